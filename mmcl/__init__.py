@@ -1,0 +1,52 @@
+"""mmcl: one embedding space for images and texts, learned by contrast.
+
+The public names are imported when they are first used, so `import mmcl` loads neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmcl import evaluate as evaluate
+    from mmcl.config import Config as Config
+    from mmcl.config import load_config as load_config
+    from mmcl.core.info_nce import info_nce as info_nce
+    from mmcl.engine.run import train as train
+    from mmcl.errors import UserError as UserError
+    from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
+    from mmcl.interop.load import load_model as load_model
+    from mmcl.interop.model import Model as Model
+    from mmcl.search.index import Index as Index
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "mmcl.config",
+    "Index": "mmcl.search.index",
+    "Model": "mmcl.interop.model",
+    "UserError": "mmcl.errors",
+    "ZeroShotClassifier": "mmcl.evaluate.classifier",
+    "info_nce": "mmcl.core.info_nce",
+    "load_config": "mmcl.config",
+    "load_model": "mmcl.interop.load",
+    "train": "mmcl.engine.run",
+}
+_MODULES = ("evaluate",)
+
+__all__ = sorted([*_HOMES, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mmcl.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmcl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

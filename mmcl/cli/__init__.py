@@ -1,0 +1,1 @@
+"""The command line: one file per verb. Nothing imports it, and it alone imports tyro."""

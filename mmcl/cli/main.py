@@ -1,0 +1,50 @@
+"""`mmcl VERB ...`: errors that a user can mend are one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from mmcl.cli.classify import classify
+from mmcl.cli.evaluate import evaluate
+from mmcl.cli.list import list_components
+from mmcl.cli.search import search
+from mmcl.errors import UserError
+
+_VERBS: dict[str, Callable[..., None]] = {
+    "classify": classify,
+    "search": search,
+    "eval": evaluate,
+    "list": list_components,
+}
+
+_DESCRIPTION = (
+    "Contrastive image-text models: classify images by text prompts, search them, evaluate a run.\n"
+    "Train one with `accelerate launch scripts/train.py`; `mmcl VERB --help` explains each verb."
+)
+
+
+def exit_cleanly(command: Callable[[], object]) -> int:
+    """Runs a command. Returns its exit code: 0, 2 after a user's error (printed as one line), 130 after Ctrl-C."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `mmcl` command. Returns the exit code."""
+
+    def run() -> None:
+        tyro.extras.subcommand_cli_from_dict(
+            _VERBS, prog="mmcl", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+
+    return exit_cleanly(run)

@@ -1,0 +1,59 @@
+"""`mmcl search`: pictures by text, pictures by picture, texts by picture."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcl.interop.model import Model
+    from mmcl.search import Index
+
+
+def search(
+    model: Positional[str],
+    text: Positional[str | None] = None,
+    /,
+    *,
+    image: Path | None = None,
+    images: str | None = None,
+    target: Literal["images", "texts"] = "images",
+    top_k: int = 10,
+    save: Path | None = None,
+    picture: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Search images by a text, by an image, or by both: mmcl search runs/clip_emoji "a smiling cat"
+
+    Args:
+        model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
+        text: What to look for.
+        image: A picture to look for; with a text, both count the same.
+        images: A folder, a table or a saved index to search in; default: what the run was evaluated on.
+        target: Find images, or the captions that the images carry.
+        top_k: How many to find.
+        save: Keep the index in this folder: give it as --images next time, and nothing is encoded again.
+        picture: Write the found pictures as one PNG.
+        json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
+    """
+    if text is None and image is None:
+        raise UserError('nothing to look for: give a text in quotes, or --image PICTURE')
+    from mmcl.interop.load import load_model
+
+    loaded = load_model(model)
+    index = _index(model, images, loaded)
+    if save is not None:
+        index.save(save)
+    hits = index.search(text, image=image, top_k=top_k, target=target)
+    if picture is not None:
+        hits.save(picture)
+    if json:
+        print(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
+        return
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))

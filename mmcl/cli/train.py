@@ -1,0 +1,74 @@
+"""Training from the command line: a configuration, flags on top, and at the end what was learned and what to try next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from mmcl.config import Config, load_config
+
+if TYPE_CHECKING:
+    from mmcl.engine.run import RunResult
+
+_USAGE = """Train a model: accelerate launch scripts/train.py [CONFIG.yaml] [--name value ...]
+
+Every setting below is a flag; the defaults shown are those of {config}. Values are YAML: --optim.lr 3e-4,
+--image.encoder.args.width 64, --data.train.path photos/, --optim.betas 0.9 0.98, --resume."""
+
+
+def main(arguments: Sequence[str], default: Path) -> None:
+    """Reads the configuration, trains, prints what came out.
+
+    Args:
+        arguments: the words of the command line; a first word without dashes is the configuration.
+        default: the configuration when none is named.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    words = list(arguments)
+    path = Path(words.pop(0)) if words and not words[0].startswith("-") else default
+    if "--help" in words or "-h" in words:
+        _print_help(path)
+        return
+    config = load_config(path, words)
+    from mmcl.engine.run import train
+
+    result = train(config)
+    if result.report.metrics:
+        _print_result(result)
+
+
+def _print_help(path: Path) -> None:
+    tyro.cli(
+        tyro.conf.AvoidSubcommands[Config],
+        default=load_config(path),
+        args=["--help"],
+        prog="scripts/train.py",
+        description=_USAGE.format(config=path),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def _print_result(result: RunResult) -> None:
+    print(f"\n{result.report.to_text()}")
+    print(f"model    {result.run_dir}/model")
+    print(f"report   {result.run_dir}/report/report.html, report.md, metrics.json")
+    print(f"log      {result.run_dir}/metrics.jsonl, checkpoints/")
+    print("\ntry next")
+    for command in _next_commands(result):
+        print(f"  {command}")
+    sys.stdout.flush()
+
+
+def _next_commands(result: RunResult) -> tuple[str, str]:
+    if result.report.has("retrieval"):
+        return (
+            f'mmcl search {result.run_dir} "a smiling cat"',
+            f'mmcl classify PICTURE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',
+        )
+    return f"mmcl search {result.run_dir} --image PICTURE.png", f"mmcl eval {result.run_dir}"

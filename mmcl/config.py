@@ -1,0 +1,396 @@
+"""The only schema: frozen dataclasses. YAML in, YAML out; no torch.
+
+Precedence: defaults < YAML < flags. A flag is a dotted path into the same tree and its value is YAML too, so one set of checks
+serves both: `--optim.lr 3e-4`, `--image.encoder.args.width 64`, `--data.train.path photos/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mmcl.errors import UserError, unknown_name
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentConfig:
+    """A registered component, by name."""
+
+    name: str
+    """Its name; `mmcl list` shows what there is."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """The keyword arguments of its factory, checked against the signature before anything is built."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerConfig:
+    """Encoder and projection head of one modality."""
+
+    encoder: ComponentConfig | None = None
+    """The encoder: pixels or tokens to features; null takes the tower of `init`, head included."""
+    head: ComponentConfig = field(default_factory=lambda: ComponentConfig(name="linear"))
+    """The projection head: features to the embedding that the loss compares."""
+    freeze: bool = False
+    """Keep the encoder as it is, in evaluation mode; the head still learns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """A data set."""
+
+    name: str = "auto"
+    """The kind of source; "auto" goes by what lies at `path`."""
+    path: str | None = None
+    """File or folder, for sources that read one."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """The source's own arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropConfig:
+    """Random-resized crop, drawn per picture and view."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture's area, from and to."""
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    """Aspect ratio, from and to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is trained on, and how it is shown."""
+
+    root: str | None = None
+    """Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
+    train: SourceConfig = field(default_factory=SourceConfig)
+    """The training data."""
+    holdout: float = 0.0
+    """Share of the training data that is set aside for the evaluators that name no data of their own."""
+    cache: Literal["auto"] | bool = "auto"
+    """Keep the decoded pictures in memory; "auto" does so below 1 GB and without a crop."""
+    crop: CropConfig | None = None
+    """Random-resized crop at decoding; null shows the whole picture."""
+    augment: tuple[ComponentConfig, ...] = ()
+    """Augmentations, in order, each drawn per picture and view."""
+    workers: int = 0
+    """Loader processes per training process; 0 loads in the training process, which is best for cached pictures."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of the samples read so far was unusable; unusable ones are replaced and listed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay; weight decay on matrices only."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the first and second moment."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.2
+    """Decoupled weight decay; none on biases, norms, position embeddings and the temperature."""
+    warmup: float = 0.05
+    """Share of all steps in which the learning rate rises from 0."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient; null does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How long, how large, how exact."""
+
+    batch_size: int = 256
+    """Pairs in one step over all processes; the loss sees them all."""
+    epochs: float | None = None
+    """Length of the run in passes over the data; give this or `steps`."""
+    steps: int | None = None
+    """Length of the run in steps; overrides `epochs`."""
+    seed: int = 0
+    """Decides initial weights, order, augmentation and dropout."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the encoders; the loss is always float32."""
+    threads: int | None = None
+    """CPU threads per process; default: cores / local processes."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int | None = None
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    trackers: tuple[str, ...] = ()
+    """Where the metrics go besides metrics.jsonl: tensorboard, wandb, trackio."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatorConfig:
+    """One evaluation at the end of the run."""
+
+    name: str
+    """The evaluator."""
+    label: str
+    """What the data are called in the report."""
+    data: SourceConfig | None = None
+    """The data to evaluate on; null takes the share that `data.holdout` sets aside."""
+    bank: SourceConfig | None = None
+    """The labelled data that k-NN and probes learn from; default: the training data."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """The evaluator's own arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    method: ComponentConfig
+    """What is learned, and by which loss."""
+    init: str | None = None
+    """The model to start from, instead of random weights: a run directory, open_clip:ARCH/PRETRAINED or hf:ID."""
+    init_missing: Literal["error", "random"] = "error"
+    """What to do when `init` is a path at which there is nothing: stop, or say so and start from random weights."""
+    image: TowerConfig | None = None
+    """The image tower."""
+    text: TowerConfig | None = None
+    """The text tower."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The training data and its augmentation."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The run."""
+    evaluate: tuple[EvaluatorConfig, ...] = ()
+    """What is evaluated at the end, next to its baselines."""
+    run_dir: str | None = None
+    """Where everything is written; default: runs/<name of the configuration>."""
+    resume: bool = False
+    """Continue the run in `run_dir` from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        train, data = self.train, self.data
+        _require(train.batch_size >= 1, "train.batch_size", train.batch_size, "give a whole number above 0")
+        _require(train.steps is not None or train.epochs is not None, "train.steps", None, "set train.steps or train.epochs")
+        _require(train.steps is None or train.steps >= 1, "train.steps", train.steps, "give a whole number above 0")
+        _require(train.epochs is None or train.epochs > 0, "train.epochs", train.epochs, "give a number above 0")
+        _require(train.log_every >= 1, "train.log_every", train.log_every, "give a whole number above 0")
+        _require(train.save_every is None or train.save_every >= 1, "train.save_every", train.save_every, "give null or 1 or more")
+        _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "keep at least 1")
+        _require(train.threads is None or train.threads >= 1, "train.threads", train.threads, "give null or 1 or more")
+        _require(self.optim.lr > 0, "optim.lr", self.optim.lr, "give a number above 0")
+        _require(0 <= self.optim.warmup < 1, "optim.warmup", self.optim.warmup, "give a share of the run, from 0 to below 1")
+        _require(data.workers >= 0, "data.workers", data.workers, "give 0 or more")
+        _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
+        _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
+        if data.cache is True and data.crop is not None:
+            raise UserError("data.cache and data.crop exclude each other: set data.crop to null, or data.cache to false")
+        self._check_towers()
+        for number, evaluator in enumerate(self.evaluate):
+            if evaluator.data is None and data.holdout == 0:
+                raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")
+
+    def _check_towers(self) -> None:
+        towers = {name: tower for name, tower in (("image", self.image), ("text", self.text)) if tower is not None}
+        if self.init is None and not towers:
+            raise UserError("there is nothing to train: give an image or a text tower, or `init`")
+        for name, tower in towers.items():
+            if tower.encoder is None and (self.init is None or self.init_missing == "random"):
+                raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`), or set init")
+            if tower.encoder is not None and self.init is not None and self.init_missing == "error":
+                raise UserError(f"{name}.encoder and init exclude each other: the towers of {self.init} would replace it")
+
+
+def _require(holds: bool, name: str, value: object, fix: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value}: {fix}")
+
+
+def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
+    """Reads a configuration and applies flags on top.
+
+    Args:
+        path: a YAML file.
+        flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]; several values make a list, none means true.
+
+    Returns:
+        The checked configuration; its `run_dir` is set.
+
+    Raises:
+        UserError: names the file, the key and the fix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
+        raise UserError(f"configuration {path} does not exist; configurations beside it: {known}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
+    for key, value in parse_flags(flags).items():
+        _set_path(tree, key.split("."), value)
+    config = from_dict(Config, tree, str(path))
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """["--a.b", "1", "2", "--c"] -> {"a.b": [1, 2], "c": True}; values are YAML."""
+    values: dict[str, list[Any]] = {}
+    current: list[Any] | None = None
+    for word in flags:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            current = values[name.replace("-", "_")] = [parse_value(value)] if equals else []
+        elif current is None:
+            raise UserError(f"unexpected argument {word!r}: settings are given as --name value")
+        else:
+            current.append(parse_value(word))
+    return {key: True if not v else v[0] if len(v) == 1 else v for key, v in values.items()}
+
+
+def parse_value(word: str) -> Any:
+    """One word of a command line as YAML; what is no YAML is a text."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets one leaf; a number in the path picks from a list. Unknown keys are left for the schema to refuse by name."""
+    node: Any = tree
+    for depth, key in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} has entries 0 to {len(node) - 1}, not {key!r}")
+            if last:
+                node[int(key)] = value
+            node = node[int(key)]
+            continue
+        if not isinstance(node, dict):
+            raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} is a value and holds no {key!r}")
+        if last:
+            node[key] = value
+        elif node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+
+
+def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """Builds a dataclass from plain data, checking keys and types.
+
+    Raises:
+        UserError: "where: key ...", with the nearest key for an unknown one.
+    """
+    hints = get_type_hints(schema)
+    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            raise unknown_name("key", str(key), fields, where=where)
+    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: the key {name!r} is missing")
+    return schema(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(arguments, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}; choose one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise UserError(f"{where} needs {len(arguments)} values, not {value!r}")
+        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
+        return tuple(_convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a mapping, not {value!r}")
+        return dict(value)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    for literal in (kind for kind in kinds if get_origin(kind) is Literal):
+        if value in get_args(literal):
+            return value
+    others = [kind for kind in kinds if get_origin(kind) is not Literal]
+    return _convert(others[0], value, where)
+
+
+def _convert_scalar(kind: type, value: Any, where: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        # YAML 1.1 reads 5e-4 as a string.
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    raise UserError(f"{where} must be {names[kind]}, not {value!r}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain data that `from_dict` turns back into an equal configuration: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+_WITHOUT_EFFECT = (
+    "run_dir",
+    "resume",
+    "evaluate",
+    "data.root",
+    "data.cache",
+    "data.workers",
+    "train.threads",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.trackers",
+)
+
+
+def decisive_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide what is learned, as a flat {"optim.lr": 0.001, ...}; a run continues only under equal ones."""
+    flat: dict[str, Any] = {}
+
+    def flatten(value: Any, path: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                flatten(child, f"{path}.{key}" if path else key)
+        elif not path.startswith(_WITHOUT_EFFECT):
+            flat[path] = value
+
+    flatten(to_dict(config), "")
+    return flat

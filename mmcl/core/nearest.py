@@ -1,0 +1,41 @@
+"""Exact nearest neighbours by inner product, in blocks of queries: the whole N x M matrix never exists."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SPARE = 16
+_BLOCK = 2**24
+
+
+def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """The k keys with the highest inner product with each query, best first; equal scores in the order of the key rows.
+
+    The last bit of a float32 matrix product depends on the shape of the block. So candidates (16 more than asked for) are found
+    in float32, then scored again in float64 and rounded: equal keys score the same, and the answer does not depend on
+    `chunk_size`, unless more than 16 keys tie at the edge.
+
+    Args:
+        query_ND, key_MD: float32 rows; of unit length for cosine.
+        k: at least 1, at most M.
+        chunk_size: queries per block; by default as many as fill 64 MB of scores.
+
+    Returns:
+        Scores float32 [N, k] and key rows int64 [N, k].
+    """
+    if not 1 <= k <= len(key_MD):
+        raise ValueError(f"k must be from 1 to the number of keys, {len(key_MD)}, not {k}")
+    wide = min(k + _SPARE, len(key_MD))
+    rows = chunk_size or max(1, _BLOCK // max(len(key_MD), wide * key_MD.shape[1]))
+    score_NK = torch.empty(len(query_ND), k, device=query_ND.device)
+    row_NK = torch.empty(len(query_ND), k, dtype=torch.int64, device=query_ND.device)
+    for start in range(0, len(query_ND), rows):
+        query = query_ND[start : start + rows]
+        # In row order, so that the stable sort below leaves equal scores in it.
+        candidate = (query @ key_MD.T).topk(wide, dim=1, sorted=False).indices.sort(dim=1).values
+        score = torch.einsum("nd,nkd->nk", query.double(), key_MD[candidate].double()).float()
+        best = score.argsort(dim=1, descending=True, stable=True)[:, :k]
+        score_NK[start : start + rows] = score.gather(1, best)
+        row_NK[start : start + rows] = candidate.gather(1, best)
+    return score_NK, row_NK

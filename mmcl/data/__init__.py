@@ -1,0 +1,20 @@
+"""From files to batches: order -> read -> decode -> views -> collate, each a pure function of (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+from mmcl.data.augment import AUGMENTATIONS
+from mmcl.registry import Registry
+
+__all__ = ["AUGMENTATIONS", "SOURCES"]
+
+SOURCES = Registry(
+    "data source",
+    {
+        "emoji": "mmcl.data.emoji:EmojiSource",
+        "folder": "mmcl.data.folder:FolderSource",
+        "table": "mmcl.data.table:TableSource",
+        "huggingface": "mmcl.data.huggingface:HuggingFaceSource",
+        "torchvision": "mmcl.data.torchvision:TorchvisionSource",
+        "digits": "mmcl.data.digits:DigitsSource",
+    },
+)

@@ -1,0 +1,116 @@
+"""Where things are: rotation, scale, shift, shear and elastic deformation in one interpolation, and the mirror."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmcl.data.augment.policy import Augmentation, between, is_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Augmentation):
+    """Rotates, scales, shears and shifts about the centre, then deforms; bilinear, in one pass over the pixels.
+
+    The affine part has the meaning of torchvision's `affine`. The elastic part moves the points of a coarse grid, with what
+    lies between them interpolated bicubically, after Simard et al. ("Best Practices for Convolutional Neural Networks Applied
+    to Visual Document Analysis", 2003), whose field is noise smoothed by a Gaussian instead.
+
+    Args:
+        rotation: largest angle either way, in degrees.
+        scale: magnification, from and to.
+        translation: largest shift in x and y, as a share of the side.
+        shear: largest angle either way, in degrees.
+        elastic: largest shift of a grid point in x and y, as a share of the side.
+        elastic_grid: points per side of the elastic grid.
+        fill: grey value of what comes in from outside, in [0, 1].
+    """
+
+    rotation: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    translation: float = 0.0
+    shear: float = 0.0
+    elastic: float = 0.0
+    elastic_grid: int = 4
+    fill: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0 <= self.rotation <= 180, "rotation", "degrees from 0 to 180")
+        self.require(is_range(self.scale, 0.01, 100), "scale", "[from, to], both from 0.01 to 100")
+        self.require(0 <= self.translation <= 1, "translation", "a share of the side, from 0 to 1")
+        self.require(0 <= self.shear < 90, "shear", "degrees from 0 to below 90")
+        self.require(0 <= self.elastic <= 1, "elastic", "a share of the side, from 0 to 1")
+        self.require(self.elastic_grid >= 2, "elastic_grid", "2 or more")
+        self.require(0 <= self.fill <= 1, "fill", "a grey value from 0 to 1")
+
+    @property
+    def draws(self) -> int:
+        return 5 + (2 * self.elastic_grid**2 if self.elastic else 0)
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        height, width = image_BCHW.shape[2:]
+        grid_BHW2 = self._grid(draw_BK[:, :5], height, width)
+        if self.elastic:
+            grid_BHW2 = grid_BHW2 + self._displacement(draw_BK[:, 5:], height, width)
+        # grid_sample brings in zeros from outside.
+        sampled = F.grid_sample(image_BCHW - self.fill, grid_BHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return sampled.add_(self.fill).clamp_(0, 1)
+
+    def _grid(self, draw_B5: Tensor, height: int, width: int) -> Tensor:
+        """Where each output pixel comes from, in grid_sample's units of half a side: float32 [B, H, W, 2]."""
+        angle = between(draw_B5[:, 0], -self.rotation, self.rotation) * (math.pi / 180)
+        scale = between(draw_B5[:, 1], *self.scale)
+        shift_x, shift_y = (between(draw_B5[:, k], -self.translation, self.translation) for k in (2, 3))
+        slant = torch.tan(between(draw_B5[:, 4], -self.shear, self.shear) * (math.pi / 180))
+        cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+        # The inverse of scale * rotation @ [[1, -slant], [0, 1]], whose determinant is scale^2.
+        rows = ((cos - sin * slant, sin + cos * slant), (-sin, cos))
+        x = torch.linspace(-1 + 1 / width, 1 - 1 / width, width, dtype=torch.float64, device=draw_B5.device)
+        y = torch.linspace(-1 + 1 / height, 1 - 1 / height, height, dtype=torch.float64, device=draw_B5.device)
+        from_x = (x - 2 * shift_x[:, None]) * width
+        from_y = (y - 2 * shift_y[:, None]) * height
+        axes = [
+            (along_x[:, None] * from_x / side).float()[:, None, :] + (along_y[:, None] * from_y / side).float()[:, :, None]
+            for (along_x, along_y), side in zip(rows, (width, height), strict=True)
+        ]
+        return torch.stack(axes, dim=-1)
+
+    def _displacement(self, draw_BK: Tensor, height: int, width: int) -> Tensor:
+        points = self.elastic_grid
+        control_B2GG = between(draw_BK, -2 * self.elastic, 2 * self.elastic).float().reshape(-1, 2, points, points)
+        down_GH, across_GW = (_bicubic_weights(points, side).to(draw_BK.device) for side in (height, width))
+        # Term by term and no matrix product, whose order of summation may change with the batch.
+        control_B2HG = control_B2GG.new_zeros(len(draw_BK), 2, height, points)
+        for g in range(points):
+            control_B2HG += control_B2GG[:, :, g, None] * down_GH[g, :, None]
+        shift_B2HW = control_B2GG.new_zeros(len(draw_BK), 2, height, width)
+        for g in range(points):
+            shift_B2HW += control_B2HG[:, :, :, g, None] * across_GW[g]
+        return shift_B2HW.permute(0, 2, 3, 1)
+
+
+@lru_cache
+def _bicubic_weights(points: int, size: int) -> Tensor:
+    """What each of `points` control values, the first and last at the ends, adds to each of `size` values: [points, size]."""
+    unit = torch.eye(points)[:, None, None, :].expand(-1, 1, 2, -1)
+    return F.interpolate(unit, size=(2, size), mode="bicubic", align_corners=True)[:, 0, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorizontalFlip(Augmentation):
+    """Mirrors left and right."""
+
+    p: float = 0.5
+
+    @property
+    def draws(self) -> int:
+        return 0
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        return image_BCHW.flip(-1)

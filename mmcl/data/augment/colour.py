@@ -1,0 +1,153 @@
+"""What colour things have: one pixel at a time, but for the contrast's mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmcl.data.augment.policy import Augmentation, between, per_image
+from mmcl.errors import UserError
+
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourJitter(Augmentation):
+    """Changes brightness, contrast, saturation and hue, in this order, with torchvision's meaning of each.
+
+    Args:
+        brightness, contrast, saturation: the factor is drawn from [max(0, 1 - x), 1 + x].
+        hue: largest turn of the colour circle either way, in turns.
+    """
+
+    p: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for argument in ("brightness", "contrast", "saturation"):
+            self.require(getattr(self, argument) >= 0, argument, "a number from 0")
+        self.require(0 <= self.hue <= 0.5, "hue", "a share of a turn, from 0 to 0.5")
+
+    @property
+    def draws(self) -> int:
+        return 4
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        factors = (
+            per_image(between(draw_BK[:, k], max(0.0, 1 - strength), 1 + strength))
+            for k, strength in enumerate((self.brightness, self.contrast, self.saturation))
+        )
+        brightness, contrast, saturation = factors
+        if self.brightness:
+            image_BCHW = (image_BCHW * brightness).clamp_(0, 1)
+        if self.contrast:
+            image_BCHW = _blend(image_BCHW, _mean(_grey(image_BCHW)), contrast)
+        if self.saturation:
+            _require_colours(image_BCHW, "colour_jitter with a saturation above 0")
+            image_BCHW = _blend(image_BCHW, _grey(image_BCHW), saturation)
+        if self.hue:
+            _require_colours(image_BCHW, "colour_jitter with a hue above 0")
+            image_BCHW = turn_hue(image_BCHW, between(draw_BK[:, 3], -self.hue, self.hue))
+        return image_BCHW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greyscale(Augmentation):
+    """Takes the colours away; three equal channels remain."""
+
+    p: float = 0.2
+
+    @property
+    def draws(self) -> int:
+        return 0
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        _require_colours(image_BCHW, "greyscale")
+        return _grey(image_BCHW).expand_as(image_BCHW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solarise(Augmentation):
+    """Inverts the bright pixels.
+
+    Args:
+        threshold: value in [0, 1] from which a pixel is inverted, channel by channel.
+    """
+
+    p: float = 0.2
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0 <= self.threshold <= 1, "threshold", "a value from 0 to 1")
+
+    @property
+    def draws(self) -> int:
+        return 0
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        return torch.where(image_BCHW >= self.threshold, 1 - image_BCHW, image_BCHW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invert(Augmentation):
+    """Turns the picture into its negative."""
+
+    p: float = 0.5
+
+    @property
+    def draws(self) -> int:
+        return 0
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        return 1 - image_BCHW
+
+
+def turn_hue(image_B3HW: Tensor, turn_B: Tensor) -> Tensor:
+    """Turns the hue of the HSV model by `turn_B` full circles; value and saturation stay."""
+    red, green, blue = image_B3HW.unbind(1)
+    value, low = image_B3HW.amax(1), image_B3HW.amin(1)
+    chroma = value - low
+    safe = torch.where(chroma > 0, chroma, 1)
+    # Position on the hexagon of hues, 0 to 6: red 0, green 2, blue 4.
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = hue + 6 * turn_B.float()[:, None, None]
+    # Channel n of the inverse is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6, n = 5, 3, 1.
+    channels = []
+    for n in (5, 3, 1):
+        k = torch.remainder(n + hue, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, dim=1)
+
+
+def _grey(image_BCHW: Tensor) -> Tensor:
+    if image_BCHW.shape[1] == 1:
+        return image_BCHW
+    red, green, blue = image_BCHW.unbind(1)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+
+
+def _mean(grey_B1HW: Tensor) -> Tensor:
+    """Per picture, [B, 1, 1, 1]; summed in float64, whose last bit (where the order of a sum shows) is then rounded away."""
+    return grey_B1HW.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
+
+
+def _blend(image: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return (share * image).add_((1 - share) * other).clamp_(0, 1)
+
+
+def _require_colours(image_BCHW: Tensor, what: str) -> None:
+    if image_BCHW.shape[1] != 3:
+        raise UserError(
+            f"augmentation {what} needs pictures with 3 channels, not {image_BCHW.shape[1]}; set it to 0 or leave it out"
+        )

@@ -1,0 +1,178 @@
+"""Batches by step number. A batch is a pure function of the step, so a loader has no state to save."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmcl.data.augment.policy import Policy
+from mmcl.data.captions import checked_caption
+from mmcl.data.crop import RandomResizedCrop
+from mmcl.data.decode import to_tensor
+from mmcl.data.order import Order
+from mmcl.data.pictures import PictureCache, decode_sample
+from mmcl.data.source import Source
+from mmcl.data.streams import Stream
+from mmcl.errors import UserError
+from mmcl.rng import hash_integers, uniform
+from mmcl.types import BadSample, Batch, Preprocess, Tokens
+
+CACHE_BYTES = 10**9
+MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of a batch: the sample that was read, and its share of every view."""
+
+    index: int
+    pictures: dict[str, Tensor]
+    captions: dict[str, str]
+
+
+class StepBatches(Dataset[Batch]):
+    """A map-style data set whose item number is the training step.
+
+    `DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=w)` gives the same batches for every number of
+    workers, and after every resume. The rows of all ranks, one after the other, are the same for every number of processes.
+
+    A sample that cannot be used (an unreadable picture, a missing caption) is replaced by another, drawn by (seed, epoch,
+    sample, attempt), and listed in the batch; the batch keeps its size.
+
+    Ids, where there are captions, are the source's own, else a hash of the caption, so that equal captions are positives.
+    Between views of pictures alone every sample is its own class: labels that a source knows do not leak into SimCLR.
+
+    Args:
+        source: the samples.
+        order: which of them make up a step; its seed is that of every other draw too.
+        views: view name -> "image" or "text". Views of one kind differ in their draws.
+        preprocess: of the image views.
+        tokenizer: texts to `Tokens`, for text views.
+        augment: what is done to the pictures of image views, with the draws of each view.
+        crop: the part of a picture that each view shows; None shows what `preprocess` leaves.
+        cache: decode every picture once and keep it in memory; "auto" does so without a crop and below 1 GB.
+        rank, world: which share of the global batch, of how many.
+        progress: whether filling the cache shows a progress bar.
+
+    Raises:
+        UserError: cache and crop exclude each other; a view needs captions or pictures and there are none; the batch cannot be
+            shared equally.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        views: Mapping[str, str],
+        *,
+        preprocess: Preprocess | None = None,
+        tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
+        augment: Policy | None = None,
+        crop: RandomResizedCrop | None = None,
+        cache: Literal["auto"] | bool = "auto",
+        rank: int = 0,
+        world: int = 1,
+        progress: bool = False,
+    ):
+        if cache is True and crop is not None:
+            raise UserError("data.cache and data.crop exclude each other: set data.crop to null, or data.cache to false")
+        self.source, self.order, self.rank, self.world = source, order, rank, world
+        self.preprocess, self.tokenizer, self.augment, self.crop = preprocess, tokenizer, augment, crop
+        self.image_views = [name for name, kind in views.items() if kind == "image"]
+        self.text_views = [name for name, kind in views.items() if kind == "text"]
+        self.order.rows(0, rank, world)
+        self._check_source()
+        self._cache: PictureCache | None = None
+        if preprocess and self.image_views and crop is None:
+            fits = PictureCache.nbytes(source, preprocess) <= CACHE_BYTES
+            if cache is True or (cache == "auto" and fits):
+                self._cache = PictureCache(source, preprocess, progress=progress)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, wanted = self.order.rows(step, self.rank, self.world)
+        bad: list[BadSample] = []
+        draws = self._caption_draws(epoch, wanted)
+        rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
+        index = np.array([row.index for row in rows], np.int64)
+        views: dict[str, Tensor | Tokens] = {}
+        for number, name in enumerate(self.image_views):
+            image = torch.stack([row.pictures[name] for row in rows]).float().div_(255)
+            if self.augment:
+                image = self.augment(image, seed=self.order.seed, epoch=epoch, index=index, view=number)
+            views[name] = image
+        for name in self.text_views:
+            assert self.tokenizer
+            views[name] = self.tokenizer([row.captions[name] for row in rows])
+        return Batch(views, torch.from_numpy(self._ids(step, rows, index)), torch.from_numpy(index), tuple(bad))
+
+    def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
+        """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""
+        wanted = index
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return _Row(index, self._pictures(epoch, index), self._captions(index, caption_draw_V))
+            except UserError as error:
+                bad.append(BadSample(index, self.source[index].name, str(error)))
+                hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
+                index = int(hashed % np.uint64(len(self.source)))
+                caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
+        raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
+
+    def _pictures(self, epoch: int, index: int) -> dict[str, Tensor]:
+        if not self.image_views:
+            return {}
+        if self._cache:
+            return dict.fromkeys(self.image_views, self._cache[index])
+        assert self.preprocess
+        image = decode_sample(self.source[index])
+        if self.crop is None:
+            return dict.fromkeys(self.image_views, to_tensor(image, self.preprocess))
+        keys = {"seed": self.order.seed, "epoch": epoch, "index": index}
+        boxes = [self.crop.box(image.width, image.height, view=number, **keys) for number in range(len(self.image_views))]
+        return {name: to_tensor(image, self.preprocess, box=box) for name, box in zip(self.image_views, boxes, strict=True)}
+
+    def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """The draws that choose captions, one for each text view: float64 [..., V]."""
+        views = np.arange(len(self.text_views))
+        return uniform(self.order.seed, Stream.CAPTION, epoch[..., None], index[..., None], views)
+
+    def _captions(self, index: int, draw_V: np.ndarray) -> dict[str, str]:
+        captions = {}
+        for name, draw in zip(self.text_views, draw_V.tolist(), strict=True):
+            caption = self.source.caption(index, draw)
+            captions[name] = checked_caption(caption, self.source[index].name)
+        return captions
+
+    def _ids(self, step: int, rows: Sequence[_Row], index: np.ndarray) -> np.ndarray:
+        if not self.text_views:
+            return index
+        if self.source.ids is not None:
+            return self.source.ids[index]
+        captions = [row.captions[self.text_views[0]] for row in rows]
+        # A batch over the end of an epoch may show a sample twice, with two of its captions: go by the first of them.
+        everyone, times = np.unique(self.order.rows(step)[1], return_counts=True)
+        for row in np.flatnonzero(np.isin(index, everyone[times > 1])):
+            captions[row] = self.source[int(index[row])].captions[0]
+        return np.array([_hash_text(caption) for caption in captions], np.int64)
+
+    def _check_source(self) -> None:
+        """A source without any caption or picture is one mistake of the user's, and no series of bad samples."""
+        first = [self.source[index] for index in range(min(len(self.source), MAX_ATTEMPTS))]
+        if self.text_views and not any(sample.captions for sample in first):
+            raise UserError(f"the data have no captions, which the view {self.text_views[0]!r} needs: {first[0].name} has none")
+        if self.image_views and all(sample.image is None for sample in first):
+            raise UserError(
+                f"the data have no pictures, which the view {self.image_views[0]!r} needs: {first[0].name} has none"
+            )
+
+
+def _hash_text(text: str) -> int:
+    """63 bits that are equal for equal texts, in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,68 @@
+"""Which samples make up a step: a pure function of (seed, step), the same for any number of processes and workers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mmcl.errors import UserError
+from mmcl.rng import permutation
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An endless stream of permutations of the data set, one per epoch, cut into global batches.
+
+    A batch may cross the end of an epoch. So every sample is seen exactly once per epoch, no tail is dropped, and all batches
+    have the same size.
+
+    Args:
+        size: number of samples.
+        batch_size: rows of the global batch; at most `size`, so that no batch repeats a sample within an epoch.
+        seed: of the permutations.
+
+    Raises:
+        UserError: there are no samples, or fewer than `batch_size`.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.size == 0:
+            raise UserError("the data set is empty")
+        if not 1 <= self.batch_size <= self.size:
+            raise UserError(f"train.batch_size is {self.batch_size}: choose 1 to {self.size}, the number of samples")
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """One process's share of a step: a contiguous slice, so that the shares in rank order are the global batch.
+
+        Returns:
+            The epoch of every row and its number in the data set, both int64 [batch_size / world].
+
+        Raises:
+            UserError: `world` processes cannot share the batch equally.
+        """
+        share, remainder = divmod(self.batch_size, world)
+        if remainder:
+            raise UserError(f"train.batch_size is {self.batch_size}: choose a multiple of {world}, the number of processes")
+        position = step * self.batch_size + rank * share + np.arange(share)
+        epoch, offset = np.divmod(position, self.size)
+        index = np.empty(share, np.int64)
+        for number in np.unique(epoch):
+            here = epoch == number
+            index[here] = _permutation(self.size, self.seed, int(number))[offset[here]]
+        return epoch, index
+
+    def steps(self, epochs: float) -> int:
+        """The number of steps after which every sample has been seen `epochs` times."""
+        return math.ceil(epochs * self.size / self.batch_size)
+
+
+@lru_cache(maxsize=2)  # A batch touches at most two epochs.
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(size, seed, epoch)

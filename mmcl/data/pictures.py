@@ -1,0 +1,83 @@
+"""Decoded pictures of a whole source: kept in memory for training, or batch by batch for evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mmcl.data.decode import decode, to_tensor
+from mmcl.data.source import Sample, Source
+from mmcl.errors import UserError
+from mmcl.types import Preprocess
+
+T = TypeVar("T")
+
+
+def decode_sample(sample: Sample) -> Image.Image:
+    """The picture of a sample. Raises UserError with its name when it has none, or none that can be read."""
+    if sample.image is None:
+        raise UserError(f"{sample.name}: has no picture")
+    return decode(sample.image, name=sample.name)
+
+
+def pictures(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
+    """All pictures of a source, in its order: uint8 [b, C, size, size] each, the last batch shorter.
+
+    Raises:
+        UserError: a picture cannot be read; names it. An evaluation that left it out would be of other data.
+    """
+
+    def picture(index: int) -> Tensor:
+        return to_tensor(decode_sample(source[index]), preprocess)
+
+    for start in range(0, len(source), batch_size):
+        yield torch.stack(list(_in_threads(picture, range(start, min(start + batch_size, len(source))))))
+
+
+class PictureCache:
+    """All pictures of a source in memory, at the model's size.
+
+    Args:
+        source: what is decoded, once, in parallel threads.
+        preprocess: size and channels.
+        progress: whether a progress bar is shown.
+    """
+
+    def __init__(self, source: Source, preprocess: Preprocess, *, progress: bool = False):
+        side = preprocess.size
+        self._pictures = torch.empty(len(source), preprocess.channels, side, side, dtype=torch.uint8)
+        self._unreadable: dict[int, str] = {}
+
+        def store(index: int) -> None:
+            try:
+                self._pictures[index] = to_tensor(decode_sample(source[index]), preprocess)
+            except UserError as error:
+                self._unreadable[index] = str(error)
+
+        done = _in_threads(store, range(len(source)))
+        for _ in tqdm(done, total=len(source), desc="decode", unit="picture", disable=not progress, leave=False):
+            pass
+
+    def __getitem__(self, index: int) -> Tensor:
+        """uint8 [C, size, size]. Raises UserError as decoding did."""
+        if index in self._unreadable:
+            raise UserError(self._unreadable[index])
+        return self._pictures[index]
+
+    @staticmethod
+    def nbytes(source: Source, preprocess: Preprocess) -> int:
+        """The memory that the pictures of a source take."""
+        return len(source) * preprocess.channels * preprocess.size**2
+
+
+def _in_threads(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+    """`map` in threads, in order; Pillow works without the interpreter's lock."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from pool.map(function, indices)

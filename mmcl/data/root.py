@@ -1,0 +1,11 @@
+"""Where downloaded data sets lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def data_root(root: str | None) -> Path:
+    """The folder given, else the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
+    return Path(root or os.environ.get("MMCL_DATA_ROOT") or "~/.cache/mmcl").expanduser()

@@ -1,0 +1,138 @@
+"""What a data set is to mmcl: samples by number, in an order that is its own."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmcl.data.streams import Stream
+from mmcl.errors import UserError
+from mmcl.rng import permutation
+
+ImageLike = Path | str | bytes | Image.Image | np.ndarray
+"""A picture that may still have to be read: a path, an encoded file, a PIL image, or uint8 [H, W] or [H, W, C]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item, not yet decoded.
+
+    Attributes:
+        name: what an error message calls it: a path, or a key within its file.
+        image: the picture, or None for a text-only source.
+        captions: every text that describes it; may be empty.
+        label: class number, or None.
+    """
+
+    name: str
+    image: ImageLike | None
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+
+
+class Source(ABC):
+    """A random-access data set. `source[i]` is cheap and the same in every process; nothing is decoded.
+
+    A registered source is built as `Source(path, root, **args)`: `path` is the user's file or folder, `root` the folder with
+    downloaded data sets, both or either None.
+
+    Attributes:
+        class_names: names of the labels, or None without labels.
+        templates: the sentences into which zero-shot classification puts a class name, each with one "{}".
+        ids: int64 [N], or None. Rows with equal ids are positives of each other; None lets equal captions be positives.
+    """
+
+    class_names: Sequence[str] | None = None
+    templates: Sequence[str] = ("{}",)
+    ids: np.ndarray | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest that changes when the samples, their order or their captions change."""
+
+    def caption(self, index: int, draw: float) -> str:
+        """The caption of one epoch: `draw`, uniform in [0, 1), picks one; "" where there is none."""
+        captions = self[index].captions
+        return captions[int(draw * len(captions))] if captions else ""
+
+
+class Subset(Source):
+    """Some rows of another source.
+
+    Args:
+        source: the other source.
+        rows: int64 [n], which of its rows, in which order.
+    """
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self.source, self.rows = source, rows
+        self.class_names, self.templates = source.class_names, source.templates
+        self.ids = None if source.ids is None else source.ids[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[int(self.rows[index])]
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.source.fingerprint, self.rows.tobytes())
+
+    def caption(self, index: int, draw: float) -> str:
+        return self.source.caption(int(self.rows[index]), draw)
+
+
+def split_source(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
+    """Sets a share of the rows aside, drawn by `seed`.
+
+    Returns:
+        The rest and the share, each in the order of the source.
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    held_out = round(share * len(source))
+    if not 0 < held_out < len(source):
+        raise UserError(
+            f"a share of {share} of {len(source)} samples leaves one side empty; choose another share, or more data"
+        )
+    rows = permutation(len(source), seed, Stream.HOLDOUT)
+    return Subset(source, np.sort(rows[held_out:])), Subset(source, np.sort(rows[:held_out]))
+
+
+def required_path(path: str | None, source: str) -> Path:
+    """The path of a source that reads one. Raises UserError when there is none, or nothing at it."""
+    if path is None:
+        raise UserError(f"data source {source!r} needs a path: set `path`")
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file or folder")
+    return Path(path)
+
+
+def refuse_path(path: str | None, source: str) -> None:
+    """Raises UserError when a path is given to a source that reads none."""
+    if path is not None:
+        raise UserError(f"data source {source!r} reads no path: remove `path: {path}`, or choose another source")
+
+
+def digest(*parts: object) -> str:
+    """Hex digest of values that print the same everywhere, or of bytes."""
+    state = hashlib.sha256()
+    for part in parts:
+        encoded = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass")
+        state.update(len(encoded).to_bytes(8, "little") + encoded)
+    return state.hexdigest()

@@ -1,0 +1,233 @@
+"""Both towers of any open_clip model: its architectures, its released weights, its checkpoints. The only file that imports it.
+
+A model is its configuration, as in open_clip's own JSON files: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ... and
+beside them `preprocess_cfg` and, for a Hugging Face text tower, `hf_config`. Each tower keeps its part of it, to be built again
+offline.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+from mmcl.encoders import transformers as hf
+from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
+from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
+from mmcl.errors import UserError, unknown_name
+from mmcl.safe import load_into, read_tensors
+from mmcl.types import Preprocess, Tokens
+
+_IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg")
+_TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu", "hf_config")
+_OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+_RESIZE = {"shortest": "shortest", "squash": "squash", "longest": "pad"}
+_CLIP_SCALE = math.log(1 / 0.07)
+
+
+def image_encoder(
+    *, arch: str | None = None, pretrained: str | None = None, config: Mapping[str, Any] | None = None
+) -> OpenClipImage:
+    """The image tower, projection included.
+
+    Args:
+        arch: an architecture that open_clip knows, e.g. "ViT-B-32".
+        pretrained: a tag of released weights, or a path to a checkpoint; None for random weights.
+        config: a configuration of your own instead of `arch`.
+    """
+    config, checkpoint = _resolve(arch, pretrained, config)
+    encoder = OpenClipImage(config)
+    if checkpoint is not None:
+        load_into(encoder.visual, _part(_read_state(checkpoint), "visual."), where=str(checkpoint))
+    return encoder
+
+
+def text_encoder(
+    tokenizer: Tokenizer | None = None,
+    *,
+    arch: str | None = None,
+    pretrained: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> OpenClipText:
+    """The text tower, projection included; arguments as in `image_encoder`. Without `tokenizer` it takes the architecture's."""
+    config, checkpoint = _resolve(arch, pretrained, config)
+    encoder = OpenClipText(config, tokenizer)
+    if checkpoint is not None:
+        load_into(encoder.text, _part(_read_state(checkpoint), "text."), where=str(checkpoint))
+    return encoder
+
+
+def dual_encoder(arch: str, pretrained: str | None = None) -> DualEncoder:
+    """Both towers of one model with its logit scale and bias. Raises UserError as `image_encoder` does."""
+    config, checkpoint = _resolve(arch, pretrained, None)
+    image, text = OpenClipImage(config), OpenClipText(config, None)
+    scale, bias = config.get("init_logit_scale", _CLIP_SCALE), config.get("init_logit_bias")
+    if checkpoint is not None:
+        state = _read_state(checkpoint)
+        load_into(image.visual, _part(state, "visual."), where=str(checkpoint))
+        load_into(text.text, _part(state, "text."), where=str(checkpoint))
+        scale, bias = float(state["logit_scale"]), float(state["logit_bias"]) if "logit_bias" in state else None
+    return DualEncoder(image, text, math.exp(scale), bias)
+
+
+class OpenClipImage(ImageEncoder):
+    """The image tower of an open_clip configuration, with random weights."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.visual = _checked_build(_build_vision_tower, config, "vision_cfg", timm_model_pretrained=False)
+        self.preprocess = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size)
+        self.norm = PixelNorm(self.preprocess)
+        self.feature_dim = config["embed_dim"]
+        self.rebuild_args = {"config": {key: config[key] for key in _IMAGE_KEYS if key in config}}
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        output = self.visual(self.norm(image_BCHW))
+        return output[0] if isinstance(output, tuple) else output  # CoCa's tower also gives its patches
+
+
+class OpenClipText(TextEncoder):
+    """The text tower of an open_clip configuration, with random weights.
+
+    Causal towers that pool at the end token, and Hugging Face ones, which have a mask, read batches padded to their longest
+    text. The others (SigLIP, CLIPA, CoCa) were trained at one length without a mask: to them the padding is part of the text.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tokenizer: Tokenizer | None):
+        super().__init__()
+        text_cfg = config["text_cfg"]
+        self.is_hf = bool(text_cfg.get("hf_model_name"))
+        if self.is_hf:
+            config = {"hf_config": hf.read_config(text_cfg["hf_model_name"]), **config}
+        self.text = _hf_text_tower(config) if self.is_hf else _checked_build(_build_text_tower, config, "text_cfg")
+        self.context_length = text_cfg.get("context_length", 77)
+        self.tokenizer = tokenizer or _tokenizer(text_cfg, self.context_length)
+        check_context(self.tokenizer, self.context_length, "the open_clip text tower")
+        self.feature_dim = config["embed_dim"]
+        self.rebuild_args = {"config": {key: config[key] for key in _TEXT_KEYS if key in config}}
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        if self.is_hf:
+            output = self.text(tokens.ids.masked_fill(~tokens.mask, self.text.config.pad_token_id))
+        elif self._reads_padding:
+            output = self.text(fixed_length(tokens, self.context_length, self.tokenizer.pad_id))
+        else:
+            output = self._encode_causal(tokens.ids)
+        return output[0] if isinstance(output, tuple) else output
+
+    @property
+    def _reads_padding(self) -> bool:
+        return self.text.attn_mask is None or self.text.cls_emb is not None or self.text.pool_type in ("last", "none")
+
+    def _encode_causal(self, ids_BL: Tensor) -> Tensor:
+        """open_clip's own forward, cut to L positions; it insists on the whole context length."""
+        text, length = self.text, ids_BL.shape[1]
+        dtype = text.transformer.get_cast_dtype()
+        hidden_BLF = text.token_embedding(ids_BL).to(dtype) + text.positional_embedding[:length].to(dtype)
+        hidden_BLF = text.ln_final(text.transformer(hidden_BLF, attn_mask=text.attn_mask[:length, :length]))
+        pooled_BF = text_global_pool(hidden_BLF, ids_BL, text.pool_type, eos_token_id=text.eos_id)
+        if text.text_projection is None:
+            return pooled_BF
+        return (
+            text.text_projection(pooled_BF) if isinstance(text.text_projection, nn.Linear) else pooled_BF @ text.text_projection
+        )
+
+
+def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], Path | None]:
+    """The configuration, and the checkpoint where one was asked for (downloaded if it is a tag)."""
+    if (arch is None) == (config is None):
+        raise UserError("open_clip: give either arch, e.g. ViT-B-32, or config")
+    if config is not None:
+        if pretrained is not None and not Path(pretrained).is_file():
+            raise UserError(f"{pretrained}: no such file; with config, pretrained is the path of a checkpoint")
+        return copy.deepcopy(dict(config)), Path(pretrained) if pretrained else None
+    found = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if found is None:
+        raise unknown_name("open_clip architecture", str(arch), open_clip.list_models())
+    if pretrained is None:
+        return found, None
+    tag = get_pretrained_cfg(arch, pretrained)
+    if tag:
+        # The tag knows how the weights were trained, whichever architecture name they are asked for with.
+        found.update(preprocess_cfg=_tag_preprocess(tag), quick_gelu=tag.get("quick_gelu", False))
+        return found, _download(tag, f"{arch}/{pretrained}")
+    if not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+        raise UserError(f"open_clip {arch}: {pretrained!r} is no file and no tag of released weights; tags: {tags}")
+    return found, Path(pretrained)
+
+
+def _tag_preprocess(tag: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if tag.get(key) is not None}
+
+
+def _download(tag: Mapping[str, Any], name: str) -> Path:
+    with hf.hub_errors(name):
+        return Path(download_pretrained(tag))
+
+
+def _read_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors, with the text tower's under "text.", where newer open_clip models have them."""
+    state = read_tensors(checkpoint)
+    state = {f"text.{name}" if name.startswith(_OLD_TEXT_KEYS) else name: tensor for name, tensor in state.items()}
+    state.pop("text.transformer.embeddings.position_ids", None)  # a constant, which older transformers saved
+    return state
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _checked_build(build: Any, config: Mapping[str, Any], part: str, **overrides: Any) -> nn.Module:
+    try:
+        return build(config["embed_dim"], {**config[part], **overrides}, config.get("quick_gelu", False))  # type: ignore[no-any-return]
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"open_clip: {part} describes no tower ({error!r}); see open_clip's model_configs for examples"
+        ) from None
+
+
+def _hf_text_tower(config: Mapping[str, Any]) -> nn.Module:
+    """open_clip reads a Hugging Face configuration only by name; a folder that holds nothing else is such a name."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config["hf_config"]), encoding="utf-8")
+        return _checked_build(_build_text_tower, config, "text_cfg", hf_model_name=folder, hf_model_pretrained=False)
+
+
+def _preprocess(cfg: Mapping[str, Any], image_size: int | tuple[int, int]) -> Preprocess:
+    height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if height != width:
+        raise UserError(f"open_clip: image size {height} x {width} is not square; mmcl encodes square pictures")
+    return Preprocess(
+        size=height,
+        mean=tuple(cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(cfg.get("std", open_clip.OPENAI_DATASET_STD)),
+        interpolation=cfg.get("interpolation", "bicubic"),
+        resize=_RESIZE[cfg.get("resize_mode", "shortest")],  # type: ignore[arg-type]
+    )
+
+
+def _tokenizer(text_cfg: Mapping[str, Any], context_length: int) -> Tokenizer:
+    options = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if text_cfg.get("tokenizer_mode"):
+        raise UserError(
+            f"open_clip: tokenizer mode {text_cfg['tokenizer_mode']!r} is not supported; give a tokenizer of your own"
+        )
+    if not text_cfg.get("hf_tokenizer_name"):
+        return clip_bpe(context_length, clean=options.get("clean", "lower"))
+    return hf.load_tokenizer(
+        text_cfg["hf_tokenizer_name"],
+        context_length=context_length,
+        clean=options.get("clean", "whitespace"),
+        blank_end=options.get("strip_sep_token", False),
+    )

@@ -1,0 +1,96 @@
+"""A small text transformer in CLIP's form, sized for a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
+from mmcl.encoders.tower import TextEncoder
+from mmcl.errors import UserError
+from mmcl.types import Tokens
+
+
+class SmallText(TextEncoder):
+    """A pre-norm transformer over CLIP's byte-pair tokens, pooled at the end token: `Tokens` to [B, width].
+
+    The attention is causal, as in Radford et al. (2021), so padding behind the end token is never seen; the initial weights are
+    theirs too: tokens .02, positions .01, attention width^-.5, projections width^-.5 (2 layers)^-.5.
+
+    Args:
+        tokenizer: what cuts texts into tokens; None takes CLIP's vocabulary, which needs no download.
+        width: of the residual stream, and of the features.
+        layers: number of blocks.
+        heads: attention heads; divides `width`.
+        context_length: longest text in tokens.
+        dropout: probability, on the output of each attention and MLP.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None = None,
+        *,
+        width: int = 128,
+        layers: int = 3,
+        heads: int = 4,
+        context_length: int = 77,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % heads:
+            raise UserError(f"small_text: width {width} cannot be split over {heads} heads; take a multiple of {heads}")
+        self.tokenizer = tokenizer or clip_bpe(context_length=context_length)
+        self.feature_dim = width
+        self.rebuild_args = {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "context_length": context_length,
+            "dropout": dropout,
+        }
+        self.token_embedding = nn.Embedding(self.tokenizer.vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.empty(context_length, width))
+        self.blocks = nn.ModuleList(_Block(width, heads, layers, dropout) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        hidden_BLW = self.token_embedding(tokens.ids) + self.position_embedding[: tokens.ids.shape[1]]
+        for block in self.blocks:
+            hidden_BLW = block(hidden_BLW)
+        end_B = tokens.mask.sum(1) - 1
+        return self.final_norm(hidden_BLW[torch.arange(len(end_B), device=end_B.device), end_B])  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, layers: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+        projection_std = width**-0.5 * (2 * layers) ** -0.5
+        for linear, std in (
+            (self.query_key_value, width**-0.5),
+            (self.attention_out, projection_std),
+            (self.mlp_in, (2 * width) ** -0.5),
+            (self.mlp_out, projection_std),
+        ):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, hidden_BLW: Tensor) -> Tensor:
+        hidden_BLW = hidden_BLW + self.dropout(self._attend(self.attention_norm(hidden_BLW)))
+        return hidden_BLW + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BLW)))))  # type: ignore[no-any-return]
+
+    def _attend(self, hidden_BLW: Tensor) -> Tensor:
+        split = self.query_key_value(hidden_BLW).unflatten(-1, (3, self.heads, -1))
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.attention_out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

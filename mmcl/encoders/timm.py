@@ -1,0 +1,89 @@
+"""Any image backbone of timm, without its classifier. The only file that imports it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from mmcl.encoders.tower import ImageEncoder, PixelNorm
+from mmcl.errors import UserError, unknown_name
+from mmcl.safe import load_into, read_tensors
+from mmcl.types import Preprocess
+
+
+class TimmEncoder(ImageEncoder):
+    """A timm model up to its pooled features: [B, C, S, S] to [B, F].
+
+    Args:
+        name: as timm lists it, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k".
+        pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false leaves random weights.
+        in_chans: 1 (grey) or 3 (RGB); timm folds released RGB weights into one channel.
+        image_size: side S in pixels; None takes the model's own.
+        model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool | str = False,
+        in_chans: int = 3,
+        image_size: int | None = None,
+        model_args: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.model = _create(name, pretrained is True, {"in_chans": in_chans, "num_classes": 0, **(model_args or {})})
+        if image_size is not None and hasattr(self.model, "set_input_size"):
+            self.model.set_input_size(img_size=image_size)  # resamples the position embeddings
+        if isinstance(pretrained, str):
+            _load(self.model, pretrained)
+        self.preprocess = _preprocess(self.model, in_chans, image_size)
+        self.norm = PixelNorm(self.preprocess)
+        self.feature_dim = int(self.model.num_features)
+        self.rebuild_args = {"name": name, "in_chans": in_chans, "image_size": image_size, "model_args": model_args}
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.model(self.norm(image_BCHW))  # type: ignore[no-any-return]
+
+
+def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
+    if not timm.is_model(name):
+        raise unknown_name("timm model", name, timm.list_models())
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except Exception as error:  # of the hub client, the network, and any of a thousand constructors
+        fix = (
+            "; check the network, or give the path of a state dict as pretrained"
+            if pretrained
+            else "; see in_chans and model_args"
+        )
+        raise UserError(f"timm {name} cannot be built: {str(error).splitlines()[0]}{fix}") from None
+
+
+def _load(model: Any, path: str) -> None:
+    """Loads a state dict saved with or without the classifier."""
+    classifier = model.pretrained_cfg.get("classifier", ())
+    prefixes = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    own = model.state_dict()
+    tensors = {name: t for name, t in read_tensors(path).items() if name in own or not name.startswith(prefixes)}
+    load_into(model, tensors, where=path)
+
+
+def _preprocess(model: Any, channels: int, image_size: int | None) -> Preprocess:
+    data = timm.data.resolve_model_data_config(model)
+    height, width = data["input_size"][-2:]
+    if image_size is None and height != width:
+        raise UserError(f"timm: {height} x {width} pixels are not square; set image_size")
+    mean, std = data["mean"], data["std"]
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return Preprocess(
+        size=image_size or height,
+        channels=channels,
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=data["interpolation"],
+        resize="squash" if data["crop_mode"] == "squash" else "pad" if data["crop_mode"] == "border" else "shortest",
+    )

@@ -1,0 +1,243 @@
+"""Text to token ids, for every text encoder: one class around the Rust `tokenizers` library.
+
+A tokenizer is saved as one JSON file, so a saved model needs neither a hub nor a pickle to read text again. Batches are padded
+to their longest text, not to the context length: captions are short, and a text tower would spend most of its time on padding.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+import json
+import os
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ftfy
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from mmcl.errors import UserError, unknown_name
+from mmcl.safe import read_json
+from mmcl.types import Tokens
+
+# Loader workers are forked; the library's threads do not survive that and it says so once per worker.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+Clean = Literal["none", "whitespace", "lower", "canonicalize"]
+"""What is done to a text before it is split. All but "none" mend mojibake, decode HTML entities and collapse white space;
+"lower" also lower-cases (CLIP), "canonicalize" lower-cases and drops ASCII punctuation (SigLIP)."""
+
+FORMAT_VERSION = 1
+
+
+class Tokenizer:
+    """Texts to `Tokens`: special tokens added, cut to the context length with the end token kept, padded to the longest.
+
+    Attributes:
+        vocab_size: number of token ids, special ones included.
+        context_length: largest number of tokens of a text, special ones included.
+        pad_id: fills a row behind its text; not part of the text, see `Tokens.mask`.
+        begin_id, end_id: the special tokens around a text, or None where the tokenizer adds none.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        context_length: int,
+        pad_id: int,
+        begin_id: int | None = None,
+        end_id: int | None = None,
+        clean: Clean = "none",
+    ):
+        if clean not in _CLEANERS:
+            raise unknown_name("text cleaning", clean, _CLEANERS)
+        special = backend.num_special_tokens_to_add(False)
+        if context_length <= special:
+            raise UserError(
+                f"context_length {context_length} leaves no room for a word; this tokenizer needs at least {special + 1}"
+            )
+        self._backend = Backend.from_str(backend.to_str())  # a copy: truncation is a setting of the object
+        self._backend.no_padding()
+        self._backend.enable_truncation(context_length)
+        self.context_length = context_length
+        self.pad_id = pad_id
+        self.begin_id = begin_id
+        self.end_id = end_id
+        self.clean: Clean = clean
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def __call__(self, texts: str | Sequence[str]) -> Tokens:
+        """Tokenises one text or several: `Tokens` of shape [B, L], L the longest of them. Raises UserError on a non-string."""
+        rows = [encoding.ids or [self.pad_id] for encoding in self._encode(texts)]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        mask = np.arange(max(lengths, default=1)) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = [token for row in rows for token in row]
+        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask))
+
+    def lengths(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Tokens of each text before truncation, int64 [B]; what exceeds `context_length` is cut off by a call."""
+        special = self._backend.num_special_tokens_to_add(False)
+        return np.array(
+            [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in self._encode(texts)], dtype=np.int64
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the tokenizer is, as JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "context_length": self.context_length,
+            "pad_id": self.pad_id,
+            "begin_id": self.begin_id,
+            "end_id": self.end_id,
+            "clean": self.clean,
+            "backend": json.loads(self._backend.to_str()),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], *, where: str = "tokenizer") -> Tokenizer:
+        """The inverse of `to_json`. Raises UserError, prefixed with `where`, when the content is not a tokenizer's."""
+        content = dict(content)
+        if content.pop("format_version", None) != FORMAT_VERSION:
+            raise UserError(
+                f"{where}: no tokenizer of format version {FORMAT_VERSION}; save it again with this version of mmcl"
+            )
+        try:
+            return cls(Backend.from_str(json.dumps(content.pop("backend"))), **content)
+        except UserError:
+            raise
+        except Exception as error:  # the Rust library raises bare Exceptions
+            raise UserError(f"{where}: damaged tokenizer ({error}); copy or save the file again") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file."""
+        Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Reads what `save` wrote. Raises UserError when the file is missing or damaged."""
+        return cls.from_json(read_json(path), where=str(path))
+
+    def _encode(self, texts: str | Sequence[str]) -> list[Any]:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        clean = _CLEANERS[self.clean]
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {number} is a {type(text).__name__}, not a string; give a string or a list of strings")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"text {number} holds a lone surrogate and is no valid Unicode; decode its file as UTF-8"
+                ) from None
+        return list(self._backend.encode_batch([clean(text) for text in texts]))
+
+
+def _mended(text: str) -> str:
+    """Mojibake repaired, HTML entities decoded (twice: scraped captions are often escaped twice), white space collapsed."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+_NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+
+
+def _canonicalized(text: str) -> str:
+    return " ".join(_mended(text).translate(_NO_PUNCTUATION).lower().split())
+
+
+_CLEANERS = {
+    "none": lambda text: text,
+    "whitespace": _mended,
+    "lower": lambda text: _mended(text).lower(),
+    "canonicalize": _canonicalized,
+}
+
+_BEGIN, _END = "<start_of_text>", "<end_of_text>"
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def clip_bpe(context_length: int = 77, *, clean: Clean = "lower") -> Tokenizer:
+    """CLIP's lower-cased byte-pair tokenizer (Radford et al., 2021), 49408 tokens, from the vocabulary that open_clip ships.
+
+    A special token written out in a text becomes that token, as in open_clip; it differs from open_clip only where such a token
+    is glued to punctuation before it, and for letters younger than the Rust library's Unicode tables.
+    """
+    merges = _clip_merges()
+    alphabet = _byte_alphabet()
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges), _BEGIN, _END]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>"))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (_BEGIN, _END)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    begin_id, end_id = vocab[_BEGIN], vocab[_END]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{_BEGIN} $A {_END}", special_tokens=[(_BEGIN, begin_id), (_END, end_id)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend, context_length=context_length, pad_id=0, begin_id=begin_id, end_id=end_id, clean=clean)
+
+
+def _clip_merges() -> list[tuple[str, str]]:
+    spec = importlib.util.find_spec("open_clip")  # finds the package without importing it, which would take seconds
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the CLIP vocabulary comes with open_clip, which is not installed; pip install open_clip_torch")
+    vocabulary = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(vocabulary.read_bytes()).decode("utf-8").split("\n")
+    # The first line is a comment; CLIP uses as many merges as make 49408 tokens with 2 x 256 bytes and 2 special tokens.
+    pairs = (line.split() for line in lines[1 : 49408 - 2 * 256 - 2 + 1])
+    return [(left, right) for left, right in pairs]
+
+
+def _byte_alphabet() -> list[str]:
+    """One printable letter for each byte, in the order of CLIP's vocabulary: printable Latin-1 first, then the rest."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+
+
+def from_transformers(
+    tokenizer: Any, *, context_length: int | None = None, clean: Clean = "none", blank_end: bool = False
+) -> Tokenizer:
+    """Takes over a fast tokenizer of transformers, with its special tokens; rows are always padded at the end.
+
+    Args:
+        tokenizer: a `transformers` tokenizer.
+        context_length: of the text encoder; None takes the tokenizer's own limit.
+        clean: done to a text before the tokenizer's own normalisation.
+        blank_end: write token 0 where the separator would stand, as CLIPA's models were trained (Li et al., 2023).
+
+    Raises:
+        UserError: the tokenizer is not backed by the Rust library, or states no limit and none is given.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Backend):
+        raise UserError(f"{type(tokenizer).__name__} has no fast version; choose a model with a tokenizer.json")
+    limit = context_length or tokenizer.model_max_length
+    if limit > 1_000_000:  # transformers writes "no limit" as 1e30
+        raise UserError(f"{type(tokenizer).__name__} states no context length; set context_length")
+    first = [tokenizer.bos_token_id, tokenizer.cls_token_id]
+    last = [tokenizer.eos_token_id, tokenizer.sep_token_id]
+    begin_id, end_id = (next((i for i in ids if i is not None), None) for ids in (first, last))
+    pads = (tokenizer.pad_token_id, end_id, 0)
+    pad_id = next(i for i in pads if i is not None)
+    if blank_end:
+        begin, blank = tokenizer.cls_token, tokenizer.convert_ids_to_tokens(0)
+        backend = Backend.from_str(backend.to_str())
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A {blank}", special_tokens=[(begin, tokenizer.cls_token_id), (blank, 0)]
+        )
+    return Tokenizer(backend, context_length=int(limit), pad_id=pad_id, begin_id=begin_id, end_id=end_id, clean=clean)

@@ -1,0 +1,71 @@
+"""Any image classifier of torchvision, without its last layer."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import Tensor, nn
+
+from mmcl.encoders.tower import ImageEncoder, PixelNorm
+from mmcl.errors import UserError, unknown_name
+from mmcl.safe import load_into, read_tensors
+from mmcl.types import Preprocess
+
+_WITH_EXTRA_CLASSIFIERS = ("googlenet", "inception_v3")
+
+
+class TorchvisionEncoder(ImageEncoder):
+    """A torchvision classifier up to the input of its last layer: [B, 3, S, S] to [B, F].
+
+    Args:
+        name: as torchvision lists it, e.g. "resnet18".
+        pretrained: true downloads the released weights; a path loads a state dict that torchvision saved; false: random ones.
+        image_size: side S in pixels; None takes the size of the released weights. Transformers accept only that.
+    """
+
+    def __init__(self, *, name: str, pretrained: bool | str = False, image_size: int | None = None):
+        super().__init__()
+        names = torchvision.models.list_models(module=torchvision.models, exclude=_WITH_EXTRA_CLASSIFIERS)
+        if name not in names:
+            raise unknown_name("torchvision model", name, names)
+        self.preprocess = _preprocess(name, image_size)
+        self.norm = PixelNorm(self.preprocess)
+        self.model = torchvision.models.get_model(name, weights=None)
+        classifier, self.feature_dim = _remove_last_layer(self.model)
+        if pretrained:
+            tensors = _released(name) if pretrained is True else read_tensors(pretrained)
+            kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{classifier}.")}
+            load_into(self.model, kept, where=name if pretrained is True else pretrained)
+        self.rebuild_args = {"name": name, "image_size": image_size}
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.model(self.norm(image_BCHW))  # type: ignore[no-any-return]
+
+
+def _remove_last_layer(model: nn.Module) -> tuple[str, int]:
+    """Puts an identity in place of the layer that gives the class scores; its name, and the width of what it read."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    name, last = layers[-1]
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Identity())
+    return name, last.in_features if isinstance(last, nn.Linear) else last.in_channels
+
+
+def _released(name: str) -> dict[str, Tensor]:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except OSError as error:
+        raise UserError(
+            f"torchvision {name}: its weights cannot be downloaded ({error}); check the network, or give the path of a state "
+            "dict as pretrained"
+        ) from None
+
+
+def _preprocess(name: str, image_size: int | None) -> Preprocess:
+    transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return Preprocess(
+        size=image_size or transform.crop_size[0],
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=transform.interpolation.value,
+    )

@@ -1,0 +1,160 @@
+"""Encoder and projection head together, and what every encoder must carry so that a saved model explains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.errors import UserError
+from mmcl.types import Preprocess, Tokens
+
+if TYPE_CHECKING:
+    from mmcl.encoders.tokenizers import Tokenizer
+
+
+class Encoder(nn.Module):
+    """Base of all encoders.
+
+    Attributes:
+        feature_dim: width F of the features.
+        rebuild_args: arguments with which the registry builds this architecture again, without a download and with random
+            weights; JSON values only.
+    """
+
+    feature_dim: int
+    rebuild_args: Mapping[str, Any]
+
+
+class ImageEncoder(Encoder):
+    """Pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; normalises with the mean and deviation of `preprocess`."""
+
+    preprocess: Preprocess
+
+
+class TextEncoder(Encoder):
+    """`Tokens` to features [B, F]. Padding never changes the features."""
+
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class DualEncoder:
+    """Both encoders of one CLIP-like model and what turns its cosines into logits: scale * cosine + bias.
+
+    Attributes:
+        logit_bias: None for softmax models, a number for sigmoid ones (SigLIP).
+    """
+
+    image: ImageEncoder
+    text: TextEncoder
+    logit_scale: float
+    logit_bias: float | None
+
+
+class PixelNorm(nn.Module):
+    """(pixels - mean) / std per channel; the constants belong to the architecture and are not in the state dict."""
+
+    def __init__(self, preprocess: Preprocess):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return (image_BCHW - self.mean) / self.std  # type: ignore[operator]
+
+
+def check_context(tokenizer: Tokenizer, limit: int, encoder: str) -> None:
+    """Raises UserError when the tokenizer lets more tokens pass than the encoder has positions."""
+    if tokenizer.context_length > limit:
+        raise UserError(
+            f"the tokenizer's context length {tokenizer.context_length} exceeds the {limit} positions of {encoder}; lower it"
+        )
+
+
+def fixed_length(tokens: Tokens, length: int, pad_id: int) -> Tensor:
+    """Ids padded to `length`, int64 [B, length]: for encoders without a mask, to which the padding is part of the text."""
+    ids_BL = tokens.ids.masked_fill(~tokens.mask, pad_id)
+    return nn.functional.pad(ids_BL, (0, length - ids_BL.shape[1]), value=pad_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerSpec:
+    """The names and arguments from which the registries build a tower; JSON values only.
+
+    Attributes:
+        modality: which registry `encoder` is a name of.
+        encoder, encoder_args: the encoder and its arguments.
+        head, head_args: the projection head and its arguments.
+    """
+
+    modality: Literal["image", "text"]
+    encoder: str
+    encoder_args: Mapping[str, Any] = field(default_factory=dict)
+    head: str = "none"
+    head_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tower(nn.Module):
+    """An encoder and its projection head.
+
+    Attributes:
+        spec: how `build_tower` builds this architecture again; None for a tower made by hand, which cannot be saved.
+        frozen: whether the encoder is locked, see `freeze`.
+    """
+
+    def __init__(self, encoder: Encoder, head: nn.Module, *, spec: TowerSpec | None = None):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.spec = spec
+        self.frozen = False
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the embedding."""
+        return int(self.head.embed_dim)  # type: ignore[arg-type]
+
+    def freeze(self) -> None:
+        """Locks the encoder: no gradient, and evaluation mode for good (Zhai et al., "LiT", 2022). The head still learns."""
+        self.frozen = True
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    def train(self, mode: bool = True) -> Tower:
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
+
+    def forward(self, inputs: Tensor | Tokens) -> Tensor:
+        """Embeds a batch: unit-length rows, float32 [B, D] (float64 for a float64 tower)."""
+        projected = self.head(self.encoder(inputs))
+        return nn.functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+
+
+def build_tower(spec: TowerSpec, *, tokenizer: Tokenizer | None = None) -> Tower:
+    """Builds a tower from names.
+
+    Args:
+        spec: what to build; arguments are checked against the factories' signatures.
+        tokenizer: of a text tower; None lets the encoder bring its own.
+
+    Raises:
+        UserError: a name or an argument does not exist.
+    """
+    HEADS.check(spec.head, spec.head_args)
+    if spec.modality == "image":
+        encoder: Encoder = IMAGE_ENCODERS.build(spec.encoder, spec.encoder_args)
+    else:
+        encoder = TEXT_ENCODERS.build(spec.encoder, spec.encoder_args, tokenizer)
+    return wrap_encoder(encoder, spec)
+
+
+def wrap_encoder(encoder: Encoder, spec: TowerSpec) -> Tower:
+    """Puts the head of `spec` on an encoder that exists; the tower's own spec holds the encoder's `rebuild_args`."""
+    head = HEADS.build(spec.head, spec.head_args, encoder.feature_dim)
+    return Tower(encoder, head, spec=replace(spec, encoder_args=dict(encoder.rebuild_args)))

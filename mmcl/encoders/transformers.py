@@ -1,0 +1,364 @@
+"""Vision, text and CLIP-like models of Hugging Face transformers, from a folder or the hub. The only file that imports it.
+
+Remote code is never trusted. A model's configuration is kept with it, so that it is built again without the hub.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
+from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
+from mmcl.errors import UserError, unknown_name
+from mmcl.types import Preprocess, Tokens
+
+Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]
+"""From a row of hidden states to one feature: the model's own pooler, the first token, the mean over the text, its last token,
+or its first end token. "auto" takes the pooler if the weights have one; else the last token of decoders, the mean of other text
+models, and the first token of vision models."""
+
+_POOLINGS = ("pooler", "cls", "mean", "last", "eot")
+_TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
+_READS_PATCHES = ("siglip2", "siglip2_vision_model")
+
+
+def image_encoder(
+    *,
+    name: str | None = None,
+    pretrained: bool = True,
+    config: Mapping[str, Any] | None = None,
+    pooling: Pooling = "auto",
+    preprocess: Mapping[str, Any] | None = None,
+) -> TransformersImage:
+    """A vision model, or the image side of a CLIP-like one with its projection.
+
+    Args:
+        name: a folder or a hub id.
+        pretrained: load the weights of `name`, not only its architecture.
+        config: a configuration with `model_type` instead of `name`, for random weights.
+        pooling: see `Pooling`; CLIP-like models have their own.
+        preprocess: the fields of `Preprocess`; None reads the image processor of `name`.
+    """
+    model, missing = _build_model(name, config, pretrained)
+    return TransformersImage(_side(model, "image"), pooling, missing, _preprocess(name, preprocess))
+
+
+def text_encoder(
+    tokenizer: Tokenizer | None = None,
+    *,
+    name: str | None = None,
+    pretrained: bool = True,
+    config: Mapping[str, Any] | None = None,
+    pooling: Pooling = "auto",
+    context_length: int | None = None,
+) -> TransformersText:
+    """A text model, or the text side of a CLIP-like one with its projection.
+
+    Args:
+        tokenizer: None takes the one of `name`.
+        name, pretrained, config, pooling: as in `image_encoder`.
+        context_length: longest text in tokens; None takes the largest that model and tokenizer allow.
+    """
+    model, missing = _build_model(name, config, pretrained)
+    side = _side(model, "text")
+    limit = _positions(side)
+    if tokenizer is None:
+        if name is None:
+            raise UserError("transformers: a text encoder from a config needs a tokenizer; give name instead, or a tokenizer")
+        tokenizer = load_tokenizer(name, context_length=context_length, most=limit)
+    check_context(tokenizer, limit, type(model).__name__)
+    return TransformersText(side, pooling, missing, tokenizer)
+
+
+def dual_encoder(name: str) -> DualEncoder:
+    """Both sides of a CLIP-like model (CLIP, SigLIP, ...) with its logit scale and bias."""
+    model, missing = _build_model(name, None, True)
+    if not is_dual(model) or not hasattr(model, "logit_scale"):
+        raise UserError(
+            f"{name}: {type(model).__name__} is no CLIP-like model with image and text; use it as one tower's encoder"
+        )
+    text = _side(model, "text")
+    image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None))
+    text_encoder = TransformersText(text, "auto", missing, load_tokenizer(name, most=_positions(text)))
+    bias = getattr(model, "logit_bias", None)
+    return DualEncoder(image_encoder, text_encoder, math.exp(float(model.logit_scale)), None if bias is None else float(bias))
+
+
+class TransformersImage(ImageEncoder):
+    """A vision model or the image side of a dual one; `missing` names the weights that its checkpoint did not have."""
+
+    def __init__(self, model: nn.Module, pooling: Pooling, missing: frozenset[str], preprocess: Preprocess):
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess
+        self.norm = PixelNorm(preprocess)
+        probe = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
+        self.pooling = _resolve_pooling(pooling, model, missing, self._output, probe, without_pooler="cls")
+        if self.pooling in ("last", "eot"):
+            raise UserError(f"pooling {self.pooling!r} is for texts; a vision model has pooler, cls and mean")
+        self.feature_dim = _feature_dim(self, probe)
+        self.rebuild_args = {
+            "config": _plain_config(model.config),
+            "pooling": "auto" if is_dual(model) else self.pooling,
+            "preprocess": json.loads(json.dumps(asdict(preprocess))),
+        }
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        output = self._output(self.norm(image_BCHW))
+        if self.pooling == "pooler":
+            return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
+        hidden = output.last_hidden_state
+        hidden_BLF = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
+        return hidden_BLF.mean(1) if self.pooling == "mean" else hidden_BLF[:, 0]
+
+    def _output(self, pixels_BCHW: Tensor) -> Any:
+        encode = self.model.get_image_features if is_dual(self.model) else self.model
+        if self.model.config.model_type in _READS_PATCHES:
+            return encode(**_patches(pixels_BCHW, _part_config(self.model.config, "vision_config").patch_size))
+        return encode(pixel_values=pixels_BCHW)
+
+
+class TransformersText(TextEncoder):
+    """A text model or the text side of a dual one; `missing` names the weights that its checkpoint did not have.
+
+    Models that were trained without an attention mask (SigLIP) read every text padded to the context length, as in training.
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling, missing: frozenset[str], tokenizer: Tokenizer):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        probe = Tokens(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool))
+        without_pooler = "last" if _is_decoder(model.config) else "mean"
+        self.pooling = _resolve_pooling(pooling, model, missing, self._output, probe, without_pooler=without_pooler)
+        if self.pooling == "eot" and tokenizer.end_id is None:
+            raise UserError("pooling 'eot' needs a tokenizer with an end token; take 'last' or 'mean'")
+        self.feature_dim = _feature_dim(self, probe)
+        self.rebuild_args = {
+            "config": _plain_config(model.config),
+            "pooling": "auto" if is_dual(model) else self.pooling,
+        }
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        output = self._output(tokens)
+        if self.pooling == "pooler":
+            return output.pooler_output  # type: ignore[no-any-return]
+        hidden_BLF, mask_BL = output.last_hidden_state, tokens.mask
+        if self.pooling == "mean":
+            weight_BL1 = mask_BL[..., None].to(hidden_BLF.dtype)
+            return (hidden_BLF * weight_BL1).sum(1) / weight_BL1.sum(1)  # type: ignore[no-any-return]
+        position_B = mask_BL.new_zeros(len(mask_BL), dtype=torch.long)
+        if self.pooling == "last":
+            position_B = mask_BL.sum(1) - 1
+        elif self.pooling == "eot":
+            position_B = ((tokens.ids == self.tokenizer.end_id) & mask_BL).int().argmax(1)
+        return hidden_BLF[torch.arange(len(position_B), device=position_B.device), position_B]  # type: ignore[no-any-return]
+
+    def _output(self, tokens: Tokens) -> Any:
+        encode = self.model.get_text_features if is_dual(self.model) else self.model
+        if self.model.config.model_type in _TRAINED_WITHOUT_MASK:
+            return encode(input_ids=fixed_length(tokens, self.tokenizer.context_length, self.tokenizer.pad_id))
+        pad_id = _part_config(self.model.config, "text_config").pad_token_id
+        ids_BL = tokens.ids if pad_id is None else tokens.ids.masked_fill(~tokens.mask, pad_id)
+        return encode(input_ids=ids_BL, attention_mask=tokens.mask.long())
+
+
+def load_tokenizer(
+    name: str, *, context_length: int | None = None, most: int | None = None, clean: Clean = "none", blank_end: bool = False
+) -> Tokenizer:
+    """The tokenizer of a folder or hub id, as `from_transformers` takes it over.
+
+    Args:
+        context_length: None takes the smaller of the tokenizer's own limit and `most`.
+        most: positions that the model has.
+    """
+    with hub_errors(name):
+        theirs = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    length = context_length or min(theirs.model_max_length, most or theirs.model_max_length)
+    return from_transformers(theirs, context_length=length, clean=clean, blank_end=blank_end)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The configuration of a folder or hub id, as JSON values."""
+    with hub_errors(name):
+        return _plain_config(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
+
+
+def is_dual(model: nn.Module) -> bool:
+    """Whether it embeds both images and texts, as CLIP does."""
+    return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turns whatever loading a model by name may raise into one UserError with the fix."""
+    try:
+        yield
+    except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        if Path(name).is_dir():
+            raise UserError(f"{name}: holds no model that can be loaded: {reason}") from None
+        raise UserError(
+            f"{name}: no such folder, and not to be had from the hub ({reason}); check the name and the network, or download "
+            "it where there is one and give the folder"
+        ) from None
+
+
+def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained: bool) -> tuple[nn.Module, frozenset[str]]:
+    """The model, in float32, and the names of weights that it has but its checkpoint lacks."""
+    if (name is None) == (config is None):
+        raise UserError("transformers: give either name, a folder or a hub id, or config")
+    if name is None or not pretrained:
+        model = transformers.AutoModel.from_config(_make_config(config or read_config(str(name))), dtype=torch.float32)
+        return _encoder_of(model), frozenset()
+    with hub_errors(name):
+        model, info = transformers.AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    encoder, missing = _encoder_of(model), frozenset(info["missing_keys"])
+    needed = [key for key in missing if "pooler" not in key and (encoder is model or key.startswith("encoder."))]
+    if needed:
+        raise UserError(f"{name}: {len(needed)} weights are missing, among them {min(needed)}; download the model again")
+    return encoder, missing
+
+
+def _make_config(values: Mapping[str, Any]) -> Any:
+    values = copy.deepcopy(dict(values))
+    model_type = values.pop("model_type", None)
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise unknown_name("transformers model_type", str(model_type), list(transformers.CONFIG_MAPPING))
+    try:
+        return transformers.AutoConfig.for_model(model_type, **values)
+    except Exception as error:  # configurations validate themselves in their own ways
+        raise UserError(f"transformers: not a configuration of {model_type}: {str(error).splitlines()[0]}") from None
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    """JSON values, without what depends on the place and time of loading."""
+    values = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version", "dtype")}
+
+
+def _part_config(config: Any, part: str) -> Any:
+    return getattr(config, part, config)
+
+
+def _encoder_of(model: nn.Module) -> nn.Module:
+    return model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model  # type: ignore[operator,union-attr]
+
+
+def _side(model: nn.Module, modality: Literal["image", "text"]) -> nn.Module:
+    """A dual model without the modules of its other side and without its logit scale; any other model as it is."""
+    if not is_dual(model):
+        return model
+    other = ("text_",) if modality == "image" else ("vision_", "visual_")
+    side = copy.copy(model)
+    side._modules = {name: module for name, module in model._modules.items() if not name.startswith(other)}
+    side._parameters = {name: p for name, p in model._parameters.items() if name not in ("logit_scale", "logit_bias")}
+    return side
+
+
+def _is_decoder(config: Any) -> bool:
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def _resolve_pooling(
+    pooling: str, model: nn.Module, missing: frozenset[str], output: Any, probe: Any, *, without_pooler: str
+) -> str:
+    """What "auto" means for this model. A pooler that is not used is removed: it would be parameters without a gradient."""
+    if pooling not in ("auto", *_POOLINGS):
+        raise unknown_name("pooling", pooling, ("auto", *_POOLINGS))
+    has_pooler = getattr(_quietly(model, output, probe), "pooler_output", None) is not None
+    if is_dual(model) and pooling != "auto":
+        raise UserError(f"{type(model).__name__} pools in its own way; leave pooling at 'auto'")
+    if pooling == "pooler" and not has_pooler:
+        raise UserError(f"{type(model).__name__} has no pooler; choose another pooling")
+    if pooling == "auto":
+        pooling = "pooler" if has_pooler and not any("pooler" in key for key in missing) else without_pooler
+    if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None  # type: ignore[assignment]
+    return pooling
+
+
+def _feature_dim(encoder: nn.Module, probe: Any) -> int:
+    return int(_quietly(encoder, encoder, probe).shape[-1])
+
+
+def _quietly(model: nn.Module, call: Any, probe: Any) -> Any:
+    """One forward pass that leaves no trace: no gradient, no batch statistics."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return call(probe)
+    finally:
+        model.train(training)
+
+
+def _positions(model: nn.Module) -> int:
+    """Longest text that the model can read, in tokens."""
+    config = _part_config(model.config, "text_config")
+    limit = getattr(config, "max_position_embeddings", None) or 1_000_000  # relative positions: no limit
+    table = next((m for name, m in model.named_modules() if name.endswith("embeddings.position_embeddings")), None)
+    offset = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind the padding id
+    return int(limit) - (0 if offset is None else offset + 1)
+
+
+def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess:
+    if given is not None:
+        return Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    if name is None:
+        raise UserError(
+            "transformers: a vision model from a config needs preprocess, e.g. {size: 224, mean: [...], std: [...]}"
+        )
+    with hub_errors(name):
+        values, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    return _from_processor(values, name)
+
+
+def _from_processor(values: Mapping[str, Any], name: str) -> Preprocess:
+    """Reads preprocessor_config.json, whose meaning differs from one processor class to the next."""
+    crops = bool(values.get("do_center_crop"))
+    size = values.get("crop_size") if crops else values.get("size")
+    if "max_num_patches" in values:  # SigLIP 2 in native resolution, here at its square one
+        size = int(values["patch_size"] * math.sqrt(values["max_num_patches"]))
+    if isinstance(size, Mapping):
+        sides = {size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))}
+        size = sides.pop() if len(sides) == 1 else None
+    if not isinstance(size, int):
+        raise UserError(f"{name}: its image processor states no square size ({size}); give preprocess")
+    normalises = values.get("do_normalize", True)
+    mean = tuple(values.get("image_mean") or ()) if normalises else ()
+    keeps_aspect = crops or (isinstance(values.get("size"), Mapping) and "shortest_edge" in values["size"])
+    return Preprocess(
+        size=size,
+        channels=len(mean) or 3,
+        mean=mean or (0.0, 0.0, 0.0),
+        std=tuple(values["image_std"]) if mean else (1.0, 1.0, 1.0),
+        # Pillow's numbers; Lanczos (1) is nearest to bicubic of what there is.
+        interpolation={0: "nearest", 2: "bilinear"}.get(values.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
+        resize="shortest" if keeps_aspect else "squash",
+    )
+
+
+def _patches(pixels_BCHW: Tensor, patch: int) -> dict[str, Tensor]:
+    """Pixels as SigLIP 2 reads them: rows of patches, each [patch, patch, C] flattened, with their grid and a mask."""
+    grid_BChpwp = pixels_BCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    patches_BLP = grid_BChpwp.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    shape = torch.tensor([grid_BChpwp.shape[2], grid_BChpwp.shape[4]], device=pixels_BCHW.device)
+    mask_BL = torch.ones(patches_BLP.shape[:2], dtype=torch.long, device=pixels_BCHW.device)
+    return {"pixel_values": patches_BLP, "spatial_shapes": shape.expand(len(patches_BLP), 2), "pixel_attention_mask": mask_BL}

@@ -1,0 +1,132 @@
+"""From a configuration to the objects that it names, checked before anything slow happens."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmcl import rng
+from mmcl.config import ComponentConfig, Config, SourceConfig, TowerConfig
+from mmcl.data import SOURCES
+from mmcl.data.augment import AUGMENTATIONS
+from mmcl.data.open import open_source
+from mmcl.data.source import Source
+from mmcl.data.subset import Subset, split_source
+from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.errors import UserError
+from mmcl.evaluate import EVALUATORS
+from mmcl.interop.load import load_model
+from mmcl.interop.model import Model
+from mmcl.methods import METHODS
+from mmcl.methods.method import Method
+from mmcl.registry import Registry
+
+
+def check_components(config: Config) -> None:
+    """Checks every name and argument of a configuration against its registry.
+
+    Raises:
+        UserError: "image.encoder: unknown argument ..."
+    """
+    METHODS.check(config.method.name, config.method.args, where="method")
+    for modality, tower, encoders in (("image", config.image, IMAGE_ENCODERS), ("text", config.text, TEXT_ENCODERS)):
+        if tower is not None and tower.encoder is not None:
+            encoders.check(tower.encoder.name, tower.encoder.args, where=f"{modality}.encoder")
+            HEADS.check(tower.head.name, tower.head.args, where=f"{modality}.head")
+    _check_all(AUGMENTATIONS, config.data.augment, "data.augment")
+    _check_source(config.data.train, "data.train")
+    for number, evaluator in enumerate(config.evaluate):
+        EVALUATORS.check(evaluator.name, evaluator.args, where=f"evaluate.{number}")
+        for key, source in (("data", evaluator.data), ("bank", evaluator.bank)):
+            if source is not None:
+                _check_source(source, f"evaluate.{number}.{key}")
+
+
+def _check_all(registry: Registry, components: tuple[ComponentConfig, ...], where: str) -> None:
+    for number, component in enumerate(components):
+        registry.check(component.name, component.args, where=f"{where}.{number}")
+
+
+def _check_source(source: SourceConfig, where: str) -> None:
+    if source.name != "auto":
+        SOURCES.check(source.name, source.args, where=where)
+
+
+def build_source(config: SourceConfig, root: str | None, where: str) -> Source:
+    """Opens a data source."""
+    return open_source(config.name, config.path, root, config.args, where=where)
+
+
+def build_training_data(config: Config) -> tuple[Source, Subset | None]:
+    """The training data, and the share of it that is set aside; None where `data.holdout` is 0."""
+    source = build_source(config.data.train, config.data.root, "data.train")
+    if config.data.holdout == 0:
+        return source, None
+    return split_source(source, config.data.holdout, config.train.seed)
+
+
+def build_method(config: Config) -> Method:
+    """Builds the towers and the method, always the same for a configuration: this is also the untrained model.
+
+    Raises:
+        UserError: `init` does not load, or does not fit the method.
+    """
+    torch.manual_seed(rng.sample_seed(config.train.seed))
+    given = starting_model(config)
+    method_args: dict[str, Any] = dict(config.method.args)
+    if given is None:
+        towers = nn.ModuleDict(
+            {modality: _build_tower(modality, tower) for modality, tower in _tower_configs(config).items() if tower.encoder}
+        )
+    else:
+        towers = given.towers
+        if "temperature" in inspect.signature(METHODS[config.method.name]).parameters:
+            method_args.setdefault("temperature", 1 / given.logit_scale)
+    for modality, tower in _tower_configs(config).items():
+        if tower.freeze:
+            towers[modality].freeze()  # type: ignore[operator]
+    method: Method = METHODS.build(config.method.name, method_args, towers)
+    return method
+
+
+def starting_model(config: Config) -> Model | None:
+    """The model that `init` names; None for random weights.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if config.init is None:
+        return None
+    is_path = ":" not in config.init
+    if is_path and config.init_missing == "random" and not Path(config.init).exists():
+        return None
+    return load_model(config.init)
+
+
+def _tower_configs(config: Config) -> dict[str, TowerConfig]:
+    towers = {"image": config.image, "text": config.text}
+    return {modality: tower for modality, tower in towers.items() if tower is not None}
+
+
+def _build_tower(modality: str, config: TowerConfig) -> nn.Module:
+    if config.encoder is None:
+        raise UserError(f"{modality}.encoder is missing: name an encoder (`mmcl list encoders`)")
+    spec = TowerSpec(
+        modality="image" if modality == "image" else "text",
+        encoder=config.encoder.name,
+        encoder_args=config.encoder.args,
+        head=config.head.name,
+        head_args=config.head.args,
+    )
+    return build_tower(spec)
+
+
+def build_model(method: Method) -> Model:
+    """What a method gives its users: its towers, in evaluation mode, and its temperature."""
+    device = next(method.parameters()).device
+    return Model(method.towers, logit_scale=float(method.logit_scale.detach()), embedding=method.embedding, device=device)

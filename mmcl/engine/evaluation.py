@@ -1,0 +1,92 @@
+"""Evaluation as a configuration describes it: at the end of a run, or of any model afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from mmcl.config import Config, EvaluatorConfig, SourceConfig, from_dict
+from mmcl.data.source import Source
+from mmcl.engine.build import build_method, build_model, build_source, build_training_data
+from mmcl.engine.log import read_metrics
+from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel, Report, Task, run
+from mmcl.evaluate.plots import loss_curve
+from mmcl.interop.model import Model
+
+
+def evaluate_run(config: Config, trained: Model, training_data: Source, held_out: Source | None) -> Report:
+    """Runs a configuration's evaluators on the trained model and, in a column beside it, the one that the run started from.
+
+    Args:
+        config: the run's.
+        trained: the model.
+        training_data: the bank of k-NN and probes that name no other.
+        held_out: what evaluators without data of their own are evaluated on.
+    """
+    # Built again from the seed: keeping a copy through the run would take its memory.
+    start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained")
+    models = [CachedModel(trained, "trained"), start]
+    return evaluate_models(models, config.evaluate, config.data.root, training_data, held_out)
+
+
+def evaluate_models(
+    models: Sequence[CachedModel],
+    evaluators: Sequence[EvaluatorConfig],
+    root: str | None,
+    training_data: Source | None = None,
+    held_out: Source | None = None,
+) -> Report:
+    """Runs evaluators on models; each model is a column. Sources that are named twice are opened, and encoded, once.
+
+    Args:
+        models: the first is the one that baselines and figures belong to.
+        root: folder with downloaded data sets.
+        training_data, held_out: as in `evaluate_run`.
+    """
+    opened: dict[str, Source] = {}
+
+    def open_once(source: SourceConfig | None, default: Source | None, where: str) -> Source | None:
+        if source is None:
+            return default
+        if repr(source) not in opened:
+            opened[repr(source)] = build_source(source, root, where)
+        return opened[repr(source)]
+
+    report = Report()
+    for number, evaluator in enumerate(evaluators):
+        source = open_once(evaluator.data, held_out, f"evaluate.{number}.data")
+        bank = open_once(evaluator.bank, training_data, f"evaluate.{number}.bank")
+        if source is None:
+            raise UserError(f"evaluate.{number}: there is no data to evaluate on; name it")
+        report += run([(evaluator.name, evaluator.args)], models, [Task(evaluator.label, source, bank)])
+    return report
+
+
+def evaluate_again(run_dir: Path, trained: Model) -> Report:
+    """Runs the evaluators of a finished run on its model again.
+
+    Raises:
+        UserError: the folder holds no run, or its configuration names no evaluator.
+    """
+    config = read_config(run_dir)
+    if not config.evaluate:
+        raise UserError(f"{run_dir}/config.yaml names no evaluator; give one with --evaluator and --data")
+    training_data, held_out = build_training_data(config)
+    return evaluate_run(config, trained, training_data, held_out)
+
+
+def read_config(run_dir: Path) -> Config:
+    """The configuration of a run. Raises UserError when the folder holds none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run directory (it has no config.yaml)")
+    return from_dict(Config, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def write_report(report: Report, run_dir: Path) -> None:
+    """Writes `report/` with the loss curve of the run."""
+    curve = loss_curve(read_metrics(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
+    (report + Report(figures={"loss_curve": curve})).write(run_dir / "report")

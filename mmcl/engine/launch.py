@@ -1,0 +1,80 @@
+"""From however the script was started to one Accelerator; a world that is not the one asked for is an error, never silence."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import threadpoolctl
+import torch
+
+from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmcl.config import TrainConfig
+
+_TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def start(config: TrainConfig, run_dir: str) -> Accelerator:
+    """Sets the threads and returns the Accelerator for this process.
+
+    Raises:
+        UserError: the launcher started another number of processes than it was asked for, the batch cannot be split over them,
+            or a tracker is not installed.
+    """
+    from accelerate import Accelerator
+
+    _refuse_lost_processes()
+    no_accelerator = not torch.accelerator.is_available()
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
+    if config.precision == "fp16" and no_accelerator:
+        raise UserError("train.precision fp16 needs an accelerator: use bf16 or fp32 on the CPU")
+    # Without cpu=True, two processes that torchrun starts on a machine without accelerator are two worlds of one.
+    accelerator = Accelerator(
+        cpu=no_accelerator, mixed_precision=precision, log_with=_trackers(config.trackers), project_dir=run_dir
+    )
+    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked_for:
+        raise UserError(f"the launcher asked for {asked_for} processes, but {accelerator.num_processes} found each other")
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"train.batch_size {config.batch_size} cannot be split evenly over {accelerator.num_processes} processes; "
+            f"take a multiple of {accelerator.num_processes}"
+        )
+    _set_threads(config.threads)
+    # Denormal numbers, which tiny gradients turn into, slow a CPU down tenfold and change nothing.
+    torch.set_flush_denormal(True)
+    return accelerator
+
+
+def _refuse_lost_processes() -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; its environment gives it away."""
+    env = os.environ
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
+        raise UserError(
+            "accelerate launch was asked for several processes but started one (it does so on a CPU); "
+            "use `torchrun --nproc_per_node N scripts/train.py ...`"
+        )
+
+
+def _set_threads(asked_for: int | None) -> None:
+    """Launchers set one thread per process; a process may use its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = asked_for or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads)
+
+
+def _trackers(names: tuple[str, ...]) -> list[str] | None:
+    from accelerate.tracking import get_available_trackers
+
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in _TRACKER_EXTRAS:
+            raise UserError(f"train.trackers: unknown tracker {name!r}; known: {', '.join(_TRACKER_EXTRAS)}")
+        if name not in available:
+            raise UserError(f"train.trackers: {name} is not installed; pip install 'mmcl[{_TRACKER_EXTRAS[name]}]'")
+    return list(names) or None

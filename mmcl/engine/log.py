@@ -1,0 +1,59 @@
+"""What a run tells while it trains: a progress bar for people, metrics.jsonl for programs, trackers for teams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, each step at most once, whatever happened in between."""
+
+    def __init__(self, path: Path, *, resume_from: int = 0):
+        """Opens the log; lines of steps after `resume_from` belong to a future that will be computed again, and go."""
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_from]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class Progress:
+    """A bar in samples, so that its rate is samples/s, with loss and temperature beside it."""
+
+    def __init__(self, *, done: int, total: int, batch_size: int, enabled: bool):
+        self.batch_size = batch_size
+        self.bar = tqdm(
+            total=total * batch_size,
+            initial=done * batch_size,
+            unit=" samples",
+            unit_scale=True,
+            desc="training",
+            disable=not enabled,
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
+        self.bar.update(self.batch_size)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,171 @@
+"""A whole run: build, train, save the model, evaluate it next to its baselines, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmcl.config import Config, decisive_settings, to_dict, to_yaml
+from mmcl.data.augment.policy import Policy
+from mmcl.data.crop import RandomResizedCrop
+from mmcl.data.loader import StepBatches
+from mmcl.data.order import Order
+from mmcl.data.source import Source
+from mmcl.engine.build import build_method, build_model, build_training_data, check_components
+from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint
+from mmcl.engine.evaluation import evaluate_run, write_report
+from mmcl.engine.launch import start
+from mmcl.engine.trainer import Trainer
+from mmcl.errors import UserError
+from mmcl.evaluate.report import Report
+from mmcl.interop.save import save_model
+from mmcl.methods.method import Method
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Attributes:
+        run_dir: where everything lies.
+        report: the evaluation; empty on all processes but the first, and where nothing was evaluated.
+    """
+
+    run_dir: Path
+    report: Report
+
+
+def train(config: Config) -> RunResult:
+    """Trains, saves and evaluates a model as a configuration says. Every process of a launch calls this.
+
+    Raises:
+        UserError: anything that the user can mend; before training where it can be known by then.
+    """
+    check_components(config)
+    run_dir = Path(config.run_dir or "runs/unnamed")
+    checkpoint = _checkpoint_to_continue(run_dir, config)
+    accelerator = start(config.train, str(run_dir))
+    is_main = accelerator.is_main_process
+    source, held_out = build_training_data(config)
+    config = _fit_batch(config, len(source), accelerator.num_processes)
+    method = build_method(config)
+    batches = _batches(config, source, method, accelerator)
+    total_steps = config.train.steps or batches.order.steps(config.train.epochs or 1)
+    identity = {"config": decisive_settings(config), "data": source.fingerprint}
+    accelerator.wait_for_everyone()
+    if is_main:
+        _open_run_dir(run_dir, config)
+        _say_what_starts(config, source, method, total_steps, accelerator, checkpoint)
+    if checkpoint:
+        _check_identity(checkpoint, identity, run_dir)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("mmcl", config={"config": to_yaml(config)})
+    Trainer(config, accelerator, method, batches, total_steps=total_steps, identity=identity).fit(checkpoint)
+    # Only the first process goes on: the others must not wait in a collective for minutes of evaluation.
+    accelerator.end_training()
+    if not is_main:
+        return RunResult(run_dir, Report())
+    model = build_model(method)
+    provenance = {"config": to_dict(config), "steps": total_steps, "data_fingerprint": source.fingerprint}
+    save_model(
+        run_dir / "model",
+        model.towers,
+        logit_scale=model.logit_scale,
+        embedding=model.embedding,
+        provenance=provenance,
+    )
+    if not config.evaluate:
+        return RunResult(run_dir, Report())
+    report = evaluate_run(config, model, source, held_out)
+    write_report(report, run_dir)
+    return RunResult(run_dir, report)
+
+
+def _checkpoint_to_continue(run_dir: Path, config: Config) -> Checkpoint | None:
+    """What to resume from; None for a new run.
+
+    Raises:
+        UserError: the run directory holds a run and `resume` is not set, or it is set and there is nothing to resume.
+    """
+    exists = (run_dir / "config.yaml").exists()
+    if exists and not config.resume:
+        raise UserError(f"{run_dir} holds a run already: continue it with --resume, or give another --run_dir")
+    if not config.resume:
+        return None
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"{run_dir} has no checkpoint to resume from: start without --resume, in another --run_dir")
+    return checkpoint
+
+
+def _open_run_dir(run_dir: Path, config: Config) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(to_yaml(dataclasses.replace(config, resume=False)), encoding="utf-8")
+
+
+def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: Path) -> None:
+    """Refuses to continue a run with what would change its order or its curve."""
+    saved = checkpoint.manifest["identity"]
+    if saved["data"] != identity["data"]:
+        raise UserError(f"{run_dir}: the training data changed since the checkpoint; restore them, or start a new run")
+    before, now = saved["config"], identity["config"]
+    changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            f"{run_dir} cannot be continued with other settings ({', '.join(changed)}); "
+            "give those of its config.yaml, or start a new run with another --run_dir"
+        )
+
+
+def _fit_batch(config: Config, samples: int, processes: int) -> Config:
+    """A batch larger than the data set would show samples twice in a step: it becomes the data set, and that is said."""
+    size = config.train.batch_size
+    if size <= samples:
+        return config
+    fitting = samples // processes * processes
+    if fitting == 0:
+        raise UserError(f"{samples} samples cannot be shared by {processes} processes; give more data, or start fewer")
+    print(f"note: train.batch_size {size} is larger than the {samples} training samples; using {fitting}", flush=True)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=fitting))
+
+
+def _batches(config: Config, source: Source, method: Method, accelerator: Accelerator) -> StepBatches:
+    encoders = {name: tower.encoder for name, tower in method.towers.items()}
+    crop = config.data.crop
+    return StepBatches(
+        source,
+        Order(len(source), config.train.batch_size, config.train.seed),
+        method.views,
+        preprocess=encoders["image"].preprocess if "image" in encoders else None,
+        tokenizer=encoders["text"].tokenizer if "text" in encoders else None,
+        augment=Policy.build(config.data.augment) if config.data.augment else None,
+        crop=RandomResizedCrop(scale=crop.scale, ratio=crop.ratio) if crop else None,
+        cache=config.data.cache,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        progress=accelerator.is_main_process,
+    )
+
+
+def _say_what_starts(
+    config: Config, source: Source, method: Method, steps: int, accelerator: Accelerator, checkpoint: Checkpoint | None
+) -> None:
+    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    epochs = steps * config.train.batch_size / len(source)
+    device = accelerator.device.type
+    threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
+    print(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {len(source):,} samples")
+    print(f"{steps:,} steps of {config.train.batch_size} = {epochs:.1f} epochs, {config.train.precision}")
+    print(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}")
+    if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
+        print(f"warning: {config.init} does not exist: starting from random weights (init_missing is random)")
+    if accelerator.num_processes > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()):
+        print("warning: batch norm sees each process's rows alone, so its result depends on the number of processes")
+    print(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}", flush=True)

@@ -1,0 +1,22 @@
+"""The learning rate as a pure function of the step: nothing to save, the same on any number of processes."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(step: int, *, total: int, peak: float, warmup: float, final: float) -> float:
+    """Linear warm-up, then half a cosine.
+
+    Args:
+        step: from 0 to total - 1.
+        total: steps of the run.
+        peak: learning rate at the end of the warm-up.
+        warmup: share of the steps that rise; the first of them is already above 0.
+        final: learning rate at the end, as a share of the peak.
+    """
+    rising = round(warmup * total)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    progress = (step - rising) / max(1, total - rising)
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

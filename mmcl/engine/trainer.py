@@ -1,0 +1,162 @@
+"""The training loop: one step is encode, gather, loss, backward, guard, update, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmcl import rng
+from mmcl.config import Config
+from mmcl.core.gather import gather_rows
+from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.engine.checkpoint import load_checkpoint, save_checkpoint
+from mmcl.engine.log import MetricsLog, Progress
+from mmcl.engine.optim import build_optimiser
+from mmcl.engine.schedule import learning_rate
+from mmcl.errors import UserError
+from mmcl.methods.method import Method
+from mmcl.types import Batch, Embeddings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmcl.engine.checkpoint import Checkpoint
+
+
+class Trainer:
+    """Trains a method to the end of a run, from the beginning or from a checkpoint.
+
+    Args:
+        config: the run.
+        accelerator: device, precision and processes.
+        method: what is trained; moved to the device and, over several processes, wrapped.
+        batches: item number s is this process's share of step s.
+        total_steps: length of the run.
+        identity: what a checkpoint must agree on before it may be continued, JSON values.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        method: Method,
+        batches: Dataset[Batch],
+        *,
+        total_steps: int,
+        identity: dict[str, Any],
+    ):
+        self.config, self.accelerator, self.method, self.batches = config, accelerator, method, batches
+        self.total_steps, self.identity = total_steps, identity
+        self.run_dir = Path(config.run_dir or "")
+        optimiser = build_optimiser(method.to(accelerator.device), config.optim)
+        # The loader and the schedule stay ours: Accelerate would reorder the one and step the other once per process.
+        self.encode, self.optimiser = accelerator.prepare(method, optimiser)
+        self.bad_samples = BadSampleBudget(config.data.max_bad_fraction)
+
+    def fit(self, checkpoint: Checkpoint | None = None, on_step: Callable[[int, float], None] | None = None) -> None:
+        """Runs all steps that are left, saving on the way and at the end.
+
+        Args:
+            checkpoint: where to continue from.
+            on_step: called after every step with its number (from 1) and the loss of the global batch.
+        """
+        start = checkpoint.step if checkpoint else 0
+        if checkpoint:
+            load_checkpoint(checkpoint, self.method, self.optimiser.optimizer)
+        is_main = self.accelerator.is_main_process
+        log = MetricsLog(self.run_dir / "metrics.jsonl", resume_from=start) if is_main else None
+        progress = Progress(done=start, total=self.total_steps, batch_size=self.config.train.batch_size, enabled=is_main)
+        self.encode.train()
+        clock = _Clock(self.config.train.batch_size, start)
+        for step, batch in enumerate(self._loader(start), start + 1):
+            metrics = self._step(step, batch.to(self.accelerator.device))
+            progress.advance({name: metrics[name] for name in ("loss", "temperature") if name in metrics})
+            if log and (step % self.config.train.log_every == 0 or step in (1, self.total_steps)):
+                row = {"step": step, **metrics, "samples_per_second": clock.rate(step)}
+                log.write(row)
+                self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
+            if on_step:
+                on_step(step, metrics["loss"])
+            if step == self.total_steps or (self.config.train.save_every and step % self.config.train.save_every == 0):
+                self._save(step)
+        progress.close()
+
+    def _loader(self, start: int) -> DataLoader[Batch]:
+        steps = range(start, self.total_steps)
+        workers = self.config.data.workers
+        # Item numbers are steps and every batch is a pure function of its step: resuming is starting the range later.
+        return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers)
+
+    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+        train = self.config.train
+        torch.manual_seed(rng.sample_seed(train.seed, step, self.accelerator.process_index))
+        rate = learning_rate(
+            step - 1,
+            total=self.total_steps,
+            peak=self.config.optim.lr,
+            warmup=self.config.optim.warmup,
+            final=self.config.optim.final_lr,
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        embeddings = self._gather(self.encode(batch.views), batch)
+        output = self.method.loss(embeddings, batch)
+        shares = self._sum_over_processes({"loss": output.loss, **output.metrics})
+        self._guard(step, shares["loss"], batch)
+        # Accelerate averages gradients over the processes; the shares of the loss are to be summed.
+        self.accelerator.backward(output.loss * self.accelerator.num_processes)
+        if self.config.optim.clip is not None:
+            self.accelerator.clip_grad_norm_(self.encode.parameters(), self.config.optim.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.method.commit(embeddings, batch)
+        self.bad_samples.add(batch.bad_samples, seen=len(batch.ids))
+        return {**shares, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}
+
+    def _gather(self, local: Mapping[str, Tensor], batch: Batch) -> Embeddings:
+        everything = {name: gather_rows(rows) for name, rows in local.items()}
+        offset = self.accelerator.process_index * len(batch.ids)
+        return Embeddings(local, everything, batch.ids, gather_rows(batch.ids), offset)
+
+    def _sum_over_processes(self, shares: Mapping[str, Tensor]) -> dict[str, float]:
+        stacked = torch.stack([share.detach().float() for share in shares.values()])
+        return dict(zip(shares, self.accelerator.reduce(stacked, "sum").tolist(), strict=True))
+
+    def _guard(self, step: int, loss: float, batch: Batch) -> None:
+        """Stops before the update, on every process at the same step, when the loss is no number."""
+        if loss - loss != 0:
+            rows = ", ".join(str(i) for i in batch.index[:8].tolist())
+            raise UserError(
+                f"the loss of step {step} is {loss}; nothing was updated. Lower optim.lr, or look at the samples {rows}, ..."
+            )
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.run_dir / "checkpoints",
+                step,
+                self.method,
+                self.optimiser.optimizer,
+                identity=self.identity,
+                keep=self.config.train.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+class _Clock:
+    """Samples per second since the last reading."""
+
+    def __init__(self, batch_size: int, step: int):
+        self.batch_size, self.step, self.time = batch_size, step, time.perf_counter()
+
+    def rate(self, step: int) -> float:
+        now = time.perf_counter()
+        rate = (step - self.step) * self.batch_size / max(now - self.time, 1e-9)
+        self.step, self.time = step, now
+        return rate

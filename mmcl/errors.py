@@ -1,0 +1,26 @@
+"""One kind of error for everything that a user can mend: a line that names the thing and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that names the thing and the fix; the command line prints it and exits with 2."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> UserError:
+    """Returns the error for a name that does not exist: it suggests the nearest one, else lists them all.
+
+    Args:
+        kind: what the name should have named, e.g. "encoder" or "key".
+        name: what was given.
+        known: every name that would have been right.
+        where: where it was given, e.g. "configs/a.yaml: optim"; put in front of the message.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names) or 'none'}"
+    prefix = f"{where}: " if where else ""
+    return UserError(f"{prefix}unknown {kind} {name!r}; {hint}")

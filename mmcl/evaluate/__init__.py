@@ -1,0 +1,67 @@
+"""How good an embedding is: plain functions on arrays, and the same as evaluators of a model on a data source.
+
+The functions `retrieval`, `zero_shot`, `knn`, `linear_probe` and `embedding_map` need no model: arrays in, `Report` out. An
+evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from mmcl.evaluate.classifier import ZeroShotClassifier
+from mmcl.evaluate.embedding_map import embedding_map
+from mmcl.evaluate.knn import knn
+from mmcl.evaluate.linear_probe import linear_probe
+from mmcl.evaluate.prompts import class_embeddings
+from mmcl.evaluate.report import Metric, Report
+from mmcl.evaluate.retrieval import retrieval, retrieval_from_scores
+from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.zero_shot import zero_shot
+from mmcl.registry import Registry
+
+__all__ = [
+    "EVALUATORS",
+    "CachedModel",
+    "Metric",
+    "Report",
+    "Task",
+    "ZeroShotClassifier",
+    "class_embeddings",
+    "embedding_map",
+    "knn",
+    "linear_probe",
+    "retrieval",
+    "retrieval_from_scores",
+    "run",
+    "zero_shot",
+]
+
+EVALUATORS = Registry(
+    "evaluator",
+    {
+        "retrieval": "mmcl.evaluate.retrieval:evaluate_retrieval",
+        "zero_shot": "mmcl.evaluate.zero_shot:evaluate_zero_shot",
+        "knn": "mmcl.evaluate.knn:evaluate_knn",
+        "linear_probe": "mmcl.evaluate.linear_probe:evaluate_linear_probe",
+        "embedding_map": "mmcl.evaluate.embedding_map:evaluate_embedding_map",
+    },
+)
+
+
+def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[CachedModel], tasks: Iterable[Task]) -> Report:
+    """Runs every evaluator with every model on every task.
+
+    Args:
+        evaluators: names in `EVALUATORS`, each with its arguments.
+        models: one column of the report each: trained, untrained. Baselines are computed with the first one only.
+        tasks: what to evaluate on.
+    """
+    evaluators, models = list(evaluators), list(models)
+    report = Report()
+    for task in tasks:
+        for name, args in evaluators:
+            for number, model in enumerate(models):
+                report += EVALUATORS.build(name, args, model, task if number == 0 else replace(task, baselines=False))
+    return report

@@ -1,0 +1,118 @@
+"""What a model must beat: its own input. Pixels and their principal components, as models; and scores by memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.data.pictures import decode_sample, pictures
+from mmcl.data.source import Source
+from mmcl.evaluate import statistics
+from mmcl.evaluate.ranking import Scores
+from mmcl.evaluate.report import Report, metric_rows
+from mmcl.types import Preprocess
+
+BELOW_ALL = -2.0
+"""The score of a class that no training picture has: lower than any cosine."""
+
+
+class RawPixels:
+    """A model whose embedding is the picture: pixels in [0, 1], flattened, scaled to unit length (so not centred).
+
+    Args:
+        preprocess: size and channels; everything else about the picture is lost.
+    """
+
+    logit_scale = 1.0
+    logit_bias = None
+    has_text = False
+
+    def __init__(self, preprocess: Preprocess):
+        self.preprocess = preprocess
+        self.fingerprint = f"raw pixels {preprocess}"
+
+    @classmethod
+    def like(cls, source: Source) -> RawPixels:
+        """Pixels of 32 x 32, or the pictures' own size where that is smaller; grey where the first picture is."""
+        first = decode_sample(source[0])
+        return cls(Preprocess(size=min(32, *first.size), channels=1 if first.mode == "L" else 3))
+
+    def encode_image(self, images: Source, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+        """Pixels of a source: float32 [N, C * size * size], unit length. Raises UserError for a picture that cannot be read."""
+        pixels = torch.cat(list(pictures(images, self.preprocess, batch_size))).flatten(1).float()
+        return torch.nn.functional.normalize(pixels, dim=1).numpy()
+
+    def encode_text(self, texts: object, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        raise NotImplementedError("pixels know no texts")
+
+
+class PCAPixels(RawPixels):
+    """The first 50 principal components of the pixels, fitted on training pictures.
+
+    Args:
+        bank_pixels: float32 [T, P], the training pictures as `RawPixels` gives them.
+        pixels: a source to its pixels, so that they are decoded once.
+    """
+
+    def __init__(self, bank_pixels: np.ndarray, pixels: Callable[[Source], np.ndarray]):
+        from sklearn.decomposition import PCA
+
+        self.fingerprint = "PCA-50"
+        self._pixels = pixels
+        self._pca = PCA(min(50, *bank_pixels.shape), random_state=0).fit(bank_pixels)
+
+    def encode_image(self, images: Source, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+        """Components of a source: float32 [N, 50]."""
+        return np.asarray(self._pca.transform(self._pixels(images)), np.float32)
+
+
+def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: int) -> Scores:
+    """Scores queries with groups of pictures: the highest cosine with any member; `BELOW_ALL` for an empty group.
+
+    Args:
+        query_ND, member_TD: unit-length rows.
+        group_T: int64, 0 to `groups` - 1, the group of each member.
+
+    Returns:
+        Rows of queries -> float32 [n, groups].
+    """
+    member = member_TD.double()
+
+    def scores(part: slice) -> Tensor:
+        cosine = (query_ND[part].double() @ member.T).float()
+        best = cosine.new_full((len(cosine), groups), BELOW_ALL)
+        return best.scatter_reduce(1, group_T.expand(len(cosine), -1), cosine, "amax")
+
+    return scores
+
+
+def group_to_queries(query_ND: Tensor, member_TD: Tensor, group_T: Tensor) -> Scores:
+    """The same scores the other way round: rows of groups -> float32 [n, N]."""
+    query = query_ND.double()
+
+    def scores(part: slice) -> Tensor:
+        own = (group_T >= part.start) & (group_T < part.stop)
+        cosine = (member_TD[own].double() @ query.T).float()
+        best = cosine.new_full((part.stop - part.start, len(query)), BELOW_ALL)
+        row = (group_T[own] - part.start)[:, None].expand(-1, len(query))
+        return best.scatter_reduce(0, row, cosine, "amax")
+
+    return scores
+
+
+def class_baselines(evaluator: str, data: str, metrics: Sequence[str], labels: np.ndarray, bank_labels: np.ndarray) -> Report:
+    """Top-1 accuracy without looking: a class at random, and always the most common class of the training data.
+
+    Args:
+        metrics: names of the top-1 accuracies that these stand beside.
+        labels, bank_labels: int64, of the test and of the training rows.
+    """
+    classes, counts = np.unique(bank_labels, return_counts=True)
+    chance = statistics.exact(float(np.isin(labels, classes).mean() / len(classes)), len(labels))
+    majority = statistics.mean(labels == classes[counts.argmax()])
+    by_model = {"majority": majority, "chance": chance}
+    rows = (metric_rows(evaluator, data, model, dict.fromkeys(metrics, value)) for model, value in by_model.items())
+    return Report(tuple(metric for row in rows for metric in row))

@@ -1,0 +1,73 @@
+"""A classifier from nothing but class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmcl.errors import UserError
+from mmcl.evaluate.arrays import unit_rows
+from mmcl.evaluate.prompts import Templates, class_embeddings
+from mmcl.evaluate.zero_shot import probabilities
+from mmcl.types import EmbeddingModel
+
+Scored = list[dict[str, Any]]
+"""The best labels of an image, [{"label": str, "score": float}, ...], best first."""
+
+
+class ZeroShotClassifier:
+    """Classifies images by the texts of their labels; the texts are encoded once, when it is made.
+
+    Args:
+        model: with a text tower.
+        candidate_labels: C different names.
+        templates: sentences with a slot "{}" for the name, see `class_embeddings`; by default the bare name.
+
+    Attributes:
+        class_emb: float32 [C, D], unit length.
+
+    Raises:
+        UserError: the model has no text tower, a label is empty or double, or a template has no slot.
+    """
+
+    def __init__(self, model: EmbeddingModel, candidate_labels: Sequence[str], templates: Templates = "{}"):
+        if not model.has_text:
+            raise UserError("zero-shot classification needs a model with a text tower; this one embeds only images")
+        self.model = model
+        self.candidate_labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
+        self.class_emb = class_embeddings(model, self.candidate_labels, templates)
+
+    def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int = 64) -> Scored | list[Scored]:
+        """Scores images with the labels.
+
+        The scores are probabilities with the model's own scale: a softmax over the labels, or for a sigmoid model (SigLIP) each
+        label by itself, so that they need not add up to 1.
+
+        Args:
+            images: a path, an encoded file, a PIL image or a uint8 array; or a list of these, or a data source.
+            top_k: labels per image, all if there are fewer; None for all.
+            batch_size: images per batch.
+
+        Returns:
+            For one image the best labels, [{"label", "score"}, ...], best first; for a list a list of these.
+        """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1, not {top_k}")
+        one = isinstance(images, str | Path | bytes | Image.Image | np.ndarray)
+        if not one and len(images) == 0:
+            return []
+        image = unit_rows(self.model.encode_image([images] if one else images, batch_size=batch_size), "the image embeddings")
+        cosine = image @ torch.from_numpy(self.class_emb).T
+        score = probabilities(cosine, self.model.logit_scale, self.model.logit_bias)
+        # By cosine, not by probability: a large scale rounds different cosines to the same 0 or 1.
+        order = cosine.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+        best = [self._scored(*row) for row in zip(order.tolist(), score.gather(1, order).tolist(), strict=True)]
+        return best[0] if one else best
+
+    def _scored(self, labels: list[int], scores: list[float]) -> Scored:
+        return [{"label": self.candidate_labels[n], "score": score} for n, score in zip(labels, scores, strict=True)]

@@ -1,0 +1,81 @@
+"""Class names to class embeddings: the sentences of a zero-shot classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mmcl.errors import UserError
+from mmcl.evaluate.arrays import unit_rows
+
+Template = str | Callable[[str], str]
+Templates = Template | Sequence[Template] | Mapping[str, Sequence[str]]
+"""A sentence with a slot "{}" or "{c}" for the class name, a function of the name, several of these, or the sentences of each
+class by its name."""
+
+
+class TextEncoder(Protocol):
+    """The part of a model that class embeddings need."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: Templates = "{}") -> np.ndarray:
+    """One unit vector per class: normalise(mean over the templates of normalise(text)), as in CLIP (Radford et al., 2021).
+
+    Args:
+        model: its `encode_text` embeds the sentences, all in one call.
+        class_names: C different names.
+        templates: by default the bare name.
+
+    Returns:
+        float32 [C, D].
+
+    Raises:
+        UserError: no names, an empty or a double one, a template without a slot, or a class without sentences.
+    """
+    check_class_names(class_names)
+    sentences = [_sentences(name, templates) for name in class_names]
+    text_emb = unit_rows(model.encode_text([text for own in sentences for text in own]), "the text embeddings")
+    parts = text_emb.split([len(own) for own in sentences])
+    return torch.nn.functional.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1).cpu().numpy()
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raises UserError unless there are names, all different and none of them blank."""
+    if isinstance(class_names, str) or not class_names:
+        raise UserError(f"class names must be a list of one or more names, not {class_names!r}")
+    blank = [number for number, name in enumerate(class_names) if not name.strip()]
+    if blank:
+        raise UserError(f"class name {blank[0]} is empty; give every class a name")
+    double = [name for number, name in enumerate(class_names) if name in class_names[:number]]
+    if double:
+        raise UserError(f"class name {double[0]!r} is there twice; give each class once")
+
+
+def _sentences(name: str, templates: Templates) -> list[str]:
+    if isinstance(templates, Mapping):
+        own = templates.get(name, ())
+        own = [own] if isinstance(own, str) else list(own)
+        if not own:
+            raise UserError(f"the templates have no sentences for class {name!r}; add them, or give templates for all classes")
+        return own
+    several = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
+    if not several:
+        raise UserError('no templates; give at least one, such as "a photo of a {}."')
+    return [_fill(template, name) for template in several]
+
+
+def _fill(template: Template, name: str) -> str:
+    """Puts the name into the slot. Not `str.format`: a name or a template may contain other braces."""
+    if callable(template):
+        return template(name)
+    slot = "{c}" if "{c}" in template else "{}"
+    if slot not in template:
+        raise UserError(
+            f'template {template!r} has no slot for the class name; write it with "{{}}", as in "a photo of a {{}}."'
+        )
+    return template.replace(slot, name)

@@ -1,0 +1,191 @@
+"""Image-text retrieval in both directions, with any number of captions per image and images per caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcl.core.nearest import nearest
+from mmcl.data.pictures import decode_sample
+from mmcl.evaluate import statistics
+from mmcl.evaluate.arrays import Array, cutoffs, integers, same_width, unit_rows
+from mmcl.evaluate.baselines import best_of_group, group_to_queries
+from mmcl.evaluate.plots import retrieval_examples
+from mmcl.evaluate.ranking import Ranks, Scores, Ties, chance_ranks, dot, rank_positives
+from mmcl.evaluate.report import Report, file_name, metric_rows
+from mmcl.evaluate.statistics import Estimate
+from mmcl.evaluate.task import CachedModel, Captions, Task
+from mmcl.rng import permutation
+
+EVALUATOR = "retrieval"
+
+
+def retrieval(
+    image_emb: Array,
+    text_emb: Array,
+    *,
+    image_ids: Array | Sequence[int],
+    text_image_ids: Array | Sequence[int],
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "mean",
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """Scores retrieval by cosine: for each text the images, for each image the texts.
+
+    R@k is the hit rate that CLIP papers print: the share of the queries with at least one positive among the first k. Positives
+    have equal ids, n of them to m. Queries without a positive are left out; other rows are compared with all the same.
+
+    Args:
+        image_emb, text_emb: finite rows [N, D], [M, D]; they are scaled to unit length.
+        image_ids, text_image_ids: integers [N], [M]: of each image, and of the image that each text describes.
+        ks: cut-offs. R@k has no value where there are fewer than k candidates.
+        ties: what equal scores count: "mean" is the expectation over a random order, so that a collapsed model scores k / N;
+            "optimistic", "pessimistic", or "index", the order of the rows.
+        chunk_size: queries per block of scores; changes memory and nothing else.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `text_to_image_R@k`, `text_to_image_median_rank` (from 1), `text_to_image_tied` (share of the queries whose best
+        positive shares its score with a negative), and the same for `image_to_text`.
+
+    Raises:
+        UserError: shapes or ids do not fit, an embedding is not finite, or no query has a positive.
+    """
+    image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
+    same_width(image, text, "image_emb and text_emb")
+    return retrieval_from_scores(
+        {"text_to_image": dot(text, image), "image_to_text": dot(image, text)},
+        image_ids=integers(image_ids, "image_ids", len(image)).to(image.device),
+        text_image_ids=integers(text_image_ids, "text_image_ids", len(text)).to(image.device),
+        ks=ks,
+        ties=ties,
+        chunk_size=chunk_size,
+        data=data,
+        model=model,
+    )
+
+
+def retrieval_from_scores(
+    scores: Mapping[str, Scores],
+    *,
+    image_ids: Array | Sequence[int],
+    text_image_ids: Array | Sequence[int],
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "mean",
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """`retrieval` for anything that scores pairs, not only for embeddings.
+
+    Args:
+        scores: by direction, "text_to_image" and "image_to_text": a function from a slice of the queries to their scores with
+            all keys, float32 [n, keys].
+    """
+    image, text = torch.as_tensor(image_ids), torch.as_tensor(text_image_ids)
+    ids = {"text_to_image": (text, image), "image_to_text": (image, text)}
+    estimates: dict[str, Estimate] = {}
+    for direction, score in scores.items():
+        ranks = rank_positives(score, *ids[direction], chunk_size=chunk_size)
+        estimates |= _estimates(direction, ranks, cutoffs(ks), ties)
+        estimates[f"{direction}_tied"] = statistics.mean(ranks.tied > 0)
+    return Report(metric_rows(EVALUATOR, data, model, estimates))
+
+
+def evaluate_retrieval(
+    model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
+) -> Report:
+    """`retrieval` of a model on a source, with chance and raw pixels, and a picture of some queries.
+
+    Raw pixels score an image with a caption as the highest cosine with a training picture that has the very same caption, so
+    they exist only where training and test data have captions in common.
+
+    Args:
+        ks, ties: as in `retrieval`.
+        examples: queries of each direction in the picture; 0 for no picture.
+    """
+    model.require_text(EVALUATOR)
+    captions = task.captions
+    image_emb, text_emb = model.images(task.source), model.encode_text(captions.texts)
+    options: dict[str, Any] = {
+        "image_ids": captions.image_ids,
+        "text_image_ids": captions.text_ids,
+        "ks": ks,
+        "data": task.name,
+    }
+    report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
+    if examples:
+        report += Report(
+            figures={file_name(EVALUATOR, task.name, model.name): _examples(model.name, task, image_emb, text_emb, examples)}
+        )
+    if task.baselines:
+        report += _chance(captions, ks, task.name) + _raw_pixels(task, ties=ties, **options)
+    return report
+
+
+def _estimates(direction: str, ranks: Ranks, ks: Sequence[int], ties: Ties) -> dict[str, Estimate]:
+    hits = {k: ranks.hits(k, ties) if k <= ranks.keys else None for k in ks}
+    estimates = {
+        f"{direction}_R@{k}": statistics.exact(None, len(ranks)) if hit is None else statistics.mean(hit)
+        for k, hit in hits.items()
+    }
+    return estimates | {f"{direction}_median_rank": statistics.median(ranks.first(ties))}
+
+
+def _chance(captions: Captions, ks: Sequence[int], data: str) -> Report:
+    image_ids, text_ids = torch.as_tensor(captions.image_ids), torch.as_tensor(captions.text_ids)
+    estimates = {}
+    for direction, ids in {"text_to_image": (text_ids, image_ids), "image_to_text": (image_ids, text_ids)}.items():
+        ranks = chance_ranks(*ids)
+        for k in cutoffs(ks):
+            value = float(ranks.hits(k).mean()) if k <= ranks.keys else None
+            estimates[f"{direction}_R@{k}"] = statistics.exact(value, len(ranks))
+        estimates[f"{direction}_median_rank"] = statistics.exact(float(np.median(ranks.first())), len(ranks))
+    return Report(metric_rows(EVALUATOR, data, "chance", estimates))
+
+
+def _raw_pixels(task: Task, **options: Any) -> Report:
+    texts = task.captions.texts
+    columns: dict[str, list[int]] = {}
+    for column, text in enumerate(texts):
+        columns.setdefault(text, []).append(column)
+    bank = () if task.bank is None else [task.bank[row].captions for row in range(len(task.bank))]
+    pairs = [(row, column) for row, own in enumerate(bank) for text in own for column in columns.get(text, ())]
+    if not pairs:
+        return Report(
+            notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as no training picture has a caption of the test set.",)
+        )
+    row, group = torch.tensor(pairs).T
+    member = torch.from_numpy(task.pixels.images(task.required_bank))[row]
+    image = torch.from_numpy(task.pixels.images(task.source))
+    scores = {
+        "text_to_image": group_to_queries(image, member, group),
+        "image_to_text": best_of_group(image, member, group, len(texts)),
+    }
+    return retrieval_from_scores(scores, model=task.pixels.name, **options)
+
+
+def _examples(model: str, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
+    """A picture of `count` texts with their first five images and of `count` images with their first five texts."""
+    source, captions = task.source, task.captions
+    image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
+    texts = permutation(len(text), 0)[:count]
+    images = captions.first_image[permutation(len(text), 1)[:count]]
+    _, image_rows = nearest(text[texts], image, min(5, len(image)))
+    _, text_rows = nearest(image[images], text, min(5, len(text)))
+    return retrieval_examples(
+        [
+            (captions.texts[t], [(decode_sample(source[i]), captions.image_ids[i] == captions.text_ids[t]) for i in found])
+            for t, found in zip(texts, image_rows.tolist(), strict=True)
+        ],
+        [
+            (decode_sample(source[i]), [(captions.texts[t], captions.image_ids[i] == captions.text_ids[t]) for t in found])
+            for i, found in zip(images.tolist(), text_rows.tolist(), strict=True)
+        ],
+        title=f"Retrieval, {task.name}, {model}",
+    )

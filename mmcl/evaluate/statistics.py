@@ -1,0 +1,88 @@
+"""95 % confidence intervals. Rows are taken as independent draws; what varies is the test set, not the training.
+
+Shares of 0/1 outcomes have the exact binomial interval (Clopper and Pearson, 1934), which is right at 0 and 1 too, where a
+bootstrap has width zero. Everything else has the percentile bootstrap (Efron, 1979), seeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+
+class Estimate(NamedTuple):
+    """A value, its interval and the number of rows it was computed from. Interval and value are None where there is none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def proportion(successes: int, n: int) -> Estimate:
+    """Share of `successes` among `n` rows, with the exact binomial interval."""
+    from scipy.special import betaincinv
+
+    tail = (1 - CONFIDENCE) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Estimate(successes / n, low, high, n)
+
+
+def mean(outcomes: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Mean of outcomes [N]: a binomial interval if all are 0 or 1, else a bootstrap interval."""
+    if np.isin(outcomes, (0, 1)).all():
+        return proportion(int(outcomes.sum()), len(outcomes))
+    values, counts = _resampled_counts(outcomes, seed)
+    return _with_interval(float(outcomes.mean()), counts @ values / len(outcomes), len(outcomes))
+
+
+def median(outcomes: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Median of outcomes [N], with a bootstrap interval."""
+    n = len(outcomes)
+    values, counts = _resampled_counts(outcomes, seed)
+    cumulative = counts.cumsum(axis=1)
+    # The two middle order statistics of each resample; the same one for odd n.
+    lower, upper = ((cumulative > rank).argmax(axis=1) for rank in ((n - 1) // 2, n // 2))
+    return _with_interval(float(np.median(outcomes)), (values[lower] + values[upper]) / 2, n)
+
+
+def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Mean over the classes of the mean outcome of their rows; the bootstrap draws within each class."""
+    present = np.unique(labels)
+    groups = [outcomes[labels == label] for label in present]
+    resampled = np.zeros(RESAMPLES)
+    for number, group in enumerate(groups):
+        values, counts = _resampled_counts(group, (seed, number))
+        resampled += counts @ values / len(group)
+    return _with_interval(float(np.mean([group.mean() for group in groups])), resampled / len(groups), len(outcomes))
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0) -> Estimate:
+    """Any statistic of `n` rows: `statistic` gets row numbers [n], once each, then resampled with replacement."""
+    generator = np.random.default_rng(seed)
+    resampled = np.array([statistic(generator.integers(n, size=n)) for _ in range(RESAMPLES)])
+    return _with_interval(float(statistic(np.arange(n))), resampled, n)
+
+
+def exact(value: float | None, n: int) -> Estimate:
+    """A number without sampling error, such as the expectation of chance."""
+    return Estimate(value, None, None, n)
+
+
+def _resampled_counts(outcomes: np.ndarray, seed: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values [U] and how often each is drawn in each resample [RESAMPLES, U]: far less work than drawing rows."""
+    values, counts = np.unique(outcomes, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(outcomes), counts / len(outcomes), size=RESAMPLES)
+    return values, drawn
+
+
+def _with_interval(value: float, resampled: np.ndarray, n: int) -> Estimate:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    return Estimate(value, min(float(low), value), max(float(high), value), n)

@@ -1,0 +1,165 @@
+"""What is evaluated, on what: a model that encodes everything once, and a source with the training source beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mmcl.data.source import Source
+from mmcl.errors import UserError
+from mmcl.evaluate.baselines import PCAPixels, RawPixels
+from mmcl.types import EmbeddingModel
+
+
+class CachedModel:
+    """A model that encodes each source and each text once, however many evaluators ask.
+
+    Args:
+        model: what embeds.
+        name: its column in the report: "trained", "untrained", ...
+        batch_size: pictures per batch.
+    """
+
+    def __init__(self, model: EmbeddingModel, name: str = "trained", *, batch_size: int = 64):
+        self.model = model
+        self.name = name
+        self.batch_size = batch_size
+        self._images: dict[str, np.ndarray] = {}
+        self._texts: dict[str, np.ndarray] = {}
+
+    def images(self, source: Source) -> np.ndarray:
+        """Embeddings of every picture of a source: float32 [N, D]."""
+        key = source.fingerprint
+        if key not in self._images:
+            self._images[key] = self.model.encode_image(source, batch_size=self.batch_size)
+        return self._images[key]
+
+    def encode_text(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Embeddings of texts: float32 [M, D]; only new ones are encoded, with the model's own `options`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            self._texts.update(zip(new, self.model.encode_text(new, **options), strict=True))
+        return np.stack([self._texts[text] for text in texts])
+
+    def require_text(self, evaluator: str) -> None:
+        """Raises UserError when the model has no text tower."""
+        if not self.model.has_text:
+            raise UserError(
+                f"{evaluator} needs a model with a text tower; this one embeds only images: use knn or linear_probe"
+            )
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Every caption of a source, once for each id it describes.
+
+    Attributes:
+        texts: M texts.
+        text_ids: int64 [M], of the images that each describes.
+        image_ids: int64 [N].
+        first_image: int64 [M], an image that carries the text.
+    """
+
+    texts: tuple[str, ...]
+    text_ids: np.ndarray
+    image_ids: np.ndarray
+    first_image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set to evaluate.
+
+    Attributes:
+        name: what the report calls it, e.g. "emoji/unseen_style".
+        source: the samples that are scored.
+        bank: the training samples: neighbours for k-NN, training rows of the linear probe, memory of the raw-pixel baseline.
+        baselines: whether the evaluators also report chance, majority and raw pixels.
+    """
+
+    name: str
+    source: Source
+    bank: Source | None = None
+    baselines: bool = True
+
+    @cached_property
+    def captions(self) -> Captions:
+        """Raises UserError when the source has no captions."""
+        captions = captions_of(self.source)
+        if not captions.texts:
+            raise UserError(f"{self.name}: no sample has a caption, which retrieval needs; choose another source or evaluator")
+        return captions
+
+    @cached_property
+    def has_labels(self) -> bool:
+        return all(self.source[index].label is not None for index in range(len(self.source)))
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [N]. Raises UserError when a sample has no label."""
+        return _labels(self.source, self.name)
+
+    @cached_property
+    def bank_labels(self) -> np.ndarray:
+        """int64 [M]. Raises UserError when a training sample has no label, or its classes are not those of the source."""
+        bank = self.required_bank
+        ours, theirs = self.source.class_names, bank.class_names
+        if ours is not None and theirs is not None and list(ours) != list(theirs):
+            raise UserError(f"{self.name}: training and test data have different classes; give both the same class names")
+        return _labels(bank, f"the training data of {self.name}")
+
+    @property
+    def required_bank(self) -> Source:
+        """The training samples. Raises UserError when there are none."""
+        if self.bank is None:
+            raise UserError(f"{self.name}: this evaluator needs training data to compare with; set the task's `bank`")
+        return self.bank
+
+    @cached_property
+    def pixels(self) -> CachedModel:
+        """The baseline "raw pixels"."""
+        return CachedModel(RawPixels.like(self.source), "raw pixels")
+
+    @cached_property
+    def pca(self) -> CachedModel:
+        """The baseline "PCA-50" of the training pictures."""
+        return CachedModel(PCAPixels(self.pixels.images(self.required_bank), self.pixels.images), "PCA-50")
+
+
+def captions_of(source: Source) -> Captions:
+    """Collects the captions of a source.
+
+    Without `source.ids`, pictures that share a caption have equal ids, and so have those that a chain of such pairs links.
+    """
+    captions = [source[index].captions for index in range(len(source))]
+    image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
+    first: dict[tuple[str, int], int] = {}
+    for image, own in enumerate(captions):
+        for text in own:
+            first.setdefault((text, int(image_ids[image])), image)
+    text_ids = np.array([image_id for _, image_id in first], np.int64)
+    return Captions(tuple(text for text, _ in first), text_ids, image_ids, np.array(list(first.values()), np.int64))
+
+
+def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """Connected components of the graph of pictures and captions: int64 [N]."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    node = {text: number for number, text in enumerate(dict.fromkeys(text for own in captions for text in own), len(captions))}
+    image = [number for number, own in enumerate(captions) for _ in own]
+    text = [node[caption] for own in captions for caption in own]
+    size = len(captions) + len(node)
+    _, component = connected_components(coo_array((np.ones(len(text)), (image, text)), shape=(size, size)), directed=False)
+    return component[: len(captions)].astype(np.int64)
+
+
+def _labels(source: Source, name: str) -> np.ndarray:
+    labels = [source[index].label for index in range(len(source))]
+    if None in labels:
+        raise UserError(f"{name}: {source[labels.index(None)].name} has no label, which this evaluator needs")
+    return np.array(labels, np.int64)

@@ -1,0 +1,123 @@
+"""One function for every model: `load_model("runs/a")`, `load_model("open_clip:ViT-B-32/laion2b_s34b_b79k")`, ..."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmcl.encoders.tokenizers import Tokenizer
+from mmcl.encoders.tower import DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
+from mmcl.errors import UserError
+from mmcl.interop.model import Model
+from mmcl.interop.save import CONFIG, FORMAT_VERSION, TOKENIZER, WEIGHTS
+from mmcl.safe import load_into, read_json, read_tensors
+
+
+def load_model(name: str | Path, *, device: str | torch.device | None = None) -> Model:
+    """Loads a model, ready for use.
+
+    Args:
+        name: one of
+            a run directory, or its `model/` folder;
+            `open_clip:ARCH`, with random weights, or `open_clip:ARCH/PRETRAINED`, a tag of released weights or a path;
+            `hf:ID_OR_DIR`, a CLIP-like model of transformers;
+            `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with those of a file.
+        device: where it runs; None takes the GPU if there is one.
+
+    Raises:
+        UserError: there is no such model, it cannot be downloaded, or its files are damaged or of another version.
+    """
+    scheme, colon, rest = str(name).partition(":")
+    if colon and scheme in _LIBRARIES:
+        model = _LIBRARIES[scheme](rest)
+        return Model(**model, provenance={"source": str(name)}, device=device)
+    return Model(**_read_folder(_model_folder(Path(name))), device=device)
+
+
+def _model_folder(path: Path) -> Path:
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    schemes = ", ".join(f"{scheme}:NAME" for scheme in _LIBRARIES)
+    raise UserError(f"{path}: no run and no model folder; give one that holds {CONFIG}, or {schemes}")
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """The arguments of `Model`."""
+    config = read_json(folder / CONFIG)
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        hint = f"it has format version {version}; update mmcl" if version else f"another library's? try hf:{folder}"
+        raise UserError(f"{folder}: no model of format version {FORMAT_VERSION}: {hint}")
+    try:
+        towers = nn.ModuleDict({name: _read_tower(folder, values) for name, values in config["towers"].items()})
+        tensors = read_tensors(folder / WEIGHTS)
+        for alias, original in config["shared_tensors"].items():
+            tensors[alias] = tensors[original]
+        settings = {key: config[key] for key in ("logit_scale", "logit_bias", "embedding", "provenance")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: {CONFIG} is damaged ({error!r}); copy or save the model again") from None
+    load_into(towers, tensors, where=str(folder / WEIGHTS))
+    return {"towers": towers, **settings}
+
+
+def _read_tower(folder: Path, values: Mapping[str, Any]) -> Tower:
+    values = dict(values)
+    preprocess = values.pop("preprocess", None)
+    spec = TowerSpec(**values)
+    tokenizer = Tokenizer.load(folder / TOKENIZER) if spec.modality == "text" else None
+    tower = build_tower(spec, tokenizer=tokenizer)
+    if isinstance(tower.encoder, ImageEncoder):
+        here = json.loads(json.dumps(asdict(tower.encoder.preprocess)))
+        if here != preprocess:
+            raise UserError(
+                f"{folder}: trained with preprocessing {preprocess}, but {spec.encoder} as installed here has {here}; "
+                f"install the version of {spec.encoder} that it was trained with"
+            )
+    return tower
+
+
+def _open_clip(rest: str) -> dict[str, Any]:
+    from mmcl.encoders.open_clip import dual_encoder
+
+    arch, _, pretrained = rest.partition("/")
+    return _from_dual("open_clip", dual_encoder(arch, pretrained or None))
+
+
+def _transformers(rest: str) -> dict[str, Any]:
+    from mmcl.encoders.transformers import dual_encoder
+
+    return _from_dual("transformers", dual_encoder(rest))
+
+
+def _from_dual(library: str, dual: DualEncoder) -> dict[str, Any]:
+    towers = nn.ModuleDict(
+        {
+            "image": wrap_encoder(dual.image, TowerSpec(modality="image", encoder=library)),
+            "text": wrap_encoder(dual.text, TowerSpec(modality="text", encoder=library)),
+        }
+    )
+    return {"towers": towers, "logit_scale": dual.logit_scale, "logit_bias": dual.logit_bias}
+
+
+def _image_only(library: str) -> Callable[[str], dict[str, Any]]:
+    def load(rest: str) -> dict[str, Any]:
+        name, _, path = rest.partition("/")
+        spec = TowerSpec(modality="image", encoder=library, encoder_args={"name": name, "pretrained": path or True})
+        return {"towers": nn.ModuleDict({"image": build_tower(spec)})}
+
+    return load
+
+
+_LIBRARIES: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "open_clip": _open_clip,
+    "hf": _transformers,
+    "timm": _image_only("timm"),
+    "torchvision": _image_only("torchvision"),
+}

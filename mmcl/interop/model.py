@@ -1,0 +1,193 @@
+"""A model as its users see it: pictures and texts in, unit-length vectors out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mmcl.data.decode import decode, to_tensor
+from mmcl.data.source import ImageLike, Source
+from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
+from mmcl.errors import UserError
+from mmcl.types import Tokens
+
+Embedding = Literal["projection", "features"]
+"""What a model gives: the output of the projection head, or the features before it."""
+
+
+class Model:
+    """Towers ready for use; an `EmbeddingModel` (see types.py).
+
+    Attributes:
+        towers: "image" and "text", or one of them; put into evaluation mode.
+        logit_scale: inverse temperature with which the model turns cosines into logits.
+        logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
+        embedding: what is given, see `Embedding`.
+        provenance: where the model comes from, JSON values.
+    """
+
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        logit_scale: float = 1.0,
+        logit_bias: float | None = None,
+        embedding: Embedding = "projection",
+        provenance: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.towers = towers.to(self.device).eval()
+        self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
+        self.embedding: Embedding = embedding
+        self.provenance = dict(provenance or {})
+
+    @property
+    def has_image(self) -> bool:
+        """Whether `encode_image` works."""
+        return "image" in self.towers
+
+    @property
+    def has_text(self) -> bool:
+        """Whether `encode_text` works."""
+        return "text" in self.towers
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the embeddings."""
+        tower: Tower = next(iter(self.towers.values()))  # type: ignore[assignment]
+        return tower.embed_dim if self.embedding == "projection" else tower.encoder.feature_dim
+
+    def encode_image(
+        self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int = 64, progress: bool = False
+    ) -> np.ndarray:
+        """Embeds pictures.
+
+        Args:
+            images: a path (every `str` is one), PIL image, uint8 array [H, W] or [H, W, C], or encoded file; a sequence of
+                these; or a data source.
+            batch_size: pictures in one forward pass.
+            progress: show a progress bar.
+
+        Returns:
+            float32 [N, D], unit length, in the order given; N is 1 for a single picture.
+
+        Raises:
+            UserError: the model has no image tower, or a picture is missing or cannot be read; names the file.
+        """
+        tower = self._tower("image", "encode_image")
+        encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
+
+        def read(number: int) -> Tensor:
+            return to_tensor(_picture(images, number), encoder.preprocess)
+
+        if isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            images = [images]
+        elif not isinstance(images, Source):
+            images = list(images)
+        batches = _prefetched(read, len(images), batch_size)
+        pixels = (torch.stack(batch).to(self.device).float() / 255 for batch in batches)
+        return self._encode(tower, pixels, len(images), progress)
+
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """Embeds a string, which is always a text and never a path, or a list of strings.
+
+        Returns:
+            float32 [N, D], unit length, in the order given; N is 1 for a single string.
+
+        Raises:
+            UserError: the model has no text tower, or something is no string.
+        """
+        tower = self._tower("text", "encode_text")
+        encoder: TextEncoder = tower.encoder  # type: ignore[assignment]
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        starts = range(0, len(rows), batch_size)
+        tokens = (encoder.tokenizer(rows[start : start + batch_size]).to(self.device) for start in starts)
+        return self._encode(tower, tokens, len(rows), progress)
+
+    def similarity(self, image_emb: np.ndarray, text_emb: np.ndarray) -> np.ndarray:
+        """Cosines of unit-length rows: [N, D] and [M, D] to float32 [N, M]."""
+        return np.asarray(image_emb, np.float32) @ np.asarray(text_emb, np.float32).T
+
+    def probs(self, image_emb: np.ndarray, text_emb: np.ndarray) -> np.ndarray:
+        """How well each text fits each image, float32 [N, M].
+
+        A softmax model (CLIP) compares the texts: softmax(logit_scale * cosine), rows sum to 1. A sigmoid model (SigLIP) judges
+        each pair by itself: sigmoid(logit_scale * cosine + logit_bias).
+        """
+        logits = torch.from_numpy(self.similarity(image_emb, text_emb)) * self.logit_scale
+        if self.logit_bias is None:
+            return logits.softmax(dim=-1).numpy()
+        return (logits + self.logit_bias).sigmoid().numpy()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 over architecture, weights, preprocessing and tokenizer, in hexadecimal; computed once."""
+        digest = hashlib.sha256(json.dumps([self.embedding, *map(_description, self.towers.items())]).encode())
+        for name, tensor in sorted(self.towers.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _tower(self, name: str, method: str) -> Tower:
+        if name not in self.towers:
+            raise UserError(f"this model has no {name} tower, so {method} does not work; load a model that has one")
+        return self.towers[name]  # type: ignore[return-value]
+
+    def _encode(self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool) -> np.ndarray:
+        rows = np.empty((total, self.embed_dim), np.float32)
+        done = 0
+        with torch.inference_mode(), tqdm(total=total, disable=not progress, unit="row") as bar:
+            for batch in batches:
+                rows[done : done + len(batch)] = self._embed(tower, batch).cpu().numpy()
+                done += len(batch)
+                bar.update(len(batch))
+        return rows
+
+    def _embed(self, tower: Tower, batch: Tensor | Tokens) -> Tensor:
+        if self.embedding == "projection":
+            return tower(batch).float()  # type: ignore[no-any-return]
+        return nn.functional.normalize(tower.encoder(batch).float(), dim=-1)
+
+
+def _picture(images: Sequence[ImageLike] | Source, number: int) -> Image.Image:
+    if not isinstance(images, Source):
+        image = images[number]
+        return decode(image, name=None if isinstance(image, str | Path) else f"image {number}")
+    sample = images[number]
+    if sample.image is None:
+        raise UserError(f"{sample.name} has no picture; give a source of images")
+    return decode(sample.image, name=sample.name)
+
+
+def _prefetched(read: Callable[[int], Tensor], total: int, batch_size: int) -> Iterator[list[Tensor]]:
+    """Batches of `read(i)`, each read by threads while the one before it is in use (Pillow decodes without the GIL)."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        ahead = [pool.submit(read, i) for i in range(min(batch_size, total))]
+        for start in range(0, total, batch_size):
+            batch = [future.result() for future in ahead]
+            ahead = [pool.submit(read, i) for i in range(start + batch_size, min(start + 2 * batch_size, total))]
+            yield batch
+
+
+def _description(item: tuple[str, nn.Module]) -> list[Any]:
+    """What decides a tower's output besides its weights, as JSON values."""
+    name, tower = item
+    spec, encoder = tower.spec, tower.encoder
+    architecture = repr(tower) if spec is None else asdict(spec)  # type: ignore[call-overload]
+    inputs = asdict(encoder.preprocess) if isinstance(encoder, ImageEncoder) else encoder.tokenizer.to_json()  # type: ignore[union-attr,operator]
+    return [name, architecture, inputs]

@@ -1,0 +1,93 @@
+"""Our own format: a folder that explains itself. JSON for what the model is, safetensors for its weights, no pickle.
+
+config.json         towers by name and arguments, preprocessing, logit scale and bias, where the model comes from
+model.safetensors   the weights, each stored once
+tokenizer.json      if there is a text tower
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmcl.encoders.tower import ImageEncoder, Tower
+from mmcl.errors import UserError
+from mmcl.interop.model import Embedding
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+def save_model(
+    path: str | Path,
+    towers: nn.ModuleDict,
+    *,
+    logit_scale: float = 1.0,
+    logit_bias: float | None = None,
+    embedding: Embedding = "projection",
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that `load_model` reads without further arguments. It appears when it is complete, or not at all.
+
+    Args:
+        path: the folder; one that exists is replaced.
+        towers: "image" and "text", or one of them, as `build_tower` built them.
+        logit_scale, logit_bias, embedding, provenance: as in `Model`.
+
+    Raises:
+        UserError: a tower was made by hand, so nothing says how to build it again.
+    """
+    path = Path(path)
+    tensors, shared = _unique_tensors(towers)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "towers": {name: _describe(name, tower) for name, tower in towers.items()},  # type: ignore[arg-type]
+        "embedding": embedding,
+        "logit_scale": float(logit_scale),
+        "logit_bias": None if logit_bias is None else float(logit_bias),
+        "shared_tensors": shared,
+        "provenance": dict(provenance or {}),
+    }
+    stage, old = (path.with_name(f".{kind}-{path.name}") for kind in ("tmp", "old"))
+    for leftover in (stage, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    stage.mkdir(parents=True)
+    (stage / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    save_file(tensors, stage / WEIGHTS)
+    if "text" in towers:
+        towers["text"].encoder.tokenizer.save(stage / TOKENIZER)  # type: ignore[union-attr,operator]
+    if path.exists():
+        path.rename(old)
+    stage.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _describe(name: str, tower: Tower) -> dict[str, Any]:
+    if tower.spec is None:
+        raise UserError(f"the {name} tower was made by hand and cannot be saved; build it with build_tower")
+    description = asdict(tower.spec)
+    if isinstance(tower.encoder, ImageEncoder):
+        description["preprocess"] = asdict(tower.encoder.preprocess)
+    return description
+
+
+def _unique_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict without repetitions, on the CPU; and for each name left out, the name that it shares its tensor with."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in module.state_dict().items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in first:
+            shared[name] = first[place]
+        else:
+            first[place] = name
+            tensors[name] = tensor.cpu().contiguous().clone()  # overlapping views are not allowed in a file
+    return tensors, shared

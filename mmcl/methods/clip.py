@@ -1,0 +1,47 @@
+"""CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.info_nce import info_nce
+from mmcl.methods.method import Method
+from mmcl.types import Batch, Embeddings, LossOutput
+
+
+class CLIP(Method):
+    """Images and texts as two views of one thing: symmetric InfoNCE with a learned temperature (figure 3 of the paper).
+
+    Pairs with equal ids are positives of each other. The first loss of an untrained model is about ln B.
+
+    Args:
+        towers: "image" and "text", of equal embedding width.
+        temperature: initial temperature.
+        max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
+    """
+
+    views = {"image": "image", "text": "text"}
+    embedding = "projection"
+
+    def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0):
+        super().__init__(towers)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.max_log_scale = math.log(max_scale)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        local, everything = embeddings.local, embeddings.all
+        ids = {"query_id_N": embeddings.ids, "key_id_M": embeddings.all_ids, "scale": self.logit_scale, "reduction": "sum"}
+        image_to_text = info_nce(local["image"], everything["text"], **ids)  # type: ignore[arg-type]
+        text_to_image = info_nce(local["text"], everything["image"], **ids)  # type: ignore[arg-type]
+        return LossOutput((image_to_text + text_to_image) / (2 * len(embeddings.all_ids)))
+
+    @torch.no_grad()
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        self.log_scale.clamp_(0, self.max_log_scale)

@@ -1,0 +1,75 @@
+"""The contract of every method: encode, loss, commit.
+
+`encode` is all the expensive work per sample; `loss` sees the rows of all processes, is cheap and changes nothing; `commit` is
+the one place where state other than weights moves. Because `loss` is pure, one process and many give the same gradient.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.encoders.tower import Tower
+from mmcl.errors import UserError
+from mmcl.types import Batch, Embeddings, LossOutput, Tokens, Views
+
+
+class Method(nn.Module):
+    """Base of all methods.
+
+    Attributes:
+        views: view name -> name of the tower that encodes it.
+        embedding: what a trained model gives its users: the "projection" or the "features" before the head.
+    """
+
+    views: ClassVar[Mapping[str, Literal["image", "text"]]]
+    embedding: ClassVar[Literal["projection", "features"]]
+
+    def __init__(self, towers: nn.ModuleDict):
+        super().__init__()
+        for name in sorted(set(self.views.values())):
+            if name not in towers:
+                raise UserError(f"{type(self).__name__} needs the {name} tower: add `{name}:` to the configuration")
+        for name in towers:
+            if name not in self.views.values():
+                raise UserError(f"{type(self).__name__} has no use for the {name} tower: remove `{name}:` from the configuration")
+        widths = {name: towers[name].embed_dim for name in towers}
+        if len(set(widths.values())) > 1:
+            raise UserError(f"the towers' embeddings differ in width: {widths}; set the same embed_dim in both heads")
+        self.towers = towers
+
+    def tower(self, view: str) -> Tower:
+        """The tower that encodes a view."""
+        return self.towers[self.views[view]]  # type: ignore[return-value]
+
+    def encode(self, views: Views) -> dict[str, Tensor]:
+        """Embeds every view: name -> unit-length rows [b, D]. Views of one image tower share one pass (and its batch norm)."""
+        rows = {}
+        for tower_name in dict.fromkeys(self.views.values()):
+            names = [view for view in views if self.views[view] == tower_name]
+            inputs = [views[name] for name in names]
+            if len(names) > 1 and not isinstance(inputs[0], Tokens):
+                outputs = self.tower(names[0])(torch.cat(inputs)).chunk(len(names))  # type: ignore[arg-type]
+            else:
+                outputs = [self.tower(name)(x) for name, x in zip(names, inputs, strict=True)]
+            rows.update(zip(names, outputs, strict=True))
+        return rows
+
+    forward = encode
+
+    @abstractmethod
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        """This process's share of the loss of the global batch. Changes no state."""
+
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        """Called once after every optimiser step; moves state other than weights."""
+        return
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Inverse temperature, scalar, positive."""
+        raise NotImplementedError(f"{type(self).__name__} has no temperature")

@@ -1,0 +1,66 @@
+"""Names to factories: one explicit line per entry, imported when first used, so that listing names costs nothing.
+
+The keyword-only parameters of a factory are the `args` that a configuration may give; its positional parameters are given by
+mmcl itself (the data root, the seed, ...). That one rule is what lets a configuration be checked before anything is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mmcl.errors import UserError, unknown_name
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """A mapping from a name to a factory, given as `"module:attribute"` and imported on first use, or as the callable itself."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str]):
+        self.kind = kind
+        self._entries: dict[str, str | Callable[..., Any]] = dict(entries)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if name not in self._entries:
+            raise unknown_name(self.kind, name, self._entries)
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, attribute = entry.split(":")
+            entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
+        return entry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def register(self, name: str, factory: Callable[..., Any]) -> None:
+        """Adds an entry of your own. Raises UserError when the name is taken."""
+        if name in self._entries:
+            raise UserError(f"{self.kind} {name!r} is already registered; choose another name")
+        self._entries[name] = factory
+
+    def parameters(self, name: str) -> dict[str, inspect.Parameter]:
+        """The arguments that a configuration may give to this entry, by name."""
+        parameters = inspect.signature(self[name]).parameters
+        return {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def check(self, name: str, args: Mapping[str, Any], *, where: str = "") -> None:
+        """Raises UserError unless `args` fits the signature of `name`."""
+        if name not in self._entries:
+            raise unknown_name(self.kind, name, self._entries, where=where)
+        parameters = self.parameters(name)
+        for key in args:
+            if key not in parameters:
+                raise unknown_name(f"argument of {self.kind} {name!r}:", key, parameters, where=where)
+        missing = [key for key, p in parameters.items() if p.default is p.empty and key not in args]
+        if missing:
+            prefix = f"{where}: " if where else ""
+            raise UserError(f"{prefix}{self.kind} {name!r} needs the argument {missing[0]!r}; set it under `args`")
+
+    def build(self, name: str, args: Mapping[str, Any], *given: Any) -> Any:
+        """Builds the entry from checked `args`; `given` are the positional parameters, which mmcl itself supplies."""
+        self.check(name, args)
+        return self[name](*given, **args)

@@ -1,0 +1,53 @@
+"""Randomness as a pure function of integers.
+
+Sample order, augmentation and caption choice are drawn from hashes of (seed, epoch, sample, ...), never from a generator that
+has state. So there is nothing to save, and a run is the same for any number of workers and processes, and after any resume.
+The hash is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): its finaliser is a
+bijection of 64-bit integers. NumPy's and torch's own streams may change between versions; this one does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MUL_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MUL_2 = np.uint64(0x94D049BB133111EB)
+
+Integers = int | np.ndarray
+
+
+def _finalise(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * _MUL_1
+    x = (x ^ (x >> np.uint64(27))) * _MUL_2
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_integers(*parts: Integers) -> np.ndarray:
+    """Hashes integers, or broadcastable integer arrays, to uniform 64-bit integers.
+
+    For fixed other parts it is a bijection of the last one: distinct last parts never collide.
+
+    Returns:
+        uint64, of the broadcast shape of `parts`.
+    """
+    state = np.zeros((), np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = _finalise((state ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
+    return state
+
+
+def uniform(*parts: Integers) -> np.ndarray:
+    """Uniform numbers in [0, 1), one per hash: float64, of the broadcast shape of `parts`."""
+    return (hash_integers(*parts) >> np.uint64(11)) * (1.0 / (1 << 53))
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of range(n), int64 [n], that depends on `n` and the integers of `key` alone."""
+    return np.argsort(hash_integers(*key, np.arange(n)), kind="stable")
+
+
+def sample_seed(*key: int) -> int:
+    """A seed for a library's own generator, in [0, 2**63)."""
+    return int(hash_integers(*key) >> np.uint64(1))

@@ -1,0 +1,115 @@
+"""The one door for files that others wrote: weights and JSON. Nothing that comes through it can run code.
+
+Weights are safetensors, or a pickle that torch reads with `weights_only=True`, which refuses everything but tensors and plain
+containers. There is no switch to turn that off: a file that needs it is converted elsewhere, by someone who trusts it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""Larger than any tokenizer of the field (about 35 MB), small enough to parse."""
+
+
+def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Reads a JSON object. Raises UserError when the file is missing, larger than `max_bytes`, or no JSON object."""
+    path = existing_file(path)
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file; at most {max_bytes} are read")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no valid JSON ({error}); copy or save the file again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads a state dict from a `.safetensors`, or else from a torch file, on the CPU.
+
+    Of a checkpoint that nests its weights (`state_dict`, `model`), the weights are returned; a `module.` prefix, which
+    distributed wrappers leave, is taken off.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds anything but tensors and plain containers.
+    """
+    path = existing_file(path)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = _only_tensors(state, path)
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Copies tensors into a module, which must have exactly these. Raises UserError that names the first that does not fit."""
+    own = module.state_dict()
+    misfits = (
+        *(f"{name} is missing" for name in own if name not in tensors),
+        *(f"{name} has no place in it" for name in tensors if name not in own),
+        *(
+            f"{name} has shape {list(tensors[name].shape)}, not {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ),
+    )
+    if misfits:
+        raise UserError(f"{where}: these weights are not of this architecture ({len(misfits)} differences): {misfits[0]}")
+    module.load_state_dict(tensors)
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path, or a UserError when there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return path
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or no safetensors file ({error}); copy or save it again") from None
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: no readable weights ({str(error).splitlines()[0]}); copy or save it again") from None
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: expected a dictionary of tensors, found a {type(state).__name__}")
+    return state
+
+
+def _only_tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    import torch
+
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors; give a file of model weights")
+    return tensors

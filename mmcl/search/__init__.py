@@ -1,0 +1,8 @@
+"""Search a collection of pictures, or of their captions, by text, by picture, or by both."""
+
+from __future__ import annotations
+
+from mmcl.search.hits import Hit, Hits
+from mmcl.search.index import Index
+
+__all__ = ["Hit", "Hits", "Index"]

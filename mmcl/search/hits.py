@@ -1,0 +1,67 @@
+"""What a search found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from mmcl.data.decode import decode
+from mmcl.data.source import ImageLike
+from mmcl.errors import UserError
+
+CELL, GAP = 160, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row of an index.
+
+    Attributes:
+        name: the picture's path, or its key within a data set.
+        score: cosine with the query, -1 to 1.
+        caption: the text that was found, or the picture's first caption; "" where it has none.
+        image: the picture, not yet decoded.
+    """
+
+    name: str
+    score: float
+    caption: str = ""
+    image: ImageLike | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """The picture's path, for a collection of files."""
+        return Path(self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, score and caption, as JSON values."""
+        return {"name": self.name, "score": self.score, "caption": self.caption}
+
+
+class Hits(list[Hit]):
+    """Hits, best first."""
+
+    def save(self, path: str | Path, *, columns: int = 5) -> None:
+        """Writes the pictures as one picture: best first, row by row.
+
+        Raises:
+            UserError: there are no hits, or a picture is not there or cannot be read.
+        """
+        if not self:
+            raise UserError(f"{path}: no hits, so no picture is written")
+        rows = -(-len(self) // columns)
+        width, height = (min(columns, len(self)) * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP)
+        sheet = Image.new("RGB", (width, height), "white")
+        for number, hit in enumerate(self):
+            if hit.image is None:
+                raise UserError(f"{hit.name}: the index knows no picture of it; build it again from the data")
+            picture = ImageOps.contain(decode(hit.image, name=hit.name), (CELL, CELL))
+            row, column = divmod(number, columns)
+            left, top = (
+                GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), picture.size, strict=True)
+            )
+            sheet.paste(picture, (left, top))
+        sheet.save(path)

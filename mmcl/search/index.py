@@ -1,0 +1,255 @@
+"""An exact index in memory: every query is compared with every row, which is fast enough up to about half a million rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mmcl.core.nearest import nearest
+from mmcl.data.open import open_source
+from mmcl.data.pictures import decode_sample
+from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.errors import UserError, unknown_name
+from mmcl.safe import read_json, read_tensors
+from mmcl.search.hits import Hit, Hits
+from mmcl.types import BadSample, EmbeddingModel
+
+Target = Literal["images", "texts"]
+
+_MAX_JSON_BYTES = 2**30
+
+
+class Index:
+    """A collection of pictures and of their captions, embedded. Made by `build` or `load`.
+
+    Args:
+        model: embeds the queries; the rows must come from the same one.
+        samples: the pictures, N of them, with all their captions, T of them.
+        image_emb: float32 [N, D], unit length.
+        text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 where the model has no text tower.
+        bad: pictures that could not be read and are not in the index.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        samples: Sequence[Sample],
+        image_emb: np.ndarray,
+        text_emb: np.ndarray,
+        *,
+        bad: Sequence[BadSample] = (),
+    ):
+        self.model = model
+        self.samples = list(samples)
+        self.image_emb = image_emb
+        self.text_emb = text_emb
+        self.bad = tuple(bad)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.samples)
+
+    @classmethod
+    def build(
+        cls,
+        collection: str | Path | Sequence[str | Path] | Source,
+        model: EmbeddingModel,
+        *,
+        out: str | Path | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Index:
+        """Embeds a collection, and its captions if it has any and the model a text tower.
+
+        Args:
+            collection: a folder or table of pictures, a list of picture files, or a data source.
+            model: embeds the pictures.
+            out: a directory to save the index in.
+            batch_size: pictures per batch.
+            progress: whether a progress bar is shown.
+
+        Returns:
+            The index. Pictures that cannot be read are left out and listed in `bad`.
+
+        Raises:
+            UserError: the collection is empty, or none of its pictures can be read.
+        """
+        samples, name = _samples(collection)
+        image_emb, reasons = _embed_images(samples, model, batch_size=batch_size, progress=progress)
+        bad = [BadSample(number, samples[number].name, reason) for number, reason in reasons.items()]
+        if not len(image_emb):
+            raise UserError(f"{name}: none of the {len(samples)} pictures can be read; the first: {bad[0].reason}")
+        samples = [sample for number, sample in enumerate(samples) if number not in reasons]
+        texts = [caption for sample in samples for caption in sample.captions]
+        text_emb = model.encode_text(texts) if texts and model.has_text else image_emb[:0]
+        index = cls(model, samples, image_emb, text_emb, bad=bad)
+        if out is not None:
+            index.save(out)
+        return index
+
+    def search(
+        self, text: str | None = None, *, image: ImageLike | None = None, top_k: int = 20, target: Target = "images"
+    ) -> Hits:
+        """Finds what is nearest to a text, to a picture, or to the two together (the mean of their embeddings).
+
+        Args:
+            text: what to look for, in words.
+            image: a picture; a string is its path.
+            top_k: number of hits; all there are, if that is fewer.
+            target: what to find: "images", or "texts", the captions in the collection.
+
+        Returns:
+            Hits, best first; equal scores in the order of the collection.
+
+        Raises:
+            UserError: neither text nor picture is given, the model has no text tower for the text, the picture cannot be read,
+                or there are no texts to find.
+        """
+        if target not in get_args(Target):
+            raise unknown_name("target", target, get_args(Target))
+        if top_k < 1:
+            raise UserError(f"top_k must be at least 1, not {top_k}")
+        rows, key = (self._images(), self.image_emb) if target == "images" else (self._texts(), self.text_emb)
+        if not len(key):
+            raise UserError("no texts to find: the collection has no captions, or the model no text tower; search for images")
+        query = torch.from_numpy(self._query(text, image))
+        score, row = nearest(query, torch.from_numpy(key), min(top_k, len(key)))
+        found = [(*rows[number], value) for number, value in zip(row[0].tolist(), score[0].tolist(), strict=True)]
+        return Hits(Hit(sample.name, value, caption, sample.image) for sample, caption, value in found)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes index.json and one safetensors file. A crash at any moment leaves the old index or the new one.
+
+        Names are kept as they are, so relative paths stay relative to the working directory.
+        """
+        from safetensors.numpy import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {"image": np.ascontiguousarray(self.image_emb), "text": np.ascontiguousarray(self.text_emb)}
+        digest = hashlib.sha256(tensors["image"].tobytes() + tensors["text"].tobytes()).hexdigest()[:16]
+        content = {
+            "model": self.model.fingerprint,
+            "digest": digest,
+            "samples": [{"name": sample.name, "captions": sample.captions} for sample in self.samples],
+            "bad": [{"index": bad.index, "name": bad.name, "reason": bad.reason} for bad in self.bad],
+        }
+        file, listing = directory / _tensor_file(digest), directory / "index.json"
+        save_file(tensors, directory / "embeddings.part")
+        os.replace(directory / "embeddings.part", file)
+        (directory / "index.part").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(directory / "index.part", listing)  # From here on the new index counts.
+        for stale in set(directory.glob("embeddings-*.safetensors")) - {file}:
+            stale.unlink()
+
+    @classmethod
+    def load(cls, directory: str | Path, model: EmbeddingModel) -> Index:
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: there is no index, it is damaged, or another model made it.
+        """
+        directory = Path(directory)
+        content = read_json(directory / "index.json", max_bytes=_MAX_JSON_BYTES)
+        if content.get("model") != model.fingerprint:
+            made, given = str(content.get("model"))[:12], model.fingerprint[:12]
+            raise UserError(
+                f"{directory}: made with another model ({made}, not {given}); load that one, or build the index again"
+            )
+        try:
+            samples = [Sample(row["name"], _file(row["name"]), tuple(row["captions"])) for row in content["samples"]]
+            bad = [BadSample(**row) for row in content["bad"]]
+            tensors = read_tensors(directory / _tensor_file(content["digest"]))
+            image_emb, text_emb = tensors["image"].float().numpy(), tensors["text"].float().numpy()
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{directory}: index.json is damaged ({error!r}); build the index again") from None
+        texts = sum(len(sample.captions) for sample in samples)
+        if not samples or len(image_emb) != len(samples) or len(text_emb) not in (0, texts):
+            raise UserError(f"{directory}: embeddings and index.json do not belong together; build the index again")
+        return cls(model, samples, image_emb, text_emb, bad=bad)
+
+    def _images(self) -> list[tuple[Sample, str]]:
+        return [(sample, sample.captions[0] if sample.captions else "") for sample in self.samples]
+
+    def _texts(self) -> list[tuple[Sample, str]]:
+        return [(sample, caption) for sample in self.samples for caption in sample.captions]
+
+    def _query(self, text: str | None, image: ImageLike | None) -> np.ndarray:
+        """Unit length, float32 [1, D]."""
+        if text is None and image is None:
+            raise UserError("nothing to search for: give a text, an image, or both")
+        if text is not None and not self.model.has_text:
+            raise UserError("search by text needs a model with a text tower; this one embeds only images: give an image")
+        parts = [] if image is None else [self.model.encode_image([image])]
+        parts += [] if text is None else [self.model.encode_text([text])]
+        query = np.sum(parts, axis=0)
+        return query / np.linalg.norm(query)
+
+
+def _samples(collection: str | Path | Sequence[str | Path] | Source) -> tuple[list[Sample], str]:
+    """The samples of a collection, and what to call it. Raises UserError when there are none."""
+    name = "the collection"
+    if isinstance(collection, str | Path):
+        name = str(collection)
+        collection = open_source("auto", name)
+    if isinstance(collection, Source):
+        samples = [collection[index] for index in range(len(collection))]
+    else:
+        samples = [Sample(str(path), Path(path)) for path in collection]
+    if not samples:
+        raise UserError(f"{name} is empty; give it at least one picture")
+    return samples, name
+
+
+def _embed_images(
+    samples: Sequence[Sample], model: EmbeddingModel, *, batch_size: int, progress: bool
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Embeddings of the pictures that can be read, float32 [N, D], and why the others, by number, cannot."""
+    parts: list[np.ndarray] = []
+    bad: dict[int, str] = {}
+    step = 16 * batch_size  # Several batches: the model decodes the next one while it computes.
+    for start in tqdm(range(0, len(samples), step), disable=not progress, desc="index", leave=False):
+        part = range(start, min(start + step, len(samples)))
+        try:
+            parts.append(model.encode_image([_image(samples[number]) for number in part], batch_size=batch_size))
+        except UserError:
+            bad |= {number: reason for number in part if (reason := _unreadable(samples[number]))}
+            good = [_image(samples[number]) for number in part if number not in bad]
+            if good:
+                parts.append(model.encode_image(good, batch_size=batch_size))
+    return (np.concatenate(parts) if parts else np.empty((0, 0), np.float32)), bad
+
+
+def _image(sample: Sample) -> ImageLike:
+    if sample.image is None:
+        raise UserError(f"{sample.name}: has no picture")
+    return sample.image
+
+
+def _unreadable(sample: Sample) -> str | None:
+    """Why the picture of a sample cannot be read; None if it can."""
+    try:
+        decode_sample(sample)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _file(name: str) -> Path | None:
+    return Path(name) if Path(name).is_file() else None
+
+
+def _tensor_file(digest: Any) -> str:
+    """File name of the embeddings; the digest was read from a file, and must not lead elsewhere."""
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
+        raise KeyError("digest")
+    return f"embeddings-{digest}.safetensors"

@@ -1,0 +1,152 @@
+"""What travels between the rooms: frozen dataclasses, with shapes in their docstrings.
+
+Shape suffixes, here and everywhere: B rows of the global batch, N query rows, M key rows, D embedding width, F feature width,
+L tokens, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, device
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A batch of tokenised texts, padded at the end to the longest of them.
+
+    Attributes:
+        ids: int64 [B, L].
+        mask: bool [B, L], true where there is a token; never all false in a row.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Views = Mapping[str, "Tensor | Tokens"]
+"""The inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], or `Tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's share of one process.
+
+    Attributes:
+        views: the towers' inputs by view name, `b` rows each.
+        ids: int64 [b]; rows with equal ids are positives of each other, never negatives.
+        index: int64 [b]; the rows' numbers in the data set.
+        bad_samples: what could not be read and was replaced, for the log.
+    """
+
+    views: Views
+    ids: Tensor
+    index: Tensor
+    bad_samples: tuple[BadSample, ...] = ()
+
+    def to(self, device: device | str) -> Batch:
+        views = {name: view.to(device) for name, view in self.views.items()}
+        return Batch(views, self.ids.to(device), self.index.to(device), self.bad_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that could not be used, and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What a loss sees: this process's rows and the rows of all processes, in rank order, with gradient.
+
+    Attributes:
+        local: view name -> unit-length rows of this process, [b, D].
+        all: view name -> the rows of every process, [B, D]; rows `offset` to `offset + b` are the local ones.
+        ids: int64 [b], the local rows' ids.
+        all_ids: int64 [B].
+        offset: number of this process's first row in `all`.
+    """
+
+    local: Mapping[str, Tensor]
+    all: Mapping[str, Tensor]
+    ids: Tensor
+    all_ids: Tensor
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A loss and what is worth logging with it.
+
+    Attributes:
+        loss: scalar; this process's share. The sum of the shares over all processes is the loss of the global batch.
+        metrics: name -> scalar without gradient; shares likewise (they are summed over the processes).
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """How a picture of any size becomes the input of an image encoder; saved with the model.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        mean, std: per channel, in the [0, 1] scale; the encoder applies them itself.
+        interpolation: of the resize, as in Pillow.
+        resize: "shortest" (shorter side to `size`, then centre crop), "squash" (ignore the aspect) or "pad" (longer side to
+            `size`, then pad with white).
+    """
+
+    size: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    resize: Literal["shortest", "squash", "pad"] = "shortest"
+
+
+class EmbeddingModel(Protocol):
+    """What evaluators and search ask of a model; `mmcl.load_model` returns one, and any object with these members will do.
+
+    Attributes:
+        fingerprint: changes with the architecture, the weights or the preprocessing.
+        logit_scale: inverse temperature with which the model turns cosines into logits.
+        logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
+        has_text: whether `encode_text` works.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def logit_scale(self) -> float: ...
+
+    @property
+    def logit_bias(self) -> float | None: ...
+
+    @property
+    def has_text(self) -> bool: ...
+
+    def encode_image(self, images: Any, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+        """Embeds a path, PIL image, uint8 array, a list of these, or a data source: float32 [N, D], unit length."""
+        ...
+
+    def encode_text(self, texts: Any, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """Embeds a string or a list of strings: float32 [N, D], unit length."""
+        ...

@@ -1,0 +1,13 @@
+"""Train a model: `accelerate launch scripts/train.py [CONFIG.yaml] [--name value ...]`; `--help` shows every setting."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mmcl.cli.main import exit_cleanly
+from mmcl.cli.train import main
+
+if __name__ == "__main__":
+    default = Path(__file__).resolve().parent.parent / "configs" / "clip_emoji.yaml"
+    sys.exit(exit_cleanly(lambda: main(sys.argv[1:], default)))

@@ -1,0 +1,243 @@
+"""Every augmentation against torchvision or a loop, one picture at a time, and as a pure function of its draws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from mmcl.config import ComponentConfig
+from mmcl.data.augment import AUGMENTATIONS
+from mmcl.data.augment.colour import turn_hue
+from mmcl.data.augment.policy import Policy
+from mmcl.errors import UserError
+
+STRONG = {
+    "affine": {"rotation": 30, "scale": [0.7, 1.4], "translation": 0.2, "shear": 10, "elastic": 0.1, "fill": 0.3},
+    "blur": {"p": 1.0},
+    "colour_jitter": {"p": 1.0},
+    "erase": {"p": 1.0},
+    "greyscale": {"p": 0.5},
+    "hflip": {"p": 0.5},
+    "invert": {"p": 0.5},
+    "solarise": {"p": 0.5},
+    "stroke": {"strength": 1.0},
+}
+ZERO = {
+    "affine": {},
+    "blur": {"sigma": [0.01, 0.01]},
+    "colour_jitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
+    "erase": {"area": [0, 0]},
+    "greyscale": {"p": 0},
+    "hflip": {"p": 0},
+    "invert": {"p": 0},
+    "solarise": {"p": 0},
+    "stroke": {"strength": 0},
+}
+COLOUR_ONLY = {"greyscale"}
+
+
+def build(name: str, **args):
+    return AUGMENTATIONS.build(name, args)
+
+
+def policy(*names: str, settings=STRONG) -> Policy:
+    return Policy.build([ComponentConfig(name=name, args=settings[name]) for name in names])
+
+
+def pictures(batch: int = 7, channels: int = 3, height: int = 13, width: int = 11) -> Tensor:
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def draws(batch: int, operation) -> Tensor:
+    return torch.rand(batch, operation.draws, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def run(one: Policy, images: Tensor, rows: list[int], *, seed=0, epoch=0, view=0) -> Tensor:
+    index = np.array(rows)
+    return one(images[rows], seed=seed, epoch=np.full(len(rows), epoch), index=index, view=view)
+
+
+def test_the_suite_covers_the_registry():
+    assert set(STRONG) == set(ZERO) == set(AUGMENTATIONS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_nothing_happens_at_zero_strength(name, channels):
+    images = pictures(channels=channels)
+    assert torch.allclose(run(policy(name, settings=ZERO), images, list(range(7))), images, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_picture_does_not_depend_on_its_batch(name):
+    images, one = pictures(37), policy(name)
+    whole = run(one, images, list(range(37)))
+    for rows in ([5], [36, 5], list(range(36, -1, -1))):
+        assert torch.equal(run(one, images, rows), whole[rows]), "bit for bit"
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_draws_differ_by_seed_epoch_sample_and_view(name):
+    same = pictures(1).expand(64, -1, -1, -1)
+    rows = list(range(64))
+    first = run(policy(name), same, rows)
+    assert len(torch.unique(first, dim=0)) > 1, "samples"
+    for change in ({"seed": 1}, {"epoch": 1}, {"view": 1}):
+        assert not torch.equal(run(policy(name), same, rows, **change), first), change
+    assert torch.equal(run(policy(name), same, rows), first)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_pixels_stay_in_range_and_the_input_as_it_was(name):
+    images = pictures(64)
+    before = images.clone()
+    after = run(policy(name), images, list(range(64)))
+    assert torch.equal(images, before)
+    assert after.dtype == torch.float32
+    assert after.shape == images.shape
+    assert after.min() >= 0
+    assert after.max() <= 1
+
+
+def test_an_operation_twice_in_a_policy_draws_twice():
+    images = torch.ones(200, 1, 1, 1)
+    once, twice = policy("invert"), policy("invert", "invert")
+    rows = list(range(200))
+    assert run(once, images, rows).mean() == pytest.approx(0.5, abs=0.15)
+    assert 0.2 < run(twice, images, rows).mean() < 0.8, "equal draws would undo each other, always"
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_p_is_the_share_of_pictures_that_change(p):
+    changed = run(Policy((build("invert", p=p),)), torch.ones(2000, 1, 1, 1), list(range(2000))) == 0
+    assert changed.float().mean() == pytest.approx(p, abs=0.04)
+
+
+@pytest.mark.parametrize("shape", [(13, 11), (16, 16)])
+def test_affine_is_torchvisions(shape):
+    operation = build("affine", rotation=40, scale=[0.6, 1.5], translation=0.3, shear=20, fill=0.25)
+    images = pictures(9, 3, *shape)
+    draw = draws(9, operation)
+    for image, (angle, scale, x, y, shear), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
+        # torchvision brings in black.
+        expected = F.affine(
+            image - 0.25,
+            angle=(2 * angle - 1) * 40,
+            translate=[(2 * x - 1) * 0.3 * shape[1], (2 * y - 1) * 0.3 * shape[0]],
+            scale=0.6 + scale * 0.9,
+            shear=[(2 * shear - 1) * 20, 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        assert torch.allclose(ours, expected + 0.25, atol=1e-4)
+
+
+def test_elastic_moves_by_the_grids_points():
+    operation = build("affine", elastic=0.25, elastic_grid=2, fill=0.0)
+    images = pictures(3, 1, 8, 8)
+    draw = draws(3, operation)
+    draw[0, 5:] = torch.tensor([1.0] * 4 + [0.5] * 4)  # All points a quarter to the right: 2 of 8 pixels.
+    assert torch.allclose(operation(images, draw)[0, :, :, :6], images[0, :, :, 2:], atol=1e-5)
+    expected = torch.nn.functional.interpolate(
+        (draw[1:2, 5:].float().reshape(1, 2, 2, 2) * 2 - 1) * 0.5, size=(8, 8), mode="bicubic", align_corners=True
+    )
+    assert torch.allclose(operation._displacement(draw[1:2, 5:], 8, 8).permute(0, 3, 1, 2), expected, atol=1e-6)
+
+
+def test_hflip():
+    images = pictures()
+    assert torch.equal(build("hflip")(images, draws(7, build("hflip"))), F.horizontal_flip(images))
+
+
+def test_colour_jitter_is_torchvisions():
+    operation = build("colour_jitter", brightness=0.5, contrast=0.6, saturation=0.7, hue=0.3)
+    images, draw = pictures(), draws(7, operation)
+    for image, (b, c, s, h), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
+        expected = F.adjust_brightness(image, 0.5 + b)
+        expected = F.adjust_contrast(expected, 0.4 + 1.2 * c)
+        expected = F.adjust_saturation(expected, 0.3 + 1.4 * s)
+        expected = F.adjust_hue(expected, (2 * h - 1) * 0.3)
+        assert torch.allclose(ours, expected, atol=1e-4)
+
+
+def test_grey_pictures_have_brightness_and_contrast_only():
+    operation = build("colour_jitter", saturation=0, hue=0)
+    images, draw = pictures(channels=1), draws(7, operation)
+    for image, (b, c, _, _), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
+        expected = F.adjust_contrast(F.adjust_brightness(image, 0.6 + 0.8 * b), 0.6 + 0.8 * c)
+        assert torch.allclose(ours, expected, atol=1e-5)
+    for name, args in (("colour_jitter", {"hue": 0}), ("colour_jitter", {"saturation": 0}), ("greyscale", {})):
+        with pytest.raises(UserError, match="3 channels"):
+            build(name, **args)(images, draw)
+
+
+def test_hue_of_greys_and_a_full_turn():
+    greys = pictures(channels=1).expand(-1, 3, -1, -1)
+    assert torch.equal(turn_hue(greys, torch.full((7,), 0.3)), greys)
+    assert torch.allclose(turn_hue(pictures(), torch.ones(7)), pictures(), atol=1e-5)
+
+
+def test_greyscale_solarise_invert_are_torchvisions():
+    images = pictures()
+    nothing = torch.empty(7, 0)
+    assert torch.allclose(build("greyscale")(images, nothing), F.rgb_to_grayscale(images, 3), atol=1e-6)
+    assert torch.equal(build("solarise", threshold=0.3)(images, nothing), F.solarize(images, 0.3))
+    assert torch.equal(build("invert")(images, nothing), F.invert(images))
+
+
+def test_blur_is_torchvisions():
+    operation = build("blur", sigma=[0.2, 1.5])
+    images, draw = pictures(), draws(7, operation)
+    for image, (s,), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
+        expected = F.gaussian_blur(image, kernel_size=[11, 11], sigma=[0.2 + 1.3 * s] * 2)
+        assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_erase_against_a_loop():
+    operation = build("erase", area=[0.1, 0.9], ratio=[0.2, 5.0], fill=0.7)
+    images, draw = pictures(32), draws(32, operation)
+    expected = images.clone()
+    for image, (a, r, y, x) in zip(expected, draw.tolist(), strict=True):
+        area, ratio = (0.1 + 0.8 * a) * 13 * 11, math.exp(math.log(0.2) + r * math.log(25))
+        height, width = min(13, round(math.sqrt(area * ratio))), min(11, round(math.sqrt(area / ratio)))
+        top, left = int(y * (13 - height + 1)), int(x * (11 - width + 1))
+        image[:, top : top + height, left : left + width] = 0.7
+    assert torch.equal(operation(images, draw), expected)
+
+
+def test_stroke_against_a_loop():
+    operation = build("stroke", strength=0.8)
+    images, draw = pictures(channels=1), draws(7, operation)
+    for image, (u,), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
+        amount = (2 * u - 1) * 0.8
+        for y in range(13):
+            for x in range(11):
+                around = image[0, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+                goal = around.max() if amount > 0 else around.min()
+                expected = image[0, y, x] + abs(amount) * (goal - image[0, y, x])
+                assert ours[0, y, x] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("affine", {"rotation": -1}, "rotation is -1; give degrees"),
+        ("affine", {"scale": [1.2, 0.8]}, "scale is .*give .from, to"),
+        ("affine", {"fill": 255}, "fill is 255; give a grey value from 0 to 1"),
+        ("blur", {"sigma": [0, 1]}, "sigma"),
+        ("colour_jitter", {"hue": 0.7}, "hue"),
+        ("erase", {"area": [0.5]}, "area"),
+        ("stroke", {"strength": 2}, "strength"),
+        ("hflip", {"p": 1.5}, "p is 1.5; give a probability"),
+        ("hflip", {"probability": 0.5}, "unknown argument"),
+        ("flip", {}, "did you mean 'hflip'"),
+    ],
+)
+def test_bad_arguments_are_named(name, args, message):
+    with pytest.raises(UserError, match=message):
+        Policy.build([ComponentConfig(name=name, args=args)])

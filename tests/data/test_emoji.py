@@ -1,0 +1,155 @@
+"""The bundled pairs: that they are what they say, and that no split leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mmcl.data.decode import decode
+from mmcl.data.emoji import FOLDER, VENDORS, EmojiSource
+from mmcl.errors import UserError
+
+BUNDLED = FOLDER.parent
+
+
+def emoji(**args) -> EmojiSource:
+    return EmojiSource(None, None, **args)
+
+
+def splits(name: str) -> dict:
+    return json.loads((FOLDER / "splits" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_files_are_those_that_were_bundled():
+    listed = dict(reversed(line.split("  ")) for line in (BUNDLED / "SHA256SUMS").read_text().splitlines())
+    present = {f.relative_to(BUNDLED).as_posix(): f for f in BUNDLED.rglob("*") if f.is_file() and f.name != "SHA256SUMS"}
+    assert set(listed) == set(present)
+    for name, file in present.items():
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == listed[name], name
+
+
+def test_every_vendor_has_its_licence():
+    notice = (BUNDLED / "NOTICE.md").read_text(encoding="utf-8")
+    licences = [file.name for file in (BUNDLED / "LICENSES").iterdir()]
+    for vendor in VENDORS:
+        assert f"emoji/{vendor}.parquet" in notice
+        assert any(vendor in name for name in licences)
+        (licence,) = set(pq.read_table(FOLDER / f"{vendor}.parquet", columns=["license"])["license"].to_pylist())
+        assert any(licence.split("-")[0] in name for name in licences)
+    assert "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0." in notice
+
+
+def test_unseen_style():
+    train, val, test = (emoji(fold=fold) for fold in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (5291, 86, 1906)
+    assert set(test.vendor) == {"twemoji"}
+    assert not set(train.vendor) & {"twemoji"}
+    assert {val[i].name for i in range(len(val))} == set(splits("unseen_style")["val"])
+    assert set(test.concept) <= set(train.concept)
+    assert len(emoji(fold="all")) == 7283
+
+
+def test_unseen_concept():
+    train, test = emoji(split="unseen_concept"), emoji(split="unseen_concept", fold="test")
+    assert set(test.concept) == set(splits("unseen_concept")["test"])
+    assert not set(test.concept) & set(train.concept)
+    assert set(test.vendor) == set(VENDORS)
+
+
+def test_selections():
+    scored = emoji(fold="test", concepts="test")
+    assert len(scored) == 192
+    assert set(scored.concept) == set(splits("unseen_concept")["test"])
+    without = emoji(fold="test", flags=False)
+    assert len(without) == 1906 - 270
+    assert "flags" not in without.group
+    assert set(emoji(vendors=["noto"], fold="all").vendor) == {"noto"}
+
+
+@pytest.mark.parametrize(("labels", "count"), [("group", 9), ("subgroup", 98)])
+def test_classes(labels, count):
+    source = emoji(labels=labels)
+    classes = splits("zeroshot_classes")[labels]
+    assert len(source.class_names) == count
+    for i in range(0, len(source), 50):
+        assert classes[source[i].label]["slug"] == getattr(source, labels)[i]
+        assert source.class_names[source[i].label] == classes[source[i].label]["name"]
+
+
+def test_names_captions_and_pictures():
+    source = emoji(fold="test")
+    sample = source[next(i for i in range(len(source)) if source.concept[i] == "1f648")]
+    assert sample.name == "twemoji/1f648"
+    assert sample.captions == ("see-no-evil monkey",)
+    for i in range(0, len(source), 100):
+        assert decode(source[i].image).size == (64, 64)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_equal_ids_are_equal_pictures_within_a_vendor(vendor):
+    source = emoji(fold="all", vendors=[vendor])
+    twins = splits("duplicates")["exact"][vendor]
+    pairs = {frozenset(pair) for pair in twins.items()}
+    by_id: dict[int, list[int]] = {}
+    for row, number in enumerate(source.ids.tolist()):
+        by_id.setdefault(number, []).append(row)
+    assert len(source) - len(by_id) == len(twins)
+    for rows in by_id.values():
+        pictures = {source[row].image for row in rows}
+        assert len(rows) == 1 or len({np.asarray(decode(p)).tobytes() for p in pictures}) == 1
+    merged = {
+        frozenset((source.concept[a], source.concept[b])) for rows in by_id.values() for a in rows for b in rows if a != b
+    }
+    assert pairs <= merged
+
+
+def test_ids_over_several_vendors_are_the_concepts():
+    source = emoji()
+    first_caption: dict[int, set[str]] = {}
+    for row, number in enumerate(source.ids.tolist()):
+        first_caption.setdefault(number, set()).add(source[row].captions[0])
+    sizes = Counter(len(captions) for captions in first_caption.values())
+    assert sum(count for size, count in sizes.items() if size > 1) < 0.03 * len(first_caption)
+    for concept in set(source.concept):
+        assert len({number for number, own in zip(source.ids, source.concept, strict=True) if own == concept}) == 1
+        break
+    number = dict(zip(source.concept, source.ids.tolist(), strict=True))
+    assert all(number[concept] == own for concept, own in zip(source.concept, source.ids.tolist(), strict=True))
+
+
+def test_keywords_are_mixed_in():
+    source = emoji(keyword_share=0.5)
+    keywords = set(source._keywords[0])
+    captions = [source.caption(0, draw) for draw in np.arange(4000) / 4000]
+    assert sum(caption == "grinning face" for caption in captions) == pytest.approx(2000, abs=1)
+    mixed = [caption.split(", ") for caption in captions if caption != "grinning face"]
+    assert all(name == "grinning face" and 1 <= len(rest) <= 2 and set(rest) <= keywords for name, *rest in mixed)
+    used = Counter(keyword for _, *rest in mixed for keyword in rest)
+    assert set(used) == keywords
+    assert max(used.values()) < 1.2 * min(used.values())
+    plain, always = emoji(keyword_share=0.0), emoji(keyword_share=1.0)
+    assert {plain.caption(0, draw) for draw in np.arange(100) / 100} == {"grinning face"}
+    assert "grinning face" not in {always.caption(0, draw) for draw in np.arange(100) / 100}
+    assert len({source.fingerprint, plain.fingerprint, always.fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"split": "unseen_styles"}, "did you mean 'unseen_style'"),
+        ({"fold": "tests"}, "did you mean 'test'"),
+        ({"vendors": ["apple"]}, "unknown vendor 'apple'; known"),
+        ({"vendors": []}, "no picture has"),
+        ({"labels": "groups"}, "did you mean 'group'"),
+        ({"keyword_share": 1.5}, "keyword_share is 1.5"),
+        ({"fold": "test", "vendors": ["noto"]}, "no picture has split=unseen_style, fold=test"),
+    ],
+)
+def test_wrong_arguments(args, message):
+    with pytest.raises(UserError, match=message):
+        emoji(**args)

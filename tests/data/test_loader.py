@@ -1,0 +1,287 @@
+"""Batches are pure functions of the step: the same for any workers, processes, caches and resumes; bad samples included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mmcl.config import ComponentConfig
+from mmcl.data.augment.policy import Policy
+from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.data.crop import RandomResizedCrop
+from mmcl.data.decode import to_tensor
+from mmcl.data.loader import StepBatches
+from mmcl.data.order import Order
+from mmcl.data.pictures import pictures
+from mmcl.data.source import Sample, Source, digest
+from mmcl.errors import UserError
+from mmcl.types import BadSample, Batch, Preprocess, Tokens
+
+PREPROCESS = Preprocess(size=8)
+PAIR = {"image": "image", "text": "text"}
+TWO = {"a": "image", "b": "image"}
+AUGMENT = Policy.build(
+    [ComponentConfig(name="affine", args={"rotation": 20, "translation": 0.1}), ComponentConfig(name="hflip")]
+)
+
+
+class Toy(Source):
+    """40 pictures of noise with captions of their own, some of them spoilt."""
+
+    def __init__(self, size: int = 40, bad_pictures: tuple[int, ...] = (), captions: dict[int, object] | None = None, ids=None):
+        generator = np.random.default_rng(0)
+        self.pixels = generator.integers(0, 256, (size, 12, 10, 3), dtype=np.uint8)
+        self.bad_pictures, self.replaced, self.ids = bad_pictures, captions or {}, ids
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = b"<html>" if index in self.bad_pictures else self.pixels[index]
+        return Sample(f"toy/{index}", image, self.replaced.get(index, (f"caption {index}", f"text {index}")))  # type: ignore[arg-type]
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.pixels.tobytes())
+
+
+def tokenize(texts) -> Tokens:
+    length = max(len(text) for text in texts)
+    ids = torch.tensor([[ord(c) for c in text.ljust(length, "\0")] for text in texts])
+    return Tokens(ids, ids != 0)
+
+
+def texts(tokens: Tokens) -> list[str]:
+    return ["".join(map(chr, row)).rstrip("\0") for row in tokens.ids.tolist()]
+
+
+def batches(source=None, batch_size=12, views=PAIR, seed=3, **options) -> StepBatches:
+    source = source or Toy()
+    return StepBatches(
+        source, Order(len(source), batch_size, seed), views, preprocess=PREPROCESS, tokenizer=tokenize, **options
+    )
+
+
+def rows(batch: Batch) -> list[tuple]:
+    """Everything about a batch, row by row, to be compared bit for bit."""
+    views = [
+        texts(view) if isinstance(view, Tokens) else [row.numpy().tobytes() for row in view] for view in batch.views.values()
+    ]
+    return list(zip(batch.index.tolist(), batch.ids.tolist(), *views, strict=True))
+
+
+def test_a_batch_holds_what_the_order_says():
+    source, made = Toy(), batches()
+    batch = made[2]
+    _, index = Order(40, 12, 3).rows(2)
+    assert batch.index.tolist() == index.tolist()
+    assert batch.ids.dtype == torch.int64
+    for row, i in enumerate(index.tolist()):
+        expected = to_tensor(Image.fromarray(source.pixels[i]), PREPROCESS).float() / 255
+        assert torch.equal(batch.views["image"][row], expected)
+        assert texts(batch.views["text"])[row] in source[i].captions
+
+
+def test_one_seed_one_batch():
+    made, again, other = batches(augment=AUGMENT), batches(augment=AUGMENT), batches(augment=AUGMENT, seed=4)
+    assert rows(made[5]) == rows(again[5])
+    assert rows(made[5]) != rows(other[5])
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": RandomResizedCrop(scale=(0.3, 1.0))}], ids=["cached", "cropped"])
+def test_ranks_one_after_the_other_are_one_process(options):
+    source = Toy(bad_pictures=(3, 17, 30), captions={5: ()})
+    whole = batches(source, augment=AUGMENT, **options)
+    for world in (2, 3, 4):
+        ranks = [batches(source, augment=AUGMENT, rank=rank, world=world, **options) for rank in range(world)]
+        for step in range(5):
+            parts = [part[step] for part in ranks]
+            assert [row for part in parts for row in rows(part)] == rows(whole[step])
+            assert tuple(bad for part in parts for bad in part.bad_samples) == whole[step].bad_samples
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_resuming_change_nothing(workers):
+    made = batches(Toy(bad_pictures=(3,)), augment=AUGMENT)
+    expected = [rows(made[step]) for step in range(2, 9)]
+    loader = DataLoader(made, sampler=range(2, 9), batch_size=None, num_workers=workers)
+    assert [rows(batch) for batch in loader] == expected
+
+
+def test_the_cache_changes_nothing_but_the_speed():
+    source = Toy(bad_pictures=(3, 4))
+    cached, uncached = batches(source, cache=True, augment=AUGMENT), batches(source, cache=False, augment=AUGMENT)
+    for step in range(5):
+        assert rows(cached[step]) == rows(uncached[step])
+        assert cached[step].bad_samples == uncached[step].bad_samples
+
+
+def test_two_views_differ_in_their_draws_alone():
+    plain = batches(views=TWO)[0]
+    assert torch.equal(plain.views["a"], plain.views["b"])
+    for options in ({"augment": AUGMENT}, {"crop": RandomResizedCrop(scale=(0.2, 0.5))}):
+        batch = batches(views=TWO, **options)[0]
+        assert not torch.equal(batch.views["a"], batch.views["b"])
+
+
+def test_captions_change_over_the_epochs():
+    made = batches(Toy(12))
+    seen = {text for step in range(12) for text in texts(made[step].views["text"])}
+    assert seen == {text for i in range(12) for text in (f"caption {i}", f"text {i}")}
+
+
+class TestIds:
+    def test_equal_captions_are_positives(self):
+        batch = batches(Toy(captions={i: ("a cat" if i % 2 else f"dog {i}",) for i in range(40)}), 40)[0]
+        cats = batch.ids[batch.index % 2 == 1]
+        assert len(set(cats.tolist())) == 1
+        assert len(set(batch.ids.tolist())) == 21
+        assert (batch.ids >= 0).all()
+
+    def test_the_source_knows_better(self):
+        ids = np.arange(40) % 7
+        batch = batches(Toy(ids=ids))[0]
+        assert batch.ids.tolist() == ids[batch.index].tolist()
+
+    def test_without_texts_every_sample_is_its_own_class(self):
+        batch = batches(Toy(ids=np.zeros(40, np.int64)), views=TWO)[0]
+        assert torch.equal(batch.ids, batch.index)
+
+    def test_a_sample_that_is_twice_in_a_batch_is_its_own_positive(self):
+        made = batches(Toy(5), 4)
+        repeated = 0
+        for step in range(20):
+            batch = made[step]
+            for index in set(batch.index.tolist()):
+                own = batch.ids[batch.index == index]
+                repeated += len(own) > 1
+                assert len(set(own.tolist())) == 1
+        assert repeated > 0, "the end of an epoch lies within some batch"
+
+
+class TestBadSamples:
+    @pytest.mark.parametrize(
+        ("caption", "reason"),
+        [
+            ((), "is empty"),
+            (("",), "is empty"),
+            ((" \n",), "is empty"),
+            ((None,), "type NoneType"),
+            ((b"cat",), "type bytes"),
+            ((float("nan"),), "type float"),
+            ((["cat"],), "type list"),
+            (("x" * 10**6,), "1000000 characters"),
+            (("\ud800",), "not valid Unicode"),
+        ],
+    )
+    def test_captions_that_are_none(self, caption, reason):
+        source = Toy(captions={7: caption})
+        found = [bad for step in range(10) for bad in batches(source)[step].bad_samples]
+        assert len(found) == 3, "once per epoch"
+        assert found[0].index == 7
+        assert found[0].name == "toy/7"
+        assert reason in found[0].reason
+        assert "toy/7" in found[0].reason
+
+    def test_the_batch_keeps_its_size_and_its_other_rows(self):
+        good, spoilt = batches(), batches(Toy(bad_pictures=(3, 8)))
+        for step in range(10):
+            expected, batch = rows(good[step]), rows(spoilt[step])
+            assert len(batch) == len(expected)
+            for row, (one, other) in enumerate(zip(expected, batch, strict=True)):
+                assert (one == other) == (one[0] not in (3, 8)), row
+                assert other[0] not in (3, 8)
+
+    def test_a_replacement_may_be_bad_too(self):
+        source = Toy(bad_pictures=tuple(range(0, 40, 2)) + tuple(range(1, 30, 2)))
+        batch = batches(source)[0]
+        assert set(batch.index.tolist()) <= set(range(31, 40, 2))
+        assert len(batch.bad_samples) >= 7
+
+    def test_nothing_can_be_read(self):
+        with pytest.raises(UserError, match="100 samples in a row could not be used"):
+            batches(Toy(bad_pictures=tuple(range(40))))[0]
+
+    def test_the_budget(self):
+        budget = BadSampleBudget(0.01)
+        bad = [BadSample(i, f"toy/{i}", f"toy/{i}: the caption is empty") for i in range(30)]
+        budget.add(bad[:10], seen=100)  # 10 % of 100, but within the grace of 1,000.
+        budget.add([], seen=3000)
+        budget.add(bad[:20], seen=100)
+        budget.add(bad[:2], seen=0)
+        with pytest.raises(UserError, match="33 of 3200 samples could not be used") as error:
+            budget.add(bad[29:], seen=0)
+        assert "toy/9: the caption is empty" in str(error.value)
+        assert "toy/10:" not in str(error.value)
+
+    def test_no_budget(self):
+        budget = BadSampleBudget(0.0)
+        budget.add([], seen=10)
+        with pytest.raises(UserError, match="1 of 20 samples"):
+            budget.add([BadSample(1, "a", "a: is no picture")], seen=10)
+
+
+class TestChecks:
+    def test_cache_and_crop(self):
+        with pytest.raises(UserError, match=r"data\.cache and data\.crop exclude each other"):
+            batches(cache=True, crop=RandomResizedCrop())
+
+    def test_no_captions_at_all(self):
+        with pytest.raises(UserError, match="the data have no captions, which the view 'text' needs"):
+            batches(Toy(captions=dict.fromkeys(range(40), ())))
+
+    def test_no_pictures_at_all(self):
+        class Texts(Toy):
+            def __getitem__(self, index: int) -> Sample:
+                return Sample(f"toy/{index}", None, (f"caption {index}",))
+
+        with pytest.raises(UserError, match="the data have no pictures"):
+            batches(Texts())
+        assert texts(batches(Texts(), views={"a": "text"})[0].views["a"])
+
+    def test_processes_that_cannot_share(self):
+        with pytest.raises(UserError, match="multiple of 5"):
+            batches(world=5)
+
+    @pytest.mark.parametrize("args", [{"scale": (0.0, 1.0)}, {"scale": (0.9, 0.5)}, {"ratio": (0.0, 1.0)}])
+    def test_crops(self, args):
+        with pytest.raises(UserError, match=r"data\.crop\."):
+            RandomResizedCrop(**args)
+
+
+class TestCrop:
+    def boxes(self, width, height, count=400, **options):
+        crop = RandomResizedCrop(**options)
+        return np.array([crop.box(width, height, seed=0, epoch=0, index=i, view=0) for i in range(count)])
+
+    def test_boxes_lie_inside_and_keep_scale_and_ratio(self):
+        left, top, right, bottom = self.boxes(50, 40, scale=(0.2, 0.6), ratio=(0.5, 2.0)).T
+        assert (left >= 0).all()
+        assert (top >= 0).all()
+        assert (right <= 50).all()
+        assert (bottom <= 40).all()
+        area, ratio = (right - left) * (bottom - top) / 2000, (right - left) / (bottom - top)
+        assert ((area >= 0.2) & (area <= 0.6)).all()
+        assert ((ratio >= 0.5 - 1e-9) & (ratio <= 2 + 1e-9)).all()
+        assert area.mean() == pytest.approx(0.4, abs=0.03)
+        assert np.log(ratio).mean() == pytest.approx(0, abs=0.1)
+
+    def test_where_nothing_fits_the_whole_is_cut(self):
+        boxes = self.boxes(100, 10, count=3, scale=(1.0, 1.0), ratio=(0.5, 2.0))
+        assert boxes.tolist() == [[40, 0, 60, 10]] * 3
+
+    def test_the_whole_picture(self):
+        assert self.boxes(20, 20, count=3, scale=(1.0, 1.0), ratio=(1.0, 1.0)).tolist() == [[0, 0, 20, 20]] * 3
+
+
+def test_pictures_in_order_in_batches():
+    source = Toy(10)
+    parts = list(pictures(source, PREPROCESS, 4))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    expected = [to_tensor(Image.fromarray(pixels), PREPROCESS) for pixels in source.pixels]
+    assert torch.equal(torch.cat(parts), torch.stack(expected))
+    with pytest.raises(UserError, match="toy/6"):
+        list(pictures(Toy(10, bad_pictures=(6,)), PREPROCESS, 4))

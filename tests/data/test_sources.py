@@ -1,0 +1,435 @@
+"""One contract for every data source, then what is each one's own."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmcl.data import SOURCES
+from mmcl.data.decode import decode
+from mmcl.data.open import guess_source, open_source
+from mmcl.data.source import Sample, Source, Subset, split_source
+from mmcl.errors import UserError
+
+TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
+
+
+def write_image(path: Path, grey: int = 128) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (6, 4), grey).save(path)
+    return path
+
+
+def write_mnist(folder: Path, size: int = 20) -> None:
+    """MNIST's four files, in its idx format."""
+    folder.mkdir(parents=True)
+    for part, shift in (("train", 0), ("t10k", 100)):
+        pictures = np.arange(size * 784).reshape(size, 28, 28).astype(np.uint8) + shift
+        labels = np.arange(size, dtype=np.uint8) % 10
+        header = struct.pack(">IIII", 0x803, size, 28, 28)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pictures.astype(np.uint8).tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, size) + labels.tobytes())
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("a.png", "b.PNG", "sub/c.jpg"):
+        write_image(tmp_path / "photos" / name)
+        (tmp_path / "photos" / name).with_suffix(".txt").write_text(f"a photo of {name}\n\n a second caption \n")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name)
+    path = tmp_path / "pairs.csv"
+    path.write_text('filepath,title\na.png,"one, two"\nb.png,NA\na.png,12\n')
+    return path
+
+
+@pytest.fixture
+def given(request, tmp_path) -> tuple[str, str | None, str | None, dict]:
+    """The positional and keyword arguments with which each registered source is opened."""
+    name = request.param
+    if name == "folder":
+        return name, str(request.getfixturevalue("folder")), None, {}
+    if name == "table":
+        return name, str(request.getfixturevalue("table")), None, {}
+    if name == "huggingface":
+        return name, str(TINY), str(tmp_path), {}
+    if name == "torchvision":
+        write_mnist(tmp_path / "mnist" / "MNIST" / "raw")
+        return name, None, str(tmp_path), {"dataset": "MNIST", "train": False}
+    return name, None, None, {}
+
+
+every_source = pytest.mark.parametrize("given", list(SOURCES), indirect=True)
+
+
+class TestContract:
+    @every_source
+    def test_samples(self, given):
+        source = open_source(*given)
+        assert isinstance(source, Source)
+        assert len(source) > 0
+        for index in {0, len(source) // 2, len(source) - 1}:
+            sample = source[index]
+            assert isinstance(sample, Sample)
+            assert sample.name
+            assert decode(sample.image, name=sample.name).mode in ("RGB", "L")
+            assert all(isinstance(caption, str) for caption in sample.captions)
+            assert sample.label is None or (type(sample.label) is int and 0 <= sample.label < len(source.class_names))
+        assert len({source[i].name for i in range(len(source))}) == len(source), "a name says which sample it is"
+        assert all(template.count("{}") == 1 for template in source.templates)
+        with pytest.raises(IndexError):
+            source[len(source)]
+
+    @every_source
+    def test_captions_are_pure_functions_of_the_draw(self, given):
+        source = open_source(*given)
+        for draw in (0.0, 0.3, 0.999999):
+            caption = source.caption(0, draw)
+            assert source.caption(0, draw) == caption
+            assert any(caption.startswith(own) for own in source[0].captions) or not source[0].captions
+
+    @every_source
+    def test_ids(self, given):
+        source = open_source(*given)
+        assert source.ids is None or (source.ids.dtype == np.int64 and source.ids.shape == (len(source),))
+
+    @every_source
+    def test_the_same_twice_and_in_another_process(self, given):
+        source = open_source(*given)
+        again, sent = open_source(*given), pickle.loads(pickle.dumps(source))
+        assert source.fingerprint == again.fingerprint == sent.fingerprint
+        for index in range(0, len(source), max(1, len(source) // 10)):
+            one, other = source[index], sent[index]
+            assert (one.name, one.captions, one.label) == (other.name, other.captions, other.label)
+
+    @every_source
+    def test_a_path_too_many_or_too_few(self, given):
+        name, path, root, args = given
+        with pytest.raises(UserError, match="remove `path" if path is None else "needs a path"):
+            open_source(name, None if path else "somewhere", root, args)
+
+    @every_source
+    def test_an_unknown_argument(self, given):
+        name, path, root, args = given
+        with pytest.raises(UserError, match=r"data\.train: unknown argument"):
+            open_source(name, path, root, args | {"colour": 1}, where="data.train")
+
+    @every_source
+    def test_subsets(self, given):
+        source = open_source(*given)
+        if len(source) < 3:
+            pytest.skip("too small to split")
+        rest, held_out = split_source(source, 0.3, seed=0)
+        names = [source[i].name for i in range(len(source))]
+        assert sorted([*rest.rows, *held_out.rows]) == list(range(len(source)))
+        assert len(held_out) == round(0.3 * len(source))
+        assert [held_out[i].name for i in range(len(held_out))] == [names[row] for row in held_out.rows]
+        assert held_out.caption(0, 0.2) == source.caption(int(held_out.rows[0]), 0.2)
+        assert len({source.fingerprint, rest.fingerprint, held_out.fingerprint}) == 3
+        if source.ids is not None:
+            assert held_out.ids.tolist() == source.ids[held_out.rows].tolist()
+
+
+class TestAuto:
+    def test_by_what_lies_there(self, folder, table, tmp_path):
+        assert guess_source(str(folder)) == "folder"
+        assert guess_source(str(table)) == "table"
+        assert guess_source(str(TINY)) == "huggingface"
+        assert guess_source(str(TINY / "noto.parquet")) == "table"
+        assert len(open_source("auto", str(folder))) == 3
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [([], "only nothing"), (["a.txt", "b.docx"], r"only 2 files \(\.docx, \.txt\)"), ([".hidden.png"], "only nothing")],
+    )
+    def test_nothing_to_read(self, files, message, tmp_path):
+        for name in files:
+            (tmp_path / name).write_text("")
+        with pytest.raises(UserError, match=message):
+            guess_source(str(tmp_path))
+
+    def test_files_and_paths_that_are_none(self, tmp_path):
+        (tmp_path / "data.xlsx").write_text("")
+        with pytest.raises(UserError, match=r"data\.xlsx: is no table"):
+            guess_source(str(tmp_path / "data.xlsx"))
+        with pytest.raises(UserError, match="no such file or folder"):
+            guess_source(str(tmp_path / "nowhere"))
+        with pytest.raises(UserError, match="needs a path"):
+            open_source("auto")
+        with pytest.raises(UserError, match="did you mean 'folder'"):
+            open_source("foldr")
+
+
+class TestFolder:
+    def test_text_beside_the_image(self, folder):
+        source = open_source("folder", str(folder))
+        assert [Path(source[i].name).name for i in range(3)] == ["a.png", "b.PNG", "c.jpg"]
+        assert source[2].captions == ("a photo of sub/c.jpg", "a second caption")
+        assert source.class_names is None, "not all images are in subfolders"
+
+    def test_subfolders_are_labels(self, tmp_path):
+        for name in ("dog/1.png", "dog/more/2.png", "cat/1.png"):
+            write_image(tmp_path / name)
+        source = open_source("folder", str(tmp_path))
+        assert source.class_names == ["cat", "dog"]
+        assert [source[i].label for i in range(3)] == [0, 1, 1]
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("captions.csv", "file_name,text\na.png,one\nsub/c.jpg,two\na.png,three\n"),
+            ("captions.tsv", "file_name\ttext\na.png\tone\nsub/c.jpg\ttwo\na.png\tthree\n"),
+            (
+                "metadata.jsonl",
+                '{"file_name": "a.png", "text": ["one", "three"]}\n\n{"file_name": "sub/c.jpg", "text": "two"}\n',
+            ),
+        ],
+    )
+    def test_a_captions_file(self, folder, name, content):
+        (folder / name).write_text(content)
+        source = open_source("folder", str(folder))
+        assert [(Path(source[i].name).name, source[i].captions) for i in range(len(source))] == [
+            ("a.png", ("one", "three")),
+            ("c.jpg", ("two",)),
+        ]
+
+    def test_a_captions_file_of_another_name(self, folder):
+        (folder / "mine.csv").write_text("image,caption\na.png,one\n")
+        assert len(open_source("folder", str(folder), None, {"captions": "mine.csv"})) == 1
+        with pytest.raises(UserError, match=r"no captions file 'yours\.csv'"):
+            open_source("folder", str(folder), None, {"captions": "yours.csv"})
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("image,caption\na.png,one\nmissing.png,two\n", r"captions\.csv, row 2: no image 'missing\.png'"),
+            ("image,caption\n", "has no rows"),
+            ("image,label\na.png,1\n", "no column of captions"),
+            ("picture,words\na.png,1\n", "its columns are picture, words"),
+            ("", "its first line must name the columns"),
+        ],
+    )
+    def test_a_wrong_captions_file(self, folder, content, message):
+        (folder / "captions.csv").write_text(content)
+        with pytest.raises(UserError, match=message):
+            open_source("folder", str(folder))
+
+    def test_two_captions_files(self, folder):
+        for name in ("captions.csv", "metadata.jsonl"):
+            (folder / name).write_text("")
+        with pytest.raises(UserError, match=r"both captions\.csv and metadata\.jsonl"):
+            open_source("folder", str(folder))
+
+    def test_no_image_and_no_folder(self, folder, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UserError, match="no image in it"):
+            open_source("folder", str(tmp_path / "empty"))
+        with pytest.raises(UserError, match="choose the data source 'table'"):
+            open_source("folder", str(folder / "a.png"))
+        (folder / "a.txt").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(UserError, match=r"a\.txt: is not UTF-8"):
+            open_source("folder", str(folder))
+
+    def test_the_fingerprint_belongs_to_the_content(self, folder, tmp_path):
+        before = open_source("folder", str(folder)).fingerprint
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        assert open_source("folder", str(copy)).fingerprint == before
+        (copy / "a.txt").write_text("another caption")
+        assert open_source("folder", str(copy)).fingerprint != before
+
+
+class TestTable:
+    def test_rows_of_one_image_are_one_sample(self, table):
+        source = open_source("table", str(table))
+        assert [source[i].captions for i in range(2)] == [("one, two", "12"), ("NA",)]
+        assert source[0].name == str(table.parent / "a.png")
+
+    def test_tabs_other_columns_and_another_root(self, tmp_path):
+        write_image(tmp_path / "pictures" / "a.png")
+        path = tmp_path / "pairs.csv"
+        path.write_text("\ufeffwhere\twhat\tkind\na.png\ta, b\tx\n", encoding="utf-8")
+        args = {
+            "image_column": "where",
+            "caption_column": "what",
+            "label_column": "kind",
+            "image_root": str(tmp_path / "pictures"),
+        }
+        source = open_source("table", str(path), None, args)
+        assert source[0].captions == ("a, b",)
+        assert source.class_names == ["x"]
+        assert decode(source[0].image).size == (6, 4)
+
+    def test_jsonl_with_lists(self, tmp_path):
+        path = tmp_path / "pairs.jsonl"
+        rows = [{"image": "a.png", "captions": ["one", None, "two"], "label": 7}, {"image": "b.png", "label": 3}]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        source = open_source("table", str(path))
+        assert [source[i].captions for i in range(2)] == [("one", "two"), ()]
+        assert source.class_names == ["3", "7"]
+        assert [source[i].label for i in range(2)] == [1, 0]
+
+    def test_parquet_with_encoded_pictures(self):
+        source = open_source("table", str(TINY / "twemoji.parquet"), None, {"label_column": "group"})
+        rows = pq.read_table(TINY / "twemoji.parquet").to_pylist()
+        assert len(source) == len(rows) == 128
+        for i in (0, 127):
+            assert source[i].image == rows[i]["image"]["bytes"]
+            assert source[i].captions == (rows[i]["caption"],)
+            assert source.class_names[source[i].label] == rows[i]["group"]
+
+    def test_a_missing_path_is_a_bad_sample_of_its_own(self, tmp_path):
+        path = tmp_path / "pairs.jsonl"
+        path.write_text('{"image": null, "text": "one"}\n{"image": null, "text": "two"}\n{"image": "a.png", "text": "three"}')
+        source = open_source("table", str(path))
+        assert [source[i].captions for i in range(3)] == [("one",), ("two",), ("three",)]
+        assert source[0].image is None
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.csv", "image,caption\n", "has no rows"),
+            ("a.csv", "", "first line must name the columns"),
+            ("a.csv", "image,caption\na.png,one,more\n", "cannot be read as csv: .*Row #2"),
+            ("a.csv", "photo,caption\na.png,one\n", r"which column holds the images\? .* its columns are photo, caption"),
+            ("a.csv", "image,words\na.png,one\n", r"which column holds the captions\?"),
+            ("a.jsonl", '{"image": "a"}\n{"image": \n', r"a\.jsonl, line 2: is not JSON"),
+            ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: must be an object"),
+            ("a.jsonl", '{"image": "a", "text": "b"}\n{"image": 3, "text": []}', "cannot be read as jsonl"),
+            ("a.parquet", "no parquet", "cannot be read as parquet"),
+            ("a.xml", "<a/>", "must be one of"),
+        ],
+    )
+    def test_wrong_files(self, name, content, message, tmp_path):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=message) as error:
+            open_source("table", str(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+    def test_a_column_that_is_not_there(self, table):
+        with pytest.raises(UserError, match="no column 'text' for `caption_column`; it has filepath, title"):
+            open_source("table", str(table), None, {"caption_column": "text"})
+
+
+class TestHuggingFace:
+    def test_parquet_files(self, tmp_path):
+        source = open_source("huggingface", str(TINY), str(tmp_path), {"label_column": "subgroup"})
+        expected = open_source("table", str(TINY / "fluent.parquet"), None, {"label_column": "subgroup"})
+        assert len(source) == 512
+        assert source[0].image == expected[0].image
+        assert source[0].captions == expected[0].captions
+        assert source.class_names == expected.class_names
+
+    def test_saved_to_disk(self, tmp_path):
+        import datasets
+
+        features = datasets.Features(
+            {"img": datasets.Image(), "text": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog"])}
+        )
+        columns = {"img": [Image.new("L", (3, 2))] * 2, "text": ["one", "two"], "label": [1, 0]}
+        dataset = datasets.Dataset.from_dict(columns, features=features)
+        dataset.save_to_disk(tmp_path / "one")
+        datasets.DatasetDict({"train": dataset, "extra": dataset.select([1])}).save_to_disk(tmp_path / "several")
+        for path, args, captions in (("one", {}, ["one", "two"]), ("several", {"split": "extra"}, ["two"])):
+            source = open_source("auto", str(tmp_path / path), str(tmp_path), args)
+            assert [source[i].captions[0] for i in range(len(source))] == captions
+            assert source.class_names == ["cat", "dog"]
+            assert source[len(source) - 1].label == 0
+            assert decode(source[0].image).size == (3, 2)
+        with pytest.raises(UserError, match="unknown split 'extre'; did you mean 'extra'"):
+            open_source("auto", str(tmp_path / "several"), None, {"split": "extre"})
+
+    def test_what_cannot_be_loaded(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        with pytest.raises(UserError, match="someone/something: cannot be loaded"):
+            open_source("huggingface", "someone/something", str(tmp_path))
+        with pytest.raises(UserError, match="its columns are"):
+            open_source("huggingface", str(TINY), str(tmp_path), {"image_column": None, "caption_column": "words"})
+
+
+class TestTorchvision:
+    @pytest.mark.parametrize("place", ["MNIST/raw", "mnist/MNIST/raw"])
+    def test_a_copy_is_found(self, place, tmp_path, monkeypatch):
+        write_mnist(tmp_path / place)
+        monkeypatch.setenv("MMCL_DATA_ROOT", str(tmp_path))
+        train = open_source("torchvision", None, None, {"dataset": "MNIST"})
+        test = open_source("torchvision", None, None, {"dataset": "MNIST", "train": False})
+        assert np.array_equal(np.asarray(train[1].image), (np.arange(784) + 784).reshape(28, 28) % 256)
+        assert test[13].label == 3
+        assert train.fingerprint != test.fingerprint
+
+    def test_rows(self, tmp_path):
+        write_mnist(tmp_path / "MNIST" / "raw")
+        names = {}
+        for rows in ("0:8", "5:", "-3:", ":"):
+            source = open_source("torchvision", None, str(tmp_path), {"dataset": "MNIST", "rows": rows})
+            names[rows] = [source[i].label for i in range(len(source))]
+        assert names == {"0:8": list(range(8)), "5:": [i % 10 for i in range(5, 20)], "-3:": [7, 8, 9], ":": [*range(10)] * 2}
+        for rows, message in (("8", "give .start:stop."), ("a:b", "give .start:stop."), ("30:", "leaves none of 20")):
+            with pytest.raises(UserError, match=message):
+                open_source("torchvision", None, str(tmp_path), {"dataset": "MNIST", "rows": rows})
+
+    def test_any_data_set_of_pictures(self, tmp_path):
+        source = open_source(
+            "torchvision", None, str(tmp_path), {"dataset": "FakeData", "args": {"size": 5, "image_size": [3, 8, 8]}}
+        )
+        assert len(source) == 5
+        assert decode(source[0].image).size == (8, 8)
+        assert isinstance(source[0].label, int)
+
+    def test_no_copy_and_no_network(self, tmp_path, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise OSError("the network is down")
+
+        monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+        with pytest.raises(UserError, match="MNIST: no copy below the data root .* the network is down"):
+            open_source("torchvision", None, str(tmp_path), {"dataset": "MNIST"})
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ({"dataset": "MNITS"}, "did you mean 'MNIST'"),
+            ({"dataset": "MNIST", "split": "test"}, "unknown argument of torchvision.datasets.MNIST"),
+            ({}, "needs the argument 'dataset'"),
+        ],
+    )
+    def test_wrong_arguments(self, args, message, tmp_path):
+        with pytest.raises(UserError, match=message):
+            open_source("torchvision", None, str(tmp_path), args)
+
+
+class TestDigits:
+    def test_folds(self):
+        from sklearn.datasets import load_digits
+
+        train, test, everything = (open_source("digits", None, None, {"fold": fold}) for fold in ("train", "test", "all"))
+        names = [{source[i].name for i in range(len(source))} for source in (train, test, everything)]
+        assert names[0] | names[1] == names[2]
+        assert not names[0] & names[1]
+        labels = load_digits().target
+        for label in range(10):
+            held_out = sum(test[i].label == label for i in range(len(test)))
+            assert held_out == (labels == label).sum() // 4
+        pixels = np.stack([np.asarray(everything[i].image) for i in range(len(everything))])
+        assert np.abs(pixels / 255 - load_digits().images / 16).max() <= 0.5 / 255 + 1e-9
+        with pytest.raises(UserError, match="did you mean 'train'"):
+            open_source("digits", None, None, {"fold": "trian"})
+
+
+def test_a_share_that_leaves_nothing():
+    source = Subset(open_source("digits"), np.arange(3))
+    for share in (0.1, 0.9):
+        with pytest.raises(UserError, match="leaves one side empty"):
+            split_source(source, share, 0)

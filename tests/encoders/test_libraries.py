@@ -1,0 +1,321 @@
+"""Every third-party tower against the library's own output, from files in the library's own format.
+
+One suite over all kinds: equal outputs, rebuilt offline from `rebuild_args`, indifferent to the padding of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import torchvision
+from open_clip.tokenizer import HFTokenizer
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder
+from mmcl.errors import UserError
+from tests.encoders import tiny
+
+TEXTS = ["a cat", "the red dog on a hill with a bird and the blue cat in one photo", "two birds", ""]
+
+
+@dataclass
+class Case:
+    """An encoder of ours, and what the library itself makes of normalised pixels or of texts."""
+
+    encoder: Encoder
+    name: str
+    reference: Callable[[Any], Tensor]
+
+
+def _open_clip(kind: str, folder: Path, modality: str) -> Case:
+    config = tiny.open_clip_config(kind, folder)
+    checkpoint = folder / ("weights.safetensors" if kind in ("siglip", "eos") else "weights.pt")
+    theirs: Any = tiny.open_clip_model(config, kind, checkpoint)
+    registry = IMAGE_ENCODERS if modality == "image" else TEXT_ENCODERS
+    encoder = registry.build("open_clip", {"config": config, "pretrained": str(checkpoint)})
+    normalize = {"normalize": False}
+    if modality == "image":
+        return Case(encoder, "open_clip", lambda pixels: theirs.encode_image(pixels, **normalize))
+    length = config["text_cfg"]["context_length"]
+    tokenize: Any = HFTokenizer(str(folder), context_length=length) if kind == "bert" else open_clip.SimpleTokenizer()
+    return Case(encoder, "open_clip", lambda texts: theirs.encode_text(tokenize(texts, context_length=length), **normalize))
+
+
+def _transformers(kind: str, folder: Path, modality: str) -> Case:
+    theirs: Any = tiny.transformers_model(kind, folder)
+    if modality == "image":
+        return Case(
+            IMAGE_ENCODERS.build("transformers", {"name": str(folder)}), "transformers", _vision_reference(kind, theirs)
+        )
+    encoder = TEXT_ENCODERS.build("transformers", {"name": str(folder)})
+    return Case(encoder, "transformers", _text_reference(kind, theirs, AutoTokenizer.from_pretrained(folder)))
+
+
+def _vision_reference(kind: str, theirs: Any) -> Callable[[Tensor], Tensor]:
+    def reference(pixels: Tensor) -> Tensor:
+        if kind == "siglip2":
+            patches = _patches_by_loop(pixels, 8)
+            grid, mask = torch.tensor([[4, 4]] * len(pixels)), torch.ones(len(pixels), 16)
+            return theirs.get_image_features(patches, pixel_attention_mask=mask, spatial_shapes=grid).pooler_output
+        output = theirs.get_image_features(pixels) if hasattr(theirs, "get_image_features") else theirs(pixels)
+        return output.pooler_output.flatten(1)
+
+    return reference
+
+
+def _patches_by_loop(pixels: Tensor, patch: int) -> Tensor:
+    rows = [
+        torch.stack(
+            [
+                x[:, i : i + patch, j : j + patch].permute(1, 2, 0).flatten()
+                for i in range(0, 32, patch)
+                for j in range(0, 32, patch)
+            ]
+        )
+        for x in pixels
+    ]
+    return torch.stack(rows)
+
+
+def _text_reference(kind: str, theirs: Any, tokenizer: Any) -> Callable[[list[str]], Tensor]:
+    def reference(texts: list[str]) -> Tensor:
+        inputs = tokenizer(texts, padding="max_length", truncation=True, max_length=tiny.CONTEXT, return_tensors="pt")
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if kind in ("siglip", "siglip2"):
+            return theirs.get_text_features(input_ids=ids).pooler_output
+        if kind == "clip":
+            return theirs.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+        output = (theirs.encoder if kind == "t5" else theirs)(input_ids=ids, attention_mask=mask)
+        if kind in ("bert", "roberta"):
+            return output.pooler_output
+        rows = [hidden[: int(m.sum())] for hidden, m in zip(output.last_hidden_state, mask, strict=True)]
+        return torch.stack([row[-1] if kind == "gpt2" else row.mean(0) for row in rows])
+
+    return reference
+
+
+def _timm(name: str, folder: Path, modality: str) -> Case:
+    args = {"resnet": {"in_chans": 1}, "vit": {"image_size": 96}}.get(name.split("_")[-1], {})
+    built = {"img_size" if key == "image_size" else key: value for key, value in args.items()}
+    theirs = tiny.shaken(timm.create_model(name, **built))
+    torch.save(theirs.state_dict(), folder / "weights.pth")
+    theirs.reset_classifier(0)  # type: ignore[operator]
+    return Case(IMAGE_ENCODERS.build("timm", {"name": name, "pretrained": str(folder / "weights.pth"), **args}), "timm", theirs)
+
+
+def _torchvision(name: str, folder: Path, modality: str) -> Case:
+    theirs = tiny.shaken(torchvision.models.get_model(name, weights=None))
+    torch.save(theirs.state_dict(), folder / "weights.pth")
+    if name == "squeezenet1_1":
+        theirs.classifier[1] = nn.Identity()  # type: ignore[index,operator]
+    else:
+        theirs.fc = nn.Identity()
+    args = {"name": name, "pretrained": str(folder / "weights.pth"), "image_size": 64}
+    return Case(IMAGE_ENCODERS.build("torchvision", args), "torchvision", theirs)
+
+
+_BUILDERS = {"open_clip": _open_clip, "transformers": _transformers, "timm": _timm, "torchvision": _torchvision}
+IMAGES = [
+    *(("open_clip", kind) for kind in ("clip", "eos", "resnet", "siglip", "coca")),
+    *(("transformers", kind) for kind in ("clip", "siglip", "siglip2", "vit", "dinov2", "resnet")),
+    *(("timm", name) for name in ("test_vit", "test_resnet", "test_convnext")),
+    *(("torchvision", name) for name in ("squeezenet1_1", "shufflenet_v2_x0_5")),
+]
+TEXT_MODELS = [
+    *(("open_clip", kind) for kind in ("clip", "eos", "siglip", "coca", "bert")),
+    *(
+        ("transformers", kind)
+        for kind in ("clip", "siglip", "siglip2", "bert", "roberta", "distilbert", "modernbert", "gpt2", "t5")
+    ),
+]
+
+
+def _case(library: str, kind: str, modality: str, tmp: pytest.TempPathFactory) -> Case:
+    case = _BUILDERS[library](kind, tmp.mktemp(f"{modality}-{library}-{kind}"), modality)
+    case.encoder.eval()
+    return case
+
+
+@pytest.fixture(scope="module", params=IMAGES, ids="-".join)
+def image_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return _case(*request.param, "image", tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=TEXT_MODELS, ids="-".join)
+def text_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return _case(*request.param, "text", tmp_path_factory)
+
+
+def _pixels(encoder: ImageEncoder) -> Tensor:
+    size, channels = encoder.preprocess.size, encoder.preprocess.channels
+    return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def _assert_close(ours: Tensor, theirs: Tensor) -> None:
+    scale = float(theirs.abs().max())
+    assert ours.shape == theirs.shape
+    assert scale > 0
+    assert float((theirs[0] - theirs[1]).abs().max()) > 1e-3 * scale, "the reference does not tell its inputs apart"
+    assert float((ours - theirs).abs().max()) <= 1e-5 * max(scale, 1.0)
+
+
+@torch.no_grad()
+def test_image_features_equal_the_librarys(image_case: Case) -> None:
+    encoder = image_case.encoder
+    assert isinstance(encoder, ImageEncoder)
+    pixels, preprocess = _pixels(encoder), encoder.preprocess
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    ours = encoder(pixels)
+    assert ours.shape == (2, encoder.feature_dim)
+    _assert_close(ours, image_case.reference((pixels - mean) / std))
+
+
+@torch.no_grad()
+def test_text_features_equal_the_librarys(text_case: Case) -> None:
+    encoder = text_case.encoder
+    assert isinstance(encoder, TextEncoder)
+    ours = encoder(encoder.tokenizer(TEXTS))
+    assert ours.shape == (len(TEXTS), encoder.feature_dim)
+    _assert_close(ours, text_case.reference(TEXTS))
+
+
+@torch.no_grad()
+def test_padding_does_not_change_text_features(text_case: Case) -> None:
+    encoder = text_case.encoder
+    assert isinstance(encoder, TextEncoder)
+    together = encoder(encoder.tokenizer(TEXTS))
+    alone = torch.cat([encoder(encoder.tokenizer(text)) for text in TEXTS])
+    _assert_close(alone, together)
+
+
+@torch.no_grad()
+def test_an_image_encoder_is_rebuilt_offline(image_case: Case) -> None:
+    encoder = image_case.encoder
+    assert isinstance(encoder, ImageEncoder)
+    again = IMAGE_ENCODERS.build(image_case.name, json.loads(json.dumps(encoder.rebuild_args)))
+    again.load_state_dict(encoder.state_dict())
+    assert again.preprocess == encoder.preprocess
+    pixels = _pixels(encoder)
+    torch.testing.assert_close(again.eval()(pixels), encoder(pixels))
+
+
+@torch.no_grad()
+def test_a_text_encoder_is_rebuilt_offline(text_case: Case) -> None:
+    encoder = text_case.encoder
+    assert isinstance(encoder, TextEncoder)
+    again = TEXT_ENCODERS.build(text_case.name, json.loads(json.dumps(encoder.rebuild_args)), encoder.tokenizer)
+    again.load_state_dict(encoder.state_dict())
+    tokens = encoder.tokenizer(TEXTS)
+    torch.testing.assert_close(again.eval()(tokens), encoder(tokens))
+
+
+def test_every_parameter_gets_a_gradient(text_case: Case) -> None:
+    """Parameters that no loss reaches stop distributed training."""
+    encoder = text_case.encoder
+    assert isinstance(encoder, TextEncoder)
+    encoder.zero_grad()
+    encoder(encoder.tokenizer(TEXTS)).pow(2).sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ("cls", lambda hidden, mask, ids: hidden[0]),
+        ("mean", lambda hidden, mask, ids: hidden[: int(mask.sum())].mean(0)),
+        ("last", lambda hidden, mask, ids: hidden[int(mask.sum()) - 1]),
+        ("eot", lambda hidden, mask, ids: hidden[ids.tolist().index(3)]),
+    ],
+)
+@torch.no_grad()
+def test_pooling_picks_the_right_rows(pooling: str, expected: Callable[..., Tensor], tmp_path: Path) -> None:
+    theirs = tiny.transformers_model("bert", tmp_path)
+    encoder = TEXT_ENCODERS.build("transformers", {"name": str(tmp_path), "pooling": pooling}).eval()
+    tokens = encoder.tokenizer(TEXTS)
+    hidden = theirs(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
+    rows = [expected(h, m, i) for h, m, i in zip(hidden, tokens.mask, tokens.ids, strict=True)]
+    torch.testing.assert_close(encoder(tokens), torch.stack(rows), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_not_used(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny.transformers_model("bert", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if "pooler" not in k}, weights, metadata={"format": "pt"})
+    encoder = TEXT_ENCODERS.build("transformers", {"name": str(tmp_path)})
+    assert encoder.pooling == "mean"
+    assert not any("pooler" in name for name, _ in encoder.named_parameters())
+
+
+def test_missing_weights_are_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny.transformers_model("bert", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if "layer.1" not in k}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="weights are missing"):
+        TEXT_ENCODERS.build("transformers", {"name": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "args", "message"),
+    [
+        (IMAGE_ENCODERS, "timm", {"name": "resnet5"}, "did you mean"),
+        (IMAGE_ENCODERS, "torchvision", {"name": "resnet19"}, "did you mean"),
+        (IMAGE_ENCODERS, "open_clip", {"arch": "ViT-B-33"}, "did you mean"),
+        (IMAGE_ENCODERS, "open_clip", {}, "either arch"),
+        (IMAGE_ENCODERS, "open_clip", {"arch": "ViT-B-32", "pretrained": "nowhere.pt"}, "laion2b_s34b_b79k"),
+        (
+            IMAGE_ENCODERS,
+            "open_clip",
+            {"config": {"embed_dim": 8, "vision_cfg": {"depth": 3}}},
+            "vision_cfg describes no tower",
+        ),
+        (IMAGE_ENCODERS, "timm", {"name": "test_vit", "pretrained": "nowhere.pt"}, "nowhere.pt: no such file"),
+        (IMAGE_ENCODERS, "transformers", {}, "either name"),
+        (IMAGE_ENCODERS, "transformers", {"config": {"model_type": "vitt"}}, "did you mean"),
+        (TEXT_ENCODERS, "transformers", {"config": {"model_type": "bert"}}, "needs a tokenizer"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(registry: Any, name: str, args: dict[str, Any], message: str) -> None:
+    given = (None,) if registry is TEXT_ENCODERS else ()
+    with pytest.raises(UserError, match=message) as caught:
+        registry.build(name, args, *given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_failure_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="nobody/nothing: no such folder, and not to be had from the hub") as caught:
+        TEXT_ENCODERS.build("transformers", {"name": "nobody/nothing"}, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="not of this architecture"):
+        IMAGE_ENCODERS.build("timm", {"name": "test_vit", "pretrained": str(tmp_path / "weights.pth")})
+
+
+def test_timm_preprocessing_is_the_models_own() -> None:
+    encoder = IMAGE_ENCODERS.build("timm", {"name": "test_vit"})
+    data = timm.data.resolve_model_data_config(encoder.model)
+    assert encoder.preprocess.mean == data["mean"]
+    assert encoder.preprocess.size == data["input_size"][-1]
+    assert encoder.preprocess.interpolation == data["interpolation"]
+    grey = IMAGE_ENCODERS.build("timm", {"name": "test_vit", "in_chans": 1}).preprocess
+    assert grey.channels == 1
+    assert grey.mean == pytest.approx((sum(data["mean"]) / 3,))

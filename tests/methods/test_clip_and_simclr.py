@@ -1,0 +1,83 @@
+"""What the two methods promise beyond the contract."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmcl.errors import UserError
+from mmcl.methods.clip import CLIP
+from mmcl.methods.simclr import SimCLR
+from mmcl.types import Batch, Embeddings
+from tests.methods.toy import toy_method
+
+
+def random_embeddings(views: tuple[str, str], rows: int, ids: torch.Tensor | None = None) -> Embeddings:
+    rng = torch.Generator().manual_seed(5)
+    local = {view: F.normalize(torch.randn(rows, 6, generator=rng, dtype=torch.float64), dim=1) for view in views}
+    ids = torch.arange(rows) if ids is None else ids
+    return Embeddings(local, local, ids, ids)
+
+
+def batch_of(embeddings: Embeddings) -> Batch:
+    return Batch({}, embeddings.ids, embeddings.ids)
+
+
+def test_clip_is_the_mean_of_two_cross_entropies() -> None:
+    method, embeddings = toy_method("clip"), random_embeddings(("image", "text"), 10)
+    logits = method.logit_scale * embeddings.all["image"] @ embeddings.all["text"].T
+    target = torch.arange(10)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(method.loss(embeddings, batch_of(embeddings)).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_clip_starts_at_the_published_scale_and_is_clamped_after_every_step() -> None:
+    method, embeddings = toy_method("clip"), random_embeddings(("image", "text"), 2)
+    assert method.logit_scale.item() == pytest.approx(1 / 0.07)
+    for value, expected in ((9.0, 100.0), (-3.0, 1.0), (2.0, math.exp(2.0))):
+        with torch.no_grad():
+            method.log_scale.fill_(value)  # type: ignore[union-attr, operator]
+        method.commit(embeddings, batch_of(embeddings))
+        assert method.logit_scale.item() == pytest.approx(expected)
+
+
+def nt_xent_by_hand(a: torch.Tensor, b: torch.Tensor, temperature: float) -> float:
+    """Equation 1 of the SimCLR paper, one pair at a time."""
+    z = torch.cat([a, b])
+    n, total = len(a), 0.0
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        numerator = math.exp(float(z[i] @ z[j]) / temperature)
+        denominator = sum(math.exp(float(z[i] @ z[k]) / temperature) for k in range(2 * n) if k != i)
+        total -= math.log(numerator / denominator)
+    return total / (2 * n)
+
+
+def test_simclr_is_equation_1() -> None:
+    method, embeddings = toy_method("simclr"), random_embeddings(("a", "b"), 7)
+    expected = nt_xent_by_hand(embeddings.all["a"], embeddings.all["b"], 0.1)
+    assert method.loss(embeddings, batch_of(embeddings)).loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_simclr_runs_both_views_through_one_pass_of_the_tower() -> None:
+    method = toy_method("simclr")
+    calls: list[int] = []
+    method.tower("a").register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    rows = method.encode({"a": torch.zeros(3, 5, dtype=torch.float64), "b": torch.ones(3, 5, dtype=torch.float64)})
+    assert calls == [6]
+    assert not torch.equal(rows["a"], rows["b"])
+
+
+def test_towers_that_do_not_fit_are_named() -> None:
+    towers = toy_method("clip").towers
+    with pytest.raises(UserError, match="CLIP needs the text tower"):
+        CLIP(nn.ModuleDict({"image": towers["image"]}))
+    with pytest.raises(UserError, match="SimCLR has no use for the text tower"):
+        SimCLR(towers)
+    towers["text"].head.embed_dim = 4
+    with pytest.raises(UserError, match="differ in width"):
+        CLIP(towers)

@@ -1,0 +1,112 @@
+"""YAML and flags become one checked tree; every mistake is one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmcl.config import Config, decisive_settings, from_dict, load_config, to_dict, to_yaml
+from mmcl.errors import UserError
+
+MINIMAL = """
+method: {name: clip}
+image: {encoder: {name: small_cnn, args: {channels: 3}}}
+train: {steps: 10}
+evaluate:
+- {name: knn, label: digits, data: {name: digits}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_yaml_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert from_dict(Config, yaml.safe_load(to_yaml(config)), "again") == config
+
+
+def test_flags_override_yaml_which_overrides_defaults(path: Path) -> None:
+    config = load_config(path, ["--train.steps", "20", "--optim.betas", "0.8", "0.9", "--resume", "--run_dir=out"])
+    assert (config.train.steps, config.optim.betas, config.resume, config.run_dir) == (20, (0.8, 0.9), True, "out")
+    assert config.train.batch_size == Config.__dataclass_fields__["train"].default_factory().batch_size  # type: ignore[misc]
+
+
+def test_flags_reach_into_arguments_and_lists(path: Path) -> None:
+    config = load_config(path, ["--image.encoder.args.channels", "1", "--evaluate.0.label", "x", "--data.train.path", "a b"])
+    assert config.image is not None
+    assert config.image.encoder is not None
+    assert config.image.encoder.args == {"channels": 1}
+    assert config.evaluate[0].label == "x"
+    assert config.data.train.path == "a b"
+
+
+@pytest.mark.parametrize("text", ["5e-4", "0.0005", "5.0e-4"])
+def test_numbers_as_people_write_them(path: Path, text: str) -> None:
+    assert load_config(path, ["--optim.lr", text]).optim.lr == 5e-4
+    path.write_text(MINIMAL + f"optim: {{lr: {text}}}\n")
+    assert load_config(path).optim.lr == 5e-4
+
+
+def test_run_dir_defaults_to_the_name_of_the_file(path: Path) -> None:
+    assert load_config(path).run_dir == "runs/tiny"
+
+
+def test_what_decides_a_run_is_not_where_it_is_written(path: Path) -> None:
+    before = decisive_settings(load_config(path))
+    assert before == decisive_settings(load_config(path, ["--run_dir", "elsewhere", "--resume", "--data.workers", "3"]))
+    after = decisive_settings(load_config(path, ["--train.seed", "1"]))
+    assert {key for key in before if before[key] != after[key]} == {"train.seed"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--optim.learning_rate", "1"], "optim: unknown key 'learning_rate'"),
+        (["--train.step", "1"], "did you mean 'steps'"),
+        (["--train.steps", "many"], "train: steps must be a whole number, not 'many'"),
+        (["--train.steps", "1.5"], "must be a whole number"),
+        (["--train.steps", "true"], "must be a whole number"),
+        (["--train.steps", "0"], "train.steps is 0"),
+        (["--optim.lr", "fast"], "optim: lr must be a number, not 'fast'"),
+        (["--optim.lr", "-1"], "optim.lr is -1"),
+        (["--optim.betas", "0.9"], "betas needs 2 values"),
+        (["--train.precision", "fp8"], "choose one of 'fp32', 'bf16', 'fp16'"),
+        (["--method.args", "3"], "must be a mapping"),
+        (["--train.steps.more", "3"], "train.steps is a value"),
+        (["--evaluate.3.label", "x"], "entries 0 to 0"),
+        (["--image", "null"], "nothing to train"),
+        (["--init", "runs/x"], "exclude each other"),
+        (["--data.cache", "true", "--data.crop.scale", "0.5", "1"], "exclude each other"),
+        (["--evaluate.0.data", "null"], "evaluate.0.data is missing"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_named(path: Path, flags: list[str], named: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(path, flags)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "a: [", "method: {}\ntrain: {steps: 1}"])
+def test_broken_files_are_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"broken\.yaml") as error:
+        load_config(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_lists_its_neighbours(path: Path) -> None:
+    with pytest.raises(UserError, match=r"tiny\.yaml"):
+        load_config(path.parent / "tinny.yaml")
+
+
+def test_to_dict_is_plain(path: Path) -> None:
+    assert yaml.safe_load(yaml.safe_dump(to_dict(load_config(path)))) == to_dict(load_config(path))
