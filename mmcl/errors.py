@@ -24,3 +24,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "")
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names) or 'none'}"
     prefix = f"{where}: " if where else ""
     return UserError(f"{prefix}unknown {kind} {name!r}; {hint}")
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, for a message of one line: its first line, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

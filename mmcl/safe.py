@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,11 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
     module.load_state_dict(tensors)
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an exception says, or its name when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def existing_file(path: str | Path) -> Path:
     """The path, or a UserError when there is no such file."""
     path = Path(path)
@@ -94,13 +100,15 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickle protocols, which are read or refused all the same
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: holds more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: no readable weights ({str(error).splitlines()[0]}); copy or save it again") from None
+        raise UserError(f"{path}: no readable weights ({reason(error)}); copy or save it again") from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found a {type(state).__name__}")
     return state

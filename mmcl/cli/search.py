@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,3 +58,22 @@ def search(
         return
     for rank, hit in enumerate(hits, 1):
         print(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
+
+
+def _index(model: str, images: str | None, loaded: Model) -> Index:
+    """A saved index as it is; anything else is embedded now."""
+    from mmcl.search import Index
+
+    if images is not None and (Path(images) / "index.json").is_file():
+        return Index.load(images, loaded)
+    if images is not None:
+        return _built(Index.build(images, loaded, progress=True))
+    from mmcl.engine.evaluation import evaluated_source
+
+    return _built(Index.build(evaluated_source(Path(model)), loaded, progress=True))
+
+
+def _built(index: Index) -> Index:
+    for bad in index.bad:
+        print(f"warning: left out {bad.name}: {bad.reason}", file=sys.stderr)
+    return index

@@ -66,7 +66,7 @@ def _print_result(result: RunResult) -> None:
 
 
 def _next_commands(result: RunResult) -> tuple[str, str]:
-    if result.report.has("retrieval"):
+    if any(metric.evaluator == "retrieval" for metric in result.report.metrics):
         return (
             f'mmcl search {result.run_dir} "a smiling cat"',
             f'mmcl classify PICTURE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',

@@ -7,7 +7,7 @@ is one `UserError` that names the file.
 from __future__ import annotations
 
 import io
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmcl.data.source import ImageLike
-from mmcl.errors import UserError
+from mmcl.errors import UserError, first_line
 from mmcl.types import Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -78,7 +78,7 @@ def decode(
     except Image.UnidentifiedImageError:
         raise UserError(f"{name}: not a picture, or in none of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Hostile files make Pillow's parsers raise almost anything.
-        raise UserError(f"{name}: cannot be decoded: {str(error).splitlines()[0] if str(error) else repr(error)}") from error
+        raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error
 
 
 def to_tensor(image: Image.Image, preprocess: Preprocess, *, box: Box | None = None) -> Tensor:
@@ -107,7 +107,7 @@ def to_tensor(image: Image.Image, preprocess: Preprocess, *, box: Box | None = N
 
 def _open(image: Path | str | bytes | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
     if isinstance(image, Image.Image):
-        return image
+        return nullcontext(image)  # It is the caller's, who may want its other frames.
     if isinstance(image, bytes):
         size = len(image)
     else:

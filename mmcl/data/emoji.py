@@ -26,7 +26,7 @@ class EmojiSource(Source):
     Ids say which rows a retrieval may take for each other. A row's id is its concept, but concepts that any vendor among the
     selected rows draws with the very same picture share one: two flags, or a family and its namesake. With the rows of one
     vendor that is exactly "a hit on an identical picture is right"; with several, concepts that only one of them fails to
-    tell apart (84 of 1,906 in the default training fold) are not taught as different, which no single picture could teach.
+    tell apart (80 of 1,906 in the default training fold) are not taught as different, which no single picture could teach.
 
     Args:
         split: "unseen_style" trains on three vendors and tests on the fourth, same concepts; "unseen_concept" holds out whole

@@ -8,7 +8,7 @@ from typing import Any
 from mmcl.data.columns import captions_of, find_columns, image_of, number_labels
 from mmcl.data.root import data_root
 from mmcl.data.source import Sample, Source, digest
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import UserError, first_line, unknown_name
 
 
 class HuggingFaceSource(Source):
@@ -89,8 +89,7 @@ def _load(path: str, cache: str, split: str, subset: str | None, revision: str |
             return datasets.load_dataset(path, subset, split=split, revision=revision, cache_dir=cache)
         loaded = datasets.load_from_disk(path)
     except Exception as error:  # The library, and the network under it, raise many kinds.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be loaded as a Hugging Face data set: {reason}") from error
+        raise UserError(f"{path}: cannot be loaded as a Hugging Face data set: {first_line(error)}") from error
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:

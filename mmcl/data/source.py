@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmcl.data.streams import Stream
 from mmcl.errors import UserError
-from mmcl.rng import permutation
 
 ImageLike = Path | str | bytes | Image.Image | np.ndarray
 """A picture that may still have to be read: a path, an encoded file, a PIL image, or uint8 [H, W] or [H, W, C]."""
@@ -67,51 +65,6 @@ class Source(ABC):
         """The caption of one epoch: `draw`, uniform in [0, 1), picks one; "" where there is none."""
         captions = self[index].captions
         return captions[int(draw * len(captions))] if captions else ""
-
-
-class Subset(Source):
-    """Some rows of another source.
-
-    Args:
-        source: the other source.
-        rows: int64 [n], which of its rows, in which order.
-    """
-
-    def __init__(self, source: Source, rows: np.ndarray):
-        self.source, self.rows = source, rows
-        self.class_names, self.templates = source.class_names, source.templates
-        self.ids = None if source.ids is None else source.ids[rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.source[int(self.rows[index])]
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(self.source.fingerprint, self.rows.tobytes())
-
-    def caption(self, index: int, draw: float) -> str:
-        return self.source.caption(int(self.rows[index]), draw)
-
-
-def split_source(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
-    """Sets a share of the rows aside, drawn by `seed`.
-
-    Returns:
-        The rest and the share, each in the order of the source.
-
-    Raises:
-        UserError: one of the two would be empty.
-    """
-    held_out = round(share * len(source))
-    if not 0 < held_out < len(source):
-        raise UserError(
-            f"a share of {share} of {len(source)} samples leaves one side empty; choose another share, or more data"
-        )
-    rows = permutation(len(source), seed, Stream.HOLDOUT)
-    return Subset(source, np.sort(rows[held_out:])), Subset(source, np.sort(rows[:held_out]))
 
 
 def required_path(path: str | None, source: str) -> Path:

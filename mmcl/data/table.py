@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from mmcl.data.columns import captions_of, find_columns, image_of, number_labels
 from mmcl.data.source import Sample, Source, digest, required_path
-from mmcl.errors import UserError
+from mmcl.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -88,7 +88,7 @@ def read_table(path: Path) -> pa.Table:
             return pa.parquet.read_table(path)
         return _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -117,8 +117,15 @@ def _read_jsonl(path: Path) -> pa.Table:
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: must be an object with the keys image and caption")
             rows.append(row)
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return pa.table({key: pa.array([row.get(key) for row in rows]) for key in columns})
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return pa.table({key: pa.array(_all_lists([row.get(key) for row in rows])) for key in keys})
+
+
+def _all_lists(cells: list[Any]) -> list[Any]:
+    """Makes every cell a list where one is: one caption and several may stand in the same column."""
+    if any(isinstance(cell, list) for cell in cells):
+        return [cell if isinstance(cell, list) or cell is None else [cell] for cell in cells]
+    return cells
 
 
 def _group_rows(images: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmcl.data.root import data_root
 from mmcl.data.source import Sample, Source, digest, refuse_path
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import UserError, first_line, unknown_name
 
 
 class TorchvisionSource(Source):
@@ -87,19 +87,16 @@ def _factory(dataset: str) -> Any:
 
 
 def _find_or_download(factory: Any, name: str, root: Path, args: dict[str, Any]) -> Any:
-    downloads = "download" in inspect.signature(factory).parameters
-    for folder in (root, root / name.lower()):
+    accepted = inspect.signature(factory).parameters
+    for folder, download in ((root, False), (root / name.lower(), False), (root, True)):
+        place = {"root": str(folder), "download": download}
         try:
-            return factory(str(folder), **args, **({"download": False} if downloads else {}))
-        except (RuntimeError, OSError):  # What torchvision says of a folder without the data set.
-            continue
-    if not downloads:
-        raise UserError(f"{name}: no copy in {root} or {root / name.lower()}, and torchvision cannot download it; put it there")
-    try:
-        return factory(str(root), **args, download=True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: no copy below the data root {root}, and the download failed: {reason}") from error
+            return factory(**{key: value for key, value in place.items() if key in accepted} | args)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {first_line(error)}") from error
+        except (RuntimeError, OSError) as error:  # What torchvision says of a folder without the data set.
+            reason = first_line(error)
+    raise UserError(f"{name}: no copy below the data root {root}, and no download: {reason}")
 
 
 def _arrays(dataset: Any) -> tuple[np.ndarray | None, list[int] | None]:

@@ -108,7 +108,7 @@ class OpenClipText(TextEncoder):
         text_cfg = config["text_cfg"]
         self.is_hf = bool(text_cfg.get("hf_model_name"))
         if self.is_hf:
-            config = {"hf_config": hf.read_config(text_cfg["hf_model_name"]), **config}
+            config = {**config, "hf_config": config.get("hf_config") or hf.read_config(text_cfg["hf_model_name"])}
         self.text = _hf_text_tower(config) if self.is_hf else _checked_build(_build_text_tower, config, "text_cfg")
         self.context_length = text_cfg.get("context_length", 77)
         self.tokenizer = tokenizer or _tokenizer(text_cfg, self.context_length)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
 from mmcl.errors import UserError, unknown_name
-from mmcl.safe import load_into, read_tensors
+from mmcl.safe import load_into, read_tensors, reason
 from mmcl.types import Preprocess
 
 
@@ -59,7 +59,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
             if pretrained
             else "; see in_chans and model_args"
         )
-        raise UserError(f"timm {name} cannot be built: {str(error).splitlines()[0]}{fix}") from None
+        raise UserError(f"timm {name} cannot be built: {reason(error)}{fix}") from None
 
 
 def _load(model: Any, path: str) -> None:

@@ -63,7 +63,7 @@ class Tokenizer:
             raise UserError(
                 f"context_length {context_length} leaves no room for a word; this tokenizer needs at least {special + 1}"
             )
-        self._backend = Backend.from_str(backend.to_str())  # a copy: truncation is a setting of the object
+        self._backend = backend
         self._backend.no_padding()
         self._backend.enable_truncation(context_length)
         self.context_length = context_length
@@ -232,11 +232,11 @@ def from_transformers(
     first = [tokenizer.bos_token_id, tokenizer.cls_token_id]
     last = [tokenizer.eos_token_id, tokenizer.sep_token_id]
     begin_id, end_id = (next((i for i in ids if i is not None), None) for ids in (first, last))
+    backend = Backend.from_str(backend.to_str())  # a copy: padding and truncation are settings of the object
     pads = (tokenizer.pad_token_id, end_id, 0)
     pad_id = next(i for i in pads if i is not None)
     if blank_end:
         begin, blank = tokenizer.cls_token, tokenizer.convert_ids_to_tokens(0)
-        backend = Backend.from_str(backend.to_str())
         backend.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A {blank}", special_tokens=[(begin, tokenizer.cls_token_id), (blank, 0)]
         )

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
 from mmcl.errors import UserError, unknown_name
+from mmcl.safe import reason
 from mmcl.types import Preprocess, Tokens
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]
@@ -93,8 +94,8 @@ def dual_encoder(name: str) -> DualEncoder:
     text = _side(model, "text")
     image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None))
     text_encoder = TransformersText(text, "auto", missing, load_tokenizer(name, most=_positions(text)))
-    bias = getattr(model, "logit_bias", None)
-    return DualEncoder(image_encoder, text_encoder, math.exp(float(model.logit_scale)), None if bias is None else float(bias))
+    scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
+    return DualEncoder(image_encoder, text_encoder, math.exp(scale.item()), None if bias is None else bias.item())
 
 
 class TransformersImage(ImageEncoder):
@@ -208,12 +209,11 @@ def hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
-        reason = next(iter(str(error).strip().splitlines()), repr(error))
         if Path(name).is_dir():
-            raise UserError(f"{name}: holds no model that can be loaded: {reason}") from None
+            raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
         raise UserError(
-            f"{name}: no such folder, and not to be had from the hub ({reason}); check the name and the network, or download "
-            "it where there is one and give the folder"
+            f"{name}: no such folder, and not to be had from the hub ({reason(error)}); check the name and the network, or "
+            "download it where there is one and give the folder"
         ) from None
 
 
@@ -243,7 +243,7 @@ def _make_config(values: Mapping[str, Any]) -> Any:
     try:
         return transformers.AutoConfig.for_model(model_type, **values)
     except Exception as error:  # configurations validate themselves in their own ways
-        raise UserError(f"transformers: not a configuration of {model_type}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"transformers: not a configuration of {model_type}: {reason(error)}") from None
 
 
 def _plain_config(config: Any) -> dict[str, Any]:

@@ -90,3 +90,15 @@ def write_report(report: Report, run_dir: Path) -> None:
     """Writes `report/` with the loss curve of the run."""
     curve = loss_curve(read_metrics(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
     (report + Report(figures={"loss_curve": curve})).write(run_dir / "report")
+
+
+def evaluated_source(run_dir: Path) -> Source:
+    """The data of a run's first evaluator. Raises UserError when the folder holds no run, or nothing was evaluated."""
+    config = read_config(run_dir)
+    if not config.evaluate:
+        raise UserError(f"{run_dir}/config.yaml names no data that were evaluated on; give a folder with --images")
+    if (data := config.evaluate[0].data) is not None:
+        return build_source(data, config.data.root, "evaluate.0.data")
+    _, held_out = build_training_data(config)
+    assert held_out is not None, "the configuration's check lets no evaluator go without data"
+    return held_out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +118,7 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.method.commit(embeddings, batch)
-        self.bad_samples.add(batch.bad_samples, seen=len(batch.ids))
+        self._list_bad(batch)
         return {**shares, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}
 
     def _gather(self, local: Mapping[str, Tensor], batch: Batch) -> Embeddings:
@@ -135,6 +137,13 @@ class Trainer:
             raise UserError(
                 f"the loss of step {step} is {loss}; nothing was updated. Lower optim.lr, or look at the samples {rows}, ..."
             )
+
+    def _list_bad(self, batch: Batch) -> None:
+        """Lists what could not be read; stops when it is too much."""
+        if batch.bad_samples:
+            with (self.run_dir / "bad_samples.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in batch.bad_samples)
+        self.bad_samples.add(batch.bad_samples, seen=len(batch.ids))
 
     def _save(self, step: int) -> None:
         if self.accelerator.is_main_process:

@@ -14,7 +14,7 @@ from typing import Any
 from mmcl.errors import UserError
 from mmcl.evaluate.statistics import Estimate
 
-COLUMNS = ("trained", "untrained", "raw pixels", "PCA-50", "majority", "chance")
+COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
 """Order of the well-known models in a table; others come first."""
 
 
@@ -80,9 +80,10 @@ class Report:
         return _json([asdict(metric) for metric in self.metrics])
 
     def to_text(self) -> str:
-        """The tables for a terminal, and the notes."""
+        """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals."""
         parts = []
-        for title, header, rows in self._tables():
+        for title, header, full_rows in self._tables():
+            rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
             widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
             lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
             parts.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
@@ -94,7 +95,7 @@ class Report:
             lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
             parts += [f"## {title}", "\n".join(lines)]
         parts += ["In brackets: 95 % confidence intervals over the rows of the test set.", *self.notes]
-        parts += [f"![{name}]({name}.png)" for name in self.figures]
+        parts += [f"![{name}]({file_name(name)}.png)" for name in self.figures]
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:
@@ -110,7 +111,7 @@ class Report:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, png in self.figures.items():
-            (directory / f"{name}.png").write_bytes(png)
+            (directory / f"{file_name(name)}.png").write_bytes(png)
         texts = {
             "metrics.json": self.to_json(),
             "details.json": _json({"notes": self.notes, "details": self.details, "figures": list(self.figures)}),

@@ -119,10 +119,15 @@ def test_an_animation_is_its_first_frame(kind):
     assert np.abs(np.asarray(decoded).astype(int) - (255, 0, 0)).max() <= 6
 
 
-def test_the_given_picture_is_not_changed():
+def test_the_given_picture_is_neither_changed_nor_closed():
     image = Image.fromarray(noise(4, 4))
     decode(image).paste("white", (0, 0, 4, 4))
     assert np.array_equal(np.asarray(image), noise(4, 4))
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    with Image.open(io.BytesIO(encode(red, "GIF", save_all=True, append_images=[blue]))) as animation:
+        decode(animation)
+        animation.seek(1)
+        assert np.abs(np.asarray(animation.convert("RGB")).astype(int) - (0, 0, 255)).max() <= 6
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

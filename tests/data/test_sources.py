@@ -16,7 +16,8 @@ from PIL import Image
 from mmcl.data import SOURCES
 from mmcl.data.decode import decode
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.source import Sample, Source, Subset, split_source
+from mmcl.data.source import Sample, Source
+from mmcl.data.subset import Subset, split_source
 from mmcl.errors import UserError
 
 TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
@@ -49,10 +50,10 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "b.png", "c.png"):
         write_image(tmp_path / name)
     path = tmp_path / "pairs.csv"
-    path.write_text('filepath,title\na.png,"one, two"\nb.png,NA\na.png,12\n')
+    path.write_text('filepath,title\na.png,"one, two"\nb.png,NA\na.png,12\nc.png,three\n')
     return path
 
 
@@ -128,19 +129,41 @@ class TestContract:
             open_source(name, path, root, args | {"colour": 1}, where="data.train")
 
     @every_source
-    def test_subsets(self, given):
+    def test_a_part_is_those_rows(self, given):
         source = open_source(*given)
-        if len(source) < 3:
-            pytest.skip("too small to split")
-        rest, held_out = split_source(source, 0.3, seed=0)
-        names = [source[i].name for i in range(len(source))]
-        assert sorted([*rest.rows, *held_out.rows]) == list(range(len(source)))
-        assert len(held_out) == round(0.3 * len(source))
-        assert [held_out[i].name for i in range(len(held_out))] == [names[row] for row in held_out.rows]
-        assert held_out.caption(0, 0.2) == source.caption(int(held_out.rows[0]), 0.2)
-        assert len({source.fingerprint, rest.fingerprint, held_out.fingerprint}) == 3
+        rows = np.array([len(source) - 1, 0])
+        part = Subset(source, rows)
+        assert [part[i].name for i in range(len(part))] == [source[row].name for row in rows]
+        assert [part.caption(i, 0.2) for i in range(2)] == [source.caption(row, 0.2) for row in rows]
+        assert (part.class_names, part.templates) == (source.class_names, source.templates)
+        assert part.fingerprint not in (source.fingerprint, Subset(source, rows[::-1]).fingerprint)
+        assert (part.ids is None) == (source.ids is None)
         if source.ids is not None:
-            assert held_out.ids.tolist() == source.ids[held_out.rows].tolist()
+            assert part.ids.tolist() == source.ids[rows].tolist()
+
+
+class TestSplit:
+    def test_both_parts_are_the_whole_and_share_no_group(self):
+        source = open_source("emoji", None, None, {"fold": "all"})
+        rest, held_out = split_source(source, 0.2, seed=0)
+        assert sorted([*rest.indices, *held_out.indices]) == list(range(len(source)))
+        assert not set(rest.ids.tolist()) & set(held_out.ids.tolist())
+        assert len(held_out) == pytest.approx(0.2 * len(source), rel=0.1)
+        again, other = split_source(source, 0.2, seed=0)[1], split_source(source, 0.2, seed=1)[1]
+        assert again.indices.tolist() == held_out.indices.tolist() != other.indices.tolist()
+
+    def test_equal_captions_stay_together(self, tmp_path):
+        path = tmp_path / "pairs.csv"
+        path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i // 4}\n" for i in range(200)))
+        rest, held_out = split_source(open_source("table", str(path)), 0.5, seed=0)
+        sides = [{part[i].captions[0] for i in range(len(part))} for part in (rest, held_out)]
+        assert not sides[0] & sides[1]
+        assert len(sides[0] | sides[1]) == 50
+
+    @pytest.mark.parametrize("share", [0.0, 1.0])
+    def test_a_share_that_leaves_nothing(self, share):
+        with pytest.raises(UserError, match="leaves an empty part"):
+            split_source(open_source("digits"), share, 0)
 
 
 class TestAuto:
@@ -254,7 +277,7 @@ class TestFolder:
 class TestTable:
     def test_rows_of_one_image_are_one_sample(self, table):
         source = open_source("table", str(table))
-        assert [source[i].captions for i in range(2)] == [("one, two", "12"), ("NA",)]
+        assert [source[i].captions for i in range(3)] == [("one, two", "12"), ("NA",), ("three",)]
         assert source[0].name == str(table.parent / "a.png")
 
     def test_tabs_other_columns_and_another_root(self, tmp_path):
@@ -355,8 +378,8 @@ class TestHuggingFace:
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         with pytest.raises(UserError, match="someone/something: cannot be loaded"):
             open_source("huggingface", "someone/something", str(tmp_path))
-        with pytest.raises(UserError, match="its columns are"):
-            open_source("huggingface", str(TINY), str(tmp_path), {"image_column": None, "caption_column": "words"})
+        with pytest.raises(UserError, match="no column 'words' for `caption_column`; it has image, caption"):
+            open_source("huggingface", str(TINY), str(tmp_path), {"caption_column": "words"})
 
 
 class TestTorchvision:
@@ -394,7 +417,7 @@ class TestTorchvision:
             raise OSError("the network is down")
 
         monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-        with pytest.raises(UserError, match="MNIST: no copy below the data root .* the network is down"):
+        with pytest.raises(UserError, match=r"MNIST: no copy below the data root .* the network is down"):
             open_source("torchvision", None, str(tmp_path), {"dataset": "MNIST"})
 
     @pytest.mark.parametrize(
@@ -403,6 +426,7 @@ class TestTorchvision:
             ({"dataset": "MNITS"}, "did you mean 'MNIST'"),
             ({"dataset": "MNIST", "split": "test"}, "unknown argument of torchvision.datasets.MNIST"),
             ({}, "needs the argument 'dataset'"),
+            ({"dataset": "SVHN", "split": "tset"}, "SVHN: "),
         ],
     )
     def test_wrong_arguments(self, args, message, tmp_path):
@@ -426,10 +450,3 @@ class TestDigits:
         assert np.abs(pixels / 255 - load_digits().images / 16).max() <= 0.5 / 255 + 1e-9
         with pytest.raises(UserError, match="did you mean 'train'"):
             open_source("digits", None, None, {"fold": "trian"})
-
-
-def test_a_share_that_leaves_nothing():
-    source = Subset(open_source("digits"), np.arange(3))
-    for share in (0.1, 0.9):
-        with pytest.raises(UserError, match="leaves one side empty"):
-            split_source(source, share, 0)

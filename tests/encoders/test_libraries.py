@@ -58,7 +58,9 @@ def _transformers(kind: str, folder: Path, modality: str) -> Case:
             IMAGE_ENCODERS.build("transformers", {"name": str(folder)}), "transformers", _vision_reference(kind, theirs)
         )
     encoder = TEXT_ENCODERS.build("transformers", {"name": str(folder)})
-    return Case(encoder, "transformers", _text_reference(kind, theirs, AutoTokenizer.from_pretrained(folder)))
+    return Case(
+        encoder, "transformers", _text_reference(kind, theirs, AutoTokenizer.from_pretrained(folder, padding_side="right"))
+    )
 
 
 def _vision_reference(kind: str, theirs: Any) -> Callable[[Tensor], Tensor]:

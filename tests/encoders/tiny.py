@@ -15,25 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import models, pre_tokenizers, processors
 from torch import nn
 
-WORDS = [
-    "a",
-    "the",
-    "cat",
-    "dog",
-    "bird",
-    "red",
-    "blue",
-    "on",
-    "hill",
-    "with",
-    "photo",
-    "of",
-    "and",
-    "in",
-    "one",
-    "two",
-    "three",
-]
+WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "on", "hill", "with", "photo", "and", "in", "one", "two", "three"]
 CONTEXT = 12
 
 

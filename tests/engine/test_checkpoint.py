@@ -1,0 +1,98 @@
+"""A checkpoint is whole or it is not there; damage is seen, named and passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, verify
+from mmcl.errors import UserError
+
+
+def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    optimiser = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        module(torch.randn(8, 4)).square().sum().backward()
+        optimiser.step()
+    return module, optimiser
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(folder, step, *trained(), identity={"config": {"a": 1}}, keep=keep)
+
+
+def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
+    module, optimiser = trained()
+    save_checkpoint(tmp_path, 3, module, optimiser, identity={}, keep=1)
+    restored, restored_optimiser = trained(steps=0)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    load_checkpoint(checkpoint, restored, restored_optimiser)
+    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), restored.state_dict().values(), strict=True))
+    for mine, theirs in zip(module.parameters(), restored.parameters(), strict=True):
+        assert optimiser.state[mine].keys() == restored_optimiser.state[theirs].keys()
+        for key, value in optimiser.state[mine].items():
+            assert torch.equal(value, restored_optimiser.state[theirs][key])
+
+
+def test_holds_no_pickle(tmp_path: Path) -> None:
+    assert {file.suffix for file in save(tmp_path, 1).iterdir()} == {".safetensors", ".json"}
+
+
+def test_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000010", "step-0000015"]
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped bit": lambda path: flip_a_byte(path / "model.safetensors"),
+    "truncated": lambda path: (path / "optimizer.safetensors").write_bytes(b""),
+    "missing file": lambda path: (path / "model.safetensors").unlink(),
+    "missing manifest": lambda path: (path / "MANIFEST.json").unlink(),
+    "cut manifest": lambda path: (path / "MANIFEST.json").write_text('{"step": 2, "fi'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_named_and_the_checkpoint_before_is_used(
+    tmp_path: Path, damage: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 1)
+    damaged = save(tmp_path, 2)
+    damage(damaged)  # type: ignore[operator]
+    with pytest.raises(UserError, match="step-0000002"):
+        verify(damaged)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert "step-0000002" in capsys.readouterr().out
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".tmp-step-0000002").mkdir()
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+
+
+def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    other = nn.Sequential(nn.Linear(4, 5))
+    with pytest.raises(UserError, match="another model"):
+        load_checkpoint(checkpoint, other, torch.optim.AdamW(other.parameters()))

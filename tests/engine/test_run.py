@@ -1,0 +1,215 @@
+"""Whole runs: what they leave behind, how they resume, and what stops them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmcl
+from mmcl.engine.log import read_metrics
+from mmcl.engine.run import train
+from mmcl.errors import UserError
+from mmcl.methods.clip import CLIP
+from mmcl.types import LossOutput
+from tests.engine.tiny import YAML, make_folder, tiny_config
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+DROPOUT = ("--text.encoder.args.dropout", "0.2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps with dropout, checkpoints at 4 and 8, and an evaluation on data held out."""
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    evaluation = ("--data.holdout", "0.2", "--evaluate", "[{name: retrieval, label: held_out}]")
+    train(tiny_config(folder, run_dir, *DROPOUT, *evaluation, "--train.save_every", "4"))
+    return run_dir
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_directory_is_complete(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "model", "report"}
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert {"loss", "temperature", "lr", "samples_per_second"} <= rows[0].keys()
+    metrics = json.loads((finished / "report" / "metrics.json").read_text())
+    assert {row["model"] for row in metrics} >= {"trained", "untrained", "chance"}
+    assert {row["data"] for row in metrics} == {"held_out"}
+    assert (finished / "report" / "loss_curve.png").stat().st_size > 1000
+
+
+def test_the_model_loads_with_one_call_and_no_flags(finished: Path, folder: Path) -> None:
+    model = mmcl.load_model(finished)
+    image, text = model.encode_image(folder / "red_tiny.png"), model.encode_text(["a tiny red square"])
+    assert image.shape == text.shape == (1, 16)
+
+
+def test_resume_is_bit_exact(finished: Path, folder: Path, tmp_path: Path) -> None:
+    """From the middle, with dropout and augmentation on, and with another number of loader workers."""
+    continued = tmp_path / "continued"
+    shutil.copytree(finished, continued)
+    shutil.rmtree(continued / "checkpoints" / "step-0000008")
+    flags = (*DROPOUT, "--data.holdout", "0.2", "--train.save_every", "4", "--resume", "--data.workers", "1")
+    train(tiny_config(folder, continued, *flags))
+    for name in ("model", "optimizer"):
+        file = f"checkpoints/step-0000008/{name}.safetensors"
+        assert same_tensors(finished / file, continued / file)
+    keys = ("step", "loss", "lr", "temperature")
+    before, after = ([[row[key] for key in keys] for row in read_metrics(d / "metrics.jsonl")] for d in (finished, continued))
+    assert before == after
+
+
+def test_the_same_run_twice_is_the_same(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(tiny_config(folder, tmp_path / name, *DROPOUT, "--train.steps", "3"))
+    assert same_tensors(tmp_path / "a/model/model.safetensors", tmp_path / "b/model/model.safetensors")
+
+
+def test_a_run_is_never_overwritten(finished: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        train(tiny_config(folder, finished))
+
+
+def test_resume_refuses_other_settings_by_name(finished: Path, folder: Path) -> None:
+    flags = (*DROPOUT, "--data.holdout", "0.2", "--resume", "--train.seed", "7")
+    with pytest.raises(UserError, match=r"train\.seed: 0 -> 7"):
+        train(tiny_config(folder, finished, *flags))
+
+
+def test_resume_refuses_other_data(finished: Path, folder: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "run"
+    shutil.copytree(finished, changed)
+    other = make_folder(tmp_path / "squares")
+    (other / "captions.csv").write_text((other / "captions.csv").read_text().replace("tiny", "minute"))
+    with pytest.raises(UserError, match="data changed"):
+        train(tiny_config(other, changed, *DROPOUT, "--data.holdout", "0.2", "--resume"))
+
+
+def test_nothing_to_resume_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(tiny_config(folder, tmp_path / "none", "--resume"))
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Injected at step 4: the error names step and samples; the checkpoint of step 3 is what an honest run has there."""
+    run_dir, calls, honest = tmp_path / "nan", [], CLIP.loss
+
+    def poisoned(self: CLIP, embeddings: Any, batch: Any) -> LossOutput:
+        calls.append(1)
+        output = honest(self, embeddings, batch)
+        return LossOutput(output.loss * (float("nan") if len(calls) == 4 else 1))
+
+    monkeypatch.setattr(CLIP, "loss", poisoned)
+    with pytest.raises(UserError, match=r"loss of step 4 is nan.*samples \d+"):
+        train(tiny_config(folder, run_dir, "--train.save_every", "1"))
+    assert [row["step"] for row in read_metrics(run_dir / "metrics.jsonl")] == [1, 2, 3]
+    assert (run_dir / "checkpoints" / "step-0000003").exists()
+
+
+def test_a_broken_picture_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "squares")
+    (folder / "red_tiny.png").write_bytes(b"not a picture")
+    train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0.5"))
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
+    assert {Path(row["name"]).name for row in listed} == {"red_tiny.png"}
+
+
+def test_too_many_broken_pictures_stop_the_run(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "squares")
+    (folder / "red_tiny.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"red_tiny\.png"):
+        train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0"))
+
+
+def test_a_batch_larger_than_the_data_is_lowered_and_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(folder, tmp_path / "run", "--train.batch_size", "400", "--train.steps", "1"))
+    assert "using 25" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--image.encoder.name", "smal_cnn"), "image.encoder: unknown image encoder 'smal_cnn'; did you mean 'small_cnn'"),
+        (("--image.encoder.args.widht", "3"), "unknown argument of image encoder 'small_cnn': 'widht'"),
+        (("--text", "null"), "CLIP needs the text tower"),
+        (("--text.head.args.embed_dim", "8"), "differ in width"),
+        (("--data.train.path", "nowhere"), "nowhere: no such file or folder"),
+        (("--train.trackers", "tensorbord"), "unknown tracker 'tensorbord'"),
+        (("--train.precision", "fp16"), "needs an accelerator"),
+        (("--method.name", "clop"), "did you mean 'clip'"),
+        (("--init", "runs/none", "--image", "null", "--text", "null"), "runs/none"),
+    ],
+)
+def test_mistakes_are_named_before_training(folder: Path, tmp_path: Path, flags: tuple[str, ...], named: str) -> None:
+    with pytest.raises(UserError) as error:
+        train(tiny_config(folder, tmp_path / "run", *flags))
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_fine_tuning_starts_from_the_model(finished: Path, folder: Path, tmp_path: Path) -> None:
+    flags = ("--image", "null", "--text", "null", "--init", str(finished), "--optim.lr", "1e-12", "--train.steps", "1")
+    train(tiny_config(folder, tmp_path / "run", *flags))
+    before, after = (mmcl.load_model(path).encode_text(["a red square"]) for path in (finished, tmp_path / "run"))
+    assert abs(before - after).max() < 1e-6
+
+
+def test_a_frozen_tower_never_changes(folder: Path, tmp_path: Path) -> None:
+    train(tiny_config(folder, tmp_path / "run", "--image.freeze", "true", "--train.save_every", "1", "--train.steps", "2"))
+    first, second = (load_file(tmp_path / f"run/checkpoints/step-000000{n}/model.safetensors") for n in (1, 2))
+    frozen = [key for key in first if key.startswith("towers.image.encoder.")]
+    assert frozen
+    assert all(torch.equal(first[key], second[key]) for key in frozen)
+    assert not torch.equal(first["towers.image.head.weight"], second["towers.image.head.weight"])
+
+
+def run_script(*words: str, processes: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), *words], capture_output=True, text=True, env=environment, timeout=200
+    )
+
+
+def test_two_processes_are_one_run(folder: Path, tmp_path: Path) -> None:
+    """Started as a user would, on a machine without accelerator: the losses are those of one process."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(YAML)
+    words = [str(path), "--data.train.path", str(folder)]
+    done = run_script(*words, "--run_dir", str(tmp_path / "two"), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stdout
+    train(tiny_config(folder, tmp_path / "one"))
+    one, two = ([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_lost_processes_are_an_error(tmp_path: Path) -> None:
+    """The environment that `accelerate launch --cpu --num_processes 2` gives to the one process that it starts."""
+    done = run_script("--run_dir", str(tmp_path), ACCELERATE_MIXED_PRECISION="no", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: accelerate launch was asked for several processes but started one")
+    assert len(done.stderr.splitlines()) == 1

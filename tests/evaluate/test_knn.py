@@ -1,0 +1,99 @@
+"""k-NN against scikit-learn and a loop in float64. Labels that are the reference's predictions must give accuracy 1."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from mmcl.errors import UserError
+from mmcl.evaluate import knn
+from tests.evaluate.toys import unit
+
+
+def data(classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(classes, 6))
+    bank_labels, query_labels = rng.integers(classes, size=120), rng.integers(classes, size=80)
+    bank, query = (centre[own] + 1.5 * rng.normal(size=(len(own), 6)) for own in (bank_labels, query_labels))
+    return bank, bank_labels, query, query_labels
+
+
+def loop(bank: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int, temperature: float | None) -> np.ndarray:
+    """The documented rule, vote by vote."""
+    bank, query = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (bank, query))
+    predicted = []
+    for vector in query:
+        score = bank @ vector
+        nearest = np.argsort(-score, kind="stable")[:k]
+        votes: dict[int, float] = {}
+        for row in nearest:
+            votes[labels[row]] = votes.get(labels[row], 0) + (1 if temperature is None else np.exp(score[row] / temperature))
+        predicted.append(max(votes, key=lambda label: votes[label]))
+    return np.array(predicted)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.07, 1.0])
+def test_every_prediction_equals_the_loop(temperature: float | None) -> None:
+    bank, bank_labels, query, _ = data()
+    for k in (1, 2, 5, 20, 120):
+        predicted = loop(bank, bank_labels, query, k, temperature)
+        assert knn(bank, bank_labels, query, predicted, ks=(k,), temperature=temperature)[f"knn{k}_top1"] == 1
+        assert len(set(predicted)) > 1 or k == 120
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_equals_scikit_learn_where_no_votes_tie(k: int) -> None:
+    bank, bank_labels, query, query_labels = data(classes=2)
+    reference = KNeighborsClassifier(k, metric="cosine").fit(bank, bank_labels)
+    assert knn(bank, bank_labels, query, reference.predict(query), ks=(k,))[f"knn{k}_top1"] == 1
+    assert knn(bank, bank_labels, query, query_labels, ks=(k,))[f"knn{k}_top1"] == reference.score(query, query_labels)
+
+
+def test_several_ks_equal_one_at_a_time() -> None:
+    together = knn(*data(), ks=(20, 1, 5))
+    assert [metric.metric for metric in together.metrics] == ["knn1_top1", "knn5_top1", "knn20_top1"]
+    for k in (1, 5, 20):
+        assert knn(*data(), ks=(k,))[f"knn{k}_top1"] == together[f"knn{k}_top1"]
+
+
+def test_infinite_temperature_is_the_majority_vote_and_zero_the_nearest() -> None:
+    values = [metric.value for metric in knn(*data()).metrics]
+    assert [metric.value for metric in knn(*data(), temperature=1e12).metrics] == values
+    assert knn(*data(), ks=(20,), temperature=1e-6)["knn20_top1"] == knn(*data(), ks=(1,))["knn1_top1"]
+
+
+def test_names_of_the_classes_and_chunks_change_nothing() -> None:
+    bank, bank_labels, query, query_labels = data()
+    expected = knn(bank, bank_labels, query, query_labels)
+    names = np.array([7, -3, 10**12, 0])
+    assert knn(bank, names[bank_labels], query, names[query_labels]) == expected
+    for chunk_size in (1, 33):
+        assert knn(bank, bank_labels, query, query_labels, chunk_size=chunk_size) == expected
+
+
+def test_a_class_that_the_bank_lacks_is_never_right() -> None:
+    bank, bank_labels, query, query_labels = data()
+    assert knn(bank, bank_labels, query, np.full_like(query_labels, 99))["knn5_top1"] == 0
+
+
+def test_interval_and_n_are_those_of_the_queries() -> None:
+    metric = knn(*data(), ks=(5,)).metrics[0]
+    assert metric.n == 80
+    assert metric.low < metric.value < metric.high
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ks": (1, 121)}, "k = 121 is more than the 120 rows of the bank"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"bank_emb": np.full((120, 6), np.inf)}, "not finite"),
+        ({"query_emb": unit((80, 5), 0)}, "same width"),
+        ({"bank_labels": np.zeros(3, int)}, r"bank_labels must be \[120\]"),
+    ],
+)
+def test_bad_input_is_a_user_error(change: dict[str, object], message: str) -> None:
+    args = dict(zip(("bank_emb", "bank_labels", "query_emb", "query_labels"), data(), strict=True))
+    with pytest.raises(UserError, match=message):
+        knn(**(args | change))

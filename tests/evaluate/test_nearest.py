@@ -1,0 +1,36 @@
+"""The exact nearest-neighbour kernel against NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmcl.core.nearest import nearest
+from tests.evaluate.toys import unit
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize("chunk_size", [None, 1, 7])
+def test_equals_a_full_sort(k: int, chunk_size: int | None) -> None:
+    query, key = unit((23, 19), 0), unit((40, 19), 1)
+    score, row = nearest(torch.from_numpy(query), torch.from_numpy(key), k, chunk_size=chunk_size)
+    full = query.astype(np.float64) @ key.astype(np.float64).T
+    expected = np.argsort(-full, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(row, expected)
+    np.testing.assert_allclose(score, np.take_along_axis(full, expected, 1), atol=1e-7)
+
+
+def test_equal_keys_come_in_row_order_whatever_the_block() -> None:
+    key = np.repeat(unit((30, 37), 2), 3, axis=0)[np.random.default_rng(0).permutation(90)]
+    query = torch.from_numpy(unit((50, 37), 3))
+    full = (query.double().numpy() @ key.astype(np.float64).T).astype(np.float32)
+    expected = np.argsort(-full, axis=1, kind="stable")[:, :7]
+    for chunk_size in (1, 13, 50):
+        np.testing.assert_array_equal(nearest(query, torch.from_numpy(key), 7, chunk_size=chunk_size)[1], expected)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_impossible_k_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match="from 1 to the number of keys, 3"):
+        nearest(torch.ones(2, 2), torch.ones(3, 2), k)

@@ -1,0 +1,81 @@
+"""The pictures are pictures, show what they should, and no caption can break them. Warnings are errors here."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcl.errors import UserError
+from mmcl.evaluate import embedding_map
+from mmcl.evaluate.embedding_map import tsne
+from mmcl.evaluate.plots import PALETTE, RIGHT, WRONG, loss_curve, retrieval_examples, scatter
+from tests.evaluate.toys import pattern, unit
+
+AWKWARD = ["猫が笑う", "قطة", "बिल्ली", "cost $5 or $6_x^$", "a\nb", "", "<script>" * 30, "\U0001f600 \ud7ff"]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG"
+    return np.asarray(image.convert("RGB"))
+
+
+def has_colour(png: bytes, colour: str) -> bool:
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return bool((pixels(png) == wanted).all(axis=2).any())
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_hits_are_green_and_misses_red(right: bool) -> None:
+    picture = Image.fromarray(pattern(0)).convert("L")
+    png = retrieval_examples([("a text", [(picture, right)])], [(picture, [("a text", right)])], title="Examples")
+    assert has_colour(png, RIGHT) == right
+    assert has_colour(png, WRONG) == (not right)
+
+
+def test_no_caption_breaks_a_picture() -> None:
+    picture = Image.fromarray(pattern(0))
+    texts = [(text, [(picture, True)] * 3) for text in AWKWARD]
+    retrieval_examples(texts, [(picture, [(text, False) for text in AWKWARD])], title="猫 $x$")
+    scatter(np.random.default_rng(0).normal(size=(8, 2)), np.arange(8), AWKWARD, title="猫")
+
+
+def test_loss_curve_has_a_panel_for_each_logged_key() -> None:
+    rows = [{"step": step, "loss": 5 / (step + 1), "lr": 1e-3} for step in range(20)] + [{"step": 5, "eval": 1.0}]
+    tall, flat = loss_curve(rows, title="run"), loss_curve(rows, keys=("loss",))
+    assert pixels(tall).shape[0] > 1.5 * pixels(flat).shape[0]
+    assert pixels(loss_curve([])).size
+
+
+def test_more_classes_than_colours_share_grey() -> None:
+    points = np.random.default_rng(0).normal(size=(400, 2))
+    few, many = scatter(points, np.arange(400) % 3, None), scatter(points, np.arange(400) % 50, None)
+    assert has_colour(many, "#d5dae0") != has_colour(few, "#d5dae0")
+    assert len(set(PALETTE)) == len(PALETTE)
+
+
+def test_map_keeps_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=200)
+    rows = (unit((4, 16), 1)[labels] + 0.2 * unit((200, 16), 2)).astype(np.float32)
+    points = tsne(rows, perplexity=15)
+    distance = ((points[:, None] - points[None]) ** 2).sum(2) + 1e9 * np.eye(200)
+    assert (labels[distance.argmin(1)] == labels).mean() > 0.97
+    np.testing.assert_array_equal(points, tsne(rows, perplexity=15))
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_map_of_a_collapsed_model_and_of_few_points(rows: int) -> None:
+    report = embedding_map(np.ones((rows, 3)), data="a/b", model="trained")
+    assert pixels(report.figures["embedding_map_a_b_trained"]).size
+    assert not report.metrics
+
+
+def test_map_errors() -> None:
+    with pytest.raises(UserError, match="at least 5 rows"):
+        embedding_map(np.eye(4))
+    with pytest.raises(UserError, match="not finite"):
+        embedding_map(np.full((9, 2), np.nan))

@@ -1,0 +1,96 @@
+"""What a report writes, and that it reads it back."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mmcl.errors import UserError
+from mmcl.evaluate import Metric, Report
+
+PNG = b"\x89PNG not really"
+
+
+def report() -> Report:
+    return Report(
+        metrics=(
+            Metric("knn", "mnist", "knn5_top1", "chance", 0.1, None, None, 10000),
+            Metric("knn", "mnist", "knn5_top1", "trained", 0.98765, 0.98, 0.99, 10000),
+            Metric("knn", "mnist", "knn20_top1", "trained", None, None, None, 10000),
+            Metric("retrieval", "emoji | <b>", "text_to_image_median_rank", "trained", 3.0, 2.0, 4.0, 5),
+        ),
+        notes=("L-BFGS <converged>.",),
+        details={"confusion": {"classes": ["猫"], "counts": [[3]]}},
+        figures={"map": PNG},
+    )
+
+
+def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
+    report().write(tmp_path / "new" / "report")
+    assert Report.load(tmp_path / "new" / "report") == report()
+    assert (tmp_path / "new" / "report" / "map.png").read_bytes() == PNG
+
+
+def test_metrics_json_is_a_list_of_flat_rows(tmp_path: Path) -> None:
+    report().write(tmp_path)
+    rows = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert all(list(row) == ["evaluator", "data", "metric", "model", "value", "low", "high", "n"] for row in rows)
+    assert rows[1]["value"] == 0.98765
+    assert rows[2]["value"] is None
+
+
+def test_markdown_has_the_models_side_by_side_with_baselines_last() -> None:
+    lines = report().to_markdown().splitlines()
+    assert "## knn: mnist" in lines
+    assert "| metric | trained | chance | n |" in lines
+    assert "| knn5_top1 | 0.988 [0.980, 0.990] | 0.100 | 10000 |" in lines
+    assert "| knn20_top1 | - |  | 10000 |" in lines
+    assert "| text_to_image_median_rank | 3.0 [2.0, 4.0] | 5 |" in lines
+    assert "![map](map.png)" in lines
+
+
+def test_terminal_text_has_aligned_columns() -> None:
+    header, first = report().to_text().splitlines()[1:3]
+    assert header.index("chance") == first.index("0.100")
+
+
+def test_html_needs_no_other_file_and_escapes_everything() -> None:
+    page = report().to_html()
+    assert "retrieval: emoji | &lt;b&gt;" in page
+    assert "L-BFGS &lt;converged&gt;." in page
+    assert "<b>" not in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_adding_joins_and_the_later_row_stays() -> None:
+    later = Report(metrics=(Metric("knn", "mnist", "knn5_top1", "chance", 0.2, None, None, 10000),), notes=report().notes)
+    joined = report() + later
+    assert len(joined.metrics) == 4
+    assert joined.metrics[0].value == 0.2
+    assert joined.notes == report().notes
+    assert joined.figures == report().figures
+    assert Report() + report() == report()
+
+
+def test_a_value_is_found_by_name_only_where_it_is_unambiguous() -> None:
+    assert report()["text_to_image_median_rank"] == 3.0
+    with pytest.raises(KeyError, match="2 rows have the metric 'knn5_top1'"):
+        report()["knn5_top1"]
+
+
+def test_a_missing_or_damaged_report_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no report here, metrics\.json is missing"):
+        Report.load(tmp_path)
+    report().write(tmp_path)
+    (tmp_path / "metrics.json").write_text('[{"evaluator": 1}]')
+    with pytest.raises(UserError, match="damaged"):
+        Report.load(tmp_path)
+    report().write(tmp_path)
+    (tmp_path / "details.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Report.load(tmp_path)

@@ -1,0 +1,98 @@
+"""A source of drawn patterns and a model that knows them, so that evaluators run on something with a known answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcl.data.pictures import pictures
+from mmcl.data.source import Sample, Source
+from mmcl.types import Preprocess
+
+SIZE = 8
+CLASSES = 6
+NAMES = [f"pattern {number}" for number in range(CLASSES)]
+
+
+def pattern(number: int) -> np.ndarray:
+    """uint8 [8, 8, 3], another one for each number."""
+    return np.random.default_rng(number).integers(256, size=(SIZE, SIZE, 3)).astype(np.uint8)
+
+
+class PatternSource(Source):
+    """Noisy pictures of the patterns 0, 1, ..., 0, 1, ..., with their names as captions and the patterns as classes."""
+
+    def __init__(self, rows: int, seed: int, *, labels: bool = True, captions: bool = True):
+        noise = np.random.default_rng((seed, 99)).integers(-40, 41, size=(rows, SIZE, SIZE, 3))
+        drawn = [np.clip(pattern(row % CLASSES) + noise[row], 0, 255).astype(np.uint8) for row in range(rows)]
+        self.class_names = NAMES if labels else None
+        self._samples = [
+            Sample(f"row {row}", image, (NAMES[row % CLASSES],) if captions else (), row % CLASSES if labels else None)
+            for row, image in enumerate(drawn)
+        ]
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+    @property
+    def fingerprint(self) -> str:
+        return f"patterns {self._seed} {len(self)}"
+
+
+class PatternModel:
+    """Embeds a picture as its pixels, centred, and a name as the pattern it names. Counts its calls."""
+
+    fingerprint = "patterns"
+    logit_scale = 20.0
+
+    def __init__(self, *, has_text: bool = True, logit_bias: float | None = None):
+        self.has_text = has_text
+        self.logit_bias = logit_bias
+        self.image_calls: list[int] = []
+        self.text_calls: list[int] = []
+
+    def encode_image(self, images: Any, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+        preprocess = Preprocess(size=SIZE)
+        if not isinstance(images, Source):
+            images = _AsSource(images)
+        self.image_calls.append(len(images))
+        pixels = torch.cat(list(pictures(images, preprocess, batch_size)))
+        return _unit(pixels.flatten(1).numpy())
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        self.text_calls.append(len(texts))
+        numbers = [int("".join(c for c in text if c.isdigit()) or 77) for text in texts]
+        return _unit(np.stack([pattern(number).transpose(2, 0, 1).ravel() for number in numbers]))
+
+
+class _AsSource(Source):
+    def __init__(self, images: Sequence[Any]):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(str(self.images[index])[:80], self.images[index])
+
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    centred = rows.astype(np.float32) - 127.5
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+
+def unit(shape: tuple[int, int], seed: int) -> np.ndarray:
+    """Random unit rows, float32."""
+    rows = np.random.default_rng(seed).normal(size=shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,228 @@
+"""Models through the disk: our own format, and the libraries' names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from mmcl.encoders.heads import NoHead
+from mmcl.encoders.small_cnn import SmallCNN
+from mmcl.encoders.tower import Tower, TowerSpec, build_tower
+from mmcl.errors import UserError
+from mmcl.interop.load import load_model
+from mmcl.interop.model import Model
+from mmcl.interop.save import save_model
+from tests.encoders import tiny
+from tests.interop.test_model import make_towers
+
+TEXTS = ["a cat", "the red dog on a hill", ""]
+
+
+def _pictures(model: Model) -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
+
+
+def _assert_same(a: Model, b: Model) -> None:
+    np.testing.assert_allclose(a.encode_image(_pictures(a)), b.encode_image(_pictures(b)), atol=1e-6)
+    if a.has_text:
+        np.testing.assert_allclose(a.encode_text(TEXTS), b.encode_text(TEXTS), atol=1e-6)
+    assert (a.logit_scale, a.logit_bias, a.embedding) == (b.logit_scale, b.logit_bias, b.embedding)
+    assert a.fingerprint == b.fingerprint
+
+
+def _save(path: Path, model: Model) -> None:
+    save_model(
+        path,
+        model.towers,
+        logit_scale=model.logit_scale,
+        logit_bias=model.logit_bias,
+        embedding=model.embedding,
+        provenance=model.provenance,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(tmp_path / "run" / "model", make_towers(), logit_scale=14.3, provenance={"step": 7})
+    return tmp_path / "run" / "model"
+
+
+@pytest.mark.parametrize("name", ["run", "run/model"])
+def test_our_own_format_comes_back_whole(name: str, saved: Path) -> None:
+    model = load_model(saved.parent.parent / name, device="cpu")
+    _assert_same(model, Model(make_towers(), logit_scale=14.3, device="cpu"))
+    assert model.provenance == {"step": 7}
+    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "coca", "bert"])
+def test_open_clip_checkpoints_load_and_move_to_our_format(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.open_clip_config(kind, tmp_path)
+    theirs = tiny.open_clip_model(config, kind, tmp_path / "weights.pt")
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["Tiny"])
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: json.loads(json.dumps(config)))
+    model = load_model(f"open_clip:Tiny/{tmp_path / 'weights.pt'}", device="cpu")
+    assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())  # type: ignore[operator,union-attr]
+    assert model.logit_bias == (None if theirs.logit_bias is None else theirs.logit_bias.item())  # type: ignore[arg-type]
+    _save(tmp_path / "ours", model)
+    for file in tmp_path.iterdir():  # nothing of the library's own files is needed any more
+        if file.name != "ours":
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    _assert_same(load_model(tmp_path / "ours", device="cpu"), model)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
+def test_transformers_models_load_and_move_to_our_format(kind: str, tmp_path: Path) -> None:
+    theirs = tiny.transformers_model(kind, tmp_path / "theirs")
+    model = load_model(f"hf:{tmp_path / 'theirs'}", device="cpu")
+    assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())  # type: ignore[operator,union-attr]
+    assert (model.logit_bias is None) == (kind == "clip")
+    _save(tmp_path / "ours", model)
+    shutil.rmtree(tmp_path / "theirs")
+    _assert_same(load_model(tmp_path / "ours", device="cpu"), model)
+
+
+def test_probabilities_equal_transformers(tmp_path: Path) -> None:
+    """From file to probability: resize, normalise, tokenise, encode, scale."""
+    import transformers
+
+    theirs = tiny.transformers_model("clip", tmp_path)
+    model = load_model(f"hf:{tmp_path}", device="cpu")
+    pictures, texts = _pictures(model), ["a cat", "the red dog", "one bird"]
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path)
+    tokens = tiny.word_tokenizer()(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**processor(pictures, return_tensors="pt"), **tokens).logits_per_image.softmax(-1).numpy()
+    ours = model.probs(model.encode_image(pictures), model.encode_text(texts))
+    assert np.ptp(expected, axis=1).min() > 0.05
+    np.testing.assert_allclose(ours, expected, atol=0.02)  # Pillow resizes a box, transformers resizes and crops: 1/255 apart
+
+
+def test_timm_models_are_image_only(tmp_path: Path) -> None:
+    torch.save(tiny.shaken(timm.create_model("test_vit")).state_dict(), tmp_path / "weights.pth")
+    model = load_model(f"timm:test_vit/{tmp_path / 'weights.pth'}", device="cpu")
+    assert not model.has_text
+    _save(tmp_path / "ours", model)
+    _assert_same(load_model(tmp_path / "ours", device="cpu"), model)
+
+
+def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
+    towers = make_towers()
+    towers["text"].head.weight = towers["image"].head.weight  # type: ignore[union-attr,assignment]
+    save_model(tmp_path / "model", towers)
+    assert "text.head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
+    _assert_same(load_model(tmp_path / "model", device="cpu"), Model(towers, device="cpu"))
+
+
+def test_saving_replaces_what_is_there(saved: Path) -> None:
+    towers = nn.ModuleDict({"image": make_towers()["image"]})
+    save_model(saved, towers, embedding="features")
+    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert load_model(saved, device="cpu").embedding == "features"
+
+
+def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*args: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mmcl.interop.save.save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(saved, make_towers(), logit_scale=1.0)
+    assert load_model(saved, device="cpu").logit_scale == 14.3
+
+
+def test_a_tower_made_by_hand_is_not_saved(tmp_path: Path) -> None:
+    towers = nn.ModuleDict({"image": Tower(SmallCNN(), NoHead(128))})
+    with pytest.raises(UserError, match="made by hand"):
+        save_model(tmp_path / "model", towers)
+    assert not (tmp_path / "model").exists()
+
+
+def _edit(path: Path, **changes: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    config.update(changes)
+    (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "gone"}))
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: _edit(path, format_version=99), "format version 99; update mmcl"),
+        (lambda path: _edit(path, format_version="gone"), "try hf:"),
+        (lambda path: _edit(path, towers="gone"), "damaged"),
+        (lambda path: _edit(path, towers={"image": {"encoder": "small_cnn"}}), "damaged"),
+        (lambda path: _edit(path, towers={"image": {"modality": "image", "encoder": "small_cn"}}), "did you mean 'small_cnn'"),
+        (lambda path: _cut(path / "config.json"), "no valid JSON"),
+        (lambda path: _cut(path / "model.safetensors"), r"model\.safetensors: damaged"),
+        (lambda path: _cut(path / "tokenizer.json"), "no valid JSON"),
+        (lambda path: (path / "model.safetensors").unlink(), r"model\.safetensors: no such file"),
+        (lambda path: (path / "tokenizer.json").unlink(), r"tokenizer\.json: no such file"),
+        (lambda path: (path / "config.json").unlink(), "no run and no model folder"),
+        (lambda path: _drop_tensor(path), r"text\.head\.weight is missing"),
+    ],
+)
+def test_damage_is_one_clear_line(damage, message: str, saved: Path) -> None:  # type: ignore[no-untyped-def]
+    damage(saved)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(saved, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def _drop_tensor(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = load_file(path / "model.safetensors")
+    del tensors["text.head.weight"]
+    save_file(tensors, path / "model.safetensors")
+
+
+def test_other_preprocessing_than_in_training_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["towers"]["image"]["preprocess"]["mean"] = [0.1, 0.2, 0.3]
+    _edit(saved, towers=config["towers"])
+    with pytest.raises(UserError, match="trained with preprocessing"):
+        load_model(saved, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/at/all", "no run and no model folder"),
+        ("open_clip:ViT-B-33", "did you mean"),
+        ("open_clip:ViT-B-32/laion3b", "laion2b_s34b_b79k"),
+        ("timm:resnet5", "did you mean"),
+        ("torchvision:resnet19", "did you mean"),
+    ],
+)
+def test_unknown_names_are_one_clear_line(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(name, device="cpu")
+
+
+def test_a_text_only_model_is_not_dual(tmp_path: Path) -> None:
+    tiny.transformers_model("bert", tmp_path)
+    with pytest.raises(UserError, match="no CLIP-like model"):
+        load_model(f"hf:{tmp_path}", device="cpu")
+
+
+def test_build_tower_checks_names_before_it_builds() -> None:
+    with pytest.raises(UserError, match="did you mean 'linear'"):
+        build_tower(TowerSpec(modality="image", encoder="small_cnn", head="liner"))
+    with pytest.raises(UserError, match="did you mean 'image_size'"):
+        build_tower(TowerSpec(modality="image", encoder="small_cnn", encoder_args={"imagesize": 3}))

@@ -1,0 +1,178 @@
+"""The index against brute force, its file format against faults, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcl.errors import UserError
+from mmcl.search import Hits, Index
+from tests.evaluate.toys import CLASSES, NAMES, PatternModel, PatternSource, pattern
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of the patterns 0 to 5 with their names beside them, a broken picture and an empty one."""
+    place = tmp_path / "photos"
+    (place / "more").mkdir(parents=True)
+    for number in range(CLASSES):
+        file = place / ("more" if number % 2 else ".") / f"{number}.png"
+        Image.fromarray(pattern(number)).save(file)
+        file.with_suffix(".txt").write_text(f"{NAMES[number]}\nalso pattern {number}\n")
+    (place / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    (place / "empty.png").touch()
+    return place
+
+
+def test_finds_pictures_by_text_and_lists_the_unreadable_ones(folder: Path) -> None:
+    index = Index.build(folder, PatternModel())
+    assert len(index) == CLASSES
+    assert sorted(Path(bad.name).name for bad in index.bad) == ["broken.jpg", "empty.png"]
+    assert all(Path(bad.name).name in bad.reason for bad in index.bad)
+    for number, name in enumerate(NAMES):
+        best = index.search(name, top_k=3)[0]
+        assert (best.path.name, best.caption) == (f"{number}.png", name)
+        assert best.score == pytest.approx(1, abs=1e-5)
+
+
+def test_a_folder_a_list_and_a_source_give_the_same(folder: Path) -> None:
+    files = sorted(folder.rglob("*.png"))
+    by_folder, by_list = Index.build(str(folder), PatternModel()), Index.build(files, PatternModel(), batch_size=1)
+    assert {hit.name: hit.score for hit in by_folder.search(NAMES[2])} == {
+        hit.name: hit.score for hit in by_list.search(NAMES[2])
+    }
+    by_source = Index.build(PatternSource(20, seed=0), PatternModel())
+    assert by_source.search(image=folder / "2.png")[0].name in {"row 2", "row 8", "row 14"}
+
+
+def test_order_and_scores_equal_brute_force() -> None:
+    model, source = PatternModel(), PatternSource(50, seed=0)
+    index = Index.build(source, model)
+    query = model.encode_text([NAMES[4]]).astype(np.float64)[0] + model.encode_image([pattern(1)]).astype(np.float64)[0]
+    score = model.encode_image(source).astype(np.float64) @ (query / np.linalg.norm(query))
+    hits = index.search(NAMES[4], image=pattern(1), top_k=50)
+    assert [hit.name for hit in hits] == [f"row {row}" for row in np.argsort(-score, kind="stable")]
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(score)[::-1], atol=1e-6)
+    assert {int(hit.name[4:]) % CLASSES for hit in hits[:16]} == {1, 4}, "text and picture both count"
+
+
+def test_finds_captions_by_picture(folder: Path) -> None:
+    hits = Index.build(folder, PatternModel()).search(image=str(folder / "2.png"), target="texts", top_k=2)
+    assert {hit.caption for hit in hits} == {"pattern 2", "also pattern 2"}
+    assert {hit.path for hit in hits} == {folder / "2.png"}
+
+
+def test_more_hits_than_rows_gives_all(folder: Path) -> None:
+    index = Index.build(folder, PatternModel())
+    assert len(index.search("pattern 0", top_k=1000)) == CLASSES
+    assert len(index.search("pattern 0", target="texts", top_k=1000)) == 2 * CLASSES
+
+
+def test_saved_index_finds_the_same_after_loading(folder: Path, tmp_path: Path) -> None:
+    model = PatternModel()
+    built = Index.build(folder, model, out=tmp_path / "index")
+    loaded = Index.load(tmp_path / "index", model)
+    for search in ({"text": NAMES[3]}, {"image": folder / "0.png"}, {"image": folder / "0.png", "target": "texts"}):
+        assert loaded.search(**search) == built.search(**search)
+    assert loaded.bad == built.bad
+    loaded.search(NAMES[3]).save(tmp_path / "hits.png")
+    assert Image.open(tmp_path / "hits.png").width > 5 * 160
+
+
+def test_saving_over_an_index_leaves_one_or_the_other(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, place = PatternModel(), tmp_path / "index"
+    Index.build(folder, model, out=place)
+    other, replace = Index.build(PatternSource(9, seed=0), model), os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "index.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        other.save(place)
+    assert len(Index.load(place, model)) == CLASSES
+    monkeypatch.undo()
+    other.save(place)
+    assert len(Index.load(place, model)) == 9
+    assert len(list(place.glob("*.safetensors"))) == 1
+
+
+def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    Index.build(folder, PatternModel(), out=tmp_path / "index")
+    other = PatternModel()
+    other.fingerprint = "retrained"
+    with pytest.raises(UserError, match=r"made with another model \(patterns, not retrained\)"):
+        Index.load(tmp_path / "index", other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"digest": "../../../etc/passwd"},
+        {"digest": "0" * 16},
+        {"digest": 7},
+        {"samples": []},
+        {"samples": [{"name": "a", "captions": []}]},
+        {"samples": [{"name": "a"}]},
+        {"samples": None},
+        {"bad": [{"unknown": 1}]},
+    ],
+)
+def test_a_damaged_index_is_a_user_error(change: dict[str, object], folder: Path, tmp_path: Path) -> None:
+    model = PatternModel()
+    Index.build(folder, model, out=tmp_path)
+    content = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
+    (tmp_path / "index.json").write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(UserError, match=r"build the index again|no such file"):
+        Index.load(tmp_path, model)
+
+
+def test_truncated_embeddings_and_no_index_are_user_errors(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"index\.json: no such file"):
+        Index.load(tmp_path / "nothing", PatternModel())
+    Index.build(folder, PatternModel(), out=tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match="damaged"):
+        Index.load(tmp_path, PatternModel())
+
+
+def test_a_model_without_texts_searches_by_picture(folder: Path) -> None:
+    index = Index.build(folder, PatternModel(has_text=False))
+    assert index.search(image=folder / "4.png")[0].path == folder / "4.png"
+    with pytest.raises(UserError, match="search by text needs a model with a text tower"):
+        index.search("pattern 4")
+    with pytest.raises(UserError, match="no texts to find"):
+        index.search(image=folder / "4.png", target="texts")
+
+
+def test_bad_queries_are_user_errors(folder: Path) -> None:
+    index = Index.build(folder, PatternModel())
+    with pytest.raises(UserError, match="give a text, an image, or both"):
+        index.search()
+    with pytest.raises(UserError, match="top_k must be at least 1"):
+        index.search("pattern 0", top_k=0)
+    with pytest.raises(UserError, match="did you mean 'texts'"):
+        index.search("pattern 0", target="text")
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        index.search(image=folder / "broken.jpg")
+
+
+def test_empty_collections_are_user_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        Index.build(tmp_path / "empty", PatternModel())
+    with pytest.raises(UserError, match="is empty"):
+        Index.build([], PatternModel())
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"none of the 1 pictures can be read; the first: .*a\.png"):
+        Index.build([tmp_path / "a.png"], PatternModel())
+    with pytest.raises(UserError, match="no hits"):
+        Hits().save(tmp_path / "hits.png")
