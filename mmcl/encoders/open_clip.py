@@ -85,7 +85,7 @@ class OpenClipImage(ImageEncoder):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
-        self.visual = _checked_build(_build_vision_tower, config, "vision_cfg", timm_model_pretrained=False)
+        self.visual: Any = _checked_build(_build_vision_tower, config, "vision_cfg", timm_model_pretrained=False)
         self.preprocess = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size)
         self.norm = PixelNorm(self.preprocess)
         self.feature_dim = config["embed_dim"]
@@ -109,7 +109,7 @@ class OpenClipText(TextEncoder):
         self.is_hf = bool(text_cfg.get("hf_model_name"))
         if self.is_hf:
             config = {**config, "hf_config": config.get("hf_config") or hf.read_config(text_cfg["hf_model_name"])}
-        self.text = _hf_text_tower(config) if self.is_hf else _checked_build(_build_text_tower, config, "text_cfg")
+        self.text: Any = _hf_text_tower(config) if self.is_hf else _checked_build(_build_text_tower, config, "text_cfg")
         self.context_length = text_cfg.get("context_length", 77)
         self.tokenizer = tokenizer or _tokenizer(text_cfg, self.context_length)
         check_context(self.tokenizer, self.context_length, "the open_clip text tower")
@@ -188,16 +188,16 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _checked_build(build: Any, config: Mapping[str, Any], part: str, **overrides: Any) -> nn.Module:
+def _checked_build(build: Any, config: Mapping[str, Any], part: str, **overrides: Any) -> Any:
     try:
-        return build(config["embed_dim"], {**config[part], **overrides}, config.get("quick_gelu", False))  # type: ignore[no-any-return]
+        return build(config["embed_dim"], {**config[part], **overrides}, config.get("quick_gelu", False))
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"open_clip: {part} describes no tower ({error!r}); see open_clip's model_configs for examples"
         ) from None
 
 
-def _hf_text_tower(config: Mapping[str, Any]) -> nn.Module:
+def _hf_text_tower(config: Mapping[str, Any]) -> Any:
     """open_clip reads a Hugging Face configuration only by name; a folder that holds nothing else is such a name."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config["hf_config"]), encoding="utf-8")

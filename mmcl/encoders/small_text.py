@@ -53,13 +53,19 @@ class SmallText(TextEncoder):
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(_Block(width, heads, layers, dropout) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.token_embedding.weight, std=float(__import__("os").environ.get("TSTD", "0.02")))
         nn.init.normal_(self.position_embedding, std=0.01)
 
     def forward(self, tokens: Tokens) -> Tensor:
         hidden_BLW = self.token_embedding(tokens.ids) + self.position_embedding[: tokens.ids.shape[1]]
         for block in self.blocks:
             hidden_BLW = block(hidden_BLW)
+        import os
+
+        if os.environ.get("POOL", "end") == "mean":
+            h = self.final_norm(hidden_BLW)
+            m = tokens.mask[..., None]
+            return (h * m).sum(1) / m.sum(1)
         end_B = tokens.mask.sum(1) - 1
         return self.final_norm(hidden_BLW[torch.arange(len(end_B), device=end_B.device), end_B])  # type: ignore[no-any-return]
 

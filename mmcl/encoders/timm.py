@@ -18,7 +18,7 @@ class TimmEncoder(ImageEncoder):
 
     Args:
         name: as timm lists it, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k".
-        pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false leaves random weights.
+        pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false: random ones.
         in_chans: 1 (grey) or 3 (RGB); timm folds released RGB weights into one channel.
         image_size: side S in pixels; None takes the model's own.
         model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
@@ -45,7 +45,7 @@ class TimmEncoder(ImageEncoder):
         self.rebuild_args = {"name": name, "in_chans": in_chans, "image_size": image_size, "model_args": model_args}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.model(self.norm(image_BCHW))  # type: ignore[no-any-return]
+        return self.model(self.norm(image_BCHW))
 
 
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:

@@ -38,7 +38,7 @@ class TorchvisionEncoder(ImageEncoder):
         self.rebuild_args = {"name": name, "image_size": image_size}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.model(self.norm(image_BCHW))  # type: ignore[no-any-return]
+        return self.model(self.norm(image_BCHW))
 
 
 def _remove_last_layer(model: nn.Module) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
 from mmcl.errors import UserError, unknown_name
@@ -94,8 +95,8 @@ def dual_encoder(name: str) -> DualEncoder:
     text = _side(model, "text")
     image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None))
     text_encoder = TransformersText(text, "auto", missing, load_tokenizer(name, most=_positions(text)))
-    scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
-    return DualEncoder(image_encoder, text_encoder, math.exp(scale.item()), None if bias is None else bias.item())
+    scale, bias = model.get_parameter("logit_scale").item(), getattr(model, "logit_bias", None)
+    return DualEncoder(image_encoder, text_encoder, math.exp(scale), None if bias is None else bias.item())
 
 
 class TransformersImage(ImageEncoder):
@@ -103,7 +104,7 @@ class TransformersImage(ImageEncoder):
 
     def __init__(self, model: nn.Module, pooling: Pooling, missing: frozenset[str], preprocess: Preprocess):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.preprocess = preprocess
         self.norm = PixelNorm(preprocess)
         probe = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
@@ -120,7 +121,7 @@ class TransformersImage(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         output = self._output(self.norm(image_BCHW))
         if self.pooling == "pooler":
-            return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
+            return output.pooler_output.flatten(1)
         hidden = output.last_hidden_state
         hidden_BLF = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
         return hidden_BLF.mean(1) if self.pooling == "mean" else hidden_BLF[:, 0]
@@ -140,7 +141,7 @@ class TransformersText(TextEncoder):
 
     def __init__(self, model: nn.Module, pooling: Pooling, missing: frozenset[str], tokenizer: Tokenizer):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         probe = Tokens(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool))
         without_pooler = "last" if _is_decoder(model.config) else "mean"
@@ -156,17 +157,17 @@ class TransformersText(TextEncoder):
     def forward(self, tokens: Tokens) -> Tensor:
         output = self._output(tokens)
         if self.pooling == "pooler":
-            return output.pooler_output  # type: ignore[no-any-return]
+            return output.pooler_output
         hidden_BLF, mask_BL = output.last_hidden_state, tokens.mask
         if self.pooling == "mean":
             weight_BL1 = mask_BL[..., None].to(hidden_BLF.dtype)
-            return (hidden_BLF * weight_BL1).sum(1) / weight_BL1.sum(1)  # type: ignore[no-any-return]
+            return (hidden_BLF * weight_BL1).sum(1) / weight_BL1.sum(1)
         position_B = mask_BL.new_zeros(len(mask_BL), dtype=torch.long)
         if self.pooling == "last":
             position_B = mask_BL.sum(1) - 1
         elif self.pooling == "eot":
             position_B = ((tokens.ids == self.tokenizer.end_id) & mask_BL).int().argmax(1)
-        return hidden_BLF[torch.arange(len(position_B), device=position_B.device), position_B]  # type: ignore[no-any-return]
+        return hidden_BLF[torch.arange(len(position_B), device=position_B.device), position_B]
 
     def _output(self, tokens: Tokens) -> Any:
         encode = self.model.get_text_features if is_dual(self.model) else self.model
@@ -235,8 +236,8 @@ def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained:
     return encoder, missing
 
 
-def _make_config(values: Mapping[str, Any]) -> Any:
-    values = copy.deepcopy(dict(values))
+def _make_config(config: Mapping[str, Any]) -> Any:
+    values = copy.deepcopy(dict(config))
     model_type = values.pop("model_type", None)
     if model_type not in transformers.CONFIG_MAPPING:
         raise unknown_name("transformers model_type", str(model_type), list(transformers.CONFIG_MAPPING))
@@ -256,8 +257,8 @@ def _part_config(config: Any, part: str) -> Any:
     return getattr(config, part, config)
 
 
-def _encoder_of(model: nn.Module) -> nn.Module:
-    return model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model  # type: ignore[operator,union-attr]
+def _encoder_of(model: Any) -> nn.Module:
+    return model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
 
 
 def _side(model: nn.Module, modality: Literal["image", "text"]) -> nn.Module:
@@ -305,6 +306,8 @@ def _quietly(model: nn.Module, call: Any, probe: Any) -> Any:
     try:
         with torch.no_grad():
             return call(probe)
+    except Exception as error:  # whatever the model's own code raises
+        raise UserError(f"{type(model).__name__} cannot encode a blank input ({reason(error)}); choose another model") from None
     finally:
         model.train(training)
 
@@ -320,39 +323,15 @@ def _positions(model: nn.Module) -> int:
 
 def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess:
     if given is not None:
-        return Preprocess(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return Preprocess(**fields)
     if name is None:
         raise UserError(
             "transformers: a vision model from a config needs preprocess, e.g. {size: 224, mean: [...], std: [...]}"
         )
     with hub_errors(name):
         values, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    return _from_processor(values, name)
-
-
-def _from_processor(values: Mapping[str, Any], name: str) -> Preprocess:
-    """Reads preprocessor_config.json, whose meaning differs from one processor class to the next."""
-    crops = bool(values.get("do_center_crop"))
-    size = values.get("crop_size") if crops else values.get("size")
-    if "max_num_patches" in values:  # SigLIP 2 in native resolution, here at its square one
-        size = int(values["patch_size"] * math.sqrt(values["max_num_patches"]))
-    if isinstance(size, Mapping):
-        sides = {size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))}
-        size = sides.pop() if len(sides) == 1 else None
-    if not isinstance(size, int):
-        raise UserError(f"{name}: its image processor states no square size ({size}); give preprocess")
-    normalises = values.get("do_normalize", True)
-    mean = tuple(values.get("image_mean") or ()) if normalises else ()
-    keeps_aspect = crops or (isinstance(values.get("size"), Mapping) and "shortest_edge" in values["size"])
-    return Preprocess(
-        size=size,
-        channels=len(mean) or 3,
-        mean=mean or (0.0, 0.0, 0.0),
-        std=tuple(values["image_std"]) if mean else (1.0, 1.0, 1.0),
-        # Pillow's numbers; Lanczos (1) is nearest to bicubic of what there is.
-        interpolation={0: "nearest", 2: "bilinear"}.get(values.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
-        resize="shortest" if keeps_aspect else "squash",
-    )
+    return preprocess_of(values, name)
 
 
 def _patches(pixels_BCHW: Tensor, patch: int) -> dict[str, Tensor]:

@@ -56,12 +56,15 @@ def evaluate_models(
         return opened[repr(source)]
 
     report = Report()
+    # Evaluators of the same data share a task, and with it the pixels and components of the baselines.
+    tasks: dict[tuple[str, int, int], Task] = {}
     for number, evaluator in enumerate(evaluators):
         source = open_once(evaluator.data, held_out, f"evaluate.{number}.data")
         bank = open_once(evaluator.bank, training_data, f"evaluate.{number}.bank")
         if source is None:
             raise UserError(f"evaluate.{number}: there is no data to evaluate on; name it")
-        report += run([(evaluator.name, evaluator.args)], models, [Task(evaluator.label, source, bank)])
+        task = tasks.setdefault((evaluator.label, id(source), id(bank)), Task(evaluator.label, source, bank))
+        report += run([(evaluator.name, evaluator.args)], models, [task])
     return report
 
 

@@ -113,8 +113,6 @@ def _open_run_dir(run_dir: Path, config: Config) -> None:
 def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: Path) -> None:
     """Refuses to continue a run with what would change its order or its curve."""
     saved = checkpoint.manifest["identity"]
-    if saved["data"] != identity["data"]:
-        raise UserError(f"{run_dir}: the training data changed since the checkpoint; restore them, or start a new run")
     before, now = saved["config"], identity["config"]
     changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
@@ -122,6 +120,8 @@ def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: P
             f"{run_dir} cannot be continued with other settings ({', '.join(changed)}); "
             "give those of its config.yaml, or start a new run with another --run_dir"
         )
+    if saved["data"] != identity["data"]:
+        raise UserError(f"{run_dir}: the training data changed since the checkpoint; restore them, or start a new run")
 
 
 def _fit_batch(config: Config, samples: int, processes: int) -> Config:

@@ -19,16 +19,23 @@ BELOW_ALL = -2.0
 """The score of a class that no training picture has: lower than any cosine."""
 
 
-class RawPixels:
+class _Pixels:
+    """What pixel models have in common: no texts, and no scale of their own."""
+
+    logit_scale = 1.0
+    logit_bias = None
+    has_text = False
+
+    def encode_text(self, texts: object, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        raise NotImplementedError("pixels know no texts")
+
+
+class RawPixels(_Pixels):
     """A model whose embedding is the picture: pixels in [0, 1], flattened, scaled to unit length (so not centred).
 
     Args:
         preprocess: size and channels; everything else about the picture is lost.
     """
-
-    logit_scale = 1.0
-    logit_bias = None
-    has_text = False
 
     def __init__(self, preprocess: Preprocess):
         self.preprocess = preprocess
@@ -45,11 +52,8 @@ class RawPixels:
         pixels = torch.cat(list(pictures(images, self.preprocess, batch_size))).flatten(1).float()
         return torch.nn.functional.normalize(pixels, dim=1).numpy()
 
-    def encode_text(self, texts: object, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        raise NotImplementedError("pixels know no texts")
 
-
-class PCAPixels(RawPixels):
+class PCAPixels(_Pixels):
     """The first 50 principal components of the pixels, fitted on training pictures.
 
     Args:

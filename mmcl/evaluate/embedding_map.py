@@ -74,6 +74,8 @@ def evaluate_embedding_map(
     Args:
         max_points, perplexity, seed: as in `embedding_map`.
     """
+    if not task.baselines:
+        return Report()
     return embedding_map(
         model.images(task.source),
         task.labels if task.has_labels else None,

@@ -119,7 +119,7 @@ def evaluate_retrieval(
         "data": task.name,
     }
     report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
-    if examples:
+    if examples and task.baselines:
         report += Report(
             figures={file_name(EVALUATOR, task.name, model.name): _examples(model.name, task, image_emb, text_emb, examples)}
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -38,11 +37,11 @@ class CachedModel:
             self._images[key] = self.model.encode_image(source, batch_size=self.batch_size)
         return self._images[key]
 
-    def encode_text(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        """Embeddings of texts: float32 [M, D]; only new ones are encoded, with the model's own `options`."""
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of texts: float32 [M, D]; only new ones are encoded."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            self._texts.update(zip(new, self.model.encode_text(new, **options), strict=True))
+            self._texts.update(zip(new, self.model.encode_text(new), strict=True))
         return np.stack([self._texts[text] for text in texts])
 
     def require_text(self, evaluator: str) -> None:
@@ -78,7 +77,8 @@ class Task:
         name: what the report calls it, e.g. "emoji/unseen_style".
         source: the samples that are scored.
         bank: the training samples: neighbours for k-NN, training rows of the linear probe, memory of the raw-pixel baseline.
-        baselines: whether the evaluators also report chance, majority and raw pixels.
+        baselines: whether the evaluators also report chance, majority and raw pixels, and draw pictures; once is enough where
+            several models are compared.
     """
 
     name: str

@@ -33,8 +33,8 @@ def load_model(name: str | Path, *, device: str | torch.device | None = None) ->
     Raises:
         UserError: there is no such model, it cannot be downloaded, or its files are damaged or of another version.
     """
-    scheme, colon, rest = str(name).partition(":")
-    if colon and scheme in _LIBRARIES:
+    scheme, _, rest = str(name).partition(":")
+    if rest and scheme in _LIBRARIES:
         model = _LIBRARIES[scheme](rest)
         return Model(**model, provenance={"source": str(name)}, device=device)
     return Model(**_read_folder(_model_folder(Path(name))), device=device)

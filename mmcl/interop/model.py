@@ -68,9 +68,8 @@ class Model:
 
     @property
     def embed_dim(self) -> int:
-        """Width D of the embeddings."""
-        tower: Tower = next(iter(self.towers.values()))  # type: ignore[assignment]
-        return tower.embed_dim if self.embedding == "projection" else tower.encoder.feature_dim
+        """Width D of the embeddings; of pictures, where features of pictures and texts differ in width."""
+        return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]
 
     def encode_image(
         self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int = 64, progress: bool = False
@@ -92,16 +91,14 @@ class Model:
         tower = self._tower("image", "encode_image")
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
 
-        def read(number: int) -> Tensor:
-            return to_tensor(_picture(images, number), encoder.preprocess)
+        pictures = _as_many(images)
 
-        if isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            images = [images]
-        elif not isinstance(images, Source):
-            images = list(images)
-        batches = _prefetched(read, len(images), batch_size)
+        def read(number: int) -> Tensor:
+            return to_tensor(_picture(pictures, number), encoder.preprocess)
+
+        batches = _prefetched(read, len(pictures), batch_size)
         pixels = (torch.stack(batch).to(self.device).float() / 255 for batch in batches)
-        return self._encode(tower, pixels, len(images), progress)
+        return self._encode(tower, pixels, len(pictures), progress)
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Embeds a string, which is always a text and never a path, or a list of strings.
@@ -143,13 +140,16 @@ class Model:
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def _width(self, tower: Tower) -> int:
+        return tower.embed_dim if self.embedding == "projection" else tower.encoder.feature_dim
+
     def _tower(self, name: str, method: str) -> Tower:
         if name not in self.towers:
             raise UserError(f"this model has no {name} tower, so {method} does not work; load a model that has one")
         return self.towers[name]  # type: ignore[return-value]
 
     def _encode(self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool) -> np.ndarray:
-        rows = np.empty((total, self.embed_dim), np.float32)
+        rows = np.empty((total, self._width(tower)), np.float32)
         done = 0
         with torch.inference_mode(), tqdm(total=total, disable=not progress, unit="row") as bar:
             for batch in batches:
@@ -160,8 +160,16 @@ class Model:
 
     def _embed(self, tower: Tower, batch: Tensor | Tokens) -> Tensor:
         if self.embedding == "projection":
-            return tower(batch).float()  # type: ignore[no-any-return]
+            return tower(batch).float()
         return nn.functional.normalize(tower.encoder(batch).float(), dim=-1)
+
+
+def _as_many(images: ImageLike | Sequence[ImageLike] | Source) -> Sequence[ImageLike] | Source:
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        return [images]
+    return list(images)
 
 
 def _picture(images: Sequence[ImageLike] | Source, number: int) -> Image.Image:

@@ -297,15 +297,6 @@ def test_bad_arguments_are_one_clear_line(registry: Any, name: str, args: dict[s
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_failure_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="nobody/nothing: no such folder, and not to be had from the hub") as caught:
-        TEXT_ENCODERS.build("transformers", {"name": "nobody/nothing"}, None)
-    assert "\n" not in str(caught.value)
-
-
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match="not of this architecture"):

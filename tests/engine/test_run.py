@@ -98,7 +98,7 @@ def test_resume_refuses_other_data(finished: Path, folder: Path, tmp_path: Path)
     changed = tmp_path / "run"
     shutil.copytree(finished, changed)
     other = make_folder(tmp_path / "squares")
-    (other / "captions.csv").write_text((other / "captions.csv").read_text().replace("tiny", "minute"))
+    (other / "captions.csv").write_text((other / "captions.csv").read_text().replace("a tiny", "a minute"))
     with pytest.raises(UserError, match="data changed"):
         train(tiny_config(other, changed, *DROPOUT, "--data.holdout", "0.2", "--resume"))
 

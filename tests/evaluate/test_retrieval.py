@@ -30,7 +30,7 @@ def n_to_m() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(5)
     image_ids = rng.integers(25, size=30) * 7 - 50
     text_ids = np.concatenate([rng.choice(image_ids, 50), [999, 1000]])
-    mean = {own: vector for own, vector in zip(image_ids, rng.normal(size=(30, 12)), strict=True)}
+    mean = dict(zip(image_ids.tolist(), rng.normal(size=(30, 12)), strict=True))
     image = np.stack([mean[own] for own in image_ids]) + rng.normal(size=(30, 12))
     text = np.stack([mean.get(own, np.ones(12)) for own in text_ids]) + rng.normal(size=(52, 12))
     return image.astype(np.float32), text.astype(np.float32), image_ids, text_ids

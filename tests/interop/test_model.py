@@ -28,7 +28,7 @@ def make_towers(*, head: str = "linear") -> nn.ModuleDict:
         modality="image", encoder="small_cnn", encoder_args={"channels": 3, "feature_dim": 16}, head=head, head_args=head_args
     )
     text = TowerSpec(
-        modality="text", encoder="small_text", encoder_args={"width": 16, "layers": 1}, head=head, head_args=head_args
+        modality="text", encoder="small_text", encoder_args={"width": 24, "layers": 1}, head=head, head_args=head_args
     )
     return nn.ModuleDict({"image": build_tower(image), "text": build_tower(text, tokenizer=TOKENIZER)})
 
@@ -126,9 +126,13 @@ def test_a_missing_tower_is_said(arrays: list[np.ndarray]) -> None:
 
 
 def test_features_are_what_comes_before_the_head(arrays: list[np.ndarray]) -> None:
-    features = Model(make_towers(), embedding="features", device="cpu").encode_image(arrays)
-    assert features.shape == (5, 16)
-    np.testing.assert_allclose(features, Model(make_towers(head="none"), device="cpu").encode_image(arrays), atol=1e-6)
+    features = Model(make_towers(), embedding="features", device="cpu")
+    headless = Model(make_towers(head="none"), device="cpu")
+    headless.towers.load_state_dict(features.towers.state_dict(), strict=False)
+    assert features.encode_image(arrays).shape == (5, features.embed_dim) == (5, 16)
+    assert features.encode_text("a cat").shape == (1, 24)
+    np.testing.assert_allclose(features.encode_image(arrays), headless.encode_image(arrays), atol=1e-6)
+    np.testing.assert_allclose(features.encode_text("a cat"), headless.encode_text("a cat"), atol=1e-6)
 
 
 def test_encoding_is_in_evaluation_mode() -> None:

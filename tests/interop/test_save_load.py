@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import open_clip
 import pytest
@@ -120,9 +122,10 @@ def test_timm_models_are_image_only(tmp_path: Path) -> None:
 
 def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
     towers = make_towers()
-    towers["text"].head.weight = towers["image"].head.weight  # type: ignore[union-attr,assignment]
+    encoder = towers["text"].encoder
+    encoder.final_norm.weight = encoder.blocks[0].mlp_norm.weight  # type: ignore[union-attr,assignment,index]
     save_model(tmp_path / "model", towers)
-    assert "text.head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
+    assert "text.encoder.final_norm.weight" not in load_file(tmp_path / "model" / "model.safetensors")
     _assert_same(load_model(tmp_path / "model", device="cpu"), Model(towers, device="cpu"))
 
 
@@ -206,6 +209,7 @@ def test_other_preprocessing_than_in_training_is_refused(saved: Path) -> None:
         ("nowhere/at/all", "no run and no model folder"),
         ("open_clip:ViT-B-33", "did you mean"),
         ("open_clip:ViT-B-32/laion3b", "laion2b_s34b_b79k"),
+        ("timm:", "no run and no model folder"),
         ("timm:resnet5", "did you mean"),
         ("torchvision:resnet19", "did you mean"),
     ],
@@ -213,6 +217,22 @@ def test_other_preprocessing_than_in_training_is_refused(saved: Path) -> None:
 def test_unknown_names_are_one_clear_line(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(name, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["open_clip:ViT-B-32/laion2b_s34b_b79k", "hf:nobody/nothing", "timm:test_vit", "torchvision:squeezenet1_1"]
+)
+def test_without_a_network_a_download_is_one_clear_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror("name resolution failed")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"check the (name and the )?network") as caught:
+        load_model(name, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_text_only_model_is_not_dual(tmp_path: Path) -> None:

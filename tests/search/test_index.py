@@ -80,8 +80,14 @@ def test_saved_index_finds_the_same_after_loading(folder: Path, tmp_path: Path) 
     for search in ({"text": NAMES[3]}, {"image": folder / "0.png"}, {"image": folder / "0.png", "target": "texts"}):
         assert loaded.search(**search) == built.search(**search)
     assert loaded.bad == built.bad
-    loaded.search(NAMES[3]).save(tmp_path / "hits.png")
-    assert Image.open(tmp_path / "hits.png").width > 5 * 160
+
+
+def test_hits_are_drawn_as_one_picture(folder: Path, tmp_path: Path) -> None:
+    Index.build(folder, PatternModel()).search(NAMES[3]).save(tmp_path / "hits.png", columns=4)
+    with Image.open(tmp_path / "hits.png") as sheet:
+        assert sheet.size == (4 * 168 + 8, 2 * 168 + 8)
+        best = np.asarray(sheet.crop((8, 8, 168, 168)).resize((8, 8), Image.Resampling.BOX)).astype(float)
+    assert np.corrcoef(best.ravel(), pattern(3).ravel())[0, 1] > 0.9
 
 
 def test_saving_over_an_index_leaves_one_or_the_other(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

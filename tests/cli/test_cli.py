@@ -1,0 +1,132 @@
+"""The verbs of `mmcl`: what they print, as text and as JSON, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmcl.cli.main import main
+from mmcl.engine.run import train
+from tests.engine.tiny import make_folder, tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    evaluation = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out}]")
+    train(tiny_config(folder, run_dir, *evaluation, "--train.steps", "2"))
+    return run_dir
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:  # type: ignore[type-arg]
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+def test_classify(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(folder / "red_tiny.png")
+    words = ["classify", picture, "--labels", "red", "blue", "green", "--model", str(run_dir), "--top-k", "2"]
+    (row,) = run_json(capsys, *words)
+    assert row["image"] == picture
+    assert len(row["labels"]) == 2
+    assert row["labels"][0]["score"] >= row["labels"][1]["score"]
+    assert main(words) == 0
+    assert row["labels"][0]["label"] in capsys.readouterr().out
+
+
+def test_search_by_text_in_what_the_run_was_evaluated_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hits = run_json(capsys, "search", str(run_dir), "a red square", "--top-k", "3")
+    assert len(hits) == 3
+    assert {"name", "score", "caption"} <= hits[0].keys()
+    assert hits[0]["score"] >= hits[-1]["score"]
+
+
+def test_search_by_image_finds_itself(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query, index, sheet = folder / "blue_huge.png", tmp_path / "index", tmp_path / "found.png"
+    words = ["search", str(run_dir), "--image", str(query), "--images", str(folder), "--save", str(index), "--picture", str(sheet)]
+    hits = run_json(capsys, *words)
+    assert Path(hits[0]["name"]).name == query.name
+    assert sheet.stat().st_size > 500
+    assert run_json(capsys, "search", str(run_dir), "--image", str(query), "--images", str(index)) == hits
+
+
+def test_search_for_texts(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", str(run_dir), "--image", str(folder / "red_tiny.png"), "--images", str(folder), "--target", "texts"]
+    assert all("square" in hit["caption"] for hit in run_json(capsys, *words))
+
+
+def test_eval_repeats_the_report_of_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run_json(capsys, "eval", str(run_dir))
+    assert rows == json.loads((run_dir / "report" / "metrics.json").read_text())
+
+
+def test_eval_of_other_data(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report"
+    words = ["eval", str(run_dir), "--evaluator", "retrieval", "--data", str(folder), "--args", "{ks: [1, 2]}", "--out", str(out)]
+    metrics = {row["metric"] for row in run_json(capsys, *words)}
+    assert {"text_to_image_R@1", "text_to_image_R@2"} <= metrics
+    assert "text_to_image_R@5" not in metrics
+    assert (out / "report.html").exists()
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("clip", "simclr", "strided_cnn", "small_text", "emoji", "affine", "retrieval"))
+    assert main(["list", "methods", "--args", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]["clip"]["temperature"] == 0.07
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["classify", "--labels", "a", "b"], "no picture given"),
+        (["classify", "{folder}/none.png", "--labels", "a", "b", "--model", "{run}"], "none.png"),
+        (["classify", "{folder}/captions.csv", "--labels", "a", "b", "--model", "{run}"], "captions.csv"),
+        (["classify", "{folder}/red_tiny.png", "--labels", "a", "a", "--model", "{run}"], "'a'"),
+        (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "{run}", "--template", "x"], "template"),
+        (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "runs/none"], "runs/none"),
+        (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "open_clip:ViT-B-33"], "ViT-B-33"),
+        (["classify", "{folder}/red_tiny.png", "--labels", "a", "--model", "torchvision:resnet18x"], "resnet18x"),
+        (["search", "{run}"], "nothing to look for"),
+        (["search", "{run}", "x", "--images", "{folder}/none"], "none"),
+        (["search", "{run}", "x", "--top-k", "0"], "top_k"),
+        (["eval", "{folder}"], "squares"),
+        (["eval", "{run}", "--data", "{folder}"], "--data needs --evaluator"),
+        (["eval", "{run}", "--evaluator", "knn"], "needs --data"),
+        (["eval", "{run}", "--evaluator", "knn", "--data", "{folder}"], "training data"),
+        (["eval", "{run}", "--evaluator", "retrieval", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    words: list[str], named: str, run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.format(run=run_dir, folder=folder) for word in words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert named in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["classify", "search", "eval", "list"])
+def test_help_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_light_imports() -> None:
+    """`import mmcl` and the command line before it works load no torch."""
+    code = "import sys, mmcl; print('torch' in sys.modules, 'numpy' in sys.modules); import mmcl.cli.main; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "False"]
