@@ -1,6 +1,6 @@
 """CLIP in a plain PyTorch loop: all that is needed of mmcl is its core. The whole method fits on this screen.
 
-    python examples/bare_loop.py
+python examples/bare_loop.py
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> None:
 
     for step in range(1, steps + 1):
         concept = torch.randint(CONCEPTS, (128,), generator=rng)
-        image, text = (F.normalize(t(x), dim=1) for t, x in zip((image_tower, text_tower), make_pairs(concept, rng), strict=True))
+        image, text = (
+            F.normalize(t(x), dim=1) for t, x in zip((image_tower, text_tower), make_pairs(concept, rng), strict=True)
+        )
         # Rows with equal ids are positives of each other: with 64 concepts in a batch of 128 there are many.
         ids = {"query_id_N": concept, "key_id_M": concept, "scale": log_scale.exp()}
         loss = (info_nce(image, text, **ids) + info_nce(text, image, **ids)) / 2

@@ -1,7 +1,7 @@
 """SimCLR from Python: learn pictures of digits without labels, then ask the nearest neighbours for the label.
 
-    python examples/simclr_mnist.py --root ~/data             # MNIST, downloaded below --root unless it is there
-    python examples/simclr_mnist.py --offline                 # scikit-learn's digits instead
+python examples/simclr_mnist.py --root ~/data             # MNIST, downloaded below --root unless it is there
+python examples/simclr_mnist.py --offline                 # scikit-learn's digits instead
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a CLIP from Python: the same configuration and engine as the command line, then use the model at once.
 
-    python examples/train_clip_from_python.py --steps 300 --run_dir runs/from_python
+python examples/train_clip_from_python.py --steps 300 --run_dir runs/from_python
 """
 
 from __future__ import annotations

@@ -183,7 +183,9 @@ class Config:
         _require(train.steps is None or train.steps >= 1, "train.steps", train.steps, "give a whole number above 0")
         _require(train.epochs is None or train.epochs > 0, "train.epochs", train.epochs, "give a number above 0")
         _require(train.log_every >= 1, "train.log_every", train.log_every, "give a whole number above 0")
-        _require(train.save_every is None or train.save_every >= 1, "train.save_every", train.save_every, "give null or 1 or more")
+        _require(
+            train.save_every is None or train.save_every >= 1, "train.save_every", train.save_every, "give null or 1 or more"
+        )
         _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "keep at least 1")
         _require(train.threads is None or train.threads >= 1, "train.threads", train.threads, "give null or 1 or more")
         _require(self.optim.lr > 0, "optim.lr", self.optim.lr, "give a number above 0")

@@ -15,7 +15,7 @@ from mmcl.errors import UserError, unknown_name
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
-    """A mapping from a name to a factory, given as `"module:attribute"` and imported on first use, or as the callable itself."""
+    """A mapping from a name to a factory: `"module:attribute"`, imported on first use, or the callable itself."""
 
     def __init__(self, kind: str, entries: Mapping[str, str]):
         self.kind = kind

@@ -43,7 +43,7 @@ def search(
         json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
     """
     if text is None and image is None:
-        raise UserError('nothing to look for: give a text in quotes, or --image PICTURE')
+        raise UserError("nothing to look for: give a text in quotes, or --image PICTURE")
     from mmcl.interop.load import load_model
 
     loaded = load_model(model)

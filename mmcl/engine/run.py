@@ -114,7 +114,9 @@ def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: P
     """Refuses to continue a run with what would change its order or its curve."""
     saved = checkpoint.manifest["identity"]
     before, now = saved["config"], identity["config"]
-    changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    changed = [
+        f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+    ]
     if changed:
         raise UserError(
             f"{run_dir} cannot be continued with other settings ({', '.join(changed)}); "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,8 @@ class CLIP(Method):
         max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
     """
 
-    views = {"image": "image", "text": "text"}
-    embedding = "projection"
+    views: ClassVar[Mapping[str, Literal["image", "text"]]] = {"image": "image", "text": "text"}
+    embedding: ClassVar[Literal["projection", "features"]] = "projection"
 
     def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0):
         super().__init__(towers)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +24,8 @@ class SimCLR(Method):
         temperature: fixed; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
     """
 
-    views = {"a": "image", "b": "image"}
-    embedding = "features"
+    views: ClassVar[Mapping[str, Literal["image", "text"]]] = {"a": "image", "b": "image"}
+    embedding: ClassVar[Literal["projection", "features"]] = "features"
 
     def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.1):
         super().__init__(towers)

@@ -52,7 +52,18 @@ def test_search_by_text_in_what_the_run_was_evaluated_on(run_dir: Path, capsys: 
 
 def test_search_by_image_finds_itself(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query, index, sheet = folder / "blue_huge.png", tmp_path / "index", tmp_path / "found.png"
-    words = ["search", str(run_dir), "--image", str(query), "--images", str(folder), "--save", str(index), "--picture", str(sheet)]
+    words = [
+        "search",
+        str(run_dir),
+        "--image",
+        str(query),
+        "--images",
+        str(folder),
+        "--save",
+        str(index),
+        "--picture",
+        str(sheet),
+    ]
     hits = run_json(capsys, *words)
     assert Path(hits[0]["name"]).name == query.name
     assert sheet.stat().st_size > 500
@@ -71,7 +82,18 @@ def test_eval_repeats_the_report_of_the_run(run_dir: Path, capsys: pytest.Captur
 
 def test_eval_of_other_data(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report"
-    words = ["eval", str(run_dir), "--evaluator", "retrieval", "--data", str(folder), "--args", "{ks: [1, 2]}", "--out", str(out)]
+    words = [
+        "eval",
+        str(run_dir),
+        "--evaluator",
+        "retrieval",
+        "--data",
+        str(folder),
+        "--args",
+        "{ks: [1, 2]}",
+        "--out",
+        str(out),
+    ]
     metrics = {row["metric"] for row in run_json(capsys, *words)}
     assert {"text_to_image_R@1", "text_to_image_R@2"} <= metrics
     assert "text_to_image_R@5" not in metrics
@@ -127,6 +149,7 @@ def test_help_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_light_imports() -> None:
     """`import mmcl` and the command line before it works load no torch."""
-    code = "import sys, mmcl; print('torch' in sys.modules, 'numpy' in sys.modules); import mmcl.cli.main; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False", "False"]
+    code = "import sys, mmcl, {}; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    for module in ("mmcl.errors", "mmcl.cli.main"):
+        done = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", "False"]

@@ -102,9 +102,7 @@ def test_sum_over_slices_is_the_whole(rng: torch.Generator) -> None:
         )
         for s in (slice(0, 2), slice(2, 7), slice(7, 9))
     ]
-    whole = info_nce(
-        query, key, query_id_N=id_N, key_id_M=id_N, scale=7.0, query_row_N=rows, key_row_M=rows, reduction="sum"
-    )
+    whole = info_nce(query, key, query_id_N=id_N, key_id_M=id_N, scale=7.0, query_row_N=rows, key_row_M=rows, reduction="sum")
     torch.testing.assert_close(sum(parts), whole, rtol=1e-13, atol=0)
 
 

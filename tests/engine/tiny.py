@@ -14,7 +14,9 @@ SIZES = {"tiny": 4, "small": 8, "medium": 14, "large": 20, "huge": 26}
 
 YAML = """
 method: {name: clip}
-image: {encoder: {name: small_cnn, args: {image_size: 16, channels: 3, feature_dim: 32}}, head: {name: linear, args: {embed_dim: 16}}}
+image:
+  encoder: {name: small_cnn, args: {image_size: 16, channels: 3, feature_dim: 32}}
+  head: {name: linear, args: {embed_dim: 16}}
 text: {encoder: {name: small_text, args: {width: 32, layers: 1, heads: 2}}, head: {name: linear, args: {embed_dim: 16}}}
 data: {augment: [{name: affine, args: {rotation: 10}}]}
 optim: {lr: 3e-3}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.encoders.heads import LinearHead
+from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.types import Batch
