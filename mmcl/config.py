@@ -360,7 +360,7 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain data that `from_dict` turns back into an equal configuration: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_yaml(config: Config) -> str:

@@ -44,4 +44,4 @@ def classify(
     for path, found in zip(images, predictions, strict=True):
         print(path)
         for prediction in found:
-            print(f"  {prediction['score']:6.1%}  {prediction['label']}")
+            print(f"  {prediction['score']:6.1%}  {prediction['label']}")  # type: ignore[index]

@@ -21,7 +21,7 @@ class _AllGatherRows(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
@@ -49,7 +49,7 @@ def gather_rows(local: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     if local.requires_grad:
-        return _AllGatherRows.apply(local)  # type: ignore[no-any-return]
+        return _AllGatherRows.apply(local)
     gathered = local.new_empty(world_size() * len(local), *local.shape[1:])
     dist.all_gather_into_tensor(gathered, local.contiguous())
     return gathered

@@ -54,4 +54,4 @@ class MLPHead(nn.Module):
         self.layers = nn.Sequential(*modules)
 
     def forward(self, feature_BF: Tensor) -> Tensor:
-        return self.layers(feature_BF)  # type: ignore[no-any-return]
+        return self.layers(feature_BF)

@@ -35,4 +35,4 @@ class SmallCNN(ImageEncoder):
         )
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.layers(image_BCHW)  # type: ignore[no-any-return]
+        return self.layers(image_BCHW)

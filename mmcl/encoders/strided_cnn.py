@@ -63,7 +63,7 @@ class StridedCNN(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         # On a CPU, convolutions over channels-last memory take about half the time.
         maps_BCHW = self.stages(image_BCHW.contiguous(memory_format=torch.channels_last))
-        return self.norm(self.project(maps_BCHW.flatten(1))).relu()  # type: ignore[no-any-return]
+        return self.norm(self.project(maps_BCHW.flatten(1))).relu()
 
 
 def _convolution(width_in: int, width_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -81,4 +81,4 @@ class _Residual(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.norm(self.second(self.first(x)))).relu()  # type: ignore[no-any-return]
+        return (x + self.norm(self.second(self.first(x)))).relu()

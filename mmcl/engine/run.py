@@ -139,7 +139,7 @@ def _fit_batch(config: Config, samples: int, processes: int) -> Config:
 
 
 def _batches(config: Config, source: Source, method: Method, accelerator: Accelerator) -> StepBatches:
-    encoders = {name: tower.encoder for name, tower in method.towers.items()}
+    encoders: dict[str, Any] = {name: tower.encoder for name, tower in method.towers.items()}
     crop = config.data.crop
     return StepBatches(
         source,

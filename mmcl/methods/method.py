@@ -31,9 +31,9 @@ class Method(nn.Module):
 
     def __init__(self, towers: nn.ModuleDict):
         super().__init__()
-        for name in sorted(set(self.views.values())):
-            if name not in towers:
-                raise UserError(f"{type(self).__name__} needs the {name} tower: add `{name}:` to the configuration")
+        for needed in sorted(set(self.views.values())):
+            if needed not in towers:
+                raise UserError(f"{type(self).__name__} needs the {needed} tower: add `{needed}:` to the configuration")
         for name in towers:
             if name not in self.views.values():
                 raise UserError(
@@ -50,7 +50,7 @@ class Method(nn.Module):
 
     def encode(self, views: Views) -> dict[str, Tensor]:
         """Embeds every view: name -> unit-length rows [b, D]. Views of one image tower share one pass (and its batch norm)."""
-        rows = {}
+        rows: dict[str, Tensor] = {}
         for tower_name in dict.fromkeys(self.views.values()):
             names = [view for view in views if self.views[view] == tower_name]
             inputs = [views[name] for name in names]
