@@ -10,8 +10,8 @@ from torch import Tensor
 class _AllGatherRows(torch.autograd.Function):
     """Forward: concatenate all ranks' rows. Backward: sum all ranks' gradients of these rows, return the local slice.
 
-    Each rank computes its own share of the loss from all rows, so the gradient of a rank's rows is spread over all ranks: leaving
-    out the sum is the well-known way to train on a wrong gradient.
+    Each rank computes its own share of the loss from all rows, so the gradient of a rank's rows is spread over all ranks: to
+    leave out the sum is the well-known way to train on a wrong gradient.
     """
 
     @staticmethod
