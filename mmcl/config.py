@@ -373,6 +373,7 @@ _WITHOUT_EFFECT = (
     "resume",
     "evaluate",
     "data.root",
+    "data.train.path",  # the data themselves are compared
     "data.cache",
     "data.workers",
     "train.threads",

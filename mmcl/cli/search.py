@@ -67,10 +67,10 @@ def _index(model: str, images: str | None, loaded: Model) -> Index:
     if images is not None and (Path(images) / "index.json").is_file():
         return Index.load(images, loaded)
     if images is not None:
-        return _built(Index.build(images, loaded, progress=True))
+        return _built(Index.build(images, loaded, progress=sys.stderr.isatty()))
     from mmcl.engine.evaluation import evaluated_source
 
-    return _built(Index.build(evaluated_source(Path(model)), loaded, progress=True))
+    return _built(Index.build(evaluated_source(Path(model)), loaded, progress=sys.stderr.isatty()))
 
 
 def _built(index: Index) -> Index:

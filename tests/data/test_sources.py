@@ -325,7 +325,7 @@ class TestTable:
         [
             ("a.csv", "image,caption\n", "has no rows"),
             ("a.csv", "", "first line must name the columns"),
-            ("a.csv", "image,caption\na.png,one,more\n", "cannot be read as csv: .*Row #2"),
+            ("a.csv", "image,caption\na.png,one,more\n", "cannot be read as csv: .*Expected 2 columns"),
             ("a.csv", "photo,caption\na.png,one\n", r"which column holds the images\? .* its columns are photo, caption"),
             ("a.csv", "image,words\na.png,one\n", r"which column holds the captions\?"),
             ("a.jsonl", '{"image": "a"}\n{"image": \n', r"a\.jsonl, line 2: is not JSON"),
