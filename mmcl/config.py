@@ -344,18 +344,23 @@ def _convert_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
 
 
 def _convert_scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is float and not isinstance(value, bool):
-        # YAML 1.1 reads 5e-4 as a string.
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+    # YAML 1.1 reads 5e-4 as a string.
+    if kind is float and not isinstance(value, bool) and _is_number(value):
+        return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
     raise UserError(f"{where} must be {names[kind]}, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def to_dict(config: Any) -> dict[str, Any]:

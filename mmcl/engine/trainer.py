@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,11 @@ class Trainer:
         self.encode, self.optimiser = accelerator.prepare(method, optimiser)
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction)
 
-    def fit(self, checkpoint: Checkpoint | None = None, on_step: Callable[[int, float], None] | None = None) -> None:
+    def fit(self, checkpoint: Checkpoint | None = None) -> None:
         """Runs all steps that are left, saving on the way and at the end.
 
         Args:
             checkpoint: where to continue from.
-            on_step: called after every step with its number (from 1) and the loss of the global batch.
         """
         start = checkpoint.step if checkpoint else 0
         if checkpoint:
@@ -83,8 +82,6 @@ class Trainer:
                 row = {"step": step, **metrics, "samples_per_second": clock.rate(step)}
                 log.write(row)
                 self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
-            if on_step:
-                on_step(step, metrics["loss"])
             if step == self.total_steps or (self.config.train.save_every and step % self.config.train.save_every == 0):
                 self._save(step)
         progress.close()

@@ -39,8 +39,10 @@ def test_hits_are_green_and_misses_red(right: bool) -> None:
 def test_no_caption_breaks_a_picture() -> None:
     picture = Image.fromarray(pattern(0))
     texts = [(text, [(picture, True)] * 3) for text in AWKWARD]
-    retrieval_examples(texts, [(picture, [(text, False) for text in AWKWARD])], title="猫 $x$")
-    scatter(np.random.default_rng(0).normal(size=(8, 2)), np.arange(8), AWKWARD, title="猫")
+    examples = retrieval_examples(texts, [(picture, [(text, False) for text in AWKWARD])], title="猫 $x$")
+    points = scatter(np.random.default_rng(0).normal(size=(8, 2)), np.arange(8), AWKWARD, title="猫")
+    assert pixels(examples).size > 0
+    assert pixels(points).size > 0
 
 
 def test_loss_curve_has_a_panel_for_each_logged_key() -> None:
