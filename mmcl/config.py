@@ -113,6 +113,9 @@ class TrainConfig:
 
     batch_size: int = 256
     """Pairs in one step over all processes; the loss sees them all."""
+    micro_batch: int | None = None
+    """Pairs that a process encodes at a time, to save memory; the loss still sees the whole batch, so that the gradient is the
+    same (batch norm excepted), for one more forward pass. Null encodes its share of the batch at once."""
     epochs: float | None = None
     """Length of the run in passes over the data; give this or `steps`."""
     steps: int | None = None
@@ -179,6 +182,8 @@ class Config:
     def __post_init__(self) -> None:
         train, data = self.train, self.data
         _require(train.batch_size >= 1, "train.batch_size", train.batch_size, "give a whole number above 0")
+        micro_batch = train.micro_batch
+        _require(micro_batch is None or micro_batch >= 1, "train.micro_batch", micro_batch, "give null or 1 or more")
         _require(train.steps is not None or train.epochs is not None, "train.steps", None, "set train.steps or train.epochs")
         _require(train.steps is None or train.steps >= 1, "train.steps", train.steps, "give a whole number above 0")
         _require(train.epochs is None or train.epochs > 0, "train.epochs", train.epochs, "give a number above 0")
@@ -381,6 +386,7 @@ _WITHOUT_EFFECT = (
     "data.train.path",  # the data themselves are compared
     "data.cache",
     "data.workers",
+    "train.micro_batch",
     "train.threads",
     "train.log_every",
     "train.save_every",

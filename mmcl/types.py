@@ -33,9 +33,32 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, rows: slice) -> Tokens:
+        return Tokens(self.ids[rows], self.mask[rows])
 
-Views = Mapping[str, "Tensor | Tokens"]
-"""The inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], or `Tokens`."""
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an encoder has computed already, in place of its inputs: a tower that is given it applies its head alone.
+
+    Attributes:
+        rows: [B, F].
+    """
+
+    rows: Tensor
+
+    def to(self, device: device | str) -> Features:
+        return Features(self.rows.to(device))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice) -> Features:
+        return Features(self.rows[rows])
+
+
+Views = Mapping[str, "Tensor | Tokens | Features"]
+"""The inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], `Tokens`, or the `Features` of either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +121,19 @@ class LossOutput:
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossFacts:
+    """What a method knows of its loss before training; None for what it does not.
+
+    Attributes:
+        first_loss: about the first loss of an untrained model, whose embeddings are nearly equal.
+        negatives: number of rows that each row is compared with besides its positive.
+    """
+
+    first_loss: float | None = None
+    negatives: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mmcl.types import Embeddings
 
 
 class _AllGatherRows(torch.autograd.Function):
@@ -15,16 +19,28 @@ class _AllGatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
-        gathered = local.new_empty(dist.get_world_size() * len(local), *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local.contiguous())
-        return gathered
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = counts  # type: ignore[attr-defined]
+        return _all_gather(local, counts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        # Autograd may hand the same tensor to other nodes: it must not be reduced in place.
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.split(ctx.counts)[dist.get_rank()], None  # type: ignore[attr-defined]
+
+
+def _all_gather(local: Tensor, counts: Sequence[int]) -> Tensor:
+    """Collectives want equal shares: shorter ones are padded to the longest, and cut again."""
+    longest = max(counts)
+    if len(local) < longest:
+        local = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
+    gathered = local.new_empty(len(counts) * longest, *local.shape[1:])
+    dist.all_gather_into_tensor(gathered, local.contiguous())
+    if min(counts) == longest:
+        return gathered
+    return torch.cat([share[:count] for share, count in zip(gathered.split(longest), counts, strict=True)])
 
 
 def world_size() -> int:
@@ -37,19 +53,45 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def gather_rows(local: Tensor) -> Tensor:
+def row_counts(local: Tensor) -> list[int]:
+    """The number of rows on every process, in rank order: for `gather_rows`, where shares may be uneven."""
+    count = torch.tensor([len(local)], device=local.device)
+    return [len(local)] if world_size() == 1 else _all_gather(count, [1] * world_size()).tolist()
+
+
+def gather_rows(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenates the rows of all processes in rank order, with exact gradient; the identity for one process.
 
     Args:
-        local: [b, ...], the same shape on every process.
+        local: [b, ...], the same trailing shape on every process.
+        counts: `row_counts`, the same list on every process; None where all processes have the same number of rows, which
+            saves that collective.
 
     Returns:
-        [W * b, ...]; this process's rows begin at `rank() * b`.
+        [B, ...], B the sum of the counts; this process's rows begin where those of the ranks before it end.
+
+    Raises:
+        ValueError: `counts` does not fit the processes or the local rows.
     """
+    counts = [len(local)] * world_size() if counts is None else counts
+    if len(counts) != world_size() or counts[rank()] != len(local):
+        raise ValueError(f"counts {list(counts)} do not fit process {rank()} of {world_size()} with {len(local)} rows")
     if world_size() == 1:
         return local
-    if local.requires_grad:
-        return _AllGatherRows.apply(local)
-    gathered = local.new_empty(world_size() * len(local), *local.shape[1:])
-    dist.all_gather_into_tensor(gathered, local.contiguous())
-    return gathered
+    return _AllGatherRows.apply(local, counts) if local.requires_grad else _all_gather(local, counts)
+
+
+def gather_embeddings(local: Mapping[str, Tensor], ids: Tensor, counts: Sequence[int] | None = None) -> Embeddings:
+    """What a loss sees: the local rows of every view and, in one collective for all views, those of all processes.
+
+    Args:
+        local: view name -> rows [b, D]; the widths may differ.
+        ids: int64 [b].
+        counts: as in `gather_rows`.
+    """
+    offset = rank() * len(ids) if counts is None else sum(counts[: rank()])
+    if world_size() == 1:
+        return Embeddings(local, local, ids, ids, offset)
+    joined = gather_rows(torch.cat(list(local.values()), dim=1), counts)
+    split = joined.split([rows.shape[1] for rows in local.values()], dim=1)
+    return Embeddings(local, dict(zip(local, split, strict=True)), ids, gather_rows(ids, counts), offset)

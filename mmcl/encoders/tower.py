@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.errors import UserError
-from mmcl.types import Preprocess, Tokens
+from mmcl.types import Features, Preprocess, Tokens
 
 if TYPE_CHECKING:
     from mmcl.encoders.tokenizers import Tokenizer
@@ -130,9 +130,13 @@ class Tower(nn.Module):
         self.encoder.train(mode and not self.frozen)
         return self
 
-    def forward(self, inputs: Tensor | Tokens) -> Tensor:
+    def features(self, inputs: Tensor | Tokens | Features) -> Features:
+        """What the encoder makes of a batch; `Features` pass as they are."""
+        return inputs if isinstance(inputs, Features) else Features(self.encoder(inputs))
+
+    def forward(self, inputs: Tensor | Tokens | Features) -> Tensor:
         """Embeds a batch: unit-length rows, float32 [B, D] (float64 for a float64 tower)."""
-        projected = self.head(self.encoder(inputs))
+        projected = self.head(self.features(inputs).rows)
         return nn.functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
 
 

@@ -56,6 +56,7 @@ def train(config: Config) -> RunResult:
     source, held_out = build_training_data(config)
     config = _fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
+    method.configure(global_batch=config.train.batch_size)
     batches = _batches(config, source, method, accelerator)
     total_steps = config.train.steps or batches.order.steps(config.train.epochs or 1)
     identity = {"config": decisive_settings(config), "data": source.fingerprint}

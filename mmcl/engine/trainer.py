@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmcl import rng
 from mmcl.config import Config
-from mmcl.core.gather import gather_rows
+from mmcl.core.cached_backward import cached_backward, split_views
+from mmcl.core.gather import gather_embeddings
 from mmcl.data.bad_samples import BadSampleBudget
 from mmcl.engine.checkpoint import load_checkpoint, save_checkpoint
 from mmcl.engine.log import MetricsLog, Progress
@@ -23,7 +24,7 @@ from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings
+from mmcl.types import Batch, Embeddings, Views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,23 +94,17 @@ class Trainer:
         return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers)
 
     def _step(self, step: int, batch: Batch) -> dict[str, float]:
-        train = self.config.train
-        torch.manual_seed(rng.sample_seed(train.seed, step, self.accelerator.process_index))
-        rate = learning_rate(
-            step - 1,
-            total=self.total_steps,
-            peak=self.config.optim.lr,
-            warmup=self.config.optim.warmup,
-            final=self.config.optim.final_lr,
+        rate = self._set_rate(step)
+        embeddings, _, shares = cached_backward(
+            self.encode,
+            self._pieces(batch),
+            loss=lambda rows: self._loss(step, rows, batch),
+            # Accelerate averages gradients over the processes; the shares of the loss are to be summed.
+            backward=lambda result: self.accelerator.backward(result[1] * self.accelerator.num_processes),
+            seed=lambda piece: self._seed(step, piece),
+            no_sync=lambda: self.accelerator.no_sync(self.encode),
+            loss_parameters=self.method.loss_parameters,
         )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        embeddings = self._gather(self.encode(batch.views), batch)
-        output = self.method.loss(embeddings, batch)
-        shares = self._sum_over_processes({"loss": output.loss, **output.metrics})
-        self._guard(step, shares["loss"], batch)
-        # Accelerate averages gradients over the processes; the shares of the loss are to be summed.
-        self.accelerator.backward(output.loss * self.accelerator.num_processes)
         if self.config.optim.clip is not None:
             self.accelerator.clip_grad_norm_(self.encode.parameters(), self.config.optim.clip)
         self.optimiser.step()
@@ -118,10 +113,32 @@ class Trainer:
         self._list_bad(batch)
         return {**shares, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}
 
-    def _gather(self, local: Mapping[str, Tensor], batch: Batch) -> Embeddings:
-        everything = {name: gather_rows(rows) for name, rows in local.items()}
-        offset = self.accelerator.process_index * len(batch.ids)
-        return Embeddings(local, everything, batch.ids, gather_rows(batch.ids), offset)
+    def _set_rate(self, step: int) -> float:
+        optim = self.config.optim
+        rate = learning_rate(step - 1, total=self.total_steps, peak=optim.lr, warmup=optim.warmup, final=optim.final_lr)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _pieces(self, batch: Batch) -> list[Views]:
+        """The micro-batches; with several, what frozen encoders do is done once and not in both passes."""
+        pieces = split_views(batch.views, self.config.train.micro_batch)
+        if len(pieces) == 1:
+            return pieces
+        # Without gradient already here: DDP must not prepare itself for a backward pass that never comes.
+        with torch.no_grad():
+            return [self.encode(piece, frozen_only=True) for piece in pieces]
+
+    def _seed(self, step: int, piece: int) -> None:
+        torch.manual_seed(rng.sample_seed(self.config.train.seed, step, self.accelerator.process_index, piece))
+
+    def _loss(self, step: int, rows: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, Tensor, dict[str, float]]:
+        """The loss of all rows: what it saw, this process's share, and the sum of the shares for the log."""
+        embeddings = gather_embeddings(rows, batch.ids)
+        output = self.method.loss(embeddings, batch)
+        shares = self._sum_over_processes({"loss": output.loss, **output.metrics})
+        self._guard(step, shares["loss"], batch)
+        return embeddings, output.loss, shares
 
     def _sum_over_processes(self, shares: Mapping[str, Tensor]) -> dict[str, float]:
         stacked = torch.stack([share.detach().float() for share in shares.values()])

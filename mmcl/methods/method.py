@@ -7,15 +7,15 @@ the one place where state other than weights moves. Because `loss` is pure, one 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
-from mmcl.types import Batch, Embeddings, LossOutput, Tokens, Views
+from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, Tokens, Views
 
 
 class Method(nn.Module):
@@ -48,6 +48,19 @@ class Method(nn.Module):
         """The tower that encodes a view."""
         return self.towers[self.views[view]]  # type: ignore[return-value]
 
+    @property
+    def loss_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters outside the towers: those on which `loss` may depend besides the rows."""
+        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("towers.")]
+
+    def configure(self, *, global_batch: int) -> None:
+        """Called once, on a method just built, with the rows that its loss will see; sets what depends on them."""
+        return
+
+    def describe(self, global_batch: int) -> LossFacts:
+        """What is known of the loss before training, for a batch of `global_batch` pairs with different ids."""
+        return LossFacts()
+
     def encode(self, views: Views) -> dict[str, Tensor]:
         """Embeds every view: name -> unit-length rows [b, D]. Views of one image tower share one pass (and its batch norm)."""
         rows: dict[str, Tensor] = {}
@@ -55,13 +68,22 @@ class Method(nn.Module):
             names = [view for view in views if self.views[view] == tower_name]
             inputs = [views[name] for name in names]
             if len(names) > 1 and not isinstance(inputs[0], Tokens):
-                outputs = self.tower(names[0])(torch.cat(inputs)).chunk(len(names))  # type: ignore[arg-type]
+                outputs = self.tower(names[0])(_joined(inputs)).chunk(len(names))
             else:
                 outputs = [self.tower(name)(x) for name, x in zip(names, inputs, strict=True)]
             rows.update(zip(names, outputs, strict=True))
         return rows
 
-    forward = encode
+    def forward(self, views: Views, *, frozen_only: bool = False) -> Mapping[str, Tensor | Tokens | Features]:
+        """`encode`; with `frozen_only`, the views again, those of frozen encoders replaced by their features.
+
+        Both through the one call that a wrapper of the method (DDP, FSDP, mixed precision) sees.
+        """
+        return self._encode_frozen(views) if frozen_only else self.encode(views)
+
+    def _encode_frozen(self, views: Views) -> Views:
+        towers = {name: self.tower(name) for name in views}
+        return {name: towers[name].features(view) if towers[name].frozen else view for name, view in views.items()}
 
     @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
@@ -75,3 +97,9 @@ class Method(nn.Module):
     def logit_scale(self) -> Tensor:
         """Inverse temperature, scalar, positive."""
         raise NotImplementedError(f"{type(self).__name__} has no temperature")
+
+
+def _joined(inputs: Sequence[Any]) -> Tensor | Features:
+    if isinstance(inputs[0], Features):
+        return Features(torch.cat([features.rows for features in inputs]))
+    return torch.cat(list(inputs))
