@@ -1,13 +1,24 @@
-"""InfoNCE keyed by ids: CLIP, NT-Xent and their relatives are calls of this one function.
+"""InfoNCE keyed by ids: CLIP, NT-Xent, SupCon, MoCo, SimCSE, DCL and HCL are calls of this one function.
 
 A positive pair is a pair of equal ids; a self pair is a pair of equal row numbers and leaves the softmax. Queries may be a part
-of the rows (those of one process) and keys all of them, so the loss never has to know about processes.
+of the rows (those of one process) and keys all of them, so the loss never has to know about processes. Denominators are tiled
+(see log_sum_exp.py) and positives are sums over equal ids, so the memory is O((N + M) D) plus one tile.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from mmcl.core.log_sum_exp import pair_log_sum_exp
+from mmcl.core.pairs import Kept, Pairs, Tile, check_rows, statistics_dtype
+
+Reduction = Literal["mean", "sum"]
 
 
 def info_nce(
@@ -19,7 +30,15 @@ def info_nce(
     scale: Tensor | float,
     query_row_N: Tensor | None = None,
     key_row_M: Tensor | None = None,
-    reduction: str = "mean",
+    key_valid_M: Tensor | None = None,
+    own_key_ND: Tensor | None = None,
+    query_weight_N: Tensor | None = None,
+    positives: Literal["outside", "inside"] = "outside",
+    denominator: Literal["all", "negatives"] = "all",
+    hardness: float = 0.0,
+    positive_prior: float = 0.0,
+    reduction: Reduction = "mean",
+    tile: Tile | None = None,
 ) -> Tensor:
     r"""Softmax contrast of every query with all keys.
 
@@ -30,8 +49,21 @@ def info_nce(
 
     This is L_out of Khosla et al. ("Supervised Contrastive Learning", 2020, eq. 2); with one positive per row it is InfoNCE
     (van den Oord et al., 2018, eq. 4), with image queries and text keys one direction of CLIP (Radford et al., 2021, fig. 3),
-    with both views of a batch as queries and keys NT-Xent (Chen et al., "SimCLR", 2020, eq. 1). Constant embeddings give
-    ln |A|: ln M for CLIP, ln(M - 1) where self pairs are dropped.
+    with both views of a batch as queries and keys NT-Xent (Chen et al., "SimCLR", 2020, eq. 1), with a second dropout mask (and
+    hard negatives of ids of their own) as keys SimCSE (Gao et al., 2021, eq. 4 and 5), with a queue as keys and `own_key_ND`
+    MoCo (He et al., 2020, eq. 1). Constant embeddings give ln |A|: ln M for CLIP, ln(M - 1) where self pairs are dropped.
+
+    Variants, which combine; $N_i$ is the number of negatives of query i:
+
+    - `positives="inside"`: the mean over the positives inside the logarithm, $\log \frac{1}{|P(i)|} \sum_p e^{s_{ip}}$ (Khosla
+      et al., eq. 3): never larger than L_out.
+    - `denominator="negatives"`: the positives leave the denominator (Yeh et al., "Decoupled Contrastive Learning", 2022,
+      section 3).
+    - `hardness`: negatives weigh $w_{ij} \propto e^{\beta s_{ij}}$, with mean 1 (Robinson et al., "Contrastive Learning with
+      Hard Negative Samples", 2021, section 3).
+    - `positive_prior`: the share $\tau$ of negatives that are positives in truth is taken off (Chuang et al., "Debiased
+      Contrastive Learning", 2020, eq. 7 and 8). With both, the negatives' part of the denominator is
+      $\max\big((\sum_j w_{ij} e^{s_{ij}} - \tau N_i \overline{e^{s_{ip}}}) / (1 - \tau),\; N_i e^{-\mathrm{scale}}\big)$.
 
     Logits, log-sum-exp and scale are float32 (float64 for float64 inputs) whatever the autocast type.
 
@@ -41,46 +73,171 @@ def info_nce(
         scale: inverse temperature, positive, a number or a scalar tensor (with gradient, if it is learned).
         query_row_N, key_row_M: int64 row numbers; a query and a key of equal number are the same row and no pair. Give both or
             neither.
+        key_valid_M: bool; the other keys do not exist.
+        own_key_ND: one more key for every query, its positive, which the other queries do not see.
+        query_weight_N: weights of the rows, not negative.
+        positives: "outside" or "inside" of the logarithm.
+        denominator: "all" keys or the "negatives".
+        hardness: beta, at least 0.
+        positive_prior: tau, in [0, 1).
         reduction: "mean" over the queries that have a positive (0 with a usable gradient where none has), or "sum" over them.
+            Weighted queries: the mean divides by the sum of their weights. With `denominator="negatives"`, a query without
+            negatives is left out too.
+        tile: queries and keys compared at once; by default chosen from the shapes.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, or only one of the row numbers is given.
+        ValueError: shapes do not fit, only one of the row numbers is given, or an option is none.
     """
-    _check_shapes(query_ND, key_MD, query_id_N, key_id_M, query_row_N, key_row_M)
-    dtype = torch.promote_types(torch.promote_types(query_ND.dtype, key_MD.dtype), torch.float32)
+    check_rows(query_ND, key_MD, query_id_N, key_id_M)
+    _check_shape("key_valid_M", key_valid_M, key_id_M.shape)
+    _check_shape("query_weight_N", query_weight_N, query_id_N.shape)
+    _check_shape("own_key_ND", own_key_ND, query_ND.shape)
+    _check_choice("positives", positives, ("outside", "inside"))
+    _check_choice("denominator", denominator, ("all", "negatives"))
+    _check_choice("reduction", reduction, ("mean", "sum"))
+    if hardness < 0 or not 0 <= positive_prior < 1:
+        raise ValueError(f"hardness {hardness} must be at least 0 and positive_prior {positive_prior} in [0, 1)")
+    if key_valid_M is not None:
+        key_MD, key_id_M = key_MD[key_valid_M], key_id_M[key_valid_M]
+        key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
+    pairs = Pairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
+    dtype = statistics_dtype(query_ND, key_MD)
     with torch.autocast(query_ND.device.type, enabled=False):
-        logits_NM = scale * (query_ND.to(dtype) @ key_MD.to(dtype).T)
-        positive_NM = query_id_N[:, None] == key_id_M[None, :]
-        if query_row_N is not None and key_row_M is not None:
-            self_NM = query_row_N[:, None] == key_row_M[None, :]
-            positive_NM &= ~self_NM
-            logits_NM = logits_NM.masked_fill(self_NM, -torch.inf)
-        count_N = positive_NM.sum(1)
-        # `where` and not a product: a dropped self pair is -inf, and 0 * -inf is not a number.
-        positive_logit_N = torch.where(positive_NM, logits_NM, 0).sum(1) / count_N.clamp(min=1)
-        has_positive_N = count_N > 0
-        loss_N = torch.where(has_positive_N, logits_NM.logsumexp(1) - positive_logit_N, 0)
-    if reduction == "sum":
-        return loss_N.sum()
-    return loss_N.sum() / has_positive_N.sum().clamp(min=1)
+        query_ND = scale * query_ND.to(dtype)
+        own_logit_N = None if own_key_ND is None else (query_ND * own_key_ND.to(dtype)).sum(1)
+        contrast = _Contrast(query_ND, key_MD.to(dtype), pairs, own_logit_N, tile)
+        log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior, scale)
+        positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
+        counts_N = contrast.positive_count_N > 0
+        if denominator == "negatives":
+            counts_N &= contrast.negative_count_N > 0
+        loss_N = torch.where(counts_N, log_denominator_N - positive_N, 0)
+        return _reduce(loss_N, counts_N, query_weight_N, reduction)
 
 
-def _check_shapes(
-    query_ND: Tensor,
-    key_MD: Tensor,
-    query_id_N: Tensor,
-    key_id_M: Tensor,
-    query_row_N: Tensor | None,
-    key_row_M: Tensor | None,
-) -> None:
-    if query_ND.ndim != 2 or key_MD.ndim != 2 or query_ND.shape[1] != key_MD.shape[1]:
-        raise ValueError(f"queries {tuple(query_ND.shape)} and keys {tuple(key_MD.shape)} must be [N, D] and [M, D]")
-    if query_id_N.shape != query_ND.shape[:1] or key_id_M.shape != key_MD.shape[:1]:
-        raise ValueError(
-            f"ids {tuple(query_id_N.shape)}, {tuple(key_id_M.shape)} must be [N], [M] = [{len(query_ND)}], [{len(key_MD)}]"
-        )
-    if (query_row_N is None) != (key_row_M is None):
-        raise ValueError("give the row numbers of queries and keys, or of neither")
+def symmetric_info_nce(
+    a_ND: Tensor, b_ND: Tensor, *, id_N: Tensor, scale: Tensor | float, reduction: Reduction = "mean", tile: Tile | None = None
+) -> Tensor:
+    r"""Both directions of CLIP (Radford et al., 2021, fig. 3), a to b plus b to a, from the same matrix products.
+
+    Equals `info_nce(a, b) + info_nce(b, a)`, for half of the products: row i of a and row i of b are a pair, and the rows are
+    those of the whole batch. Constant embeddings give 2 ln N.
+
+    Args:
+        a_ND, b_ND: unit-length rows, any floating type.
+        id_N: int64 ids of the pairs; equal ids are positives.
+        scale: inverse temperature, positive, a number or a scalar tensor (with gradient, if it is learned).
+        reduction: "mean" over the N pairs or "sum" over them.
+        tile: rows of a and of b compared at once; by default chosen from the shapes.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes do not fit, or there is no such reduction.
+    """
+    check_rows(a_ND, b_ND, id_N, id_N)
+    _check_choice("reduction", reduction, ("mean", "sum"))
+    dtype = statistics_dtype(a_ND, b_ND)
+    pairs = Pairs.from_ids(id_N, id_N)
+    with torch.autocast(a_ND.device.type, enabled=False):
+        contrast = _Contrast(scale * a_ND.to(dtype), b_ND.to(dtype), pairs, None, tile)
+        rows_N, columns_N = pair_log_sum_exp(contrast.query_ND, contrast.key_MD, pairs, both=True, tile=tile)
+        # Summed over the batch, the mean positives of both directions are equal: sums within a group, over its size.
+        total = (rows_N + columns_N - 2 * contrast.mean_positive()).sum()  # type: ignore[operator]
+        return total if reduction == "sum" else total / max(len(id_N), 1)
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """Log-sums of the logits of N queries, in the terms of the formulas above.
+
+    Attributes:
+        query_ND: times the scale.
+        key_MD: of the same type.
+        own_logit_N: logits of the queries' own keys.
+    """
+
+    query_ND: Tensor
+    key_MD: Tensor
+    pairs: Pairs
+    own_logit_N: Tensor | None
+    tile: Tile | None
+
+    @cached_property
+    def positive_count_N(self) -> Tensor:
+        return self.pairs.positive_count() + (self.own_logit_N is not None)
+
+    @cached_property
+    def negative_count_N(self) -> Tensor:
+        return self.pairs.negative_count()
+
+    def mean_positive(self) -> Tensor:
+        """The mean positive logit; of rows without positives, 0."""
+        total_N = (self.query_ND * self.pairs.positive_key_sum(self.key_MD)).sum(1)
+        if self.own_logit_N is not None:
+            total_N = total_N + self.own_logit_N
+        return total_N / self.positive_count_N.clamp(min=1)
+
+    def log_mean_exp_positive(self) -> Tensor:
+        """log of the mean positive e^s; of rows without positives, 0."""
+        count_N = self.positive_count_N
+        log_sum_N = torch.where(count_N > 0, self.log_sum_exp("positives"), 0)
+        return log_sum_N - count_N.clamp(min=1).log()
+
+    def log_denominator(self, kind: str, hardness: float, prior: float, scale: Tensor | float) -> Tensor:
+        """log of what divides e^s: the sum over all keys or over the negatives, re-weighted or not."""
+        if kind == "all" and not hardness and not prior:
+            return self.log_sum_exp("all")
+        log_negatives_N = self.log_reweighted_negatives(hardness, prior, scale)
+        if kind == "negatives":
+            return log_negatives_N
+        log_positives_N = torch.where(self.positive_count_N > 0, self.log_sum_exp("positives"), 0)
+        return torch.logaddexp(log_positives_N, log_negatives_N)
+
+    def log_reweighted_negatives(self, hardness: float, prior: float, scale: Tensor | float) -> Tensor:
+        """log of the negatives' sum with HCL weights and without the expected false negatives; none: minus infinity."""
+        count_N = self.negative_count_N
+        log_count_N = count_N.clamp(min=1).to(self.query_ND.dtype).log()
+        # Rows without negatives go through the formulas with a finite stand-in: their -inf would make the gradient no number.
+        has_negative_N = count_N > 0
+        log_sum_N = torch.where(has_negative_N, self.log_sum_exp("negatives", power=1 + hardness), 0)
+        if hardness:
+            log_weight_N = torch.where(has_negative_N, self.log_sum_exp("negatives", power=hardness), 0)
+            log_sum_N = log_sum_N - log_weight_N + log_count_N
+        if prior:
+            expected_N = self.log_mean_exp_positive() + log_count_N + math.log(prior)
+            log_sum_N = torch.maximum(_log_difference(log_sum_N, expected_N) - math.log1p(-prior), log_count_N - scale)
+        return torch.where(has_negative_N, log_sum_N, -torch.inf)
+
+    def log_sum_exp(self, kept: Kept, power: float = 1.0) -> Tensor:
+        """log of the sum of e^(power s) over the kept keys; minus infinity where there is none."""
+        log_sum_N, _ = pair_log_sum_exp(power * self.query_ND, self.key_MD, self.pairs, kept=kept, tile=self.tile)
+        if self.own_logit_N is None or kept == "negatives":
+            return log_sum_N
+        return torch.logaddexp(log_sum_N, power * self.own_logit_N)
+
+
+def _log_difference(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a - e^b); minus infinity, without gradient, where b is not smaller."""
+    gap = torch.where(b < a, b - a, -1)
+    return torch.where(b < a, a + torch.log(-torch.expm1(gap)), -torch.inf)
+
+
+def _reduce(loss_N: Tensor, counts_N: Tensor, weight_N: Tensor | None, reduction: Reduction) -> Tensor:
+    weight_N = counts_N.to(loss_N.dtype) if weight_N is None else torch.where(counts_N, weight_N.to(loss_N.dtype), 0)
+    total, weight = (weight_N * loss_N).sum(), weight_N.sum()
+    return total if reduction == "sum" else total / torch.where(weight > 0, weight, 1)
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{name} {tuple(tensor.shape)} must be {list(shape)}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmcl.core.info_nce import info_nce
+from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossOutput
 
@@ -39,10 +39,25 @@ class CLIP(Method):
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all
-        ids = {"query_id_N": embeddings.ids, "key_id_M": embeddings.all_ids, "scale": self.logit_scale, "reduction": "sum"}
-        image_to_text = info_nce(local["image"], everything["text"], **ids)  # type: ignore[arg-type]
-        text_to_image = info_nce(local["text"], everything["image"], **ids)  # type: ignore[arg-type]
-        return LossOutput((image_to_text + text_to_image) / (2 * len(embeddings.all_ids)))
+        batch_size = len(embeddings.all_ids)
+        if len(embeddings.ids) == batch_size:
+            total = symmetric_info_nce(
+                local["image"], local["text"], id_N=embeddings.ids, scale=self.logit_scale, reduction="sum"
+            )
+        else:
+            total = self._direction(local["image"], everything["text"], embeddings)
+            total = total + self._direction(local["text"], everything["image"], embeddings)
+        return LossOutput(total / (2 * batch_size))
+
+    def _direction(self, query_ND: Tensor, key_MD: Tensor, embeddings: Embeddings) -> Tensor:
+        return info_nce(
+            query_ND,
+            key_MD,
+            query_id_N=embeddings.ids,
+            key_id_M=embeddings.all_ids,
+            scale=self.logit_scale,
+            reduction="sum",
+        )
 
     @torch.no_grad()
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:

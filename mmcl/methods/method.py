@@ -98,6 +98,11 @@ class Method(nn.Module):
         """Inverse temperature, scalar, positive."""
         raise NotImplementedError(f"{type(self).__name__} has no temperature")
 
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """What is added to the logits, scalar; None for softmax methods."""
+        return None
+
 
 def _joined(inputs: Sequence[Any]) -> Tensor | Features:
     if isinstance(inputs[0], Features):

@@ -1,0 +1,128 @@
+"""Log-sum-exp over pairs of rows: the denominator of every softmax contrast, in memory O((N + M) D) plus one tile.
+
+Logits live for the time of one tile. The forward pass keeps their log-sum-exps, the backward pass computes each tile again:
+one more matrix product, and no N x M matrix is ever held or saved (as Dao et al., "FlashAttention", 2022, for attention).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
+
+# Logits of one exponential with a common centre may span this much: nothing overflows or becomes subnormal, sums of 2^20 terms
+# and their reciprocals included.
+_ONE_EXP_SPAN = {torch.float32: 100.0, torch.float64: 1000.0}
+
+
+def pair_log_sum_exp(
+    query_ND: Tensor, key_MD: Tensor, pairs: Pairs, *, kept: Kept = "all", both: bool = False, tile: Tile | None = None
+) -> tuple[Tensor, Tensor | None]:
+    r"""$\log \sum_j e^{q_i^\top k_j}$ over the kept keys of every query and, if asked for, over the kept queries of every key.
+
+    Both come from the same products: 4 of them, forward and backward, where two calls take 8. The inverse temperature belongs
+    into the queries. Nothing kept gives minus infinity, with zero gradient.
+
+    Args:
+        query_ND, key_MD: rows of one type, float32 or float64.
+        pairs: which rows are positives, and which the same.
+        kept: the pairs that take part; self pairs never do.
+        both: also give the sums over the queries.
+        tile: rows and columns of a tile; by default about 1024 x 1024, and one piece in plain autograd where that is all.
+
+    Returns:
+        [N], and [M] or None.
+    """
+    tile = tile or choose_tile(*pairs.shape)
+    with torch.autocast(query_ND.device.type, enabled=False):
+        if tile is not None:
+            return _TiledLogSumExp.apply(query_ND, key_MD, pairs, kept, both, tile)
+        everything = slice(0, len(query_ND)), slice(0, len(key_MD))
+        logits_NM = pairs.drop_(query_ND @ key_MD.T, *everything, kept)
+        return logits_NM.logsumexp(1), logits_NM.logsumexp(0) if both else None
+
+
+class _TiledLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query_ND: Tensor, key_MD: Tensor, pairs: Pairs, kept: Kept, both: bool, tile: Tile
+    ) -> tuple[Tensor, Tensor | None]:
+        row_N = query_ND.new_full(query_ND.shape[:1], -torch.inf)
+        column_M = key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
+        low, high = math.inf, -math.inf
+        for rows, columns in pairs.tiles(tile, kept):
+            logits = query_ND[rows] @ key_MD[columns].T
+            if column_M is None:
+                row_sum = pairs.drop_(logits, rows, columns, kept).logsumexp(1)
+            else:
+                tile_low, tile_high = (bound.item() for bound in logits.aminmax())
+                low, high = min(low, tile_low), max(high, tile_high)
+                row_sum, column_sum = _both_sums(pairs.drop_(logits, rows, columns, kept), tile_low, tile_high)
+                column_M[columns] = torch.logaddexp(column_M[columns], column_sum)
+            row_N[rows] = torch.logaddexp(row_N[rows], row_sum)
+        ctx.save_for_backward(query_ND, key_MD, row_N, column_M)
+        ctx.arguments = pairs, kept, tile, low, high
+        return row_N, column_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_row_N: Tensor, grad_column_M: Tensor | None) -> tuple[Tensor | None, ...]:
+        query_ND, key_MD, row_N, column_M = ctx.saved_tensors
+        pairs, kept, tile, low, high = ctx.arguments
+        # Where nothing is kept every logit is -inf: against +inf its exponential is 0, against -inf no number.
+        row_N = row_N.masked_fill(row_N == -torch.inf, torch.inf)
+        column_M = None if column_M is None else column_M.masked_fill(column_M == -torch.inf, torch.inf)
+        grad_query_ND, grad_key_MD = (
+            torch.zeros_like(rows) if needed else None
+            for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
+        )
+        with torch.autocast(query_ND.device.type, enabled=False):
+            for rows, columns in pairs.tiles(tile, kept):
+                logits = pairs.drop_(query_ND[rows] @ key_MD[columns].T, rows, columns, kept)
+                if column_M is None or grad_column_M is None:
+                    grad = _softmax(logits, row_N[rows, None]).mul_(grad_row_N[rows, None])
+                else:
+                    row, column = (row_N[rows], grad_row_N[rows]), (column_M[columns], grad_column_M[columns])
+                    grad = _both_gradients(logits, row, column, low, high)
+                if grad_query_ND is not None:
+                    grad_query_ND[rows].addmm_(grad, key_MD[columns])
+                if grad_key_MD is not None:
+                    grad_key_MD[columns].addmm_(grad.T, query_ND[rows])
+        return grad_query_ND, grad_key_MD, None, None, None, None
+
+
+def _one_exp_is_safe(logits: Tensor, low: float, high: float) -> bool:
+    return high - low <= _ONE_EXP_SPAN[logits.dtype]
+
+
+def _both_sums(logits: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of a tile's rows and columns, with one exponential where the span allows; overwrites the logits."""
+    if not _one_exp_is_safe(logits, low, high):
+        return logits.logsumexp(1), logits.logsumexp(0)
+    centre = (low + high) / 2
+    exp = logits.sub_(centre).exp_()
+    return exp.sum(1).log_().add_(centre), exp.sum(0).log_().add_(centre)
+
+
+def _both_gradients(
+    logits: Tensor, row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor], low: float, high: float
+) -> Tensor:
+    """Gradient of a tile's logits from the log-sum-exps of rows and columns and their gradients; overwrites the logits."""
+    (row_sum, grad_row), (column_sum, grad_column) = row, column
+    if not _one_exp_is_safe(logits, low, high):
+        by_row = _softmax(logits.clone(), row_sum[:, None]).mul_(grad_row[:, None])
+        return by_row.add_(_softmax(logits, column_sum).mul_(grad_column))
+    centre = (low + high) / 2
+    row_weight = grad_row * (centre - row_sum).exp()
+    column_weight = grad_column * (centre - column_sum).exp()
+    return logits.sub_(centre).exp_().mul_(row_weight[:, None] + column_weight)
+
+
+def _softmax(logits: Tensor, log_sum: Tensor) -> Tensor:
+    """The softmax from its known log-sum-exp, in place."""
+    return logits.sub_(log_sum).exp_()

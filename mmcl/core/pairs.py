@@ -1,0 +1,159 @@
+"""Which rows make a pair: kept as ids and row numbers, O(N + M), never as an N x M mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kept = Literal["all", "negatives", "positives"]
+"""Pairs of different rows: all of them, those of different ids, those of equal ids."""
+
+Tile = tuple[int, int]
+"""Query rows and key rows that are compared at once."""
+
+_AREA = 2**20
+_SIDE = 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of N query rows and M key rows.
+
+    Attributes:
+        query_group_N, key_group_M: int32 in [0, groups); equal numbers are positives.
+        groups: number of distinct ids.
+        self_query_S, self_key_S: int64; these queries and keys are the same rows and no pairs, in the order of the queries.
+    """
+
+    query_group_N: Tensor
+    key_group_M: Tensor
+    groups: int
+    self_query_S: Tensor
+    self_key_S: Tensor
+
+    @classmethod
+    def from_ids(
+        cls,
+        query_id_N: Tensor,
+        key_id_M: Tensor,
+        query_row_N: Tensor | None = None,
+        key_row_M: Tensor | None = None,
+    ) -> Pairs:
+        """Pairs from int64 ids (equal: positive) and, if there are any, int64 row numbers (equal: the same row).
+
+        Raises:
+            ValueError: only one of the row numbers is given.
+        """
+        if (query_row_N is None) != (key_row_M is None):
+            raise ValueError("give the row numbers of queries and keys, or of neither")
+        id_G, group = torch.unique(torch.cat([query_id_N, key_id_M]), return_inverse=True)
+        query_group_N, key_group_M = group.int().split([len(query_id_N), len(key_id_M)])
+        if query_row_N is None or key_row_M is None:
+            self_query_S = self_key_S = query_id_N.new_empty(0, dtype=torch.int64)
+        else:
+            self_query_S, self_key_S = _same_rows(query_row_N, key_row_M)
+        return cls(query_group_N, key_group_M, len(id_G), self_query_S, self_key_S)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and M."""
+        return len(self.query_group_N), len(self.key_group_M)
+
+    def positive_count(self) -> Tensor:
+        """Positives of every query, int64 [N]."""
+        count_G = torch.bincount(self.key_group_M, minlength=self.groups)
+        query_S, _ = self._self_of_equal_id()
+        return count_G[self.query_group_N].index_add(0, query_S, torch.ones_like(query_S), alpha=-1)
+
+    def negative_count(self) -> Tensor:
+        """Keys of another id, for every query, int64 [N]."""
+        other = torch.bincount(self.self_query_S, minlength=self.shape[0])
+        return self.shape[1] - other - self.positive_count()
+
+    def positive_key_sum(self, key_MD: Tensor) -> Tensor:
+        """The sum of every query's positive keys, [N, D]: by linearity all that is needed for the sum of their logits."""
+        sum_GD = key_MD.new_zeros(self.groups, key_MD.shape[1]).index_add(0, self.key_group_M, key_MD)
+        query_S, key_S = self._self_of_equal_id()
+        return sum_GD.index_select(0, self.query_group_N).index_add(0, query_S, key_MD.index_select(0, key_S), alpha=-1)
+
+    def tiles(self, tile: Tile, kept: Kept = "all") -> Iterator[tuple[slice, slice]]:
+        """Blocks of queries times blocks of keys that cover all kept pairs; the last of a row or column may be smaller."""
+        for rows in _blocks(self.shape[0], tile[0]):
+            for columns in _blocks(self.shape[1], tile[1]):
+                if kept != "positives" or self.any_equal_id(rows, columns):
+                    yield rows, columns
+
+    def any_equal_id(self, rows: slice, columns: slice) -> bool:
+        """Whether a tile has a pair of equal ids; far cheaper than the mask."""
+        return bool(torch.isin(self.query_group_N[rows], self.key_group_M[columns]).any())
+
+    def equal_id(self, rows: slice, columns: slice) -> Tensor:
+        """The mask of one tile, bool: pairs of equal ids."""
+        return self.query_group_N[rows, None] == self.key_group_M[None, columns]
+
+    def drop_(self, logits: Tensor, rows: slice, columns: slice, kept: Kept) -> Tensor:
+        """Sets what is not kept of a tile of logits to minus infinity, in place."""
+        if kept == "positives":
+            logits.masked_fill_(~self.equal_id(rows, columns), -torch.inf)
+        elif kept == "negatives" and self.any_equal_id(rows, columns):
+            logits.masked_fill_(self.equal_id(rows, columns), -torch.inf)
+        if len(self.self_query_S):
+            logits[self._self_in(rows, columns)] = -torch.inf
+        return logits
+
+    def _self_in(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Positions of the self pairs within a tile."""
+        ends = torch.tensor([rows.start, rows.stop], device=self.self_query_S.device)
+        first, last = torch.searchsorted(self.self_query_S, ends).tolist()
+        query, key = self.self_query_S[first:last] - rows.start, self.self_key_S[first:last] - columns.start
+        inside = (key >= 0) & (key < columns.stop - columns.start)
+        return query[inside], key[inside]
+
+    def _self_of_equal_id(self) -> tuple[Tensor, Tensor]:
+        equal_S = self.query_group_N[self.self_query_S] == self.key_group_M[self.self_key_S]
+        return self.self_query_S[equal_S], self.self_key_S[equal_S]
+
+
+def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: Tensor) -> None:
+    """Raises ValueError unless the rows have one width and every row one id."""
+    if query_ND.ndim != 2 or key_MD.ndim != 2 or query_ND.shape[1] != key_MD.shape[1]:
+        raise ValueError(f"queries {tuple(query_ND.shape)} and keys {tuple(key_MD.shape)} must be [N, D] and [M, D]")
+    if query_id_N.shape != query_ND.shape[:1] or key_id_M.shape != key_MD.shape[:1]:
+        raise ValueError(
+            f"ids {tuple(query_id_N.shape)}, {tuple(key_id_M.shape)} must be [N], [M] = [{len(query_ND)}], [{len(key_MD)}]"
+        )
+
+
+def statistics_dtype(*rows: Tensor) -> torch.dtype:
+    """The type in which logits are computed and summed: float32, float64 where an input is."""
+    dtype = torch.float32
+    for tensor in rows:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def choose_tile(rows: int, columns: int) -> Tile | None:
+    """About a million pairs, in blocks as square as the shape allows; None where all pairs are no more than that."""
+    if rows * columns <= _AREA:
+        return None
+    height = _AREA // min(columns, max(_SIDE, _AREA // rows))
+    return min(rows, height), _AREA // min(rows, height)
+
+
+def _blocks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _same_rows(query_row_N: Tensor, key_row_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Every pair of equal row numbers, as positions of queries (ascending) and keys; by sorting, not by comparing all."""
+    sorted_row_M, order_M = key_row_M.sort()
+    first_N = torch.searchsorted(sorted_row_M, query_row_N)
+    count_N = torch.searchsorted(sorted_row_M, query_row_N, right=True) - first_N
+    query_S = torch.arange(len(query_row_N), device=query_row_N.device).repeat_interleave(count_N)
+    before_N = count_N.cumsum(0) - count_N
+    place_S = torch.arange(len(query_S), device=query_S.device) + (first_N - before_N)[query_S]
+    return query_S, order_M[place_S]

@@ -1,0 +1,72 @@
+"""SigLIP (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.methods.method import Method
+from mmcl.types import Batch, Embeddings, LossOutput
+
+_PAPER_BIAS = -10.0
+
+
+class SigLIP(Method):
+    """Images and texts as two views of one thing: each pair is judged by itself, with a learned temperature and bias.
+
+    The loss is section 3.2 of the paper, over the global batch and divided by its size B. A bias of -log(B - 1) gives a pair
+    the probability 1 / B, the share of true pairs.
+
+    Args:
+        towers: "image" and "text", of equal embedding width.
+        temperature: initial temperature; the paper's 0.1.
+        bias: initial bias; by default -log(B - 1), set by `configure`, and the paper's -10 (for B about 22,000) before it.
+        max_scale: largest inverse temperature, kept after every step; by default none, as in the paper.
+    """
+
+    views: ClassVar[Mapping[str, Literal["image", "text"]]] = {"image": "image", "text": "text"}
+    embedding: ClassVar[Literal["projection", "features"]] = "projection"
+
+    def __init__(
+        self, towers: nn.ModuleDict, *, temperature: float = 0.1, bias: float | None = None, max_scale: float | None = None
+    ):
+        super().__init__(towers)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.bias = nn.Parameter(torch.tensor(_PAPER_BIAS if bias is None else float(bias)))
+        self.bias_is_given = bias is not None
+        self.max_log_scale = None if max_scale is None else math.log(max_scale)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    @property
+    def logit_bias(self) -> Tensor:
+        return self.bias
+
+    @torch.no_grad()
+    def configure(self, *, global_batch: int) -> None:
+        if not self.bias_is_given:
+            self.bias.fill_(-math.log(max(global_batch - 1, 1)))
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        total = sigmoid_loss(
+            embeddings.local["image"],
+            embeddings.all["text"],
+            image_id_N=embeddings.ids,
+            text_id_M=embeddings.all_ids,
+            scale=self.logit_scale,
+            bias=self.bias,
+            reduction="sum",
+        )
+        return LossOutput(total / len(embeddings.all_ids))
+
+    @torch.no_grad()
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        if self.max_log_scale is not None:
+            self.log_scale.clamp_(max=self.max_log_scale)
