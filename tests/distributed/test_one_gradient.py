@@ -1,60 +1,185 @@
-"""Over W processes with different data: the loss and every gradient are those of one process with the whole batch."""
+"""Over W processes with different data, in any micro-batches: loss, gradients and training are those of one whole batch."""
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from mmcl.core.gather import gather_rows
+from mmcl.core.cached_backward import cached_backward, split_views
+from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings
 from tests.distributed.harness import run_processes
 from tests.methods.toy import toy_batch, toy_method
 
+ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
+STEPS = 5
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+LAYOUTS = {"whole": 1, "two pieces": 2, "five pieces": 5, "uneven shares": 2}
+
+State = dict[str, Tensor]
 
 
-def loss_and_gradients(method: Method, batch: Batch, rank: int, world: int) -> dict[str, Tensor]:
-    """This process's rows of the batch; gradients summed over the processes, as the engine has them summed."""
-    share = len(batch.ids) // world
-    part = slice(rank * share, (rank + 1) * share)
-    local = Batch({name: view[part] for name, view in batch.views.items()}, batch.ids[part], batch.index[part])  # type: ignore[index]
-    rows = method.encode(local.views)
-    everything = {name: gather_rows(x) for name, x in rows.items()}
-    embeddings = Embeddings(rows, everything, local.ids, gather_rows(local.ids), rank * share)
-    loss = method.loss(embeddings, local).loss
-    loss.backward()
-    result = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in method.named_parameters()}
-    result["loss"] = loss.detach()
-    if world > 1:
-        for tensor in result.values():
-            torch.distributed.all_reduce(tensor)
-    return result
+def train(method: Method, step_of: Callable[[int], Tensor]) -> State:
+    """Five steps of AdamW. Returns loss and gradients of the first, and the parameters after the last."""
+    optimiser = torch.optim.AdamW(method.parameters(), lr=1e-3, eps=1e-6)
+    state: State = {}
+    for step in range(STEPS):
+        loss = step_of(step)
+        if step == 0:
+            state["loss"] = loss
+            state |= {f"gradient of {name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+        optimiser.step()
+        optimiser.zero_grad()
+    return state | {f"trained {name}": p.detach().clone() for name, p in method.named_parameters()}
 
 
-def work(rank: int, world: int, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return loss_and_gradients(toy_method(name, dtype), toy_batch(name, 12, dtype), rank, world)
+def batch_of_step(name: str, step: int, dtype: torch.dtype) -> Batch:
+    batch = toy_batch(name, ROWS, dtype)
+    return Batch({view: x.roll(step, dims=1) for view, x in batch.views.items()}, batch.ids, batch.index)  # type: ignore[union-attr]
 
 
 @functools.cache
-def alone(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return loss_and_gradients(toy_method(name, dtype), toy_batch(name, 12, dtype), 0, 1)
+def alone(name: str, dtype: torch.dtype) -> State:
+    """The reference: one process and one batch, in plain autograd."""
+    method = toy_method(name, dtype)
+
+    def step_of(step: int) -> Tensor:
+        batch = batch_of_step(name, step, dtype)
+        rows = method.encode(batch.views)
+        loss = method.loss(Embeddings(rows, rows, batch.ids, batch.ids), batch).loss
+        loss.backward()
+        return loss.detach()
+
+    return train(method, step_of)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("name", METHODS)
-def test_gradients_equal_those_of_one_process(name: str, world: int, dtype: torch.dtype) -> None:
+def share_of(batch: Batch, rank: int, world: int, *, even: bool) -> Batch:
+    weights = [1] * world if even else list(range(1, world + 1))
+    start, stop = (round(ROWS * sum(weights[:r]) / sum(weights)) for r in (rank, rank + 1))
+    part = slice(start, stop)
+    return Batch({name: view[part] for name, view in batch.views.items()}, batch.ids[part], batch.index[part])
+
+
+def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) -> State:
+    """As the engine does it: DDP averages the gradients, so the shares of the loss are multiplied by their number."""
+    method = toy_method(name, dtype)
+    encode = DistributedDataParallel(method) if world > 1 else method
+    even = layout != "uneven shares"
+
+    def step_of(step: int) -> Tensor:
+        local = share_of(batch_of_step(name, step, dtype), rank, world, even=even)
+        counts = None if even else row_counts(local.ids)
+
+        def loss_of(rows: dict[str, Tensor]) -> Tensor:
+            return method.loss(gather_embeddings(rows, local.ids, counts), local).loss
+
+        loss = cached_backward(
+            encode,
+            split_views(local.views, math.ceil(len(local.ids) / LAYOUTS[layout])),
+            loss=loss_of,
+            backward=lambda loss: (loss * world).backward(),
+            seed=torch.manual_seed,
+            no_sync=encode.no_sync if isinstance(encode, DistributedDataParallel) else nullcontext,
+            loss_parameters=method.loss_parameters,
+        ).detach()
+        if world > 1:
+            torch.distributed.all_reduce(loss)
+        return loss
+
+    return train(method, step_of)
+
+
+CASES = [(name, dtype, layout) for name in METHODS for dtype in TOLERANCE for layout in LAYOUTS]
+
+
+def all_cases(rank: int, world: int) -> dict[Any, State]:
+    return {case: together(rank, world, *case) for case in CASES}
+
+
+@functools.cache
+def all_ranks(world: int) -> list[dict[Any, State]]:
+    """Every case in one start of the processes."""
+    return [all_cases(0, 1)] if world == 1 else run_processes(world, all_cases)
+
+
+@pytest.mark.parametrize(("name", "dtype", "layout"), CASES)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_training_is_that_of_one_process(world: int, name: str, dtype: torch.dtype, layout: str) -> None:
     expected = alone(name, dtype)
-    assert any("log_scale" in key for key in expected) == (name == "clip")
-    for result in run_processes(world, work, name, dtype):
+    assert sum(key.startswith("gradient") for key in expected) == len(list(toy_method(name).parameters()))
+    for ours in all_ranks(world):
+        state = ours[name, dtype, layout]
+        assert state.keys() == expected.keys()
         for key, value in expected.items():
-            error = (result[key] - value).norm() / value.norm().clamp(min=1e-30)
+            error = (state[key] - value).norm() / value.norm()
             assert error <= TOLERANCE[dtype], f"{key}: relative error {error:.1e}"
+
+
+def with_dropout(name: str) -> Method:
+    method = toy_method(name)
+    for tower in method.towers.values():
+        tower.encoder.layers.insert(2, nn.Dropout(0.4))  # type: ignore[operator, union-attr]
+    return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_dropout_masks_are_the_same_in_both_passes(name: str) -> None:
+    """The reference keeps the graphs of all pieces, each encoded once after seeding with its number."""
+    batch, ours, reference = toy_batch(name, 11), with_dropout(name), with_dropout(name)
+    pieces = split_views(batch.views, 4)
+
+    def loss_of(method: Method, rows: dict[str, Tensor]) -> Tensor:
+        return method.loss(Embeddings(rows, rows, batch.ids, batch.ids), batch).loss
+
+    encoded = [reference.encode(piece) for number, piece in enumerate(pieces) if torch.manual_seed(number)]
+    expected = loss_of(reference, {view: torch.cat([rows[view] for rows in encoded]) for view in batch.views})
+    expected.backward()
+    state_expected = torch.get_rng_state()
+
+    loss = cached_backward(
+        ours, pieces, loss=lambda rows: loss_of(ours, rows), backward=lambda loss: loss.backward(), seed=torch.manual_seed
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-14)
+    assert torch.equal(torch.get_rng_state(), state_expected)
+
+
+def test_batch_norm_counts_every_piece_once() -> None:
+    encode = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3))
+    expected = nn.BatchNorm1d(3)
+    data = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode = encode
+
+        def forward(self, views: Any) -> dict[str, Tensor]:
+            return {"a": self.encode(views["a"])}
+
+    cached_backward(
+        Rows(),
+        split_views({"a": data}, 4),
+        loss=lambda rows: rows["a"].square().sum(),
+        backward=lambda loss: loss.backward(),
+        seed=torch.manual_seed,
+    )
+    for piece in data.split(4):
+        expected(piece)
+    for name, value in expected.named_buffers():
+        torch.testing.assert_close(encode[1].get_buffer(name), value)
+    assert encode[1].track_running_stats
 
 
 def weighted_squares(rank: int, world: int, dtype: torch.dtype) -> Tensor:
@@ -77,3 +202,35 @@ def test_every_rank_contributes_to_the_gradient_of_a_row() -> None:
         row = data[rank : rank + 1]
         expected = row.T @ (2 * row @ weight) * sum(range(1, world + 1))
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
+
+
+def uneven(rank: int, world: int) -> dict[str, Any]:
+    """Rank r has r rows, the first none, each filled with its number in the whole."""
+    offset = sum(range(rank))
+    local = torch.arange(offset, offset + rank, dtype=torch.float64)[:, None].expand(-1, 2).clone().requires_grad_()
+    counts = row_counts(local)
+    embeddings = gather_embeddings({"a": local, "b": 10 * local[:, :1]}, torch.arange(offset, offset + rank), counts)
+    # The sum of the two hands both nodes the same gradient tensor.
+    total = gather_rows(local, counts) + gather_rows(local * 2, counts)
+    (total.square().sum() / 2 + embeddings.all["b"].sum()).backward()
+    found = {name: rows.detach() for name, rows in embeddings.all.items()}
+    return {**found, "ids": embeddings.all_ids, "offset": embeddings.offset, "counts": counts, "grad": local.grad}
+
+
+def test_uneven_shares_lie_in_rank_order() -> None:
+    world = 3
+    rows = torch.arange(3, dtype=torch.float64)[:, None]
+    for rank, found in enumerate(run_processes(world, uneven)):
+        assert found["counts"] == [0, 1, 2]
+        assert found["offset"] == sum(range(rank))
+        assert torch.equal(found["ids"], torch.arange(3))
+        assert torch.equal(found["a"], rows.expand(-1, 2))
+        assert torch.equal(found["b"], 10 * rows)
+        own = rows[sum(range(rank)) : sum(range(rank + 1))].expand(-1, 2)
+        expected = world * (9 * own + torch.tensor([10.0, 0.0], dtype=torch.float64))
+        torch.testing.assert_close(found["grad"], expected, rtol=1e-12, atol=0)
+
+
+def test_counts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"counts \[3\] do not fit process 0 of 1 with 2 rows"):
+        gather_rows(torch.zeros(2, 4), [3])

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import mmcl
+from mmcl.encoders.small_cnn import SmallCNN
+from mmcl.encoders.small_text import SmallText
 from mmcl.engine.log import read_metrics
 from mmcl.engine.run import train
 from mmcl.errors import UserError
@@ -205,6 +207,53 @@ def test_two_processes_are_one_run(folder: Path, tmp_path: Path) -> None:
     train(tiny_config(folder, tmp_path / "one"))
     one, two = ([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    first, second = (load_file(path / "model/model.safetensors") for path in (a, b))
+    assert first.keys() == second.keys()
+    return max((first[key].double() - second[key].double()).abs().max().item() for key in first)
+
+
+def test_micro_batches_are_one_batch(folder: Path, tmp_path: Path) -> None:
+    """Alone and over two processes (Accelerate and DDP), the last piece shorter, one encoder frozen: temperature and all
+    weights become those of the whole batch."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(YAML)
+    words = ["--data.train.path", str(folder), "--image.freeze", "true"]
+    done = run_script(str(path), *words, "--run_dir", str(tmp_path / "two"), "--train.micro_batch", "4", processes=2)
+    assert done.returncode == 0, done.stderr
+    train(tiny_config(folder, tmp_path / "pieces", *words[2:], "--train.micro_batch", "5"))
+    train(tiny_config(folder, tmp_path / "whole", *words[2:]))
+    whole = read_metrics(tmp_path / "whole/metrics.jsonl")
+    for name in ("pieces", "two"):
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        for key in ("loss", "temperature"):
+            assert [row[key] for row in rows] == pytest.approx([row[key] for row in whole], rel=1e-5)
+        assert largest_difference(tmp_path / name, tmp_path / "whole") < 1e-5
+
+
+def test_micro_batches_may_change_on_resume(folder: Path, tmp_path: Path) -> None:
+    train(tiny_config(folder, tmp_path / "whole", "--train.save_every", "4"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "continued")
+    shutil.rmtree(tmp_path / "continued/checkpoints/step-0000008")
+    train(tiny_config(folder, tmp_path / "continued", "--train.save_every", "4", "--resume", "--train.micro_batch", "7"))
+    assert largest_difference(tmp_path / "continued", tmp_path / "whole") < 1e-5
+
+
+def test_a_frozen_encoder_runs_once_per_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 rows in pieces of 5: one pass of the frozen encoder, two of the other."""
+    seen = {"image": 0, "text": 0}
+    for kind, encoder in (("image", SmallCNN), ("text", SmallText)):
+        honest = encoder.forward
+
+        def counting(self: Any, inputs: Any, kind: str = kind, honest: Any = honest) -> Any:
+            seen[kind] += len(inputs)
+            return honest(self, inputs)
+
+        monkeypatch.setattr(encoder, "forward", counting)
+    train(tiny_config(folder, tmp_path / "run", "--image.freeze", "true", "--train.micro_batch", "5", "--train.steps", "2"))
+    assert seen == {"image": 24, "text": 48}
 
 
 def test_lost_processes_are_an_error(tmp_path: Path) -> None:
