@@ -1,0 +1,54 @@
+"""The same measurement sees what is known to be wrong in other toolkits: a harness that finds no fault could be blind."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from scripts.bench.exactness import measure
+
+LAYOUTS = {"accumulated": (1, 4), "processes": (2, 1), "both": (2, 4)}
+EXACT = pytest.approx(0, abs=5e-6)
+
+measured = functools.cache(measure)
+
+
+def errors(layout: str, toolkit: str) -> tuple[float, float, float]:
+    """Relative error of the towers, their cosine with the truth, relative error of the temperature."""
+    towers, cosine, temperature = measured(LAYOUTS[layout])[toolkit].values()
+    return towers, cosine, temperature
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mmcl_is_exact(layout: str) -> None:
+    assert errors(layout, "mmcl") == (EXACT, pytest.approx(1), EXACT)
+
+
+def test_default_flags_scale_the_towers_by_the_number_of_processes() -> None:
+    assert errors("processes", "open_clip") == (pytest.approx(0.5, rel=1e-4), pytest.approx(1), EXACT)
+
+
+def test_local_loss_alone_points_elsewhere() -> None:
+    towers, cosine, temperature = errors("processes", "open_clip --local-loss")
+    assert cosine < 0.95
+    assert towers > 0.3
+    assert temperature == EXACT
+
+
+@pytest.mark.parametrize("flags", ["--gather-with-grad", "--local-loss --gather-with-grad"])
+def test_gathering_with_gradient_is_right(flags: str) -> None:
+    assert errors("processes", f"open_clip {flags}") == (EXACT, pytest.approx(1), EXACT)
+
+
+def test_its_accumulation_counts_the_temperature_once_for_each_piece() -> None:
+    """Four pieces: four times the gradient, an error of three."""
+    assert errors("accumulated", "open_clip") == (EXACT, pytest.approx(1), pytest.approx(3, rel=1e-4))
+    assert errors("both", "open_clip --gather-with-grad")[2] == pytest.approx(3, rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_negatives_that_are_not_gathered_are_missing(layout: str) -> None:
+    towers, cosine, _ = errors(layout, "transformers")
+    assert towers > 0.02
+    assert cosine < 0.999
