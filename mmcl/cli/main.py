@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from mmcl.cli.classify import classify
+from mmcl.cli.doctor import Doctor, doctor
 from mmcl.cli.evaluate import evaluate
 from mmcl.cli.list import list_components
 from mmcl.cli.search import search
 from mmcl.errors import UserError
 
-_VERBS: dict[str, Callable[..., None]] = {
+_VERBS: dict[str, Callable[..., object]] = {
     "classify": classify,
     "search": search,
     "eval": evaluate,
     "list": list_components,
+    "doctor": Doctor,
 }
 
 _DESCRIPTION = (
@@ -42,9 +44,14 @@ def exit_cleanly(command: Callable[[], object]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `mmcl` command. Returns the exit code."""
 
+    words = sys.argv[1:] if arguments is None else arguments
+
     def run() -> None:
+        if words[:1] == ["doctor"]:  # it takes any setting of a configuration, which no parser can list
+            doctor(words[1:])
+            return
         tyro.extras.subcommand_cli_from_dict(
-            _VERBS, prog="mmcl", description=_DESCRIPTION, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+            _VERBS, prog="mmcl", description=_DESCRIPTION, args=words, config=(tyro.conf.FlagCreatePairsOff,)
         )
 
     return exit_cleanly(run)

@@ -17,6 +17,7 @@ from mmcl.data.order import Order
 from mmcl.data.source import Source
 from mmcl.engine.build import build_method, build_model, build_training_data, check_components
 from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint
+from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import evaluate_run, write_report
 from mmcl.engine.launch import start
 from mmcl.engine.trainer import Trainer
@@ -54,7 +55,7 @@ def train(config: Config) -> RunResult:
     accelerator = start(config.train, str(run_dir))
     is_main = accelerator.is_main_process
     source, held_out = build_training_data(config)
-    config = _fit_batch(config, len(source), accelerator.num_processes)
+    asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
     method.configure(global_batch=config.train.batch_size)
     batches = _batches(config, source, method, accelerator)
@@ -64,6 +65,8 @@ def train(config: Config) -> RunResult:
     if is_main:
         _open_run_dir(run_dir, config)
         _say_what_starts(config, source, method, total_steps, accelerator, checkpoint)
+        for warning in find_warnings(asked, method, source, accelerator.num_processes, total_steps):
+            print(f"warning: {warning}", flush=True)
     if checkpoint:
         _check_identity(checkpoint, identity, run_dir)
     accelerator.wait_for_everyone()
@@ -127,18 +130,6 @@ def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: P
         raise UserError(f"{run_dir}: the training data changed since the checkpoint; restore them, or start a new run")
 
 
-def _fit_batch(config: Config, samples: int, processes: int) -> Config:
-    """A batch larger than the data set would show samples twice in a step: it becomes the data set, and that is said."""
-    size = config.train.batch_size
-    if size <= samples:
-        return config
-    fitting = samples // processes * processes
-    if fitting == 0:
-        raise UserError(f"{samples} samples cannot be shared by {processes} processes; give more data, or start fewer")
-    print(f"note: train.batch_size {size} is larger than the {samples} training samples; using {fitting}", flush=True)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=fitting))
-
-
 def _batches(config: Config, source: Source, method: Method, accelerator: Accelerator) -> StepBatches:
     encoders: dict[str, Any] = {name: tower.encoder for name, tower in method.towers.items()}
     crop = config.data.crop
@@ -167,8 +158,4 @@ def _say_what_starts(
     print(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {len(source):,} samples")
     print(f"{steps:,} steps of {config.train.batch_size} = {epochs:.1f} epochs, {config.train.precision}")
     print(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}")
-    if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
-        print(f"warning: {config.init} does not exist: starting from random weights (init_missing is random)")
-    if accelerator.num_processes > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()):
-        print("warning: batch norm sees each process's rows alone, so its result depends on the number of processes")
     print(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}", flush=True)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 
+def warmup_steps(total: int, warmup: float) -> int:
+    """The steps that rise: `warmup` is their share of `total`."""
+    return round(warmup * total)
+
+
 def learning_rate(step: int, *, total: int, peak: float, warmup: float, final: float) -> float:
     """Linear warm-up, then half a cosine.
 
@@ -15,7 +20,7 @@ def learning_rate(step: int, *, total: int, peak: float, warmup: float, final: f
         warmup: share of the steps that rise; the first of them is already above 0.
         final: learning rate at the end, as a share of the peak.
     """
-    rising = round(warmup * total)
+    rising = warmup_steps(total, warmup)
     if step < rising:
         return peak * (step + 1) / (rising + 1)
     progress = (step - rising) / max(1, total - rising)

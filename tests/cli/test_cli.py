@@ -108,9 +108,23 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["methods"]["clip"]["temperature"] == 0.07
 
 
+def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_config(folder, folder)  # writes the file
+    words = ["doctor", str(folder.parent / "tiny.yaml"), "--data.train.path", str(folder), "--train.batch_size", "8"]
+    assert main([*words, "--processes", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["global_batch"], found["share"], found["samples"]) == (8, 4, 25)
+    assert main([*words, "--train.micro_batch", "9"]) == 0
+    text = capsys.readouterr().out
+    assert "8 = 1 x 8" in text
+    assert "warning: train.micro_batch 9 has no effect" in text
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
+        (["doctor", "{folder}/none.yaml"], "none.yaml"),
+        (["doctor", "{folder}/../tiny.yaml", "--optim.rl", "3"], "did you mean 'lr'"),
         (["classify", "--labels", "a", "b"], "no picture given"),
         (["classify", "{folder}/none.png", "--labels", "a", "b", "--model", "{run}"], "none.png"),
         (["classify", "{folder}/captions.csv", "--labels", "a", "b", "--model", "{run}"], "captions.csv"),
@@ -139,7 +153,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("verb", ["classify", "search", "eval", "list"])
+@pytest.mark.parametrize("verb", ["classify", "search", "eval", "list", "doctor"])
 def test_help_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])

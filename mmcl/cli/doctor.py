@@ -1,0 +1,44 @@
+"""`mmcl doctor`: what a configuration will be when it is trained, and what would go wrong without a word."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look at a configuration before training: mmcl doctor configs/clip_emoji.yaml --processes 2 --train.batch_size 512
+
+    Any setting of the configuration may follow as a flag, as in training.
+
+    Attributes:
+        config: The YAML file.
+        processes: How many processes will be launched.
+        json: Print JSON instead of text.
+    """
+
+    config: Positional[str]
+    processes: int = 1
+    json: bool = False
+
+
+def doctor(words: Sequence[str]) -> None:
+    """Parses the words after the verb, and prints the diagnosis.
+
+    Raises:
+        UserError: what training would refuse, too.
+    """
+    options, settings = tyro.cli(
+        Doctor, prog="mmcl doctor", args=words, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    from mmcl.config import load_config
+    from mmcl.engine.doctor import diagnose
+
+    diagnosis = diagnose(load_config(options.config, settings), options.processes)
+    print(json.dumps(dataclasses.asdict(diagnosis), indent=1) if options.json else diagnosis.to_text())

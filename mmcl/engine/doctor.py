@@ -1,0 +1,208 @@
+"""What a run will be, before it starts: its sizes, what to expect of it, and what would go wrong without a word."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmcl.config import Config
+from mmcl.data.order import Order
+from mmcl.data.source import Source
+from mmcl.engine.build import build_method, build_training_data, check_components
+from mmcl.engine.schedule import warmup_steps
+from mmcl.errors import UserError
+from mmcl.methods.method import Method
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """The sizes of a run and what is questionable about it.
+
+    Attributes:
+        method: its name.
+        samples: of the training data.
+        processes, global_batch: the launch, and the pairs of one step over all its processes.
+        share: pairs of one process.
+        pieces: in how many micro-batches a process encodes its share.
+        steps, epochs: length of the run.
+        negatives: rows that each row is compared with besides its positive; None where the method does not say.
+        first_loss: expected of an untrained model; None where the method does not say.
+        loss_bytes: embeddings and their gradients in one process, float32; scores are computed tile by tile.
+        scores_bytes: what the scores of one process would take all at once, float32.
+        learning_rate, warmup_steps: its peak, and the steps of its rise.
+        trainable, frozen: numbers of parameters.
+        frozen_encoders: names of the locked towers.
+        warnings: one line each.
+    """
+
+    method: str
+    samples: int
+    processes: int
+    global_batch: int
+    share: int
+    pieces: int
+    steps: int
+    epochs: float
+    negatives: int | None
+    first_loss: float | None
+    loss_bytes: int
+    scores_bytes: int
+    learning_rate: float
+    warmup_steps: int
+    trainable: int
+    frozen: int
+    frozen_encoders: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_text(self) -> str:
+        locked = f", {self.frozen / 1e6:.2f} M frozen ({', '.join(self.frozen_encoders)})" if self.frozen else ""
+        pieces = f" in {self.pieces} micro-batches" if self.pieces > 1 else ""
+        lines = {
+            "method": f"{self.method}, {self.trainable / 1e6:.2f} M parameters learn{locked}",
+            "data": f"{self.samples:,} samples",
+            "length": f"{self.steps:,} steps = {self.epochs:.1f} epochs",
+            "global batch": f"{self.global_batch:,} = {self.processes} x {self.share:,}{pieces}",
+            "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
+            "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
+            "loss memory": f"{_size(self.loss_bytes)} a process (all scores at once would be {_size(self.scores_bytes)})",
+            "learning rate": f"{self.learning_rate:g} after {self.warmup_steps:,} steps of warm-up",
+        }
+        return "\n".join([f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {w}" for w in self.warnings])
+
+
+def diagnose(config: Config, processes: int = 1) -> Diagnosis:
+    """Examines a configuration as if it were launched on so many processes; reads the data, trains nothing.
+
+    Raises:
+        UserError: what training would refuse before it builds anything, or there are fewer samples than processes.
+    """
+    check_components(config)
+    if processes < 1:
+        raise UserError(f"processes is {processes}: give 1 or more")
+    source, _ = build_training_data(config)
+    asked, config = config, fit_batch(config, len(source), processes)
+    method = build_method(config)
+    batch = config.train.batch_size
+    method.configure(global_batch=batch)
+    facts = method.describe(batch)
+    share = batch // processes
+    steps = config.train.steps or Order(len(source), batch, config.train.seed).steps(config.train.epochs or 1)
+    width = method.tower(next(iter(method.views))).embed_dim
+    rows = batch if processes == 1 else batch + share
+    frozen = tuple(name for name, tower in method.towers.items() if tower.frozen)
+    numbers = [(p.numel(), p.requires_grad) for p in method.parameters()]
+    return Diagnosis(
+        method=config.method.name,
+        samples=len(source),
+        processes=processes,
+        global_batch=batch,
+        share=share,
+        pieces=-(-share // (config.train.micro_batch or share)),
+        steps=steps,
+        epochs=steps * batch / len(source),
+        negatives=facts.negatives,
+        first_loss=facts.first_loss,
+        loss_bytes=2 * 4 * rows * len(method.views) * width,
+        scores_bytes=4 * share * batch * len(method.views),
+        learning_rate=config.optim.lr,
+        warmup_steps=warmup_steps(steps, config.optim.warmup),
+        trainable=sum(n for n, learns in numbers if learns),
+        frozen=sum(n for n, learns in numbers if not learns),
+        frozen_encoders=frozen,
+        warnings=(*find_warnings(asked, method, source, processes, steps), *_about_captions(method, source)),
+    )
+
+
+def fit_batch(config: Config, samples: int, processes: int) -> Config:
+    """A batch larger than the data set would show samples twice in a step: it becomes the data set.
+
+    Raises:
+        UserError: there are fewer samples than processes.
+    """
+    if config.train.batch_size <= samples:
+        return config
+    fitting = samples // processes * processes
+    if fitting == 0:
+        raise UserError(f"{samples} samples cannot be shared by {processes} processes; give more data, or start fewer")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=fitting))
+
+
+def find_warnings(config: Config, method: Method, source: Source, processes: int, steps: int) -> list[str]:
+    """What would be wrong, or other than it looks, without an error.
+
+    Args:
+        config: as it was asked for, before `fit_batch`.
+        method: built from it.
+        source: the training data.
+        processes: of the launch.
+        steps: length of the run.
+    """
+    return [*_about_batch(config, method, source, processes), *_about_images(config, method), *_about_run(config, steps)]
+
+
+def _about_batch(config: Config, method: Method, source: Source, processes: int) -> list[str]:
+    size, micro = config.train.batch_size, config.train.micro_batch
+    fitting = fit_batch(config, len(source), processes).train.batch_size
+    found = []
+    if fitting < size:
+        found.append(f"train.batch_size {size} is larger than the {len(source)} training samples; using {fitting}")
+    if fitting % processes:
+        found.append(f"train.batch_size {fitting} is no multiple of {processes} processes, and training will refuse it")
+    in_pieces = micro is not None and micro < fitting // processes
+    if micro is not None and not in_pieces:
+        found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")
+    if _has_batch_norm(method) and processes > 1:
+        found.append("batch norm sees each process's rows alone, so its result depends on the number of processes")
+    if _has_batch_norm(method) and in_pieces:
+        found.append("batch norm sees each micro-batch alone, so its result depends on train.micro_batch")
+    return found
+
+
+def _about_images(config: Config, method: Method) -> list[str]:
+    frozen = any(method.tower(view).frozen for view, kind in method.views.items() if kind == "image")
+    if frozen and (config.data.augment or config.data.crop):
+        return ["data.augment or data.crop in front of the frozen image encoder: its features cannot be kept between epochs"]
+    return []
+
+
+def _about_captions(method: Method, source: Source) -> list[str]:
+    """Reads all captions, which is too slow to be done at every start."""
+    if "text" not in method.views.values() or source.ids is not None:
+        return []
+    captions = [caption for index in range(len(source)) for caption in source[index].captions]
+    repeated = len(captions) - len(set(captions))
+    if repeated == 0:
+        return []
+    return [f"{repeated:,} of {len(captions):,} captions repeat another; equal ones are positives of each other"]
+
+
+def _about_run(config: Config, steps: int) -> list[str]:
+    found = []
+    if config.train.precision == "fp16" and not torch.accelerator.is_available():
+        found.append("train.precision fp16 needs an accelerator, and training will refuse it here: use bf16 or fp32")
+    if config.optim.warmup > 0 and warmup_steps(steps, config.optim.warmup) == 0:
+        found.append(
+            f"optim.warmup {config.optim.warmup} of {steps} steps is no step: the first one has the full learning rate"
+        )
+    if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
+        found.append(f"{config.init} does not exist: starting from random weights (init_missing is random)")
+    return found
+
+
+def _has_batch_norm(method: Method) -> bool:
+    """Whether anything normalises by the batch; the batch norms of frozen encoders do not."""
+    learning = [method.tower(view).head if method.tower(view).frozen else method.tower(view) for view in method.views]
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for part in learning for m in part.modules())
+
+
+def _size(count: int) -> str:
+    """1234567 -> "1.2 MB"."""
+    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.3g} {unit}"

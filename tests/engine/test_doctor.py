@@ -1,0 +1,98 @@
+"""The diagnosis tells the sizes of a run as the run will have them, and every warning that it should and no other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mmcl.engine.doctor import Diagnosis, diagnose
+from mmcl.engine.log import read_metrics
+from mmcl.engine.run import train
+from mmcl.errors import UserError
+from mmcl.methods.clip import CLIP
+from mmcl.types import LossFacts
+from tests.engine.tiny import make_folder, tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+def look(folder: Path, *flags: str, processes: int = 1) -> Diagnosis:
+    return diagnose(tiny_config(folder, folder.parent / "run", *flags), processes)
+
+
+def test_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 pictures in batches of 12 over 2 processes; the widths are those of the tiny configuration."""
+    monkeypatch.setattr(CLIP, "describe", lambda self, batch: LossFacts(first_loss=math.log(batch), negatives=batch - 1))
+    found = look(folder, "--train.micro_batch", "4", "--optim.warmup", "0.25", "--image.freeze", "true", processes=2)
+    assert (found.samples, found.global_batch, found.share, found.pieces) == (25, 12, 6, 2)
+    assert (found.steps, found.epochs, found.warmup_steps) == (8, pytest.approx(8 * 12 / 25), 2)
+    assert (found.first_loss, found.negatives) == (math.log(12), 11)
+    assert found.loss_bytes == 4 * 16 * 2 * 2 * (6 + 12)  # float32, 16 wide, 2 views, gradients too, local and gathered rows
+    assert found.scores_bytes == 4 * 2 * 6 * 12
+    assert found.frozen_encoders == ("image",)
+    assert found.trainable > 0 < found.frozen
+    assert "2 x 6 in 2 micro-batches" in found.to_text()
+
+
+def test_the_first_loss_and_the_steps_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
+    flags = ("--train.epochs", "1", "--train.steps", "null")
+    found = diagnose(tiny_config(folder, tmp_path / "run", *flags))
+    train(tiny_config(folder, tmp_path / "run", *flags))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == found.steps
+    if found.first_loss is not None:
+        assert rows[0]["loss"] == pytest.approx(found.first_loss, rel=0.5)
+
+
+BATCH_NORM = ("--image.head", "{name: mlp, args: {embed_dim: 16}}")
+
+WARNINGS = [
+    ((), 1, ()),
+    (("--train.batch_size", "400"), 1, ("larger than the 25 training samples; using 25",)),
+    (("--train.batch_size", "13"), 2, ("13 is no multiple of 2 processes",)),
+    (("--train.micro_batch", "6"), 2, ("micro_batch 6 has no effect: a process has 6 pairs",)),
+    (("--train.micro_batch", "5"), 2, ()),
+    (BATCH_NORM, 1, ()),
+    (BATCH_NORM, 2, ("depends on the number of processes",)),
+    ((*BATCH_NORM, "--train.micro_batch", "5"), 1, ("depends on train.micro_batch",)),
+    (("--image.freeze", "true"), 1, ("in front of the frozen image encoder",)),
+    (("--image.freeze", "true", "--data.augment", "[]"), 1, ()),
+    (("--text.freeze", "true"), 1, ()),
+    (("--train.precision", "fp16"), 1, ("fp16 needs an accelerator",)),
+    (("--optim.warmup", "0.01"), 1, ("the first one has the full learning rate",)),
+    (("--init", "runs/none", "--init_missing", "random"), 1, ("starting from random weights",)),
+]
+
+
+@pytest.mark.parametrize(("flags", "processes", "expected"), WARNINGS)
+def test_warnings(folder: Path, flags: tuple[str, ...], processes: int, expected: tuple[str, ...]) -> None:
+    flags = flags if "--optim.warmup" in flags else (*flags, "--optim.warmup", "0.25")
+    found = look(folder, *flags, processes=processes).warnings
+    assert len(found) == len(expected)
+    assert all(part in warning for part, warning in zip(expected, found, strict=True))
+
+
+def test_repeated_captions_are_counted(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "squares")
+    file = folder / "captions.csv"
+    file.write_text(file.read_text().replace("a tiny red square", "a small red square"))
+    assert any("1 of 25 captions repeat another" in warning for warning in look(folder).warnings)
+
+
+def test_a_run_prints_the_warnings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(folder, tmp_path / "run", *BATCH_NORM, "--train.micro_batch", "5", "--train.steps", "1"))
+    assert "warning: batch norm sees each micro-batch alone" in capsys.readouterr().out
+
+
+def test_what_training_refuses_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="unknown image encoder"):
+        look(folder, "--image.encoder.name", "smal_cnn")
+    with pytest.raises(UserError, match="25 samples cannot be shared by 26 processes"):
+        look(folder, "--train.batch_size", "400", processes=26)
+    with pytest.raises(UserError, match="processes is 0"):
+        look(folder, processes=0)
