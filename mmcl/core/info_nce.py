@@ -186,7 +186,7 @@ class _Contrast:
         """log of the mean positive e^s; of rows without positives, 0."""
         count_N = self.positive_count_N
         log_sum_N = torch.where(count_N > 0, self.log_sum_exp("positives"), 0)
-        return log_sum_N - count_N.clamp(min=1).log()
+        return log_sum_N - self._log(count_N)
 
     def log_denominator(self, kind: str, hardness: float, prior: float, scale: Tensor | float) -> Tensor:
         """log of what divides e^s: the sum over all keys or over the negatives, re-weighted or not."""
@@ -201,7 +201,7 @@ class _Contrast:
     def log_reweighted_negatives(self, hardness: float, prior: float, scale: Tensor | float) -> Tensor:
         """log of the negatives' sum with HCL weights and without the expected false negatives; none: minus infinity."""
         count_N = self.negative_count_N
-        log_count_N = count_N.clamp(min=1).to(self.query_ND.dtype).log()
+        log_count_N = self._log(count_N)
         # Rows without negatives go through the formulas with a finite stand-in: their -inf would make the gradient no number.
         has_negative_N = count_N > 0
         log_sum_N = torch.where(has_negative_N, self.log_sum_exp("negatives", power=1 + hardness), 0)
@@ -219,6 +219,10 @@ class _Contrast:
         if self.own_logit_N is None or kept == "negatives":
             return log_sum_N
         return torch.logaddexp(log_sum_N, power * self.own_logit_N)
+
+    def _log(self, count_N: Tensor) -> Tensor:
+        """log of counts in the type of the logits; of none, 0."""
+        return count_N.clamp(min=1).to(self.query_ND.dtype).log()
 
 
 def _log_difference(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,204 @@
+"""Tiles give what one big matrix gives, at any span of the logits, and no big matrix is ever there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmcl.core.info_nce import info_nce, symmetric_info_nce
+from mmcl.core.log_sum_exp import pair_log_sum_exp
+from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
+from mmcl.core.sigmoid import sigmoid_loss
+
+N, M = 7, 11
+QUERY_ID = torch.tensor([0, 3, 0, 5, 3, 9, 0])
+KEY_ID = torch.tensor([5, 0, 0, 0, 3, 0, 7, 7, 3, 3, 9])
+QUERY_ROW = torch.tensor([1, 4, 5, 0, 8, 10, 2])
+KEY_ROW = torch.arange(M)
+PAIRS = {"no rows": Pairs.from_ids(QUERY_ID, KEY_ID), "rows": Pairs.from_ids(QUERY_ID, KEY_ID, QUERY_ROW, KEY_ROW)}
+SPANS = {"narrow": 5.0, "one exponential, just": 95.0, "two exponentials": 400.0, "far beyond exp": 4000.0}
+
+
+def rows(rng: torch.Generator, span: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose logits span just this much."""
+    query, key = (torch.randn(count, 5, generator=rng, dtype=torch.float64) for count in (N, M))
+    logits = query @ key.T
+    return query * (span / float(logits.max() - logits.min())), key
+
+
+def dense(query: Tensor, key: Tensor, kept: Kept, which: str) -> tuple[Tensor, Tensor]:
+    equal = QUERY_ID[:, None] == KEY_ID
+    keep = {"all": torch.ones(N, M, dtype=torch.bool), "negatives": ~equal, "positives": equal}[kept]
+    if which == "rows":
+        keep = keep & (QUERY_ROW[:, None] != KEY_ROW)
+    logits = (query @ key.T).masked_fill(~keep, -torch.inf)
+    return logits.logsumexp(1), logits.logsumexp(0)
+
+
+def with_gradients(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The outputs, and the gradients of a sum of them in which every entry has a weight of its own; -inf has none."""
+    total = sum((torch.where(x.isfinite(), x, 0) * torch.linspace(-1, 2, len(x), dtype=x.dtype)).sum() for x in outputs)
+    return [*outputs, *torch.autograd.grad(total, inputs)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
+@pytest.mark.parametrize("tile", [None, (1, 1), (2, 3), (4, 5), (3, 100)], ids=str)
+@pytest.mark.parametrize("which", PAIRS)
+@pytest.mark.parametrize("kept", ["all", "negatives", "positives"])
+def test_tiles_equal_one_matrix(rng: torch.Generator, kept: Kept, which: str, tile: Tile | None, span: float) -> None:
+    inputs = tuple(x.requires_grad_() for x in rows(rng, span))
+    expected = with_gradients(dense(*inputs, kept, which), inputs)
+    got = pair_log_sum_exp(*inputs, PAIRS[which], kept=kept, both=True, tile=tile)
+    torch.testing.assert_close(with_gradients(got, inputs), expected, rtol=1e-11, atol=1e-11)  # type: ignore[arg-type]
+    one_way = pair_log_sum_exp(*inputs, PAIRS[which], kept=kept, tile=tile)
+    assert one_way[1] is None
+    by_row = with_gradients(dense(*inputs, kept, which)[:1], inputs)
+    torch.testing.assert_close(with_gradients(one_way[:1], inputs), by_row, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
+def test_float32_is_close_to_float64_at_any_span(rng: torch.Generator, span: float) -> None:
+    wide = tuple(x.requires_grad_() for x in rows(rng, span))
+    narrow = tuple(x.detach().float().requires_grad_() for x in wide)
+    expected = with_gradients(dense(*wide, "all", "rows"), wide)
+    got = with_gradients(pair_log_sum_exp(*narrow, PAIRS["rows"], both=True, tile=(3, 4)), narrow)  # type: ignore[arg-type]
+    for mine, true in zip(got, expected, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine.double() - true).norm() <= 2e-6 * max(1.0, span / 100) * true.norm()
+
+
+@pytest.mark.parametrize("level", [-3000.0, 3000.0])
+@pytest.mark.parametrize("span", [5.0, 95.0])
+def test_narrow_spans_far_from_zero(rng: torch.Generator, level: float, span: float) -> None:
+    """A common centre, however large, must leave the exponential."""
+    query, key = rows(rng, span)
+    query = torch.cat([query, torch.full((N, 1), level, dtype=torch.float64)], 1).requires_grad_()
+    key = torch.cat([key, torch.ones(M, 1, dtype=torch.float64)], 1).requires_grad_()
+    expected = with_gradients(dense(query, key, "all", "rows"), (query, key))
+    got = with_gradients(pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(3, 4)), (query, key))  # type: ignore[arg-type]
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-8)
+
+
+def test_what_is_no_number_shows(rng: torch.Generator) -> None:
+    query, key = rows(rng, 5.0)
+    query[2, 1] = torch.nan
+    by_row, by_column = pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(2, 3))
+    assert by_column is not None
+    assert by_row.isnan().tolist() == [False, False, True, False, False, False, False]
+    assert by_column.isnan().sum() == M - 1  # all but the one that is the same row
+
+
+def test_nothing_kept_is_minus_infinity_with_zero_gradient(rng: torch.Generator) -> None:
+    """One query against itself: nothing is kept in either direction."""
+    z = torch.randn(1, 3, generator=rng).requires_grad_()
+    zero = torch.zeros(1, dtype=torch.int64)
+    for tile in (None, (1, 1)):
+        outputs = pair_log_sum_exp(z, z, Pairs.from_ids(zero, zero, zero, zero), both=True, tile=tile)
+        assert [x.item() for x in outputs] == [-torch.inf, -torch.inf]  # type: ignore[union-attr]
+        (grad,) = torch.autograd.grad(outputs, z, [torch.ones(1), torch.ones(1)])  # type: ignore[arg-type]
+        assert bool((grad == 0).all())
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1024, 1024), (1025, 1024), (64, 65536), (65536, 64), (5000, 3), (10**6, 1), (1, 2**21)]
+)
+def test_a_tile_is_a_share_of_the_pairs(shape: tuple[int, int]) -> None:
+    tile = choose_tile(*shape)
+    if shape[0] * shape[1] <= 2**20:
+        assert tile is None
+    else:
+        assert tile is not None
+        assert 2**19 <= min(tile[0], shape[0]) * tile[1] <= 2**20
+
+
+# Memory: both sizes below are beyond what is done in one piece.
+SMALL, LARGE, DIM = 1536, 3072, 8
+LOSSES: dict[str, Callable[[Tensor, Tensor, dict[str, Any]], Tensor]] = {
+    "one way": lambda q, k, i: info_nce(q, k, query_id_N=i["id"], key_id_M=i["id"], scale=i["scale"]),
+    "self dropped": lambda q, k, i: info_nce(
+        q, q, query_id_N=i["id"], key_id_M=i["id"], scale=i["scale"], query_row_N=i["row"], key_row_M=i["row"]
+    ),
+    "L_in": lambda q, k, i: info_nce(q, k, query_id_N=i["id"], key_id_M=i["id"], scale=i["scale"], positives="inside"),
+    "HCL": lambda q, k, i: info_nce(
+        q, k, query_id_N=i["id"], key_id_M=i["id"], scale=i["scale"], hardness=1.0, positive_prior=0.1
+    ),
+    "symmetric": lambda q, k, i: symmetric_info_nce(q, k, id_N=i["id"], scale=i["scale"]),
+    "sigmoid": lambda q, k, i: sigmoid_loss(q, k, image_id_N=i["id"], text_id_M=i["id"], scale=i["scale"], bias=i["bias"]),
+}
+LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+def inputs_of(count: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    rng = torch.Generator().manual_seed(count)
+    query, key = (F.normalize(torch.randn(count, DIM, generator=rng), dim=1).requires_grad_() for _ in range(2))
+    scalars = {"scale": torch.tensor(14.0, requires_grad=True), "bias": torch.tensor(-7.0, requires_grad=True)}
+    return query, key, {"id": torch.arange(count) // 2, "row": torch.arange(count), **scalars}
+
+
+def saved_bytes(loss: Callable[..., Tensor], count: int) -> int:
+    """Of all storages that autograd keeps, each counted once; the int32 ids, 4 bytes a row, come on top."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        total = loss(*inputs_of(count))
+    assert total.requires_grad
+    return sum(seen.values())
+
+
+@LOSS
+def test_what_is_saved_for_backward_grows_with_the_rows(loss: Callable[..., Tensor]) -> None:
+    small, large = saved_bytes(loss, SMALL), saved_bytes(loss, LARGE)
+    assert small > 0
+    assert large <= 2.05 * small
+    assert large < LARGE * LARGE  # bytes; a matrix of float32 would be four times that
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@LOSS
+def test_no_tensor_is_larger_than_a_tile(loss: Callable[..., Tensor]) -> None:
+    inputs = inputs_of(SMALL)
+    with Largest() as largest:
+        loss(*inputs).backward()
+    assert SMALL * SMALL > 2**20
+    assert 2**19 < largest.elements <= 2**20
+
+
+@LOSS
+def test_the_plain_path_equals_the_tiles_of_the_default_size(
+    loss: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = inputs_of(SMALL)
+    leaves = (inputs[0], inputs[1], inputs[2]["scale"], inputs[2]["bias"])
+
+    def value_and_gradients() -> list[Tensor]:
+        total = loss(*inputs)
+        return [total, *(g for g in torch.autograd.grad(total, leaves, allow_unused=True) if g is not None)]
+
+    tiled = value_and_gradients()
+    for module in ("log_sum_exp", "sigmoid"):
+        monkeypatch.setattr(f"mmcl.core.{module}.choose_tile", lambda rows, columns: None)
+    plain = value_and_gradients()
+    for mine, theirs in zip(tiled, plain, strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
