@@ -13,6 +13,7 @@ from mmcl.config import Config
 from mmcl.data.order import Order
 from mmcl.data.source import Source
 from mmcl.engine.build import build_method, build_training_data, check_components
+from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.schedule import warmup_steps
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
@@ -141,7 +142,11 @@ def find_warnings(config: Config, method: Method, source: Source, processes: int
         processes: of the launch.
         steps: length of the run.
     """
-    return [*_about_batch(config, method, source, processes), *_about_images(config, method), *_about_run(config, steps)]
+    return [
+        *_about_batch(config, method, source, processes),
+        *_about_images(config, method, source),
+        *_about_run(config, steps),
+    ]
 
 
 def _about_batch(config: Config, method: Method, source: Source, processes: int) -> list[str]:
@@ -162,9 +167,9 @@ def _about_batch(config: Config, method: Method, source: Source, processes: int)
     return found
 
 
-def _about_images(config: Config, method: Method) -> list[str]:
+def _about_images(config: Config, method: Method, source: Source) -> list[str]:
     frozen = any(method.tower(view).frozen for view, kind in method.views.items() if kind == "image")
-    if frozen and (config.data.augment or config.data.crop):
+    if frozen and not has_fixed_inputs("image", config, source):
         return ["data.augment or data.crop in front of the frozen image encoder: its features cannot be kept between epochs"]
     return []
 

@@ -19,6 +19,7 @@ from mmcl.engine.build import build_method, build_model, build_training_data, ch
 from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import evaluate_run, write_report
+from mmcl.engine.frozen_features import FeatureBatches, store_features
 from mmcl.engine.launch import start
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
@@ -58,8 +59,9 @@ def train(config: Config) -> RunResult:
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
     method.configure(global_batch=config.train.batch_size)
-    batches = _batches(config, source, method, accelerator)
-    total_steps = config.train.steps or batches.order.steps(config.train.epochs or 1)
+    order = Order(len(source), config.train.batch_size, config.train.seed)
+    batches = _batches(config, source, order, method, accelerator)
+    total_steps = config.train.steps or order.steps(config.train.epochs or 1)
     identity = {"config": decisive_settings(config), "data": source.fingerprint}
     accelerator.wait_for_everyone()
     if is_main:
@@ -130,13 +132,15 @@ def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: P
         raise UserError(f"{run_dir}: the training data changed since the checkpoint; restore them, or start a new run")
 
 
-def _batches(config: Config, source: Source, method: Method, accelerator: Accelerator) -> StepBatches:
+def _batches(config: Config, source: Source, order: Order, method: Method, accelerator: Accelerator) -> FeatureBatches:
     encoders: dict[str, Any] = {name: tower.encoder for name, tower in method.towers.items()}
     crop = config.data.crop
-    return StepBatches(
+    files = store_features(config, method, source, accelerator)
+    batches = StepBatches(
         source,
-        Order(len(source), config.train.batch_size, config.train.seed),
-        method.views,
+        order,
+        # Texts are read in any case: what belongs together goes by captions.
+        {view: kind for view, kind in method.views.items() if kind == "text" or kind not in files},
         preprocess=encoders["image"].preprocess if "image" in encoders else None,
         tokenizer=encoders["text"].tokenizer if "text" in encoders else None,
         augment=Policy.build(config.data.augment) if config.data.augment else None,
@@ -146,6 +150,7 @@ def _batches(config: Config, source: Source, method: Method, accelerator: Accele
         world=accelerator.num_processes,
         progress=accelerator.is_main_process,
     )
+    return FeatureBatches(batches, {view: files[kind] for view, kind in method.views.items() if kind in files})
 
 
 def _say_what_starts(

@@ -1,0 +1,142 @@
+"""What a frozen encoder makes of fixed inputs is computed once, and training with it is the same training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from mmcl.config import Config
+from mmcl.data.folder import FolderSource
+from mmcl.encoders.small_cnn import SmallCNN
+from mmcl.encoders.small_text import SmallText
+from mmcl.engine import run
+from mmcl.engine.frozen_features import has_fixed_inputs
+from mmcl.engine.log import read_metrics
+from mmcl.engine.run import train
+from tests.engine.test_run import run_script
+from tests.engine.tiny import YAML, make_folder, tiny_config
+
+FROZEN = ("--image.freeze", "true", "--text.freeze", "true", "--data.augment", "[]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Rows that each encoder has computed so far."""
+    seen = {"image": 0, "text": 0}
+    for kind, encoder in (("image", SmallCNN), ("text", SmallText)):
+        honest = encoder.forward
+
+        def counting(self: Any, inputs: Any, kind: str = kind, honest: Any = honest) -> Any:
+            seen[kind] += len(inputs)
+            return honest(self, inputs)
+
+        monkeypatch.setattr(encoder, "forward", counting)
+    return seen
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def assert_same_model(a: Path, b: Path) -> None:
+    """Up to rounding, which Adam enlarges; the weights have moved a thousand times as far."""
+    first, second = (load_file(path / "model/model.safetensors") for path in (a, b))
+    assert max((first[key] - second[key]).abs().max().item() for key in first) < 3e-5
+
+
+def without_store(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "store_features", lambda *arguments: {})
+        train(config)
+
+
+def test_training_is_the_same_and_encodes_every_sample_once(
+    folder: Path, tmp_path: Path, encoded: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 steps of 12 from 25 samples: 96 rows of each kind without the store."""
+    train(tiny_config(folder, tmp_path / "stored", *FROZEN))
+    assert encoded == {"image": 25, "text": 25}
+    without_store(monkeypatch, tiny_config(folder, tmp_path / "encoded", *FROZEN))
+    assert encoded == {"image": 25 + 96, "text": 25 + 96}
+    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "encoded"), rel=1e-5)
+    assert_same_model(tmp_path / "stored", tmp_path / "encoded")
+
+
+def test_two_processes_store_the_same_features(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    words = (str(tmp_path / "tiny.yaml"), "--data.train.path", str(folder), *FROZEN, "--train.micro_batch", "4")
+    done = run_script(*words, "--run_dir", str(tmp_path / "two"), processes=2)
+    assert done.returncode == 0, done.stderr
+    train(tiny_config(folder, tmp_path / "one", *FROZEN))
+    one, two = (sorted((tmp_path / name / "features").iterdir()) for name in ("one", "two"))
+    assert [path.name for path in one] == [path.name for path in two]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(np.load(a), np.load(b), rtol=1e-5, atol=1e-6)
+    assert_same_model(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_resumed_run_finds_them(folder: Path, tmp_path: Path, encoded: dict[str, int]) -> None:
+    flags = (*FROZEN, "--train.save_every", "4")
+    train(tiny_config(folder, tmp_path / "run", *flags))
+    whole = losses(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-0000008")
+    train(tiny_config(folder, tmp_path / "run", *flags, "--resume"))
+    assert encoded == {"image": 25, "text": 25}
+    assert losses(tmp_path / "run") == whole
+
+
+def test_the_key_goes_by_weights_and_data_not_by_the_head(folder: Path, tmp_path: Path) -> None:
+    other = make_folder(tmp_path / "other")
+    (other / "captions.csv").write_text((other / "captions.csv").read_text().replace("a tiny", "a minute"))
+
+    def names(number: int, data: Path, *flags: str) -> set[str]:
+        run_dir = tmp_path / str(number)
+        train(tiny_config(data, run_dir, *FROZEN, "--train.steps", "1", *flags))
+        return {path.name for path in (run_dir / "features").iterdir()}
+
+    first = names(0, folder)
+    assert names(1, folder, "--optim.lr", "0.1") == first
+    assert not names(2, folder, "--train.seed", "1") & first
+    assert not names(3, other) & first
+
+
+def test_an_unreadable_picture_leaves_the_images_as_they_were(
+    tmp_path: Path, encoded: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path / "squares")
+    (folder / "red_tiny.png").write_bytes(b"not a picture")
+    train(tiny_config(folder, tmp_path / "run", *FROZEN, "--data.max_bad_fraction", "0.5"))
+    assert "features of the frozen image encoder are not kept between epochs" in capsys.readouterr().out
+    assert encoded["image"] >= 96
+    assert encoded["text"] == 25
+    assert [path.name.split("-")[0] for path in (tmp_path / "run/features").iterdir()] == ["text"]
+    assert (tmp_path / "run/bad_samples.jsonl").exists()
+
+
+def test_what_is_drawn_is_not_fixed(folder: Path, tmp_path: Path) -> None:
+    source = FolderSource(str(folder), None)
+    config = tiny_config(folder, tmp_path, *FROZEN)
+    assert has_fixed_inputs("image", config, source)
+    assert has_fixed_inputs("text", config, source)
+    assert not has_fixed_inputs("image", tiny_config(folder, tmp_path), source)
+    assert not has_fixed_inputs("image", tiny_config(folder, tmp_path, *FROZEN, "--data.crop", "{scale: [0.5, 1.0]}"), source)
+
+    class Drawing(FolderSource):
+        def caption(self, index: int, draw: float) -> str:
+            return super().caption(index, draw) + (" again" if draw < 0.1 else "")
+
+    assert not has_fixed_inputs("text", config, Drawing(str(folder), None))
+    two = make_folder(tmp_path / "two")
+    with (two / "captions.csv").open("a") as file:
+        file.write("red_tiny.png,another caption\n")
+    assert not has_fixed_inputs("text", config, FolderSource(str(two), None))
