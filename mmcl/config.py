@@ -89,10 +89,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay; weight decay on matrices only."""
+    """AdamW, and Muon on request, with linear warm-up and cosine decay; weight decay on matrices only."""
 
     lr: float = 1e-3
     """Peak learning rate."""
+    muon_lr: float | None = None
+    """Peak learning rate of the hidden matrices (linear layers, convolutions) under Muon; null leaves them to AdamW."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of the first and second moment."""
     eps: float = 1e-6
@@ -194,6 +196,8 @@ class Config:
         _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "keep at least 1")
         _require(train.threads is None or train.threads >= 1, "train.threads", train.threads, "give null or 1 or more")
         _require(self.optim.lr > 0, "optim.lr", self.optim.lr, "give a number above 0")
+        muon_lr = self.optim.muon_lr
+        _require(muon_lr is None or muon_lr > 0, "optim.muon_lr", muon_lr, "give null or a number above 0")
         _require(0 <= self.optim.warmup < 1, "optim.warmup", self.optim.warmup, "give a share of the run, from 0 to below 1")
         _require(data.workers >= 0, "data.workers", data.workers, "give 0 or more")
         _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")

@@ -1,6 +1,8 @@
-"""AdamW with weight decay on matrices only."""
+"""AdamW with weight decay on matrices only, and Muon for the hidden matrices where it is asked for."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +18,37 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not any(part in name for part in _POSITION_NAMES)
 
 
-def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) over the parameters that require a gradient, in two groups: with and without decay."""
+def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that require a gradient.
+
+    AdamW (Loshchilov & Hutter, 2019) in two groups, with and without decay. With `muon_lr`, what maps features to features
+    (weights of linear layers, kernels of convolutions as out x rest) is a third group and moves by Muon (Jordan et al., 2024;
+    its steps scaled as in Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2); embedding tables stay with AdamW.
+
+    Every group holds its peak learning rate as "initial_lr".
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    by_muon = {name for name, p in named if config.muon_lr is not None and decays(name, p) and id(p) not in tables}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in named if decays(name, p) and name not in by_muon], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    device = next(iter(named))[1].device.type
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda"))
+    optimiser: torch.optim.Optimizer
+    if config.muon_lr is None:
+        device = named[0][1].device.type
+        optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda"))
+    else:
+        from timm.optim import Muon
+
+        adamw = {"use_fallback": True, "nesterov": False, "lr": config.lr, "betas": config.betas, "eps": config.eps}
+        matrices = {"params": [p for name, p in named if name in by_muon], "weight_decay": config.weight_decay}
+        optimiser = Muon(
+            [{**group, **adamw} for group in groups] + [matrices],
+            lr=config.muon_lr,
+            nesterov=True,
+            adjust_lr_fn="match_rms_adamw",
+        )
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimiser

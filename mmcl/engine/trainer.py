@@ -114,11 +114,12 @@ class Trainer:
         return {**shares, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}
 
     def _set_rate(self, step: int) -> float:
+        """Sets every group's learning rate for this step; returns that of `optim.lr`."""
         optim = self.config.optim
-        rate = learning_rate(step - 1, total=self.total_steps, peak=optim.lr, warmup=optim.warmup, final=optim.final_lr)
+        share = learning_rate(step - 1, total=self.total_steps, peak=1.0, warmup=optim.warmup, final=optim.final_lr)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        return rate
+            group["lr"] = share * group["initial_lr"]
+        return share * optim.lr
 
     def _pieces(self, batch: Batch) -> list[Views]:
         """The micro-batches; with several, what frozen encoders do is done once and not in both passes."""

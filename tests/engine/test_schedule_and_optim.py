@@ -10,6 +10,7 @@ from torch import nn
 
 from mmcl.config import OptimConfig
 from mmcl.encoders.small_text import SmallText
+from mmcl.encoders.strided_cnn import StridedCNN
 from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
 
@@ -63,5 +64,45 @@ def test_equals_torch_adamw() -> None:
         for module, optimiser in zip((ours, reference), optimisers, strict=True):
             optimiser.zero_grad()
             module(torch.ones(2, 3)).square().sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(ours.weight, reference.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_takes_the_hidden_matrices_and_nothing_else() -> None:
+    module = nn.ModuleDict(
+        {"text": SmallText(width=16, layers=1, heads=2), "image": StridedCNN(image_size=8, widths=(4,), blocks=(0,))}
+    )
+    tables, vectors, matrices = build_optimiser(module, OptimConfig(lr=1e-3, muon_lr=0.02, weight_decay=0.3)).param_groups
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    assert [names[p] for p in tables["params"]] == ["text.token_embedding.weight"]
+    assert all(p.ndim < 2 or "position" in names[p] for p in vectors["params"])
+    assert {"text.blocks.0.mlp_in.weight", "image.project.weight"} < {names[p] for p in matrices["params"]}
+    assert sum(p.ndim == 4 for p in matrices["params"]) == 1
+    assert sum(len(group["params"]) for group in (tables, vectors, matrices)) == len(names)
+    assert [group["initial_lr"] for group in (tables, vectors, matrices)] == [1e-3, 1e-3, 0.02]
+
+
+def test_muon_steps_along_the_orthogonal_factor_of_the_gradient() -> None:
+    """From rest, momentum and Nesterov only scale the gradient: its singular values become about 1, its singular vectors stay."""
+    module = nn.Linear(6, 4, bias=False)
+    before = module.weight.detach().clone()
+    optimiser = build_optimiser(module, OptimConfig(muon_lr=0.1, weight_decay=0.0))
+    gradient = torch.randn(4, 6)
+    module.weight.grad = gradient.clone()
+    optimiser.step()
+    step = (before - module.weight.detach()) / (0.1 * 0.2 * 6**0.5)
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    singular = left.T @ step @ right.T
+    assert ((singular.diag() > 0.6) & (singular.diag() < 1.3)).all()
+    torch.testing.assert_close(singular, singular.diag().diag(), rtol=0, atol=0.05)
+
+
+def test_vectors_beside_muon_move_as_under_adamw() -> None:
+    ours, reference = nn.LayerNorm(5), nn.LayerNorm(5)
+    optimisers = build_optimiser(ours, OptimConfig(lr=0.1, muon_lr=0.02)), build_optimiser(reference, OptimConfig(lr=0.1))
+    for _ in range(3):
+        for module, optimiser in zip((ours, reference), optimisers, strict=True):
+            optimiser.zero_grad()
+            module(torch.arange(10.0).view(2, 5)).square().sum().backward()
             optimiser.step()
     torch.testing.assert_close(ours.weight, reference.weight, rtol=1e-5, atol=1e-6)
