@@ -89,7 +89,7 @@ def info_nce(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, only one of the row numbers is given, or an option is none.
+        ValueError: shapes do not fit, only one of the row numbers is given, or an option is unknown or out of range.
     """
     check_rows(query_ND, key_MD, query_id_N, key_id_M)
     _check_shape("key_valid_M", key_valid_M, key_id_M.shape)

@@ -40,6 +40,7 @@ class CLIP(Method):
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all
         batch_size = len(embeddings.all_ids)
+        # Where this process has all rows, both directions come from the same products.
         if len(embeddings.ids) == batch_size:
             total = symmetric_info_nce(
                 local["image"], local["text"], id_N=embeddings.ids, scale=self.logit_scale, reduction="sum"
