@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.core.cached_backward import cached_backward, split_views
@@ -123,6 +126,51 @@ def test_training_is_that_of_one_process(world: int, name: str, dtype: torch.dty
         for key, value in expected.items():
             error = (state[key] - value).norm() / value.norm()
             assert error <= TOLERANCE[dtype], f"{key}: relative error {error:.1e}"
+
+
+def sharded(rank: int, world: int, name: str) -> list[State]:
+    """The towers' weights spread over the processes (FSDP), what lies outside them whole on each; in one piece, and in five."""
+    mesh = init_device_mesh("cpu", (world,))
+    found = []
+    for pieces in (1, 5):
+        method = toy_method(name)
+        towers = [fully_shard(tower, mesh=mesh) for tower in method.towers.values()]
+        local = share_of(batch_of_step(name, 0, torch.float64), rank, world, even=True)
+
+        def loss_of(rows: dict[str, Tensor], method: Method = method, local: Batch = local) -> Tensor:
+            return method.loss(gather_embeddings(rows, local.ids), local).loss
+
+        @contextmanager
+        def no_sync(towers: Any = towers) -> Iterator[None]:
+            for tower in towers:
+                tower.set_requires_gradient_sync(False)
+            yield
+            for tower in towers:
+                tower.set_requires_gradient_sync(True)
+
+        cached_backward(
+            method,
+            split_views(local.views, math.ceil(len(local.ids) / pieces)),
+            loss=loss_of,
+            backward=lambda loss: (loss * world).backward(),
+            seed=torch.manual_seed,
+            no_sync=no_sync,
+        )
+        for parameter in method.loss_parameters:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= world
+        whole = {key: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for key, p in method.named_parameters()}
+        assert any(isinstance(p.grad, DTensor) for p in method.parameters())
+        found.append(whole)
+    return found
+
+
+def test_sharded_weights_get_the_same_gradient() -> None:
+    for name in METHODS:
+        expected = alone(name, torch.float64)
+        for gradients in (found for rank in run_processes(2, sharded, name) for found in rank):
+            for key, gradient in gradients.items():
+                torch.testing.assert_close(gradient, expected[f"gradient of {key}"], rtol=1e-10, atol=1e-14)
 
 
 def with_dropout(name: str) -> Method:
