@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from mmcl import evaluate as evaluate
     from mmcl.config import Config as Config
     from mmcl.config import load_config as load_config
+    from mmcl.core.cached_backward import cached_backward as cached_backward
     from mmcl.core.info_nce import info_nce as info_nce
+    from mmcl.core.info_nce import symmetric_info_nce as symmetric_info_nce
+    from mmcl.core.sigmoid import sigmoid_loss as sigmoid_loss
     from mmcl.engine.run import train as train
     from mmcl.errors import UserError as UserError
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
@@ -28,9 +31,12 @@ _HOMES = {
     "Model": "mmcl.interop.model",
     "UserError": "mmcl.errors",
     "ZeroShotClassifier": "mmcl.evaluate.classifier",
+    "cached_backward": "mmcl.core.cached_backward",
     "info_nce": "mmcl.core.info_nce",
     "load_config": "mmcl.config",
     "load_model": "mmcl.interop.load",
+    "sigmoid_loss": "mmcl.core.sigmoid",
+    "symmetric_info_nce": "mmcl.core.info_nce",
     "train": "mmcl.engine.run",
 }
 _MODULES = ("evaluate",)

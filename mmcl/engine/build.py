@@ -85,8 +85,9 @@ def build_method(config: Config) -> Method:
         )
     else:
         towers = given.towers
-        if "temperature" in inspect.signature(METHODS[config.method.name]).parameters:
-            method_args.setdefault("temperature", 1 / given.logit_scale)
+        known = {"temperature": 1 / given.logit_scale, "bias": given.logit_bias}
+        for name in known.keys() & inspect.signature(METHODS[config.method.name]).parameters.keys():
+            method_args.setdefault(name, known[name])
     for modality, tower in _tower_configs(config).items():
         if tower.freeze:
             towers[modality].freeze()  # type: ignore[operator]
@@ -127,6 +128,12 @@ def _build_tower(modality: str, config: TowerConfig) -> nn.Module:
 
 
 def build_model(method: Method) -> Model:
-    """What a method gives its users: its towers, in evaluation mode, and its temperature."""
-    device = next(method.parameters()).device
-    return Model(method.towers, logit_scale=float(method.logit_scale.detach()), embedding=method.embedding, device=device)
+    """What a method gives its users: its towers, in evaluation mode, and how it turns cosines into logits."""
+    bias = method.logit_bias
+    return Model(
+        method.towers,
+        logit_scale=float(method.logit_scale.detach()),
+        logit_bias=None if bias is None else float(bias.detach()),
+        embedding=method.embedding,
+        device=next(method.parameters()).device,
+    )

@@ -84,6 +84,7 @@ def train(config: Config) -> RunResult:
         run_dir / "model",
         model.towers,
         logit_scale=model.logit_scale,
+        logit_bias=model.logit_bias,
         embedding=model.embedding,
         provenance=provenance,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -189,6 +190,18 @@ def test_fine_tuning_starts_from_the_model(finished: Path, folder: Path, tmp_pat
     train(tiny_config(folder, tmp_path / "run", *flags))
     before, after = (mmcl.load_model(path).encode_text(["a red square"]) for path in (finished, tmp_path / "run"))
     assert abs(before - after).max() < 1e-6
+
+
+def test_the_bias_of_siglip_is_exported_and_is_where_fine_tuning_starts(folder: Path, tmp_path: Path) -> None:
+    siglip = ("--method.name", "siglip", "--optim.lr", "1e-12", "--train.steps", "1")
+    train(tiny_config(folder, tmp_path / "run", *siglip, "--method.args.temperature", "0.25"))
+    model = mmcl.load_model(tmp_path / "run")
+    assert model.logit_bias == pytest.approx(-math.log(12 - 1))
+    assert model.logit_scale == pytest.approx(4)
+    init = ("--image", "null", "--text", "null", "--init", str(tmp_path / "run"), "--train.batch_size", "4")
+    train(tiny_config(folder, tmp_path / "tuned", *siglip, *init))
+    tuned = mmcl.load_model(tmp_path / "tuned")
+    assert (tuned.logit_bias, tuned.logit_scale) == pytest.approx((model.logit_bias, model.logit_scale))
 
 
 def test_a_frozen_tower_never_changes(folder: Path, tmp_path: Path) -> None:
