@@ -128,7 +128,7 @@ class LossFacts:
     """What a method knows of its loss before training; None for what it does not.
 
     Attributes:
-        first_loss: about the first loss of an untrained model, whose embeddings are nearly equal.
+        first_loss: about the first loss of an untrained model, to which all pairs look alike.
         negatives: number of rows that each row is compared with besides its positive.
     """
 

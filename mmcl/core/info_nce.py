@@ -68,7 +68,8 @@ def info_nce(
     Logits, log-sum-exp and scale are float32 (float64 for float64 inputs) whatever the autocast type.
 
     Args:
-        query_ND, key_MD: unit-length rows, any floating type.
+        query_ND, key_MD: unit-length rows, any floating type. Where queries and keys are the same tensors, ids and row numbers
+            included, every pair is computed once for both of its rows: half of the work.
         query_id_N, key_id_M: int64 ids; equal ids are positives.
         scale: inverse temperature, positive, a number or a scalar tensor (with gradient, if it is learned).
         query_row_N, key_row_M: int64 row numbers; a query and a key of equal number are the same row and no pair. Give both or
@@ -103,12 +104,13 @@ def info_nce(
     if key_valid_M is not None:
         key_MD, key_id_M = key_MD[key_valid_M], key_id_M[key_valid_M]
         key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
+    mirrored = key_MD is query_ND and key_id_M is query_id_N and key_row_M is query_row_N
     pairs = Pairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
     dtype = statistics_dtype(query_ND, key_MD)
     with torch.autocast(query_ND.device.type, enabled=False):
         query_ND = scale * query_ND.to(dtype)
         own_logit_N = None if own_key_ND is None else (query_ND * own_key_ND.to(dtype)).sum(1)
-        contrast = _Contrast(query_ND, key_MD.to(dtype), pairs, own_logit_N, tile)
+        contrast = _Contrast(query_ND, key_MD.to(dtype), pairs, own_logit_N, tile, mirrored)
         log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior, scale)
         positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
         counts_N = contrast.positive_count_N > 0
@@ -159,6 +161,7 @@ class _Contrast:
         query_ND: times the scale.
         key_MD: of the same type.
         own_logit_N: logits of the queries' own keys.
+        mirrored: the keys are the queries.
     """
 
     query_ND: Tensor
@@ -166,6 +169,7 @@ class _Contrast:
     pairs: Pairs
     own_logit_N: Tensor | None
     tile: Tile | None
+    mirrored: bool = False
 
     @cached_property
     def positive_count_N(self) -> Tensor:
@@ -215,7 +219,9 @@ class _Contrast:
 
     def log_sum_exp(self, kept: Kept, power: float = 1.0) -> Tensor:
         """log of the sum of e^(power s) over the kept keys; minus infinity where there is none."""
-        log_sum_N, _ = pair_log_sum_exp(power * self.query_ND, self.key_MD, self.pairs, kept=kept, tile=self.tile)
+        log_sum_N, _ = pair_log_sum_exp(
+            power * self.query_ND, self.key_MD, self.pairs, kept=kept, mirrored=self.mirrored, tile=self.tile
+        )
         if self.own_logit_N is None or kept == "negatives":
             return log_sum_N
         return torch.logaddexp(log_sum_N, power * self.own_logit_N)

@@ -21,7 +21,14 @@ _ONE_EXP_SPAN = {torch.float32: 100.0, torch.float64: 1000.0}
 
 
 def pair_log_sum_exp(
-    query_ND: Tensor, key_MD: Tensor, pairs: Pairs, *, kept: Kept = "all", both: bool = False, tile: Tile | None = None
+    query_ND: Tensor,
+    key_MD: Tensor,
+    pairs: Pairs,
+    *,
+    kept: Kept = "all",
+    both: bool = False,
+    mirrored: bool = False,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     r"""$\log \sum_j e^{q_i^\top k_j}$ over the kept keys of every query and, if asked for, over the kept queries of every key.
 
@@ -33,6 +40,8 @@ def pair_log_sum_exp(
         pairs: which rows are positives, and which the same.
         kept: the pairs that take part; self pairs never do.
         both: also give the sums over the queries.
+        mirrored: queries and keys are the same rows in the same order, one of them scaled. Then every product of two rows is
+            computed once and serves both, for half of the work; not together with `both`, which would say the same twice.
         tile: rows and columns of a tile; by default about 1024 x 1024, and one piece in plain autograd where that is all.
 
     Returns:
@@ -41,7 +50,7 @@ def pair_log_sum_exp(
     tile = tile or choose_tile(*pairs.shape)
     with torch.autocast(query_ND.device.type, enabled=False):
         if tile is not None:
-            return _TiledLogSumExp.apply(query_ND, key_MD, pairs, kept, both, tile)
+            return _TiledLogSumExp.apply(query_ND, key_MD, pairs, kept, both, mirrored, tile)
         everything = slice(0, len(query_ND)), slice(0, len(key_MD))
         logits_NM = pairs.drop_(query_ND @ key_MD.T, *everything, kept)
         return logits_NM.logsumexp(1), logits_NM.logsumexp(0) if both else None
@@ -50,14 +59,15 @@ def pair_log_sum_exp(
 class _TiledLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_ND: Tensor, key_MD: Tensor, pairs: Pairs, kept: Kept, both: bool, tile: Tile
+        ctx: Any, query_ND: Tensor, key_MD: Tensor, pairs: Pairs, kept: Kept, both: bool, mirrored: bool, tile: Tile
     ) -> tuple[Tensor, Tensor | None]:
         row_N = query_ND.new_full(query_ND.shape[:1], -torch.inf)
-        column_M = key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
+        # Mirrored, the column of a row is the row itself: a tile above the diagonal adds to both.
+        column_M = row_N if mirrored else key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
         low, high = math.inf, -math.inf
-        for rows, columns in pairs.tiles(tile, kept):
+        for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
             logits = query_ND[rows] @ key_MD[columns].T
-            if column_M is None:
+            if column_M is None or (mirrored and rows == columns):
                 row_sum = pairs.drop_(logits, rows, columns, kept).logsumexp(1)
             else:
                 tile_low, tile_high = (bound.item() for bound in logits.aminmax())
@@ -66,14 +76,16 @@ class _TiledLogSumExp(torch.autograd.Function):
                 column_M[columns] = torch.logaddexp(column_M[columns], column_sum)
             row_N[rows] = torch.logaddexp(row_N[rows], row_sum)
         ctx.save_for_backward(query_ND, key_MD, row_N, column_M)
-        ctx.arguments = pairs, kept, tile, low, high
-        return row_N, column_M
+        ctx.arguments = pairs, kept, mirrored, tile, low, high
+        return row_N, column_M if both else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_row_N: Tensor, grad_column_M: Tensor | None) -> tuple[Tensor | None, ...]:
         query_ND, key_MD, row_N, column_M = ctx.saved_tensors
-        pairs, kept, tile, low, high = ctx.arguments
+        pairs, kept, mirrored, tile, low, high = ctx.arguments
+        if mirrored:
+            grad_column_M = grad_row_N
         # Where nothing is kept every logit is -inf: against +inf its exponential is 0, against -inf no number.
         row_N = row_N.masked_fill(row_N == -torch.inf, torch.inf)
         column_M = None if column_M is None else column_M.masked_fill(column_M == -torch.inf, torch.inf)
@@ -82,9 +94,9 @@ class _TiledLogSumExp(torch.autograd.Function):
             for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
         )
         with torch.autocast(query_ND.device.type, enabled=False):
-            for rows, columns in pairs.tiles(tile, kept):
+            for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
                 logits = pairs.drop_(query_ND[rows] @ key_MD[columns].T, rows, columns, kept)
-                if column_M is None or grad_column_M is None:
+                if column_M is None or grad_column_M is None or (mirrored and rows == columns):
                     grad = _softmax(logits, row_N[rows, None]).mul_(grad_row_N[rows, None])
                 else:
                     row, column = (row_N[rows], grad_row_N[rows]), (column_M[columns], grad_column_M[columns])
@@ -93,7 +105,7 @@ class _TiledLogSumExp(torch.autograd.Function):
                     grad_query_ND[rows].addmm_(grad, key_MD[columns])
                 if grad_key_MD is not None:
                     grad_key_MD[columns].addmm_(grad.T, query_ND[rows])
-        return grad_query_ND, grad_key_MD, None, None, None, None
+        return grad_query_ND, grad_key_MD, None, None, None, None, None
 
 
 def _one_exp_is_safe(logits: Tensor, low: float, high: float) -> bool:

@@ -80,10 +80,16 @@ class Pairs:
         query_S, key_S = self._self_of_equal_id()
         return sum_GD.index_select(0, self.query_group_N).index_add(0, query_S, key_MD.index_select(0, key_S), alpha=-1)
 
-    def tiles(self, tile: Tile, kept: Kept = "all") -> Iterator[tuple[slice, slice]]:
-        """Blocks of queries times blocks of keys that cover all kept pairs; the last of a row or column may be smaller."""
-        for rows in _blocks(self.shape[0], tile[0]):
-            for columns in _blocks(self.shape[1], tile[1]):
+    def tiles(self, tile: Tile, kept: Kept = "all", *, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
+        """Blocks of queries times blocks of keys that cover all kept pairs; the last of a row or column may be smaller.
+
+        Mirrored, the blocks are square, and of two that mirror each other only the one above the diagonal comes.
+        """
+        height, width = (min(tile), min(tile)) if mirrored else tile
+        for rows in _blocks(self.shape[0], height):
+            for columns in _blocks(self.shape[1], width):
+                if mirrored and columns.start < rows.start:
+                    continue
                 if kept != "positives" or self.any_equal_id(rows, columns):
                     yield rows, columns
 

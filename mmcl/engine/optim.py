@@ -23,7 +23,7 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
     AdamW (Loshchilov & Hutter, 2019) in two groups, with and without decay. With `muon_lr`, what maps features to features
     (weights of linear layers, kernels of convolutions as out x rest) is a third group and moves by Muon (Jordan et al., 2024;
-    its steps scaled as in Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2); embedding tables stay with AdamW.
+    its steps scaled as in Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2); tables stay with AdamW.
 
     Every group holds its peak learning rate as "initial_lr".
     """

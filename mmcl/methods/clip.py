@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossOutput
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class CLIP(Method):
@@ -36,6 +36,9 @@ class CLIP(Method):
     @property
     def logit_scale(self) -> Tensor:
         return self.log_scale.exp()
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(first_loss=math.log(global_batch), negatives=global_batch - 1)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all

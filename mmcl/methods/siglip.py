@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossOutput
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 _PAPER_BIAS = -10.0
 
@@ -53,6 +54,12 @@ class SigLIP(Method):
     def configure(self, *, global_batch: int) -> None:
         if not self.bias_is_given:
             self.bias.fill_(-math.log(max(global_batch - 1, 1)))
+
+    def describe(self, global_batch: int) -> LossFacts:
+        """Rows of untrained towers are nearly orthogonal to each other's, so every logit is about the bias."""
+        bias = self.bias.detach()
+        first_loss = softplus(-bias) + (global_batch - 1) * softplus(bias)
+        return LossFacts(first_loss=float(first_loss), negatives=global_batch - 1)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         total = sigmoid_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.core.info_nce import info_nce
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossOutput
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class SimCLR(Method):
@@ -35,18 +36,30 @@ class SimCLR(Method):
     def logit_scale(self) -> Tensor:
         return torch.tensor(1 / self.temperature)
 
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(first_loss=math.log(max(2 * global_batch - 1, 1)), negatives=2 * global_batch - 2)
+
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         rows_all = len(embeddings.all_ids)
-        row = torch.arange(rows_all, device=embeddings.ids.device)
-        local_row = row[embeddings.offset : embeddings.offset + len(embeddings.ids)]
+        row = torch.arange(2 * rows_all, device=embeddings.ids.device)
+        keys = (torch.cat([embeddings.all["a"], embeddings.all["b"]]), embeddings.all_ids.repeat(2), row)
+        if len(embeddings.ids) == rows_all:
+            queries = keys
+        else:
+            local_row = row[embeddings.offset : embeddings.offset + len(embeddings.ids)]
+            queries = (
+                torch.cat([embeddings.local["a"], embeddings.local["b"]]),
+                embeddings.ids.repeat(2),
+                torch.cat([local_row, local_row + rows_all]),
+            )
         total = info_nce(
-            torch.cat([embeddings.local["a"], embeddings.local["b"]]),
-            torch.cat([embeddings.all["a"], embeddings.all["b"]]),
-            query_id_N=embeddings.ids.repeat(2),
-            key_id_M=embeddings.all_ids.repeat(2),
+            queries[0],
+            keys[0],
+            query_id_N=queries[1],
+            key_id_M=keys[1],
+            query_row_N=queries[2],
+            key_row_M=keys[2],
             scale=1 / self.temperature,
-            query_row_N=torch.cat([local_row, local_row + rows_all]),
-            key_row_M=torch.arange(2 * rows_all, device=row.device),
             reduction="sum",
         )
         return LossOutput(total / (2 * rows_all))

@@ -73,6 +73,24 @@ def test_float32_is_close_to_float64_at_any_span(rng: torch.Generator, span: flo
         assert (mine.double() - true).norm() <= 2e-6 * max(1.0, span / 100) * true.norm()
 
 
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
+@pytest.mark.parametrize("tile", [None, (1, 1), (2, 3), (4, 4), (100, 3), (100, 100)], ids=str)
+@pytest.mark.parametrize("kept", ["all", "negatives", "positives"])
+def test_mirrored_tiles_equal_the_whole_matrix(rng: torch.Generator, kept: Kept, tile: Tile | None, span: float) -> None:
+    """Rows against themselves, the queries scaled: half of the tiles, the same sums and gradients."""
+    z = torch.randn(len(KEY_ID), 5, generator=rng, dtype=torch.float64)
+    logits = z @ z.T
+    scale = torch.tensor(span / float(logits.max() - logits.min()), dtype=torch.float64).requires_grad_()
+    z.requires_grad_()
+    pairs = Pairs.from_ids(KEY_ID, KEY_ID, KEY_ROW, KEY_ROW)
+    equal, own = KEY_ID[:, None] == KEY_ID, torch.eye(len(KEY_ID), dtype=torch.bool)
+    keep = {"all": ~own, "negatives": ~equal, "positives": equal & ~own}[kept]
+    expected = with_gradients(((scale * z @ z.T).masked_fill(~keep, -torch.inf).logsumexp(1),), (z, scale))
+    got = pair_log_sum_exp(scale * z, z, pairs, kept=kept, mirrored=True, tile=tile)
+    assert got[1] is None
+    torch.testing.assert_close(with_gradients(got[:1], (z, scale)), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("level", [-3000.0, 3000.0])
 @pytest.mark.parametrize("span", [5.0, 95.0])
 def test_narrow_spans_far_from_zero(rng: torch.Generator, level: float, span: float) -> None:

@@ -83,7 +83,7 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else() -> None:
 
 
 def test_muon_steps_along_the_orthogonal_factor_of_the_gradient() -> None:
-    """From rest, momentum and Nesterov only scale the gradient: its singular values become about 1, its singular vectors stay."""
+    """From rest, momentum and Nesterov only scale the gradient: singular values become about 1, singular vectors stay."""
     module = nn.Linear(6, 4, bias=False)
     before = module.weight.detach().clone()
     optimiser = build_optimiser(module, OptimConfig(muon_lr=0.1, weight_decay=0.0))
