@@ -34,7 +34,8 @@ class Diagnosis:
         first_loss: expected of an untrained model; None where the method does not say.
         loss_bytes: embeddings and their gradients in one process, float32; scores are computed tile by tile.
         scores_bytes: what the scores of one process would take all at once, float32.
-        learning_rate, warmup_steps: its peak, and the steps of its rise.
+        learning_rate, muon_learning_rate: their peaks; the second is None where all is AdamW's.
+        warmup_steps: the steps of the rise.
         trainable, frozen: numbers of parameters.
         frozen_encoders: names of the locked towers.
         warnings: one line each.
@@ -53,6 +54,7 @@ class Diagnosis:
     loss_bytes: int
     scores_bytes: int
     learning_rate: float
+    muon_learning_rate: float | None
     warmup_steps: int
     trainable: int
     frozen: int
@@ -62,6 +64,7 @@ class Diagnosis:
     def to_text(self) -> str:
         locked = f", {self.frozen / 1e6:.2f} M frozen ({', '.join(self.frozen_encoders)})" if self.frozen else ""
         pieces = f" in {self.pieces} micro-batches" if self.pieces > 1 else ""
+        muon = f", Muon {self.muon_learning_rate:g}," if self.muon_learning_rate is not None else ""
         lines = {
             "method": f"{self.method}, {self.trainable / 1e6:.2f} M parameters learn{locked}",
             "data": f"{self.samples:,} samples",
@@ -70,7 +73,7 @@ class Diagnosis:
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
             "loss memory": f"{_size(self.loss_bytes)} a process (all scores at once would be {_size(self.scores_bytes)})",
-            "learning rate": f"{self.learning_rate:g} after {self.warmup_steps:,} steps of warm-up",
+            "learning rate": f"{self.learning_rate:g}{muon} after {self.warmup_steps:,} steps of warm-up",
         }
         return "\n".join([f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {w}" for w in self.warnings])
 
@@ -110,6 +113,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         loss_bytes=2 * 4 * rows * len(method.views) * width,
         scores_bytes=4 * share * batch * len(method.views),
         learning_rate=config.optim.lr,
+        muon_learning_rate=config.optim.muon_lr,
         warmup_steps=warmup_steps(steps, config.optim.warmup),
         trainable=sum(n for n, learns in numbers if learns),
         frozen=sum(n for n, learns in numbers if not learns),
