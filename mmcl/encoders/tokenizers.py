@@ -13,6 +13,7 @@ import json
 import os
 import string
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,6 +144,7 @@ class Tokenizer:
         return list(self._backend.encode_batch([clean(text) for text in texts]))
 
 
+@lru_cache(maxsize=2**16)  # captions come back every epoch, and mending takes longer than all the rest
 def _mended(text: str) -> str:
     """Mojibake repaired, HTML entities decoded (twice: scraped captions are often escaped twice), white space collapsed."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
