@@ -15,6 +15,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, run
 from mmcl.evaluate.plots import loss_curve
 from mmcl.interop.model import Model
+from mmcl.types import Preprocess
 
 
 def evaluate_run(config: Config, trained: Model, training_data: Source, held_out: Source | None) -> Report:
@@ -58,12 +59,15 @@ def evaluate_models(
     report = Report()
     # Evaluators of the same data share a task, and with it the pixels and components of the baselines.
     tasks: dict[tuple[str, int, int], Task] = {}
+    pixel_models: dict[Preprocess, CachedModel] = {}
     for number, evaluator in enumerate(evaluators):
         source = open_once(evaluator.data, held_out, f"evaluate.{number}.data")
         bank = open_once(evaluator.bank, training_data, f"evaluate.{number}.bank")
         if source is None:
             raise UserError(f"evaluate.{number}: there is no data to evaluate on; name it")
-        task = tasks.setdefault((evaluator.label, id(source), id(bank)), Task(evaluator.label, source, bank))
+        task = tasks.setdefault(
+            (evaluator.label, id(source), id(bank)), Task(evaluator.label, source, bank, pixel_models=pixel_models)
+        )
         report += run([(evaluator.name, evaluator.args)], models, [task])
     return report
 

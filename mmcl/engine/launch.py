@@ -46,8 +46,6 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
             f"take a multiple of {accelerator.num_processes}"
         )
     _set_threads(config.threads)
-    if no_accelerator:
-        _keep_freed_memory()
     # Denormal numbers, which tiny gradients turn into, slow a CPU down tenfold and change nothing.
     torch.set_flush_denormal(True)
     return accelerator
@@ -63,15 +61,20 @@ def _refuse_lost_processes() -> None:
         )
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool) -> None:
     """Every step frees and allocates the same large blocks. glibc returns them to the system and asks for them, zeroed, again,
-    which took a tenth of the time of a small network; so it is told to keep them (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
+    which takes a tenth of the time of a small network. While training on a CPU it is told to keep them; afterwards, to go back
+    to its defaults and return what is free (mallopt(3), malloc_trim(3))."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):
         return  # another system, another allocator
-    mallopt(-4, 0)
-    mallopt(-1, 2**30)
+    max_mapped, trim_threshold = -4, -1
+    mallopt(max_mapped, 0 if keep else 2**16)
+    mallopt(trim_threshold, 2**30 if keep else 2**17)
+    if not keep:
+        trim(0)
 
 
 def _set_threads(asked_for: int | None) -> None:

@@ -34,21 +34,44 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
         {"params": [p for name, p in named if decays(name, p) and name not in by_muon], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    optimiser: torch.optim.Optimizer
-    if config.muon_lr is None:
-        device = named[0][1].device.type
-        optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda"))
-    else:
+    device = named[0][1].device.type
+    optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda")
+    )
+    if config.muon_lr is not None:
         from timm.optim import Muon
 
-        adamw = {"use_fallback": True, "nesterov": False, "lr": config.lr, "betas": config.betas, "eps": config.eps}
-        matrices = {"params": [p for name, p in named if name in by_muon], "weight_decay": config.weight_decay}
-        optimiser = Muon(
-            [{**group, **adamw} for group in groups] + [matrices],
-            lr=config.muon_lr,
-            nesterov=True,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        matrices = {
+            "params": [p for name, p in named if name in by_muon],
+            "weight_decay": config.weight_decay,
+            "use_fallback": False,
+        }
+        muon = Muon([matrices], lr=config.muon_lr, nesterov=True, adjust_lr_fn="match_rms_adamw")
+        optimiser = _Together(optimiser, muon)
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser
+
+
+class _Together(torch.optim.Optimizer):
+    """Optimisers of different parameters as one, with one state. (The AdamW within Muon is not fused, which costs much time.)"""
+
+    def __init__(self, *optimisers: torch.optim.Optimizer):
+        self.optimisers = optimisers
+        super().__init__([group for optimiser in optimisers for group in optimiser.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Gives the parts this optimiser's groups and state: one learning rate to set, one state to save."""
+        groups = iter(self.param_groups)
+        for optimiser in self.optimisers:
+            optimiser.param_groups = [next(groups) for _ in optimiser.param_groups]
+            optimiser.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for optimiser in self.optimisers:
+            optimiser.step(closure)

@@ -20,7 +20,7 @@ from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import evaluate_run, write_report
 from mmcl.engine.frozen_features import FeatureBatches, store_features
-from mmcl.engine.launch import start
+from mmcl.engine.launch import keep_freed_memory, start
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
 from mmcl.evaluate.report import Report
@@ -73,7 +73,10 @@ def train(config: Config) -> RunResult:
         _check_identity(checkpoint, identity, run_dir)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("mmcl", config={"config": to_yaml(config)})
+    keep_freed_memory(accelerator.device.type == "cpu")
     Trainer(config, accelerator, method, batches, total_steps=total_steps, identity=identity).fit(checkpoint)
+    del batches  # and the decoded pictures with them
+    keep_freed_memory(False)
     # Only the first process goes on: the others must not wait in a collective for minutes of evaluation.
     accelerator.end_training()
     if not is_main:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
-from mmcl.types import EmbeddingModel
+from mmcl.types import EmbeddingModel, Preprocess
 
 
 class CachedModel:
@@ -79,12 +79,14 @@ class Task:
         bank: the training samples: neighbours for k-NN, training rows of the linear probe, memory of the raw-pixel baseline.
         baselines: whether the evaluators also report chance, majority and raw pixels, and draw pictures; once is enough where
             several models are compared.
+        pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode pictures once.
     """
 
     name: str
     source: Source
     bank: Source | None = None
     baselines: bool = True
+    pixel_models: dict[Preprocess, CachedModel] = field(default_factory=dict)
 
     @cached_property
     def captions(self) -> Captions:
@@ -122,7 +124,8 @@ class Task:
     @cached_property
     def pixels(self) -> CachedModel:
         """The baseline "raw pixels"."""
-        return CachedModel(RawPixels.like(self.source), "raw pixels")
+        model = RawPixels.like(self.source)
+        return self.pixel_models.setdefault(model.preprocess, CachedModel(model, "raw pixels"))
 
     @cached_property
     def pca(self) -> CachedModel:
