@@ -18,6 +18,7 @@ from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
 # Logits of one exponential with a common centre may span this much: nothing overflows or becomes subnormal, sums of 2^20 terms
 # and their reciprocals included.
 _ONE_EXP_SPAN = {torch.float32: 100.0, torch.float64: 1000.0}
+_SMALL = 50.0
 
 
 def pair_log_sum_exp(
@@ -65,8 +66,9 @@ class _TiledLogSumExp(torch.autograd.Function):
         # Mirrored, the column of a row is the row itself: a tile above the diagonal adds to both.
         column_M = row_N if mirrored else key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
         low, high = math.inf, -math.inf
+        memory = _tile_memory(query_ND, tile)
         for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
-            logits = query_ND[rows] @ key_MD[columns].T
+            logits = _product(query_ND[rows], key_MD[columns], memory)
             if column_M is None or (mirrored and rows == columns):
                 row_sum = pairs.drop_(logits, rows, columns, kept).logsumexp(1)
             else:
@@ -94,8 +96,9 @@ class _TiledLogSumExp(torch.autograd.Function):
             for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
         )
         with torch.autocast(query_ND.device.type, enabled=False):
+            memory = _tile_memory(query_ND, tile)
             for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
-                logits = pairs.drop_(query_ND[rows] @ key_MD[columns].T, rows, columns, kept)
+                logits = pairs.drop_(_product(query_ND[rows], key_MD[columns], memory), rows, columns, kept)
                 if column_M is None or grad_column_M is None or (mirrored and rows == columns):
                     grad = _softmax(logits, row_N[rows, None]).mul_(grad_row_N[rows, None])
                 else:
@@ -108,6 +111,21 @@ class _TiledLogSumExp(torch.autograd.Function):
         return grad_query_ND, grad_key_MD, None, None, None, None, None
 
 
+def _tile_memory(query_ND: Tensor, tile: Tile) -> Tensor:
+    """Memory for the logits of one tile after the other: fresh memory would cost as much time as all the exponentials."""
+    return query_ND.new_empty(tile[0] * tile[1])
+
+
+def _product(query_ND: Tensor, key_MD: Tensor, memory: Tensor) -> Tensor:
+    shape = len(query_ND), len(key_MD)
+    return torch.mm(query_ND, key_MD.T, out=memory[: shape[0] * shape[1]].view(shape))
+
+
+def _centre(low: float, high: float) -> float:
+    """What is taken off before a common exponential; nothing, and no time, where the logits are small as they are."""
+    return 0.0 if -_SMALL <= low and high <= _SMALL else (low + high) / 2
+
+
 def _one_exp_is_safe(logits: Tensor, low: float, high: float) -> bool:
     return high - low <= _ONE_EXP_SPAN[logits.dtype]
 
@@ -116,8 +134,8 @@ def _both_sums(logits: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]
     """Log-sum-exps of a tile's rows and columns, with one exponential where the span allows; overwrites the logits."""
     if not _one_exp_is_safe(logits, low, high):
         return logits.logsumexp(1), logits.logsumexp(0)
-    centre = (low + high) / 2
-    exp = logits.sub_(centre).exp_()
+    centre = _centre(low, high)
+    exp = (logits.sub_(centre) if centre else logits).exp_()
     return exp.sum(1).log_().add_(centre), exp.sum(0).log_().add_(centre)
 
 
@@ -129,10 +147,10 @@ def _both_gradients(
     if not _one_exp_is_safe(logits, low, high):
         by_row = _softmax(logits.clone(), row_sum[:, None]).mul_(grad_row[:, None])
         return by_row.add_(_softmax(logits, column_sum).mul_(grad_column))
-    centre = (low + high) / 2
+    centre = _centre(low, high)
     row_weight = grad_row * (centre - row_sum).exp()
     column_weight = grad_column * (centre - column_sum).exp()
-    return logits.sub_(centre).exp_().mul_(row_weight[:, None] + column_weight)
+    return (logits.sub_(centre) if centre else logits).exp_().mul_(row_weight[:, None] + column_weight)
 
 
 def _softmax(logits: Tensor, log_sum: Tensor) -> Tensor:
