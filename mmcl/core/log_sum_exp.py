@@ -123,7 +123,7 @@ def _product(query_ND: Tensor, key_MD: Tensor, memory: Tensor) -> Tensor:
 
 def _centre(low: float, high: float) -> float:
     """What is taken off before a common exponential; nothing, and no time, where the logits are small as they are."""
-    return 0.0 if -_SMALL <= low and high <= _SMALL else (low + high) / 2
+    return 0.0 if low >= -_SMALL and high <= _SMALL else (low + high) / 2
 
 
 def _one_exp_is_safe(logits: Tensor, low: float, high: float) -> bool:

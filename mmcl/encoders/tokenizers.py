@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -157,7 +157,7 @@ def _canonicalized(text: str) -> str:
     return " ".join(_mended(text).translate(_NO_PUNCTUATION).lower().split())
 
 
-_CLEANERS = {
+_CLEANERS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
     "whitespace": _mended,
     "lower": lambda text: _mended(text).lower(),

@@ -54,7 +54,7 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 class _Together(torch.optim.Optimizer):
-    """Optimisers of different parameters as one, with one state. (The AdamW within Muon is not fused, which costs much time.)"""
+    """Optimisers of different parameters as one, with one state. (The AdamW within Muon is not fused, which costs time.)"""
 
     def __init__(self, *optimisers: torch.optim.Optimizer):
         self.optimisers = optimisers
