@@ -18,6 +18,7 @@ from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
 # Logits of one exponential with a common centre may span this much: nothing overflows or becomes subnormal, sums of 2^20 terms
 # and their reciprocals included.
 _ONE_EXP_SPAN = {torch.float32: 100.0, torch.float64: 1000.0}
+# Logits within plus or minus this need no centre: exponentials, their sums and reciprocals stay far from the ends of float32.
 _SMALL = 50.0
 
 
@@ -66,7 +67,7 @@ class _TiledLogSumExp(torch.autograd.Function):
         # Mirrored, the column of a row is the row itself: a tile above the diagonal adds to both.
         column_M = row_N if mirrored else key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
         low, high = math.inf, -math.inf
-        memory = _tile_memory(query_ND, tile)
+        memory = _tile_memory(query_ND, key_MD, tile)
         for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
             logits = _product(query_ND[rows], key_MD[columns], memory)
             if column_M is None or (mirrored and rows == columns):
@@ -96,7 +97,7 @@ class _TiledLogSumExp(torch.autograd.Function):
             for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
         )
         with torch.autocast(query_ND.device.type, enabled=False):
-            memory = _tile_memory(query_ND, tile)
+            memory = _tile_memory(query_ND, key_MD, tile)
             for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
                 logits = pairs.drop_(_product(query_ND[rows], key_MD[columns], memory), rows, columns, kept)
                 if column_M is None or grad_column_M is None or (mirrored and rows == columns):
@@ -111,9 +112,9 @@ class _TiledLogSumExp(torch.autograd.Function):
         return grad_query_ND, grad_key_MD, None, None, None, None, None
 
 
-def _tile_memory(query_ND: Tensor, tile: Tile) -> Tensor:
+def _tile_memory(query_ND: Tensor, key_MD: Tensor, tile: Tile) -> Tensor:
     """Memory for the logits of one tile after the other: fresh memory would cost as much time as all the exponentials."""
-    return query_ND.new_empty(tile[0] * tile[1])
+    return query_ND.new_empty(min(tile[0], len(query_ND)) * min(tile[1], len(key_MD)))
 
 
 def _product(query_ND: Tensor, key_MD: Tensor, memory: Tensor) -> Tensor:

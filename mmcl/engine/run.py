@@ -73,10 +73,13 @@ def train(config: Config) -> RunResult:
         _check_identity(checkpoint, identity, run_dir)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("mmcl", config={"config": to_yaml(config)})
-    keep_freed_memory(accelerator.device.type == "cpu")
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory(True)
     Trainer(config, accelerator, method, batches, total_steps=total_steps, identity=identity).fit(checkpoint)
     del batches  # and the decoded pictures with them
-    keep_freed_memory(False)
+    if on_cpu:
+        keep_freed_memory(False)
     # Only the first process goes on: the others must not wait in a collective for minutes of evaluation.
     accelerator.end_training()
     if not is_main:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from safetensors.torch import load_file
 
 from mmcl.config import Config
 from mmcl.data.folder import FolderSource
-from mmcl.encoders.small_cnn import SmallCNN
-from mmcl.encoders.small_text import SmallText
 from mmcl.engine import run
 from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.log import read_metrics
@@ -27,21 +24,6 @@ FROZEN = ("--image.freeze", "true", "--text.freeze", "true", "--data.augment", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("data") / "squares")
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Rows that each encoder has computed so far."""
-    seen = {"image": 0, "text": 0}
-    for kind, encoder in (("image", SmallCNN), ("text", SmallText)):
-        honest = encoder.forward
-
-        def counting(self: Any, inputs: Any, kind: str = kind, honest: Any = honest) -> Any:
-            seen[kind] += len(inputs)
-            return honest(self, inputs)
-
-        monkeypatch.setattr(encoder, "forward", counting)
-    return seen
 
 
 def losses(run_dir: Path) -> list[float]:

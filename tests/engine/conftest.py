@@ -1,0 +1,25 @@
+"""What several tests of the engine share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mmcl.encoders.small_cnn import SmallCNN
+from mmcl.encoders.small_text import SmallText
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Rows that each encoder has computed so far."""
+    seen = {"image": 0, "text": 0}
+    for kind, encoder in (("image", SmallCNN), ("text", SmallText)):
+        honest = encoder.forward
+
+        def counting(self: Any, inputs: Any, kind: str = kind, honest: Any = honest) -> Any:
+            seen[kind] += len(inputs)
+            return honest(self, inputs)
+
+        monkeypatch.setattr(encoder, "forward", counting)
+    return seen
