@@ -70,16 +70,19 @@ class Batch:
         ids: int64 [b]; rows with equal ids are positives of each other, never negatives.
         index: int64 [b]; the rows' numbers in the data set.
         bad_samples: what could not be read and was replaced, for the log.
+        labels: int64 [b], class numbers, -1 where there is none; None for data without classes.
     """
 
     views: Views
     ids: Tensor
     index: Tensor
     bad_samples: tuple[BadSample, ...] = ()
+    labels: Tensor | None = None
 
     def to(self, device: device | str) -> Batch:
         views = {name: view.to(device) for name, view in self.views.items()}
-        return Batch(views, self.ids.to(device), self.index.to(device), self.bad_samples)
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(views, self.ids.to(device), self.index.to(device), self.bad_samples, labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,21 @@ class LossOutput:
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """What a method may depend on besides its data: the size and the length of the run.
+
+    Attributes:
+        global_batch: rows of one step over all processes.
+        total_steps: optimiser steps of the whole run, those before a resume included.
+        steps_per_epoch: optimiser steps of one pass over the data.
+    """
+
+    global_batch: int
+    total_steps: int
+    steps_per_epoch: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -134,10 +134,14 @@ class Tower(nn.Module):
         """What the encoder makes of a batch; `Features` pass as they are."""
         return inputs if isinstance(inputs, Features) else Features(self.encoder(inputs))
 
+    def project(self, inputs: Tensor | Tokens | Features) -> Tensor:
+        """The head's output at its own length: float32 [B, D] (float64 for a float64 tower)."""
+        projected = self.head(self.features(inputs).rows)
+        return projected.to(torch.promote_types(projected.dtype, torch.float32))
+
     def forward(self, inputs: Tensor | Tokens | Features) -> Tensor:
         """Embeds a batch: unit-length rows, float32 [B, D] (float64 for a float64 tower)."""
-        projected = self.head(self.features(inputs).rows)
-        return nn.functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+        return nn.functional.normalize(self.project(inputs), dim=-1)
 
 
 def build_tower(spec: TowerSpec, *, tokenizer: Tokenizer | None = None) -> Tower:

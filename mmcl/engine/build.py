@@ -14,6 +14,7 @@ from mmcl.config import ComponentConfig, Config, SourceConfig, TowerConfig
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.open import open_source
+from mmcl.data.order import Order
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset, split_source
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
@@ -25,6 +26,7 @@ from mmcl.interop.model import Model
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.registry import Registry
+from mmcl.types import RunFacts
 
 
 def check_components(config: Config) -> None:
@@ -93,6 +95,12 @@ def build_method(config: Config) -> Method:
             towers[modality].freeze()  # type: ignore[operator]
     method: Method = METHODS.build(config.method.name, method_args, towers)
     return method
+
+
+def run_facts(config: Config, order: Order) -> RunFacts:
+    """The size and length of a run."""
+    total_steps = config.train.steps or order.steps(config.train.epochs or 1)
+    return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=order.steps(1))
 
 
 def starting_model(config: Config) -> Model | None:

@@ -12,7 +12,7 @@ from torch import nn
 from mmcl.config import Config
 from mmcl.data.order import Order
 from mmcl.data.source import Source
-from mmcl.engine.build import build_method, build_training_data, check_components
+from mmcl.engine.build import build_method, build_training_data, check_components, run_facts
 from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.schedule import warmup_steps
 from mmcl.errors import UserError
@@ -91,10 +91,11 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     asked, config = config, fit_batch(config, len(source), processes)
     method = build_method(config)
     batch = config.train.batch_size
-    method.configure(global_batch=batch)
+    run = run_facts(config, Order(len(source), batch, config.train.seed))
+    method.configure(run)
     facts = method.describe(batch)
     share = batch // processes
-    steps = config.train.steps or Order(len(source), batch, config.train.seed).steps(config.train.epochs or 1)
+    steps = run.total_steps
     width = method.tower(next(iter(method.views))).embed_dim
     rows = batch if processes == 1 else batch + share
     frozen = tuple(name for name, tower in method.towers.items() if tower.frozen)

@@ -25,7 +25,7 @@ class CLIP(Method):
         max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
     """
 
-    views: ClassVar[Mapping[str, Literal["image", "text"]]] = {"image": "image", "text": "text"}
+    views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
 
     def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
-from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, Tokens, Views
+from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, RunFacts, Tokens, Views
 
 
 class Method(nn.Module):
@@ -24,10 +24,12 @@ class Method(nn.Module):
     Attributes:
         views: view name -> name of the tower that encodes it.
         embedding: what a trained model gives its users: the "projection" or the "features" before the head.
+        positives: which rows belong together, as `Embeddings.ids`: those with equal "ids" or those with equal "labels".
     """
 
-    views: ClassVar[Mapping[str, Literal["image", "text"]]]
+    views: Mapping[str, Literal["image", "text"]]
     embedding: ClassVar[Literal["projection", "features"]]
+    positives: ClassVar[Literal["ids", "labels"]] = "ids"
 
     def __init__(self, towers: nn.ModuleDict):
         super().__init__()
@@ -53,8 +55,8 @@ class Method(nn.Module):
         """The trainable parameters outside the towers: those on which `loss` may depend besides the rows."""
         return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("towers.")]
 
-    def configure(self, *, global_batch: int) -> None:
-        """Called once, on a method just built, with the rows that its loss will see; sets what depends on them."""
+    def configure(self, facts: RunFacts) -> None:
+        """Called once, on a method just built, before the first step; sets what depends on the size or length of the run."""
         return
 
     def describe(self, global_batch: int) -> LossFacts:

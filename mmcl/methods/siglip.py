@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts
 
 _PAPER_BIAS = -10.0
 
@@ -30,7 +30,7 @@ class SigLIP(Method):
         max_scale: largest inverse temperature, kept after every step; by default none, as in the paper.
     """
 
-    views: ClassVar[Mapping[str, Literal["image", "text"]]] = {"image": "image", "text": "text"}
+    views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
 
     def __init__(
@@ -51,9 +51,9 @@ class SigLIP(Method):
         return self.bias
 
     @torch.no_grad()
-    def configure(self, *, global_batch: int) -> None:
+    def configure(self, facts: RunFacts) -> None:
         if not self.bias_is_given:
-            self.bias.fill_(-math.log(max(global_batch - 1, 1)))
+            self.bias.fill_(-math.log(max(facts.global_batch - 1, 1)))
 
     def describe(self, global_batch: int) -> LossFacts:
         """Rows of untrained towers are nearly orthogonal to each other's, so every logit is about the bias."""

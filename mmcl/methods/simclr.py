@@ -25,7 +25,7 @@ class SimCLR(Method):
         temperature: fixed; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
     """
 
-    views: ClassVar[Mapping[str, Literal["image", "text"]]] = {"a": "image", "b": "image"}
+    views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
 
     def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.1):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmcl.methods.siglip import SigLIP
+from mmcl.types import RunFacts
 from tests.core.loops import sigmoid_loop
 from tests.methods.test_clip_and_simclr import batch_of, random_embeddings
 from tests.methods.toy import toy_method
@@ -15,6 +16,10 @@ from tests.methods.toy import toy_method
 
 def siglip(**arguments: float) -> SigLIP:
     return SigLIP(toy_method("siglip").towers, **arguments).double()  # type: ignore[arg-type]
+
+
+def facts(global_batch: int) -> RunFacts:
+    return RunFacts(global_batch=global_batch, total_steps=10, steps_per_epoch=5)
 
 
 @pytest.mark.parametrize("ids", [torch.arange(6), torch.tensor([0, 1, 0, 2, 1, 0])])
@@ -29,15 +34,15 @@ def test_starts_at_the_published_scale_and_at_the_prior_of_the_batch() -> None:
     method = siglip()
     assert method.logit_scale.item() == pytest.approx(10.0)
     assert method.logit_bias.item() == -10.0
-    method.configure(global_batch=512)
+    method.configure(facts(512))
     assert method.logit_bias.sigmoid().item() == pytest.approx(1 / 512)
-    method.configure(global_batch=1)
+    method.configure(facts(1))
     assert method.logit_bias.item() == 0
 
 
 def test_a_bias_that_is_given_stays() -> None:
     method = siglip(bias=0.0)
-    method.configure(global_batch=512)
+    method.configure(facts(512))
     assert method.logit_bias.item() == 0
 
 
