@@ -75,6 +75,9 @@ class DataConfig:
     """The training data."""
     holdout: float = 0.0
     """Share of the training data that is set aside for the evaluators that name no data of their own."""
+    labels: float | None = None
+    """Train on a stratified part alone, as for learning from few labels: below 1 a share of every class (0.01), from 1 a
+    number of samples of every class. `train.seed` draws it, and a smaller part lies within a larger one."""
     cache: Literal["auto"] | bool = "auto"
     """Keep the decoded pictures in memory; "auto" does so below 1 GB and without a crop."""
     crop: CropConfig | None = None
@@ -202,6 +205,7 @@ class Config:
         _require(data.workers >= 0, "data.workers", data.workers, "give 0 or more")
         _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
         _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
+        _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
         if data.cache is True and data.crop is not None:
             raise UserError("data.cache and data.crop exclude each other: set data.crop to null, or data.cache to false")
         self._check_towers()
@@ -218,6 +222,10 @@ class Config:
                 raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`), or set init")
             if tower.encoder is not None and self.init is not None and self.init_missing == "error":
                 raise UserError(f"{name}.encoder and init exclude each other: the towers of {self.init} would replace it")
+
+
+def _is_amount(labels: float | None) -> bool:
+    return labels is None or 0 < labels < 1 or (labels >= 1 and labels == int(labels))
 
 
 def _require(holds: bool, name: str, value: object, fix: str) -> None:

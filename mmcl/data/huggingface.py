@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmcl.data.columns import captions_of, find_columns, image_of, number_labels
 from mmcl.data.root import data_root
-from mmcl.data.source import Sample, Source, digest
+from mmcl.data.source import Sample, Source, digest, label_array
 from mmcl.errors import UserError, first_line, unknown_name
 
 
@@ -70,6 +73,10 @@ class HuggingFaceSource(Source):
             captions=captions_of(row[self._caption]) if self._caption else (),
             label=self._labels[index] if self._labels else None,
         )
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return label_array(self._labels) if self._labels else None
 
     @property
     def fingerprint(self) -> str:

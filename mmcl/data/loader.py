@@ -47,7 +47,8 @@ class StepBatches(Dataset[Batch]):
     sample, attempt), and listed in the batch; the batch keeps its size.
 
     Ids, where there are captions, are the source's own, else a hash of the caption, so that equal captions are positives.
-    Between views of pictures alone every sample is its own class: labels that a source knows do not leak into SimCLR.
+    Between views of pictures alone every sample is its own class. Labels that a source knows are beside the ids, in
+    `Batch.labels`: they reach only a method that asks for them.
 
     Args:
         source: the samples.
@@ -110,7 +111,8 @@ class StepBatches(Dataset[Batch]):
         for name in self.text_views:
             assert self.tokenizer
             views[name] = self.tokenizer([row.captions[name] for row in rows])
-        return Batch(views, torch.from_numpy(self._ids(step, rows, index)), torch.from_numpy(index), tuple(bad))
+        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[index])
+        return Batch(views, torch.from_numpy(self._ids(step, rows, index)), torch.from_numpy(index), tuple(bad), labels)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
         """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""

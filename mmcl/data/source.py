@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,24 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Hex digest that changes when the samples, their order or their captions change."""
 
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Class numbers, int64 [N], -1 where a sample has none; None where none has one.
+
+        A source whose samples are slow to make overrides this.
+        """
+        return label_array(self[index].label for index in range(len(self)))
+
     def caption(self, index: int, draw: float) -> str:
         """The caption of one epoch: `draw`, uniform in [0, 1), picks one; "" where there is none."""
         captions = self[index].captions
         return captions[int(draw * len(captions))] if captions else ""
+
+
+def label_array(labels: Iterable[int | None]) -> np.ndarray | None:
+    """`Source.labels` from the labels of the samples."""
+    array = np.array([-1 if label is None else label for label in labels], np.int64)
+    return None if (array < 0).all() else array
 
 
 def required_path(path: str | None, source: str) -> Path:

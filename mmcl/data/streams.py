@@ -13,3 +13,5 @@ class Stream(IntEnum):
     CAPTION = 3
     REPLACEMENT = 4
     HOLDOUT = 5
+    LABELS = 6
+    CLASSES = 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from mmcl.data.columns import captions_of, find_columns, image_of, number_labels
-from mmcl.data.source import Sample, Source, digest, required_path
+from mmcl.data.source import Sample, Source, digest, label_array, required_path
 from mmcl.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -73,6 +74,10 @@ class TableSource(Source):
             captions=() if texts is None else tuple(text for r in rows for text in captions_of(texts[int(r)].as_py())),
             label=self._labels[row] if self._labels else None,
         )
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return label_array(self._labels[self._rows[first]] for first in self._first_row[:-1]) if self._labels else None
 
     @property
     def fingerprint(self) -> str:

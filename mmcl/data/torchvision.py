@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmcl.data.root import data_root
-from mmcl.data.source import Sample, Source, digest, refuse_path
+from mmcl.data.source import Sample, Source, digest, label_array, refuse_path
 from mmcl.errors import UserError, first_line, unknown_name
 
 
@@ -65,8 +67,18 @@ class TorchvisionSource(Source):
         else:
             image, target = self._dataset[row]
         captions = (target,) if isinstance(target, str) else tuple(target) if isinstance(target, list) else ()
-        label = int(target) if isinstance(target, int | np.integer) else None
-        return Sample(f"{self._what[0]}, row {row}", image, captions, label)
+        return Sample(f"{self._what[0]}, row {row}", image, captions, _label(target))
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Of the list that most data sets of classes hold in memory, else by reading every sample."""
+        if _label(self._dataset[self._rows[0]][1]) is None:
+            return None
+        for name in ("targets", "labels", "_labels"):
+            targets = getattr(self._dataset, name, None)
+            if targets is not None and len(targets) == len(self._dataset):
+                return label_array(_label(targets[row]) for row in self._rows)
+        return label_array(self[index].label for index in range(len(self)))
 
     @property
     def fingerprint(self) -> str:
@@ -75,6 +87,13 @@ class TorchvisionSource(Source):
             return digest(self._what, len(self))
         rows = slice(self._rows.start, self._rows.stop)
         return digest(self._what, self._pictures[rows].tobytes(), (self._targets or [])[rows])
+
+
+def _label(target: Any) -> int | None:
+    """The class number that a data set gives with a picture, if that is what it gives; some hold it as a tensor of one."""
+    if isinstance(target, torch.Tensor) and target.ndim == 0:
+        target = target.item()
+    return int(target) if isinstance(target, int | np.integer) else None
 
 
 def _factory(dataset: str) -> Any:

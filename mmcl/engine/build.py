@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +17,7 @@ from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.open import open_source
 from mmcl.data.order import Order
 from mmcl.data.source import Source
-from mmcl.data.subset import Subset, split_source
+from mmcl.data.subset import Subset, label_subset, split_source
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.errors import UserError
@@ -66,10 +67,37 @@ def build_source(config: SourceConfig, root: str | None, where: str) -> Source:
 
 def build_training_data(config: Config) -> tuple[Source, Subset | None]:
     """The training data, and the share of it that is set aside; None where `data.holdout` is 0."""
-    source = build_source(config.data.train, config.data.root, "data.train")
-    if config.data.holdout == 0:
-        return source, None
-    return split_source(source, config.data.holdout, config.train.seed)
+    source, held_out = build_source(config.data.train, config.data.root, "data.train"), None
+    if config.data.holdout > 0:
+        source, held_out = split_source(source, config.data.holdout, config.train.seed)
+    if config.data.labels is not None:
+        source = _few_labels(source, config.data.labels, config.train.seed)
+    return source, held_out
+
+
+def _few_labels(source: Source, amount: float, seed: int) -> Subset:
+    size: dict[str, Any] = {"share": amount} if amount < 1 else {"per_class": int(amount)}
+    return Subset(source, label_subset(required_labels(source, "data.labels"), **size, seed=seed))
+
+
+def required_labels(source: Source, needed_by: str) -> np.ndarray:
+    """Class numbers, int64 [N]. Raises UserError when the training data have none; names who needs them."""
+    if source.labels is None:
+        raise UserError(
+            f"{needed_by} needs labels, and the training data have none: "
+            "give data with classes, e.g. a folder with a subfolder for each, or set label_column"
+        )
+    return source.labels
+
+
+def check_labels(config: Config, method: Method, source: Source) -> None:
+    """Refuses, before the first step, data without the labels by which a method finds its positives.
+
+    Raises:
+        UserError: names the method.
+    """
+    if method.positives == "labels":
+        required_labels(source, f"method {config.method.name}")
 
 
 def build_method(config: Config) -> Method:

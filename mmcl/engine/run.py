@@ -15,7 +15,7 @@ from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.loader import StepBatches
 from mmcl.data.order import Order
 from mmcl.data.source import Source
-from mmcl.engine.build import build_method, build_model, build_training_data, check_components, run_facts
+from mmcl.engine.build import build_method, build_model, build_training_data, check_components, check_labels, run_facts
 from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import evaluate_run, write_report
@@ -58,6 +58,7 @@ def train(config: Config) -> RunResult:
     source, held_out = build_training_data(config)
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
+    check_labels(config, method, source)
     order = Order(len(source), config.train.batch_size, config.train.seed)
     facts = run_facts(config, order)
     total_steps = facts.total_steps

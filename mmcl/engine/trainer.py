@@ -135,7 +135,9 @@ class Trainer:
 
     def _loss(self, step: int, rows: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, Tensor, dict[str, float]]:
         """The loss of all rows: what it saw, this process's share, and the sum of the shares for the log."""
-        embeddings = gather_embeddings(rows, batch.ids)
+        positives = batch.labels if self.method.positives == "labels" else batch.ids
+        assert positives is not None, "a run refuses data without labels before it starts"
+        embeddings = gather_embeddings(rows, positives)
         output = self.method.loss(embeddings, batch)
         shares = self._sum_over_processes({"loss": output.loss, **output.metrics})
         self._guard(step, shares["loss"], batch)

@@ -31,17 +31,26 @@ AUGMENT = Policy.build(
 class Toy(Source):
     """40 pictures of noise with captions of their own, some of them spoilt."""
 
-    def __init__(self, size: int = 40, bad_pictures: tuple[int, ...] = (), captions: dict[int, object] | None = None, ids=None):
+    def __init__(
+        self,
+        size: int = 40,
+        bad_pictures: tuple[int, ...] = (),
+        captions: dict[int, object] | None = None,
+        ids=None,
+        labels=None,
+    ):
         generator = np.random.default_rng(0)
         self.pixels = generator.integers(0, 256, (size, 12, 10, 3), dtype=np.uint8)
         self.bad_pictures, self.replaced, self.ids = bad_pictures, captions or {}, ids
+        self.label_of = labels or [None] * size
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Sample:
         image = b"<html>" if index in self.bad_pictures else self.pixels[index]
-        return Sample(f"toy/{index}", image, self.replaced.get(index, (f"caption {index}", f"text {index}")))  # type: ignore[arg-type]
+        captions = self.replaced.get(index, (f"caption {index}", f"text {index}"))
+        return Sample(f"toy/{index}", image, captions, self.label_of[index])  # type: ignore[arg-type]
 
     @property
     def fingerprint(self) -> str:
@@ -70,7 +79,8 @@ def rows(batch: Batch) -> list[tuple]:
     views = [
         texts(view) if isinstance(view, Tokens) else [row.numpy().tobytes() for row in view] for view in batch.views.values()
     ]
-    return list(zip(batch.index.tolist(), batch.ids.tolist(), *views, strict=True))
+    labels = [None] * len(batch.ids) if batch.labels is None else batch.labels.tolist()
+    return list(zip(batch.index.tolist(), batch.ids.tolist(), labels, *views, strict=True))
 
 
 def test_a_batch_holds_what_the_order_says():
@@ -160,6 +170,20 @@ class TestIds:
                 repeated += len(own) > 1
                 assert len(set(own.tolist())) == 1
         assert repeated > 0, "the end of an epoch lies within some batch"
+
+
+class TestLabels:
+    def test_of_the_rows_that_are_shown(self):
+        source = Toy(bad_pictures=(3, 17), labels=[None if i % 5 == 0 else i % 3 for i in range(40)])
+        made = batches(source, views=TWO)
+        for step in range(4):
+            batch = made[step]
+            assert batch.labels is not None
+            assert batch.labels.tolist() == [-1 if i % 5 == 0 else i % 3 for i in batch.index.tolist()]
+            assert torch.equal(batch.ids, batch.index), "labels do not leak into the ids"
+
+    def test_data_without(self):
+        assert batches()[0].labels is None
 
 
 class TestBadSamples:

@@ -108,6 +108,16 @@ class TestContract:
         assert source.ids is None or (source.ids.dtype == np.int64 and source.ids.shape == (len(source),))
 
     @every_source
+    def test_labels_are_those_of_the_samples(self, given):
+        source = open_source(*given)
+        rows = np.arange(len(source))[::-3]
+        for labels, numbers in ((source.labels, range(len(source))), (Subset(source, rows).labels, rows)):
+            expected = [source[int(index)].label for index in numbers]
+            assert (labels is None) == all(label is None for label in expected)
+            assert labels is None or labels.dtype == np.int64
+            assert labels is None or labels.tolist() == [-1 if label is None else label for label in expected]
+
+    @every_source
     def test_the_same_twice_and_in_another_process(self, given):
         source = open_source(*given)
         again, sent = open_source(*given), pickle.loads(pickle.dumps(source))

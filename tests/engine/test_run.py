@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -11,16 +12,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import mmcl
+from mmcl.config import Config, load_config
+from mmcl.engine.build import build_training_data
+from mmcl.engine.doctor import diagnose
 from mmcl.engine.log import read_metrics
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
-from mmcl.types import LossOutput
+from mmcl.methods.simclr import SimCLR
+from mmcl.types import Batch, Embeddings, LossOutput
 from tests.engine.tiny import YAML, make_folder, tiny_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -276,3 +282,48 @@ def test_lost_processes_are_an_error(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: accelerate launch was asked for several processes but started one")
     assert len(done.stderr.splitlines()) == 1
+
+
+class TestLabels:
+    """A method whose positives are labels, on the digits."""
+
+    @pytest.fixture
+    def digits(self, tmp_path: Path) -> Config:
+        path = tmp_path / "digits.yaml"
+        path.write_text(
+            "method: {name: simclr}\n"
+            "image: {encoder: {name: small_cnn, args: {image_size: 8, channels: 1, feature_dim: 16}}}\n"
+            "data: {train: {name: digits}}\n"
+            "train: {batch_size: 16, steps: 2, threads: 1}\n"
+        )
+        return load_config(path, ["--run_dir", str(tmp_path / "run")])
+
+    def test_reach_the_loss_as_ids(self, digits: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[Embeddings, Batch]] = []
+        honest = SimCLR.loss
+        monkeypatch.setattr(SimCLR, "positives", "labels")
+        monkeypatch.setattr(SimCLR, "loss", lambda self, rows, batch: seen.append((rows, batch)) or honest(self, rows, batch))
+        train(digits)
+        assert len(seen) == 2
+        for embeddings, batch in seen:
+            assert embeddings.ids.tolist() == embeddings.all_ids.tolist() == batch.labels.tolist()
+            assert not torch.equal(batch.labels, batch.ids)
+
+    def test_data_without_them_are_refused(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(CLIP, "positives", "labels")
+        config = tiny_config(folder, tmp_path / "run")
+        for start in (train, diagnose):
+            with pytest.raises(UserError, match="method clip needs labels, and the training data have none"):
+                start(config)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_share_of_them(self, digits: Config) -> None:
+        sizes = {}
+        for amount in (0.1, 0.5, 3.0):
+            config = dataclasses.replace(digits, data=dataclasses.replace(digits.data, labels=amount))
+            source, _ = build_training_data(config)
+            sizes[amount] = np.bincount(source.labels)
+        whole = np.bincount(build_training_data(digits)[0].labels)
+        assert sizes[0.1].tolist() == [round(0.1 * n) for n in whole]
+        assert sizes[0.5].tolist() == [round(0.5 * n) for n in whole]
+        assert sizes[3.0].tolist() == [3] * 10
