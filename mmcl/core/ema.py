@@ -1,0 +1,61 @@
+"""The momentum teacher: a copy of a network whose weights follow those of the network slowly."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class MomentumTeacher(nn.Module):
+    r"""A copy that learns nothing by itself: $\theta' \leftarrow m \theta' + (1 - m) \theta$ (He et al., "MoCo", 2020, eq. 2).
+
+    Only weights are averaged. Batch-norm statistics are the teacher's own, from the batches that it sees in training mode, as
+    in the published code of MoCo and BYOL.
+
+    Args:
+        student: what is followed; copied as it is.
+        momentum: m, in [0, 1]; at the first update where `cosine` is set.
+        cosine: lets m rise to 1 over the run, see `cosine_momentum`; needs `total_steps`, and without it m stays.
+
+    Attributes:
+        net: the copy, without gradient.
+        total_steps: number of updates of the whole run, or None; not part of the state.
+        step: int64 scalar, the updates so far.
+
+    Raises:
+        ValueError: the momentum is out of range.
+    """
+
+    step: Tensor
+
+    def __init__(self, student: nn.Module, *, momentum: float, cosine: bool = False):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum {momentum} must be in [0, 1]")
+        self.net = copy.deepcopy(student).requires_grad_(False)
+        self.start, self.cosine = momentum, cosine
+        self.total_steps: int | None = None
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def momentum(self) -> float:
+        """m of the next update."""
+        if not self.cosine or self.total_steps is None:
+            return self.start
+        return cosine_momentum(int(self.step), self.total_steps, self.start)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Moves the weights towards those of the student; once per optimiser step, after it."""
+        share = 1 - self.momentum
+        for ours, theirs in zip(self.net.parameters(), student.parameters(), strict=True):
+            ours.lerp_(theirs, share)
+        self.step += 1
+
+
+def cosine_momentum(step: int, total: int, start: float) -> float:
+    r"""$1 - (1 - \tau_0)(\cos(\pi k / K) + 1) / 2$: `start` at step 0, 1 at `total` (Grill et al., "BYOL", 2020, 3.3)."""
+    return 1 - (1 - start) * (math.cos(math.pi * min(step, total) / max(total, 1)) + 1) / 2

@@ -1,0 +1,57 @@
+"""A queue of the keys of past batches: more negatives than one batch has (He et al., "MoCo", 2020, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class KeyQueue(nn.Module):
+    """The last K keys with their ids, first in, first out. Buffers: a resumed run finds them.
+
+    Args:
+        size: K; 0 keeps nothing.
+        dim: width D of a key.
+
+    Attributes:
+        pushed: int64 scalar, the keys that were ever pushed.
+    """
+
+    key_KD: Tensor
+    id_K: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.size = size
+        self.register_buffer("key_KD", torch.zeros(size, dim))
+        self.register_buffer("id_K", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    def __len__(self) -> int:
+        """How many keys there are, at most K."""
+        return min(int(self.pushed), self.size)
+
+    @property
+    def full(self) -> bool:
+        return len(self) == self.size
+
+    @property
+    def keys(self) -> Tensor:
+        """The keys that there are, [len, D], in no order; a view of the buffer, which the next push changes."""
+        return self.key_KD[: len(self)]
+
+    @property
+    def ids(self) -> Tensor:
+        """Their ids, int64 [len]."""
+        return self.id_K[: len(self)]
+
+    @torch.no_grad()
+    def push(self, key_BD: Tensor, id_B: Tensor) -> None:
+        """Puts keys in the place of the oldest; of more than K keys, the last K stay. On all processes the same keys."""
+        kept = slice(max(len(key_BD) - self.size, 0), None)
+        number_B = self.pushed + torch.arange(len(key_BD), device=self.pushed.device)
+        place = number_B[kept] % max(self.size, 1)
+        self.key_KD[place] = key_BD[kept].to(self.key_KD.dtype)
+        self.id_K[place] = id_B[kept]
+        self.pushed += len(key_BD)
