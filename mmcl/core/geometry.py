@@ -1,0 +1,98 @@
+"""How rows of unit length lie on the sphere: what tells a healthy embedding from a collapsed one.
+
+Rows are [N, D] of unit length. All functions compute in float64 and return a scalar without gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_COLLAPSED_STD = 0.02
+_COLLAPSED_RANK = 1.1
+
+
+@torch.no_grad()
+def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Mean squared distance of positive pairs, 0 to 4: 0 where the two views of a thing fall on one point.
+
+    Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", 2020,
+    equation 4 with alpha = 2.
+    """
+    return (a_ND.double() - b_ND.double()).square().sum(1).mean()
+
+
+@torch.no_grad()
+def uniformity(x_ND: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential exp(-2 d^2) of all pairs: 0 for one point, about -4 + 8 / D for rows that fill the sphere.
+
+    Wang & Isola, 2020, equation 5 with t = 2.
+
+    Raises:
+        ValueError: there are fewer than two rows.
+    """
+    rows = len(x_ND)
+    if rows < 2:
+        raise ValueError(f"{rows} rows have no pairs; give 2 or more")
+    x_ND = x_ND.double()
+    exponent = (4 * (x_ND @ x_ND.T) - 4).fill_diagonal_(-math.inf)  # the squared distance is 2 - 2 cos
+    return exponent.flatten().logsumexp(0) - math.log(rows * (rows - 1))
+
+
+@torch.no_grad()
+def effective_rank(x_ND: Tensor) -> Tensor:
+    """Number of dimensions that the rows really use, 1 to min(N, D): the exponential of the entropy of the singular values.
+
+    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows need no unit length.
+    """
+    x_ND = x_ND.double()
+    wide = x_ND.shape[1] > len(x_ND)
+    gram = x_ND @ x_ND.T if wide else x_ND.T @ x_ND
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    share = singular / singular.sum()
+    return torch.special.entr(share).sum().exp()
+
+
+@torch.no_grad()
+def feature_std(x_ND: Tensor) -> Tensor:
+    """Mean standard deviation of a coordinate times sqrt(D): 0 for one point, about 1 for rows that fill the sphere.
+
+    Chen & He, "Exploring Simple Siamese Representation Learning", 2021, section 4.1.
+    """
+    return x_ND.double().std(0, correction=0).mean() * math.sqrt(x_ND.shape[1])
+
+
+@torch.no_grad()
+def pair_similarities(a_ND: Tensor, b_ND: Tensor, id_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine of the positive pairs (a_i, b_i), and of the pairs (a_i, b_j) with different ids (NaN where all are equal).
+
+    Linear in N: the sum over all pairs is the product of the sums.
+    """
+    a_ND, b_ND = a_ND.double(), b_ND.double()
+    group_N = torch.unique(id_N, return_inverse=True)[1]
+    sums = [x_ND.new_zeros(len(x_ND), x_ND.shape[1]).index_add_(0, group_N, x_ND) for x_ND in (a_ND, b_ND)]
+    equal_pairs = torch.bincount(group_N).square().sum()
+    different = (a_ND.sum(0) * b_ND.sum(0)).sum() - (sums[0] * sums[1]).sum()
+    count = len(a_ND) ** 2 - equal_pairs
+    return (a_ND * b_ND).sum(1).mean(), torch.where(count > 0, different / count, math.nan)
+
+
+@torch.no_grad()
+def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Distance of the means of two modalities, 0 to 2.
+
+    Liang et al., "Mind the Gap: Understanding the Modality Gap in Multi-modal Contrastive Representation Learning", 2022,
+    section 4.2.
+    """
+    return (a_ND.double().mean(0) - b_ND.double().mean(0)).norm()
+
+
+def is_collapsed(x_ND: Tensor) -> bool:
+    """Whether the rows are nearly one point, or nearly one line through the origin: they no longer tell samples apart.
+
+    The bounds, an average cosine above 0.9996 or an effective rank below 1.1, lie far beyond the narrow cone in which the rows
+    of an untrained network lie.
+    """
+    return bool(feature_std(x_ND) < _COLLAPSED_STD) or bool(effective_rank(x_ND) < _COLLAPSED_RANK)
