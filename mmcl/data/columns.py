@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,41 @@ import numpy as np
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
 
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img", "jpg", "png")
-CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "txt", "title", "sentence", "sentences", "description")
-LABEL_COLUMNS = ("label", "class", "category")
+USUAL_NAMES: Mapping[str, Sequence[str]] = {
+    "image": ("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img", "jpg", "png"),
+    "caption": (
+        *("caption", "captions", "text", "texts", "txt", "title", "sentence", "sentences", "description"),
+        *("anchor", "sentence1", "sent0"),
+    ),
+    "positive": ("positive", "positives", "sentence2", "sent1"),
+    "negative": ("negative", "negatives", "hard_negative", "hard_neg"),
+    "label": ("label", "class", "category"),
+    "score": ("score", "similarity_score", "similarity"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """The columns of a table, as it spells them; None where it has none.
+
+    Attributes:
+        image, caption, label: of the sample itself.
+        positive, negative: texts that mean the same as the caption, and that only seem to.
+        score: how alike people find caption and positive.
+    """
+
+    image: str | None = None
+    caption: str | None = None
+    label: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+    score: str | None = None
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Fields of `Sample` -> their columns."""
+        fields = {"captions": self.caption, "positives": self.positive, "negatives": self.negative}
+        return {field: column for field, column in fields.items() if column}
 
 
 def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str], *, argument: str, where: str) -> str | None:
@@ -32,23 +65,28 @@ def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str],
     return next((spelling[name] for name in usual if name in spelling), None)
 
 
-def find_columns(
-    columns: Sequence[str], image: str | None, caption: str | None, label: str | None, where: str
-) -> tuple[str, str | None, str | None]:
-    """The columns of image, caption and label. An image and one of the others must be there.
+def find_columns(columns: Sequence[str], given: Mapping[str, str | None], where: str) -> Columns:
+    """The columns that the user gave or that have a usual name. A caption, or an image and its label, must be there.
+
+    Args:
+        columns: all columns of the table.
+        given: fields of `Columns` -> the user's names.
 
     Raises:
         UserError: names what is missing and lists the columns that are there.
     """
-    image = find_column(columns, image, IMAGE_COLUMNS, argument="image_column", where=where)
-    caption = find_column(columns, caption, CAPTION_COLUMNS, argument="caption_column", where=where)
-    label = find_column(columns, label, LABEL_COLUMNS, argument="label_column", where=where)
+    found = {
+        kind: find_column(columns, given.get(kind), usual, argument=f"{kind}_column", where=where)
+        for kind, usual in USUAL_NAMES.items()
+    }
     listing = f"its columns are {', '.join(columns)}"
-    if image is None:
-        raise UserError(f"{where}: which column holds the images? Set `image_column`; {listing}")
-    if caption is None and label is None:
+    if found["caption"] is None and found["label"] is None:
         raise UserError(f"{where}: which column holds the captions? Set `caption_column` (or `label_column`); {listing}")
-    return image, caption, label
+    if found["image"] is None and found["caption"] is None:
+        raise UserError(f"{where}: which column holds the images? Set `image_column`; {listing}")
+    if found["positive"] is None and given.get("score") is None:
+        found["score"] = None  # A score of something else.
+    return Columns(**found)
 
 
 def captions_of(cell: Any) -> tuple[str, ...]:
@@ -62,6 +100,18 @@ def image_of(cell: Any) -> ImageLike | None:
     if isinstance(cell, dict):
         return cell.get("bytes") or cell.get("path")
     return cell or None
+
+
+def scores_of(cells: Sequence[Any], where: str) -> np.ndarray:
+    """A column of numbers, or of texts that are numbers: float64 [N]. Raises UserError with the first that is none."""
+    for row, cell in enumerate(cells, 1):
+        try:
+            valid = np.isfinite(float(cell))
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise UserError(f"{where}, row {row}: {cell!r} is no number; every pair needs its score")
+    return np.array(cells, np.float64)
 
 
 def number_labels(values: Iterable[Any]) -> tuple[list[int | None], list[str]]:

@@ -41,10 +41,11 @@ class FolderSource(Source):
     def _listed(self, captions_file: Path) -> list[Sample]:
         captions: dict[str, list[str]] = {}
         table = read_table(captions_file)
-        image_column, caption_column, _ = find_columns(table.column_names, None, None, None, str(captions_file))
-        if caption_column is None:
-            raise UserError(f"{captions_file}: has no column of captions; name it caption or text")
-        rows = zip(table[image_column].to_pylist(), table[caption_column].to_pylist(), strict=True)
+        columns = find_columns(table.column_names, {}, str(captions_file))
+        for kind, column in (("images", columns.image), ("captions", columns.caption)):
+            if column is None:
+                raise UserError(f"{captions_file}: has no column of {kind}; name it {kind[:-1]}")
+        rows = zip(table[columns.image].to_pylist(), table[columns.caption].to_pylist(), strict=True)
         for number, (cell, caption) in enumerate(rows, 1):
             name = image_of(cell)
             if not isinstance(name, str) or not (self.path / name).is_file():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmcl.data.columns import captions_of, find_columns, image_of, number_labels
+from mmcl.data.columns import captions_of, find_columns, image_of, number_labels, scores_of
 from mmcl.data.root import data_root
 from mmcl.data.source import Sample, Source, digest, label_array
 from mmcl.errors import UserError, first_line, unknown_name
@@ -22,7 +22,7 @@ class HuggingFaceSource(Source):
         split: which part, of data sets that have several.
         subset: the configuration, of hub data sets that have several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
-        image_column, caption_column, label_column: by default the usual names ("image", "caption", "text", "label", ...).
+        image_column, caption_column, label_column, positive_column, negative_column, score_column: as in `TableSource`.
 
     Raises:
         UserError: the data set cannot be loaded, has no such split, or lacks a column.
@@ -39,6 +39,9 @@ class HuggingFaceSource(Source):
         image_column: str | None = None,
         caption_column: str | None = None,
         label_column: str | None = None,
+        positive_column: str | None = None,
+        negative_column: str | None = None,
+        score_column: str | None = None,
     ):
         if path is None:
             raise UserError("data source 'huggingface' needs a path: set `path` to a folder or to a name on the hub")
@@ -47,20 +50,30 @@ class HuggingFaceSource(Source):
         dataset = _load(path, str(data_root(root) / "huggingface"), split, subset, revision)
         if len(dataset) == 0:
             raise UserError(f"{path}: has no rows")
-        columns = find_columns(dataset.column_names, image_column, caption_column, label_column, path)
-        self._image, self._caption, self._label = columns
-        if isinstance(dataset.features[self._image], datasets.Image):
+        given = {
+            "image": image_column,
+            "caption": caption_column,
+            "label": label_column,
+            "positive": positive_column,
+            "negative": negative_column,
+            "score": score_column,
+        }
+        columns = find_columns(dataset.column_names, given, path)
+        self._image, self._texts = columns.image, columns.texts
+        if self._image and isinstance(dataset.features[self._image], datasets.Image):
             dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
+        if columns.score:
+            self.scores = scores_of(dataset[columns.score][:], f"{path}: {columns.score}")
         self._labels: list[int | None] | None = None
-        if self._label:
-            feature = dataset.features[self._label]
-            values = dataset[self._label][:]
+        if columns.label:
+            feature = dataset.features[columns.label]
+            values = dataset[columns.label][:]
             if isinstance(feature, datasets.ClassLabel):
                 self._labels, self.class_names = [None if v in (None, -1) else v for v in values], list(feature.names)
             else:
                 self._labels, self.class_names = number_labels(values)
         self._path = path
-        self._dataset = dataset.select_columns([column for column in (self._image, self._caption) if column])
+        self._dataset = dataset.select_columns([*([self._image] if self._image else []), *self._texts.values()])
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -69,9 +82,9 @@ class HuggingFaceSource(Source):
         row = self._dataset[int(index)]
         return Sample(
             name=f"{self._path}, row {index + 1}",
-            image=image_of(row[self._image]),
-            captions=captions_of(row[self._caption]) if self._caption else (),
+            image=image_of(row[self._image]) if self._image else None,
             label=self._labels[index] if self._labels else None,
+            **{field: captions_of(row[column]) for field, column in self._texts.items()},
         )
 
     @cached_property
@@ -80,10 +93,10 @@ class HuggingFaceSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Of captions, labels and the number of rows; pictures in the library's files are not read for it."""
+        """Of texts, labels and the number of rows; pictures in the library's files are not read for it."""
         parts: list[object] = [len(self), self._labels]
-        if self._caption:
-            parts += (digest(batch[self._caption]) for batch in self._dataset.select_columns(self._caption).iter(10_000))
+        for column in self._texts.values():
+            parts += (digest(batch[column]) for batch in self._dataset.select_columns(column).iter(10_000))
         return digest(*parts)
 
 

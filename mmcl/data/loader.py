@@ -18,7 +18,7 @@ from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.decode import to_tensor
 from mmcl.data.order import Order
 from mmcl.data.pictures import PictureCache, decode_sample
-from mmcl.data.source import Source
+from mmcl.data.source import OWN_TEXTS, Source
 from mmcl.data.streams import Stream
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
@@ -148,8 +148,10 @@ class StepBatches(Dataset[Batch]):
     def _captions(self, index: int, draw_V: np.ndarray) -> dict[str, str]:
         captions = {}
         for name, draw in zip(self.text_views, draw_V.tolist(), strict=True):
-            caption = self.source.caption(index, draw)
-            captions[name] = checked_caption(caption, self.source[index].name)
+            # One draw for all of a sample's texts: its third caption goes with its third positive and negative.
+            own = draw_V[0] if name in OWN_TEXTS else draw
+            text = self.source.view_text(name, index, float(own))
+            captions[name] = checked_caption(text, self.source[index].name)
         return captions
 
     def _ids(self, step: int, rows: Sequence[_Row], index: np.ndarray) -> np.ndarray:
@@ -167,11 +169,14 @@ class StepBatches(Dataset[Batch]):
     def _check_source(self) -> None:
         """A source without any caption or picture is one mistake of the user's, and no series of bad samples."""
         first = [self.source[index] for index in range(min(len(self.source), MAX_ATTEMPTS))]
-        if self.text_views and not any(sample.captions for sample in first):
-            raise UserError(f"the data have no captions, which the view {self.text_views[0]!r} needs: {first[0].name} has none")
+        for view in self.text_views:
+            field = OWN_TEXTS.get(view, "captions")
+            if not any(getattr(sample, field) for sample in first):
+                raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none")
         if self.image_views and all(sample.image is None for sample in first):
             raise UserError(
-                f"the data have no pictures, which the view {self.image_views[0]!r} needs: {first[0].name} has none"
+                f"the data have no pictures, which the view {self.image_views[0]!r} needs: {first[0].name} has none "
+                "(in a table, `image_column` names them)"
             )
 
 

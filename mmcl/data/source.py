@@ -17,6 +17,9 @@ from mmcl.errors import UserError
 ImageLike = Path | str | bytes | Image.Image | np.ndarray
 """A picture that may still have to be read: a path, an encoded file, a PIL image, or uint8 [H, W] or [H, W, C]."""
 
+OWN_TEXTS = {"positive": "positives", "negative": "negatives"}
+"""Text views that show other texts than the captions, and the field of `Sample` that holds these."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -27,12 +30,16 @@ class Sample:
         image: the picture, or None for a text-only source.
         captions: every text that describes it; may be empty.
         label: class number, or None.
+        positives: texts that mean the same as the captions, as in an entailment.
+        negatives: texts that only look as if they did, as in a contradiction: hard negatives.
     """
 
     name: str
     image: ImageLike | None
     captions: tuple[str, ...] = ()
     label: int | None = None
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
 
 
 class Source(ABC):
@@ -45,11 +52,13 @@ class Source(ABC):
         class_names: names of the labels, or None without labels.
         templates: the sentences into which zero-shot classification puts a class name, each with one "{}".
         ids: int64 [N], or None. Rows with equal ids are positives of each other; None lets equal captions be positives.
+        scores: float64 [N], how alike people find a row's caption and its positive; None where nobody was asked.
     """
 
     class_names: Sequence[str] | None = None
     templates: Sequence[str] = ("{}",)
     ids: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -72,8 +81,15 @@ class Source(ABC):
 
     def caption(self, index: int, draw: float) -> str:
         """The caption of one epoch: `draw`, uniform in [0, 1), picks one; "" where there is none."""
-        captions = self[index].captions
-        return captions[int(draw * len(captions))] if captions else ""
+        return _drawn(self[index].captions, draw)
+
+    def view_text(self, view: str, index: int, draw: float) -> str:
+        """What a text view shows in one epoch: views "positive" and "negative" have texts of their own, others the captions."""
+        return _drawn(getattr(self[index], OWN_TEXTS[view]), draw) if view in OWN_TEXTS else self.caption(index, draw)
+
+
+def _drawn(texts: Sequence[str], draw: float) -> str:
+    return texts[int(draw * len(texts))] if texts else ""
 
 
 def label_array(labels: Iterable[int | None]) -> np.ndarray | None:

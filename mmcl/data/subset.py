@@ -25,6 +25,7 @@ class Subset(Source):
         self.source, self.indices = source, indices
         self.class_names, self.templates = source.class_names, source.templates
         self.ids = None if source.ids is None else source.ids[indices]
+        self.scores = None if source.scores is None else source.scores[indices]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -1,4 +1,4 @@
-"""A csv, tsv, jsonl or parquet file with a row per pair: an image (a path, or the encoded picture) and what describes it."""
+"""A csv, tsv, jsonl, parquet or txt file with a row per sample: an image (a path, or the encoded picture) and its texts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from mmcl.data.columns import captions_of, find_columns, image_of, number_labels
+from mmcl.data.columns import captions_of, find_columns, image_of, number_labels, scores_of
 from mmcl.data.source import Sample, Source, digest, label_array, required_path
 from mmcl.errors import UserError, first_line
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 
 
 class TableSource(Source):
-    """Pairs from one file. It is held in memory in Arrow's compact form, which worker processes share.
+    """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share.
 
-    Rows with the same image path are one sample with several captions; a caption cell may also be a list. Two images are not
-    told apart by their captions where those are equal: equal captions are positives.
+    Rows with the same image path are one sample with several texts; a cell of texts may also be a list. Two images are not
+    told apart by their captions where those are equal: equal captions are positives. Without images a row is a sample of texts
+    alone; a .txt file is one column of captions, a line each.
 
     Args:
         path: the file; a tab or a comma separates the columns of a .csv or .tsv, whichever its header has.
         image_column, caption_column, label_column: by default the usual names ("image", "filepath", "caption", "text", ...).
+        positive_column, negative_column: further texts, see `Sample`; by default the usual names ("positive", "sentence2",
+            "negative", "hard_neg", ...).
+        score_column: how alike people find caption and positive, a number; by default "score", where there are positives.
         image_root: folder that image paths are relative to; by default that of the file.
 
     Raises:
@@ -42,6 +46,9 @@ class TableSource(Source):
         image_column: str | None = None,
         caption_column: str | None = None,
         label_column: str | None = None,
+        positive_column: str | None = None,
+        negative_column: str | None = None,
+        score_column: str | None = None,
         image_root: str | None = None,
     ):
         self.path = required_path(path, "table")
@@ -49,14 +56,25 @@ class TableSource(Source):
         table = read_table(self.path)
         if len(table) == 0:
             raise UserError(f"{self.path}: has no rows")
-        columns = find_columns(table.column_names, image_column, caption_column, label_column, str(self.path))
-        image, caption, label = columns
-        self._images, self._captions = table[image], table[caption] if caption else None
-        self._rows, self._first_row = _group_rows(self._images)
+        given = {
+            "image": image_column,
+            "caption": caption_column,
+            "label": label_column,
+            "positive": positive_column,
+            "negative": negative_column,
+            "score": score_column,
+        }
+        columns = find_columns(table.column_names, given, str(self.path))
+        self._images = table[columns.image] if columns.image else None
+        self._texts = {field: table[column] for field, column in columns.texts.items()}
+        self._rows, self._first_row = _group_rows(self._images, len(table))
         self._labels: list[int | None] | None = None
-        if label:
-            labels, self.class_names = number_labels(table[label].to_pylist())
+        if columns.label:
+            labels, self.class_names = number_labels(table[columns.label].to_pylist())
             self._labels = labels
+        if columns.score:
+            scores = scores_of(table[columns.score].to_pylist(), f"{self.path}: {columns.score}")
+            self.scores = scores[self._rows[self._first_row[:-1]]]
         self._fingerprint_parts = (columns, str(image_root))
 
     def __len__(self) -> int:
@@ -64,15 +82,18 @@ class TableSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         rows = self._rows[self._first_row[index] : self._first_row[index + 1]]
-        row, texts = int(rows[0]), self._captions
-        image = image_of(self._images[row].as_py())
+        row = int(rows[0])
+        image = None if self._images is None else image_of(self._images[row].as_py())
         if isinstance(image, str):
             image = str(self._image_root / image)
         return Sample(
             name=image if isinstance(image, str) else f"{self.path}, row {row + 1}",
             image=image,
-            captions=() if texts is None else tuple(text for r in rows for text in captions_of(texts[int(r)].as_py())),
             label=self._labels[row] if self._labels else None,
+            **{
+                field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
+                for field, cells in self._texts.items()
+            },
         )
 
     @cached_property
@@ -85,12 +106,14 @@ class TableSource(Source):
 
 
 def read_table(path: Path) -> pa.Table:
-    """Reads a .csv, .tsv, .jsonl or .parquet file. Raises UserError with the file and, where it is text, the line."""
+    """Reads a .csv, .tsv, .jsonl, .parquet or .txt file. Raises UserError with the file and, where it is text, the line."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: a table must be one of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".parquet":
             return pa.parquet.read_table(path)
+        if path.suffix == ".txt":
+            return pa.table({"text": [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]})
         return _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
@@ -133,10 +156,10 @@ def _all_lists(cells: list[Any]) -> list[Any]:
     return cells
 
 
-def _group_rows(images: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _group_rows(images: pa.ChunkedArray | None, total: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows in the order of their image's first appearance, and where each one's begin; encoded images count as distinct."""
-    if not (pa.types.is_string(images.type) or pa.types.is_large_string(images.type)):
-        return np.arange(len(images)), np.arange(len(images) + 1)
+    if images is None or not (pa.types.is_string(images.type) or pa.types.is_large_string(images.type)):
+        return np.arange(total), np.arange(total + 1)
     code = images.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     # A missing path is nobody's twin.
     code = np.where(code < 0, len(code) + np.arange(len(code)), code)

@@ -248,6 +248,27 @@ class TestBadSamples:
             budget.add([BadSample(1, "a", "a: is no picture")], seen=10)
 
 
+TRIPLET = {"text": "text", "positive": "text", "negative": "text"}
+
+
+class TestFurtherTexts:
+    class Triplets(Toy):
+        def __getitem__(self, index: int) -> Sample:
+            own = {field: tuple(f"{field} {index}.{n}" for n in range(3)) for field in ("captions", "positives", "negatives")}
+            return Sample(f"toy/{index}", None, **own)
+
+    def test_one_draw_chooses_caption_positive_and_negative(self):
+        views = [batches(self.Triplets(), views=TRIPLET)[step].views for step in range(8)]
+        found = {name: [text for view in views for text in texts(view[name])] for name in TRIPLET}
+        assert {text[-1] for text in found["text"]} == {"0", "1", "2"}
+        assert [text.replace("captions", "negatives") for text in found["text"]] == found["negative"]
+        assert [text.replace("captions", "positives") for text in found["text"]] == found["positive"]
+
+    def test_a_view_without_its_texts_is_named(self):
+        with pytest.raises(UserError, match="the data have no negatives, which the view 'negative' needs"):
+            batches(views={"text": "text", "negative": "text"})
+
+
 class TestChecks:
     def test_cache_and_crop(self):
         with pytest.raises(UserError, match=r"data\.cache and data\.crop exclude each other"):

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from mmcl.data.decode import decode
 from mmcl.data.open import guess_source, open_source
 from mmcl.data.source import Sample, Source
 from mmcl.data.subset import Subset, split_source
+from mmcl.data.table import TableSource
 from mmcl.errors import UserError
 
 TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
@@ -27,6 +29,17 @@ def write_image(path: Path, grey: int = 128) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (6, 4), grey).save(path)
     return path
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    """Rows of the same keys as the kind of table that the suffix says."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ","
+        path.write_text("".join(separator.join(map(str, line)) + "\n" for line in [rows[0], *(row.values() for row in rows)]))
 
 
 def write_mnist(folder: Path, size: int = 20) -> None:
@@ -330,13 +343,52 @@ class TestTable:
         assert [source[i].captions for i in range(3)] == [("one",), ("two",), ("three",)]
         assert source[0].image is None
 
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+    def test_texts_alone_with_positives_and_hard_negatives(self, suffix, tmp_path):
+        rows = [
+            {"sent0": "a dog runs", "sent1": "an animal moves", "hard_neg": "a dog sleeps"},
+            {"sent0": "two men sit", "sent1": "people sit", "hard_neg": "two men stand"},
+        ]
+        write_table(tmp_path / f"nli.{suffix}", rows)
+        source = TableSource(str(tmp_path / f"nli.{suffix}"), None)
+        assert [(s.image, s.captions, s.positives, s.negatives) for s in map(source.__getitem__, range(2))] == [
+            (None, *((row[column],) for column in ("sent0", "sent1", "hard_neg"))) for row in rows
+        ]
+        assert source.scores is None
+        assert source.view_text("negative", 1, 0.7) == "two men stand"
+        assert source.view_text("anything", 1, 0.7) == "two men sit"
+
+    def test_pairs_with_a_score(self, tmp_path):
+        pairs = [("a", "b", 2.5), ("c", "d", 0)]
+        write_table(tmp_path / "sts.csv", [dict(zip(("sentence1", "sentence2", "score"), pair, strict=True)) for pair in pairs])
+        source = TableSource(str(tmp_path / "sts.csv"), None)
+        assert source.scores.tolist() == [2.5, 0.0]
+        assert (source[1].captions, source[1].positives) == (("c",), ("d",))
+
+    def test_a_score_without_pairs_is_none_of_ours(self, tmp_path):
+        write_table(tmp_path / "a.csv", [{"caption": "a", "score": "high"}])
+        assert TableSource(str(tmp_path / "a.csv"), None).scores is None
+
+    def test_texts_of_one_picture_stay_in_their_order(self, tmp_path):
+        rows = [{"image": "x.png", "caption": f"c{n}", "negative": f"n{n}"} for n in range(4)]
+        write_table(tmp_path / "a.csv", rows)
+        sample = TableSource(str(tmp_path / "a.csv"), None)[0]
+        assert sample.captions == ("c0", "c1", "c2", "c3")
+        assert sample.negatives == ("n0", "n1", "n2", "n3")
+
+    def test_a_text_file_has_a_caption_on_every_line(self, tmp_path):
+        (tmp_path / "wiki.txt").write_text("One sentence, with commas.\n\n  Another.\n")
+        source = TableSource(str(tmp_path / "wiki.txt"), None)
+        assert [source[n].captions for n in range(len(source))] == [("One sentence, with commas.",), ("  Another.",)]
+
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
             ("a.csv", "image,caption\n", "has no rows"),
             ("a.csv", "", "first line must name the columns"),
             ("a.csv", "image,caption\na.png,one,more\n", "cannot be read as csv: .*Expected 2 columns"),
-            ("a.csv", "photo,caption\na.png,one\n", r"which column holds the images\? .* its columns are photo, caption"),
+            ("a.csv", "photo,label\na.png,one\n", r"which column holds the images\? .* its columns are photo, label"),
+            ("a.csv", "sentence1,sentence2,score\na,b,1.5\na,b,much\n", "a.csv: score, row 2: 'much' is no number"),
             ("a.csv", "image,words\na.png,one\n", r"which column holds the captions\?"),
             ("a.jsonl", '{"image": "a"}\n{"image": \n', r"a\.jsonl, line 2: is not JSON"),
             ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: must be an object"),
