@@ -135,8 +135,16 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl."""
     save_every: int | None = None
     """Steps between two checkpoints; the last step is always saved."""
+    save_minutes: float | None = 15.0
+    """Minutes between two checkpoints, besides those of `save_every`; null saves by steps alone."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is no finite number: stop before the update, or leave the step out."""
+    max_skipped: int = 10
+    """Stop when more steps than this were left out."""
+    timeout_seconds: float = 600.0
+    """How long a process waits in a step for the others; one that died or hangs ends the run."""
     trackers: tuple[str, ...] = ()
     """Where the metrics go besides metrics.jsonl: tensorboard, wandb, trackio."""
 
@@ -183,6 +191,9 @@ class Config:
     """Where everything is written; default: runs/<name of the configuration>."""
     resume: bool = False
     """Continue the run in `run_dir` from its last checkpoint."""
+    allow_change: tuple[str, ...] = ()
+    """Settings in which a resumed run may differ although they change what is learned, e.g. optim.lr; "data.train" allows other
+    training data."""
 
     def __post_init__(self) -> None:
         train, data = self.train, self.data
@@ -196,6 +207,10 @@ class Config:
         _require(
             train.save_every is None or train.save_every >= 1, "train.save_every", train.save_every, "give null or 1 or more"
         )
+        minutes = train.save_minutes
+        _require(minutes is None or minutes > 0, "train.save_minutes", minutes, "give null or a number above 0")
+        _require(train.max_skipped >= 0, "train.max_skipped", train.max_skipped, "give 0 or more")
+        _require(train.timeout_seconds > 0, "train.timeout_seconds", train.timeout_seconds, "give a number above 0")
         _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "keep at least 1")
         _require(train.threads is None or train.threads >= 1, "train.threads", train.threads, "give null or 1 or more")
         _require(self.optim.lr > 0, "optim.lr", self.optim.lr, "give a number above 0")
@@ -391,6 +406,7 @@ def to_yaml(config: Config) -> str:
 
 
 _WITHOUT_EFFECT = (
+    "allow_change",
     "run_dir",
     "resume",
     "evaluate",
@@ -398,25 +414,40 @@ _WITHOUT_EFFECT = (
     "data.train.path",  # the data themselves are compared
     "data.cache",
     "data.workers",
+    "data.max_bad_fraction",
+    "train.max_skipped",
     "train.micro_batch",
+    "train.on_nonfinite",
     "train.threads",
     "train.log_every",
     "train.save_every",
+    "train.save_minutes",
     "train.keep_checkpoints",
+    "train.timeout_seconds",
     "train.trackers",
 )
 
 
-def decisive_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide what is learned, as a flat {"optim.lr": 0.001, ...}; a run continues only under equal ones."""
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings as {"optim.lr": 0.001, ...}, JSON values."""
     flat: dict[str, Any] = {}
 
     def flatten(value: Any, path: str) -> None:
         if isinstance(value, dict) and value:
             for key, child in value.items():
                 flatten(child, f"{path}.{key}" if path else key)
-        elif not path.startswith(_WITHOUT_EFFECT):
+        else:
             flat[path] = value
 
     flatten(to_dict(config), "")
     return flat
+
+
+def is_decisive(key: str) -> bool:
+    """Whether a setting of `flat_settings` decides what is learned; a run continues only under equal ones."""
+    return not any(is_within(key, path) for path in _WITHOUT_EFFECT)
+
+
+def is_within(key: str, path: str) -> bool:
+    """Whether a dotted key is `path` or lies below it."""
+    return f"{key}.".startswith(f"{path}.")

@@ -46,7 +46,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged, or holds anything but tensors and plain containers.
     """
     path = existing_file(path)
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state: Mapping[str, Any] = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
@@ -54,6 +54,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a safetensors file, on the CPU. Raises UserError when the file is damaged or is another."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or no safetensors file ({error}); copy or save it again") from None
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
@@ -84,16 +95,6 @@ def existing_file(path: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return path
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or no safetensors file ({error}); copy or save it again") from None
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmcl.config import Config, decisive_settings, from_dict, load_config, to_dict, to_yaml
+from mmcl.config import Config, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
 from mmcl.errors import UserError
 
 MINIMAL = """
@@ -58,10 +58,11 @@ def test_run_dir_defaults_to_the_name_of_the_file(path: Path) -> None:
 
 
 def test_what_decides_a_run_is_not_where_it_is_written(path: Path) -> None:
-    before = decisive_settings(load_config(path))
-    assert before == decisive_settings(load_config(path, ["--run_dir", "elsewhere", "--resume", "--data.workers", "3"]))
-    after = decisive_settings(load_config(path, ["--train.seed", "1"]))
-    assert {key for key in before if before[key] != after[key]} == {"train.seed"}
+    before = flat_settings(load_config(path))
+    after = flat_settings(load_config(path, ["--run_dir", "elsewhere", "--resume", "--data.workers", "3", "--train.seed", "1"]))
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {"run_dir", "resume", "data.workers", "train.seed"}
+    assert {key for key in changed if is_decisive(key)} == {"train.seed"}
 
 
 @pytest.mark.parametrize(

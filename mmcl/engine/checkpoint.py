@@ -1,7 +1,8 @@
 """Checkpoints: weights, optimiser and one step number, in safetensors and JSON. Order and randomness need no state.
 
-A checkpoint is written beside its place and renamed into it when every byte is on disk, so that a folder named step-* is always
-whole; its manifest holds the size and the sha256 of each file, because safetensors loads a flipped bit without a word.
+A checkpoint is written beside its place, synced, and renamed into it, so that a folder named step-* is always whole. The last
+file written is its manifest: size and sha256 of each file, because safetensors loads a flipped bit without a word, and a sha256
+of itself. Old checkpoints go only when the new one is in place, and are renamed before they are deleted.
 """
 
 from __future__ import annotations
@@ -9,19 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import mmcl
 from mmcl.errors import UserError
+from mmcl.safe import read_json, read_safetensors, reason
 
 FORMAT_VERSION = 1
-_MANIFEST = "MANIFEST.json"
+MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "MANIFEST.json"
+_SPARE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint will hold, copied: training may go on while it is written.
+
+    Attributes:
+        step: the number of steps done.
+        model, optimiser: tensors by name, on the CPU.
+        facts: JSON values for the manifest.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +55,37 @@ class Checkpoint:
     manifest: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, step: int, module: nn.Module, optimiser: torch.optim.Optimizer, *, identity: dict[str, Any], keep: int
-) -> Path:
+def take_snapshot(step: int, module: nn.Module, optimiser: torch.optim.Optimizer, **facts: Any) -> Snapshot:
+    """Copies parameters, persistent buffers and the state of the optimiser."""
+    tensors = (_module_tensors(module), _optimiser_tensors(module, optimiser))
+    model, state = ({name: _copy(tensor) for name, tensor in group.items()} for group in tensors)
+    return Snapshot(step, model, state, facts)
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     """Writes `folder/step-<step>` atomically, then removes all but the newest `keep`.
 
-    Args:
-        identity: what must be equal on resume (configuration hash, ...), JSON values.
+    Raises:
+        UserError: it cannot be written, for want of space or otherwise; nothing of it is left, and what was there still is.
     """
-    final = folder / f"step-{step:07d}"
+    final = folder / _name(snapshot.step)
     stage = folder / f".tmp-{final.name}"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    save_file(_module_tensors(module), stage / "model.safetensors")
-    save_file(_optimiser_tensors(module, optimiser), stage / "optimizer.safetensors")
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(stage.iterdir())}
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "identity": identity}
-    (stage / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for file in stage.iterdir():
-        _sync(file)
-    _sync(stage)
-    shutil.rmtree(final, ignore_errors=True)
-    stage.rename(final)
-    _sync(folder)
-    for old in _step_folders(folder)[keep:]:
-        shutil.rmtree(old)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (*folder.glob(".tmp-*"), *folder.glob(".del-*")):
+            _delete(leftover)
+        _check_space(folder, snapshot)
+        stage.mkdir()
+        _write_files(stage, snapshot)
+        stage.rename(final)
+        _sync(folder)
+        for old in _step_folders(folder)[keep:]:
+            _remove(old)
+    except Exception as error:  # OSError, SafetensorError, or a bare RuntimeError of torch
+        shutil.rmtree(stage, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{final} could not be written ({reason(error)}); the checkpoints before it are untouched") from error
     return final
 
 
@@ -71,6 +99,16 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def set_newer_aside(checkpoint: Checkpoint) -> None:
+    """Renames the damaged checkpoints after this one: they would push whole ones out when only the newest are kept."""
+    folders = _step_folders(checkpoint.path.parent)
+    for path in folders[: folders.index(checkpoint.path)]:
+        aside = path.with_name(f"damaged-{path.name}")
+        if aside.exists():
+            _delete(aside)
+        path.rename(aside)
+
+
 def verify(path: Path) -> Checkpoint:
     """Reads the manifest and compares every file with it.
 
@@ -78,18 +116,21 @@ def verify(path: Path) -> Checkpoint:
         UserError: names the file that is missing, cut short or changed.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        files, version = manifest["files"], manifest["format_version"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{path}: {_MANIFEST} is missing or damaged") from None
+        manifest = read_json(path / MANIFEST)
+    except UserError:
+        raise UserError(f"{path}: {MANIFEST} is missing or damaged") from None
+    version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this version of mmcl reads {FORMAT_VERSION}")
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"{path}: {name} is missing")
-        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
-            raise UserError(f"{path}: {name} is damaged (its checksum differs)")
+    if manifest.pop("sha256", None) != _seal(manifest):
+        raise UserError(f"{path}: {MANIFEST} is damaged (its checksum differs)")
+    try:
+        if path.name != _name(manifest["step"]):
+            raise UserError(f"{path} holds step {manifest['step']}: was the folder renamed?")
+        for name in (MODEL, OPTIMIZER):
+            _verify_file(path / name, manifest["files"][name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path}: {MANIFEST} is damaged ({error!r})") from None
     return Checkpoint(path, manifest["step"], manifest)
 
 
@@ -99,15 +140,63 @@ def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.
     Raises:
         UserError: the checkpoint holds other tensors than the model.
     """
-    state = load_file(checkpoint.path / "model.safetensors")
-    own = _module_tensors(module)
-    if set(state) != set(own) or any(state[name].shape != tensor.shape for name, tensor in own.items()):
-        differing = sorted(set(state) ^ set(own)) or [name for name, t in own.items() if state[name].shape != t.shape]
-        raise UserError(f"{checkpoint.path} is of another model: {differing[0]} does not fit; start with another run_dir")
+    state, moments = (read_safetensors(checkpoint.path / name) for name in (MODEL, OPTIMIZER))
+    own, parameters = _module_tensors(module), dict(module.named_parameters())
+    misfits = [
+        *sorted(set(state) ^ set(own)),
+        *(name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape),
+        *sorted({path.rpartition("/")[0] for path in moments} - set(parameters)),
+    ]
+    if misfits:
+        raise UserError(f"{checkpoint.path} is of another model: {misfits[0]} does not fit; start with another run_dir")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
-    _load_optimiser(load_file(checkpoint.path / "optimizer.safetensors"), module, optimiser)
+    for path, tensor in moments.items():
+        name, _, key = path.rpartition("/")
+        optimiser.state[parameters[name]][key] = _like(parameters[name], tensor)
+
+
+def _write_files(stage: Path, snapshot: Snapshot) -> None:
+    save_file(snapshot.model, stage / MODEL)
+    save_file(snapshot.optimiser, stage / OPTIMIZER)
+    files = {}
+    for name in (MODEL, OPTIMIZER):
+        _sync(stage / name)
+        files[name] = {"bytes": (stage / name).stat().st_size, "sha256": _sha256(stage / name)}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": snapshot.step,
+        "files": files,
+        "versions": {
+            "mmcl": mmcl.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "safetensors": safetensors.__version__,
+        },
+        **snapshot.facts,
+    }
+    manifest["sha256"] = _seal(manifest)
+    (stage / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _sync(stage / MANIFEST)
+    _sync(stage)
+
+
+def _verify_file(file: Path, expected: dict[str, Any]) -> None:
+    if not file.is_file():
+        raise UserError(f"{file.parent}: {file.name} is missing")
+    if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        raise UserError(f"{file.parent}: {file.name} is damaged (its checksum differs)")
+
+
+def _check_space(folder: Path, snapshot: Snapshot) -> None:
+    needed = sum(tensor.nbytes for group in (snapshot.model, snapshot.optimiser) for tensor in group.values()) + _SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 1e6:.0f} MB are free and the checkpoint of step {snapshot.step} needs {needed / 1e6:.0f}; "
+            "make room and continue with --resume"
+        )
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -117,34 +206,55 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            tensors[name] = tensor.detach().contiguous() if not tensor.is_contiguous() else tensor.detach()
+            tensors[name] = tensor
     return tensors
 
 
 def _optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser state by parameter name: "name/exp_avg"."""
     return {
-        f"{name}/{key}": torch.as_tensor(value).contiguous()
+        f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in module.named_parameters()
         for key, value in optimiser.state.get(parameter, {}).items()
     }
 
 
-def _load_optimiser(tensors: dict[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    parameters = dict(module.named_parameters())
-    for path, tensor in tensors.items():
-        name, key = path.rsplit("/", 1)
-        parameter = parameters[name]
-        # A memory layout other than the parameter's would be right, but not bit for bit as fast nor as before.
-        value = tensor.to(parameter.device)
-        if tensor.shape == parameter.shape:
-            value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        optimiser.state[parameter][key] = value
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+    """The tensor, laid out as the parameter: another layout would be right, but neither bit for bit nor as fast as before."""
+    if tensor.shape != parameter.shape:
+        return tensor.to(parameter.device)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:07d}"
 
 
 def _step_folders(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: what a kill leaves half deleted must not look like a checkpoint."""
+    doomed = path.with_name(f".del-{path.name}")
+    path.rename(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

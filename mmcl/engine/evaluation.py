@@ -10,7 +10,7 @@ import yaml
 from mmcl.config import Config, EvaluatorConfig, SourceConfig, from_dict
 from mmcl.data.source import Source
 from mmcl.engine.build import build_method, build_model, build_source, build_training_data
-from mmcl.engine.log import read_metrics
+from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, run
 from mmcl.evaluate.plots import loss_curve
@@ -95,7 +95,7 @@ def read_config(run_dir: Path) -> Config:
 
 def write_report(report: Report, run_dir: Path) -> None:
     """Writes `report/` with the loss curve of the run."""
-    curve = loss_curve(read_metrics(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
+    curve = loss_curve(read_log(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
     (report + Report(figures={"loss_curve": curve})).write(run_dir / "report")
 
 

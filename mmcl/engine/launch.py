@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import threadpoolctl
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from mmcl.config import TrainConfig
 
+_START = timedelta(minutes=30)
+"""How long processes wait for each other until training begins: one of them may still decode pictures or compute features."""
+
 _TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
@@ -27,6 +31,7 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
             or a tracker is not installed.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     _refuse_lost_processes()
     no_accelerator = not torch.accelerator.is_available()
@@ -35,7 +40,11 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
         raise UserError("train.precision fp16 needs an accelerator: use bf16 or fp32 on the CPU")
     # Without cpu=True, two processes that torchrun starts on a machine without accelerator are two worlds of one.
     accelerator = Accelerator(
-        cpu=no_accelerator, mixed_precision=precision, log_with=_trackers(config.trackers), project_dir=run_dir
+        cpu=no_accelerator,
+        mixed_precision=precision,
+        log_with=_trackers(config.trackers),
+        project_dir=run_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=max(_START, timedelta(seconds=config.timeout_seconds)))],
     )
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked_for:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,26 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, each step at most once, whatever happened in between."""
+class StepLog:
+    """A file of JSON lines, each with its "step"; what a step writes is in it once, whatever happened in between."""
 
     def __init__(self, path: Path, *, resume_from: int = 0):
         """Opens the log; lines of steps after `resume_from` belong to a future that will be computed again, and go."""
         self.path = path
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_from]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        if not path.exists():
+            return
+        lines = [json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= resume_from]
+        stage = path.with_name(f".tmp-{path.name}")
+        stage.write_text("".join(lines), encoding="utf-8")
+        stage.replace(path)
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, *rows: Mapping[str, Any]) -> None:
+        """Appends lines; numbers that JSON does not have become null."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n" for row in rows)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a line that a kill cut short is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -33,6 +39,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmcl.config import Config, decisive_settings, to_dict, to_yaml
+from mmcl.config import Config, flat_settings, is_decisive, is_within, to_dict, to_yaml
 from mmcl.data.augment.policy import Policy
 from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.loader import StepBatches
 from mmcl.data.order import Order
 from mmcl.data.source import Source
 from mmcl.engine.build import build_method, build_model, build_training_data, check_components, check_labels, run_facts
-from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint
+from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint, set_newer_aside
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import evaluate_run, write_report
 from mmcl.engine.frozen_features import FeatureBatches, store_features
 from mmcl.engine.launch import keep_freed_memory, start
+from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
 from mmcl.evaluate.report import Report
@@ -29,6 +31,10 @@ from mmcl.methods.method import Method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+_DATA = "data.train"
+"""The data themselves, where settings are compared."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,20 @@ class RunResult:
 def train(config: Config) -> RunResult:
     """Trains, saves and evaluates a model as a configuration says. Every process of a launch calls this.
 
+    After SIGTERM or SIGUSR1 it saves a checkpoint at the end of the step and returns without a model or a report.
+
     Raises:
         UserError: anything that the user can mend; before training where it can be known by then.
     """
     check_components(config)
     run_dir = Path(config.run_dir or "runs/unnamed")
-    checkpoint = _checkpoint_to_continue(run_dir, config)
     accelerator = start(config.train, str(run_dir))
+    with locked(run_dir) if accelerator.is_main_process else nullcontext():
+        return _train(config, run_dir, accelerator)
+
+
+def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult:
+    checkpoint = _checkpoint_to_continue(run_dir, config, accelerator)
     is_main = accelerator.is_main_process
     source, held_out = build_training_data(config)
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
@@ -64,27 +77,30 @@ def train(config: Config) -> RunResult:
     total_steps = facts.total_steps
     method.configure(facts)
     batches = _batches(config, source, order, method, accelerator)
-    identity = {"config": decisive_settings(config), "data": source.fingerprint}
+    identity = {"settings": flat_settings(config), "data": source.fingerprint}
+    differences = _compare(checkpoint, identity, config) if checkpoint else []
     accelerator.wait_for_everyone()
     if is_main:
-        _open_run_dir(run_dir, config)
+        _open_run_dir(run_dir, config, checkpoint)
         _say_what_starts(config, source, method, total_steps, accelerator, checkpoint)
+        print("".join(f"changed on resume: {difference}\n" for difference in differences), end="", flush=True)
         for warning in find_warnings(asked, method, source, accelerator.num_processes, total_steps):
             print(f"warning: {warning}", flush=True)
-    if checkpoint:
-        _check_identity(checkpoint, identity, run_dir)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("mmcl", config={"config": to_yaml(config)})
     on_cpu = accelerator.device.type == "cpu"
     if on_cpu:
         keep_freed_memory(True)
-    Trainer(config, accelerator, method, batches, total_steps=total_steps, identity=identity).fit(checkpoint)
+    step = Trainer(config, accelerator, method, batches, total_steps=total_steps, identity=identity).fit(checkpoint)
     del batches  # and the decoded pictures with them
     if on_cpu:
         keep_freed_memory(False)
     # Only the first process goes on: the others must not wait in a collective for minutes of evaluation.
     accelerator.end_training()
     if not is_main:
+        return RunResult(run_dir, Report())
+    if step < total_steps:
+        print(f"stopped by a signal after step {step} of {total_steps}; continue with --resume", flush=True)
         return RunResult(run_dir, Report())
     model = build_model(method)
     provenance = {"config": to_dict(config), "steps": total_steps, "data_fingerprint": source.fingerprint}
@@ -103,11 +119,12 @@ def train(config: Config) -> RunResult:
     return RunResult(run_dir, report)
 
 
-def _checkpoint_to_continue(run_dir: Path, config: Config) -> Checkpoint | None:
+def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelerator) -> Checkpoint | None:
     """What to resume from; None for a new run.
 
     Raises:
-        UserError: the run directory holds a run and `resume` is not set, or it is set and there is nothing to resume.
+        UserError: the run directory holds a run and `resume` is not set, it is set and there is nothing to resume, or the
+            processes do not see the same.
     """
     exists = (run_dir / "config.yaml").exists()
     if exists and not config.resume:
@@ -117,28 +134,43 @@ def _checkpoint_to_continue(run_dir: Path, config: Config) -> Checkpoint | None:
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise UserError(f"{run_dir} has no checkpoint to resume from: start without --resume, in another --run_dir")
+    steps = accelerator.gather(torch.tensor([checkpoint.step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(f"{run_dir}: the processes see different checkpoints, of steps {steps}; put it where all see the same")
     return checkpoint
 
 
-def _open_run_dir(run_dir: Path, config: Config) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(dataclasses.replace(config, resume=False)), encoding="utf-8")
+def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> None:
+    if checkpoint:
+        set_newer_aside(checkpoint)
+    stage = run_dir / ".tmp-config.yaml"
+    stage.write_text(to_yaml(dataclasses.replace(config, resume=False, allow_change=())), encoding="utf-8")
+    stage.replace(run_dir / "config.yaml")
 
 
-def _check_identity(checkpoint: Checkpoint, identity: dict[str, Any], run_dir: Path) -> None:
-    """Refuses to continue a run with what would change its order or its curve."""
-    saved = checkpoint.manifest["identity"]
-    before, now = saved["config"], identity["config"]
-    changed = [
-        f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{run_dir} cannot be continued with other settings ({', '.join(changed)}); "
-            "give those of its config.yaml, or start a new run with another --run_dir"
-        )
+def _compare(checkpoint: Checkpoint, identity: dict[str, Any], config: Config) -> list[str]:
+    """How a run differs from the one that it continues, one line for each setting.
+
+    Raises:
+        UserError: a difference would change its order or its curve, and `allow_change` does not name it.
+    """
+    saved, allowed = checkpoint.manifest["identity"], config.allow_change
+    before, now = saved["settings"], identity["settings"]
+    changed = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now})}
+    changed = {key: line for key, line in changed.items() if before.get(key) != now.get(key)}
     if saved["data"] != identity["data"]:
-        raise UserError(f"{run_dir}: the training data changed since the checkpoint; restore them, or start a new run")
+        changed[_DATA] = f"{_DATA}: the training data changed, {saved['data'][:8]} -> {identity['data'][:8]}"
+    refused = {
+        key: line
+        for key, line in changed.items()
+        if (is_decisive(key) or key == _DATA) and not any(is_within(key, path) for path in allowed)
+    }
+    if refused:
+        raise UserError(
+            f"{config.run_dir} cannot be continued with other settings ({'; '.join(refused.values())}): restore them, start a "
+            f"new run with another --run_dir, or allow it with --allow_change {' '.join(refused)}"
+        )
+    return list(changed.values())
 
 
 def _batches(config: Config, source: Source, order: Order, method: Method, accelerator: Accelerator) -> FeatureBatches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,13 +19,22 @@ from mmcl.config import Config
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
 from mmcl.data.bad_samples import BadSampleBudget
-from mmcl.engine.checkpoint import load_checkpoint, save_checkpoint
-from mmcl.engine.log import MetricsLog, Progress
+from mmcl.engine.checkpoint import load_checkpoint, take_snapshot
+from mmcl.engine.checkpoint_writer import CheckpointWriter
+from mmcl.engine.guards import (
+    BuffersKept,
+    StopSignals,
+    ignore_stop_signals,
+    lost_process_named,
+    set_collective_timeout,
+    write_crash_bundle,
+)
+from mmcl.engine.log import Progress, StepLog
 from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, Views
+from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,57 +71,121 @@ class Trainer:
         # The loader and the schedule stay ours: Accelerate would reorder the one and step the other once per process.
         self.encode, self.optimiser = accelerator.prepare(method, optimiser)
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction)
+        self.skipped, self.saved_at = 0, time.monotonic()
+        self.stop = StopSignals()
+        self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
+        self.log: StepLog | None = None
+        self.bad_log: StepLog | None = None
 
-    def fit(self, checkpoint: Checkpoint | None = None) -> None:
-        """Runs all steps that are left, saving on the way and at the end.
+    def fit(self, checkpoint: Checkpoint | None = None) -> int:
+        """Runs the steps that are left, saving on the way and at the end; on a signal to stop, to the end of the step at hand.
 
         Args:
             checkpoint: where to continue from.
+
+        Returns:
+            The last step done; fewer than `total_steps` after a signal.
+
+        Raises:
+            UserError: a loss or gradient is no number, too many samples cannot be used, a checkpoint cannot be written, or
+                another process is gone.
         """
-        start = checkpoint.step if checkpoint else 0
+        step = start = self._restore(checkpoint)
+        train, is_main = self.config.train, self.accelerator.is_main_process
+        progress = Progress(done=start, total=self.total_steps, batch_size=train.batch_size, enabled=is_main)
+        clock = _Clock(train.batch_size, start)
+        self.encode.train()
+        with self.stop, self.writer, lost_process_named(train.timeout_seconds):
+            self._warm_up(start)
+            set_collective_timeout(train.timeout_seconds)
+            for step, batch in enumerate(self._loader(start), start + 1):
+                metrics, wishes = self._step(step, batch.to(self.accelerator.device))
+                progress.advance({name: metrics[name] for name in ("loss", "temperature") if name in metrics})
+                if self.log and (step % train.log_every == 0 or step in (1, self.total_steps)):
+                    row = {"step": step, **metrics, "samples_per_second": clock.rate(step)}
+                    self.log.write(row)
+                    self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
+                is_due = wishes["save"] or bool(train.save_every and step % train.save_every == 0)
+                if is_due or wishes["stop"] or step == self.total_steps:
+                    self._save(step)
+                if wishes["stop"]:
+                    break
+            self.writer.wait()
+        progress.close()
+        return step
+
+    def _restore(self, checkpoint: Checkpoint | None) -> int:
+        """Puts everything where it was, logs included. Returns the number of steps done."""
+        step = checkpoint.step if checkpoint else 0
         if checkpoint:
             load_checkpoint(checkpoint, self.method, self.optimiser.optimizer)
-        is_main = self.accelerator.is_main_process
-        log = MetricsLog(self.run_dir / "metrics.jsonl", resume_from=start) if is_main else None
-        progress = Progress(done=start, total=self.total_steps, batch_size=self.config.train.batch_size, enabled=is_main)
-        self.encode.train()
-        clock = _Clock(self.config.train.batch_size, start)
-        for step, batch in enumerate(self._loader(start), start + 1):
-            metrics = self._step(step, batch.to(self.accelerator.device))
-            progress.advance({name: metrics[name] for name in ("loss", "temperature") if name in metrics})
-            if log and (step % self.config.train.log_every == 0 or step in (1, self.total_steps)):
-                row = {"step": step, **metrics, "samples_per_second": clock.rate(step)}
-                log.write(row)
-                self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
-            if step == self.total_steps or (self.config.train.save_every and step % self.config.train.save_every == 0):
-                self._save(step)
-        progress.close()
+            state = checkpoint.manifest["state"]
+            self.bad_samples.count, self.bad_samples.seen, self.skipped = (state[k] for k in ("bad", "seen", "skipped"))
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            self.log = StepLog(self.run_dir / "metrics.jsonl", resume_from=step)
+            self.bad_log = StepLog(self.run_dir / "bad_samples.jsonl", resume_from=step)
+        return step
+
+    def _warm_up(self, step: int) -> None:
+        """One step for nothing, and undone.
+
+        After its first backward pass DDP lays out its buckets anew, and with them the order of its sums. A resumed run would do
+        so later than one that was never stopped; over three or more processes, the last bits of its weights would differ.
+        """
+        if self.accelerator.num_processes == 1 or step == self.total_steps:
+            return
+        kept = BuffersKept(self.method)
+        self._backward(step + 1, self.batches[step].to(self.accelerator.device))
+        self.optimiser.zero_grad()
+        kept.restore()
 
     def _loader(self, start: int) -> DataLoader[Batch]:
         steps = range(start, self.total_steps)
         workers = self.config.data.workers
         # Item numbers are steps and every batch is a pure function of its step: resuming is starting the range later.
-        return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers)
+        return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals)
 
-    def _step(self, step: int, batch: Batch) -> dict[str, float]:
+    def _step(self, step: int, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns the metrics, and what some process wishes for after this step."""
+        self.writer.raise_failure()
         rate = self._set_rate(step)
-        embeddings, _, shares = cached_backward(
+        kept = BuffersKept(self.method) if self.config.train.on_nonfinite == "skip" else None
+        embeddings, shares = self._backward(step, batch)
+        shares["gradient_norm"] = self._clip() / self.accelerator.num_processes
+        metrics, wishes = self._sum_over_processes(
+            shares, stop=self.stop.received, save=self._save_is_due(), bad=len(batch.bad_samples)
+        )
+        if self._is_finite(metrics):
+            self.optimiser.step()
+            self.method.commit(embeddings, batch)
+        else:
+            self._skip_or_stop(step, metrics, batch)
+            if kept:
+                kept.restore()
+        self.optimiser.zero_grad()
+        self._count_bad(step, batch, any_bad=wishes["bad"] > 0)
+        return {**metrics, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}, wishes
+
+    def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
+        """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""
+        embeddings, output = cached_backward(
             self.encode,
             self._pieces(batch),
-            loss=lambda rows: self._loss(step, rows, batch),
+            loss=lambda rows: self._loss(rows, batch),
             # Accelerate averages gradients over the processes; the shares of the loss are to be summed.
-            backward=lambda result: self.accelerator.backward(result[1] * self.accelerator.num_processes),
+            backward=lambda result: self.accelerator.backward(result[1].loss * self.accelerator.num_processes),
             seed=lambda piece: self._seed(step, piece),
             no_sync=lambda: self.accelerator.no_sync(self.encode),
             loss_parameters=self.method.loss_parameters,
         )
-        if self.config.optim.clip is not None:
-            self.accelerator.clip_grad_norm_(self.encode.parameters(), self.config.optim.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.method.commit(embeddings, batch)
-        self._list_bad(batch)
-        return {**shares, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}
+        return embeddings, {"loss": output.loss, **output.metrics}
+
+    def _clip(self) -> Tensor:
+        """Bounds the gradient. Returns its norm before."""
+        clip = self.config.optim.clip
+        return self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if clip is None else clip)
 
     def _set_rate(self, step: int) -> float:
         """Sets every group's learning rate for this step; returns that of `optim.lr`."""
@@ -133,46 +207,65 @@ class Trainer:
     def _seed(self, step: int, piece: int) -> None:
         torch.manual_seed(rng.sample_seed(self.config.train.seed, step, self.accelerator.process_index, piece))
 
-    def _loss(self, step: int, rows: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, Tensor, dict[str, float]]:
-        """The loss of all rows: what it saw, this process's share, and the sum of the shares for the log."""
+    def _loss(self, rows: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
         embeddings = gather_embeddings(rows, positives)
-        output = self.method.loss(embeddings, batch)
-        shares = self._sum_over_processes({"loss": output.loss, **output.metrics})
-        self._guard(step, shares["loss"], batch)
-        return embeddings, output.loss, shares
+        return embeddings, self.method.loss(embeddings, batch)
 
-    def _sum_over_processes(self, shares: Mapping[str, Tensor]) -> dict[str, float]:
+    def _sum_over_processes(self, shares: Mapping[str, Tensor], **wishes: float) -> tuple[dict[str, float], dict[str, float]]:
+        """One collective for all that the processes must agree on in a step."""
         stacked = torch.stack([share.detach().float() for share in shares.values()])
-        return dict(zip(shares, self.accelerator.reduce(stacked, "sum").tolist(), strict=True))
+        flags = torch.tensor([float(wish) for wish in wishes.values()], device=stacked.device)
+        summed = iter(self.accelerator.reduce(torch.cat([stacked, flags]), "sum").tolist())
+        return {name: next(summed) for name in shares}, {name: next(summed) for name in wishes}
 
-    def _guard(self, step: int, loss: float, batch: Batch) -> None:
-        """Stops before the update, on every process at the same step, when the loss is no number."""
-        if loss - loss != 0:
-            rows = ", ".join(str(i) for i in batch.index[:8].tolist())
-            raise UserError(
-                f"the loss of step {step} is {loss}; nothing was updated. Lower optim.lr, or look at the samples {rows}, ..."
-            )
+    def _is_finite(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the step may be taken. Under fp16 an infinite gradient is daily business of the scaler, which skips it."""
+        return math.isfinite(metrics["loss"]) and (bool(self.accelerator.scaler) or math.isfinite(metrics["gradient_norm"]))
 
-    def _list_bad(self, batch: Batch) -> None:
-        """Lists what could not be read; stops when it is too much."""
-        if batch.bad_samples:
-            with (self.run_dir / "bad_samples.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in batch.bad_samples)
-        self.bad_samples.add(batch.bad_samples, seen=len(batch.ids))
+    def _skip_or_stop(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
+        """Every process comes here at the same step, before the update."""
+        train, rank = self.config.train, self.accelerator.process_index
+        bundle = write_crash_bundle(self.run_dir / "crash", step, rank, batch, metrics, self.config)
+        self.skipped += 1
+        rows = ", ".join(str(i) for i in batch.index[:8].tolist())
+        message = (
+            f"the loss of step {step} is {metrics['loss']:g}, the norm of its gradient {metrics['gradient_norm']:g}; "
+            f"nothing was updated. Lower optim.lr, or look at the samples {rows}, ... ({bundle})"
+        )
+        if train.on_nonfinite == "stop" or self.skipped > train.max_skipped:
+            raise UserError(message)
+        print(f"warning: {message}", flush=True)
+
+    def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
+        """Lists what could not be read, in rank order; stops every process when it is too much."""
+        bad: list[BadSample] = gather_object(list(batch.bad_samples)) if any_bad else []
+        if self.bad_log:
+            self.bad_log.write(*({"step": step, **asdict(sample)} for sample in bad))
+        self.bad_samples.add(bad, seen=self.config.train.batch_size)
+
+    def _save_is_due(self) -> bool:
+        """Only the first process looks at its clock, and only it writes."""
+        minutes = self.config.train.save_minutes
+        if minutes is None or not self.accelerator.is_main_process:
+            return False
+        return time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.run_dir / "checkpoints",
-                step,
-                self.method,
-                self.optimiser.optimizer,
-                identity=self.identity,
-                keep=self.config.train.keep_checkpoints,
-            )
-        self.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "bad": self.bad_samples.count,
+            "seen": self.bad_samples.seen,
+            "skipped": self.skipped,
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        world = self.accelerator.num_processes
+        facts = {"world": world, "identity": self.identity, "state": state}
+        self.writer.save(take_snapshot(step, self.method, self.optimiser.optimizer, **facts))
 
 
 class _Clock:

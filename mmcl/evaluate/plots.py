@@ -68,13 +68,14 @@ def loss_curve(
     """What a run logged, one panel for each of `keys` that any row has.
 
     Args:
-        rows: of metrics.jsonl, such as {"step": 10, "loss": 4.1, "lr": 1e-3}; rows without a key are left out of its panel.
+        rows: of metrics.jsonl, such as {"step": 10, "loss": 4.1, "lr": 1e-3}; rows without a key, or with
+            null, are left out of its panel.
     """
-    shown = [key for key in keys if any(key in row for row in rows)]
+    shown = [key for key in keys if any(row.get(key) is not None for row in rows)]
     figure = _figure(9, 2.1 * max(1, len(shown)) + 0.7, title)
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False) if shown else np.empty((0, 1))
     for number, (key, axes) in enumerate(zip(shown, grid[:, 0], strict=True)):
-        own = [row for row in rows if key in row]
+        own = [row for row in rows if row.get(key) is not None]
         marker = "o" if len(own) == 1 else None
         axes.plot([row["step"] for row in own], [row[key] for row in own], color=PALETTE[number], lw=1.8, marker=marker)
         axes.set_ylabel(key.replace("_", " "))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, verify
+from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, take_snapshot, verify, write_checkpoint
 from mmcl.errors import UserError
 
 
@@ -24,12 +24,12 @@ def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return save_checkpoint(folder, step, *trained(), identity={"config": {"a": 1}}, keep=keep)
+    return write_checkpoint(folder, take_snapshot(step, *trained()), keep=keep)
 
 
 def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
     module, optimiser = trained()
-    save_checkpoint(tmp_path, 3, module, optimiser, identity={}, keep=1)
+    write_checkpoint(tmp_path, take_snapshot(3, module, optimiser), keep=1)
     restored, restored_optimiser = trained(steps=0)
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None

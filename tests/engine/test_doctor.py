@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmcl.engine.doctor import Diagnosis, diagnose
-from mmcl.engine.log import read_metrics
+from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
@@ -43,7 +43,7 @@ def test_the_first_loss_and_the_steps_are_those_of_the_run(folder: Path, tmp_pat
     flags = ("--train.epochs", "1", "--train.steps", "null")
     found = diagnose(tiny_config(folder, tmp_path / "run", *flags))
     train(tiny_config(folder, tmp_path / "run", *flags))
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    rows = read_log(tmp_path / "run" / "metrics.jsonl")
     assert len(rows) == found.steps
     if found.first_loss is not None:
         assert rows[0]["loss"] == pytest.approx(found.first_loss, rel=0.5)

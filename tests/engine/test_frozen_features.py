@@ -13,7 +13,7 @@ from mmcl.config import Config
 from mmcl.data.folder import FolderSource
 from mmcl.engine import run
 from mmcl.engine.frozen_features import has_fixed_inputs
-from mmcl.engine.log import read_metrics
+from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from tests.engine.test_run import run_script
 from tests.engine.tiny import YAML, make_folder, tiny_config
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run_dir / "metrics.jsonl")]
+    return [row["loss"] for row in read_log(run_dir / "metrics.jsonl")]
 
 
 def assert_same_model(a: Path, b: Path) -> None:

@@ -21,7 +21,7 @@ import mmcl
 from mmcl.config import Config, load_config
 from mmcl.engine.build import build_training_data
 from mmcl.engine.doctor import diagnose
-from mmcl.engine.log import read_metrics
+from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
@@ -53,8 +53,15 @@ def same_tensors(a: Path, b: Path) -> bool:
 
 
 def test_a_run_directory_is_complete(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "model", "report"}
-    rows = read_metrics(finished / "metrics.jsonl")
+    assert {path.name for path in finished.iterdir()} == {
+        ".lock",
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "report",
+    }
+    rows = read_log(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert {"loss", "temperature", "lr", "samples_per_second"} <= rows[0].keys()
     metrics = json.loads((finished / "report" / "metrics.json").read_text())
@@ -91,7 +98,7 @@ def test_resume_is_bit_exact_under_muon(folder: Path, tmp_path: Path) -> None:
 def same_end(a: Path, b: Path) -> bool:
     """Whether two runs end with the same bits and went there by the same losses."""
     keys = ("step", "loss", "lr", "temperature")
-    before, after = ([[row[key] for key in keys] for row in read_metrics(d / "metrics.jsonl")] for d in (a, b))
+    before, after = ([[row[key] for key in keys] for row in read_log(d / "metrics.jsonl")] for d in (a, b))
     files = [f"checkpoints/step-0000008/{name}.safetensors" for name in ("model", "optimizer")]
     return before == after and all(same_tensors(a / file, b / file) for file in files)
 
@@ -141,7 +148,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
     monkeypatch.setattr(CLIP, "loss", poisoned)
     with pytest.raises(UserError, match=r"loss of step 4 is nan.*samples \d+"):
         train(tiny_config(folder, run_dir, "--train.save_every", "1"))
-    assert [row["step"] for row in read_metrics(run_dir / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_log(run_dir / "metrics.jsonl")] == [1, 2, 3]
     assert (run_dir / "checkpoints" / "step-0000003").exists()
 
 
@@ -149,7 +156,7 @@ def test_a_broken_picture_is_replaced_and_the_run_goes_on(tmp_path: Path) -> Non
     folder = make_folder(tmp_path / "squares")
     (folder / "red_tiny.png").write_bytes(b"not a picture")
     train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0.5"))
-    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 8
+    assert len(read_log(tmp_path / "run" / "metrics.jsonl")) == 8
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert {Path(row["name"]).name for row in listed} == {"red_tiny.png"}
 
@@ -234,7 +241,7 @@ def test_two_processes_are_one_run(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "2 processes on cpu" in done.stdout
     train(tiny_config(folder, tmp_path / "one"))
-    one, two = ([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two"))
+    one, two = ([row["loss"] for row in read_log(tmp_path / name / "metrics.jsonl")] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
 
 
@@ -254,9 +261,9 @@ def test_micro_batches_are_one_batch(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     train(tiny_config(folder, tmp_path / "pieces", *words[2:], "--train.micro_batch", "5"))
     train(tiny_config(folder, tmp_path / "whole", *words[2:]))
-    whole = read_metrics(tmp_path / "whole/metrics.jsonl")
+    whole = read_log(tmp_path / "whole/metrics.jsonl")
     for name in ("pieces", "two"):
-        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        rows = read_log(tmp_path / name / "metrics.jsonl")
         for key in ("loss", "temperature"):
             assert [row[key] for row in rows] == pytest.approx([row[key] for row in whole], rel=1e-5)
         assert largest_difference(tmp_path / name, tmp_path / "whole") < 1e-5

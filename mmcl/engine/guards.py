@@ -1,0 +1,108 @@
+"""What can end a run early: a signal to stop, a process that is gone, a number that is none."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmcl.config import Config, to_dict
+from mmcl.errors import UserError, first_line
+from mmcl.types import Batch
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class StopSignals:
+    """SIGTERM and SIGUSR1, which schedulers send before they take a machine back, as a flag; within the context only.
+
+    Attributes:
+        received: whether one has come to this process.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python knows signals nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """For loader processes: a signal to the whole group must not kill what the last step still needs."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def lost_process_named(seconds: float) -> Iterator[None]:
+    """Turns the failure of a collective into one line: its cause is elsewhere.
+
+    Raises:
+        UserError: another process of the run is gone, or was waited for longer than `seconds`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(
+            f"another process of this run died, or did not answer within {seconds:g} s ({first_line(error)}); "
+            "look at its output, then continue with --resume"
+        ) from error
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """How long a process waits for the others from now on."""
+    if dist.is_initialized():
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
+        set_timeout(timedelta(seconds=seconds), dist.group.WORLD)
+
+
+class BuffersKept:
+    """A copy of a module's buffers, such as running statistics, to undo what a forward pass did to them."""
+
+    def __init__(self, module: nn.Module):
+        self._pairs: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, copy in self._pairs:
+            buffer.copy_(copy)
+
+
+def write_crash_bundle(folder: Path, step: int, rank: int, batch: Batch, metrics: dict[str, float], config: Config) -> Path:
+    """Writes what is needed to look at a step that went wrong: one JSON file for each process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:07d}-rank-{rank}.json"
+    bundle = {
+        "step": step,
+        "rank": rank,
+        "metrics": {name: str(value) for name, value in metrics.items()},
+        "samples": batch.index.tolist(),
+        "ids": batch.ids.tolist(),
+        "bad_samples": [asdict(bad) for bad in batch.bad_samples],
+        "config": to_dict(config),
+    }
+    path.write_text(json.dumps(bundle, indent=1), encoding="utf-8")
+    return path

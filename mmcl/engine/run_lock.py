@@ -1,0 +1,44 @@
+"""One writer for a run directory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmcl.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory, which is made if need be; another process cannot hold it meanwhile.
+
+    The lock is the operating system's (POSIX record lock): it ends with the process, however that ends, so no stale lock can
+    block a run, and loader processes do not inherit it. On a network file system it holds between machines where the system
+    supports such locks (NFS 4 does); where it has none, nothing is locked.
+
+    Raises:
+        UserError: another process holds it; says which.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{run_dir} is being written by {holder}: wait for it, or give another --run_dir") from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
