@@ -241,7 +241,7 @@ class Trainer:
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
         """Lists what could not be read, in rank order; stops every process when it is too much."""
         bad: list[BadSample] = gather_object(list(batch.bad_samples)) if any_bad else []
-        if self.bad_log:
+        if bad and self.bad_log:
             self.bad_log.write(*({"step": step, **asdict(sample)} for sample in bad))
         self.bad_samples.add(bad, seen=self.config.train.batch_size)
 
