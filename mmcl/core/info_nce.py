@@ -8,7 +8,7 @@ of the rows (those of one process) and keys all of them, so the loss never has t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -32,6 +32,8 @@ def info_nce(
     key_row_M: Tensor | None = None,
     key_valid_M: Tensor | None = None,
     own_key_ND: Tensor | None = None,
+    own_negative_ND: Tensor | None = None,
+    own_negative_log_weight: float = 0.0,
     query_weight_N: Tensor | None = None,
     positives: Literal["outside", "inside"] = "outside",
     denominator: Literal["all", "negatives"] = "all",
@@ -76,6 +78,10 @@ def info_nce(
             neither.
         key_valid_M: bool; the other keys do not exist.
         own_key_ND: one more key for every query, its positive, which the other queries do not see.
+        own_negative_ND: one more key for every query, a negative, which the other queries do not see; not together with
+            `hardness` or `positive_prior`.
+        own_negative_log_weight: log of how many keys it counts as (the log of alpha in Gao et al., "SimCSE", 2021, section
+            5.2); minus infinity removes it.
         query_weight_N: weights of the rows, not negative.
         positives: "outside" or "inside" of the logarithm.
         denominator: "all" keys or the "negatives".
@@ -96,11 +102,14 @@ def info_nce(
     _check_shape("key_valid_M", key_valid_M, key_id_M.shape)
     _check_shape("query_weight_N", query_weight_N, query_id_N.shape)
     _check_shape("own_key_ND", own_key_ND, query_ND.shape)
+    _check_shape("own_negative_ND", own_negative_ND, query_ND.shape)
     _check_choice("positives", positives, ("outside", "inside"))
     _check_choice("denominator", denominator, ("all", "negatives"))
     _check_choice("reduction", reduction, ("mean", "sum"))
     if hardness < 0 or not 0 <= positive_prior < 1:
         raise ValueError(f"hardness {hardness} must be at least 0 and positive_prior {positive_prior} in [0, 1)")
+    if own_negative_ND is not None and (hardness or positive_prior):
+        raise ValueError("own_negative_ND has a weight of its own: set hardness and positive_prior to 0")
     if key_valid_M is not None:
         key_MD, key_id_M = key_MD[key_valid_M], key_id_M[key_valid_M]
         key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
@@ -111,6 +120,9 @@ def info_nce(
         query_ND = scale * query_ND.to(dtype)
         own_logit_N = None if own_key_ND is None else (query_ND * own_key_ND.to(dtype)).sum(1)
         contrast = _Contrast(query_ND, key_MD.to(dtype), pairs, own_logit_N, tile, mirrored)
+        if own_negative_ND is not None:
+            own_negative_N = (query_ND * own_negative_ND.to(dtype)).sum(1) + own_negative_log_weight
+            contrast = replace(contrast, own_negative_logit_N=own_negative_N)
         log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior, scale)
         positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
         counts_N = contrast.positive_count_N > 0
@@ -162,6 +174,7 @@ class _Contrast:
         key_MD: of the same type.
         own_logit_N: logits of the queries' own keys.
         mirrored: the keys are the queries.
+        own_negative_logit_N: logits of the queries' own negatives, their log-weights added.
     """
 
     query_ND: Tensor
@@ -170,6 +183,7 @@ class _Contrast:
     own_logit_N: Tensor | None
     tile: Tile | None
     mirrored: bool = False
+    own_negative_logit_N: Tensor | None = None
 
     @cached_property
     def positive_count_N(self) -> Tensor:
@@ -177,7 +191,7 @@ class _Contrast:
 
     @cached_property
     def negative_count_N(self) -> Tensor:
-        return self.pairs.negative_count()
+        return self.pairs.negative_count() + (self.own_negative_logit_N is not None)
 
     def mean_positive(self) -> Tensor:
         """The mean positive logit; of rows without positives, 0."""
@@ -222,9 +236,11 @@ class _Contrast:
         log_sum_N, _ = pair_log_sum_exp(
             power * self.query_ND, self.key_MD, self.pairs, kept=kept, mirrored=self.mirrored, tile=self.tile
         )
-        if self.own_logit_N is None or kept == "negatives":
-            return log_sum_N
-        return torch.logaddexp(log_sum_N, power * self.own_logit_N)
+        if self.own_logit_N is not None and kept != "negatives":
+            log_sum_N = torch.logaddexp(log_sum_N, power * self.own_logit_N)
+        if self.own_negative_logit_N is not None and kept != "positives":
+            log_sum_N = torch.logaddexp(log_sum_N, self.own_negative_logit_N)
+        return log_sum_N
 
     def _log(self, count_N: Tensor) -> Tensor:
         """log of counts in the type of the logits; of none, 0."""

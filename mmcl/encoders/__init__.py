@@ -35,5 +35,6 @@ HEADS = Registry(
         "none": "mmcl.encoders.heads:NoHead",
         "linear": "mmcl.encoders.heads:LinearHead",
         "mlp": "mmcl.encoders.heads:MLPHead",
+        "tanh": "mmcl.encoders.heads:TanhHead",
     },
 )

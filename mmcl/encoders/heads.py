@@ -55,3 +55,15 @@ class MLPHead(nn.Module):
 
     def forward(self, feature_BF: Tensor) -> Tensor:
         return self.layers(feature_BF)
+
+
+class TanhHead(nn.Module):
+    """A linear layer of the features' width and a tanh, as behind the first token in BERT and in SimCSE (Gao et al., 2021)."""
+
+    def __init__(self, feature_dim: int):
+        super().__init__()
+        self.embed_dim = feature_dim
+        self.linear = nn.Linear(feature_dim, feature_dim)
+
+    def forward(self, feature_BF: Tensor) -> Tensor:
+        return self.linear(feature_BF).tanh()

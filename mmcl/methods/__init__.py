@@ -8,6 +8,7 @@ METHODS = Registry(
     "method",
     {
         "clip": "mmcl.methods.clip:CLIP",
+        "simcse": "mmcl.methods.simcse:SimCSE",
         "siglip": "mmcl.methods.siglip:SigLIP",
         "simclr": "mmcl.methods.simclr:SimCLR",
     },

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
+from mmcl.methods.hard_negatives import unused_ids
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
@@ -19,17 +20,26 @@ class CLIP(Method):
 
     Pairs with equal ids are positives of each other. The first loss of an untrained model is about ln B.
 
+    With hard negatives, every text of the view "negative" is one more key of every image, and nobody's positive (Yuksekgonul
+    et al., "When and Why Vision-Language Models Behave Like Bags-of-Words", 2023, section 4, "NegCLIP").
+
     Args:
         towers: "image" and "text", of equal embedding width.
         temperature: initial temperature.
         max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
+        hard_negatives: read a hard negative for every text from the data.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
 
-    def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0):
+    def __init__(
+        self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False
+    ):
         super().__init__(towers)
+        self.hard_negatives = hard_negatives
+        if hard_negatives:
+            self.views = {**self.views, "negative": "text"}
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.max_log_scale = math.log(max_scale)
 
@@ -38,30 +48,29 @@ class CLIP(Method):
         return self.log_scale.exp()
 
     def describe(self, global_batch: int) -> LossFacts:
-        return LossFacts(first_loss=math.log(global_batch), negatives=global_batch - 1)
+        keys = 2 * global_batch if self.hard_negatives else global_batch
+        first_loss = (math.log(global_batch) + math.log(keys)) / 2
+        return LossFacts(first_loss=first_loss, negatives=keys - 1)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all
         batch_size = len(embeddings.all_ids)
         # Where this process has all rows, both directions come from the same products.
-        if len(embeddings.ids) == batch_size:
+        if len(embeddings.ids) == batch_size and not self.hard_negatives:
             total = symmetric_info_nce(
                 local["image"], local["text"], id_N=embeddings.ids, scale=self.logit_scale, reduction="sum"
             )
         else:
-            total = self._direction(local["image"], everything["text"], embeddings)
-            total = total + self._direction(local["text"], everything["image"], embeddings)
+            texts, text_ids = everything["text"], embeddings.all_ids
+            if self.hard_negatives:
+                texts = torch.cat([texts, everything["negative"]])
+                text_ids = torch.cat([text_ids, unused_ids(text_ids, batch_size)])
+            total = self._direction(local["image"], texts, embeddings.ids, text_ids)
+            total = total + self._direction(local["text"], everything["image"], embeddings.ids, embeddings.all_ids)
         return LossOutput(total / (2 * batch_size))
 
-    def _direction(self, query_ND: Tensor, key_MD: Tensor, embeddings: Embeddings) -> Tensor:
-        return info_nce(
-            query_ND,
-            key_MD,
-            query_id_N=embeddings.ids,
-            key_id_M=embeddings.all_ids,
-            scale=self.logit_scale,
-            reduction="sum",
-        )
+    def _direction(self, query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: Tensor) -> Tensor:
+        return info_nce(query_ND, key_MD, query_id_N=query_id_N, key_id_M=key_id_M, scale=self.logit_scale, reduction="sum")
 
     @torch.no_grad()
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:

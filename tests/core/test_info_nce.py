@@ -127,6 +127,7 @@ def test_low_precision_rows_and_a_low_temperature_stay_exact(rng: torch.Generato
         ({"key_valid_M": torch.ones(3, dtype=torch.bool)}, r"key_valid_M \(3,\) must be \[4\]"),
         ({"query_weight_N": torch.ones(5)}, "query_weight_N"),
         ({"own_key_ND": torch.ones(4, 3)}, "own_key_ND"),
+        ({"own_negative_ND": torch.ones(4, 3)}, "own_negative_ND"),
         ({"positives": "insde"}, "positives must be one of 'outside', 'inside', not 'insde'"),
         ({"denominator": "none"}, "denominator"),
         ({"reduction": "none"}, "reduction"),
@@ -385,3 +386,29 @@ def test_a_forward_pass_changes_nothing(rng: torch.Generator) -> None:
     first, second = call(rows, 5.0, (2, 3)), call(rows, 5.0, (2, 3))
     assert torch.equal(first, second)
     assert all(torch.equal(value, before[name]) for name, value in rows.items())
+
+
+@pytest.mark.parametrize("tile", [None, (2, 3)])
+def test_an_own_negative_counts_as_so_many_keys_of_its_query_alone(rng: torch.Generator, tile: Tile | None) -> None:
+    query, key, own, ids = unit(rng, 5), unit(rng, 5), unit(rng, 5), torch.arange(5)
+    with_own = {"own_negative_ND": own, "own_negative_log_weight": math.log(3), "tile": tile, "scale": 4.0}
+    for denominator in ("all", "negatives"):
+        got = info_nce(query, key, query_id_N=ids, key_id_M=ids, denominator=denominator, **with_own)
+        alone = [
+            info_nce(
+                query[[i]],
+                torch.cat([key, own[[i, i, i]]]),
+                query_id_N=ids[[i]],
+                key_id_M=torch.arange(8),
+                denominator=denominator,
+                scale=4.0,
+            )
+            for i in range(5)
+        ]
+        torch.testing.assert_close(got, torch.stack(alone).mean(), rtol=1e-12, atol=0)
+
+
+def test_an_own_negative_has_one_weight(rng: torch.Generator) -> None:
+    query, ids = unit(rng, 3), torch.arange(3)
+    with pytest.raises(ValueError, match="a weight of its own"):
+        info_nce(query, query, query_id_N=ids, key_id_M=ids, scale=1.0, own_negative_ND=query, hardness=1.0)

@@ -13,7 +13,7 @@ from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
 from mmcl.methods.simclr import SimCLR
 from mmcl.types import Batch, Embeddings
-from tests.methods.toy import toy_method
+from tests.methods.toy import random_rows, toy_method
 
 
 def random_embeddings(views: tuple[str, str], rows: int, ids: torch.Tensor | None = None) -> Embeddings:
@@ -81,3 +81,28 @@ def test_towers_that_do_not_fit_are_named() -> None:
     towers["text"].head.embed_dim = 4
     with pytest.raises(UserError, match="differ in width"):
         CLIP(towers)
+
+
+def test_clip_with_hard_negatives_gives_every_image_more_keys_and_every_text_none() -> None:
+    method = CLIP(toy_method("clip").towers, hard_negatives=True).double()
+    assert method.views == {"image": "image", "text": "text", "negative": "text"}
+    rows, ids = random_rows(("image", "text", "negative"), 8), torch.arange(8)
+    embeddings = Embeddings(rows, rows, ids, ids)
+    logits = method.logit_scale * rows["image"] @ rows["text"].T
+    more = torch.cat([logits, method.logit_scale * rows["image"] @ rows["negative"].T], dim=1)
+    expected = (F.cross_entropy(more, ids) + F.cross_entropy(logits.T, ids)) / 2
+    torch.testing.assert_close(method.loss(embeddings, batch_of(embeddings)).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_clip_with_hard_negatives_that_nothing_is_near_to_is_clip() -> None:
+    """A width of their own, opposite to every image: they leave the softmax as exp(-2 scale)."""
+    plain, hard = toy_method("clip"), CLIP(toy_method("clip").towers, hard_negatives=True, temperature=1e-2).double()
+    with torch.no_grad():
+        plain.log_scale.copy_(hard.log_scale)  # type: ignore[operator, union-attr]
+    rows, ids = random_rows(("image", "text"), 8), torch.arange(8)
+    one = torch.zeros(8, 1, dtype=torch.float64)
+    rows = {view: F.normalize(torch.cat([row, one + 1], dim=1), dim=1) for view, row in rows.items()}
+    rows["negative"] = torch.cat([torch.zeros(8, 6, dtype=torch.float64), one - 1], dim=1)
+    embeddings = Embeddings(rows, rows, ids, ids)
+    expected = plain.loss(embeddings, batch_of(embeddings)).loss
+    torch.testing.assert_close(hard.loss(embeddings, batch_of(embeddings)).loss, expected, rtol=1e-12, atol=0)

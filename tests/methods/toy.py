@@ -43,3 +43,10 @@ def toy_batch(name: str, rows: int, dtype: torch.dtype = torch.float64) -> Batch
     ids = torch.arange(rows)
     ids[rows // 2] = ids[0]
     return Batch(views, ids, torch.arange(rows))
+
+
+def random_rows(views: tuple[str, ...], rows: int, width: int = 6) -> dict[str, Tensor]:
+    """Unit-length rows of every view, float64."""
+    rng = torch.Generator().manual_seed(5)
+    drawn = {view: torch.randn(rows, width, generator=rng, dtype=torch.float64) for view in views}
+    return {view: nn.functional.normalize(row, dim=1) for view, row in drawn.items()}
