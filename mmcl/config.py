@@ -66,6 +66,18 @@ class CropConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ViewConfig:
+    """What one image view shows otherwise than the others."""
+
+    crop: CropConfig | None = None
+    """Random-resized crop at decoding; null is that of `data.crop`."""
+    augment: tuple[ComponentConfig, ...] | None = None
+    """Augmentations in place of all those of `data.augment`; null is those."""
+    size: int | None = None
+    """Height and width in pixels to which the crop is resized; null is the encoder's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """What is trained on, and how it is shown."""
 
@@ -84,6 +96,8 @@ class DataConfig:
     """Random-resized crop at decoding; null shows the whole picture."""
     augment: tuple[ComponentConfig, ...] = ()
     """Augmentations, in order, each drawn per picture and view."""
+    views: dict[str, ViewConfig] = field(default_factory=dict)
+    """Image views that are shown otherwise, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
     workers: int = 0
     """Loader processes per training process; 0 loads in the training process, which is best for cached pictures."""
     max_bad_fraction: float = 0.01
@@ -221,12 +235,25 @@ class Config:
         _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
         _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
         _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
-        if data.cache is True and data.crop is not None:
-            raise UserError("data.cache and data.crop exclude each other: set data.crop to null, or data.cache to false")
+        self._check_views()
         self._check_towers()
         for number, evaluator in enumerate(self.evaluate):
             if evaluator.data is None and data.holdout == 0:
                 raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")
+
+    def _check_views(self) -> None:
+        data = self.data
+        crops = {"data.crop": data.crop, **{f"data.views.{name}.crop": view.crop for name, view in data.views.items()}}
+        for name, crop in crops.items():
+            if data.cache is True and crop is not None:
+                raise UserError(
+                    f"data.cache and {name} exclude each other: set one of them to null, or take the augmentation `crop`"
+                )
+        for name, view in data.views.items():
+            where = f"data.views.{name}.size"
+            _require(view.size is None or view.size >= 1, where, view.size, "give null or a number of pixels")
+            if view.size is not None and (view.crop or data.crop) is None:
+                raise UserError(f"{where} needs a crop at decoding: set data.crop, or take the augmentation `crop` with a size")
 
     def _check_towers(self) -> None:
         towers = {name: tower for name, tower in (("image", self.image), ("text", self.text)) if tower is not None}
@@ -340,6 +367,8 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(arguments, value, where)
@@ -356,7 +385,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, not {value!r}")
-        return dict(value)
+        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")

@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_yaml_round_trip(path: Path) -> None:
-    config = load_config(path)
+    config = load_config(path, ["--data.views.small", "{crop: {scale: [0.1, 0.3]}, augment: [{name: hflip}], size: 8}"])
     assert from_dict(Config, yaml.safe_load(to_yaml(config)), "again") == config
 
 
@@ -84,6 +84,10 @@ def test_what_decides_a_run_is_not_where_it_is_written(path: Path) -> None:
         (["--image", "null"], "nothing to train"),
         (["--init", "runs/x"], "exclude each other"),
         (["--data.cache", "true", "--data.crop.scale", "0.5", "1"], "exclude each other"),
+        (["--data.cache", "true", "--data.views.b.crop.scale", "0.5", "1"], "exclude each other"),
+        (["--data.views.small.size", "8"], "data.views.small.size needs a crop"),
+        (["--data.views.small.crops.scale", "1"], "did you mean 'crop'"),
+        (["--data.labels", "1.5"], "data.labels is 1.5: give a share"),
         (["--evaluate.0.data", "null"], "evaluate.0.data is missing"),
         (["stray"], "unexpected argument 'stray'"),
     ],

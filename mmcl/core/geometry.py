@@ -26,7 +26,7 @@ def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uniformity(x_ND: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential exp(-2 d^2) of all pairs: 0 for one point, about -4 + 8 / D for rows that fill the sphere.
+    """Log of the mean Gaussian potential exp(-2 d^2) of all pairs: 0 for one point, about -4 + 8 / D on a whole sphere.
 
     Wang & Isola, 2020, equation 5 with t = 2.
 

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmcl.data.augment.policy import Policy
 from mmcl.data.captions import checked_caption
-from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.decode import to_tensor
 from mmcl.data.order import Order
 from mmcl.data.pictures import PictureCache, decode_sample
 from mmcl.data.source import OWN_TEXTS, Source
 from mmcl.data.streams import Stream
+from mmcl.data.views import ImageView
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
-from mmcl.types import BadSample, Batch, Preprocess, Tokens
+from mmcl.types import BadSample, Batch, Tokens
 
 CACHE_BYTES = 10**9
 MAX_ATTEMPTS = 100
@@ -53,45 +51,37 @@ class StepBatches(Dataset[Batch]):
     Args:
         source: the samples.
         order: which of them make up a step; its seed is that of every other draw too.
-        views: view name -> "image" or "text". Views of one kind differ in their draws.
-        preprocess: of the image views.
+        images: image views by name.
+        texts: names of the text views; each has its own draws.
         tokenizer: texts to `Tokens`, for text views.
-        augment: what is done to the pictures of image views, with the draws of each view.
-        crop: the part of a picture that each view shows; None shows what `preprocess` leaves.
-        cache: decode every picture once and keep it in memory; "auto" does so without a crop and below 1 GB.
+        cache: decode every picture once and keep it in memory; "auto" does so where no view crops, and below 1 GB.
         rank, world: which share of the global batch, of how many.
         progress: whether filling the cache shows a progress bar.
 
     Raises:
-        UserError: cache and crop exclude each other; a view needs captions or pictures and there are none; the batch cannot be
-            shared equally.
+        UserError: a view needs captions or pictures and there are none; the batch cannot be shared equally.
     """
 
     def __init__(
         self,
         source: Source,
         order: Order,
-        views: Mapping[str, str],
         *,
-        preprocess: Preprocess | None = None,
+        images: Mapping[str, ImageView],
+        texts: Sequence[str] = (),
         tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
-        augment: Policy | None = None,
-        crop: RandomResizedCrop | None = None,
         cache: Literal["auto"] | bool = "auto",
         rank: int = 0,
         world: int = 1,
         progress: bool = False,
     ):
-        if cache is True and crop is not None:
-            raise UserError("data.cache and data.crop exclude each other: set data.crop to null, or data.cache to false")
         self.source, self.order, self.rank, self.world = source, order, rank, world
-        self.preprocess, self.tokenizer, self.augment, self.crop = preprocess, tokenizer, augment, crop
-        self.image_views = [name for name, kind in views.items() if kind == "image"]
-        self.text_views = [name for name, kind in views.items() if kind == "text"]
+        self.images, self.texts, self.tokenizer = images, texts, tokenizer
         self.order.rows(0, rank, world)
         self._check_source()
         self._cache: PictureCache | None = None
-        if preprocess and self.image_views and crop is None:
+        if images and all(view.crop is None for view in images.values()):
+            preprocess = next(iter(images.values())).preprocess
             fits = PictureCache.nbytes(source, preprocess) <= CACHE_BYTES
             if cache is True or (cache == "auto" and fits):
                 self._cache = PictureCache(source, preprocess, progress=progress)
@@ -103,12 +93,12 @@ class StepBatches(Dataset[Batch]):
         rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
         index = np.array([row.index for row in rows], np.int64)
         views: dict[str, Tensor | Tokens] = {}
-        for number, name in enumerate(self.image_views):
+        for name, view in self.images.items():
             image = torch.stack([row.pictures[name] for row in rows]).float().div_(255)
-            if self.augment:
-                image = self.augment(image, seed=self.order.seed, epoch=epoch, index=index, view=number)
+            if view.augment:
+                image = view.augment(image, seed=self.order.seed, epoch=epoch, index=index, view=view.number)
             views[name] = image
-        for name in self.text_views:
+        for name in self.texts:
             assert self.tokenizer
             views[name] = self.tokenizer([row.captions[name] for row in rows])
         labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[index])
@@ -128,26 +118,21 @@ class StepBatches(Dataset[Batch]):
         raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
 
     def _pictures(self, epoch: int, index: int) -> dict[str, Tensor]:
-        if not self.image_views:
+        if not self.images:
             return {}
         if self._cache:
-            return dict.fromkeys(self.image_views, self._cache[index])
-        assert self.preprocess
+            return dict.fromkeys(self.images, self._cache[index])
         image = decode_sample(self.source[index])
-        if self.crop is None:
-            return dict.fromkeys(self.image_views, to_tensor(image, self.preprocess))
-        keys = {"seed": self.order.seed, "epoch": epoch, "index": index}
-        boxes = [self.crop.box(image.width, image.height, view=number, **keys) for number in range(len(self.image_views))]
-        return {name: to_tensor(image, self.preprocess, box=box) for name, box in zip(self.image_views, boxes, strict=True)}
+        return {name: view.show(image, seed=self.order.seed, epoch=epoch, index=index) for name, view in self.images.items()}
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
         """The draws that choose captions, one for each text view: float64 [..., V]."""
-        views = np.arange(len(self.text_views))
+        views = np.arange(len(self.texts))
         return uniform(self.order.seed, Stream.CAPTION, epoch[..., None], index[..., None], views)
 
     def _captions(self, index: int, draw_V: np.ndarray) -> dict[str, str]:
         captions = {}
-        for name, draw in zip(self.text_views, draw_V.tolist(), strict=True):
+        for name, draw in zip(self.texts, draw_V.tolist(), strict=True):
             # One draw for all of a sample's texts: its third caption goes with its third positive and negative.
             own = draw_V[0] if name in OWN_TEXTS else draw
             text = self.source.view_text(name, index, float(own))
@@ -155,11 +140,11 @@ class StepBatches(Dataset[Batch]):
         return captions
 
     def _ids(self, step: int, rows: Sequence[_Row], index: np.ndarray) -> np.ndarray:
-        if not self.text_views:
+        if not self.texts:
             return index
         if self.source.ids is not None:
             return self.source.ids[index]
-        captions = [row.captions[self.text_views[0]] for row in rows]
+        captions = [row.captions[self.texts[0]] for row in rows]
         # A batch over the end of an epoch may show a sample twice, with two of its captions: go by the first of them.
         everyone, times = np.unique(self.order.rows(step)[1], return_counts=True)
         for row in np.flatnonzero(np.isin(index, everyone[times > 1])):
@@ -169,13 +154,13 @@ class StepBatches(Dataset[Batch]):
     def _check_source(self) -> None:
         """A source without any caption or picture is one mistake of the user's, and no series of bad samples."""
         first = [self.source[index] for index in range(min(len(self.source), MAX_ATTEMPTS))]
-        for view in self.text_views:
+        for view in self.texts:
             field = OWN_TEXTS.get(view, "captions")
             if not any(getattr(sample, field) for sample in first):
                 raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none")
-        if self.image_views and all(sample.image is None for sample in first):
+        if self.images and all(sample.image is None for sample in first):
             raise UserError(
-                f"the data have no pictures, which the view {self.image_views[0]!r} needs: {first[0].name} has none "
+                f"the data have no pictures, which the view {next(iter(self.images))!r} needs: {first[0].name} has none "
                 "(in a table, `image_column` names them)"
             )
 

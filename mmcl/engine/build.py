@@ -18,6 +18,7 @@ from mmcl.data.open import open_source
 from mmcl.data.order import Order
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset, label_subset, split_source
+from mmcl.data.views import ImageView, build_image_views
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.errors import UserError
@@ -42,6 +43,8 @@ def check_components(config: Config) -> None:
             encoders.check(tower.encoder.name, tower.encoder.args, where=f"{modality}.encoder")
             HEADS.check(tower.head.name, tower.head.args, where=f"{modality}.head")
     _check_all(AUGMENTATIONS, config.data.augment, "data.augment")
+    for name, view in config.data.views.items():
+        _check_all(AUGMENTATIONS, view.augment or (), f"data.views.{name}.augment")
     _check_source(config.data.train, "data.train")
     for number, evaluator in enumerate(config.evaluate):
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"evaluate.{number}")
@@ -123,6 +126,17 @@ def build_method(config: Config) -> Method:
             towers[modality].freeze()  # type: ignore[operator]
     method: Method = METHODS.build(config.method.name, method_args, towers)
     return method
+
+
+def image_views(config: Config, method: Method) -> dict[str, ImageView]:
+    """How each image view of a method shows the pictures. Raises UserError for `data.views` that it does not have."""
+    names = [view for view, tower in method.views.items() if tower == "image"]
+    if not names and config.data.views:
+        raise UserError(f"data.views: method {config.method.name} has no image views; remove it")
+    if not names:
+        return {}
+    encoder: Any = method.towers["image"].encoder
+    return build_image_views(names, config.data, encoder.preprocess)
 
 
 def run_facts(config: Config, order: Order) -> RunFacts:

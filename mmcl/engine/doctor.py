@@ -12,7 +12,7 @@ from torch import nn
 from mmcl.config import Config
 from mmcl.data.order import Order
 from mmcl.data.source import Source
-from mmcl.engine.build import build_method, build_training_data, check_components, check_labels, run_facts
+from mmcl.engine.build import build_method, build_training_data, check_components, check_labels, image_views, run_facts
 from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.schedule import warmup_steps
 from mmcl.errors import UserError
@@ -91,6 +91,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     asked, config = config, fit_batch(config, len(source), processes)
     method = build_method(config)
     check_labels(config, method, source)
+    image_views(config, method)
     batch = config.train.batch_size
     run = run_facts(config, Order(len(source), batch, config.train.seed))
     method.configure(run)

@@ -57,7 +57,7 @@ class FeatureBatches(Dataset[Batch]):
 def has_fixed_inputs(kind: str, config: Config, source: Source) -> bool:
     """Whether the inputs of a tower ("image" or "text") are the same in every epoch."""
     if kind == "image":
-        return not config.data.augment and config.data.crop is None
+        return not config.data.augment and config.data.crop is None and not config.data.views
     return all(_has_one_caption(source, index) for index in range(len(source)))
 
 

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmcl.config import Config, flat_settings, is_decisive, is_within, to_dict, to_yaml
-from mmcl.data.augment.policy import Policy
-from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.loader import StepBatches
 from mmcl.data.order import Order
 from mmcl.data.source import Source
-from mmcl.engine.build import build_method, build_model, build_training_data, check_components, check_labels, run_facts
+from mmcl.engine.build import (
+    build_method,
+    build_model,
+    build_training_data,
+    check_components,
+    check_labels,
+    image_views,
+    run_facts,
+)
 from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint, set_newer_aside
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import evaluate_run, write_report
@@ -174,18 +180,16 @@ def _compare(checkpoint: Checkpoint, identity: dict[str, Any], config: Config) -
 
 
 def _batches(config: Config, source: Source, order: Order, method: Method, accelerator: Accelerator) -> FeatureBatches:
-    encoders: dict[str, Any] = {name: tower.encoder for name, tower in method.towers.items()}
-    crop = config.data.crop
     files = store_features(config, method, source, accelerator)
+    images = image_views(config, method)
+    text: Any = method.towers["text"].encoder if "text" in method.towers else None
     batches = StepBatches(
         source,
         order,
+        images={} if "image" in files else images,
         # Texts are read in any case: what belongs together goes by captions.
-        {view: kind for view, kind in method.views.items() if kind == "text" or kind not in files},
-        preprocess=encoders["image"].preprocess if "image" in encoders else None,
-        tokenizer=encoders["text"].tokenizer if "text" in encoders else None,
-        augment=Policy.build(config.data.augment) if config.data.augment else None,
-        crop=RandomResizedCrop(scale=crop.scale, ratio=crop.ratio) if crop else None,
+        texts=[view for view, kind in method.views.items() if kind == "text"],
+        tokenizer=text.tokenizer if text else None,
         cache=config.data.cache,
         rank=accelerator.process_index,
         world=accelerator.num_processes,

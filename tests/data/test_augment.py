@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -15,12 +16,14 @@ from mmcl.config import ComponentConfig
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.augment.colour import turn_hue
 from mmcl.data.augment.policy import Policy
+from mmcl.data.crop import random_boxes
 from mmcl.errors import UserError
 
 STRONG = {
     "affine": {"rotation": 30, "scale": [0.7, 1.4], "translation": 0.2, "shear": 10, "elastic": 0.1, "fill": 0.3},
     "blur": {"p": 1.0},
     "colour_jitter": {"p": 1.0},
+    "crop": {"scale": [0.2, 0.8]},
     "erase": {"p": 1.0},
     "greyscale": {"p": 0.5},
     "hflip": {"p": 0.5},
@@ -32,6 +35,7 @@ ZERO = {
     "affine": {},
     "blur": {"sigma": [0.01, 0.01]},
     "colour_jitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
+    "crop": {"scale": [1, 1], "ratio": [11 / 13, 11 / 13]},
     "erase": {"area": [0, 0]},
     "greyscale": {"p": 0},
     "hflip": {"p": 0},
@@ -198,6 +202,20 @@ def test_blur_is_torchvisions():
         assert torch.allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [None, 5, 8, 30])
+def test_crop_is_pillows_resize_of_a_box(size):
+    """The same triangle filter, averaging where it shrinks; the boxes are those of the crop at decoding."""
+    operation = build("crop", scale=[0.1, 0.9], ratio=[0.5, 2.0], size=size)
+    images, draw = pictures(32, channels=1), draws(32, operation)
+    boxes = random_boxes(draw.numpy(), 11, 13, (0.1, 0.9), (0.5, 2.0))
+    cropped = operation(images, draw)
+    assert cropped.shape == (32, 1, size or 13, size or 11)
+    for image, box, ours in zip(images, boxes, cropped, strict=True):
+        pillow = Image.fromarray(image[0].numpy())
+        expected = pillow.resize((size or 11, size or 13), Image.Resampling.BILINEAR, box=tuple(box))
+        assert np.allclose(ours[0], np.asarray(expected), atol=1e-5)
+
+
 def test_erase_against_a_loop():
     operation = build("erase", area=[0.1, 0.9], ratio=[0.2, 5.0], fill=0.7)
     images, draw = pictures(32), draws(32, operation)
@@ -231,6 +249,8 @@ def test_stroke_against_a_loop():
         ("affine", {"fill": 255}, "fill is 255; give a grey value from 0 to 1"),
         ("blur", {"sigma": [0, 1]}, "sigma"),
         ("colour_jitter", {"hue": 0.7}, "hue"),
+        ("crop", {"scale": [0, 1]}, "scale is .*give .from, to"),
+        ("crop", {"p": 0.5, "size": 9}, "p is 0.5; give 1 where `size` is set"),
         ("erase", {"area": [0.5]}, "area"),
         ("stroke", {"strength": 2}, "strength"),
         ("hflip", {"p": 1.5}, "p is 1.5; give a probability"),

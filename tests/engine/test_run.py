@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import mmcl
-from mmcl.config import Config, load_config
+from mmcl.config import Config, ViewConfig, load_config
 from mmcl.engine.build import build_training_data
 from mmcl.engine.doctor import diagnose
 from mmcl.engine.log import read_log
@@ -291,8 +291,8 @@ def test_lost_processes_are_an_error(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-class TestLabels:
-    """A method whose positives are labels, on the digits."""
+class TestImageData:
+    """What data settings do to a method of pictures, on the digits."""
 
     @pytest.fixture
     def digits(self, tmp_path: Path) -> Config:
@@ -305,7 +305,7 @@ class TestLabels:
         )
         return load_config(path, ["--run_dir", str(tmp_path / "run")])
 
-    def test_reach_the_loss_as_ids(self, digits: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_labels_reach_the_loss_as_ids(self, digits: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[Embeddings, Batch]] = []
         honest = SimCLR.loss
         monkeypatch.setattr(SimCLR, "positives", "labels")
@@ -316,7 +316,7 @@ class TestLabels:
             assert embeddings.ids.tolist() == embeddings.all_ids.tolist() == batch.labels.tolist()
             assert not torch.equal(batch.labels, batch.ids)
 
-    def test_data_without_them_are_refused(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_data_without_labels_are_refused(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(CLIP, "positives", "labels")
         config = tiny_config(folder, tmp_path / "run")
         for start in (train, diagnose):
@@ -324,7 +324,13 @@ class TestLabels:
                 start(config)
         assert not (tmp_path / "run").exists()
 
-    def test_a_share_of_them(self, digits: Config) -> None:
+    def test_views_that_the_method_does_not_have(self, digits: Config) -> None:
+        config = dataclasses.replace(digits, data=dataclasses.replace(digits.data, views={"c": ViewConfig()}))
+        for start in (train, diagnose):
+            with pytest.raises(UserError, match=r"data\.views: unknown image view 'c'.*a, b"):
+                start(config)
+
+    def test_a_share_of_the_labels(self, digits: Config) -> None:
         sizes = {}
         for amount in (0.1, 0.5, 3.0):
             config = dataclasses.replace(digits, data=dataclasses.replace(digits.data, labels=amount))

@@ -10,6 +10,7 @@ AUGMENTATIONS = Registry(
         "affine": "mmcl.data.augment.affine:Affine",
         "blur": "mmcl.data.augment.neighbourhood:Blur",
         "colour_jitter": "mmcl.data.augment.colour:ColourJitter",
+        "crop": "mmcl.data.augment.crop:Crop",
         "erase": "mmcl.data.augment.erase:Erase",
         "greyscale": "mmcl.data.augment.colour:Greyscale",
         "hflip": "mmcl.data.augment.affine:HorizontalFlip",

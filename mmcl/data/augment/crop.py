@@ -1,0 +1,72 @@
+"""Random-resized crop of pictures that are decoded already."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmcl.data.augment.policy import Augmentation, is_range
+from mmcl.data.crop import BOX_DRAWS, random_boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop(Augmentation):
+    """Shows a part of random area and aspect, as `data.crop` does at decoding, but of the pictures as they are cached.
+
+    Resized as by Pillow's bilinear filter, which averages over all pixels where it shrinks. What `data.crop` sees of a larger
+    picture's details is lost here; in return nothing is decoded again.
+
+    Args:
+        scale: share of the picture's area, from and to.
+        ratio: width by height, from and to; drawn on a logarithmic scale.
+        size: height and width that come out, in pixels; by default those that come in. It takes p = 1.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(is_range(self.scale, 0.001, 1), "scale", "[from, to], both from 0.001 to 1")
+        self.require(is_range(self.ratio, 0.01, 100), "ratio", "[from, to], both from 0.01 to 100")
+        self.require(self.size is None or self.size >= 1, "size", "null or 1 pixel or more")
+        self.require(self.size is None or self.p == 1, "p", "1 where `size` is set: the pictures of a batch have one size")
+
+    @property
+    def draws(self) -> int:
+        return BOX_DRAWS
+
+    def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
+        height, width = image_BCHW.shape[2:]
+        box_B4 = torch.from_numpy(random_boxes(draw_BK.cpu().numpy(), width, height, self.scale, self.ratio))
+        left, top, right, bottom = box_B4.to(image_BCHW.device).unbind(1)
+        across = _resize(image_BCHW, left, right, self.size or width)
+        down = _resize(across.transpose(2, 3), top, bottom, self.size or height)
+        return down.transpose(2, 3).contiguous().clamp_(0, 1)
+
+
+def _resize(image_BCHW: Tensor, start_B: Tensor, stop_B: Tensor, size: int) -> Tensor:
+    """Resizes the part from `start` to `stop` of the last side to `size` pixels, with a triangle filter: [B, C, H, size].
+
+    The filter is one pixel wide either way, and where it shrinks one pixel of the result. Tap by tap and no matrix product,
+    whose order of summation may change with the batch.
+    """
+    side = image_BCHW.shape[3]
+    step_B1 = (stop_B - start_B)[:, None] / size
+    centre_BS = start_B[:, None] + (torch.arange(size, device=start_B.device) + 0.5) * step_B1 - 0.5
+    reach_B1 = step_B1.clamp(min=1)
+    first_BS = (centre_BS - reach_B1).floor() + 1
+    taps = math.ceil(2 * max(1.0, side / size))
+    pixel_TBS = first_BS + torch.arange(taps, device=start_B.device)[:, None, None]
+    weight_TBS = (1 - (pixel_TBS - centre_BS).abs() / reach_B1).clamp(min=0)
+    weight_TBS = weight_TBS * ((pixel_TBS >= 0) & (pixel_TBS < side))
+    weight_TBS = weight_TBS / weight_TBS.sum(0)
+    total = image_BCHW.new_zeros(*image_BCHW.shape[:3], size)
+    for pixel_BS, weight_BS in zip(pixel_TBS.long().clamp(0, side - 1), weight_TBS.float(), strict=True):
+        where = pixel_BS[:, None, None, :].expand_as(total)
+        total += image_BCHW.gather(3, where) * weight_BS[:, None, None, :]
+    return total
