@@ -322,7 +322,7 @@ class TestImageData:
         for start in (train, diagnose):
             with pytest.raises(UserError, match="method clip needs labels, and the training data have none"):
                 start(config)
-        assert not (tmp_path / "run").exists()
+        assert not (tmp_path / "run" / "config.yaml").exists()
 
     def test_views_that_the_method_does_not_have(self, digits: Config) -> None:
         config = dataclasses.replace(digits, data=dataclasses.replace(digits.data, views={"c": ViewConfig()}))
