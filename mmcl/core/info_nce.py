@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmcl.core.log_sum_exp import pair_log_sum_exp
 from mmcl.core.pairs import Kept, Pairs, Tile, check_rows, statistics_dtype
+from mmcl.core.positive_logits import positive_dot_sum
 
 Reduction = Literal["mean", "sum"]
 
@@ -117,13 +118,14 @@ def info_nce(
     pairs = Pairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
     dtype = statistics_dtype(query_ND, key_MD)
     with torch.autocast(query_ND.device.type, enabled=False):
-        query_ND = scale * query_ND.to(dtype)
-        own_logit_N = None if own_key_ND is None else (query_ND * own_key_ND.to(dtype)).sum(1)
-        contrast = _Contrast(query_ND, key_MD.to(dtype), pairs, own_logit_N, tile, mirrored)
+        query_ND = query_ND.to(dtype)
+        key_MD = query_ND if mirrored else key_MD.to(dtype)
+        own_logit_N = None if own_key_ND is None else scale * (query_ND * own_key_ND.to(dtype)).sum(1)
+        contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored)
         if own_negative_ND is not None:
-            own_negative_N = (query_ND * own_negative_ND.to(dtype)).sum(1) + own_negative_log_weight
+            own_negative_N = scale * (query_ND * own_negative_ND.to(dtype)).sum(1) + own_negative_log_weight
             contrast = replace(contrast, own_negative_logit_N=own_negative_N)
-        log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior, scale)
+        log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
         positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
         counts_N = contrast.positive_count_N > 0
         if denominator == "negatives":
@@ -158,8 +160,8 @@ def symmetric_info_nce(
     dtype = statistics_dtype(a_ND, b_ND)
     pairs = Pairs.from_ids(id_N, id_N)
     with torch.autocast(a_ND.device.type, enabled=False):
-        contrast = _Contrast(scale * a_ND.to(dtype), b_ND.to(dtype), pairs, None, tile)
-        rows_N, columns_N = pair_log_sum_exp(contrast.query_ND, contrast.key_MD, pairs, both=True, tile=tile)
+        contrast = _Contrast(a_ND.to(dtype), b_ND.to(dtype), scale, pairs, None, tile)
+        rows_N, columns_N = pair_log_sum_exp(contrast.query_ND, contrast.key_MD, pairs, scale=scale, both=True, tile=tile)
         # Summed over the batch, the mean positives of both directions are equal: sums within a group, over its size.
         total = (rows_N + columns_N - 2 * contrast.mean_positive()).sum()  # type: ignore[operator]
         return total if reduction == "sum" else total / max(len(id_N), 1)
@@ -170,8 +172,8 @@ class _Contrast:
     """Log-sums of the logits of N queries, in the terms of the formulas above.
 
     Attributes:
-        query_ND: times the scale.
-        key_MD: of the same type.
+        query_ND, key_MD: of one type, float32 or float64.
+        scale: inverse temperature.
         own_logit_N: logits of the queries' own keys.
         mirrored: the keys are the queries.
         own_negative_logit_N: logits of the queries' own negatives, their log-weights added.
@@ -179,6 +181,7 @@ class _Contrast:
 
     query_ND: Tensor
     key_MD: Tensor
+    scale: Tensor | float
     pairs: Pairs
     own_logit_N: Tensor | None
     tile: Tile | None
@@ -195,7 +198,7 @@ class _Contrast:
 
     def mean_positive(self) -> Tensor:
         """The mean positive logit; of rows without positives, 0."""
-        total_N = (self.query_ND * self.pairs.positive_key_sum(self.key_MD)).sum(1)
+        total_N = self.scale * positive_dot_sum(self.query_ND, self.key_MD, self.pairs)
         if self.own_logit_N is not None:
             total_N = total_N + self.own_logit_N
         return total_N / self.positive_count_N.clamp(min=1)
@@ -206,17 +209,17 @@ class _Contrast:
         log_sum_N = torch.where(count_N > 0, self.log_sum_exp("positives"), 0)
         return log_sum_N - self._log(count_N)
 
-    def log_denominator(self, kind: str, hardness: float, prior: float, scale: Tensor | float) -> Tensor:
+    def log_denominator(self, kind: str, hardness: float, prior: float) -> Tensor:
         """log of what divides e^s: the sum over all keys or over the negatives, re-weighted or not."""
         if kind == "all" and not hardness and not prior:
             return self.log_sum_exp("all")
-        log_negatives_N = self.log_reweighted_negatives(hardness, prior, scale)
+        log_negatives_N = self.log_reweighted_negatives(hardness, prior)
         if kind == "negatives":
             return log_negatives_N
         log_positives_N = torch.where(self.positive_count_N > 0, self.log_sum_exp("positives"), 0)
         return torch.logaddexp(log_positives_N, log_negatives_N)
 
-    def log_reweighted_negatives(self, hardness: float, prior: float, scale: Tensor | float) -> Tensor:
+    def log_reweighted_negatives(self, hardness: float, prior: float) -> Tensor:
         """log of the negatives' sum with HCL weights and without the expected false negatives; none: minus infinity."""
         count_N = self.negative_count_N
         log_count_N = self._log(count_N)
@@ -228,13 +231,19 @@ class _Contrast:
             log_sum_N = log_sum_N - log_weight_N + log_count_N
         if prior:
             expected_N = self.log_mean_exp_positive() + log_count_N + math.log(prior)
-            log_sum_N = torch.maximum(_log_difference(log_sum_N, expected_N) - math.log1p(-prior), log_count_N - scale)
+            log_sum_N = torch.maximum(_log_difference(log_sum_N, expected_N) - math.log1p(-prior), log_count_N - self.scale)
         return torch.where(has_negative_N, log_sum_N, -torch.inf)
 
     def log_sum_exp(self, kept: Kept, power: float = 1.0) -> Tensor:
         """log of the sum of e^(power s) over the kept keys; minus infinity where there is none."""
         log_sum_N, _ = pair_log_sum_exp(
-            power * self.query_ND, self.key_MD, self.pairs, kept=kept, mirrored=self.mirrored, tile=self.tile
+            self.query_ND,
+            self.key_MD,
+            self.pairs,
+            scale=power * self.scale,
+            kept=kept,
+            mirrored=self.mirrored,
+            tile=self.tile,
         )
         if self.own_logit_N is not None and kept != "negatives":
             log_sum_N = torch.logaddexp(log_sum_N, power * self.own_logit_N)

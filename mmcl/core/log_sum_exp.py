@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
+from mmcl.core.tiles import STRIP, RowGradients, TileLogits
 
 # Logits of one exponential with a common centre may span this much: nothing overflows or becomes subnormal, sums of 2^20 terms
 # and their reciprocals included.
@@ -27,24 +28,27 @@ def pair_log_sum_exp(
     key_MD: Tensor,
     pairs: Pairs,
     *,
+    scale: Tensor | float = 1.0,
     kept: Kept = "all",
     both: bool = False,
     mirrored: bool = False,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    r"""$\log \sum_j e^{q_i^\top k_j}$ over the kept keys of every query and, if asked for, over the kept queries of every key.
+    r"""$\log \sum_j e^{\mathrm{scale} \cdot q_i^\top k_j}$ over the kept keys of every query; if asked for, also over the kept
+    queries of every key.
 
-    Both come from the same products: 4 of them, forward and backward, where two calls take 8. The inverse temperature belongs
-    into the queries. Nothing kept gives minus infinity, with zero gradient.
+    Both come from the same products: 4 of them, forward and backward, where two calls take 8. Nothing kept gives minus
+    infinity, with zero gradient.
 
     Args:
         query_ND, key_MD: rows of one type, float32 or float64.
         pairs: which rows are positives, and which the same.
+        scale: inverse temperature, not 0, a number or a scalar tensor (with gradient, if it is learned).
         kept: the pairs that take part; self pairs never do.
         both: also give the sums over the queries.
-        mirrored: queries and keys are the same rows in the same order, one of them scaled. Then every product of two rows is
-            computed once and serves both, for half of the work; not together with `both`, which would say the same twice.
-        tile: rows and columns of a tile; by default about 1024 x 1024, and one piece in plain autograd where that is all.
+        mirrored: queries and keys are the same tensor. Then every product of two rows is computed once and serves both, for
+            half of the work; not together with `both`, which would say the same twice.
+        tile: rows and columns of a tile; by default about 2048 x 2048, and one piece in plain autograd where pairs are few.
 
     Returns:
         [N], and [M] or None.
@@ -52,74 +56,73 @@ def pair_log_sum_exp(
     tile = tile or choose_tile(*pairs.shape)
     with torch.autocast(query_ND.device.type, enabled=False):
         if tile is not None:
-            return _TiledLogSumExp.apply(query_ND, key_MD, pairs, kept, both, mirrored, tile)
+            scale = torch.as_tensor(scale, dtype=query_ND.dtype, device=query_ND.device)
+            return _TiledLogSumExp.apply(query_ND, key_MD, scale, pairs, kept, both, mirrored, tile)
         everything = slice(0, len(query_ND)), slice(0, len(key_MD))
-        logits_NM = pairs.drop_(query_ND @ key_MD.T, *everything, kept)
+        logits_NM = pairs.drop_((scale * query_ND) @ key_MD.T, *everything, kept)
         return logits_NM.logsumexp(1), logits_NM.logsumexp(0) if both else None
 
 
 class _TiledLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_ND: Tensor, key_MD: Tensor, pairs: Pairs, kept: Kept, both: bool, mirrored: bool, tile: Tile
+        ctx: Any,
+        query_ND: Tensor,
+        key_MD: Tensor,
+        scale: Tensor,
+        pairs: Pairs,
+        kept: Kept,
+        both: bool,
+        mirrored: bool,
+        tile: Tile,
     ) -> tuple[Tensor, Tensor | None]:
         row_N = query_ND.new_full(query_ND.shape[:1], -torch.inf)
         # Mirrored, the column of a row is the row itself: a tile above the diagonal adds to both.
         column_M = row_N if mirrored else key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
-        low, high = math.inf, -math.inf
-        memory = _tile_memory(query_ND, key_MD, tile)
+        logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
+        bound = math.inf if column_M is None else logits_of.bound()
+        low, high = (-bound, bound) if bound <= _SMALL else (math.inf, -math.inf)
         for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
-            logits = _product(query_ND[rows], key_MD[columns], memory)
+            logits = logits_of(rows, columns)
             if column_M is None or (mirrored and rows == columns):
                 row_sum = pairs.drop_(logits, rows, columns, kept).logsumexp(1)
             else:
-                tile_low, tile_high = (bound.item() for bound in logits.aminmax())
-                low, high = min(low, tile_low), max(high, tile_high)
-                row_sum, column_sum = _both_sums(pairs.drop_(logits, rows, columns, kept), tile_low, tile_high)
+                span = (low, high) if bound <= _SMALL else _span(logits)
+                low, high = min(low, span[0]), max(high, span[1])
+                row_sum, column_sum = _both_sums(pairs.drop_(logits, rows, columns, kept), *span)
                 column_M[columns] = torch.logaddexp(column_M[columns], column_sum)
             row_N[rows] = torch.logaddexp(row_N[rows], row_sum)
-        ctx.save_for_backward(query_ND, key_MD, row_N, column_M)
+        ctx.save_for_backward(query_ND, key_MD, scale, row_N, column_M)
         ctx.arguments = pairs, kept, mirrored, tile, low, high
         return row_N, column_M if both else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_row_N: Tensor, grad_column_M: Tensor | None) -> tuple[Tensor | None, ...]:
-        query_ND, key_MD, row_N, column_M = ctx.saved_tensors
+        query_ND, key_MD, scale, row_N, column_M = ctx.saved_tensors
         pairs, kept, mirrored, tile, low, high = ctx.arguments
         if mirrored:
             grad_column_M = grad_row_N
         # Where nothing is kept every logit is -inf: against +inf its exponential is 0, against -inf no number.
         row_N = row_N.masked_fill(row_N == -torch.inf, torch.inf)
         column_M = None if column_M is None else column_M.masked_fill(column_M == -torch.inf, torch.inf)
-        grad_query_ND, grad_key_MD = (
-            torch.zeros_like(rows) if needed else None
-            for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
-        )
         with torch.autocast(query_ND.device.type, enabled=False):
-            memory = _tile_memory(query_ND, key_MD, tile)
+            gradient = RowGradients(query_ND, key_MD, scale, mirrored, ctx.needs_input_grad[:3])
+            logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
             for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
-                logits = pairs.drop_(_product(query_ND[rows], key_MD[columns], memory), rows, columns, kept)
+                logits = pairs.drop_(logits_of(rows, columns), rows, columns, kept)
                 if column_M is None or grad_column_M is None or (mirrored and rows == columns):
                     grad = _softmax(logits, row_N[rows, None]).mul_(grad_row_N[rows, None])
                 else:
                     row, column = (row_N[rows], grad_row_N[rows]), (column_M[columns], grad_column_M[columns])
                     grad = _both_gradients(logits, row, column, low, high)
-                if grad_query_ND is not None:
-                    grad_query_ND[rows].addmm_(grad, key_MD[columns])
-                if grad_key_MD is not None:
-                    grad_key_MD[columns].addmm_(grad.T, query_ND[rows])
-        return grad_query_ND, grad_key_MD, None, None, None, None, None
+                gradient.add(grad, rows, columns)
+            return *gradient.result(), None, None, None, None, None
 
 
-def _tile_memory(query_ND: Tensor, key_MD: Tensor, tile: Tile) -> Tensor:
-    """Memory for the logits of one tile after the other: fresh memory would cost as much time as all the exponentials."""
-    return query_ND.new_empty(min(tile[0], len(query_ND)) * min(tile[1], len(key_MD)))
-
-
-def _product(query_ND: Tensor, key_MD: Tensor, memory: Tensor) -> Tensor:
-    shape = len(query_ND), len(key_MD)
-    return torch.mm(query_ND, key_MD.T, out=memory[: shape[0] * shape[1]].view(shape))
+def _span(logits: Tensor) -> tuple[float, float]:
+    low, high = (bound.item() for bound in logits.aminmax())
+    return low, high
 
 
 def _centre(low: float, high: float) -> float:
@@ -151,7 +154,9 @@ def _both_gradients(
     centre = _centre(low, high)
     row_weight = grad_row * (centre - row_sum).exp()
     column_weight = grad_column * (centre - column_sum).exp()
-    return (logits.sub_(centre) if centre else logits).exp_().mul_(row_weight[:, None] + column_weight)
+    for strip, weight in zip(logits.split(STRIP), row_weight.split(STRIP), strict=True):
+        (strip.sub_(centre) if centre else strip).exp_().mul_(weight[:, None] + column_weight)
+    return logits
 
 
 def _softmax(logits: Tensor, log_sum: Tensor) -> Tensor:

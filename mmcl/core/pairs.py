@@ -15,8 +15,10 @@ Kept = Literal["all", "negatives", "positives"]
 Tile = tuple[int, int]
 """Query rows and key rows that are compared at once."""
 
-_AREA = 2**20
-_SIDE = 2**10
+# Pairs that are few enough for one piece in plain autograd; pairs in a tile, and its shortest side where the shape allows.
+_PLAIN = 2**20
+_AREA = 2**22
+_SIDE = 2**11
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,14 @@ class Pairs:
         return self.shape[1] - other - self.positive_count()
 
     def positive_key_sum(self, key_MD: Tensor) -> Tensor:
-        """The sum of every query's positive keys, [N, D]: by linearity all that is needed for the sum of their logits."""
-        sum_GD = key_MD.new_zeros(self.groups, key_MD.shape[1]).index_add(0, self.key_group_M, key_MD)
+        """The sum of every query's positive keys, [N, D]."""
         query_S, key_S = self._self_of_equal_id()
-        return sum_GD.index_select(0, self.query_group_N).index_add(0, query_S, key_MD.index_select(0, key_S), alpha=-1)
+        return self._sum_of_equal_id(key_MD, self.key_group_M, self.query_group_N, key_S, query_S)
+
+    def positive_query_sum(self, query_ND: Tensor) -> Tensor:
+        """The sum of the queries of which a key is a positive, [M, D]."""
+        query_S, key_S = self._self_of_equal_id()
+        return self._sum_of_equal_id(query_ND, self.query_group_N, self.key_group_M, query_S, key_S)
 
     def tiles(self, tile: Tile, kept: Kept = "all", *, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
         """Blocks of queries times blocks of keys that cover all kept pairs; the last of a row or column may be smaller.
@@ -119,6 +125,11 @@ class Pairs:
         inside = (key >= 0) & (key < columns.stop - columns.start)
         return query[inside], key[inside]
 
+    def _sum_of_equal_id(self, rows: Tensor, group: Tensor, other_group: Tensor, own_S: Tensor, other_S: Tensor) -> Tensor:
+        """For each of the others, the sum of the rows of its id without itself."""
+        sum_GD = rows.new_zeros(self.groups, rows.shape[1]).index_add_(0, group, rows)
+        return sum_GD.index_select(0, other_group).index_add_(0, other_S, rows.index_select(0, own_S), alpha=-1)
+
     def _self_of_equal_id(self) -> tuple[Tensor, Tensor]:
         equal_S = self.query_group_N[self.self_query_S] == self.key_group_M[self.self_key_S]
         return self.self_query_S[equal_S], self.self_key_S[equal_S]
@@ -143,8 +154,8 @@ def statistics_dtype(*rows: Tensor) -> torch.dtype:
 
 
 def choose_tile(rows: int, columns: int) -> Tile | None:
-    """About a million pairs, in blocks as square as the shape allows; None where all pairs are no more than that."""
-    if rows * columns <= _AREA:
+    """About four million pairs, in blocks as square as the shape allows; None where one piece in plain autograd will do."""
+    if rows * columns <= _PLAIN:
         return None
     height = _AREA // min(columns, max(_SIDE, _AREA // rows))
     return min(rows, height), _AREA // min(rows, height)

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile, statistics_dtype
+from mmcl.core.tiles import STRIP, RowGradients, TileLogits
 
 
 def sigmoid_loss(
@@ -56,13 +57,14 @@ def sigmoid_loss(
     dtype = statistics_dtype(image_ND, text_MD)
     tile = tile or choose_tile(*pairs.shape)
     with torch.autocast(image_ND.device.type, enabled=False):
-        query_ND, key_MD = scale * image_ND.to(dtype), text_MD.to(dtype)
-        bias = torch.as_tensor(bias, dtype=dtype, device=query_ND.device)
+        image_ND, text_MD = image_ND.to(dtype), text_MD.to(dtype)
+        scale, bias = (torch.as_tensor(value, dtype=dtype, device=image_ND.device) for value in (scale, bias))
         if tile is not None:
-            total = _TiledSigmoid.apply(query_ND, key_MD, bias, pairs, tile, torch.is_grad_enabled())
+            total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, tile, torch.is_grad_enabled())
         else:
-            everything = slice(0, len(query_ND)), slice(0, len(key_MD))
-            total = -logsigmoid(_flip(query_ND @ key_MD.T + bias, _equal_id(pairs, *everything))).sum()
+            everything = slice(0, len(image_ND)), slice(0, len(text_MD))
+            logits = (scale * image_ND) @ text_MD.T + bias
+            total = -logsigmoid(_flip(logits, _equal_id(pairs, *everything))).sum()
         return total / max(len(image_ND), 1) if reduction == "mean" else total
 
 
@@ -74,43 +76,42 @@ class _TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query_ND: Tensor, key_MD: Tensor, bias: Tensor, pairs: Pairs, tile: Tile, with_gradient: bool
+        ctx: Any,
+        query_ND: Tensor,
+        key_MD: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        pairs: Pairs,
+        tile: Tile,
+        with_gradient: bool,
     ) -> Tensor:
         loss_N = query_ND.new_zeros(len(query_ND))
-        gradient = _Gradient(query_ND, key_MD) if with_gradient else None
+        grad_bias_N = torch.zeros_like(loss_N)
+        *rows_and_scale, bias_needed = ctx.needs_input_grad[:4] if with_gradient else [False] * 4
+        gradient = RowGradients(query_ND, key_MD, scale, False, rows_and_scale)
+        logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
         for rows, columns in pairs.tiles(tile):
+            logits = logits_of(rows, columns)
             equal_id = _equal_id(pairs, rows, columns)
-            logits = _flip(query_ND[rows] @ key_MD[columns].T + bias, equal_id)
-            loss_N[rows] -= logsigmoid(logits).sum(1)
-            if gradient is not None:
-                # d(-log sigmoid(x)) / dx = -sigmoid(-x), and once more the sign of the pair.
-                gradient.add(_flip(logits.neg_().sigmoid_().neg_(), equal_id), rows, columns)
-        if gradient is not None:
-            ctx.save_for_backward(gradient.query_ND, gradient.key_MD, gradient.logit_N.sum())
+            for start in range(0, len(logits), STRIP):
+                strip = slice(start, start + STRIP)
+                equal = None if equal_id is None else equal_id[strip]
+                signed = _flip(logits[strip].add_(bias), equal)
+                loss_N[rows][strip] -= logsigmoid(signed).sum(1)
+                if with_gradient:
+                    # d(-log sigmoid(x)) / dx = -sigmoid(-x), and once more the sign of the pair.
+                    logits[strip] = _flip(signed.neg_().sigmoid_().neg_(), equal)
+                    grad_bias_N[rows][strip] += logits[strip].sum(1)
+            if with_gradient:
+                gradient.add(logits, rows, columns)
+        if with_gradient:
+            ctx.save_for_backward(*gradient.result(), grad_bias_N.sum() if bias_needed else None)
         return loss_N.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query_ND, key_MD, bias = (
-            grad * saved if needed else None for saved, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
-        )
-        return query_ND, key_MD, bias, None, None, None
-
-
-class _Gradient:
-    """Sums the gradients of tiles of logits into those of the rows, and per query for the bias."""
-
-    def __init__(self, query_ND: Tensor, key_MD: Tensor):
-        self.inputs = query_ND, key_MD
-        self.query_ND, self.key_MD = torch.zeros_like(query_ND), torch.zeros_like(key_MD)
-        self.logit_N = query_ND.new_zeros(len(query_ND))
-
-    def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
-        query_ND, key_MD = self.inputs
-        self.query_ND[rows].addmm_(grad_logits, key_MD[columns])
-        self.key_MD[columns].addmm_(grad_logits.T, query_ND[rows])
-        self.logit_N[rows] += grad_logits.sum(1)
+        return *(None if saved is None else grad * saved for saved in ctx.saved_tensors), None, None, None
 
 
 def _equal_id(pairs: Pairs, rows: slice, columns: slice) -> Tensor | None:

@@ -1,0 +1,69 @@
+"""A tile of logits at a time, and what its gradient adds to that of the rows: the products of every tiled loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmcl.core.pairs import Tile
+
+STRIP = 128
+"""Rows of a tile that go through several elementwise operations while they are in the cache."""
+
+
+class TileLogits:
+    """Tiles of logits, all in the same memory: fresh memory would cost as much time as all the exponentials."""
+
+    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: float, tile: Tile):
+        self.query_ND, self.key_MD, self.scale = query_ND, key_MD, scale
+        self.memory = query_ND.new_empty(min(tile[0], len(query_ND)) * min(tile[1], len(key_MD)))
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        query_ND, key_MD = self.query_ND[rows], self.key_MD[columns]
+        shape = len(query_ND), len(key_MD)
+        logits = self.memory[: shape[0] * shape[1]].view(shape)
+        return logits.addmm_(query_ND, key_MD.T, beta=0, alpha=self.scale)
+
+    def bound(self) -> float:
+        """No logit is further from 0 than this."""
+        longest = [torch.linalg.vector_norm(rows, dim=1).max() for rows in (self.query_ND, self.key_MD)]
+        return abs(self.scale) * float(longest[0] * longest[1])
+
+
+class RowGradients:
+    """Sums the gradients of tiles of logits into those of the rows and of the scale."""
+
+    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, mirrored: bool, needed: Sequence[bool]):
+        self.query_ND, self.key_MD, self.scale, self.mirrored, self.needed = query_ND, key_MD, scale, mirrored, needed
+        query_needed, key_needed, scale_needed = needed
+        # That of the scale comes from one of the others.
+        self.grad_query_ND = torch.zeros_like(query_ND) if query_needed or (scale_needed and not key_needed) else None
+        self.grad_key_MD = self.grad_query_ND if mirrored else torch.zeros_like(key_MD) if key_needed else None
+
+    def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
+        scale = float(self.scale)
+        if self.grad_query_ND is not None:
+            self.grad_query_ND[rows].addmm_(grad_logits, self.key_MD[columns], alpha=scale)
+        if self.grad_key_MD is not None:
+            self.grad_key_MD[columns].addmm_(grad_logits.T, self.query_ND[rows], alpha=scale)
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        """Of queries, keys and scale; None for what is not needed, or is in the first already."""
+        query_needed, _, scale_needed = self.needed
+        of_query, of_key = (self.grad_query_ND if query_needed else None), (None if self.mirrored else self.grad_key_MD)
+        return of_query, of_key, self._of_scale() if scale_needed else None
+
+    def _of_scale(self) -> Tensor:
+        """A logit is the scale times its derivative by the scale, and each row times that by the row; mirrored, by both."""
+        if self.grad_query_ND is not None:
+            return _dot(self.query_ND, self.grad_query_ND) / (2 * self.scale if self.mirrored else self.scale)
+        assert self.grad_key_MD is not None
+        return _dot(self.key_MD, self.grad_key_MD) / self.scale
+
+
+def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """The sum of all products, without a third tensor of that size."""
+    parts = zip(a_ND.split(STRIP), b_ND.split(STRIP), strict=True)
+    return torch.stack([(a * b).sum() for a, b in parts]).sum()
