@@ -65,8 +65,11 @@ def _print_result(result: RunResult) -> None:
     sys.stdout.flush()
 
 
-def _next_commands(result: RunResult) -> tuple[str, str]:
-    if any(metric.evaluator == "retrieval" for metric in result.report.metrics):
+def _next_commands(result: RunResult) -> tuple[str, ...]:
+    evaluators = {metric.evaluator for metric in result.report.metrics}
+    if evaluators == {"sts"}:
+        return (f"mmcl eval {result.run_dir}",)
+    if "retrieval" in evaluators:
         return (
             f'mmcl search {result.run_dir} "a smiling cat"',
             f'mmcl classify PICTURE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',

@@ -11,6 +11,7 @@ SOURCES = Registry(
     "data source",
     {
         "emoji": "mmcl.data.emoji:EmojiSource",
+        "emoji_texts": "mmcl.data.emoji_texts:EmojiTextSource",
         "folder": "mmcl.data.folder:FolderSource",
         "table": "mmcl.data.table:TableSource",
         "huggingface": "mmcl.data.huggingface:HuggingFaceSource",

@@ -1,7 +1,7 @@
 """How good an embedding is: plain functions on arrays, and the same as evaluators of a model on a data source.
 
-The functions `retrieval`, `zero_shot`, `knn`, `linear_probe` and `embedding_map` need no model: arrays in, `Report` out. An
-evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
+The functions `retrieval`, `zero_shot`, `knn`, `linear_probe`, `sts` and `embedding_map` need no model: arrays in, `Report` out.
+An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mmcl.evaluate.linear_probe import linear_probe
 from mmcl.evaluate.prompts import class_embeddings
 from mmcl.evaluate.report import Metric, Report
 from mmcl.evaluate.retrieval import retrieval, retrieval_from_scores
+from mmcl.evaluate.sts import sts
 from mmcl.evaluate.task import CachedModel, Task
 from mmcl.evaluate.zero_shot import zero_shot
 from mmcl.registry import Registry
@@ -35,6 +36,7 @@ __all__ = [
     "retrieval",
     "retrieval_from_scores",
     "run",
+    "sts",
     "zero_shot",
 ]
 
@@ -45,6 +47,7 @@ EVALUATORS = Registry(
         "zero_shot": "mmcl.evaluate.zero_shot:evaluate_zero_shot",
         "knn": "mmcl.evaluate.knn:evaluate_knn",
         "linear_probe": "mmcl.evaluate.linear_probe:evaluate_linear_probe",
+        "sts": "mmcl.evaluate.sts:evaluate_sts",
         "embedding_map": "mmcl.evaluate.embedding_map:evaluate_embedding_map",
     },
 )

@@ -99,8 +99,9 @@ class TestContract:
             sample = source[index]
             assert isinstance(sample, Sample)
             assert sample.name
-            assert decode(sample.image, name=sample.name).mode in ("RGB", "L")
-            assert all(isinstance(caption, str) for caption in sample.captions)
+            assert sample.image is not None or sample.captions
+            assert sample.image is None or decode(sample.image, name=sample.name).mode in ("RGB", "L")
+            assert all(isinstance(text, str) for text in (*sample.captions, *sample.positives, *sample.negatives))
             assert sample.label is None or (type(sample.label) is int and 0 <= sample.label < len(source.class_names))
         assert len({source[i].name for i in range(len(source))}) == len(source), "a name says which sample it is"
         assert all(template.count("{}") == 1 for template in source.templates)

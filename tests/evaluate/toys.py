@@ -25,14 +25,22 @@ def pattern(number: int) -> np.ndarray:
 class PatternSource(Source):
     """Noisy pictures of the patterns 0, 1, ..., 0, 1, ..., with their names as captions and the patterns as classes."""
 
-    def __init__(self, rows: int, seed: int, *, labels: bool = True, captions: bool = True):
+    def __init__(self, rows: int, seed: int, *, labels: bool = True, captions: bool = True, scores: bool = True):
         noise = np.random.default_rng((seed, 99)).integers(-40, 41, size=(rows, SIZE, SIZE, 3))
         drawn = [np.clip(pattern(row % CLASSES) + noise[row], 0, 255).astype(np.uint8) for row in range(rows)]
         self.class_names = NAMES if labels else None
         self._samples = [
-            Sample(f"row {row}", image, (NAMES[row % CLASSES],) if captions else (), row % CLASSES if labels else None)
+            Sample(
+                f"row {row}",
+                image,
+                (NAMES[row % CLASSES],) if captions else (),
+                row % CLASSES if labels else None,
+                # In every second round, another pattern.
+                positives=(NAMES[(row + row // CLASSES % 2) % CLASSES],),
+            )
             for row, image in enumerate(drawn)
         ]
+        self.scores = 1.0 - np.arange(rows) // CLASSES % 2 if scores else None
         self._seed = seed
 
     def __len__(self) -> int:
