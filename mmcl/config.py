@@ -90,6 +90,9 @@ class DataConfig:
     labels: float | None = None
     """Train on a stratified part alone, as for learning from few labels: below 1 a share of every class (0.01), from 1 a
     number of samples of every class. `train.seed` draws it, and a smaller part lies within a larger one."""
+    samples_per_class: int | None = None
+    """Make every batch of so many samples from each of train.batch_size / samples_per_class classes, as supervised
+    contrastive and metric learning want it; null takes samples in random order, whatever their class."""
     cache: Literal["auto"] | bool = "auto"
     """Keep the decoded pictures in memory; "auto" does so below 1 GB and without a crop."""
     crop: CropConfig | None = None
@@ -235,6 +238,8 @@ class Config:
         _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
         _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
         _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
+        samples = data.samples_per_class
+        _require(samples is None or samples >= 1, "data.samples_per_class", samples, "give null or a whole number above 0")
         self._check_views()
         self._check_towers()
         for number, evaluator in enumerate(self.evaluate):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmcl.data.captions import checked_caption
-from mmcl.data.order import Order
+from mmcl.data.order import BatchOrder
 from mmcl.data.pictures import PictureCache, decode_sample
 from mmcl.data.source import OWN_TEXTS, Source
 from mmcl.data.streams import Stream
@@ -65,7 +65,7 @@ class StepBatches(Dataset[Batch]):
     def __init__(
         self,
         source: Source,
-        order: Order,
+        order: BatchOrder,
         *,
         images: Mapping[str, ImageView],
         texts: Sequence[str] = (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,8 +13,45 @@ from mmcl.errors import UserError
 from mmcl.rng import permutation
 
 
+class BatchOrder(ABC):
+    """What all orders have in common.
+
+    Attributes:
+        size: number of samples.
+        batch_size: rows of the global batch.
+        seed: of the order, and of every other draw for its batches.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """One process's share of a step: a contiguous slice, so that the shares in rank order are the global batch.
+
+        Returns:
+            The epoch of every row and its number in the data set, both int64 [batch_size / world]. No pair of them comes
+            twice: they decide what is drawn for the row.
+
+        Raises:
+            UserError: `world` processes cannot share the batch equally.
+        """
+        share, remainder = divmod(self.batch_size, world)
+        if remainder:
+            raise UserError(f"train.batch_size is {self.batch_size}: choose a multiple of {world}, the number of processes")
+        return self._rows(step, rank * share + np.arange(share))
+
+    @abstractmethod
+    def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs and numbers of some rows, 0 to batch_size - 1, of a global batch."""
+
+    def steps(self, epochs: float) -> int:
+        """The number of steps in which as many rows are seen as `epochs` times the samples."""
+        return math.ceil(epochs * self.size / self.batch_size)
+
+
 @dataclass(frozen=True, slots=True)
-class Order:
+class Order(BatchOrder):
     """An endless stream of permutations of the data set, one per epoch, cut into global batches.
 
     A batch may cross the end of an epoch. So every sample is seen exactly once per epoch, no tail is dropped, and all batches
@@ -38,29 +76,13 @@ class Order:
         if not 1 <= self.batch_size <= self.size:
             raise UserError(f"train.batch_size is {self.batch_size}: choose 1 to {self.size}, the number of samples")
 
-    def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """One process's share of a step: a contiguous slice, so that the shares in rank order are the global batch.
-
-        Returns:
-            The epoch of every row and its number in the data set, both int64 [batch_size / world].
-
-        Raises:
-            UserError: `world` processes cannot share the batch equally.
-        """
-        share, remainder = divmod(self.batch_size, world)
-        if remainder:
-            raise UserError(f"train.batch_size is {self.batch_size}: choose a multiple of {world}, the number of processes")
-        position = step * self.batch_size + rank * share + np.arange(share)
-        epoch, offset = np.divmod(position, self.size)
-        index = np.empty(share, np.int64)
+    def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        epoch, offset = np.divmod(step * self.batch_size + row_b, self.size)
+        index = np.empty(len(row_b), np.int64)
         for number in np.unique(epoch):
             here = epoch == number
             index[here] = _permutation(self.size, self.seed, int(number))[offset[here]]
         return epoch, index
-
-    def steps(self, epochs: float) -> int:
-        """The number of steps after which every sample has been seen `epochs` times."""
-        return math.ceil(epochs * self.size / self.batch_size)
 
 
 @lru_cache(maxsize=2)  # A batch touches at most two epochs.

@@ -14,8 +14,9 @@ from mmcl import rng
 from mmcl.config import ComponentConfig, Config, SourceConfig, TowerConfig
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
+from mmcl.data.class_order import ClassOrder
 from mmcl.data.open import open_source
-from mmcl.data.order import Order
+from mmcl.data.order import BatchOrder, Order
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset, label_subset, split_source
 from mmcl.data.views import ImageView, build_image_views
@@ -93,6 +94,14 @@ def required_labels(source: Source, needed_by: str) -> np.ndarray:
     return source.labels
 
 
+def build_order(config: Config, source: Source) -> BatchOrder:
+    """Which samples make up a step. Raises UserError when the batch does not fit the data."""
+    batch_size, seed, samples = config.train.batch_size, config.train.seed, config.data.samples_per_class
+    if samples is None:
+        return Order(len(source), batch_size, seed)
+    return ClassOrder(required_labels(source, "data.samples_per_class"), batch_size, samples, seed)
+
+
 def check_labels(config: Config, method: Method, source: Source) -> None:
     """Refuses, before the first step, data without the labels by which a method finds its positives.
 
@@ -139,7 +148,7 @@ def image_views(config: Config, method: Method) -> dict[str, ImageView]:
     return build_image_views(names, config.data, encoder.preprocess)
 
 
-def run_facts(config: Config, order: Order) -> RunFacts:
+def run_facts(config: Config, order: BatchOrder) -> RunFacts:
     """The size and length of a run."""
     total_steps = config.train.steps or order.steps(config.train.epochs or 1)
     return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=order.steps(1))

@@ -10,9 +10,16 @@ import torch
 from torch import nn
 
 from mmcl.config import Config
-from mmcl.data.order import Order
 from mmcl.data.source import Source
-from mmcl.engine.build import build_method, build_training_data, check_components, check_labels, image_views, run_facts
+from mmcl.engine.build import (
+    build_method,
+    build_order,
+    build_training_data,
+    check_components,
+    check_labels,
+    image_views,
+    run_facts,
+)
 from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.schedule import warmup_steps
 from mmcl.errors import UserError
@@ -93,7 +100,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     check_labels(config, method, source)
     image_views(config, method)
     batch = config.train.batch_size
-    run = run_facts(config, Order(len(source), batch, config.train.seed))
+    run = run_facts(config, build_order(config, source))
     method.configure(run)
     facts = method.describe(batch)
     share = batch // processes

@@ -12,11 +12,12 @@ import torch
 
 from mmcl.config import Config, flat_settings, is_decisive, is_within, to_dict, to_yaml
 from mmcl.data.loader import StepBatches
-from mmcl.data.order import Order
+from mmcl.data.order import BatchOrder
 from mmcl.data.source import Source
 from mmcl.engine.build import (
     build_method,
     build_model,
+    build_order,
     build_training_data,
     check_components,
     check_labels,
@@ -78,7 +79,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
     check_labels(config, method, source)
-    order = Order(len(source), config.train.batch_size, config.train.seed)
+    order = build_order(config, source)
     facts = run_facts(config, order)
     total_steps = facts.total_steps
     method.configure(facts)
@@ -179,7 +180,7 @@ def _compare(checkpoint: Checkpoint, identity: dict[str, Any], config: Config) -
     return list(changed.values())
 
 
-def _batches(config: Config, source: Source, order: Order, method: Method, accelerator: Accelerator) -> FeatureBatches:
+def _batches(config: Config, source: Source, order: BatchOrder, method: Method, accelerator: Accelerator) -> FeatureBatches:
     files = store_features(config, method, source, accelerator)
     images = image_views(config, method)
     text: Any = method.towers["text"].encoder if "text" in method.towers else None

@@ -340,3 +340,16 @@ class TestImageData:
         assert sizes[0.1].tolist() == [round(0.1 * n) for n in whole]
         assert sizes[0.5].tolist() == [round(0.5 * n) for n in whole]
         assert sizes[3.0].tolist() == [3] * 10
+
+    def test_samples_per_class(self, digits: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        labels: list[list[int]] = []
+        honest = SimCLR.loss
+        monkeypatch.setattr(SimCLR, "loss", lambda self, rows, b: labels.append(b.labels.tolist()) or honest(self, rows, b))
+        train(dataclasses.replace(digits, data=dataclasses.replace(digits.data, samples_per_class=4)))
+        assert [sorted(np.unique(step, return_counts=True)[1].tolist()) for step in labels] == [[4, 4, 4, 4]] * 2
+
+    def test_samples_per_class_of_data_without_labels(self, folder: Path, tmp_path: Path) -> None:
+        config = tiny_config(folder, tmp_path / "run", "--data.samples_per_class", "4")
+        for start in (train, diagnose):
+            with pytest.raises(UserError, match=r"data\.samples_per_class needs labels"):
+                start(config)
