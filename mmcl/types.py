@@ -33,7 +33,7 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: slice) -> Tokens:
+    def __getitem__(self, rows: slice | Tensor) -> Tokens:
         return Tokens(self.ids[rows], self.mask[rows])
 
 
@@ -53,7 +53,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, rows: slice) -> Features:
+    def __getitem__(self, rows: slice | Tensor) -> Features:
         return Features(self.rows[rows])
 
 
@@ -99,8 +99,8 @@ class Embeddings:
     """What a loss sees: this process's rows and the rows of all processes, in rank order, with gradient.
 
     Attributes:
-        local: view name -> unit-length rows of this process, [b, D].
-        all: view name -> the rows of every process, [B, D]; rows `offset` to `offset + b` are the local ones.
+        local: name -> rows of this process, [b, D], as the method's `encode` named them.
+        all: name -> the rows of every process, [B, D]; rows `offset` to `offset + b` are the local ones.
         ids: int64 [b], the local rows' ids.
         all_ids: int64 [B].
         offset: number of this process's first row in `all`.
@@ -111,6 +111,11 @@ class Embeddings:
     ids: Tensor
     all_ids: Tensor
     offset: int = 0
+
+    @property
+    def share(self) -> float:
+        """b / B, this process's share of a loss that every process computes from all rows."""
+        return len(self.ids) / max(len(self.all_ids), 1)
 
 
 @dataclass(frozen=True, slots=True)

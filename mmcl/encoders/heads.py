@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
+
+from mmcl.errors import UserError
+
+FinalLayer = Literal["norm", "fixed_norm", "bias", "plain"]
+"""What the last linear layer has behind it: a batch norm, one without learned scale and shift, a bias, or neither."""
 
 
 class NoHead(nn.Module):
@@ -30,31 +38,79 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """The SimCLR head (Chen et al., 2020): linear, batch norm, ReLU for every hidden layer, then linear and batch norm.
+    """Linear layers with batch norm and ReLU between them: the projection heads and predictors of the published methods.
 
-    Linear layers have no bias, the norm that follows has. `layers=2` is SimCLR v1, `layers=3` v2. The hidden width is that of
-    the features unless `hidden_dim` is given.
+    | paper | arguments besides the widths |
+    |---|---|
+    | SimCLR, SimCLRv2 | none; `layers=3` |
+    | MoCo v2, SupCon | `hidden_norm=False, final="bias"` |
+    | SwAV | `final="bias"` |
+    | BYOL, and its predictor | `final="plain"` |
+    | SimSiam | `layers=3, final="fixed_norm"`; its predictor `final="bias"` |
+    | MoCo v3 | `final="fixed_norm"` (`layers=3` for transformers); its predictor the same (ResNets: `final="plain"`) |
+    | Barlow Twins, VICReg | `layers=3, final="plain"` |
+
+    A linear layer with a norm behind it has no bias.
+
+    Args:
+        feature_dim: width F of what comes in.
+        embed_dim: width D of what goes out.
+        hidden_dim: width of the layers between; None takes F.
+        layers: number of linear layers.
+        hidden_norm: batch norm in the layers between; without it they have a bias.
+        final: what the last linear layer has behind it, see `FinalLayer`.
+
+    Raises:
+        UserError: there is no layer, or no such `final`.
     """
 
     def __init__(
-        self, feature_dim: int, *, embed_dim: int = 128, hidden_dim: int | None = None, layers: int = 2, final_norm: bool = True
+        self,
+        feature_dim: int,
+        *,
+        embed_dim: int = 128,
+        hidden_dim: int | None = None,
+        layers: int = 2,
+        hidden_norm: bool = True,
+        final: FinalLayer = "norm",
     ):
         super().__init__()
+        if layers < 1 or final not in get_args(FinalLayer):
+            raise UserError(
+                f"mlp: layers {layers} must be 1 or more, and final {final!r} one of {', '.join(get_args(FinalLayer))}"
+            )
         self.embed_dim = embed_dim
-        hidden = hidden_dim or feature_dim
-        modules: list[nn.Module] = []
-        for layer in range(layers):
-            last = layer == layers - 1
-            width_in, width_out = (feature_dim if layer == 0 else hidden), (embed_dim if last else hidden)
-            modules.append(nn.Linear(width_in, width_out, bias=last and not final_norm))
-            if not last or final_norm:
-                modules.append(nn.BatchNorm1d(width_out))
-            if not last:
-                modules.append(nn.ReLU())
-        self.layers = nn.Sequential(*modules)
+        widths = [feature_dim, *[hidden_dim or feature_dim] * (layers - 1), embed_dim]
+        hidden = [_hidden_layer(*pair, norm=hidden_norm) for pair in pairwise(widths[:-1])]
+        self.layers = nn.Sequential(*hidden, _final_layer(widths[-2], embed_dim, final))
 
     def forward(self, feature_BF: Tensor) -> Tensor:
         return self.layers(feature_BF)
+
+    def prefix(self, layers: int) -> nn.Sequential:
+        """The first layers, sharing their weights: [B, F] to the width of the last of them.
+
+        Fine-tuning in SimCLRv2 (Chen et al., "Big Self-Supervised Models are Strong Semi-Supervised Learners", 2020, section
+        2.2) starts from the head's first layer: `prefix(1)`.
+
+        Raises:
+            ValueError: the head has not so many layers.
+        """
+        if not 0 <= layers <= len(self.layers):
+            raise ValueError(f"a head of {len(self.layers)} layers has no first {layers}")
+        return self.layers[:layers]
+
+
+def _hidden_layer(width_in: int, width_out: int, *, norm: bool) -> nn.Sequential:
+    linear = nn.Linear(width_in, width_out, bias=not norm)
+    return nn.Sequential(linear, nn.BatchNorm1d(width_out), nn.ReLU()) if norm else nn.Sequential(linear, nn.ReLU())
+
+
+def _final_layer(width_in: int, width_out: int, final: str) -> nn.Sequential:
+    linear = nn.Linear(width_in, width_out, bias=final == "bias")
+    if final in ("bias", "plain"):
+        return nn.Sequential(linear)
+    return nn.Sequential(linear, nn.BatchNorm1d(width_out, affine=final == "norm"))
 
 
 class TanhHead(nn.Module):

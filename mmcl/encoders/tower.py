@@ -139,9 +139,10 @@ class Tower(nn.Module):
         projected = self.head(self.features(inputs).rows)
         return projected.to(torch.promote_types(projected.dtype, torch.float32))
 
-    def forward(self, inputs: Tensor | Tokens | Features) -> Tensor:
-        """Embeds a batch: unit-length rows, float32 [B, D] (float64 for a float64 tower)."""
-        return nn.functional.normalize(self.project(inputs), dim=-1)
+    def forward(self, inputs: Tensor | Tokens | Features, *, unit: bool = True) -> Tensor:
+        """Embeds a batch: float32 [B, D] (float64 for a float64 tower), rows of unit length unless `unit` is false."""
+        projected = self.project(inputs)
+        return nn.functional.normalize(projected, dim=-1) if unit else projected
 
 
 def build_tower(spec: TowerSpec, *, tokenizer: Tokenizer | None = None) -> Tower:

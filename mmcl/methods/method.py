@@ -22,13 +22,15 @@ class Method(nn.Module):
     """Base of all methods.
 
     Attributes:
-        views: view name -> name of the tower that encodes it.
+        views: view name -> name of the tower that encodes it; of the class, or of the instance where arguments decide.
         embedding: what a trained model gives its users: the "projection" or the "features" before the head.
+        unit_rows: whether the loss is one of cosines, and the rows are of unit length.
         positives: which rows belong together, as `Embeddings.ids`: those with equal "ids" or those with equal "labels".
     """
 
     views: Mapping[str, Literal["image", "text"]]
     embedding: ClassVar[Literal["projection", "features"]]
+    unit_rows: ClassVar[bool] = True
     positives: ClassVar[Literal["ids", "labels"]] = "ids"
 
     def __init__(self, towers: nn.ModuleDict):
@@ -52,8 +54,9 @@ class Method(nn.Module):
 
     @property
     def loss_parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters outside the towers: those on which `loss` may depend besides the rows."""
-        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("towers.")]
+        """The trainable parameters on which `loss` may depend besides the rows: not those of `encode`, towers and predictor."""
+        encoding = ("towers.", "predictor.")
+        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(encoding)]
 
     def configure(self, facts: RunFacts) -> None:
         """Called once, on a method just built, before the first step; sets what depends on the size or length of the run."""
@@ -64,15 +67,20 @@ class Method(nn.Module):
         return LossFacts()
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """Embeds every view: name -> unit-length rows [b, D]. Views of one image tower share one pass (and its batch norm)."""
+        """Embeds every view: name -> rows [b, D]. A method may add rows under other names, such as those of a teacher."""
+        return self.embed(self.towers, views, unit=self.unit_rows)
+
+    def embed(self, towers: nn.ModuleDict, views: Views, *, unit: bool = True) -> dict[str, Tensor]:
+        """Every view through its tower: name -> rows [b, D], of unit length or of their own.
+
+        Pictures of one tower and one shape share a pass (and its batch norm); texts, each padded to its own length, do not.
+        """
+        passes: dict[Any, list[str]] = {}
+        for name, view in views.items():
+            passes.setdefault((self.views[name], name if isinstance(view, Tokens) else _shape(view)), []).append(name)
         rows: dict[str, Tensor] = {}
-        for tower_name in dict.fromkeys(self.views.values()):
-            names = [view for view in views if self.views[view] == tower_name]
-            inputs = [views[name] for name in names]
-            if len(names) > 1 and not isinstance(inputs[0], Tokens):
-                outputs = self.tower(names[0])(_joined(inputs)).chunk(len(names))
-            else:
-                outputs = [self.tower(name)(x) for name, x in zip(names, inputs, strict=True)]
+        for (tower, _), names in passes.items():
+            outputs = towers[tower](_joined([views[name] for name in names]), unit=unit).chunk(len(names))
             rows.update(zip(names, outputs, strict=True))
         return rows
 
@@ -106,7 +114,13 @@ class Method(nn.Module):
         return None
 
 
-def _joined(inputs: Sequence[Any]) -> Tensor | Features:
+def _shape(view: Tensor | Features) -> tuple[int, ...]:
+    return tuple((view.rows if isinstance(view, Features) else view).shape[1:])
+
+
+def _joined(inputs: Sequence[Any]) -> Tensor | Tokens | Features:
+    if len(inputs) == 1:
+        return inputs[0]
     if isinstance(inputs[0], Features):
         return Features(torch.cat([features.rows for features in inputs]))
     return torch.cat(list(inputs))

@@ -1,16 +1,16 @@
-"""SimCLR (Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020)."""
+"""SimCLR (Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020) and its variants."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmcl.core.info_nce import info_nce
 from mmcl.methods.method import Method
+from mmcl.methods.two_views import all_rows, local_rows, nt_xent
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
@@ -23,43 +23,43 @@ class SimCLR(Method):
     Args:
         towers: "image".
         temperature: fixed; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
+        decoupled: leaves the positive out of the denominator (Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 5).
+        hardness: beta of Robinson et al. ("Contrastive Learning with Hard Negative Samples", 2021, eq. 4): weighs negatives by
+            their similarity; 0 weighs them all alike, the paper's 1 is for CIFAR-10.
+        positive_prior: tau+ of Chuang et al. ("Debiased Contrastive Learning", 2020, eq. 8): the probability that a negative is
+            of the query's class; the paper's 0.1 is for ten classes.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
 
-    def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.1):
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        temperature: float = 0.1,
+        decoupled: bool = False,
+        hardness: float = 0.0,
+        positive_prior: float = 0.0,
+    ):
         super().__init__(towers)
         self.temperature = temperature
+        self.options: dict[str, Any] = {
+            "denominator": "negatives" if decoupled else "all",
+            "hardness": hardness,
+            "positive_prior": positive_prior,
+        }
 
     @property
     def logit_scale(self) -> Tensor:
         return torch.tensor(1 / self.temperature)
 
     def describe(self, global_batch: int) -> LossFacts:
-        return LossFacts(first_loss=math.log(max(2 * global_batch - 1, 1)), negatives=2 * global_batch - 2)
+        negatives = 2 * global_batch - 2
+        compared = negatives + (self.options["denominator"] == "all")
+        return LossFacts(first_loss=math.log(max(compared, 1)), negatives=negatives)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
-        rows_all = len(embeddings.all_ids)
-        row = torch.arange(2 * rows_all, device=embeddings.ids.device)
-        keys = (torch.cat([embeddings.all["a"], embeddings.all["b"]]), embeddings.all_ids.repeat(2), row)
-        if len(embeddings.ids) == rows_all:
-            queries = keys
-        else:
-            local_row = row[embeddings.offset : embeddings.offset + len(embeddings.ids)]
-            queries = (
-                torch.cat([embeddings.local["a"], embeddings.local["b"]]),
-                embeddings.ids.repeat(2),
-                torch.cat([local_row, local_row + rows_all]),
-            )
-        total = info_nce(
-            queries[0],
-            keys[0],
-            query_id_N=queries[1],
-            key_id_M=keys[1],
-            query_row_N=queries[2],
-            key_row_M=keys[2],
-            scale=1 / self.temperature,
-            reduction="sum",
-        )
-        return LossOutput(total / (2 * rows_all))
+        keys = all_rows(embeddings)
+        queries = keys if embeddings.share == 1 else local_rows(embeddings)
+        return LossOutput(nt_xent(queries, keys, scale=1 / self.temperature, **self.options) / len(keys.id_N))

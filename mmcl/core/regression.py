@@ -1,0 +1,25 @@
+"""Regression of one unit vector on another: no negatives (BYOL, SimSiam)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def cosine_regression(prediction_ND: Tensor, target_ND: Tensor) -> Tensor:
+    r"""The sum over the rows of $\|p - z\|^2 = 2 - 2 \cos(p, z)$; no gradient reaches the targets.
+
+    This is Grill et al., "Bootstrap Your Own Latent", 2020, eq. 2. The loss of SimSiam (Chen & He, "Exploring Simple Siamese
+    Representation Learning", 2021, eq. 1), $-\cos(p, z)$, is half of it less 1.
+
+    Args:
+        prediction_ND, target_ND: unit-length rows.
+
+    Returns:
+        A scalar in [0, 4 N].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if prediction_ND.shape != target_ND.shape:
+        raise ValueError(f"predictions {tuple(prediction_ND.shape)} and targets {tuple(target_ND.shape)} must be alike")
+    return 2 * len(prediction_ND) - 2 * (prediction_ND * target_ND.detach()).sum()

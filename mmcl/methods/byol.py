@@ -1,0 +1,70 @@
+"""BYOL (Grill et al., "Bootstrap Your Own Latent", 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.ema import MomentumTeacher
+from mmcl.core.regression import cosine_regression
+from mmcl.encoders.heads import FinalLayer, MLPHead
+from mmcl.methods.method import Method
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts, Views
+
+
+class BYOL(Method):
+    """Each view predicts what a momentum teacher makes of the other: no negatives (equation 2 of the paper, both ways).
+
+    The teacher's momentum rises from its start to 1 over the run (section 3.3). The first loss is about 4; a loss near 0 from
+    the first steps on means that all rows have become one.
+
+    Args:
+        towers: "image".
+        predictor_dim: hidden width of the predictor, linear, batch norm, ReLU, linear.
+        momentum: at the start; the paper's 0.996 is for 1000 epochs, 0.99 for 300, 0.97 for 40.
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
+    embedding: ClassVar[Literal["projection", "features"]] = "features"
+    predictor_final: ClassVar[FinalLayer] = "plain"
+
+    def __init__(self, towers: nn.ModuleDict, *, predictor_dim: int = 4096, momentum: float = 0.996):
+        super().__init__(towers)
+        width = self.tower("a").embed_dim
+        self.predictor = MLPHead(width, hidden_dim=predictor_dim, embed_dim=width, final=self.predictor_final)
+        self.teacher = MomentumTeacher(self.towers, momentum=momentum, cosine=True)
+
+    def configure(self, facts: RunFacts) -> None:
+        self.teacher.total_steps = facts.total_steps
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(first_loss=4.0)
+
+    def encode(self, views: Views) -> dict[str, Tensor]:
+        """The predictions of every view, and the teacher's rows as "teacher_a" and "teacher_b"."""
+        rows = predict(self.predictor, self.embed(self.towers, views, unit=False))
+        return rows | teacher_rows(self, self.teacher, views)
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        local = embeddings.local
+        total = cosine_regression(local["a"], local["teacher_b"]) + cosine_regression(local["b"], local["teacher_a"])
+        return LossOutput(total / len(embeddings.all_ids))
+
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        self.teacher.update(self.towers)
+
+
+def predict(predictor: nn.Module, projections: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A predictor's unit-length rows of every view, in one pass."""
+    predictions = nn.functional.normalize(predictor(torch.cat(list(projections.values()))), dim=-1)
+    return dict(zip(projections, predictions.chunk(len(projections)), strict=True))
+
+
+@torch.no_grad()
+def teacher_rows(method: Method, teacher: MomentumTeacher, views: Views) -> dict[str, Tensor]:
+    """What a teacher of the towers makes of the views, under their names with "teacher_" in front."""
+    assert isinstance(teacher.net, nn.ModuleDict)
+    return {f"teacher_{name}": row for name, row in method.embed(teacher.net, views).items()}

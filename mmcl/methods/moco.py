@@ -1,0 +1,97 @@
+"""MoCo (He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020) and v2 (Chen et al., 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.ema import MomentumTeacher
+from mmcl.core.info_nce import info_nce
+from mmcl.core.key_queue import KeyQueue
+from mmcl.methods.byol import teacher_rows
+from mmcl.methods.method import Method
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, Views
+
+
+class MoCo(Method):
+    """A query against a momentum teacher's key of the same picture and a queue of keys of past batches (equation 1).
+
+    Keys of the same batch are no negatives. A key that the queue still holds of the query's own picture counts for nothing. The
+    queue begins empty: the first loss is 0. v1 and v2 differ in the head, the augmentation and the temperature.
+
+    Args:
+        towers: "image".
+        queue: K, the number of keys.
+        momentum: of the teacher, constant; 0.99 for CIFAR.
+        temperature: v2's 0.2; 0.07 in v1, 0.1 for CIFAR.
+        symmetric: adds the other direction, with the same queue; the keys of both views then join it.
+        bn_groups: the teacher sees the keys shuffled and in this many groups, so that batch norm does not give a key away by
+            the company that it shares with its query ("Shuffling BN", section 3.3). Without batch norm, 1 is the same, faster.
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
+    embedding: ClassVar[Literal["projection", "features"]] = "features"
+
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        queue: int = 65536,
+        momentum: float = 0.999,
+        temperature: float = 0.2,
+        symmetric: bool = False,
+        bn_groups: int = 8,
+    ):
+        super().__init__(towers)
+        self.teacher = MomentumTeacher(self.towers, momentum=momentum)
+        self.queue = KeyQueue(queue, self.tower("a").embed_dim)
+        self.temperature, self.bn_groups = temperature, bn_groups
+        self.key_of = {"a": "b", "b": "a"} if symmetric else {"a": "b"}
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return torch.tensor(1 / self.temperature)
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(negatives=self.queue.size)
+
+    def encode(self, views: Views) -> dict[str, Tensor]:
+        """The queries, and the teacher's keys as "teacher_a" and "teacher_b"; of one direction, one of each."""
+        queries = self.embed(self.towers, {name: views[name] for name in self.key_of})
+        return queries | self._keys({name: views[name] for name in sorted(self.key_of.values())})
+
+    def _keys(self, views: Views) -> dict[str, Tensor]:
+        rows = len(next(iter(views.values())))
+        order = torch.randperm(rows)
+        # Batch norm needs two rows.
+        groups = order.chunk(max(1, min(self.bn_groups, rows // 2)))
+        parts = [teacher_rows(self, self.teacher, {name: view[group] for name, view in views.items()}) for group in groups]
+        back = order.argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        totals = [self._direction(embeddings, query, f"teacher_{key}") for query, key in self.key_of.items()]
+        return LossOutput(torch.stack(totals).sum() / len(embeddings.all_ids))
+
+    def _direction(self, embeddings: Embeddings, query: str, key: str) -> Tensor:
+        ids, stale_ids = embeddings.ids, self.queue.ids
+        return info_nce(
+            embeddings.local[query],
+            self.queue.keys,
+            query_id_N=ids,
+            key_id_M=stale_ids,
+            # "The same row" is no pair: this is what makes a stale key of the same picture count for nothing.
+            query_row_N=ids,
+            key_row_M=stale_ids,
+            own_key_ND=embeddings.local[key].detach(),
+            scale=1 / self.temperature,
+            reduction="sum",
+        )
+
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        self.teacher.update(self.towers)
+        for key in sorted(self.key_of.values()):
+            self.queue.push(embeddings.all[f"teacher_{key}"], embeddings.all_ids)

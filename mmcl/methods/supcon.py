@@ -1,0 +1,44 @@
+"""SupCon (Khosla et al., "Supervised Contrastive Learning", 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.methods.method import Method
+from mmcl.methods.two_views import all_rows, label_ids, local_rows, nt_xent
+from mmcl.types import Batch, Embeddings, LossOutput
+
+
+class SupCon(Method):
+    """SimCLR in which all rows of one class are positives of each other.
+
+    Rows without label have no positives: no query, but a key for the others. The loss is the mean over the rows with label.
+
+    Args:
+        towers: "image".
+        temperature: fixed; the paper's 0.1.
+        mean: over the positives, "outside" of the logarithm (L_out, equation 2, the better one) or "inside" of it
+            (L_in, equation 3).
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
+    embedding: ClassVar[Literal["projection", "features"]] = "features"
+    positives: ClassVar[Literal["ids", "labels"]] = "labels"
+
+    def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.1, mean: Literal["outside", "inside"] = "outside"):
+        super().__init__(towers)
+        self.temperature, self.mean = temperature, mean
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return torch.tensor(1 / self.temperature)
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        keys = label_ids(all_rows(embeddings))
+        queries = keys if embeddings.share == 1 else label_ids(local_rows(embeddings))
+        total = nt_xent(queries, keys, scale=1 / self.temperature, positives=self.mean)
+        return LossOutput(total / (keys.id_N >= 0).sum().clamp(min=1))
