@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,48 +21,56 @@ from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings
+from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
-from tests.methods.toy import toy_batch, toy_method
+from tests.methods.toy import embed, positives_of, toy_batch, toy_method
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
-STEPS = 5
+STEPS = 3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 LAYOUTS = {"whole": 1, "two pieces": 2, "five pieces": 5, "uneven shares": 2}
 
 State = dict[str, Tensor]
 
 
-def train(method: Method, step_of: Callable[[int], Tensor]) -> State:
-    """Five steps of AdamW. Returns loss and gradients of the first, and the parameters after the last."""
-    optimiser = torch.optim.AdamW(method.parameters(), lr=1e-3, eps=1e-6)
+def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Batch]]) -> State:
+    """A few steps of SGD. Returns loss and gradients of the first, and the state after the last: weights, teachers, queues."""
+    # Adam would hide a wrong scale, and would make much of the rounding of gradients that are zero (Barlow Twins: biases).
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=1e-2, momentum=0.9)
     state: State = {}
     for step in range(STEPS):
-        loss = step_of(step)
+        loss, embeddings, batch = step_of(step)
         if step == 0:
             state["loss"] = loss
             state |= {f"gradient of {name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
         optimiser.step()
         optimiser.zero_grad()
-    return state | {f"trained {name}": p.detach().clone() for name, p in method.named_parameters()}
+        method.commit(embeddings, batch)
+    return state | {f"trained {name}": value.detach().clone() for name, value in method.state_dict().items()}
 
 
-def batch_of_step(name: str, step: int, dtype: torch.dtype) -> Batch:
-    batch = toy_batch(name, ROWS, dtype)
-    return Batch({view: x.roll(step, dims=1) for view, x in batch.views.items()}, batch.ids, batch.index)  # type: ignore[union-attr]
+def configured(name: str, dtype: torch.dtype) -> Method:
+    method = toy_method(name, dtype)
+    method.configure(RunFacts(global_batch=ROWS, total_steps=STEPS, steps_per_epoch=2))
+    return method
+
+
+def batch_of_step(method: Method, step: int, dtype: torch.dtype) -> Batch:
+    batch = toy_batch(method, ROWS, dtype)
+    return replace(batch, views={view: x.roll(step, dims=1) for view, x in batch.views.items()})  # type: ignore[union-attr]
 
 
 @functools.cache
 def alone(name: str, dtype: torch.dtype) -> State:
     """The reference: one process and one batch, in plain autograd."""
-    method = toy_method(name, dtype)
+    method = configured(name, dtype)
 
-    def step_of(step: int) -> Tensor:
-        batch = batch_of_step(name, step, dtype)
-        rows = method.encode(batch.views)
-        loss = method.loss(Embeddings(rows, rows, batch.ids, batch.ids), batch).loss
+    def step_of(step: int) -> tuple[Tensor, Embeddings, Batch]:
+        batch = batch_of_step(method, step, dtype)
+        embeddings = embed(method, batch)
+        loss = method.loss(embeddings, batch).loss
         loss.backward()
-        return loss.detach()
+        return loss.detach(), embeddings, batch
 
     return train(method, step_of)
 
@@ -70,39 +79,48 @@ def share_of(batch: Batch, rank: int, world: int, *, even: bool) -> Batch:
     weights = [1] * world if even else list(range(1, world + 1))
     start, stop = (round(ROWS * sum(weights[:r]) / sum(weights)) for r in (rank, rank + 1))
     part = slice(start, stop)
-    return Batch({name: view[part] for name, view in batch.views.items()}, batch.ids[part], batch.index[part])
+    assert batch.labels is not None
+    views = {name: view[part] for name, view in batch.views.items()}
+    return Batch(views, batch.ids[part], batch.index[part], labels=batch.labels[part])
 
 
 def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) -> State:
     """As the engine does it: DDP averages the gradients, so the shares of the loss are multiplied by their number."""
-    method = toy_method(name, dtype)
+    method = configured(name, dtype)
     encode = DistributedDataParallel(method) if world > 1 else method
     even = layout != "uneven shares"
 
-    def step_of(step: int) -> Tensor:
-        local = share_of(batch_of_step(name, step, dtype), rank, world, even=even)
+    def step_of(step: int) -> tuple[Tensor, Embeddings, Batch]:
+        local = share_of(batch_of_step(method, step, dtype), rank, world, even=even)
         counts = None if even else row_counts(local.ids)
 
-        def loss_of(rows: dict[str, Tensor]) -> Tensor:
-            return method.loss(gather_embeddings(rows, local.ids, counts), local).loss
+        def loss_of(rows: dict[str, Tensor]) -> tuple[Tensor, Embeddings]:
+            embeddings = gather_embeddings(rows, positives_of(method, local), counts)
+            return method.loss(embeddings, local).loss, embeddings
 
-        loss = cached_backward(
+        loss, embeddings = cached_backward(
             encode,
             split_views(local.views, math.ceil(len(local.ids) / LAYOUTS[layout])),
             loss=loss_of,
-            backward=lambda loss: (loss * world).backward(),
+            backward=lambda result: (result[0] * world).backward(),
             seed=torch.manual_seed,
             no_sync=encode.no_sync if isinstance(encode, DistributedDataParallel) else nullcontext,
             loss_parameters=method.loss_parameters,
-        ).detach()
+        )
+        loss = loss.detach()
         if world > 1:
             torch.distributed.all_reduce(loss)
-        return loss
+        return loss, embeddings, local
 
     return train(method, step_of)
 
 
-CASES = [(name, dtype, layout) for name in METHODS for dtype in TOLERANCE for layout in LAYOUTS]
+CASES = [
+    (name, dtype, layout)
+    for name in METHODS
+    for layout in LAYOUTS
+    for dtype in (TOLERANCE if layout == "two pieces" else (torch.float64,))
+]
 
 
 def all_cases(rank: int, world: int) -> dict[Any, State]:
@@ -119,12 +137,16 @@ def all_ranks(world: int) -> list[dict[Any, State]]:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_training_is_that_of_one_process(world: int, name: str, dtype: torch.dtype, layout: str) -> None:
     expected = alone(name, dtype)
-    assert sum(key.startswith("gradient") for key in expected) == len(list(toy_method(name).parameters()))
+    learning = [key for key, p in toy_method(name).named_parameters() if p.requires_grad]
+    assert {f"gradient of {key}" for key in learning} <= expected.keys()
+    # Gradients that are zero but for rounding, such as those of a bias under Barlow Twins, are small beside the others.
+    whole_gradient = torch.stack([value.norm() for key, value in expected.items() if key.startswith("gradient")]).norm()
     for ours in all_ranks(world):
         state = ours[name, dtype, layout]
         assert state.keys() == expected.keys()
         for key, value in expected.items():
-            error = (state[key] - value).norm() / value.norm()
+            size = whole_gradient if key.startswith("gradient") else value.double().norm().clamp(min=1e-3)
+            error = (state[key] - value).double().norm() / size
             assert error <= TOLERANCE[dtype], f"{key}: relative error {error:.1e}"
 
 
@@ -133,12 +155,12 @@ def sharded(rank: int, world: int, name: str) -> list[State]:
     mesh = init_device_mesh("cpu", (world,))
     found = []
     for pieces in (1, 5):
-        method = toy_method(name)
+        method = configured(name, torch.float64)
         towers = [fully_shard(tower, mesh=mesh) for tower in method.towers.values()]
-        local = share_of(batch_of_step(name, 0, torch.float64), rank, world, even=True)
+        local = share_of(batch_of_step(method, 0, torch.float64), rank, world, even=True)
 
         def loss_of(rows: dict[str, Tensor], method: Method = method, local: Batch = local) -> Tensor:
-            return method.loss(gather_embeddings(rows, local.ids), local).loss
+            return method.loss(gather_embeddings(rows, positives_of(method, local)), local).loss
 
         @contextmanager
         def no_sync(towers: Any = towers) -> Iterator[None]:
@@ -156,13 +178,18 @@ def sharded(rank: int, world: int, name: str) -> list[State]:
             seed=torch.manual_seed,
             no_sync=no_sync,
         )
-        for parameter in method.loss_parameters:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= world
-        whole = {key: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for key, p in method.named_parameters()}
-        assert any(isinstance(p.grad, DTensor) for p in method.parameters())
-        found.append(whole)
+        learning = {key: p for key, p in method.named_parameters() if p.requires_grad}
+        assert any(isinstance(p.grad, DTensor) for p in learning.values())
+        found.append({key: _whole_gradient(p, world) for key, p in learning.items()})
     return found
+
+
+def _whole_gradient(parameter: Tensor, world: int) -> Tensor:
+    assert parameter.grad is not None
+    if isinstance(parameter.grad, DTensor):
+        return parameter.grad.full_tensor()
+    torch.distributed.all_reduce(parameter.grad)
+    return parameter.grad / world
 
 
 def test_sharded_weights_get_the_same_gradient() -> None:
@@ -183,11 +210,13 @@ def with_dropout(name: str) -> Method:
 @pytest.mark.parametrize("name", METHODS)
 def test_dropout_masks_are_the_same_in_both_passes(name: str) -> None:
     """The reference keeps the graphs of all pieces, each encoded once after seeding with its number."""
-    batch, ours, reference = toy_batch(name, 11), with_dropout(name), with_dropout(name)
+    ours, reference = with_dropout(name), with_dropout(name)
+    batch = toy_batch(ours, 11)
     pieces = split_views(batch.views, 4)
 
     def loss_of(method: Method, rows: dict[str, Tensor]) -> Tensor:
-        return method.loss(Embeddings(rows, rows, batch.ids, batch.ids), batch).loss
+        ids = positives_of(method, batch)
+        return method.loss(Embeddings(rows, rows, ids, ids), batch).loss
 
     encoded = [reference.encode(piece) for number, piece in enumerate(pieces) if torch.manual_seed(number)]
     expected = loss_of(reference, {view: torch.cat([rows[view] for rows in encoded]) for view in encoded[0]})
