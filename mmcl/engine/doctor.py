@@ -41,7 +41,8 @@ class Diagnosis:
         first_loss: expected of an untrained model; None where the method does not say.
         loss_bytes: embeddings and their gradients in one process, float32; scores are computed tile by tile.
         scores_bytes: what the scores of one process would take all at once, float32.
-        learning_rate, muon_learning_rate: their peaks; the second is None where all is AdamW's.
+        optimiser: its name.
+        learning_rate, muon_learning_rate: their peaks; the second is None without Muon.
         warmup_steps: the steps of the rise.
         trainable, frozen: numbers of parameters.
         frozen_encoders: names of the locked towers.
@@ -60,6 +61,7 @@ class Diagnosis:
     first_loss: float | None
     loss_bytes: int
     scores_bytes: int
+    optimiser: str
     learning_rate: float
     muon_learning_rate: float | None
     warmup_steps: int
@@ -80,7 +82,7 @@ class Diagnosis:
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
             "loss memory": f"{_size(self.loss_bytes)} a process (all scores at once would be {_size(self.scores_bytes)})",
-            "learning rate": f"{self.learning_rate:g}{muon} after {self.warmup_steps:,} steps of warm-up",
+            "learning rate": f"{self.learning_rate:g} ({self.optimiser}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
         return "\n".join([f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {w}" for w in self.warnings])
 
@@ -122,6 +124,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         first_loss=facts.first_loss,
         loss_bytes=2 * 4 * rows * len(method.views) * width,
         scores_bytes=4 * share * batch * len(method.views),
+        optimiser=config.optim.name,
         learning_rate=config.optim.lr,
         muon_learning_rate=config.optim.muon_lr,
         warmup_steps=warmup_steps(steps, config.optim.warmup),

@@ -1,4 +1,4 @@
-"""AdamW with weight decay on matrices only, and Muon for the hidden matrices where it is asked for."""
+"""AdamW, SGD or LARS with weight decay on matrices only, and Muon for the hidden matrices where it is asked for."""
 
 from __future__ import annotations
 
@@ -19,25 +19,30 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that require a gradient.
+    """The optimiser of the parameters that require a gradient, in two groups, with and without decay.
 
-    AdamW (Loshchilov & Hutter, 2019) in two groups, with and without decay. With `muon_lr`, what maps features to features
-    (weights of linear layers, kernels of convolutions as out x rest) is a third group and moves by Muon (Jordan et al., 2024;
-    its steps scaled as in Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2); tables stay with AdamW.
+    - AdamW (Loshchilov & Hutter, 2019). With `muon_lr`, what maps features to features (weights of linear layers, kernels of
+      convolutions as out x rest) is a third group and moves by Muon (Jordan et al., 2024; its steps scaled as in Liu et al.,
+      "Muon is Scalable for LLM Training", 2025, section 2.2); tables stay with AdamW.
+    - SGD with momentum; decay is added to the gradient.
+    - LARS (You et al., "Large Batch Training of Convolutional Networks", 2017, trust coefficient 0.001): SGD in which each
+      matrix moves in proportion to its norm. Biases and norms do not, as in SimCLR, whatever the decay is.
 
     Every group holds its peak learning rate as "initial_lr".
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     by_muon = {name for name, p in named if config.muon_lr is not None and decays(name, p) and id(p) not in tables}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in named if decays(name, p) and name not in by_muon], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
-    ]
-    device = named[0][1].device.type
-    optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda")
-    )
+    decayed: dict[str, Any] = {
+        "params": [p for name, p in named if decays(name, p) and name not in by_muon],
+        "weight_decay": config.weight_decay,
+    }
+    spared: dict[str, Any] = {
+        "params": [p for name, p in named if not decays(name, p)],
+        "weight_decay": 0.0,
+        "lr": config.lr if config.bias_lr is None else config.bias_lr,
+    }
+    optimiser = _build(decayed, spared, config, named[0][1].device.type)
     if config.muon_lr is not None:
         from timm.optim import Muon
 
@@ -51,6 +56,20 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser
+
+
+def _build(decayed: dict[str, Any], spared: dict[str, Any], config: OptimConfig, device: str) -> torch.optim.Optimizer:
+    if config.name == "lars":
+        from timm.optim import Lars
+
+        # Else it would adapt a group if it has weight decay, and a run without any would be plain SGD.
+        groups = [{**decayed, "always_adapt": True}, spared]
+        return Lars(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "sgd":
+        return torch.optim.SGD([decayed, spared], lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(
+        [decayed, spared], lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda")
+    )
 
 
 class _Together(torch.optim.Optimizer):

@@ -190,7 +190,14 @@ class Trainer:
     def _set_rate(self, step: int) -> float:
         """Sets every group's learning rate for this step; returns that of `optim.lr`."""
         optim = self.config.optim
-        share = learning_rate(step - 1, total=self.total_steps, peak=1.0, warmup=optim.warmup, final=optim.final_lr)
+        share = learning_rate(
+            step - 1,
+            total=self.total_steps,
+            peak=1.0,
+            warmup=optim.warmup,
+            final=optim.final_lr,
+            milestones=optim.milestones,
+        )
         for group in self.optimiser.param_groups:
             group["lr"] = share * group["initial_lr"]
         return share * optim.lr

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from mmcl.config import OptimConfig
 from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, take_snapshot, verify, write_checkpoint
+from mmcl.engine.optim import build_optimiser
 from mmcl.errors import UserError
 
 
@@ -39,6 +41,40 @@ def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
         assert optimiser.state[mine].keys() == restored_optimiser.state[theirs].keys()
         for key, value in optimiser.state[mine].items():
             assert torch.equal(value, restored_optimiser.state[theirs][key])
+
+
+OPTIMISERS = {
+    "adamw": OptimConfig(),
+    "muon": OptimConfig(muon_lr=0.02),
+    "sgd": OptimConfig(name="sgd", lr=0.01, weight_decay=1e-4),
+    "lars": OptimConfig(name="lars", lr=0.1, bias_lr=0.01, weight_decay=1e-6),
+}
+
+
+@pytest.mark.parametrize("config", OPTIMISERS.values(), ids=OPTIMISERS.keys())
+def test_going_on_after_a_resume_is_bit_exact(tmp_path: Path, config: OptimConfig) -> None:
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 4))
+        return module, build_optimiser(module, config)
+
+    def go(module: nn.Module, optimiser: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            optimiser.zero_grad()
+            module(torch.randn(8, 1, 4, 4)).square().sum().backward()
+            optimiser.step()
+
+    once, halves = start(), start()
+    go(*once, range(4))
+    go(*halves, range(2))
+    write_checkpoint(tmp_path, take_snapshot(2, *halves), keep=1)
+    resumed, checkpoint = start(), latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    load_checkpoint(checkpoint, *resumed)
+    go(*resumed, range(2, 4))
+    for name, tensor in once[0].state_dict().items():
+        assert torch.equal(tensor, resumed[0].state_dict()[name]), name
 
 
 def test_holds_no_pickle(tmp_path: Path) -> None:

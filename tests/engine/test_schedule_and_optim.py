@@ -35,6 +35,12 @@ def test_ends_at_the_final_share() -> None:
     assert learning_rate(10**6 - 1, total=10**6, peak=1.0, warmup=0.0, final=0.25) == pytest.approx(0.25, abs=1e-6)
 
 
+def test_falls_tenfold_at_milestones() -> None:
+    rates = [learning_rate(step, total=200, peak=0.03, warmup=0.0, milestones=(0.6, 0.8)) for step in range(200)]
+    assert rates == pytest.approx([0.03] * 120 + [0.003] * 40 + [0.0003] * 40)
+    assert learning_rate(0, total=200, peak=0.03, warmup=0.1, milestones=(0.6,)) == pytest.approx(0.03 / 21)
+
+
 def test_decay_spares_vectors_and_position_embeddings() -> None:
     text = SmallText(width=16, layers=1, heads=2)
     decayed, spared = build_optimiser(text, OptimConfig(weight_decay=0.3)).param_groups
@@ -43,6 +49,32 @@ def test_decay_spares_vectors_and_position_embeddings() -> None:
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
     assert "position_embedding" in {names[parameter] for parameter in spared["params"]}
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_biases_may_have_a_rate_of_their_own(name: str) -> None:
+    groups = build_optimiser(nn.Linear(2, 2), OptimConfig(name=name, lr=0.2, bias_lr=0.0048)).param_groups  # type: ignore[arg-type]
+    assert [(group["lr"], group["initial_lr"]) for group in groups] == [(0.2, 0.2), (0.0048, 0.0048)]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_sgd_and_lars_are_their_formulas(decay: float) -> None:
+    """LARS adapts the matrix also without decay, and the bias never."""
+    for name in ("sgd", "lars"):
+        module = nn.Linear(3, 2).double()
+        optimiser = build_optimiser(module, OptimConfig(name=name, lr=0.5, momentum=0.9, weight_decay=decay))  # type: ignore[arg-type]
+        weight, bias = (parameter.detach().clone() for parameter in module.parameters())
+        weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
+        for step in range(3):
+            module.weight.grad, module.bias.grad = torch.full_like(weight, step + 1.0), torch.full_like(bias, 2.0)
+            gradient = module.weight.grad + decay * weight
+            trust = 0.001 * weight.norm() / (module.weight.grad.norm() + decay * weight.norm()) if name == "lars" else 1.0
+            optimiser.step()
+            weight_speed = 0.9 * weight_speed + trust * gradient
+            bias_speed = 0.9 * bias_speed + 2.0
+            weight, bias = weight - 0.5 * weight_speed, bias - 0.5 * bias_speed
+            torch.testing.assert_close(module.weight.detach(), weight, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(module.bias.detach(), bias)
 
 
 def test_frozen_parameters_stay_out() -> None:
