@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -31,8 +32,11 @@ class ToyEncoder(ImageEncoder):
 
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"predictor_dim": 12, "momentum": 0.9},
+    "distillation": {"temperature": 0.05},
     "moco": {"queue": 20, "momentum": 0.9},
     "moco_v3": {"predictor_dim": 12, "momentum": 0.9},
+    "momentum_clip": {"queue": 20, "momentum": 0.9},
+    "slip": {"ssl_hidden_dim": 12, "ssl_embed_dim": 6},
     "simsiam": {"predictor_dim": 12},
 }
 """Arguments that bring the published sizes down to those of the toys."""
@@ -42,10 +46,9 @@ def toy_method(name: str, dtype: torch.dtype = torch.float64, **args: Any) -> Me
     """The method on two-layer towers, always the same weights, with queues that are full and without batch norm."""
     torch.manual_seed(1)
     factory: Any = METHODS[name]
-    towers = nn.ModuleDict()
-    for tower in sorted(set(factory.views.values())):
-        encoder = ToyEncoder()
-        towers[tower] = Tower(encoder, LinearHead(encoder.feature_dim, embed_dim=6))
+    towers = nn.ModuleDict({tower: toy_tower() for tower in sorted(set(factory.views.values()))})
+    if "teacher" in inspect.signature(factory).parameters:
+        args["teacher"] = toy_tower()
     method: Method = without_batch_norm(factory(towers, **{**SMALL.get(name, {}), **args})).to(dtype)
     for module in method.modules():
         if isinstance(module, KeyQueue):
@@ -53,6 +56,11 @@ def toy_method(name: str, dtype: torch.dtype = torch.float64, **args: Any) -> Me
             keys = nn.functional.normalize(torch.randn(*module.key_KD.shape, generator=rng, dtype=dtype), dim=1)
             module.push(keys, torch.arange(-module.size, 0))
     return method
+
+
+def toy_tower() -> Tower:
+    encoder = ToyEncoder()
+    return Tower(encoder, LinearHead(encoder.feature_dim, embed_dim=6))
 
 
 def without_batch_norm(module: nn.Module) -> Any:

@@ -1,0 +1,89 @@
+"""CLIP against the keys of a momentum teacher and of past batches (Li et al., "Align before Fuse", 2021, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.ema import MomentumTeacher
+from mmcl.core.info_nce import info_nce
+from mmcl.core.key_queue import KeyQueue
+from mmcl.methods.byol import teacher_rows
+from mmcl.methods.clip import CLIP
+from mmcl.methods.hard_negatives import unused_ids
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts, Views
+
+
+class MomentumCLIP(CLIP):
+    """CLIP whose keys a momentum teacher makes, of the batch and of queues of images and texts (equation 1 of the paper).
+
+    Rows of a queue with a query's own id are stale: they are neither its positives nor its negatives. Early in a run from
+    random weights the teacher's keys are all alike and a queue of them stops all learning, so the queues are filled from the
+    first step and used from a share of the run on.
+
+    Args:
+        towers, temperature, max_scale: as in `CLIP`.
+        queue: K, keys of each kind; 0 leaves those of the batch.
+        momentum: of the teacher, constant; the paper's 0.995.
+        queue_start: share of the run after which the queues are used; 0 where the towers are trained already.
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
+    embedding: ClassVar[Literal["projection", "features"]] = "projection"
+
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        queue: int = 65536,
+        momentum: float = 0.995,
+        queue_start: float = 0.2,
+    ):
+        super().__init__(towers, temperature=temperature, max_scale=max_scale)
+        self.teacher = MomentumTeacher(self.towers, momentum=momentum)
+        self.queues = nn.ModuleDict({view: KeyQueue(queue, self.tower(view).embed_dim) for view in self.views})
+        self.queue_size, self.queue_start, self.first_queue_step = queue, queue_start, 0
+
+    def configure(self, facts: RunFacts) -> None:
+        self.first_queue_step = round(self.queue_start * facts.total_steps)
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(negatives=global_batch - 1 + self.queue_size)
+
+    def encode(self, views: Views) -> dict[str, Tensor]:
+        """The queries, and the teacher's keys as "teacher_image" and "teacher_text"."""
+        return super().encode(views) | teacher_rows(self, self.teacher, views)
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        total = self._against_keys(embeddings, "image", "text") + self._against_keys(embeddings, "text", "image")
+        return LossOutput(total / (2 * len(embeddings.all_ids)))
+
+    def _against_keys(self, embeddings: Embeddings, query: str, key: str) -> Tensor:
+        keys, key_ids = embeddings.all[f"teacher_{key}"], embeddings.all_ids
+        # "The same row" is no pair: this is what makes a stale key count for nothing. Keys of the batch are nobody's row.
+        key_rows = unused_ids(key_ids, len(keys))
+        queue: KeyQueue = self.queues[key]  # type: ignore[assignment]
+        if int(self.teacher.step) >= self.first_queue_step:
+            keys, key_ids = torch.cat([keys, queue.keys.to(keys)]), torch.cat([key_ids, queue.ids])
+            key_rows = torch.cat([key_rows, queue.ids])
+        return info_nce(
+            embeddings.local[query],
+            keys,
+            query_id_N=embeddings.ids,
+            key_id_M=key_ids,
+            query_row_N=embeddings.ids,
+            key_row_M=key_rows,
+            scale=self.logit_scale,
+            reduction="sum",
+        )
+
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        super().commit(embeddings, batch)
+        self.teacher.update(self.towers)
+        for view, queue in self.queues.items():
+            queue.push(embeddings.all[f"teacher_{view}"], embeddings.all_ids)  # type: ignore[operator]

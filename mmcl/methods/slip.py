@@ -1,0 +1,68 @@
+"""SLIP (Mu, Kirillov, Wagner, Xie, "SLIP: Self-supervision meets Language-Image Pre-training", 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.encoders.heads import MLPHead
+from mmcl.methods.clip import CLIP
+from mmcl.methods.two_views import all_rows, local_rows, nt_xent
+from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, Tokens, Views
+
+
+class SLIP(CLIP):
+    """CLIP, and SimCLR of the same image encoder with a head of its own: the sum of both losses (algorithm 1 of the paper).
+
+    The view "image" is CLIP's and "a" and "b" are SimCLR's, which want stronger augmentation: set `data.views`.
+
+    Args:
+        towers, temperature, max_scale: as in `CLIP`.
+        ssl_scale: weight of SimCLR's loss; 0 is CLIP.
+        ssl_temperature: of SimCLR, fixed.
+        ssl_hidden_dim, ssl_embed_dim: widths of SimCLR's head, three linear layers as in the paper.
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text", "a": "image", "b": "image"}
+    embedding: ClassVar[Literal["projection", "features"]] = "projection"
+
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        ssl_scale: float = 1.0,
+        ssl_temperature: float = 0.1,
+        ssl_hidden_dim: int = 4096,
+        ssl_embed_dim: int = 256,
+    ):
+        super().__init__(towers, temperature=temperature, max_scale=max_scale)
+        features = self.tower("image").encoder.feature_dim
+        self.ssl_head = MLPHead(features, hidden_dim=ssl_hidden_dim, embed_dim=ssl_embed_dim, layers=3, final="bias")
+        self.ssl_scale, self.ssl_temperature = ssl_scale, ssl_temperature
+
+    @property
+    def loss_parameters(self) -> list[nn.Parameter]:
+        return [self.log_scale]
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(negatives=global_batch - 1)
+
+    def encode(self, views: Views) -> dict[str, Tensor]:
+        rows = self.embed(self.towers, {name: views[name] for name in ("image", "text")})
+        return rows | {name: self._ssl_rows(views[name]) for name in ("a", "b")}
+
+    def _ssl_rows(self, view: Tensor | Tokens | Features) -> Tensor:
+        projected = self.ssl_head(self.tower("image").features(view).rows)
+        return nn.functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        clip = super().loss(embeddings, batch).loss
+        keys = all_rows(embeddings)
+        queries = keys if embeddings.share == 1 else local_rows(embeddings)
+        ssl = nt_xent(queries, keys, scale=1 / self.ssl_temperature) / len(keys.id_N)
+        return LossOutput(clip + self.ssl_scale * ssl, {"clip_loss": clip.detach(), "ssl_loss": ssl.detach()})
