@@ -185,7 +185,7 @@ class EmbeddingModel(Protocol):
 
     Attributes:
         fingerprint: changes with the architecture, the weights or the preprocessing.
-        logit_scale: inverse temperature with which the model turns cosines into logits.
+        logit_scale: inverse temperature with which the model turns cosines into logits; None where it was trained without one.
         logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
         has_text: whether `encode_text` works.
     """
@@ -194,7 +194,7 @@ class EmbeddingModel(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
-    def logit_scale(self) -> float: ...
+    def logit_scale(self) -> float | None: ...
 
     @property
     def logit_bias(self) -> float | None: ...

@@ -127,9 +127,10 @@ def build_method(config: Config) -> Method:
         )
     else:
         towers = given.towers
-        known = {"temperature": 1 / given.logit_scale, "bias": given.logit_bias}
+        known = {"temperature": 1 / given.logit_scale if given.logit_scale else None, "bias": given.logit_bias}
         for name in known.keys() & inspect.signature(METHODS[config.method.name]).parameters.keys():
-            method_args.setdefault(name, known[name])
+            if known[name] is not None:
+                method_args.setdefault(name, known[name])
     for modality, tower in _tower_configs(config).items():
         if tower.freeze:
             towers[modality].freeze()  # type: ignore[operator]
@@ -188,10 +189,10 @@ def _build_tower(modality: str, config: TowerConfig) -> nn.Module:
 
 def build_model(method: Method) -> Model:
     """What a method gives its users: its towers, in evaluation mode, and how it turns cosines into logits."""
-    bias = method.logit_bias
+    scale, bias = method.logit_scale, method.logit_bias
     return Model(
         method.towers,
-        logit_scale=float(method.logit_scale.detach()),
+        logit_scale=None if scale is None else float(scale.detach()),
         logit_bias=None if bias is None else float(bias.detach()),
         embedding=method.embedding,
         device=next(method.parameters()).device,

@@ -166,7 +166,9 @@ class Trainer:
                 kept.restore()
         self.optimiser.zero_grad()
         self._count_bad(step, batch, any_bad=wishes["bad"] > 0)
-        return {**metrics, "temperature": 1 / float(self.method.logit_scale.detach()), "lr": rate}, wishes
+        scale = self.method.logit_scale
+        temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
+        return {**metrics, **temperature, "lr": rate}, wishes
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""

@@ -178,8 +178,14 @@ def _calibration_error(score_NC: Tensor, labels: Tensor, scale: float, bias: flo
     return statistics.bootstrap(error, len(labels))
 
 
-def probabilities(score_NC: Tensor, scale: float, bias: float | None) -> Tensor:
-    """Cosines to probabilities: softmax over the classes, or for a sigmoid model (`bias` not None) each class by itself."""
+def probabilities(score_NC: Tensor, scale: float | None, bias: float | None) -> Tensor:
+    """Cosines to probabilities: softmax over the classes, or for a sigmoid model (`bias` not None) each class by itself.
+
+    Raises:
+        UserError: the model has no temperature.
+    """
+    if scale is None:
+        raise UserError("this model was trained without a temperature and gives no probabilities; rank by cosine")
     logits = score_NC * scale
     return logits.softmax(dim=1) if bias is None else (logits + bias).sigmoid()
 

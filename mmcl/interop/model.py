@@ -33,7 +33,7 @@ class Model:
 
     Attributes:
         towers: "image" and "text", or one of them; put into evaluation mode.
-        logit_scale: inverse temperature with which the model turns cosines into logits.
+        logit_scale: inverse temperature with which the model turns cosines into logits; None where it was trained without one.
         logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
         embedding: what is given, see `Embedding`.
         provenance: where the model comes from, JSON values.
@@ -43,7 +43,7 @@ class Model:
         self,
         towers: nn.ModuleDict,
         *,
-        logit_scale: float = 1.0,
+        logit_scale: float | None = None,
         logit_bias: float | None = None,
         embedding: Embedding = "projection",
         provenance: Mapping[str, Any] | None = None,
@@ -125,7 +125,12 @@ class Model:
 
         A softmax model (CLIP) compares the texts: softmax(logit_scale * cosine), rows sum to 1. A sigmoid model (SigLIP) judges
         each pair by itself: sigmoid(logit_scale * cosine + logit_bias).
+
+        Raises:
+            UserError: the model has no temperature.
         """
+        if self.logit_scale is None:
+            raise UserError("this model was trained without a temperature and gives no probabilities; use similarity")
         logits = torch.from_numpy(self.similarity(image_emb, text_emb)) * self.logit_scale
         if self.logit_bias is None:
             return logits.softmax(dim=-1).numpy()

@@ -29,7 +29,7 @@ def save_model(
     path: str | Path,
     towers: nn.ModuleDict,
     *,
-    logit_scale: float = 1.0,
+    logit_scale: float | None = None,
     logit_bias: float | None = None,
     embedding: Embedding = "projection",
     provenance: Mapping[str, Any] | None = None,
@@ -50,7 +50,7 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "towers": {name: _describe(name, tower) for name, tower in towers.items()},  # type: ignore[arg-type]
         "embedding": embedding,
-        "logit_scale": float(logit_scale),
+        "logit_scale": None if logit_scale is None else float(logit_scale),
         "logit_bias": None if logit_bias is None else float(logit_bias),
         "shared_tensors": shared,
         "provenance": dict(provenance or {}),

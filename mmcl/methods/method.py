@@ -104,9 +104,9 @@ class Method(nn.Module):
         return
 
     @property
-    def logit_scale(self) -> Tensor:
-        """Inverse temperature, scalar, positive."""
-        raise NotImplementedError(f"{type(self).__name__} has no temperature")
+    def logit_scale(self) -> Tensor | None:
+        """Inverse temperature, scalar, positive; None where the loss has none."""
+        return None
 
     @property
     def logit_bias(self) -> Tensor | None:

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import mmcl
-from mmcl.config import Config, ViewConfig, load_config
-from mmcl.engine.build import build_training_data
+from mmcl.config import ComponentConfig, Config, EvaluatorConfig, ViewConfig, load_config
+from mmcl.engine.build import build_method, build_training_data
 from mmcl.engine.doctor import diagnose
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
@@ -353,3 +353,19 @@ class TestImageData:
         for start in (train, diagnose):
             with pytest.raises(UserError, match=r"data\.samples_per_class needs labels"):
                 start(config)
+
+    def test_a_method_without_a_temperature(self, digits: Config) -> None:
+        plain = dataclasses.replace(
+            digits,
+            method=ComponentConfig(name="barlow_twins"),
+            evaluate=(EvaluatorConfig(name="knn", label="digits", data=digits.data.train),),
+        )
+        train(plain)
+        assert "temperature" not in read_log(Path(plain.run_dir) / "metrics.jsonl")[-1]
+        model = mmcl.load_model(plain.run_dir)
+        assert model.logit_scale is None
+        with pytest.raises(UserError, match="trained without a temperature"):
+            model.probs(np.eye(2), np.eye(2))
+        diagnose(plain)
+        tuned = dataclasses.replace(digits, init=str(plain.run_dir), image=None)
+        assert build_method(tuned).logit_scale == build_method(digits).logit_scale, "the method's own, where init has none"
