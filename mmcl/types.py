@@ -202,7 +202,7 @@ class EmbeddingModel(Protocol):
     @property
     def has_text(self) -> bool: ...
 
-    def encode_image(self, images: Any, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+    def encode_image(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
         """Embeds a path, PIL image, uint8 array, a list of these, or a data source: float32 [N, D], unit length."""
         ...
 

@@ -105,6 +105,15 @@ def to_tensor(image: Image.Image, preprocess: Preprocess, *, box: Box | None = N
     return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
 
 
+def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = None) -> Tensor:
+    """`decode` and `to_tensor` in one: uint8 [C, size, size]. An array that has the model's size already is taken as it is."""
+    shape = (preprocess.size, preprocess.size, 3)[: 2 if preprocess.channels == 1 else 3]
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape:
+        pixels = torch.from_numpy(np.array(image))
+        return pixels[None] if preprocess.channels == 1 else pixels.permute(2, 0, 1)
+    return to_tensor(decode(image, name=name), preprocess)
+
+
 def _open(image: Path | str | bytes | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
     if isinstance(image, Image.Image):
         return nullcontext(image)  # It is the caller's, who may want its other frames.

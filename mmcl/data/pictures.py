@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mmcl.data.decode import decode, to_tensor
+from mmcl.data.decode import decode, read_pixels
 from mmcl.data.source import Sample, Source
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
@@ -27,18 +27,41 @@ def decode_sample(sample: Sample) -> Image.Image:
     return decode(sample.image, name=sample.name)
 
 
+def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
+    """The picture of a sample, uint8 [C, size, size]. Raises UserError as `decode_sample` does."""
+    if sample.image is None:
+        raise UserError(f"{sample.name}: has no picture")
+    return read_pixels(sample.image, preprocess, name=sample.name)
+
+
 def pictures(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
     """All pictures of a source, in its order: uint8 [b, C, size, size] each, the last batch shorter.
 
     Raises:
         UserError: a picture cannot be read; names it. An evaluation that left it out would be of other data.
     """
+    return in_batches(lambda index: read_sample(source[index], preprocess), len(source), batch_size)
 
-    def picture(index: int) -> Tensor:
-        return to_tensor(decode_sample(source[index]), preprocess)
 
-    for start in range(0, len(source), batch_size):
-        yield torch.stack(list(_in_threads(picture, range(start, min(start + batch_size, len(source))))))
+def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> Iterator[Tensor]:
+    """`read(0)` to `read(total - 1)`, stacked in batches; threads read the next batch while one is in use.
+
+    Pillow decodes without the interpreter's lock. Every thread reads a run of items: for small ones, handing out each by itself
+    would cost more than to read it.
+    """
+    workers = min(8, os.cpu_count() or 1)
+
+    def ahead(start: int) -> list[Future[list[Tensor]]]:
+        items = range(start, min(start + batch_size, total))
+        run = max(1, len(items) // (2 * workers))
+        return [pool.submit(lambda part: [read(i) for i in part], items[at : at + run]) for at in range(0, len(items), run)]
+
+    with ThreadPoolExecutor(workers) as pool:
+        runs = ahead(0)
+        for start in range(0, total, batch_size):
+            batch = [item for run in runs for item in run.result()]
+            runs = ahead(start + batch_size)
+            yield torch.stack(batch)
 
 
 class PictureCache:
@@ -57,7 +80,7 @@ class PictureCache:
 
         def store(index: int) -> None:
             try:
-                self._pictures[index] = to_tensor(decode_sample(source[index]), preprocess)
+                self._pictures[index] = read_sample(source[index], preprocess)
             except UserError as error:
                 self._unreadable[index] = str(error)
 

@@ -47,9 +47,9 @@ class RawPixels(_Pixels):
         first = decode_sample(source[0])
         return cls(Preprocess(size=min(32, *first.size), channels=1 if first.mode == "L" else 3))
 
-    def encode_image(self, images: Source, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+    def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
         """Pixels of a source: float32 [N, C * size * size], unit length. Raises UserError for a picture that cannot be read."""
-        pixels = torch.cat(list(pictures(images, self.preprocess, batch_size))).flatten(1).float()
+        pixels = torch.cat(list(pictures(images, self.preprocess, batch_size or 1024))).flatten(1).float()
         return torch.nn.functional.normalize(pixels, dim=1).numpy()
 
 
@@ -68,7 +68,7 @@ class PCAPixels(_Pixels):
         self._pixels = pixels
         self._pca = PCA(min(50, *bank_pixels.shape), random_state=0).fit(bank_pixels)
 
-    def encode_image(self, images: Source, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+    def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
         """Components of a source: float32 [N, 50]."""
         return np.asarray(self._pca.transform(self._pixels(images)), np.float32)
 

@@ -42,7 +42,7 @@ class ZeroShotClassifier:
         self.candidate_labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
         self.class_emb = class_embeddings(model, self.candidate_labels, templates)
 
-    def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int = 64) -> Scored | list[Scored]:
+    def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int | None = None) -> Scored | list[Scored]:
         """Scores images with the labels.
 
         The scores are probabilities with the model's own scale: a softmax over the labels, or for a sigmoid model (SigLIP) each
@@ -51,7 +51,7 @@ class ZeroShotClassifier:
         Args:
             images: a path, an encoded file, a PIL image or a uint8 array; or a list of these, or a data source.
             top_k: labels per image, all if there are fewer; None for all.
-            batch_size: images per batch.
+            batch_size: images per batch; by default the model chooses.
 
         Returns:
             For one image the best labels, [{"label", "score"}, ...], best first; for a list a list of these.

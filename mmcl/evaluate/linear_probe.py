@@ -52,31 +52,46 @@ def fit_logistic_regression(
         class_N: int64 [N], from 0 without gaps.
     """
     width, classes = feature_ND.shape[1], int(class_N.max()) + 1
-    parameter = feature_ND.new_zeros(width + 1, classes, requires_grad=True)
+    parameter_CD = feature_ND.new_zeros(classes, width + 1, requires_grad=True)
     optimiser = torch.optim.LBFGS(
-        [parameter],
+        [parameter_CD],
         max_iter=max_iter,
         max_eval=2 * max_iter,
         tolerance_grad=tolerance,
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
+    objective = _Objective(feature_ND, class_N, classes, penalty=1 / (c * len(feature_ND)))
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
-        logits = torch.addmm(parameter[-1], feature_ND, parameter[:-1])
-        penalty = parameter[:-1].square().sum() / (2 * c * len(feature_ND))
-        loss = torch.nn.functional.cross_entropy(logits, class_N) + penalty
-        loss.backward()
+        loss, parameter_CD.grad = objective(parameter_CD)
         return loss
 
-    with torch.enable_grad():
+    with torch.no_grad():
         optimiser.step(closure)
         closure()
-    gradient = float(parameter.grad.abs().max())  # type: ignore[union-attr]
-    steps = int(optimiser.state[parameter]["n_iter"])
-    solution = parameter.detach()
+    gradient = float(parameter_CD.grad.abs().max())  # type: ignore[union-attr]
+    steps = int(optimiser.state[parameter_CD]["n_iter"])
+    solution = parameter_CD.detach().T
     return LogisticRegression(solution[:-1], solution[-1], steps, gradient, gradient <= tolerance)
+
+
+class _Objective:
+    """The loss and its gradient, written out: with the classes as rows, twice as fast as autograd with the samples as rows."""
+
+    def __init__(self, feature_ND: Tensor, class_N: Tensor, classes: int, penalty: float):
+        self.feature_ND, self.penalty = feature_ND, penalty
+        self.target_CN = torch.nn.functional.one_hot(class_N, classes).T.to(feature_ND.dtype).contiguous()
+
+    def __call__(self, parameter_CD: Tensor) -> tuple[Tensor, Tensor]:
+        weight_CD, bias_C = parameter_CD[:, :-1], parameter_CD[:, -1]
+        logit_CN = torch.addmm(bias_C[:, None], weight_CD, self.feature_ND.T)
+        log_probability_CN = logit_CN.sub_(logit_CN.logsumexp(dim=0))
+        samples = len(self.feature_ND)
+        loss = self.penalty / 2 * weight_CD.square().sum() - (log_probability_CN * self.target_CN).sum() / samples
+        error_CN = log_probability_CN.exp_().sub_(self.target_CN).div_(samples)
+        grad_weight_CD = torch.addmm(weight_CD, error_CN, self.feature_ND, beta=self.penalty)
+        return loss, torch.cat([grad_weight_CD, error_CN.sum(dim=1, keepdim=True)], dim=1)
 
 
 def linear_probe(

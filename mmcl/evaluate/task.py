@@ -20,10 +20,10 @@ class CachedModel:
     Args:
         model: what embeds.
         name: its column in the report: "trained", "untrained", ...
-        batch_size: pictures per batch.
+        batch_size: pictures per batch; by default the model chooses.
     """
 
-    def __init__(self, model: EmbeddingModel, name: str = "trained", *, batch_size: int = 64):
+    def __init__(self, model: EmbeddingModel, name: str = "trained", *, batch_size: int | None = None):
         self.model = model
         self.name = name
         self.batch_size = batch_size

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmcl.data.decode import decode, to_tensor
+from mmcl.data.decode import read_pixels
+from mmcl.data.pictures import in_batches, read_sample
 from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
-from mmcl.types import Tokens
+from mmcl.types import Preprocess, Tokens
+
+# Pixels in one forward pass, where 64 pictures have fewer: small batches of small pictures are slow.
+_BATCH_PIXELS = 2**18
 
 Embedding = Literal["projection", "features"]
 """What a model gives: the output of the projection head, or the features before it."""
@@ -72,14 +74,14 @@ class Model:
         return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]
 
     def encode_image(
-        self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int = 64, progress: bool = False
+        self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None, progress: bool = False
     ) -> np.ndarray:
         """Embeds pictures.
 
         Args:
             images: a path (every `str` is one), PIL image, uint8 array [H, W] or [H, W, C], or encoded file; a sequence of
                 these; or a data source.
-            batch_size: pictures in one forward pass.
+            batch_size: pictures in one forward pass; by default 64, and more of small ones.
             progress: show a progress bar.
 
         Returns:
@@ -91,14 +93,11 @@ class Model:
         tower = self._tower("image", "encode_image")
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
 
-        pictures = _as_many(images)
-
-        def read(number: int) -> Tensor:
-            return to_tensor(_picture(pictures, number), encoder.preprocess)
-
-        batches = _prefetched(read, len(pictures), batch_size)
-        pixels = (torch.stack(batch).to(self.device).float() / 255 for batch in batches)
-        return self._encode(tower, pixels, len(pictures), progress)
+        preprocess, many = encoder.preprocess, _as_many(images)
+        size = batch_size or max(64, _BATCH_PIXELS // preprocess.size**2)
+        batches = in_batches(lambda number: _read(many, number, preprocess), len(many), size)
+        pixels = (batch.to(self.device).float() / 255 for batch in batches)
+        return self._encode(tower, pixels, len(many), progress)
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Embeds a string, which is always a text and never a path, or a list of strings.
@@ -177,24 +176,11 @@ def _as_many(images: ImageLike | Sequence[ImageLike] | Source) -> Sequence[Image
     return list(images)
 
 
-def _picture(images: Sequence[ImageLike] | Source, number: int) -> Image.Image:
-    if not isinstance(images, Source):
-        image = images[number]
-        return decode(image, name=None if isinstance(image, str | Path) else f"image {number}")
-    sample = images[number]
-    if sample.image is None:
-        raise UserError(f"{sample.name} has no picture; give a source of images")
-    return decode(sample.image, name=sample.name)
-
-
-def _prefetched(read: Callable[[int], Tensor], total: int, batch_size: int) -> Iterator[list[Tensor]]:
-    """Batches of `read(i)`, each read by threads while the one before it is in use (Pillow decodes without the GIL)."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        ahead = [pool.submit(read, i) for i in range(min(batch_size, total))]
-        for start in range(0, total, batch_size):
-            batch = [future.result() for future in ahead]
-            ahead = [pool.submit(read, i) for i in range(start + batch_size, min(start + 2 * batch_size, total))]
-            yield batch
+def _read(images: Sequence[ImageLike] | Source, number: int, preprocess: Preprocess) -> Tensor:
+    if isinstance(images, Source):
+        return read_sample(images[number], preprocess)
+    image = images[number]
+    return read_pixels(image, preprocess, name=None if isinstance(image, str | Path) else f"image {number}")
 
 
 def _description(item: tuple[str, nn.Module]) -> list[Any]:

@@ -65,7 +65,7 @@ class Index:
         model: EmbeddingModel,
         *,
         out: str | Path | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: bool = False,
     ) -> Index:
         """Embeds a collection, and its captions if it has any and the model a text tower.
@@ -74,7 +74,7 @@ class Index:
             collection: a folder or table of pictures, a list of picture files, or a data source.
             model: embeds the pictures.
             out: a directory to save the index in.
-            batch_size: pictures per batch.
+            batch_size: pictures per batch; by default the model chooses.
             progress: whether a progress bar is shown.
 
         Returns:
@@ -211,12 +211,12 @@ def _samples(collection: str | Path | Sequence[str | Path] | Source) -> tuple[li
 
 
 def _embed_images(
-    samples: Sequence[Sample], model: EmbeddingModel, *, batch_size: int, progress: bool
+    samples: Sequence[Sample], model: EmbeddingModel, *, batch_size: int | None, progress: bool
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Embeddings of the pictures that can be read, float32 [N, D], and why the others, by number, cannot."""
     parts: list[np.ndarray] = []
     bad: dict[int, str] = {}
-    step = 16 * batch_size  # Several batches: the model decodes the next one while it computes.
+    step = 16 * (batch_size or 64)  # Several batches: the model decodes the next one while it computes.
     for start in tqdm(range(0, len(samples), step), disable=not progress, desc="index", leave=False):
         part = range(start, min(start + step, len(samples)))
         try:

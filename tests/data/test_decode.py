@@ -11,7 +11,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from mmcl.data.decode import decode, to_tensor
+from mmcl.data.decode import decode, read_pixels, to_tensor
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
 
@@ -173,3 +173,17 @@ def test_extreme_aspects_take_little_memory(width, height, resize):
 def test_greys_beyond_16_bits_are_refused():
     with pytest.raises(UserError, match="beyond 16 bits"):
         decode(Image.fromarray(np.array([[70000]], np.int32)))
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4), (9, 12), (7, 7, 3)], ids=str)
+@pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    array.flags.writeable = False
+    preprocess = Preprocess(size=9, channels=channels, resize=resize)
+    expected = to_tensor(decode(array), preprocess)
+    pixels = read_pixels(array, preprocess)
+    assert torch.equal(pixels, expected) and pixels.shape == (channels, 9, 9)
+    pixels.zero_()
+    assert array.any()

@@ -21,6 +21,18 @@ def test_equals_a_full_sort(k: int, chunk_size: int | None) -> None:
     np.testing.assert_allclose(score, np.take_along_axis(full, expected, 1), atol=1e-7)
 
 
+@pytest.mark.parametrize("keys", [1087, 1088, 4000, 4031])
+def test_many_keys_equal_a_full_sort(keys: int) -> None:
+    """Enough of them to be sought by groups, with and without some that fill no group; runs of good keys side by side."""
+    query, key = unit((40, 9), 0), np.sort(unit((keys, 9), 1), axis=0)
+    score, row = nearest(torch.from_numpy(query), torch.from_numpy(key), 1)
+    full = query.astype(np.float64) @ key.astype(np.float64).T
+    np.testing.assert_array_equal(row[:, 0], full.argmax(1))
+    score, row = nearest(torch.from_numpy(query), torch.from_numpy(key), 30)
+    np.testing.assert_array_equal(row, np.argsort(-full, axis=1, kind="stable")[:, :30])
+    np.testing.assert_allclose(score, -np.sort(-full, axis=1)[:, :30], atol=1e-6)
+
+
 def test_equal_keys_come_in_row_order_whatever_the_block() -> None:
     key = np.repeat(unit((30, 37), 2), 3, axis=0)[np.random.default_rng(0).permutation(90)]
     query = torch.from_numpy(unit((50, 37), 3))

@@ -66,12 +66,12 @@ class PatternModel:
         self.image_calls: list[int] = []
         self.text_calls: list[int] = []
 
-    def encode_image(self, images: Any, *, batch_size: int = 64, progress: bool = False) -> np.ndarray:
+    def encode_image(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
         preprocess = Preprocess(size=SIZE)
         if not isinstance(images, Source):
             images = _AsSource(images)
         self.image_calls.append(len(images))
-        pixels = torch.cat(list(pictures(images, preprocess, batch_size)))
+        pixels = torch.cat(list(pictures(images, preprocess, batch_size or 64)))
         return _unit(pixels.flatten(1).numpy())
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:

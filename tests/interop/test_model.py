@@ -111,7 +111,7 @@ def test_a_picture_that_cannot_be_read_is_named(model: Model, arrays: list[np.nd
         model.encode_image([arrays[0], b"not a picture"])
     with pytest.raises(UserError, match="picture 1"):
         model.encode_image(_Pictures([arrays[0], b"not a picture"]))
-    with pytest.raises(UserError, match="picture 0 has no picture"):
+    with pytest.raises(UserError, match="picture 0: has no picture"):
         model.encode_image(_Pictures([None]))
 
 
