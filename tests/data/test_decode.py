@@ -184,6 +184,7 @@ def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize, sh
     preprocess = Preprocess(size=9, channels=channels, resize=resize)
     expected = to_tensor(decode(array), preprocess)
     pixels = read_pixels(array, preprocess)
-    assert torch.equal(pixels, expected) and pixels.shape == (channels, 9, 9)
+    assert torch.equal(pixels, expected)
+    assert pixels.shape == (channels, 9, 9)
     pixels.zero_()
     assert array.any()
