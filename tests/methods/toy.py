@@ -32,12 +32,15 @@ class ToyEncoder(ImageEncoder):
 
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"predictor_dim": 12, "momentum": 0.9},
+    "margin": {"negatives": "all"},  # What is drawn depends on the order of the rows.
     "distillation": {"temperature": 0.05},
     "moco": {"queue": 20, "momentum": 0.9},
     "moco_v3": {"predictor_dim": 12, "momentum": 0.9},
     "momentum_clip": {"queue": 20, "momentum": 0.9},
     "slip": {"ssl_hidden_dim": 12, "ssl_embed_dim": 6},
     "simsiam": {"predictor_dim": 12},
+    "triplet": {"miner": "all"},  # The mean over the mined triples of another miner does not fall as fast as their number.
+    "swav": {"prototypes": 5, "small_crops": 2, "queue": 20, "queue_from_epoch": 1},
 }
 """Arguments that bring the published sizes down to those of the toys."""
 

@@ -1,0 +1,107 @@
+"""Metric learning: three losses of Euclidean distances between pictures of the same class and of others.
+
+Three methods and not one with a choice of losses, because each has arguments of its own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.metric import Miner, contrastive_pair_loss, margin_loss, triplet_loss
+from mmcl.methods.method import Method
+from mmcl.methods.two_views import all_rows, label_ids
+from mmcl.types import Batch, Embeddings, LossOutput
+
+
+class MetricMethod(Method):
+    """Both views of every picture as rows, positives by label; every process computes the loss of all rows.
+
+    A row without label is a negative of all others. What the losses draw depends on the step alone: all processes, and a run
+    that was resumed, draw the same.
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
+    embedding: ClassVar[Literal["projection", "features"]] = "features"
+    positives: ClassVar[Literal["ids", "labels"]] = "labels"
+
+    step: Tensor
+
+    def __init__(self, towers: nn.ModuleDict):
+        super().__init__(towers)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        rows = label_ids(all_rows(embeddings))
+        generator = torch.Generator(rows.row_ND.device).manual_seed(int(self.step))
+        return LossOutput(embeddings.share * self.row_loss(rows.row_ND, rows.id_N, generator))
+
+    @abstractmethod
+    def row_loss(self, row_ND: Tensor, id_N: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of the global batch."""
+
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        self.step += 1
+
+
+class Triplet(MetricMethod):
+    """Every positive nearer than every negative, by a margin (Schroff et al., "FaceNet", 2015, eq. 3).
+
+    Args:
+        towers: "image".
+        margin: the paper's 0.2.
+        miner: which triples count: "all", "batch_hard", "semi_hard" or "distance_weighted", see `triplet_loss`.
+    """
+
+    def __init__(self, towers: nn.ModuleDict, *, margin: float = 0.2, miner: Miner = "semi_hard"):
+        super().__init__(towers)
+        self.margin, self.miner = margin, miner
+
+    def row_loss(self, row_ND: Tensor, id_N: Tensor, generator: torch.Generator) -> Tensor:
+        return triplet_loss(row_ND, id_N, margin=self.margin, miner=self.miner, generator=generator)
+
+
+class ContrastivePair(MetricMethod):
+    """Positives together, negatives at least a margin apart (Hadsell et al., 2006, eq. 4).
+
+    Args:
+        towers: "image".
+        margin: at most 2, the largest distance of unit-length rows.
+    """
+
+    def __init__(self, towers: nn.ModuleDict, *, margin: float = 1.0):
+        super().__init__(towers)
+        self.margin = margin
+
+    def row_loss(self, row_ND: Tensor, id_N: Tensor, generator: torch.Generator) -> Tensor:
+        return contrastive_pair_loss(row_ND, id_N, margin=self.margin)
+
+
+class Margin(MetricMethod):
+    """Positives within a learned distance and negatives beyond it (Wu et al., "Sampling Matters", 2017, section 4.2).
+
+    Args:
+        towers: "image".
+        alpha: half of the margin.
+        beta: the distance, to begin with; it is learned.
+        negatives: "distance_weighted" draws one for each positive pair (section 4.1); "all" counts every negative.
+    """
+
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        alpha: float = 0.2,
+        beta: float = 1.2,
+        negatives: Literal["all", "distance_weighted"] = "distance_weighted",
+    ):
+        super().__init__(towers)
+        self.alpha, self.negatives = alpha, negatives
+        self.beta = nn.Parameter(torch.tensor(beta))
+
+    def row_loss(self, row_ND: Tensor, id_N: Tensor, generator: torch.Generator) -> Tensor:
+        return margin_loss(row_ND, id_N, alpha=self.alpha, beta=self.beta, negatives=self.negatives, generator=generator)

@@ -1,0 +1,102 @@
+"""SwAV (Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmcl.core.clustering import Prototypes, sinkhorn
+from mmcl.core.key_queue import KeyQueue
+from mmcl.methods.method import Method
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts
+
+_GLOBAL_CROPS: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
+
+
+class SwAV(Method):
+    """Every crop predicts the cluster to which each of the two large crops was assigned (equations 2 and 6 of the paper).
+
+    Codes come from the large crops alone, balanced over the global batch, and no gradient flows through them. The first loss is
+    about ln(prototypes).
+
+    Args:
+        towers: "image".
+        prototypes: number of clusters, about ten times that of the classes.
+        small_crops: number of views `small_0`, `small_1`, ... besides `a` and `b`; `data.views.small` says how small.
+        temperature: of the predictions.
+        epsilon, iterations: of the codes, see `sinkhorn`.
+        queue: past rows of each large crop that are clustered with those of the batch, where the batch is small beside the
+            number of prototypes; used only once it is full. 0: none.
+        queue_from_epoch: from which epoch on it is filled.
+        freeze_epochs: how long the prototypes stay as they are.
+    """
+
+    views: Mapping[str, Literal["image", "text"]] = _GLOBAL_CROPS
+    embedding: ClassVar[Literal["projection", "features"]] = "features"
+
+    step: Tensor
+
+    def __init__(
+        self,
+        towers: nn.ModuleDict,
+        *,
+        prototypes: int = 3000,
+        small_crops: int = 6,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        queue: int = 3840,
+        queue_from_epoch: int = 15,
+        freeze_epochs: int = 1,
+    ):
+        super().__init__(towers)
+        self.views = {**_GLOBAL_CROPS, **{f"small_{number}": "image" for number in range(small_crops)}}
+        width = self.tower("a").embed_dim
+        self.prototypes = Prototypes(prototypes, width)
+        self.queues = nn.ModuleDict({view: KeyQueue(queue, width) for view in _GLOBAL_CROPS})
+        self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
+        self.queue_from_epoch, self.freeze_epochs, self.steps_per_epoch = queue_from_epoch, freeze_epochs, 0
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def configure(self, facts: RunFacts) -> None:
+        self.steps_per_epoch = facts.steps_per_epoch
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(first_loss=math.log(len(self.prototypes.weight)))
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        frozen = self._is_before_epoch(self.freeze_epochs)
+        logits = {name: self.prototypes(embeddings.local[name], frozen=frozen) / self.temperature for name in self.views}
+        total = torch.zeros((), device=embeddings.ids.device)
+        for assigned in _GLOBAL_CROPS:
+            code_NK = self._codes(embeddings, assigned)
+            others = [logit_NK for name, logit_NK in logits.items() if name != assigned]
+            total = total + sum(F.cross_entropy(logit_NK, code_NK, reduction="sum") for logit_NK in others) / len(others)
+        return LossOutput(total / (len(_GLOBAL_CROPS) * len(embeddings.all_ids)))
+
+    @torch.no_grad()
+    def _codes(self, embeddings: Embeddings, view: str) -> Tensor:
+        """The codes of the local rows, among those of all processes and of the queue, if it is full."""
+        queue, rows = self._queue(view), embeddings.all[view]
+        past = queue.keys if queue.full else rows[:0]
+        code_MK = sinkhorn(self.prototypes(torch.cat([past, rows])), epsilon=self.epsilon, iterations=self.iterations)
+        first = len(past) + embeddings.offset
+        return code_MK[first : first + len(embeddings.ids)]
+
+    def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        self.prototypes.normalise()
+        if not self._is_before_epoch(self.queue_from_epoch):
+            for view in _GLOBAL_CROPS:
+                self._queue(view).push(embeddings.all[view], embeddings.all_ids)
+        self.step += 1
+
+    def _queue(self, view: str) -> KeyQueue:
+        return self.queues[view]  # type: ignore[return-value]
+
+    def _is_before_epoch(self, epoch: int) -> bool:
+        return int(self.step) < epoch * self.steps_per_epoch
