@@ -90,9 +90,14 @@ def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def is_collapsed(x_ND: Tensor) -> bool:
-    """Whether the rows are nearly one point, or nearly one line through the origin: they no longer tell samples apart.
+    """Whether the rows no longer tell samples apart, see `is_collapse`."""
+    return is_collapse(float(feature_std(x_ND)), float(effective_rank(x_ND)))
+
+
+def is_collapse(feature_std: float, effective_rank: float) -> bool:
+    """Whether rows of such a spread and rank are nearly one point, or nearly one line through the origin.
 
     The bounds, an average cosine above 0.9996 or an effective rank below 1.1, lie far beyond the narrow cone in which the rows
     of an untrained network lie.
     """
-    return bool(feature_std(x_ND) < _COLLAPSED_STD) or bool(effective_rank(x_ND) < _COLLAPSED_RANK)
+    return feature_std < _COLLAPSED_STD or effective_rank < _COLLAPSED_RANK

@@ -46,10 +46,11 @@ def _plain(value: Any) -> Any:
 
 
 class Progress:
-    """A bar in samples, so that its rate is samples/s, with loss and temperature beside it."""
+    """A bar in samples, so that its rate is samples/s, with loss, temperature and the rank of the rows beside it."""
 
     def __init__(self, *, done: int, total: int, batch_size: int, enabled: bool):
         self.batch_size = batch_size
+        self.shown: dict[str, str] = {}
         self.bar = tqdm(
             total=total * batch_size,
             initial=done * batch_size,
@@ -61,8 +62,10 @@ class Progress:
             smoothing=0.1,
         )
 
-    def advance(self, metrics: Mapping[str, float]) -> None:
-        self.bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
+    def advance(self, metrics: Mapping[str, Any]) -> None:
+        shown = {name: value for name, value in metrics.items() if name.startswith(("loss", "temperature", "effective_rank"))}
+        self.shown |= {name.replace("effective_rank", "rank"): f"{value:.3g}" for name, value in shown.items()}
+        self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(self.batch_size)
 
     def close(self) -> None:

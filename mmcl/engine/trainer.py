@@ -29,6 +29,7 @@ from mmcl.engine.guards import (
     set_collective_timeout,
     write_crash_bundle,
 )
+from mmcl.engine.health import Health
 from mmcl.engine.log import Progress, StepLog
 from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
@@ -73,6 +74,7 @@ class Trainer:
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction)
         self.skipped, self.saved_at = 0, time.monotonic()
         self.stop = StopSignals()
+        self.health = Health()
         self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
         self.log: StepLog | None = None
         self.bad_log: StepLog | None = None
@@ -100,11 +102,12 @@ class Trainer:
             set_collective_timeout(train.timeout_seconds)
             for step, batch in enumerate(self._loader(start), start + 1):
                 metrics, wishes = self._step(step, batch.to(self.accelerator.device))
-                progress.advance({name: metrics[name] for name in ("loss", "temperature") if name in metrics})
-                if self.log and (step % train.log_every == 0 or step in (1, self.total_steps)):
+                progress.advance(metrics)
+                if self.log and self._is_logged(step):
                     row = {"step": step, **metrics, "samples_per_second": clock.rate(step)}
                     self.log.write(row)
-                    self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
+                    tracked = {key: value for key, value in row.items() if key not in ("step", "verdict")}
+                    self.accelerator.log(tracked, step=step)
                 is_due = wishes["save"] or bool(train.save_every and step % train.save_every == 0)
                 if is_due or wishes["stop"] or step == self.total_steps:
                     self._save(step)
@@ -147,7 +150,7 @@ class Trainer:
         # Item numbers are steps and every batch is a pure function of its step: resuming is starting the range later.
         return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals)
 
-    def _step(self, step: int, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
+    def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
         """Returns the metrics, and what some process wishes for after this step."""
         self.writer.raise_failure()
         rate = self._set_rate(step)
@@ -160,7 +163,9 @@ class Trainer:
         if self._is_finite(metrics):
             self.optimiser.step()
             self.method.commit(embeddings, batch)
+            health = self.health.look(step, self.method, embeddings) if self.log and self._is_logged(step) else {}
         else:
+            health = {}
             self._skip_or_stop(step, metrics, batch)
             if kept:
                 kept.restore()
@@ -168,7 +173,10 @@ class Trainer:
         self._count_bad(step, batch, any_bad=wishes["bad"] > 0)
         scale = self.method.logit_scale
         temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
-        return {**metrics, **temperature, "lr": rate}, wishes
+        return {**metrics, **temperature, "lr": rate, **health}, wishes
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step in (1, self.total_steps)
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""

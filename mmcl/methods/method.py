@@ -25,6 +25,7 @@ class Method(nn.Module):
         views: view name -> name of the tower that encodes it; of the class, or of the instance where arguments decide.
         embedding: what a trained model gives its users: the "projection" or the "features" before the head.
         unit_rows: whether the loss is one of cosines, and the rows are of unit length.
+        max_log_scale: logarithm of the largest inverse temperature, where `commit` keeps it below one.
         positives: which rows belong together, as `Embeddings.ids`: those with equal "ids" or those with equal "labels".
     """
 
@@ -32,6 +33,7 @@ class Method(nn.Module):
     embedding: ClassVar[Literal["projection", "features"]]
     unit_rows: ClassVar[bool] = True
     positives: ClassVar[Literal["ids", "labels"]] = "ids"
+    max_log_scale: float | None = None
 
     def __init__(self, towers: nn.ModuleDict):
         super().__init__()

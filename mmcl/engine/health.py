@@ -1,0 +1,98 @@
+"""Whether the rows of a step still tell samples apart, in numbers for the log and, when they do not, in words."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmcl.core.geometry import (
+    alignment,
+    effective_rank,
+    feature_std,
+    is_collapse,
+    modality_gap,
+    pair_similarities,
+    uniformity,
+)
+from mmcl.methods.method import Method
+from mmcl.types import Embeddings
+
+_ROWS = 256
+
+
+class Health:
+    """Measures steps of a run; each verdict is printed once, when it begins to hold."""
+
+    def __init__(self) -> None:
+        self._holding: set[str] = set()
+
+    def look(self, step: int, method: Method, embeddings: Embeddings) -> dict[str, float | str]:
+        """The numbers of a step, and under "verdict" what is wrong with them, if anything is."""
+        numbers = measure(method, embeddings)
+        found = verdicts(method, numbers)
+        for verdict in found:
+            if verdict not in self._holding:
+                print(f"warning: step {step}: {verdict}", flush=True)
+        self._holding = set(found)
+        return {**numbers, **({"verdict": "; ".join(found)} if found else {})}
+
+
+def measure(method: Method, embeddings: Embeddings) -> dict[str, float]:
+    """The geometry of up to 256 rows, spread evenly over the global batch, see core/geometry.py.
+
+    Spread, rank and uniformity are of the first view of each tower, and named after it where there are several:
+    `effective_rank_image`. What is about pairs is of the first two views. The spread is the smallest of all rows of the tower,
+    those of teachers and targets included: where a predictor has a batch norm, it hides a collapse of what it predicts from.
+    """
+    rows = {name: _some(row) for name, row in embeddings.all.items()}
+    views = [view for view in method.views if view in rows]
+    if not views or len(rows[views[0]]) < 2:
+        return {}
+    towers = sorted({method.views[view] for view in views})
+    numbers: dict[str, Tensor] = {}
+    for tower in towers:
+        suffix = f"_{tower}" if len(towers) > 1 else ""
+        own = [view for view in method.views if method.views[view] == tower]
+        all_rows = [row for name, row in rows.items() if any(f"_{name}".endswith(f"_{view}") for view in own)]
+        first = next(rows[view] for view in own if view in rows)
+        numbers[f"feature_std{suffix}"] = torch.stack([feature_std(row) for row in all_rows]).min()
+        numbers[f"effective_rank{suffix}"] = effective_rank(first)
+        numbers[f"uniformity{suffix}"] = uniformity(first)
+    if len(views) > 1 and rows[views[0]].shape == rows[views[1]].shape:
+        pair = rows[views[0]], rows[views[1]]
+        positive, negative = pair_similarities(*pair, embeddings.all_ids[:: _stride(embeddings.all_ids)])
+        numbers |= {"alignment": alignment(*pair), "positive_similarity": positive, "negative_similarity": negative}
+        if len(towers) > 1:
+            numbers["modality_gap"] = modality_gap(*pair)
+    return {name: float(number) for name, number in numbers.items()}
+
+
+def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
+    """What is wrong, in words."""
+    found = []
+    for name in numbers:
+        if name.startswith("feature_std"):
+            suffix = name.removeprefix("feature_std")
+            if is_collapse(numbers[name], numbers[f"effective_rank{suffix}"]):
+                found.append(
+                    f"the {suffix[1:] or 'embedded'} rows have collapsed: they are nearly one point or one line and no longer "
+                    "tell samples apart. Lower optim.lr, or look at the method's arguments and the augmentation"
+                )
+    scale, bound = method.logit_scale, method.max_log_scale
+    if scale is not None and bound is not None and math.log(float(scale.detach())) >= bound - 1e-6:
+        found.append(
+            f"the temperature has reached its bound 1 / {math.exp(bound):g}: it can fall no further, and the loss lives "
+            "on the hardest few pairs. Look for pairs that are no pairs, or lower optim.lr"
+        )
+    return found
+
+
+def _some(rows_BD: Tensor) -> Tensor:
+    return normalize(rows_BD.detach()[:: _stride(rows_BD)].double(), dim=1)
+
+
+def _stride(rows_B: Tensor) -> int:
+    return -(-len(rows_B) // _ROWS)
