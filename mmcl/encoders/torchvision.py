@@ -20,9 +20,14 @@ class TorchvisionEncoder(ImageEncoder):
         name: as torchvision lists it, e.g. "resnet18".
         pretrained: true downloads the released weights; a path loads a state dict that torchvision saved; false: random ones.
         image_size: side S in pixels; None takes the size of the released weights. Transformers accept only that.
+        small_stem: for ResNets on pictures of about 32 pixels (CIFAR): a 3x3 convolution in place of the strided 7x7 one, and
+            no pooling behind it (Chen et al., "SimCLR", 2020, appendix B.9).
+
+    Raises:
+        UserError: there is no such model, or it has no such stem.
     """
 
-    def __init__(self, *, name: str, pretrained: bool | str = False, image_size: int | None = None):
+    def __init__(self, *, name: str, pretrained: bool | str = False, image_size: int | None = None, small_stem: bool = False):
         super().__init__()
         names = torchvision.models.list_models(module=torchvision.models, exclude=_WITH_EXTRA_CLASSIFIERS)
         if name not in names:
@@ -31,11 +36,13 @@ class TorchvisionEncoder(ImageEncoder):
         self.norm = PixelNorm(self.preprocess)
         self.model = torchvision.models.get_model(name, weights=None)
         classifier, self.feature_dim = _remove_last_layer(self.model)
+        if small_stem:
+            _make_stem_small(self.model, name, pretrained=bool(pretrained))
         if pretrained:
             tensors = _released(name) if pretrained is True else read_tensors(pretrained)
             kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{classifier}.")}
             load_into(self.model, kept, where=name if pretrained is True else pretrained)
-        self.rebuild_args = {"name": name, "image_size": image_size}
+        self.rebuild_args = {"name": name, "image_size": image_size, "small_stem": small_stem}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.model(self.norm(image_BCHW))
@@ -48,6 +55,15 @@ def _remove_last_layer(model: nn.Module) -> tuple[str, int]:
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
     return name, last.in_features if isinstance(last, nn.Linear) else last.in_channels
+
+
+def _make_stem_small(model: nn.Module, name: str, *, pretrained: bool) -> None:
+    if not isinstance(model, torchvision.models.ResNet):
+        raise UserError(f"torchvision {name} is no ResNet: remove small_stem")
+    if pretrained:
+        raise UserError(f"torchvision {name}: pretrained weights are those of the large stem; remove small_stem or pretrained")
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
 
 
 def _released(name: str) -> dict[str, Tensor]:
