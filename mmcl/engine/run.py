@@ -84,7 +84,8 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     total_steps = facts.total_steps
     method.configure(facts)
     batches = _batches(config, source, order, method, accelerator)
-    identity = {"settings": flat_settings(config), "data": source.fingerprint}
+    settings = flat_settings(dataclasses.replace(config, resume=False, allow_change=()))
+    identity = {"settings": settings, "data": source.fingerprint}
     differences = _compare(checkpoint, identity, config) if checkpoint else []
     accelerator.wait_for_everyone()
     if is_main:
@@ -139,9 +140,10 @@ def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelera
     if not config.resume:
         return None
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
-    if checkpoint is None:
+    if checkpoint is None and (not exists or any((run_dir / "checkpoints").glob("step-*"))):
         raise UserError(f"{run_dir} has no checkpoint to resume from: start without --resume, in another --run_dir")
-    steps = accelerator.gather(torch.tensor([checkpoint.step], device=accelerator.device)).tolist()
+    step = checkpoint.step if checkpoint else 0  # stopped before the first checkpoint
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise UserError(f"{run_dir}: the processes see different checkpoints, of steps {steps}; put it where all see the same")
     return checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ class Trainer:
         progress = Progress(done=start, total=self.total_steps, batch_size=train.batch_size, enabled=is_main)
         clock = _Clock(train.batch_size, start)
         self.encode.train()
-        with self.stop, self.writer, lost_process_named(train.timeout_seconds):
+        with closing(progress), self.stop, self.writer, lost_process_named(train.timeout_seconds):
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             for step, batch in enumerate(self._loader(start), start + 1):
@@ -114,7 +115,6 @@ class Trainer:
                 if wishes["stop"]:
                     break
             self.writer.wait()
-        progress.close()
         return step
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:

@@ -1,0 +1,38 @@
+"""What the tests of this folder share: pictures, and runs that nothing happened to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mmcl.config import Config
+from mmcl.engine.run import train
+from tests.engine.tiny import make_folder
+from tests.faults.runs import run, tiny_run
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("faults") / "squares")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A run in this process imports all that a run needs, so that its children need not."""
+    train(tiny_run(pictures, tmp_path_factory.mktemp("warm") / "run", "--train.steps", "1"))
+
+
+@pytest.fixture(scope="session")
+def unharmed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """The run that nothing happened to, by world size and flags."""
+
+    @cache
+    def made(world: int = 1, *flags: str) -> Config:
+        config = tiny_run(pictures, tmp_path_factory.mktemp("unharmed") / "run", *flags)
+        assert run(config, world) == [0] * world
+        return config
+
+    return made

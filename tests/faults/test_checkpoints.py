@@ -1,0 +1,261 @@
+"""Whatever happens to a checkpoint while it is written or afterwards: a whole one is on disk, and it is used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmcl.engine import checkpoint as checkpoints
+from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer_aside, verify, write_checkpoint
+from mmcl.engine.checkpoint_writer import CheckpointWriter
+from mmcl.errors import UserError
+from tests.engine.test_checkpoint import trained
+from tests.faults.runs import before_step, ending, kill, run, tiny_run, words
+
+GOLDEN = Path(__file__).parent / "golden_checkpoint"
+
+
+def snapshot(step: int) -> checkpoints.Snapshot:
+    return checkpoints.take_snapshot(step, *trained(steps=1))
+
+
+def kill_at(module: Any, name: str, call: int, *, before: bool = True) -> Callable[[], None]:
+    """Kills the process at the n-th call of a function of the system, before it or after."""
+
+    def harm() -> None:
+        honest, calls = getattr(module, name), []
+
+        def deadly(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if before and len(calls) == call:
+                kill()
+            result = honest(*args, **kwargs)
+            if not before and len(calls) == call:
+                kill()
+            return result
+
+        setattr(module, name, deadly)
+
+    return harm
+
+
+def half_a_file() -> None:
+    """The second file is half on the disk."""
+
+    def deadly(tensors: Any, path: Path) -> None:
+        honest(tensors, path)
+        if path.name == checkpoints.OPTIMIZER:
+            os.truncate(path, path.stat().st_size // 2)
+            kill()
+
+    honest = checkpoints.save_file
+    checkpoints.save_file = deadly
+
+
+# The third checkpoint of two that are kept: rename 1 puts it in place, rename 2 takes the oldest out of sight.
+FAILPOINTS = {
+    "in the middle of a file": (half_a_file, 2),
+    "before the manifest": (kill_at(checkpoints, "_seal", 1), 2),
+    "before the manifest is synced": (kill_at(os, "fsync", 3), 2),
+    "before the folder is synced": (kill_at(os, "fsync", 4), 2),
+    "before the rename": (kill_at(Path, "rename", 1), 2),
+    "after the rename": (kill_at(Path, "rename", 1, before=False), 3),
+    "before an old one is renamed": (kill_at(Path, "rename", 2), 3),
+    "after an old one is renamed": (kill_at(Path, "rename", 2, before=False), 3),
+    "in the middle of deleting": (kill_at(os, "unlink", 1, before=False), 3),
+}
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """The exit status of a forked child that does this."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_a_kill_leaves_a_whole_checkpoint(failpoint: str, tmp_path: Path) -> None:
+    harm, expected = FAILPOINTS[failpoint]
+    for step in (1, 2):
+        write_checkpoint(tmp_path, snapshot(step), keep=2)
+
+    def struck() -> None:
+        harm()
+        write_checkpoint(tmp_path, snapshot(3), keep=2)
+
+    assert in_child(struck) == 9
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == expected
+    load_checkpoint(found, *trained(steps=0))
+    write_checkpoint(tmp_path, snapshot(4), keep=2)
+    newest = {"step-0000004", f"step-000000{expected}"}
+    assert {path.name for path in tmp_path.iterdir()} == newest, "what the kill left behind is gone"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, snapshot(1), keep=2)
+    said = tmp_path.with_suffix(".txt")
+
+    def on_full_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        try:
+            write_checkpoint(tmp_path, snapshot(2), keep=2)
+        except UserError as error:
+            said.write_text(str(error)[:100])
+
+    in_child(on_full_disk)
+    assert "could not be written" in said.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+    assert verify(tmp_path / "step-0000001").step == 1
+
+
+def test_space_is_looked_at_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(UserError, match=r"0 MB are free and the checkpoint of step 7 needs 1; make room"):
+        write_checkpoint(tmp_path, snapshot(7), keep=2)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_on_a_full_disk_stops_with_a_message(pictures: Path, tmp_path: Path) -> None:
+    """From step 4 on no file may grow: the run ends by itself, and goes on when there is room."""
+
+    def fill(trainer: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+    config = tiny_run(pictures, tmp_path / "run")
+    assert run(config, harm=before_step(4, fill)) == [2]
+    assert "could not be written" in words(config)
+    assert {path.name[:5] for path in (tmp_path / "run/checkpoints").iterdir()} == {"step-"}
+    assert run(tiny_run(pictures, tmp_path / "run", "--resume")) == [0]
+
+
+def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, snapshot(1), keep=2)
+    manifest = path / checkpoints.MANIFEST
+    honest, before = manifest.read_bytes(), verify(path).manifest
+    for position in range(len(honest)):
+        damaged = bytearray(honest)
+        damaged[position] ^= 1 << position % 7
+        manifest.write_bytes(damaged)
+        with suppress(UserError):
+            assert verify(path).manifest == before
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    pictures: Path, unharmed: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = tiny_run(pictures, tmp_path / "run")
+    assert run(config, harm=before_step(7, kill)) == [-9]
+    newest = latest_checkpoint(tmp_path / "run/checkpoints")
+    assert newest is not None
+    content = bytearray((newest.path / checkpoints.MODEL).read_bytes())
+    content[-1] ^= 1
+    (newest.path / checkpoints.MODEL).write_bytes(content)
+    config = tiny_run(pictures, tmp_path / "run", "--resume")
+    assert run(config) == [0]
+    assert f"{newest.path.name}: model.safetensors is damaged" in words(config)
+    assert (newest.path.parent / f"damaged-{newest.path.name}").exists()
+    assert ending(config) == ending(unharmed(1))
+
+
+def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    for step in (1, 5):
+        write_checkpoint(tmp_path, snapshot(step), keep=1 if step == 1 else 2)
+    (tmp_path / "step-0000005" / checkpoints.MODEL).write_bytes(b"")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    set_newer_aside(found)
+    write_checkpoint(tmp_path, snapshot(2), keep=1)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """What lies under the names of the writer is removed as a link, not through it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in (".tmp-step-0000001", ".del-step-0000000", "step-0000000"):
+        (folder / name).symlink_to(outside)
+    write_checkpoint(folder, snapshot(1), keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-0000001"]
+    assert (outside / "precious").read_text() == "mine"
+
+
+class TestBackground:
+    """One writer thread: what it writes is what the tensors were, one at a time, and its failures are heard."""
+
+    def test_training_may_go_on(self, tmp_path: Path) -> None:
+        module, optimiser = trained()
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        with CheckpointWriter(tmp_path, keep=2) as writer:
+            writer.save(checkpoints.take_snapshot(1, module, optimiser))
+            with torch.no_grad():
+                for tensor in module.state_dict().values():
+                    tensor.zero_()
+            writer.wait()
+        saved = load_file(tmp_path / "step-0000001" / checkpoints.MODEL)
+        assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+
+    def test_never_two_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        running, most, honest = [], [], checkpoints._write_files
+
+        def slow(*args: Any) -> None:
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.02)
+            honest(*args)
+            running.pop()
+
+        monkeypatch.setattr(checkpoints, "_write_files", slow)
+        with CheckpointWriter(tmp_path, keep=5) as writer:
+            for step in range(1, 5):
+                writer.save(snapshot(step))
+        assert most == [1, 1, 1, 1]
+        assert len(list(tmp_path.glob("step-*"))) == 4
+
+    def test_a_failure_surfaces_at_the_next_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def failing(*args: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpoints, "_write_files", failing)
+        with CheckpointWriter(tmp_path, keep=2) as writer:
+            writer.save(snapshot(1))
+            pending = writer._pending
+            assert pending is not None
+            pending.exception()  # waits for it
+            with pytest.raises(UserError, match="No space left"):
+                writer.raise_failure()
+            writer.raise_failure()  # said once
+
+
+def test_the_checkpoint_of_this_format_version_loads() -> None:
+    """Written by the version that introduced the format; a change of the format needs a new number, and a new folder here."""
+    found = verify(GOLDEN / "step-0000003")
+    assert found.manifest["format_version"] == checkpoints.FORMAT_VERSION == 1
+    module, optimiser = trained(steps=0)
+    load_checkpoint(found, module, optimiser)
+    assert [round(value, 6) for value in module[0].bias.tolist()] == GOLDEN_BIAS
+    assert {float(state["step"]) for state in optimiser.state.values()} == {3.0}
+    assert sum(file.stat().st_size for file in found.path.iterdir()) < 100_000
+
+
+GOLDEN_BIAS = [0.130538, 0.473317, -0.367063, -0.395303]

@@ -1,0 +1,226 @@
+"""What goes wrong in one process ends the step for all alike: at the same step, before the update, with one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmcl.config import Config
+from mmcl.data.loader import StepBatches
+from mmcl.data.open import open_source
+from mmcl.data.order import Order
+from mmcl.engine.log import read_log
+from mmcl.engine.run import train
+from mmcl.engine.trainer import Trainer
+from mmcl.errors import UserError
+from mmcl.types import LossOutput, Preprocess
+from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, start, tiny_run, words
+
+Unharmed = Callable[..., Config]
+
+
+def poison_loss(trainer: Trainer) -> None:
+    """The next loss of this process is no number."""
+    honest = trainer.method.loss
+
+    def poisoned(embeddings: Any, batch: Any) -> LossOutput:
+        del trainer.method.loss
+        return LossOutput(honest(embeddings, batch).loss * float("nan"))
+
+    trainer.method.loss = poisoned  # type: ignore[method-assign]
+
+
+def poison_gradient(trainer: Trainer) -> None:
+    """The next gradient of this process is infinite, though its loss is not."""
+    honest = trainer._backward
+
+    def poisoned(step: int, batch: Any) -> Any:
+        found = honest(step, batch)
+        next(trainer.method.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
+        del trainer._backward
+        return found
+
+    trainer._backward = poisoned  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
+def test_no_number_on_one_process_stops_all_before_the_update(
+    poison: Callable[[Trainer], None], pictures: Path, unharmed: Unharmed, tmp_path: Path
+) -> None:
+    config = tiny_run(pictures, tmp_path / "run")
+    assert run(config, 2, before_step(4, poison, ranks=[1])) == [2, 2]
+    for rank in (0, 1):
+        assert "the loss of step 4 is" in words(config, rank)
+        bundle = json.loads((tmp_path / f"run/crash/step-0000004-rank-{rank}.json").read_text())
+        assert bundle["samples"] == samples(unharmed(2), 2)[4][6 * rank : 6 * rank + 6]
+        assert bundle["config"]["train"]["steps"] == STEPS
+    assert not list(tmp_path.glob("run/checkpoints/step-0000004"))
+    config = tiny_run(pictures, tmp_path / "run", "--resume")
+    assert run(config, 2) == [0, 0]
+    assert ending(config) == ending(unharmed(2))
+
+
+def test_a_skipped_step_changes_nothing(pictures: Path, tmp_path: Path) -> None:
+    flags = ("--train.on_nonfinite", "skip", "--train.keep_checkpoints", "9")
+    config = tiny_run(pictures, tmp_path / "run", *flags)
+    assert run(config, 2, before_step(4, poison_loss, ranks=[1])) == [0, 0]
+    for name in ("model", "optimizer"):
+        before, skipped, after = (load_file(tmp_path / f"run/checkpoints/step-000000{n}/{name}.safetensors") for n in (3, 4, 5))
+        assert all(torch.equal(before[key], skipped[key]) for key in before)
+        assert not all(torch.equal(before[key], after[key]) for key in before)
+    assert [row["loss"] is None for row in read_log(tmp_path / "run/metrics.jsonl")] == [n == 4 for n in range(1, STEPS + 1)]
+
+
+def test_skipped_steps_have_a_budget(pictures: Path, tmp_path: Path) -> None:
+    """Counted over a resume: one at step 3 before it, one at step 5 after it, and only one is allowed."""
+    flags = ("--train.on_nonfinite", "skip", "--train.max_skipped", "1")
+    first = before_step(3, poison_loss)
+
+    def killed_later(rank: int) -> None:
+        first(rank)
+        before_step(5, lambda trainer: (trainer.writer.wait(), kill()))(rank)
+
+    assert run(tiny_run(pictures, tmp_path / "run", *flags), harm=killed_later) == [KILLED]
+    config = tiny_run(pictures, tmp_path / "run", *flags, "--resume")
+    assert run(config, harm=before_step(5, poison_loss)) == [2]
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+def test_a_signal_to_one_process_saves_and_ends_all(
+    number: signal.Signals, rank: int, pictures: Path, unharmed: Unharmed, tmp_path: Path
+) -> None:
+    """The whole process group gets it, loader processes too, as from a scheduler."""
+
+    def signalled(trainer: Trainer) -> None:
+        os.killpg(0, number)
+
+    def harm(own: int) -> None:
+        os.setpgid(0, 0)
+        before_step(4, signalled, ranks=[rank])(own)
+
+    # No checkpoint is due: the one of step 4 is the signal's.
+    config = tiny_run(pictures, tmp_path / "run", "--train.save_every", "100", "--data.workers", "2")
+    assert run(config, 2, harm) == [0, 0]
+    assert "stopped by a signal after step 4 of 8; continue with --resume" in words(config)
+    assert [path.name for path in tmp_path.glob("run/checkpoints/*")] == ["step-0000004"]
+    assert not (tmp_path / "run/model").exists()
+    config = tiny_run(pictures, tmp_path / "run", "--resume", "--train.save_every", "100")
+    assert run(config, 2) == [0, 0]
+    assert ending(config) == ending(unharmed(2))
+
+
+def test_a_dead_process_ends_the_run(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(pictures, tmp_path / "run")
+    assert run(config, 2, before_step(4, kill, ranks=[1]), seconds=30) == [2, KILLED]
+    assert "another process of this run died" in words(config)
+
+
+def test_a_stuck_process_ends_the_run(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(pictures, tmp_path / "run", "--train.timeout_seconds", "3")
+    began = time.monotonic()
+    waiting, stuck = start(config, 2, before_step(4, lambda trainer: time.sleep(60), ranks=[1]))
+    waiting.join(40)
+    stuck.kill()
+    assert waiting.exitcode == 2
+    assert time.monotonic() - began < 40
+    assert "did not answer within 3 s" in words(config)
+
+
+def corrupted(pictures: Path, folder: Path) -> Path:
+    shutil.copytree(pictures, folder)
+    for name in ("red_tiny", "blue_huge"):
+        (folder / f"{name}.png").write_bytes(b"not a picture")
+    return folder
+
+
+def test_bad_samples_are_replaced_alike_everywhere(pictures: Path, tmp_path: Path) -> None:
+    """By any number of processes and loaders, and after a kill: the same rows, each bad one listed once a step."""
+    folder = corrupted(pictures, tmp_path / "squares")
+    flags = ("--data.max_bad_fraction", "0.5", "--text.encoder.args.dropout", "0")
+    found = []
+    for name, world, workers in (("a", 1, "0"), ("b", 2, "2")):
+        config = tiny_run(folder, tmp_path / name, *flags, "--data.workers", workers)
+        if world == 2:
+            assert run(config, 2, before_step(5, kill)) == [KILLED, KILLED]
+            config = tiny_run(folder, tmp_path / name, *flags, "--resume")
+        assert run(config, world) == [0] * world
+        found.append((samples(config, world), read_log(tmp_path / name / "bad_samples.jsonl")))
+    assert found[0] == found[1]
+    rows, listed = found[0]
+    assert {Path(row["name"]).stem for row in listed} == {"red_tiny", "blue_huge"}
+    assert all(len(row) == 12 for row in rows.values())
+    bad = {row["index"] for row in listed}
+    assert not bad & {index for row in rows.values() for index in row}
+
+
+def test_the_budget_of_bad_samples_is_that_of_all_processes(pictures: Path, tmp_path: Path) -> None:
+    folder = corrupted(pictures, tmp_path / "squares")
+    config = tiny_run(folder, tmp_path / "run", "--data.max_bad_fraction", "0")
+    assert run(config, 2) == [2, 2]
+    first, second = ([line for line in words(config, rank).splitlines() if "could not be used" in line] for rank in (0, 1))
+    assert first == second
+    assert len(first) == 1
+
+
+def test_a_replacement_is_no_negative_of_itself(pictures: Path, tmp_path: Path) -> None:
+    """Where the replacement is in the batch already, both rows have one id: positives of each other."""
+    source = open_source("auto", str(corrupted(pictures, tmp_path / "squares")), None, {}, where="data.train")
+    batches = StepBatches(source, Order(25, 20, 0), {"a": "image", "b": "image"}, preprocess=Preprocess(size=8), cache=False)
+    twice = 0
+    for step in range(20):
+        batch = batches[step]
+        index, ids = batch.index, batch.ids
+        assert torch.equal(index[:, None] == index, ids[:, None] == ids)
+        twice += len(index) - len(index.unique())
+    assert twice > 0
+
+
+def test_a_run_directory_has_one_writer(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(pictures, tmp_path / "run")
+    (holder,) = start(config, 1, before_step(3, lambda trainer: (trainer.writer.wait(), time.sleep(60))))
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "run/checkpoints/step-0000002").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = tiny_run(pictures, tmp_path / "run", "--resume")
+    try:
+        with pytest.raises(UserError, match=f"is being written by process {holder.pid} on"):
+            train(second)
+    finally:
+        holder.kill()
+        holder.join()
+    assert run(second) == [0], "the lock of a dead process does not block"
+
+
+def test_a_change_is_refused_unless_it_is_allowed(pictures: Path, tmp_path: Path) -> None:
+    config = tiny_run(pictures, tmp_path / "run")
+    assert run(config, harm=before_step(5, kill)) == [KILLED]
+    changes = ("--resume", "--optim.lr", "5e-4", "--train.log_every", "2")
+    config = tiny_run(pictures, tmp_path / "run", *changes)
+    assert run(config) == [2]
+    assert "optim.lr: 0.001 -> 0.0005" in words(config)
+    assert "--allow_change optim.lr" in words(config)
+    config = tiny_run(pictures, tmp_path / "run", *changes, "--allow_change", "optim.lr")
+    assert run(config) == [0]
+    assert "changed on resume: optim.lr: 0.001 -> 0.0005" in words(config)
+    assert "changed on resume: train.log_every: 1 -> 2" in words(config)
+
+
+def test_minutes_make_a_checkpoint_due(pictures: Path, tmp_path: Path) -> None:
+    flags = ("--train.save_every", "100", "--train.save_minutes", "1", "--train.keep_checkpoints", "9")
+
+    def a_minute_later(trainer: Trainer) -> None:
+        trainer.saved_at -= 60
+
+    config = tiny_run(pictures, tmp_path / "run", *flags)
+    assert run(config, 2, before_step(5, a_minute_later, ranks=[0])) == [0, 0]
+    assert sorted(path.name for path in tmp_path.glob("run/checkpoints/*")) == ["step-0000005", "step-0000008"]

@@ -1,0 +1,60 @@
+"""A run that was killed ends as one that was not: the same bits, the same samples, each step in the log once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mmcl.config import Config
+from mmcl.engine.log import read_log
+from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, tiny_run
+
+Unharmed = Callable[..., Config]
+WORKERS = (0, 2, 1, 3)
+
+
+def resumed(pictures: Path, run_dir: Path, number: int, *flags: str) -> Config:
+    """The configuration of a start: all but the first resume, each with another number of loader processes."""
+    resume = ("--resume",) if number else ()
+    return tiny_run(pictures, run_dir, *flags, *resume, "--data.workers", str(WORKERS[number % len(WORKERS)]))
+
+
+@pytest.mark.parametrize(
+    ("world", "kills"),
+    [(1, range(1, STEPS + 1)), (2, (2, 3, 6)), (3, (3, 4, 7))],
+    ids=["every step", "2 processes", "3 processes"],
+)
+def test_resume_is_bit_exact(world: int, kills: list[int], pictures: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+    """Killed when step k begins, while a checkpoint may still be on its way to the disk; resumed, killed again, ..."""
+    for number, step in enumerate(kills):
+        config = resumed(pictures, tmp_path / "run", number)
+        assert run(config, world, before_step(step, kill)) == [KILLED] * world
+    config = resumed(pictures, tmp_path / "run", len(kills))
+    assert run(config, world) == [0] * world
+    assert ending(config) == ending(unharmed(world))
+    assert samples(config, world) == samples(unharmed(world), world)
+    assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("worlds", [(1, 3), (3, 2, 1)], ids=str)
+def test_another_number_of_processes_is_the_same_run(
+    worlds: tuple[int, ...], pictures: Path, unharmed: Unharmed, tmp_path: Path
+) -> None:
+    """The same samples in the same order and the same learning rates to the bit, losses and weights but for rounding."""
+    flags = ("--text.encoder.args.dropout", "0")
+    for number, world in enumerate(worlds[:-1]):
+        config = resumed(pictures, tmp_path / "run", number, *flags)
+        assert run(config, world, before_step(3 * number + 4, kill)) == [KILLED] * world
+    config = resumed(pictures, tmp_path / "run", len(worlds) - 1, *flags)
+    assert run(config, worlds[-1]) == [0] * worlds[-1]
+    whole = unharmed(1, *flags)
+    ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
+    assert [row["lr"] for row in ours] == [row["lr"] for row in expected]
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+    ours, expected = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
+    assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
+    last = worlds[-1]
+    assert samples(config, last).items() <= samples(whole, 1).items()
