@@ -14,6 +14,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MUL_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MUL_2 = np.uint64(0x94D049BB133111EB)
 
+_BLOCK = 2**16
+"""Numbers hashed at a time: few enough to stay in the processor's cache."""
+
 Integers = int | np.ndarray
 
 
@@ -45,7 +48,12 @@ def uniform(*parts: Integers) -> np.ndarray:
 
 def permutation(n: int, *key: int) -> np.ndarray:
     """A permutation of range(n), int64 [n], that depends on `n` and the integers of `key` alone."""
-    return np.argsort(hash_integers(*key, np.arange(n)), kind="stable")
+    hashes = np.empty(n, np.uint64)
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        hashes[start:stop] = hash_integers(*key, np.arange(start, stop))
+    # No two hashes are equal (see `hash_integers`), so that every way of sorting gives the same.
+    return np.argsort(hashes)
 
 
 def sample_seed(*key: int) -> int:

@@ -39,6 +39,11 @@ def test_permutation_is_one(n: int, seed: int, epoch: int) -> None:
     assert np.array_equal(order, rng.permutation(n, seed, epoch))
 
 
+def test_a_permutation_of_several_blocks_is_a_sort_by_hash() -> None:
+    n = 3 * rng._BLOCK + 5
+    assert np.array_equal(rng.permutation(n, 3, 1), np.argsort(rng.hash_integers(3, 1, np.arange(n)), kind="stable"))
+
+
 def test_seeds_and_epochs_differ() -> None:
     orders = {tuple(rng.permutation(50, seed, epoch)) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100

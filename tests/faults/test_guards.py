@@ -19,6 +19,7 @@ from mmcl.config import Config
 from mmcl.data.loader import StepBatches
 from mmcl.data.open import open_source
 from mmcl.data.order import Order
+from mmcl.data.views import ImageView
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
@@ -175,7 +176,8 @@ def test_the_budget_of_bad_samples_is_that_of_all_processes(pictures: Path, tmp_
 def test_a_replacement_is_no_negative_of_itself(pictures: Path, tmp_path: Path) -> None:
     """Where the replacement is in the batch already, both rows have one id: positives of each other."""
     source = open_source("auto", str(corrupted(pictures, tmp_path / "squares")), None, {}, where="data.train")
-    batches = StepBatches(source, Order(25, 20, 0), {"a": "image", "b": "image"}, preprocess=Preprocess(size=8), cache=False)
+    images = {name: ImageView(preprocess=Preprocess(size=8), number=number) for number, name in enumerate("ab")}
+    batches = StepBatches(source, Order(25, 20, 0), images=images, cache=False)
     twice = 0
     for step in range(20):
         batch = batches[step]
