@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from mmcl.config import Config
 from mmcl.data.source import Source
+from mmcl.encoders.tower import Tower
 from mmcl.engine.build import (
     build_method,
     build_order,
@@ -160,10 +163,21 @@ def find_warnings(config: Config, method: Method, source: Source, processes: int
         steps: length of the run.
     """
     return [
+        *_about_positives(config, method, source),
         *_about_batch(config, method, source, processes),
         *_about_images(config, method, source),
         *_about_run(config, steps),
     ]
+
+
+def _about_positives(config: Config, method: Method, source: Source) -> list[str]:
+    if method.positives != "labels" or config.data.samples_per_class is not None or source.labels is None:
+        return []
+    share = np.unique(source.labels[source.labels >= 0], return_counts=True)[1] / len(source)
+    others = config.train.batch_size * float((share**2).sum())
+    if others >= 1:
+        return []
+    return [f"a sample meets {others:.2f} others of its class in a batch on average: set data.samples_per_class to 4, say"]
 
 
 def _about_batch(config: Config, method: Method, source: Source, processes: int) -> list[str]:
@@ -178,7 +192,10 @@ def _about_batch(config: Config, method: Method, source: Source, processes: int)
     if micro is not None and not in_pieces:
         found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")
     if _has_batch_norm(method) and processes > 1:
-        found.append("batch norm sees each process's rows alone, so its result depends on the number of processes")
+        found.append(
+            "batch norm is the one exception to exact splitting: it sees each process's rows alone, so the result depends on "
+            "the number of processes; encoders and heads with layer norm, or without, are exact"
+        )
     if _has_batch_norm(method) and in_pieces:
         found.append("batch norm sees each micro-batch alone, so its result depends on train.micro_batch")
     return found
@@ -216,9 +233,13 @@ def _about_run(config: Config, steps: int) -> list[str]:
 
 
 def _has_batch_norm(method: Method) -> bool:
-    """Whether anything normalises by the batch; the batch norms of frozen encoders do not."""
-    learning = [method.tower(view).head if method.tower(view).frozen else method.tower(view) for view in method.views]
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for part in learning for m in part.modules())
+    """Whether anything normalises by the batch, a predictor or a teacher too; the batch norms of frozen encoders do not."""
+    frozen = {module for name in method.towers for module in _frozen_modules(method.towers[name])}  # type: ignore[arg-type]
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in frozen)
+
+
+def _frozen_modules(tower: Tower) -> Iterator[nn.Module]:
+    return tower.encoder.modules() if tower.frozen else iter(())
 
 
 def _size(count: int) -> str:

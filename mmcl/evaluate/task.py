@@ -98,7 +98,7 @@ class Task:
 
     @cached_property
     def has_labels(self) -> bool:
-        return all(self.source[index].label is not None for index in range(len(self.source)))
+        return self.source.labels is not None and bool((self.source.labels >= 0).all())
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -162,7 +162,7 @@ def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def _labels(source: Source, name: str) -> np.ndarray:
-    labels = [source[index].label for index in range(len(source))]
-    if None in labels:
-        raise UserError(f"{name}: {source[labels.index(None)].name} has no label, which this evaluator needs")
-    return np.array(labels, np.int64)
+    missing = np.arange(len(source)) if source.labels is None else np.flatnonzero(source.labels < 0)
+    if source.labels is None or len(missing):
+        raise UserError(f"{name}: {source[int(missing[0])].name} has no label, which this evaluator needs")
+    return source.labels

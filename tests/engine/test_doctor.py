@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmcl.config import Config, load_config
 from mmcl.engine.doctor import Diagnosis, diagnose
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
@@ -82,6 +83,29 @@ def test_repeated_captions_are_counted(tmp_path: Path) -> None:
     file = folder / "captions.csv"
     file.write_text(file.read_text().replace("a tiny red square", "a small red square"))
     assert any("1 of 25 captions repeat another" in warning for warning in look(folder).warnings)
+
+
+def digits(tmp_path: Path, *flags: str) -> Config:
+    path = tmp_path / "digits.yaml"
+    path.write_text(
+        "image: {encoder: {name: small_cnn, args: {image_size: 8, channels: 1, feature_dim: 16}}}\n"
+        "data: {train: {name: digits}}\n"
+        "train: {steps: 100}\n"
+    )
+    return load_config(path, flags)
+
+
+def test_the_batch_norm_of_a_predictor_counts(tmp_path: Path) -> None:
+    for method, expected in (("byol", 1), ("simclr", 0)):
+        warnings = diagnose(digits(tmp_path, "--method.name", method), processes=2).warnings
+        assert sum("batch norm is the one exception" in warning for warning in warnings) == expected
+
+
+def test_positives_that_are_too_rare(tmp_path: Path) -> None:
+    """Ten classes of about equal size: eight samples have 0.8 others of a sample's class among them, 32 have 3.2."""
+    for flags, expected in ((("8",), 1), (("32",), 0), (("8", "--data.samples_per_class", "2"), 0)):
+        warnings = diagnose(digits(tmp_path, "--method.name", "supcon", "--train.batch_size", *flags)).warnings
+        assert sum("a sample meets 0.80 others of its class" in warning for warning in warnings) == expected
 
 
 def test_a_run_prints_the_warnings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
