@@ -37,8 +37,11 @@ class TowerConfig:
 
     encoder: ComponentConfig | None = None
     """The encoder: pixels or tokens to features; null takes the tower of `init`, head included."""
-    head: ComponentConfig = field(default_factory=lambda: ComponentConfig(name="linear"))
-    """The projection head: features to the embedding that the loss compares."""
+    head: ComponentConfig | None = None
+    """The projection head: features to the embedding that the loss compares. Null takes a linear one, or that of `init`; given
+    without an encoder, it is a new head on the encoder of `init`."""
+    init_head_layers: int = 0
+    """How many of its first layers a new head takes from the head of `init`, as for fine-tuning in SimCLRv2."""
     freeze: bool = False
     """Keep the encoder as it is, in evaluation mode; the head still learns."""
 
@@ -199,6 +202,8 @@ class Config:
     """What is learned, and by which loss."""
     init: str | None = None
     """The model to start from, instead of random weights: a run directory, open_clip:ARCH/PRETRAINED or hf:ID."""
+    teacher: str | None = None
+    """The trained classifier of a method that distils one: a run directory."""
     init_missing: Literal["error", "random"] = "error"
     """What to do when `init` is a path at which there is nothing: stop, or say so and start from random weights."""
     image: TowerConfig | None = None
@@ -295,8 +300,13 @@ class Config:
         for name, tower in towers.items():
             if tower.encoder is None and (self.init is None or self.init_missing == "random"):
                 raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`), or set init")
-            if tower.encoder is not None and self.init is not None and self.init_missing == "error":
-                raise UserError(f"{name}.encoder and init exclude each other: the towers of {self.init} would replace it")
+            keeps = tower.init_head_layers
+            _require(keeps >= 0, f"{name}.init_head_layers", keeps, "give 0 or more")
+            new_head = self.init is not None and tower.encoder is None and tower.head is not None
+            _require(keeps == 0 or new_head, f"{name}.init_head_layers", keeps, f"set init and {name}.head, without an encoder")
+        if self.init is not None and self.init_missing == "error" and towers and all(t.encoder for t in towers.values()):
+            names = " and ".join(f"{name}.encoder" for name in towers)
+            raise UserError(f"{names} and init exclude each other: the towers of {self.init} would replace them")
 
 
 def _is_amount(labels: float | None) -> bool:

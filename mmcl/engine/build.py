@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from mmcl import rng
-from mmcl.config import ComponentConfig, Config, SourceConfig, TowerConfig
+from mmcl.config import ComponentConfig, Config, SourceConfig
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.class_order import ClassOrder
@@ -21,7 +22,7 @@ from mmcl.data.source import Source
 from mmcl.data.subset import Subset, label_subset, split_source
 from mmcl.data.views import ImageView, build_image_views
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
-from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.engine.towers import build_towers
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS
 from mmcl.interop.load import load_model
@@ -42,6 +43,7 @@ def check_components(config: Config) -> None:
     for modality, tower, encoders in (("image", config.image, IMAGE_ENCODERS), ("text", config.text, TEXT_ENCODERS)):
         if tower is not None and tower.encoder is not None:
             encoders.check(tower.encoder.name, tower.encoder.args, where=f"{modality}.encoder")
+        if tower is not None and tower.head is not None:
             HEADS.check(tower.head.name, tower.head.args, where=f"{modality}.head")
     _check_all(AUGMENTATIONS, config.data.augment, "data.augment")
     for name, view in config.data.views.items():
@@ -109,7 +111,12 @@ def check_labels(config: Config, method: Method, source: Source) -> None:
         UserError: names the method.
     """
     if method.positives == "labels":
-        required_labels(source, f"method {config.method.name}")
+        classes = int(required_labels(source, f"method {config.method.name}").max()) + 1
+        if method.classes is not None and classes > method.classes:
+            raise UserError(
+                f"image.head gives {method.classes} logits and the training data have {classes} classes: "
+                f"set image.head.args.embed_dim to {classes}"
+            )
 
 
 def build_method(config: Config) -> Method:
@@ -121,21 +128,29 @@ def build_method(config: Config) -> Method:
     torch.manual_seed(rng.sample_seed(config.train.seed))
     given = starting_model(config)
     method_args: dict[str, Any] = dict(config.method.args)
-    if given is None:
-        towers = nn.ModuleDict(
-            {modality: _build_tower(modality, tower) for modality, tower in _tower_configs(config).items() if tower.encoder}
-        )
-    else:
-        towers = given.towers
+    accepted = inspect.signature(METHODS[config.method.name]).parameters.keys()
+    if given is not None:
         known = {"temperature": 1 / given.logit_scale if given.logit_scale else None, "bias": given.logit_bias}
-        for name in known.keys() & inspect.signature(METHODS[config.method.name]).parameters.keys():
+        for name in known.keys() & accepted:
             if known[name] is not None:
                 method_args.setdefault(name, known[name])
-    for modality, tower in _tower_configs(config).items():
-        if tower.freeze:
-            towers[modality].freeze()  # type: ignore[operator]
-    method: Method = METHODS.build(config.method.name, method_args, towers)
+    towers = build_towers(config, given)
+    teachers = _teacher(config, towers, accepted)
+    method: Method = METHODS.build(config.method.name, method_args, towers, *teachers)
     return method
+
+
+def _teacher(config: Config, towers: nn.ModuleDict, accepted: Collection[str]) -> list[Any]:
+    """What a method gets besides its towers: the teacher's image tower, where it distils one."""
+    if config.teacher is None:
+        return []
+    if "teacher" not in accepted:
+        raise UserError(f"method {config.method.name} has no use for a teacher: remove `teacher`")
+    teacher, student = load_model(config.teacher).towers["image"], towers["image"]
+    sizes = [(tower.encoder.preprocess.size, tower.encoder.preprocess.channels) for tower in (teacher, student)]  # type: ignore[union-attr]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"the teacher {config.teacher} sees pictures of {sizes[0]} (size, channels), the student of {sizes[1]}")
+    return [teacher]
 
 
 def image_views(config: Config, method: Method) -> dict[str, ImageView]:
@@ -167,24 +182,6 @@ def starting_model(config: Config) -> Model | None:
     if is_path and config.init_missing == "random" and not Path(config.init).exists():
         return None
     return load_model(config.init)
-
-
-def _tower_configs(config: Config) -> dict[str, TowerConfig]:
-    towers = {"image": config.image, "text": config.text}
-    return {modality: tower for modality, tower in towers.items() if tower is not None}
-
-
-def _build_tower(modality: str, config: TowerConfig) -> nn.Module:
-    if config.encoder is None:
-        raise UserError(f"{modality}.encoder is missing: name an encoder (`mmcl list encoders`)")
-    spec = TowerSpec(
-        modality="image" if modality == "image" else "text",
-        encoder=config.encoder.name,
-        encoder_args=config.encoder.args,
-        head=config.head.name,
-        head_args=config.head.args,
-    )
-    return build_tower(spec)
 
 
 def build_model(method: Method) -> Model:

@@ -47,6 +47,7 @@ EVALUATORS = Registry(
         "zero_shot": "mmcl.evaluate.zero_shot:evaluate_zero_shot",
         "knn": "mmcl.evaluate.knn:evaluate_knn",
         "linear_probe": "mmcl.evaluate.linear_probe:evaluate_linear_probe",
+        "few_label": "mmcl.evaluate.few_label:evaluate_few_label",
         "sts": "mmcl.evaluate.sts:evaluate_sts",
         "embedding_map": "mmcl.evaluate.embedding_map:evaluate_embedding_map",
     },

@@ -6,7 +6,7 @@ bootstrap has width zero. Everything else has the percentile bootstrap (Efron, 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,18 @@ def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0
     generator = np.random.default_rng(seed)
     resampled = np.array([statistic(generator.integers(n, size=n)) for _ in range(RESAMPLES)])
     return _with_interval(float(statistic(np.arange(n))), resampled, n)
+
+
+def over_runs(values: Sequence[float], n: int) -> Estimate:
+    """Mean of the results of several runs on the same `n` rows, with Student's interval; of one run, without an interval."""
+    from scipy.special import stdtrit
+
+    array = np.asarray(values, np.float64)
+    runs = len(array)
+    if runs == 1:
+        return exact(float(array[0]), n)
+    half = float(stdtrit(runs - 1, (1 + CONFIDENCE) / 2)) * array.std(ddof=1) / np.sqrt(runs)
+    return Estimate(float(array.mean()), float(array.mean() - half), float(array.mean() + half), n)
 
 
 def exact(value: float | None, n: int) -> Estimate:

@@ -26,7 +26,7 @@ class Distillation(Method):
         towers: "image", the student.
         teacher: the trained classifier's image tower, from `teacher` of the configuration; in evaluation mode for good, and
             without gradient.
-        temperature: tau.
+        tau: temperature of both softmaxes.
 
     Raises:
         UserError: there is no teacher, or it tells another number of classes apart.
@@ -36,7 +36,7 @@ class Distillation(Method):
     embedding: ClassVar[Literal["projection", "features"]] = "features"
     unit_rows: ClassVar[bool] = False
 
-    def __init__(self, towers: nn.ModuleDict, teacher: Tower | None = None, *, temperature: float = 1.0):
+    def __init__(self, towers: nn.ModuleDict, teacher: Tower | None = None, *, tau: float = 1.0):
         super().__init__(towers)
         if teacher is None:
             raise UserError("distillation needs a teacher: set `teacher` to the run directory of a trained classifier")
@@ -46,15 +46,11 @@ class Distillation(Method):
                 f"set image.head.args.embed_dim to {teacher.embed_dim}"
             )
         self.teacher = teacher.requires_grad_(False).eval()
-        self.temperature = temperature
+        self.tau = tau
 
     @property
     def classes(self) -> int:
         return self.tower("image").embed_dim
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return torch.tensor(1 / self.temperature)
 
     def train(self, mode: bool = True) -> Distillation:
         super().train(mode)
@@ -69,8 +65,8 @@ class Distillation(Method):
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         student_BC, teacher_BC = embeddings.local["image"], embeddings.local["teacher"]
-        target_BC = (teacher_BC / self.temperature).softmax(1)
-        total = cross_entropy(student_BC / self.temperature, target_BC, reduction="sum")
+        target_BC = (teacher_BC / self.tau).softmax(1)
+        total = cross_entropy(student_BC / self.tau, target_BC, reduction="sum")
         agreed = (student_BC.argmax(1) == teacher_BC.argmax(1)).sum()
         rows = len(embeddings.all_ids)
         return LossOutput(total / rows, {"agreement": agreed / rows})

@@ -111,6 +111,11 @@ class Method(nn.Module):
         return None
 
     @property
+    def classes(self) -> int | None:
+        """How many classes a classifier tells apart; None for a method that knows no classes."""
+        return None
+
+    @property
     def logit_bias(self) -> Tensor | None:
         """What is added to the logits, scalar; None for softmax methods."""
         return None

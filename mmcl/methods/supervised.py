@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mmcl.methods.method import Method
@@ -35,10 +33,6 @@ class Supervised(Method):
     @property
     def classes(self) -> int:
         return self.tower("image").embed_dim
-
-    @property
-    def logit_scale(self) -> Tensor:
-        return torch.tensor(1.0)
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(first_loss=math.log(self.classes))

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mmcl.data.pictures import pictures
 from mmcl.data.source import Sample, Source
+from mmcl.encoders.heads import NoHead
+from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.types import Preprocess
 
 SIZE = 8
@@ -54,6 +57,20 @@ class PatternSource(Source):
         return f"patterns {self._seed} {len(self)}"
 
 
+class PatternEncoder(ImageEncoder):
+    """Pixels as features, with a deviation of about 1."""
+
+    feature_dim = 3 * SIZE**2
+    preprocess = Preprocess(size=SIZE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.full((self.feature_dim,), -0.5))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return 3 * (image_BCHW.flatten(1) + self.shift)
+
+
 class PatternModel:
     """Embeds a picture as its pixels, centred, and a name as the pattern it names. Counts its calls."""
 
@@ -63,6 +80,7 @@ class PatternModel:
     def __init__(self, *, has_text: bool = True, logit_bias: float | None = None):
         self.has_text = has_text
         self.logit_bias = logit_bias
+        self.towers = {"image": Tower(PatternEncoder(), NoHead(3 * SIZE**2))}
         self.image_calls: list[int] = []
         self.text_calls: list[int] = []
 

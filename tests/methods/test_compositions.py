@@ -130,7 +130,7 @@ class TestSupervisedAndDistillation:
         assert not logits.grad.any()
 
     def test_distillation_is_equation_2(self) -> None:
-        method = toy_method("distillation", temperature=2.0)
+        method = toy_method("distillation", tau=2.0)
         rows = {name: 4 * row for name, row in random_rows(("image", "teacher"), 5).items()}
         expected = 0.0
         for student, teacher in zip(rows["image"], rows["teacher"], strict=True):
@@ -140,7 +140,7 @@ class TestSupervisedAndDistillation:
         assert float(loss_of(method, rows, torch.arange(5))) == pytest.approx(expected, rel=1e-12)
 
     def test_a_student_that_equals_its_teacher_has_no_gradient(self) -> None:
-        method: Any = toy_method("distillation", temperature=0.7)
+        method: Any = toy_method("distillation", tau=0.7)
         method.teacher.load_state_dict(method.tower("image").state_dict())
         batch = toy_batch(method, 6)
         method.loss(embed(method, batch), batch).loss.backward()

@@ -33,7 +33,7 @@ class ToyEncoder(ImageEncoder):
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"predictor_dim": 12, "momentum": 0.9},
     "margin": {"negatives": "all"},  # What is drawn depends on the order of the rows.
-    "distillation": {"temperature": 0.05},
+    "distillation": {"tau": 0.05},
     "moco": {"queue": 20, "momentum": 0.9},
     "moco_v3": {"predictor_dim": 12, "momentum": 0.9},
     "momentum_clip": {"queue": 20, "momentum": 0.9},

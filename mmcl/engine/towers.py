@@ -1,0 +1,78 @@
+"""The towers of a run: built by name, or those of the model that it starts from, with their heads or new ones."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mmcl.config import ComponentConfig, Config, TowerConfig
+from mmcl.encoders.heads import MLPHead
+from mmcl.encoders.tower import Tower, TowerSpec, build_tower, wrap_encoder
+from mmcl.errors import UserError
+from mmcl.interop.model import Model
+from mmcl.methods import METHODS
+
+_LINEAR = ComponentConfig(name="linear")
+
+
+def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
+    """All towers that a configuration describes, and those of the model that it starts from which the method has a use for.
+
+    Args:
+        config: the run.
+        given: the model that `init` names; None for random weights.
+
+    Raises:
+        UserError: a tower is missing, is given twice, or its new head does not fit the old one.
+    """
+    configs = {name: tower for name, tower in (("image", config.image), ("text", config.text)) if tower is not None}
+    needed = set(METHODS[config.method.name].views.values())  # type: ignore[attr-defined]
+    starts = {} if given is None else {name: tower for name, tower in given.towers.items() if name in needed}
+    towers = nn.ModuleDict()
+    for name in [name for name in ("image", "text") if name in configs or name in starts]:
+        tower_config, start = configs.get(name, TowerConfig()), starts.get(name)
+        if start is None:
+            towers[name] = _build(name, tower_config)
+        elif tower_config.encoder is not None and config.init_missing == "error":
+            raise UserError(f"{name}.encoder and init exclude each other: {config.init} has a {name} tower")
+        elif tower_config.encoder is None and tower_config.head is not None:
+            towers[name] = _with_new_head(name, start, tower_config)  # type: ignore[arg-type]
+        else:
+            towers[name] = start
+        if tower_config.freeze:
+            towers[name].freeze()  # type: ignore[operator]
+    return towers
+
+
+def _build(name: str, config: TowerConfig) -> Tower:
+    if config.encoder is None:
+        raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`)")
+    head = config.head or _LINEAR
+    spec = TowerSpec(
+        modality="image" if name == "image" else "text",
+        encoder=config.encoder.name,
+        encoder_args=config.encoder.args,
+        head=head.name,
+        head_args=head.args,
+    )
+    return build_tower(spec)
+
+
+def _with_new_head(name: str, start: Tower, config: TowerConfig) -> Tower:
+    """The encoder of a tower with another head, which begins with the first layers of the old one where that is asked for."""
+    assert start.spec is not None, "a model that was loaded says how it is built"
+    head = config.head or _LINEAR
+    spec = TowerSpec(modality=start.spec.modality, encoder=start.spec.encoder, head=head.name, head_args=head.args)
+    tower = wrap_encoder(start.encoder, spec)
+    if config.init_head_layers:
+        _copy_layers(name, start.head, tower.head, config.init_head_layers)
+    return tower
+
+
+def _copy_layers(name: str, old: nn.Module, new: nn.Module, layers: int) -> None:
+    if not isinstance(old, MLPHead) or not isinstance(new, MLPHead):
+        raise UserError(f"{name}.init_head_layers is for heads `mlp`: the head of init is {type(old).__name__}; set it to 0")
+    try:
+        new.prefix(layers).load_state_dict(old.prefix(layers).state_dict())
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}.init_head_layers: the heads differ in their first {layers} layers: {reason}") from None

@@ -1,0 +1,135 @@
+"""Where towers come from: a run's encoder under a new head, layers of its head, one tower locked and one from scratch."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmcl
+from mmcl.config import Config, from_dict
+from mmcl.engine.build import build_method
+from mmcl.engine.run import train
+from mmcl.engine.towers import build_towers
+from mmcl.errors import UserError
+from tests.engine.tiny import make_folder
+
+SMALL = {"name": "small_cnn", "args": {"image_size": 16, "channels": 1, "feature_dim": 32}}
+TEXT = {"name": "small_text", "args": {"width": 32, "heads": 2}}
+TRAIN = {"batch_size": 16, "steps": 2, "threads": 1}
+DIGITS = {"train": {"name": "digits"}}
+
+
+def config(tree: dict[str, Any]) -> Config:
+    return from_dict(Config, {"data": DIGITS, "train": TRAIN, **tree}, "test")
+
+
+def classifier(**image: Any) -> dict[str, Any]:
+    head = {"name": "mlp", "args": {"layers": 1, "embed_dim": 10, "final": "bias"}}
+    return {"method": {"name": "supervised"}, "image": {"head": head, **image}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SimCLR on the digits, two steps."""
+    run_dir = tmp_path_factory.mktemp("runs") / "simclr"
+    head = {"name": "mlp", "args": {"layers": 3, "hidden_dim": 24, "embed_dim": 8}}
+    augment = {"augment": [{"name": "affine", "args": {"rotation": 10}}]}
+    tree = {"method": {"name": "simclr"}, "image": {"encoder": SMALL, "head": head}, "data": DIGITS | augment}
+    train(config(tree | {"run_dir": str(run_dir)}))
+    return run_dir
+
+
+def test_a_classifier_stands_on_the_encoder_of_a_run(run: Path, tmp_path: Path) -> None:
+    trained = mmcl.load_model(run).towers["image"]
+    method = build_method(config(classifier() | {"init": str(run)}))
+    assert method.tower("image").embed_dim == method.classes == 10
+    for key, value in trained.encoder.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(method.tower("image").encoder.state_dict()[key], value)
+    result = train(config(classifier() | {"init": str(run), "run_dir": str(tmp_path / "tuned")}))
+    head = mmcl.load_model(result.run_dir).towers["image"].head
+    assert head.embed_dim == 10  # type: ignore[union-attr]
+
+
+def test_fine_tuning_from_the_first_layer_of_the_head(run: Path) -> None:
+    head = {"name": "mlp", "args": {"layers": 2, "hidden_dim": 24, "embed_dim": 10, "final": "bias"}}
+    method = build_method(config(classifier(head=head, init_head_layers=1) | {"init": str(run)})).eval()
+    features = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    old: Any = mmcl.load_model(run).towers["image"].head
+    new: Any = method.tower("image").head
+    assert torch.equal(new.prefix(1)(features), old.prefix(1)(features))
+    assert not torch.equal(new.prefix(1)[0][0].weight, old.prefix(2)[1][0].weight)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"init_head_layers": 2}, "image.init_head_layers: the heads differ in their first 2 layers"),
+        ({"head": {"name": "none"}, "init_head_layers": 1}, "image.init_head_layers is for heads `mlp`"),
+    ],
+)
+def test_heads_that_do_not_fit_are_named(run: Path, image: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_method(config(classifier(**image) | {"init": str(run)}))
+
+
+def test_head_layers_without_a_model_to_take_them_from_are_refused() -> None:
+    with pytest.raises(UserError, match=r"image\.init_head_layers is 1: set init"):
+        config(classifier(encoder=SMALL, init_head_layers=1))
+
+
+def test_a_student_learns_from_a_saved_classifier(tmp_path: Path) -> None:
+    teacher = str(train(config(classifier(encoder=SMALL) | {"run_dir": str(tmp_path / "teacher")})).run_dir)
+    tree = classifier(encoder=SMALL) | {"method": {"name": "distillation"}, "teacher": teacher}
+    method = build_method(config(tree))
+    saved = mmcl.load_model(teacher).towers["image"].state_dict()
+    assert all(torch.equal(method.teacher.state_dict()[key], value) for key, value in saved.items())  # type: ignore[operator, union-attr]
+    train(config(tree | {"run_dir": str(tmp_path / "student")}))
+    with pytest.raises(UserError, match="method supervised has no use for a teacher"):
+        build_method(config(classifier(encoder=SMALL) | {"teacher": teacher}))
+    other = {"name": "small_cnn", "args": {"image_size": 8, "channels": 1, "feature_dim": 32}}
+    with pytest.raises(UserError, match="the student of"):
+        build_method(config(tree | {"image": classifier(encoder=other)["image"]}))
+
+
+def test_more_classes_than_logits_are_refused_before_training(tmp_path: Path) -> None:
+    head = {"name": "mlp", "args": {"layers": 1, "embed_dim": 7, "final": "bias"}}
+    with pytest.raises(UserError, match=r"set image\.head\.args\.embed_dim to 10"):
+        train(config(classifier(encoder=SMALL, head=head) | {"run_dir": str(tmp_path / "refused")}))
+
+
+def test_lit_locks_the_image_tower_and_learns_texts_from_scratch(run: Path, tmp_path: Path, encoded: dict[str, int]) -> None:
+    folder = make_folder(tmp_path / "squares")
+    linear = {"name": "linear", "args": {"embed_dim": 16}}
+    tree = {
+        "method": {"name": "clip"},
+        "init": str(run),
+        "image": {"freeze": True, "head": linear},
+        "text": {"encoder": TEXT, "head": linear},
+        "data": {"train": {"path": str(folder)}},
+        "train": TRAIN | {"steps": 4, "batch_size": 12},
+        "run_dir": str(tmp_path / "lit"),
+    }
+    before = copy.deepcopy(mmcl.load_model(run).towers["image"].encoder.state_dict())  # type: ignore[union-attr]
+    train(config(tree))
+    after = mmcl.load_model(tmp_path / "lit").towers["image"].encoder.state_dict()  # type: ignore[union-attr]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before), "batch-norm statistics included"
+    assert encoded["image"] == 25, "each picture once, not in every epoch"
+    towers = build_towers(config(tree), mmcl.load_model(run))
+    assert not towers.train()["image"].encoder.training  # type: ignore[union-attr]
+
+
+def test_an_encoder_that_init_has_too_is_refused(run: Path) -> None:
+    linear = {"name": "linear", "args": {"embed_dim": 16}}
+    tree = {
+        "method": {"name": "clip"},
+        "init": str(run),
+        "image": {"encoder": SMALL, "head": linear},
+        "text": {"head": linear},
+    }
+    with pytest.raises(UserError, match=r"image\.encoder and init exclude each other"):
+        build_method(config(tree))
