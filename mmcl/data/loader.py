@@ -77,6 +77,8 @@ class StepBatches(Dataset[Batch]):
     ):
         self.source, self.order, self.rank, self.world = source, order, rank, world
         self.images, self.texts, self.tokenizer = images, texts, tokenizer
+        # Here and not at the first batch: every loader process would read the labels anew.
+        self.labels = source.labels
         self.order.rows(0, rank, world)
         self._check_source()
         self._cache: PictureCache | None = None
@@ -101,7 +103,7 @@ class StepBatches(Dataset[Batch]):
         for name in self.texts:
             assert self.tokenizer
             views[name] = self.tokenizer([row.captions[name] for row in rows])
-        labels = None if self.source.labels is None else torch.from_numpy(self.source.labels[index])
+        labels = None if self.labels is None else torch.from_numpy(self.labels[index])
         return Batch(views, torch.from_numpy(self._ids(step, rows, index)), torch.from_numpy(index), tuple(bad), labels)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
