@@ -204,7 +204,7 @@ def _about_batch(config: Config, method: Method, source: Source, processes: int)
 def _about_images(config: Config, method: Method, source: Source) -> list[str]:
     frozen = any(method.tower(view).frozen for view, kind in method.views.items() if kind == "image")
     if frozen and not has_fixed_inputs("image", config, source):
-        return ["data.augment, data.crop or data.views in front of the frozen image encoder: its features cannot be kept between epochs"]
+        return ["data.augment, crop or views in front of the frozen image encoder: its features cannot be kept between epochs"]
     return []
 
 
