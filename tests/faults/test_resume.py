@@ -39,6 +39,18 @@ def test_resume_is_bit_exact(world: int, kills: list[int], pictures: Path, unhar
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
+def test_queue_and_teacher_go_on_where_they_were(pictures: Path, tmp_path: Path) -> None:
+    flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
+    whole = tiny_run(pictures, tmp_path / "whole", *flags)
+    assert run(whole, 2) == [0, 0]
+    for number, step in enumerate((3, 6)):
+        assert run(resumed(pictures, tmp_path / "run", number, *flags), 2, before_step(step, kill)) == [KILLED] * 2
+    config = resumed(pictures, tmp_path / "run", 2, *flags)
+    assert run(config, 2) == [0, 0]
+    assert ending(config) == ending(whole)
+    assert any("queue" in key for key in ending(config))
+
+
 @pytest.mark.parametrize("worlds", [(1, 3), (3, 2, 1)], ids=str)
 def test_another_number_of_processes_is_the_same_run(
     worlds: tuple[int, ...], pictures: Path, unharmed: Unharmed, tmp_path: Path
