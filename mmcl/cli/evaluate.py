@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from mmcl.config import EvaluatorConfig, SourceConfig, parse_value
 from mmcl.errors import UserError
 
-Evaluator = Literal["retrieval", "zero_shot", "knn", "linear_probe", "few_label", "sts", "embedding_map"]
+Evaluator = Literal["retrieval", "zero_shot", "knn", "linear_probe", "few_label", "classification", "sts", "embedding_map"]
 
 
 def evaluate(

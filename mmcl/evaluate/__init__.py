@@ -46,6 +46,7 @@ EVALUATORS = Registry(
         "retrieval": "mmcl.evaluate.retrieval:evaluate_retrieval",
         "zero_shot": "mmcl.evaluate.zero_shot:evaluate_zero_shot",
         "knn": "mmcl.evaluate.knn:evaluate_knn",
+        "classification": "mmcl.evaluate.classification:evaluate_classification",
         "linear_probe": "mmcl.evaluate.linear_probe:evaluate_linear_probe",
         "few_label": "mmcl.evaluate.few_label:evaluate_few_label",
         "sts": "mmcl.evaluate.sts:evaluate_sts",

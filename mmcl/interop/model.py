@@ -91,13 +91,18 @@ class Model:
             UserError: the model has no image tower, or a picture is missing or cannot be read; names the file.
         """
         tower = self._tower("image", "encode_image")
-        encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
+        many = _as_many(images)
+        return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress)
 
-        preprocess, many = encoder.preprocess, _as_many(images)
-        size = batch_size or max(64, _BATCH_PIXELS // preprocess.size**2)
-        batches = in_batches(lambda number: _read(many, number, preprocess), len(many), size)
-        pixels = (batch.to(self.device).float() / 255 for batch in batches)
-        return self._encode(tower, pixels, len(many), progress)
+    def image_logits(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
+        """What the head makes of pictures, at its own length: the logits of a classifier, float32 [N, C].
+
+        Args, Raises: as for `encode_image`.
+        """
+        tower = self._tower("image", "image_logits")
+        with torch.inference_mode():
+            batches = self._pixels(tower, _as_many(images), batch_size)
+            return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Embeds a string, which is always a text and never a path, or a list of strings.
@@ -151,6 +156,14 @@ class Model:
         if name not in self.towers:
             raise UserError(f"this model has no {name} tower, so {method} does not work; load a model that has one")
         return self.towers[name]  # type: ignore[return-value]
+
+    def _pixels(self, tower: Tower, images: Sequence[ImageLike] | Source, batch_size: int | None) -> Iterator[Tensor]:
+        """Pictures as the tower takes them, in batches."""
+        encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
+        preprocess = encoder.preprocess
+        size = batch_size or max(64, _BATCH_PIXELS // preprocess.size**2)
+        batches = in_batches(lambda number: _read(images, number, preprocess), len(images), size)
+        return (batch.to(self.device).float() / 255 for batch in batches)
 
     def _encode(self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool) -> np.ndarray:
         rows = np.empty((total, self._width(tower)), np.float32)
