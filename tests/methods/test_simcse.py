@@ -112,3 +112,17 @@ def test_the_head_is_for_training_alone() -> None:
     head = TanhHead(4)
     assert head.embed_dim == 4
     assert head(torch.full((1, 4), 1e6)).abs().max() == 1
+
+
+@pytest.mark.parametrize("name", ["simcse", "clip"])
+def test_hard_negatives_over_two_processes_are_those_of_one_batch(name: str) -> None:
+    args = {"supervision": "hard_negatives", "hard_negative_log_weight": 0.4} if name == "simcse" else {"hard_negatives": True}
+    method, ids = toy_method(name, **args), torch.tensor([0, 1, 2, 0, 4, 5, 6])
+    rows = random_rows(tuple(method.views), 7)
+    shares = [
+        Embeddings({view: row[part] for view, row in rows.items()}, rows, ids[part], ids, offset=part.start)
+        for part in (slice(0, 3), slice(3, 7))
+    ]
+    whole = method.loss(Embeddings(rows, rows, ids, ids), Batch({}, ids, ids)).loss
+    split = sum(method.loss(share, Batch({}, share.ids, share.ids)).loss for share in shares)
+    torch.testing.assert_close(split, whole, rtol=1e-12, atol=0)
