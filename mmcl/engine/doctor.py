@@ -74,7 +74,8 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
     def to_text(self) -> str:
-        locked = f", {self.frozen / 1e6:.2f} M frozen ({', '.join(self.frozen_encoders)})" if self.frozen else ""
+        names = f" ({', '.join(self.frozen_encoders)})" if self.frozen_encoders else ""  # A teacher is frozen, and no encoder.
+        locked = f", {self.frozen / 1e6:.2f} M frozen{names}" if self.frozen else ""
         pieces = f" in {self.pieces} micro-batches" if self.pieces > 1 else ""
         muon = f", Muon {self.muon_learning_rate:g}," if self.muon_learning_rate is not None else ""
         lines = {
