@@ -1,6 +1,7 @@
 """Trains methods under one budget and one protocol, with several seeds, and prints one table, baselines included.
 
-python scripts/bench/methods.py --data mnist --methods simclr byol --seeds 0 1 2 --epochs 2 --json methods.json
+python scripts/bench/methods.py --data mnist --json methods.json
+python scripts/bench/methods.py --data mnist --methods simclr byol --seeds 0 1 2 --epochs 2
 
 A method is the name of a configuration, configs/NAME_mnist.yaml, or the path of any other, whose own evaluators then hold.
 Every run is a process of its own; one that is finished is not repeated. Unknown flags go to scripts/train.py. Seconds are from
@@ -36,6 +37,10 @@ def protocol(data: str) -> str:
     return f"[{', '.join(f'{{{evaluator}, label: {data}, data: {TEST[data]}}}' for evaluator in evaluators)}]"
 
 
+def known_methods() -> list[str]:
+    return sorted(path.stem.removesuffix("_mnist") for path in (ROOT / "configs").glob("*_mnist.yaml"))
+
+
 def command_of(method: str, data: str) -> list[str]:
     """The arguments of scripts/train.py without seed and folder."""
     if method.endswith(".yaml"):
@@ -43,8 +48,7 @@ def command_of(method: str, data: str) -> list[str]:
     own = ROOT / "configs" / f"{method}_{data}.yaml"
     config = own if own.exists() else ROOT / "configs" / f"{method}_mnist.yaml"
     if not config.exists():
-        known = ", ".join(sorted(path.stem.removesuffix("_mnist") for path in (ROOT / "configs").glob("*_mnist.yaml")))
-        raise SystemExit(f"methods: no configuration of {method!r}; there are {known}")
+        raise SystemExit(f"methods: no configuration of {method!r}; there are {', '.join(known_methods())}")
     flags = DIGITS_FLAGS if data == "digits" and config != own else ()
     return [str(config), *flags, "--evaluate", protocol(data)]
 
@@ -95,7 +99,7 @@ def _own(row: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=sorted(TEST), default="mnist")
-    parser.add_argument("--methods", nargs="+", required=True)
+    parser.add_argument("--methods", nargs="+", default=known_methods(), help="default: all that have a configuration on MNIST")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, help="the budget of every method; default: that of its configuration")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"), help="folder for the run directories")
