@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import softplus
 
 from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile, statistics_dtype
 from mmcl.core.tiles import STRIP, RowGradients, TileLogits
@@ -64,7 +64,7 @@ def sigmoid_loss(
         else:
             everything = slice(0, len(image_ND)), slice(0, len(text_MD))
             logits = (scale * image_ND) @ text_MD.T + bias
-            total = -logsigmoid(_flip(logits, _equal_id(pairs, *everything))).sum()
+            total = _softplus(_flip(logits, _equal_id(pairs, *everything))).sum()
         return total / max(len(image_ND), 1) if reduction == "mean" else total
 
 
@@ -97,11 +97,13 @@ class _TiledSigmoid(torch.autograd.Function):
                 strip = slice(start, start + STRIP)
                 equal = None if equal_id is None else equal_id[strip]
                 signed = _flip(logits[strip].add_(bias), equal)
-                loss_N[rows][strip] -= logsigmoid(signed).sum(1)
+                loss_N[rows][strip] += _softplus(signed).sum(1)
                 if with_gradient:
-                    # d(-log sigmoid(x)) / dx = -sigmoid(-x), and once more the sign of the pair.
-                    logits[strip] = _flip(signed.neg_().sigmoid_().neg_(), equal)
-                    grad_bias_N[rows][strip] += logits[strip].sum(1)
+                    # d softplus(x) / dx = sigmoid(x), and once more the sign of the pair. Unflipped, this is in place already.
+                    grad = _flip(signed.sigmoid_(), equal)
+                    if equal is not None:
+                        logits[strip] = grad
+                    grad_bias_N[rows][strip] += grad.sum(1)
             if with_gradient:
                 gradient.add(logits, rows, columns)
         if with_gradient:
@@ -120,5 +122,10 @@ def _equal_id(pairs: Pairs, rows: slice, columns: slice) -> Tensor | None:
 
 
 def _flip(logits: Tensor, equal_id: Tensor | None) -> Tensor:
-    """Logits times the signs of their pairs: an exact change of sign, where a difference of softplus terms would cancel."""
-    return -logits if equal_id is None else torch.where(equal_id, logits, -logits)
+    """-z times the logits: an exact change of sign, where a difference of softplus terms would cancel."""
+    return logits if equal_id is None else torch.where(equal_id, -logits, logits)
+
+
+def _softplus(logits: Tensor) -> Tensor:
+    """log(1 + e^x) = -log sigmoid(-x); above 50 that is x in every type."""
+    return softplus(logits, threshold=50)

@@ -181,7 +181,7 @@ def main() -> None:
         "--cases", nargs="+", default=USUAL, help='names or patterns of cases; by default a choice, "*" takes hours'
     )
     parser.add_argument("--rounds", type=int, default=3, help="processes per case and side")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs per process, after one for the memory")
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs per process, after one for the memory")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB; other toolkits are skipped where they need more")
     parser.add_argument("--json", type=Path, help="write the table here")
     parser.add_argument("--side", choices=("mmcl", "peer"), help=argparse.SUPPRESS)
