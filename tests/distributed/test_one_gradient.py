@@ -6,9 +6,10 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from tests.methods.toy import embed, positives_of, toy_batch, toy_method
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
 STEPS = 5
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
-LAYOUTS = {"whole": 1, "two pieces": 2, "five pieces": 5, "uneven shares": 2}
+LAYOUTS = {"whole": 1, "two pieces": 2, "five pieces, tiled": 5, "uneven shares, tiled": 2}
 
 State = dict[str, Tensor]
 
@@ -92,7 +93,7 @@ def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) 
     """As the engine does it: DDP averages the gradients, so the shares of the loss are multiplied by their number."""
     method = configured(name, dtype)
     encode = DistributedDataParallel(method) if world > 1 else method
-    even = layout != "uneven shares"
+    even = "uneven" not in layout
 
     def step_of(step: int) -> tuple[Tensor, Embeddings, Batch]:
         local = share_of(batch_of_step(method, step, dtype), rank, world, even=even)
@@ -116,7 +117,17 @@ def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) 
             torch.distributed.all_reduce(loss)
         return loss, embeddings, local
 
-    return train(method, step_of)
+    with small_tiles() if "tiled" in layout else nullcontext():
+        return train(method, step_of)
+
+
+@contextmanager
+def small_tiles() -> Iterator[None]:
+    """As if every batch were a large one."""
+    with ExitStack() as stack:
+        for module in ("log_sum_exp", "sigmoid"):
+            stack.enter_context(mock.patch(f"mmcl.core.{module}.choose_tile", return_value=(19, 23)))
+        yield
 
 
 CASES = [
