@@ -23,7 +23,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     The lock is the operating system's (POSIX record lock): it ends with the process, however that ends, so no stale lock can
     block a run, and loader processes do not inherit it. On a network file system it holds between machines where the system
-    supports such locks (NFS 4 does); where it has none, nothing is locked.
+    supports such locks (NFS 4 does); where it has none, nothing is locked, and a warning says so.
 
     Raises:
         UserError: another process holds it; says which.
@@ -38,7 +38,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise UserError(f"{run_dir} is being written by {holder}: wait for it, or give another --run_dir") from None
         except OSError:
-            pass  # a file system without locks
+            print(f"warning: {run_dir} is on a file system without locks: let no second run write there", flush=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

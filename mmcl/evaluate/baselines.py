@@ -83,10 +83,9 @@ def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: 
     Returns:
         Rows of queries -> float32 [n, groups].
     """
-    member = member_TD.double()
 
     def scores(part: slice) -> Tensor:
-        cosine = (query_ND[part].double() @ member.T).float()
+        cosine = _cosine(query_ND[part], member_TD)
         best = cosine.new_full((len(cosine), groups), BELOW_ALL)
         return best.scatter_reduce(1, group_T.expand(len(cosine), -1), cosine, "amax")
 
@@ -95,16 +94,21 @@ def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: 
 
 def group_to_queries(query_ND: Tensor, member_TD: Tensor, group_T: Tensor) -> Scores:
     """The same scores the other way round: rows of groups -> float32 [n, N]."""
-    query = query_ND.double()
 
     def scores(part: slice) -> Tensor:
         own = (group_T >= part.start) & (group_T < part.stop)
-        cosine = (member_TD[own].double() @ query.T).float()
-        best = cosine.new_full((part.stop - part.start, len(query)), BELOW_ALL)
-        row = (group_T[own] - part.start)[:, None].expand(-1, len(query))
+        cosine = _cosine(member_TD[own], query_ND)
+        best = cosine.new_full((part.stop - part.start, len(query_ND)), BELOW_ALL)
+        row = (group_T[own] - part.start)[:, None].expand(-1, len(query_ND))
         return best.scatter_reduce(0, row, cosine, "amax")
 
     return scores
+
+
+def _cosine(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    """float32 [N, M], computed in float64. A block of `b` at a time: all pixels as float64 would be the peak of a whole run."""
+    a = a_ND.double()
+    return torch.cat([(a @ block.double().T).float() for block in b_MD.split(512)], dim=1)
 
 
 def class_baselines(evaluator: str, data: str, metrics: Sequence[str], labels: np.ndarray, bank_labels: np.ndarray) -> Report:
