@@ -7,7 +7,10 @@ serves both: `--optim.lr 3e-4`, `--image.encoder.args.width 64`, `--data.train.p
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
+import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +111,8 @@ class DataConfig:
     """Loader processes per training process; 0 loads in the training process, which is best for cached pictures."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the samples read so far was unusable; unusable ones are replaced and listed."""
+    max_bad_consecutive: int = 100
+    """Stop when more samples than this, one after the other in the order of the run, were unusable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +253,7 @@ class Config:
         _require(data.workers >= 0, "data.workers", data.workers, "give 0 or more")
         _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
         _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
+        _require(data.max_bad_consecutive >= 0, "data.max_bad_consecutive", data.max_bad_consecutive, "give 0 or more")
         _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
         samples = data.samples_per_class
         _require(samples is None or samples >= 1, "data.samples_per_class", samples, "give null or a whole number above 0")
@@ -262,6 +268,11 @@ class Config:
         _require(optim.lr > 0, "optim.lr", optim.lr, "give a number above 0")
         for name, rate in (("bias_lr", optim.bias_lr), ("muon_lr", optim.muon_lr)):
             _require(rate is None or rate > 0, f"optim.{name}", rate, "give null or a number above 0")
+        _require(all(0 <= b < 1 for b in optim.betas), "optim.betas", list(optim.betas), "give numbers from 0 to below 1")
+        _require(optim.eps > 0, "optim.eps", optim.eps, "give a number above 0")
+        _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "give 0 or more")
+        _require(optim.final_lr >= 0, "optim.final_lr", optim.final_lr, "give 0 or more")
+        _require(optim.clip is None or optim.clip > 0, "optim.clip", optim.clip, "give null or a number above 0")
         _require(0 <= optim.warmup < 1, "optim.warmup", optim.warmup, "give a share of the run, from 0 to below 1")
         _require(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "give a number from 0 to below 1")
         rising = all(0 < share < 1 for share in optim.milestones) and sorted(optim.milestones) == list(optim.milestones)
@@ -337,13 +348,16 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
         raise UserError(f"configuration {path} does not exist; configurations beside it: {known}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, no such date, too many digits
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
     for key, value in parse_flags(flags).items():
         _set_path(tree, key.split("."), value)
-    config = from_dict(Config, tree, str(path))
+    try:
+        config = from_dict(Config, tree, str(path))
+    except RecursionError:
+        raise UserError(f"{path}: a value is nested too deeply, or holds itself") from None
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
 
 
@@ -366,7 +380,7 @@ def parse_value(word: str) -> Any:
     """One word of a command line as YAML; what is no YAML is a text."""
     try:
         return yaml.safe_load(word)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return word
 
 
@@ -376,7 +390,7 @@ def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for depth, key in enumerate(path):
         last = depth == len(path) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} has entries 0 to {len(node) - 1}, not {key!r}")
             if last:
                 node[int(key)] = value
@@ -401,7 +415,7 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
-            raise unknown_name("key", str(key), fields, where=where)
+            raise unknown_name("key", _key(key, where), fields, where=where)
     values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
@@ -411,24 +425,25 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
-        return value
+        return _plain(value, where)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(arguments, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{where} is {value!r}; choose one of {', '.join(map(repr, arguments))}")
+            raise UserError(f"{where} is {_shown(value)}; choose one of {', '.join(map(repr, arguments))}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):
-            raise UserError(f"{where} needs {len(arguments)} values, not {value!r}")
+            raise UserError(f"{where} needs {len(arguments)} values, not {_shown(value)}")
         kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
         return tuple(_convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where} must be a mapping, not {value!r}")
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+            raise UserError(f"{where} must be a mapping, not {_shown(value)}")
+        keys = [_key(key, where) for key in value]
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")
@@ -452,19 +467,50 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:
     if kind is float and not isinstance(value, bool) and _is_number(value):
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
+        return _plain(value, where)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return str(_plain(value, where))
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-    raise UserError(f"{where} must be {names[kind]}, not {value!r}")
+    raise UserError(f"{where} must be {names[kind]}, not {_shown(value)}")
 
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
-    except (TypeError, ValueError):
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
         return False
-    return True
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value that YAML and JSON files hold and give back as it was; YAML also knows dates, sets, infinities, ..."""
+    if isinstance(value, dict):
+        keys = [_key(key, where) for key in value]
+        return {key: _plain(item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}.{number}") for number, item in enumerate(value)]
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise UserError(f"{where} is {_shown(value)}, which is no valid Unicode text")
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise UserError(f"{where} is {_shown(value)}: give a finite number below 2^63")
+    if value is not None and not isinstance(value, str | int | float):
+        raise UserError(f"{where} is {_shown(value)}, a {type(value).__name__}: put it in quotes, if it is a text")
+    return value
+
+
+def _key(key: Any, where: str) -> str:
+    return str(_plain(key, f"{where}: the key"))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message quotes it."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write integers of more than 4300 digits.
+        return f"a {type(value).__name__} too long to show"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -487,6 +533,7 @@ _WITHOUT_EFFECT = (
     "data.cache",
     "data.workers",
     "data.max_bad_fraction",
+    "data.max_bad_consecutive",
     "train.max_skipped",
     "train.micro_batch",
     "train.on_nonfinite",
@@ -513,6 +560,12 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
     flatten(to_dict(config), "")
     return flat
+
+
+def config_hash(config: Config) -> str:
+    """Hex digest of the decisive settings: equal for two runs that learn the same, given the same data."""
+    decisive = {key: value for key, value in flat_settings(config).items() if is_decisive(key)}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def is_decisive(key: str) -> bool:

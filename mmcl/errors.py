@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input. The message is one line that names the thing and the fix; the command line prints it and exits with 2."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # what it quotes, such as a file name, may have line breaks
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> UserError:
     """Returns the error for a name that does not exist: it suggests the nearest one, else lists them all.

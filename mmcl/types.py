@@ -7,7 +7,7 @@ L tokens, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Batch:
         index: int64 [b]; the rows' numbers in the data set.
         bad_samples: what could not be read and was replaced, for the log.
         labels: int64 [b], class numbers, -1 where there is none; None for data without classes.
+        bad_rows: numbers, in the global batch, of the rows that show a replacement.
     """
 
     views: Views
@@ -78,11 +79,12 @@ class Batch:
     index: Tensor
     bad_samples: tuple[BadSample, ...] = ()
     labels: Tensor | None = None
+    bad_rows: tuple[int, ...] = ()
 
     def to(self, device: device | str) -> Batch:
         views = {name: view.to(device) for name, view in self.views.items()}
         labels = None if self.labels is None else self.labels.to(device)
-        return Batch(views, self.ids.to(device), self.index.to(device), self.bad_samples, labels)
+        return replace(self, views=views, ids=self.ids.to(device), index=self.index.to(device), labels=labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,9 +91,13 @@ def find_columns(columns: Sequence[str], given: Mapping[str, str | None], where:
 
 
 def captions_of(cell: Any) -> tuple[str, ...]:
-    """A cell of a caption column, a text or a list of texts, as captions; missing ones are left out."""
+    """A cell of a caption column, a text or a list of texts, as captions; missing ones are left out, numbers become texts.
+
+    What is neither, such as bytes, stays as it is, for `checked_caption` to refuse by name.
+    """
     cells = cell if isinstance(cell, list | tuple | np.ndarray) else [cell]
-    return tuple(str(text) for text in cells if text is not None and text == text)  # NaN is the one that differs from itself.
+    present = (text for text in cells if text is not None and not (isinstance(text, float) and math.isnan(text)))
+    return tuple(str(text) if isinstance(text, int | float | np.number) else text for text in present)
 
 
 def image_of(cell: Any) -> ImageLike | None:

@@ -33,6 +33,7 @@ class _Row:
     index: int
     pictures: dict[str, Tensor]
     captions: dict[str, str]
+    is_replacement: bool
 
 
 class StepBatches(Dataset[Batch]):
@@ -104,14 +105,16 @@ class StepBatches(Dataset[Batch]):
             assert self.tokenizer
             views[name] = self.tokenizer([row.captions[name] for row in rows])
         labels = None if self.labels is None else torch.from_numpy(self.labels[index])
-        return Batch(views, torch.from_numpy(self._ids(step, rows, index)), torch.from_numpy(index), tuple(bad), labels)
+        ids = torch.from_numpy(self._ids(step, rows, index))
+        replaced = tuple(self.rank * len(rows) + number for number, row in enumerate(rows) if row.is_replacement)
+        return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
         """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""
         wanted = index
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return _Row(index, self._pictures(epoch, index), self._captions(index, caption_draw_V))
+                return _Row(index, self._pictures(epoch, index), self._captions(index, caption_draw_V), attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
@@ -169,4 +172,5 @@ class StepBatches(Dataset[Batch]):
 
 def _hash_text(text: str) -> int:
     """63 bits that are equal for equal texts, in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    encoded = str(text).encode("utf-8", "surrogatepass")  # a first caption that is not shown was not checked
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little") >> 1

@@ -13,10 +13,10 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from mmcl.safe import read_json, read_safetensors, reason
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "MANIFEST.json"
+_LIBRARIES = ("accelerate", "numpy", "pillow", "safetensors", "torch")
+"""What the bits of a run may depend on."""
 _SPARE_BYTES = 2**20
 
 
@@ -171,8 +173,7 @@ def _write_files(stage: Path, snapshot: Snapshot) -> None:
         "versions": {
             "mmcl": mmcl.__version__,
             "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "safetensors": safetensors.__version__,
+            **{library: metadata.version(library) for library in _LIBRARIES},
         },
         **snapshot.facts,
     }

@@ -9,7 +9,10 @@ from mmcl.engine.checkpoint import Snapshot, write_checkpoint
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time; one that comes too early waits for the one before it.
+    """Writes one checkpoint at a time; one that comes too early waits for the one before it. After a failure it writes nothing.
+
+    Only one process writes, so it must not raise on its own: the others would wait for it. The loop reads `failure`, and all
+    processes stop at the same step.
 
     Args:
         folder: where the checkpoints lie.
@@ -29,17 +32,17 @@ class CheckpointWriter:
         self._thread.shutdown()
 
     def save(self, snapshot: Snapshot) -> None:
-        """Starts writing. Raises what the checkpoint before failed with."""
+        """Starts writing, once the checkpoint before is written."""
         self.wait()
-        self._pending = self._thread.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
+        if self.failure is None:
+            self._pending = self._thread.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
 
-    def raise_failure(self) -> None:
-        """Raises what a finished write failed with, without waiting for an unfinished one."""
-        if self._pending and self._pending.done():
-            self.wait()
+    @property
+    def failure(self) -> BaseException | None:
+        """What a finished write failed with; None while it goes on, and where it went well."""
+        return self._pending.exception() if self._pending and self._pending.done() else None
 
     def wait(self) -> None:
-        """Returns when nothing is being written. Raises UserError where writing failed."""
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
+        """Returns when nothing is being written."""
+        if self._pending:
+            self._pending.exception()

@@ -72,6 +72,15 @@ def lost_process_named(seconds: float) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def loader_failure_named() -> Iterator[None]:
+    """Takes a user's error out of the traceback in which a loader process hands it on."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2]) from error
+
+
 def set_collective_timeout(seconds: float) -> None:
     """How long a process waits for the others from now on."""
     if dist.is_initialized():

@@ -10,6 +10,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from mmcl.errors import UserError
+from mmcl.safe import reason
+
 
 class StepLog:
     """A file of JSON lines, each with its "step"; what a step writes is in it once, whatever happened in between."""
@@ -25,9 +28,12 @@ class StepLog:
         stage.replace(path)
 
     def write(self, *rows: Mapping[str, Any]) -> None:
-        """Appends lines; numbers that JSON does not have become null."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n" for row in rows)
+        """Appends lines; numbers that JSON does not have become null. Raises UserError where the disk is full."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n" for row in rows)
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written ({reason(error)}); the checkpoints are untouched") from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

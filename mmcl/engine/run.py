@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmcl.config import Config, flat_settings, is_decisive, is_within, to_dict, to_yaml
+from mmcl.config import Config, config_hash, flat_settings, is_decisive, is_within, to_dict, to_yaml
 from mmcl.data.loader import StepBatches
 from mmcl.data.order import BatchOrder
 from mmcl.data.source import Source
@@ -85,7 +85,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     method.configure(facts)
     batches = _batches(config, source, order, method, accelerator)
     settings = flat_settings(dataclasses.replace(config, resume=False, allow_change=()))
-    identity = {"settings": settings, "data": source.fingerprint}
+    identity = {"config_hash": config_hash(config), "settings": settings, "data": source.fingerprint}
     differences = _compare(checkpoint, identity, config) if checkpoint else []
     accelerator.wait_for_everyone()
     if is_main:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +26,7 @@ from mmcl.engine.guards import (
     BuffersKept,
     StopSignals,
     ignore_stop_signals,
+    loader_failure_named,
     lost_process_named,
     set_collective_timeout,
     write_crash_bundle,
@@ -72,7 +73,7 @@ class Trainer:
         optimiser = build_optimiser(method.to(accelerator.device), config.optim)
         # The loader and the schedule stay ours: Accelerate would reorder the one and step the other once per process.
         self.encode, self.optimiser = accelerator.prepare(method, optimiser)
-        self.bad_samples = BadSampleBudget(config.data.max_bad_fraction)
+        self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at = 0, time.monotonic()
         self.stop = StopSignals()
         self.health = Health()
@@ -98,7 +99,7 @@ class Trainer:
         progress = Progress(done=start, total=self.total_steps, batch_size=train.batch_size, enabled=is_main)
         clock = _Clock(train.batch_size, start)
         self.encode.train()
-        with closing(progress), self.stop, self.writer, lost_process_named(train.timeout_seconds):
+        with closing(progress), self.stop, self.writer, lost_process_named(train.timeout_seconds), loader_failure_named():
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             for step, batch in enumerate(self._loader(start), start + 1):
@@ -115,6 +116,8 @@ class Trainer:
                 if wishes["stop"]:
                     break
             self.writer.wait()
+            _, wishes = self._sum_over_processes({}, unwritten=self.writer.failure is not None)
+            self._stop_unwritten(wishes["unwritten"] > 0)
         return step
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:
@@ -123,7 +126,8 @@ class Trainer:
         if checkpoint:
             load_checkpoint(checkpoint, self.method, self.optimiser.optimizer)
             state = checkpoint.manifest["state"]
-            self.bad_samples.count, self.bad_samples.seen, self.skipped = (state[k] for k in ("bad", "seen", "skipped"))
+            bad = self.bad_samples
+            bad.count, bad.seen, bad.run, self.skipped = (state[key] for key in ("bad", "seen", "bad_run", "skipped"))
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
@@ -152,14 +156,18 @@ class Trainer:
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
         """Returns the metrics, and what some process wishes for after this step."""
-        self.writer.raise_failure()
         rate = self._set_rate(step)
         kept = BuffersKept(self.method) if self.config.train.on_nonfinite == "skip" else None
         embeddings, shares = self._backward(step, batch)
         shares["gradient_norm"] = self._clip() / self.accelerator.num_processes
         metrics, wishes = self._sum_over_processes(
-            shares, stop=self.stop.received, save=self._save_is_due(), bad=len(batch.bad_samples)
+            shares,
+            stop=self.stop.received,
+            save=self._save_is_due(),
+            bad=len(batch.bad_samples),
+            unwritten=self.writer.failure is not None,
         )
+        self._stop_unwritten(wishes["unwritten"] > 0)
         if self._is_finite(metrics):
             self.optimiser.step()
             self.method.commit(embeddings, batch)
@@ -232,9 +240,9 @@ class Trainer:
 
     def _sum_over_processes(self, shares: Mapping[str, Tensor], **wishes: float) -> tuple[dict[str, float], dict[str, float]]:
         """One collective for all that the processes must agree on in a step."""
-        stacked = torch.stack([share.detach().float() for share in shares.values()])
-        flags = torch.tensor([float(wish) for wish in wishes.values()], device=stacked.device)
-        summed = iter(self.accelerator.reduce(torch.cat([stacked, flags]), "sum").tolist())
+        flags = torch.tensor([float(wish) for wish in wishes.values()], device=self.accelerator.device)
+        stacked = torch.stack([*(share.detach().float() for share in shares.values()), *flags])
+        summed = iter(self.accelerator.reduce(stacked, "sum").tolist())
         return {name: next(summed) for name in shares}, {name: next(summed) for name in wishes}
 
     def _is_finite(self, metrics: Mapping[str, float]) -> bool:
@@ -257,10 +265,17 @@ class Trainer:
 
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
         """Lists what could not be read, in rank order; stops every process when it is too much."""
-        bad: list[BadSample] = gather_object(list(batch.bad_samples)) if any_bad else []
+        gathered = gather_object([(batch.bad_samples, batch.bad_rows)]) if any_bad else []
+        bad: list[BadSample] = [sample for samples, _ in gathered for sample in samples]
         if bad and self.bad_log:
             self.bad_log.write(*({"step": step, **asdict(sample)} for sample in bad))
-        self.bad_samples.add(bad, seen=self.config.train.batch_size)
+        self.bad_samples.add(bad, [row for _, rows in gathered for row in rows], seen=self.config.train.batch_size)
+
+    def _stop_unwritten(self, any_failed: bool) -> None:
+        """The first process alone writes; what it failed with, every process says."""
+        if any_failed:
+            [reason] = broadcast_object_list([str(self.writer.failure)])
+            raise UserError(reason)
 
     def _save_is_due(self) -> bool:
         """Only the first process looks at its clock, and only it writes."""
@@ -277,6 +292,7 @@ class Trainer:
         state = {
             "bad": self.bad_samples.count,
             "seen": self.bad_samples.seen,
+            "bad_run": self.bad_samples.run,
             "skipped": self.skipped,
             "scaler": scaler.state_dict() if scaler else None,
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -241,22 +243,47 @@ class TestBadSamples:
             batches(Toy(bad_pictures=tuple(range(40))))[0]
 
     def test_the_budget(self):
-        budget = BadSampleBudget(0.01)
-        bad = [BadSample(i, f"toy/{i}", f"toy/{i}: the caption is empty") for i in range(30)]
-        budget.add(bad[:10], seen=100)  # 10 % of 100, but within the grace of 1,000.
-        budget.add([], seen=3000)
-        budget.add(bad[:20], seen=100)
-        budget.add(bad[:2], seen=0)
+        budget = BadSampleBudget(0.01, 100)
+        bad = bad_samples(30)
+        budget.add(bad[:10], [], seen=100)  # 10 % of 100, but within the grace of 1,000.
+        budget.add([], [], seen=3000)
+        budget.add(bad[:20], [], seen=100)
+        budget.add(bad[:2], [], seen=0)
         with pytest.raises(UserError, match="33 of 3200 samples could not be used") as error:
-            budget.add(bad[29:], seen=0)
-        assert "toy/9: the caption is empty" in str(error.value)
-        assert "toy/10:" not in str(error.value)
+            budget.add(bad[29:], [], seen=0)
+        assert [f"toy/{i}:" in str(error.value) for i in range(30)] == [i < 10 for i in range(30)], "the first ten"
 
     def test_no_budget(self):
-        budget = BadSampleBudget(0.0)
-        budget.add([], seen=10)
+        budget = BadSampleBudget(0.0, 100)
+        budget.add([], [], seen=10)
         with pytest.raises(UserError, match="1 of 20 samples"):
-            budget.add([BadSample(1, "a", "a: is no picture")], seen=10)
+            budget.add(bad_samples(1), [3], seen=10)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_bad_samples_in_a_row(self, seed):
+        """However the rows are cut into batches: the longest run of bad ones decides."""
+        is_bad = np.random.default_rng(seed).random(60) < 0.6
+        longest = max(len(run) for run in "".join("x" if bad else " " for bad in is_bad).split())
+        for size in (1, 4, 12, 60):
+            for allowed in (longest, longest - 1):
+                budget = BadSampleBudget(1.0, allowed)
+                parts = [np.flatnonzero(part).tolist() for part in np.split(is_bad, 60 // size)]
+                outcome = nullcontext() if allowed == longest else pytest.raises(UserError, match="max_bad_consecutive")
+                with outcome:
+                    for rows_of_batch in parts:
+                        budget.add(bad_samples(len(rows_of_batch)), rows_of_batch, seen=size)
+
+    def test_rows_with_a_replacement_are_numbered_in_the_global_batch(self):
+        source = Toy(bad_pictures=(3, 8, 9, 20, 33))
+        for step in range(6):
+            _, wanted = Order(40, 12, 3).rows(step)
+            expected = tuple(np.flatnonzero(np.isin(wanted, source.bad_pictures)).tolist())
+            parts = [batches(source, rank=rank, world=3)[step].bad_rows for rank in range(3)]
+            assert sum(parts, ()) == batches(source)[step].bad_rows == expected
+
+
+def bad_samples(count: int) -> list[BadSample]:
+    return [BadSample(i, f"toy/{i}", f"toy/{i}: the caption is empty") for i in range(count)]
 
 
 TRIPLET = {"text": "text", "positive": "text", "negative": "text"}

@@ -20,7 +20,7 @@ from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.errors import UserError
 from tests.engine.test_checkpoint import trained
-from tests.faults.runs import before_step, ending, kill, run, tiny_run, words
+from tests.faults.runs import STEPS, before_step, ending, kill, run, tiny_run, words
 
 GOLDEN = Path(__file__).parent / "golden_checkpoint"
 
@@ -131,17 +131,27 @@ def test_space_is_looked_at_before_writing(tmp_path: Path, monkeypatch: pytest.M
     assert not any(tmp_path.iterdir())
 
 
+def fill_the_disk(trainer: Any) -> None:
+    """From now on no file may grow beyond a few steps' logs."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+
 def test_a_run_on_a_full_disk_stops_with_a_message(pictures: Path, tmp_path: Path) -> None:
-    """From step 4 on no file may grow: the run ends by itself, and goes on when there is room."""
-
-    def fill(trainer: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
-
+    """Only the first process writes; every process says what went wrong. The run goes on when there is room."""
     config = tiny_run(pictures, tmp_path / "run")
-    assert run(config, harm=before_step(4, fill)) == [2]
-    assert "could not be written" in words(config)
+    assert run(config, 2, before_step(4, fill_the_disk, ranks=[0])) == [2, 2]
+    said = [[line for line in words(config, rank).splitlines() if "could not be written" in line] for rank in (0, 1)]
+    assert len(said[0]) == 1
+    assert said[0] == said[1]
     assert {path.name[:5] for path in (tmp_path / "run/checkpoints").iterdir()} == {"step-"}
     assert run(tiny_run(pictures, tmp_path / "run", "--resume")) == [0]
+
+
+def test_the_last_checkpoint_too_fails_everywhere(pictures: Path, tmp_path: Path) -> None:
+    """There is no step after it in which the processes could agree."""
+    config = tiny_run(pictures, tmp_path / "run", "--train.save_every", "100")
+    assert run(config, 2, before_step(STEPS, fill_the_disk, ranks=[0])) == [2, 2]
+    assert all("could not be written" in words(config, rank) for rank in (0, 1))
 
 
 def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
@@ -240,11 +250,10 @@ class TestBackground:
         with CheckpointWriter(tmp_path, keep=2) as writer:
             writer.save(snapshot(1))
             pending = writer._pending
-            assert pending is not None
-            pending.exception()  # waits for it
-            with pytest.raises(UserError, match="No space left"):
-                writer.raise_failure()
-            writer.raise_failure()  # said once
+            writer.wait()
+            assert "No space left" in str(writer.failure)
+            writer.save(snapshot(2))
+            assert writer._pending is pending, "nothing is written after a failure"
 
 
 def test_the_checkpoint_of_this_format_version_loads() -> None:
