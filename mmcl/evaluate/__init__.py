@@ -15,7 +15,7 @@ from mmcl.evaluate.embedding_map import embedding_map
 from mmcl.evaluate.knn import knn
 from mmcl.evaluate.linear_probe import linear_probe
 from mmcl.evaluate.prompts import class_embeddings
-from mmcl.evaluate.report import Metric, Report
+from mmcl.evaluate.report import Metric, Provenance, Report
 from mmcl.evaluate.retrieval import retrieval, retrieval_from_scores
 from mmcl.evaluate.sts import sts
 from mmcl.evaluate.task import CachedModel, Task
@@ -26,6 +26,7 @@ __all__ = [
     "EVALUATORS",
     "CachedModel",
     "Metric",
+    "Provenance",
     "Report",
     "Task",
     "ZeroShotClassifier",
@@ -56,7 +57,7 @@ EVALUATORS = Registry(
 
 
 def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[CachedModel], tasks: Iterable[Task]) -> Report:
-    """Runs every evaluator with every model on every task.
+    """Runs every evaluator with every model on every task, and says what the numbers hang on and which rows they are of.
 
     Args:
         evaluators: names in `EVALUATORS`, each with its arguments.
@@ -68,5 +69,6 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
     for task in tasks:
         for name, args in evaluators:
             for number, model in enumerate(models):
-                report += EVALUATORS.build(name, args, model, task if number == 0 else replace(task, baselines=False))
+                own: Report = EVALUATORS.build(name, args, model, task if number == 0 else replace(task, baselines=False))
+                report += own.with_names(task.row_names) + Report(provenance=(task.provenance(model),))
     return report

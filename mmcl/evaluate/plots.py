@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mmcl.evaluate.tables import by_column
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from mmcl.evaluate.report import Metric
 
 RIGHT, WRONG, INK, PALE = "#1a9850", "#d73027", "#1f2933", "#9aa5b1"
 PALETTE = (
@@ -85,6 +89,50 @@ def loss_curve(
         grid[-1, 0].set_xlabel("step")
         figure.align_ylabels()
     return _png(figure)
+
+
+def metric_chart(metrics: Sequence[Metric]) -> bytes:
+    """Values with their intervals on one axis, a panel for each evaluator and data set, a line for each metric.
+
+    Ranks and shares of ties, which are no scores, are left out, and so is what has no value.
+    """
+    shown = [m for m in metrics if m.value is not None and not m.metric.endswith(("_rank", "_tied"))]
+    models = by_column(metric.model for metric in shown)
+    panels: dict[tuple[str, str], list[Metric]] = {}
+    for metric in shown:
+        panels.setdefault((metric.evaluator, metric.data), []).append(metric)
+    lines = [len({metric.metric for metric in own}) for own in panels.values()]
+    figure = _figure(9, 1.1 + 0.9 * max(1, len(lines)) + 0.36 * sum(lines), "Metrics, with 95 % intervals")
+    height, gap = figure.get_figheight(), 1.5 * len(lines) / max(1, sum(lines))
+    margins = {"left": 0.3, "right": 0.8, "bottom": 0.5 / height, "top": 1 - 0.95 / height, "hspace": gap}
+    grid = figure.subplots(max(1, len(lines)), 1, sharex=True, squeeze=False, height_ratios=lines or [1], gridspec_kw=margins)
+    for axes, (title, own) in zip(grid[:, 0], panels.items(), strict=False):
+        _metric_panel(axes, own, models)
+        axes.set_title(": ".join(filter(None, title)), loc="left", fontsize=10, parse_math=False, fontfamily=_fonts())
+    handles = {label: handle for axes in grid[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    ordered = [model for model in models if model in handles]
+    legend = grid[0, 0].legend(
+        [handles[m] for m in ordered], ordered, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False
+    )
+    for text in legend.get_texts():
+        text.set(parse_math=False, fontfamily=_fonts())
+    return _png(figure)
+
+
+def _metric_panel(axes: Axes, metrics: Sequence[Metric], models: Sequence[str]) -> None:
+    names = list(dict.fromkeys(metric.metric for metric in metrics))
+    for metric in metrics:
+        number = models.index(metric.model)
+        # The models of a metric stand a little below each other, so that their intervals stay apart.
+        y = names.index(metric.metric) + 0.5 * ((number + 0.5) / len(models) - 0.5)
+        value, low, high = (metric.value if edge is None else edge for edge in (metric.value, metric.low, metric.high))
+        error = [[value - low], [high - value]]  # type: ignore[operator]
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": "o", "ms": 5, "capsize": 2, "ls": ""}
+        axes.errorbar(value, y, xerr=error, label=metric.model, **style)  # type: ignore[arg-type]
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(min(0.0, axes.get_xlim()[0]), max(1.0, axes.get_xlim()[1])))
+    axes.grid(axis="x", color="#e4e7eb", lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None, *, title: str = "") -> bytes:

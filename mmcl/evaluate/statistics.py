@@ -7,21 +7,29 @@ bootstrap has width zero. Everything else has the percentile bootstrap (Efron, 1
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mmcl.evaluate.rows import Rows
+
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+SEED = 0
 
 
-class Estimate(NamedTuple):
-    """A value, its interval and the number of rows it was computed from. Interval and value are None where there is none."""
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value, its interval and the number of rows it was computed from. Interval and value are None where there is none.
+
+    `rows` are these rows, where the value is a plain statistic of them; estimates are equal whatever their rows.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    rows: Rows | None = field(default=None, compare=False, repr=False)
 
 
 def proportion(successes: int, n: int) -> Estimate:
@@ -34,36 +42,33 @@ def proportion(successes: int, n: int) -> Estimate:
     return Estimate(successes / n, low, high, n)
 
 
-def mean(outcomes: np.ndarray, *, seed: int = 0) -> Estimate:
+def mean(outcomes: np.ndarray, *, seed: int = SEED) -> Estimate:
     """Mean of outcomes [N]: a binomial interval if all are 0 or 1, else a bootstrap interval."""
+    rows = Rows(np.asarray(outcomes, np.float32))
     if np.isin(outcomes, (0, 1)).all():
-        return proportion(int(outcomes.sum()), len(outcomes))
-    values, counts = _resampled_counts(outcomes, seed)
-    return _with_interval(float(outcomes.mean()), counts @ values / len(outcomes), len(outcomes))
+        return replace(proportion(int(outcomes.sum()), len(outcomes)), rows=rows)
+    return _with_interval(float(outcomes.mean()), _resampled_means(outcomes, seed), len(outcomes), rows)
 
 
-def median(outcomes: np.ndarray, *, seed: int = 0) -> Estimate:
+def median(outcomes: np.ndarray, *, seed: int = SEED) -> Estimate:
     """Median of outcomes [N], with a bootstrap interval."""
-    n = len(outcomes)
+    n, rows = len(outcomes), Rows(np.asarray(outcomes, np.float32), "median")
     values, counts = _resampled_counts(outcomes, seed)
     cumulative = counts.cumsum(axis=1)
     # The two middle order statistics of each resample; the same one for odd n.
     lower, upper = ((cumulative > rank).argmax(axis=1) for rank in ((n - 1) // 2, n // 2))
-    return _with_interval(float(np.median(outcomes)), (values[lower] + values[upper]) / 2, n)
+    return _with_interval(float(np.median(outcomes)), (values[lower] + values[upper]) / 2, n, rows)
 
 
-def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Estimate:
+def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, seed: int = SEED) -> Estimate:
     """Mean over the classes of the mean outcome of their rows; the bootstrap draws within each class."""
-    present = np.unique(labels)
-    groups = [outcomes[labels == label] for label in present]
-    resampled = np.zeros(RESAMPLES)
-    for number, group in enumerate(groups):
-        values, counts = _resampled_counts(group, (seed, number))
-        resampled += counts @ values / len(group)
-    return _with_interval(float(np.mean([group.mean() for group in groups])), resampled / len(groups), len(outcomes))
+    groups = [outcomes[labels == label] for label in np.unique(labels)]
+    resampled = np.mean([_resampled_means(group, (seed, number)) for number, group in enumerate(groups)], axis=0)
+    rows = Rows(np.asarray(outcomes, np.float32), "class_mean", np.asarray(labels, np.int64))
+    return _with_interval(float(np.mean([group.mean() for group in groups])), resampled, len(outcomes), rows)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = SEED) -> Estimate:
     """Any statistic of `n` rows: `statistic` gets row numbers [n], once each, then resampled with replacement."""
     generator = np.random.default_rng(seed)
     resampled = np.array([statistic(generator.integers(n, size=n)) for _ in range(RESAMPLES)])
@@ -87,6 +92,11 @@ def exact(value: float | None, n: int) -> Estimate:
     return Estimate(value, None, None, n)
 
 
+def _resampled_means(outcomes: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:
+    values, counts = _resampled_counts(outcomes, seed)
+    return counts @ values / len(outcomes)
+
+
 def _resampled_counts(outcomes: np.ndarray, seed: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Distinct values [U] and how often each is drawn in each resample [RESAMPLES, U]: far less work than drawing rows."""
     values, counts = np.unique(outcomes, return_counts=True)
@@ -94,7 +104,7 @@ def _resampled_counts(outcomes: np.ndarray, seed: int | tuple[int, ...]) -> tupl
     return values, drawn
 
 
-def _with_interval(value: float, resampled: np.ndarray, n: int) -> Estimate:
+def _with_interval(value: float, resampled: np.ndarray, n: int, rows: Rows | None = None) -> Estimate:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail))
-    return Estimate(value, min(float(low), value), max(float(high), value), n)
+    return Estimate(value, min(float(low), value), max(float(high), value), n, rows)

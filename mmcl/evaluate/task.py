@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,8 @@ import numpy as np
 from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
+from mmcl.evaluate.report import Provenance
+from mmcl.evaluate.statistics import SEED
 from mmcl.types import EmbeddingModel, Preprocess
 
 
@@ -113,6 +116,28 @@ class Task:
         if ours is not None and theirs is not None and list(ours) != list(theirs):
             raise UserError(f"{self.name}: training and test data have different classes; give both the same class names")
         return _labels(bank, f"the training data of {self.name}")
+
+    def row_names(self, metric: str) -> Sequence[str]:
+        """What the rows of a metric are called: of text-to-image retrieval the captions, of all others the samples."""
+        if metric.startswith("text_to_image"):
+            return self.captions.texts
+        return self._described_names if metric.startswith("image_to_text") else self._sample_names
+
+    @cached_property
+    def _sample_names(self) -> tuple[str, ...]:
+        return tuple(self.source[index].name for index in range(len(self.source)))
+
+    @cached_property
+    def _described_names(self) -> tuple[str, ...]:
+        """Of the samples that have a caption, or share the id of one that has."""
+        described = np.isin(self.captions.image_ids, self.captions.text_ids)
+        return tuple(name for name, here in zip(self._sample_names, described, strict=True) if here)
+
+    def provenance(self, model: CachedModel) -> Provenance:
+        """What the numbers of a model on this task hang on."""
+        versions = {name: str(sys.modules[name].__version__) for name in ("mmcl", "torch", "numpy")}
+        fingerprints = self.source.fingerprint, model.model.fingerprint
+        return Provenance(self.name, model.name, len(self.source), *fingerprints, "float32", SEED, versions)
 
     @property
     def required_bank(self) -> Source:

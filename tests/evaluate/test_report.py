@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate import Metric, Report
@@ -94,3 +96,23 @@ def test_a_missing_or_damaged_report_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "details.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         Report.load(tmp_path)
+
+
+def test_markdown_keeps_the_markup_of_names_as_text() -> None:
+    name = "a | b <img src=x> [c](http://x) `d`"
+    page = Report((Metric("knn", name, "knn5_top1", name, 0.5, 0.25, 0.75, 4),), notes=(name,)).to_markdown()
+    assert r"a \| b \<img src=x> [c]\(http://x) \`d\`" in page
+    assert "0.500 [0.250, 0.750]" in page
+    assert not re.search(r"(?<!\\)<img|\]\(http", page)
+
+
+def test_the_chart_shows_scores_and_leaves_out_ranks() -> None:
+    picture = Image.open(io.BytesIO(report().plot()))
+    alone = Image.open(io.BytesIO(Report((report().metrics[3],)).plot()))
+    assert picture.height > alone.height  # The only metric there is a rank: an empty chart, and no error.
+
+
+def test_the_folder_has_the_chart_and_the_pages_show_it(tmp_path: Path) -> None:
+    report().write(tmp_path)
+    assert (tmp_path / "metrics.png").read_bytes() == report().plot()
+    assert "![metrics](metrics.png)" in (tmp_path / "report.md").read_text(encoding="utf-8")

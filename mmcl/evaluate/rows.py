@@ -1,0 +1,78 @@
+"""What a metric was computed from, row by row: with it, two models are compared on the same queries. One safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mmcl.errors import UserError
+
+Statistic = Literal["mean", "median", "class_mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The outcome of every query.
+
+    Attributes:
+        values: float32 [N], such as 0 or 1 for a miss or a hit, or a rank.
+        statistic: what the metric is of them; "class_mean" is the mean over the classes of the mean of their rows.
+        labels: int64 [N], the classes of "class_mean".
+        names: what the N queries are called, a picture's name or a text; None where nobody said.
+    """
+
+    values: np.ndarray
+    statistic: Statistic = "mean"
+    labels: np.ndarray | None = None
+    names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+Key = tuple[str, ...]
+
+
+def write_rows(path: Path, rows_by_key: Mapping[Key, Rows]) -> None:
+    """Writes rows by metric key. Names that several metrics share are stored once."""
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, np.ndarray] = {}
+    entries: list[dict[str, Any]] = []
+    place: dict[int, str] = {}
+    for number, (key, rows) in enumerate(rows_by_key.items()):
+        tensors[f"values.{number}"] = np.ascontiguousarray(rows.values, np.float32)
+        if rows.labels is not None:
+            tensors[f"labels.{number}"] = np.ascontiguousarray(rows.labels, np.int64)
+        if rows.names is not None and id(rows.names) not in place:
+            place[id(rows.names)] = f"names.{len(place)}"
+            encoded = json.dumps(list(rows.names)).encode()
+            tensors[place[id(rows.names)]] = np.frombuffer(encoded, np.uint8)
+        entries.append({"key": key, "statistic": rows.statistic, "names": place.get(id(rows.names))})
+    save_file(tensors, path, {"rows": json.dumps(entries)})
+
+
+def read_rows(path: Path) -> dict[Key, Rows]:
+    """Reads what `write_rows` wrote; nothing where there is no file. Raises UserError for a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            entries = json.loads(file.metadata()["rows"])
+        names = {name: tuple(json.loads(tensor.tobytes())) for name, tensor in tensors.items() if name.startswith("names.")}
+        return {
+            tuple(entry["key"]): Rows(
+                tensors[f"values.{number}"], entry["statistic"], tensors.get(f"labels.{number}"), names.get(entry["names"])
+            )
+            for number, entry in enumerate(entries)
+        }
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error}); evaluate again") from None

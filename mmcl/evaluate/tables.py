@@ -1,0 +1,144 @@
+"""A report for readers: tables with the models side by side, as text, markdown and one page of HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmcl.evaluate.report import Metric, Provenance, Report
+
+COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
+"""Order of the well-known models in a table; others come first."""
+
+INTERVALS = "In brackets: 95 % confidence intervals over the rows of the test set."
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, header and rows."""
+
+
+def by_column(models: Iterable[str]) -> list[str]:
+    """Names of models, each once, in the order of the columns of a table."""
+    return sorted(dict.fromkeys(models), key=lambda name: COLUMNS.index(name) if name in COLUMNS else -1)
+
+
+def to_text(report: Report) -> str:
+    """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals."""
+    parts = []
+    for title, header, full_rows in _tables(report.metrics):
+        rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
+        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+        parts.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
+    return "\n\n".join([*parts, *report.notes])
+
+
+def to_markdown(report: Report, figures: Iterable[tuple[str, str]]) -> str:
+    """Args: figures: titles and files, beside the page."""
+    parts = ["# Evaluation"]
+    for title, header, rows in _tables(report.metrics):
+        lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
+        parts += [f"## {_markdown(title)}", "\n".join(lines)]
+    parts += [INTERVALS, *map(_markdown, report.notes)]
+    parts += [f"![{_markdown(title)}]({file})" for title, file in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(report: Report) -> str:
+    """One page that needs no other file."""
+    parts = [f"<h2>{_escape(title)}</h2>{_html_table(header, rows)}" for title, header, rows in _tables(report.metrics)]
+    parts += [f"<p>{_escape(note)}</p>" for note in (INTERVALS, *report.notes)]
+    parts += [_html_figure(name, png) for name, png in report.figures.items()]
+    if report.provenance:
+        parts += [f"<footer>{_html_table(*_provenance(report.provenance))}</footer>"]
+    return _PAGE.format(body="\n".join(parts))
+
+
+def _tables(metrics: Iterable[Metric]) -> Iterator[Table]:
+    """One table for each evaluator and data set."""
+    metrics = list(metrics)
+    for evaluator, data in dict.fromkeys((metric.evaluator, metric.data) for metric in metrics):
+        own = [metric for metric in metrics if (metric.evaluator, metric.data) == (evaluator, data)]
+        models = by_column(metric.model for metric in own)
+        cells = {(metric.metric, metric.model): format_metric(metric) for metric in own}
+        rows_of = {metric.metric: str(metric.n) for metric in own}
+        table = [[name, *(cells.get((name, model), "") for model in models), n] for name, n in rows_of.items()]
+        yield (f"{evaluator}: {data}" if data else evaluator), ["metric", *models, "n"], table
+
+
+def format_metric(metric: Metric) -> str:
+    """The value and its interval: "0.616 [0.594, 0.638]"."""
+    if metric.value is None:
+        return "-"
+    form = "{:.1f}" if metric.metric.endswith("rank") else "{:.3f}"
+    interval = f" [{form.format(metric.low)}, {form.format(metric.high)}]" if metric.low is not None else ""
+    return form.format(metric.value) + interval
+
+
+def _provenance(entries: Iterable[Provenance]) -> tuple[list[str], list[list[str]]]:
+    header = ["data", "model", "samples", "data fingerprint", "model fingerprint", "dtype", "seed", "versions"]
+    rows = [
+        [
+            *(one.data, one.model, str(one.n), one.data_fingerprint[:12], one.model_fingerprint[:12], one.dtype, str(one.seed)),
+            ", ".join(f"{library} {version}" for library, version in one.versions.items()),
+        ]
+        for one in entries
+    ]
+    return header, rows
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_markdown, cells))} |"
+
+
+def _markdown(text: str) -> str:
+    """Text of others on one line: a name must not become a link, a picture, a tag or another cell."""
+    return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", " ".join(text.split()))
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _html_table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{_escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_html_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_cell(cell: str) -> str:
+    value, bracket, interval = cell.partition(" [")
+    return _escape(value) + (f" <small>{_escape('[' + interval)}</small>" if bracket else "")
+
+
+def _html_figure(name: str, png: bytes) -> str:
+    encoded = base64.b64encode(png).decode("ascii")
+    title = _escape(name.replace("_", " "))
+    return f'<figure><img alt="{title}" src="data:image/png;base64,{encoded}"><figcaption>{title}</figcaption></figure>'
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }}
+th {{ border-bottom: 2px solid #9aa5b1; }}
+th:first-child, td:first-child {{ text-align: left; }}
+td:nth-child(2) {{ font-weight: 600; background: #f0f6ff; }}
+small {{ color: #7b8794; font-weight: 400; }}
+figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #7b8794; }}
+footer {{ margin-top: 3rem; font-size: .75rem; color: #7b8794; overflow-x: auto; }}
+footer td:nth-child(2) {{ font-weight: 400; background: none; }}
+</style>
+<h1>Evaluation</h1>
+{body}
+</html>
+"""

@@ -1,0 +1,105 @@
+"""The outcomes behind a metric: every estimate that is a plain statistic of rows carries them, and a report keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmcl.errors import UserError
+from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run, statistics
+from mmcl.evaluate.rows import Rows
+from tests.evaluate.toys import NAMES, PatternModel, PatternSource
+
+ARGS = {"knn": {"ks": [1, 5]}, "few_label": {"amounts": [0.2], "seeds": 2, "epochs": 2, "batch_size": 12}}
+STATISTICS: dict[str, Callable[[Rows], float]] = {
+    "mean": lambda rows: float(rows.values.mean(dtype=np.float64)),
+    "median": lambda rows: float(np.median(rows.values)),
+    "class_mean": lambda rows: float(np.mean([rows.values[rows.labels == label].mean() for label in np.unique(rows.labels)])),
+}
+
+
+def a_report(source: PatternSource | None = None) -> Report:
+    task = Task("patterns", source or PatternSource(36, seed=0), PatternSource(60, seed=1))
+    return run([(name, ARGS.get(name, {})) for name in EVALUATORS], [CachedModel(PatternModel())], [task])
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return a_report()
+
+
+def test_every_metric_is_the_statistic_of_its_rows(report: Report) -> None:
+    carried = [metric for metric in report.metrics if metric.rows is not None]
+    assert {metric.evaluator for metric in carried} >= {"retrieval", "zero_shot", "knn", "linear_probe", "classification"}
+    assert {metric.rows.statistic for metric in carried} == set(STATISTICS)
+    for metric in carried:
+        assert len(metric.rows) == metric.n
+        assert STATISTICS[metric.rows.statistic](metric.rows) == pytest.approx(metric.value, rel=1e-6)
+
+
+def test_what_has_no_rows_of_its_own_carries_none(report: Report) -> None:
+    without = {(metric.metric, metric.model) for metric in report.metrics if metric.rows is None}
+    assert {("zero_shot_ece", "trained"), ("sts_spearman", "trained"), ("zero_shot_top1", "chance")} <= without
+    assert all(metric.rows is None for metric in report.metrics if metric.evaluator == "few_label")
+
+
+def test_rows_are_named_after_their_queries(report: Report) -> None:
+    names = {metric.metric: metric.rows.names for metric in report.metrics if metric.rows is not None}
+    assert list(names["text_to_image_R@1"]) == NAMES
+    assert list(names["image_to_text_R@1"]) == list(names["knn5_top1"]) == [f"row {row}" for row in range(36)]
+
+
+def test_pictures_without_a_caption_are_no_queries() -> None:
+    class Uncaptioned(PatternSource):
+        def __init__(self) -> None:
+            super().__init__(8, seed=0)
+            self._samples[2] = replace(self._samples[2], captions=())
+
+    report = run([("retrieval", {"examples": 0})], [CachedModel(PatternModel())], [Task("patterns", Uncaptioned())])
+    (metric,) = (m for m in report.metrics if (m.metric, m.model) == ("image_to_text_R@1", "trained"))
+    assert list(metric.rows.names) == [f"row {row}" for row in range(8) if row != 2]
+
+
+def test_a_report_keeps_rows_and_provenance_on_disk(report: Report, tmp_path: Path) -> None:
+    report.write(tmp_path)
+    loaded = Report.load(tmp_path)
+    assert loaded == report
+    for ours, theirs in zip(report.metrics, loaded.metrics, strict=True):
+        assert (ours.rows is None) == (theirs.rows is None)
+        if ours.rows is not None:
+            assert theirs.rows.values.dtype == np.float32
+            np.testing.assert_array_equal(ours.rows.values, theirs.rows.values)
+            assert (ours.rows.statistic, list(ours.rows.names)) == (theirs.rows.statistic, list(theirs.rows.names))
+
+
+def test_provenance_says_what_the_numbers_hang_on(report: Report) -> None:
+    (one,) = report.provenance
+    assert (one.data, one.model, one.n) == ("patterns", "trained", 36)
+    assert (one.data_fingerprint, one.model_fingerprint) == ("patterns 0 36", "patterns")
+    assert set(one.versions) == {"mmcl", "torch", "numpy"}
+    assert "<td>patterns 0 3</td>" in report.to_html()
+
+
+def test_rows_of_an_older_report_do_not_stay(report: Report, tmp_path: Path) -> None:
+    report.write(tmp_path)
+    Report((Metric("knn", "patterns", "knn5_top1", "trained", 0.5, None, None, 36),)).write(tmp_path)
+    assert Report.load(tmp_path).metrics[0].rows is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: b"", lambda data: data[:8] + b"x" + data[9:]])
+def test_a_damaged_file_of_rows_is_a_user_error(report: Report, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    report.write(tmp_path)
+    file = tmp_path / "rows.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"rows\.safetensors: is damaged"):
+        Report.load(tmp_path)
+
+
+def test_estimates_without_rows_of_their_own() -> None:
+    assert statistics.exact(0.1, 5).rows is None
+    assert statistics.over_runs([0.1, 0.2], 5).rows is None
+    assert statistics.bootstrap(lambda rows: float(rows.mean()), 5).rows is None
