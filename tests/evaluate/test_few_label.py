@@ -11,7 +11,7 @@ from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.evaluate.few_label import fine_tune
-from mmcl.evaluate.statistics import over_runs
+from mmcl.evaluate.statistics import exact, over_runs
 from mmcl.interop.model import Model
 from tests.evaluate.toys import CLASSES, PatternModel, PatternSource
 
@@ -73,7 +73,7 @@ def test_the_interval_is_students() -> None:
     estimate = over_runs([0.7, 0.8, 0.9], 10)
     assert estimate.value == pytest.approx(0.8)
     assert estimate.high - estimate.value == pytest.approx(4.30265 * 0.1 / np.sqrt(3), rel=1e-5)
-    assert over_runs([0.7], 10) == (0.7, None, None, 10)
+    assert over_runs([0.7], 10) == exact(0.7, 10)
 
 
 @pytest.mark.parametrize(
