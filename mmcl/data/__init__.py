@@ -14,6 +14,7 @@ SOURCES = Registry(
         "emoji_texts": "mmcl.data.emoji_texts:EmojiTextSource",
         "folder": "mmcl.data.folder:FolderSource",
         "table": "mmcl.data.table:TableSource",
+        "webdataset": "mmcl.data.shards.source:WebDatasetSource",
         "huggingface": "mmcl.data.huggingface:HuggingFaceSource",
         "torchvision": "mmcl.data.torchvision:TorchvisionSource",
         "digits": "mmcl.data.digits:DigitsSource",

@@ -7,6 +7,11 @@ from mmcl.errors import UserError
 MAX_CHARACTERS = 20_000
 
 
+def caption_lines(text: str) -> tuple[str, ...]:
+    """The captions in a text file: every line that is not empty."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def checked_caption(caption: object, name: str) -> str:
     """A caption that a tokenizer can take: valid Unicode, neither empty nor absurdly long.
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmcl.data.file_part import FilePart
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
 from mmcl.types import Preprocess
@@ -51,7 +52,7 @@ def decode(
     """Reads a picture: first frame, upright by its EXIF orientation, transparency on white, 16 bits per channel cut to 8.
 
     Args:
-        image: a path, an encoded file, a PIL image, or uint8 [H, W] or [H, W, C] with C = 1, 3 or 4.
+        image: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or [H, W, C] with C = 1, 3 or 4.
         name: what an error message calls it; by default its path.
         max_pixels: most width x height, checked in the header before anything is decoded.
         max_bytes: largest encoded file.
@@ -114,10 +115,12 @@ def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = 
     return to_tensor(decode(image, name=name), preprocess)
 
 
-def _open(image: Path | str | bytes | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
+def _open(image: Path | str | bytes | FilePart | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
     if isinstance(image, Image.Image):
         return nullcontext(image)  # It is the caller's, who may want its other frames.
-    if isinstance(image, bytes):
+    if isinstance(image, FilePart):
+        size = image.size
+    elif isinstance(image, bytes):
         size = len(image)
     else:
         path = Path(image)
@@ -128,6 +131,8 @@ def _open(image: Path | str | bytes | Image.Image, name: str, max_bytes: int) ->
         raise UserError(f"{name}: {size} bytes, more than the limit of {max_bytes}")
     if size == 0:
         raise UserError(f"{name}: the file is empty")
+    if isinstance(image, FilePart):
+        image = image.read()
     return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmcl.data.captions import caption_lines
 from mmcl.data.columns import captions_of, find_columns, image_of
 from mmcl.data.source import Sample, Source, digest, required_path
 from mmcl.data.table import read_table
@@ -102,6 +103,6 @@ def _captions_beside(image: Path) -> tuple[str, ...]:
     if not text.is_file():
         return ()
     try:
-        return tuple(line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        return caption_lines(text.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise UserError(f"{text}: is not UTF-8 text") from None

@@ -80,11 +80,12 @@ class HuggingFaceSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._dataset[int(index)]
+        texts: dict[str, Any] = {field: captions_of(row[column]) for field, column in self._texts.items()}
         return Sample(
             name=f"{self._path}, row {index + 1}",
             image=image_of(row[self._image]) if self._image else None,
             label=self._labels[index] if self._labels else None,
-            **{field: captions_of(row[column]) for field, column in self._texts.items()},
+            **texts,
         )
 
     @cached_property

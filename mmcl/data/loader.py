@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from mmcl.data.captions import checked_caption
 from mmcl.data.order import BatchOrder
 from mmcl.data.pictures import PictureCache, decode_sample
-from mmcl.data.source import OWN_TEXTS, Source
+from mmcl.data.source import OWN_TEXTS, Sample, Source
 from mmcl.data.streams import Stream
 from mmcl.data.views import ImageView
 from mmcl.errors import UserError
@@ -114,7 +114,9 @@ class StepBatches(Dataset[Batch]):
         wanted = index
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return _Row(index, self._pictures(epoch, index), self._captions(index, caption_draw_V), attempt > 0)
+                sample = self.source[index].check()
+                pictures = self._pictures(epoch, index, sample)
+                return _Row(index, pictures, self._captions(index, sample.name, caption_draw_V), attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
@@ -122,12 +124,12 @@ class StepBatches(Dataset[Batch]):
                 caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
         raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
 
-    def _pictures(self, epoch: int, index: int) -> dict[str, Tensor]:
+    def _pictures(self, epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
         if not self.images:
             return {}
         if self._cache:
             return dict.fromkeys(self.images, self._cache[index])
-        image = decode_sample(self.source[index])
+        image = decode_sample(sample)
         return {name: view.show(image, seed=self.order.seed, epoch=epoch, index=index) for name, view in self.images.items()}
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -135,13 +137,13 @@ class StepBatches(Dataset[Batch]):
         views = np.arange(len(self.texts))
         return uniform(self.order.seed, Stream.CAPTION, epoch[..., None], index[..., None], views)
 
-    def _captions(self, index: int, draw_V: np.ndarray) -> dict[str, str]:
+    def _captions(self, index: int, sample_name: str, draw_V: np.ndarray) -> dict[str, str]:
         captions = {}
         for name, draw in zip(self.texts, draw_V.tolist(), strict=True):
             # One draw for all of a sample's texts: its third caption goes with its third positive and negative.
             own = draw_V[0] if name in OWN_TEXTS else draw
             text = self.source.view_text(name, index, float(own))
-            captions[name] = checked_caption(text, self.source[index].name)
+            captions[name] = checked_caption(text, sample_name)
         return captions
 
     def _ids(self, step: int, rows: Sequence[_Row], index: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 from mmcl.data import SOURCES
 from mmcl.data.folder import IMAGE_SUFFIXES
 from mmcl.data.huggingface import is_saved_to_disk
+from mmcl.data.shards.paths import is_shards
 from mmcl.data.source import Source, required_path
 from mmcl.data.table import SUFFIXES as TABLE_SUFFIXES
 from mmcl.errors import UserError
@@ -40,6 +41,8 @@ def guess_source(path: str | None) -> str:
     Raises:
         UserError: there is nothing, or nothing that a source reads; says what was found.
     """
+    if path is not None and is_shards(path):
+        return "webdataset"
     place = required_path(path, "auto")
     if place.is_file():
         if place.suffix in TABLE_SUFFIXES:

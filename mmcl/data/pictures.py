@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmcl.data.decode import decode, read_pixels
-from mmcl.data.source import Sample, Source
+from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
 
@@ -22,16 +22,19 @@ T = TypeVar("T")
 
 def decode_sample(sample: Sample) -> Image.Image:
     """The picture of a sample. Raises UserError with its name when it has none, or none that can be read."""
-    if sample.image is None:
-        raise UserError(f"{sample.name}: has no picture")
-    return decode(sample.image, name=sample.name)
+    return decode(_image(sample), name=sample.name)
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
     """The picture of a sample, uint8 [C, size, size]. Raises UserError as `decode_sample` does."""
-    if sample.image is None:
+    return read_pixels(_image(sample), preprocess, name=sample.name)
+
+
+def _image(sample: Sample) -> ImageLike:
+    image = sample.check().image
+    if image is None:
         raise UserError(f"{sample.name}: has no picture")
-    return read_pixels(sample.image, preprocess, name=sample.name)
+    return image
 
 
 def pictures(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmcl.data.file_part import FilePart
 from mmcl.errors import UserError
 
-ImageLike = Path | str | bytes | Image.Image | np.ndarray
-"""A picture that may still have to be read: a path, an encoded file, a PIL image, or uint8 [H, W] or [H, W, C]."""
+ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray
+"""A picture that may still have to be read: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or
+[H, W, C]."""
 
 OWN_TEXTS = {"positive": "positives", "negative": "negatives"}
 """Text views that show other texts than the captions, and the field of `Sample` that holds these."""
@@ -32,6 +34,7 @@ class Sample:
         label: class number, or None.
         positives: texts that mean the same as the captions, as in an entailment.
         negatives: texts that only look as if they did, as in a contradiction: hard negatives.
+        problem: why it cannot be used, where the source knows that already.
     """
 
     name: str
@@ -40,6 +43,13 @@ class Sample:
     label: int | None = None
     positives: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
+    problem: str | None = None
+
+    def check(self) -> Sample:
+        """Itself. Raises UserError when it cannot be used."""
+        if self.problem is not None:
+            raise UserError(f"{self.name}: {self.problem}")
+        return self
 
 
 class Source(ABC):
@@ -53,12 +63,17 @@ class Source(ABC):
         templates: the sentences into which zero-shot classification puts a class name, each with one "{}".
         ids: int64 [N], or None. Rows with equal ids are positives of each other; None lets equal captions be positives.
         scores: float64 [N], how alike people find a row's caption and its positive; None where nobody was asked.
+        warnings: what is wrong with the data as a whole, a line each; said when a run starts.
     """
 
     class_names: Sequence[str] | None = None
     templates: Sequence[str] = ("{}",)
     ids: np.ndarray | None = None
     scores: np.ndarray | None = None
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return ()
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +33,10 @@ class Subset(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self.source[int(self.indices[index])]
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.source.warnings
 
     @property
     def fingerprint(self) -> str:

@@ -86,14 +86,15 @@ class TableSource(Source):
         image = None if self._images is None else image_of(self._images[row].as_py())
         if isinstance(image, str):
             image = str(self._image_root / image)
+        texts: dict[str, Any] = {
+            field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
+            for field, cells in self._texts.items()
+        }
         return Sample(
             name=image if isinstance(image, str) else f"{self.path}, row {row + 1}",
             image=image,
             label=self._labels[row] if self._labels else None,
-            **{
-                field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
-                for field, cells in self._texts.items()
-            },
+            **texts,
         )
 
     @cached_property

@@ -164,6 +164,7 @@ def find_warnings(config: Config, method: Method, source: Source, processes: int
         steps: length of the run.
     """
     return [
+        *source.warnings,
         *_about_positives(config, method, source),
         *_about_batch(config, method, source, processes),
         *_about_images(config, method, source),

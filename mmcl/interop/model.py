@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmcl.data.decode import read_pixels
+from mmcl.data.file_part import FilePart
 from mmcl.data.pictures import in_batches, read_sample
 from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
@@ -184,7 +185,7 @@ class Model:
 def _as_many(images: ImageLike | Sequence[ImageLike] | Source) -> Sequence[ImageLike] | Source:
     if isinstance(images, Source):
         return images
-    if isinstance(images, str | Path | bytes | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+    if isinstance(images, str | Path | bytes | FilePart | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
         return [images]
     return list(images)
 

@@ -21,6 +21,7 @@ from mmcl.data.source import Sample, Source
 from mmcl.data.subset import Subset, split_source
 from mmcl.data.table import TableSource
 from mmcl.errors import UserError
+from tests.data.tars import pairs, write_tar
 
 TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
 
@@ -78,6 +79,10 @@ def given(request, tmp_path) -> tuple[str, str | None, str | None, dict]:
         return name, str(request.getfixturevalue("folder")), None, {}
     if name == "table":
         return name, str(request.getfixturevalue("table")), None, {}
+    if name == "webdataset":
+        for number in range(3):
+            write_tar(tmp_path / "shards" / f"{number}.tar", pairs(4 * number, 4 * number + 4))
+        return name, str(tmp_path / "shards"), str(tmp_path), {}
     if name == "huggingface":
         return name, str(TINY), str(tmp_path), {}
     if name == "torchvision":

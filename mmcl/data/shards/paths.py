@@ -1,0 +1,128 @@
+"""Which files a user means: one tar, a folder of them, a glob, or braces such as `{00000..00099}.tar`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmcl.errors import UserError
+
+SEPARATOR = "::"
+MAX_SHARDS = 1_000_000
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def is_shards(path: str) -> bool:
+    """Whether a path means tar shards; says nothing of whether they are there."""
+    parts = path.split(SEPARATOR)
+    return all(part.endswith(".tar") for part in parts) or (Path(path).is_dir() and _folder_of_shards(Path(path)) is not None)
+
+
+def find_shards(path: str, split: str | None = None) -> list[str]:
+    """The shards in the order in which they are read: as braces spell them, else by name, numbers by value.
+
+    Args:
+        path: one or several, joined by "::".
+        split: subfolder of a folder that has several with shards, such as "train".
+
+    Raises:
+        UserError: nothing is there, or some shard of a braced range or of a counted folder is missing.
+    """
+    shards = [shard for part in path.split(SEPARATOR) for shard in _find(part, split)]
+    if len(set(shards)) < len(shards):
+        twice = next(shard for shard in shards if shards.count(shard) > 1)
+        raise UserError(f"{path}: names {twice} twice")
+    return shards
+
+
+def _find(part: str, split: str | None) -> list[str]:
+    if Path(part).is_dir():
+        return _in_folder(Path(part), split)
+    if split is not None:
+        raise UserError(f"{part}: is no folder, so that it has no split {split!r}; remove `split`")
+    if any(mark in part for mark in "*?["):
+        found = sorted(glob.glob(part), key=_by_number)
+        if not found:
+            raise UserError(f"{part}: no file matches")
+        return found
+    shards = list(expand_braces(part))
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing:
+        rest = f" ({len(missing)} of {len(shards)} shards are missing)" if len(shards) > 1 else ""
+        raise UserError(f"{missing[0]}: no such file{rest}")
+    return shards
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """`{08..10}` counts with its zeros, `{a,b}` lists; several multiply, the last one fastest.
+
+    Raises:
+        UserError: the braces hold neither, or more than `MAX_SHARDS`.
+    """
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    for choice in _choices(match[1], pattern):
+        for rest in expand_braces(after):
+            yield f"{before}{choice}{rest}"
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    numbers = _RANGE.fullmatch(inside)
+    if numbers is None and "," not in inside:
+        raise UserError(f"{pattern}: {{{inside}}} is neither a range such as {{000..099}} nor a list such as {{a,b}}")
+    if numbers is None:
+        return inside.split(",")
+    first, last = numbers.groups()
+    count = int(last) - int(first) + 1
+    if not 1 <= count <= MAX_SHARDS:
+        raise UserError(f"{pattern}: {{{inside}}} is a range of {count} shards")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def _in_folder(folder: Path, split: str | None) -> list[str]:
+    place = _folder_of_shards(folder, split)
+    if place is None:
+        raise UserError(f"{folder / (split or '')}: no .tar file in it")
+    shards = sorted((str(file) for file in place.glob("*.tar")), key=_by_number)
+    counted = place / "nshards.txt"
+    if counted.is_file() and counted.read_text().strip() != str(len(shards)):
+        raise UserError(
+            f"{counted} says {counted.read_text().strip()} shards, and {len(shards)} are there: copy the others too"
+        )
+    return shards
+
+
+def _folder_of_shards(folder: Path, split: str | None = None) -> Path | None:
+    """The folder itself, its split, or the only subfolder with shards."""
+    if split is not None:
+        return folder / split if any((folder / split).glob("*.tar")) else None
+    if any(folder.glob("*.tar")):
+        return folder
+    splits = sorted({file.parent for file in folder.glob("*/*.tar")})
+    if len(splits) > 1:
+        raise UserError(f"{folder}: has shards in {', '.join(place.name for place in splits)}; set `split` to one of them")
+    return splits[0] if splits else None
+
+
+def stated_samples(shard: str) -> tuple[int, int] | None:
+    """How many samples img2dataset says to have written to a shard, and how many it failed to; None without its side file."""
+    side = Path(shard.removesuffix(".tar") + "_stats.json")
+    if not side.is_file():
+        return None
+    try:
+        stats = json.loads(side.read_text(encoding="utf-8"))
+        return int(stats["successes"]), int(stats["count"]) - int(stats["successes"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise UserError(f"{side}: is no statistics file of img2dataset; mend or remove it") from None
+
+
+def _by_number(path: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]

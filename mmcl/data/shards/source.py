@@ -1,0 +1,135 @@
+"""The `webdataset` source: tar shards as img2dataset, CLIP_benchmark and webdataset write them, with random access."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from filelock import FileLock
+from tqdm import tqdm
+
+from mmcl.data.root import data_root
+from mmcl.data.shards.index import Shard, index_shard, open_shard
+from mmcl.data.shards.paths import find_shards
+from mmcl.data.source import Sample, Source, digest, required_path
+from mmcl.errors import UserError
+
+CLASS_NAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+
+
+class WebDatasetSource(Source):
+    """Pictures in tar shards, with captions in a .txt (a line each) or .json of the same key, and class numbers in a .cls.
+
+    Shards are indexed when they are first opened, and read by offset from then on, so that order, resume and the number of
+    workers mean what they mean for every source. A sample that is not whole (no picture, two of them, a text that is no UTF-8)
+    keeps its number, and is replaced in training like any other bad sample; a shard that is cut short gives the samples before
+    the cut, with a warning. `mmcl data verify` lists both.
+
+    With `classnames.txt` and `zeroshot_classification_templates.txt` beside the shards or one folder above, as CLIP_benchmark
+    writes them, labels have names and zero-shot classification its sentences.
+
+    Args:
+        path: a .tar file, a folder of them, a glob, braces such as "data/{00000..00099}.tar", or several of these joined
+            by "::".
+        root: indices are kept in its subfolder "index".
+        split: subfolder, of a folder that has several with shards.
+        fields: of the .json that hold captions, texts or lists of texts; by default the .txt, and where there is none the
+            field "caption" or another usual one.
+
+    Raises:
+        UserError: a shard is missing, there is no sample, or a label has no name.
+    """
+
+    def __init__(self, path: str | None, root: str | None, *, split: str | None = None, fields: Sequence[str] | None = None):
+        if path is None:
+            required_path(path, "webdataset")
+        assert path is not None
+        paths = find_shards(path, split)
+        self.shards = open_shards(paths, data_root(root) / "index", fields)
+        self._starts = np.cumsum([0, *map(len, self.shards)])
+        if len(self) == 0:
+            reason = next((f": {shard.path} {shard.facts.broken}" for shard in self.shards if shard.facts.broken), "")
+            raise UserError(f"{path}: no picture or text in its {len(paths)} shards{reason}")
+        folder = Path(paths[0]).parent
+        self.class_names = self._names_of_classes(_side_file(folder, CLASS_NAMES))
+        templates = _side_file(folder, TEMPLATES)
+        if templates:
+            self.templates = [line.replace("{c}", "{}") for line in templates]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.shards[shard][index - int(self._starts[shard])]
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        labels = np.concatenate([shard.label for shard in self.shards])
+        return None if (labels < 0).all() else labels
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all members' names, sizes and times, and of all texts; pixels are not read for it."""
+        return digest([shard.facts.fingerprint for shard in self.shards])
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        found = []
+        broken = [shard for shard in self.shards if shard.facts.broken]
+        if broken:
+            found.append(
+                f"{len(broken)} of {len(self.shards)} shards are broken, and give only what can be read of them; the first: "
+                f"{broken[0].path} {broken[0].facts.broken}"
+            )
+        pictures, captions, problems = np.sum([_counts(shard) for shard in self.shards], axis=0).tolist()
+        missing = {"no picture": len(self) - pictures, "no caption": len(self) - captions}
+        told = [f"{count:,} have {what}" for what, count in missing.items() if 0 < count < len(self)]
+        told += [f"{problems:,} are broken"] if problems else []
+        if told:
+            found.append(f"of {len(self):,} samples in shards, {', '.join(told)}; `mmcl data verify` lists them")
+        return found
+
+    def _names_of_classes(self, names: list[str] | None) -> list[str] | None:
+        if self.labels is None:
+            return None
+        largest = int(self.labels.max())
+        if names is None:
+            return [str(number) for number in range(largest + 1)]
+        if largest >= len(names):
+            raise UserError(f"{CLASS_NAMES} has {len(names)} names, and a sample the class number {largest}")
+        return names
+
+
+def open_shards(paths: Sequence[str], cache: Path, fields: Sequence[str] | None) -> list[Shard]:
+    """Shards by their indices; those without one are indexed now, one process at a time.
+
+    What was indexed before an interruption is not done again.
+    """
+    shards = {path: open_shard(path, cache, fields) for path in paths}
+    if None in shards.values():
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / ".lock"):  # The others wait, and find what the first has done.
+            for path in tqdm(paths, desc="index", unit="shard", disable=None, leave=False):
+                shards[path] = shards[path] or open_shard(path, cache, fields) or index_shard(path, cache, fields)
+    return [shard for shard in shards.values() if shard is not None]
+
+
+def _counts(shard: Shard) -> tuple[int, int, int]:
+    """Samples with a picture, with a caption, and with a problem."""
+    captions = pc.list_value_length(shard.columns["captions"]).to_numpy()
+    return int((shard.offset >= 0).sum()), int((captions > 0).sum()), len(shard) - shard.columns["problem"].null_count
+
+
+def _side_file(folder: Path, name: str) -> list[str] | None:
+    """Lines of a file in a folder or in the one above; None where it is in neither."""
+    for place in (folder, folder.parent):
+        if (place / name).is_file():
+            return [line.strip() for line in (place / name).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return None

@@ -1,0 +1,132 @@
+"""Where the members of a tar archive lie. Nothing is extracted, and no name becomes a path.
+
+The standard library's `tarfile` takes an archive that is cut between two members, or has a spoilt header, for a short one, and
+reads extended headers of any size. Here the end must be marked, and headers have a bound; one header is parsed by the library.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+BLOCK = 512
+MAX_HEADER_BYTES = 2**20
+
+
+class BrokenTarError(ValueError):
+    """An archive cannot be read further; says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in an archive.
+
+    Attributes:
+        name: as the archive spells it; untrusted.
+        offset, size: of its content, in bytes.
+        mtime: its time in the archive.
+    """
+
+    name: str
+    offset: int
+    size: int
+    mtime: float
+
+
+def members(file: BinaryIO, size: int) -> Iterator[Member]:
+    """The regular files of an archive, in order; ustar, pax and GNU long names. Links, devices and folders are left out.
+
+    Args:
+        file: seekable.
+        size: of the archive, in bytes.
+
+    Raises:
+        BrokenTarError: a header is spoilt, or the archive ends without its mark.
+    """
+    at = 0
+    extended: dict[str, str] = {}
+    while at < size:
+        block = _read(file, at, BLOCK)
+        if not any(block):
+            return
+        info = _parse(block, at)
+        content = at + BLOCK
+        # As in the library: links, devices and folders have no content, whatever size they state.
+        length = info.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
+        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+            extended |= _extended(info, _read(file, content, _bounded(info.size, at)), at)
+            at = content + _padded(info.size)
+            continue
+        if info.type == tarfile.XGLTYPE:
+            at = content + _padded(_bounded(info.size, at))
+            continue
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            raise BrokenTarError(f"the member at byte {at} is a sparse file, which is not read; pack it anew")
+        if info.isreg():
+            length = _number(extended.get("size", str(length)), at)
+        if content + length > size:
+            raise BrokenTarError(f"ends at byte {size}, inside of the member at byte {at}: it is truncated")
+        if info.isreg():
+            yield Member(extended.get("path", info.name), content, length, info.mtime)
+        at, extended = content + _padded(length), {}
+    raise BrokenTarError(f"ends at byte {size} without the mark of an end: it is truncated")
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    content = file.read(size)
+    if len(content) < size:
+        raise BrokenTarError(f"ends at byte {offset + len(content)}, inside of a header: it is truncated")
+    return content
+
+
+def _parse(block: bytes, at: int) -> tarfile.TarInfo:
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BrokenTarError(f"no header at byte {at} ({error}): it is damaged, or no tar file") from None
+    if info.size < 0:
+        raise BrokenTarError(f"the header at byte {at} states a size of {info.size}: it is damaged")
+    return info
+
+
+def _extended(info: tarfile.TarInfo, content: bytes, at: int) -> dict[str, str]:
+    """What an extended header says of the member after it."""
+    if info.type == tarfile.GNUTYPE_LONGLINK:
+        return {}
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        return {"path": _text(content.rstrip(b"\0"))}
+    records: dict[str, str] = {}
+    position = 0
+    # A record is "25 ctime=1084839148.1212\n", its own length first.
+    while position < len(content) and content[position]:
+        space = content.find(b" ", position, position + 20)
+        length = _number(_text(content[position : max(position, space)]), at)
+        keyword, equals, value = content[space + 1 : max(0, position + length - 1)].partition(b"=")
+        if not equals or length == 0:
+            raise BrokenTarError(f"the extended header at byte {at} is damaged")
+        records[_text(keyword)] = _text(value)
+        position += length
+    return records
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _number(digits: str, at: int) -> int:
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise BrokenTarError(f"the extended header at byte {at} is damaged")
+    return int(digits)
+
+
+def _bounded(size: int, at: int) -> int:
+    if size > MAX_HEADER_BYTES:
+        raise BrokenTarError(f"the extended header at byte {at} takes {size} bytes, more than the limit of {MAX_HEADER_BYTES}")
+    return size
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
