@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.core.rivals import Scores
 from mmcl.data.pictures import decode_sample, pictures
 from mmcl.data.source import Source
 from mmcl.evaluate import statistics
-from mmcl.evaluate.ranking import Scores
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.types import Preprocess
 

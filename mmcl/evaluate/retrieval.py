@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from mmcl.core.nearest import nearest
+from mmcl.core.rivals import Scores, cosine_rivals
 from mmcl.data.pictures import decode_sample
 from mmcl.evaluate import statistics
-from mmcl.evaluate.arrays import Array, cutoffs, integers, same_width, unit_rows
+from mmcl.evaluate.arrays import Array, cutoffs, features, integers, same_width, unit_rows
 from mmcl.evaluate.baselines import best_of_group, group_to_queries
 from mmcl.evaluate.plots import retrieval_examples
-from mmcl.evaluate.ranking import Ranks, Scores, Ties, chance_ranks, dot, rank_positives
+from mmcl.evaluate.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
 from mmcl.evaluate.report import Report, file_name, metric_rows
 from mmcl.evaluate.statistics import Estimate
 from mmcl.evaluate.task import CachedModel, Captions, Task
@@ -37,37 +38,38 @@ def retrieval(
 ) -> Report:
     """Scores retrieval by cosine: for each text the images, for each image the texts.
 
-    R@k is the hit rate that CLIP papers print: the share of the queries with at least one positive among the first k. Positives
-    have equal ids, n of them to m. Queries without a positive are left out; other rows are compared with all the same.
+    Positives have equal ids, n of them to m. Queries without a positive are left out; other rows are compared with all the same.
+    Scores are computed in tiles and never exist as a whole, see core/rivals.py; one product serves both directions.
 
     Args:
-        image_emb, text_emb: finite rows [N, D], [M, D]; they are scaled to unit length.
+        image_emb, text_emb: finite rows [N, D], [M, D], of any length.
         image_ids, text_image_ids: integers [N], [M]: of each image, and of the image that each text describes.
-        ks: cut-offs. R@k has no value where there are fewer than k candidates.
-        ties: what equal scores count: "mean" is the expectation over a random order, so that a collapsed model scores k / N;
-            "optimistic", "pessimistic", or "index", the order of the rows.
-        chunk_size: queries per block of scores; changes memory and nothing else.
+        ks: cut-offs. What is cut at k has no value where there are fewer than k candidates.
+        ties: what equal scores count: "mean" is the exact expectation over a random order, so that a collapsed model scores
+            k / N; "optimistic", "pessimistic", or "index", the order of the rows.
+        chunk_size: rows of either side in a tile of scores; changes time and memory and nothing else.
         data, model: what the rows of the report call them.
 
     Returns:
-        `text_to_image_R@k`, `text_to_image_median_rank` (from 1), `text_to_image_tied` (share of the queries whose best
-        positive shares its score with a negative), and the same for `image_to_text`.
+        For `text_to_image`, and the same for `image_to_text`, means over the queries:
+        `text_to_image_R@k`, the hit rate that CLIP papers print: whether at least one positive is among the first k;
+        `text_to_image_recall@k`, the share of the positives that are;
+        `text_to_image_mAP`, mean average precision, and at the largest k `text_to_image_mAP@k` (over min(k, positives)),
+        `text_to_image_MRR@k` (1 / rank of the first positive) and `text_to_image_nDCG@k` (gain 1, discount log2(rank + 1));
+        `text_to_image_mean_rank` and `text_to_image_median_rank` of the first positive, from 1;
+        `text_to_image_tied`, the share of the queries whose best positive shares its score with a negative.
 
     Raises:
         UserError: shapes or ids do not fit, an embedding is not finite, or no query has a positive.
     """
-    image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
+    image, text = features(image_emb, "image_emb"), features(text_emb, "text_emb")
     same_width(image, text, "image_emb and text_emb")
-    return retrieval_from_scores(
-        {"text_to_image": dot(text, image), "image_to_text": dot(image, text)},
-        image_ids=integers(image_ids, "image_ids", len(image)).to(image.device),
-        text_image_ids=integers(text_image_ids, "text_image_ids", len(text)).to(image.device),
-        ks=ks,
-        ties=ties,
-        chunk_size=chunk_size,
-        data=data,
-        model=model,
-    )
+    image_id = integers(image_ids, "image_ids", len(image)).to(image.device)
+    text_id = integers(text_image_ids, "text_image_ids", len(text)).to(image.device)
+    ks = cutoffs(ks)
+    both = cosine_rivals(text, image, text_id, image_id, chunk_size=chunk_size)
+    directions = {name: ranks(rivals, ties) for name, rivals in zip(("text_to_image", "image_to_text"), both, strict=True)}
+    return _report(directions, ks, data, model)
 
 
 def retrieval_from_scores(
@@ -89,12 +91,8 @@ def retrieval_from_scores(
     """
     image, text = torch.as_tensor(image_ids), torch.as_tensor(text_image_ids)
     ids = {"text_to_image": (text, image), "image_to_text": (image, text)}
-    estimates: dict[str, Estimate] = {}
-    for direction, score in scores.items():
-        ranks = rank_positives(score, *ids[direction], chunk_size=chunk_size)
-        estimates |= _estimates(direction, ranks, cutoffs(ks), ties)
-        estimates[f"{direction}_tied"] = statistics.mean(ranks.tied > 0)
-    return Report(metric_rows(EVALUATOR, data, model, estimates))
+    found = {name: score_ranks(score, *ids[name], ties=ties, chunk_size=chunk_size) for name, score in scores.items()}
+    return _report(found, cutoffs(ks), data, model)
 
 
 def evaluate_retrieval(
@@ -128,24 +126,43 @@ def evaluate_retrieval(
     return report
 
 
-def _estimates(direction: str, ranks: Ranks, ks: Sequence[int], ties: Ties) -> dict[str, Estimate]:
-    hits = {k: ranks.hits(k, ties) if k <= ranks.keys else None for k in ks}
-    estimates = {
-        f"{direction}_R@{k}": statistics.exact(None, len(ranks)) if hit is None else statistics.mean(hit)
-        for k, hit in hits.items()
+def _report(directions: Mapping[str, Ranks], ks: Sequence[int], data: str, model: str) -> Report:
+    estimates: dict[str, Estimate] = {}
+    for direction, found in directions.items():
+        for name, outcome_Q in _outcomes(found, ks).items():
+            estimate = statistics.exact(None, len(found)) if outcome_Q is None else statistics.mean(outcome_Q)
+            estimates[f"{direction}_{name}"] = estimate
+        estimates[f"{direction}_median_rank"] = statistics.median(found.first())
+        estimates[f"{direction}_tied"] = statistics.mean(found.tied)
+    return Report(metric_rows(EVALUATOR, data, model, estimates))
+
+
+def _outcomes(found: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray | None]:
+    """What every query adds to each metric that is a mean over the queries: float64 [Q], None where the metric does not exist."""
+
+    def cut(name: str, metric: Callable[[int], np.ndarray], cutoffs: Sequence[int]) -> dict[str, np.ndarray | None]:
+        return {f"{name}@{k}": metric(k) if k <= found.keys else None for k in cutoffs}
+
+    last = ks[-1:]
+    return {
+        **cut("R", found.hits, ks),
+        **cut("recall", found.recall, ks),
+        "mAP": found.average_precision(),
+        **cut("mAP", found.average_precision, last),
+        **cut("MRR", found.reciprocal, last),
+        **cut("nDCG", found.ndcg, last),
+        "mean_rank": found.first(),
     }
-    return estimates | {f"{direction}_median_rank": statistics.median(ranks.first(ties))}
 
 
 def _chance(captions: Captions, ks: Sequence[int], data: str) -> Report:
     image_ids, text_ids = torch.as_tensor(captions.image_ids), torch.as_tensor(captions.text_ids)
     estimates = {}
     for direction, ids in {"text_to_image": (text_ids, image_ids), "image_to_text": (image_ids, text_ids)}.items():
-        ranks = chance_ranks(*ids)
-        for k in cutoffs(ks):
-            value = float(ranks.hits(k).mean()) if k <= ranks.keys else None
-            estimates[f"{direction}_R@{k}"] = statistics.exact(value, len(ranks))
-        estimates[f"{direction}_median_rank"] = statistics.exact(float(np.median(ranks.first())), len(ranks))
+        found = chance_ranks(*ids)
+        values = {name: None if row is None else float(row.mean()) for name, row in _outcomes(found, cutoffs(ks)).items()}
+        values["median_rank"] = float(np.median(found.first()))
+        estimates |= {f"{direction}_{name}": statistics.exact(value, len(found)) for name, value in values.items()}
     return Report(metric_rows(EVALUATOR, data, "chance", estimates))
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.core.rivals import Scores
 from mmcl.errors import UserError
 from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, cutoffs, integers, same_width, unit_rows
 from mmcl.evaluate.baselines import best_of_group
 from mmcl.evaluate.prompts import Templates, class_embeddings
-from mmcl.evaluate.ranking import Scores, Ties, dot, rank_positives
+from mmcl.evaluate.ranking import Ties, cosine_scores, score_ranks
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.statistics import Estimate
 from mmcl.evaluate.task import CachedModel, Task
@@ -65,10 +66,10 @@ def zero_shot(
     if class_names is not None and len(class_names) != len(classes):
         raise UserError(f"{len(class_names)} class_names for the {len(classes)} rows of class_emb; give one name per row")
     options: dict[str, Any] = {"top_k": top_k, "ties": ties, "chunk_size": chunk_size, "data": data, "model": model}
-    report = zero_shot_from_scores(dot(image, classes), label, len(classes), class_names=class_names, **options)
+    report = zero_shot_from_scores(cosine_scores(image, classes), label, len(classes), class_names=class_names, **options)
     if logit_scale is None:
         return report
-    score = torch.cat([dot(image, classes)(part) for part in _slices(len(image), 8192)])
+    score = torch.cat([cosine_scores(image, classes)(part) for part in _slices(len(image), 8192)])
     ece = _calibration_error(score, label, logit_scale, logit_bias)
     return report + Report(metric_rows(EVALUATOR, data, model, {"zero_shot_ece": ece}))
 
@@ -90,14 +91,15 @@ def zero_shot_from_scores(
     if len(outside):
         first = int(outside[0])
         raise UserError(f"label {int(labels[first])} of row {first} is not one of the {classes} classes, 0 to {classes - 1}")
-    ranks = rank_positives(scores, labels, torch.arange(classes, device=labels.device), chunk_size=chunk_size)
+    class_ids = torch.arange(classes, device=labels.device)
+    ranks = score_ranks(scores, labels, class_ids, ties=ties, chunk_size=chunk_size)
     n, label = len(ranks), labels.cpu().numpy()
     estimates: dict[str, Estimate] = {
-        f"zero_shot_top{k}": statistics.mean(ranks.hits(k, ties)) if k <= classes else statistics.exact(None, n)
+        f"zero_shot_top{k}": statistics.mean(ranks.hits(k)) if k <= classes else statistics.exact(None, n)
         for k in cutoffs(top_k, "top_k")
     }
-    estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1, ties), label)
-    estimates["zero_shot_tied"] = statistics.mean(ranks.tied > 0)
+    estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1), label)
+    estimates["zero_shot_tied"] = statistics.mean(ranks.tied)
     present = len(np.unique(label))
     place = ", ".join(part for part in (EVALUATOR, data, model) if part)
     confusion = {"classes": list(class_names or range(classes)), "counts": _confusion(scores, labels, classes).tolist()}

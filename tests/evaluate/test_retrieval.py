@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score
 
 from mmcl.errors import UserError
-from mmcl.evaluate import Report, retrieval
+from mmcl.evaluate import Report, retrieval, retrieval_from_scores
 from mmcl.evaluate.ranking import chance_ranks
 from tests.evaluate.toys import unit
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 
 
-def brute_force_hits(query: np.ndarray, key: np.ndarray, query_ids: np.ndarray, key_ids: np.ndarray, k: int) -> list[bool]:
-    hits = []
+def slow_metrics(relevant: list[bool], k: int) -> dict[str, float]:
+    """Every metric of one query from the keys in their order, as the textbooks write them."""
+    ranks = [place + 1 for place, positive in enumerate(relevant) if positive]
+    precision = {rank: (number + 1) / rank for number, rank in enumerate(ranks)}
+    return {
+        f"R@{k}": float(ranks[0] <= k),
+        f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks),
+        "mAP": sum(precision.values()) / len(ranks),
+        f"mAP@{k}": sum(p for rank, p in precision.items() if rank <= k) / min(k, len(ranks)),
+        f"MRR@{k}": 1 / ranks[0] if ranks[0] <= k else 0.0,
+        f"nDCG@{k}": sum(1 / math.log2(rank + 1) for rank in ranks if rank <= k)
+        / sum(1 / math.log2(place + 2) for place in range(min(k, len(ranks)))),
+        "mean_rank": float(ranks[0]),
+    }
+
+
+def slow_retrieval(query: np.ndarray, key: np.ndarray, query_ids: np.ndarray, key_ids: np.ndarray, k: int) -> dict[str, float]:
+    rows = []
     for vector, own in zip(query.astype(np.float64), query_ids, strict=True):
         order = sorted(range(len(key)), key=lambda j: -float(vector @ key[j].astype(np.float64)))
         if own in key_ids:
-            hits.append(any(key_ids[j] == own for j in order[:k]))
-    return hits
+            rows.append(slow_metrics([bool(key_ids[j] == own) for j in order], k))
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return means | {"median_rank": float(np.median([row["mean_rank"] for row in rows]))}
 
 
 def n_to_m() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -44,17 +63,49 @@ def values(report: Report) -> dict[str, float | None]:
     return {metric.metric: metric.value for metric in report.metrics}
 
 
-def test_n_to_m_equals_a_loop() -> None:
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_n_to_m_equals_a_loop(k: int) -> None:
     image, text, image_ids, text_ids = n_to_m()
-    report = retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(1, 5, 10))
+    report = retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(k,))
     image, text = normalised(image), normalised(text)
-    assert 0.1 < report["text_to_image_R@1"] < 0.9
+    expected = slow_retrieval(text, image, text_ids, image_ids, k), slow_retrieval(image, text, image_ids, text_ids, k)
+    assert {row.n for row in report.metrics if row.metric.startswith("text")} == {50}
+    assert 0.1 < report[f"text_to_image_recall@{k}"] < report[f"text_to_image_R@{k}"] < 0.99
+    for direction, values in zip(DIRECTIONS, expected, strict=True):
+        for name, value in values.items():
+            assert report[f"{direction}_{name}"] == pytest.approx(value, abs=1e-12), name
+
+
+def test_several_cut_offs_equal_one_at_a_time() -> None:
+    image, text, image_ids, text_ids = n_to_m()
+    together = values(retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(10, 1, 5)))
+    assert [name for name in together if name.startswith("text_to_image")] == [
+        f"text_to_image_{name}"
+        for name in ("R@1", "R@5", "R@10", "recall@1", "recall@5", "recall@10", "mAP", "mAP@10", "MRR@10", "nDCG@10")
+        + ("mean_rank", "median_rank", "tied")
+    ]
     for k in (1, 5, 10):
-        expected = brute_force_hits(text, image, text_ids, image_ids, k)
-        assert len(expected) == 50
-        assert report[f"text_to_image_R@{k}"] == pytest.approx(np.mean(expected), abs=1e-12)
-        expected = brute_force_hits(image, text, image_ids, text_ids, k)
-        assert report[f"image_to_text_R@{k}"] == pytest.approx(np.mean(expected), abs=1e-12)
+        alone = values(retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(k,)))
+        assert {name: together[name] for name in alone if name in together} == {
+            name: value for name, value in alone.items() if name in together
+        }
+
+
+def test_equals_scikit_learn_ties_included() -> None:
+    """Its nDCG takes the mean over tied keys as well; its label ranking precision breaks ties pessimistically."""
+    rng = np.random.default_rng(0)
+    image, text = rng.choice([0.0, 1.0, 2.0], (30, 3)) + 0.1, rng.choice([0.0, 1.0, 2.0], (40, 3)) + 0.1
+    image_ids, text_ids = np.arange(30) % 20, rng.integers(20, size=40)
+    score = (normalised(text) @ normalised(image).T).astype(np.float32)
+    relevant = text_ids[:, None] == image_ids
+    report = retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(7,))
+    assert report["text_to_image_tied"] > 0.5
+    assert report["text_to_image_nDCG@7"] == pytest.approx(ndcg_score(relevant, score, k=7))
+    distinct = score + 1e-4 * rng.normal(size=score.shape)
+    untied = retrieval_from_scores(
+        {"text_to_image": lambda part: torch.from_numpy(distinct[part])}, image_ids=image_ids, text_image_ids=text_ids
+    )
+    assert untied["text_to_image_mAP"] == pytest.approx(label_ranking_average_precision_score(relevant, distinct))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 1000])
@@ -83,17 +134,17 @@ def test_ties_equal_the_enumeration_of_all_orders(k: int) -> None:
         ties: retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(k,), ties=ties)
         for ties in ("mean", "optimistic", "pessimistic", "index")
     }
-    outcomes = []
+    by_query = []
     for vector, own in zip(text, text_ids, strict=True):
-        hits = []
-        for order in permutations(range(6)):
-            ranking = sorted(order, key=lambda j: -(vector @ image[j]))
-            hits.append(any(image_ids[j] == own for j in ranking[:k]))
-        outcomes.append((np.mean(hits), max(hits), min(hits), hits[0]))
-    expected = np.mean(outcomes, axis=0)
-    found = [report[f"text_to_image_R@{k}"] for report in reports.values()]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    assert len(set(expected)) > 1, "the case must tell the policies apart"
+        orders = [sorted(order, key=lambda j: -(vector @ image[j])) for order in permutations(range(6))]
+        by_query.append([slow_metrics([bool(image_ids[j] == own) for j in order], k) for order in orders])
+    for name in by_query[0][0]:
+        outcomes = np.array([[metrics[name] for metrics in orders] for orders in by_query])
+        better, worse = (outcomes.min, outcomes.max) if name == "mean_rank" else (outcomes.max, outcomes.min)
+        expected = [outcomes.mean(), better(axis=1).mean(), worse(axis=1).mean(), outcomes[:, 0].mean()]
+        found = [report[f"text_to_image_{name}"] for report in reports.values()]
+        np.testing.assert_allclose(found, expected, atol=1e-12, err_msg=name)
+        assert len(set(expected)) > 1 or k == 5, "the case must tell the policies apart"
 
 
 def test_a_collapsed_model_scores_k_over_n() -> None:

@@ -1,0 +1,261 @@
+"""How many negatives rival each positive, exactly and in tiles: what every metric of a ranking is made of.
+
+The cosine of two rows is their float64 cosine, rounded to float32: equal rows have equal scores whatever the tile, and ties are
+ties. Tiles are multiplied in float32, which is several times faster; the few scores that lie within the error bound of such a
+product around a positive's score are computed again.
+
+Shape suffixes: P pairs of a query and a positive key of it, Q queries of one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+Scores = Callable[[slice], Tensor]
+"""Rows of queries to their scores with all keys, float32 [n, M]."""
+
+_TILE = 1024
+_BLOCK = 2**22
+_PAIRS = 4096
+_PASS = 512
+# One score in so many is computed again one by one; where there are more, the whole tile is, in float64.
+_DENSE = 32
+
+
+class Rivals:
+    """The positives of all queries of one direction, and the negatives around each.
+
+    Attributes:
+        query, key: int64 [P], row numbers of every pair with equal ids, sorted by query.
+        score: float32 [P].
+        above: int64 [P], negatives of the query that score higher than the pair.
+        tied: int64 [P], negatives that score the same.
+        before: int64 [P], those of the tied ones that come before the key in the order of the rows.
+        keys: number of keys M.
+    """
+
+    def __init__(self, query_P: Tensor, key_P: Tensor, score_P: Tensor, keys: int):
+        order = query_P.argsort(stable=True)
+        self.query, self.key, self.score, self.keys = query_P[order], key_P[order], score_P[order], keys
+        self.above, self.tied, self.before = (torch.zeros_like(self.query) for _ in range(3))
+        self._scratch = _Scratch()
+        self._turn = torch.arange(len(self.query), device=query_P.device) - torch.searchsorted(self.query, self.query)
+
+    def of(self, queries: slice) -> slice:
+        """The pairs of some queries."""
+        bounds = torch.tensor([queries.start, queries.stop], device=self.query.device)
+        return slice(*torch.searchsorted(self.query, bounds).tolist())
+
+    def add(self, tile: Tile, queries: slice, keys: slice, *, flipped: bool = False) -> None:
+        """Counts the negatives in a tile of scores: queries by keys, or `flipped`, keys by queries."""
+        pairs = self.of(queries)
+        row_N = torch.arange(queries.stop - queries.start, device=self.query.device)
+        # The first positive of every query, then the second of every query: most passes take the scores as they lie.
+        pair_P = pairs.start + self._turn[pairs].argsort(stable=True)
+        for pair_Q in pair_P.split(max(len(row_N), _PASS)):
+            row_Q = self.query[pair_Q] - queries.start
+            self._add(pair_Q, None if torch.equal(row_Q, row_N) else row_Q, tile, keys.start, flipped)
+
+    def _add(self, pair_Q: Tensor, row_Q: Tensor | None, tile: Tile, first_key: int, flipped: bool) -> None:
+        score_NM = tile.score_NM.T if flipped else tile.score_NM
+        score_QM = score_NM if row_Q is None else score_NM[row_Q]
+        low_Q, high_Q = self.score[pair_Q] - tile.error, self.score[pair_Q] + tile.error
+        above_Q = self._count(torch.gt, score_QM, high_Q)
+        near_Q = self._count(torch.ge, score_QM, low_Q) - above_Q
+        if tile.error and int(near_Q.sum()) * _DENSE > score_QM.numel():
+            tile.sharpen()
+            self._add(pair_Q, row_Q, tile, first_key, flipped)
+            return
+        self.above[pair_Q] += above_Q
+        unsure = near_Q.nonzero().flatten()
+        if len(unsure):
+            score, low, high = score_QM[unsure], low_Q[unsure, None], high_Q[unsure, None]
+            place, column = ((score >= low) & (score <= high)).nonzero(as_tuple=True)
+            row = unsure[place] if row_Q is None else row_Q[unsure[place]]
+            self._compare(pair_Q[unsure[place]], column + first_key, tile.exact(*((column, row) if flipped else (row, column))))
+
+    def _count(self, compare: Callable[..., Tensor], score_QM: Tensor, bound_Q: Tensor) -> Tensor:
+        """Scores of each row that compare well with its bound: int64 [Q]."""
+        # As a product of floats, several times faster than the sum of a mask; exact up to 2^24 keys.
+        mask_QM = compare(score_QM, bound_Q[:, None], out=self._scratch.like(score_QM))
+        return (mask_QM @ mask_QM.new_ones(mask_QM.shape[1])).long()
+
+    def _compare(self, pair: Tensor, key: Tensor, score: Tensor) -> None:
+        tied = score == self.score[pair]
+        self.above.index_add_(0, pair, (score > self.score[pair]).long())
+        self.tied.index_add_(0, pair, tied.long())
+        self.before.index_add_(0, pair, (tied & (key < self.key[pair])).long())
+
+
+class _Scratch:
+    """Memory that is written anew again and again: to ask for it each time would cost more than what is done in it."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def like(self, x: Tensor) -> Tensor:
+        """Room for a dense tensor, in its own layout."""
+        if len(self._flat) < x.numel():
+            self._flat = x.new_empty(x.numel())
+        return self._flat.as_strided(x.shape, x.stride())
+
+
+class Tile:
+    """Exact scores, float32 [n, m], from which the positives are struck out."""
+
+    error = 0.0
+
+    def __init__(self, score_NM: Tensor, row_P: Tensor, column_P: Tensor):
+        self._positive = row_P, column_P
+        self.score_NM = score_NM
+        self._strike()
+
+    def exact(self, row_P: Tensor, column_P: Tensor) -> Tensor:
+        """The scores of pairs: float32 [P]."""
+        return self.score_NM[row_P, column_P]
+
+    def sharpen(self) -> None:
+        """Makes every score exact."""
+
+    def _strike(self) -> None:
+        self.score_NM[self._positive] = -torch.inf
+
+
+class CosineTile(Tile):
+    """Cosines from a float32 product, each within `error` of the exact one."""
+
+    def __init__(self, cosine: _Cosine, a: tuple[slice, Tensor], b: tuple[slice, Tensor], row_P: Tensor, column_P: Tensor):
+        self._cosine, (self._a, a_ND), (self._b, b_MD) = cosine, a, b
+        self.error = cosine.error
+        super().__init__(a_ND @ b_MD.T, row_P, column_P)
+
+    def exact(self, row_P: Tensor, column_P: Tensor) -> Tensor:
+        if not self.error:
+            return super().exact(row_P, column_P)
+        return self._cosine.of_pairs(row_P + self._a.start, column_P + self._b.start)
+
+    def sharpen(self) -> None:
+        self.score_NM = (self._cosine.a.unit(self._a, torch.float64) @ self._cosine.b.unit(self._b, torch.float64).T).float()
+        self.error = 0.0
+        self._strike()
+
+
+class _Rows:
+    """Rows [N, D] that are scaled to unit length when they are used: a scaled copy of all would double the memory."""
+
+    def __init__(self, x_ND: Tensor):
+        self.x_ND = x_ND
+        norm_N = torch.cat([part.double().norm(dim=1) for part in x_ND.split(_TILE)])
+        self.norm_N = norm_N.where(norm_N > 0, 1.0)
+
+    def unit(self, rows: slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[n, D]; rows of zeros stay zero."""
+        return self.x_ND[rows].to(dtype) / self.norm_N[rows, None].to(dtype)
+
+
+class _Cosine:
+    """The cosine of every row of a with every row of b."""
+
+    def __init__(self, a_ND: Tensor, b_MD: Tensor):
+        self.a, self.b = _Rows(a_ND), _Rows(b_MD)
+        # A sum of D products in any order is off by at most D units in the last place of 1 (Higham, "Accuracy and Stability of
+        # Numerical Algorithms", 2002, section 3.1); the rest is for rounding the rows, the score and the bounds themselves.
+        self.error = (a_ND.shape[1] + 16) * 2.0**-24
+        if any(bool(((rows.norm_N < 1e-30) | (rows.norm_N > 1e30)).any()) for rows in (self.a, self.b)):
+            self.error = 2.0  # Such lengths leave float32: nothing is certain, and all is computed in float64.
+
+    def of_pairs(self, row_P: Tensor, column_P: Tensor) -> Tensor:
+        """float32 [P]."""
+        score_P = torch.empty(len(row_P), device=row_P.device)
+        for part in _slices(len(row_P), _PAIRS):
+            row, column = row_P[part], column_P[part]
+            dot = (self.a.x_ND[row].double() * self.b.x_ND[column].double()).sum(1)
+            score_P[part] = dot / self.a.norm_N[row] / self.b.norm_N[column]
+        return score_P
+
+
+@torch.no_grad()
+def cosine_rivals(
+    a_ND: Tensor, b_MD: Tensor, a_id_N: Tensor, b_id_M: Tensor, *, chunk_size: int | None = None
+) -> tuple[Rivals, Rivals]:
+    """Both directions of retrieval by cosine from one product: the rows of a as queries among those of b, and the reverse.
+
+    Takes time for N M D, and for a comparison of each pair with all keys; memory beside the pairs: a few tiles.
+
+    Args:
+        a_ND, b_MD: finite rows of any length, on one device.
+        a_id_N, b_id_M: int64; equal ids are positives.
+        chunk_size: rows of either side in a tile, 1024 by default; changes time and memory and nothing else.
+    """
+    size = chunk_size or _TILE
+    row_P, column_P = positive_pairs(a_id_N, b_id_M)
+    with _full_float32(a_ND.device.type):
+        cosine = _Cosine(a_ND, b_MD)
+        score_P = cosine.of_pairs(row_P, column_P)
+        forward, backward = Rivals(row_P, column_P, score_P, len(b_MD)), Rivals(column_P, row_P, score_P, len(a_ND))
+        for rows in _slices(len(a_ND), size):
+            a_unit, pairs = cosine.a.unit(rows), forward.of(rows)
+            for columns in _slices(len(b_MD), size):
+                row, column = forward.query[pairs] - rows.start, forward.key[pairs] - columns.start
+                inside = (column >= 0) & (column < columns.stop - columns.start)
+                b_unit = cosine.b.unit(columns)
+                tile = CosineTile(cosine, (rows, a_unit), (columns, b_unit), row[inside], column[inside])
+                forward.add(tile, rows, columns)
+                backward.add(tile, columns, rows, flipped=True)
+    return forward, backward
+
+
+@torch.no_grad()
+def score_rivals(scores: Scores, query_id_N: Tensor, key_id_M: Tensor, *, chunk_size: int | None = None) -> Rivals:
+    """The same for anything that scores pairs, in one direction.
+
+    Args:
+        scores: its scores are taken as exact.
+        query_id_N, key_id_M: int64; equal ids are positives.
+        chunk_size: queries per block; by default as many as fill 16 MB.
+
+    Raises:
+        ValueError: a score is not a finite number.
+    """
+    query_P, key_P = positive_pairs(query_id_N, key_id_M)
+    rivals = Rivals(query_P, key_P, torch.zeros(len(query_P), device=query_P.device), len(key_id_M))
+    for rows in _slices(len(query_id_N), chunk_size or max(1, _BLOCK // len(key_id_M))):
+        score_NM = scores(rows).clone()
+        if not bool(score_NM.isfinite().all()):
+            raise ValueError("a score is not a finite number; mend the model, not the score")
+        pairs = rivals.of(rows)
+        row, column = rivals.query[pairs] - rows.start, rivals.key[pairs]
+        rivals.score[pairs] = score_NM[row, column]
+        rivals.add(Tile(score_NM, row, column), rows, slice(0, len(key_id_M)))
+    return rivals
+
+
+def positive_pairs(query_id_N: Tensor, key_id_M: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of a query and a key with equal ids: int64 [P], [P], sorted by query, then by key; never N x M."""
+    order = key_id_M.argsort(stable=True)
+    sorted_id = key_id_M[order].contiguous()
+    first, last = (torch.searchsorted(sorted_id, query_id_N.contiguous(), right=right) for right in (False, True))
+    count = last - first
+    query_P = torch.arange(len(query_id_N), device=count.device).repeat_interleave(count)
+    within_P = torch.arange(len(query_P), device=count.device) - (count.cumsum(0) - count)[query_P]
+    return query_P, order[first[query_P] + within_P]
+
+
+def _slices(rows: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+@contextmanager
+def _full_float32(device: str) -> Iterator[None]:
+    """The error bound is that of float32 products, so TF32 and autocast are off within."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
