@@ -24,9 +24,9 @@ Ties = Literal["mean", "optimistic", "pessimistic", "index"]
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Groups of keys with equal scores that hold a positive, sorted by query, best first. Queries without positives are left out.
+    """Groups of keys with equal scores that hold a positive, sorted by query, best first.
 
-    Where ties are broken by a rule, every positive is a group of its own.
+    Queries without positives are left out. Where ties are broken by a rule, every positive is a group of its own.
 
     Attributes:
         query: int64 [G], numbers from 0 without gaps.

@@ -38,7 +38,7 @@ def retrieval(
 ) -> Report:
     """Scores retrieval by cosine: for each text the images, for each image the texts.
 
-    Positives have equal ids, n of them to m. Queries without a positive are left out; other rows are compared with all the same.
+    Positives have equal ids, n of them to m. Queries without a positive are left out; they are candidates all the same.
     Scores are computed in tiles and never exist as a whole, see core/rivals.py; one product serves both directions.
 
     Args:
@@ -138,7 +138,7 @@ def _report(directions: Mapping[str, Ranks], ks: Sequence[int], data: str, model
 
 
 def _outcomes(found: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray | None]:
-    """What every query adds to each metric that is a mean over the queries: float64 [Q], None where the metric does not exist."""
+    """Each metric that is a mean over the queries, before the mean: float64 [Q]; None where the metric does not exist."""
 
     def cut(name: str, metric: Callable[[int], np.ndarray], cutoffs: Sequence[int]) -> dict[str, np.ndarray | None]:
         return {f"{name}@{k}": metric(k) if k <= found.keys else None for k in cutoffs}
@@ -157,7 +157,7 @@ def _outcomes(found: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray | None]:
 
 def _chance(captions: Captions, ks: Sequence[int], data: str) -> Report:
     image_ids, text_ids = torch.as_tensor(captions.image_ids), torch.as_tensor(captions.text_ids)
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
     for direction, ids in {"text_to_image": (text_ids, image_ids), "image_to_text": (image_ids, text_ids)}.items():
         found = chance_ranks(*ids)
         values = {name: None if row is None else float(row.mean()) for name, row in _outcomes(found, cutoffs(ks)).items()}

@@ -16,6 +16,7 @@ from mmcl.evaluate.rows import Rows
 CONFIDENCE = 0.95
 RESAMPLES = 1000
 SEED = 0
+MANY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +44,32 @@ def proportion(successes: int, n: int) -> Estimate:
 
 
 def mean(outcomes: np.ndarray, *, seed: int = SEED) -> Estimate:
-    """Mean of outcomes [N]: a binomial interval if all are 0 or 1, else a bootstrap interval."""
+    """Mean of outcomes [N]: a binomial interval if all are 0 or 1, else a bootstrap interval.
+
+    The mean of more than 1000 different outcomes is normal, and has the interval of the normal distribution.
+    """
     rows = Rows(np.asarray(outcomes, np.float32))
     if np.isin(outcomes, (0, 1)).all():
         return replace(proportion(int(outcomes.sum()), len(outcomes)), rows=rows)
+    if len(np.unique(outcomes)) > MANY:
+        return _normal(outcomes, rows)
     return _with_interval(float(outcomes.mean()), _resampled_means(outcomes, seed), len(outcomes), rows)
 
 
-def median(outcomes: np.ndarray, *, seed: int = SEED) -> Estimate:
-    """Median of outcomes [N], with a bootstrap interval."""
+def median(outcomes: np.ndarray) -> Estimate:
+    """Median of outcomes [N], with the interval that its bootstrap has over infinitely many resamples."""
+    from scipy.special import betainc
+
     n, rows = len(outcomes), Rows(np.asarray(outcomes, np.float32), "median")
-    values, counts = _resampled_counts(outcomes, seed)
-    cumulative = counts.cumsum(axis=1)
-    # The two middle order statistics of each resample; the same one for odd n.
-    lower, upper = ((cumulative > rank).argmax(axis=1) for rank in ((n - 1) // 2, n // 2))
-    return _with_interval(float(np.median(outcomes)), (values[lower] + values[upper]) / 2, n, rows)
+    values, counts = np.unique(outcomes, return_counts=True)
+    share = counts.cumsum() / n
+    tail = (1 - CONFIDENCE) / 2
+    # At most v is the r-th smallest of n draws where at least r of them are: a tail of the binomial distribution.
+    low, high = (
+        float(values[(betainc(rank, n - rank + 1, share) >= level).argmax()])
+        for rank, level in (((n - 1) // 2 + 1, tail), (n // 2 + 1, 1 - tail))
+    )
+    return Estimate(float(np.median(outcomes)), low, high, n, rows)
 
 
 def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, seed: int = SEED) -> Estimate:
@@ -90,6 +102,14 @@ def over_runs(values: Sequence[float], n: int) -> Estimate:
 def exact(value: float | None, n: int) -> Estimate:
     """A number without sampling error, such as the expectation of chance."""
     return Estimate(value, None, None, n)
+
+
+def _normal(outcomes: np.ndarray, rows: Rows) -> Estimate:
+    from scipy.special import ndtri
+
+    value, n = float(outcomes.mean()), len(outcomes)
+    half = float(ndtri((1 + CONFIDENCE) / 2) * outcomes.std(ddof=1) / np.sqrt(n))
+    return Estimate(value, value - half, value + half, n, rows)
 
 
 def _resampled_means(outcomes: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:

@@ -41,6 +41,22 @@ def test_counting_draws_equals_drawing_rows() -> None:
     assert (counted.low, counted.high) == pytest.approx((drawn.low, drawn.high), abs=0.01)
 
 
+@pytest.mark.parametrize("draw", [np.random.Generator.normal, np.random.Generator.lognormal])
+def test_the_normal_interval_of_many_outcomes_is_that_of_the_bootstrap(draw: Callable[..., np.ndarray]) -> None:
+    outcomes = draw(np.random.default_rng(0), size=statistics.MANY + 1)
+    normal, drawn = statistics.mean(outcomes), statistics.bootstrap(lambda rows: outcomes[rows].mean(), len(outcomes))
+    assert normal.value == pytest.approx(drawn.value)
+    assert (normal.low, normal.high) == pytest.approx((drawn.low, drawn.high), abs=0.1 * (drawn.high - drawn.low))
+
+
+@pytest.mark.parametrize("draw", [lambda rng: rng.normal(3, 2, 81), lambda rng: rng.integers(1, 20, 300)])
+def test_the_interval_of_the_median_covers_it(draw: Callable[[np.random.Generator], np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.median(np.concatenate([draw(rng) for _ in range(300)]))
+    intervals = [statistics.median(draw(rng)) for _ in range(300)]
+    assert np.mean([interval.low <= truth <= interval.high for interval in intervals]) >= 0.92
+
+
 @pytest.mark.parametrize("n", [1, 20, 21])
 def test_median_resamples_as_numpy_does(n: int) -> None:
     outcomes = np.random.default_rng(n).integers(1, 50, n).astype(float)
