@@ -1,6 +1,7 @@
 """How good an embedding is: plain functions on arrays, and the same as evaluators of a model on a data source.
 
 The functions `retrieval`, `zero_shot`, `knn`, `linear_probe`, `sts` and `embedding_map` need no model: arrays in, `Report` out.
+`compare` takes two reports of the same data.
 An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmcl.evaluate.classifier import ZeroShotClassifier
+from mmcl.evaluate.compare import Comparison, Difference, compare
 from mmcl.evaluate.embedding_map import embedding_map
 from mmcl.evaluate.knn import knn
 from mmcl.evaluate.linear_probe import linear_probe
@@ -25,12 +27,15 @@ from mmcl.registry import Registry
 __all__ = [
     "EVALUATORS",
     "CachedModel",
+    "Comparison",
+    "Difference",
     "Metric",
     "Provenance",
     "Report",
     "Task",
     "ZeroShotClassifier",
     "class_embeddings",
+    "compare",
     "embedding_map",
     "knn",
     "linear_probe",

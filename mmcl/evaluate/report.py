@@ -127,14 +127,17 @@ class Report:
 
     def to_text(self) -> str:
         """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals."""
-        return tables.to_text(self)
+        return tables.text(tables.metric_tables(self.metrics), self.notes)
 
     def to_markdown(self) -> str:
-        return tables.to_markdown(self, [(name, f"{file_name(name)}.png") for name in self.figures])
+        figures = {name: f"{file_name(name)}.png" for name in self.figures}
+        return tables.markdown("Evaluation", tables.metric_tables(self.metrics), (tables.INTERVALS, *self.notes), figures)
 
     def to_html(self) -> str:
         """One page that needs no other file."""
-        return tables.to_html(self)
+        foot = tables.provenance_table(self.provenance) if self.provenance else None
+        notes = (tables.INTERVALS, *self.notes)
+        return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot)
 
     def plot(self) -> bytes:
         """A PNG of the metrics from 0 to 1 with their intervals, the models and baselines of each on one line."""

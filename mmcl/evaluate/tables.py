@@ -1,15 +1,15 @@
-"""A report for readers: tables with the models side by side, as text, markdown and one page of HTML."""
+"""Results for readers: tables as text, as markdown and as one page of HTML, whatever names the data brought."""
 
 from __future__ import annotations
 
 import base64
 import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmcl.evaluate.report import Metric, Provenance, Report
+    from mmcl.evaluate.report import Metric, Provenance
 
 COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
 """Order of the well-known models in a table; others come first."""
@@ -25,39 +25,41 @@ def by_column(models: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(models), key=lambda name: COLUMNS.index(name) if name in COLUMNS else -1)
 
 
-def to_text(report: Report) -> str:
-    """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals."""
+def text(tables: Iterable[Table], notes: Iterable[str]) -> str:
+    """The tables for a terminal, and the notes. To fit its width, only the second column keeps its intervals."""
     parts = []
-    for title, header, full_rows in _tables(report.metrics):
+    for title, header, full_rows in tables:
         rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
         parts.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
-    return "\n\n".join([*parts, *report.notes])
+    return "\n\n".join([*parts, *notes])
 
 
-def to_markdown(report: Report, figures: Iterable[tuple[str, str]]) -> str:
-    """Args: figures: titles and files, beside the page."""
-    parts = ["# Evaluation"]
-    for title, header, rows in _tables(report.metrics):
+def markdown(title: str, tables: Iterable[Table], notes: Iterable[str], figures: Mapping[str, str]) -> str:
+    """A page of markdown. `figures`: titles and files beside the page."""
+    parts = [f"# {title}"]
+    for heading, header, rows in tables:
         lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
-        parts += [f"## {_markdown(title)}", "\n".join(lines)]
-    parts += [INTERVALS, *map(_markdown, report.notes)]
-    parts += [f"![{_markdown(title)}]({file})" for title, file in figures]
+        parts += [f"## {_markdown(heading)}", "\n".join(lines)]
+    parts += map(_markdown, notes)
+    parts += [f"![{_markdown(name)}]({file})" for name, file in figures.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(report: Report) -> str:
-    """One page that needs no other file."""
-    parts = [f"<h2>{_escape(title)}</h2>{_html_table(header, rows)}" for title, header, rows in _tables(report.metrics)]
-    parts += [f"<p>{_escape(note)}</p>" for note in (INTERVALS, *report.notes)]
-    parts += [_html_figure(name, png) for name, png in report.figures.items()]
-    if report.provenance:
-        parts += [f"<footer>{_html_table(*_provenance(report.provenance))}</footer>"]
-    return _PAGE.format(body="\n".join(parts))
+def page(
+    title: str, tables: Iterable[Table], notes: Iterable[str], figures: Mapping[str, bytes], foot: Table | None = None
+) -> str:
+    """One page of HTML that needs no other file. `figures`: PNG by name; `foot`: a table in small print, at the end."""
+    parts = [f"<h2>{_escape(heading)}</h2>{_html_table(header, rows)}" for heading, header, rows in tables]
+    parts += [f"<p>{_escape(note)}</p>" for note in notes]
+    parts += [_html_figure(name, png) for name, png in figures.items()]
+    if foot:
+        parts += [f"<footer>{_html_table(*foot[1:])}</footer>"]
+    return _PAGE.format(title=_escape(title), body="\n".join(parts))
 
 
-def _tables(metrics: Iterable[Metric]) -> Iterator[Table]:
+def metric_tables(metrics: Iterable[Metric]) -> Iterator[Table]:
     """One table for each evaluator and data set."""
     metrics = list(metrics)
     for evaluator, data in dict.fromkeys((metric.evaluator, metric.data) for metric in metrics):
@@ -78,7 +80,8 @@ def format_metric(metric: Metric) -> str:
     return form.format(metric.value) + interval
 
 
-def _provenance(entries: Iterable[Provenance]) -> tuple[list[str], list[list[str]]]:
+def provenance_table(entries: Iterable[Provenance]) -> Table:
+    """What the numbers hang on."""
     header = ["data", "model", "samples", "data fingerprint", "model fingerprint", "dtype", "seed", "versions"]
     rows = [
         [
@@ -87,7 +90,7 @@ def _provenance(entries: Iterable[Provenance]) -> tuple[list[str], list[list[str
         ]
         for one in entries
     ]
-    return header, rows
+    return "provenance", header, rows
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
@@ -124,7 +127,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation</title>
+<title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
@@ -138,7 +141,7 @@ figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #7b
 footer {{ margin-top: 3rem; font-size: .75rem; color: #7b8794; overflow-x: auto; }}
 footer td:nth-child(2) {{ font-weight: 400; background: none; }}
 </style>
-<h1>Evaluation</h1>
+<h1>{title}</h1>
 {body}
 </html>
 """

@@ -1,0 +1,208 @@
+"""Two reports, query by query: which model is better, how sure that is, and what changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcl.errors import UserError
+from mmcl.evaluate import tables
+from mmcl.evaluate.paired import SWAPS, paired_difference, swap_test
+from mmcl.evaluate.report import Metric, Report, file_name
+from mmcl.evaluate.rows import Rows
+
+NOTES = (
+    "Difference: B - A on the same queries, with the 95 % bootstrap interval of the difference (queries are drawn, both models "
+    "are scored on them). Intervals and p-values hold for each metric by itself, not for all of them at once.",
+    f"p: exact McNemar test for 0/1 outcomes, else a sign-flip permutation test (median: outcomes swapped) of {SWAPS} draws.",
+)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One metric of two models on the same queries.
+
+    Attributes:
+        evaluator, data, metric: as in `Metric`.
+        a, b: the two values.
+        difference, low, high: b - a, with its 95 % interval.
+        p: two-sided p-value, see `swap_test`.
+        n: queries.
+        won, lost: names of the queries on which B is better, and worse, the largest change first; their numbers, from 0, where
+            the report does not name its rows.
+    """
+
+    evaluator: str
+    data: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    won: tuple[str, ...] = field(repr=False)
+    lost: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        a, b: what the two models are called.
+        differences: one for each metric that both reports have row by row.
+        notes: what the numbers mean, and what could not be compared.
+        figures: PNG files by name, without ".png".
+    """
+
+    a: str
+    b: str
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = NOTES
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __getitem__(self, metric: str) -> Difference:
+        """The difference of a metric whose name is there once. Raises KeyError for none, or for several."""
+        found = [one for one in self.differences if one.metric == metric]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} differences have the metric {metric!r}; look in .differences")
+        return found[0]
+
+    def to_json(self) -> str:
+        content: dict[str, Any] = {"a": self.a, "b": self.b, "differences": [asdict(one) for one in self.differences]}
+        return json.dumps(content | {"notes": self.notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_text(self) -> str:
+        return tables.text(self._tables(), [f"A: {self.a}\nB: {self.b}", *self.notes])
+
+    def to_markdown(self) -> str:
+        figures = {name: f"{file_name(name)}.png" for name in self.figures}
+        return tables.markdown("Comparison", self._tables(), self._notes(), figures)
+
+    def to_html(self) -> str:
+        """One page that needs no other file."""
+        return tables.page("Comparison", self._tables(), self._notes(), self.figures)
+
+    def write(self, directory: str | Path) -> None:
+        """Writes comparison.json, comparison.md, comparison.html and the figures."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, png in self.figures.items():
+            (directory / f"{file_name(name)}.png").write_bytes(png)
+        for suffix, text in {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}.items():
+            (directory / f"comparison.{suffix}").write_text(text, encoding="utf-8")
+
+    def _notes(self) -> list[str]:
+        return [f"A: {self.a}", f"B: {self.b}", *self.notes]
+
+    def _tables(self) -> list[tables.Table]:
+        """For each evaluator and data set the differences, and some of the queries that changed."""
+        found = []
+        for evaluator, data in dict.fromkeys((one.evaluator, one.data) for one in self.differences):
+            own = [one for one in self.differences if (one.evaluator, one.data) == (evaluator, data)]
+            title = f"{evaluator}: {data}" if data else evaluator
+            found.append((title, ["metric", "B - A", "A", "B", "p", "won", "lost", "n"], [_row(one) for one in own]))
+            changes = [[one.metric, kind, name] for one in own for kind, name in _some_changes(one)]
+            if changes:
+                found.append((f"{title}: what changed", ["metric", "B is", "query"], changes))
+        return found
+
+
+def compare(
+    a: Report, b: Report, *, names: tuple[str, str] = ("A", "B"), models: tuple[str, str] = ("trained", "trained")
+) -> Comparison:
+    """Compares two reports on the same queries.
+
+    Args:
+        a, b: reports that carry rows: as `run` makes them, or loaded from a folder that `Report.write` wrote.
+        names: what the two are called.
+        models: the column of each report that is compared. With one report and two columns, a model and its baseline.
+
+    Returns:
+        Differences b - a. Metrics that only one of them has, or without rows (a calibration error, a correlation), are left out
+        with a note; so are shares of ties, which are no scores.
+
+    Raises:
+        UserError: a report has no such model, there is no metric with rows in both, or the queries are not the same.
+    """
+    ours, theirs = (_of_model(report, model, name) for report, model, name in zip((a, b), models, names, strict=True))
+    shared = [key for key in ours if key in theirs]
+    if not shared:
+        raise UserError(
+            f"{names[0]} and {names[1]} have no metric in common: evaluate both on the same data, under the same label"
+        )
+    paired = [key for key in shared if ours[key].rows is not None and theirs[key].rows is not None]
+    if not paired:
+        raise UserError(
+            f"{names[0]} and {names[1]} cannot be paired: at least one has no rows.safetensors beside its metrics.json; "
+            "evaluate it again with `mmcl eval`"
+        )
+    for data in dict.fromkeys(key[1] for key in paired):
+        _require_same_data(a, b, data, names)
+    differences = tuple(_difference(ours[key], theirs[key], names) for key in paired)
+    left = sorted(
+        {" ".join(key) for key in ours.keys() ^ theirs.keys()} | {" ".join(key) for key in shared if key not in paired}
+    )
+    skipped = (f"Not compared, for want of rows in both: {', '.join(left)}.",) if left else ()
+    return Comparison(*names, differences, NOTES + skipped)
+
+
+def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str], Metric]:
+    own = [metric for metric in report.metrics if metric.model == model]
+    if not own:
+        known = ", ".join(dict.fromkeys(metric.model for metric in report.metrics)) or "none"
+        raise UserError(f"{name}: has no model {model!r}; it has {known}")
+    return {(metric.evaluator, metric.data, metric.metric): metric for metric in own if not metric.metric.endswith("_tied")}
+
+
+def _require_same_data(a: Report, b: Report, data: str, names: tuple[str, str]) -> None:
+    prints = [{one.data_fingerprint for one in report.provenance if one.data == data} for report in (a, b)]
+    if all(prints) and not prints[0] & prints[1]:
+        made = " and ".join(f"{next(iter(own))[:12]} ({name})" for own, name in zip(prints, names, strict=True))
+        raise UserError(f"{data}: the two reports were made on different data, {made}; evaluate both on the same data")
+
+
+def _difference(a: Metric, b: Metric, names: tuple[str, str]) -> Difference:
+    assert a.rows is not None
+    assert b.rows is not None
+    place = ", ".join(filter(None, a.key[:3]))
+    if a.rows.names is not None and b.rows.names is not None and tuple(a.rows.names) != tuple(b.rows.names):
+        raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
+    try:
+        estimate, p = paired_difference(a.rows, b.rows), swap_test(a.rows, b.rows)
+    except ValueError:
+        made = f"{a.n} in {names[0]}, {b.n} in {names[1]}"
+        raise UserError(
+            f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
+        ) from None
+    won, lost = _changes(a.rows, b.rows, lower_is_better=a.metric.endswith("_rank"))
+    values = (a.value, b.value, estimate.value, estimate.low, estimate.high)
+    return Difference(*a.key[:3], *map(float, values), p, estimate.n, won, lost)  # type: ignore[arg-type]
+
+
+def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    gain = (a.values - b.values) if lower_is_better else (b.values - a.values)
+    names = [str(row) for row in range(len(a))] if a.names is None else a.names
+    order = np.argsort(-np.abs(gain), kind="stable")
+    return tuple(names[row] for row in order if gain[row] > 0), tuple(names[row] for row in order if gain[row] < 0)
+
+
+def _some_changes(one: Difference) -> list[tuple[str, str]]:
+    return [("better", name) for name in one.won[:_SHOWN]] + [("worse", name) for name in one.lost[:_SHOWN]]
+
+
+def _row(one: Difference) -> list[str]:
+    form = "{:.1f}" if one.metric.endswith("rank") else "{:.3f}"
+    a, b = form.format(one.a), form.format(one.b)
+    signed = form.replace(":", ":+")
+    difference = f"{signed.format(one.difference)} [{signed.format(one.low)}, {signed.format(one.high)}]"
+    p = "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+    return [one.metric, difference, a, b, p, str(len(one.won)), str(len(one.lost)), str(one.n)]

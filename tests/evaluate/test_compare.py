@@ -1,0 +1,190 @@
+"""Paired comparison: against a slow bootstrap and SciPy, by its coverage, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, permutation_test
+
+from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
+from mmcl.evaluate.paired import paired_difference, swap_test
+from mmcl.evaluate.report import Provenance
+from mmcl.evaluate.rows import Rows
+from tests.evaluate.toys import PatternModel, PatternSource
+
+
+def hits(n: int, share: float, seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).random(n) < share).astype(np.float32)
+
+
+def two(statistic: str, n: int = 60) -> tuple[Rows, Rows]:
+    rng = np.random.default_rng(3)
+    labels = rng.choice(4, n, p=[0.5, 0.3, 0.1, 0.1]) if statistic == "class_mean" else None
+    a = rng.integers(1, 40, n).astype(np.float32)
+    b = np.maximum(1, a - rng.integers(-3, 8, n)).astype(np.float32)
+    return Rows(a, statistic, labels), Rows(b, statistic, labels)
+
+
+def slow_bootstrap(a: Rows, b: Rows) -> tuple[float, float]:
+    """Draws queries one resample at a time, and computes both statistics from scratch."""
+    rng, n = np.random.default_rng(9), len(a)
+
+    def value(rows: Rows, drawn: np.ndarray) -> float:
+        if rows.statistic == "median":
+            return float(np.median(rows.values[drawn]))
+        if rows.labels is None:
+            return float(np.mean(rows.values[drawn]))
+        return float(np.mean([rows.values[drawn][rows.labels[drawn] == label].mean() for label in np.unique(rows.labels)]))
+
+    def draw() -> np.ndarray:
+        if a.labels is None:
+            return rng.integers(n, size=n)
+        own = [np.flatnonzero(a.labels == label) for label in np.unique(a.labels)]
+        return np.concatenate([rng.choice(rows, len(rows)) for rows in own])
+
+    differences = []
+    for _ in range(3000):
+        drawn = draw()
+        differences.append(value(b, drawn) - value(a, drawn))
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median", "class_mean"])
+def test_interval_equals_a_slow_bootstrap(statistic: str) -> None:
+    a, b = two(statistic)
+    found = paired_difference(a, b)
+    spread = abs(found.low - found.high)
+    assert (found.low, found.high) == pytest.approx(slow_bootstrap(a, b), abs=0.1 * spread)
+
+
+def test_interval_covers_the_true_difference() -> None:
+    """Two models that share what is hard: B is right where A is, and on a tenth of the rest; 1 in 20 A loses."""
+    covered, rng = [], np.random.default_rng(0)
+    for seed in range(300):
+        a = rng.random(150) < 0.5
+        b = np.where(a, rng.random(150) < 0.9, rng.random(150) < 0.3)
+        found = paired_difference(Rows(a.astype(np.float32)), Rows(b.astype(np.float32)), seed=seed)
+        covered.append(found.low <= 0.5 * 0.3 - 0.5 * 0.1 <= found.high)
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+def test_pairing_is_narrower_than_two_intervals() -> None:
+    a = hits(500, 0.5, 0)
+    b = np.where(hits(500, 0.05, 1) == 1, 1, a)
+    paired, half = paired_difference(Rows(a), Rows(b)), 1.96 * np.sqrt(2 * 0.25 / 500)
+    assert paired.high - paired.low < half
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 0), (12, 4), (30, 30)])
+def test_p_of_hits_is_mcnemars(won: int, lost: int) -> None:
+    a = np.r_[np.zeros(won), np.ones(lost), np.ones(20)].astype(np.float32)
+    b = np.r_[np.ones(won), np.zeros(lost), np.ones(20)].astype(np.float32)
+    expected = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    assert swap_test(Rows(a), Rows(b)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "class_mean", "median"])
+def test_p_is_that_of_scipys_permutation_test(statistic: str) -> None:
+    a, b = two(statistic, n=25)
+    weight = np.full(25, 1 / 25) if a.labels is None else np.array([1 / 4 / np.sum(a.labels == label) for label in a.labels])
+
+    def change(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        if statistic == "median":
+            return np.median(y, axis=axis) - np.median(x, axis=axis)
+        return ((y - x) * weight).sum(axis=axis)
+
+    options = {"permutation_type": "samples", "n_resamples": 4999, "vectorized": True, "rng": np.random.default_rng(0)}
+    expected = permutation_test((a.values.astype(float), b.values.astype(float)), change, **options).pvalue
+    assert swap_test(a, b) == pytest.approx(expected, abs=0.03)
+
+
+def test_under_the_null_p_is_below_five_per_cent_at_most_that_often() -> None:
+    rng = np.random.default_rng(1)
+    p = [
+        swap_test(Rows(rng.normal(size=20).astype(np.float32)), Rows(rng.normal(size=20).astype(np.float32)))
+        for _ in range(120)
+    ]
+    assert np.mean(np.array(p) < 0.05) < 0.13
+
+
+def evaluated(source: PatternSource, *, shift: int = 0) -> Report:
+    """Of a model that, with a shift, takes some patterns for others."""
+
+    class Shifted(PatternModel):
+        def encode_text(self, texts, **options):  # type: ignore[no-untyped-def]
+            rows = super().encode_text(texts, **options)
+            return np.concatenate([np.roll(rows[:shift], 1, axis=0), rows[shift:]])
+
+    task = Task("patterns", source, PatternSource(60, seed=1))
+    return run([("retrieval", {"examples": 0}), ("zero_shot", {})], [CachedModel(Shifted())], [task])
+
+
+@pytest.fixture(scope="module")
+def right() -> Report:
+    return evaluated(PatternSource(36, seed=0))
+
+
+def test_the_same_twice_is_exactly_zero(right: Report) -> None:
+    for one in compare(right, right).differences:
+        assert (one.difference, one.low, one.high, one.p) == (0, 0, 0, 1)
+        assert one.won == one.lost == ()
+
+
+def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
+    right.write(tmp_path / "a")
+    evaluated(PatternSource(36, seed=0), shift=3).write(tmp_path / "b")
+    found = compare(Report.load(tmp_path / "a"), Report.load(tmp_path / "b"), names=("runs/a", "runs/b"))
+    one = found["text_to_image_R@1"]
+    assert (one.a, one.b, one.difference) == (1.0, 0.5, -0.5)
+    assert one.lost == ("pattern 0", "pattern 1", "pattern 2")
+    assert one.won == ()
+    rank = found["text_to_image_median_rank"]  # lower is better
+    assert len(rank.lost) == 3
+    assert {row["metric"] for row in json.loads(found.to_json())["differences"]} >= {"zero_shot_top1", "image_to_text_R@1"}
+    assert not any(row.metric.endswith("_tied") for row in found.differences)
+    assert "zero_shot_ece" in found.notes[-1]
+    for page in (found.to_text(), found.to_markdown(), found.to_html()):
+        assert "runs/b" in page
+        assert "pattern 2" in page
+    found.write(tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {f"comparison.{kind}" for kind in ("json", "md", "html")}
+
+
+def test_two_columns_of_one_report(right: Report) -> None:
+    found = compare(right, right, models=("raw pixels", "trained"))
+    assert found["zero_shot_top1"].b == 1
+
+
+def metric(values: np.ndarray, names: tuple[str, ...] | None = None, name: str = "knn5_top1") -> Report:
+    rows = Rows(values.astype(np.float32), names=names)
+    return Report((Metric("knn", "mnist", name, "trained", float(values.mean()), 0.0, 1.0, len(values), rows),))
+
+
+def test_what_is_not_paired_is_refused(right: Report) -> None:
+    with pytest.raises(UserError, match=r"different data, patterns 0 3 \(A\) and patterns 5 3 \(B\)"):
+        compare(right, evaluated(PatternSource(36, seed=5)))
+    with pytest.raises(UserError, match=r"not the same \(8 in A, 9 in B\)"):
+        compare(metric(hits(8, 0.5, 0)), metric(hits(9, 0.5, 0)))
+    with pytest.raises(UserError, match="have other queries"):
+        compare(metric(hits(2, 0.5, 0), ("a", "b")), metric(hits(2, 0.5, 0), ("a", "c")))
+    with pytest.raises(UserError, match="no metric in common"):
+        compare(metric(hits(8, 0.5, 0)), metric(hits(8, 0.5, 0), name="knn1_top1"))
+    with pytest.raises(UserError, match="has no model 'untrained'; it has trained"):
+        compare(metric(hits(8, 0.5, 0)), metric(hits(8, 0.5, 0)), models=("trained", "untrained"))
+    bare = replace(right, metrics=tuple(replace(one, rows=None) for one in right.metrics))
+    with pytest.raises(UserError, match=r"rows\.safetensors"):
+        compare(right, bare)
+
+
+def test_changed_contents_under_the_same_names_are_refused() -> None:
+    versions: dict[str, str] = {}
+    made = [Provenance("mnist", "trained", 8, print_, "m", "float32", 0, versions) for print_ in ("x", "y")]
+    one = metric(hits(8, 0.5, 0))
+    with pytest.raises(UserError, match="different data"):
+        compare(one + Report(provenance=(made[0],)), one + Report(provenance=(made[1],)))
