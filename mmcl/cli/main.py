@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from mmcl.cli.classify import classify
+from mmcl.cli.compare import compare
 from mmcl.cli.doctor import Doctor, doctor
 from mmcl.cli.evaluate import evaluate
 from mmcl.cli.list import list_components
@@ -18,6 +19,7 @@ _VERBS: dict[str, Callable[..., object]] = {
     "classify": classify,
     "search": search,
     "eval": evaluate,
+    "compare": compare,
     "list": list_components,
     "doctor": Doctor,
 }

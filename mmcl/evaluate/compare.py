@@ -184,8 +184,10 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str]) -> Difference:
             f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
         ) from None
     won, lost = _changes(a.rows, b.rows, lower_is_better=a.metric.endswith("_rank"))
-    values = (a.value, b.value, estimate.value, estimate.low, estimate.high)
-    return Difference(*a.key[:3], *map(float, values), p, estimate.n, won, lost)  # type: ignore[arg-type]
+    value, low, high = (float(number) for number in (estimate.value, estimate.low, estimate.high))  # type: ignore[arg-type]
+    assert a.value is not None
+    assert b.value is not None
+    return Difference(a.evaluator, a.data, a.metric, a.value, b.value, value, low, high, p, a.n, won, lost)
 
 
 def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -66,6 +66,27 @@ def retrieval_examples(
     return _png(figure)
 
 
+def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[str, str], title: str = "") -> bytes:
+    """Texts with the images that two models found, right ones in green and wrong ones in red.
+
+    Args:
+        rows: texts, each with up to three hits of either model: (PIL image, whether it is right).
+        names: of the models, above their columns.
+    """
+    height = 1.35 * len(rows) + 1.2
+    figure = _figure(9, height, title)
+    grid = figure.add_gridspec(len(rows), 8, left=0.03, right=0.98, bottom=0.02, top=1 - 1.05 / height, hspace=0.2)
+    for column, name in zip((1, 5), names, strict=True):
+        place = grid[0, column].get_position(figure)
+        figure.text(place.x0, 1 - 0.8 / height, name, color=INK, fontsize=11, parse_math=False, fontfamily=_fonts())
+    for row, (text, *found) in enumerate(rows):
+        _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=14, ha="center", fontsize=10, weight="bold")
+        for first, hits in zip((1, 5), found, strict=True):
+            for column, (picture, right) in enumerate(hits[:3], first):
+                _show(figure.add_subplot(grid[row, column]), picture, RIGHT if right else WRONG)
+    return _png(figure)
+
+
 def loss_curve(
     rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str] = ("loss", "logit_scale", "lr"), title: str = ""
 ) -> bytes:

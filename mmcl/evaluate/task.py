@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from mmcl.data.source import Source
+from mmcl.data.source import Source, digest
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
+from mmcl.evaluate.cache import EmbeddingCache, pictures_digest
 from mmcl.evaluate.report import Provenance
 from mmcl.evaluate.statistics import SEED
 from mmcl.types import EmbeddingModel, Preprocess
+
+DTYPE = "float32"
+"""Of the embeddings that every model gives, see `EmbeddingModel`."""
 
 
 class CachedModel:
@@ -24,12 +28,21 @@ class CachedModel:
         model: what embeds.
         name: its column in the report: "trained", "untrained", ...
         batch_size: pictures per batch; by default the model chooses.
+        cache: where embeddings are kept from one process to the next; None for nowhere.
     """
 
-    def __init__(self, model: EmbeddingModel, name: str = "trained", *, batch_size: int | None = None):
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        name: str = "trained",
+        *,
+        batch_size: int | None = None,
+        cache: EmbeddingCache | None = None,
+    ):
         self.model = model
         self.name = name
         self.batch_size = batch_size
+        self.cache = cache
         self._images: dict[str, np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
 
@@ -37,15 +50,30 @@ class CachedModel:
         """Embeddings of every picture of a source: float32 [N, D]."""
         key = source.fingerprint
         if key not in self._images:
-            self._images[key] = self.model.encode_image(source, batch_size=self.batch_size)
+            self._images[key] = self._stored(
+                lambda: self.model.encode_image(source, batch_size=self.batch_size),
+                lambda: {"data": key, "pictures": pictures_digest(source)},
+            )
         return self._images[key]
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts: float32 [M, D]; only new ones are encoded."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            self._texts.update(zip(new, self.model.encode_text(new), strict=True))
+            rows = self._stored(lambda: self.model.encode_text(new), lambda: {"texts": digest(*new)})
+            self._texts.update(zip(new, rows, strict=True))
         return np.stack([self._texts[text] for text in texts])
+
+    def _stored(self, encode: Callable[[], np.ndarray], inputs: Callable[[], Mapping[str, str]]) -> np.ndarray:
+        if self.cache is None:
+            return encode()
+        # The fingerprint of the model covers its weights, preprocessing and tokenizer.
+        depends_on = {"model": self.model.fingerprint, "dtype": DTYPE, "versions": str(library_versions()), **inputs()}
+        rows = self.cache.load(depends_on)
+        if rows is None:
+            rows = encode()
+            self.cache.save(depends_on, rows)
+        return rows
 
     def require_text(self, evaluator: str) -> None:
         """Raises UserError when the model has no text tower."""
@@ -135,9 +163,8 @@ class Task:
 
     def provenance(self, model: CachedModel) -> Provenance:
         """What the numbers of a model on this task hang on."""
-        versions = {name: str(sys.modules[name].__version__) for name in ("mmcl", "torch", "numpy")}
         fingerprints = self.source.fingerprint, model.model.fingerprint
-        return Provenance(self.name, model.name, len(self.source), *fingerprints, "float32", SEED, versions)
+        return Provenance(self.name, model.name, len(self.source), *fingerprints, DTYPE, SEED, library_versions())
 
     @property
     def required_bank(self) -> Source:
@@ -184,6 +211,11 @@ def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
     size = len(captions) + len(node)
     _, component = connected_components(coo_array((np.ones(len(text)), (image, text)), shape=(size, size)), directed=False)
     return component[: len(captions)].astype(np.int64)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides an embedding besides its model and data."""
+    return {name: str(sys.modules[name].__version__) for name in ("mmcl", "torch", "numpy", "PIL")}
 
 
 def _labels(source: Source, name: str) -> np.ndarray:

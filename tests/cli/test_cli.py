@@ -100,6 +100,27 @@ def test_eval_of_other_data(run_dir: Path, folder: Path, tmp_path: Path, capsys:
     assert (out / "report.html").exists()
 
 
+def test_compare(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(run_dir), str(run_dir / "report" / "metrics.json"), "--json"]) == 0
+    differences = json.loads(capsys.readouterr().out)["differences"]
+    assert {one["metric"] for one in differences} >= {"text_to_image_R@1", "image_to_text_R@1"}
+    assert all(one["difference"] == one["low"] == one["high"] == 0 for one in differences)
+    words = ["compare", str(run_dir), str(run_dir), "--models", "untrained", "trained", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "B - A" in capsys.readouterr().out
+    assert (tmp_path / "comparison.md").is_file()
+
+
+def test_compare_shows_what_both_runs_found(folder: Path, tmp_path: Path) -> None:
+    evaluation = f"[{{name: retrieval, label: squares, data: {{path: {folder}}}, args: {{examples: 0}}}}]"
+    runs = [tmp_path / name for name in "ab"]
+    for seed, run in enumerate(runs):
+        train(tiny_config(folder, run, "--evaluate", evaluation, "--train.steps", "2", "--train.seed", str(seed)))
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "what_changed_squares.png").stat().st_size > 500
+    assert "what changed squares" in (tmp_path / "out" / "comparison.html").read_text().lower().replace("_", " ")
+
+
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = capsys.readouterr().out
@@ -136,6 +157,8 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["search", "{run}"], "nothing to look for"),
         (["search", "{run}", "x", "--images", "{folder}/none"], "none"),
         (["search", "{run}", "x", "--top-k", "0"], "top_k"),
+        (["compare", "{run}", "{folder}"], "no report here"),
+        (["compare", "{run}", "{run}", "--models", "trained", "best"], "has no model 'best'"),
         (["eval", "{folder}"], "squares"),
         (["eval", "{run}", "--data", "{folder}"], "--data needs --evaluator"),
         (["eval", "{run}", "--evaluator", "knn"], "needs --data"),
@@ -153,7 +176,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("verb", ["classify", "search", "eval", "list", "doctor"])
+@pytest.mark.parametrize("verb", ["classify", "search", "eval", "compare", "list", "doctor"])
 def test_help_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])

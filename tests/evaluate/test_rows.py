@@ -80,7 +80,7 @@ def test_provenance_says_what_the_numbers_hang_on(report: Report) -> None:
     (one,) = report.provenance
     assert (one.data, one.model, one.n) == ("patterns", "trained", 36)
     assert (one.data_fingerprint, one.model_fingerprint) == ("patterns 0 36", "patterns")
-    assert set(one.versions) == {"mmcl", "torch", "numpy"}
+    assert set(one.versions) == {"mmcl", "torch", "numpy", "PIL"}
     assert "<td>patterns 0 3</td>" in report.to_html()
 
 

@@ -1,0 +1,55 @@
+"""`mmcl compare`: two runs or reports on the same queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcl.evaluate import Report
+
+
+def compare(
+    a: Positional[Path],
+    b: Positional[Path],
+    /,
+    *,
+    models: tuple[str, str] = ("trained", "trained"),
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Compare two results query by query: mmcl compare runs/a runs/b
+
+    The difference B - A of every metric, its 95 % interval and p-value, and the queries that B wins and loses.
+
+    Args:
+        a: A run directory, a report folder, or the metrics.json in it.
+        b: The other; the same one to compare two of its columns.
+        models: The column of each that is compared, e.g. --models "raw pixels" trained.
+        out: Write comparison.html, .md, .json and the pictures into this folder.
+        json: Print JSON instead of tables.
+    """
+    from mmcl.engine.comparison import with_pictures
+    from mmcl.evaluate import compare as compare_reports
+
+    comparison = compare_reports(_report(a), _report(b), names=(str(a), str(b)), models=models)
+    if out is not None:
+        trained = models == ("trained", "trained")
+        comparison = with_pictures(comparison, a, b) if trained else comparison
+        comparison.write(out)
+    print(comparison.to_json() if json else comparison.to_text())
+    if out is not None and not json:
+        print(f"\nreport   {out}/comparison.html")
+
+
+def _report(path: Path) -> Report:
+    from mmcl.evaluate import Report
+
+    for folder in (path.parent if path.name == "metrics.json" else path, path / "report"):
+        if (folder / "metrics.json").is_file():
+            return Report.load(folder)
+    raise UserError(f"{path}: no report here; give a run directory, a folder that `mmcl eval --out` wrote, or its metrics.json")

@@ -1,0 +1,139 @@
+"""Embeddings on disk, so that nothing is encoded twice: an entry is found only by everything that it depends on.
+
+An entry is `KEY.safetensors` and `KEY.json`, which says what it holds, how many bytes it has and their sha256. Both are written
+aside and renamed, the JSON last: an entry is whole, or there is none. The entries that were not used for longest make room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmcl.data.source import ImageLike, Source, digest
+from mmcl.errors import UserError
+from mmcl.safe import read_json
+
+MAX_BYTES = 4 * 2**30
+
+
+class EmbeddingCache:
+    """A folder of embeddings.
+
+    Args:
+        folder: made when it is first written to.
+        max_bytes: of all entries together; an array that is larger is not kept.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES):
+        self.folder = folder
+        self.max_bytes = max_bytes
+
+    def load(self, depends_on: Mapping[str, str]) -> np.ndarray | None:
+        """The rows that `save` stored under the same facts, or None. Damaged ones are warned about and removed."""
+        from safetensors.numpy import load
+
+        entry, data = self._paths(depends_on)
+        if not entry.is_file():
+            return None
+        try:
+            content = data.read_bytes()
+            said = read_json(entry)
+            if (said["bytes"], said["sha256"]) != (len(content), hashlib.sha256(content).hexdigest()):
+                raise UserError("its bytes are not those that were written")
+            os.utime(entry)
+            return load(content)["rows"]
+        except (UserError, OSError, KeyError) as error:
+            warnings.warn(
+                f"{data}: a cached embedding is damaged ({error}) and is computed again", RuntimeWarning, stacklevel=2
+            )
+            self._remove(entry)
+            return None
+
+    def save(self, depends_on: Mapping[str, str], rows: np.ndarray) -> None:
+        """Stores float32 [N, D], and removes what then is too much. A disk that is full or read-only is warned about."""
+        from safetensors.numpy import save
+
+        entry, data = self._paths(depends_on)
+        content = save({"rows": np.ascontiguousarray(rows)})
+        if len(content) > self.max_bytes:
+            return
+        facts = {"depends_on": dict(depends_on), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(data, content)
+            _write(entry, json.dumps(facts, indent=1).encode())
+            self._make_room()
+        except OSError as error:
+            warnings.warn(f"{self.folder}: embeddings are not cached: {error}", RuntimeWarning, stacklevel=2)
+
+    def _paths(self, depends_on: Mapping[str, str]) -> tuple[Path, Path]:
+        key = digest(sorted(depends_on.items()))[:32]
+        return self.folder / f"{key}.json", self.folder / f"{key}.safetensors"
+
+    def _make_room(self) -> None:
+        sizes = {file: file.stat() for file in self.folder.glob("*.safetensors")}
+        total = sum(size.st_size for size in sizes.values())
+        entries = sorted(self.folder.glob("*.json"), key=lambda entry: entry.stat().st_mtime_ns)
+        for entry in entries:
+            if total <= self.max_bytes:
+                return
+            data = entry.with_suffix(".safetensors")
+            total -= sizes[data].st_size if data in sizes else 0
+            self._remove(entry)
+
+    @staticmethod
+    def _remove(entry: Path) -> None:
+        # The JSON first: without it there is no entry, at whatever moment this ends.
+        entry.unlink(missing_ok=True)
+        entry.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def default_cache() -> EmbeddingCache | None:
+    """The cache in the folder that the environment variable MMCL_CACHE names, else ~/.cache/mmcl/embeddings; "off" for none."""
+    place = os.environ.get("MMCL_CACHE") or "~/.cache/mmcl/embeddings"
+    return None if place == "off" else EmbeddingCache(Path(place).expanduser())
+
+
+def pictures_digest(source: Source) -> str:
+    """Hex digest of the pictures themselves: of files, their size and time of change; of others, their bytes.
+
+    A source's fingerprint need not read its pictures, as a copied folder is to be the same data. A cache must see that a
+    picture was changed in place.
+    """
+    state = hashlib.sha256()
+    for index in range(len(source)):
+        state.update(digest(*_identity(source[index].image)).encode())
+    return state.hexdigest()
+
+
+def _identity(image: ImageLike | None) -> tuple[object, ...]:
+    if isinstance(image, str | Path):
+        try:
+            stat = os.stat(image)
+        except OSError:
+            return (str(image),)  # The one who reads it names it.
+        return str(image), stat.st_size, stat.st_mtime_ns
+    if isinstance(image, Image.Image):
+        return image.mode, image.size, image.tobytes()
+    if isinstance(image, np.ndarray):
+        return image.shape, image.dtype.str, image.tobytes()
+    return (image,)
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor, stage = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(stage, path)
+    except BaseException:
+        Path(stage).unlink(missing_ok=True)
+        raise
