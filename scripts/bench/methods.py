@@ -3,14 +3,15 @@
 python scripts/bench/methods.py --data mnist --json methods.json
 python scripts/bench/methods.py --data mnist --methods simclr byol --seeds 0 1 2 --epochs 2
 
-A method is the name of a configuration, configs/NAME_mnist.yaml, or the path of any other, whose own evaluators then hold.
-Every run is a process of its own; one that is finished is not repeated. Unknown flags go to scripts/train.py. Seconds are from
-the start of the run to the saved model, memory is the peak of the process, evaluation included.
+A method is the name of a configuration, configs/NAME_mnist.yaml; its own evaluators give way to the same ones for all: k-NN,
+a linear probe, and fine-tuning on 1 % of the labels. Every training is a process of its own; what is finished is not repeated.
+Unknown flags go to scripts/train.py. Seconds are from the start of the training to the saved model, memory is its peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -18,23 +19,26 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmcl.config import load_config, to_yaml
+from mmcl.data.open import open_source
+from mmcl.engine.build import build_method, build_model
+from mmcl.evaluate import CachedModel, Task, run
+from mmcl.interop.load import load_model
+from mmcl.interop.model import Model
+
 ROOT = Path(__file__).resolve().parents[2]
-TEST = {
-    "mnist": "{name: torchvision, args: {dataset: MNIST, train: false}}",
-    "digits": "{name: digits, args: {fold: test}}",
+SOURCES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "mnist": ("torchvision", {"dataset": "MNIST", "train": True}, {"dataset": "MNIST", "train": False}),
+    "digits": ("digits", {"fold": "train"}, {"fold": "test"}),
 }
+PROTOCOL: list[tuple[str, dict[str, Any]]] = [("knn", {"ks": [5]}), ("linear_probe", {}), ("few_label", {"amounts": [0.01]})]
 # The configurations are those of MNIST: the digits are a quarter of the width.
 DIGITS_FLAGS = ("--data.train", "{name: digits, args: {fold: train}}", "--image.encoder.args.image_size", "16")
-
-
-def protocol(data: str) -> str:
-    """The evaluators of every method, as YAML."""
-    evaluators = ("name: knn, args: {ks: [5]}", "name: linear_probe", "name: few_label, args: {amounts: [0.01]}")
-    return f"[{', '.join(f'{{{evaluator}, label: {data}, data: {TEST[data]}}}' for evaluator in evaluators)}]"
 
 
 def known_methods() -> list[str]:
@@ -43,24 +47,30 @@ def known_methods() -> list[str]:
 
 def command_of(method: str, data: str) -> list[str]:
     """The arguments of scripts/train.py without seed and folder."""
-    if method.endswith(".yaml"):
-        return [method]
     own = ROOT / "configs" / f"{method}_{data}.yaml"
     config = own if own.exists() else ROOT / "configs" / f"{method}_mnist.yaml"
     if not config.exists():
         raise SystemExit(f"methods: no configuration of {method!r}; there are {', '.join(known_methods())}")
     flags = DIGITS_FLAGS if data == "digits" and config != own else ()
-    return [str(config), *flags, "--evaluate", protocol(data)]
+    return [str(config), *flags, "--evaluate", "[]"]
 
 
-def train(command: list[str], run_dir: Path) -> dict[str, Any]:
-    """One run in a process of its own, unless it is finished: seconds, peak memory in MB, rows of its report."""
-    result = run_dir / "bench.json"
+def once(result: Path, command: list[str], compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, or gave to an earlier call of this bench with the same settings."""
+    settings = to_yaml(load_config(command[0], command[1:]))
     if result.exists():
-        found: dict[str, Any] = json.loads(result.read_text())
-        if found["command"] != command:
-            raise SystemExit(f"methods: {run_dir} is of other settings; give another --runs")
-        return found
+        found = json.loads(result.read_text())
+        if found["settings"] != settings:
+            raise SystemExit(f"methods: {result.parent} is of other settings; remove it, or give another --runs")
+        return found["value"]
+    value = compute()
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps({"settings": settings, "value": value}) + "\n")
+    return value
+
+
+def train(command: list[str], run_dir: Path) -> dict[str, float]:
+    """One training in a process of its own: its costs by name of the measure."""
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, str(ROOT / "scripts" / "train.py"), *command, "--run_dir", str(run_dir)]
@@ -71,34 +81,39 @@ def train(command: list[str], run_dir: Path) -> dict[str, Any]:
     if status:
         raise SystemExit(f"methods: {run_dir.name} failed: {log.read_text()[-2000:]}")
     started, ended = ((run_dir / name).stat().st_mtime for name in ("config.yaml", "model/config.json"))
-    found = {
-        "command": command,
-        "seconds": ended - started,
-        "peak_mb": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024),
-        "metrics": json.loads((run_dir / "report" / "metrics.json").read_text()),
-    }
-    result.write_text(json.dumps(found) + "\n")
+    return {"seconds": ended - started, "MB": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)}
+
+
+def evaluate(model: Model, name: str, task: Task) -> list[dict[str, Any]]:
+    """The rows of the protocol's report."""
+    rows: list[dict[str, Any]] = json.loads(run(PROTOCOL, [CachedModel(model, name)], [task]).to_json())
+    return rows
+
+
+def baselines(runs: Path, task: Task) -> list[dict[str, Any]]:
+    """What every method has in common: the untrained net, pixels and their components, chance."""
+    command = command_of("simclr", task.name)
+
+    def compute() -> Any:
+        return evaluate(build_model(build_method(load_config(command[0], command[1:]))), "untrained", task)
+
+    found: list[dict[str, Any]] = once(runs / f"baselines-{task.name}" / "evaluation.json", command, compute)
     return found
 
 
-def measures(method: str, run: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float]]:
-    """(case, measure, unit) and value: of the trained model under the method's name, of the others under their own."""
-    yield (method, "training", "s"), run["seconds"]
-    yield (method, "peak memory", "MB"), run["peak_mb"]
-    for row in run["metrics"]:
-        if row["value"] is not None:
-            case = method if row["model"] == "trained" else f"{method} {row['model']}" if _own(row) else row["model"]
-            yield (case, f"{row['data']} {row['metric']}", "share"), row["value"]
-
-
-def _own(row: dict[str, Any]) -> bool:
-    """Whether a baseline depends on the method: its architecture, or the model that it started from."""
-    return row["model"] in ("untrained", "before")
+def one_run(method: str, seed: int, flags: list[str], runs: Path, task: Task) -> dict[str, float]:
+    """Costs and scores of a method with a seed, by name of the measure."""
+    command = [*command_of(method, task.name), *flags, "--train.seed", str(seed)]
+    folder = runs / f"{method}-{task.name}-seed{seed}"
+    costs: dict[str, float] = once(folder / "training.json", command, lambda: train(command, folder))
+    scored = replace(task, baselines=False)
+    rows = once(folder / "evaluation.json", command, lambda: evaluate(load_model(str(folder)), method, scored))
+    return costs | {row["metric"]: row["value"] for row in rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=sorted(TEST), default="mnist")
+    parser.add_argument("--data", choices=sorted(SOURCES), default="mnist")
     parser.add_argument("--methods", nargs="+", default=known_methods(), help="default: all that have a configuration on MNIST")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, help="the budget of every method; default: that of its configuration")
@@ -107,29 +122,49 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     budget = ["--train.epochs", str(arguments.epochs)] if arguments.epochs else []
 
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for method in arguments.methods:
-        for seed in arguments.seeds:
-            name = Path(method).stem
-            command = [*command_of(method, arguments.data), *budget, *flags, "--train.seed", str(seed)]
-            run = train(command, arguments.runs / f"{name}-{arguments.data}-seed{seed}")
-            for key, value in measures(name, run):
-                values.setdefault(key, []).append(value)
-            print(f"{name}, seed {seed}: {run['seconds']:.0f} s", file=sys.stderr, flush=True)
-
-    rows = []
-    for (case, measure, unit), found in values.items():
-        raw = values.get(("raw pixels", measure, unit))
-        mean, peer = statistics.mean(found), statistics.mean(raw) if raw else None
-        spread = statistics.stdev(found) if len(found) > 1 else None
-        row = {"case": case, "measure": measure, "unit": unit, "mmcl": mean, "stdev": spread, "values": found}
-        rows.append(row | {"peer": "raw pixels", "peer_value": peer, "ratio": mean / peer if peer else None})
-    for row in sorted(rows, key=lambda row: (row["measure"], row["case"])):
-        spread = "" if row["stdev"] is None else f" +- {row['stdev']:.4f}"
-        print(f"{row['measure']:<42} {row['case']:<28} {row['mmcl']:.4f}{spread} {row['unit']}")
+    source, bank_args, test_args = SOURCES[arguments.data]
+    bank, test = (open_source(source, args=args) for args in (bank_args, test_args))
+    task = Task(arguments.data, test, bank)
+    values = {(row["model"], row["metric"]): [row["value"]] for row in baselines(arguments.runs, task)}
+    for method, seed in itertools.product(arguments.methods, arguments.seeds):
+        found = one_run(method, seed, [*budget, *flags], arguments.runs, task)
+        for measure, value in found.items():
+            values.setdefault((method, measure), []).append(value)
+        print(f"{method}, seed {seed}: {', '.join(f'{key} {value:.5g}' for key, value in found.items())}", flush=True)
+    print_table(values)
     if arguments.json:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        arguments.json.write_text(json.dumps({"bench": "methods", "machine": machine, "rows": rows}, indent=1) + "\n")
+        table = {"bench": "methods", "machine": machine, "rows": json_rows(values)}
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
+        print(f"written to {arguments.json}; the runs are in {arguments.runs}")
+
+
+def print_table(values: dict[tuple[str, str], list[float]]) -> None:
+    """A markdown table: a row for each case, with the mean and the deviation over the seeds."""
+    measures = list(dict.fromkeys(measure for _, measure in values))
+    print(f"| | {' | '.join(measures)} |\n|---|{'---|' * len(measures)}")
+    for case in dict.fromkeys(case for case, _ in values):
+        print(f"| {case} | {' | '.join(cell(values.get((case, measure), [])) for measure in measures)} |")
+
+
+def cell(found: list[float]) -> str:
+    if not found:
+        return ""
+    digits = 4 if max(found) <= 1 else 0
+    spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{spread}"
+
+
+def json_rows(values: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+    rows = []
+    for (case, measure), found in values.items():
+        raw = values.get(("raw pixels", measure))
+        mean, peer = statistics.mean(found), statistics.mean(raw) if raw else None
+        spread = statistics.stdev(found) if len(found) > 1 else None
+        row = {"case": case, "measure": measure, "unit": measure if measure in ("seconds", "MB") else "share", "mmcl": mean}
+        row |= {"stdev": spread, "values": found}
+        rows.append(row | {"peer": "raw pixels", "peer_value": peer, "ratio": mean / peer if peer else None})
+    return rows
 
 
 if __name__ == "__main__":
