@@ -333,7 +333,7 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
     """Reads a configuration and applies flags on top.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; what it does not say is taken from its `base`, if it names one, a file beside it.
         flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]; several values make a list, none means true.
 
     Returns:
@@ -343,6 +343,18 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
         UserError: names the file, the key and the fix.
     """
     path = Path(path)
+    try:
+        tree = _read_settings(path)
+        for key, value in parse_flags(flags).items():
+            _set_path(tree, key.split("."), value)
+        config = from_dict(Config, tree, str(path))
+    except RecursionError:
+        raise UserError(f"{path}: a value is nested too deeply, or holds itself") from None
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, on top of those of its `base`; `above` are the files whose base this is."""
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
         raise UserError(f"configuration {path} does not exist; configurations beside it: {known}")
@@ -352,13 +364,23 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
-    for key, value in parse_flags(flags).items():
-        _set_path(tree, key.split("."), value)
-    try:
-        config = from_dict(Config, tree, str(path))
-    except RecursionError:
-        raise UserError(f"{path}: a value is nested too deeply, or holds itself") from None
-    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or path.parent / base in (*above, path):
+        raise UserError(f"{path}: base is {base!r}; name another configuration beside it, which is not based on this one")
+    return _merged(_read_settings(path.parent / base, (*above, path)), tree)
+
+
+def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key. A component of another name replaces that of the base: its arguments are its own."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = base.get(key)
+        mappings = isinstance(below, dict) and isinstance(value, dict)
+        renamed = mappings and value.get("name", below.get("name")) != below.get("name")
+        merged[key] = _merged(below, value) if mappings and not renamed else value
+    return merged
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:

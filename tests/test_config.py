@@ -121,3 +121,43 @@ def test_a_missing_file_lists_its_neighbours(path: Path) -> None:
 
 def test_to_dict_is_plain(path: Path) -> None:
     assert yaml.safe_load(yaml.safe_dump(to_dict(load_config(path)))) == to_dict(load_config(path))
+
+
+def test_a_base_says_what_a_file_does_not(path: Path) -> None:
+    top = path.parent / "top.yaml"
+    top.write_text(
+        "base: tiny.yaml\n"
+        "method: {name: siglip}\n"
+        "image: {encoder: {args: {width: 8}}, head: {name: linear}}\n"
+        "train: {epochs: 2, steps: null}\n"
+        "evaluate: []\n"
+    )
+    config = load_config(top)
+    assert config.method.name == "siglip"
+    assert config.image is not None
+    assert to_dict(config.image.encoder) == {"name": "small_cnn", "args": {"channels": 3, "width": 8}}
+    assert config.train.epochs == 2
+    assert config.train.steps is None
+    assert config.evaluate == ()
+    assert config.run_dir == "runs/top"
+
+
+def test_a_component_of_another_name_keeps_no_arguments_of_the_base(path: Path) -> None:
+    top = path.parent / "top.yaml"
+    top.write_text("base: tiny.yaml\nimage: {encoder: {name: strided_cnn, args: {image_size: 8}}}\n")
+    config = load_config(top)
+    assert config.image is not None
+    assert config.image.encoder is not None
+    assert config.image.encoder.args == {"image_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("base", "named"), [("none.yaml", "does not exist"), ("[1]", "base is [1]"), ("top.yaml", "not based on")]
+)
+def test_a_bad_base_is_named(path: Path, base: str, named: str) -> None:
+    top = path.parent / "top.yaml"
+    top.write_text(f"base: {base}\n")
+    with pytest.raises(UserError) as error:
+        load_config(top)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
