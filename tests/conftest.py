@@ -6,6 +6,11 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is slow, and that is no failure.
+settings.register_profile("mmcl", deadline=None)
+settings.load_profile("mmcl")
 
 
 @pytest.fixture(autouse=True, scope="session")
