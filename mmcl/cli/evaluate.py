@@ -7,7 +7,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from mmcl.config import EvaluatorConfig, SourceConfig, parse_value
+from mmcl.cli.sources import parse_mapping, parse_source
+from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 
 Evaluator = Literal["retrieval", "zero_shot", "knn", "linear_probe", "few_label", "classification", "sts", "embedding_map"]
@@ -58,9 +59,9 @@ def evaluate(
         config = EvaluatorConfig(
             name=evaluator,
             label=data,
-            data=_source(data, data_args),
-            bank=_source(bank, bank_args) if bank else None,
-            args=_mapping("--args", args),
+            data=parse_source(data, data_args, flag="--data-args"),
+            bank=parse_source(bank, bank_args, flag="--bank-args") if bank else None,
+            args=parse_mapping("--args", args),
         )
         report = evaluate_models([CachedModel(loaded, "trained")], [config], root)
     if out is not None:
@@ -68,19 +69,3 @@ def evaluate(
     print(report.to_json() if json else report.to_text())
     if out is not None and not json:
         print(f"report   {out}/report.html")
-
-
-def _source(name_or_path: str, args: str) -> SourceConfig:
-    from mmcl.data import SOURCES
-
-    options = _mapping("--data-args", args)
-    if name_or_path in SOURCES and not Path(name_or_path).exists():
-        return SourceConfig(name=name_or_path, args=options)
-    return SourceConfig(path=name_or_path, args=options)
-
-
-def _mapping(flag: str, text: str) -> dict[str, object]:
-    value = parse_value(text)
-    if not isinstance(value, dict):
-        raise UserError(f'{flag} must be a mapping such as "{{fold: test}}", not {text!r}')
-    return value

@@ -9,6 +9,7 @@ import tyro
 
 from mmcl.cli.classify import classify
 from mmcl.cli.compare import compare
+from mmcl.cli.data import Data, data
 from mmcl.cli.doctor import Doctor, doctor
 from mmcl.cli.evaluate import evaluate
 from mmcl.cli.list import list_components
@@ -22,6 +23,7 @@ _VERBS: dict[str, Callable[..., object]] = {
     "compare": compare,
     "list": list_components,
     "doctor": Doctor,
+    "data": Data,
 }
 
 _DESCRIPTION = (
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> None:
         if words[:1] == ["doctor"]:  # it takes any setting of a configuration, which no parser can list
             doctor(words[1:])
+            return
+        if words[:1] == ["data"]:  # verbs of its own
+            data(words[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
             _VERBS, prog="mmcl", description=_DESCRIPTION, args=words, config=(tyro.conf.FlagCreatePairsOff,)

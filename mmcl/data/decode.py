@@ -7,7 +7,8 @@ is one `UserError` that names the file.
 from __future__ import annotations
 
 import io
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +65,29 @@ def decode(
         UserError: the file is missing, too large, truncated, corrupt, or in none of `FORMATS`.
     """
     name = name or (str(image) if isinstance(image, str | Path) else "image")
+    with _checked(image, name, max_pixels, max_bytes) as opened:
+        opened.load()
+        orientation = opened.getexif().get(_ORIENTATION_TAG)
+        upright = opened.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else opened
+        return _to_rgb_or_grey(upright, name)
+
+
+def measure(image: ImageLike, *, name: str) -> tuple[int, int]:
+    """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
+    with _checked(image, name, MAX_PIXELS, MAX_BYTES) as opened:
+        return opened.width, opened.height
+
+
+@contextmanager
+def _checked(image: ImageLike, name: str, max_pixels: int, max_bytes: int) -> Iterator[Image.Image]:
+    """A picture whose header is within the bounds; what its parser raises in the block becomes a `UserError`."""
     if isinstance(image, np.ndarray):
         image = _from_array(image, name)
     try:
         with _open(image, name, max_bytes) as opened:
             if opened.width * opened.height > max_pixels:
                 raise UserError(f"{name}: {opened.width} x {opened.height} pixels, more than the limit of {max_pixels}")
-            opened.load()
-            orientation = opened.getexif().get(_ORIENTATION_TAG)
-            upright = opened.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else opened
-            return _to_rgb_or_grey(upright, name)
+            yield opened
     except UserError:
         raise
     except Image.UnidentifiedImageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,18 +19,22 @@ from mmcl.types import Preprocess
 
 T = TypeVar("T")
 
+_QUEUED = 4096
+"""Calls that wait for a thread at a time."""
+
 
 def decode_sample(sample: Sample) -> Image.Image:
     """The picture of a sample. Raises UserError with its name when it has none, or none that can be read."""
-    return decode(_image(sample), name=sample.name)
+    return decode(required_image(sample), name=sample.name)
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
     """The picture of a sample, uint8 [C, size, size]. Raises UserError as `decode_sample` does."""
-    return read_pixels(_image(sample), preprocess, name=sample.name)
+    return read_pixels(required_image(sample), preprocess, name=sample.name)
 
 
-def _image(sample: Sample) -> ImageLike:
+def required_image(sample: Sample) -> ImageLike:
+    """The picture of a sample, as it is stored. Raises UserError with its name when it has none, or cannot be used."""
     image = sample.check().image
     if image is None:
         raise UserError(f"{sample.name}: has no picture")
@@ -87,7 +91,7 @@ class PictureCache:
             except UserError as error:
                 self._unreadable[index] = str(error)
 
-        done = _in_threads(store, range(len(source)))
+        done = in_threads(store, range(len(source)))
         for _ in tqdm(done, total=len(source), desc="decode", unit="picture", disable=not progress, leave=False):
             pass
 
@@ -103,7 +107,8 @@ class PictureCache:
         return len(source) * preprocess.channels * preprocess.size**2
 
 
-def _in_threads(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
     """`map` in threads, in order; Pillow works without the interpreter's lock."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield from pool.map(function, indices)
+        for start in range(0, len(indices), _QUEUED):  # A million calls at once would be a million objects.
+            yield from pool.map(function, indices[start : start + _QUEUED])

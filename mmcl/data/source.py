@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,10 @@ class Source(ABC):
     @property
     def warnings(self) -> Sequence[str]:
         return ()
+
+    def broken_files(self) -> Iterator[str]:
+        """What is wrong with its files beyond single samples, a line each; reads them anew."""
+        return iter(())
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +37,9 @@ class Subset(Source):
     @property
     def warnings(self) -> Sequence[str]:
         return self.source.warnings
+
+    def broken_files(self) -> Iterator[str]:
+        return self.source.broken_files()
 
     @property
     def fingerprint(self) -> str:

@@ -126,7 +126,7 @@ def index_shard(path: str, cache: Path, fields: Sequence[str] | None) -> Shard:
     Raises:
         UserError: the shard cannot be opened, or its index not be written. A damaged shard is indexed up to the damage.
     """
-    rows, facts = _scan(path, fields)
+    rows, facts = scan_shard(path, fields)
     columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in _SCHEMA]
     schema = _SCHEMA.with_metadata({"facts": json.dumps(asdict(facts))})
     file = _index_file(path, cache, fields)
@@ -158,7 +158,8 @@ class _Row:
     suffixes: set[str] = field(default_factory=set)
 
 
-def _scan(path: str, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
+def scan_shard(path: str, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
+    """Reads the headers and texts of a shard. Raises UserError when it cannot be opened."""
     rows: dict[str, _Row] = {}
     other: Counter[str] = Counter()
     state, broken = hashlib.sha256(), None

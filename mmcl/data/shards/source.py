@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmcl.data.root import data_root
-from mmcl.data.shards.index import Shard, index_shard, open_shard
+from mmcl.data.shards.index import Shard, index_shard, open_shard, scan_shard
 from mmcl.data.shards.paths import find_shards
 from mmcl.data.source import Sample, Source, digest, required_path
 from mmcl.errors import UserError
@@ -48,6 +48,7 @@ class WebDatasetSource(Source):
         if path is None:
             required_path(path, "webdataset")
         assert path is not None
+        self._fields = fields
         paths = find_shards(path, split)
         self.shards = open_shards(paths, data_root(root) / "index", fields)
         self._starts = np.cumsum([0, *map(len, self.shards)])
@@ -95,6 +96,14 @@ class WebDatasetSource(Source):
         if told:
             found.append(f"of {len(self):,} samples in shards, {', '.join(told)}; `mmcl data verify` lists them")
         return found
+
+    def broken_files(self) -> Iterator[str]:
+        for shard in self.shards:
+            facts = scan_shard(shard.path, self._fields)[1]
+            if facts.broken:
+                yield f"{shard.path}: {facts.broken}"
+            elif facts.fingerprint != shard.facts.fingerprint:
+                yield f"{shard.path}: its members differ from its index, though its size and time do not; copy it anew"
 
     def _names_of_classes(self, names: list[str] | None) -> list[str] | None:
         if self.labels is None:

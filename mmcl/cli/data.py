@@ -1,0 +1,146 @@
+"""`mmcl data`: build indices, find what is broken, count, and look at data before they are trained on."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from mmcl.cli.sources import parse_source
+from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcl.data.source import Source
+
+SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Data:
+    """Index, verify, count or show a data set: mmcl data verify photos/ --decode
+
+    Attributes:
+        verb: `mmcl data VERB --help` explains each.
+        data: A path, or the name of a source (`mmcl list sources`).
+    """
+
+    verb: Positional[Literal["index", "verify", "stats", "preview"]]
+    data: Positional[str]
+
+
+def data(words: Sequence[str]) -> None:
+    """Runs the verb that the words name. Raises UserError as the verb does."""
+    verbs: dict[str, Callable[..., object]] = {"index": index, "verify": verify, "stats": stats, "preview": preview}
+    tyro.extras.subcommand_cli_from_dict(
+        verbs, prog="mmcl data", description=Data.__doc__, args=words, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+
+
+def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None) -> None:
+    """Open a data set once, so that its indices are there when a run starts: mmcl data index "shards/{00000..00099}.tar"
+
+    Args:
+        data: A path, or the name of a source (`mmcl list sources`).
+        args: The source's arguments as YAML, e.g. "{split: train}".
+        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+    """
+    source = _open(data, args, root)
+    print(f"{len(source):,} samples, fingerprint {source.fingerprint[:16]}")
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def verify(
+    data: Positional[str], /, *, args: str = "{}", root: str | None = None, decode: bool = False, json: bool = False
+) -> None:
+    """Read everything, list what cannot be used, and exit with 1 if there is any: mmcl data verify photos/ --decode
+
+    Args:
+        data: A path, or the name of a source (`mmcl list sources`).
+        args: The source's arguments as YAML, e.g. "{split: train}".
+        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        decode: Decode every picture to its last pixel; else only its header is understood.
+        json: Print a JSON list of all findings.
+    """
+    from mmcl.data.inspection import inspect_source
+
+    source = _open(data, args, root)
+    found = inspect_source(source, decoded=decode, progress=sys.stderr.isatty()).findings
+    if json:
+        print(json_module.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        more = [f"... and {len(found) - SHOWN:,} more (--json lists all)"] if len(found) > SHOWN else []
+        print("\n".join([*found[:SHOWN], *more, f"{len(source):,} samples, {len(found):,} findings"]))
+    if found:
+        sys.exit(1)
+
+
+def stats(
+    data: Positional[str],
+    /,
+    *,
+    args: str = "{}",
+    root: str | None = None,
+    picture: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --picture stats.png
+
+    Args:
+        data: A path, or the name of a source (`mmcl list sources`).
+        args: The source's arguments as YAML, e.g. "{split: train}".
+        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        picture: Draw the histograms into this PNG file.
+        json: Print JSON instead of text.
+    """
+    from mmcl.data.inspection import inspect_source
+    from mmcl.evaluate.data_plots import histograms
+
+    found = inspect_source(_open(data, args, root), progress=sys.stderr.isatty())
+    if picture is not None:
+        picture.write_bytes(histograms(found))
+    print(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
+
+
+def preview(
+    data: Positional[str],
+    out: Positional[Path],
+    /,
+    *,
+    args: str = "{}",
+    root: str | None = None,
+    count: int = 24,
+    seed: int = 0,
+) -> None:
+    """Draw some pictures with their captions: mmcl data preview photos/ sheet.png
+
+    Args:
+        data: A path, or the name of a source (`mmcl list sources`).
+        out: The PNG file.
+        args: The source's arguments as YAML, e.g. "{split: train}".
+        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        count: How many.
+        seed: Decides which.
+    """
+    from mmcl.evaluate.data_plots import contact_sheet
+    from mmcl.rng import permutation
+
+    if count < 1:
+        raise UserError(f"--count is {count}: give 1 or more")
+    source = _open(data, args, root)
+    rows = permutation(len(source), seed)[:count]
+    out.write_bytes(contact_sheet([source[int(row)] for row in rows], source.class_names))
+    print(f"{len(rows)} of {len(source):,} samples in {out}")
+
+
+def _open(data: str, args: str, root: str | None) -> Source:
+    from mmcl.data.open import open_source
+
+    config = parse_source(data, args, flag="--args")
+    return open_source(config.name, config.path, root, config.args)

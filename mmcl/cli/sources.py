@@ -1,0 +1,30 @@
+"""How a command line names data: a path, or the name of a source, and its arguments as YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmcl.config import SourceConfig, parse_value
+from mmcl.errors import UserError
+
+
+def parse_source(name_or_path: str, args: str, *, flag: str) -> SourceConfig:
+    """A source by name, where there is no such file, else what lies at the path.
+
+    Raises:
+        UserError: the arguments are no mapping.
+    """
+    from mmcl.data import SOURCES
+
+    options = parse_mapping(flag, args)
+    if name_or_path in SOURCES and not Path(name_or_path).exists():
+        return SourceConfig(name=name_or_path, args=options)
+    return SourceConfig(path=name_or_path, args=options)
+
+
+def parse_mapping(flag: str, text: str) -> dict[str, object]:
+    """A flag's value as a mapping. Raises UserError when it is none."""
+    value = parse_value(text)
+    if not isinstance(value, dict):
+        raise UserError(f'{flag} must be a mapping such as "{{fold: test}}", not {text!r}')
+    return value

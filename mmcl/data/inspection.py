@@ -1,0 +1,173 @@
+"""Every sample of a source looked at once: what cannot be used, what repeats, how long captions are and how large pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mmcl.data.captions import checked_caption
+from mmcl.data.decode import decode, measure
+from mmcl.data.file_part import FilePart
+from mmcl.data.pictures import in_threads, required_image
+from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.errors import UserError
+
+BINS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What a source holds.
+
+    Attributes:
+        samples: their number.
+        findings: what is wrong, one line each: broken files first, then samples.
+        caption_lengths: int64 [captions], characters.
+        captions_per_sample: int64 [samples].
+        sides: int64 [pictures, 2], width and height of those that can be read.
+        classes: samples of every class that has some, by name.
+        repeated_captions, repeated_pictures: how many are equal to an earlier one; pictures byte by byte.
+    """
+
+    samples: int
+    findings: list[str]
+    caption_lengths: np.ndarray
+    captions_per_sample: np.ndarray
+    sides: np.ndarray
+    classes: dict[str, int]
+    repeated_captions: int
+    repeated_pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, and quantiles and histograms of the lengths and sides, as JSON values."""
+        return {
+            "samples": self.samples,
+            "pictures": len(self.sides),
+            "captions": len(self.caption_lengths),
+            "repeated_captions": self.repeated_captions,
+            "repeated_pictures": self.repeated_pictures,
+            "unusable": len(self.findings),
+            "captions_per_sample": _summary(self.captions_per_sample),
+            "caption_characters": _summary(self.caption_lengths),
+            "width": _summary(self.sides[:, 0]),
+            "height": _summary(self.sides[:, 1]),
+            "classes": self.classes,
+        }
+
+    def to_text(self) -> str:
+        """Counts, and a line for each distribution."""
+        facts = self.to_dict()
+        lines = [f"{name.replace('_', ' '):<20}{facts[name]:>12,}" for name, value in facts.items() if isinstance(value, int)]
+        if self.classes:
+            least, most = min(self.classes.values()), max(self.classes.values())
+            lines.append(f"{'classes':<20}{len(self.classes):>12,}   {least:,} to {most:,} each")
+        lines.append(f"{'':<20}{'least':>12}{'median':>10}{'95 %':>10}{'most':>10}")
+        for name, value in facts.items():
+            if isinstance(value, dict) and value.get("histogram"):
+                numbers = "".join(f"{value[key]:>10,.0f}" for key in ("median", "95 %", "most"))
+                lines.append(
+                    f"{name.replace('_', ' '):<20}{value['least']:>12,.0f}{numbers}  {_bars(value['histogram']['counts'])}"
+                )
+        return "\n".join(lines)
+
+
+def inspect_source(source: Source, *, decoded: bool = False, progress: bool = False) -> Inspection:
+    """Reads every sample, in parallel threads.
+
+    Args:
+        source: the data.
+        decoded: whether pictures are decoded to the last pixel; else their bytes are read, and their headers understood.
+        progress: whether a progress bar is shown.
+    """
+    looks = in_threads(lambda index: _look(source[index], decoded), range(len(source)))
+    findings, bare, blind = list(source.broken_files()), [], []
+    lengths, counts, sides, texts, pictures = [], [], [], [], []
+    for look in tqdm(looks, total=len(source), desc="read", unit="sample", disable=not progress, leave=False):
+        findings += look.findings
+        counts.append(len(look.lengths))
+        lengths += look.lengths
+        texts += look.texts
+        if not look.lengths and not look.findings:
+            bare.append(look.name)
+        if look.picture is None and not look.findings:
+            blind.append(look.name)
+        if look.picture is not None:
+            sides.append(look.sides)
+            pictures.append(look.picture)
+    # A half pair is a mistake only among whole ones.
+    findings += [f"{name}: has no caption" for name in bare if lengths]
+    findings += [f"{name}: has no picture" for name in blind if sides]
+    names, labels = source.class_names or [], source.labels
+    return Inspection(
+        samples=len(source),
+        findings=findings,
+        caption_lengths=np.array(lengths, np.int64),
+        captions_per_sample=np.array(counts, np.int64),
+        sides=np.array(sides, np.int64).reshape(-1, 2),
+        classes={} if labels is None else dict(Counter(names[label] for label in labels.tolist() if label >= 0)),
+        repeated_captions=len(texts) - len(set(texts)),
+        repeated_pictures=len(pictures) - len(set(pictures)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One sample: lengths and hashes of its captions, sides and hash of its picture."""
+
+    name: str
+    findings: list[str]
+    lengths: list[int]
+    texts: list[bytes]
+    sides: tuple[int, int] | None
+    picture: bytes | None
+
+
+def _look(sample: Sample, decoded: bool) -> _Look:
+    findings, captions, sides, picture = [], [], None, None
+    try:
+        sample.check()
+        captions = [checked_caption(caption, sample.name) for caption in sample.captions]
+        if sample.image is not None:
+            image = _loaded(required_image(sample), sample.name)
+            sides = decode(image, name=sample.name).size if decoded else measure(image, name=sample.name)
+            picture = _hash(image if isinstance(image, bytes) else np.asarray(image).tobytes())
+    except UserError as error:
+        findings.append(str(error))
+    return _Look(
+        sample.name, findings, [len(text) for text in captions], [_hash(text.encode()) for text in captions], sides, picture
+    )
+
+
+def _loaded(image: ImageLike, name: str) -> ImageLike:
+    """An encoded picture as bytes; others as they are."""
+    if isinstance(image, FilePart):
+        return image.read()
+    if isinstance(image, str | Path):
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+    return image
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
+def _summary(values: np.ndarray) -> dict[str, Any]:
+    if len(values) == 0:
+        return {}
+    counts, edges = np.histogram(values, bins=BINS)
+    least, median, high, most = np.quantile(values, [0, 0.5, 0.95, 1]).tolist()
+    histogram = {"counts": counts.tolist(), "edges": edges.tolist()}
+    return {"least": least, "median": median, "95 %": high, "most": most, "histogram": histogram}
+
+
+def _bars(counts: list[int]) -> str:
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // max(counts))] for count in counts)

@@ -1,0 +1,65 @@
+"""`mmcl data`: index, verify, stats, preview."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmcl.cli.main import main
+from mmcl.data.decode import decode
+from tests.data.tars import pairs, write_tar
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "shards" / "0.tar", pairs(0, 8))
+
+
+def run(*words: object) -> int:
+    return main(["data", *map(str, words)])
+
+
+def test_index(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("index", shard, "--root", tmp_path) == 0
+    assert capsys.readouterr().out.startswith("8 samples, fingerprint ")
+    assert len(list((tmp_path / "index").glob("*.arrow"))) == 1
+
+
+def test_verify_exits_with_1_where_something_is_wrong(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", shard, "--root", tmp_path, "--decode") == 0
+    assert capsys.readouterr().out == "8 samples, 0 findings\n"
+    write_tar(shard, {**pairs(0, 3), "0001.png": b"<html>"})
+    with pytest.raises(SystemExit) as stopped:
+        run("verify", shard, "--root", tmp_path)
+    assert stopped.value.code == 1
+    assert "0001: not a picture" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("verify", shard, "--root", tmp_path, "--json")
+    assert len(json.loads(capsys.readouterr().out)) == 1
+
+
+def test_stats(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("stats", shard, "--root", tmp_path, "--json", "--picture", tmp_path / "stats.png") == 0
+    assert json.loads(capsys.readouterr().out)["captions"] == 16
+    assert decode(tmp_path / "stats.png").width > 500
+    assert run("stats", "digits") == 0
+    assert "classes" in capsys.readouterr().out
+
+
+def test_preview(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(shard, {**pairs(0, 3), "0001.png": b"<html>"})
+    for data, args in ((shard, ()), ("digits", ("--count", "3"))):
+        assert run("preview", data, tmp_path / "sheet.png", "--root", tmp_path, *args) == 0
+        assert "3 of " in capsys.readouterr().out
+        assert decode(tmp_path / "sheet.png").width > 500
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("stats", "nowhere"), "nowhere: no such file"), (("preview", "digits", "x.png", "--count", "0"), "--count is 0")],
+)
+def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    assert message in capsys.readouterr().err

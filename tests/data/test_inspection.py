@@ -1,0 +1,76 @@
+"""Everything that is wrong with data is found, and the counts are those of a loop over the samples."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcl.data.inspection import inspect_source
+from mmcl.data.open import open_source
+from tests.data.tars import pairs, picture, write_tar
+
+
+def test_counts_of_the_digits():
+    source = open_source("digits")
+    found = inspect_source(source)
+    assert found.findings == []
+    assert found.sides.tolist() == [[8, 8]] * len(source)
+    assert found.repeated_pictures == len(source) - len({np.asarray(source[i].image).tobytes() for i in range(len(source))})
+    assert found.classes == {name: int((source.labels == i).sum()) for i, name in enumerate(source.class_names)}
+    assert found.to_dict()["captions"] == 0
+
+
+def test_lengths_and_repetitions(tmp_path):
+    members = {**pairs(0, 4), "0002.png": picture(1), "0003.txt": b"grey 0\nabc"}
+    write_tar(tmp_path / "a.tar", members)
+    found = inspect_source(open_source("auto", str(tmp_path / "a.tar"), str(tmp_path)), decoded=True)
+    assert found.findings == []
+    assert found.caption_lengths.tolist() == [6, 13, 6, 13, 6, 13, 6, 3]
+    assert (found.repeated_captions, found.repeated_pictures) == (1, 1)
+    facts = found.to_dict()
+    assert facts["caption_characters"]["most"] == 13
+    assert sum(facts["width"]["histogram"]["counts"]) == facts["pictures"] == 4
+    text = found.to_text()
+    assert "repeated captions" in text
+    assert "unusable" in text
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_findings(decoded, tmp_path):
+    whole = picture()
+    spoilt = {"bad.png": b"<html>", "cut.png": whole[:46], "x.png": whole, "y.txt": b"no picture", "long.txt": b"a" * 30_000}
+    write_tar(tmp_path / "a.tar", {**pairs(0, 3), **spoilt, "cut.txt": b"cut", "bad.txt": b"bad", "long.png": whole})
+    path = write_tar(tmp_path / "b.tar", pairs(3, 6))
+    path.write_bytes(path.read_bytes()[: 4 * 512 * 2])
+    source = open_source("auto", str(tmp_path), str(tmp_path))
+    found = inspect_source(source, decoded=decoded).findings
+    expected = ["b.tar: ends at byte 4096", "a.tar, bad: not a picture"]
+    expected += ["a.tar, cut: cannot be decoded"] if decoded else []
+    expected += ["a.tar, long: the caption has 30000 characters", "a.tar, x: has no caption", "a.tar, y: has no picture"]
+    assert len(found) == len(expected)
+    for line, part in zip(found, expected, strict=True):
+        assert part in line
+
+
+def test_bits_that_rot_without_a_trace(tmp_path):
+
+    path = write_tar(tmp_path / "a.tar", pairs(0, 3))
+    source = open_source("auto", str(path), str(tmp_path))
+    time, raw = path.stat().st_mtime_ns, bytearray(path.read_bytes())
+    raw[raw.index(b"grey 1") + 5] = ord("7")
+    path.write_bytes(bytes(raw))
+    os.utime(path, ns=(time, time))
+    (line,) = inspect_source(source).findings
+    assert "differ from its index" in line
+
+
+def test_any_kind_of_picture(tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    found = inspect_source(open_source("folder", str(tmp_path)))
+    assert found.sides.tolist() == [[3, 2]]
+    assert len(found.findings) == 1
+    assert "b.png: the file is empty" in found.findings[0]
