@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -40,8 +41,15 @@ def test_lengths_and_repetitions(tmp_path):
 
 @pytest.mark.parametrize("decoded", [False, True])
 def test_findings(decoded, tmp_path):
-    whole = picture()
-    spoilt = {"bad.png": b"<html>", "cut.png": whole[:46], "x.png": whole, "y.txt": b"no picture", "long.txt": b"a" * 30_000}
+    whole, noise = picture(), io.BytesIO()
+    Image.effect_noise((64, 64), 99).save(noise, "PNG")
+    spoilt = {
+        "bad.png": b"<html>",
+        "cut.png": noise.getvalue()[:1000],
+        "x.png": whole,
+        "y.txt": b"no picture",
+        "long.txt": b"a" * 30_000,
+    }
     write_tar(tmp_path / "a.tar", {**pairs(0, 3), **spoilt, "cut.txt": b"cut", "bad.txt": b"bad", "long.png": whole})
     path = write_tar(tmp_path / "b.tar", pairs(3, 6))
     path.write_bytes(path.read_bytes()[: 4 * 512 * 2])
