@@ -30,8 +30,9 @@ class FilePart:
     def read(self) -> bytes:
         """The bytes. Raises UserError when the file is missing, has changed or is too short."""
         try:
+            file = _open(self.path, self.version)  # Held by a name: the cache may forget it, and it would be closed.
             # Reading at an offset moves no cursor: threads, and processes after a fork, may share the descriptor.
-            content = os.pread(_open(self.path, self.version).descriptor, self.size, self.offset)
+            content = os.pread(file.descriptor, self.size, self.offset)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
         if len(content) < self.size:

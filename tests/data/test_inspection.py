@@ -43,13 +43,8 @@ def test_lengths_and_repetitions(tmp_path):
 def test_findings(decoded, tmp_path):
     whole, noise = picture(), io.BytesIO()
     Image.effect_noise((64, 64), 99).save(noise, "PNG")
-    spoilt = {
-        "bad.png": b"<html>",
-        "cut.png": noise.getvalue()[:1000],
-        "x.png": whole,
-        "y.txt": b"no picture",
-        "long.txt": b"a" * 30_000,
-    }
+    spoilt = {"bad.png": b"<html>", "cut.png": noise.getvalue()[:1000], "x.png": whole, "y.txt": b"no picture"}
+    spoilt |= {"long.txt": b"a" * 30_000}
     write_tar(tmp_path / "a.tar", {**pairs(0, 3), **spoilt, "cut.txt": b"cut", "bad.txt": b"bad", "long.png": whole})
     path = write_tar(tmp_path / "b.tar", pairs(3, 6))
     path.write_bytes(path.read_bytes()[: 4 * 512 * 2])
@@ -64,7 +59,6 @@ def test_findings(decoded, tmp_path):
 
 
 def test_bits_that_rot_without_a_trace(tmp_path):
-
     path = write_tar(tmp_path / "a.tar", pairs(0, 3))
     source = open_source("auto", str(path), str(tmp_path))
     time, raw = path.stat().st_mtime_ns, bytearray(path.read_bytes())

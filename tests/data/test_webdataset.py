@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,12 @@ class TestFaults:
         assert FilePart(str(path), 3, 4, version).read() == b"3456"
         with pytest.raises(UserError, match="ends at byte 10"):
             FilePart(str(path), 8, 4, version).read()
+        paths = [tmp_path / f"file{number}" for number in range(300)]  # more than are kept open
+        for number, path in enumerate(paths):
+            path.write_bytes(b"%06d" % number)
+        parts = [FilePart(str(path), 0, 6, path.stat().st_mtime_ns) for path in paths]
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(FilePart.read, parts * 4)) == [b"%06d" % number for number in range(300)] * 4
         with pytest.raises(UserError, match="nowhere: cannot be read: No such file"):
             FilePart(str(tmp_path / "nowhere"), 0, 1, 0).read()
 
