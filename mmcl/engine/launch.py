@@ -28,12 +28,13 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
 
     Raises:
         UserError: the launcher started another number of processes than it was asked for, the batch cannot be split over them,
-            or a tracker is not installed.
+            the weights are to be spread over processes, or a tracker is not installed.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     _refuse_lost_processes()
+    _refuse_spread_weights()
     no_accelerator = not torch.accelerator.is_available()
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
     if config.precision == "fp16" and no_accelerator:
@@ -68,6 +69,16 @@ def _refuse_lost_processes() -> None:
             "accelerate launch was asked for several processes but started one (it does so on a CPU); "
             "use `torchrun --nproc_per_node N scripts/train.py ...`"
         )
+
+
+def _refuse_spread_weights() -> None:
+    """The launcher's environment says so even where Accelerate would ignore it, as on a CPU."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true"):
+            raise UserError(
+                f"the launcher asks for {name}, but weights are not spread over processes here: launch with --multi_gpu, and "
+                "make the batch fit with --train.micro_batch"
+            )
 
 
 def keep_freed_memory(keep: bool) -> None:

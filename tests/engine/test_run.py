@@ -291,6 +291,13 @@ def test_lost_processes_are_an_error(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_spread_weights_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=f"the launcher asks for {name}"):
+        train(tiny_config(folder, tmp_path / "run"))
+
+
 class TestImageData:
     """What data settings do to a method of pictures, on the digits."""
 
