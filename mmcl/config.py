@@ -173,6 +173,15 @@ class TrainConfig:
     """Minutes between two checkpoints, besides those of `save_every`; null saves by steps alone."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_best: str | None = None
+    """Keep the checkpoint with the best score too: an evaluator's label and a metric, "emoji/unseen_style/text_to_image_R@1".
+    That evaluator needs a cadence, `every`."""
+    best_is: Literal["max", "min"] | None = None
+    """Which score is the best; null goes by the metric's name: the lowest rank, loss, error or gap, the highest of all else."""
+    patience: int | None = None
+    """Stop after so many evaluations of `keep_best` in a row that were no better than the best before; null never does."""
+    export: Literal["last", "best"] = "last"
+    """The weights that become `model/`: of the last step, or of the best score of `keep_best`."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is no finite number: stop before the update, or leave the step out."""
     max_skipped: int = 10
@@ -185,12 +194,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatorConfig:
-    """One evaluation at the end of the run."""
+    """One evaluation: at the end of the run next to its baselines, and while it trains where it has a cadence."""
 
     name: str
     """The evaluator."""
     label: str
     """What the data are called in the report."""
+    every: int | None = None
+    """Steps between two evaluations while training, the last step included; all processes share the encoding. Null evaluates
+    at the end alone."""
     data: SourceConfig | None = None
     """The data to evaluate on; null takes the share that `data.holdout` sets aside."""
     bank: SourceConfig | None = None
@@ -222,7 +234,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
     evaluate: tuple[EvaluatorConfig, ...] = ()
-    """What is evaluated at the end, next to its baselines."""
+    """What is evaluated, at the end next to its baselines."""
     run_dir: str | None = None
     """Where everything is written; default: runs/<name of the configuration>."""
     resume: bool = False
@@ -259,9 +271,30 @@ class Config:
         _require(samples is None or samples >= 1, "data.samples_per_class", samples, "give null or a whole number above 0")
         self._check_views()
         self._check_towers()
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        train = self.train
         for number, evaluator in enumerate(self.evaluate):
-            if evaluator.data is None and data.holdout == 0:
+            if evaluator.data is None and self.data.holdout == 0:
                 raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")
+            every = evaluator.every
+            _require(every is None or every >= 1, f"evaluate.{number}.every", every, "give null or a number of steps")
+        _require(train.patience is None or train.patience >= 1, "train.patience", train.patience, "give null or 1 or more")
+        if train.keep_best is None:
+            for name, value in (("best_is", train.best_is), ("patience", train.patience)):
+                _require(value is None, f"train.{name}", value, "it needs train.keep_best, the score to go by")
+            _require(train.export == "last", "train.export", train.export, "it needs train.keep_best, the score to go by")
+        elif not self.watched:
+            labels = sorted({evaluator.label for evaluator in self.evaluate if evaluator.every})
+            known = f"labels with one: {', '.join(labels)}" if labels else "no evaluator has one"
+            raise UserError(f"train.keep_best is {train.keep_best}: give LABEL/METRIC of an evaluator with `every` ({known})")
+
+    @property
+    def watched(self) -> tuple[EvaluatorConfig, ...]:
+        """The evaluators with a cadence that may give the score of `train.keep_best`."""
+        best = self.train.keep_best or ""
+        return tuple(one for one in self.evaluate if one.every and best.startswith(f"{one.label}/"))
 
     def _check_optim(self) -> None:
         optim = self.optim
@@ -564,6 +597,10 @@ _WITHOUT_EFFECT = (
     "train.save_every",
     "train.save_minutes",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.best_is",
+    "train.patience",
+    "train.export",
     "train.timeout_seconds",
     "train.trackers",
 )

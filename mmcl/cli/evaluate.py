@@ -48,7 +48,7 @@ def evaluate(
         raise UserError("--data needs --evaluator: retrieval, zero_shot, knn, linear_probe or embedding_map")
     if evaluator is not None and data is None:
         raise UserError(f"--evaluator {evaluator} needs --data: a path, or a source of `mmcl list sources`")
-    from mmcl.engine.evaluation import evaluate_again, evaluate_models
+    from mmcl.engine.evaluation import build_tasks, evaluate_again, evaluate_models
     from mmcl.evaluate import CachedModel
     from mmcl.interop.load import load_model
 
@@ -63,7 +63,7 @@ def evaluate(
             bank=parse_source(bank, bank_args, flag="--bank-args") if bank else None,
             args=parse_mapping("--args", args),
         )
-        report = evaluate_models([CachedModel(loaded, "trained")], [config], root)
+        report = evaluate_models([CachedModel(loaded, "trained")], [config], build_tasks([config], root))
     if out is not None:
         report.write(out)
     print(report.to_json() if json else report.to_text())

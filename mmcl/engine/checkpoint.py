@@ -64,8 +64,8 @@ def take_snapshot(step: int, module: nn.Module, optimiser: torch.optim.Optimizer
     return Snapshot(step, model, state, facts)
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
-    """Writes `folder/step-<step>` atomically, then removes all but the newest `keep`.
+def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int | None = None) -> Path:
+    """Writes `folder/step-<step>` atomically, then removes all but the newest `keep` and that of step `spare`.
 
     Raises:
         UserError: it cannot be written, for want of space or otherwise; nothing of it is left, and what was there still is.
@@ -82,7 +82,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         stage.rename(final)
         _sync(folder)
         for old in _step_folders(folder)[keep:]:
-            _remove(old)
+            if spare is None or old.name != _name(spare):
+                _remove(old)
     except Exception as error:  # OSError, SafetensorError, or a bare RuntimeError of torch
         shutil.rmtree(stage, ignore_errors=True)
         if isinstance(error, UserError):
@@ -99,6 +100,11 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         except UserError as error:
             print(f"warning: {error}; trying the checkpoint before it", flush=True)
     return None
+
+
+def checkpoint_of_step(folder: Path, step: int) -> Checkpoint:
+    """Raises UserError when it is gone or damaged."""
+    return verify(folder / _name(step))
 
 
 def set_newer_aside(checkpoint: Checkpoint) -> None:
@@ -142,21 +148,31 @@ def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.
     Raises:
         UserError: the checkpoint holds other tensors than the model.
     """
-    state, moments = (read_safetensors(checkpoint.path / name) for name in (MODEL, OPTIMIZER))
-    own, parameters = _module_tensors(module), dict(module.named_parameters())
-    misfits = [
-        *sorted(set(state) ^ set(own)),
-        *(name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape),
-        *sorted({path.rpartition("/")[0] for path in moments} - set(parameters)),
-    ]
-    if misfits:
-        raise UserError(f"{checkpoint.path} is of another model: {misfits[0]} does not fit; start with another run_dir")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+    moments, parameters = read_safetensors(checkpoint.path / OPTIMIZER), dict(module.named_parameters())
+    _refuse(checkpoint, sorted({path.rpartition("/")[0] for path in moments} - set(parameters)))
+    load_weights(checkpoint, module)
     for path, tensor in moments.items():
         name, _, key = path.rpartition("/")
         optimiser.state[parameters[name]][key] = _like(parameters[name], tensor)
+
+
+def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Restores weights and buffers in place.
+
+    Raises:
+        UserError: as `load_checkpoint` does.
+    """
+    state, own = read_safetensors(checkpoint.path / MODEL), _module_tensors(module)
+    misshapen = [name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape]
+    _refuse(checkpoint, [*sorted(set(state) ^ set(own)), *misshapen])
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _refuse(checkpoint: Checkpoint, misfits: list[str]) -> None:
+    if misfits:
+        raise UserError(f"{checkpoint.path} is of another model: {misfits[0]} does not fit; start with another run_dir")
 
 
 def _write_files(stage: Path, snapshot: Snapshot) -> None:

@@ -31,11 +31,11 @@ class CheckpointWriter:
         """Lets what is being written come to its end, whatever ended the run."""
         self._thread.shutdown()
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Starts writing, once the checkpoint before is written."""
+    def save(self, snapshot: Snapshot, *, spare: int | None = None) -> None:
+        """Starts writing, once the checkpoint before is written. The checkpoint of step `spare` stays however old it is."""
         self.wait()
         if self.failure is None:
-            self._pending = self._thread.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
+            self._pending = self._thread.submit(write_checkpoint, self.folder, snapshot, keep=self.keep, spare=spare)
 
     @property
     def failure(self) -> BaseException | None:

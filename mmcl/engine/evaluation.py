@@ -18,34 +18,47 @@ from mmcl.interop.model import Model
 from mmcl.types import Preprocess
 
 
-def evaluate_run(config: Config, trained: Model, training_data: Source, held_out: Source | None) -> Report:
+def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task]) -> Report:
     """Runs a configuration's evaluators on the trained model and, in a column beside it, the one that the run started from.
 
     Args:
         config: the run's.
         trained: the model.
-        training_data: the bank of k-NN and probes that name no other.
-        held_out: what evaluators without data of their own are evaluated on.
+        tasks: of each of `config.evaluate`, see `build_tasks`.
     """
     # Built again from the seed: keeping a copy through the run would take its memory.
     start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained")
-    models = [CachedModel(trained, "trained"), start]
-    return evaluate_models(models, config.evaluate, config.data.root, training_data, held_out)
+    return evaluate_models([CachedModel(trained, "trained"), start], config.evaluate, tasks)
 
 
-def evaluate_models(
-    models: Sequence[CachedModel],
+def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:
+    """Runs evaluators on models; each model is a column.
+
+    Args:
+        models: the first is the one that baselines and figures belong to.
+        tasks: of each evaluator.
+    """
+    report = Report()
+    for evaluator, task in zip(evaluators, tasks, strict=True):
+        report += run([(evaluator.name, evaluator.args)], models, [task])
+    return report
+
+
+def build_tasks(
     evaluators: Sequence[EvaluatorConfig],
     root: str | None,
     training_data: Source | None = None,
     held_out: Source | None = None,
-) -> Report:
-    """Runs evaluators on models; each model is a column. Sources that are named twice are opened, and encoded, once.
+) -> list[Task]:
+    """What each evaluator evaluates on. A source that is named twice is opened once, and its task is one.
 
     Args:
-        models: the first is the one that baselines and figures belong to.
         root: folder with downloaded data sets.
-        training_data, held_out: as in `evaluate_run`.
+        training_data: the bank of k-NN and probes that name no other.
+        held_out: what evaluators without data of their own are evaluated on.
+
+    Raises:
+        UserError: there are no such data.
     """
     opened: dict[str, Source] = {}
 
@@ -56,7 +69,7 @@ def evaluate_models(
             opened[repr(source)] = build_source(source, root, where)
         return opened[repr(source)]
 
-    report = Report()
+    chosen = []
     # Evaluators of the same data share a task, and with it the pixels and components of the baselines.
     tasks: dict[tuple[str, int, int], Task] = {}
     pixel_models: dict[Preprocess, CachedModel] = {}
@@ -68,8 +81,8 @@ def evaluate_models(
         task = tasks.setdefault(
             (evaluator.label, id(source), id(bank)), Task(evaluator.label, source, bank, pixel_models=pixel_models)
         )
-        report += run([(evaluator.name, evaluator.args)], models, [task])
-    return report
+        chosen.append(task)
+    return chosen
 
 
 def evaluate_again(run_dir: Path, trained: Model) -> Report:
@@ -81,8 +94,7 @@ def evaluate_again(run_dir: Path, trained: Model) -> Report:
     config = read_config(run_dir)
     if not config.evaluate:
         raise UserError(f"{run_dir}/config.yaml names no evaluator; give one with --evaluator and --data")
-    training_data, held_out = build_training_data(config)
-    return evaluate_run(config, trained, training_data, held_out)
+    return evaluate_run(config, trained, build_tasks(config.evaluate, config.data.root, *build_training_data(config)))
 
 
 def read_config(run_dir: Path) -> Config:

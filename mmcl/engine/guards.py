@@ -88,6 +88,19 @@ def set_collective_timeout(seconds: float) -> None:
         set_timeout(timedelta(seconds=seconds), dist.group.WORLD)
 
 
+@contextmanager
+def waiting(seconds: float, *, usual: float) -> Iterator[None]:
+    """A passage in which a process waits up to `seconds` for the others, and not the `usual` time of a step.
+
+    Raises:
+        UserError: as `lost_process_named` does.
+    """
+    set_collective_timeout(seconds)
+    with lost_process_named(seconds):
+        yield
+    set_collective_timeout(usual)
+
+
 class BuffersKept:
     """A copy of a module's buffers, such as running statistics, to undo what a forward pass did to them."""
 

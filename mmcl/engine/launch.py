@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from mmcl.config import TrainConfig
 
-_START = timedelta(minutes=30)
-"""How long processes wait for each other until training begins: one of them may still decode pictures or compute features."""
+SLOW_SECONDS = 1800.0
+"""How long processes wait for each other outside of steps: one may still decode pictures, or compute features or scores."""
 
 _TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
@@ -45,7 +45,7 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
         mixed_precision=precision,
         log_with=_trackers(config.trackers),
         project_dir=run_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=max(_START, timedelta(seconds=config.timeout_seconds)))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=max(SLOW_SECONDS, config.timeout_seconds)))],
     )
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked_for:

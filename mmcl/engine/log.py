@@ -4,25 +4,95 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from mmcl.errors import UserError
 from mmcl.safe import reason
+from mmcl.types import BadSample
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmcl.config import TrainConfig
+
+EVALUATION = "evaluation_seconds"
+"""The key by which a line of metrics.jsonl is one of scores; the lines of steps have none."""
+
+
+class Logbook:
+    """All that a run tells, at one place; only the first process tells it.
+
+    Args:
+        run_dir: of metrics.jsonl and bad_samples.jsonl.
+        accelerator: its trackers get what metrics.jsonl gets.
+        train: how often, and which score the progress bar shows.
+        done, total: steps of the run.
+    """
+
+    def __init__(self, run_dir: Path, accelerator: Accelerator, train: TrainConfig, *, done: int, total: int):
+        self.accelerator, self.train, self.total = accelerator, train, total
+        self.is_kept = accelerator.is_main_process
+        self.progress = Progress(done=done, total=total, batch_size=train.batch_size, enabled=self.is_kept)
+        self.read_at, self.read_step = time.perf_counter(), done
+        if self.is_kept:
+            self.metrics = StepLog(run_dir / "metrics.jsonl", resume_from=done)
+            self.unusable = StepLog(run_dir / "bad_samples.jsonl", resume_from=done)
+
+    def takes(self, step: int) -> bool:
+        """Whether this process writes the metrics of a step."""
+        return self.is_kept and (step % self.train.log_every == 0 or step in (1, self.total))
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The metrics of a step."""
+        self.progress.advance(metrics)
+        if self.takes(step):
+            self._write({"step": step, **metrics, "samples_per_second": self._rate(step)})
+
+    def evaluation(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
+        """The scores after a step. The time that they took is none of training."""
+        self.read_at += seconds
+        if self.is_kept:
+            shown = self.train.keep_best or next(iter(scores))
+            if shown in scores:
+                self.progress.show({shown.rpartition("/")[2]: scores[shown]})
+            self._write({"step": step, **scores, EVALUATION: seconds})
+
+    def bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
+        """What could not be read in a step."""
+        if self.is_kept and samples:
+            self.unusable.write(*({"step": step, **asdict(sample)} for sample in samples))
+
+    def close(self) -> None:
+        self.progress.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self.metrics.write(row)
+        tracked = {key: value for key, value in row.items() if key not in ("step", "verdict")}
+        self.accelerator.log(tracked, step=row["step"])
+
+    def _rate(self, step: int) -> float:
+        """Samples per second since the last reading."""
+        now = time.perf_counter()
+        rate = (step - self.read_step) * self.train.batch_size / max(now - self.read_at, 1e-9)
+        self.read_step, self.read_at = step, now
+        return rate
 
 
 class StepLog:
     """A file of JSON lines, each with its "step"; what a step writes is in it once, whatever happened in between."""
 
     def __init__(self, path: Path, *, resume_from: int = 0):
-        """Opens the log; lines of steps after `resume_from` belong to a future that will be computed again, and go."""
+        """Opens the log; lines from after the checkpoint of step `resume_from` will be computed again, and go."""
         self.path = path
         if not path.exists():
             return
-        lines = [json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= resume_from]
+        lines = [json.dumps(row) + "\n" for row in read_log(path) if _is_before(row, resume_from)]
         stage = path.with_name(f".tmp-{path.name}")
         stage.write_text("".join(lines), encoding="utf-8")
         stage.replace(path)
@@ -45,6 +115,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def _is_before(row: Mapping[str, Any], checkpoint: int) -> bool:
+    """A step is evaluated after its checkpoint is taken: an evaluation that is cut short costs no step."""
+    return row["step"] < checkpoint or (row["step"] == checkpoint and EVALUATION not in row)
 
 
 def _plain(value: Any) -> Any:
@@ -70,9 +145,13 @@ class Progress:
 
     def advance(self, metrics: Mapping[str, Any]) -> None:
         shown = {name: value for name, value in metrics.items() if name.startswith(("loss", "temperature", "effective_rank"))}
-        self.shown |= {name.replace("effective_rank", "rank"): f"{value:.3g}" for name, value in shown.items()}
-        self.bar.set_postfix(self.shown, refresh=False)
+        self.show({name.replace("effective_rank", "rank"): value for name, value in shown.items()})
         self.bar.update(self.batch_size)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Puts numbers beside the bar; each stays until there is a new one."""
+        self.shown |= {name: f"{value:.3g}" for name, value in values.items()}
+        self.bar.set_postfix(self.shown, refresh=False)
 
     def close(self) -> None:
         self.bar.close()

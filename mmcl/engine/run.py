@@ -24,13 +24,14 @@ from mmcl.engine.build import (
     image_views,
     run_facts,
 )
-from mmcl.engine.checkpoint import Checkpoint, latest_checkpoint, set_newer_aside
+from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
 from mmcl.engine.doctor import find_warnings, fit_batch
-from mmcl.engine.evaluation import evaluate_run, write_report
+from mmcl.engine.evaluation import build_tasks, evaluate_run, write_report
 from mmcl.engine.frozen_features import FeatureBatches, store_features
 from mmcl.engine.launch import keep_freed_memory, start
+from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
-from mmcl.engine.trainer import Trainer
+from mmcl.engine.trainer import Ending, Trainer
 from mmcl.errors import UserError
 from mmcl.evaluate.report import Report
 from mmcl.interop.save import save_model
@@ -76,6 +77,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     checkpoint = _checkpoint_to_continue(run_dir, config, accelerator)
     is_main = accelerator.is_main_process
     source, held_out = build_training_data(config)
+    tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
     check_labels(config, method, source)
@@ -99,19 +101,22 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     on_cpu = accelerator.device.type == "cpu"
     if on_cpu:
         keep_freed_memory(True)
-    step = Trainer(config, accelerator, method, batches, total_steps=total_steps, identity=identity).fit(checkpoint)
-    del batches  # and the decoded pictures with them
+    evaluation = LiveEvaluation(config, accelerator, method, tasks, total_steps=total_steps)
+    trainer = Trainer(config, accelerator, method, batches, evaluation, total_steps=total_steps, identity=identity)
+    ending = trainer.fit(checkpoint)
+    del batches, trainer  # and the decoded pictures with them
     if on_cpu:
         keep_freed_memory(False)
     # Only the first process goes on: the others must not wait in a collective for minutes of evaluation.
     accelerator.end_training()
     if not is_main:
         return RunResult(run_dir, Report())
-    if step < total_steps:
-        print(f"stopped by a signal after step {step} of {total_steps}; continue with --resume", flush=True)
+    if not ending.is_complete:
+        print(f"stopped by a signal after step {ending.step} of {total_steps}; continue with --resume", flush=True)
         return RunResult(run_dir, Report())
+    exported = _choose_weights(config, run_dir, method, ending)
     model = build_model(method)
-    provenance = {"config": to_dict(config), "steps": total_steps, "data_fingerprint": source.fingerprint}
+    provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
     save_model(
         run_dir / "model",
         model.towers,
@@ -122,9 +127,28 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     )
     if not config.evaluate:
         return RunResult(run_dir, Report())
-    report = evaluate_run(config, model, source, held_out)
+    report = evaluate_run(config, model, tasks)
     write_report(report, run_dir)
     return RunResult(run_dir, report)
+
+
+def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Ending) -> dict[str, Any]:
+    """Loads the weights that are to be exported, where they are not the last. Returns which they are.
+
+    Raises:
+        UserError: the best checkpoint is damaged.
+    """
+    best = ending.best
+    if best.metric is not None:
+        print(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}", flush=True)
+    if config.train.export == "last":
+        return {"export": "last", "steps": ending.step}
+    if best.step is None or best.value is None:
+        print("warning: no score was a number, so that the last weights are exported", flush=True)
+        return {"export": "last", "steps": ending.step}
+    if best.step != ending.step:
+        load_weights(checkpoint_of_step(run_dir / "checkpoints", best.step), method)
+    return {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
 
 
 def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelerator) -> Checkpoint | None:

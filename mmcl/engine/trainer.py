@@ -6,9 +6,8 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -20,6 +19,7 @@ from mmcl.config import Config
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
 from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.engine.best import Best
 from mmcl.engine.checkpoint import load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.engine.guards import (
@@ -32,7 +32,8 @@ from mmcl.engine.guards import (
     write_crash_bundle,
 )
 from mmcl.engine.health import Health
-from mmcl.engine.log import Progress, StepLog
+from mmcl.engine.live_evaluation import LiveEvaluation
+from mmcl.engine.log import Logbook
 from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
 from mmcl.errors import UserError
@@ -45,6 +46,20 @@ if TYPE_CHECKING:
     from mmcl.engine.checkpoint import Checkpoint
 
 
+class Ending(NamedTuple):
+    """How training came to an end.
+
+    Attributes:
+        step: the last one done.
+        is_complete: false where a signal came before the end.
+        best: of the scores that it looked at.
+    """
+
+    step: int
+    is_complete: bool
+    best: Best
+
+
 class Trainer:
     """Trains a method to the end of a run, from the beginning or from a checkpoint.
 
@@ -53,6 +68,7 @@ class Trainer:
         accelerator: device, precision and processes.
         method: what is trained; moved to the device and, over several processes, wrapped.
         batches: item number s is this process's share of step s.
+        evaluation: what is evaluated on the way.
         total_steps: length of the run.
         identity: what a checkpoint must agree on before it may be continued, JSON values.
     """
@@ -63,12 +79,13 @@ class Trainer:
         accelerator: Accelerator,
         method: Method,
         batches: Dataset[Batch],
+        evaluation: LiveEvaluation,
         *,
         total_steps: int,
         identity: dict[str, Any],
     ):
         self.config, self.accelerator, self.method, self.batches = config, accelerator, method, batches
-        self.total_steps, self.identity = total_steps, identity
+        self.evaluation, self.total_steps, self.identity = evaluation, total_steps, identity
         self.run_dir = Path(config.run_dir or "")
         optimiser = build_optimiser(method.to(accelerator.device), config.optim)
         # The loader and the schedule stay ours: Accelerate would reorder the one and step the other once per process.
@@ -77,51 +94,42 @@ class Trainer:
         self.skipped, self.saved_at = 0, time.monotonic()
         self.stop = StopSignals()
         self.health = Health()
+        self.best = Best(config.train)
         self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
-        self.log: StepLog | None = None
-        self.bad_log: StepLog | None = None
 
-    def fit(self, checkpoint: Checkpoint | None = None) -> int:
-        """Runs the steps that are left, saving on the way and at the end; on a signal to stop, to the end of the step at hand.
+    def fit(self, checkpoint: Checkpoint | None = None) -> Ending:
+        """Runs the steps that are left, saving and evaluating on the way and at the end; on a signal to stop, to the end of the
+        step at hand.
 
         Args:
             checkpoint: where to continue from.
-
-        Returns:
-            The last step done; fewer than `total_steps` after a signal.
 
         Raises:
             UserError: a loss or gradient is no number, too many samples cannot be used, a checkpoint cannot be written, or
                 another process is gone.
         """
         step = start = self._restore(checkpoint)
-        train, is_main = self.config.train, self.accelerator.is_main_process
-        progress = Progress(done=start, total=self.total_steps, batch_size=train.batch_size, enabled=is_main)
-        clock = _Clock(train.batch_size, start)
+        train = self.config.train
+        self.logbook = Logbook(self.run_dir, self.accelerator, train, done=start, total=self.total_steps)
         self.encode.train()
-        with closing(progress), self.stop, self.writer, lost_process_named(train.timeout_seconds), loader_failure_named():
+        with closing(self.logbook), self.stop, self.writer, lost_process_named(train.timeout_seconds), loader_failure_named():
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
-            for step, batch in enumerate(self._loader(start), start + 1):
+            batches = () if self._evaluate(start) else self._loader(start)
+            for step, batch in enumerate(batches, start + 1):
                 metrics, wishes = self._step(step, batch.to(self.accelerator.device))
-                progress.advance(metrics)
-                if self.log and self._is_logged(step):
-                    row = {"step": step, **metrics, "samples_per_second": clock.rate(step)}
-                    self.log.write(row)
-                    tracked = {key: value for key, value in row.items() if key not in ("step", "verdict")}
-                    self.accelerator.log(tracked, step=step)
-                is_due = wishes["save"] or bool(train.save_every and step % train.save_every == 0)
-                if is_due or wishes["stop"] or step == self.total_steps:
+                self.logbook.step(step, metrics)
+                if self._is_saved(step, wishes):
                     self._save(step)
-                if wishes["stop"]:
+                if wishes["stop"] or self._evaluate(step):
                     break
             self.writer.wait()
             _, wishes = self._sum_over_processes({}, unwritten=self.writer.failure is not None)
             self._stop_unwritten(wishes["unwritten"] > 0)
-        return step
+        return Ending(step, step == self.total_steps or self.best.is_over, self.best)
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:
-        """Puts everything where it was, logs included. Returns the number of steps done."""
+        """Puts everything where it was. Returns the number of steps done."""
         step = checkpoint.step if checkpoint else 0
         if checkpoint:
             load_checkpoint(checkpoint, self.method, self.optimiser.optimizer)
@@ -130,9 +138,7 @@ class Trainer:
             bad.count, bad.seen, bad.run, self.skipped = (state[key] for key in ("bad", "seen", "bad_run", "skipped"))
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.accelerator.is_main_process:
-            self.log = StepLog(self.run_dir / "metrics.jsonl", resume_from=step)
-            self.bad_log = StepLog(self.run_dir / "bad_samples.jsonl", resume_from=step)
+            self.best.restore(state["best"], checkpoint.path.parent)
         return step
 
     def _warm_up(self, step: int) -> None:
@@ -171,7 +177,7 @@ class Trainer:
         if self._is_finite(metrics):
             self.optimiser.step()
             self.method.commit(embeddings, batch)
-            health = self.health.look(step, self.method, embeddings) if self.log and self._is_logged(step) else {}
+            health = self.health.look(step, self.method, embeddings) if self.logbook.takes(step) else {}
         else:
             health = {}
             self._skip_or_stop(step, metrics, batch)
@@ -182,9 +188,6 @@ class Trainer:
         scale = self.method.logit_scale
         temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
         return {**metrics, **temperature, "lr": rate, **health}, wishes
-
-    def _is_logged(self, step: int) -> bool:
-        return step % self.config.train.log_every == 0 or step in (1, self.total_steps)
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""
@@ -267,8 +270,7 @@ class Trainer:
         """Lists what could not be read, in rank order; stops every process when it is too much."""
         gathered = gather_object([(batch.bad_samples, batch.bad_rows)]) if any_bad else []
         bad: list[BadSample] = [sample for samples, _ in gathered for sample in samples]
-        if bad and self.bad_log:
-            self.bad_log.write(*({"step": step, **asdict(sample)} for sample in bad))
+        self.logbook.bad_samples(step, bad)
         self.bad_samples.add(bad, [row for _, rows in gathered for row in rows], seen=self.config.train.batch_size)
 
     def _stop_unwritten(self, any_failed: bool) -> None:
@@ -276,6 +278,23 @@ class Trainer:
         if any_failed:
             [reason] = broadcast_object_list([str(self.writer.failure)])
             raise UserError(reason)
+
+    def _evaluate(self, step: int) -> bool:
+        """Scores what is due. Returns whether the run has waited long enough for a better score.
+
+        The checkpoint of a step is taken before its evaluation, so a resumed run does this first of all.
+        """
+        if due := self.evaluation.due(step):
+            began = time.perf_counter()
+            scores = self.evaluation.scores(due)
+            self.logbook.evaluation(step, scores, time.perf_counter() - began)
+            self.best.look(step, scores)
+        return self.best.is_over
+
+    def _is_saved(self, step: int, wishes: Mapping[str, float]) -> bool:
+        every = self.config.train.save_every
+        is_due = bool(every and step % every == 0) or step == self.total_steps or bool(self.evaluation.due(step))
+        return is_due or bool(wishes["save"] or wishes["stop"])
 
     def _save_is_due(self) -> bool:
         """Only the first process looks at its clock, and only it writes."""
@@ -295,20 +314,8 @@ class Trainer:
             "bad_run": self.bad_samples.run,
             "skipped": self.skipped,
             "scaler": scaler.state_dict() if scaler else None,
+            "best": self.best.state,
         }
         world = self.accelerator.num_processes
         facts = {"world": world, "identity": self.identity, "state": state}
-        self.writer.save(take_snapshot(step, self.method, self.optimiser.optimizer, **facts))
-
-
-class _Clock:
-    """Samples per second since the last reading."""
-
-    def __init__(self, batch_size: int, step: int):
-        self.batch_size, self.step, self.time = batch_size, step, time.perf_counter()
-
-    def rate(self, step: int) -> float:
-        now = time.perf_counter()
-        rate = (step - self.step) * self.batch_size / max(now - self.time, 1e-9)
-        self.step, self.time = step, now
-        return rate
+        self.writer.save(take_snapshot(step, self.method, self.optimiser.optimizer, **facts), spare=self.best.step)

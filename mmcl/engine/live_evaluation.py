@@ -1,0 +1,104 @@
+"""Evaluation while a run trains: of the towers as they stand, by all processes, and without a trace in the run itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmcl.config import Config, EvaluatorConfig
+from mmcl.engine.build import build_model
+from mmcl.engine.guards import waiting
+from mmcl.engine.launch import SLOW_SECONDS
+from mmcl.engine.shared_model import SharedModel
+from mmcl.errors import UserError
+from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
+from mmcl.interop.model import Model
+from mmcl.methods.method import Method
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Due = Sequence[tuple[EvaluatorConfig, Task]]
+
+
+class LiveEvaluation:
+    """The evaluators of a run that have a cadence. All processes hold one and call it at the same steps.
+
+    Args:
+        config: the run's.
+        accelerator: its processes.
+        method: what is trained.
+        tasks: of each of `config.evaluate`, in that order.
+        total_steps: length of the run; after its last step all evaluators are due.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator, method: Method, tasks: Sequence[Task], *, total_steps: int):
+        self.config, self.accelerator, self.method, self.total_steps = config, accelerator, method, total_steps
+        self.evaluators = [
+            (evaluator, replace(task, baselines=False))
+            for evaluator, task in zip(config.evaluate, tasks, strict=True)
+            if evaluator.every is not None
+        ]
+
+    def due(self, step: int) -> Due:
+        """What is to be evaluated after a step."""
+        return [
+            (evaluator, task)
+            for evaluator, task in self.evaluators
+            if step > 0 and (step % (evaluator.every or 1) == 0 or step == self.total_steps)
+        ]
+
+    def scores(self, due: Due) -> dict[str, float]:
+        """Runs evaluators: "label/metric" -> value, the same in all processes. Metrics without a value are left out.
+
+        Raises:
+            UserError: an evaluator does not fit the data or has no numbers, or `train.keep_best` is none of them.
+        """
+        usual = self.config.train.timeout_seconds
+        with undisturbed(self.method.towers), waiting(max(SLOW_SECONDS, usual), usual=usual):
+            model = build_model(self.method)
+            if self.accelerator.num_processes == 1:
+                return self._score(model, due)
+            sources = [source for _, task in due for source in (task.source, task.bank) if source is not None]
+            shared = SharedModel(model, sources)
+            return shared.together(lambda: self._score(shared, due))
+
+    def _score(self, model: Model, due: Due) -> dict[str, float]:
+        cached, report = CachedModel(model), Report()
+        for evaluator, task in due:
+            found: Report = EVALUATORS.build(evaluator.name, evaluator.args, cached, task)
+            if not found.metrics:
+                raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} has no numbers to follow; remove its `every`")
+            report += found
+        scores = {f"{row.data}/{row.metric}": row.value for row in report.metrics if row.value is not None}
+        self._require_watched(scores.keys(), [evaluator for evaluator, _ in due])
+        return scores
+
+    def _require_watched(self, known: Collection[str], ran: Sequence[EvaluatorConfig]) -> None:
+        """A score that is not there although all that might give it have run is a mistake in its name."""
+        best, watched = self.config.train.keep_best, self.config.watched
+        if best is not None and best not in known and all(evaluator in ran for evaluator in watched):
+            raise UserError(f"train.keep_best is {best}, which no evaluator gives; there are {', '.join(sorted(known))}")
+
+
+@contextmanager
+def undisturbed(towers: nn.Module) -> Iterator[None]:
+    """Puts the modes of all modules, and the states of all random generators, back to what they were."""
+    modes = {module: module.training for module in towers.modules()}
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,120 @@
+"""Evaluation by several processes is that of one: the same scores, every item encoded once, and failures reach all."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from mmcl.data.source import Sample
+from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.engine.shared_model import SharedModel
+from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel, Task, run
+from mmcl.interop.model import Model
+from tests.distributed.harness import run_processes
+from tests.evaluate.toys import PatternSource
+
+ROWS, BANK = 17, 25
+EVALUATORS: list[tuple[str, dict[str, Any]]] = [("retrieval", {"examples": 0}), ("knn", {"ks": [1, 5]}), ("zero_shot", {})]
+
+
+class Broken(PatternSource):
+    """Its last picture is none; only the last process meets it."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample("row 16", b"not a picture") if index == ROWS - 1 else super().__getitem__(index)
+
+
+def model() -> Model:
+    """Small towers with batch norm, the same everywhere."""
+    torch.manual_seed(0)
+    head = {"head": "linear", "head_args": {"embed_dim": 8}}
+    image = {"image_size": 16, "channels": 3, "feature_dim": 16}
+    specs = {
+        "image": TowerSpec(modality="image", encoder="small_cnn", encoder_args=image, **head),
+        "text": TowerSpec(modality="text", encoder="small_text", encoder_args={"width": 8, "layers": 1, "heads": 2}, **head),
+    }
+    return Model(nn.ModuleDict({name: build_tower(spec) for name, spec in specs.items()}), logit_scale=10.0, device="cpu")
+
+
+def scores(one: Model, task: Task) -> dict[str, tuple[float | None, int]]:
+    return {f"{row.evaluator}/{row.metric}": (row.value, row.n) for row in run(EVALUATORS, [CachedModel(one)], [task]).metrics}
+
+
+def task(source: PatternSource | None = None) -> Task:
+    return Task("patterns", source or PatternSource(ROWS, seed=0), PatternSource(BANK, seed=1), baselines=False)
+
+
+@cache
+def alone() -> dict[str, tuple[float | None, int]]:
+    return scores(model(), task())
+
+
+def together(rank: int, world: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"encoded": {"encode_image": [], "encode_text": []}}
+    for name, sizes in found["encoded"].items():
+        honest = getattr(Model, name)
+
+        def counting(self: Model, items: Any, honest: Any = honest, sizes: list[int] = sizes, **options: Any) -> Any:
+            sizes.append(len(items))
+            return honest(self, items, **options)
+
+        setattr(Model, name, counting)
+    data = task()
+    assert data.bank is not None
+    shared = SharedModel(model(), [data.source, data.bank])
+    found["scores"] = shared.together(lambda: scores(shared, data))
+    found["rows"] = shared.together(lambda: shared.encode_image(data.source).tolist())
+    broken = task(Broken(ROWS, seed=0))
+    shared = SharedModel(model(), [broken.source])
+    for name, work in {
+        "picture": lambda: scores(shared, broken),
+        "evaluator": lambda: run([("knn", {"ks": [99]})], [CachedModel(shared)], [data]),
+    }.items():
+        with pytest.raises(UserError) as error:
+            shared.together(work)
+        found[name] = str(error.value)
+    return found
+
+
+@cache
+def all_ranks(world: int) -> list[dict[str, Any]]:
+    return run_processes(world, together)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_scores_are_those_of_one_process(world: int) -> None:
+    for found in all_ranks(world):
+        assert found["scores"].keys() == alone().keys()
+        for name, (value, count) in alone().items():
+            assert found["scores"][name] == (pytest.approx(value, abs=1e-6), count)
+        torch.testing.assert_close(
+            torch.tensor(found["rows"]), torch.from_numpy(model().encode_image(task().source)), rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_item_is_encoded_once(world: int) -> None:
+    """Shares may be uneven; none is filled up."""
+    with mock.patch.object(Model, "encode_text", autospec=True, side_effect=Model.encode_text) as encode:
+        scores(model(), task())
+    texts = [len(call.args[1]) for call in encode.call_args_list]
+    sizes = [found["encoded"] for found in all_ranks(world)]
+    for request, whole in enumerate([ROWS, BANK, ROWS]):
+        shares = [own["encode_image"][request] for own in sizes]
+        assert sum(shares) == whole
+        assert max(shares) - min(shares) <= 1
+    for request, whole in enumerate(texts):
+        assert sum(own["encode_text"][request] for own in sizes) == whole
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_failure_is_the_same_error_in_all_processes(world: int) -> None:
+    for found in all_ranks(world):
+        assert "row 16" in found["picture"]
+        assert "k = 99 is more than the 25 rows" in found["evaluator"]
