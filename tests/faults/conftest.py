@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,21 +11,23 @@ import pytest
 from mmcl.config import Config
 from mmcl.engine.run import train
 from tests.engine.tiny import make_folder
-from tests.faults.runs import run, tiny_run
+from tests.faults.runs import run, small_vocabulary, tiny_run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("faults") / "squares")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _warm(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="package", autouse=True)
+def _warm(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A run in this process imports all that a run needs, so that its children need not."""
-    train(tiny_run(pictures, tmp_path_factory.mktemp("warm") / "run", "--train.steps", "1"))
+    with small_vocabulary():
+        train(tiny_run(pictures, tmp_path_factory.mktemp("warm") / "run", "--train.steps", "1"))
+        yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def unharmed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """The run that nothing happened to, by world size and flags."""
 
