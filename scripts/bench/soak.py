@@ -1,9 +1,10 @@
-"""Kills one small run again and again, at random moments, and compares what it ends with. Then what safety costs.
+"""Kills small runs again and again, at random moments, and compares what they end with. Then what safety costs.
 
 python scripts/bench/soak.py --kills 100 --json soak.json
 
-Every start has a random number of loader processes. Half of the runs stay with one process and must end with the same bits as
-the run that was never killed; the other half take one or two processes at random, and must end within 1e-5 of it.
+Every start has a random number of loader processes. A kill comes at a random time, or at a random call of those that write a
+checkpoint. Runs with a fixed number of processes, one or two, must end with the same bits as the run that was never killed;
+elastic runs take one or two at every start, and must end within 1e-5 of it. When something is wrong, the folder stays.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import json
 import os
 import platform
 import random
+import shutil
 import sys
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,65 +28,147 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
-from mmcl.config import load_config
+from mmcl.config import Config, load_config
 from mmcl.data.order import Order
 from mmcl.engine import trainer
+from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
 from mmcl.rng import permutation
 from tests.engine.tiny import make_folder
-from tests.faults.runs import ending, run, start, tiny_run, words
+from tests.faults.runs import KILLED, Harm, ending, kill_at, run, small_vocabulary, start, tiny_run, words
 
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "clip_emoji.yaml"
+STEPS = 16
+MOST_KILLS = 12
+TOLERANCE = 1e-5
+CALLS = {"fsync": (os, 5), "rename": (Path, 2), "unlink": (os, 3), "open": (Path, 12)}
+"""What a checkpoint is written with, and about how often."""
+
+Row = dict[str, Any]
 
 
-def kill_again_and_again(kills: int, folder: Path) -> dict[str, float]:
-    """Returns how many kills there were, how many runs they hit, and how far those ended from the run without kills."""
+class Failed(Exception):
+    """A promise that was not kept."""
+
+
+@dataclass
+class Kind:
+    """Runs that differ in nothing but when they are killed.
+
+    Attributes:
+        name: for the table.
+        worlds: the numbers of processes to choose from at every start.
+        flags: settings; dropout draws by process, so that elastic runs do without.
+        whole: the run that is never killed, and the seconds that it took.
+    """
+
+    name: str
+    worlds: tuple[int, ...]
+    flags: tuple[str, ...] = ()
+    whole: Config | None = None
+    seconds: float = 0.0
+    runs: int = 0
+    kills: dict[str, int] = field(default_factory=lambda: {"by the clock": 0, "while a checkpoint is written": 0})
+    difference: float = 0.0
+
+
+def kill_again_and_again(kills: int, folder: Path) -> list[Row]:
+    """Raises Failed at the first run that does not end as it should."""
     pictures = make_folder(folder / "squares")
-    # Dropout draws by process: it is on only where the number of processes stays.
-    dropout = {True: ("--text.encoder.args.dropout", "0"), False: ()}
     train(tiny_run(pictures, folder / "warm", "--train.steps", "1"))
-    expected = {elastic: tiny_run(pictures, folder / f"whole-{elastic}", *dropout[elastic]) for elastic in (False, True)}
-    seconds = time.perf_counter()
-    for config in expected.values():
-        assert run(config) == [0]
-    seconds = (time.perf_counter() - seconds) / 2
-    result = {"kills": 0, "runs": 0, "runs of one process with the same bits": 0, "runs of one process": 0, "difference": 0.0}
-    while result["kills"] < kills:
-        elastic = result["runs"] % 2 == 1
-        run_dir = folder / f"run-{result['runs']}"
-        flags: tuple[str, ...] = dropout[elastic]
-        while True:
-            config = tiny_run(pictures, run_dir, *flags, "--data.workers", str(random.choice((0, 0, 1, 2))))
-            children = start(config, random.choice((1, 2)) if elastic else 1)
-            children[0].join(random.uniform(0.1, 1.2) * seconds if result["kills"] < kills else None)
-            killed = children[0].is_alive()
+    kinds = [
+        Kind("one process", (1,)),
+        Kind("two processes", (2,)),
+        Kind("one or two processes", (1, 2), ("--text.encoder.args.dropout", "0")),
+    ]
+    for kind in kinds:
+        kind.flags += ("--train.steps", str(STEPS))
+        kind.whole = tiny_run(pictures, folder / f"whole, {kind.name}", *kind.flags)
+        began = time.perf_counter()
+        if any(run(kind.whole, kind.worlds[0])):
+            raise Failed(f"the run without kills failed: {words(kind.whole)}")
+        kind.seconds = time.perf_counter() - began
+        print(f"never killed, {kind.name}: {kind.seconds:.1f} s", flush=True)
+    with tqdm(total=kills, unit=" kills", desc="killing") as bar:
+        while bar.n < kills:
+            kind = kinds[sum(kind.runs for kind in kinds) % len(kinds)]
+            run_dir = folder / f"{kind.name}, run {kind.runs}"
+            config = kill_one_run(kind, pictures, run_dir, min(kills - bar.n, random.randint(4, MOST_KILLS)), bar)
+            compare(kind, config)
+            kind.runs += 1
+            shutil.rmtree(run_dir)
+    return [row for kind in kinds for row in rows_of(kind)]
+
+
+def kill_one_run(kind: Kind, pictures: Path, run_dir: Path, kills: int, bar: tqdm) -> Config:
+    """Starts a run until it ends, killing it up to `kills` times."""
+    resume: tuple[str, ...] = ()
+    while True:
+        workers = ("--data.workers", str(random.choice((0, 0, 1, 2))))
+        config = tiny_run(pictures, run_dir, *kind.flags, *workers, *resume)
+        moment = random.choice([*kind.kills]) if kills else ""
+        strike = random_strike() if moment.startswith("while") else lambda: None
+        children = start(config, random.choice(kind.worlds), on_first_rank(strike))
+        children[0].join(random.uniform(0.1, 1.2) * kind.seconds if moment == "by the clock" else 60)
+        if alive := children[0].is_alive():
             for child in children:
-                child.kill() if killed else child.join(60)
-                child.join()
-            if not killed:
-                assert [child.exitcode for child in children] == [0] * len(children), words(config)
-                break
-            result["kills"] += 1
-            if (run_dir / "config.yaml").exists():
-                flags = (*dropout[elastic], "--resume")
-        result["runs"] += 1
-        if elastic:
-            ours, theirs = (load_file(Path(str(c.run_dir)) / "model/model.safetensors") for c in (config, expected[True]))
-            far = max((ours[key] - theirs[key]).abs().max().item() for key in theirs)
-            result["difference"] = max(result["difference"], far)
-        else:
-            result["runs of one process"] += 1
-            result["runs of one process with the same bits"] += ending(config) == ending(expected[False])
-    return result
+                child.kill()
+        for child in children:
+            child.join(60)
+        codes = [child.exitcode for child in children]
+        if (alive and moment != "by the clock") or None in codes:
+            raise Failed(f"a process hangs: {words(config)}")
+        if codes[0] != KILLED:
+            if any(codes):
+                raise Failed(f"exit codes {codes}: {words(config)}")
+            return config
+        kind.kills[moment] += 1
+        kills -= 1
+        bar.update()
+        resume = ("--resume",) if (run_dir / "config.yaml").exists() else ()
 
 
-def cost_of_safety(folder: Path, steps: int = 12) -> dict[str, float]:
+def random_strike() -> Callable[[], None]:
+    """Death before or after one of the calls that write the next few checkpoints."""
+    name, (owner, often) = random.choice([*CALLS.items()])
+    return kill_at(owner, name, random.randint(1, 4 * often), before=random.random() < 0.5)
+
+
+def on_first_rank(strike: Callable[[], None]) -> Harm:
+    return lambda rank: strike() if rank == 0 else None
+
+
+def compare(kind: Kind, config: Config) -> None:
+    assert kind.whole is not None
+    folders = [Path(str(c.run_dir)) for c in (config, kind.whole)]
+    steps = [row["step"] for row in read_log(folders[0] / "metrics.jsonl")]
+    if steps != list(range(1, STEPS + 1)):
+        raise Failed(f"metrics.jsonl has the steps {steps}")
+    ours, theirs = (load_file(folder / "model/model.safetensors") for folder in folders)
+    kind.difference = max(kind.difference, *((ours[key] - theirs[key]).abs().max().item() for key in theirs))
+    if len(kind.worlds) == 1 and ending(config) != ending(kind.whole):
+        raise Failed(f"weights, optimiser or log differ from the run that was never killed, by up to {kind.difference:g}")
+    if not kind.difference < TOLERANCE:
+        raise Failed(f"the weights are {kind.difference:g} away from the run that was never killed")
+
+
+def rows_of(kind: Kind) -> list[Row]:
+    kills = [row("soak", f"{kind.name}: kills {moment}", "1", number) for moment, number in kind.kills.items()]
+    return [
+        row("soak", f"{kind.name}: runs, all of which ended as they should", "1", kind.runs),
+        *kills,
+        row("soak", f"{kind.name}: largest difference of a weight", "1", kind.difference),
+    ]
+
+
+def cost_of_safety(folder: Path, steps: int = 12) -> list[Row]:
     """Shares of a step of the default run that go to guards and order, and the seconds for which a checkpoint holds it up."""
     spent: dict[str, float] = {}
 
-    def timed(owner: Any, name: str, row: str) -> None:
+    def timed(owner: Any, name: str, key: str) -> None:
         honest: Callable[..., Any] = getattr(owner, name)
 
         def timing(*args: Any, **kwargs: Any) -> Any:
@@ -91,11 +176,11 @@ def cost_of_safety(folder: Path, steps: int = 12) -> dict[str, float]:
             try:
                 return honest(*args, **kwargs)
             finally:
-                spent[row] = spent.get(row, 0.0) + time.perf_counter() - began
+                spent[key] = spent.get(key, 0.0) + time.perf_counter() - began
 
         setattr(owner, name, timing)
 
-    for name in ("_sum_over_processes", "_is_finite", "_count_bad", "_save_is_due"):
+    for name in ("_sum_over_processes", "_is_finite", "_count_bad", "_save_is_due", "_stop_unwritten"):
         timed(Trainer, name, "guards")
     timed(Order, "rows", "order")
     timed(Trainer, "_step", "steps")
@@ -103,16 +188,16 @@ def cost_of_safety(folder: Path, steps: int = 12) -> dict[str, float]:
     timed(trainer, "take_snapshot", "snapshots")
     flags = ["--run_dir", str(folder / "default"), "--evaluate", "[]", "--train.steps", str(steps), "--train.save_every", "4"]
     train(load_config(DEFAULT, flags))
-    return {
-        "guards, share of a step": spent["guards"] / spent["steps"],
-        "order, share of a step": spent["order"] / spent["steps"],
-        "checkpoint in the background, seconds that training waits": spent["checkpoints"] / 3,
-        "of these for the copy": spent["snapshots"] / 3,
-        "step, seconds": spent["steps"] / steps,
-    }
+    return [
+        row("guards", "share of a step", "1", spent["guards"] / spent["steps"]),
+        row("order", "share of a step", "1", spent["order"] / spent["steps"]),
+        row("checkpoint in the background", "training waits", "s", spent["checkpoints"] / 3),
+        row("checkpoint in the background", "of these for the copy", "s", spent["snapshots"] / 3),
+        row("step of the default run", "time", "s", spent["steps"] / steps),
+    ]
 
 
-def cost_of_a_permutation(n: int = 12_000_000) -> dict[str, float]:
+def cost_of_a_permutation(n: int = 12_000_000) -> list[Row]:
     began = time.perf_counter()
     permutation(n, 0, 0)
     seconds = time.perf_counter() - began
@@ -120,28 +205,38 @@ def cost_of_a_permutation(n: int = 12_000_000) -> dict[str, float]:
     permutation(n, 0, 0)
     megabytes = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
-    return {"permutation of 12 M samples, seconds": seconds, "permutation of 12 M samples, MB": megabytes}
+    return [row("permutation of 12 M samples", *measured) for measured in (("time", "s", seconds), ("memory", "MB", megabytes))]
+
+
+def row(case: str, measure: str, unit: str, value: float) -> Row:
+    return {"case": case, "measure": measure, "unit": unit, "mmcl": value, "peer": None, "peer_value": None, "ratio": None}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="over all runs together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", type=Path, help="write the table here")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        found = kill_again_and_again(arguments.kills, Path(folder))
-        found["seconds"] = time.perf_counter() - began
-        found |= cost_of_a_permutation() | cost_of_safety(Path(folder))
-    for name, value in found.items():
-        print(f"{name:<60} {value:g}")
+    folder, began = Path(tempfile.mkdtemp(prefix="soak-")), time.perf_counter()
+    try:
+        with small_vocabulary():
+            table = kill_again_and_again(arguments.kills, folder)
+    except Failed as failure:
+        sys.exit(f"FAILED: {failure}\nseed {arguments.seed}; everything is still in {folder}")
+    table.append(row("soak", "time", "s", time.perf_counter() - began))
+    print("permutation", flush=True)
+    table += cost_of_a_permutation()
+    print("guards, order and checkpoints in the default run", flush=True)
+    table += cost_of_safety(folder)
+    shutil.rmtree(folder)
+    for line in table:
+        print(f"{line['case']:<30} {line['measure']:<60} {line['mmcl']:>10.3g} {line['unit']}")
     if arguments.json:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        rows = [{"case": "soak", "measure": name, "mmcl": value} for name, value in found.items()]
-        arguments.json.write_text(json.dumps({"bench": "soak", "machine": machine, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"bench": "soak", "machine": machine, "rows": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from mmcl.config import ComponentConfig
 from mmcl.data.augment.policy import Policy
 from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.data.columns import captions_of
 from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.decode import to_tensor
 from mmcl.data.loader import StepBatches
@@ -222,6 +223,18 @@ class TestBadSamples:
         assert found[0].name == "toy/7"
         assert reason in found[0].reason
         assert "toy/7" in found[0].reason
+
+    def test_cells_of_a_table(self):
+        """Numbers are texts, missing ones are none, and what is neither reaches the check as it is."""
+        assert captions_of(["a", None, float("nan"), 7, 1.5, np.int64(3)]) == ("a", "7", "1.5", "3")
+        assert captions_of(b"cat") == (b"cat",)
+        assert captions_of([["a"], {"b": 1}]) == (["a"], {"b": 1})
+
+    def test_a_first_caption_that_is_spoilt_but_not_shown(self):
+        """A batch over the end of an epoch goes by first captions, whatever these are."""
+        for spoilt in (None, "\ud800", b"cat"):
+            made = batches(Toy(5, captions={i: (spoilt, f"text {i}") for i in range(5)}), 4)
+            assert [len(made[step].ids) for step in range(10)] == [4] * 10
 
     def test_the_batch_keeps_its_size_and_its_other_rows(self):
         good, spoilt = batches(), batches(Toy(bad_pictures=(3, 8)))

@@ -50,7 +50,7 @@ Harm = Callable[[int], None]
 def small_vocabulary() -> Iterator[None]:
     """The first 200 of CLIP's 48,894 merges: a checkpoint of kilobytes, so that a run takes a third of the time."""
     merges = tokenizers._clip_merges()[:200]
-    with mock.patch.object(tokenizers, "_clip_merges", lambda: merges):
+    with mock.patch.object(tokenizers, "_clip_merges", return_value=merges):
         yield
 
 
@@ -144,6 +144,26 @@ def before_step(step: int, strike: Callable[[Trainer], None], *, ranks: Sequence
 
 def kill(trainer: Trainer | None = None) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at(module: Any, name: str, call: int, *, before: bool = True) -> Callable[[], None]:
+    """Kills the process at the n-th call of a function of the system, before it or after."""
+
+    def harm() -> None:
+        honest, calls = getattr(module, name), []
+
+        def deadly(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if before and len(calls) == call:
+                kill()
+            result = honest(*args, **kwargs)
+            if not before and len(calls) == call:
+                kill()
+            return result
+
+        setattr(module, name, deadly)
+
+    return harm
 
 
 def samples(config: Config, world: int) -> dict[int, list[int]]:

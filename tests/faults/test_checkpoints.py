@@ -20,33 +20,13 @@ from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.errors import UserError
 from tests.engine.test_checkpoint import trained
-from tests.faults.runs import STEPS, before_step, ending, kill, run, tiny_run, words
+from tests.faults.runs import STEPS, before_step, ending, kill, kill_at, run, tiny_run, words
 
 GOLDEN = Path(__file__).parent / "golden_checkpoint"
 
 
 def snapshot(step: int) -> checkpoints.Snapshot:
     return checkpoints.take_snapshot(step, *trained(steps=1))
-
-
-def kill_at(module: Any, name: str, call: int, *, before: bool = True) -> Callable[[], None]:
-    """Kills the process at the n-th call of a function of the system, before it or after."""
-
-    def harm() -> None:
-        honest, calls = getattr(module, name), []
-
-        def deadly(*args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            if before and len(calls) == call:
-                kill()
-            result = honest(*args, **kwargs)
-            if not before and len(calls) == call:
-                kill()
-            return result
-
-        setattr(module, name, deadly)
-
-    return harm
 
 
 def half_a_file() -> None:

@@ -8,9 +8,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,7 @@ from mmcl.data.loader import StepBatches
 from mmcl.data.open import open_source
 from mmcl.data.order import Order
 from mmcl.data.views import ImageView
+from mmcl.engine.checkpoint import verify
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
@@ -144,7 +147,15 @@ def test_a_stuck_process_ends_the_run(pictures: Path, tmp_path: Path) -> None:
 
 
 def corrupted(pictures: Path, folder: Path) -> Path:
+    """40 pictures, of which 5 % cannot be read."""
     shutil.copytree(pictures, folder)
+    listing = folder / "captions.csv"
+    rows = listing.read_text().splitlines()
+    for row in rows[1:16]:
+        name, caption = row.split(",")
+        shutil.copy(folder / name, folder / f"second_{name}")
+        rows.append(f"second_{name},another {caption}")
+    listing.write_text("\n".join(rows))
     for name in ("red_tiny", "blue_huge"):
         (folder / f"{name}.png").write_bytes(b"not a picture")
     return folder
@@ -153,7 +164,7 @@ def corrupted(pictures: Path, folder: Path) -> Path:
 def test_bad_samples_are_replaced_alike_everywhere(pictures: Path, tmp_path: Path) -> None:
     """By any number of processes and loaders, and after a kill: the same rows, each bad one listed once a step."""
     folder = corrupted(pictures, tmp_path / "squares")
-    flags = ("--data.max_bad_fraction", "0.5", "--text.encoder.args.dropout", "0")
+    flags = ("--data.max_bad_fraction", "0.05", "--text.encoder.args.dropout", "0")
     found = []
     for name, world, workers in (("a", 1, "0"), ("b", 2, "2")):
         config = tiny_run(folder, tmp_path / name, *flags, "--data.workers", workers)
@@ -168,6 +179,8 @@ def test_bad_samples_are_replaced_alike_everywhere(pictures: Path, tmp_path: Pat
     assert all(len(row) == 12 for row in rows.values())
     bad = {row["index"] for row in listed}
     assert not bad & {index for row in rows.values() for index in row}
+    state = verify(tmp_path / f"b/checkpoints/step-{STEPS:07d}").manifest["state"]
+    assert (state["bad"], state["seen"]) == (len(listed), 12 * STEPS)
 
 
 def test_the_budget_of_bad_samples_is_that_of_all_processes(pictures: Path, tmp_path: Path) -> None:
@@ -177,6 +190,25 @@ def test_the_budget_of_bad_samples_is_that_of_all_processes(pictures: Path, tmp_
     first, second = ([line for line in words(config, rank).splitlines() if "could not be used" in line] for rank in (0, 1))
     assert first == second
     assert len(first) == 1
+
+
+def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(pictures: Path, tmp_path: Path) -> None:
+    """Of 25 pictures 22 are gone; one row fewer is allowed than the longest run, which goes on over a kill."""
+    folder = shutil.copytree(pictures, tmp_path / "squares")
+    wanted = np.concatenate([Order(25, 12, 0).rows(step)[1] for step in range(STEPS)])
+    lengths = list(accumulate(wanted >= 3, lambda length, is_bad: (length + 1) * is_bad, initial=0))[1:]
+    longest = max(lengths)
+    step, row = divmod(lengths.index(longest), 12)
+    assert longest > row + 1, "it begins in a step before"
+    for name, _ in (line.split(",") for line in (folder / "captions.csv").read_text().splitlines()[4:]):
+        (folder / name).write_bytes(b"gone")
+    flags = ("--data.max_bad_fraction", "1", "--data.max_bad_consecutive", str(longest - 1))
+    saved_and_killed = before_step(step + 1, lambda trainer: (trainer.writer.wait(), kill()))
+    assert run(tiny_run(folder, tmp_path / "run", *flags), 2, saved_and_killed) == [KILLED, KILLED]
+    config = tiny_run(folder, tmp_path / "run", *flags, "--resume")
+    assert run(config, 2) == [2, 2]
+    assert all(f"more than data.max_bad_consecutive {longest - 1} samples" in words(config, rank) for rank in (0, 1))
+    assert read_log(tmp_path / "run/bad_samples.jsonl")[-1]["step"] == step + 1
 
 
 def test_a_replacement_is_no_negative_of_itself(pictures: Path, tmp_path: Path) -> None:
@@ -232,3 +264,12 @@ def test_minutes_make_a_checkpoint_due(pictures: Path, tmp_path: Path) -> None:
     config = tiny_run(pictures, tmp_path / "run", *flags)
     assert run(config, 2, before_step(5, a_minute_later, ranks=[0])) == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("run/checkpoints/*")) == ["step-0000005", "step-0000008"]
+
+
+def test_what_a_loader_process_fails_with_is_one_line(pictures: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "squares")
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"gone")
+    config = tiny_run(folder, tmp_path / "run", "--data.workers", "1")
+    assert run(config) == [2]
+    assert words(config).splitlines()[-1].startswith("error: 100 samples in a row could not be used; the last: ")
