@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mmcl.config import Config, to_dict
 from mmcl.errors import UserError, first_line
@@ -73,12 +74,23 @@ def lost_process_named(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def loader_failure_named() -> Iterator[None]:
-    """Takes a user's error out of the traceback in which a loader process hands it on."""
+def started(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """The batches of a loader whose processes end with the context.
+
+    An error of theirs keeps them alive through its traceback, and at exit Python waits for them forever: they ignore the signal
+    that would end them.
+
+    Raises:
+        UserError: as in a loader process, without the traceback in which that hands it on.
+    """
+    batches: Any = iter(loader)
     try:
-        yield
+        yield batches
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2]) from error
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 def set_collective_timeout(seconds: float) -> None:

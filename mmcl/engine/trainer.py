@@ -26,9 +26,9 @@ from mmcl.engine.guards import (
     BuffersKept,
     StopSignals,
     ignore_stop_signals,
-    loader_failure_named,
     lost_process_named,
     set_collective_timeout,
+    started,
     write_crash_bundle,
 )
 from mmcl.engine.health import Health
@@ -112,17 +112,18 @@ class Trainer:
         train = self.config.train
         self.logbook = Logbook(self.run_dir, self.accelerator, train, done=start, total=self.total_steps)
         self.encode.train()
-        with closing(self.logbook), self.stop, self.writer, lost_process_named(train.timeout_seconds), loader_failure_named():
+        with closing(self.logbook), self.stop, self.writer, lost_process_named(train.timeout_seconds):
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
-            batches = () if self._evaluate(start) else self._loader(start)
-            for step, batch in enumerate(batches, start + 1):
-                metrics, wishes = self._step(step, batch.to(self.accelerator.device))
-                self.logbook.step(step, metrics)
-                if self._is_saved(step, wishes):
-                    self._save(step)
-                if wishes["stop"] or self._evaluate(step):
-                    break
+            steps = range(start, start if self._evaluate(start) else self.total_steps)
+            with started(self._loader(steps)) as batches:
+                for step, batch in enumerate(batches, start + 1):
+                    metrics, wishes = self._step(step, batch.to(self.accelerator.device))
+                    self.logbook.step(step, metrics)
+                    if self._is_saved(step, wishes):
+                        self._save(step)
+                    if wishes["stop"] or self._evaluate(step):
+                        break
             self.writer.wait()
             _, wishes = self._sum_over_processes({}, unwritten=self.writer.failure is not None)
             self._stop_unwritten(wishes["unwritten"] > 0)
@@ -154,8 +155,7 @@ class Trainer:
         self.optimiser.zero_grad()
         kept.restore()
 
-    def _loader(self, start: int) -> DataLoader[Batch]:
-        steps = range(start, self.total_steps)
+    def _loader(self, steps: range) -> DataLoader[Batch]:
         workers = self.config.data.workers
         # Item numbers are steps and every batch is a pure function of its step: resuming is starting the range later.
         return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals)
