@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -136,7 +136,7 @@ class Index:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {"image": np.ascontiguousarray(self.image_emb), "text": np.ascontiguousarray(self.text_emb)}
-        digest = hashlib.sha256(tensors["image"].tobytes() + tensors["text"].tobytes()).hexdigest()[:16]
+        digest = _digest(tensors)
         content = {
             "model": self.model.fingerprint,
             "digest": digest,
@@ -169,7 +169,9 @@ class Index:
             samples = [Sample(row["name"], _file(row["name"]), tuple(row["captions"])) for row in content["samples"]]
             bad = [BadSample(**row) for row in content["bad"]]
             tensors = read_tensors(directory / _tensor_file(content["digest"]))
-            image_emb, text_emb = tensors["image"].float().numpy(), tensors["text"].float().numpy()
+            image_emb, text_emb = tensors["image"].numpy(), tensors["text"].numpy()
+            if _digest({"image": image_emb, "text": text_emb}) != content["digest"]:
+                raise UserError(f"{directory}: the embeddings are damaged (their checksum differs); build the index again")
         except (KeyError, TypeError) as error:
             raise UserError(f"{directory}: index.json is damaged ({error!r}); build the index again") from None
         texts = sum(len(sample.captions) for sample in samples)
@@ -246,6 +248,13 @@ def _unreadable(sample: Sample) -> str | None:
 
 def _file(name: str) -> Path | None:
     return Path(name) if Path(name).is_file() else None
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    state = hashlib.sha256()
+    for name in ("image", "text"):
+        state.update(tensors[name].ravel())  # hashlib takes one dimension
+    return state.hexdigest()[:16]
 
 
 def _tensor_file(digest: Any) -> str:

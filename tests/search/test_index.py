@@ -150,6 +150,17 @@ def test_truncated_embeddings_and_no_index_are_user_errors(folder: Path, tmp_pat
         Index.load(tmp_path, PatternModel())
 
 
+def test_a_flipped_bit_is_seen(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    Index.build(folder, PatternModel(), out=index)
+    (file,) = index.glob("embeddings-*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        Index.load(index, PatternModel())
+
+
 def test_a_model_without_texts_searches_by_picture(folder: Path) -> None:
     index = Index.build(folder, PatternModel(has_text=False))
     assert index.search(image=folder / "4.png")[0].path == folder / "4.png"
