@@ -253,7 +253,7 @@ def _file(name: str) -> Path | None:
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:
     state = hashlib.sha256()
     for name in ("image", "text"):
-        state.update(tensors[name].ravel())  # hashlib takes one dimension
+        state.update(tensors[name].tobytes())
     return state.hexdigest()[:16]
 
 
