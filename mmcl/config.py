@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import reprlib
 import types
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,16 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PartConfig(SourceConfig):
+    """A data set among others."""
+
+    weight: float | None = None
+    """Its share of the rows, relative to those of the others; an epoch then has as many rows as there are samples."""
+    epochs: float | None = None
+    """How often an epoch of the mixture shows each of its samples; 1 where no part has a weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CropConfig:
     """Random-resized crop, drawn per picture and view."""
 
@@ -91,6 +102,8 @@ class DataConfig:
     """Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
     train: SourceConfig = field(default_factory=SourceConfig)
     """The training data."""
+    mix: dict[str, PartConfig] | None = None
+    """Several training data sets by names of your own, in place of `train`, each with a weight or a number of epochs."""
     holdout: float = 0.0
     """Share of the training data that is set aside for the evaluators that name no data of their own."""
     labels: float | None = None
@@ -269,6 +282,7 @@ class Config:
         _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
         samples = data.samples_per_class
         _require(samples is None or samples >= 1, "data.samples_per_class", samples, "give null or a whole number above 0")
+        self._check_mix()
         self._check_views()
         self._check_towers()
         self._check_evaluation()
@@ -322,6 +336,22 @@ class Config:
             optim.weight_decay,
             f"{optim.name} adds it to the gradient; give a smaller one, such as 1e-4",
         )
+
+    def _check_mix(self) -> None:
+        data = self.data
+        if data.mix is None:
+            return
+        _require(bool(data.mix), "data.mix", data.mix, "name at least one data set")
+        given = {"train": data.train != SourceConfig(), "labels": data.labels, "samples_per_class": data.samples_per_class}
+        for key in (key for key, value in given.items() if value):
+            raise UserError(f"data.mix and data.{key} exclude each other: remove one of them")
+        weighted = [part.weight is not None for part in data.mix.values()]
+        for name, part in data.mix.items():
+            _require(name.isidentifier(), "a name in data.mix", name, "use letters, digits and underscores")
+            for key, value in (("weight", part.weight), ("epochs", part.epochs)):
+                _require(value is None or value > 0, f"data.mix.{name}.{key}", value, "give a number above 0")
+            if any(weighted) and (part.weight is None or part.epochs is not None):
+                raise UserError(f"data.mix.{name}: give every part a weight and none of them epochs, or none a weight")
 
     def _check_views(self) -> None:
         data = self.data
@@ -629,7 +659,8 @@ def config_hash(config: Config) -> str:
 
 def is_decisive(key: str) -> bool:
     """Whether a setting of `flat_settings` decides what is learned; a run continues only under equal ones."""
-    return not any(is_within(key, path) for path in _WITHOUT_EFFECT)
+    is_place = re.fullmatch(r"data\.mix\.\w+\.path", key)  # the data themselves are compared
+    return not is_place and not any(is_within(key, path) for path in _WITHOUT_EFFECT)
 
 
 def is_within(key: str, path: str) -> bool:

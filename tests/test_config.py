@@ -161,3 +161,39 @@ def test_a_bad_base_is_named(path: Path, base: str, named: str) -> None:
         load_config(top)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+class TestMix:
+    YAML = "method: {name: clip}\nimage: {encoder: {name: small_cnn}}\ntrain: {steps: 1}\n"
+
+    def load(self, tmp_path: Path, data: str) -> Config:
+        (tmp_path / "a.yaml").write_text(f"{self.YAML}data: {data}\n")
+        return load_config(tmp_path / "a.yaml")
+
+    def test_parts_by_name(self, tmp_path):
+        config = self.load(
+            tmp_path, "{mix: {photos: {path: a, weight: 2}, emoji: {name: emoji, weight: 1, args: {fold: all}}}}"
+        )
+        assert config.data.mix["emoji"].args == {"fold": "all"}
+        settings = flat_settings(config)
+        assert settings["data.mix.photos.weight"] == 2.0
+        assert not is_decisive("data.mix.photos.path")
+        assert is_decisive("data.mix.photos.weight")
+        assert is_decisive("data.mix.photos.args.path")
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ("{mix: {}}", "name at least one data set"),
+            ("{mix: {a: {path: x}}, train: {path: y}}", r"data\.mix and data\.train exclude each other"),
+            ("{mix: {a: {path: x}}, samples_per_class: 2}", r"data\.mix and data\.samples_per_class exclude each other"),
+            ("{mix: {a: {path: x, weight: 0}}}", r"data\.mix\.a\.weight is 0\.0: give a number above 0"),
+            ("{mix: {a: {path: x, weight: 1}, b: {path: y}}}", r"data\.mix\.b: give every part a weight"),
+            ("{mix: {a: {path: x, weight: 1, epochs: 2}}}", r"data\.mix\.a: give every part a weight"),
+            ("{mix: {a-b: {path: x}}}", "use letters, digits and underscores"),
+            ("{mix: {a: {path: x, wieght: 1}}}", "did you mean 'weight'"),
+        ],
+    )
+    def test_mistakes(self, data, message, tmp_path):
+        with pytest.raises(UserError, match=message):
+            self.load(tmp_path, data)

@@ -111,7 +111,7 @@ class StepBatches(Dataset[Batch]):
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
         """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""
-        wanted = index
+        wanted, peers = index, self.source.peers(index)
         for attempt in range(MAX_ATTEMPTS):
             try:
                 sample = self.source[index].check()
@@ -120,7 +120,7 @@ class StepBatches(Dataset[Batch]):
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
-                index = int(hashed % np.uint64(len(self.source)))
+                index = peers[int(hashed % np.uint64(len(peers)))]
                 caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
         raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
 

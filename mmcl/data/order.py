@@ -45,6 +45,10 @@ class BatchOrder(ABC):
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Epochs and numbers of some rows, 0 to batch_size - 1, of a global batch."""
 
+    def shown(self, step: int) -> dict[str, int]:
+        """Rows of every named part in all steps before `step`; empty where there are no parts."""
+        return {}
+
     def steps(self, epochs: float) -> int:
         """The number of steps in which as many rows are seen as `epochs` times the samples."""
         return math.ceil(epochs * self.size / self.batch_size)

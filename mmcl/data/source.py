@@ -98,6 +98,10 @@ class Source(ABC):
         """
         return label_array(self[index].label for index in range(len(self)))
 
+    def peers(self, index: int) -> range:
+        """The rows from which an unusable one's replacement is drawn."""
+        return range(len(self))
+
     def caption(self, index: int, draw: float) -> str:
         """The caption of one epoch: `draw`, uniform in [0, 1), picks one; "" where there is none."""
         return _drawn(self[index].captions, draw)

@@ -15,3 +15,4 @@ class Stream(IntEnum):
     HOLDOUT = 5
     LABELS = 6
     CLASSES = 7
+    PART = 8

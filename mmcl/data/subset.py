@@ -65,7 +65,7 @@ def split_source(source: Source, share: float, seed: int) -> tuple[Subset, Subse
     Raises:
         UserError: one of the parts would be empty.
     """
-    groups = np.array([_group(source, index) for index in range(len(source))], np.int64)
+    groups = np.array([group_of(source, index) for index in range(len(source))], np.int64)
     held = uniform(seed, Stream.HOLDOUT, groups) < share
     if held.all() or not held.any():
         raise UserError(
@@ -108,7 +108,8 @@ def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class:
     return np.sort(np.concatenate(kept))
 
 
-def _group(source: Source, index: int) -> int:
+def group_of(source: Source, index: int) -> int:
+    """What a row belongs to: its id, else a hash of its first caption, else of its name."""
     if source.ids is not None:
         return int(source.ids[index])
     sample = source[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mmcl.config import ComponentConfig, Config, SourceConfig
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.class_order import ClassOrder
+from mmcl.data.mixed_order import MixedOrder, rows_of_a_round
+from mmcl.data.mixture import Mixture
 from mmcl.data.open import open_source
 from mmcl.data.order import BatchOrder, Order
 from mmcl.data.source import Source
@@ -48,7 +50,8 @@ def check_components(config: Config) -> None:
     _check_all(AUGMENTATIONS, config.data.augment, "data.augment")
     for name, view in config.data.views.items():
         _check_all(AUGMENTATIONS, view.augment or (), f"data.views.{name}.augment")
-    _check_source(config.data.train, "data.train")
+    for where, part in _training_parts(config).items():
+        _check_source(part, where)
     for number, evaluator in enumerate(config.evaluate):
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"evaluate.{number}")
         for key, source in (("data", evaluator.data), ("bank", evaluator.bank)):
@@ -71,14 +74,31 @@ def build_source(config: SourceConfig, root: str | None, where: str) -> Source:
     return open_source(config.name, config.path, root, config.args, where=where)
 
 
-def build_training_data(config: Config) -> tuple[Source, Subset | None]:
+def _training_parts(config: Config) -> dict[str, SourceConfig]:
+    """The training data by where the configuration names them."""
+    if config.data.mix is None:
+        return {"data.train": config.data.train}
+    return {f"data.mix.{name}": part for name, part in config.data.mix.items()}
+
+
+def build_training_data(config: Config) -> tuple[Source, Source | None]:
     """The training data, and the share of it that is set aside; None where `data.holdout` is 0."""
-    source, held_out = build_source(config.data.train, config.data.root, "data.train"), None
+    sources = {where: build_source(part, config.data.root, where) for where, part in _training_parts(config).items()}
+    split: dict[str, Source] = {}
     if config.data.holdout > 0:
-        source, held_out = split_source(source, config.data.holdout, config.train.seed)
+        for where, source in sources.items():
+            sources[where], split[where] = split_source(source, config.data.holdout, config.train.seed)
+    source, held_out = _joined(sources), _joined(split) if split else None
     if config.data.labels is not None:
         source = _few_labels(source, config.data.labels, config.train.seed)
     return source, held_out
+
+
+def _joined(sources: Mapping[str, Source]) -> Source:
+    """The only source, or the mixture of several parts by their own names."""
+    if "data.train" in sources:
+        return sources["data.train"]
+    return Mixture({where.removeprefix("data.mix."): source for where, source in sources.items()})
 
 
 def _few_labels(source: Source, amount: float, seed: int) -> Subset:
@@ -99,9 +119,18 @@ def required_labels(source: Source, needed_by: str) -> np.ndarray:
 def build_order(config: Config, source: Source) -> BatchOrder:
     """Which samples make up a step. Raises UserError when the batch does not fit the data."""
     batch_size, seed, samples = config.train.batch_size, config.train.seed, config.data.samples_per_class
+    if isinstance(source, Mixture):
+        return MixedOrder(source.sizes, _rows_of_a_round(config, source), batch_size, seed)
     if samples is None:
         return Order(len(source), batch_size, seed)
     return ClassOrder(required_labels(source, "data.samples_per_class"), batch_size, samples, seed)
+
+
+def _rows_of_a_round(config: Config, source: Mixture) -> dict[str, int]:
+    parts = config.data.mix or {}
+    weights = {name: part.weight for name, part in parts.items() if part.weight is not None}
+    epochs = {name: part.epochs for name, part in parts.items() if part.epochs is not None}
+    return rows_of_a_round(source.sizes, weights=weights or None, epochs=epochs)
 
 
 def check_labels(config: Config, method: Method, source: Source) -> None:
