@@ -171,9 +171,8 @@ class TestMix:
         return load_config(tmp_path / "a.yaml")
 
     def test_parts_by_name(self, tmp_path):
-        config = self.load(
-            tmp_path, "{mix: {photos: {path: a, weight: 2}, emoji: {name: emoji, weight: 1, args: {fold: all}}}}"
-        )
+        emoji = "{name: emoji, weight: 1, args: {fold: all}}"
+        config = self.load(tmp_path, f"{{mix: {{photos: {{path: a, weight: 2}}, emoji: {emoji}}}}}")
         assert config.data.mix["emoji"].args == {"fold": "all"}
         settings = flat_settings(config)
         assert settings["data.mix.photos.weight"] == 2.0

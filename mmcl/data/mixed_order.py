@@ -38,14 +38,20 @@ class MixedOrder(BatchOrder):
             raise UserError(f"train.batch_size is {batch_size}: choose 1 to {self.size}, the rows of one epoch of data.mix")
         self._rounds = _Permutations(self.size, seed, Stream.PART)
         self._parts = [_Permutations(int(n), seed, Stream.PART, k + 1) for k, n in enumerate(self.sizes_K)]
+        self._told = 0, 0, np.zeros_like(self.counts_K)
         self._first_sample_K = np.cumsum(self.sizes_K) - self.sizes_K
         self._first_slot_K = np.cumsum(self.counts_K) - self.counts_K
 
     def shown(self, step: int) -> dict[str, int]:
         """Rows of every part in all steps before `step`."""
         rounds, rest = divmod(step * self.batch_size, self.size)
-        begun = np.bincount(self._part_of(self._rounds[rounds][:rest]), minlength=len(self.names))
-        return dict(zip(self.names, (rounds * self.counts_K + begun).tolist(), strict=True))
+        known_round, known_rest, begun_K = self._told
+        if known_round != rounds or known_rest > rest:
+            known_rest, begun_K = 0, np.zeros_like(self.counts_K)
+        part_b = self._part_of(self._rounds[rounds][known_rest:rest])
+        begun_K = begun_K + np.bincount(part_b, minlength=len(self.names))
+        self._told = rounds, rest, begun_K  # Asked after every step, it counts the rows of one.
+        return dict(zip(self.names, (rounds * self.counts_K + begun_K).tolist(), strict=True))
 
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         round_b, offset_b = np.divmod(step * self.batch_size + row_b, self.size)

@@ -102,7 +102,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     if on_cpu:
         keep_freed_memory(True)
     evaluation = LiveEvaluation(config, accelerator, method, tasks, total_steps=total_steps)
-    trainer = Trainer(config, accelerator, method, batches, evaluation, total_steps=total_steps, identity=identity)
+    trainer = Trainer(config, accelerator, method, batches, order, evaluation, total_steps=total_steps, identity=identity)
     ending = trainer.fit(checkpoint)
     del batches, trainer  # and the decoded pictures with them
     if on_cpu:

@@ -19,6 +19,7 @@ from mmcl.config import Config
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
 from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.data.order import BatchOrder
 from mmcl.engine.best import Best
 from mmcl.engine.checkpoint import load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
@@ -68,6 +69,7 @@ class Trainer:
         accelerator: device, precision and processes.
         method: what is trained; moved to the device and, over several processes, wrapped.
         batches: item number s is this process's share of step s.
+        order: theirs, for the log.
         evaluation: what is evaluated on the way.
         total_steps: length of the run.
         identity: what a checkpoint must agree on before it may be continued, JSON values.
@@ -79,12 +81,13 @@ class Trainer:
         accelerator: Accelerator,
         method: Method,
         batches: Dataset[Batch],
+        order: BatchOrder,
         evaluation: LiveEvaluation,
         *,
         total_steps: int,
         identity: dict[str, Any],
     ):
-        self.config, self.accelerator, self.method, self.batches = config, accelerator, method, batches
+        self.config, self.accelerator, self.method, self.batches, self.order = config, accelerator, method, batches, order
         self.evaluation, self.total_steps, self.identity = evaluation, total_steps, identity
         self.run_dir = Path(config.run_dir or "")
         optimiser = build_optimiser(method.to(accelerator.device), config.optim)
@@ -187,7 +190,8 @@ class Trainer:
         self._count_bad(step, batch, any_bad=wishes["bad"] > 0)
         scale = self.method.logit_scale
         temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
-        return {**metrics, **temperature, "lr": rate, **health}, wishes
+        shown = {f"shown/{name}": rows for name, rows in self.order.shown(step).items()}
+        return {**metrics, **temperature, "lr": rate, **shown, **health}, wishes
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""

@@ -1,0 +1,83 @@
+"""Runs on shards and on mixtures: the counters in the log, resume in the middle, and data that changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmcl.config import Config, load_config
+from mmcl.engine.log import read_log
+from mmcl.engine.run import train
+from mmcl.errors import UserError
+from tests.data.tars import write_tar
+from tests.engine.test_run import same_tensors
+from tests.engine.tiny import YAML, make_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture
+def shards(folder: Path, tmp_path: Path) -> Path:
+    """The same pictures in three shards."""
+    pictures = sorted(folder.glob("*.png"))
+    for number in range(3):
+        members = {}
+        for picture in pictures[number::3]:
+            colour, size = picture.stem.split("_")
+            members |= {picture.name: picture.read_bytes(), f"{picture.stem}.txt": f"a {size} {colour} square".encode()}
+        write_tar(tmp_path / "shards" / f"{number:03}.tar", members)
+    return tmp_path / "shards"
+
+
+def configuration(tmp_path: Path, name: str, data: str, *flags: str) -> Config:
+    path = tmp_path / "a.yaml"
+    path.write_text(YAML.replace("data: {", f"data: {{root: {tmp_path}, {data}, "))
+    words = ["--run_dir", str(tmp_path / name), "--train.steps", "20", "--train.save_every", "9", *flags]
+    return load_config(path, words)
+
+
+def test_twenty_steps_from_shards_stopped_in_the_middle(shards: Path, tmp_path: Path) -> None:
+    data = f'train: {{path: "{shards}/{{000..002}}.tar"}}'
+    train(configuration(tmp_path, "whole", data))
+    log = read_log(tmp_path / "whole" / "metrics.jsonl")
+    assert len(log) == 20
+    assert log[-1]["loss"] < log[0]["loss"]
+    stopped = tmp_path / "stopped"
+    train(configuration(tmp_path, "stopped", data, "--train.save_every", "4"))
+    for folder in stopped.glob("checkpoints/step-*"):
+        if int(folder.name.split("-")[1]) != 16:
+            folder.rename(stopped / folder.name)
+    train(configuration(tmp_path, "stopped", data, "--resume", "--data.workers", "2"))
+    assert same_tensors(*(tmp_path / name / "model" / "model.safetensors" for name in ("whole", "stopped")))
+
+
+def test_twenty_steps_of_a_mixture(shards: Path, folder: Path, tmp_path: Path) -> None:
+    parts = f"mix: {{shards: {{path: {shards}, weight: 3}}, files: {{path: {folder}, weight: 1}}}}"
+    train(configuration(tmp_path, "mixed", parts))
+    rows = read_log(tmp_path / "mixed" / "metrics.jsonl")
+    for row in rows:
+        assert row["shown/shards"] + row["shown/files"] == 12 * row["step"]
+    assert rows[-1]["shown/files"] == pytest.approx(60, abs=10)
+    with pytest.raises(UserError, match=r"data\.mix\.files\.weight: 1\.0 -> 2\.0"):
+        train(configuration(tmp_path, "mixed", parts.replace("weight: 1", "weight: 2"), "--resume"))
+    write_tar(shards / "003.tar", {"a.png": b"", "a.txt": b"one more"})
+    with pytest.raises(UserError, match="the training data changed"):
+        train(configuration(tmp_path, "mixed", parts, "--resume"))
+
+
+def test_a_mixture_with_a_part_held_out(shards: Path, folder: Path, tmp_path: Path) -> None:
+    parts = f"mix: {{shards: {{path: {shards}}}, files: {{path: {folder}, epochs: 2}}}}, holdout: 0.3"
+    evaluation = ("--evaluate", "[{name: retrieval, label: held_out}]", "--train.steps", "2")
+    result = train(configuration(tmp_path, "held", parts, *evaluation))
+    assert any(metric.metric == "text_to_image_R@1" for metric in result.report.metrics)
+
+
+def test_broken_shards_are_said_at_the_start(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shards / "002.tar"
+    path.write_bytes(path.read_bytes()[:4096])
+    train(configuration(tmp_path, "broken", f"train: {{path: {shards}}}", "--train.steps", "1"))
+    assert "warning: 1 of 3 shards are broken" in capsys.readouterr().out
