@@ -439,7 +439,7 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Mappings are merged key by key. A component of another name replaces that of the base: its arguments are its own."""
     merged = dict(base)
     for key, value in top.items():
-        below = base.get(key)
+        below: Any = base.get(key)
         mappings = isinstance(below, dict) and isinstance(value, dict)
         renamed = mappings and value.get("name", below.get("name")) != below.get("name")
         merged[key] = _merged(below, value) if mappings and not renamed else value
