@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,12 @@ def dual_encoder(arch: str, pretrained: str | None = None) -> DualEncoder:
         load_into(text.text, _part(state, "text."), where=str(checkpoint))
         scale, bias = float(state["logit_scale"]), float(state["logit_bias"]) if "logit_bias" in state else None
     return DualEncoder(image, text, math.exp(scale), bias)
+
+
+def imagenet_templates(name: str) -> list[Callable[[str], str]]:
+    """Prompts of CLIP's authors for ImageNet: "openai_imagenet", all 80, or "simple_imagenet", the seven that do most."""
+    templates: list[Callable[[str], str]] = getattr(open_clip, f"{name.upper()}_TEMPLATES")
+    return list(templates)
 
 
 class OpenClipImage(ImageEncoder):

@@ -1,7 +1,6 @@
 """How good an embedding is: plain functions on arrays, and the same as evaluators of a model on a data source.
 
-The functions `retrieval`, `zero_shot`, `knn`, `linear_probe`, `sts` and `embedding_map` need no model: arrays in, `Report` out.
-`compare` takes two reports of the same data.
+The functions need no model: arrays in, `Report` out. `compare` takes two reports of the same data.
 An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
 """
 
@@ -14,11 +13,18 @@ from typing import Any
 from mmcl.evaluate.classifier import ZeroShotClassifier
 from mmcl.evaluate.compare import Comparison, Difference, compare
 from mmcl.evaluate.embedding_map import embedding_map
+from mmcl.evaluate.few_shot import few_shot
+from mmcl.evaluate.geometry import geometry
+from mmcl.evaluate.groups import groups
 from mmcl.evaluate.knn import knn
 from mmcl.evaluate.linear_probe import linear_probe
+from mmcl.evaluate.multi_label import zero_shot_multilabel
+from mmcl.evaluate.pairs import pairs, winoground
 from mmcl.evaluate.prompts import class_embeddings
+from mmcl.evaluate.rejection import zero_shot_reject
 from mmcl.evaluate.report import Metric, Provenance, Report
 from mmcl.evaluate.retrieval import retrieval, retrieval_from_scores
+from mmcl.evaluate.robustness import effective_robustness, robustness
 from mmcl.evaluate.sts import sts
 from mmcl.evaluate.task import CachedModel, Task
 from mmcl.evaluate.zero_shot import zero_shot
@@ -36,14 +42,23 @@ __all__ = [
     "ZeroShotClassifier",
     "class_embeddings",
     "compare",
+    "effective_robustness",
     "embedding_map",
+    "few_shot",
+    "geometry",
+    "groups",
     "knn",
     "linear_probe",
+    "pairs",
     "retrieval",
     "retrieval_from_scores",
+    "robustness",
     "run",
     "sts",
+    "winoground",
     "zero_shot",
+    "zero_shot_multilabel",
+    "zero_shot_reject",
 ]
 
 EVALUATORS = Registry(
@@ -55,6 +70,10 @@ EVALUATORS = Registry(
         "classification": "mmcl.evaluate.classification:evaluate_classification",
         "linear_probe": "mmcl.evaluate.linear_probe:evaluate_linear_probe",
         "few_label": "mmcl.evaluate.few_label:evaluate_few_label",
+        "few_shot": "mmcl.evaluate.few_shot:evaluate_few_shot",
+        "pairs": "mmcl.evaluate.pairs:evaluate_pairs",
+        "zero_shot_reject": "mmcl.evaluate.rejection:evaluate_zero_shot_reject",
+        "geometry": "mmcl.evaluate.geometry:evaluate_geometry",
         "sts": "mmcl.evaluate.sts:evaluate_sts",
         "embedding_map": "mmcl.evaluate.embedding_map:evaluate_embedding_map",
     },

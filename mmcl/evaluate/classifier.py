@@ -12,12 +12,15 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate.arrays import unit_rows
+from mmcl.evaluate.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings
-from mmcl.evaluate.zero_shot import probabilities
 from mmcl.types import EmbeddingModel
 
 Scored = list[dict[str, Any]]
 """The best labels of an image, [{"label": str, "score": float}, ...], best first."""
+
+
+NONE_OF_THESE = "none of these"
 
 
 class ZeroShotClassifier:
@@ -27,18 +30,30 @@ class ZeroShotClassifier:
         model: with a text tower.
         candidate_labels: C different names.
         templates: sentences with a slot "{}" for the name, see `class_embeddings`; by default the bare name.
+        reject: least score of the best label, above 0 and below 1: an image whose labels all score lower gets the one label
+            "none of these", with the score that fell short. `zero_shot_reject` measures how well a model can tell.
 
     Attributes:
         class_emb: float32 [C, D], unit length.
 
     Raises:
-        UserError: the model has no text tower, a label is empty or double, or a template has no slot.
+        UserError: the model has no text tower, a label is empty or double, a template has no slot, or `reject` is out of range.
     """
 
-    def __init__(self, model: EmbeddingModel, candidate_labels: Sequence[str], templates: Templates = "{}"):
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        candidate_labels: Sequence[str],
+        templates: Templates = "{}",
+        *,
+        reject: float | None = None,
+    ):
         if not model.has_text:
             raise UserError("zero-shot classification needs a model with a text tower; this one embeds only images")
+        if reject is not None and not 0 < reject < 1:
+            raise UserError(f"reject must be a probability above 0 and below 1, not {reject}")
         self.model = model
+        self.reject = reject
         self.candidate_labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
         self.class_emb = class_embeddings(model, self.candidate_labels, templates)
 
@@ -70,4 +85,6 @@ class ZeroShotClassifier:
         return best[0] if one else best
 
     def _scored(self, labels: list[int], scores: list[float]) -> Scored:
+        if self.reject is not None and scores[0] < self.reject:
+            return [{"label": NONE_OF_THESE, "score": scores[0]}]
         return [{"label": self.candidate_labels[n], "score": score} for n, score in zip(labels, scores, strict=True)]

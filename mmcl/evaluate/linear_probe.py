@@ -1,22 +1,29 @@
-"""Linear probe: multinomial logistic regression on frozen embeddings."""
+"""Linear probe: a linear classifier on frozen embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate import statistics
-from mmcl.evaluate.arrays import Array, features, integers, same_width
+from mmcl.evaluate.adamw import choose_weight_decay, fit_adamw
+from mmcl.evaluate.arrays import Array, features, integers, same_width, unit_rows
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.task import CachedModel, Task
 
 EVALUATOR = "linear_probe"
+
+Solver = Literal["lbfgs", "adamw"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lbfgs": {"c": 0.316, "max_iter": 1000, "tolerance": 1e-4},
+    "adamw": {"lr": 0.1, "epochs": 10, "batch_size": 64, "seed": 0},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +107,44 @@ def linear_probe(
     test_emb: Array,
     test_labels: Array | Sequence[int],
     *,
-    c: float = 0.316,
-    max_iter: int = 1000,
-    tolerance: float = 1e-4,
+    solver: Solver = "lbfgs",
+    c: float | None = None,
+    max_iter: int | None = None,
+    tolerance: float | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    val_emb: Array | None = None,
+    val_labels: Array | Sequence[int] | None = None,
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Fits a logistic regression on training rows and scores it on test rows.
+    """Fits a linear classifier on training rows and scores it on test rows.
 
-    Features are standardised first: mean 0 and deviation 1 over the training rows (constant ones stay 0), so that `c` means the
-    same for embeddings of any scale. A note says whether the solver converged.
+    "lbfgs" is logistic regression, solved to convergence. Features are standardised first: mean 0 and deviation 1 over the
+    training rows (constant ones stay 0), so that `c` means the same for embeddings of any scale. "adamw" is the short training
+    of CLIP_benchmark, see `fit_adamw`, on rows of unit length; expect up to a point of difference. A note says how it ended.
 
     Args:
         train_emb, test_emb: finite rows [N, D], [M, D].
         train_labels, test_labels: integers [N], [M], in any range, with any gaps.
-        c: inverse strength of the L2 penalty, as in scikit-learn; .316 is CLIP's (Radford et al., 2021, app. A.3).
-        max_iter: most L-BFGS iterations.
-        tolerance: largest component of the gradient at which the solver ends.
+        solver: "lbfgs" or "adamw".
+        c: of lbfgs: inverse strength of the L2 penalty, as in scikit-learn; by default .316, CLIP's (Radford et al., 2021,
+            app. A.3).
+        max_iter: of lbfgs: most iterations, by default 1000.
+        tolerance: of lbfgs: largest component of the gradient at which it ends, by default 1e-4.
+        lr, epochs, batch_size, seed: of adamw; by default .1, 10, 64, 0.
+        val_emb, val_labels: of adamw: rows by which the weight decay is chosen, and on which the last fit trains too; without
+            them it is 0.
         data, model: what the rows of the report call them.
 
     Returns:
         `linear_top1`, the test accuracy.
 
     Raises:
-        UserError: fewer than two classes, `c` not above 0, shapes that do not fit, or features that are not finite.
+        UserError: fewer than two classes, an argument out of range or of the other solver, shapes that do not fit, or features
+            that are not finite.
     """
     train, test = features(train_emb, "train_emb"), features(test_emb, "test_emb")
     same_width(train, test, "train_emb and test_emb")
@@ -132,31 +153,46 @@ def linear_probe(
     classes, train_class = train_label.unique(return_inverse=True)
     if len(classes) < 2:
         raise UserError("linear_probe: the training rows have one class only; a classifier needs two")
-    if not c > 0 or max_iter < 1:
-        raise UserError(f"linear_probe: c must be above 0 and max_iter at least 1, not {c} and {max_iter}")
-    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
-    scale = torch.where(deviation > 1e-6 * mean.abs(), deviation, torch.inf)
-    fit = fit_logistic_regression((train - mean) / scale, train_class, c=c, max_iter=max_iter, tolerance=tolerance)
-    predicted = classes[((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1)]
-    estimate = statistics.mean((predicted == test_label).cpu().numpy())
-    state = "converged" if fit.converged else "did NOT converge (raise max_iter)"
+    if (val_emb is None) != (val_labels is None):
+        raise UserError("linear_probe: give val_emb and val_labels, or neither")
+    given = {"c": c, "max_iter": max_iter, "tolerance": tolerance, "lr": lr, "epochs": epochs, "batch_size": batch_size}
+    options = _options(solver, given | {"seed": seed, "val_emb": val_emb})
+    if solver == "lbfgs":
+        predict, how = _fit_lbfgs(train, train_class, **options)
+    else:
+        validation = None
+        if val_emb is not None and val_labels is not None:
+            val = features(val_emb, "val_emb")
+            same_width(train, val, "train_emb and val_emb")
+            validation = unit_rows(val, "val_emb"), _classes(integers(val_labels, "val_labels", len(val)), classes)
+        predict, how = _fit_adamw(unit_rows(train, "train_emb"), train_class, validation, **options)
+    estimate = statistics.mean((classes[predict(test)] == test_label).cpu().numpy())
     place = f"{EVALUATOR}, {data}, {model}" if data else f"{EVALUATOR}, {model}"
-    note = (
-        f"{place}: standardised features, C = {c}; L-BFGS {state} after {fit.steps} steps, largest gradient {fit.gradient:.1e}."
-    )
-    return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes=(note,))
+    return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes=(f"{place}: {how}.",))
 
 
-def evaluate_linear_probe(model: CachedModel, task: Task, *, c: float = 0.316, max_iter: int = 1000) -> Report:
+def evaluate_linear_probe(
+    model: CachedModel,
+    task: Task,
+    *,
+    solver: Solver = "lbfgs",
+    c: float | None = None,
+    max_iter: int | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> Report:
     """`linear_probe` of a model, fitted on the training data, scored on the source; with chance, majority, raw pixels, PCA-50.
 
     Args:
-        c, max_iter: as in `linear_probe`.
+        solver, c, max_iter, lr, epochs, batch_size, seed: as in `linear_probe`.
     """
+    given = {"c": c, "max_iter": max_iter, "lr": lr, "epochs": epochs, "batch_size": batch_size, "seed": seed}
 
     def score(one: CachedModel) -> Report:
         train_emb, test_emb = one.images(task.required_bank), one.images(task.source)
-        options: dict[str, Any] = {"c": c, "max_iter": max_iter, "data": task.name, "model": one.name}
+        options: dict[str, Any] = {"solver": solver, **given, "data": task.name, "model": one.name}
         return linear_probe(train_emb, task.bank_labels, test_emb, task.labels, **options)
 
     report = score(model)
@@ -164,3 +200,48 @@ def evaluate_linear_probe(model: CachedModel, task: Task, *, c: float = 0.316, m
         report += score(task.pixels) + score(task.pca)
         report += class_baselines(EVALUATOR, task.name, ["linear_top1"], task.labels, task.bank_labels)
     return report
+
+
+def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
+    """The solver's options, defaults filled in; one of the other solver is an error."""
+    if solver not in OPTIONS:
+        raise unknown_name("solver", solver, OPTIONS)
+    own = OPTIONS[solver]
+    given = {name: value for name, value in given.items() if value is not None}
+    foreign = [name for name in given if name not in own and not (name == "val_emb" and solver == "adamw")]
+    if foreign:
+        raise UserError(f"linear_probe: {foreign[0]} is no option of the solver {solver}; its options are {', '.join(own)}")
+    options = own | {name: value for name, value in given.items() if name in own}
+    low = [name for name, value in options.items() if name != "seed" and not value > 0]
+    if low:
+        raise UserError(f"linear_probe: {low[0]} must be above 0, not {options[low[0]]}")
+    return options
+
+
+def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str]:
+    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
+    scale = torch.where(deviation > 1e-6 * mean.abs(), deviation, torch.inf)
+    fit = fit_logistic_regression((train - mean) / scale, train_class, **options)
+    state = "converged" if fit.converged else "did NOT converge (raise max_iter)"
+    end = f"L-BFGS {state} after {fit.steps} steps, largest gradient {fit.gradient:.1e}"
+    how = f"standardised features, C = {options['c']}; {end}"
+    return lambda test: ((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1), how
+
+
+def _fit_adamw(
+    train: Tensor, train_class: Tensor, validation: tuple[Tensor, Tensor] | None, **options: Any
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    decay, rows = 0.0, (train, train_class)
+    if validation is not None:
+        decay = choose_weight_decay(rows, validation, **options)
+        rows = torch.cat([train, validation[0]]), torch.cat([train_class, validation[1]])
+    classifier = fit_adamw(*rows, weight_decay=decay, **options)
+    how = f"rows of unit length, AdamW, lr {options['lr']}, {options['epochs']} epochs, weight decay {decay:.2g}"
+    return lambda test: classifier(unit_rows(test, "test_emb")).argmax(dim=1), how
+
+
+def _classes(label_N: Tensor, classes: Tensor) -> Tensor:
+    place = torch.searchsorted(classes, label_N.to(classes.device)).clamp(max=len(classes) - 1)
+    if not torch.equal(classes[place], label_N.to(classes.device)):
+        raise UserError("linear_probe: val_labels has a class that the training rows lack; leave its rows out")
+    return place

@@ -8,13 +8,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate.arrays import unit_rows
 
 Template = str | Callable[[str], str]
 Templates = Template | Sequence[Template] | Mapping[str, Sequence[str]]
 """A sentence with a slot "{}" or "{c}" for the class name, a function of the name, several of these, or the sentences of each
-class by its name."""
+class by its name. Or the name of a set of templates: "openai_imagenet" (80) or "simple_imagenet" (7)."""
+
+TEMPLATE_SETS = ("openai_imagenet", "simple_imagenet")
 
 
 class TextEncoder(Protocol):
@@ -35,9 +37,12 @@ def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: 
         float32 [C, D].
 
     Raises:
-        UserError: no names, an empty or a double one, a template without a slot, or a class without sentences.
+        UserError: no names, an empty or a double one, a template without a slot that is no name of a set, or a class without
+            sentences.
     """
     check_class_names(class_names)
+    if isinstance(templates, str) and not _slot(templates):
+        templates = template_set(templates)
     sentences = [_sentences(name, templates) for name in class_names]
     text_emb = unit_rows(model.encode_text([text for own in sentences for text in own]), "the text embeddings")
     parts = text_emb.split([len(own) for own in sentences])
@@ -69,13 +74,29 @@ def _sentences(name: str, templates: Templates) -> list[str]:
     return [_fill(template, name) for template in several]
 
 
+def template_set(name: str) -> list[Callable[[str], str]]:
+    """The templates of a set, as open_clip has them. Raises UserError for an unknown name, which may lack its slot instead."""
+    if name not in TEMPLATE_SETS:
+        raise UserError(
+            f'template {name!r} has no slot for the class name; write it with "{{}}", as in "a photo of a {{}}.". '
+            f"As the name of a set: {unknown_name('template set', name, TEMPLATE_SETS)}"
+        )
+    from mmcl.encoders.open_clip import imagenet_templates
+
+    return imagenet_templates(name)
+
+
 def _fill(template: Template, name: str) -> str:
     """Puts the name into the slot. Not `str.format`: a name or a template may contain other braces."""
     if callable(template):
         return template(name)
-    slot = "{c}" if "{c}" in template else "{}"
-    if slot not in template:
+    slot = _slot(template)
+    if slot is None:
         raise UserError(
             f'template {template!r} has no slot for the class name; write it with "{{}}", as in "a photo of a {{}}."'
         )
     return template.replace(slot, name)
+
+
+def _slot(template: str) -> str | None:
+    return next((slot for slot in ("{c}", "{}") if slot in template), None)

@@ -87,6 +87,15 @@ def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, seed: int = S
     return _with_interval(float(statistic(np.arange(n))), resampled, n)
 
 
+def bootstrap_samples(statistic: Callable[..., float], samples: Sequence[np.ndarray], *, seed: int = SEED) -> Estimate:
+    """Any statistic of several samples that were drawn apart: it gets each of them, and then each resampled within itself."""
+    generator = np.random.default_rng(seed)
+    resampled = [
+        statistic(*(sample[generator.integers(len(sample), size=len(sample))] for sample in samples)) for _ in range(RESAMPLES)
+    ]
+    return _with_interval(float(statistic(*samples)), np.array(resampled), sum(map(len, samples)))
+
+
 def over_runs(values: Sequence[float], n: int) -> Estimate:
     """Mean of the results of several runs on the same `n` rows, with Student's interval; of one run, without an interval."""
     from scipy.special import stdtrit

@@ -14,6 +14,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, cutoffs, integers, same_width, unit_rows
 from mmcl.evaluate.baselines import best_of_group
+from mmcl.evaluate.calibration import Calibration
 from mmcl.evaluate.prompts import Templates, class_embeddings
 from mmcl.evaluate.ranking import Ties, cosine_scores, score_ranks
 from mmcl.evaluate.report import Report, metric_rows
@@ -21,7 +22,7 @@ from mmcl.evaluate.statistics import Estimate
 from mmcl.evaluate.task import CachedModel, Task
 
 EVALUATOR = "zero_shot"
-CALIBRATION_BINS = 15
+_BLOCK = 2**22
 
 
 def zero_shot(
@@ -44,7 +45,7 @@ def zero_shot(
         image_emb: finite rows [N, D], scaled to unit length.
         labels: integers [N], 0 to C - 1.
         class_emb: [C, D], as `class_embeddings` gives them.
-        class_names: C names, for the confusion matrix.
+        class_names: C names, for the details.
         top_k: cut-offs; a top-k accuracy has no value where there are fewer than k classes.
         ties: what equal scores count, as in `retrieval`; with "mean" a collapsed model scores k / C.
         logit_scale, logit_bias: with a scale, the probabilities are scored too: softmax(scale * cosine), or
@@ -53,25 +54,29 @@ def zero_shot(
         data, model: what the rows of the report call them.
 
     Returns:
-        `zero_shot_top1`, ..., `zero_shot_mean_class_recall` (over the classes that have samples), `zero_shot_tied` (share of
-        images whose class shares its score with another), with `logit_scale` also `zero_shot_ece`, the expected calibration
-        error in 15 equal bins (Guo et al., 2017, eq. 3). `details` has the confusion matrix, rows true and columns predicted.
+        `zero_shot_top1`, ..., `zero_shot_mean_class_recall` (over the classes that have samples), `zero_shot_macro_f1` (over
+        those that have samples or are predicted, see `macro_f1`), `zero_shot_tied` (share of images whose class shares its
+        score with another); with `logit_scale` also `zero_shot_ece`, `zero_shot_brier` and `zero_shot_nll`, see `Calibration`.
+        `details` has the confusion matrix, rows true and columns predicted, and recall, precision and F1 of each class.
 
     Raises:
         UserError: shapes or labels do not fit, or an embedding is not finite.
     """
     image, classes = unit_rows(image_emb, "image_emb"), unit_rows(class_emb, "class_emb")
     same_width(image, classes, "image_emb and class_emb")
-    label = integers(labels, "labels", len(image)).to(image.device)
-    if class_names is not None and len(class_names) != len(classes):
-        raise UserError(f"{len(class_names)} class_names for the {len(classes)} rows of class_emb; give one name per row")
-    options: dict[str, Any] = {"top_k": top_k, "ties": ties, "chunk_size": chunk_size, "data": data, "model": model}
-    report = zero_shot_from_scores(cosine_scores(image, classes), label, len(classes), class_names=class_names, **options)
-    if logit_scale is None:
-        return report
-    score = torch.cat([cosine_scores(image, classes)(part) for part in _slices(len(image), 8192)])
-    ece = _calibration_error(score, label, logit_scale, logit_bias)
-    return report + Report(metric_rows(EVALUATOR, data, model, {"zero_shot_ece": ece}))
+    return zero_shot_from_scores(
+        cosine_scores(image, classes),
+        integers(labels, "labels", len(image)).to(image.device),
+        len(classes),
+        class_names=class_names,
+        top_k=top_k,
+        ties=ties,
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
+        chunk_size=chunk_size,
+        data=data,
+        model=model,
+    )
 
 
 def zero_shot_from_scores(
@@ -82,32 +87,51 @@ def zero_shot_from_scores(
     class_names: Sequence[str] | None = None,
     top_k: Sequence[int] = (1, 5),
     ties: Ties = "mean",
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
     chunk_size: int | None = None,
     data: str = "",
     model: str = "trained",
 ) -> Report:
     """`zero_shot` for anything that scores images with classes: rows of images -> float32 [n, classes]."""
+    names = _names(class_names, classes)
     outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
     if len(outside):
         first = int(outside[0])
         raise UserError(f"label {int(labels[first])} of row {first} is not one of the {classes} classes, 0 to {classes - 1}")
+    if logit_scale is None and logit_bias is not None:
+        raise UserError("logit_bias without logit_scale gives no probabilities; give both, or neither")
     class_ids = torch.arange(classes, device=labels.device)
     ranks = score_ranks(scores, labels, class_ids, ties=ties, chunk_size=chunk_size)
     n, label = len(ranks), labels.cpu().numpy()
+    predicted, calibration = _predictions(scores, labels, chunk_size or max(1, _BLOCK // classes), logit_scale, logit_bias)
     estimates: dict[str, Estimate] = {
         f"zero_shot_top{k}": statistics.mean(ranks.hits(k)) if k <= classes else statistics.exact(None, n)
         for k in cutoffs(top_k, "top_k")
     }
     estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1), label)
+    estimates["zero_shot_macro_f1"] = statistics.bootstrap(lambda rows: macro_f1(label[rows], predicted[rows], classes), n)
     estimates["zero_shot_tied"] = statistics.mean(ranks.tied)
-    present = len(np.unique(label))
+    if calibration is not None:
+        estimates |= {f"zero_shot_{name}": estimate for name, estimate in calibration.estimates().items()}
+    confusion = np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
     place = ", ".join(part for part in (EVALUATOR, data, model) if part)
-    confusion = {"classes": list(class_names or range(classes)), "counts": _confusion(scores, labels, classes).tolist()}
     return Report(
         metric_rows(EVALUATOR, data, model, estimates),
-        notes=(f"{EVALUATOR}{', ' + data if data else ''}: {present} of {classes} classes have samples.",),
-        details={f"confusion: {place}": confusion},
+        notes=(f"{EVALUATOR}{', ' + data if data else ''}: {len(np.unique(label))} of {classes} classes have samples.",),
+        details={
+            f"confusion: {place}": {"classes": names, "counts": confusion.tolist()},
+            f"per class: {place}": _per_class(names, confusion),
+        },
     )
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Mean of the classes' F1 over those that are a label or a prediction: scikit-learn's `f1_score(average="macro")`."""
+    true, guessed = (np.bincount(values, minlength=classes) for values in (labels, predicted))
+    right = np.bincount(labels[labels == predicted], minlength=classes)
+    seen = true + guessed > 0
+    return float((2 * right[seen] / (true + guessed)[seen]).mean())
 
 
 def evaluate_zero_shot(
@@ -160,37 +184,37 @@ def _constant_baselines(labels: np.ndarray, classes: int, ks: Sequence[int], dat
     )
 
 
-def _confusion(scores: Scores, labels: Tensor, classes: int) -> Tensor:
-    """Counts, int64 [C, C]: rows true, columns predicted; the first of equally high classes is predicted."""
-    predicted = torch.cat([scores(part).argmax(dim=1) for part in _slices(len(labels), 8192)])
-    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+def _predictions(
+    scores: Scores, labels: Tensor, rows: int, scale: float | None, bias: float | None
+) -> tuple[np.ndarray, Calibration | None]:
+    """The class with the highest score, the first of equal ones, int64 [N]; and with a scale what the probabilities come to."""
+    predicted, calibration = [], []
+    for start in range(0, len(labels), rows):
+        part = slice(start, min(start + rows, len(labels)))
+        score = scores(part)
+        predicted.append(score.argmax(dim=1).cpu().numpy())
+        if scale is not None:
+            calibration.append(Calibration.of(score, labels[part], scale, bias))
+    return np.concatenate(predicted), Calibration.join(calibration) if calibration else None
 
 
-def _calibration_error(score_NC: Tensor, labels: Tensor, scale: float, bias: float | None) -> Estimate:
-    probability = probabilities(score_NC, scale, bias)
-    confidence, predicted = probability.max(dim=1)
-    right = (predicted == labels).double().cpu().numpy()
-    sure = confidence.double().cpu().numpy()
-    bins = np.minimum((sure * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+def _per_class(names: list[str], confusion: np.ndarray) -> dict[str, list[Any]]:
+    """Columns with one entry for each class; None where a class has no samples, or is never predicted."""
+    right, true, guessed = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
 
-    def error(rows: np.ndarray) -> float:
-        # |accuracy - confidence| of a bin, weighted by its share of the rows, is |sum of the differences| / N.
-        return float(np.abs(np.bincount(bins[rows], weights=(right - sure)[rows])).sum() / len(rows))
+    def ratio(part: np.ndarray, whole: np.ndarray) -> list[float | None]:
+        return [float(a / b) if b else None for a, b in zip(part, whole, strict=True)]
 
-    return statistics.bootstrap(error, len(labels))
-
-
-def probabilities(score_NC: Tensor, scale: float | None, bias: float | None) -> Tensor:
-    """Cosines to probabilities: softmax over the classes, or for a sigmoid model (`bias` not None) each class by itself.
-
-    Raises:
-        UserError: the model has no temperature.
-    """
-    if scale is None:
-        raise UserError("this model was trained without a temperature and gives no probabilities; rank by cosine")
-    logits = score_NC * scale
-    return logits.softmax(dim=1) if bias is None else (logits + bias).sigmoid()
+    return {
+        "class": names,
+        "n": true.tolist(),
+        "recall": ratio(right, true),
+        "precision": ratio(right, guessed),
+        "f1": ratio(2 * right, true + guessed),
+    }
 
 
-def _slices(rows: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
+    if class_names is not None and len(class_names) != classes:
+        raise UserError(f"{len(class_names)} class_names for the {classes} rows of class_emb; give one name per row")
+    return [str(name) for name in class_names or range(classes)]

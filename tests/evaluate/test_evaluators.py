@@ -10,10 +10,8 @@ import pytest
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
 from mmcl.evaluate.task import captions_of
-from tests.evaluate.toys import CLASSES, NAMES, PatternModel, PatternSource
+from tests.evaluate.toys import ARGS, CLASSES, NAMES, PatternModel, PatternSource
 
-FEW = {"amounts": [0.2], "seeds": 2, "epochs": 2, "batch_size": 12}
-ARGS = {"knn": {"ks": [1, 5]}, "zero_shot": {"templates": ["{}", "a {}"]}, "retrieval": {"examples": 1}, "few_label": FEW}
 HEADLINES = {
     "retrieval": "text_to_image_R@1",
     "zero_shot": "zero_shot_top1",

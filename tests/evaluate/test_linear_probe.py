@@ -10,8 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmcl.errors import UserError
-from mmcl.evaluate import linear_probe
+from mmcl.evaluate import adamw, linear_probe
+from mmcl.evaluate.adamw import fit_adamw
 from mmcl.evaluate.linear_probe import fit_logistic_regression
+from mmcl.rng import permutation, sample_seed
 
 
 def data(rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -59,14 +61,75 @@ def test_the_note_says_whether_it_converged() -> None:
     assert "did NOT converge (raise max_iter) after 2 steps" in linear_probe(*rows, max_iter=2).notes[0]
 
 
+def directions(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Five well separated directions of rows: what AdamW on rows of unit length can learn in a few steps."""
+    rng = np.random.default_rng(rows)
+    label = rng.integers(5, size=rows)
+    return (4 * np.eye(5, 12)[label] + rng.normal(size=(rows, 12))).astype(np.float32), label
+
+
+@pytest.mark.parametrize("names", [np.arange(5), np.array([8, -1, 300, 2, 7])])
+def test_adamw_comes_within_a_point_of_lbfgs_where_classes_are_separate(names: np.ndarray) -> None:
+    (train, train_label), (test, test_label), (val, val_label) = directions(600), directions(2000), directions(100)
+    rows = train, names[train_label], test, names[test_label]
+    solved = linear_probe(*rows)["linear_top1"]
+    assert solved > 0.95
+    short = linear_probe(*rows, solver="adamw")
+    assert short["linear_top1"] == pytest.approx(solved, abs=0.01)
+    assert "weight decay 0" in short.notes[0]
+    chosen = linear_probe(*rows, solver="adamw", val_emb=val, val_labels=names[val_label])
+    assert chosen["linear_top1"] == pytest.approx(solved, abs=0.01)
+    assert linear_probe(*rows, solver="adamw").metrics == short.metrics, "the same seed, the same probe"
+
+
+def test_adamw_is_the_loop_of_clip_benchmark() -> None:
+    """Its training loop with our first weights and our order of the rows."""
+    feature, label = (torch.from_numpy(array) for array in directions(150))
+    options = {"weight_decay": 0.1, "lr": 0.1, "epochs": 3, "batch_size": 64, "seed": 4}
+    found = fit_adamw(feature, label, **options)
+    torch.manual_seed(sample_seed(4))
+    model = torch.nn.Linear(12, 5)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    steps = 9
+    for step in range(steps):
+        rows = permutation(150, 4, step // 3)[step % 3 * 64 :][:64]
+        optimiser.param_groups[0]["lr"] = 0.5 * (1 + np.cos(np.pi * step / steps)) * 0.1
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(feature[rows]), label[rows]).backward()
+        optimiser.step()
+    torch.testing.assert_close(found.weight, model.weight.detach())
+
+
+def test_the_weight_decay_with_the_best_validation_accuracy_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fit whose accuracy depends on the decay alone, the search ends at the best of the 97, as a full search does."""
+    best, tried = 41, []
+
+    def fit(feature: torch.Tensor, label: torch.Tensor, *, weight_decay: float) -> object:
+        tried.append(weight_decay)
+        wrong = abs(int(np.searchsorted(adamw.DECAYS, weight_decay)) - best)
+        return lambda rows: torch.nn.functional.one_hot((torch.arange(len(rows)) < wrong).long(), 2)
+
+    monkeypatch.setattr(adamw, "fit_adamw", fit)
+    rows = torch.zeros(100, 1), torch.zeros(100, dtype=torch.int64)
+    assert adamw.choose_weight_decay(rows, rows) == adamw.DECAYS[best]
+    assert len(tried) == len(set(tried)) < 16
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train_labels": np.zeros(300, int)}, "one class only"),
         ({"c": 0.0}, "c must be above 0"),
-        ({"max_iter": 0}, "max_iter at least 1"),
+        ({"max_iter": 0}, "max_iter must be above 0"),
         ({"test_emb": np.full((200, 12), np.nan)}, "not finite"),
         ({"test_emb": np.ones((200, 3))}, "same width"),
+        ({"solver": "adam"}, "did you mean 'adamw'"),
+        ({"solver": "adamw", "c": 1.0}, "c is no option of the solver adamw"),
+        ({"lr": 0.1}, "lr is no option of the solver lbfgs"),
+        ({"val_emb": np.ones((2, 12)), "val_labels": [0, 1]}, "val_emb is no option of the solver lbfgs"),
+        ({"solver": "adamw", "val_emb": np.ones((2, 12))}, "give val_emb and val_labels"),
+        ({"solver": "adamw", "val_emb": np.ones((2, 12)), "val_labels": [0, 99]}, "a class that the training rows lack"),
+        ({"solver": "adamw", "epochs": 0}, "epochs must be above 0"),
     ],
 )
 def test_bad_input_is_a_user_error(change: dict[str, object], message: str) -> None:

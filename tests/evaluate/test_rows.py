@@ -12,9 +12,8 @@ import pytest
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run, statistics
 from mmcl.evaluate.rows import Rows
-from tests.evaluate.toys import NAMES, PatternModel, PatternSource
+from tests.evaluate.toys import ARGS, NAMES, PatternModel, PatternSource
 
-ARGS = {"knn": {"ks": [1, 5]}, "few_label": {"amounts": [0.2], "seeds": 2, "epochs": 2, "batch_size": 12}}
 STATISTICS: dict[str, Callable[[Rows], float]] = {
     "mean": lambda rows: float(rows.values.mean(dtype=np.float64)),
     "median": lambda rows: float(np.median(rows.values)),

@@ -7,10 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from mmcl.errors import UserError
 from mmcl.evaluate import ZeroShotClassifier, class_embeddings, zero_shot
+from mmcl.evaluate.classifier import NONE_OF_THESE
+from mmcl.evaluate.zero_shot import macro_f1
 from tests.evaluate.toys import NAMES, PatternModel, PatternSource, pattern, unit
 
 CLASSES = 7
@@ -36,7 +46,11 @@ def test_equals_scikit_learn() -> None:
     for k in (1, 3, 5):
         assert report[f"zero_shot_top{k}"] == pytest.approx(top_k_accuracy_score(labels, score, k=k))
     assert report["zero_shot_mean_class_recall"] == pytest.approx(balanced_accuracy_score(labels, predicted))
-    (confusion,) = report.details.values()
+    confusion, per_class = report.details.values()
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(CLASSES))
+    for name, values in zip(("precision", "recall", "f1", "n"), expected, strict=True):
+        assert per_class[name] == pytest.approx(list(values)), name
+    assert report["zero_shot_macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert confusion["classes"] == list("abcdefg")
     np.testing.assert_array_equal(confusion["counts"], confusion_matrix(labels, predicted, labels=range(CLASSES)))
 
@@ -55,6 +69,21 @@ def test_calibration_error_equals_a_loop_over_bins(scale: float, bias: float | N
             expected += inside.mean() * abs(right - probability.max(1)[inside].mean())
     report = zero_shot(image, labels, class_emb, logit_scale=scale, logit_bias=bias)
     assert report["zero_shot_ece"] == pytest.approx(expected, abs=1e-5)
+    target = np.eye(CLASSES)[labels]
+    assert report["zero_shot_brier"] == pytest.approx(((probability - target) ** 2).sum(1).mean(), abs=1e-5)
+    if bias is None:
+        assert report["zero_shot_brier"] == pytest.approx(brier_score_loss(labels, probability, scale_by_half=False), abs=1e-5)
+        assert report["zero_shot_nll"] == pytest.approx(log_loss(labels, probability), abs=1e-5)
+    else:
+        likelihood = np.where(target == 1, probability, 1 - probability)
+        assert report["zero_shot_nll"] == pytest.approx(-np.log(likelihood).sum(1).mean(), abs=1e-5)
+
+
+def test_the_union_of_labels_and_predictions_counts_in_macro_f1() -> None:
+    labels, predicted = np.array([0, 0, 1, 4]), np.array([0, 2, 1, 1])
+    expected = f1_score(labels, predicted, average="macro")
+    assert macro_f1(labels, predicted, 6) == pytest.approx(expected)
+    assert expected == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4), "classes 3 and 5 are in neither, 2 and 4 in one"
 
 
 def test_classes_without_samples_and_chunks() -> None:
@@ -123,6 +152,15 @@ def test_class_embedding_is_the_unit_mean_of_unit_texts(templates: object, sente
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "count"), [("openai_imagenet", 80), ("simple_imagenet", 7)])
+def test_templates_by_name_are_those_of_open_clip(name: str, count: int) -> None:
+    import open_clip
+
+    sentences = [template("cat") for template in getattr(open_clip, f"{name.upper()}_TEMPLATES")]
+    assert len(sentences) == count
+    np.testing.assert_allclose(class_embeddings(SpellingModel(), ["cat"], name)[0], mean_of(*sentences), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
@@ -131,6 +169,8 @@ def test_class_embedding_is_the_unit_mean_of_unit_texts(templates: object, sente
         (["cat", " "], "{}", "class name 1 is empty"),
         (["cat", "dog", "cat"], "{}", "'cat' is there twice"),
         (["cat"], "a photo", "has no slot"),
+        (["cat"], "openai_imagnet", "did you mean 'openai_imagenet'"),
+        (["cat"], ["a {}", "simple_imagenet"], "'simple_imagenet' has no slot"),
         (["cat"], [], "no templates"),
         (["cat"], {"dog": ["it barks"]}, "no sentences for class 'cat'"),
     ],
@@ -171,7 +211,20 @@ def test_classifier_takes_one_image_or_many_and_encodes_the_labels_once(tmp_path
     assert model.text_calls == [len(NAMES)]
 
 
+def test_classifier_rejects_images_of_nothing_it_knows() -> None:
+    classifier = ZeroShotClassifier(PatternModel(), NAMES, reject=0.9)
+    known, unknown = classifier([pattern(3), pattern(50)])
+    assert known[0]["label"] == "pattern 3"
+    (rejected,) = unknown
+    assert rejected["label"] == NONE_OF_THESE
+    best = ZeroShotClassifier(PatternModel(), NAMES)(pattern(50))[0]
+    assert rejected["score"] == pytest.approx(best["score"], abs=1e-5)
+    assert rejected["score"] < 0.9
+
+
 def test_classifier_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(UserError, match="reject must be a probability"):
+        ZeroShotClassifier(PatternModel(), NAMES, reject=1.5)
     with pytest.raises(UserError, match="needs a model with a text tower"):
         ZeroShotClassifier(PatternModel(has_text=False), NAMES)
     with pytest.raises(UserError, match="top_k must be at least 1"):

@@ -18,6 +18,15 @@ from mmcl.types import Preprocess
 SIZE = 8
 CLASSES = 6
 NAMES = [f"pattern {number}" for number in range(CLASSES)]
+ARGS: dict[str, dict[str, Any]] = {
+    "retrieval": {"examples": 1},
+    "zero_shot": {"templates": ["{}", "a {}"]},
+    "zero_shot_reject": {"unknown": [NAMES[0]], "background": [NAMES[1]]},
+    "knn": {"ks": [1, 5]},
+    "few_label": {"amounts": [0.2], "seeds": 2, "epochs": 2, "batch_size": 12},
+    "few_shot": {"shots": [1, 4], "seeds": 2},
+}
+"""What lets every evaluator run on these, and fast."""
 
 
 def pattern(number: int) -> np.ndarray:
@@ -40,6 +49,7 @@ class PatternSource(Source):
                 row % CLASSES if labels else None,
                 # In every second round, another pattern.
                 positives=(NAMES[(row + row // CLASSES % 2) % CLASSES],),
+                negatives=(NAMES[(row + 1) % CLASSES],),
             )
             for row, image in enumerate(drawn)
         ]

@@ -1,0 +1,84 @@
+"""How good the probabilities of a classifier are, not only its first choice: calibration error, Brier score, likelihood.
+
+Shape suffixes: N images, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.errors import UserError
+from mmcl.evaluate import statistics
+from mmcl.evaluate.statistics import Estimate
+
+BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What each image's probabilities come to.
+
+    Attributes:
+        confidence: float64 [N], the highest probability.
+        right: float64 [N], 1 where the class with that probability is the label, else 0.
+        brier: float64 [N], sum over the classes of (probability - truth)^2 (Brier, 1950).
+        nll: float64 [N], -log of the probability of the label; of a sigmoid model, the sum over the classes of the binary
+            cross-entropies, in nats.
+    """
+
+    confidence: np.ndarray
+    right: np.ndarray
+    brier: np.ndarray
+    nll: np.ndarray
+
+    @classmethod
+    def of(cls, cosine_NC: Tensor, label_N: Tensor, scale: float, bias: float | None) -> Calibration:
+        """From a block of cosines and a model's own scale and bias."""
+        logit_NC = cosine_NC.double() * scale
+        target_NC = torch.nn.functional.one_hot(label_N, cosine_NC.shape[1]).double()
+        if bias is None:
+            probability_NC = logit_NC.softmax(dim=1)
+            nll_N = torch.nn.functional.cross_entropy(logit_NC, label_N, reduction="none")
+        else:
+            probability_NC = (logit_NC + bias).sigmoid()
+            both_NC = torch.nn.functional.binary_cross_entropy_with_logits(logit_NC + bias, target_NC, reduction="none")
+            nll_N = both_NC.sum(dim=1)
+        right_N = (cosine_NC.argmax(dim=1) == label_N).double()
+        brier_N = (probability_NC - target_NC).square_().sum(dim=1)
+        columns = (probability_NC.amax(dim=1), right_N, brier_N, nll_N)
+        return cls(*(column.cpu().numpy() for column in columns))
+
+    @classmethod
+    def join(cls, blocks: list[Calibration]) -> Calibration:
+        fields = ("confidence", "right", "brier", "nll")
+        return cls(*(np.concatenate([getattr(block, name) for block in blocks]) for name in fields))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`ece` (Guo et al., "On calibration of modern neural networks", 2017, equation 3, 15 equal bins), `brier`, `nll`."""
+        return {"ece": self._error(), "brier": statistics.mean(self.brier), "nll": statistics.mean(self.nll)}
+
+    def _error(self) -> Estimate:
+        bins = np.minimum((self.confidence * BINS).astype(np.int64), BINS - 1)
+        gap = self.right - self.confidence
+
+        def error(rows: np.ndarray) -> float:
+            # |accuracy - confidence| of a bin, weighted by its share of the rows, is |sum of the differences| / N.
+            return float(np.abs(np.bincount(bins[rows], weights=gap[rows])).sum() / len(rows))
+
+        return statistics.bootstrap(error, len(gap))
+
+
+def probabilities(score_NC: Tensor, scale: float | None, bias: float | None) -> Tensor:
+    """Cosines to probabilities: softmax over the classes, or for a sigmoid model (`bias` not None) each class by itself.
+
+    Raises:
+        UserError: the model has no temperature.
+    """
+    if scale is None:
+        raise UserError("this model was trained without a temperature and gives no probabilities; rank by cosine")
+    logits = score_NC * scale
+    return logits.softmax(dim=1) if bias is None else (logits + bias).sigmoid()

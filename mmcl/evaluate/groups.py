@@ -1,0 +1,59 @@
+"""A metric by subgroup: the mean hides whom a model serves badly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmcl.errors import UserError
+from mmcl.evaluate import statistics
+from mmcl.evaluate.arrays import Array
+from mmcl.evaluate.report import Report, metric_rows
+
+EVALUATOR = "groups"
+
+
+def groups(
+    outcomes: Array | Sequence[float],
+    by: Sequence[object] | np.ndarray,
+    *,
+    metric: str = "accuracy",
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """The mean outcome of each group, of the worst of them, and the largest gap between two.
+
+    Args:
+        outcomes: a finite number for each sample, such as 1 where the model is right, else 0.
+        by: the group of each sample: any values that print differently.
+        metric: what the outcomes are.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `accuracy_of_<group>` for every group, `accuracy_worst_group`, and `accuracy_largest_gap`, best minus worst. These two
+        have bootstrap intervals that draw within each group; a largest gap is never negative, and that of small groups is large
+        by chance alone.
+
+    Raises:
+        UserError: shapes do not fit, an outcome is not finite, or there is one group only.
+    """
+    values, names = np.asarray(outcomes, np.float64), np.array([str(group) for group in by])
+    if values.ndim != 1 or values.shape != names.shape or not np.isfinite(values).all():
+        raise UserError(f"groups: outcomes must be {len(names)} finite numbers, one for each entry of `by`")
+    samples = {name: values[names == name] for name in sorted(set(names.tolist()))}
+    if len(samples) < 2:
+        raise UserError("groups: all samples are of one group; give two groups or more to compare")
+    estimates = {f"{metric}_of_{name}": statistics.mean(sample) for name, sample in samples.items()}
+    estimates[f"{metric}_worst_group"] = statistics.bootstrap_samples(_worst, list(samples.values()))
+    estimates[f"{metric}_largest_gap"] = statistics.bootstrap_samples(_largest_gap, list(samples.values()))
+    return Report(metric_rows(EVALUATOR, data, model, estimates))
+
+
+def _worst(*samples: np.ndarray) -> float:
+    return float(min(sample.mean() for sample in samples))
+
+
+def _largest_gap(*samples: np.ndarray) -> float:
+    means = [sample.mean() for sample in samples]
+    return float(max(means) - min(means))

@@ -1,0 +1,88 @@
+"""Robustness, subgroups and geometry: by hand, and the intervals by how often they cover what they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmcl.errors import UserError
+from mmcl.evaluate import effective_robustness, geometry, groups, robustness, statistics
+from tests.evaluate.toys import unit
+
+
+def by_data(report: object, metric: str) -> dict[str, float]:
+    return {row.data: row.value for row in report.metrics if row.metric == metric}
+
+
+def test_gap_is_the_difference_of_the_accuracies() -> None:
+    report = robustness({"photos": [1, 1, 1, 0], "sketches": [1, 0], "night": [0, 0, 1]}, reference="photos")
+    assert by_data(report, "accuracy") == pytest.approx({"photos": 0.75, "sketches": 0.5, "night": 1 / 3})
+    assert by_data(report, "accuracy_gap") == pytest.approx({"sketches": 0.25, "night": 0.75 - 1 / 3})
+
+
+def test_interval_of_a_gap_covers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        outcomes = {"a": rng.random(150) < 0.8, "b": rng.random(90) < 0.6}
+        (gap,) = (row for row in robustness(outcomes, reference="a").metrics if row.metric == "accuracy_gap")
+        covered.append(gap.low <= 0.2 <= gap.high)
+    assert 0.90 <= np.mean(covered) <= 0.98
+
+
+def test_effective_robustness_is_zero_on_the_line_and_positive_above_it() -> None:
+    def shifted(accuracy: float) -> float:
+        odds = accuracy / (1 - accuracy)
+        return 1 / (1 + np.exp(0.5) / odds**0.7)
+
+    baselines = [(accuracy, shifted(accuracy)) for accuracy in (0.3, 0.6, 0.8, 0.9)]
+    assert effective_robustness(0.7, shifted(0.7), baselines) == pytest.approx(0)
+    assert effective_robustness(0.7, shifted(0.7) + 0.1, baselines) == pytest.approx(0.1)
+
+
+def test_groups_by_hand() -> None:
+    report = groups([1, 1, 0, 1, 0, 0], ["x", "x", "x", "y", "z", "z"], metric="top1")
+    assert {row.metric: row.value for row in report.metrics} == pytest.approx(
+        {"top1_of_x": 2 / 3, "top1_of_y": 1, "top1_of_z": 0, "top1_worst_group": 0, "top1_largest_gap": 1}
+    )
+    assert {row.metric: row.n for row in report.metrics}["top1_of_x"] == 3
+    for row in report.metrics:
+        assert row.low <= row.value <= row.high
+
+
+def test_geometry_is_that_of_the_core_on_unit_rows() -> None:
+    image = unit((40, 7), 0)
+    text = image + 0.1 * unit((40, 7), 1)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    report = geometry(5 * image, text)
+    assert report["alignment"] == pytest.approx(((image - text) ** 2).sum(1).mean(), rel=1e-5)
+    assert report["modality_gap"] == pytest.approx(np.linalg.norm(image.mean(0) - text.mean(0)), rel=1e-4)
+    distance = ((image[:, None] - image[None]) ** 2).sum(-1)[~np.eye(40, dtype=bool)]
+    assert report["uniformity"] == pytest.approx(np.log(np.exp(-2 * distance).mean()), rel=1e-5)
+    assert report["effective_rank"] > 5
+    moved = np.random.default_rng(0).permutation(40)
+    assert geometry(image, text[moved])["alignment"] > 2 * report["alignment"]
+    pairs = np.stack([moved, np.arange(40)], axis=1)
+    assert geometry(image, text[moved], pairs=pairs)["alignment"] == pytest.approx(report["alignment"])
+    assert geometry(np.ones((5, 3)))["effective_rank"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "message"),
+    [
+        (lambda: robustness({"a": [1]}, reference="b"), (), "reference 'b' is not among the data sets: a"),
+        (lambda: robustness({"a": [1], "b": []}, reference="a"), (), "outcomes of b"),
+        (lambda: robustness({"a": [np.nan]}, reference="a"), (), "outcomes of a"),
+        (lambda: effective_robustness(1.0, 0.5, [(0.5, 0.4), (0.6, 0.5)]), (), "above 0 and below 1"),
+        (lambda: effective_robustness(0.9, 0.5, [(0.5, 0.4)]), (), "two or more baselines"),
+        (lambda: groups([1, 0], ["a"]), (), "must be 1 finite numbers"),
+        (lambda: groups([1, 0], ["a", "a"]), (), "one group"),
+        (lambda: geometry(np.ones((1, 3))), (), "image_emb has one row"),
+        (lambda: geometry(np.ones((2, 3)), np.ones((3, 3))), (), "which rows belong together"),
+        (lambda: geometry(np.ones((2, 3)), np.ones((3, 3)), pairs=[(0, 3)]), (), "a row that is not there"),
+    ],
+)
+def test_bad_input_is_a_user_error(function: object, args: tuple[object, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        function(*args)
