@@ -1,71 +1,198 @@
-"""`mmcl eval`: a run's own evaluators again, or one evaluator of any model on any data."""
+"""`mmcl eval`: a run's own evaluators again, one evaluator on any model and data, or a suite of many."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 
-Evaluator = Literal["retrieval", "zero_shot", "knn", "linear_probe", "few_label", "classification", "sts", "embedding_map"]
+if TYPE_CHECKING:
+    from mmcl.evaluate import CachedModel, Report
+    from mmcl.evaluate.cache import EmbeddingCache
+
+_SHORT = {"probe": "linear_probe", "map": "embedding_map"}
+
+NoCache = Annotated[
+    bool, tyro.conf.arg(help="Encode again what is in the cache of embeddings ($MMCL_CACHE), and keep nothing.")
+]
+Out = Annotated[Path | None, tyro.conf.arg(help="Write report.html, report.md, metrics.json, .csv and the figures here.")]
+Root = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."
+    ),
+]
+Json = Annotated[bool, tyro.conf.arg(help="Print the metrics as JSON instead of tables.")]
 
 
-def evaluate(
-    model: Positional[str],
+def evaluate(words: Sequence[str]) -> None:
+    """Parses the words after `mmcl eval`: the first one says which of the three forms it is.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    first, prog = words[0] if words else "", "mmcl eval"
+    form: Callable[..., None] = evaluate_run
+    if first == "suite":
+        form, prog, words = evaluate_suite, "mmcl eval suite", words[1:]
+    elif _evaluator(first) is not None:
+        form = evaluate_one
+    tyro.cli(form, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False, no_cache: NoCache = False) -> None:
+    """Evaluate a run again, next to its baselines: mmcl eval runs/clip_emoji
+
+    Any model on any data: mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
+
+    Embeddings from anywhere: mmcl eval retrieval --embeddings e.parquet
+
+    Many models on many data sets: mmcl eval suite configs/eval/emoji.yaml --models runs/a runs/b
+
+    Args:
+        run: A run directory; or one of the words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite,
+            which have a --help of their own: mmcl eval knn --help
+    """
+    from mmcl.engine.evaluation import evaluate_again
+    from mmcl.interop.load import load_model
+
+    _finish(evaluate_again(Path(run), load_model(run), cache=_cache(no_cache)), out, json)
+
+
+def evaluate_one(
+    evaluator: Positional[str],
     /,
     *,
-    evaluator: Evaluator | None = None,
+    model: str | None = None,
     data: str | None = None,
     data_args: str = "{}",
     bank: str | None = None,
     bank_args: str = "{}",
+    embeddings: Path | None = None,
+    bank_embeddings: Path | None = None,
     args: str = "{}",
-    root: str | None = None,
-    out: Path | None = None,
-    json: bool = False,
+    root: Root = None,
+    out: Out = None,
+    json: Json = False,
+    no_cache: NoCache = False,
 ) -> None:
-    """Evaluate a model, next to its baselines: mmcl eval runs/clip_emoji
+    """Evaluate any model on any data: mmcl eval retrieval --model runs/clip_emoji --data photos/
 
-    For other data: mmcl eval runs/clip_emoji --evaluator retrieval --data photos/
+    Or embeddings that were computed elsewhere: mmcl eval knn --embeddings test.parquet --bank-embeddings train.parquet
 
     Args:
+        evaluator: retrieval, zero-shot, knn, probe, map, ...: `mmcl list evaluators`.
         model: A run directory, open_clip:ARCH/PRETRAINED, hf:ID, timm:NAME or torchvision:NAME.
-        evaluator: One evaluator instead of those that the run was configured with.
         data: What to evaluate on: a path, or the name of a source (`mmcl list sources`).
         data_args: The source's arguments as YAML, e.g. "{fold: test}".
-        bank: The labelled data that knn and linear_probe learn from; a path or a name.
+        bank: The labelled data that knn and probe learn from; a path or a name.
         bank_args: Its arguments.
-        args: The evaluator's arguments as YAML, e.g. "{ks: [1, 5]}".
-        root: Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        out: Write report.html, report.md, metrics.json and the figures into this folder.
-        json: Print the metrics as JSON instead of tables.
+        embeddings: A parquet file instead of model and data; as `mmcl embed` writes it, with a row for each picture, text or
+            class: the columns kind (image, text, class), embedding, id (equal ones belong together), label and name.
+        bank_embeddings: One with the labelled pictures that knn and probe learn from.
+        args: The evaluator's arguments as YAML, e.g. "{ks: [1, 5]}" (`mmcl list evaluators --args`).
     """
-    if evaluator is None and data is not None:
-        raise UserError("--data needs --evaluator: retrieval, zero_shot, knn, linear_probe or embedding_map")
-    if evaluator is not None and data is None:
-        raise UserError(f"--evaluator {evaluator} needs --data: a path, or a source of `mmcl list sources`")
-    from mmcl.engine.evaluation import build_tasks, evaluate_again, evaluate_models
-    from mmcl.evaluate import CachedModel
-    from mmcl.interop.load import load_model
-
-    loaded = load_model(model)
-    if evaluator is None or data is None:
-        report = evaluate_again(Path(model), loaded)
-    else:
-        config = EvaluatorConfig(
-            name=evaluator,
-            label=data,
-            data=parse_source(data, data_args, flag="--data-args"),
-            bank=parse_source(bank, bank_args, flag="--bank-args") if bank else None,
-            args=parse_mapping("--args", args),
+    name = _evaluator(evaluator)
+    assert name is not None, "the words were parsed by their first"
+    if embeddings is not None:
+        if model is not None or data is not None or bank is not None:
+            raise UserError("--embeddings takes the place of --model, --data and --bank; give one or the other")
+        _finish(_of_embeddings(name, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json)
+        return
+    if bank_embeddings is not None:
+        raise UserError("--bank-embeddings goes with --embeddings; with --model and --data, give --bank")
+    if model is None or data is None:
+        raise UserError(
+            f"mmcl eval {evaluator} needs --model and --data (a path, or one of `mmcl list sources`), or --embeddings"
         )
-        report = evaluate_models([CachedModel(loaded, "trained")], [config], build_tasks([config], root))
+    from mmcl.engine.evaluation import build_tasks, evaluate_models
+
+    config = EvaluatorConfig(
+        name=name,
+        label=data,
+        data=parse_source(data, data_args, flag="--data-args"),
+        bank=parse_source(bank, bank_args, flag="--bank-args") if bank else None,
+        args=parse_mapping("--args", args),
+    )
+    _finish(evaluate_models([load_cached(model, no_cache)], [config], build_tasks([config], root)), out, json)
+
+
+def evaluate_suite(
+    files: Positional[tuple[Path, ...]],
+    /,
+    *,
+    models: tuple[str, ...] = (),
+    out: Path | None = None,
+    root: Root = None,
+    json: Json = False,
+    no_cache: NoCache = False,
+) -> None:
+    """Evaluate many models on many data sets: mmcl eval suite configs/eval/emoji.yaml --models runs/a runs/b
+
+    Every result is kept as soon as it is there: a suite that was stopped goes on where it was, and one with a new model or data
+    set computes only what is new.
+
+    Args:
+        files: YAML files with a list `evaluate`, as in the configuration of a run, and perhaps a list `models`.
+        models: Instead of those that the files name: run directories, open_clip:ARCH/PRETRAINED, hf:ID, ...
+        out: Folder of the tables (report.md, report.html, metrics.csv, metrics.json) and of the results that are kept; default:
+            runs/eval/<name of the first file>.
+    """
+    if not files:
+        raise UserError("no suite given: mmcl eval suite configs/eval/emoji.yaml")
+    from mmcl.engine.suite import load_suite, run_suite
+
+    suite = load_suite(files, models=models)
+    folder = out or Path("runs/eval") / files[0].stem
+    _finish(run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=sys.stderr.isatty()), folder, json)
+
+
+def _evaluator(word: str) -> str | None:
+    """The registered name of an evaluator, from a word of the command line."""
+    if not word or word.startswith("-"):
+        return None
+    from mmcl.evaluate import EVALUATORS
+
+    name = _SHORT.get(word, word.replace("-", "_"))
+    return name if name in EVALUATORS else None
+
+
+def _of_embeddings(evaluator: str, path: Path, bank: Path | None, args: dict[str, object]) -> Report:
+    from dataclasses import replace
+
+    from mmcl.evaluate import CachedModel, run
+    from mmcl.evaluate.stored import stored_task
+
+    model, task = stored_task(path, bank)
+    if evaluator == "embedding_map":
+        task = replace(task, baselines=True)  # It has none, but a picture.
+    return run([(evaluator, args)], [CachedModel(model)], [task])
+
+
+def _finish(report: Report, out: Path | None, json: bool) -> None:
     if out is not None:
         report.write(out)
     print(report.to_json() if json else report.to_text())
     if out is not None and not json:
-        print(f"report   {out}/report.html")
+        print(f"\nreport   {out}/report.html")
+
+
+def _cache(no_cache: bool) -> EmbeddingCache | None:
+    from mmcl.evaluate.cache import default_cache
+
+    return None if no_cache else default_cache()
+
+
+def load_cached(name: str, no_cache: bool) -> CachedModel:
+    from mmcl.evaluate import CachedModel
+    from mmcl.interop.load import load_model
+
+    return CachedModel(load_model(name), cache=_cache(no_cache))

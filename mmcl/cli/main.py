@@ -11,7 +11,8 @@ from mmcl.cli.classify import classify
 from mmcl.cli.compare import compare
 from mmcl.cli.data import Data, data
 from mmcl.cli.doctor import Doctor, doctor
-from mmcl.cli.evaluate import evaluate
+from mmcl.cli.embed import embed
+from mmcl.cli.evaluate import evaluate, evaluate_run
 from mmcl.cli.list import list_components
 from mmcl.cli.search import search
 from mmcl.errors import UserError
@@ -19,12 +20,16 @@ from mmcl.errors import UserError
 _VERBS: dict[str, Callable[..., object]] = {
     "classify": classify,
     "search": search,
-    "eval": evaluate,
+    "embed": embed,
+    "eval": evaluate_run,
     "compare": compare,
     "list": list_components,
     "doctor": Doctor,
     "data": Data,
 }
+
+# `doctor` takes any setting of a configuration, `eval` has three forms, `data` has verbs: no one signature says that.
+_PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor, "eval": evaluate, "data": data}
 
 _DESCRIPTION = (
     "Contrastive image-text models: classify images by text prompts, search them, evaluate a run.\n"
@@ -51,11 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
 
     def run() -> None:
-        if words[:1] == ["doctor"]:  # it takes any setting of a configuration, which no parser can list
-            doctor(words[1:])
-            return
-        if words[:1] == ["data"]:  # verbs of its own
-            data(words[1:])
+        if words and words[0] in _PARSERS:
+            _PARSERS[words[0]](words[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
             _VERBS, prog="mmcl", description=_DESCRIPTION, args=words, config=(tyro.conf.FlagCreatePairsOff,)

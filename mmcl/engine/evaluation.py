@@ -13,22 +13,24 @@ from mmcl.engine.build import build_method, build_model, build_source, build_tra
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, run
+from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.plots import loss_curve
 from mmcl.interop.model import Model
 from mmcl.types import Preprocess
 
 
-def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task]) -> Report:
+def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
     """Runs a configuration's evaluators on the trained model and, in a column beside it, the one that the run started from.
 
     Args:
         config: the run's.
         trained: the model.
         tasks: of each of `config.evaluate`, see `build_tasks`.
+        cache: where embeddings are kept, if anywhere.
     """
     # Built again from the seed: keeping a copy through the run would take its memory.
-    start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained")
-    return evaluate_models([CachedModel(trained, "trained"), start], config.evaluate, tasks)
+    start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained", cache=cache)
+    return evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
 
 
 def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:
@@ -85,7 +87,7 @@ def build_tasks(
     return chosen
 
 
-def evaluate_again(run_dir: Path, trained: Model) -> Report:
+def evaluate_again(run_dir: Path, trained: Model, *, cache: EmbeddingCache | None = None) -> Report:
     """Runs the evaluators of a finished run on its model again.
 
     Raises:
@@ -93,8 +95,9 @@ def evaluate_again(run_dir: Path, trained: Model) -> Report:
     """
     config = read_config(run_dir)
     if not config.evaluate:
-        raise UserError(f"{run_dir}/config.yaml names no evaluator; give one with --evaluator and --data")
-    return evaluate_run(config, trained, build_tasks(config.evaluate, config.data.root, *build_training_data(config)))
+        raise UserError(f"{run_dir}/config.yaml names no evaluator; choose one: mmcl eval knn --model {run_dir} --data ...")
+    tasks = build_tasks(config.evaluate, config.data.root, *build_training_data(config))
+    return evaluate_run(config, trained, tasks, cache=cache)
 
 
 def read_config(run_dir: Path) -> Config:

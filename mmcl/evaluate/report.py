@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -125,6 +127,14 @@ class Report:
         """The metrics: a list of objects with the fields of `Metric` but `rows`."""
         return _json([metric.to_dict() for metric in self.metrics])
 
+    def to_csv(self) -> str:
+        """The same as a table for spreadsheets; an empty cell where there is no number."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "rows"])
+        writer.writeheader()
+        writer.writerows(metric.to_dict() for metric in self.metrics)
+        return text.getvalue()
+
     def to_text(self) -> str:
         """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals."""
         return tables.text(tables.metric_tables(self.metrics), self.notes)
@@ -146,13 +156,22 @@ class Report:
         return metric_chart(self.metrics)
 
     def write(self, directory: str | Path) -> None:
-        """Writes metrics.json, details.json (notes, details, provenance), rows.safetensors, the figures and a chart of the
-        metrics, and with these report.md and report.html.
-        """
+        """Writes what `save` does, and for readers report.md, report.html, metrics.csv and a chart of the metrics."""
+        directory = Path(directory)
+        self.save(directory)
+        pages = self
+        if self.metrics:
+            pages = replace(self, figures={"metrics": self.plot(), **self.figures})
+            (directory / "metrics.png").write_bytes(pages.figures["metrics"])
+        texts = {"metrics.csv": self.to_csv(), "report.md": pages.to_markdown(), "report.html": pages.to_html()}
+        for name, text in texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
+
+    def save(self, directory: str | Path) -> None:
+        """Writes what `load` reads: metrics.json, details.json (notes, details, provenance), rows.safetensors, the figures."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        pages = replace(self, figures={**({"metrics": self.plot()} if self.metrics else {}), **self.figures})
-        for name, png in pages.figures.items():
+        for name, png in self.figures.items():
             (directory / f"{file_name(name)}.png").write_bytes(png)
         write_rows(directory / _ROWS, {metric.key: metric.rows for metric in self.metrics if metric.rows is not None})
         more = {
@@ -161,18 +180,12 @@ class Report:
             "figures": list(self.figures),
             "provenance": [asdict(one) for one in self.provenance],
         }
-        texts = {
-            "metrics.json": self.to_json(),
-            "details.json": _json(more),
-            "report.md": pages.to_markdown(),
-            "report.html": pages.to_html(),
-        }
-        for name, text in texts.items():
+        for name, text in {"metrics.json": self.to_json(), "details.json": _json(more)}.items():
             (directory / name).write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> Report:
-        """Reads what `write` wrote. Raises UserError when there is no report, or a file is not what it should be."""
+        """Reads what `save` or `write` wrote. Raises UserError when there is no report, or a file is not what it should be."""
         directory = Path(directory)
         try:
             metrics = [Metric(**row) for row in json.loads((directory / "metrics.json").read_text(encoding="utf-8"))]

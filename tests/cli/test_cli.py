@@ -82,22 +82,47 @@ def test_eval_repeats_the_report_of_the_run(run_dir: Path, capsys: pytest.Captur
 
 def test_eval_of_other_data(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report"
-    words = [
-        "eval",
-        str(run_dir),
-        "--evaluator",
-        "retrieval",
-        "--data",
-        str(folder),
-        "--args",
-        "{ks: [1, 2]}",
-        "--out",
-        str(out),
-    ]
+    words = ["eval", "retrieval", "--model", str(run_dir), "--data", str(folder), "--args", "{ks: [1, 2]}", "--out", str(out)]
     metrics = {row["metric"] for row in run_json(capsys, *words)}
     assert {"text_to_image_R@1", "text_to_image_R@2"} <= metrics
     assert "text_to_image_R@5" not in metrics
     assert (out / "report.html").exists()
+
+
+def test_embeddings_are_evaluated_as_the_model_is(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "e.parquet"
+    assert main(["embed", str(folder), "--model", str(run_dir), "--out", str(file)]) == 0
+    assert str(file) in capsys.readouterr().out
+    direct = run_json(capsys, "eval", "retrieval", "--model", str(run_dir), "--data", str(folder))
+    stored = run_json(capsys, "eval", "retrieval", "--embeddings", str(file))
+    values = {row["metric"]: row["value"] for row in direct if row["model"] == "trained"}
+    assert {row["metric"]: row["value"] for row in stored} == pytest.approx(values)
+
+
+def test_the_second_evaluation_encodes_nothing(
+    run_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "cache"))
+    words = ["eval", "retrieval", "--model", str(run_dir), "--data", str(folder)]
+    first = run_json(capsys, *words)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr("mmcl.interop.model.Model._encode", refuse)
+    assert run_json(capsys, *words) == first
+    with pytest.raises(AssertionError, match="encoded again"):
+        main([*words, "--no-cache"])
+
+
+def test_suite(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(f"evaluate: [{{name: retrieval, label: squares, data: {{path: {folder}}}, args: {{examples: 0}}}}]")
+    assert main(["eval", "suite", str(file), "--models", str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    assert "retrieval: squares" in capsys.readouterr().out
+    assert {"report.md", "report.html", "metrics.csv", "metrics.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_compare(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,10 +185,17 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "{run}", "{folder}"], "no report here"),
         (["compare", "{run}", "{run}", "--models", "trained", "best"], "has no model 'best'"),
         (["eval", "{folder}"], "squares"),
-        (["eval", "{run}", "--data", "{folder}"], "--data needs --evaluator"),
-        (["eval", "{run}", "--evaluator", "knn"], "needs --data"),
-        (["eval", "{run}", "--evaluator", "knn", "--data", "{folder}"], "training data"),
-        (["eval", "{run}", "--evaluator", "retrieval", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
+        (["eval", "knn"], "needs --model and --data"),
+        (["eval", "knn", "--model", "{run}"], "needs --model and --data"),
+        (["eval", "knn", "--model", "{run}", "--data", "{folder}"], "training data"),
+        (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
+        (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "3"], "--args must be a mapping"),
+        (["eval", "knn", "--embeddings", "{folder}/e.parquet", "--data", "x"], "takes the place"),
+        (["eval", "knn", "--bank-embeddings", "{folder}/e.parquet"], "goes with --embeddings"),
+        (["eval", "knn", "--embeddings", "{folder}/e.parquet"], "no such .parquet file"),
+        (["eval", "suite"], "no suite given"),
+        (["eval", "suite", "{folder}/none.yaml"], "no such suite"),
+        (["embed", "{folder}", "--model", "{run}", "--out", "{folder}/e.csv"], ".parquet"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
@@ -176,10 +208,10 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("verb", ["classify", "search", "eval", "compare", "list", "doctor"])
+@pytest.mark.parametrize("verb", ["classify", "search", "embed", "eval", "eval knn", "eval suite", "compare", "list", "doctor"])
 def test_help_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     assert stop.value.code == 0
     assert "--json" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, permutation_test, ttest_rel
 
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
@@ -79,6 +79,16 @@ def test_pairing_is_narrower_than_two_intervals() -> None:
     b = np.where(hits(500, 0.05, 1) == 1, 1, a)
     paired, half = paired_difference(Rows(a), Rows(b)), 1.96 * np.sqrt(2 * 0.25 / 500)
     assert paired.high - paired.low < half
+
+
+def test_many_different_outcomes_are_normal() -> None:
+    rng = np.random.default_rng(0)
+    a = Rows(rng.random(3000).astype(np.float32))
+    b = Rows((a.values + rng.normal(0.01, 0.3, 3000)).astype(np.float32))
+    low, high = slow_bootstrap(a, b)
+    found = paired_difference(a, b)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert swap_test(a, b) == pytest.approx(ttest_rel(b.values, a.values).pvalue, abs=0.005)
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 0), (12, 4), (30, 30)])

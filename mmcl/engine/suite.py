@@ -1,0 +1,124 @@
+"""Many models on many data sets. Every result is written when it is there, and found again by everything that it depends on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from mmcl.config import EvaluatorConfig, from_dict
+from mmcl.data.source import digest
+from mmcl.engine.evaluation import build_tasks
+from mmcl.errors import UserError
+from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
+from mmcl.evaluate.cache import EmbeddingCache
+from mmcl.evaluate.task import library_versions
+from mmcl.interop.load import load_model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """What a file describes."""
+
+    evaluate: tuple[EvaluatorConfig, ...]
+    """Evaluators with their data, as in the configuration of a run; each needs data of its own."""
+    models: tuple[str, ...] = ()
+    """Run directories or other names that `load_model` takes; each is a column."""
+
+
+def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
+    """Reads files into one suite.
+
+    Args:
+        models: take the place of those that the files name.
+
+    Raises:
+        UserError: a file is missing or wrong, no model is named, an evaluator does not exist or lacks data.
+    """
+    parts = [_read(file) for file in files]
+    evaluators = tuple(evaluator for part in parts for evaluator in part.evaluate)
+    named = tuple(dict.fromkeys(models or (model for part in parts for model in part.models)))
+    if not named:
+        raise UserError(f"{files[0]} names no model; give some: --models runs/a runs/b")
+    return Suite(evaluate=evaluators, models=named)
+
+
+def run_suite(
+    suite: Suite, folder: Path, *, root: str | None = None, cache: EmbeddingCache | None = None, progress: bool = False
+) -> Report:
+    """Runs what is not yet there, and joins it with what is. The first model has the baselines beside it.
+
+    A model that an evaluator cannot take, such as one without texts for retrieval, is left out of it with a note.
+
+    Args:
+        folder: results are kept in `folder/results`.
+        root: folder with downloaded data sets.
+        cache: where embeddings are kept, if anywhere.
+        progress: whether a progress bar is shown.
+
+    Raises:
+        UserError: a model or data cannot be loaded, or nothing could be evaluated.
+    """
+    tasks = build_tasks(suite.evaluate, root)
+    report = Report()
+    with tqdm(total=len(suite.models) * len(tasks), unit="result", disable=not progress) as bar:
+        for number, name in enumerate(suite.models):
+            model = CachedModel(load_model(name), name, cache=cache)
+            for evaluator, task in zip(suite.evaluate, tasks, strict=True):
+                bar.set_postfix_str(f"{name}, {evaluator.name} of {evaluator.label}")
+                report += _result(folder / "results", model, evaluator, replace(task, baselines=number == 0))
+                bar.update()
+    if not report.metrics and not report.figures:
+        raise UserError(f"nothing could be evaluated: {' '.join(report.notes)}")
+    return report
+
+
+def _read(file: Path) -> Suite:
+    if not file.is_file():
+        raise UserError(f"{file}: no such suite; see configs/eval/emoji.yaml for one")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a mapping with a list `evaluate`, not {type(content).__name__}")
+    suite = from_dict(Suite, content, str(file))
+    for number, evaluator in enumerate(suite.evaluate):
+        EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")
+        if evaluator.data is None:
+            raise UserError(f"{file}: evaluate.{number}.data is missing: a suite has no other data")
+    return suite
+
+
+def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: Task) -> Report:
+    """From the folder, or computed and put there."""
+    place = folder / _key(model, evaluator, task)
+    if place.is_dir():
+        try:
+            return Report.load(place)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    try:
+        report = run([(evaluator.name, evaluator.args)], [model], [task])
+    except UserError as error:
+        # No result: what is missing today may be there tomorrow.
+        return Report(notes=(f"{model.name}, {evaluator.name} of {evaluator.label}: not evaluated: {error}",))
+    stage = folder / f".tmp-{place.name}"
+    shutil.rmtree(stage, ignore_errors=True)
+    report.save(stage)
+    shutil.rmtree(place, ignore_errors=True)
+    stage.rename(place)
+    return report
+
+
+def _key(model: CachedModel, evaluator: EvaluatorConfig, task: Task) -> str:
+    data = task.source.fingerprint, None if task.bank is None else task.bank.fingerprint
+    args = json.dumps(evaluator.args, sort_keys=True)
+    what = evaluator.name, evaluator.label, args, task.baselines
+    return digest(model.name, model.model.fingerprint, what, data, sorted(library_versions().items()))[:32]

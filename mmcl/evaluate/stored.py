@@ -1,0 +1,221 @@
+"""Embeddings in a parquet file, from anywhere: evaluated as if a model gave them.
+
+A row is a picture, a text or a class, and its columns are
+
+    id          rows with equal ids belong together, as a picture and its captions do; for retrieval
+    kind        "image", "text" or "class"
+    embedding   list of numbers, of one length in the whole file
+    label       of pictures, their class; of classes, which one it is; null elsewhere
+    name        what it is called, of a text the text itself; may be missing
+
+ids and labels are whole numbers or texts. A row of kind "class" is what zero-shot classification compares pictures with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmcl.data.columns import number_labels
+from mmcl.data.source import Sample, Source, digest
+from mmcl.data.table import read_table
+from mmcl.errors import UserError
+from mmcl.evaluate.prompts import class_embeddings
+from mmcl.evaluate.task import CachedModel, Task, captions_of
+
+KINDS = ("image", "text", "class")
+_CLASS = "class: "
+
+
+class StoredSource(Source):
+    """The pictures of a file: their names, ids, labels and captions, but not the pictures themselves."""
+
+    templates = (f"{_CLASS}{{}}",)
+
+    def __init__(self, samples: Sequence[Sample], ids: np.ndarray, class_names: Sequence[str] | None, fingerprint: str):
+        self._samples = samples
+        self.ids = ids
+        self.class_names = class_names
+        self._fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+class StoredModel:
+    """An `EmbeddingModel` that looks its embeddings up.
+
+    Args:
+        images: by the fingerprint of a source, float32 [N, D].
+        texts: text -> float32 [D].
+        fingerprint: of the model that made them, or of the file.
+    """
+
+    logit_scale = None
+    logit_bias = None
+
+    def __init__(self, images: dict[str, np.ndarray], texts: dict[str, np.ndarray], fingerprint: str):
+        self._images, self._texts = images, texts
+        self.fingerprint = fingerprint
+        self.has_text = bool(texts)
+
+    def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+        return self._images[images.fingerprint]
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        missing = next((text for text in texts if text not in self._texts), None)
+        if missing is not None:
+            kind = "class" if missing.startswith(_CLASS) else "text"
+            raise UserError(
+                f"no row of kind {kind!r} is for {missing.removeprefix(_CLASS)!r}; add one to the file of embeddings"
+            )
+        return np.stack([self._texts[text] for text in texts])
+
+
+def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task]:
+    """What evaluators need, from a file, and from another one of training pictures for k-NN and probes.
+
+    There are no pictures, so there are no baselines of pixels.
+
+    Raises:
+        UserError: a file is not as this module says; names the column or the row.
+    """
+    files = [_File(place) for place in (path, bank) if place is not None]
+    if len({file.rows.shape[1] for file in files}) > 1:
+        raise UserError(f"{path} and {bank} hold embeddings of different widths; take both from the same model")
+    numbers, names = number_labels(label for file in files for label in file.labels)
+    images: dict[str, np.ndarray] = {}
+    sources, at = [], 0
+    for file in files:
+        source = file.source(numbers[at : at + len(file.labels)], names or None)
+        images[source.fingerprint] = file.rows[file.of_kind("image")]
+        sources.append(source)
+        at += len(file.labels)
+    model = StoredModel(images, files[0].texts(), files[0].model)
+    return model, Task(path.stem, sources[0], sources[1] if bank else None, baselines=False)
+
+
+def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
+    """Encodes a source, its captions and its classes into a file. Returns the number of rows.
+
+    Args:
+        path: a .parquet; it appears when it is complete.
+    """
+    samples = [source[index] for index in range(len(source))]
+    captions = captions_of(source)
+    labels = [None] * len(samples) if source.labels is None else [None if n < 0 else int(n) for n in source.labels]
+    names = source.class_names
+    parts = [(model.images(source), "image", captions.image_ids.tolist(), _named(labels, names), [s.name for s in samples])]
+    if model.model.has_text and captions.texts:
+        ids, texts = captions.text_ids.tolist(), list(captions.texts)
+        parts.append((model.encode_text(texts), "text", ids, [None] * len(texts), texts))
+    if model.model.has_text and names:
+        rows = class_embeddings(model, names, source.templates)
+        parts.append((rows, "class", [None] * len(names), list(names), list(names)))
+    columns: dict[str, list[Any]] = {"id": [], "kind": [], "label": [], "name": []}
+    for rows, kind, ids, own_labels, own_names in parts:
+        for column, values in zip(columns, (ids, [kind] * len(rows), own_labels, own_names), strict=True):
+            columns[column] += values
+    embeddings = np.concatenate([part[0] for part in parts]).astype(np.float32)
+    table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])})
+    stage = path.with_name(f".tmp-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"model": model.model.fingerprint, "data": source.fingerprint}), stage)
+    os.replace(stage, path)
+    return len(embeddings)
+
+
+class _File:
+    """A checked table."""
+
+    def __init__(self, path: Path):
+        if not path.is_file() or path.suffix != ".parquet":
+            raise UserError(f"{path}: no such .parquet file of embeddings")
+        table = read_table(path)
+        missing = [column for column in ("kind", "embedding") if column not in table.column_names]
+        if missing or len(table) == 0:
+            lack = f"no column {missing[0]!r}" if missing else "no rows"
+            raise UserError(f"{path}: has {lack}; it needs kind and embedding, and id, label and name where there are any")
+        self.path = path
+        self.kinds = np.array(table["kind"].to_pylist(), object)
+        wrong = [row for row, kind in enumerate(self.kinds) if kind not in KINDS]
+        if wrong:
+            raise UserError(f"{path}, row {wrong[0] + 1}: kind is {self.kinds[wrong[0]]!r}; give one of {', '.join(KINDS)}")
+        if "image" not in self.kinds:
+            raise UserError(f"{path}: has no row of kind 'image'")
+        self.rows = _matrix(table["embedding"], path)
+        self.ids, self.labels, names = (_optional(table, column) for column in ("id", "label", "name"))
+        self.names = [f"{self.kinds[row]} {row + 1}" if name is None else str(name) for row, name in enumerate(names)]
+        said = {
+            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key in (b"model", b"data")
+        }
+        self.model = said.get("model") or digest(self.rows.tobytes())
+        contents = digest(self.kinds.tolist(), self.ids, self.labels, self.names)
+        self.data = said.get("data") or contents
+
+    def of_kind(self, kind: str) -> np.ndarray:
+        return np.flatnonzero(self.kinds == kind)
+
+    def source(self, numbers: Sequence[int | None], class_names: Sequence[str] | None) -> StoredSource:
+        """The pictures. `numbers`: the class of every row of the file."""
+        captions: dict[Any, list[str]] = {}
+        for row in self.of_kind("text"):
+            captions.setdefault(self.ids[row], []).append(self.names[row])
+        pictures = self.of_kind("image")
+        number: dict[Any, int] = {}
+        # A picture without an id belongs to nothing else.
+        ids = [
+            number.setdefault(("row", int(row)) if self.ids[row] is None else self.ids[row], len(number)) for row in pictures
+        ]
+        samples = [
+            Sample(
+                self.names[row],
+                None,
+                () if self.ids[row] is None else tuple(captions.get(self.ids[row], ())),
+                label=numbers[row],
+            )
+            for row in pictures
+        ]
+        return StoredSource(samples, np.array(ids, np.int64), class_names, self.data)
+
+    def texts(self) -> dict[str, np.ndarray]:
+        """What a text model would be asked for."""
+        found: dict[str, np.ndarray] = {}
+        for row in np.flatnonzero(self.kinds != "image"):
+            text = self.names[row] if self.kinds[row] == "text" else f"{_CLASS}{self.labels[row]}"
+            if not np.array_equal(found.setdefault(text, self.rows[row]), self.rows[row]):
+                raise UserError(f"{self.path}, row {row + 1}: {text!r} has two different embeddings; give each text once")
+        return found
+
+
+def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
+    """float32 [N, D]."""
+    array = column.combine_chunks()
+    if not (pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type)):
+        raise UserError(f"{path}: the column embedding must hold lists of numbers, not {array.type}")
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    widths = set(pa.compute.list_value_length(array).to_pylist())
+    if len(widths) != 1 or None in widths or values.dtype.kind != "f":
+        raise UserError(f"{path}: the column embedding must hold lists of decimal numbers of one length, none missing")
+    return values.astype(np.float32).reshape(len(array), -1)
+
+
+def _optional(table: pa.Table, column: str) -> list[Any]:
+    return table[column].to_pylist() if column in table.column_names else [None] * len(table)
+
+
+def _named(labels: Sequence[int | None], names: Sequence[str] | None) -> list[str | None]:
+    return [None if n is None else str(n) if names is None else names[n] for n in labels]
