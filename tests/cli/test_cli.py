@@ -95,7 +95,7 @@ def test_embeddings_are_evaluated_as_the_model_is(
     file = tmp_path / "e.parquet"
     assert main(["embed", str(folder), "--model", str(run_dir), "--out", str(file)]) == 0
     assert str(file) in capsys.readouterr().out
-    direct = run_json(capsys, "eval", "retrieval", "--model", str(run_dir), "--data", str(folder))
+    direct = run_json(capsys, "eval", "retrieval", "--model", str(run_dir), "--data", str(folder), "--args", "{examples: 0}")
     stored = run_json(capsys, "eval", "retrieval", "--embeddings", str(file))
     values = {row["metric"]: row["value"] for row in direct if row["model"] == "trained"}
     assert {row["metric"]: row["value"] for row in stored} == pytest.approx(values)
@@ -105,7 +105,7 @@ def test_the_second_evaluation_encodes_nothing(
     run_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "cache"))
-    words = ["eval", "retrieval", "--model", str(run_dir), "--data", str(folder)]
+    words = ["eval", "retrieval", "--model", str(run_dir), "--data", str(folder), "--args", "{examples: 0}"]
     first = run_json(capsys, *words)
 
     def refuse(*_: object, **__: object) -> None:
