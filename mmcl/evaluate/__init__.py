@@ -1,6 +1,7 @@
 """How good an embedding is: plain functions on arrays, and the same as evaluators of a model on a data source.
 
-The functions need no model: arrays in, `Report` out. `compare` takes two reports of the same data.
+The functions need no model: arrays in, `Report` out. `compare` takes two reports of the same data,
+`project` draws a map to look at.
 An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
 """
 
@@ -20,6 +21,7 @@ from mmcl.evaluate.knn import knn
 from mmcl.evaluate.linear_probe import linear_probe
 from mmcl.evaluate.multi_label import zero_shot_multilabel
 from mmcl.evaluate.pairs import pairs, winoground
+from mmcl.evaluate.projection import Projection, project
 from mmcl.evaluate.prompts import class_embeddings
 from mmcl.evaluate.rejection import zero_shot_reject
 from mmcl.evaluate.report import Metric, Provenance, Report
@@ -36,6 +38,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Metric",
+    "Projection",
     "Provenance",
     "Report",
     "Task",
@@ -50,6 +53,7 @@ __all__ = [
     "knn",
     "linear_probe",
     "pairs",
+    "project",
     "retrieval",
     "retrieval_from_scores",
     "robustness",

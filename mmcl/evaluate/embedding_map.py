@@ -1,20 +1,17 @@
-"""A map of the embedding: t-SNE, coloured by class. It shows neighbourhoods; distances and sizes on it mean nothing."""
+"""A map of a model's embedding, as a picture and as a page to explore, coloured by class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from mmcl.errors import UserError
-from mmcl.evaluate.arrays import Array, integers, unit_rows
-from mmcl.evaluate.plots import scatter
-from mmcl.evaluate.report import Report, file_name
+from mmcl.data.source import ImageLike
+from mmcl.evaluate import statistics
+from mmcl.evaluate.arrays import Array
+from mmcl.evaluate.projection import NAMES, ProjectionMethod, chosen_rows, project
+from mmcl.evaluate.report import Report, file_name, metric_rows
 from mmcl.evaluate.task import CachedModel, Task
-from mmcl.rng import permutation
 
 EVALUATOR = "embedding_map"
-ITERATIONS = 500
 
 
 def embedding_map(
@@ -22,65 +19,78 @@ def embedding_map(
     labels: Array | Sequence[int] | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    pictures: Sequence[ImageLike] | None = None,
+    method: ProjectionMethod = "tsne",
     max_points: int = 2000,
+    neighbours: int = 10,
     perplexity: float = 30.0,
     seed: int = 0,
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Draws rows in the plane by t-SNE (van der Maaten and Hinton, 2008) of their cosines.
+    """`project` of rows as a report: a figure, a page, and how far they can be trusted.
 
     Args:
-        emb: finite rows [N, D], at least 5; they are scaled to unit length.
-        labels: integers [N], for the colours; None for one colour.
-        class_names: of the labels; None shows their numbers.
-        max_points: rows drawn, chosen at random where there are more.
-        perplexity: about the number of neighbours that a row has; at most a third of the rows.
-        seed: of that choice and of t-SNE.
-        data, model: what the title calls them.
+        data, model: what the title and the rows of the report call them.
+        Others: as in `project`.
 
     Returns:
-        A report with one figure and no metrics.
+        `tsne_trustworthiness@10` and `tsne_neighbours_kept@10`, named after method and neighbours, see `Projection`.
 
     Raises:
-        UserError: fewer than 5 rows, shapes that do not fit, or embeddings that are not finite.
+        UserError: as `project` does.
     """
-    unit = unit_rows(emb, "emb").cpu().numpy()
-    if len(unit) < 5 or max_points < 5:
-        raise UserError(f"{EVALUATOR}: needs at least 5 rows and max_points of at least 5, not {len(unit)} and {max_points}")
-    label = None if labels is None else integers(labels, "labels", len(unit)).cpu().numpy()
-    chosen = permutation(len(unit), seed)[:max_points]
-    points = tsne(unit[chosen], perplexity=perplexity, seed=seed)
-    title = ", ".join(part for part in ("Embedding map (t-SNE)", data, model) if part)
-    png = scatter(points, None if label is None else label[chosen], class_names, title=title)
-    return Report(figures={file_name(EVALUATOR, data, model): png})
-
-
-def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """t-SNE of rows: float32 [N, 2]. 500 iterations, enough for a picture; equal rows fall together."""
-    from sklearn.manifold import TSNE
-
-    # The usual start, principal components, divides by their deviation, which a collapsed model does not have.
-    start = "pca" if row_ND.std(axis=0).max() > 1e-6 and row_ND.shape[1] > 1 else "random"
-    perplexity = min(perplexity, (len(row_ND) - 1) / 3)
-    return TSNE(init=start, perplexity=perplexity, max_iter=ITERATIONS, random_state=seed).fit_transform(row_ND)
+    drawn = project(
+        emb,
+        labels,
+        method=method,
+        class_names=class_names,
+        captions=captions,
+        pictures=pictures,
+        max_points=max_points,
+        neighbours=neighbours,
+        perplexity=perplexity,
+        seed=seed,
+        title=", ".join(part for part in (f"Embedding map ({NAMES[method]})", data, model) if part),
+    )
+    quality = {"trustworthiness": drawn.trustworthiness, "neighbours_kept": drawn.neighbours_kept}
+    estimates = {
+        f"{method}_{name}@{drawn.neighbours}": statistics.exact(value, len(drawn.rows)) for name, value in quality.items()
+    }
+    name = file_name(EVALUATOR, data, model)
+    rows = metric_rows(EVALUATOR, data, model, estimates)
+    return Report(rows, figures={name: drawn.to_png()}, pages={name: drawn.to_html()})
 
 
 def evaluate_embedding_map(
-    model: CachedModel, task: Task, *, max_points: int = 2000, perplexity: float = 30.0, seed: int = 0
+    model: CachedModel,
+    task: Task,
+    *,
+    method: ProjectionMethod = "tsne",
+    max_points: int = 2000,
+    neighbours: int = 10,
+    perplexity: float = 30.0,
+    seed: int = 0,
 ) -> Report:
-    """`embedding_map` of a source's images, coloured by label where every sample has one.
+    """`embedding_map` of a source's pictures, with their captions, coloured by label where every sample has one.
 
     Args:
-        max_points, perplexity, seed: as in `embedding_map`.
+        method, max_points, neighbours, perplexity, seed: as in `embedding_map`.
     """
     if not task.baselines:
         return Report()
+    rows = chosen_rows(len(task.source), max_points, seed)
+    samples = [task.source[row] for row in rows.tolist()]
     return embedding_map(
-        model.images(task.source),
-        task.labels if task.has_labels else None,
+        model.images(task.source)[rows],
+        task.labels[rows] if task.has_labels else None,
         class_names=task.source.class_names,
+        captions=[sample.captions[0] if sample.captions else sample.name for sample in samples],
+        pictures=[sample.image for sample in samples if sample.image is not None],
+        method=method,
         max_points=max_points,
+        neighbours=neighbours,
         perplexity=perplexity,
         seed=seed,
         data=task.name,

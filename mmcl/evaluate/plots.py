@@ -165,7 +165,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] 
     """
     figure = _figure(9, 6.6, title)
     axes = figure.add_axes((0.03, 0.03, 0.68, 0.88))
-    for name, colour, member in _groups(labels, names, len(points)):
+    for name, colour, member in point_groups(labels, names, len(points)):
         axes.scatter(points[member, 0], points[member, 1], s=14, c=colour, alpha=0.8, linewidths=0, label=name)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#e4e7eb")
@@ -176,7 +176,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] 
     return _png(figure)
 
 
-def _groups(labels: np.ndarray | None, names: Sequence[str] | None, count: int) -> Iterator[tuple[str, str, np.ndarray]]:
+def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: int) -> Iterator[tuple[str, str, np.ndarray]]:
     """Name, colour and members, bool [N], of each class, and at last of all classes for which no colour is left."""
     if labels is None:
         yield "", PALETTE[0], np.full(count, True)

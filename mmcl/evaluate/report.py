@@ -86,6 +86,7 @@ class Report:
         notes: sentences printed below the tables, such as how a solver ended.
         details: JSON values by name that are too large for a table, such as a confusion matrix.
         figures: PNG files by name, without ".png".
+        pages: HTML files by name, without ".html"; each needs no other file.
         provenance: no two with the same data and model.
     """
 
@@ -94,13 +95,15 @@ class Report:
     details: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, bytes] = field(default_factory=dict)
     provenance: tuple[Provenance, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: Report) -> Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
         notes = dict.fromkeys((*self.notes, *other.notes))
         details, figures = {**self.details, **other.details}, {**self.figures, **other.figures}
         provenance = {(one.data, one.model): one for one in (*self.provenance, *other.provenance)}
-        return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()))
+        pages = {**self.pages, **other.pages}
+        return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages)
 
     def __getitem__(self, metric: str) -> float | None:
         """The value of a metric whose name is in the report once. Raises KeyError for none, or for several rows."""
@@ -141,13 +144,17 @@ class Report:
 
     def to_markdown(self) -> str:
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
-        return tables.markdown("Evaluation", tables.metric_tables(self.metrics), (tables.INTERVALS, *self.notes), figures)
+        notes = (tables.INTERVALS, *self.notes)
+        return tables.markdown("Evaluation", tables.metric_tables(self.metrics), notes, figures, self._links())
 
     def to_html(self) -> str:
-        """One page that needs no other file."""
+        """One page that needs no other file, but links to `pages`."""
         foot = tables.provenance_table(self.provenance) if self.provenance else None
         notes = (tables.INTERVALS, *self.notes)
-        return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot)
+        return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot, self._links())
+
+    def _links(self) -> dict[str, str]:
+        return {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages}
 
     def plot(self) -> bytes:
         """A PNG of the metrics from 0 to 1 with their intervals, the models and baselines of each on one line."""
@@ -159,16 +166,16 @@ class Report:
         """Writes what `save` does, and for readers report.md, report.html, metrics.csv and a chart of the metrics."""
         directory = Path(directory)
         self.save(directory)
-        pages = self
+        shown = self
         if self.metrics:
-            pages = replace(self, figures={"metrics": self.plot(), **self.figures})
-            (directory / "metrics.png").write_bytes(pages.figures["metrics"])
-        texts = {"metrics.csv": self.to_csv(), "report.md": pages.to_markdown(), "report.html": pages.to_html()}
+            shown = replace(self, figures={"metrics": self.plot(), **self.figures})
+            (directory / "metrics.png").write_bytes(shown.figures["metrics"])
+        texts = {"metrics.csv": self.to_csv(), "report.md": shown.to_markdown(), "report.html": shown.to_html()}
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
 
     def save(self, directory: str | Path) -> None:
-        """Writes what `load` reads: metrics.json, details.json (notes, details, provenance), rows.safetensors, the figures."""
+        """Writes what `load` reads: metrics.json, details.json (notes, details, provenance), rows.safetensors, figures, pages."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, png in self.figures.items():
@@ -178,9 +185,11 @@ class Report:
             "notes": self.notes,
             "details": self.details,
             "figures": list(self.figures),
+            "pages": list(self.pages),
             "provenance": [asdict(one) for one in self.provenance],
         }
-        for name, text in {"metrics.json": self.to_json(), "details.json": _json(more)}.items():
+        pages = {f"{file_name(name)}.html": page for name, page in self.pages.items()}
+        for name, text in {"metrics.json": self.to_json(), "details.json": _json(more), **pages}.items():
             (directory / name).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -191,6 +200,7 @@ class Report:
             metrics = [Metric(**row) for row in json.loads((directory / "metrics.json").read_text(encoding="utf-8"))]
             more = json.loads((directory / "details.json").read_text(encoding="utf-8"))
             figures = {name: (directory / f"{file_name(name)}.png").read_bytes() for name in more["figures"]}
+            pages = {n: (directory / f"{file_name(n)}.html").read_text(encoding="utf-8") for n in more.get("pages", ())}
             provenance = tuple(Provenance(**one) for one in more.get("provenance", ()))
             notes, details = tuple(more["notes"]), more["details"]
         except FileNotFoundError as error:
@@ -198,7 +208,7 @@ class Report:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
         rows = read_rows(directory / _ROWS)
-        return cls(tuple(replace(m, rows=rows.get(m.key)) for m in metrics), notes, details, figures, provenance)
+        return cls(tuple(replace(m, rows=rows.get(m.key)) for m in metrics), notes, details, figures, provenance, pages)
 
 
 def metric_rows(evaluator: str, data: str, model: str, estimates: Mapping[str, Estimate]) -> tuple[Metric, ...]:

@@ -6,6 +6,7 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority",
 """Order of the well-known models in a table; others come first."""
 
 INTERVALS = "In brackets: 95 % confidence intervals over the rows of the test set."
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header and rows."""
@@ -36,24 +39,39 @@ def text(tables: Iterable[Table], notes: Iterable[str]) -> str:
     return "\n\n".join([*parts, *notes])
 
 
-def markdown(title: str, tables: Iterable[Table], notes: Iterable[str], figures: Mapping[str, str]) -> str:
-    """A page of markdown. `figures`: titles and files beside the page."""
+def markdown(
+    title: str, tables: Iterable[Table], notes: Iterable[str], figures: Mapping[str, str], links: Mapping[str, str] = NOTHING
+) -> str:
+    """A page of markdown. `figures`, `links`: titles and files beside the page."""
     parts = [f"# {title}"]
     for heading, header, rows in tables:
         lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
         parts += [f"## {_markdown(heading)}", "\n".join(lines)]
     parts += map(_markdown, notes)
     parts += [f"![{_markdown(name)}]({file})" for name, file in figures.items()]
+    parts += [f"[{_markdown(name)}]({file})" for name, file in links.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def page(
-    title: str, tables: Iterable[Table], notes: Iterable[str], figures: Mapping[str, bytes], foot: Table | None = None
+    title: str,
+    tables: Iterable[Table],
+    notes: Iterable[str],
+    figures: Mapping[str, bytes],
+    foot: Table | None = None,
+    links: Mapping[str, str] = NOTHING,
 ) -> str:
-    """One page of HTML that needs no other file. `figures`: PNG by name; `foot`: a table in small print, at the end."""
+    """One page of HTML that shows all of itself without another file.
+
+    Args:
+        figures: PNG by name.
+        foot: a table in small print, at the end.
+        links: titles and files beside the page.
+    """
     parts = [f"<h2>{_escape(heading)}</h2>{_html_table(header, rows)}" for heading, header, rows in tables]
     parts += [f"<p>{_escape(note)}</p>" for note in notes]
     parts += [_html_figure(name, png) for name, png in figures.items()]
+    parts += [f'<p><a href="{_escape(file)}">{_escape(name.replace("_", " "))}</a></p>' for name, file in links.items()]
     if foot:
         parts += [f"<footer>{_html_table(*foot[1:])}</footer>"]
     return _PAGE.format(title=_escape(title), body="\n".join(parts))

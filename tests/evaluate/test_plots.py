@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.errors import UserError
-from mmcl.evaluate import embedding_map
-from mmcl.evaluate.embedding_map import tsne
 from mmcl.evaluate.plots import PALETTE, RIGHT, WRONG, loss_curve, retrieval_examples, scatter
-from tests.evaluate.toys import pattern, unit
+from tests.evaluate.toys import pattern
 
 AWKWARD = ["猫が笑う", "قطة", "बिल्ली", "cost $5 or $6_x^$", "a\nb", "", "<script>" * 30, "\U0001f600 \ud7ff"]
 
@@ -57,27 +54,3 @@ def test_more_classes_than_colours_share_grey() -> None:
     few, many = scatter(points, np.arange(400) % 3, None), scatter(points, np.arange(400) % 50, None)
     assert has_colour(many, "#d5dae0") != has_colour(few, "#d5dae0")
     assert len(set(PALETTE)) == len(PALETTE)
-
-
-def test_map_keeps_neighbours() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(4, size=200)
-    rows = (unit((4, 16), 1)[labels] + 0.2 * unit((200, 16), 2)).astype(np.float32)
-    points = tsne(rows, perplexity=15)
-    distance = ((points[:, None] - points[None]) ** 2).sum(2) + 1e9 * np.eye(200)
-    assert (labels[distance.argmin(1)] == labels).mean() > 0.97
-    np.testing.assert_array_equal(points, tsne(rows, perplexity=15))
-
-
-@pytest.mark.parametrize("rows", [5, 40])
-def test_map_of_a_collapsed_model_and_of_few_points(rows: int) -> None:
-    report = embedding_map(np.ones((rows, 3)), data="a/b", model="trained")
-    assert pixels(report.figures["embedding_map_a_b_trained"]).size
-    assert not report.metrics
-
-
-def test_map_errors() -> None:
-    with pytest.raises(UserError, match="at least 5 rows"):
-        embedding_map(np.eye(4))
-    with pytest.raises(UserError, match="not finite"):
-        embedding_map(np.full((9, 2), np.nan))

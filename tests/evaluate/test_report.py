@@ -27,6 +27,7 @@ def report() -> Report:
         notes=("L-BFGS <converged>.",),
         details={"confusion": {"classes": ["猫"], "counts": [[3]]}},
         figures={"map": PNG},
+        pages={"map of a/b": "<p>to explore</p>"},
     )
 
 
@@ -34,6 +35,13 @@ def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
     report().write(tmp_path / "new" / "report")
     assert Report.load(tmp_path / "new" / "report") == report()
     assert (tmp_path / "new" / "report" / "map.png").read_bytes() == PNG
+    assert (tmp_path / "new" / "report" / "map_of_a_b.html").read_text() == "<p>to explore</p>"
+
+
+def test_reports_link_to_their_pages() -> None:
+    assert '<a href="map_of_a_b.html">map of a/b (to explore)</a>' in report().to_html()
+    assert "[map of a/b (to explore)](map_of_a_b.html)" in report().to_markdown()
+    assert (Report() + report()).pages == report().pages
 
 
 def test_metrics_json_is_a_list_of_flat_rows(tmp_path: Path) -> None:
@@ -64,7 +72,7 @@ def test_html_needs_no_other_file_and_escapes_everything() -> None:
     assert "retrieval: emoji | &lt;b&gt;" in page
     assert "L-BFGS &lt;converged&gt;." in page
     assert "<b>" not in page
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    sources = re.findall(r'src="([^"]*)"', page)
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
