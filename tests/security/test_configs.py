@@ -26,7 +26,7 @@ SCALARS = st.one_of(
     st.dates(),
     st.sampled_from(["HUGE", -(2**63), 2**63 - 1, "1e999", "nan", "-inf", "5e-4", "\ud800", "\0", "a\nb", "x" * 10**5, ""]),
 )
-NAMES = st.sampled_from(["method", "image", "data", "train", "evaluate", "views", "name", "args", "steps", "0"])
+NAMES = st.sampled_from(["method", "image", "data", "train", "evaluate", "views", "name", "args", "steps", "base", "0"])
 TREES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES | SCALARS, inner, max_size=3)),
