@@ -65,7 +65,8 @@ def test_another_number_of_processes_is_the_same_run(
     whole = unharmed(1, *flags)
     ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
     assert [row["lr"] for row in ours] == [row["lr"] for row in expected]
-    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+    for name in ("loss", "gradient_norm"):  # Adam would forgive a gradient that is half as large
+        assert [row[name] for row in ours] == pytest.approx([row[name] for row in expected], rel=1e-5)
     ours, expected = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
     assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
     last = worlds[-1]

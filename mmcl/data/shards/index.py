@@ -239,5 +239,7 @@ def _json_captions(record: Any, fields: Sequence[str] | None) -> tuple[str, ...]
     usual = [name for name in USUAL_NAMES["caption"] if record.get(name)][:1]
     captions = tuple(text for name in (usual if fields is None else fields) for text in captions_of(record.get(name)))
     for text in captions:
+        if not isinstance(text, str):
+            raise ValueError(f"a caption is of type {type(text).__name__}, not a text")
         text.encode()  # JSON can spell halves of characters; an index, and a tokenizer, cannot.
     return captions
