@@ -87,6 +87,34 @@ def test_a_kill_leaves_a_whole_checkpoint(failpoint: str, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == newest, "what the kill left behind is gone"
 
 
+def test_what_a_name_promises_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill loses nothing that was written; a power cut does, all that was not synced, in any order."""
+    done: list[str] = []
+    sync, rename = checkpoints._sync, Path.rename
+
+    def noted_sync(path: Path) -> None:
+        done.append(f"sync {path.name}")
+        sync(path)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} -> {target.name}")
+        return rename(path, target)
+
+    write_checkpoint(tmp_path / "checkpoints", snapshot(1), keep=1)
+    monkeypatch.setattr(checkpoints, "_sync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    write_checkpoint(tmp_path / "checkpoints", snapshot(2), keep=1)
+    assert done == [
+        "sync model.safetensors",
+        "sync optimizer.safetensors",
+        "sync MANIFEST.json",
+        "sync .tmp-step-0000002",
+        ".tmp-step-0000002 -> step-0000002",
+        "sync checkpoints",
+        "step-0000001 -> .del-step-0000001",
+    ]
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, snapshot(1), keep=2)
     said = tmp_path.with_suffix(".txt")
