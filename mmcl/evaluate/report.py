@@ -175,7 +175,7 @@ class Report:
             (directory / name).write_text(text, encoding="utf-8")
 
     def save(self, directory: str | Path) -> None:
-        """Writes what `load` reads: metrics.json, details.json (notes, details, provenance), rows.safetensors, figures, pages."""
+        """Writes what `load` reads: metrics.json, details.json (notes, provenance), rows.safetensors, figures and pages."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, png in self.figures.items():
