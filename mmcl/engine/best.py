@@ -11,7 +11,8 @@ from mmcl.config import TrainConfig
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.errors import UserError
 
-_LOW = {"rank", "loss", "error", "gap"}
+_LOW = {"rank", "loss", "error", "gap", "nll", "brier", "ece"}
+"""Words in the names of metrics of which less is better."""
 
 
 class Best:
@@ -63,6 +64,6 @@ class Best:
 
 
 def direction(metric: str) -> str:
-    """ "min" for ranks, losses, errors and gaps, by the words of a metric's name; "max" for all else."""
+    """Which values are the best, by the words of a metric's name: "min" for ranks, losses, errors and gaps, else "max"."""
     words = set(re.split(r"[_@]", metric.rpartition("/")[2]))
     return "min" if words & _LOW and "effective" not in words else "max"

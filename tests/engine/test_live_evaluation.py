@@ -212,7 +212,7 @@ class TestBest:
         assert seen == [(None, 1, False), (2, 0, False), *no_better, (5, 0, False), (5, 1, False), (5, 2, True)]
 
     def test_direction(self) -> None:
-        assert [direction(f"rank/{name}") for name in ("median_rank", "zero_shot_loss", "modality_gap")] == ["min"] * 3
+        assert [direction(f"rank/{name}") for name in ("median_rank", "nll", "modality_gap")] == ["min"] * 3
         assert [direction(f"loss/{name}") for name in ("knn5_top1", "effective_rank", "R@1")] == ["max"] * 3
 
     def test_a_best_checkpoint_that_is_damaged_is_forgotten_with_a_word(

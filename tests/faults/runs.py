@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from mmcl.cli.main import exit_cleanly
 from mmcl.config import Config, load_config
 from mmcl.encoders import tokenizers
-from mmcl.engine.log import read_log
+from mmcl.engine.log import EVALUATION, read_log
 from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
 
@@ -189,5 +189,5 @@ def ending(config: Config) -> dict[str, str]:
         for key, tensor in load_file(folder / f"{name}.safetensors").items()
     }
     rows = read_log(Path(config.run_dir or "") / "metrics.jsonl")
-    lines = [{key: value for key, value in row.items() if key != "samples_per_second"} for row in rows]
+    lines = [{key: value for key, value in row.items() if key not in ("samples_per_second", EVALUATION)} for row in rows]
     return {**found, "metrics": json.dumps(lines)}
