@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmcl.config import Config, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
+from mmcl.config import Config, config_hash, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
 from mmcl.errors import UserError
 
 MINIMAL = """
@@ -63,6 +63,11 @@ def test_what_decides_a_run_is_not_where_it_is_written(path: Path) -> None:
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {"run_dir", "resume", "data.workers", "train.seed"}
     assert {key for key in changed if is_decisive(key)} == {"train.seed"}
+
+
+def test_the_hash_is_that_of_what_decides(path: Path) -> None:
+    hashed = [config_hash(load_config(path, flags)) for flags in ([], ["--data.workers", "3"], ["--train.seed", "1"])]
+    assert hashed[0] == hashed[1] != hashed[2]
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmcl.config import Config
+from mmcl.config import Config, config_hash
 from mmcl.data.loader import StepBatches
 from mmcl.data.open import open_source
 from mmcl.data.order import Order
 from mmcl.data.views import ImageView
 from mmcl.engine.checkpoint import verify
-from mmcl.engine.log import read_log
+from mmcl.engine.log import StepLog, read_log
 from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
@@ -253,6 +253,14 @@ def test_a_change_is_refused_unless_it_is_allowed(pictures: Path, tmp_path: Path
     assert run(config) == [0]
     assert "changed on resume: optim.lr: 0.001 -> 0.0005" in words(config)
     assert "changed on resume: train.log_every: 1 -> 2" in words(config)
+    manifest = verify(tmp_path / f"run/checkpoints/step-{STEPS:07d}").manifest
+    assert manifest["identity"]["config_hash"] == config_hash(config)
+    assert manifest["versions"].keys() >= {"mmcl", "torch", "numpy", "python"}
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl could not be written \(.*\); the checkpoints are untouched"):
+        StepLog(tmp_path / "gone" / "metrics.jsonl").write({"step": 1})
 
 
 def test_minutes_make_a_checkpoint_due(pictures: Path, tmp_path: Path) -> None:
