@@ -104,6 +104,8 @@ class DataConfig:
     """The training data."""
     mix: dict[str, PartConfig] | None = None
     """Several training data sets by names of your own, in place of `train`, each with a weight or a number of epochs."""
+    templates: tuple[str, ...] | None = None
+    """Sentences with one "{}" each, such as "a photo of a {}.": captions for labelled training data that have none."""
     holdout: float = 0.0
     """Share of the training data that is set aside for the evaluators that name no data of their own."""
     labels: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmcl.config import ComponentConfig, Config, SourceConfig
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.class_order import ClassOrder
+from mmcl.data.label_captions import LabelCaptions, has_captions
 from mmcl.data.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.mixture import Mixture
 from mmcl.data.open import open_source
@@ -84,6 +85,8 @@ def _training_parts(config: Config) -> dict[str, SourceConfig]:
 def build_training_data(config: Config) -> tuple[Source, Source | None]:
     """The training data, and the share of it that is set aside; None where `data.holdout` is 0."""
     sources = {where: build_source(part, config.data.root, where) for where, part in _training_parts(config).items()}
+    if config.data.templates is not None:
+        sources = _captioned(sources, config.data.templates)
     split: dict[str, Source] = {}
     if config.data.holdout > 0:
         for where, source in sources.items():
@@ -92,6 +95,13 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     if config.data.labels is not None:
         source = _few_labels(source, config.data.labels, config.train.seed)
     return source, held_out
+
+
+def _captioned(sources: Mapping[str, Source], templates: Sequence[str]) -> dict[str, Source]:
+    """The same, with captions by class for those without any. Raises UserError when all have captions, or one has no labels."""
+    if all(has_captions(source) for source in sources.values()):
+        raise UserError("data.templates has no use: the training data have captions of their own; remove it")
+    return {where: source if has_captions(source) else LabelCaptions(source, templates) for where, source in sources.items()}
 
 
 def _joined(sources: Mapping[str, Source]) -> Source:

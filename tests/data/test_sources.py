@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from mmcl.data import SOURCES
 from mmcl.data.decode import decode
@@ -22,6 +23,8 @@ from mmcl.data.subset import Subset, split_source
 from mmcl.data.table import TableSource
 from mmcl.errors import UserError
 from tests.data.tars import pairs, write_tar
+from tests.data.test_loader import batches
+from tests.data.test_loader import rows as rows_of
 
 TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
 
@@ -144,6 +147,28 @@ class TestContract:
         for index in range(0, len(source), max(1, len(source) // 10)):
             one, other = source[index], sent[index]
             assert (one.name, one.captions, one.label) == (other.name, other.captions, other.label)
+
+    @every_source
+    def test_the_same_batches_for_any_workers_and_processes(self, given):
+        source = open_source(*given)
+        sample = source[0]
+        kinds = {"image": "image"} if sample.image is not None else {}
+        kinds |= {"text": "text"} if sample.captions else {}
+
+        def made(rank=0, world=1):
+            return batches(
+                source, min(6, len(source) // 6 * 6 or len(source)), views=kinds, cache=False, rank=rank, world=world
+            )
+
+        whole = made()
+        expected = [rows_of(whole[step]) for step in range(3)]
+        for workers in (1, 2):
+            loader = DataLoader(whole, sampler=range(3), batch_size=None, num_workers=workers)
+            assert [rows_of(batch) for batch in loader] == expected
+        for world in (2, 3):
+            if len(expected[0]) % world == 0:
+                ranks = [made(rank, world) for rank in range(world)]
+                assert [[row for part in ranks for row in rows_of(part[step])] for step in range(3)] == expected
 
     @every_source
     def test_a_path_too_many_or_too_few(self, given):

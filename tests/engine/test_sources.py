@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmcl.config import Config, load_config
+from mmcl.engine.build import build_training_data
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
@@ -74,6 +75,31 @@ def test_a_mixture_with_a_part_held_out(shards: Path, folder: Path, tmp_path: Pa
     evaluation = ("--evaluate", "[{name: retrieval, label: held_out}]", "--train.steps", "2")
     result = train(configuration(tmp_path, "held", parts, *evaluation))
     assert any(metric.metric == "text_to_image_R@1" for metric in result.report.metrics)
+
+
+TEMPLATES = '["a photo of a {}.", "the digit {}"]'
+
+
+def test_labels_teach_through_templates(tmp_path: Path) -> None:
+    data = f"train: {{name: digits, args: {{fold: train}}}}, templates: {TEMPLATES}, holdout: 0"
+    config = configuration(tmp_path, "digits", data, "--train.steps", "3")
+    source, _ = build_training_data(config)
+    name = source.class_names[source[0].label]
+    assert source[0].captions == (f"a photo of a {name}.", f"the digit {name}")
+    train(config)
+    assert len(read_log(tmp_path / "digits" / "metrics.jsonl")) == 3
+
+
+def test_templates_without_use(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.templates has no use"):
+        train(configuration(tmp_path, "a", f"train: {{path: {folder}}}, templates: {TEMPLATES}"))
+    with pytest.raises(UserError, match="needs one"):
+        train(configuration(tmp_path, "a", "train: {name: digits}, templates: [a digit]"))
+    for picture in folder.glob("red_*.png"):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        (tmp_path / "plain" / picture.name).write_bytes(picture.read_bytes())
+    with pytest.raises(UserError, match=r"data\.templates needs labels"):
+        train(configuration(tmp_path, "a", f"train: {{path: {tmp_path}/plain}}, templates: {TEMPLATES}"))
 
 
 def test_broken_shards_are_said_at_the_start(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
