@@ -7,7 +7,7 @@ from pathlib import Path
 from mmcl.data.captions import caption_lines
 from mmcl.data.columns import captions_of, find_columns, image_of
 from mmcl.data.source import Sample, Source, digest, required_path
-from mmcl.data.table import read_table
+from mmcl.data.table_file import read_table
 from mmcl.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -10,7 +10,7 @@ from mmcl.data.folder import IMAGE_SUFFIXES
 from mmcl.data.huggingface import is_saved_to_disk
 from mmcl.data.shards.paths import is_shards
 from mmcl.data.source import Source, required_path
-from mmcl.data.table import SUFFIXES as TABLE_SUFFIXES
+from mmcl.data.table_file import SUFFIXES as TABLE_SUFFIXES
 from mmcl.errors import UserError
 
 

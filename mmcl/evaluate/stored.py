@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from mmcl.data.columns import number_labels
 from mmcl.data.source import Sample, Source, digest
-from mmcl.data.table import read_table
+from mmcl.data.table_file import read_table
 from mmcl.errors import UserError
 from mmcl.evaluate.prompts import class_embeddings
 from mmcl.evaluate.task import CachedModel, Task, captions_of

@@ -21,6 +21,7 @@ from mmcl.data.open import guess_source, open_source
 from mmcl.data.source import Sample, Source
 from mmcl.data.subset import Subset, split_source
 from mmcl.data.table import TableSource
+from mmcl.data.table_rows import group_rows
 from mmcl.errors import UserError
 from tests.data.tars import pairs, write_tar
 from tests.data.test_loader import batches
@@ -433,6 +434,45 @@ class TestTable:
         with pytest.raises(UserError, match=message) as error:
             open_source("table", str(tmp_path / name))
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("suffix", ["csv", "parquet"])
+    def test_a_large_file_is_copied_once_and_mapped(self, suffix, tmp_path, monkeypatch):
+        rows = [{"image": f"{n % 70}.png", "caption": f"c{n}", "label": f"l{n % 3}"} for n in range(100)]
+        write_table(tmp_path / f"a.{suffix}", rows)
+        given = (str(tmp_path / f"a.{suffix}"), str(tmp_path))
+        plain = TableSource(*given)
+        assert not (tmp_path / "index").exists()
+        for module in ("table_file", "table_rows"):
+            monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 1)
+        copied = TableSource(*given)
+        assert len(list((tmp_path / "index").iterdir())) == 2
+
+        def refuse(*args):
+            raise AssertionError("made again")
+
+        monkeypatch.setattr("mmcl.data.table_file._copy", refuse)
+        monkeypatch.setattr("mmcl.data.table_rows.group_rows", refuse)
+        mapped = TableSource(*given)
+        for source in (copied, mapped):
+            assert len(source) == 70
+            assert [source[n] for n in range(70)] == [plain[n] for n in range(70)]
+            assert source.labels.tolist() == plain.labels.tolist()
+            assert source.fingerprint == plain.fingerprint
+        write_table(tmp_path / f"a.{suffix}", rows[:-1])
+        with pytest.raises(AssertionError, match="made again"):
+            TableSource(*given)
+
+    def test_rows_are_grouped_as_by_a_loop(self):
+        generator = np.random.default_rng(0)
+        for size in (1, 2, 50):
+            cells = [None if draw > 8 else str(draw) for draw in generator.integers(0, 10, size)]
+            groups: dict[object, list[int]] = {}
+            for row, cell in enumerate(cells):
+                groups.setdefault(cell if cell is not None else (row,), []).append(row)
+            column = pa.chunked_array([cells[: size // 2], cells[size // 2 :]], pa.string())
+            rows, sample = group_rows(column, size)
+            assert rows.tolist() == [row for group in groups.values() for row in group]
+            assert sample.tolist() == [number for number, group in enumerate(groups.values()) for _ in group]
 
     def test_a_column_that_is_not_there(self, table):
         with pytest.raises(UserError, match="no column 'text' for `caption_column`; it has filepath, title"):

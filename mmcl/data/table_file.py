@@ -1,0 +1,127 @@
+"""Table files: small ones are read, large ones are copied once to a file that is mapped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from mmcl.data.source import digest
+from mmcl.errors import UserError, first_line
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+LARGE = 100 * 2**20
+
+
+def open_table(path: Path, cache: Path) -> pa.Table:
+    """`read_table`, but a .csv, .tsv or .parquet file above 100 MB is mapped from a copy, which takes no memory of its own.
+
+    Args:
+        path: the file.
+        cache: folder of the copies; one belongs to the file's size and time.
+
+    Raises:
+        UserError: the file is no table, or its copy cannot be written.
+    """
+    if path.suffix not in (".csv", ".tsv", ".parquet") or path.stat().st_size < LARGE:
+        return read_table(path)
+    copy = cached_file(path, cache, "table", ".arrow")
+    if not copy.exists():
+        try:
+            stage = staged(copy)
+            _copy(path, stage)
+            stage.replace(copy)
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{path}: cannot be copied to {copy}: {first_line(error)}") from None
+    return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+
+
+def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
+    """Where something that was made of a file is kept, for as long as the file does not change."""
+    stat = path.stat()
+    return cache / f"{path.stem}-{digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, what)[:16]}{suffix}"
+
+
+def staged(file: Path) -> Path:
+    """Where this process writes a file before it takes its place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.with_suffix(f".tmp-{os.getpid()}{file.suffix}")
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Piece by piece, so that no more than a piece is in memory."""
+    schema, batches = _parquet_batches(path) if path.suffix == ".parquet" else _csv_batches(path)
+    with pa.ipc.new_file(str(target), schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _parquet_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    file = pa.parquet.ParquetFile(path, memory_map=True)
+    return file.schema_arrow, file.iter_batches()
+
+
+def _csv_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    reader = pa.csv.open_csv(path, **_csv_options(path))
+    return reader.schema, iter(reader)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Reads a .csv, .tsv, .jsonl, .parquet or .txt file. Raises UserError with the file and, where it is text, the line."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: a table must be one of {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            return pa.parquet.read_table(path)
+        if path.suffix == ".txt":
+            return pa.table({"text": [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]})
+        return _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
+
+
+def _read_csv(path: Path) -> pa.Table:
+    return pa.csv.read_csv(path, **_csv_options(path))
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline()
+    if not header.strip():
+        raise UserError(f"{path}: is empty; its first line must name the columns")
+    parse = pa.csv.ParseOptions(delimiter="\t" if "\t" in header and "," not in header else ",", newlines_in_values=True)
+    with pa.csv.open_csv(path, parse_options=parse) as reader:
+        names = reader.schema.names
+    # All columns are texts: a caption "12" is no number and "NA" is not missing.
+    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    return {"parse_options": parse, "convert_options": convert}
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: is not JSON: {error.msg}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: must be an object with the keys image and caption")
+            rows.append(row)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return pa.table({key: pa.array(_all_lists([row.get(key) for row in rows])) for key in keys})
+
+
+def _all_lists(cells: list[Any]) -> list[Any]:
+    """Makes every cell a list where one is: one caption and several may stand in the same column."""
+    if any(isinstance(cell, list) for cell in cells):
+        return [cell if isinstance(cell, list) or cell is None else [cell] for cell in cells]
+    return cells
