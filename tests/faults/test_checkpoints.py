@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from mmcl.engine import checkpoint as checkpoints
 from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer_aside, verify, write_checkpoint
 from mmcl.engine.checkpoint_writer import CheckpointWriter
+from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from tests.engine.test_checkpoint import trained
 from tests.faults.runs import STEPS, before_step, ending, kill, kill_at, run, tiny_run, words
@@ -151,6 +152,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message(pictures: Path, tmp_path: Pat
     said = [[line for line in words(config, rank).splitlines() if "could not be written" in line] for rank in (0, 1)]
     assert len(said[0]) == 1
     assert said[0] == said[1]
+    assert read_log(tmp_path / "run/metrics.jsonl")[-1]["step"] < STEPS, "it does not train on for nothing"
     assert {path.name[:5] for path in (tmp_path / "run/checkpoints").iterdir()} == {"step-"}
     assert run(tiny_run(pictures, tmp_path / "run", "--resume")) == [0]
 
@@ -252,16 +254,16 @@ class TestBackground:
 
     def test_a_failure_surfaces_at_the_next_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def failing(*args: Any) -> None:
+            time.sleep(0.05)
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(checkpoints, "_write_files", failing)
         with CheckpointWriter(tmp_path, keep=2) as writer:
             writer.save(snapshot(1))
             pending = writer._pending
-            writer.wait()
-            assert "No space left" in str(writer.failure)
             writer.save(snapshot(2))
             assert writer._pending is pending, "nothing is written after a failure"
+            assert "No space left" in str(writer.failure)
 
 
 def test_the_checkpoint_of_this_format_version_loads() -> None:

@@ -34,12 +34,12 @@ Unharmed = Callable[..., Config]
 
 
 def poison_loss(trainer: Trainer) -> None:
-    """The next loss of this process is no number."""
+    """The next loss of this process is no number, though its gradient is one."""
     honest = trainer.method.loss
 
     def poisoned(embeddings: Any, batch: Any) -> LossOutput:
         del trainer.method.loss
-        return LossOutput(honest(embeddings, batch).loss * float("nan"))
+        return LossOutput(honest(embeddings, batch).loss + float("nan"))
 
     trainer.method.loss = poisoned  # type: ignore[method-assign]
 
