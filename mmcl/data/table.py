@@ -18,7 +18,7 @@ from mmcl.errors import UserError
 
 
 class TableSource(Source):
-    """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share; a file above 100 MB is
+    """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share; a file above 32 MB is
     copied once to a mapped one, which opens in a moment and takes no memory of its own.
 
     Rows with the same image path are one sample with several texts; a cell of texts may also be a list. Two images are not

@@ -16,11 +16,11 @@ from mmcl.data.source import digest
 from mmcl.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
-LARGE = 100 * 2**20
+LARGE = 2**25
 
 
 def open_table(path: Path, cache: Path) -> pa.Table:
-    """`read_table`, but a .csv, .tsv or .parquet file above 100 MB is mapped from a copy, which takes no memory of its own.
+    """`read_table`, but a .csv, .tsv or .parquet file above 32 MB is mapped from a copy, which takes no memory of its own.
 
     Args:
         path: the file.

@@ -11,7 +11,7 @@ from mmcl.data.table_file import LARGE, cached_file, staged
 
 
 def grouped_rows(images: pa.ChunkedArray | None, total: int, path: Path, column: str | None, cache: Path) -> np.ndarray:
-    """`group_rows`, kept in a file for tables above 100 MB, as it takes a while for millions of paths."""
+    """`group_rows`, kept in a file for tables above 32 MB, as it takes a while for millions of paths."""
     if path.stat().st_size < LARGE:
         return group_rows(images, total)
     file = cached_file(path, cache, f"rows of {column}", ".npy")
