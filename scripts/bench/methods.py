@@ -36,7 +36,19 @@ SOURCES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mnist": ("torchvision", {"dataset": "MNIST", "train": True}, {"dataset": "MNIST", "train": False}),
     "digits": ("digits", {"fold": "train"}, {"fold": "test"}),
 }
-PROTOCOL: list[tuple[str, dict[str, Any]]] = [("knn", {"ks": [5]}), ("linear_probe", {}), ("few_label", {"amounts": [0.01]})]
+# Of the fine-tuning; weaker than that of the training, where a digit need not stay readable.
+AUGMENT = [
+    {
+        "name": "affine",
+        "args": {"rotation": 15, "scale": [0.85, 1.15], "translation": 0.06, "shear": 12, "elastic": 0.04, "fill": 0.0},
+    },
+    {"name": "stroke", "args": {"p": 0.5, "strength": 0.6}},
+]
+PROTOCOL: list[tuple[str, dict[str, Any]]] = [
+    ("knn", {"ks": [5]}),
+    ("linear_probe", {}),
+    ("few_label", {"amounts": [0.01], "augment": AUGMENT}),
+]
 # The configurations are those of MNIST: the digits are a quarter of the width.
 DIGITS_FLAGS = ("--data.train", "{name: digits, args: {fold: train}}", "--image.encoder.args.image_size", "16")
 
