@@ -20,7 +20,7 @@ Scores = Callable[[slice], Tensor]
 
 _TILE = 1024
 _BLOCK = 2**22
-_PAIRS = 4096
+_PAIRS = 2**18
 _PASS = 512
 # One score in so many is computed again one by one; where there are more, the whole tile is, in float64.
 _DENSE = 32
@@ -149,7 +149,7 @@ class _Rows:
 
     def __init__(self, x_ND: Tensor):
         self.x_ND = x_ND
-        norm_N = torch.cat([part.double().norm(dim=1) for part in x_ND.split(_TILE)])
+        norm_N = torch.cat([part.double().norm(dim=1) for part in x_ND.split(_PASS)])
         self.norm_N = norm_N.where(norm_N > 0, 1.0)
 
     def unit(self, rows: slice, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -171,7 +171,7 @@ class _Cosine:
     def of_pairs(self, row_P: Tensor, column_P: Tensor) -> Tensor:
         """float32 [P]."""
         score_P = torch.empty(len(row_P), device=row_P.device)
-        for part in _slices(len(row_P), _PAIRS):
+        for part in _slices(len(row_P), max(1, _PAIRS // self.a.x_ND.shape[1])):
             row, column = row_P[part], column_P[part]
             dot = (self.a.x_ND[row].double() * self.b.x_ND[column].double()).sum(1)
             score_P[part] = dot / self.a.norm_N[row] / self.b.norm_N[column]
@@ -198,15 +198,19 @@ def cosine_rivals(
         score_P = cosine.of_pairs(row_P, column_P)
         forward, backward = Rivals(row_P, column_P, score_P, len(b_MD)), Rivals(column_P, row_P, score_P, len(a_ND))
         for rows in _slices(len(a_ND), size):
-            a_unit, pairs = cosine.a.unit(rows), forward.of(rows)
+            a_unit = cosine.a.unit(rows)
             for columns in _slices(len(b_MD), size):
-                row, column = forward.query[pairs] - rows.start, forward.key[pairs] - columns.start
-                inside = (column >= 0) & (column < columns.stop - columns.start)
-                b_unit = cosine.b.unit(columns)
-                tile = CosineTile(cosine, (rows, a_unit), (columns, b_unit), row[inside], column[inside])
-                forward.add(tile, rows, columns)
-                backward.add(tile, columns, rows, flipped=True)
+                _add_tile(forward, backward, cosine, (rows, a_unit), (columns, cosine.b.unit(columns)))
     return forward, backward
+
+
+def _add_tile(forward: Rivals, backward: Rivals, cosine: _Cosine, a: tuple[slice, Tensor], b: tuple[slice, Tensor]) -> None:
+    (rows, _), (columns, _), pairs = a, b, forward.of(a[0])
+    row, column = forward.query[pairs] - rows.start, forward.key[pairs] - columns.start
+    inside = (column >= 0) & (column < columns.stop - columns.start)
+    tile = CosineTile(cosine, a, b, row[inside], column[inside])
+    forward.add(tile, rows, columns)
+    backward.add(tile, columns, rows, flipped=True)
 
 
 @torch.no_grad()

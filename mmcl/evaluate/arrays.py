@@ -12,6 +12,8 @@ from mmcl.errors import UserError
 
 Array = np.ndarray | Tensor
 
+_PART = 4096
+
 
 def features(rows: Array, name: str) -> Tensor:
     """Checks rows of features: float32 [N, D] on the device they came on. Raises UserError unless 2-D, not empty and finite."""
@@ -19,7 +21,8 @@ def features(rows: Array, name: str) -> Tensor:
     if feature_ND.ndim != 2 or 0 in feature_ND.shape:
         raise UserError(f"{name} must be [N, D] with N, D >= 1, not {list(feature_ND.shape)}")
     feature_ND = feature_ND.float()
-    bad = (~feature_ND.isfinite().all(dim=1)).nonzero().flatten()
+    # In parts: the check would take twice the memory of the rows.
+    bad = torch.cat([~part.isfinite().all(dim=1) for part in feature_ND.split(_PART)]).nonzero().flatten()
     if len(bad):
         raise UserError(
             f"{name} has {len(bad)} rows that are not finite, first row {int(bad[0])}; mend the model, not the score"
