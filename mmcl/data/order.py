@@ -53,6 +53,10 @@ class BatchOrder(ABC):
         """The number of steps in which as many rows are seen as `epochs` times the samples."""
         return math.ceil(epochs * self.size / self.batch_size)
 
+    def epochs(self, steps: int) -> float:
+        """How often as many rows as there are samples, or as a round of a mixture has, are seen in so many steps."""
+        return steps * self.batch_size / self.size
+
 
 @dataclass(frozen=True, slots=True)
 class Order(BatchOrder):

@@ -106,7 +106,8 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     check_labels(config, method, source)
     image_views(config, method)
     batch = config.train.batch_size
-    run = run_facts(config, build_order(config, source))
+    order = build_order(config, source)
+    run = run_facts(config, order)
     method.configure(run)
     facts = method.describe(batch)
     share = batch // processes
@@ -123,7 +124,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         share=share,
         pieces=-(-share // (config.train.micro_batch or share)),
         steps=steps,
-        epochs=steps * batch / len(source),
+        epochs=order.epochs(steps),
         negatives=facts.negatives,
         first_loss=facts.first_loss,
         loss_bytes=2 * 4 * rows * len(method.views) * width,

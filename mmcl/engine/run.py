@@ -92,7 +92,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     accelerator.wait_for_everyone()
     if is_main:
         _open_run_dir(run_dir, config, checkpoint)
-        _say_what_starts(config, source, method, total_steps, accelerator, checkpoint)
+        _say_what_starts(config, order, method, total_steps, accelerator, checkpoint)
         print("".join(f"changed on resume: {difference}\n" for difference in differences), end="", flush=True)
         for warning in find_warnings(asked, method, source, accelerator.num_processes, total_steps):
             print(f"warning: {warning}", flush=True)
@@ -226,13 +226,12 @@ def _batches(config: Config, source: Source, order: BatchOrder, method: Method, 
 
 
 def _say_what_starts(
-    config: Config, source: Source, method: Method, steps: int, accelerator: Accelerator, checkpoint: Checkpoint | None
+    config: Config, order: BatchOrder, method: Method, steps: int, accelerator: Accelerator, checkpoint: Checkpoint | None
 ) -> None:
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    epochs = steps * config.train.batch_size / len(source)
     device = accelerator.device.type
     threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
-    print(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {len(source):,} samples")
-    print(f"{steps:,} steps of {config.train.batch_size} = {epochs:.1f} epochs, {config.train.precision}")
+    print(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
+    print(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     print(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}")
     print(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}", flush=True)
