@@ -37,7 +37,7 @@ class Mixture(Source):
         self._label_of = [[number[name] for name in source.class_names or ()] for source in self._sources]
         self.templates = next((source.templates for source in self._sources if source.class_names), ("{}",))
         if any(source.ids is not None for source in self._sources):
-            self.ids = np.concatenate([_ids(number, source) for number, source in enumerate(self._sources)])
+            self.ids = np.concatenate([_ids(part, source) for part, source in enumerate(self._sources)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
