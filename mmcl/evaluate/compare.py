@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,7 +111,9 @@ class Comparison:
             own = [one for one in self.differences if (one.evaluator, one.data) == (evaluator, data)]
             title = f"{evaluator}: {data}" if data else evaluator
             found.append((title, ["metric", "B - A", "A", "B", "p", "won", "lost", "n"], [_row(one) for one in own]))
-            changes = [[one.metric, kind, name] for one in own for kind, name in _some_changes(one)]
+            # Of one metric of its kind: those of R@1 and R@5 are much the same.
+            first = {_first_word(one.metric): one for one in reversed(own)}
+            changes = [[one.metric, kind, name] for one in reversed(first.values()) for kind, name in _some_changes(one)]
             if changes:
                 found.append((f"{title}: what changed", ["metric", "B is", "query"], changes))
         return found
@@ -183,7 +186,7 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str]) -> Difference:
         raise UserError(
             f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
         ) from None
-    won, lost = _changes(a.rows, b.rows, lower_is_better=a.metric.endswith("_rank"))
+    won, lost = _changes(a.rows, b.rows, lower_is_better=a.metric.endswith(tables.LOWER_IS_BETTER))
     value, low, high = (float(number) for number in (estimate.value, estimate.low, estimate.high))  # type: ignore[arg-type]
     assert a.value is not None
     assert b.value is not None
@@ -195,6 +198,11 @@ def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...
     names = [str(row) for row in range(len(a))] if a.names is None else a.names
     order = np.argsort(-np.abs(gain), kind="stable")
     return tuple(names[row] for row in order if gain[row] > 0), tuple(names[row] for row in order if gain[row] < 0)
+
+
+def _first_word(metric: str) -> str:
+    """What "text_to_image_R@1" begins with: text."""
+    return re.match("[a-zA-Z]*", metric)[0]  # type: ignore[index]
 
 
 def _some_changes(one: Difference) -> list[tuple[str, str]]:

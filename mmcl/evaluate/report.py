@@ -157,7 +157,7 @@ class Report:
         return {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages}
 
     def plot(self) -> bytes:
-        """A PNG of the metrics from 0 to 1 with their intervals, the models and baselines of each on one line."""
+        """A PNG of the scores with their intervals, the models and baselines of each on one line."""
         from mmcl.evaluate.plots import metric_chart
 
         return metric_chart(self.metrics)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
 """Order of the well-known models in a table; others come first."""
 
+LOWER_IS_BETTER = ("_rank", "_nll", "_brier", "_ece")
+"""How the names of metrics end of which a smaller value is the better one."""
+
 INTERVALS = "In brackets: 95 % confidence intervals over the rows of the test set."
 
 NOTHING: Mapping[str, str] = MappingProxyType({})

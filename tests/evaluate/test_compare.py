@@ -162,6 +162,9 @@ def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
     for page in (found.to_text(), found.to_markdown(), found.to_html()):
         assert "runs/b" in page
         assert "pattern 2" in page
+    changed = found.to_text().partition("what changed")[2].partition("zero_shot")[0]
+    assert "text_to_image_R@1" in changed
+    assert "text_to_image_R@5" not in changed
     found.write(tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {f"comparison.{kind}" for kind in ("json", "md", "html")}
 
