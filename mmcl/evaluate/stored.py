@@ -13,6 +13,7 @@ ids and labels are whole numbers or texts. A row of kind "class" is what zero-sh
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from mmcl.evaluate.task import CachedModel, Task, captions_of
 
 KINDS = ("image", "text", "class")
 _CLASS = "class: "
+_SAID = "mmcl"
+"""The key of the file's metadata under which mmcl says of which model and data the embeddings are."""
 
 
 class StoredSource(Source):
@@ -62,14 +65,21 @@ class StoredModel:
         images: by the fingerprint of a source, float32 [N, D].
         texts: text -> float32 [D].
         fingerprint: of the model that made them, or of the file.
+        logit_scale, logit_bias: of that model.
     """
 
-    logit_scale = None
-    logit_bias = None
-
-    def __init__(self, images: dict[str, np.ndarray], texts: dict[str, np.ndarray], fingerprint: str):
+    def __init__(
+        self,
+        images: dict[str, np.ndarray],
+        texts: dict[str, np.ndarray],
+        fingerprint: str,
+        *,
+        logit_scale: float | None = None,
+        logit_bias: float | None = None,
+    ):
         self._images, self._texts = images, texts
         self.fingerprint = fingerprint
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.has_text = bool(texts)
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
@@ -104,7 +114,9 @@ def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task
         images[source.fingerprint] = file.rows[file.of_kind("image")]
         sources.append(source)
         at += len(file.labels)
-    model = StoredModel(images, files[0].texts(), files[0].model)
+    first = files[0]
+    scale: dict[str, Any] = {key: first.said.get(key) for key in ("logit_scale", "logit_bias")}
+    model = StoredModel(images, first.texts(), first.said.get("model") or digest(first.rows.tobytes()), **scale)
     return model, Task(path.stem, sources[0], sources[1] if bank else None, baselines=False)
 
 
@@ -133,7 +145,13 @@ def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
     table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])})
     stage = path.with_name(f".tmp-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"model": model.model.fingerprint, "data": source.fingerprint}), stage)
+    said = {
+        "model": model.model.fingerprint,
+        "data": source.fingerprint,
+        "logit_scale": model.model.logit_scale,
+        "logit_bias": model.model.logit_bias,
+    }
+    pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(said)}), stage)
     os.replace(stage, path)
     return len(embeddings)
 
@@ -159,12 +177,8 @@ class _File:
         self.rows = _matrix(table["embedding"], path)
         self.ids, self.labels, names = (_optional(table, column) for column in ("id", "label", "name"))
         self.names = [f"{self.kinds[row]} {row + 1}" if name is None else str(name) for row, name in enumerate(names)]
-        said = {
-            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key in (b"model", b"data")
-        }
-        self.model = said.get("model") or digest(self.rows.tobytes())
-        contents = digest(self.kinds.tolist(), self.ids, self.labels, self.names)
-        self.data = said.get("data") or contents
+        self.said = _said(table.schema.metadata, path)
+        self.data = self.said.get("data") or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
 
     def of_kind(self, kind: str) -> np.ndarray:
         return np.flatnonzero(self.kinds == kind)
@@ -211,6 +225,17 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
     if len(widths) != 1 or None in widths or values.dtype.kind != "f":
         raise UserError(f"{path}: the column embedding must hold lists of decimal numbers of one length, none missing")
     return values.astype(np.float32).reshape(len(array), -1)
+
+
+def _said(metadata: dict[bytes, bytes] | None, path: Path) -> dict[str, Any]:
+    """What `write_embeddings` wrote about a file; nothing of a file of others."""
+    try:
+        said = json.loads((metadata or {}).get(_SAID.encode(), b"{}"))
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: its metadata {_SAID!r} is damaged; write it again with `mmcl embed`")
+    return said
 
 
 def _optional(table: pa.Table, column: str) -> list[Any]:

@@ -36,8 +36,9 @@ def direct(name: str) -> Report:
 def test_a_file_gives_the_numbers_of_its_model(name: str, files: tuple[Path, Path]) -> None:
     model, task = stored_task(*files)
     found = run([(name, ARGS.get(name, {}))], [CachedModel(model)], [task])
-    expected = {metric.key: metric.value for metric in direct(name).metrics if metric.metric != "zero_shot_ece"}
+    expected = {metric.key: metric.value for metric in direct(name).metrics}
     assert {metric.key: metric.value for metric in found.metrics} == pytest.approx(expected)
+    assert found.provenance == direct(name).provenance
     # The file says of which data it is, so that it can be compared with a report of the model itself.
     assert all(one.difference == 0 for one in compare(found, direct(name)).differences)
 
