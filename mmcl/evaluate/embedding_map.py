@@ -82,12 +82,13 @@ def evaluate_embedding_map(
         return Report()
     rows = chosen_rows(len(task.source), max_points, seed)
     samples = [task.source[row] for row in rows.tolist()]
+    pictures = [sample.image for sample in samples if sample.image is not None]
     return embedding_map(
         model.images(task.source)[rows],
         task.labels[rows] if task.has_labels else None,
         class_names=task.source.class_names,
         captions=[sample.captions[0] if sample.captions else sample.name for sample in samples],
-        pictures=[sample.image for sample in samples if sample.image is not None],
+        pictures=pictures if len(pictures) == len(samples) else None,
         method=method,
         max_points=max_points,
         neighbours=neighbours,

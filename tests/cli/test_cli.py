@@ -99,6 +99,8 @@ def test_embeddings_are_evaluated_as_the_model_is(
     stored = run_json(capsys, "eval", "retrieval", "--embeddings", str(file))
     values = {row["metric"]: row["value"] for row in direct if row["model"] == "trained"}
     assert {row["metric"]: row["value"] for row in stored} == pytest.approx(values)
+    assert main(["eval", "map", "--embeddings", str(file), "--out", str(tmp_path / "map")]) == 0
+    assert any("map" in path.name for path in (tmp_path / "map").glob("*.png"))
 
 
 def test_the_second_evaluation_encodes_nothing(
