@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from unittest import mock
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 
 from mmcl.cli.main import exit_cleanly
 from mmcl.config import Config, load_config
@@ -102,6 +104,7 @@ def _child(rank: int, world: int, port: int, config: Config, harm: Harm) -> None
         for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             del os.environ[key]
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, who would wait for a child that was killed with it
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
     sys.stdout = sys.stderr = Path(f"{config.run_dir}.rank-{rank}.txt").open("a", buffering=1)  # noqa: SIM115
     _record_samples(_samples_file(config, rank, world))
