@@ -167,6 +167,24 @@ def test_chance_is_the_mean_over_random_models() -> None:
     assert ranks.hits(5).mean() == pytest.approx(np.mean([report["text_to_image_R@5"] for report in drawn]), abs=0.03)
 
 
+@pytest.mark.parametrize("others", [0, 4])
+def test_one_image_with_one_text(others: int) -> None:
+    image = unit((1 + others, 6), 0)
+    report = retrieval(image, image[:1], image_ids=range(1 + others), text_image_ids=[0], ks=(1,))
+    for metric in report.metrics:
+        assert metric.n == 1
+        assert metric.value == (0 if metric.metric.endswith("tied") else 1)
+
+
+def test_equal_captions_of_an_image_are_all_its_own() -> None:
+    """The same text twice: both are positives, and neither is a rival of the other."""
+    image = unit((3, 6), 0)
+    report = retrieval(image, image[[0, 0, 1, 2]], image_ids=[0, 1, 2], text_image_ids=[0, 0, 1, 2], ks=(1, 2))
+    assert report["image_to_text_R@1"] == report["image_to_text_mAP"] == report["image_to_text_recall@2"] == 1
+    assert report["image_to_text_recall@1"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert report["image_to_text_tied"] == 0
+
+
 def test_median_rank() -> None:
     # The positives of the five texts are at ranks 1, 1, 2, 3, 5.
     scores = np.array([[9, 1, 1, 1, 1], [0, 9, 0, 0, 0], [5, 0, 4, 0, 0], [5, 6, 0, 4, 0], [5, 6, 7, 8, 4]], np.float64)
