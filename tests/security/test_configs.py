@@ -125,6 +125,7 @@ def test_any_flags(words: list[str]) -> None:
         (r'run_dir: "a\0b"', "no valid Unicode text"),
         (r'run_dir: "\ud800"', "no valid Unicode text"),
         (r'"a\nb": 1', "unknown key"),
+        (r'data: {views: {"a\nb": 3}}', "must be a mapping"),
         ("method: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )
