@@ -10,6 +10,7 @@ _BLOCK = 2**24
 _GROUP = 32
 
 
+@torch.no_grad()
 def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """The k keys with the highest inner product with each query, best first; equal scores in the order of the key rows.
 
@@ -31,10 +32,13 @@ def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None 
     rows = chunk_size or max(1, _BLOCK // max(len(key_MD), wide * key_MD.shape[1]))
     score_NK = torch.empty(len(query_ND), k, device=query_ND.device)
     row_NK = torch.empty(len(query_ND), k, dtype=torch.int64, device=query_ND.device)
+    # The same memory for every block: fresh memory would cost as much time as the product.
+    memory = torch.empty(min(rows, len(query_ND)), len(key_MD), device=query_ND.device)
     for start in range(0, len(query_ND), rows):
         query = query_ND[start : start + rows]
+        score_NM = torch.mm(query, key_MD.T, out=memory[: len(query)])
         # In row order, so that the stable sort below leaves equal scores in it.
-        candidate = _largest(query @ key_MD.T, wide).sort(dim=1).values
+        candidate = _largest(score_NM, wide).sort(dim=1).values
         score = torch.einsum("nd,nkd->nk", query.double(), key_MD[candidate].double()).float()
         best = score.argsort(dim=1, descending=True, stable=True)[:, :k]
         score_NK[start : start + rows] = score.gather(1, best)
