@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmcl.data.source import Sample, Source, digest, refuse_path
+from mmcl.data.source import Sample, SampleList, digest, refuse_path
 from mmcl.errors import UserError, unknown_name
 
 FOLDER = Path(__file__).parent / "bundled" / "emoji"
@@ -20,7 +20,7 @@ FOLDS = ("train", "val", "test", "all")
 Fold = Literal["train", "val", "test", "all"]
 
 
-class EmojiSource(Source):
+class EmojiSource(SampleList):
     """Pictures of 64 x 64 pixels, captioned with the emoji's name ("see-no-evil monkey") and labelled with its group.
 
     Ids say which rows a retrieval may take for each other. A row's id is its concept, but concepts that any vendor among the
@@ -83,12 +83,6 @@ class EmojiSource(Source):
             )
             for row in rows
         ]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
 
     @property
     def fingerprint(self) -> str:

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mmcl.data.emoji import FOLDER, FOLDS, Fold
-from mmcl.data.source import Sample, Source, digest, refuse_path
+from mmcl.data.source import Sample, SampleList, digest, refuse_path
 from mmcl.errors import unknown_name
 from mmcl.rng import permutation
 
 _RELATIONS = ("concept_id", "subgroup", "group")
 
 
-class EmojiTextSource(Source):
+class EmojiTextSource(SampleList):
     """Names of emoji ("see-no-evil monkey"), each with a list of keywords as its positive ("evil, forbidden, gesture").
 
     Keywords that are words of the name are left out, so that common words alone do not tell what belongs together.
@@ -47,12 +47,6 @@ class EmojiTextSource(Source):
             )
             for a, b, _ in matches
         ]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
 
     @property
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmcl.data.captions import caption_lines
 from mmcl.data.columns import captions_of, find_columns, image_of
-from mmcl.data.source import Sample, Source, digest, required_path
+from mmcl.data.source import Sample, SampleList, digest, required_path
 from mmcl.data.table_file import read_table
 from mmcl.errors import UserError
 
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 
 
-class FolderSource(Source):
+class FolderSource(SampleList):
     """All images below a folder, in the order of their paths.
 
     - With one of `CAPTION_FILES` in it: the images that the file lists, with its captions.
@@ -65,12 +65,6 @@ class FolderSource(Source):
             Sample(str(file), file, _captions_beside(file), names.index(subfolder) if labelled and subfolder else None)
             for file, subfolder in zip(files, subfolders, strict=True)
         ]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
 
     @property
     def fingerprint(self) -> str:

@@ -111,6 +111,18 @@ class Source(ABC):
         return _drawn(getattr(self[index], OWN_TEXTS[view]), draw) if view in OWN_TEXTS else self.caption(index, draw)
 
 
+class SampleList(Source):
+    """A source that holds its samples in memory, as the list `_samples`."""
+
+    _samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+
 def _drawn(texts: Sequence[str], draw: float) -> str:
     return texts[int(draw * len(texts))] if texts else ""
 

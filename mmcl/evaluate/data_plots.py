@@ -10,7 +10,7 @@ from mmcl.data.inspection import BINS, Inspection
 from mmcl.data.pictures import decode_sample
 from mmcl.data.source import Sample
 from mmcl.errors import UserError
-from mmcl.evaluate.plots import INK, PALETTE, WRONG, _figure, _fonts, _png
+from mmcl.evaluate.plots import INK, PALETTE, WRONG, font_families, new_figure, png_bytes
 
 COLUMNS = 6
 
@@ -18,7 +18,7 @@ COLUMNS = 6
 def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None = None) -> bytes:
     """The pictures of samples above their first captions, or the names of their classes; what is unusable is said in red."""
     rows = -(-len(samples) // COLUMNS)
-    figure = _figure(11, 2.3 * rows, "")
+    figure = new_figure(11, 2.3 * rows, "")
     for number, sample in enumerate(samples, 1):
         axes = figure.add_subplot(rows, COLUMNS, number)
         axes.set_axis_off()
@@ -30,10 +30,10 @@ def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None =
             except UserError as error:
                 text, colour = str(error), WRONG
         lines = textwrap.wrap(text, 26, max_lines=3, placeholder=" …")
-        style: dict[str, Any] = {"color": colour, "fontsize": 8, "parse_math": False, "fontfamily": _fonts()}
+        style: dict[str, Any] = {"color": colour, "fontsize": 8, "parse_math": False, "fontfamily": font_families()}
         axes.text(0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", **style)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.98, bottom=0.25 / rows, hspace=0.4, wspace=0.1)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def histograms(found: Inspection) -> bytes:
@@ -45,14 +45,14 @@ def histograms(found: Inspection) -> bytes:
         "height in pixels": found.sides[:, 1],
     }
     panels = {title: values for title, values in panels.items() if len(values)}
-    figure = _figure(3.2 * len(panels), 2.8, "")
+    figure = new_figure(3.2 * len(panels), 2.8, "")
     for number, (title, values) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), number)
         axes.hist(values, bins=BINS, color=PALETTE[0])
         axes.set_xlabel(title, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _description(sample: Sample, class_names: Sequence[str] | None) -> str:

@@ -50,7 +50,7 @@ def retrieval_examples(
         images: queries, each with its hits: (text, whether it is right).
     """
     rows = len(texts) + len(images)
-    figure = _figure(9, 1.35 * rows + 0.8, title)
+    figure = new_figure(9, 1.35 * rows + 0.8, title)
     grid = figure.add_gridspec(rows, 6, left=0.03, right=0.98, bottom=0.02, top=1 - 0.65 / (1.35 * rows + 0.8), hspace=0.25)
     for row, (text, hits) in enumerate(texts):
         _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=16, ha="center", fontsize=11, weight="bold")
@@ -63,7 +63,7 @@ def retrieval_examples(
             mark, colour = ("\u2713", RIGHT) if right else ("\u2717", WRONG)
             shown = textwrap.shorten(text, 70, placeholder=" \u2026")
             _write(axes, 0.03, 0.9 - 0.2 * line, f"{mark}  {shown}", color=colour, fontsize=10.5)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[str, str], title: str = "") -> bytes:
@@ -74,17 +74,17 @@ def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[st
         names: of the models, above their columns.
     """
     height = 1.35 * len(rows) + 1.2
-    figure = _figure(9, height, title)
+    figure = new_figure(9, height, title)
     grid = figure.add_gridspec(len(rows), 8, left=0.03, right=0.98, bottom=0.02, top=1 - 1.05 / height, hspace=0.2)
     for column, name in zip((1, 5), names, strict=True):
         place = grid[0, column].get_position(figure)
-        figure.text(place.x0, 1 - 0.8 / height, name, color=INK, fontsize=11, parse_math=False, fontfamily=_fonts())
+        figure.text(place.x0, 1 - 0.8 / height, name, color=INK, fontsize=11, parse_math=False, fontfamily=font_families())
     for row, (text, *found) in enumerate(rows):
         _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=14, ha="center", fontsize=10, weight="bold")
         for first, hits in zip((1, 5), found, strict=True):
             for column, (picture, right) in enumerate(hits[:3], first):
                 _show(figure.add_subplot(grid[row, column]), picture, RIGHT if right else WRONG)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def loss_curve(
@@ -97,7 +97,7 @@ def loss_curve(
             null, are left out of its panel.
     """
     shown = [key for key in keys if any(row.get(key) is not None for row in rows)]
-    figure = _figure(9, 2.1 * max(1, len(shown)) + 0.7, title)
+    figure = new_figure(9, 2.1 * max(1, len(shown)) + 0.7, title)
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False) if shown else np.empty((0, 1))
     for number, (key, axes) in enumerate(zip(shown, grid[:, 0], strict=True)):
         own = [row for row in rows if row.get(key) is not None]
@@ -109,7 +109,7 @@ def loss_curve(
     if shown:
         grid[-1, 0].set_xlabel("step")
         figure.align_ylabels()
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def metric_chart(metrics: Sequence[Metric]) -> bytes:
@@ -123,21 +123,21 @@ def metric_chart(metrics: Sequence[Metric]) -> bytes:
     for metric in shown:
         panels.setdefault((metric.evaluator, metric.data), []).append(metric)
     lines = [len({metric.metric for metric in own}) for own in panels.values()]
-    figure = _figure(9, 1.1 + 0.9 * max(1, len(lines)) + 0.36 * sum(lines), "Metrics, with 95 % intervals")
+    figure = new_figure(9, 1.1 + 0.9 * max(1, len(lines)) + 0.36 * sum(lines), "Metrics, with 95 % intervals")
     height, gap = figure.get_figheight(), 1.5 * len(lines) / max(1, sum(lines))
     margins = {"left": 0.3, "right": 0.8, "bottom": 0.5 / height, "top": 1 - 0.95 / height, "hspace": gap}
     grid = figure.subplots(max(1, len(lines)), 1, sharex=True, squeeze=False, height_ratios=lines or [1], gridspec_kw=margins)
     for axes, (title, own) in zip(grid[:, 0], panels.items(), strict=False):
         _metric_panel(axes, own, models)
-        axes.set_title(": ".join(filter(None, title)), loc="left", fontsize=10, parse_math=False, fontfamily=_fonts())
+        axes.set_title(": ".join(filter(None, title)), loc="left", fontsize=10, parse_math=False, fontfamily=font_families())
     handles = {label: handle for axes in grid[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     ordered = [model for model in models if model in handles]
     legend = grid[0, 0].legend(
         [handles[m] for m in ordered], ordered, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False
     )
     for text in legend.get_texts():
-        text.set(parse_math=False, fontfamily=_fonts())
-    return _png(figure)
+        text.set(parse_math=False, fontfamily=font_families())
+    return png_bytes(figure)
 
 
 def _metric_panel(axes: Axes, metrics: Sequence[Metric], models: Sequence[str]) -> None:
@@ -163,7 +163,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] 
         labels: int64 [N], or None for one colour.
         names: of the labels; None shows their numbers.
     """
-    figure = _figure(9, 6.6, title)
+    figure = new_figure(9, 6.6, title)
     axes = figure.add_axes((0.03, 0.03, 0.68, 0.88))
     for name, colour, member in point_groups(labels, names, len(points)):
         axes.scatter(points[member, 0], points[member, 1], s=14, c=colour, alpha=0.8, linewidths=0, label=name)
@@ -172,8 +172,8 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] 
     if labels is not None:
         legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, markerscale=2, fontsize=9)
         for text in legend.get_texts():
-            text.set(parse_math=False, fontfamily=_fonts())
-    return _png(figure)
+            text.set(parse_math=False, fontfamily=font_families())
+    return png_bytes(figure)
 
 
 def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: int) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -191,18 +191,22 @@ def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: 
         yield textwrap.shorten(name, 32, placeholder=" \u2026"), colour, labels == label
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of so many inches, with a title where it is not ""."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     if title:
-        figure.text(0.03, 1 - 0.3 / height, title, va="center", color=INK, fontsize=14, parse_math=False, fontfamily=_fonts())
+        figure.text(
+            0.03, 1 - 0.3 / height, title, va="center", color=INK, fontsize=14, parse_math=False, fontfamily=font_families()
+        )
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A script for which no font is installed is drawn as boxes; that is no reason to fail or to fill the log.
@@ -211,7 +215,8 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _fonts() -> list[str]:
+def font_families() -> list[str]:
+    """Installed fonts in the order of preference: the first, and for its missing letters the others."""
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -221,7 +226,7 @@ def _fonts() -> list[str]:
 def _write(axes: Axes, x: float, y: float, text: str, *, width: int = 80, color: str = INK, **style: Any) -> None:
     """Text in the axes' own units, wrapped; dollar signs are no formulas."""
     lines = textwrap.wrap(text, width, max_lines=4, placeholder=" \u2026")
-    axes.text(x, y, "\n".join(lines), color=color, va="center", parse_math=False, fontfamily=_fonts(), **style)
+    axes.text(x, y, "\n".join(lines), color=color, va="center", parse_math=False, fontfamily=font_families(), **style)
 
 
 def _empty(axes: Axes) -> Axes:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmcl.data.columns import number_labels
-from mmcl.data.source import Sample, Source, digest
+from mmcl.data.source import Sample, SampleList, Source, digest
 from mmcl.data.table_file import read_table
 from mmcl.errors import UserError
 from mmcl.evaluate.prompts import class_embeddings
@@ -36,7 +36,7 @@ _SAID = "mmcl"
 """The key of the file's metadata under which mmcl says of which model and data the embeddings are."""
 
 
-class StoredSource(Source):
+class StoredSource(SampleList):
     """The pictures of a file: their names, ids, labels and captions, but not the pictures themselves."""
 
     templates = (f"{_CLASS}{{}}",)
@@ -46,12 +46,6 @@ class StoredSource(Source):
         self.ids = ids
         self.class_names = class_names
         self._fingerprint = fingerprint
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
 
     @property
     def fingerprint(self) -> str:
