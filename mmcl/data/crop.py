@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmcl.data.decode import Box
+from mmcl.data.resize import Box
 from mmcl.data.streams import Stream
 from mmcl.errors import UserError
 from mmcl.rng import uniform
@@ -31,10 +31,12 @@ class RandomResizedCrop:
             raise UserError(f"ratio of a crop is {list(self.ratio)}: give [from, to], both above 0")
 
     def box(self, width: int, height: int, *, seed: int, epoch: int, index: int, view: int) -> Box:
-        """The part of one view."""
+        """The part of one view, in whole pixels."""
         draw_1K = uniform(seed, Stream.CROP, epoch, index, view, np.arange(BOX_DRAWS))[None]
-        left, top, right, bottom = random_boxes(draw_1K, width, height, self.scale, self.ratio)[0].tolist()
-        return left, top, right, bottom
+        left, top, right, bottom = map(round, random_boxes(draw_1K, width, height, self.scale, self.ratio)[0].tolist())
+        # Of a picture that is a few pixels wide, rounding may leave nothing.
+        left, top = min(left, width - 1), min(top, height - 1)
+        return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
@@ -63,7 +65,7 @@ def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[f
     return np.where(fits_BA.any(1, keepdims=True), drawn_B4, _whole(width, height, ratio))
 
 
-def _whole(width: int, height: int, ratio: Sequence[float]) -> Box:
+def _whole(width: int, height: int, ratio: Sequence[float]) -> tuple[float, float, float, float]:
     inner_width, inner_height = min(width, height * ratio[1]), min(height, width / ratio[0])
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
     return left, top, left + inner_width, top + inner_height

@@ -1,4 +1,4 @@
-"""From an untrusted file to upright RGB or grey pixels, within bounds, and from those to a model's input.
+"""From an untrusted file to upright RGB or grey pixels, within bounds.
 
 The header is checked before a pixel is decoded, only the parsers of common formats are tried, and whatever goes wrong in them
 is one `UserError` that names the file.
@@ -12,14 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mmcl.data.file_part import FilePart
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
-from mmcl.types import Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
@@ -27,8 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20
 
-Box = tuple[float, float, float, float]
-"""A part of a picture: left, top, right, bottom in pixels."""
+SCALES = (1, 2, 4, 8)
+"""By what a JPEG can be shrunk while it is decoded."""
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,12 +37,8 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAP_SIDES = [_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 _ORIENTATION_TAG = 0x0112
-_INTERPOLATION = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
 def decode(
@@ -64,18 +58,59 @@ def decode(
     Raises:
         UserError: the file is missing, too large, truncated, corrupt, or in none of `FORMATS`.
     """
-    name = name or (str(image) if isinstance(image, str | Path) else "image")
-    with _checked(image, name, max_pixels, max_bytes) as opened:
-        opened.load()
-        orientation = opened.getexif().get(_ORIENTATION_TAG)
-        upright = opened.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else opened
-        return _to_rgb_or_grey(upright, name)
+    with opened(image, name=name, max_pixels=max_pixels, max_bytes=max_bytes) as picture:
+        pixels = picture.pixels()
+        return pixels.copy() if pixels is image else pixels
 
 
 def measure(image: ImageLike, *, name: str) -> tuple[int, int]:
     """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
-    with _checked(image, name, MAX_PIXELS, MAX_BYTES) as opened:
-        return opened.width, opened.height
+    with _checked(image, name, MAX_PIXELS, MAX_BYTES) as stored:
+        return stored.width, stored.height
+
+
+class Opened:
+    """A picture between its header and its pixels, so that what is to be seen of it can be chosen first.
+
+    Attributes:
+        width, height: of the whole, upright.
+        may_shrink: whether its pixels can be had at another of `SCALES` than 1: it is a JPEG file.
+    """
+
+    def __init__(self, stored: Image.Image, name: str, *, may_shrink: bool):
+        self._stored, self._name = stored, name
+        self.may_shrink = may_shrink and isinstance(stored, JpegImageFile)
+        if not self.may_shrink:
+            stored.load()  # Formats such as PNG may state the orientation after the pixels.
+        self._transpose = _TO_UPRIGHT.get(stored.getexif().get(_ORIENTATION_TAG, 1))
+        self.width, self.height = stored.size[::-1] if self._transpose in _SWAP_SIDES else stored.size
+
+    def pixels(self, scale: int = 1) -> Image.Image:
+        """The whole, upright, of mode "RGB" or "L".
+
+        Args:
+            scale: its sides are divided by this, and rounded up, for which less of the file's cosine transform is undone
+                (Pillow's `draft`).
+        """
+        if scale > 1:
+            self._stored.draft(None, (self._stored.width // scale, self._stored.height // scale))
+        self._stored.load()
+        upright = self._stored if self._transpose is None else self._stored.transpose(self._transpose)
+        pixels = _to_rgb_or_grey(upright, self._name)
+        if pixels is not self._stored:
+            pixels.info.clear()  # Or the orientation would be undone again, were this picture decoded.
+        return pixels
+
+
+@contextmanager
+def opened(
+    image: ImageLike, *, name: str | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> Iterator[Opened]:
+    """A picture whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
+    name = name or (str(image) if isinstance(image, str | Path) else "image")
+    with _checked(image, name, max_pixels, max_bytes) as stored:
+        # Shrinking is for good: not for a picture of the caller's.
+        yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image))
 
 
 @contextmanager
@@ -84,49 +119,16 @@ def _checked(image: ImageLike, name: str, max_pixels: int, max_bytes: int) -> It
     if isinstance(image, np.ndarray):
         image = _from_array(image, name)
     try:
-        with _open(image, name, max_bytes) as opened:
-            if opened.width * opened.height > max_pixels:
-                raise UserError(f"{name}: {opened.width} x {opened.height} pixels, more than the limit of {max_pixels}")
-            yield opened
+        with _open(image, name, max_bytes) as stored:
+            if stored.width * stored.height > max_pixels:
+                raise UserError(f"{name}: {stored.width} x {stored.height} pixels, more than the limit of {max_pixels}")
+            yield stored
     except UserError:
         raise
     except Image.UnidentifiedImageError:
         raise UserError(f"{name}: not a picture, or in none of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Hostile files make Pillow's parsers raise almost anything.
         raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error
-
-
-def to_tensor(image: Image.Image, preprocess: Preprocess, *, box: Box | None = None) -> Tensor:
-    """Resizes a decoded picture to a model's input, before normalisation.
-
-    Args:
-        image: of mode "RGB" or "L", as `decode` returns it.
-        preprocess: size, channels, interpolation (with antialiasing) and what to do with other aspects.
-        box: the part to be resized, whatever `preprocess.resize` says; for random resized crops.
-
-    Returns:
-        uint8 [C, size, size].
-    """
-    mode = "L" if preprocess.channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
-    if box is None and preprocess.resize == "pad":
-        image = _pad(image, preprocess)
-    else:
-        if box is None and preprocess.resize == "shortest":
-            box = _centre_box(image.width, image.height, preprocess.size)
-        size = (preprocess.size, preprocess.size)
-        image = image.resize(size, _INTERPOLATION[preprocess.interpolation], box=box)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
-
-
-def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = None) -> Tensor:
-    """`decode` and `to_tensor` in one: uint8 [C, size, size]. An array that has the model's size already is taken as it is."""
-    shape = (preprocess.size, preprocess.size, 3)[: 2 if preprocess.channels == 1 else 3]
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape:
-        pixels = torch.from_numpy(np.array(image))
-        return pixels[None] if preprocess.channels == 1 else pixels.permute(2, 0, 1)
-    return to_tensor(decode(image, name=name), preprocess)
 
 
 def _open(image: Path | str | bytes | FilePart | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
@@ -171,7 +173,7 @@ def _to_rgb_or_grey(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
     mode = "L" if image.mode in ("1", "L") else "RGB"
-    return image.copy() if image.mode == mode else image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _sixteen_to_eight_bits(image: Image.Image, name: str) -> Image.Image:
@@ -180,24 +182,3 @@ def _sixteen_to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     if grey.min() < 0 or grey.max() > 65535:
         raise UserError(f"{name}: greys beyond 16 bits ({grey.min()} to {grey.max()}); save it with 8 or 16 bits per channel")
     return Image.fromarray((grey // 257).astype(np.uint8))
-
-
-def _centre_box(width: int, height: int, size: int) -> Box:
-    """The square that remains when the shorter side is resized to `size` and the centre cropped, in source pixels.
-
-    Resizing this box is the same as resizing everything and cropping, without the memory that a very long picture would take.
-    """
-    short = min(width, height)
-    resized_width, resized_height = int(size * width / short), int(size * height / short)
-    left, top = round((resized_width - size) / 2), round((resized_height - size) / 2)
-    x, y = width / resized_width, height / resized_height
-    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
-
-
-def _pad(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    size, long = preprocess.size, max(image.size)
-    width, height = (max(1, round(side * size / long)) for side in image.size)
-    canvas = Image.new(image.mode, (size, size), "white")
-    resized = image.resize((width, height), _INTERPOLATION[preprocess.interpolation])
-    canvas.paste(resized, ((size - width) // 2, (size - height) // 2))
-    return canvas

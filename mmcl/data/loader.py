@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from mmcl.data.captions import checked_caption
 from mmcl.data.order import BatchOrder
-from mmcl.data.pictures import PictureCache, decode_sample
+from mmcl.data.pictures import PictureCache, required_image
 from mmcl.data.source import OWN_TEXTS, Sample, Source
 from mmcl.data.streams import Stream
-from mmcl.data.views import ImageView
+from mmcl.data.views import ImageView, show
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 from mmcl.types import BadSample, Batch, Tokens
@@ -129,8 +129,8 @@ class StepBatches(Dataset[Batch]):
             return {}
         if self._cache:
             return dict.fromkeys(self.images, self._cache[index])
-        image = decode_sample(sample)
-        return {name: view.show(image, seed=self.order.seed, epoch=epoch, index=index) for name, view in self.images.items()}
+        seed = self.order.seed
+        return show(required_image(sample), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
         """The draws that choose captions, one for each text view: float64 [..., V]."""

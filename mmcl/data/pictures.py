@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mmcl.data.decode import decode, read_pixels
+from mmcl.data.decode import decode
+from mmcl.data.resize import read_pixels
 from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.errors import UserError
 from mmcl.types import Preprocess

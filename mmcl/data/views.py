@@ -1,11 +1,15 @@
-"""How each image view shows a picture: which part of it, at what size, changed how."""
+"""How each image view shows a picture: which part of it, at what size, changed how.
+
+A part is chosen by the header of a file, so that a JPEG is decoded only as finely as its parts are shown.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -13,9 +17,23 @@ from torch import Tensor
 from mmcl.config import DataConfig, ViewConfig
 from mmcl.data.augment.policy import Policy
 from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.decode import to_tensor
+from mmcl.data.decode import SCALES, opened
+from mmcl.data.resize import Box, part_to_tensor, to_tensor
+from mmcl.data.source import ImageLike
 from mmcl.errors import unknown_name
 from mmcl.types import Preprocess
+
+
+class Part(NamedTuple):
+    """What is seen of a picture.
+
+    Attributes:
+        box: left, top, right, bottom, each a multiple of `scale`; None for the whole.
+        scale: the picture's sides may be divided by this before, and still have a pixel for each that is shown.
+    """
+
+    box: Box | None
+    scale: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +52,47 @@ class ImageView:
     crop: RandomResizedCrop | None = None
     augment: Policy | None = None
 
-    def show(self, image: Image.Image, *, seed: int, epoch: int, index: int) -> Tensor:
-        """This view of a decoded picture, before augmentation: uint8 [C, size, size]."""
+    def part(self, width: int, height: int, *, seed: int, epoch: int, index: int) -> Part:
+        """What is seen of a picture, given its size.
+
+        A picture without a crop is decoded in full, as in an evaluation, whose figures are to be those of other toolkits.
+        """
         if self.crop is None:
-            return to_tensor(image, self.preprocess)
-        box = self.crop.box(image.width, image.height, seed=seed, epoch=epoch, index=index, view=self.number)
-        return to_tensor(image, self.preprocess, box=box)
+            return Part(None, 1)
+        box = self.crop.box(width, height, seed=seed, epoch=epoch, index=index, view=self.number)
+        spare = min(box[2] - box[0], box[3] - box[1]) // self.preprocess.size
+        scale = max((scale for scale in SCALES if scale <= spare), default=1)
+        left, top, right, bottom = (side - side % scale for side in box)
+        return Part((left, top, right, bottom), scale)
+
+    def cut(self, pixels: Image.Image, box: Box | None, scale: int) -> Tensor:
+        """What is shown of a picture that was shrunk by `scale`: uint8 [C, size, size]."""
+        if box is None:
+            return to_tensor(pixels, self.preprocess)
+        left, top, right, bottom = (side // scale for side in box)
+        return part_to_tensor(pixels, self.preprocess, (left, top, right, bottom))
+
+
+def show(
+    image: ImageLike, views: Mapping[str, ImageView], *, name: str | None = None, seed: int, epoch: int, index: int
+) -> dict[str, Tensor]:
+    """Every view of a picture, before augmentation: uint8 [C, size, size].
+
+    Args:
+        image: decoded once for all views, at the coarsest scale that suffices for each.
+        views: by name.
+        name: what an error message calls the picture.
+        seed, epoch, index: they decide, with the number of a view, which part it shows.
+
+    Raises:
+        UserError: the picture cannot be read; see `decode`.
+    """
+    with opened(image, name=name) as picture:
+        size = picture.width, picture.height
+        parts = {key: view.part(*size, seed=seed, epoch=epoch, index=index) for key, view in views.items()}
+        scale = min(part.scale for part in parts.values()) if picture.may_shrink else 1
+        pixels = picture.pixels(scale)
+    return {key: view.cut(pixels, parts[key].box, scale) for key, view in views.items()}
 
 
 def build_image_views(names: Sequence[str], data: DataConfig, preprocess: Preprocess) -> dict[str, ImageView]:

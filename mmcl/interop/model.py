@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmcl.data.decode import read_pixels
 from mmcl.data.file_part import FilePart
 from mmcl.data.pictures import in_batches, read_sample
+from mmcl.data.resize import read_pixels
 from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError

@@ -1,4 +1,4 @@
-"""Decoding against Pillow and torchvision, whatever the file's colours and orientation."""
+"""Decoding against Pillow, whatever the file's colours and orientation, in full and shrunk."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import io
 
 import numpy as np
 import pytest
-import torch
-import torchvision.transforms.v2.functional as F
 from PIL import Image
-from torchvision.transforms import InterpolationMode
 
-from mmcl.data.decode import decode, read_pixels, to_tensor
+from mmcl.data.decode import decode, opened
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -54,10 +50,13 @@ def test_exif_orientation_is_undone(orientation):
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: a.transpose(1, 0, 2)[:, ::-1],
     }[orientation](np.asarray(upright))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    decoded = decode(encode(Image.fromarray(np.ascontiguousarray(stored)), exif=exif))
+    decoded = decode(encode(Image.fromarray(np.ascontiguousarray(stored)), exif=oriented(orientation)))
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
+
+
+def test_orientation_is_undone_once():
+    once = decode(encode(Image.fromarray(noise(4, 6)), exif=oriented(6)))
+    assert np.array_equal(np.asarray(decode(once)), np.asarray(once))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -130,61 +129,47 @@ def test_the_given_picture_is_neither_changed_nor_closed():
         assert np.abs(np.asarray(animation.convert("RGB")).astype(int) - (0, 0, 255)).max() <= 6
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(50, 30), (31, 77), (16, 16), (7, 9), (200, 41)])
-def test_shortest_is_the_usual_resize_and_centre_crop(size, interpolation):
-    image = Image.fromarray(noise(size[1], size[0]))
-    resized = F.resize(image, [16], interpolation=InterpolationMode(interpolation))
-    expected = F.pil_to_tensor(F.center_crop(resized, [16]))
-    tensor = to_tensor(image, Preprocess(size=16, interpolation=interpolation))
-    assert tensor.dtype == torch.uint8
-    assert (tensor.int() - expected.int()).abs().max() <= 1
-
-
-def test_squash_and_pad_and_crop():
-    image = Image.fromarray(noise(20, 40))
-    squashed = to_tensor(image, Preprocess(size=10, resize="squash"))
-    assert torch.equal(squashed, F.pil_to_tensor(image.resize((10, 10), Image.Resampling.BICUBIC)))
-    padded = to_tensor(image, Preprocess(size=10, resize="pad"))
-    assert (padded[:, :2] == 255).all()
-    assert (padded[:, 7:] == 255).all()
-    assert torch.equal(padded[:, 2:7], F.pil_to_tensor(image.resize((10, 5), Image.Resampling.BICUBIC)))
-    # The pixels that meet in a part's border come from outside of it, so only its size is a whole factor here.
-    part = to_tensor(image, Preprocess(size=10, resize="pad", interpolation="nearest"), box=(5, 10, 15, 20))
-    assert torch.equal(part, F.pil_to_tensor(image.crop((5, 10, 15, 20))))
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (1, "L"), (3, "RGB")])
-def test_channels(channels, mode):
-    image = Image.fromarray(noise(9, 9)).convert(mode)
-    tensor = to_tensor(image, Preprocess(size=9, channels=channels))
-    assert torch.equal(tensor, F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB")))
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 20_000), (20_000, 1)])
-@pytest.mark.parametrize("resize", ["shortest", "pad", "squash"])
-def test_extreme_aspects_take_little_memory(width, height, resize):
-    # Resized whole, the shorter side to 224, this picture would have a billion pixels.
-    tensor = to_tensor(Image.new("L", (width, height), 7), Preprocess(size=224, channels=1, resize=resize))
-    assert tensor.shape == (1, 224, 224)
-    assert (tensor == 7).any()
-
-
 def test_greys_beyond_16_bits_are_refused():
     with pytest.raises(UserError, match="beyond 16 bits"):
         decode(Image.fromarray(np.array([[70000]], np.int32)))
 
 
-@pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4), (9, 12), (7, 7, 3)], ids=str)
-@pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize, shape):
-    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    array.flags.writeable = False
-    preprocess = Preprocess(size=9, channels=channels, resize=resize)
-    expected = to_tensor(decode(array), preprocess)
-    pixels = read_pixels(array, preprocess)
-    assert torch.equal(pixels, expected)
-    assert pixels.shape == (channels, 9, 9)
-    pixels.zero_()
-    assert array.any()
+class TestShrunk:
+    @pytest.mark.parametrize("scale", [2, 4, 8])
+    @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+    def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(self, photo, orientation, scale):
+        file = encode(photo.crop((0, 0, 640, 424)), "JPEG", quality=90, exif=oriented(orientation))
+        whole = decode(file)
+        with opened(file) as picture:
+            assert (picture.width, picture.height) == whole.size
+            shrunk = picture.pixels(scale)
+        assert shrunk.size == (whole.width // scale, whole.height // scale)
+        expected = np.asarray(whole.reduce(scale)).astype(int)
+        assert np.abs(np.asarray(shrunk) - expected).mean() < 2.5
+
+    def test_sides_of_other_blocks_are_rounded_up(self, photo):
+        with opened(encode(photo.crop((0, 0, 101, 17)), "JPEG")) as picture:
+            assert picture.pixels(8).size == (13, 3)
+
+    def test_other_files_and_pictures_of_the_caller_keep_their_size(self, photo):
+        file = encode(photo, "JPEG")
+        callers = Image.open(io.BytesIO(file))
+        for image in (encode(photo), np.asarray(photo), photo, callers):
+            with opened(image) as picture:
+                assert picture.pixels(8).size == photo.size
+        assert np.array_equal(np.asarray(callers), np.asarray(Image.open(io.BytesIO(file))))
+
+    def test_orientation_that_a_png_states_after_its_pixels(self, photo):
+        chunks = encode(photo, exif=oriented(6))
+        start = chunks.index(b"eXIf") - 4
+        length = int.from_bytes(chunks[start : start + 4]) + 12
+        end = chunks.index(b"IEND") - 4
+        late = chunks[:start] + chunks[start + length : end] + chunks[start : start + length] + chunks[end:]
+        with opened(late) as picture:
+            assert (picture.width, picture.height) == photo.size[::-1]
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif

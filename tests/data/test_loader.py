@@ -15,10 +15,10 @@ from mmcl.data.augment.policy import Policy
 from mmcl.data.bad_samples import BadSampleBudget
 from mmcl.data.columns import captions_of
 from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.decode import to_tensor
 from mmcl.data.loader import StepBatches
 from mmcl.data.order import Order
 from mmcl.data.pictures import pictures
+from mmcl.data.resize import to_tensor
 from mmcl.data.source import Sample, Source, digest
 from mmcl.data.views import ImageView
 from mmcl.errors import UserError
@@ -350,14 +350,15 @@ class TestCrop:
         return np.array([crop.box(width, height, seed=0, epoch=0, index=i, view=0) for i in range(count)])
 
     def test_boxes_lie_inside_and_keep_scale_and_ratio(self):
-        left, top, right, bottom = self.boxes(50, 40, scale=(0.2, 0.6), ratio=(0.5, 2.0)).T
+        left, top, right, bottom = self.boxes(5000, 4000, scale=(0.2, 0.6), ratio=(0.5, 2.0)).T
         assert (left >= 0).all()
         assert (top >= 0).all()
-        assert (right <= 50).all()
-        assert (bottom <= 40).all()
-        area, ratio = (right - left) * (bottom - top) / 2000, (right - left) / (bottom - top)
-        assert ((area >= 0.2) & (area <= 0.6)).all()
-        assert ((ratio >= 0.5 - 1e-9) & (ratio <= 2 + 1e-9)).all()
+        assert (right <= 5000).all()
+        assert (bottom <= 4000).all()
+        area, ratio = (right - left) * (bottom - top) / 20e6, (right - left) / (bottom - top)
+        # They are rounded to whole pixels.
+        assert ((area >= 0.199) & (area <= 0.601)).all()
+        assert ((ratio >= 0.499) & (ratio <= 2.001)).all()
         assert area.mean() == pytest.approx(0.4, abs=0.03)
         assert np.log(ratio).mean() == pytest.approx(0, abs=0.1)
 
@@ -367,6 +368,10 @@ class TestCrop:
 
     def test_the_whole_picture(self):
         assert self.boxes(20, 20, count=3, scale=(1.0, 1.0), ratio=(1.0, 1.0)).tolist() == [[0, 0, 20, 20]] * 3
+
+    def test_something_is_left_of_the_narrowest(self):
+        left, top, right, bottom = self.boxes(1, 3, scale=(0.01, 1.0), ratio=(0.1, 10.0)).T
+        assert ((left == 0) & (right == 1) & (top >= 0) & (top < bottom) & (bottom <= 3)).all()
 
 
 def test_pictures_in_order_in_batches():

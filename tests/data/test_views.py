@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmcl.config import DataConfig, from_dict
-from mmcl.data.views import ImageView, build_image_views
+from mmcl.data.crop import RandomResizedCrop
+from mmcl.data.decode import decode
+from mmcl.data.resize import part_to_tensor, read_pixels
+from mmcl.data.source import Sample
+from mmcl.data.views import ImageView, build_image_views, show
 from mmcl.errors import UserError
-from tests.data.test_loader import PREPROCESS, Toy, batches, rows
+from mmcl.types import Preprocess
+from tests.data.test_decode import encode, oriented
+from tests.data.test_loader import AUGMENT, PREPROCESS, Toy, batches, rows
 
 NAMES = ["a", "b", "small_0", "small_1"]
 AT_DECODING = {
@@ -78,3 +87,81 @@ def test_an_override_of_one_view_leaves_the_draws_of_the_others():
     plain, other = multi_crop({"augment": ON_CACHED["augment"]})[2], multi_crop(ON_CACHED)[2]
     assert torch.equal(plain.views["a"], other.views["a"])
     assert not torch.equal(plain.views["b"], other.views["b"])
+
+
+class TestShow:
+    """What a view shows of a file does not hang on how finely the file is decoded, but for the last details."""
+
+    DRAW: ClassVar = {"seed": 1, "epoch": 2, "index": 3}
+
+    def views(self, *sizes: int, scale=(0.9, 1.0)) -> dict[str, ImageView]:
+        return {
+            str(number): ImageView(number=number, preprocess=Preprocess(size=size), crop=RandomResizedCrop(scale=scale))
+            for number, size in enumerate(sizes)
+        }
+
+    @pytest.mark.parametrize("size", [200, 100, 50, 20])
+    @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+    def test_a_shrunk_file_shows_the_same_part(self, photo, orientation, size):
+        whole_blocks = photo.crop((0, 0, 640, 424))
+        file = encode(whole_blocks, "JPEG", quality=90, exif=oriented(orientation))
+        views = self.views(size)
+        # A picture of the caller's is never shrunk.
+        [shown], [full] = (show(image, views, **self.DRAW).values() for image in (file, decode(file)))
+        assert 0 < (shown.int() - full.int()).abs().float().mean() < 3
+        # The rest is detail: a pixel further, the difference would be of another size.
+        assert (shown[:, 1:].int() - full[:, :-1].int()).abs().float().mean() > 9
+
+    def test_a_file_that_is_not_shrunk_shows_every_bit(self, photo):
+        file = encode(photo, "JPEG")
+        for views in (self.views(224, 448), self.views(300, 20), self.views(64, scale=(0.01, 0.02))):
+            of_file, of_pixels = (show(image, views, **self.DRAW) for image in (file, decode(file)))
+            assert all(torch.equal(of_file[key], of_pixels[key]) for key in views)
+
+    def test_a_view_without_a_crop_is_as_in_an_evaluation(self, photo):
+        file = encode(photo, "JPEG")
+        views = self.views(20) | {"whole": ImageView(number=1, preprocess=PREPROCESS)}
+        assert torch.equal(show(file, views, **self.DRAW)["whole"], read_pixels(file, PREPROCESS))
+
+    def test_the_part_is_the_one_that_was_drawn(self, photo):
+        [view] = self.views(50, scale=(0.1, 0.2)).values()
+        left, top, right, bottom = view.crop.box(*photo.size, **self.DRAW, view=0)
+        scale = view.part(*photo.size, **self.DRAW).scale
+        box = left // scale * scale, top // scale * scale, right // scale * scale, bottom // scale * scale
+        expected = part_to_tensor(photo, view.preprocess, box)
+        assert torch.equal(show(photo, {"a": view}, **self.DRAW)["a"], expected)
+
+    def test_a_part_keeps_a_pixel_for_each_that_is_shown(self):
+        [view] = self.views(30, scale=(0.01, 1.0)).values()
+        seen = set()
+        for index in range(300):
+            box, scale = view.part(640, 427, seed=0, epoch=0, index=index)
+            left, top, right, bottom = box
+            assert all(side % scale == 0 for side in box)
+            assert 0 <= left < right <= 640
+            assert 0 <= top < bottom <= 427
+            shorter = min(right - left, bottom - top)
+            assert scale == 1 or shorter >= 30 * scale
+            assert scale == 8 or shorter <= 30 * scale * 2
+            seen.add(scale)
+        assert seen == {1, 2, 4, 8}
+
+
+class Photos(Toy):
+    """Parts of a photo as JPEG files, each turned in its own way."""
+
+    def __init__(self, photo: Image.Image):
+        super().__init__()
+        parts = (photo.crop((7 * i, 5 * i, 7 * i + 101, 5 * i + 83)) for i in range(40))
+        self.files = [encode(part, "JPEG", exif=oriented(1 + i % 8)) for i, part in enumerate(parts)]
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(f"photo/{index}", self.files[index], (f"caption {index}",))
+
+
+def test_photos_are_the_same_from_every_process(photo):
+    made = batches(Photos(photo), crop=RandomResizedCrop(scale=(0.2, 1.0)), augment=AUGMENT)
+    expected = [rows(made[step]) for step in range(6)]
+    for workers in (1, 2):
+        loader = DataLoader(made, sampler=range(6), batch_size=None, num_workers=workers)
+        assert [rows(batch) for batch in loader] == expected

@@ -1,0 +1,79 @@
+"""Resizing against Pillow and torchvision, of whole pictures and of parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as F
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+from mmcl.data.decode import decode
+from mmcl.data.resize import part_to_tensor, read_pixels, to_tensor
+from mmcl.types import Preprocess
+from tests.data.test_decode import noise
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(50, 30), (31, 77), (16, 16), (7, 9), (200, 41)])
+def test_shortest_is_the_usual_resize_and_centre_crop(size, interpolation):
+    image = Image.fromarray(noise(size[1], size[0]))
+    resized = F.resize(image, [16], interpolation=InterpolationMode(interpolation))
+    expected = F.pil_to_tensor(F.center_crop(resized, [16]))
+    tensor = to_tensor(image, Preprocess(size=16, interpolation=interpolation))
+    assert tensor.dtype == torch.uint8
+    assert (tensor.int() - expected.int()).abs().max() <= 1
+
+
+def test_squash_and_pad():
+    image = Image.fromarray(noise(20, 40))
+    squashed = to_tensor(image, Preprocess(size=10, resize="squash"))
+    assert torch.equal(squashed, F.pil_to_tensor(image.resize((10, 10), Image.Resampling.BICUBIC)))
+    padded = to_tensor(image, Preprocess(size=10, resize="pad"))
+    assert (padded[:, :2] == 255).all()
+    assert (padded[:, 7:] == 255).all()
+    assert torch.equal(padded[:, 2:7], F.pil_to_tensor(image.resize((10, 5), Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("box", [(0, 0, 640, 427), (31, 17, 500, 410), (100, 50, 122, 91), (3, 4, 4, 5)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_part_is_cut_out_and_resized(photo, channels, box, interpolation):
+    part = part_to_tensor(photo, Preprocess(size=56, channels=channels, interpolation=interpolation, resize="pad"), box)
+    cut = photo.convert("L" if channels == 1 else "RGB").crop(box)
+    expected = F.pil_to_tensor(cut.resize((56, 56), Image.Resampling[interpolation.upper()]))
+    assert part.dtype == torch.uint8
+    assert part.shape == expected.shape
+    assert (part.int() - expected.int()).abs().max() <= (0 if interpolation == "nearest" else 1)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (1, "L"), (3, "RGB")])
+def test_channels(channels, mode):
+    image = Image.fromarray(noise(9, 9)).convert(mode)
+    tensor = to_tensor(image, Preprocess(size=9, channels=channels))
+    assert torch.equal(tensor, F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB")))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 20_000), (20_000, 1)])
+@pytest.mark.parametrize("resize", ["shortest", "pad", "squash"])
+def test_extreme_aspects_take_little_memory(width, height, resize):
+    # Resized whole, the shorter side to 224, this picture would have a billion pixels.
+    tensor = to_tensor(Image.new("L", (width, height), 7), Preprocess(size=224, channels=1, resize=resize))
+    assert tensor.shape == (1, 224, 224)
+    assert (tensor == 7).any()
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4), (9, 12), (7, 7, 3)], ids=str)
+@pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    array.flags.writeable = False
+    preprocess = Preprocess(size=9, channels=channels, resize=resize)
+    expected = to_tensor(decode(array), preprocess)
+    pixels = read_pixels(array, preprocess)
+    assert torch.equal(pixels, expected)
+    assert pixels.shape == (channels, 9, 9)
+    pixels.zero_()
+    assert array.any()
