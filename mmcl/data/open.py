@@ -8,6 +8,7 @@ from typing import Any
 from mmcl.data import SOURCES
 from mmcl.data.folder import IMAGE_SUFFIXES
 from mmcl.data.huggingface import is_saved_to_disk
+from mmcl.data.servers import is_url
 from mmcl.data.shards.paths import is_shards
 from mmcl.data.source import Source, required_path
 from mmcl.data.table_file import SUFFIXES as TABLE_SUFFIXES
@@ -43,6 +44,10 @@ def guess_source(path: str | None) -> str:
     """
     if path is not None and is_shards(path):
         return "webdataset"
+    if path is not None and is_url(path):
+        if path.endswith(TABLE_SUFFIXES):
+            return "table"
+        raise UserError(f"{path}: is no table and no shard; of URLs only .tar and {', '.join(TABLE_SUFFIXES)} are read")
     place = required_path(path, "auto")
     if place.is_file():
         if place.suffix in TABLE_SUFFIXES:

@@ -133,13 +133,19 @@ def label_array(labels: Iterable[int | None]) -> np.ndarray | None:
     return None if (array < 0).all() else array
 
 
-def required_path(path: str | None, source: str) -> Path:
-    """The path of a source that reads one. Raises UserError when there is none, or nothing at it."""
+def given_path(path: str | None, source: str) -> str:
+    """The path or URL of a source that reads one. Raises UserError when there is none."""
     if path is None:
         raise UserError(f"data source {source!r} needs a path: set `path`")
-    if not Path(path).exists():
+    return path
+
+
+def required_path(path: str | None, source: str) -> Path:
+    """The path of a source that reads local files. Raises UserError when there is none, or nothing at it."""
+    place = Path(given_path(path, source))
+    if not place.exists():
         raise UserError(f"{path}: no such file or folder")
-    return Path(path)
+    return place
 
 
 def refuse_path(path: str | None, source: str) -> None:

@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmcl.data.columns import captions_of, find_columns, image_of, number_labels, scores_of
+from mmcl.data.file_part import find_file
+from mmcl.data.remote import Copies
 from mmcl.data.root import data_root
-from mmcl.data.source import Sample, Source, digest, required_path
+from mmcl.data.servers import is_url
+from mmcl.data.source import Sample, Source, digest, given_path
 from mmcl.data.table_file import open_table
-from mmcl.data.table_rows import distinct, grouped_rows
+from mmcl.data.table_rows import distinct, grouped_rows, is_text
 from mmcl.errors import UserError
 
 
@@ -26,13 +29,16 @@ class TableSource(Source):
     alone; a .txt file is one column of captions, a line each.
 
     Args:
-        path: the file; a tab or a comma separates the columns of a .csv or .tsv, whichever its header has.
-        root: copies of large files are kept in its subfolder "index".
+        path: the file; a tab or a comma separates the columns of a .csv or .tsv, whichever its header has. A URL too (http,
+            https, s3, gs, hf): the file is copied once.
+        root: copies of large files are kept in its subfolder "index", of files on servers in "remote".
         image_column, caption_column, label_column: by default the usual names ("image", "filepath", "caption", "text", ...).
         positive_column, negative_column: further texts, see `Sample`; by default the usual names ("positive", "sentence2",
             "negative", "hard_neg", ...).
         score_column: how alike people find caption and positive, a number; by default "score", where there are positives.
-        image_root: folder that image paths are relative to; by default that of the file.
+        image_root: folder that image paths are relative to; by default that of the file. A table on a server
+            needs it, if it names its pictures by path.
+        cache_gb: room for copies of files on servers; the least recently used go.
 
     Raises:
         UserError: names the file and the line, or lists the columns.
@@ -50,11 +56,13 @@ class TableSource(Source):
         negative_column: str | None = None,
         score_column: str | None = None,
         image_root: str | None = None,
+        cache_gb: float = 100.0,
     ):
-        self.path = required_path(path, "table")
-        self._image_root = Path(image_root) if image_root else self.path.parent
+        self._file = find_file(given_path(path, "table"), Copies.below(root, cache_gb))
+        self.path, local = self._file.path, self._file.local()
+        self._image_root = Path(image_root) if image_root else local.parent
         cache = data_root(root) / "index"
-        table = open_table(self.path, cache)
+        table = open_table(local, cache)
         if len(table) == 0:
             raise UserError(f"{self.path}: has no rows")
         given = {
@@ -65,10 +73,12 @@ class TableSource(Source):
             "negative": negative_column,
             "score": score_column,
         }
-        columns = find_columns(table.column_names, given, str(self.path))
+        columns = find_columns(table.column_names, given, self.path)
+        if columns.image and not image_root and is_url(self.path) and is_text(table.schema.field(columns.image).type):
+            raise UserError(f"{self.path}: names its pictures by path; set `image_root` to the folder where they are")
         self._images = table[columns.image] if columns.image else None
         self._texts = {field: table[column] for field, column in columns.texts.items()}
-        self._rows, sample = grouped_rows(self._images, len(table), self.path, columns.image, cache)
+        self._rows, sample = grouped_rows(self._images, len(table), local, columns.image, cache)
         self._first_row = np.append(np.flatnonzero(np.diff(sample, prepend=-1)), len(table))
         self._labels: np.ndarray | None = None
         if columns.label:
@@ -106,7 +116,7 @@ class TableSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.path, *self._fingerprint_parts)
+        return digest(self._file.local(), *self._fingerprint_parts)
 
 
 def _labels_of(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

@@ -30,7 +30,7 @@ def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:
         int64 [2, total]: the rows, and the number of the sample that each belongs to, which rises from 0.
     """
     row_N = np.arange(total)
-    if images is None or not (pa.types.is_string(images.type) or pa.types.is_large_string(images.type)):
+    if images is None or not is_text(images.type):
         return np.stack([row_N, row_N])
     code_N, values = distinct(images)
     first_V = np.empty(len(values), np.int64)
@@ -40,6 +40,11 @@ def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:
     first_N[present] = first_V[code_N[present]]
     order_N = np.argsort(first_N, kind="stable")
     return np.stack([order_N, np.cumsum(np.diff(first_N[order_N], prepend=first_N[order_N[0]]) > 0)])
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether the cells of a column are texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

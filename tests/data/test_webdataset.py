@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmcl.data.decode import decode
-from mmcl.data.file_part import FilePart
+from mmcl.data.file_part import FilePart, LocalFile
 from mmcl.data.open import guess_source, open_source
 from mmcl.data.shards.paths import expand_braces, find_shards
 from mmcl.errors import UserError
@@ -202,18 +202,18 @@ class TestFaults:
     def test_a_part_of_a_file(self, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"0123456789")
-        version = path.stat().st_mtime_ns
-        assert FilePart(str(path), 3, 4, version).read() == b"3456"
+        file = LocalFile.find(str(path))
+        assert FilePart(file, 3, 4).read() == b"3456"
         with pytest.raises(UserError, match="ends at byte 10"):
-            FilePart(str(path), 8, 4, version).read()
+            FilePart(file, 8, 4).read()
         paths = [tmp_path / f"file{number}" for number in range(300)]  # more than are kept open
         for number, path in enumerate(paths):
             path.write_bytes(b"%06d" % number)
-        parts = [FilePart(str(path), 0, 6, path.stat().st_mtime_ns) for path in paths]
+        parts = [FilePart(LocalFile.find(str(path)), 0, 6) for path in paths]
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(FilePart.read, parts * 4)) == [b"%06d" % number for number in range(300)] * 4
         with pytest.raises(UserError, match="nowhere: cannot be read: No such file"):
-            FilePart(str(tmp_path / "nowhere"), 0, 1, 0).read()
+            FilePart(LocalFile(str(tmp_path / "nowhere"), 1, "0"), 0, 1).read()
 
 
 class TestIndex:

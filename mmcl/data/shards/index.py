@@ -21,14 +21,15 @@ import pyarrow as pa
 
 from mmcl.data.captions import caption_lines
 from mmcl.data.columns import USUAL_NAMES, captions_of
-from mmcl.data.file_part import FilePart
+from mmcl.data.file_part import FilePart, LocalFile
 from mmcl.data.folder import IMAGE_SUFFIXES
+from mmcl.data.remote import RemoteFile
 from mmcl.data.shards.paths import stated_samples
 from mmcl.data.shards.tar import BrokenTarError, Member, members
 from mmcl.data.source import Sample, digest
 from mmcl.errors import UserError, first_line
 
-VERSION = 1
+FORMAT = 2
 MAX_TEXT_BYTES = 2**20
 
 _NAME = re.compile(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -43,17 +44,17 @@ class ShardFacts:
     """What is known of a shard as a whole.
 
     Attributes:
-        version: of the index's format.
-        bytes, mtime_ns: of the shard when it was scanned.
+        format: version of the index's format.
+        bytes, version: of the shard when it was scanned.
         fingerprint: digest of its members' names, sizes and times, and of all texts.
         broken: why it could not be read to its end; None where it could.
         failed: samples that img2dataset could not download, and which are therefore not in it.
         other: members that are none of a sample's, by suffix.
     """
 
-    version: int
+    format: int
     bytes: int
-    mtime_ns: int
+    version: str
     fingerprint: str
     broken: str | None
     failed: int
@@ -64,23 +65,24 @@ class Shard:
     """An indexed shard.
 
     Args:
-        path: of the tar file.
+        file: the tar file.
         index: of the Arrow file.
 
     Attributes:
+        path: of the tar file, or its URL.
         facts: of the whole.
         columns: a row per sample; offset and size are -1 without a picture, label is -1 without one.
     """
 
-    def __init__(self, path: str, index: Path):
-        self.path, self._index = path, index
+    def __init__(self, file: LocalFile | RemoteFile, index: Path):
+        self.file, self.path, self._index = file, file.path, index
         reader = pa.ipc.open_file(pa.memory_map(str(index)))
         self.facts = ShardFacts(**json.loads(reader.schema.metadata[b"facts"]))
         self.columns: pa.RecordBatch = reader.get_batch(0)
         self.offset, self.size, self.label = (self.columns[name].to_numpy() for name in ("offset", "size", "label"))
 
     def __reduce__(self) -> Any:
-        return Shard, (self.path, self._index)
+        return Shard, (self.file, self._index)
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -89,36 +91,34 @@ class Shard:
         offset, label, problem = int(self.offset[row]), int(self.label[row]), self.columns["problem"][row].as_py()
         return Sample(
             name=f"{self.path}, {self.columns['key'][row].as_py()}",
-            image=FilePart(self.path, offset, int(self.size[row]), self.facts.mtime_ns) if offset >= 0 else None,
+            image=FilePart(self.file, offset, int(self.size[row])) if offset >= 0 else None,
             captions=tuple(self.columns["captions"][row].as_py()),
             label=label if label >= 0 else None,
             problem=problem,
         )
 
 
-def open_shard(path: str, cache: Path, fields: Sequence[str] | None) -> Shard | None:
+def open_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Shard | None:
     """A shard by its index; None where there is no index of it as it is now.
 
     Args:
-        path: of the tar file.
+        file: the tar file.
         cache: folder of the indices.
         fields: see `index_shard`.
     """
-    file = _index_file(path, cache, fields)
     try:
-        shard = Shard(path, file)
+        shard = Shard(file, _index_file(file, cache, fields))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None  # Not there, of another version, or spoilt: it is made anew.
-    stat = os.stat(path)
-    same = (shard.facts.version, shard.facts.bytes, shard.facts.mtime_ns) == (VERSION, stat.st_size, stat.st_mtime_ns)
+    same = (shard.facts.format, shard.facts.bytes, shard.facts.version) == (FORMAT, file.size, file.version)
     return shard if same else None
 
 
-def index_shard(path: str, cache: Path, fields: Sequence[str] | None) -> Shard:
-    """Scans a shard and writes its index.
+def index_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Shard:
+    """Scans a shard and writes its index. One on a server is copied for that.
 
     Args:
-        path: of the tar file.
+        file: the tar file.
         cache: folder of the indices.
         fields: of a sample's .json that hold its captions. None takes the lines of its .txt, and, where there is none, a usual
             field such as "caption".
@@ -126,23 +126,24 @@ def index_shard(path: str, cache: Path, fields: Sequence[str] | None) -> Shard:
     Raises:
         UserError: the shard cannot be opened, or its index not be written. A damaged shard is indexed up to the damage.
     """
-    rows, facts = scan_shard(path, fields)
+    rows, facts = scan_shard(file, fields)
     columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in _SCHEMA]
     schema = _SCHEMA.with_metadata({"facts": json.dumps(asdict(facts))})
-    file = _index_file(path, cache, fields)
-    stage = file.with_suffix(f".tmp-{os.getpid()}")
+    index = _index_file(file, cache, fields)
+    stage = index.with_suffix(f".tmp-{os.getpid()}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with pa.ipc.new_file(str(stage), schema) as writer:
             writer.write_batch(pa.record_batch(columns, schema=schema))
-        stage.replace(file)
+        stage.replace(index)
     except OSError as error:
-        raise UserError(f"{file}: the index of {path} cannot be written: {first_line(error)}") from None
-    return Shard(path, file)
+        raise UserError(f"{index}: the index of {file.path} cannot be written: {first_line(error)}") from None
+    return Shard(file, index)
 
 
-def _index_file(path: str, cache: Path, fields: Sequence[str] | None) -> Path:
-    return cache / f"{Path(path).stem}-{digest(os.path.abspath(path), fields and list(fields))[:16]}.arrow"
+def _index_file(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Path:
+    place = os.path.abspath(file.path) if isinstance(file, LocalFile) else file.path
+    return cache / f"{Path(place).stem}-{digest(place, fields and list(fields))[:16]}.arrow"
 
 
 @dataclass(slots=True)
@@ -158,30 +159,29 @@ class _Row:
     suffixes: set[str] = field(default_factory=set)
 
 
-def scan_shard(path: str, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
+def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
     """Reads the headers and texts of a shard. Raises UserError when it cannot be opened."""
     rows: dict[str, _Row] = {}
     other: Counter[str] = Counter()
     state, broken = hashlib.sha256(), None
     try:
-        with open(path, "rb", buffering=0) as file:
-            stat = os.fstat(file.fileno())
+        with open(shard.local(), "rb", buffering=0) as file:
             try:
-                for member in members(file, stat.st_size):
+                for member in members(file, shard.size):
                     state.update(f"{member.name}\0{member.size}\0{member.mtime}\0".encode(errors="surrogateescape"))
                     if not _add(member, file, rows, fields, state):
                         other[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
             except BrokenTarError as error:
                 broken = str(error)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    stated = stated_samples(path)
+        raise UserError(f"{shard.path}: cannot be read: {error.strerror}") from None
+    stated = stated_samples(shard.path)
     if stated and not broken and stated[0] != len(rows):
         broken = f"has {len(rows)} samples, and img2dataset wrote {stated[0]}"
     return list(rows.values()), ShardFacts(
-        version=VERSION,
-        bytes=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
+        format=FORMAT,
+        bytes=shard.size,
+        version=shard.version,
         fingerprint=state.hexdigest(),
         broken=broken,
         failed=stated[1] if stated else 0,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmcl.data.servers import find_matches, is_url
 from mmcl.errors import UserError
 
 SEPARATOR = "::"
@@ -27,7 +28,7 @@ def find_shards(path: str, split: str | None = None) -> list[str]:
     """The shards in the order in which they are read: as braces spell them, else by name, numbers by value.
 
     Args:
-        path: one or several, joined by "::".
+        path: one or several, joined by "::"; URLs too, whose files are not looked for here.
         split: subfolder of a folder that has several with shards, such as "train".
 
     Raises:
@@ -41,17 +42,18 @@ def find_shards(path: str, split: str | None = None) -> list[str]:
 
 
 def _find(part: str, split: str | None) -> list[str]:
-    if Path(part).is_dir():
+    remote = is_url(part)
+    if not remote and Path(part).is_dir():
         return _in_folder(Path(part), split)
     if split is not None:
         raise UserError(f"{part}: is no folder, so that it has no split {split!r}; remove `split`")
     if any(mark in part for mark in "*?["):
-        found = sorted(glob.glob(part), key=_by_number)
+        found = sorted(find_matches(part) if remote else glob.glob(part), key=_by_number)
         if not found:
             raise UserError(f"{part}: no file matches")
         return found
     shards = list(expand_braces(part))
-    missing = [shard for shard in shards if not Path(shard).is_file()]
+    missing = [] if remote else [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         rest = f" ({len(missing)} of {len(shards)} shards are missing)" if len(shards) > 1 else ""
         raise UserError(f"{missing[0]}: no such file{rest}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -11,14 +12,18 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from tqdm import tqdm
 
+from mmcl.data.file_part import LocalFile, find_file
+from mmcl.data.remote import Copies, RemoteFile
 from mmcl.data.root import data_root
 from mmcl.data.shards.index import Shard, index_shard, open_shard, scan_shard
 from mmcl.data.shards.paths import find_shards
-from mmcl.data.source import Sample, Source, digest, required_path
+from mmcl.data.source import Sample, Source, digest, given_path
 from mmcl.errors import UserError
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+_QUERIES = 16
+"""Servers' files that are asked for at a time."""
 
 
 class WebDatasetSource(Source):
@@ -34,30 +39,39 @@ class WebDatasetSource(Source):
 
     Args:
         path: a .tar file, a folder of them, a glob, braces such as "data/{00000..00099}.tar", or several of these joined
-            by "::".
-        root: indices are kept in its subfolder "index".
+            by "::". URLs too (http, https, s3, gs, hf): their shards are copied when they are indexed, and parts of those whose
+            copies had to go are read by range.
+        root: indices are kept in its subfolder "index", copies of shards on servers in "remote".
         split: subfolder, of a folder that has several with shards.
         fields: of the .json that hold captions, texts or lists of texts; by default the .txt, and where there is none the
             field "caption" or another usual one.
+        cache_gb: room for the copies; the least recently used go.
 
     Raises:
         UserError: a shard is missing, there is no sample, or a label has no name.
     """
 
-    def __init__(self, path: str | None, root: str | None, *, split: str | None = None, fields: Sequence[str] | None = None):
-        if path is None:
-            required_path(path, "webdataset")
-        assert path is not None
+    def __init__(
+        self,
+        path: str | None,
+        root: str | None,
+        *,
+        split: str | None = None,
+        fields: Sequence[str] | None = None,
+        cache_gb: float = 100.0,
+    ):
+        path = given_path(path, "webdataset")
         self._fields = fields
-        paths = find_shards(path, split)
-        self.shards = open_shards(paths, data_root(root) / "index", fields)
+        copies = Copies.below(root, cache_gb)
+        with ThreadPoolExecutor(_QUERIES) as pool:
+            files = list(pool.map(lambda shard: find_file(shard, copies), find_shards(path, split)))
+        self.shards = open_shards(files, data_root(root) / "index", fields)
         self._starts = np.cumsum([0, *map(len, self.shards)])
         if len(self) == 0:
             reason = next((f": {shard.path} {shard.facts.broken}" for shard in self.shards if shard.facts.broken), "")
-            raise UserError(f"{path}: no picture or text in its {len(paths)} shards{reason}")
-        folder = Path(paths[0]).parent
-        self.class_names = self._names_of_classes(_side_file(folder, CLASS_NAMES))
-        templates = _side_file(folder, TEMPLATES)
+            raise UserError(f"{path}: no picture or text in its {len(files)} shards{reason}")
+        self.class_names = self._names_of_classes(_side_file(files[0], CLASS_NAMES))
+        templates = _side_file(files[0], TEMPLATES)
         if templates:
             self.templates = [line.replace("{c}", "{}") for line in templates]
 
@@ -99,7 +113,7 @@ class WebDatasetSource(Source):
 
     def broken_files(self) -> Iterator[str]:
         for shard in self.shards:
-            facts = scan_shard(shard.path, self._fields)[1]
+            facts = scan_shard(shard.file, self._fields)[1]
             if facts.broken:
                 yield f"{shard.path}: {facts.broken}"
             elif facts.fingerprint != shard.facts.fingerprint:
@@ -116,18 +130,18 @@ class WebDatasetSource(Source):
         return names
 
 
-def open_shards(paths: Sequence[str], cache: Path, fields: Sequence[str] | None) -> list[Shard]:
+def open_shards(files: Sequence[LocalFile | RemoteFile], cache: Path, fields: Sequence[str] | None) -> list[Shard]:
     """Shards by their indices; those without one are indexed now, one process at a time.
 
     What was indexed before an interruption is not done again.
     """
-    shards = {path: open_shard(path, cache, fields) for path in paths}
-    if None in shards.values():
+    shards = [open_shard(file, cache, fields) for file in files]
+    if None in shards:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / ".lock"):  # The others wait, and find what the first has done.
-            for path in tqdm(paths, desc="index", unit="shard", disable=None, leave=False):
-                shards[path] = shards[path] or open_shard(path, cache, fields) or index_shard(path, cache, fields)
-    return [shard for shard in shards.values() if shard is not None]
+            for number, file in enumerate(tqdm(files, desc="index", unit="shard", disable=None, leave=False)):
+                shards[number] = shards[number] or open_shard(file, cache, fields) or index_shard(file, cache, fields)
+    return [shard for shard in shards if shard is not None]
 
 
 def _counts(shard: Shard) -> tuple[int, int, int]:
@@ -136,9 +150,7 @@ def _counts(shard: Shard) -> tuple[int, int, int]:
     return int((shard.offset >= 0).sum()), int((captions > 0).sum()), len(shard) - shard.columns["problem"].null_count
 
 
-def _side_file(folder: Path, name: str) -> list[str] | None:
-    """Lines of a file in a folder or in the one above; None where it is in neither."""
-    for place in (folder, folder.parent):
-        if (place / name).is_file():
-            return [line.strip() for line in (place / name).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return None
+def _side_file(shard: LocalFile | RemoteFile, name: str) -> list[str] | None:
+    """Lines of a file in the folder of a shard or in the one above; None where it is in neither."""
+    place = shard.nearby(name)
+    return None if place is None else [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,198 @@
+"""Files on servers, by URL: parts of them by range, and whole ones as copies in a folder of bounded size.
+
+An object that has changed or is short is named, and nothing of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from mmcl.data.root import data_root
+from mmcl.data.servers import WEB_HEADERS, RefusedError, changed, filesystem, tried
+from mmcl.errors import UserError
+
+PIECE = 2**24
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified")
+"""What the services call the mark of an object's content, the best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """A folder of whole copies, of which the least recently used go.
+
+    Attributes:
+        folder: of the copies alone.
+        limit: bytes of all copies; the newest one is kept even if it is larger.
+    """
+
+    folder: Path
+    limit: int
+
+    @classmethod
+    def below(cls, root: str | None, gigabytes: float) -> Copies:
+        """The folder below the data root. Raises UserError when the limit is negative."""
+        if gigabytes < 0:
+            raise UserError(f"cache_gb is {gigabytes}: give 0 or more")
+        return cls(data_root(root) / "remote", int(gigabytes * 1e9))
+
+    def make_room(self, size: int) -> None:
+        """Deletes copies until another of `size` bytes fits."""
+        stats = {file: file.stat() for file in self.folder.iterdir() if file.name != ".lock"}
+        total = size + sum(stat.st_size for stat in stats.values())
+        for file, stat in sorted(stats.items(), key=lambda item: item[1].st_atime_ns):
+            if total <= self.limit:
+                return
+            file.unlink()
+            total -= stat.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file on a server, as it was when it was found.
+
+    Attributes:
+        path: its URL.
+        size: in bytes.
+        version: the server's mark of its content, such as an ETag or a time; "" where it gives none, and only the size tells
+            that the file has changed.
+        copies: where whole copies are kept.
+    """
+
+    path: str
+    size: int
+    version: str
+    copies: Copies = field(repr=False, compare=False)
+
+    @classmethod
+    def find(cls, url: str, copies: Copies) -> RemoteFile:
+        """The file at a URL. Raises UserError when there is none, or the server cannot be reached or states no size."""
+        info = tried(lambda: filesystem(urlsplit(url).scheme).info(url), url)
+        if info["type"] == "directory":
+            raise UserError(f'{url}: is a folder; name its files, as in "{url.rstrip("/")}/{{00000..00099}}.tar"')
+        if info["size"] is None:
+            raise UserError(f"{url}: the server states no size; download it")
+        version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+        return cls(url, int(info["size"]), version, copies)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Some bytes: of the copy where there is one, else by a request for this range.
+
+        A set that is larger than the room for copies would push out every copy before it is read again; so that copies are
+        made by `local` alone, and this reads what lies in none from the server.
+
+        Raises:
+            UserError: the server cannot be reached, the object has changed or is too short, or the server gives no ranges.
+        """
+        try:
+            descriptor = os.open(self._copy, os.O_RDONLY)
+        except FileNotFoundError:
+            return self._range(offset, size)
+        try:
+            _mark_used(descriptor)
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def local(self) -> Path:
+        """A whole copy, which is fetched unless it is there. Raises UserError as `read`, or when it cannot be written."""
+        copy = self._copy
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(copy.parent / ".lock"):  # Other processes wait, and find the copy.
+                if not copy.exists():
+                    self.copies.make_room(self.size)
+                    stage = copy.with_name(f"{copy.name}.tmp")
+                    self._fetch(stage)
+                    stage.replace(copy)
+                _mark_used(copy)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be copied to {copy.parent}: {error.strerror}") from None
+        return copy
+
+    def nearby(self, name: str) -> Path | None:
+        """A copy of another file in its folder, or in the one above; None where the server gives neither."""
+        folder = self.path.rpartition("/")[0]
+        for place in (folder, folder.rpartition("/")[0]):
+            if urlsplit(place).netloc:
+                try:
+                    return RemoteFile.find(f"{place}/{name}", self.copies).local()
+                except RefusedError:
+                    continue
+        return None
+
+    @property
+    def _copy(self) -> Path:
+        name = self.path.rpartition("/")[2][-100:]
+        return self.copies.folder / f"{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}-{name}"
+
+    def _fetch(self, target: Path) -> None:
+        """Piece by piece, so that a dropped connection costs one piece; at once where the server gives no ranges."""
+        try:
+            with target.open("wb") as file:
+                while (at := file.tell()) < self.size:
+                    file.write(self._range(at, min(PIECE, self.size - at)))
+        except _NoRangesError:
+            tried(lambda: self._fetch_at_once(target), self.path)
+
+    def _fetch_at_once(self, target: Path) -> None:
+        filesystem(urlsplit(self.path).scheme).get_file(self.path, str(target))
+        _check_length(target.stat().st_size, self.size)
+
+    def _range(self, offset: int, size: int) -> bytes:
+        return tried(lambda: self._request(offset, size), self.path)
+
+    def _request(self, offset: int, size: int) -> bytes:
+        scheme = urlsplit(self.path).scheme
+        files = filesystem(scheme)
+        content: bytes
+        if scheme in ("http", "https"):
+            with files.open(self.path, size=self.size, cache_type="none", headers=WEB_HEADERS | self._condition()) as file:
+                try:
+                    file.seek(offset)
+                    content = file.read(size)
+                except ValueError:  # What fsspec says of an answer with everything.
+                    raise _NoRangesError(
+                        f"{self.path}: the server gives no parts of files (HTTP ranges), and there is no whole copy in "
+                        f"{self.copies.folder}: raise `cache_gb` above the size of all files, or download them"
+                    ) from None
+        else:
+            _check_unchanged(self, os.getpid())
+            options = {"cache_type": "none"} if scheme == "hf" else {}  # Nothing is read ahead.
+            content = files.cat_file(self.path, start=offset, end=offset + size, **options)
+        _check_length(len(content), size)
+        return content
+
+    def _condition(self) -> dict[str, str]:
+        """The headers by which a server refuses to answer of another version."""
+        if self.version.startswith('"'):
+            return {"If-Match": self.version}
+        return {"If-Unmodified-Since": self.version} if self.version.endswith("GMT") else {}
+
+
+def _mark_used(copy: Path | int) -> None:
+    """The time of change stays: what was made of the copy belongs to it."""
+    os.utime(copy, ns=(time.time_ns(), os.stat(copy).st_mtime_ns))
+
+
+class _NoRangesError(UserError):
+    """A server sent everything when it was asked for a part."""
+
+
+@lru_cache(maxsize=2**16)
+def _check_unchanged(file: RemoteFile, process: int) -> None:
+    """For services that take no condition with a request: once in every process."""
+    if RemoteFile.find(file.path, file.copies) != file:
+        raise changed(file.path)
+
+
+def _check_length(length: int, expected: int) -> None:
+    if length != expected:
+        raise EOFError(f"the server sent {length} of {expected} bytes")

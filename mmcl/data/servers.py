@@ -1,0 +1,121 @@
+"""fsspec's way to servers, with what a training run needs besides: patience, and silence about secrets.
+
+A connection that drops is tried again. Nothing secret is printed or kept: credentials and endpoints come from where the library
+of each service looks for them (environment variables, ~/.aws, ~/.netrc, a login), never from a URL.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from mmcl.errors import UserError
+
+T = TypeVar("T")
+
+SCHEMES = ("http", "https", "s3", "gs", "hf")
+ATTEMPTS = 8
+PAUSE = 0.25
+"""Seconds before the second attempt; they double from one to the next, to half a minute in all."""
+WEB_HEADERS = {"Accept-Encoding": "identity"}
+"""Offsets are in the file itself, and not in a compressed form of it."""
+_REFUSALS = set(range(400, 500)) - {408, 425, 429}
+"""HTTP's answers that will not be others a moment later; the exceptions mean too slow, too early and too many."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL.
+
+    Raises:
+        UserError: it is one that is not read: of another scheme, a shell command, or one that may hold a secret.
+    """
+    if path.startswith("pipe:"):
+        raise UserError("a path that starts with pipe: is a shell command, which is never run; give the URL itself")
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return False
+    parts = urlsplit(path)
+    if parts.scheme not in SCHEMES:
+        raise UserError(f"a URL of scheme {parts.scheme}:// is not read; choose one of {', '.join(SCHEMES)}, or copy the files")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UserError(
+            f"a URL of {parts.hostname} has a user, a query (?) or a fragment (#): these may hold secrets, and paths are "
+            "written to configurations and logs; give the plain URL, and credentials by the environment or ~/.netrc"
+        )
+    return True
+
+
+def find_matches(pattern: str) -> list[str]:
+    """The URLs that match a pattern with *; there may be none. Raises UserError for a server that does not list its files."""
+    scheme = urlsplit(pattern).scheme
+    if scheme in ("http", "https"):
+        raise UserError(f'{pattern}: a web server lists no files; name them, as in "{{00000..00099}}.tar"')
+    return [f"{scheme}://{name}" for name in tried(lambda: filesystem(scheme).glob(pattern), pattern)]
+
+
+class RefusedError(UserError):
+    """A server has no such file, or does not give it; to try again is of no use."""
+
+
+def changed(url: str) -> UserError:
+    return UserError(f"{url}: has changed since it was indexed; start again")
+
+
+def filesystem(scheme: str) -> Any:
+    """fsspec's object for a scheme; it keeps one per thread and process."""
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, use_listings_cache=False, **_web_options() if scheme in ("http", "https") else {})
+    except ImportError as error:
+        package = "gcsfs" if scheme == "gs" else '"mmcl[remote]"'
+        raise UserError(f"{scheme}:// cannot be read without another package: pip install {package}") from error
+
+
+@lru_cache(maxsize=1)
+def _web_options() -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
+    # Without a limit for the whole answer, as files are large; `trust_env` is for proxies and ~/.netrc.
+    client = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
+    return {"client_kwargs": client, "headers": WEB_HEADERS}
+
+
+def tried(call: Callable[[], T], url: str) -> T:
+    """The result of a call to a server; what may pass is tried again.
+
+    Raises:
+        RefusedError: the server has no such file, or does not give it.
+        UserError: it has changed, or every attempt failed. Without the words of the libraries, which may hold signed URLs.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:  # aiohttp, botocore, huggingface_hub, ...: each has kinds of its own.
+            # fsspec's HTTP turns every failure of `info` into a missing file, and names the true one as its cause.
+            cause = (url.startswith("http") and error.__cause__) or error
+            status = getattr(cause, "status", None)
+            if status == 412:
+                raise changed(url) from None
+            message = f"{url}: cannot be read: {_reason(cause, status)}"
+            if isinstance(cause, FileNotFoundError | PermissionError) or status in _REFUSALS:
+                raise RefusedError(message) from None
+            if attempt == ATTEMPTS - 1:
+                raise UserError(message) from None
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _reason(error: BaseException, status: int | None) -> str:
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return "no such file"
+    if isinstance(error, EOFError):
+        return str(error)
+    if status:
+        return f"the server answers {status}"
+    return getattr(error, "strerror", None) or f"the connection failed ({type(error).__name__})"

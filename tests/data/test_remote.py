@@ -1,0 +1,230 @@
+"""Files on servers: the same samples as of local ones, whatever the connection does; faults are named, secrets are not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from mmcl.data import remote, servers
+from mmcl.data.decode import decode
+from mmcl.data.file_part import FilePart
+from mmcl.data.open import guess_source, open_source
+from mmcl.data.remote import Copies, RemoteFile
+from mmcl.data.servers import is_url
+from mmcl.errors import UserError
+from tests.data.servers import serve
+from tests.data.tars import pairs, write_tar
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(servers, "PAUSE", 0.001)
+    (tmp_path / "served").mkdir()
+    with serve(tmp_path / "served") as running:
+        yield running
+
+
+@pytest.fixture
+def copies(tmp_path):
+    return Copies(tmp_path / "remote", 10**6)
+
+
+def content(size: int = 1000) -> bytes:
+    return bytes(number * 7 % 251 for number in range(size))
+
+
+def write(server, name: str, data: bytes) -> str:
+    (server.folder / name).write_bytes(data)
+    return f"{server.url}/{name}"
+
+
+class TestUrls:
+    def test_paths_are_none(self):
+        for path in ("a.tar", "/data/{0..9}.tar", "a:b.csv", "a/b://c.csv"):
+            assert not is_url(path)
+        for scheme in ("http", "https", "s3", "gs", "hf"):
+            assert is_url(f"{scheme}://place/a.tar")
+        assert is_url("hf://datasets/someone/something@main/a.tar"), "a revision is no user"
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("pipe:cat secret.tar", "pipe: is a shell command"),
+            ("file:///etc/a.tar", "scheme file:// is not read; choose one of http"),
+            ("ftp://host/a.tar", "scheme ftp://"),
+            ("https://user:secret@host/a.tar", "a URL of host has a user"),
+            ("s3://key:secret@bucket/a.tar", "a URL of bucket has a user"),
+            ("https://host/a.tar?X-Amz-Signature=secret", "a URL of host has a user, a query"),
+            ("https://host/a.tar#secret", "fragment"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["auto", "webdataset", "table"])
+    def test_what_is_not_read(self, name, path, message, tmp_path):
+        with pytest.raises(UserError, match=message) as error:
+            open_source(name, path, str(tmp_path))
+        assert "secret" not in str(error.value).replace("secrets", "")
+
+    def test_the_source_is_guessed_by_the_suffix(self):
+        assert guess_source("s3://bucket/{0..9}.tar") == "webdataset"
+        assert guess_source("https://host/pairs.parquet") == "table"
+        with pytest.raises(UserError, match="is no table and no shard"):
+            guess_source("https://host/pictures/")
+
+
+class TestFiles:
+    def test_parts_are_asked_for_by_range(self, server, copies):
+        file = RemoteFile.find(write(server, "a", content()), copies)
+        assert FilePart(file, 10, 20).read() == content()[10:30]
+        assert FilePart(file, 0, 1000).read() == content()
+        assert server.requests() == [("/a", "bytes=10-29"), ("/a", "bytes=0-999")]
+        assert not copies.folder.exists()
+
+    def test_a_whole_copy_is_made_once_and_read_from_then_on(self, server, copies, monkeypatch):
+        monkeypatch.setattr(remote, "PIECE", 300)
+        file = RemoteFile.find(write(server, "a.tar", content()), copies)
+        assert file.local().read_bytes() == content()
+        assert [wanted for _, wanted in server.requests()] == [f"bytes={a}-{min(a + 299, 999)}" for a in (0, 300, 600, 900)]
+        assert file.local().name.endswith("-a.tar")
+        assert file.read(5, 5) == content()[5:10]
+        assert len(server.requests()) == 4
+
+    def test_dropped_connections_lose_nothing_and_double_nothing(self, server, copies, monkeypatch):
+        monkeypatch.setattr(remote, "PIECE", 300)
+        file = RemoteFile.find(write(server, "a", content()), copies)
+        server.drop = 3
+        assert file.read(100, 500) == content()[100:600]
+        server.drop, server.refuse = 2, 2
+        assert file.local().read_bytes() == content()
+
+    def test_patience_ends(self, server, copies):
+        file = RemoteFile.find(write(server, "a", content()), copies)
+        server.drop = 1000
+        with pytest.raises(UserError, match=r"/a: cannot be read: the connection failed \(ContentLengthError\)"):
+            file.read(0, 10)
+        assert len(server.requests()) == servers.ATTEMPTS
+        server.drop, server.refuse = 0, 1000
+        for call in (lambda: file.read(0, 10), lambda: RemoteFile.find(file.path, copies), file.local):
+            with pytest.raises(UserError, match=r"/a: cannot be read: the server answers 503"):
+                call()
+
+    def test_a_file_that_is_not_there_is_not_asked_for_again(self, server, copies):
+        with pytest.raises(UserError, match="/nowhere: cannot be read: no such file"):
+            RemoteFile.find(f"{server.url}/nowhere", copies)
+        assert len(server.log) == 2, "fsspec asks by HEAD and by GET"
+
+    @pytest.mark.parametrize("etags", [True, False])
+    def test_a_changed_file_is_named(self, etags, server, copies):
+        server.etags = etags
+        url = write(server, "a", content())
+        file = RemoteFile.find(url, copies)
+        again = time.time() + 10
+        write(server, "a", content()[::-1])
+        os.utime(server.folder / "a", (again, again))
+        assert RemoteFile.find(url, copies) != file
+        for call in (lambda: file.read(0, 10), file.local):
+            with pytest.raises(UserError, match="has changed since it was indexed; start again"):
+                call()
+        assert list(copies.folder.glob("*-a")) == []
+
+    def test_a_short_file_is_named(self, server, copies):
+        server.etags = False
+        url = write(server, "a", content())
+        file = RemoteFile.find(url, copies)
+        write(server, "a", content(400))
+        with pytest.raises(UserError, match="the server sent 100 of 200 bytes"):
+            file.read(300, 200)
+        with pytest.raises(UserError, match="the server sent 0 of 200 bytes"):
+            file.read(500, 200)
+
+    def test_without_ranges_a_file_is_copied_at_once(self, server, copies, monkeypatch):
+        monkeypatch.setattr(remote, "PIECE", 300)
+        server.ranges = False
+        file = RemoteFile.find(write(server, "a", content()), copies)
+        with pytest.raises(UserError, match=r"the server gives no parts of files .*raise `cache_gb`"):
+            file.read(10, 20)
+        server.drop = 3
+        assert file.local().read_bytes() == content()
+        assert file.read(10, 20) == content()[10:30]
+
+    def test_the_least_recently_used_copies_go(self, server, tmp_path):
+        copies = Copies(tmp_path / "remote", 2500)
+        a, b, c = (RemoteFile.find(write(server, name, content()), copies) for name in "abc")
+        for file in (a, b):
+            file.local()
+        time.sleep(0.02)
+        a.read(0, 1)
+        c.local()
+        assert sorted(file.name[-2:] for file in copies.folder.glob("*-?")) == ["-a", "-c"]
+        assert b.read(3, 4) == content()[3:7], "by range"
+        small = Copies(tmp_path / "remote", 10)
+        assert RemoteFile.find(a.path, small).local().read_bytes() == content(), "the newest is kept"
+        RemoteFile.find(b.path, small).local()
+        assert [file.name[-2:] for file in copies.folder.glob("*-?")] == ["-b"]
+
+    def test_a_forked_process_reads_too(self, server, copies):
+        file = RemoteFile.find(write(server, "a", content()), copies)
+        assert file.read(0, 4) == content()[:4]
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.starmap(file.read, [(start, 5) for start in range(0, 100, 5)], 1) == [
+                content()[start : start + 5] for start in range(0, 100, 5)
+            ]
+
+
+class TestSources:
+    def test_shards_are_what_they_are_on_the_disk(self, server, tmp_path):
+        for number in range(3):
+            members = {**pairs(4 * number, 4 * number + 4), f"{4 * number:04}.cls": b"1"}
+            write_tar(server.folder / "test" / f"{number}.tar", members)
+        (server.folder / "classnames.txt").write_text("cat\ndog\n")
+        local = open_source("auto", str(server.folder / "test"), str(tmp_path / "local"))
+        for cache_gb in (1, 0):  # All copies stay, and none.
+            args = {"cache_gb": cache_gb}
+            source = open_source("auto", f"{server.url}/test/{{0..2}}.tar", str(tmp_path / f"root {cache_gb}"), args)
+            server.log.clear()
+            server.drop = 2
+            pictures = [decode(source[index].image).getpixel((0, 0)) for index in range(12)]
+            assert pictures == list(range(12))
+            assert len(server.requests()) == (0 if cache_gb else 12 + 2)
+            server.drop = 0
+            assert [source[index].captions for index in range(12)] == [local[index].captions for index in range(12)]
+            assert (source.fingerprint, source.class_names) == (local.fingerprint, local.class_names)
+            assert source[5].name == f"{server.url}/test/1.tar, 0005"
+
+    def test_an_index_lasts_until_the_shard_changes(self, server, tmp_path):
+        write_tar(server.folder / "a.tar", pairs(0, 4))
+        given = ("webdataset", f"{server.url}/a.tar", str(tmp_path / "root"))
+        first = open_source(*given)
+        server.log.clear()
+        assert open_source(*given)[3] == first[3]
+        assert server.requests("GET") == [("/classnames.txt", None), ("/zeroshot_classification_templates.txt", None)]
+        write_tar(server.folder / "a.tar", pairs(0, 5))
+        assert len(open_source(*given)) == 5
+
+    def test_a_missing_shard(self, server, tmp_path):
+        write_tar(server.folder / "0.tar", pairs(0, 1))
+        with pytest.raises(UserError, match=r"/1\.tar: cannot be read: no such file"):
+            open_source("webdataset", f"{server.url}/{{0..2}}.tar", str(tmp_path))
+        with pytest.raises(UserError, match="a web server lists no files"):
+            open_source("webdataset", f"{server.url}/*.tar", str(tmp_path))
+
+    def test_tables(self, server, tmp_path):
+        url = write(server, "pairs.csv", b"image,caption,label\na.png,one,x\nb.png,two,y\n")
+        with pytest.raises(UserError, match="names its pictures by path; set `image_root`"):
+            open_source("auto", url, str(tmp_path))
+        source = open_source("auto", url, str(tmp_path), {"image_root": "/pictures"})
+        assert source[1].image == "/pictures/b.png"
+        assert source.fingerprint == open_source("table", url, str(tmp_path), {"image_root": "/pictures"}).fingerprint
+        assert server.requests("GET") == [("/pairs.csv", "bytes=0-43")]
+        with pytest.raises(UserError, match=rf"{server.url}/pairs.csv: no column 'text'"):
+            open_source("table", url, str(tmp_path), {"caption_column": "text"})
+
+
+def test_the_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
+    with pytest.raises(UserError, match=r'http:// cannot be read without another package: pip install "mmcl\[remote\]"'):
+        open_source("table", "http://127.0.0.1:9/a.csv", str(tmp_path))
