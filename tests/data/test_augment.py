@@ -86,6 +86,12 @@ def test_a_picture_does_not_depend_on_its_batch(name):
         assert torch.equal(run(one, images, rows), whole[rows]), "bit for bit"
 
 
+def test_large_pictures_are_done_in_parts():
+    images, one = pictures(5, 3, 200, 200), policy("colour_jitter", "affine")
+    whole = run(one, images, list(range(5)))
+    assert all(torch.equal(run(one, images, [row])[0], whole[row]) for row in range(5))
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_draws_differ_by_seed_epoch_sample_and_view(name):
     same = pictures(1).expand(64, -1, -1, -1)

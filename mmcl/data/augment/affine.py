@@ -75,11 +75,11 @@ class Affine(Augmentation):
         y = torch.linspace(-1 + 1 / height, 1 - 1 / height, height, dtype=torch.float64, device=draw_B5.device)
         from_x = (x - 2 * shift_x[:, None]) * width
         from_y = (y - 2 * shift_y[:, None]) * height
-        axes = [
-            (along_x[:, None] * from_x / side).float()[:, None, :] + (along_y[:, None] * from_y / side).float()[:, :, None]
-            for (along_x, along_y), side in zip(rows, (width, height), strict=True)
-        ]
-        return torch.stack(axes, dim=-1)
+        grid_BHW2 = torch.empty(len(draw_B5), height, width, 2, device=draw_B5.device)
+        for axis, ((along_x, along_y), side) in enumerate(zip(rows, (width, height), strict=True)):
+            by_x, by_y = (along_x[:, None] * from_x / side).float(), (along_y[:, None] * from_y / side).float()
+            torch.add(by_x[:, None, :], by_y[:, :, None], out=grid_BHW2[..., axis])
+        return grid_BHW2
 
     def _displacement(self, draw_BK: Tensor, height: int, width: int) -> Tensor:
         points = self.elastic_grid

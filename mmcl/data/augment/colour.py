@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,8 @@ class Solarise(Augmentation):
         return 0
 
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
-        return torch.where(image_BCHW >= self.threshold, 1 - image_BCHW, image_BCHW)
+        # |1 - x| or |0 - x|: `where` takes ten times as long.
+        return _as_number(torch.ge, image_BCHW, self.threshold).sub_(image_BCHW).abs_()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +116,24 @@ def turn_hue(image_B3HW: Tensor, turn_B: Tensor) -> Tensor:
     red, green, blue = image_B3HW.unbind(1)
     value, low = image_B3HW.amax(1), image_B3HW.amin(1)
     chroma = value - low
-    safe = torch.where(chroma > 0, chroma, 1)
-    # Position on the hexagon of hues, 0 to 6: red 0, green 2, blue 4.
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = hue + 6 * turn_B.float()[:, None, None]
-    # Channel n of the inverse is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6, n = 5, 3, 1.
-    channels = []
-    for n in (5, 3, 1):
-        k = torch.remainder(n + hue, 6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, dim=1)
+    # Position on the hexagon of hues, 0 to 6: red 0, green 2, blue 4. By masks of 0 and 1: `where` takes ten times as long.
+    is_red = _as_number(torch.eq, value, red)
+    is_green = _as_number(torch.eq, value, green).mul_(1 - is_red)
+    is_blue = 1 - is_red - is_green
+    offset = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    hue = offset.div_(chroma + _as_number(torch.eq, chroma, 0)) + 2 * is_green + 4 * is_blue
+    hue += 6 * turn_B.float()[:, None, None]
+    hue -= 6 * torch.floor(hue / 6)
+    turned = torch.empty_like(image_B3HW)
+    torch.sub((hue - 3).abs_(), 1, out=turned[:, 0])
+    torch.sub(2, (hue - 2).abs_(), out=turned[:, 1])
+    torch.sub(2, (hue - 4).abs_(), out=turned[:, 2])
+    return turned.clamp_(0, 1).mul_(chroma[:, None]).add_(low[:, None])
+
+
+def _as_number(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float) -> Tensor:
+    """1.0 where a comparison holds, else 0.0."""
+    return compare(a, b, out=torch.empty_like(a))
 
 
 def _grey(image_BCHW: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from mmcl.data.streams import Stream
 from mmcl.errors import UserError
 from mmcl.rng import uniform
 
+_CHUNK = 2**18
+"""Numbers that are augmented at a time: few enough to stay in the processor's cache from operation to operation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(ABC):
@@ -83,6 +86,11 @@ class Policy:
         Returns:
             float32 [B, C, H, W] in [0, 1].
         """
+        size = max(1, _CHUNK // image_BCHW[0].numel())
+        chunks = [slice(at, at + size) for at in range(0, len(image_BCHW), size)]
+        return torch.cat([self._augment(image_BCHW[rows], seed, epoch[rows], index[rows], view) for rows in chunks])
+
+    def _augment(self, image_BCHW: Tensor, seed: int, epoch: np.ndarray, index: np.ndarray, view: int) -> Tensor:
         for number, operation in enumerate(self.operations):
             keys = np.arange(1 + operation.draws)
             draw_BK = uniform(seed, Stream.AUGMENT, epoch[:, None], index[:, None], view, number, keys)
