@@ -9,15 +9,17 @@ import numpy as np
 
 from mmcl.data.source import Sample, Source, digest
 from mmcl.data.streams import Stream
-from mmcl.data.subset import group_of
+from mmcl.data.subset import text_group
 from mmcl.rng import hash_integers
 
 
 class Mixture(Source):
     """The samples of all parts, in the order of the parts; `MixedOrder` decides how often each part is shown.
 
-    Ids of different parts are different, except where both go by captions: equal captions are positives across parts. If any
-    part has ids of its own, those of the others are of their first captions. Classes of the same name are the same class.
+    Equal captions are positives across parts, as within one. Where a part has ids of its own, an id that says no more than the
+    caption does (all of its rows have one first caption, and no other row of the part has it) stands for that caption, and
+    meets it in the other parts; other ids are different in different parts. If any part has ids, the others go by their first
+    captions. Classes of the same name are the same class.
 
     Args:
         parts: name -> source; at least one.
@@ -90,7 +92,12 @@ class Mixture(Source):
 
 
 def _ids(part: int, source: Source) -> np.ndarray:
-    """Ids that no other part has, or the hashes of captions where the source has none."""
-    if source.ids is not None:
-        return (hash_integers(Stream.PART, part, source.ids) >> np.uint64(1)).astype(np.int64)
-    return np.array([group_of(source, index) for index in range(len(source))], np.int64)
+    """The hashes of first captions, or ids that no other part has where the source's own say more than the captions."""
+    captions_N = np.array([text_group(source[index]) for index in range(len(source))], np.int64)
+    if source.ids is None:
+        return captions_N
+    own_N = (hash_integers(Stream.PART, part, source.ids) >> np.uint64(1)).astype(np.int64)
+    id_N, caption_N = (np.unique(values, return_inverse=True)[1] for values in (source.ids, captions_N))
+    id_P, caption_P = np.unique(np.stack([id_N, caption_N]), axis=1)  # the pairs that occur
+    is_caption_N = (np.bincount(id_P)[id_N] == 1) & (np.bincount(caption_P)[caption_N] == 1)
+    return np.where(is_caption_N, captions_N, own_N)

@@ -109,9 +109,11 @@ def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class:
 
 
 def group_of(source: Source, index: int) -> int:
-    """What a row belongs to: its id, else a hash of its first caption, else of its name."""
-    if source.ids is not None:
-        return int(source.ids[index])
-    sample = source[index]
+    """What a row belongs to: its id, else its `text_group`."""
+    return text_group(source[index]) if source.ids is None else int(source.ids[index])
+
+
+def text_group(sample: Sample) -> int:
+    """A hash of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1."""
     key = sample.captions[0] if sample.captions else sample.name
     return int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=8).digest(), "little") >> 1

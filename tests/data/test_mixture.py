@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmcl.data.label_captions import LabelCaptions
 from mmcl.data.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.mixture import Mixture
 from mmcl.data.open import open_source
@@ -113,14 +114,45 @@ class TestSamples:
         assert source.labels.tolist() == [0, 1, 2, 0, -1]
         assert [source[i].label for i in range(5)] == [0, 1, 2, 0, None]
 
-    def test_ids_of_parts_never_meet(self):
-        source = Mixture({"a": Toy(4, ids=np.array([0, 0, 1, 2])), "b": Toy(4, ids=np.array([0, 1, 1, 2])), "c": Toy(4)})
+    def test_ids_of_parts_never_meet_where_they_say_more_than_captions(self):
+        ids = np.array([0, 0, 1, 2])
+        source = Mixture({"a": Toy(4, ids=ids), "b": Toy(4, ids=ids), "c": Toy(4, captions={3: ("caption 2",)})})
+        a, b, c = source.ids.reshape(3, 4).tolist()
         assert source.ids.dtype == np.int64
         assert (source.ids >= 0).all()
-        assert len(set(source.ids.tolist())) == 3 + 3 + 4
-        assert source.ids[0] == source.ids[1] != source.ids[2]
+        assert a[0] == a[1] != b[0] == b[1], "two captions of one id"
+        assert not {a[0], b[0]} & {*c, a[2], a[3]}
+        assert a[2:] == b[2:] == [c[2], a[3]], "an id of one caption alone is that caption"
+        assert c[2] == c[3] != a[3]
+
+    def test_an_id_is_no_caption_that_several_ids_share(self):
+        shared = dict.fromkeys(range(3), ("the same",))
+        source = Mixture({"a": Toy(3, captions=shared, ids=np.array([5, 5, 6])), "b": Toy(3, captions=shared)})
+        ids = source.ids.tolist()
+        assert ids[0] == ids[1]
+        assert len({ids[0], ids[2], ids[3]}) == 3, (
+            "its own part says that 5 and 6 are different, and the others do not know which"
+        )
+        assert len(set(ids[3:])) == 1
+
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
+    def test_ids_within_a_part_stay_what_they_were(self, rows):
+        captions, ids = {n: (f"c{c}",) for n, (_, c) in enumerate(rows)}, np.array([i for i, _ in rows])
+        found = Mixture({"a": Toy(len(rows), captions=captions, ids=ids), "b": Toy(2)}).ids[: len(rows)]
+        assert ((found[:, None] == found) == (ids[:, None] == ids)).all()
+
+    def test_without_ids_captions_alone_decide(self):
         again = Mixture({"c": Toy(4), "d": Toy(4), "a": Toy(4, ids=np.arange(4))})
-        assert again.ids[:4].tolist() == again.ids[4:8].tolist() == source.ids[8:].tolist(), "equal captions stay positives"
+        assert again.ids[:4].tolist() == again.ids[4:8].tolist() == again.ids[8:].tolist()
+
+    def test_classes_of_several_parts_meet_by_their_sentences(self):
+        parts = {}
+        for part, labels in (("a", [0, 1, 0]), ("b", [1, 1])):
+            source = Toy(len(labels), labels=labels)
+            source.class_names = ["cat", "dog"]
+            parts[part] = LabelCaptions(source, ["a {}.", "the {}."])
+        ids = Mixture(parts).ids.tolist()
+        assert ids[0] == ids[2] != ids[1] == ids[3] == ids[4]
 
     def test_bad_samples_are_replaced_from_their_own_part(self):
         source = Mixture({"one": Toy(40, bad_pictures=tuple(range(30))), "other": Toy(40)})
