@@ -106,6 +106,9 @@ class DataConfig:
     """Several training data sets by names of your own, in place of `train`, each with a weight or a number of epochs."""
     templates: tuple[str, ...] | None = None
     """Sentences with one "{}" each, such as "a photo of a {}.": captions for labelled training data that have none."""
+    caption_weights: tuple[float, ...] | None = None
+    """How often each of a sample's captions is shown, in their order and relative to its others: [3, 1] shows the first three
+    times as often as the second. Null shows all equally often."""
     holdout: float = 0.0
     """Share of the training data that is set aside for the evaluators that name no data of their own."""
     labels: float | None = None
@@ -282,6 +285,9 @@ class Config:
         _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
         _require(data.max_bad_consecutive >= 0, "data.max_bad_consecutive", data.max_bad_consecutive, "give 0 or more")
         _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
+        weights = data.caption_weights
+        fine = weights is None or (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0)
+        _require(fine, "data.caption_weights", weights, "give numbers from 0 on, one of them above 0")
         samples = data.samples_per_class
         _require(samples is None or samples >= 1, "data.samples_per_class", samples, "give null or a whole number above 0")
         self._check_mix()

@@ -22,13 +22,15 @@ class Tokens:
     Attributes:
         ids: int64 [B, L].
         mask: bool [B, L], true where there is a token; never all false in a row.
+        truncated: how many of the texts were cut to the context length; 0 for some rows of others, which do not know it.
     """
 
     ids: Tensor
     mask: Tensor
+    truncated: int = 0
 
     def to(self, device: device | str) -> Tokens:
-        return Tokens(self.ids.to(device), self.mask.to(device))
+        return Tokens(self.ids.to(device), self.mask.to(device), self.truncated)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -52,6 +52,9 @@ class Subset(Source):
     def caption(self, index: int, draw: float) -> str:
         return self.source.caption(int(self.indices[index]), draw)
 
+    def view_text(self, view: str, index: int, draw: float) -> str:
+        return self.source.view_text(view, int(self.indices[index]), draw)
+
 
 def split_source(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
     """Splits a source at random into (rest, held out).

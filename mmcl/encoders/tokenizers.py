@@ -79,12 +79,14 @@ class Tokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
         """Tokenises one text or several: `Tokens` of shape [B, L], L the longest of them. Raises UserError on a non-string."""
-        rows = [encoding.ids or [self.pad_id] for encoding in self._encode(texts)]
+        encodings = self._encode(texts)
+        rows = [encoding.ids or [self.pad_id] for encoding in encodings]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         mask = np.arange(max(lengths, default=1)) < lengths[:, None]
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = [token for row in rows for token in row]
-        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask))
+        truncated = sum(bool(encoding.overflowing) for encoding in encodings)
+        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated)
 
     def lengths(self, texts: str | Sequence[str]) -> np.ndarray:
         """Tokens of each text before truncation, int64 [B]; what exceeds `context_length` is cut off by a call."""

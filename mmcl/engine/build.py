@@ -24,6 +24,7 @@ from mmcl.data.order import BatchOrder, Order
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset, label_subset, split_source
 from mmcl.data.views import ImageView, build_image_views
+from mmcl.data.weighted_captions import WeightedCaptions
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.engine.towers import build_towers
 from mmcl.errors import UserError
@@ -87,6 +88,8 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     sources = {where: build_source(part, config.data.root, where) for where, part in _training_parts(config).items()}
     if config.data.templates is not None:
         sources = _captioned(sources, config.data.templates)
+    if config.data.caption_weights is not None:
+        sources = {where: WeightedCaptions(source, config.data.caption_weights) for where, source in sources.items()}
     split: dict[str, Source] = {}
     if config.data.holdout > 0:
         for where, source in sources.items():
@@ -143,12 +146,15 @@ def _rows_of_a_round(config: Config, source: Mixture) -> dict[str, int]:
     return rows_of_a_round(source.sizes, weights=weights or None, epochs=epochs)
 
 
-def check_labels(config: Config, method: Method, source: Source) -> None:
-    """Refuses, before the first step, data without the labels by which a method finds its positives.
+def check_data(config: Config, method: Method, source: Source) -> None:
+    """Refuses, before the first step, data without the labels by which a method finds its positives, and weights of captions
+    that no view shows.
 
     Raises:
         UserError: names the method.
     """
+    if config.data.caption_weights is not None and "text" not in method.views.values():
+        raise UserError(f"data.caption_weights has no use: method {config.method.name} shows no captions; remove it")
     if method.positives == "labels":
         classes = int(required_labels(source, f"method {config.method.name}").max()) + 1
         if method.classes is not None and classes > method.classes:

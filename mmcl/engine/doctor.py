@@ -19,7 +19,7 @@ from mmcl.engine.build import (
     build_order,
     build_training_data,
     check_components,
-    check_labels,
+    check_data,
     image_views,
     run_facts,
 )
@@ -103,7 +103,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     source, _ = build_training_data(config)
     asked, config = config, fit_batch(config, len(source), processes)
     method = build_method(config)
-    check_labels(config, method, source)
+    check_data(config, method, source)
     image_views(config, method)
     batch = config.train.batch_size
     order = build_order(config, source)

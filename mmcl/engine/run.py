@@ -20,7 +20,7 @@ from mmcl.engine.build import (
     build_order,
     build_training_data,
     check_components,
-    check_labels,
+    check_data,
     image_views,
     run_facts,
 )
@@ -80,7 +80,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
-    check_labels(config, method, source)
+    check_data(config, method, source)
     order = build_order(config, source)
     facts = run_facts(config, order)
     total_steps = facts.total_steps

@@ -39,7 +39,7 @@ from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
-from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Views
+from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -169,11 +169,13 @@ class Trainer:
         kept = BuffersKept(self.method) if self.config.train.on_nonfinite == "skip" else None
         embeddings, shares = self._backward(step, batch)
         shares["gradient_norm"] = self._clip() / self.accelerator.num_processes
+        texts = [view for view in batch.views.values() if isinstance(view, Tokens)]
         metrics, wishes = self._sum_over_processes(
             shares,
             stop=self.stop.received,
             save=self._save_is_due(),
             bad=len(batch.bad_samples),
+            truncated=sum(text.truncated for text in texts),
             unwritten=self.writer.failure is not None,
         )
         self._stop_unwritten(wishes["unwritten"] > 0)
@@ -191,7 +193,8 @@ class Trainer:
         scale = self.method.logit_scale
         temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
         shown = {f"shown/{name}": rows for name, rows in self.order.shown(step).items()}
-        return {**metrics, **temperature, "lr": rate, **shown, **health}, wishes
+        truncated = {"truncated_texts": int(wishes["truncated"])} if texts else {}
+        return {**metrics, **temperature, "lr": rate, **truncated, **shown, **health}, wishes
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""

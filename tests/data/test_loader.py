@@ -170,6 +170,15 @@ class TestIds:
         batch = batches(Toy(ids=ids))[0]
         assert batch.ids.tolist() == ids[batch.index].tolist()
 
+    def test_all_captions_of_a_picture_are_its_positives(self):
+        ids = np.arange(40) // 5
+        source = Toy(ids=ids, captions={n: (f"one of {n // 5}", f"two of {n // 5}", f"three of {n // 5}") for n in range(40)})
+        batch = batches(source, 40)[0]
+        for number in range(8):
+            own = batch.ids == number
+            assert own.tolist() == (ids[batch.index] == number).tolist()
+            assert len({text for text, is_own in zip(texts(batch.views["text"]), own, strict=True) if is_own}) > 1
+
     def test_without_texts_every_sample_is_its_own_class(self):
         batch = batches(Toy(ids=np.zeros(40, np.int64)), views=TWO)[0]
         assert torch.equal(batch.ids, batch.index)

@@ -77,6 +77,7 @@ def test_truncation_keeps_the_end_token_and_is_counted() -> None:
     assert ids.shape == (2, 5)
     assert ids[1].tolist() == [*CLIP(texts[1]).ids[0, :4].tolist(), CLIP.end_id]
     assert short.lengths(texts).tolist() == CLIP.lengths(texts).tolist() == [3, 8]
+    assert (short(texts).truncated, CLIP(texts).truncated, short([]).truncated) == (1, 0, 0)
     assert (short.lengths("word " * 300) == 302).all()
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mmcl.config import Config, load_config
-from mmcl.engine.build import build_training_data
+from mmcl.engine.build import build_order, build_training_data, check_data
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from tests.data.tars import write_tar
 from tests.engine.test_run import same_tensors
 from tests.engine.tiny import YAML, make_folder
+from tests.methods.toy import toy_method
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,36 @@ def test_templates_without_use(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "plain" / picture.name).write_bytes(picture.read_bytes())
     with pytest.raises(UserError, match=r"data\.templates needs labels"):
         train(configuration(tmp_path, "a", f"train: {{path: {tmp_path}/plain}}, templates: {TEMPLATES}"))
+
+
+def test_captions_by_weight(folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": str(picture), "captions": [f"{word} {picture.stem}" for word in ("a", "no", "the")]}
+        for picture in sorted(folder.glob("*.png"))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = f"train: {{path: {tmp_path}/pairs.jsonl}}, caption_weights: [1, 0, 3], holdout: 0.3"
+    for source in build_training_data(configuration(tmp_path, "weighted", data)):
+        assert source is not None
+        assert [source.caption(0, draw / 100).split()[0] for draw in range(100)] == ["a"] * 25 + ["the"] * 75
+    train(configuration(tmp_path, "weighted", data))
+    with pytest.raises(UserError, match=r"data\.caption_weights is .*: give numbers from 0 on"):
+        configuration(tmp_path, "a", data.replace("[1, 0, 3]", "[1, -1]"))
+    with pytest.raises(UserError, match=r"data\.caption_weights has no use: method clip shows no captions"):
+        check_data(configuration(tmp_path, "a", data), toy_method("simclr"), source)
+
+
+def test_truncated_texts_are_counted(folder: Path, tmp_path: Path) -> None:
+    pictures = sorted(folder.glob("*.png"))
+    words = [("word " * 100 if number % 3 == 0 else f"picture {number}") for number in range(len(pictures))]
+    rows = [{"image": str(picture), "caption": text} for picture, text in zip(pictures, words, strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = configuration(tmp_path, "cut", f"train: {{path: {tmp_path}/pairs.jsonl}}", "--train.log_every", "1")
+    train(config)
+    source, _ = build_training_data(config)
+    order = build_order(config, source)
+    for row in read_log(tmp_path / "cut" / "metrics.jsonl"):
+        assert row["truncated_texts"] == (order.rows(row["step"] - 1)[1] % 3 == 0).sum()
 
 
 def test_broken_shards_are_said_at_the_start(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

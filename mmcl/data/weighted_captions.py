@@ -1,0 +1,74 @@
+"""Captions that are shown more often than others, such as those of people more often than those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mmcl.data.source import Sample, Source, digest
+from mmcl.errors import UserError
+
+_INSIDE = 1e-9
+"""Keeps a draw off the edges between captions, where rounding could choose the neighbour."""
+
+
+class WeightedCaptions(Source):
+    """A source whose captions are drawn by weights: the first caption of every sample has the first weight, and so on.
+
+    A sample with fewer captions draws among those that it has; one with more, or with none of a weight above 0, is a bad
+    sample. What else a source does with a draw, such as going on with keywords, it still does.
+
+    Args:
+        source: with captions.
+        weights: at least one, none negative, not all 0.
+    """
+
+    def __init__(self, source: Source, weights: Sequence[float]):
+        self.source, self.weights = source, tuple(weights)
+        self.class_names, self.templates = source.class_names, source.templates
+        self.ids, self.scores = source.ids, source.scores
+        self._ends = np.cumsum(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self.source.labels
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.source.fingerprint, self.weights)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.source.warnings
+
+    def broken_files(self) -> Iterator[str]:
+        return self.source.broken_files()
+
+    def caption(self, index: int, draw: float) -> str:
+        return self.source.caption(index, self._weighted(index, draw))
+
+    def view_text(self, view: str, index: int, draw: float) -> str:
+        return self.source.view_text(view, index, self._weighted(index, draw))
+
+    def _weighted(self, index: int, draw: float) -> float:
+        """The draw with which the source shows the caption that the weights choose; uniform among those of one caption."""
+        sample = self.source[index]
+        count = len(sample.captions)
+        if count > len(self.weights):
+            raise UserError(f"{sample.name}: has {count} captions, and data.caption_weights {len(self.weights)}")
+        if count == 0:
+            return draw
+        if self._ends[count - 1] == 0:
+            raise UserError(f"{sample.name}: data.caption_weights are 0 for all of its {count} captions")
+        ends = self._ends[:count] / self._ends[count - 1]
+        place = int(np.searchsorted(ends, draw, side="right"))
+        start = ends[place - 1] if place else 0.0
+        within = float((draw - start) / (ends[place] - start))
+        return (place + min(max(within, _INSIDE), 1 - _INSIDE)) / count
