@@ -86,6 +86,18 @@ def test_a_picture_does_not_depend_on_its_batch(name):
         assert torch.equal(run(one, images, rows), whole[rows]), "bit for bit"
 
 
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_some_pictures_are_changed_after_all_were(name):
+    images, rows = pictures(20, height=11), list(range(20))
+    both = Policy((build(name, **STRONG[name] | {"p": 1.0}), build("invert", p=0.5)))
+    first = run(Policy(both.operations[:1]), images, rows)
+    inverted = [torch.equal(row, 1 - before) for row, before in zip(run(both, images, rows), first, strict=True)]
+    kept = [torch.equal(row, before) for row, before in zip(run(both, images, rows), first, strict=True)]
+    assert all(a != b for a, b in zip(inverted, kept, strict=True))
+    assert any(inverted)
+    assert any(kept)
+
+
 def test_large_pictures_are_done_in_parts():
     images, one = pictures(5, 3, 200, 200), policy("colour_jitter", "affine")
     whole = run(one, images, list(range(5)))

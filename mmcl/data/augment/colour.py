@@ -70,7 +70,7 @@ class Greyscale(Augmentation):
 
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
         _require_colours(image_BCHW, "greyscale")
-        return _grey(image_BCHW).expand_as(image_BCHW)
+        return _grey(image_BCHW).expand_as(image_BCHW).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)

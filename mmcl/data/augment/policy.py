@@ -55,7 +55,7 @@ class Augmentation(ABC):
             draw_BK: float64, uniform in [0, 1), K = `draws`.
 
         Returns:
-            float32 [B, C, H, W] in [0, 1].
+            float32 [B, C, H, W] in [0, 1], no part of it twice in memory.
         """
 
 
@@ -88,9 +88,10 @@ class Policy:
         """
         size = max(1, _CHUNK // image_BCHW[0].numel())
         chunks = [slice(at, at + size) for at in range(0, len(image_BCHW), size)]
-        return torch.cat([self._augment(image_BCHW[rows], seed, epoch[rows], index[rows], view) for rows in chunks])
+        return torch.cat([self._augment(image_BCHW[rows].clone(), seed, epoch[rows], index[rows], view) for rows in chunks])
 
     def _augment(self, image_BCHW: Tensor, seed: int, epoch: np.ndarray, index: np.ndarray, view: int) -> Tensor:
+        """The pictures are changed in place."""
         for number, operation in enumerate(self.operations):
             keys = np.arange(1 + operation.draws)
             draw_BK = uniform(seed, Stream.AUGMENT, epoch[:, None], index[:, None], view, number, keys)
@@ -100,7 +101,7 @@ class Policy:
                 image_BCHW = operation(image_BCHW, draw[:, 1:])
             elif chosen.any():
                 rows = chosen.nonzero()[:, 0]
-                image_BCHW = image_BCHW.index_copy(0, rows, operation(image_BCHW[rows], draw[rows, 1:]))
+                image_BCHW.index_copy_(0, rows, operation(image_BCHW.index_select(0, rows), draw[rows, 1:]))
         return image_BCHW
 
 
