@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,15 @@ from tqdm.auto import tqdm
 
 from mmcl.errors import UserError
 from mmcl.safe import reason
-from mmcl.types import BadSample
+from mmcl.types import BadSample, Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mmcl.config import TrainConfig
+
+WAIT_SHARE, WAIT_SECONDS = 0.2, 10.0
+"""Waiting for data is worth a word from this share of the time on, and when it has taken so long in all."""
 
 EVALUATION = "evaluation_seconds"
 """The key by which a line of metrics.jsonl is one of scores; the lines of steps have none."""
@@ -40,9 +43,20 @@ class Logbook:
         self.is_kept = accelerator.is_main_process
         self.progress = Progress(done=done, total=total, batch_size=train.batch_size, enabled=self.is_kept)
         self.read_at, self.read_step = time.perf_counter(), done
+        self.waited = self.waited_in_all = 0.0
+        self.has_warned = False
         if self.is_kept:
             self.metrics = StepLog(run_dir / "metrics.jsonl", resume_from=done)
             self.unusable = StepLog(run_dir / "bad_samples.jsonl", resume_from=done)
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hands batches on, and counts the time for which they are waited for; the first waits for the loader to start."""
+        batch = next(batches, None)
+        while batch is not None:
+            yield batch
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
 
     def takes(self, step: int) -> bool:
         """Whether this process writes the metrics of a step."""
@@ -52,7 +66,7 @@ class Logbook:
         """The metrics of a step."""
         self.progress.advance(metrics)
         if self.takes(step):
-            self._write({"step": step, **metrics, "samples_per_second": self._rate(step)})
+            self._write({"step": step, **metrics, **self._pace(step)})
 
     def evaluation(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
         """The scores after a step. The time that they took is none of training."""
@@ -76,12 +90,17 @@ class Logbook:
         tracked = {key: value for key, value in row.items() if key not in ("step", "verdict")}
         self.accelerator.log(tracked, step=row["step"])
 
-    def _rate(self, step: int) -> float:
-        """Samples per second since the last reading."""
+    def _pace(self, step: int) -> dict[str, float]:
+        """Samples per second, and the share of the time that was spent waiting for them, since the last reading."""
         now = time.perf_counter()
-        rate = (step - self.read_step) * self.train.batch_size / max(now - self.read_at, 1e-9)
-        self.read_step, self.read_at = step, now
-        return rate
+        seconds = max(now - self.read_at, 1e-9)
+        rate, share = (step - self.read_step) * self.train.batch_size / seconds, self.waited / seconds
+        self.waited_in_all += self.waited
+        self.read_step, self.read_at, self.waited = step, now, 0.0
+        if share >= WAIT_SHARE and self.waited_in_all >= WAIT_SECONDS and not self.has_warned:
+            self.has_warned = True
+            print(f"warning: waiting for data {share:.0%} of the time: raise --data.workers", flush=True)
+        return {"samples_per_second": rate, "data_wait": share}
 
 
 class StepLog:

@@ -120,7 +120,7 @@ class Trainer:
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)
             with started(self._loader(steps)) as batches:
-                for step, batch in enumerate(batches, start + 1):
+                for step, batch in enumerate(self.logbook.timed(batches), start + 1):
                     metrics, wishes = self._step(step, batch.to(self.accelerator.device))
                     self.logbook.step(step, metrics)
                     if self._is_saved(step, wishes):

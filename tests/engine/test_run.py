@@ -63,7 +63,7 @@ def test_a_run_directory_is_complete(finished: Path) -> None:
     }
     rows = read_log(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert {"loss", "temperature", "lr", "samples_per_second"} <= rows[0].keys()
+    assert {"loss", "temperature", "lr", "samples_per_second", "data_wait"} <= rows[0].keys()
     metrics = json.loads((finished / "report" / "metrics.json").read_text())
     assert {row["model"] for row in metrics} >= {"trained", "untrained", "chance"}
     assert {row["data"] for row in metrics} == {"held_out"}

@@ -192,5 +192,6 @@ def ending(config: Config) -> dict[str, str]:
         for key, tensor in load_file(folder / f"{name}.safetensors").items()
     }
     rows = read_log(Path(config.run_dir or "") / "metrics.jsonl")
-    lines = [{key: value for key, value in row.items() if key not in ("samples_per_second", EVALUATION)} for row in rows]
+    times = ("samples_per_second", "data_wait", EVALUATION)
+    lines = [{key: value for key, value in row.items() if key not in times} for row in rows]
     return {**found, "metrics": json.dumps(lines)}

@@ -1,0 +1,52 @@
+"""What the log says of the time that data take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mmcl.config import TrainConfig
+from mmcl.engine import log
+from mmcl.engine.log import Logbook, read_log
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 0.0
+        monkeypatch.setattr(log.time, "perf_counter", lambda: self.now)
+
+    def batches(self, seconds: float, count: int) -> Iterator[int]:
+        for number in range(1, count + 1):
+            self.now += seconds
+            yield number
+
+
+def train(run_dir: Path, clock: Clock, *, waiting: float, working: float, steps: int = 40) -> list[float]:
+    run_dir.mkdir(exist_ok=True)
+    accelerator = SimpleNamespace(is_main_process=True, log=lambda values, step: None)
+    book = Logbook(run_dir, accelerator, TrainConfig(batch_size=8, log_every=10), done=0, total=steps)
+    for step in book.timed(clock.batches(waiting, steps)):
+        clock.now += working
+        book.step(step, {"loss": 1.0})
+    book.close()
+    return [row["data_wait"] for row in read_log(run_dir / "metrics.jsonl")]
+
+
+def test_the_share_of_waiting_is_in_the_log_and_said_once(tmp_path, monkeypatch, capsys):
+    shares = train(tmp_path, Clock(monkeypatch), waiting=1.0, working=3.0)
+    # The first batch waits for the processes of the loader to start.
+    assert shares == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    told = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert told == ["warning: waiting for data 25% of the time: raise --data.workers"]
+
+
+@pytest.mark.parametrize(("waiting", "working"), [(1.0, 9.0), (0.1, 0.1)], ids=["small share", "short time"])
+def test_a_little_waiting_is_no_warning(tmp_path, monkeypatch, capsys, waiting, working):
+    shares = train(tmp_path, Clock(monkeypatch), waiting=waiting, working=working)
+    assert shares[1:] == pytest.approx([waiting / (waiting + working)] * 4)
+    assert "waiting for data" not in capsys.readouterr().out
