@@ -141,6 +141,7 @@ class RemoteFile:
                     file.write(self._range(at, min(PIECE, self.size - at)))
         except _NoRangesError:
             tried(lambda: self._fetch_at_once(target), self.path)
+        self._check_unchanged()  # Not every service takes a condition with a request, and the pieces must be of one version.
 
     def _fetch_at_once(self, target: Path) -> None:
         filesystem(urlsplit(self.path).scheme).get_file(self.path, str(target))
@@ -164,11 +165,15 @@ class RemoteFile:
                         f"{self.copies.folder}: raise `cache_gb` above the size of all files, or download them"
                     ) from None
         else:
-            _check_unchanged(self, os.getpid())
+            _check_unchanged_once(self, os.getpid())
             options = {"cache_type": "none"} if scheme == "hf" else {}  # Nothing is read ahead.
             content = files.cat_file(self.path, start=offset, end=offset + size, **options)
         _check_length(len(content), size)
         return content
+
+    def _check_unchanged(self) -> None:
+        if RemoteFile.find(self.path, self.copies) != self:
+            raise changed(self.path)
 
     def _condition(self) -> dict[str, str]:
         """The headers by which a server refuses to answer of another version."""
@@ -187,10 +192,9 @@ class _NoRangesError(UserError):
 
 
 @lru_cache(maxsize=2**16)
-def _check_unchanged(file: RemoteFile, process: int) -> None:
-    """For services that take no condition with a request: once in every process."""
-    if RemoteFile.find(file.path, file.copies) != file:
-        raise changed(file.path)
+def _check_unchanged_once(file: RemoteFile, process: int) -> None:
+    """In every process: for services that take no condition with a request."""
+    file._check_unchanged()
 
 
 def _check_length(length: int, expected: int) -> None:

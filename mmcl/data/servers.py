@@ -99,7 +99,7 @@ def tried(call: Callable[[], T], url: str) -> T:
         except Exception as error:  # aiohttp, botocore, huggingface_hub, ...: each has kinds of its own.
             # fsspec's HTTP turns every failure of `info` into a missing file, and names the true one as its cause.
             cause = (url.startswith("http") and error.__cause__) or error
-            status = getattr(cause, "status", None)
+            status = getattr(cause, "status", None) or getattr(getattr(cause, "response", None), "status_code", None)
             if status == 412:
                 raise changed(url) from None
             message = f"{url}: cannot be read: {_reason(cause, status)}"

@@ -17,6 +17,7 @@ class Server(ThreadingHTTPServer):
         ranges: whether parts of files are given.
         etags: whether answers have an ETag; else they have a time.
         drop: how many of the next answers with content end in its middle.
+        drop_every: every so many requests, one such answer; 0 is none.
         refuse: how many of the next requests are answered with 503.
         log: (method, path, Range) of every request.
     """
@@ -24,7 +25,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     folder: Path
     ranges = etags = True
-    drop = refuse = 0
+    drop = drop_every = refuse = 0
 
     @property
     def url(self) -> str:
@@ -76,8 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.server.drop > 0 and content:
-            self.server.drop -= 1
+        every = self.server.drop_every
+        if content and (self.server.drop > 0 or (every and len(self.server.log) % every == 0)):
+            self.server.drop -= self.server.drop > 0
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
             return

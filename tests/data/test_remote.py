@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,6 +133,16 @@ class TestFiles:
                 call()
         assert list(copies.folder.glob("*-a")) == []
 
+    def test_a_file_that_changes_while_it_is_copied_is_not_kept(self, server, copies, monkeypatch):
+        server.ranges = False  # so that nothing but the whole is asked for, without a condition
+        monkeypatch.setattr(remote, "PIECE", 300)
+        file = RemoteFile.find(write(server, "a", content()), copies)
+        write(server, "a", content()[::-1])
+        monkeypatch.setattr(RemoteFile, "_condition", lambda self: {})
+        with pytest.raises(UserError, match="has changed since it was indexed"):
+            file.local()
+        assert list(copies.folder.glob("*-a")) == []
+
     def test_a_short_file_is_named(self, server, copies):
         server.etags = False
         url = write(server, "a", content())
@@ -224,7 +236,35 @@ class TestSources:
             open_source("table", url, str(tmp_path), {"caption_column": "text"})
 
 
+class Failure(Exception):
+    """What libraries raise: the status is the error's, or that of its response; the words hold a secret."""
+
+    def __init__(self, status: int | None, of_response: bool = False):
+        super().__init__("https://host/a?signature=secret")
+        if of_response:
+            self.response = SimpleNamespace(status_code=status)
+        else:
+            self.status = status
+
+
+@pytest.mark.parametrize("of_response", [False, True])
+@pytest.mark.parametrize(("status", "attempts"), [(401, 1), (403, 1), (404, 1), (429, 8), (408, 8), (500, 8), (None, 8)])
+def test_what_will_not_pass_is_not_tried_again(status, attempts, of_response, monkeypatch):
+    monkeypatch.setattr(servers, "PAUSE", 0)
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise Failure(status, of_response)
+
+    with pytest.raises(UserError, match="s3://b/a: cannot be read: ") as error:
+        servers.tried(call, "s3://b/a")
+    assert len(calls) == attempts
+    assert "secret" not in str(error.value)
+    assert error.value.__suppress_context__
+
+
 def test_the_missing_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(UserError, match=r'http:// cannot be read without another package: pip install "mmcl\[remote\]"'):
         open_source("table", "http://127.0.0.1:9/a.csv", str(tmp_path))

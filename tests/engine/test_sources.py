@@ -12,6 +12,7 @@ from mmcl.engine.build import build_order, build_training_data, check_data
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
+from tests.data.servers import serve
 from tests.data.tars import write_tar
 from tests.engine.test_run import same_tensors
 from tests.engine.tiny import YAML, make_folder
@@ -70,6 +71,21 @@ def test_twenty_steps_of_a_mixture(shards: Path, folder: Path, tmp_path: Path) -
     write_tar(shards / "003.tar", {"a.png": b"", "a.txt": b"one more"})
     with pytest.raises(UserError, match="the training data changed"):
         train(configuration(tmp_path, "mixed", parts, "--resume"))
+
+
+def test_a_server_with_faults_changes_nothing(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("mmcl.data.servers.PAUSE", 0.001)
+    flags = ("--train.steps", "3", "--data.cache", "false")
+    with serve(shards) as server:
+        server.drop_every = 3
+        places = {"local": f"{shards}/{{000..002}}.tar", "remote": f"{server.url}/{{000..002}}.tar"}
+        for name, place in places.items():
+            data = f'train: {{path: "{place}", args: {{cache_gb: 0}}}}'
+            train(configuration(tmp_path, name, data, *flags, "--data.workers", "2" if name == "remote" else "0"))
+        assert len(server.requests()) > 25, "pictures were read by range: the last shard alone has a copy"
+    assert same_tensors(*(tmp_path / name / "model" / "model.safetensors" for name in places))
 
 
 def test_a_mixture_with_a_part_held_out(shards: Path, folder: Path, tmp_path: Path) -> None:
