@@ -4,7 +4,8 @@ python scripts/bench/methods.py --data mnist --json methods.json
 python scripts/bench/methods.py --data mnist --methods simclr byol --seeds 0 1 2 --epochs 2
 
 A method is the name of a configuration, configs/NAME_mnist.yaml; its own evaluators give way to the same ones for all: k-NN,
-a linear probe, and fine-tuning on 1 % of the labels. Every training is a process of its own; what is finished is not repeated.
+a linear probe, and fine-tuning on 1 % of the labels. Trainings and evaluations are processes of their own; what is finished
+is not repeated.
 Unknown flags go to scripts/train.py. Seconds are from the start of the training to the saved model, memory is its peak.
 """
 
@@ -20,7 +21,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from mmcl.data.open import open_source
 from mmcl.engine.build import build_method, build_model
 from mmcl.evaluate import CachedModel, Task, run
 from mmcl.interop.load import load_model
-from mmcl.interop.model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -96,30 +97,37 @@ def train(command: list[str], run_dir: Path) -> dict[str, float]:
     return {"seconds": ended - started, "MB": usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)}
 
 
-def evaluate(model: Model, name: str, task: Task) -> list[dict[str, Any]]:
-    """The rows of the protocol's report."""
-    rows: list[dict[str, Any]] = json.loads(run(PROTOCOL, [CachedModel(model, name)], [task]).to_json())
+def evaluate(command: list[str], data: str, run_dir: Path | None) -> list[dict[str, Any]]:
+    """The rows of the protocol's report: of a trained model, or without a folder of the untrained one and of the baselines."""
+    source, bank_args, test_args = SOURCES[data]
+    bank, test = (open_source(source, args=args) for args in (bank_args, test_args))
+    model = load_model(str(run_dir)) if run_dir else build_model(build_method(load_config(command[0], command[1:])))
+    task = Task(data, test, bank, baselines=run_dir is None)
+    report = run(PROTOCOL, [CachedModel(model, "trained" if run_dir else "untrained")], [task])
+    rows: list[dict[str, Any]] = json.loads(report.to_json())
     return rows
 
 
-def baselines(runs: Path, task: Task) -> list[dict[str, Any]]:
+def apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function in a process of its own: a child's peak memory counts from that of its parent, which stays small."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def baselines(runs: Path, data: str) -> list[dict[str, Any]]:
     """What every method has in common: the untrained net, pixels and their components, chance."""
-    command = command_of("simclr", task.name)
-
-    def compute() -> Any:
-        return evaluate(build_model(build_method(load_config(command[0], command[1:]))), "untrained", task)
-
-    found: list[dict[str, Any]] = once(runs / f"baselines-{task.name}" / "evaluation.json", command, compute)
+    command = command_of("simclr", data)
+    result = runs / f"baselines-{data}" / "evaluation.json"
+    found: list[dict[str, Any]] = once(result, command, lambda: apart(evaluate, command, data, None))
     return found
 
 
-def one_run(method: str, seed: int, flags: list[str], runs: Path, task: Task) -> dict[str, float]:
+def one_run(method: str, seed: int, flags: list[str], runs: Path, data: str) -> dict[str, float]:
     """Costs and scores of a method with a seed, by name of the measure."""
-    command = [*command_of(method, task.name), *flags, "--train.seed", str(seed)]
-    folder = runs / f"{method}-{task.name}-seed{seed}"
+    command = [*command_of(method, data), *flags, "--train.seed", str(seed)]
+    folder = runs / f"{method}-{data}-seed{seed}"
     costs: dict[str, float] = once(folder / "training.json", command, lambda: train(command, folder))
-    scored = replace(task, baselines=False)
-    rows = once(folder / "evaluation.json", command, lambda: evaluate(load_model(str(folder)), method, scored))
+    rows = once(folder / "evaluation.json", command, lambda: apart(evaluate, command, data, folder))
     return costs | {row["metric"]: row["value"] for row in rows}
 
 
@@ -134,12 +142,9 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     budget = ["--train.epochs", str(arguments.epochs)] if arguments.epochs else []
 
-    source, bank_args, test_args = SOURCES[arguments.data]
-    bank, test = (open_source(source, args=args) for args in (bank_args, test_args))
-    task = Task(arguments.data, test, bank)
-    values = {(row["model"], row["metric"]): [row["value"]] for row in baselines(arguments.runs, task)}
+    values = {(row["model"], row["metric"]): [row["value"]] for row in baselines(arguments.runs, arguments.data)}
     for method, seed in itertools.product(arguments.methods, arguments.seeds):
-        found = one_run(method, seed, [*budget, *flags], arguments.runs, task)
+        found = one_run(method, seed, [*budget, *flags], arguments.runs, arguments.data)
         for measure, value in found.items():
             values.setdefault((method, measure), []).append(value)
         print(f"{method}, seed {seed}: {', '.join(f'{key} {value:.5g}' for key, value in found.items())}", flush=True)
