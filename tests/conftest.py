@@ -23,6 +23,12 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MMCL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_flushed_denormals() -> None:
+    """A run in this process has set it; hypothesis draws denormal numbers, and wants them."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)

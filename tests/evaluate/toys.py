@@ -121,7 +121,7 @@ class _AsSource(Source):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(str(self.images[index])[:80], self.images[index])
+        return Sample(str(self.images[index])[-80:], self.images[index])
 
     @property
     def fingerprint(self) -> str:
