@@ -20,11 +20,6 @@ import fnmatch
 import hashlib
 import io
 import json
-import platform
-import re
-import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -37,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from side_by_side import Case, add_arguments, compare, peak_memory, write_json
 
 from mmcl.config import ComponentConfig
 from mmcl.data.augment.policy import Policy
@@ -64,7 +60,7 @@ AUGMENTATIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("erase", {"p": 0.3}),
     ],
 }
-UNITS = {"rate": "1/s", "first batch": "s", "memory": "MiB", "equal": ""}
+RATE, FIRST = {"rate": "1/s"}, {"first batch": "s"}
 
 
 def all_cases() -> list[str]:
@@ -262,12 +258,6 @@ def measure_augmentation(data: Path, name: str, kind: str, side: str) -> dict[st
     return {"rate": times * count / (time.process_time() - started)}
 
 
-def peak_memory() -> float:
-    """MiB, on Linux. `getrusage` would count what the parent held when it started this process."""
-    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(peak) / 1024
-
-
 def measure_index(data: Path, root: Path) -> dict[str, float]:
     view = ImageView(number=0, preprocess=Preprocess(size=32))
     before = peak_memory()
@@ -314,57 +304,25 @@ def measure(case: str, side: str, arguments: argparse.Namespace) -> dict[str, An
         return {"missing": error.name}
 
 
-def in_own_process(case: str, side: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    sizes = ["--photos", str(arguments.photos), "--samples", str(arguments.samples), "--folder", str(arguments.folder)]
-    command = [sys.executable, __file__, "--cases", case, "--side", side, *sizes]
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    *told, last = finished.stdout.splitlines()
-    print(*told, sep="\n", end="\n" if told else "")
-    result: dict[str, Any] = json.loads(last)
-    return result
-
-
-def compare(case: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one case, a measure each."""
+def as_case(case: str, arguments: argparse.Namespace) -> Case:
     data_of(case, arguments)  # Not in the process that is measured.
     name, kind = case.split()[0], case.split()[-1]
-    peer = PEERS.get(kind, f"torchvision v2 ({kind})" if name in SMALL else "")
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in (("mmcl", "peer") if peer else ("mmcl",))}
-    for _ in range(1 if name == "order" else arguments.rounds):
-        for side in list(results):
-            found = in_own_process(case, side, arguments)
-            if "missing" not in found:
-                results[side].append(found)
-            else:
-                del results[side]
-                peer = f"{peer} (skipped: {found['missing']} is not installed)"
-    table = []
-    for what in results["mmcl"][0]:
-        medians = {side: statistics.median(found[what] for found in results[side]) for side in results}
-        ours, theirs = medians["mmcl"], medians.get("peer")
-        row = {"case": case, "measure": what, "unit": UNITS[what], "mmcl": ours, "peer": peer, "peer_value": theirs}
-        table.append({**row, "ratio": ours / theirs if theirs else None})
-    return table
-
-
-def show(row: dict[str, Any]) -> str:
-    theirs, ratio = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("peer_value", "ratio"))
-    return (
-        f"{row['case']:<24} {row['measure']:<12} {row['mmcl']:>10.3f} {theirs:>10} {row['unit']:<4} {ratio:>7}  {row['peer']}"
-    )
+    if name in SMALL:
+        return Case(case, RATE, f"torchvision v2 ({kind})")
+    if name == "photos":
+        return Case(case, RATE | FIRST, PEERS[kind])
+    return Case(case, FIRST | {"memory": "MiB"} if name == "index" else {"equal": ""})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["*"], help="names or patterns of cases")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per case and side")
     parser.add_argument("--photos", type=int, default=1024, help="JPEG photos in the shards, at least 192")
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples of the index; 2 KB each on the disk")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "mmcl_bench_data", help="where the data are made, and stay"
     )
-    parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument("--side", choices=("mmcl", "peer"), help=argparse.SUPPRESS)
+    add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.side:
         warnings.simplefilter("ignore")
@@ -373,15 +331,8 @@ def main() -> None:
     chosen = [case for case in all_cases() if any(fnmatch.fnmatch(case, pattern) for pattern in arguments.cases)]
     if not chosen:
         parser.error(f"no case is named like {' '.join(arguments.cases)}; there are: {', '.join(all_cases())}")
-    table = []
-    print(f"{'case':<24} {'measure':<12} {'mmcl':>10} {'peer':>10} {'unit':<4} {'ratio':>7}")
-    for case in chosen:
-        for row in compare(case, arguments):
-            table.append(row)
-            print(show(row), flush=True)
-    if arguments.json:
-        machine = f"{platform.machine()}, {platform.python_version()}"
-        arguments.json.write_text(json.dumps({"bench": "data", "machine": machine, "rows": table}, indent=1) + "\n")
+    sizes = ["--photos", str(arguments.photos), "--samples", str(arguments.samples), "--folder", str(arguments.folder)]
+    write_json(arguments.json, "data", compare((as_case(case, arguments) for case in chosen), arguments, sizes))
 
 
 if __name__ == "__main__":

@@ -18,18 +18,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import re
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from side_by_side import LONG, Case, Sides, add_arguments, compare, peak_memory, write_json
 
 Numbers = dict[str, float]
 USUAL = ["retrieval 5000x25000x512", "retrieval 100000x100000x256", "zero_shot 1000x100x7", "knn 60000x10000x128"]
@@ -39,17 +36,15 @@ PEERS = {
     "zero_shot": "transformers zero-shot-image-classification",
     "knn": "scikit-learn KNeighborsClassifier",
 }
-UNITS = {"time": "s", "memory": "MiB"}
+BOTH = {"time": "s", "memory": "MiB"}
 # The pipeline is timed on some images only, and says nothing of the memory.
-MEASURES = {"retrieval": ("time", "memory"), "zero_shot": ("time",), "knn": ("time", "memory")}
+MEASURES = {"retrieval": BOTH, "zero_shot": {"time": "s"}, "knn": BOTH}
 KS = (1, 5, 10)
 NEIGHBOURS = 5
 # Images on which the pipeline is timed, and those whose scores are compared.
 TIMED, COMPARED = 20, 4
 # A whole matrix of scores, and what comes of it, in bytes for every pair of rows.
 PEER_BYTES = 16
-# Runs of more than this many seconds are timed once: noise is small beside them, and patience ends.
-LONG = 20.0
 TOLERANCE = 1e-4
 
 
@@ -198,57 +193,29 @@ def measure(case: str, side: str, repeats: int) -> dict[str, Any]:
         own = CASES[name](side, *shape)
     except ImportError as error:
         return {"missing": error.name}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     seconds = []
     for number in range(repeats):
         started = time.perf_counter()
         found = own.run()
         seconds.append((time.perf_counter() - started) * own.factor)
         if number == 0:
-            memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            memory = peak_memory() - before
         if seconds[0] > LONG:
             break
     return {"time": statistics.median(seconds), "memory": memory, "numbers": own.numbers(found)}
 
 
-def in_own_process(case: str, side: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--cases", case, "--side", side, "--repeats", str(repeats)]
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
-
-
-def compare(case: str, rounds: int, repeats: int, memory_limit: float) -> list[dict[str, Any]]:
-    """The rows of one case, a measure each."""
+def as_case(case: str, memory_limit: float) -> Case:
     name, shape = parse(case)
-    peer = PEERS[name]
     needed = PEER_BYTES * shape[0] * shape[1] / 2**30 if name == "retrieval" else 0.0
-    sides = ["mmcl", "peer"]
-    if needed > memory_limit:
-        sides, peer = ["mmcl"], f"{peer} (skipped: needs about {needed:.0f} GiB)"
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for number in range(rounds):
-        if number and results["mmcl"][0]["time"] > LONG:
-            break
-        for side in list(sides):
-            found = in_own_process(case, side, repeats)
-            if "missing" in found:
-                sides.remove(side)
-                peer = f"{peer} (skipped: {found['missing']} is not installed)"
-            else:
-                results[side].append(found)
-    if "peer" in sides:
-        require_equal(case, results["mmcl"][0]["numbers"], results["peer"][0]["numbers"])
-    table = []
-    for measured in MEASURES[name]:
-        medians = {side: statistics.median(found[measured] for found in results[side]) for side in sides}
-        ours, theirs = medians["mmcl"], medians.get("peer")
-        row = {"case": case, "measure": measured, "unit": UNITS[measured], "mmcl": ours, "peer": peer, "peer_value": theirs}
-        table.append({**row, "ratio": ours / theirs if theirs else None})
-    return table
+    return Case(case, MEASURES[name], PEERS[name], f"needs about {needed:.0f} GiB" if needed > memory_limit else "")
 
 
-def require_equal(case: str, ours: Numbers, theirs: Numbers) -> None:
+def require_equal(case: str, sides: Sides) -> None:
+    if "peer" not in sides:
+        return
+    ours, theirs = (sides[side][0]["numbers"] for side in ("mmcl", "peer"))
     if ours.keys() != theirs.keys():
         raise SystemExit(f"{case}: not the same numbers: {sorted(ours.keys() ^ theirs.keys())[:5]}")
     worst = max(ours, key=lambda name: abs(ours[name] - theirs[name]))
@@ -256,20 +223,13 @@ def require_equal(case: str, ours: Numbers, theirs: Numbers) -> None:
         raise SystemExit(f"{case}: {worst} differs: {ours[worst]} and {theirs[worst]}")
 
 
-def show(row: dict[str, Any]) -> str:
-    theirs, ratio = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("peer_value", "ratio"))
-    return f"{row['case']:<28} {row['measure']:<7} {row['mmcl']:>10.3f} {theirs:>10} {row['unit']:<4} {ratio:>7}  {row['peer']}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=USUAL, help="cases of any size; by default those of the table")
     parser.add_argument("--large", action="store_true", help=f"also {', '.join(LARGE)}: many minutes")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per case and side")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs per process; the first shows the memory")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB; other toolkits are skipped where they need more")
-    parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument("--side", choices=("mmcl", "peer"), help=argparse.SUPPRESS)
+    add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(measure(arguments.cases[0], arguments.side, arguments.repeats)))
@@ -277,15 +237,9 @@ def main() -> None:
     for case in arguments.cases:
         if not re.fullmatch(rf"({'|'.join(CASES)}) \d+x\d+x\d+", case):
             parser.error(f"{case!r} is no case; write it like {', '.join(map(repr, USUAL))}")
-    table = []
-    print(f"{'case':<28} {'measure':<7} {'mmcl':>10} {'peer':>10} {'unit':<4} {'ratio':>7}")
-    for case in [*arguments.cases, *(LARGE if arguments.large else [])]:
-        for row in compare(case, arguments.rounds, arguments.repeats, arguments.memory):
-            table.append(row)
-            print(show(row), flush=True)
-    if arguments.json:
-        machine = f"{platform.machine()}, {platform.python_version()}"
-        arguments.json.write_text(json.dumps({"bench": "evaluate", "machine": machine, "rows": table}, indent=1) + "\n")
+    cases = (as_case(case, arguments.memory) for case in [*arguments.cases, *(LARGE if arguments.large else [])])
+    table = compare(cases, arguments, ["--repeats", str(arguments.repeats)], require_equal)
+    write_json(arguments.json, "evaluate", table)
 
 
 if __name__ == "__main__":

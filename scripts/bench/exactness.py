@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from open_clip.loss import ClipLoss
+from side_by_side import Row, row, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
@@ -154,14 +152,10 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value - truth).norm() / truth.norm())
 
 
-def rows_of(case: str, measured: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def rows_of(case: str, measured: dict[str, dict[str, float]]) -> list[Row]:
     ours = measured["mmcl"]
-    return [
-        {"case": case, "measure": key, "unit": "1", "mmcl": ours[key], "peer": peer, "peer_value": v, "ratio": ours[key] / v}
-        for peer, values in measured.items()
-        if peer != "mmcl"
-        for key, v in values.items()
-    ]
+    peers = [peer for peer in measured if peer != "mmcl"]
+    return [row(case, key, "1", ours[key], peer, value) for peer in peers for key, value in measured[peer].items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    table: list[dict[str, Any]] = []
+    table: list[Row] = []
     print(f"{'':<30}{'toolkit':<44}{'towers':>12}{'(cosine)':>12}{'temperature':>13}")
     for case, layout in LAYOUTS.items():
         measured = measure(layout)
@@ -177,9 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, values in measured.items():
             towers, cosine, temperature = values.values()
             print(f"{case:<30}{name:<44}{towers:>12.1e}{cosine:>12.4f}{temperature:>13.1e}")
-    if options.json:
-        content = {"bench": "exactness", "machine": f"{platform.machine()}, {platform.python_version()}", "rows": table}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(options.json, "exactness", table)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,12 @@ import argparse
 import fnmatch
 import importlib
 import json
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from side_by_side import LONG, Case, Sides, add_arguments, compare, peak_memory, write_json
 
 ROWS = [2**power for power in range(10, 17)]
 DIMS = [256, 512]
@@ -47,8 +44,6 @@ USUAL = [
     "nt_xent 2x4096x512",
     "one_way 8192x512",
 ]
-# Steps of more than this many seconds are timed once, the first: noise is small beside them, and patience ends.
-LONG = 20.0
 # Logits, what comes of them, and their gradients: what a loss with whole matrices holds at its peak, at the least.
 PEER_MATRICES = 3
 
@@ -119,11 +114,11 @@ def measure(case: str, side: str, repeats: int) -> dict[str, Any]:
         return float(loss.detach())
 
     (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()  # the libraries' own buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     started = time.perf_counter()
     value = step()
     first = time.perf_counter() - started
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    memory = peak_memory() - before
     seconds = []
     for _ in range(repeats if first < LONG else 0):
         started = time.perf_counter()
@@ -132,47 +127,16 @@ def measure(case: str, side: str, repeats: int) -> dict[str, Any]:
     return {"loss": value, "time": statistics.median(seconds or [first]), "memory": memory}
 
 
-def in_own_process(case: str, side: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--cases", case, "--side", side, "--repeats", str(repeats)]
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
-
-
-def compare(case: str, rounds: int, repeats: int, memory_limit: float) -> list[dict[str, Any]]:
-    """The rows of one case, a measure each."""
-    loss, count, _ = parse(case)
-    peer = PEERS[loss]
+def as_case(name: str, memory_limit: float) -> Case:
+    loss, count, _ = parse(name)
     needed = PEER_MATRICES * count**2 * 4 / 2**30
-    sides = ["mmcl", "peer"]
-    if needed > memory_limit:
-        sides, peer = ["mmcl"], f"{peer} (skipped: needs more than {needed:.0f} GiB)"
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for number in range(rounds):
-        if number and results["mmcl"][0]["time"] > LONG:
-            break
-        for side in list(sides):
-            found = in_own_process(case, side, repeats)
-            if "missing" in found:
-                sides.remove(side)
-                peer = f"{peer} (skipped: {found['missing']} is not installed)"
-            else:
-                results[side].append(found)
-    values = {found["loss"] for side in sides for found in results[side]}
+    return Case(name, MEASURES, PEERS[loss], f"needs more than {needed:.0f} GiB" if needed > memory_limit else "")
+
+
+def require_equal(case: str, sides: Sides) -> None:
+    values = {found["loss"] for every in sides.values() for found in every}
     if max(values) - min(values) > 1e-4 * max(values):
         raise SystemExit(f"{case}: the losses differ: {sorted(values)}")
-    table = []
-    for name, unit in MEASURES.items():
-        medians = {side: statistics.median(found[name] for found in results[side]) for side in sides}
-        ours, theirs = medians["mmcl"], medians.get("peer")
-        row = {"case": case, "measure": name, "unit": unit, "mmcl": ours, "peer": peer, "peer_value": theirs}
-        table.append({**row, "ratio": ours / theirs if theirs else None})
-    return table
-
-
-def show(row: dict[str, Any]) -> str:
-    theirs, ratio = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("peer_value", "ratio"))
-    return f"{row['case']:<22} {row['measure']:<7} {row['mmcl']:>10.3f} {theirs:>10} {row['unit']:<4} {ratio:>7}  {row['peer']}"
 
 
 def main() -> None:
@@ -180,11 +144,9 @@ def main() -> None:
     parser.add_argument(
         "--cases", nargs="+", default=USUAL, help='names or patterns of cases; by default a choice, "*" takes hours'
     )
-    parser.add_argument("--rounds", type=int, default=3, help="processes per case and side")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs per process, after one for the memory")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB; other toolkits are skipped where they need more")
-    parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument("--side", choices=("mmcl", "peer"), help=argparse.SUPPRESS)
+    add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(measure(arguments.cases[0], arguments.side, arguments.repeats)))
@@ -192,15 +154,9 @@ def main() -> None:
     chosen = [case for case in all_cases() if any(fnmatch.fnmatch(case, pattern) for pattern in arguments.cases)]
     if not chosen:
         parser.error(f"no case is named like {' '.join(arguments.cases)}; there are: {', '.join(all_cases())}")
-    table = []
-    print(f"{'case':<22} {'measure':<7} {'mmcl':>10} {'peer':>10} {'unit':<4} {'ratio':>7}")
-    for case in chosen:
-        for row in compare(case, arguments.rounds, arguments.repeats, arguments.memory):
-            table.append(row)
-            print(show(row), flush=True)
-    if arguments.json:
-        machine = f"{platform.machine()}, {platform.python_version()}"
-        arguments.json.write_text(json.dumps({"bench": "loss", "machine": machine, "rows": table}, indent=1) + "\n")
+    cases = (as_case(case, arguments.memory) for case in chosen)
+    table = compare(cases, arguments, ["--repeats", str(arguments.repeats)], require_equal)
+    write_json(arguments.json, "loss", table)
 
 
 if __name__ == "__main__":

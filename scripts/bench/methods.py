@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from side_by_side import Row, row, write_json
 
 from mmcl.config import load_config, to_yaml
 from mmcl.data.open import open_source
@@ -149,11 +150,8 @@ def main() -> None:
             values.setdefault((method, measure), []).append(value)
         print(f"{method}, seed {seed}: {', '.join(f'{key} {value:.5g}' for key, value in found.items())}", flush=True)
     print_table(values)
-    if arguments.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        table = {"bench": "methods", "machine": machine, "rows": json_rows(values)}
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
-        print(f"written to {arguments.json}; the runs are in {arguments.runs}")
+    print(f"the runs are in {arguments.runs}")
+    write_json(arguments.json, "methods", json_rows(values))
 
 
 def print_table(values: dict[tuple[str, str], list[float]]) -> None:
@@ -172,15 +170,13 @@ def cell(found: list[float]) -> str:
     return f"{statistics.mean(found):.{digits}f}{spread}"
 
 
-def json_rows(values: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+def json_rows(values: dict[tuple[str, str], list[float]]) -> list[Row]:
     rows = []
     for (case, measure), found in values.items():
         raw = values.get(("raw pixels", measure))
-        mean, peer = statistics.mean(found), statistics.mean(raw) if raw else None
-        spread = statistics.stdev(found) if len(found) > 1 else None
-        row = {"case": case, "measure": measure, "unit": measure if measure in ("seconds", "MB") else "share", "mmcl": mean}
-        row |= {"stdev": spread, "values": found}
-        rows.append(row | {"peer": "raw pixels", "peer_value": peer, "ratio": mean / peer if peer else None})
+        unit = measure if measure in ("seconds", "MB") else "share"
+        compared = row(case, measure, unit, statistics.mean(found), "raw pixels", statistics.mean(raw) if raw else None)
+        rows.append(compared | {"stdev": statistics.stdev(found) if len(found) > 1 else None, "values": found})
     return rows
 
 

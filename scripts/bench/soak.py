@@ -10,9 +10,7 @@ elastic runs take one or two at every start, and must end within 1e-5 of it. Whe
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -28,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from safetensors.torch import load_file
+from side_by_side import Row, row, write_json
 from tqdm import tqdm
 
 from mmcl.config import Config, load_config
@@ -46,8 +45,6 @@ MOST_KILLS = 12
 TOLERANCE = 1e-5
 CALLS = {"fsync": (os, 5), "rename": (Path, 2), "unlink": (os, 3), "open": (Path, 12)}
 """What a checkpoint is written with, and about how often."""
-
-Row = dict[str, Any]
 
 
 class Failed(Exception):
@@ -208,10 +205,6 @@ def cost_of_a_permutation(n: int = 12_000_000) -> list[Row]:
     return [row("permutation of 12 M samples", *measured) for measured in (("time", "s", seconds), ("memory", "MB", megabytes))]
 
 
-def row(case: str, measure: str, unit: str, value: float) -> Row:
-    return {"case": case, "measure": measure, "unit": unit, "mmcl": value, "peer": None, "peer_value": None, "ratio": None}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="over all runs together")
@@ -234,9 +227,7 @@ def main() -> None:
     shutil.rmtree(folder)
     for line in table:
         print(f"{line['case']:<30} {line['measure']:<60} {line['mmcl']:>10.3g} {line['unit']}")
-    if arguments.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        arguments.json.write_text(json.dumps({"bench": "soak", "machine": machine, "rows": table}, indent=1) + "\n")
+    write_json(arguments.json, "soak", table)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
-
-from scripts.bench.exactness import measure
+from exactness import measure
 
 LAYOUTS = {"accumulated": (1, 4), "processes": (2, 1), "both": (2, 4)}
 EXACT = pytest.approx(0, abs=5e-6)
