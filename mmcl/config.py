@@ -13,7 +13,8 @@ import math
 import re
 import reprlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -414,14 +415,36 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
         UserError: names the file, the key and the fix.
     """
     path = Path(path)
-    try:
+    with _refused_if_too_deep(path):
         tree = _read_settings(path)
         for key, value in parse_flags(flags).items():
             _set_path(tree, key.split("."), value)
         config = from_dict(Config, tree, str(path))
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def read_as(schema: type[T], path: Path) -> T:
+    """A dataclass from a YAML file. Raises UserError: names the file, the key and the fix."""
+    with _refused_if_too_deep(path):
+        return from_dict(schema, _read_mapping(path), str(path))
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, no such date, too many digits
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
+    return tree
+
+
+@contextmanager
+def _refused_if_too_deep(path: Path) -> Iterator[None]:
+    try:
+        yield
     except RecursionError:
         raise UserError(f"{path}: a value is nested too deeply, or holds itself") from None
-    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
 
 
 def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -429,12 +452,7 @@ def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
         raise UserError(f"configuration {path} does not exist; configurations beside it: {known}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, no such date, too many digits
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
+    tree = _read_mapping(path)
     base = tree.pop("base", None)
     if base is None:
         return tree

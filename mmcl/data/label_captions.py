@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from mmcl.data.source import Sample, Source, digest
+from mmcl.data.source import DerivedSource, Sample, Source, digest
 from mmcl.errors import UserError
 
 
-class LabelCaptions(Source):
+class LabelCaptions(DerivedSource):
     """A labelled source whose samples are captioned by the name of their class, in every template (Radford et al., "Learning
     Transferable Visual Models From Natural Language Supervision", 2021, section 3.1.4).
 
@@ -32,32 +32,18 @@ class LabelCaptions(Source):
         wrong = [template for template in templates if template.count("{}") != 1]
         if wrong or not templates:
             raise UserError(f'data.templates: {wrong[0]!r} needs one "{{}}"' if wrong else "data.templates is empty: give one")
-        self.source, self.class_names, self.templates = source, source.class_names, source.templates
+        super().__init__(source)
         self._captions = [tuple(t.replace("{}", name) for t in templates) for name in source.class_names]
         labels, rows = source.labels, np.arange(len(source))
-        self.ids = np.where(labels >= 0, labels, len(self.class_names) + rows)
-
-    def __len__(self) -> int:
-        return len(self.source)
+        self.ids = np.where(labels >= 0, labels, len(source.class_names) + rows)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
         return dataclasses.replace(sample, captions=() if sample.label is None else self._captions[sample.label])
 
     @property
-    def labels(self) -> np.ndarray | None:
-        return self.source.labels
-
-    @property
     def fingerprint(self) -> str:
         return digest(self.source.fingerprint, self._captions)
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        return self.source.warnings
-
-    def broken_files(self) -> Iterator[str]:
-        return self.source.broken_files()
 
 
 def has_captions(source: Source) -> bool:

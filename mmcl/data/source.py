@@ -123,6 +123,32 @@ class SampleList(Source):
         return self._samples[index]
 
 
+class DerivedSource(Source):
+    """Shows the samples of another source otherwise; what it does not say itself is as in the other."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.class_names, self.templates = source.class_names, source.templates
+        self.ids, self.scores = source.ids, source.scores
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.source.warnings
+
+    def broken_files(self) -> Iterator[str]:
+        return self.source.broken_files()
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return self.source.labels
+
+
 def _drawn(texts: Sequence[str], draw: float) -> str:
     return texts[int(draw * len(texts))] if texts else ""
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
-from mmcl.data.source import Sample, Source, digest
+from mmcl.data.source import DerivedSource, Sample, Source, digest
 from mmcl.data.streams import Stream
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 
 
-class Subset(Source):
+class Subset(DerivedSource):
     """Some rows of another source.
 
     Args:
@@ -23,8 +22,8 @@ class Subset(Source):
     """
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices = source, indices
-        self.class_names, self.templates = source.class_names, source.templates
+        super().__init__(source)
+        self.indices = indices
         self.ids = None if source.ids is None else source.ids[indices]
         self.scores = None if source.scores is None else source.scores[indices]
 
@@ -33,13 +32,6 @@ class Subset(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self.source[int(self.indices[index])]
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        return self.source.warnings
-
-    def broken_files(self) -> Iterator[str]:
-        return self.source.broken_files()
 
     @property
     def fingerprint(self) -> str:

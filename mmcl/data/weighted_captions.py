@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from mmcl.data.source import Sample, Source, digest
+from mmcl.data.source import DerivedSource, Source, digest
 from mmcl.errors import UserError
 
 _INSIDE = 1e-9
 """Keeps a draw off the edges between captions, where rounding could choose the neighbour."""
 
 
-class WeightedCaptions(Source):
+class WeightedCaptions(DerivedSource):
     """A source whose captions are drawn by weights: the first caption of every sample has the first weight, and so on.
 
     A sample with fewer captions draws among those that it has; one with more, or with none of a weight above 0, is a bad
@@ -25,31 +25,13 @@ class WeightedCaptions(Source):
     """
 
     def __init__(self, source: Source, weights: Sequence[float]):
-        self.source, self.weights = source, tuple(weights)
-        self.class_names, self.templates = source.class_names, source.templates
-        self.ids, self.scores = source.ids, source.scores
+        super().__init__(source)
+        self.weights = tuple(weights)
         self._ends = np.cumsum(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.source[index]
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return self.source.labels
 
     @property
     def fingerprint(self) -> str:
         return digest(self.source.fingerprint, self.weights)
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        return self.source.warnings
-
-    def broken_files(self) -> Iterator[str]:
-        return self.source.broken_files()
 
     def caption(self, index: int, draw: float) -> str:
         return self.source.caption(index, self._weighted(index, draw))

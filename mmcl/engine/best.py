@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from mmcl.config import TrainConfig
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.errors import UserError
-
-_LOW = {"rank", "loss", "error", "gap", "nll", "brier", "ece"}
-"""Words in the names of metrics of which less is better."""
+from mmcl.evaluate.tables import lower_is_better
 
 
 class Best:
@@ -25,7 +22,7 @@ class Best:
 
     def __init__(self, train: TrainConfig):
         self.metric, self.patience = train.keep_best, train.patience
-        self.sign = {"max": 1, "min": -1}[train.best_is or direction(train.keep_best or "")]
+        self.sign = {"max": 1, "min": -1}[train.best_is or ("min" if lower_is_better(self.metric or "") else "max")]
         self.value: float | None = None
         self.step: int | None = None
         self.waiting = 0
@@ -61,9 +58,3 @@ class Best:
             print(f"warning: {error}; the best {self.metric} before this step is forgotten", flush=True)
             return
         self.value, self.step, self.waiting = state["value"], state["step"], state["waiting"]
-
-
-def direction(metric: str) -> str:
-    """Which values are the best, by the words of a metric's name: "min" for ranks, losses, errors and gaps, else "max"."""
-    words = set(re.split(r"[_@]", metric.rpartition("/")[2]))
-    return "min" if words & _LOW and "effective" not in words else "max"

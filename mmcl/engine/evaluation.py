@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from mmcl.config import Config, EvaluatorConfig, SourceConfig, from_dict
+from mmcl.config import Config, EvaluatorConfig, SourceConfig, read_as
 from mmcl.data.source import Source
 from mmcl.engine.build import build_method, build_model, build_source, build_training_data
 from mmcl.engine.log import read_log
@@ -105,7 +103,7 @@ def read_config(run_dir: Path) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run directory (it has no config.yaml)")
-    return from_dict(Config, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return read_as(Config, path)
 
 
 def write_report(report: Report, run_dir: Path) -> None:

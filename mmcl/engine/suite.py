@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
-from mmcl.config import EvaluatorConfig, from_dict
+from mmcl.config import EvaluatorConfig, read_as
 from mmcl.data.source import digest
 from mmcl.engine.evaluation import build_tasks
 from mmcl.errors import UserError
@@ -82,13 +81,7 @@ def run_suite(
 def _read(file: Path) -> Suite:
     if not file.is_file():
         raise UserError(f"{file}: no such suite; see configs/eval/emoji.yaml for one")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold a mapping with a list `evaluate`, not {type(content).__name__}")
-    suite = from_dict(Suite, content, str(file))
+    suite = read_as(Suite, file)
     for number, evaluator in enumerate(suite.evaluate):
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")
         if evaluator.data is None:

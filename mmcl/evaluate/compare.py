@@ -186,7 +186,7 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str]) -> Difference:
         raise UserError(
             f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
         ) from None
-    won, lost = _changes(a.rows, b.rows, lower_is_better=a.metric.endswith(tables.LOWER_IS_BETTER))
+    won, lost = _changes(a.rows, b.rows, lower_is_better=tables.lower_is_better(a.metric))
     value, low, high = (float(number) for number in (estimate.value, estimate.low, estimate.high))  # type: ignore[arg-type]
     assert a.value is not None
     assert b.value is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mmcl.evaluate.tables import LOWER_IS_BETTER, by_column
+from mmcl.evaluate.tables import by_column, lower_is_better, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,9 +115,10 @@ def loss_curve(
 def metric_chart(metrics: Sequence[Metric]) -> bytes:
     """Values with their intervals on one axis, a panel for each evaluator and data set, a line for each metric.
 
-    Scores alone are shown: no metric that is better when it is smaller, no share of ties, and nothing without a value.
+    Scores alone are shown: no metric that is better when it is smaller, no rank, no share of ties, and nothing without a value.
     """
-    shown = [m for m in metrics if m.value is not None and not m.metric.endswith((*LOWER_IS_BETTER, "_tied"))]
+    scores = [m for m in metrics if not lower_is_better(m.metric) and not words(m.metric) & {"rank", "tied"}]
+    shown = [metric for metric in scores if metric.value is not None]
     models = by_column(metric.model for metric in shown)
     panels: dict[tuple[str, str], list[Metric]] = {}
     for metric in shown:

@@ -131,11 +131,11 @@ class Report:
         return _json([metric.to_dict() for metric in self.metrics])
 
     def to_csv(self) -> str:
-        """The same as a table for spreadsheets; an empty cell where there is no number."""
+        """The same as a table for spreadsheets; an empty cell where there is no number, and no text that would be a formula."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "rows"])
         writer.writeheader()
-        writer.writerows(metric.to_dict() for metric in self.metrics)
+        writer.writerows({key: _spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
         return text.getvalue()
 
     def to_text(self) -> str:
@@ -219,6 +219,11 @@ def metric_rows(evaluator: str, data: str, model: str, estimates: Mapping[str, E
 def file_name(*parts: str) -> str:
     """A file name without extension for a figure: "retrieval", "emoji/unseen" -> "retrieval_emoji_unseen"."""
     return re.sub(r"[^\w-]+", "_", "_".join(part for part in parts if part)).strip("_")
+
+
+def _spreadsheet_cell(value: Any) -> Any:
+    """A text that would be a formula gets an apostrophe in front, which makes it a text again."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _json(value: Any) -> str:

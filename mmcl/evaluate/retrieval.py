@@ -174,9 +174,8 @@ def _raw_pixels(task: Task, **options: Any) -> Report:
     bank = () if task.bank is None else [task.bank[row].captions for row in range(len(task.bank))]
     pairs = [(row, column) for row, own in enumerate(bank) for text in own for column in columns.get(text, ())]
     if not pairs:
-        return Report(
-            notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as no training picture has a caption of the test set.",)
-        )
+        reason = "there are no training data" if task.bank is None else "no training picture has a caption of the test set"
+        return Report(notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as {reason}.",))
     row, group = torch.tensor(pairs).T
     member = torch.from_numpy(task.pixels.images(task.required_bank))[row]
     image = torch.from_numpy(task.pixels.images(task.source))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
 """Order of the well-known models in a table; others come first."""
 
-LOWER_IS_BETTER = ("_rank", "_nll", "_brier", "_ece")
-"""How the names of metrics end of which a smaller value is the better one."""
+_LOW = {"rank", "loss", "error", "gap", "nll", "brier", "ece", "fpr95", "alignment", "uniformity"}
+"""Words in the names of metrics of which less is better."""
 
 INTERVALS = "In brackets: 95 % confidence intervals over the rows of the test set."
 
@@ -29,6 +29,16 @@ Table = tuple[str, list[str], list[list[str]]]
 def by_column(models: Iterable[str]) -> list[str]:
     """Names of models, each once, in the order of the columns of a table."""
     return sorted(dict.fromkeys(models), key=lambda name: COLUMNS.index(name) if name in COLUMNS else -1)
+
+
+def words(metric: str) -> set[str]:
+    """The words of a metric's name, "retrieval/median_rank" or "R@1"; the label in front is none of them."""
+    return set(re.split(r"[_@]", metric.rpartition("/")[2]))
+
+
+def lower_is_better(metric: str) -> bool:
+    """By the words of its name: true of ranks, losses, errors and gaps; an effective rank is none."""
+    return bool(words(metric) & _LOW) and "effective" not in words(metric)
 
 
 def text(tables: Iterable[Table], notes: Iterable[str]) -> str:
@@ -96,7 +106,7 @@ def format_metric(metric: Metric) -> str:
     """The value and its interval: "0.616 [0.594, 0.638]"."""
     if metric.value is None:
         return "-"
-    form = "{:.1f}" if metric.metric.endswith("rank") else "{:.3f}"
+    form = "{:.1f}" if "rank" in words(metric.metric) else "{:.3f}"
     interval = f" [{form.format(metric.low)}, {form.format(metric.high)}]" if metric.low is not None else ""
     return form.format(metric.value) + interval
 

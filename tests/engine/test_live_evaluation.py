@@ -17,7 +17,7 @@ from torch import nn
 
 import mmcl
 from mmcl.config import Config
-from mmcl.engine.best import Best, direction
+from mmcl.engine.best import Best
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.engine.live_evaluation import LiveEvaluation, undisturbed
 from mmcl.engine.log import EVALUATION, read_log
@@ -210,10 +210,6 @@ class TestBest:
             seen.append((best.step, best.waiting, best.is_over))
         no_better = [(2, 1, False), (2, 2, True)]
         assert seen == [(None, 1, False), (2, 0, False), *no_better, (5, 0, False), (5, 1, False), (5, 2, True)]
-
-    def test_direction(self) -> None:
-        assert [direction(f"rank/{name}") for name in ("median_rank", "nll", "modality_gap")] == ["min"] * 3
-        assert [direction(f"loss/{name}") for name in ("knn5_top1", "effective_rank", "R@1")] == ["max"] * 3
 
     def test_a_best_checkpoint_that_is_damaged_is_forgotten_with_a_word(
         self, finished: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -115,6 +115,8 @@ def test_what_a_model_cannot_do_is_a_note(file: Path, tmp_path: Path, computed: 
         ("evaluat: []", "did you mean 'evaluate'"),
         ("- 3", "must hold a mapping"),
         ("a: [", "not valid YAML"),
+        ("a: 2001-99-99", "not valid YAML"),
+        ("&a {models: [*a]}", "holds itself|must be"),
         ("evaluate: []", "names no model"),
     ],
 )

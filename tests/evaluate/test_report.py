@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate import Metric, Report
+from mmcl.evaluate.tables import lower_is_better
 
 PNG = b"\x89PNG not really"
 
@@ -50,6 +52,24 @@ def test_metrics_json_is_a_list_of_flat_rows(tmp_path: Path) -> None:
     assert all(list(row) == ["evaluator", "data", "metric", "model", "value", "low", "high", "n"] for row in rows)
     assert rows[1]["value"] == 0.98765
     assert rows[2]["value"] is None
+
+
+def test_no_cell_for_a_spreadsheet_is_a_formula() -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "digits", "a=b"]
+    written = Report(tuple(Metric("knn", name, "knn5_top1", "trained", -0.5, None, None, 5) for name in names)).to_csv()
+    rows = list(csv.DictReader(io.StringIO(written)))
+    assert [row["data"] for row in rows] == [*(f"'{name}" for name in names[:5]), "digits", "a=b"]
+    assert {row["value"] for row in rows} == {"-0.5"}
+
+
+@pytest.mark.parametrize("metric", ["rank/median_rank", "nll", "retrieval/modality_gap", "zero_shot_fpr95", "uniformity_text"])
+def test_less_is_better(metric: str) -> None:
+    assert lower_is_better(metric)
+
+
+@pytest.mark.parametrize("metric", ["loss/knn5_top1", "effective_rank_image", "text_to_image_R@1", "zero_shot_auroc"])
+def test_more_is_better(metric: str) -> None:
+    assert not lower_is_better(metric)
 
 
 def test_markdown_has_the_models_side_by_side_with_baselines_last() -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmcl.config import Config, config_hash, from_dict, load_config, to_dict, to_yaml
+from mmcl.engine.evaluation import read_config
 from mmcl.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -144,3 +145,9 @@ def test_bytes_that_are_no_text(file: Path) -> None:
     file.write_bytes(b"method: \xff\xfe")
     with pytest.raises(UserError, match=r"fuzzed\.yaml is not valid YAML"):
         load_config(file)
+
+
+def test_a_run_with_a_damaged_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"method: \xff\xfe")
+    with pytest.raises(UserError, match=r"config\.yaml is not valid YAML"):
+        read_config(tmp_path)
