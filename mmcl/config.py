@@ -173,7 +173,8 @@ class TrainConfig:
     """Pairs in one step over all processes; the loss sees them all."""
     micro_batch: int | None = None
     """Pairs that a process encodes at a time, to save memory; the loss still sees the whole batch, so that the gradient is the
-    same (batch norm excepted), for one more forward pass. Null encodes its share of the batch at once."""
+    same (batch norm excepted), for one more forward pass. Texts of like lengths come together, so that they are padded less.
+    Null encodes its share of the batch at once."""
     epochs: float | None = None
     """Length of the run in passes over the data; give this or `steps`."""
     steps: int | None = None

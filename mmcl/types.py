@@ -6,7 +6,7 @@ L tokens, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A batch of tokenised texts, padded at the end to the longest of them.
+    """A batch of tokenised texts, padded at the end to the longest of them; a part of the rows is padded to its own longest.
 
     Attributes:
         ids: int64 [B, L].
@@ -29,14 +29,20 @@ class Tokens:
     mask: Tensor
     truncated: int = 0
 
-    def to(self, device: device | str) -> Tokens:
-        return Tokens(self.ids.to(device), self.mask.to(device), self.truncated)
+    def to(self, device: device | str, *, non_blocking: bool = False) -> Tokens:
+        ids, mask = (part.to(device, non_blocking=non_blocking) for part in (self.ids, self.mask))
+        return Tokens(ids, mask, self.truncated)
+
+    def pin_memory(self) -> Tokens:
+        return Tokens(self.ids.pin_memory(), self.mask.pin_memory(), self.truncated)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
-        return Tokens(self.ids[rows], self.mask[rows])
+        ids, mask = self.ids[rows], self.mask[rows]
+        longest = int(mask.any(0).sum()) or mask.shape[1]  # without rows there is no longest
+        return Tokens(ids[:, :longest], mask[:, :longest])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,11 @@ class Features:
 
     rows: Tensor
 
-    def to(self, device: device | str) -> Features:
-        return Features(self.rows.to(device))
+    def to(self, device: device | str, *, non_blocking: bool = False) -> Features:
+        return Features(self.rows.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Features:
+        return Features(self.rows.pin_memory())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,7 +82,7 @@ class Batch:
         index: int64 [b]; the rows' numbers in the data set.
         bad_samples: what could not be read and was replaced, for the log.
         labels: int64 [b], class numbers, -1 where there is none; None for data without classes.
-        bad_rows: numbers, in the global batch, of the rows that show a replacement.
+        bad_rows: numbers, in the global batch as the order of the run has it, of the samples that were replaced.
     """
 
     views: Views
@@ -84,9 +93,16 @@ class Batch:
     bad_rows: tuple[int, ...] = ()
 
     def to(self, device: device | str) -> Batch:
-        views = {name: view.to(device) for name, view in self.views.items()}
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, views=views, ids=self.ids.to(device), index=self.index.to(device), labels=labels)
+        return self._mapped(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from which a GPU copies while others work; a `DataLoader` with `pin_memory` calls it."""
+        return self._mapped(lambda part: part.pin_memory())
+
+    def _mapped(self, change: Callable[[Any], Any]) -> Batch:
+        views = {name: change(view) for name, view in self.views.items()}
+        labels = None if self.labels is None else change(self.labels)
+        return replace(self, views=views, ids=change(self.ids), index=change(self.index), labels=labels)
 
 
 @dataclass(frozen=True, slots=True)

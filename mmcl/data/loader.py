@@ -30,6 +30,7 @@ MAX_ATTEMPTS = 100
 class _Row:
     """One row of a batch: the sample that was read, and its share of every view."""
 
+    epoch: int
     index: int
     pictures: dict[str, Tensor]
     captions: dict[str, str]
@@ -57,6 +58,7 @@ class StepBatches(Dataset[Batch]):
         tokenizer: texts to `Tokens`, for text views.
         cache: decode every picture once and keep it in memory; "auto" does so where no view crops, and below 1 GB.
         rank, world: which share of the global batch, of how many.
+        by_length: puts the rows of a step in the order of the length of their texts, so that pieces of it are padded less.
         progress: whether filling the cache shows a progress bar.
 
     Raises:
@@ -74,9 +76,10 @@ class StepBatches(Dataset[Batch]):
         cache: Literal["auto"] | bool = "auto",
         rank: int = 0,
         world: int = 1,
+        by_length: bool = False,
         progress: bool = False,
     ):
-        self.source, self.order, self.rank, self.world = source, order, rank, world
+        self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
         self.images, self.texts, self.tokenizer = images, texts, tokenizer
         # Here and not at the first batch: every loader process would read the labels anew.
         self.labels = source.labels
@@ -94,7 +97,10 @@ class StepBatches(Dataset[Batch]):
         bad: list[BadSample] = []
         draws = self._caption_draws(epoch, wanted)
         rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
-        index = np.array([row.index for row in rows], np.int64)
+        replaced = tuple(self.rank * len(rows) + number for number, row in enumerate(rows) if row.is_replacement)
+        if self.by_length:
+            rows.sort(key=lambda row: sum(map(len, row.captions.values())))
+        epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
         views: dict[str, Tensor | Tokens] = {}
         for name, view in self.images.items():
             image = torch.stack([row.pictures[name] for row in rows]).float().div_(255)
@@ -106,7 +112,6 @@ class StepBatches(Dataset[Batch]):
             views[name] = self.tokenizer([row.captions[name] for row in rows])
         labels = None if self.labels is None else torch.from_numpy(self.labels[index])
         ids = torch.from_numpy(self._ids(step, rows, index))
-        replaced = tuple(self.rank * len(rows) + number for number, row in enumerate(rows) if row.is_replacement)
         return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
@@ -116,7 +121,7 @@ class StepBatches(Dataset[Batch]):
             try:
                 sample = self.source[index].check()
                 pictures = self._pictures(epoch, index, sample)
-                return _Row(index, pictures, self._captions(index, sample.name, caption_draw_V), attempt > 0)
+                return _Row(epoch, index, pictures, self._captions(index, sample.name, caption_draw_V), attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)

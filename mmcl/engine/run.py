@@ -209,6 +209,7 @@ def _compare(checkpoint: Checkpoint, identity: dict[str, Any], config: Config) -
 def _batches(config: Config, source: Source, order: BatchOrder, method: Method, accelerator: Accelerator) -> FeatureBatches:
     files = store_features(config, method, source, accelerator)
     images = image_views(config, method)
+    share = config.train.batch_size // accelerator.num_processes
     text: Any = method.towers["text"].encoder if "text" in method.towers else None
     batches = StepBatches(
         source,
@@ -220,6 +221,7 @@ def _batches(config: Config, source: Source, order: BatchOrder, method: Method, 
         cache=config.data.cache,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        by_length=(config.train.micro_batch or share) < share,
         progress=accelerator.is_main_process,
     )
     return FeatureBatches(batches, {view: files[kind] for view, kind in method.views.items() if kind in files})

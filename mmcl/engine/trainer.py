@@ -159,9 +159,15 @@ class Trainer:
         kept.restore()
 
     def _loader(self, steps: range) -> DataLoader[Batch]:
-        workers = self.config.data.workers
         # Item numbers are steps and every batch is a pure function of its step: resuming is starting the range later.
-        return DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=ignore_stop_signals)
+        return DataLoader(
+            self.batches,
+            sampler=steps,
+            batch_size=None,
+            num_workers=self.config.data.workers,
+            worker_init_fn=ignore_stop_signals,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
         """Returns the metrics, and what some process wishes for after this step."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from contextlib import nullcontext
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmcl.config import ComponentConfig
+from mmcl.core.cached_backward import split_views
 from mmcl.data.augment.policy import Policy
 from mmcl.data.bad_samples import BadSampleBudget
 from mmcl.data.columns import captions_of
@@ -22,7 +25,7 @@ from mmcl.data.resize import to_tensor
 from mmcl.data.source import Sample, Source, digest
 from mmcl.data.views import ImageView
 from mmcl.errors import UserError
-from mmcl.types import BadSample, Batch, Preprocess, Tokens
+from mmcl.types import BadSample, Batch, Features, Preprocess, Tokens
 
 PREPROCESS = Preprocess(size=8)
 PAIR = {"image": "image", "text": "text"}
@@ -302,6 +305,44 @@ class TestBadSamples:
             expected = tuple(np.flatnonzero(np.isin(wanted, source.bad_pictures)).tolist())
             parts = [batches(source, rank=rank, world=3)[step].bad_rows for rank in range(3)]
             assert sum(parts, ()) == batches(source)[step].bad_rows == expected
+
+
+class TestRowsByLength:
+    """Pieces of a step are of texts of like lengths; the step is the same."""
+
+    captions = {i: ("word " * (7 * i % 11 + 1), "short") for i in range(40)}  # noqa: RUF012
+
+    @pytest.mark.parametrize("world", [1, 2, 3])
+    def test_the_rows_are_those_of_the_plain_order(self, world):
+        source = Toy(bad_pictures=(3, 17), captions=self.captions)
+        for rank, step in itertools.product(range(world), range(5)):
+            options = {"augment": AUGMENT, "rank": rank, "world": world}
+            plain, sorted_ = (batches(source, by_length=by_length, **options)[step] for by_length in (False, True))
+            assert Counter(rows(sorted_)) == Counter(rows(plain))
+            lengths = [len(text) for text in texts(sorted_.views["text"])]
+            assert lengths == sorted(lengths)
+            assert (sorted_.bad_samples, sorted_.bad_rows) == (plain.bad_samples, plain.bad_rows)
+
+    def test_pieces_are_padded_to_their_own_longest(self):
+        batch = batches(Toy(captions=self.captions), by_length=True)[0]
+        pieces = [views["text"] for views in split_views(batch.views, 5)]
+        assert [piece.mask.shape[1] for piece in pieces] == [max(len(text) for text in texts(piece)) for piece in pieces]
+        assert pieces[0].mask.shape[1] < pieces[-1].mask.shape[1]
+        assert [text for piece in pieces for text in texts(piece)] == texts(batch.views["text"])
+        assert batch.views["text"][:0].ids.shape == (0, batch.views["text"].ids.shape[1])
+
+
+def test_every_tensor_of_a_batch_is_pinned(monkeypatch):
+    """A loader with `pin_memory` asks the batch; without a GPU, what would be pinned is marked here."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1 if self.dtype != torch.bool else self)
+    batch = batches(Toy(labels=[1] * 40))[0]
+    pinned, features = batch.pin_memory(), Features(torch.zeros(2, 3)).pin_memory()
+    assert torch.equal(pinned.views["image"], batch.views["image"] + 1)
+    assert torch.equal(pinned.views["text"].ids, batch.views["text"].ids + 1)
+    assert torch.equal(
+        torch.stack([pinned.ids, pinned.index, pinned.labels]), torch.stack([batch.ids, batch.index, batch.labels]) + 1
+    )
+    assert torch.equal(features.rows, torch.ones(2, 3))
 
 
 def bad_samples(count: int) -> list[BadSample]:
