@@ -15,7 +15,7 @@ from mmcl.data.remote import Copies
 from mmcl.data.root import data_root
 from mmcl.data.servers import is_url
 from mmcl.data.source import Sample, Source, digest, given_path
-from mmcl.data.table_file import open_table
+from mmcl.data.table_file import file_digest, open_table
 from mmcl.data.table_rows import distinct, grouped_rows, is_text
 from mmcl.errors import UserError
 
@@ -61,8 +61,8 @@ class TableSource(Source):
         self._file = find_file(given_path(path, "table"), Copies.below(root, cache_gb))
         self.path, local = self._file.path, self._file.local()
         self._image_root = Path(image_root) if image_root else local.parent
-        cache = data_root(root) / "index"
-        table = open_table(local, cache)
+        self._cache = data_root(root) / "index"
+        table = open_table(local, self._cache)
         if len(table) == 0:
             raise UserError(f"{self.path}: has no rows")
         given = {
@@ -78,7 +78,7 @@ class TableSource(Source):
             raise UserError(f"{self.path}: names its pictures by path; set `image_root` to the folder where they are")
         self._images = table[columns.image] if columns.image else None
         self._texts = {field: table[column] for field, column in columns.texts.items()}
-        self._rows, sample = grouped_rows(self._images, len(table), local, columns.image, cache)
+        self._rows, sample = grouped_rows(self._images, len(table), local, columns.image, self._cache)
         self._first_row = np.append(np.flatnonzero(np.diff(sample, prepend=-1)), len(table))
         self._labels: np.ndarray | None = None
         if columns.label:
@@ -116,7 +116,7 @@ class TableSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        return digest(self._file.local(), *self._fingerprint_parts)
+        return digest(file_digest(self._file.local(), self._cache), *self._fingerprint_parts)
 
 
 def _labels_of(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

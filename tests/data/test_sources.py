@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 from mmcl.data import SOURCES
 from mmcl.data.decode import decode
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.source import Sample, Source
+from mmcl.data.source import Sample, Source, digest
 from mmcl.data.subset import Subset, split_source
 from mmcl.data.table import TableSource
+from mmcl.data.table_file import read_table
 from mmcl.data.table_rows import group_rows
 from mmcl.errors import UserError
 from tests.data.tars import pairs, write_tar
@@ -321,6 +322,18 @@ class TestFolder:
         with pytest.raises(UserError, match=r"a\.txt: is not UTF-8"):
             open_source("folder", str(folder))
 
+    def test_what_is_left_out_and_in_which_order_the_rest_comes(self, tmp_path):
+        for name in ("b/1.png", "b.x/2.PNG", "b-c.png", "b/.thumbs/3.png", ".4.png", "b/deep/5.jpeg"):
+            write_image(tmp_path / "all" / name)
+        (tmp_path / "all" / "linked").symlink_to(tmp_path / "all" / "b")
+        (tmp_path / "all" / "folder.png").mkdir()
+        (tmp_path / "all" / "lost.png").symlink_to(tmp_path / "gone.png")
+        source = open_source("folder", str(tmp_path / "all"))
+        names = [str(Path(source[i].name).relative_to(tmp_path / "all")) for i in range(len(source))]
+        assert names == ["b/1.png", "b/deep/5.jpeg", "b-c.png", "b.x/2.PNG", "lost.png"]
+        assert source.fingerprint
+        assert source.labels is None
+
     def test_the_fingerprint_belongs_to_the_content(self, folder, tmp_path):
         before = open_source("folder", str(folder)).fingerprint
         copy = shutil.copytree(folder, tmp_path / "copy")
@@ -424,6 +437,8 @@ class TestTable:
             ("a.csv", "image,words\na.png,one\n", r"which column holds the captions\?"),
             ("a.jsonl", '{"image": "a"}\n{"image": \n', r"a\.jsonl, line 2: is not JSON"),
             ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: must be an object"),
+            ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: is not JSON"),
+            ("a.jsonl", '{"image": "a", "text": "\\ud83d"}', r"a\.jsonl, line 1: holds half a character"),
             ("a.jsonl", '{"image": "a", "text": "b"}\n{"image": 3, "text": []}', "cannot be read as jsonl"),
             ("a.parquet", "no parquet", "cannot be read as parquet"),
             ("a.xml", "<a/>", "must be one of"),
@@ -435,22 +450,44 @@ class TestTable:
             open_source("table", str(tmp_path / name))
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("suffix", ["csv", "parquet"])
+    @pytest.mark.parametrize("piece", [1, 2, 3, 100])
+    def test_jsonl_is_the_same_however_it_is_cut(self, piece, tmp_path, monkeypatch):
+        """Keys that come late, cells that are missing, one caption here and a list there, numbers that grow a fraction."""
+        rows = [
+            {"image": "a.png", "captions": "one"},
+            {"image": "b.png", "captions": ["two", None, "three"], "extra": {"x": 1}},
+            {"image": "c.png", "score": 1},
+            {"image": None, "captions": [], "score": 2.5},
+            {"captions": "four", "extra": {"y": "z"}},
+        ]
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("\n\n".join(map(json.dumps, rows)))
+        monkeypatch.setattr("mmcl.data.table_file.PIECE", piece)
+        table = read_table(path)
+        assert table.column_names == ["image", "captions", "extra", "score"]
+        assert table["captions"].to_pylist() == [["one"], ["two", None, "three"], None, [], ["four"]]
+        assert table["score"].to_pylist() == [None, None, 1.0, 2.5, None]
+        assert table["extra"].to_pylist()[1::3] == [{"x": 1, "y": None}, {"x": None, "y": "z"}]
+
+    @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
     def test_a_large_file_is_copied_once_and_mapped(self, suffix, tmp_path, monkeypatch):
         rows = [{"image": f"{n % 70}.png", "caption": f"c{n}", "label": f"l{n % 3}"} for n in range(100)]
-        write_table(tmp_path / f"a.{suffix}", rows)
-        given = (str(tmp_path / f"a.{suffix}"), str(tmp_path))
+        path = tmp_path / f"a.{suffix}"
+        write_table(path, rows)
+        given = (str(path), str(tmp_path))
         plain = TableSource(*given)
         assert not (tmp_path / "index").exists()
         for module in ("table_file", "table_rows"):
             monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 1)
         copied = TableSource(*given)
-        assert len(list((tmp_path / "index").iterdir())) == 2
+        assert copied.fingerprint == plain.fingerprint
+        assert len(list((tmp_path / "index").iterdir())) == 3
 
         def refuse(*args):
             raise AssertionError("made again")
 
         monkeypatch.setattr("mmcl.data.table_file._copy", refuse)
+        monkeypatch.setattr("mmcl.data.table_file.digest", lambda *parts: refuse() if parts == (path,) else digest(*parts))
         monkeypatch.setattr("mmcl.data.table_rows.group_rows", refuse)
         mapped = TableSource(*given)
         for source in (copied, mapped):
@@ -458,7 +495,7 @@ class TestTable:
             assert [source[n] for n in range(70)] == [plain[n] for n in range(70)]
             assert source.labels.tolist() == plain.labels.tolist()
             assert source.fingerprint == plain.fingerprint
-        write_table(tmp_path / f"a.{suffix}", rows[:-1])
+        write_table(path, rows[:-1])
         with pytest.raises(AssertionError, match="made again"):
             TableSource(*given)
 
