@@ -9,7 +9,7 @@ import numpy as np
 
 from mmcl.data.source import Sample, Source, digest
 from mmcl.data.streams import Stream
-from mmcl.data.subset import text_group
+from mmcl.data.subset import text_groups
 from mmcl.rng import hash_integers
 
 
@@ -93,7 +93,7 @@ class Mixture(Source):
 
 def _ids(part: int, source: Source) -> np.ndarray:
     """The hashes of first captions, or ids that no other part has where the source's own say more than the captions."""
-    captions_N = np.array([text_group(source[index]) for index in range(len(source))], np.int64)
+    captions_N = text_groups(source)
     if source.ids is None:
         return captions_N
     own_N = (hash_integers(Stream.PART, part, source.ids) >> np.uint64(1)).astype(np.int64)

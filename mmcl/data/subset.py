@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from mmcl.data.kept import kept_array
 from mmcl.data.source import DerivedSource, Sample, Source, digest
 from mmcl.data.streams import Stream
 from mmcl.errors import UserError
@@ -48,7 +51,10 @@ class Subset(DerivedSource):
         return self.source.view_text(view, int(self.indices[index]), draw)
 
 
-def split_source(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
+MANY = 100_000
+
+
+def split_source(source: Source, share: float, seed: int, *, cache: Path | None = None) -> tuple[Subset, Subset]:
     """Splits a source at random into (rest, held out).
 
     What belongs together stays together: rows with equal ids, or, without ids, with the same first caption. A group's side
@@ -56,11 +62,12 @@ def split_source(source: Source, share: float, seed: int) -> tuple[Subset, Subse
 
     Args:
         share: of the groups that are held out, above 0 and below 1.
+        cache: folder where the groups of more than 100,000 samples are kept, as it takes a while to read all captions.
 
     Raises:
         UserError: one of the parts would be empty.
     """
-    groups = np.array([group_of(source, index) for index in range(len(source))], np.int64)
+    groups = _groups(source, cache)
     held = uniform(seed, Stream.HOLDOUT, groups) < share
     if held.all() or not held.any():
         raise UserError(
@@ -103,9 +110,19 @@ def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class:
     return np.sort(np.concatenate(kept))
 
 
-def group_of(source: Source, index: int) -> int:
-    """What a row belongs to: its id, else its `text_group`."""
-    return text_group(source[index]) if source.ids is None else int(source.ids[index])
+def _groups(source: Source, cache: Path | None) -> np.ndarray:
+    """What every row belongs to: its id, else its `text_group`."""
+    if source.ids is not None:
+        return source.ids
+    if cache is None or len(source) < MANY:
+        return text_groups(source)
+    return kept_array(cache / f"groups-{source.fingerprint[:32]}.npy", lambda: text_groups(source))
+
+
+def text_groups(source: Source) -> np.ndarray:
+    """`text_group` of every row, int64 [N]; many take a while."""
+    rows = tqdm(range(len(source)), desc="captions", unit="row", disable=None if len(source) >= MANY else True, leave=False)
+    return np.fromiter((text_group(source[row]) for row in rows), np.int64, len(source))
 
 
 def text_group(sample: Sample) -> int:

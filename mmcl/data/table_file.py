@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from mmcl.data.kept import cached_file, staged
 from mmcl.data.source import digest
 from mmcl.errors import UserError, first_line
 
@@ -42,18 +42,6 @@ def open_table(path: Path, cache: Path) -> pa.Table:
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise UserError(f"{path}: cannot be copied to {copy}: {first_line(error)}") from None
     return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
-
-
-def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
-    """Where something that was made of a file is kept, for as long as the file does not change."""
-    stat = path.stat()
-    return cache / f"{path.stem}-{digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, what)[:16]}{suffix}"
-
-
-def staged(file: Path) -> Path:
-    """Where this process writes a file before it takes its place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.with_suffix(f".tmp-{os.getpid()}{file.suffix}")
 
 
 def file_digest(path: Path, cache: Path) -> str:

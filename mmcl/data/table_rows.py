@@ -7,20 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mmcl.data.table_file import LARGE, cached_file, staged
+from mmcl.data.kept import cached_file, kept_array
+from mmcl.data.table_file import LARGE
 
 
 def grouped_rows(images: pa.ChunkedArray | None, total: int, path: Path, column: str | None, cache: Path) -> np.ndarray:
     """`group_rows`, kept in a file for tables above 32 MB, as it takes a while for millions of paths."""
     if path.stat().st_size < LARGE:
         return group_rows(images, total)
-    file = cached_file(path, cache, f"rows of {column}", ".npy")
-    if not file.exists():
-        stage = staged(file)
-        np.save(stage, group_rows(images, total))
-        stage.replace(file)
-    rows: np.ndarray = np.load(file, mmap_mode="r")
-    return rows
+    return kept_array(cached_file(path, cache, f"rows of {column}", ".npy"), lambda: group_rows(images, total))
 
 
 def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from mmcl.data.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.mixture import Mixture
 from mmcl.data.open import open_source
 from mmcl.data.order import BatchOrder, Order
+from mmcl.data.root import data_root
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset, label_subset, split_source
 from mmcl.data.views import ImageView, build_image_views
@@ -92,8 +93,9 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
         sources = {where: WeightedCaptions(source, config.data.caption_weights) for where, source in sources.items()}
     split: dict[str, Source] = {}
     if config.data.holdout > 0:
+        cache = data_root(config.data.root) / "index"
         for where, source in sources.items():
-            sources[where], split[where] = split_source(source, config.data.holdout, config.train.seed)
+            sources[where], split[where] = split_source(source, config.data.holdout, config.train.seed, cache=cache)
     source, held_out = _joined(sources), _joined(split) if split else None
     if config.data.labels is not None:
         source = _few_labels(source, config.data.labels, config.train.seed)

@@ -216,6 +216,20 @@ class TestSplit:
         assert not sides[0] & sides[1]
         assert len(sides[0] | sides[1]) == 50
 
+    def test_groups_of_many_samples_are_kept(self, tmp_path, monkeypatch):
+        write_table(tmp_path / "a.csv", [{"image": f"{n}.png", "caption": f"c{n // 2}"} for n in range(40)])
+        source, cache = open_source("table", str(tmp_path / "a.csv")), tmp_path / "index"
+        plain = split_source(source, 0.5, seed=1)
+        monkeypatch.setattr("mmcl.data.subset.MANY", 1)
+        first = split_source(source, 0.5, seed=1, cache=cache)
+        monkeypatch.setattr("mmcl.data.subset.text_groups", lambda source: pytest.fail("made again"))
+        again = split_source(source, 0.5, seed=1, cache=cache)
+        for parts in (first, again):
+            assert [part.indices.tolist() for part in parts] == [part.indices.tolist() for part in plain]
+        (cache.parent / "file").write_text("")
+        with pytest.raises(UserError, match="cannot be written"):
+            split_source(source, 0.5, seed=1, cache=tmp_path / "file")
+
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_a_share_that_leaves_nothing(self, share):
         with pytest.raises(UserError, match="leaves an empty part"):

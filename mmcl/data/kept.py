@@ -1,0 +1,37 @@
+"""What takes a while to make is kept in files: of another file for as long as that does not change, or of samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mmcl.data.source import digest
+from mmcl.errors import UserError, first_line
+
+
+def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
+    """Where something that was made of a file is kept, for as long as the file does not change."""
+    stat = path.stat()
+    return cache / f"{path.stem}-{digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, what)[:16]}{suffix}"
+
+
+def staged(file: Path) -> Path:
+    """Where this process writes a file before it takes its place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.with_suffix(f".tmp-{os.getpid()}{file.suffix}")
+
+
+def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """A mapped array, made by the first process that wants it. Raises UserError where it cannot be written."""
+    if not file.exists():
+        try:
+            stage = staged(file)
+            np.save(stage, make())
+            stage.replace(file)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written: {first_line(error)}") from None
+    array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
