@@ -55,9 +55,9 @@ def _print_help(path: Path) -> None:
 
 
 def _print_result(result: RunResult) -> None:
-    print(f"\n{result.report.to_text()}")
+    print(f"\n{result.report.to_text(brief=True)}")
     print(f"model    {result.run_dir}/model")
-    print(f"report   {result.run_dir}/report/report.html, report.md, metrics.json")
+    print(f"report   {result.run_dir}/report/report.html (all metrics, plots), report.md, metrics.json")
     print(f"log      {result.run_dir}/metrics.jsonl, checkpoints/")
     print("\ntry next")
     for command in _next_commands(result):

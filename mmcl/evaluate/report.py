@@ -138,9 +138,13 @@ class Report:
         writer.writerows({key: _spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
         return text.getvalue()
 
-    def to_text(self) -> str:
-        """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals."""
-        return tables.text(tables.metric_tables(self.metrics), self.notes)
+    def to_text(self, *, brief: bool = False) -> str:
+        """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals.
+
+        Args:
+            brief: leaves the metrics of long tables to the reports, but for those that people quote.
+        """
+        return tables.text(tables.metric_tables(tables.quoted(self.metrics) if brief else self.metrics), self.notes)
 
     def to_markdown(self) -> str:
         figures = {name: f"{file_name(name)}.png" for name in self.figures}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
 """Order of the well-known models in a table; others come first."""
 
+_QUOTED = {"R", "top1", "top5", "median"}
+"""Words in the names of metrics that people quote, of evaluators that have many."""
+
 _LOW = {"rank", "loss", "error", "gap", "nll", "brier", "ece", "fpr95", "alignment", "uniformity"}
 """Words in the names of metrics of which less is better."""
 
@@ -39,6 +42,13 @@ def words(metric: str) -> set[str]:
 def lower_is_better(metric: str) -> bool:
     """By the words of its name: true of ranks, losses, errors and gaps; an effective rank is none."""
     return bool(words(metric) & _LOW) and "effective" not in words(metric)
+
+
+def quoted(metrics: Iterable[Metric]) -> list[Metric]:
+    """Of an evaluator with metrics that people quote, R@k and the top-k accuracies, these alone; of others all."""
+    metrics = list(metrics)
+    has_quoted = {metric.evaluator for metric in metrics if words(metric.metric) & _QUOTED}
+    return [metric for metric in metrics if metric.evaluator not in has_quoted or words(metric.metric) & _QUOTED]
 
 
 def text(tables: Iterable[Table], notes: Iterable[str]) -> str:

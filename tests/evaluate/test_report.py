@@ -87,6 +87,16 @@ def test_terminal_text_has_aligned_columns() -> None:
     assert header.index("chance") == first.index("0.100")
 
 
+def test_brief_text_has_what_people_quote() -> None:
+    quoted, other = ["text_to_image_R@1", "text_to_image_median_rank"], ["text_to_image_nDCG@10", "text_to_image_recall@1"]
+    metrics = [Metric("retrieval", "emoji", name, "trained", 0.5, None, None, 9) for name in (*quoted, *other)]
+    metrics.append(Metric("geometry", "emoji", "alignment", "trained", 0.5, None, None, 9))
+    shown = Report(tuple(metrics)).to_text(brief=True)
+    assert all(name in shown for name in (*quoted, "alignment"))
+    assert not any(name in shown for name in other)
+    assert all(name in Report(tuple(metrics)).to_text() for name in (*quoted, *other, "alignment"))
+
+
 def test_html_needs_no_other_file_and_escapes_everything() -> None:
     page = report().to_html()
     assert "retrieval: emoji | &lt;b&gt;" in page
