@@ -140,7 +140,8 @@ def _both_sums(logits: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]
         return logits.logsumexp(1), logits.logsumexp(0)
     centre = _centre(low, high)
     exp = (logits.sub_(centre) if centre else logits).exp_()
-    return exp.sum(1).log_().add_(centre), exp.sum(0).log_().add_(centre)
+    ones_N, ones_M = (exp.new_ones(size) for size in exp.shape)  # products sum faster than sums do
+    return (exp @ ones_M).log_().add_(centre), (ones_N @ exp).log_().add_(centre)
 
 
 def _both_gradients(
