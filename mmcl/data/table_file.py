@@ -45,14 +45,18 @@ def open_table(path: Path, cache: Path) -> pa.Table:
 
 
 def file_digest(path: Path, cache: Path) -> str:
-    """Of a file's content; that of a file above 32 MB is kept, so that it is read once."""
+    """Of a file's content; that of a file above 32 MB is kept, so that it is read once. Raises UserError where it cannot be."""
     if path.stat().st_size < LARGE:
         return digest(path)
     kept = cached_file(path, cache, "digest", ".txt")
     if not kept.exists():
-        stage = staged(kept)
-        stage.write_text(digest(path))
-        stage.replace(kept)
+        content = digest(path)
+        try:
+            stage = staged(kept)
+            stage.write_text(content)
+            stage.replace(kept)
+        except OSError as error:
+            raise UserError(f"{kept}: cannot be written: {first_line(error)}") from None
     return kept.read_text()
 
 
