@@ -183,6 +183,9 @@ class TrainConfig:
     """Decides initial weights, order, augmentation and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the encoders; the loss is always float32."""
+    fsdp: bool = False
+    """Spread the towers' weights, gradients and moments over the processes (FSDP), for towers that are too large for one
+    device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
     threads: int | None = None
     """CPU threads per process; default: cores / local processes."""
     log_every: int = 10
@@ -647,6 +650,7 @@ _WITHOUT_EFFECT = (
     "data.max_bad_fraction",
     "data.max_bad_consecutive",
     "train.max_skipped",
+    "train.fsdp",
     "train.micro_batch",
     "train.on_nonfinite",
     "train.threads",

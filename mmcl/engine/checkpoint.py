@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 import mmcl
 from mmcl.errors import UserError
@@ -57,11 +58,19 @@ class Checkpoint:
     manifest: dict[str, Any]
 
 
-def take_snapshot(step: int, module: nn.Module, optimiser: torch.optim.Optimizer, **facts: Any) -> Snapshot:
-    """Copies parameters, persistent buffers and the state of the optimiser."""
-    tensors = (_module_tensors(module), _optimiser_tensors(module, optimiser))
-    model, state = ({name: _copy(tensor) for name, tensor in group.items()} for group in tensors)
-    return Snapshot(step, model, state, facts)
+def take_snapshot(
+    step: int, module: nn.Module, optimiser: torch.optim.Optimizer, *, keep: bool = True, **facts: Any
+) -> Snapshot:
+    """Copies parameters, persistent buffers and the state of the optimiser.
+
+    What is spread over processes is put together, for which all of them must call this; those without `keep` get no tensors.
+    """
+
+    def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        whole = ((name, _whole(tensor)) for name, tensor in tensors.items())
+        return {name: _copy(tensor) for name, tensor in whole if keep}
+
+    return Snapshot(step, copied(_module_tensors(module)), copied(_optimiser_tensors(module, optimiser)), facts)
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int | None = None) -> Path:
@@ -167,7 +176,7 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
     _refuse(checkpoint, [*sorted(set(state) ^ set(own)), *misshapen])
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            tensor.copy_(_laid_out(state[name], tensor))
 
 
 def _refuse(checkpoint: Checkpoint, misfits: list[str]) -> None:
@@ -244,7 +253,18 @@ def _like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
     """The tensor, laid out as the parameter: another layout would be right, but neither bit for bit nor as fast as before."""
     if tensor.shape != parameter.shape:
         return tensor.to(parameter.device)
-    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(_laid_out(tensor, parameter))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _laid_out(whole: Tensor, target: Tensor) -> Tensor:
+    """This process's share, where the target is spread: every process reads the whole from disk, and none needs to send."""
+    if not isinstance(target, DTensor):
+        return whole
+    return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
 def _name(step: int) -> str:

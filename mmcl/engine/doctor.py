@@ -194,6 +194,8 @@ def _about_batch(config: Config, method: Method, source: Source, processes: int)
     in_pieces = micro is not None and micro < fitting // processes
     if micro is not None and not in_pieces:
         found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")
+    if config.train.fsdp and processes == 1:
+        found.append("train.fsdp has no effect: there is one process")
     if _has_batch_norm(method) and processes > 1:
         found.append(
             "batch norm is the one exception to exact splitting: it sees each process's rows alone, so the result depends on "

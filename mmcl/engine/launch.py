@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from mmcl.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mmcl.config import TrainConfig
+    from mmcl.config import Config, TrainConfig
 
 SLOW_SECONDS = 1800.0
 """How long processes wait for each other outside of steps: one may still decode pictures, or compute features or scores."""
@@ -28,13 +29,12 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
 
     Raises:
         UserError: the launcher started another number of processes than it was asked for, the batch cannot be split over them,
-            the weights are to be spread over processes, or a tracker is not installed.
+            or a tracker is not installed.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     _refuse_lost_processes()
-    _refuse_spread_weights()
     no_accelerator = not torch.accelerator.is_available()
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
     if config.precision == "fp16" and no_accelerator:
@@ -71,14 +71,29 @@ def _refuse_lost_processes() -> None:
         )
 
 
-def _refuse_spread_weights() -> None:
-    """The launcher's environment says so even where Accelerate would ignore it, as on a CPU."""
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true"):
-            raise UserError(
-                f"the launcher asks for {name}, but weights are not spread over processes here: launch with --multi_gpu, and "
-                "make the batch fit with --train.micro_batch"
-            )
+def as_launched(config: Config) -> Config:
+    """The configuration with what the launcher's environment asks for besides; Accelerate would ignore it on a CPU.
+
+    `accelerate launch --use_fsdp` is another way to say `train.fsdp`. The spreading is ours (engine/weights.py), so Accelerate
+    must not do it again.
+
+    Raises:
+        UserError: the launcher asks for what there is not, or it does not go with the precision.
+    """
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if _asked_for(name):
+            raise UserError(f"the launcher asks for {name}, which is not used here: launch with --multi_gpu or --use_fsdp")
+    if _asked_for("FSDP"):
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+        print("spreading the weights over the processes (train.fsdp); Accelerate's own FSDP settings are not read", flush=True)
+        config = replace(config, train=replace(config.train, fsdp=True))
+    if config.train.fsdp and config.train.precision == "fp16":
+        raise UserError("train.fsdp does not go with train.precision fp16, whose scaler knows whole gradients only: use bf16")
+    return config
+
+
+def _asked_for(plugin: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("1", "true")
 
 
 def keep_freed_memory(keep: bool) -> None:

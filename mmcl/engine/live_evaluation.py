@@ -17,6 +17,7 @@ from mmcl.engine.build import build_model
 from mmcl.engine.guards import waiting
 from mmcl.engine.launch import SLOW_SECONDS
 from mmcl.engine.shared_model import SharedModel
+from mmcl.engine.weights import whole_weights
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.interop.model import Model
@@ -68,7 +69,9 @@ class LiveEvaluation:
                 return self._score(model, due)
             sources = [source for _, task in due for source in (task.source, task.bank) if source is not None]
             shared = SharedModel(model, sources)
-            return shared.together(lambda: self._score(shared, due))
+            # Processes encode uneven shares: where weights are spread, they could not keep handing theirs to each other.
+            with whole_weights(self.method):
+                return shared.together(lambda: self._score(shared, due))
 
     def _score(self, model: Model, due: Due) -> dict[str, float]:
         cached, report = CachedModel(model), Report()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mmcl.config import OptimConfig
 
@@ -33,42 +34,48 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     by_muon = {name for name, p in named if config.muon_lr is not None and decays(name, p) and id(p) not in tables}
-    decayed: dict[str, Any] = {
-        "params": [p for name, p in named if decays(name, p) and name not in by_muon],
-        "weight_decay": config.weight_decay,
-    }
-    spared: dict[str, Any] = {
-        "params": [p for name, p in named if not decays(name, p)],
-        "weight_decay": 0.0,
-        "lr": config.lr if config.bias_lr is None else config.bias_lr,
-    }
+    decayed = _by_layout(
+        [p for name, p in named if decays(name, p) and name not in by_muon],
+        weight_decay=config.weight_decay,
+    )
+    spared = _by_layout(
+        [p for name, p in named if not decays(name, p)],
+        weight_decay=0.0,
+        lr=config.lr if config.bias_lr is None else config.bias_lr,
+    )
     optimiser = _build(decayed, spared, config, named[0][1].device.type)
     if config.muon_lr is not None:
         from timm.optim import Muon
 
-        matrices = {
-            "params": [p for name, p in named if name in by_muon],
-            "weight_decay": config.weight_decay,
-            "use_fallback": False,
-        }
-        muon = Muon([matrices], lr=config.muon_lr, nesterov=True, adjust_lr_fn="match_rms_adamw")
+        matrices = _by_layout([p for name, p in named if name in by_muon], weight_decay=config.weight_decay, use_fallback=False)
+        muon = Muon(matrices, lr=config.muon_lr, nesterov=True, adjust_lr_fn="match_rms_adamw")
         optimiser = _Together(optimiser, muon)
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser
 
 
-def _build(decayed: dict[str, Any], spared: dict[str, Any], config: OptimConfig, device: str) -> torch.optim.Optimizer:
+def _by_layout(parameters: list[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
+    """A group of parameters; two where some are spread over processes and some are whole, which no fused step mixes."""
+    parts: dict[bool, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        parts.setdefault(isinstance(parameter, DTensor), []).append(parameter)
+    return [{"params": part, **options} for part in parts.values()]
+
+
+def _build(
+    decayed: list[dict[str, Any]], spared: list[dict[str, Any]], config: OptimConfig, device: str
+) -> torch.optim.Optimizer:
     if config.name == "lars":
         from timm.optim import Lars
 
         # Else it would adapt a group if it has weight decay, and a run without any would be plain SGD.
-        groups = [{**decayed, "always_adapt": True}, spared]
-        return Lars(groups, lr=config.lr, momentum=config.momentum)
+        adapted = [{**group, "always_adapt": True} for group in decayed]
+        return Lars([*adapted, *spared], lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
-        return torch.optim.SGD([decayed, spared], lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD([*decayed, *spared], lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(
-        [decayed, spared], lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda")
+        [*decayed, *spared], lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda")
     )
 
 

@@ -28,7 +28,7 @@ from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkp
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import build_tasks, evaluate_run, write_report
 from mmcl.engine.frozen_features import FeatureBatches, store_features
-from mmcl.engine.launch import keep_freed_memory, start
+from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import Ending, Trainer
@@ -67,6 +67,7 @@ def train(config: Config) -> RunResult:
         UserError: anything that the user can mend; before training where it can be known by then.
     """
     check_components(config)
+    config = as_launched(config)
     run_dir = Path(config.run_dir or "runs/unnamed")
     accelerator = start(config.train, str(run_dir))
     with locked(run_dir) if accelerator.is_main_process else nullcontext():
@@ -114,7 +115,10 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     if not ending.is_complete:
         print(f"stopped by a signal after step {ending.step} of {total_steps}; continue with --resume", flush=True)
         return RunResult(run_dir, Report())
-    exported = _choose_weights(config, run_dir, method, ending)
+    if config.train.fsdp:
+        method = build_method(config)  # whole again
+        method.configure(facts)
+    exported = _choose_weights(config, run_dir, method.to(accelerator.device), ending)
     model = build_model(method)
     provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
     save_model(
@@ -133,22 +137,23 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
 
 
 def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Ending) -> dict[str, Any]:
-    """Loads the weights that are to be exported, where they are not the last. Returns which they are.
+    """Loads the weights that are to be exported, where the method does not hold them. Returns which they are.
 
     Raises:
-        UserError: the best checkpoint is damaged.
+        UserError: their checkpoint is damaged.
     """
     best = ending.best
     if best.metric is not None:
         print(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}", flush=True)
-    if config.train.export == "last":
-        return {"export": "last", "steps": ending.step}
-    if best.step is None or best.value is None:
-        print("warning: no score was a number, so that the last weights are exported", flush=True)
-        return {"export": "last", "steps": ending.step}
-    if best.step != ending.step:
-        load_weights(checkpoint_of_step(run_dir / "checkpoints", best.step), method)
-    return {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
+    exported: dict[str, Any] = {"export": "last", "steps": ending.step}
+    if config.train.export == "best":
+        if best.step is None or best.value is None:
+            print("warning: no score was a number, so that the last weights are exported", flush=True)
+        else:
+            exported = {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
+    if config.train.fsdp or exported["steps"] != ending.step:
+        load_weights(checkpoint_of_step(run_dir / "checkpoints", exported["steps"]), method)
+    return exported
 
 
 def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelerator) -> Checkpoint | None:
@@ -235,5 +240,6 @@ def _say_what_starts(
     threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
     print(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
     print(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
-    print(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}")
+    spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
+    print(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}")
     print(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}", flush=True)

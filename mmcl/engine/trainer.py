@@ -35,8 +35,8 @@ from mmcl.engine.guards import (
 from mmcl.engine.health import Health
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import Logbook
-from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
+from mmcl.engine.weights import SpreadWeights, WholeWeights
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
 from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views
@@ -90,9 +90,11 @@ class Trainer:
         self.config, self.accelerator, self.method, self.batches, self.order = config, accelerator, method, batches, order
         self.evaluation, self.total_steps, self.identity = evaluation, total_steps, identity
         self.run_dir = Path(config.run_dir or "")
-        optimiser = build_optimiser(method.to(accelerator.device), config.optim)
+        method.to(accelerator.device)
         # The loader and the schedule stay ours: Accelerate would reorder the one and step the other once per process.
-        self.encode, self.optimiser = accelerator.prepare(method, optimiser)
+        layout = SpreadWeights if config.train.fsdp and accelerator.num_processes > 1 else WholeWeights
+        self.weights = layout(accelerator, method, config.optim)
+        self.encode, self.optimiser = self.weights.encode, self.weights.optimiser
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at = 0, time.monotonic()
         self.stop = StopSignals()
@@ -174,7 +176,7 @@ class Trainer:
         rate = self._set_rate(step)
         kept = BuffersKept(self.method) if self.config.train.on_nonfinite == "skip" else None
         embeddings, shares = self._backward(step, batch)
-        shares["gradient_norm"] = self._clip() / self.accelerator.num_processes
+        shares["gradient_norm"] = self.weights.clip(self.config.optim.clip) / self.accelerator.num_processes
         texts = [view for view in batch.views.values() if isinstance(view, Tokens)]
         metrics, wishes = self._sum_over_processes(
             shares,
@@ -211,15 +213,11 @@ class Trainer:
             # Accelerate averages gradients over the processes; the shares of the loss are to be summed.
             backward=lambda result: self.accelerator.backward(result[1].loss * self.accelerator.num_processes),
             seed=lambda piece: self._seed(step, piece),
-            no_sync=lambda: self.accelerator.no_sync(self.encode),
+            no_sync=self.weights.no_sync,
             loss_parameters=self.method.loss_parameters,
         )
+        self.weights.reduce()
         return embeddings, {"loss": output.loss, **output.metrics}
-
-    def _clip(self) -> Tensor:
-        """Bounds the gradient. Returns its norm before."""
-        clip = self.config.optim.clip
-        return self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if clip is None else clip)
 
     def _set_rate(self, step: int) -> float:
         """Sets every group's learning rate for this step; returns that of `optim.lr`."""
@@ -317,8 +315,10 @@ class Trainer:
         return time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self, step: int) -> None:
+        """The first process writes; where weights are spread, all of them hand it their shares."""
         self.saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
+        is_writer = self.accelerator.is_main_process
+        if not (is_writer or self.weights.are_spread):
             return
         scaler = self.accelerator.scaler
         state = {
@@ -329,6 +329,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "best": self.best.state,
         }
-        world = self.accelerator.num_processes
-        facts = {"world": world, "identity": self.identity, "state": state}
-        self.writer.save(take_snapshot(step, self.method, self.optimiser.optimizer, **facts), spare=self.best.step)
+        facts = {"world": self.accelerator.num_processes, "identity": self.identity, "state": state}
+        snapshot = take_snapshot(step, self.method, self.optimiser.optimizer, keep=is_writer, **facts)
+        if is_writer:
+            self.writer.save(snapshot, spare=self.best.step)

@@ -14,9 +14,6 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.core.cached_backward import cached_backward, split_views
@@ -162,61 +159,6 @@ def test_training_is_that_of_one_process(world: int, name: str, dtype: torch.dty
             size = value.double().norm().clamp(min=float(whole_gradient / 10) if key.startswith("gradient") else 1e-3)
             error = (state[key] - value).double().norm() / size
             assert error <= TOLERANCE[dtype], f"{key}: relative error {error:.1e}"
-
-
-def sharded(rank: int, world: int, name: str) -> list[State]:
-    """The towers' weights spread over the processes (FSDP), what lies outside them whole on each; in one piece, and in five."""
-    mesh = init_device_mesh("cpu", (world,))
-    found = []
-    for pieces in (1, 5):
-        method = configured(name, torch.float64)
-        towers = [fully_shard(tower, mesh=mesh) for tower in method.towers.values()]
-        local = share_of(batch_of_step(method, 0, torch.float64), rank, world, even=True)
-
-        def loss_of(rows: dict[str, Tensor], method: Method = method, local: Batch = local) -> Tensor:
-            return method.loss(gather_embeddings(rows, positives_of(method, local)), local).loss
-
-        @contextmanager
-        def no_sync(towers: Any = towers) -> Iterator[None]:
-            for tower in towers:
-                tower.set_requires_gradient_sync(False)
-            yield
-            for tower in towers:
-                tower.set_requires_gradient_sync(True)
-
-        cached_backward(
-            method,
-            split_views(local.views, math.ceil(len(local.ids) / pieces)),
-            loss=loss_of,
-            backward=lambda loss: (loss * world).backward(),
-            seed=torch.manual_seed,
-            no_sync=no_sync,
-        )
-        learning = {key: p for key, p in method.named_parameters() if p.requires_grad}
-        assert any(isinstance(p.grad, DTensor) for p in learning.values())
-        found.append({key: _whole_gradient(p, world) for key, p in learning.items()})
-    return found
-
-
-def _whole_gradient(parameter: Tensor, world: int) -> Tensor:
-    assert parameter.grad is not None
-    if isinstance(parameter.grad, DTensor):
-        return parameter.grad.full_tensor()
-    torch.distributed.all_reduce(parameter.grad)
-    return parameter.grad / world
-
-
-def all_sharded(rank: int, world: int) -> dict[str, list[State]]:
-    return {name: sharded(rank, world, name) for name in METHODS}
-
-
-def test_sharded_weights_get_the_same_gradient() -> None:
-    for ours in run_processes(2, all_sharded):
-        for name in METHODS:
-            expected = alone(name, torch.float64)
-            for gradients in ours[name]:
-                for key, gradient in gradients.items():
-                    torch.testing.assert_close(gradient, expected[f"gradient of {key}"], rtol=1e-10, atol=1e-14)
 
 
 def with_dropout(name: str) -> Method:

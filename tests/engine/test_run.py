@@ -22,6 +22,7 @@ from mmcl.config import ComponentConfig, Config, EvaluatorConfig, ViewConfig, lo
 from mmcl.engine.build import build_method, build_training_data
 from mmcl.engine.doctor import diagnose
 from mmcl.engine.log import read_log
+from mmcl.engine.launch import as_launched
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
@@ -291,11 +292,32 @@ def test_lost_processes_are_an_error(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_spread_weights_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", ["MEGATRON_LM", "DEEPSPEED"])
+def test_launches_that_spread_weights_in_other_ways_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UserError, match=f"the launcher asks for {name}"):
         train(tiny_config(folder, tmp_path / "run"))
+
+
+def test_a_launch_with_fsdp_is_train_fsdp(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch --use_fsdp` sets it."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert as_launched(tiny_config(folder, tmp_path / "run")).train.fsdp
+    assert os.environ["ACCELERATE_USE_FSDP"] == "false", "Accelerate must not spread them too"
+
+
+def test_spread_weights_do_not_go_with_fp16(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.fsdp does not go with train\.precision fp16"):
+        train(tiny_config(folder, tmp_path / "run", "--train.fsdp", "true", "--train.precision", "fp16"))
+
+
+def test_spread_weights_of_one_process_are_whole(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(folder, tmp_path / "run", "--train.fsdp", "true"))
+    assert "warning: train.fsdp has no effect: there is one process" in capfd.readouterr().out
+    train(tiny_config(folder, tmp_path / "whole"))
+    assert largest_difference(tmp_path / "run", tmp_path / "whole") == 0
 
 
 class TestImageData:

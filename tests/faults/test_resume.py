@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mmcl.config import Config
 from mmcl.engine.log import read_log
-from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, tiny_run
+from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, tiny_run, words
 
 Unharmed = Callable[..., Config]
 WORKERS = (0, 2, 1, 3)
@@ -71,3 +73,66 @@ def test_another_number_of_processes_is_the_same_run(
     assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
     last = worlds[-1]
     assert samples(config, last).items() <= samples(whole, 1).items()
+
+
+SPREAD = ("--train.fsdp", "true")
+"""Weights, gradients and moments spread over the processes."""
+
+
+@pytest.mark.parametrize(("world", "kills"), [(2, (6,)), (3, (4,))])
+def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], pictures: Path, tmp_path: Path) -> None:
+    """With a teacher, queues, micro-batches and an evaluation of uneven shares on the way."""
+    evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 3}]")
+    momentum = ("--method", "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}", "--text.encoder.args.layers", "2")
+    flags = (*SPREAD, *momentum, *evaluated, "--train.micro_batch", "2")
+    whole = tiny_run(pictures, tmp_path / "whole", *flags)
+    assert run(whole, world) == [0] * world
+    for number, step in enumerate(kills):
+        config = resumed(pictures, tmp_path / "run", number, *flags)
+        assert run(config, world, before_step(step, kill)) == [KILLED] * world
+    config = resumed(pictures, tmp_path / "run", len(kills), *flags)
+    assert run(config, world) == [0] * world
+    assert ending(config) == ending(whole)
+    assert f"{world} processes on cpu, 1 threads each, the weights spread over them" in words(config)
+
+
+def test_a_run_may_change_how_its_weights_lie(pictures: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+    """Spread over three processes, whole in one, spread over two: the losses, norms and exported weights of a run in one."""
+    flags = ("--text.encoder.args.dropout", "0", "--optim.clip", "0.5")
+    starts = [(3, SPREAD), (1, ()), (2, SPREAD)]
+    for number, (world, layout) in enumerate(starts):
+        config = resumed(pictures, tmp_path / "run", number, *flags, *layout)
+        if number < 2:
+            assert run(config, world, before_step(3 * number + 3, kill)) == [KILLED] * world
+        else:
+            assert run(config, world) == [0] * world
+    whole = unharmed(1, *flags)
+    ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
+    for name in ("loss", "gradient_norm"):
+        assert [row[name] for row in ours] == pytest.approx([row[name] for row in expected], rel=1e-5)
+    ours, expected = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
+    assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
+
+
+def test_spread_weights_in_mixed_precision(pictures: Path, tmp_path: Path) -> None:
+    """Processes compute what they would with whole weights; only sums of gradients are taken in another order."""
+    layouts = {"whole": (), "spread": SPREAD}
+    configs = [tiny_run(pictures, tmp_path / name, "--train.precision", "bf16", *flags) for name, flags in layouts.items()]
+    assert [run(config, 2) for config in configs] == [[0, 0], [0, 0]]
+    whole, spread = ([row["loss"] for row in read_log(Path(c.run_dir or "") / "metrics.jsonl")] for c in configs)
+    assert spread == pytest.approx(whole, rel=1e-3)
+    exact = tiny_run(pictures, tmp_path / "exact", *SPREAD)
+    assert run(exact, 2) == [0, 0]
+    assert spread[0] != read_log(tmp_path / "exact/metrics.jsonl")[0]["loss"], "it was bfloat16"
+
+
+def test_the_best_of_a_spread_run_is_exported(pictures: Path, tmp_path: Path) -> None:
+    score = ("--train.keep_best", "held_out/text_to_image_mean_rank", "--train.export", "best")
+    evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 1}]")
+    config = tiny_run(pictures, tmp_path / "run", *SPREAD, *score, *evaluated)
+    assert run(config, 2) == [0, 0]
+    best = json.loads((tmp_path / "run/model/config.json").read_text())
+    steps = best["provenance"]["steps"]
+    exported = load_file(tmp_path / "run/model/model.safetensors")
+    kept = load_file(tmp_path / f"run/checkpoints/step-{steps:07d}/model.safetensors")
+    assert all(torch.equal(value, kept[f"towers.{key}"]) for key, value in exported.items())

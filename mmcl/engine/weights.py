@@ -1,0 +1,154 @@
+"""Where the weights of a run lie: whole in every process, or spread over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from mmcl.config import OptimConfig
+from mmcl.encoders.tower import Tower
+from mmcl.engine.optim import build_optimiser
+from mmcl.methods.method import Method
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class WholeWeights:
+    """Every process holds all weights, gradients and moments; over several processes DDP averages the gradients.
+
+    Args:
+        accelerator: device, precision and processes.
+        method: what is trained; on its device already.
+        config: the optimiser's.
+
+    Attributes:
+        encode: the method as it is to be called.
+        optimiser: of its parameters, wrapped by Accelerate.
+        are_spread: whether a process holds only its share.
+    """
+
+    are_spread: ClassVar[bool] = False
+
+    def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
+        self.accelerator, self.method = accelerator, method
+        self.encode, self.optimiser = accelerator.prepare(method, build_optimiser(method, config))
+
+    def no_sync(self) -> AbstractContextManager[object]:
+        """The context in which a backward pass leaves the gradients of this process to itself."""
+        return self.accelerator.no_sync(self.encode)
+
+    def reduce(self) -> None:
+        """To be called after the last backward pass of a step. Here DDP has averaged the gradients already."""
+
+    def clip(self, bound: float | None) -> Tensor:
+        """Bounds the gradient's norm, where a bound is given. Returns the norm before, a scalar, the same in all processes."""
+        return self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if bound is None else bound)
+
+
+class SpreadWeights(WholeWeights):
+    """Every process holds an equal share of the towers' weights, gradients and moments (FSDP: Zhao et al., 2023).
+
+    A block of layers is put together right before it is used and taken apart after. What lies outside the towers (temperature,
+    bias, predictor, prototypes, queues) is small and stays whole, so that losses need not know: its gradients are averaged
+    here. Weights and sums are float32 under mixed precision too, as with DDP; only the layout differs.
+    """
+
+    are_spread = True
+
+    def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
+        self.accelerator, self.method = accelerator, method
+        spread(method, accelerator.device)
+        # "Evaluation" is Accelerate's word for mixed precision without DDP.
+        self.encode = accelerator.prepare_model(method, device_placement=False, evaluation_mode=True)
+        self.optimiser = accelerator.prepare_optimizer(build_optimiser(method, config))
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        for unit in _units(self.method):
+            unit.set_requires_gradient_sync(False)
+        yield
+        for unit in _units(self.method):
+            unit.set_requires_gradient_sync(True)
+
+    def reduce(self) -> None:
+        """Averages the gradients of what is whole, and gives all processes the first one's running statistics, as DDP does."""
+        grads = [grad for grad in self._grads() if not isinstance(grad, DTensor)]
+        if grads:
+            joined = torch.cat([grad.flatten() for grad in grads])
+            dist.all_reduce(joined)
+            for grad, mean in zip(grads, (joined / dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
+                grad.copy_(mean.view_as(grad))
+        for norm in self.method.modules():
+            for statistic in norm.buffers(recurse=False) if getattr(norm, "track_running_stats", False) else ():
+                dist.broadcast(statistic, src=0)
+
+    @torch.no_grad()
+    def clip(self, bound: float | None) -> Tensor:
+        grads = self._grads()
+        shares = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+        whole = [grad for grad in grads if not isinstance(grad, DTensor)]
+        squares = _square(shares, self.accelerator.device)
+        dist.all_reduce(squares)
+        norm = (squares + _square(whole, self.accelerator.device)).sqrt()
+        if bound is not None:
+            for grad in (*shares, *whole):
+                grad.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _grads(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.method.parameters() if parameter.grad is not None]
+
+
+def _square(tensors: list[Tensor], device: torch.device) -> Tensor:
+    return torch.nn.utils.get_total_norm(tensors).to(device).square() if tensors else torch.zeros((), device=device)
+
+
+def spread(method: nn.Module, device: torch.device) -> None:
+    """Spreads the weights of every tower, those of teachers too, over all processes, in place and block by block.
+
+    The parameters become other objects: an optimiser is to be built afterwards.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for tower in [module for module in method.modules() if isinstance(module, Tower)]:
+        for part in (tower.encoder, tower.head):  # what `Tower` calls, be it for features or for embeddings
+            for unit in (*blocks(part), part):
+                scalars = {p for p in unit.parameters() if p.ndim == 0}  # which cannot be cut
+                if len(scalars) < len(list(unit.parameters())):
+                    fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network: the outermost rows of several modules of one class, such as a transformer's layers."""
+    children = list(module.children())
+    if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1 and len({type(c) for c in children}) == 1:
+        return [child for child in children if any(True for _ in child.parameters())]
+    return [block for child in children for block in blocks(child)]
+
+
+@contextmanager
+def whole_weights(module: nn.Module) -> Iterator[None]:
+    """Within it every process holds all weights and may encode what the others do not. All processes enter and leave together;
+    nothing may be changed or moved. Does nothing to a module whose weights are not spread."""
+    for unit in _units(module):
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in _units(module):
+            unit.reshard()
+            unit.set_reshard_after_forward(True, recurse=False)
+
+
+def _units(module: nn.Module) -> list[FSDPModule]:
+    return [unit for unit in module.modules() if isinstance(unit, FSDPModule)]

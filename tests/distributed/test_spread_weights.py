@@ -1,0 +1,206 @@
+"""Weights spread over the processes (FSDP): the same training, checkpoints that fit any layout, evaluation and resume."""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from timm.optim.muon import zeropower_via_newtonschulz
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmcl.config import OptimConfig
+from mmcl.core.cached_backward import cached_backward, split_views
+from mmcl.core.gather import gather_embeddings
+from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.engine.checkpoint import take_snapshot
+from mmcl.engine.optim import build_optimiser
+from mmcl.engine.weights import SpreadWeights, blocks, whole_weights
+from mmcl.methods import METHODS
+from mmcl.methods.method import Method
+from mmcl.methods.simcse import SimCSE
+from mmcl.types import Batch, Embeddings, Tokens
+from tests.distributed.harness import run_processes
+from tests.distributed.test_one_gradient import batch_of_step, configured, share_of
+from tests.methods.toy import positives_of
+
+CLIP = 0.05
+OPTIMISERS = {
+    "adamw": OptimConfig(lr=1e-3, eps=1e-3, weight_decay=0.1, clip=CLIP),
+    "sgd": OptimConfig(name="sgd", lr=1e-2),
+    "lars": OptimConfig(name="lars", lr=1e-1),
+    "muon": OptimConfig(lr=1e-3, eps=1e-3, muon_lr=1e-3),
+}
+STEPS = 3
+CASES = [(name, "adamw") for name in METHODS] + [("byol", "sgd"), ("clip", "lars"), ("swav", "muon")]
+
+State = dict[str, Tensor]
+
+EXACT_MUON = functools.partial(zeropower_via_newtonschulz, dtype=torch.float64)
+"""Its iteration runs in bfloat16 else, where the order of a sum makes itself felt in the third digit."""
+
+
+@functools.cache
+@mock.patch("timm.optim.muon.zeropower_via_newtonschulz", EXACT_MUON)
+def alone(name: str, optimiser_name: str) -> State:
+    """The reference: one process, plain autograd, torch's own clipping."""
+    config = OPTIMISERS[optimiser_name]
+    method = configured(name, torch.float64)
+    optimiser = build_optimiser(method, config)
+    norms = []
+    for step in range(STEPS):
+        batch = batch_of_step(method, step, torch.float64)
+        rows, ids = method.encode(batch.views), positives_of(method, batch)
+        embeddings = Embeddings(rows, rows, ids, ids)
+        method.loss(embeddings, batch).loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(method.parameters(), config.clip or math.inf))
+        optimiser.step()
+        optimiser.zero_grad()
+        method.commit(embeddings, batch)
+    return state_of(method, optimiser, norms)
+
+
+def accelerator() -> Any:
+    """What `SpreadWeights` takes of Accelerate's, in full precision."""
+    keep = {"prepare_model": lambda model, **_: model, "prepare_optimizer": lambda optimiser: optimiser}
+    return SimpleNamespace(device=torch.device("cpu"), **keep)
+
+
+@mock.patch("timm.optim.muon.zeropower_via_newtonschulz", EXACT_MUON)
+def spread_over(rank: int, world: int, name: str, optimiser_name: str, pieces: int) -> State:
+    config, method = OPTIMISERS[optimiser_name], configured(name, torch.float64)
+    weights = SpreadWeights(accelerator(), method, config)
+    assert all(isinstance(p, DTensor) for p in method.towers.parameters())
+    norms = []
+    for step in range(STEPS):
+        local = share_of(batch_of_step(method, step, torch.float64), rank, world, even=True)
+
+        def loss_of(rows: dict[str, Tensor], local: Batch = local) -> tuple[Embeddings, Tensor]:
+            embeddings = gather_embeddings(rows, positives_of(method, local))
+            return embeddings, method.loss(embeddings, local).loss
+
+        embeddings, _ = cached_backward(
+            weights.encode,
+            split_views(local.views, math.ceil(len(local.ids) / pieces)),
+            loss=loss_of,
+            backward=lambda result: (result[1] * world).backward(),
+            seed=torch.default_generator.manual_seed,
+            no_sync=weights.no_sync,
+            loss_parameters=method.loss_parameters,
+        )
+        weights.reduce()
+        norms.append(weights.clip(config.clip))
+        weights.optimiser.step()
+        weights.optimiser.zero_grad()
+        method.commit(embeddings, local)
+    return state_of(method, weights.optimiser, norms)
+
+
+def state_of(method: nn.Module, optimiser: Any, norms: list[Tensor]) -> State:
+    snapshot = take_snapshot(STEPS, method, optimiser)
+    return {"norms": torch.stack(norms), **snapshot.model, **{f"moment {key}": x for key, x in snapshot.optimiser.items()}}
+
+
+LAYOUTS = {2: (1, CASES), 3: (5, CASES), 4: (2, CASES[::3])}
+"""World size -> number of micro-batches, and what is tried."""
+
+
+def all_cases(rank: int, world: int) -> dict[Any, State]:
+    pieces, cases = LAYOUTS[world]
+    return {case: spread_over(rank, world, *case, pieces) for case in cases}
+
+
+@functools.cache
+def all_ranks(world: int) -> list[dict[Any, State]]:
+    return run_processes(world, all_cases)
+
+
+@pytest.mark.parametrize(("world", "name", "optimiser"), [(world, *case) for world in LAYOUTS for case in LAYOUTS[world][1]])
+def test_training_is_that_of_one_process(world: int, name: str, optimiser: str) -> None:
+    """Weights, moments, teachers, queues and the gradient's norm."""
+    expected = alone(name, optimiser)
+    for state in all_ranks(world):
+        ours = state[name, optimiser]
+        assert ours.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def text_method() -> Method:
+    """A transformer of three layers, one scalar among its weights, and a head with batch norm."""
+    torch.manual_seed(0)
+    encoder = {"width": 12, "layers": 3, "heads": 2}
+    head = {"hidden_dim": 10, "embed_dim": 6, "layers": 3}
+    tower = build_tower(TowerSpec(modality="text", encoder="small_text", encoder_args=encoder, head="mlp", head_args=head))
+    tower.encoder.strength = nn.Parameter(torch.tensor(1.0))
+    return SimCSE(nn.ModuleDict({"text": tower}), temperature=0.5)
+
+
+def texts(count: int, start: int) -> Tokens:
+    tokenizer: Any = text_method().towers["text"].encoder.tokenizer  # type: ignore[union-attr]
+    return tokenizer([f"number {n} of the {n % 3}" for n in range(start, start + count)])
+
+
+def used(rank: int, world: int) -> dict[str, Any]:
+    """A step of training on other texts in every process, an evaluation of other numbers of texts, and another step."""
+    method = text_method()
+    weights = SpreadWeights(accelerator(), method, OPTIMISERS["adamw"])
+    own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in method.parameters())
+
+    def step(number: int) -> None:
+        tokens = texts(4, 100 * rank + number)
+        sum(rows.square().sum() for rows in weights.encode({view: tokens for view in method.views}).values()).backward()
+        weights.reduce()
+        weights.optimiser.step()
+        weights.optimiser.zero_grad()
+
+    step(0)
+    method.eval()
+    with whole_weights(method), torch.inference_mode():
+        encoded = [method.towers["text"](texts(2, number)) for number in range(rank + 1)]
+    state = take_snapshot(1, method, weights.optimiser).model
+    method.train()
+    step(1)
+    return {
+        "own": own,
+        "units": len(blocks(method)),
+        "rows": encoded,
+        "state": state,
+        "later": take_snapshot(2, method, weights.optimiser).model,
+        "running": {name: x.clone() for name, x in method.named_buffers() if "running" in name},
+    }
+
+
+def test_uneven_evaluation_and_what_a_process_holds() -> None:
+    """Processes that encode different numbers of texts do not wait for each other; the rows are those of the whole model,
+    which has the running statistics of the first process everywhere; training goes on afterwards."""
+    found = run_processes(3, used)
+    method = text_method()
+    size = sum(p.numel() for p in method.parameters())
+    assert found[0]["units"] == 3 + 3
+    method.load_state_dict(found[0]["state"])
+    method.eval()
+    for rank, ours in enumerate(found):
+        assert ours["own"] < 0.36 * size
+        for number, rows in enumerate(ours["rows"]):
+            torch.testing.assert_close(rows, method.towers["text"](texts(2, number)), rtol=0, atol=1e-6)
+        assert len(ours["rows"]) == rank + 1
+        assert ours["running"]
+        for name, value in ours["running"].items():
+            assert torch.equal(value, found[0]["running"][name])
+        changed = [not torch.equal(ours["later"][key], ours["state"][key]) for key in ours["state"] if "weight" in key]
+        assert all(changed)
+
+
+def test_blocks_are_found_by_structure() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2)
+    stages = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()))
+    mixed = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    net = nn.ModuleDict({"text": nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), "image": stages, "head": mixed})
+    assert len(blocks(net)) == 3 + 2
+    assert blocks(mixed) == []
