@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -124,7 +124,16 @@ def spread(method: nn.Module, device: torch.device) -> None:
             for unit in (*blocks(part), part):
                 scalars = {p for p in unit.parameters() if p.ndim == 0}  # which cannot be cut
                 if len(scalars) < len(list(unit.parameters())):
+                    unit.register_forward_hook(_own_outputs)
                     fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+
+
+def _own_outputs(module: nn.Module, inputs: object, output: Any) -> Any:
+    """Copies what is a view of something else: FSDP hangs on the output what puts the weights together for the backward pass,
+    and an in-place operation on a view, such as the next layer's ReLU, would lose it."""
+    if isinstance(output, tuple):
+        return tuple(_own_outputs(module, inputs, part) for part in output)
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:

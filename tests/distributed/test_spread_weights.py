@@ -154,7 +154,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
 
     def step(number: int) -> None:
         tokens = texts(4, 100 * rank + number)
-        sum(rows.square().sum() for rows in weights.encode({view: tokens for view in method.views}).values()).backward()
+        sum(rows.square().sum() for rows in weights.encode(dict.fromkeys(method.views, tokens)).values()).backward()
         weights.reduce()
         weights.optimiser.step()
         weights.optimiser.zero_grad()

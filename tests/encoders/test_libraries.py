@@ -18,11 +18,15 @@ import torch
 import torchvision
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
-from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder
+from mmcl.encoders.heads import NoHead
+from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder, Tower
+from mmcl.engine.weights import spread
 from mmcl.errors import UserError
+from tests.distributed.harness import run_processes
 from tests.encoders import tiny
 
 TEXTS = ["a cat", "the red dog on a hill with a bird and the blue cat in one photo", "two birds", ""]
@@ -228,6 +232,42 @@ def test_every_parameter_gets_a_gradient(text_case: Case) -> None:
     encoder.zero_grad()
     encoder(encoder.tokenizer(TEXTS)).pow(2).sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+def _gradients_when_spread(rank: int, world: int, encoder: Encoder, inputs: Any) -> dict[str, Tensor]:
+    spread(Tower(encoder, NoHead(encoder.feature_dim)), torch.device("cpu"))
+    assert any(isinstance(parameter, DTensor) for parameter in encoder.parameters())
+    return _gradients(encoder, inputs)
+
+
+def _gradients(encoder: Encoder, inputs: Any) -> dict[str, Tensor]:
+    encoder.zero_grad()
+    features = encoder(inputs)
+    features.square().mean().backward()
+    grads = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return {
+        "features": features.detach(),
+        **{name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in grads.items()},
+    }
+
+
+def _assert_same_when_spread(encoder: Encoder, inputs: Any) -> None:
+    """Libraries reach for weights in ways of their own: they must find them although they come and go block by block."""
+    expected = _gradients(encoder, inputs)
+    for ours in run_processes(2, _gradients_when_spread, encoder, inputs):
+        assert ours.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
+
+
+def test_an_image_encoder_may_be_spread(image_case: Case) -> None:
+    assert isinstance(image_case.encoder, ImageEncoder)
+    _assert_same_when_spread(image_case.encoder, _pixels(image_case.encoder))
+
+
+def test_a_text_encoder_may_be_spread(text_case: Case) -> None:
+    assert isinstance(text_case.encoder, TextEncoder)
+    _assert_same_when_spread(text_case.encoder, text_case.encoder.tokenizer(TEXTS))
 
 
 @pytest.mark.parametrize(

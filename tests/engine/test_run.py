@@ -21,8 +21,8 @@ import mmcl
 from mmcl.config import ComponentConfig, Config, EvaluatorConfig, ViewConfig, load_config
 from mmcl.engine.build import build_method, build_training_data
 from mmcl.engine.doctor import diagnose
-from mmcl.engine.log import read_log
 from mmcl.engine.launch import as_launched
+from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
