@@ -8,11 +8,13 @@ bijection of 64-bit integers. NumPy's and torch's own streams may change between
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MUL_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MUL_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN, _MUL_1, _MUL_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+_MASK = 2**64 - 1
 
 _BLOCK = 2**16
 """Numbers hashed at a time: few enough to stay in the processor's cache."""
@@ -21,8 +23,8 @@ Integers = int | np.ndarray
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * _MUL_1
-    x = (x ^ (x >> np.uint64(27))) * _MUL_2
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MUL_1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MUL_2)
     return x ^ (x >> np.uint64(31))
 
 
@@ -37,13 +39,29 @@ def hash_integers(*parts: Integers) -> np.ndarray:
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
-            state = _finalise((state ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
+            state = _finalise((state ^ np.asarray(part).astype(np.uint64)) + np.uint64(_GOLDEN))
     return state
 
 
 def uniform(*parts: Integers) -> np.ndarray:
     """Uniform numbers in [0, 1), one per hash: float64, of the broadcast shape of `parts`."""
     return (hash_integers(*parts) >> np.uint64(11)) * (1.0 / (1 << 53))
+
+
+def few_uniform(*key: int) -> Callable[[int], float]:
+    """k to `uniform(*key, k)`, by Python's own integers: for a few numbers of one sample, which take numpy far longer."""
+    state = 0
+    for part in key:
+        state = _finalise_one(state, part)
+    return lambda k: (_finalise_one(state, k) >> 11) * (1.0 / (1 << 53))
+
+
+def _finalise_one(state: int, part: int) -> int:
+    """What `hash_integers` does with one more part."""
+    x = ((state ^ (part & _MASK)) + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * _MUL_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MUL_2) & _MASK
+    return x ^ (x >> 31)
 
 
 def permutation(n: int, *key: int) -> np.ndarray:

@@ -57,3 +57,8 @@ def test_uniform_is_uniform_and_elementwise() -> None:
     chi_square = float(((counts - 2000) ** 2 / 2000).sum())
     assert chi_square < 150  # 99 degrees of freedom: the 99.9th percentile is 148
     assert rng.uniform(3, np.array([7, 9])).tolist() == [float(rng.uniform(3, 7)), float(rng.uniform(3, 9))]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), st.integers(0, 100))
+def test_a_few_numbers_are_those_of_an_array(key: list[int], k: int) -> None:
+    assert rng.few_uniform(*key)(k) == rng.uniform(*key, np.arange(101))[k]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow
 import torch
 from PIL import Image
 from torch import Tensor
@@ -57,7 +58,17 @@ def part_to_tensor(image: Image.Image, preprocess: Preprocess, box: Box) -> Tens
     mode = preprocess.interpolation
     if mode == "nearest":
         return _channels_first(image.resize(size, _OF_PILLOW[mode]))
-    return F.interpolate(_channels_first(image)[None], size, mode=mode, antialias=True)[0]
+    return F.interpolate(_borrowed(image)[None], size, mode=mode, antialias=True)[0, : preprocess.channels]
+
+
+def _borrowed(image: Image.Image) -> Tensor:
+    """A picture's own memory, to be read only: uint8 [C, H, W], C being 4 where it has three channels, as Pillow keeps them."""
+    try:
+        pixels = pyarrow.array(image)
+    except ValueError:  # The rows of a very large picture lie in several blocks.
+        return _channels_first(image)
+    values = torch.from_dlpack(pixels if image.mode == "L" else pixels.flatten())
+    return values.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def _in_channels(image: Image.Image, preprocess: Preprocess) -> Image.Image:

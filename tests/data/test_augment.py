@@ -15,8 +15,9 @@ from torchvision.transforms import InterpolationMode
 from mmcl.config import ComponentConfig
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.augment.colour import turn_hue
+from mmcl.data.augment.crop import random_boxes
 from mmcl.data.augment.policy import Policy
-from mmcl.data.crop import random_boxes
+from mmcl.data.crop import BOX_DRAWS, random_box
 from mmcl.errors import UserError
 
 STRONG = {
@@ -225,13 +226,24 @@ def test_crop_is_pillows_resize_of_a_box(size):
     """The same triangle filter, averaging where it shrinks; the boxes are those of the crop at decoding."""
     operation = build("crop", scale=[0.1, 0.9], ratio=[0.5, 2.0], size=size)
     images, draw = pictures(32, channels=1), draws(32, operation)
-    boxes = random_boxes(draw.numpy(), 11, 13, (0.1, 0.9), (0.5, 2.0))
+    boxes = [random_box(lambda k, row=row: row[k], 11, 13, (0.1, 0.9), (0.5, 2.0)) for row in draw.tolist()]
     cropped = operation(images, draw)
     assert cropped.shape == (32, 1, size or 13, size or 11)
     for image, box, ours in zip(images, boxes, cropped, strict=True):
         pillow = Image.fromarray(image[0].numpy())
-        expected = pillow.resize((size or 11, size or 13), Image.Resampling.BILINEAR, box=tuple(box))
+        expected = pillow.resize((size or 11, size or 13), Image.Resampling.BILINEAR, box=box)
         assert np.allclose(ours[0], np.asarray(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [((0.08, 1.0), (0.75, 1.3333)), ((1.0, 1.0), (0.5, 2.0)), ((0.9, 1.0), (1.0, 1.0))]
+)
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (9, 100)])
+def test_boxes_of_a_batch_are_those_of_single_pictures(scale, ratio, width, height):
+    draw = np.random.default_rng(0).random((500, BOX_DRAWS))
+    ours = random_boxes(draw, width, height, scale, ratio)
+    expected = [random_box(lambda k, row=row: row[k], width, height, scale, ratio) for row in draw.tolist()]
+    assert np.allclose(ours, expected, rtol=0, atol=1e-9)
 
 
 def test_erase_against_a_loop():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
@@ -46,6 +47,20 @@ def test_a_part_is_cut_out_and_resized(photo, channels, box, interpolation):
     assert part.dtype == torch.uint8
     assert part.shape == expected.shape
     assert (part.int() - expected.int()).abs().max() <= (0 if interpolation == "nearest" else 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_part_of_a_picture_whose_memory_is_in_blocks(mode):
+    """Pillow allocates large pictures piece by piece, and lends the memory of none of them."""
+    image = Image.fromarray(np.tile(noise(500, 600), (9, 9, 1))).convert(mode)
+    box = (0, 0, image.width, image.height)
+    if mode == "RGB":
+        with pytest.raises(ValueError, match="not contiguous"):
+            pyarrow.array(image.crop(box))
+    preprocess = Preprocess(size=32, channels=len(mode), interpolation="bilinear")
+    part = part_to_tensor(image, preprocess, box)
+    expected = F.pil_to_tensor(image.resize((32, 32), Image.Resampling.BILINEAR))
+    assert (part.int() - expected.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (1, "L"), (3, "RGB")])

@@ -163,6 +163,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
     method.eval()
     with whole_weights(method), torch.inference_mode():
         encoded = [method.towers["text"](texts(2, number)) for number in range(rank + 1)]
+    assert all(isinstance(p, DTensor) for p in method.towers.parameters() if p.ndim > 0), "taken apart again"
     state = take_snapshot(1, method, weights.optimiser).model
     method.train()
     step(1)

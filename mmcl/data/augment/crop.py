@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmcl.data.augment.policy import Augmentation, is_range
-from mmcl.data.crop import BOX_DRAWS, random_boxes
+from mmcl.data.crop import ATTEMPTS, BOX_DRAWS, whole_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,20 @@ class Crop(Augmentation):
         across = _resize(image_BCHW, left, right, self.size or width)
         down = _resize(across.transpose(2, 3), top, bottom, self.size or height)
         return down.transpose(2, 3).contiguous().clamp_(0, 1)
+
+
+def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
+    """`random_box` for many pictures of one size: draws float64 [B, K] to float64 [B, 4]."""
+    area_BA = (scale[0] + draw_BK[:, :ATTEMPTS] * (scale[1] - scale[0])) * (width * height)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratio_BA = np.exp(low + draw_BK[:, ATTEMPTS:-2] * (high - low))
+    width_BA, height_BA = np.sqrt(area_BA * ratio_BA), np.sqrt(area_BA / ratio_BA)
+    fits_BA = (width_BA <= width) & (height_BA <= height)
+    row, first_B = np.arange(len(draw_BK)), fits_BA.argmax(1)
+    inner_width, inner_height = width_BA[row, first_B], height_BA[row, first_B]
+    left, top = draw_BK[:, -2] * (width - inner_width), draw_BK[:, -1] * (height - inner_height)
+    drawn_B4 = np.stack([left, top, left + inner_width, top + inner_height], axis=1)
+    return np.where(fits_BA.any(1, keepdims=True), drawn_B4, whole_box(width, height, ratio))
 
 
 def _resize(image_BCHW: Tensor, start_B: Tensor, stop_B: Tensor, size: int) -> Tensor:
