@@ -67,7 +67,7 @@ def _borrowed(image: Image.Image) -> Tensor:
         pixels = pyarrow.array(image)
     except ValueError:  # The rows of a very large picture lie in several blocks.
         return _channels_first(image)
-    values = torch.from_dlpack(pixels if image.mode == "L" else pixels.flatten())
+    values = torch.from_dlpack(pixels if image.mode == "L" else pixels.values)
     return values.view(image.height, image.width, -1).permute(2, 0, 1)
 
 

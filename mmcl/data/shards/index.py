@@ -80,6 +80,7 @@ class Shard:
         self.facts = ShardFacts(**json.loads(reader.schema.metadata[b"facts"]))
         self.columns: pa.RecordBatch = reader.get_batch(0)
         self.offset, self.size, self.label = (self.columns[name].to_numpy() for name in ("offset", "size", "label"))
+        self._key, self._captions, self._problem = (self.columns[name] for name in ("key", "captions", "problem"))
 
     def __reduce__(self) -> Any:
         return Shard, (self.file, self._index)
@@ -88,11 +89,11 @@ class Shard:
         return len(self.offset)
 
     def __getitem__(self, row: int) -> Sample:
-        offset, label, problem = int(self.offset[row]), int(self.label[row]), self.columns["problem"][row].as_py()
+        offset, label, problem = int(self.offset[row]), int(self.label[row]), self._problem[row].as_py()
         return Sample(
-            name=f"{self.path}, {self.columns['key'][row].as_py()}",
+            name=f"{self.path}, {self._key[row].as_py()}",
             image=FilePart(self.file, offset, int(self.size[row])) if offset >= 0 else None,
-            captions=tuple(self.columns["captions"][row].as_py()),
+            captions=tuple(self._captions[row].as_py()),
             label=label if label >= 0 else None,
             problem=problem,
         )
