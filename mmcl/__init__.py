@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmcl.core.sigmoid import sigmoid_loss as sigmoid_loss
     from mmcl.engine.run import train as train
     from mmcl.errors import UserError as UserError
+    from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
     from mmcl.interop.load import load_model as load_model
     from mmcl.interop.model import Model as Model
@@ -29,6 +30,7 @@ _HOMES = {
     "Config": "mmcl.config",
     "Index": "mmcl.search.index",
     "Model": "mmcl.interop.model",
+    "TrainedClassifier": "mmcl.evaluate.classifier",
     "UserError": "mmcl.errors",
     "ZeroShotClassifier": "mmcl.evaluate.classifier",
     "cached_backward": "mmcl.core.cached_backward",

@@ -6,7 +6,7 @@ L tokens, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -228,4 +228,19 @@ class EmbeddingModel(Protocol):
 
     def encode_text(self, texts: Any, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Embeds a string or a list of strings: float32 [N, D], unit length."""
+        ...
+
+
+class ClassifierModel(Protocol):
+    """What a classifier that was trained with labels offers; `mmcl.load_model` returns one.
+
+    Attributes:
+        class_names: one for each logit; None where the model knows no classes.
+    """
+
+    @property
+    def class_names(self) -> Sequence[str] | None: ...
+
+    def image_logits(self, images: Any, *, batch_size: int | None = None) -> np.ndarray:
+        """Of what `EmbeddingModel.encode_image` takes: float32 [N, C]."""
         ...

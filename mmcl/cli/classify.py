@@ -1,4 +1,4 @@
-"""`mmcl classify`: zero-shot classification of pictures from text prompts."""
+"""`mmcl classify`: pictures to labels, from text prompts or by a classifier that was trained with labels."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ def classify(
     images: Positional[tuple[Path, ...]],
     /,
     *,
-    labels: tuple[str, ...],
-    template: tuple[str, ...] = ("{}",),
+    labels: tuple[str, ...] = (),
+    template: tuple[str, ...] = (),
     model: str = "runs/clip_emoji",
     top_k: int = 5,
     json: bool = False,
 ) -> None:
     """Classify pictures by text prompts, without training: mmcl classify cat.png --labels cat dog
 
+    Without --labels, by the classes of a model that was trained with labels: mmcl classify 7.png --model runs/supervised_digits
+
     Args:
         images: Picture files.
         labels: The candidate labels, e.g. cat dog "red car".
-        template: Sentences with {} where the label goes; several are averaged.
+        template: Sentences with {} where the label goes; several are averaged. Default: the label alone.
         model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
         top_k: How many labels to show per picture, the likeliest first.
         json: Print one JSON list: [{"image": ..., "labels": [{"label": ..., "score": ...}]}].
     """
     if not images:
         raise UserError("no picture given: mmcl classify PICTURE ... --labels LABEL ...")
-    from mmcl.evaluate.classifier import ZeroShotClassifier
+    if template and not labels:
+        raise UserError("--template has no use without --labels")
+    from mmcl.evaluate.classifier import Classifier, TrainedClassifier, ZeroShotClassifier
     from mmcl.interop.load import load_model
 
-    classifier = ZeroShotClassifier(load_model(model), candidate_labels=list(labels), templates=list(template))
+    loaded = load_model(model)
+    if not labels and loaded.class_names is None:
+        raise UserError(f"{model} was not trained with labels and has none of its own; give --labels")
+    classifier: Classifier = ZeroShotClassifier(loaded, labels, template or "{}") if labels else TrainedClassifier(loaded)
     predictions = classifier(list(images), top_k=top_k)
     if json:
         rows = [{"image": str(path), "labels": found} for path, found in zip(images, predictions, strict=True)]

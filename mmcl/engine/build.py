@@ -231,6 +231,15 @@ def starting_model(config: Config) -> Model | None:
     return load_model(config.init)
 
 
+def class_names(config: Config, method: Method, source: Source) -> Sequence[str] | None:
+    """What a classifier tells apart: the classes of its teacher, or of the training data; a number where there is no name. None
+    for a method that knows no classes."""
+    if method.classes is None:
+        return None
+    names = (load_model(config.teacher).class_names if config.teacher else source.class_names) or ()
+    return [*names[: method.classes], *map(str, range(len(names), method.classes))]
+
+
 def build_model(method: Method) -> Model:
     """What a method gives its users: its towers, in evaluation mode, and how it turns cosines into logits."""
     scale, bias = method.logit_scale, method.logit_bias

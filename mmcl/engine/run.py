@@ -21,6 +21,7 @@ from mmcl.engine.build import (
     build_training_data,
     check_components,
     check_data,
+    class_names,
     image_views,
     run_facts,
 )
@@ -127,6 +128,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
         logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
         embedding=model.embedding,
+        class_names=class_names(config, method, source),
         provenance=provenance,
     )
     if not config.evaluate:

@@ -1,7 +1,8 @@
-"""A classifier from nothing but class names."""
+"""Classifiers of pictures: from nothing but class names, or trained with labels."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmcl.errors import UserError
 from mmcl.evaluate.arrays import unit_rows
 from mmcl.evaluate.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings
-from mmcl.types import EmbeddingModel
+from mmcl.types import ClassifierModel, EmbeddingModel
 
 Scored = list[dict[str, Any]]
 """The best labels of an image, [{"label": str, "score": float}, ...], best first."""
@@ -23,15 +25,66 @@ Scored = list[dict[str, Any]]
 NONE_OF_THESE = "none of these"
 
 
-class ZeroShotClassifier:
+class Classifier(ABC):
+    """Gives images labels, with scores.
+
+    Args:
+        candidate_labels: C different names.
+        reject: least score of the best label, above 0 and below 1: an image whose labels all score lower gets the one label
+            "none of these", with the score that fell short. `zero_shot_reject` measures how well a model can tell.
+
+    Raises:
+        UserError: `reject` is out of range.
+    """
+
+    def __init__(self, candidate_labels: Sequence[str], reject: float | None):
+        if reject is not None and not 0 < reject < 1:
+            raise UserError(f"reject must be a probability above 0 and below 1, not {reject}")
+        self.candidate_labels = candidate_labels
+        self.reject = reject
+
+    @abstractmethod
+    def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """By what the labels are ordered, [N, C], and their probabilities, [N, C]: rounding makes different ones equal."""
+
+    def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int | None = None) -> Scored | list[Scored]:
+        """Scores images with the labels.
+
+        Args:
+            images: a path, an encoded file, a PIL image or a uint8 array; or a list of these, or a data source.
+            top_k: labels per image, all if there are fewer; None for all.
+            batch_size: images per batch; by default the model chooses.
+
+        Returns:
+            For one image the best labels, [{"label", "score"}, ...], best first; for a list a list of these.
+        """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1, not {top_k}")
+        one = isinstance(images, str | Path | bytes | Image.Image | np.ndarray)
+        if not one and len(images) == 0:
+            return []
+        logits, score = self._scores([images] if one else images, batch_size)
+        order = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+        best = [self._scored(*row) for row in zip(order.tolist(), score.gather(1, order).tolist(), strict=True)]
+        return best[0] if one else best
+
+    def _scored(self, labels: list[int], scores: list[float]) -> Scored:
+        if self.reject is not None and scores[0] < self.reject:
+            return [{"label": NONE_OF_THESE, "score": scores[0]}]
+        return [{"label": self.candidate_labels[n], "score": score} for n, score in zip(labels, scores, strict=True)]
+
+
+class ZeroShotClassifier(Classifier):
     """Classifies images by the texts of their labels; the texts are encoded once, when it is made.
+
+    The scores are probabilities with the model's own scale: a softmax over the labels, or for a sigmoid model (SigLIP) each
+    label by itself, so that they need not add up to 1.
 
     Args:
         model: with a text tower.
         candidate_labels: C different names.
         templates: sentences with a slot "{}" for the name, see `class_embeddings`; by default the bare name.
-        reject: least score of the best label, above 0 and below 1: an image whose labels all score lower gets the one label
-            "none of these", with the score that fell short. `zero_shot_reject` measures how well a model can tell.
+        reject: as in `Classifier`.
 
     Attributes:
         class_emb: float32 [C, D], unit length.
@@ -50,41 +103,35 @@ class ZeroShotClassifier:
     ):
         if not model.has_text:
             raise UserError("zero-shot classification needs a model with a text tower; this one embeds only images")
-        if reject is not None and not 0 < reject < 1:
-            raise UserError(f"reject must be a probability above 0 and below 1, not {reject}")
+        super().__init__(candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels), reject)
         self.model = model
-        self.reject = reject
-        self.candidate_labels = candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels)
         self.class_emb = class_embeddings(model, self.candidate_labels, templates)
 
-    def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int | None = None) -> Scored | list[Scored]:
-        """Scores images with the labels.
-
-        The scores are probabilities with the model's own scale: a softmax over the labels, or for a sigmoid model (SigLIP) each
-        label by itself, so that they need not add up to 1.
-
-        Args:
-            images: a path, an encoded file, a PIL image or a uint8 array; or a list of these, or a data source.
-            top_k: labels per image, all if there are fewer; None for all.
-            batch_size: images per batch; by default the model chooses.
-
-        Returns:
-            For one image the best labels, [{"label", "score"}, ...], best first; for a list a list of these.
-        """
-        if top_k is not None and top_k < 1:
-            raise UserError(f"top_k must be at least 1, not {top_k}")
-        one = isinstance(images, str | Path | bytes | Image.Image | np.ndarray)
-        if not one and len(images) == 0:
-            return []
-        image = unit_rows(self.model.encode_image([images] if one else images, batch_size=batch_size), "the image embeddings")
+    def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        image = unit_rows(self.model.encode_image(images, batch_size=batch_size), "the image embeddings")
         cosine = image @ torch.from_numpy(self.class_emb).T
-        score = probabilities(cosine, self.model.logit_scale, self.model.logit_bias)
-        # By cosine, not by probability: a large scale rounds different cosines to the same 0 or 1.
-        order = cosine.argsort(dim=1, descending=True, stable=True)[:, :top_k]
-        best = [self._scored(*row) for row in zip(order.tolist(), score.gather(1, order).tolist(), strict=True)]
-        return best[0] if one else best
+        return cosine, probabilities(cosine, self.model.logit_scale, self.model.logit_bias)
 
-    def _scored(self, labels: list[int], scores: list[float]) -> Scored:
-        if self.reject is not None and scores[0] < self.reject:
-            return [{"label": NONE_OF_THESE, "score": scores[0]}]
-        return [{"label": self.candidate_labels[n], "score": score} for n, score in zip(labels, scores, strict=True)]
+
+class TrainedClassifier(Classifier):
+    """Classifies images by what a model learned from labels (methods `supervised` and `distillation`).
+
+    The scores are the softmax of its logits.
+
+    Args:
+        model: a classifier.
+        reject: as in `Classifier`.
+
+    Raises:
+        UserError: the model has no classes, or `reject` is out of range.
+    """
+
+    def __init__(self, model: ClassifierModel, *, reject: float | None = None):
+        if model.class_names is None:
+            raise UserError("this model was not trained with labels and has none of its own; give the labels to choose from")
+        super().__init__(model.class_names, reject)
+        self.model = model
+
+    def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        logits = torch.from_numpy(self.model.image_logits(images, batch_size=batch_size))
+        return logits, logits.softmax(dim=1)

@@ -61,10 +61,21 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         for alias, original in config["shared_tensors"].items():
             tensors[alias] = tensors[original]
         settings = {key: config[key] for key in ("logit_scale", "logit_bias", "embedding", "provenance")}
+        settings["class_names"] = _class_names(config.get("class_names"), towers)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: {CONFIG} is damaged ({error!r}); copy or save the model again") from None
     load_into(towers, tensors, where=str(folder / WEIGHTS))
     return {"towers": towers, **settings}
+
+
+def _class_names(names: Any, towers: nn.ModuleDict) -> list[str] | None:
+    """Raises TypeError for what is not the names of an image tower's logits."""
+    if names is None:
+        return None
+    logits = int(towers["image"].embed_dim) if "image" in towers else 0  # type: ignore[arg-type]
+    if not isinstance(names, list) or len(names) != logits or not all(isinstance(name, str) for name in names):
+        raise TypeError("class_names")
+    return names
 
 
 def _read_tower(folder: Path, values: Mapping[str, Any]) -> Tower:

@@ -39,6 +39,7 @@ class Model:
         logit_scale: inverse temperature with which the model turns cosines into logits; None where it was trained without one.
         logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
         embedding: what is given, see `Embedding`.
+        class_names: of a classifier that was trained with labels, one for each of its image tower's logits; None for others.
         provenance: where the model comes from, JSON values.
     """
 
@@ -49,6 +50,7 @@ class Model:
         logit_scale: float | None = None,
         logit_bias: float | None = None,
         embedding: Embedding = "projection",
+        class_names: Sequence[str] | None = None,
         provenance: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ):
@@ -57,6 +59,7 @@ class Model:
         self.logit_scale = logit_scale
         self.logit_bias = logit_bias
         self.embedding: Embedding = embedding
+        self.class_names: Sequence[str] | None = None if class_names is None else list(class_names)
         self.provenance = dict(provenance or {})
 
     @property

@@ -1,6 +1,6 @@
 """Our own format: a folder that explains itself. JSON for what the model is, safetensors for its weights, no pickle.
 
-config.json         towers by name and arguments, preprocessing, logit scale and bias, where the model comes from
+config.json         towers by name and arguments, preprocessing, logit scale and bias, class names, where the model comes from
 model.safetensors   the weights, each stored once
 tokenizer.json      if there is a text tower
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def save_model(
     logit_scale: float | None = None,
     logit_bias: float | None = None,
     embedding: Embedding = "projection",
+    class_names: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that `load_model` reads without further arguments. It appears when it is complete, or not at all.
@@ -39,7 +40,7 @@ def save_model(
     Args:
         path: the folder; one that exists is replaced.
         towers: "image" and "text", or one of them, as `build_tower` built them.
-        logit_scale, logit_bias, embedding, provenance: as in `Model`.
+        logit_scale, logit_bias, embedding, class_names, provenance: as in `Model`.
 
     Raises:
         UserError: a tower was made by hand, so nothing says how to build it again.
@@ -50,6 +51,7 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "towers": {name: _describe(name, tower) for name, tower in towers.items()},  # type: ignore[arg-type]
         "embedding": embedding,
+        "class_names": None if class_names is None else list(class_names),
         "logit_scale": None if logit_scale is None else float(logit_scale),
         "logit_bias": None if logit_bias is None else float(logit_bias),
         "shared_tensors": shared,

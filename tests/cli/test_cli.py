@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import mmcl
 from mmcl.cli.main import main
+from mmcl.config import load_config
 from mmcl.engine.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
@@ -41,6 +45,35 @@ def test_classify(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str
     assert row["labels"][0]["score"] >= row["labels"][1]["score"]
     assert main(words) == 0
     assert row["labels"][0]["label"] in capsys.readouterr().out
+
+
+def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures in a folder for each class; the classifier keeps the names."""
+    for number, colour in enumerate(("red", "green", "blue")):
+        (tmp_path / "squares" / f"{colour}s").mkdir(parents=True)
+        for copy in range(4):
+            picture = np.zeros((16, 16, 3), np.uint8)
+            picture[..., number] = 150 + 30 * copy
+            Image.fromarray(picture).save(tmp_path / "squares" / f"{colour}s" / f"{copy}.png")
+    path = tmp_path / "colours.yaml"
+    path.write_text(
+        "method: {name: supervised}\n"
+        "image:\n"
+        "  encoder: {name: small_cnn, args: {image_size: 16, channels: 3, feature_dim: 16}}\n"
+        "  head: {name: mlp, args: {layers: 1, embed_dim: 3, final: bias}}\n"
+        "optim: {lr: 1e-2}\n"
+        "train: {batch_size: 12, steps: 20, threads: 1}\n"
+    )
+    run = str(tmp_path / "run")
+    train(load_config(path, ["--data.train.path", str(tmp_path / "squares"), "--run_dir", run]))
+    capsys.readouterr()
+    pictures = [str(tmp_path / "squares" / f"{colour}s" / "1.png") for colour in ("green", "red")]
+    rows = run_json(capsys, "classify", *pictures, "--model", run, "--top-k", "3")
+    assert [row["labels"][0]["label"] for row in rows] == ["greens", "reds"]
+    for row in rows:
+        assert sum(label["score"] for label in row["labels"]) == pytest.approx(1)
+    logits = mmcl.load_model(run).image_logits(pictures)[0].astype(np.float64)
+    assert rows[0]["labels"][0]["score"] == pytest.approx(1 / np.exp(logits - logits[1]).sum(), rel=1e-5)
 
 
 def test_search_by_text_in_what_the_run_was_evaluated_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +212,8 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "a", "--model", "{run}"], "'a'"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "{run}", "--template", "x"], "template"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "runs/none"], "runs/none"),
+        (["classify", "{folder}/red_tiny.png", "--model", "{run}"], "give --labels"),
+        (["classify", "{folder}/red_tiny.png", "--template", "a {{}}", "--model", "{run}"], "without --labels"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "open_clip:ViT-B-33"], "ViT-B-33"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "--model", "torchvision:resnet18x"], "resnet18x"),
         (["search", "{run}"], "nothing to look for"),

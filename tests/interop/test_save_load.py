@@ -69,6 +69,14 @@ def test_our_own_format_comes_back_whole(name: str, saved: Path) -> None:
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("names", ["abc", ["a", "b"], ["a"] * 6 + [7], {"a": 1}], ids=str)
+def test_class_names_that_do_not_fit_are_damage(names: object, saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "class_names": names}))
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(saved)
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip", "coca", "bert"])
 def test_open_clip_checkpoints_load_and_move_to_our_format(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.open_clip_config(kind, tmp_path)
