@@ -74,4 +74,6 @@ def _next_commands(result: RunResult) -> tuple[str, ...]:
             f'mmcl search {result.run_dir} "a smiling cat"',
             f'mmcl classify PICTURE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',
         )
+    if "classification" in evaluators:
+        return f"mmcl classify PICTURE.png --model {result.run_dir}", f"mmcl eval {result.run_dir}"
     return f"mmcl search {result.run_dir} --image PICTURE.png", f"mmcl eval {result.run_dir}"
