@@ -85,7 +85,8 @@ def as_launched(config: Config) -> Config:
             raise UserError(f"the launcher asks for {name}, which is not used here: launch with --multi_gpu or --use_fsdp")
     if _asked_for("FSDP"):
         os.environ["ACCELERATE_USE_FSDP"] = "false"
-        print("spreading the weights over the processes (train.fsdp); Accelerate's own FSDP settings are not read", flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print("--use_fsdp is taken as --train.fsdp true; Accelerate's other FSDP settings are not read", flush=True)
         config = replace(config, train=replace(config.train, fsdp=True))
     if config.train.fsdp and config.train.precision == "fp16":
         raise UserError("train.fsdp does not go with train.precision fp16, whose scaler knows whole gradients only: use bf16")

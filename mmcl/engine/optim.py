@@ -57,10 +57,9 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 def _by_layout(parameters: list[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
     """A group of parameters; two where some are spread over processes and some are whole, which no fused step mixes."""
-    parts: dict[bool, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        parts.setdefault(isinstance(parameter, DTensor), []).append(parameter)
-    return [{"params": part, **options} for part in parts.values()]
+    spread = [p for p in parameters if isinstance(p, DTensor)]
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    return [{"params": part, **options} for part in (spread, whole) if part] or [{"params": [], **options}]
 
 
 def _build(

@@ -138,3 +138,12 @@ def test_vectors_beside_muon_move_as_under_adamw() -> None:
             module(torch.arange(10.0).view(2, 5)).square().sum().backward()
             optimiser.step()
     torch.testing.assert_close(ours.weight, reference.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_may_take_everything() -> None:
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False))
+    optimiser = build_optimiser(net, OptimConfig(lr=1e-3, muon_lr=1e-2))
+    before = [p.detach().clone() for p in net.parameters()]
+    net(torch.ones(2, 4)).square().sum().backward()
+    optimiser.step()
+    assert all(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
