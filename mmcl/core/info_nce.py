@@ -125,8 +125,9 @@ def info_nce(
         if own_negative_ND is not None:
             own_negative_N = scale * (query_ND * own_negative_ND.to(dtype)).sum(1) + own_negative_log_weight
             contrast = replace(contrast, own_negative_logit_N=own_negative_N)
-        log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
+        # The positives first: what comes last goes backward first, and the tiles that it kept are free before the other begins.
         positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
+        log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
         counts_N = contrast.positive_count_N > 0
         if denominator == "negatives":
             counts_N &= contrast.negative_count_N > 0
@@ -161,9 +162,10 @@ def symmetric_info_nce(
     pairs = Pairs.from_ids(id_N, id_N)
     with torch.autocast(a_ND.device.type, enabled=False):
         contrast = _Contrast(a_ND.to(dtype), b_ND.to(dtype), scale, pairs, None, tile)
-        rows_N, columns_N = pair_log_sum_exp(contrast.query_ND, contrast.key_MD, pairs, scale=scale, both=True, tile=tile)
         # Summed over the batch, the mean positives of both directions are equal: sums within a group, over its size.
-        total = (rows_N + columns_N - 2 * contrast.mean_positive()).sum()  # type: ignore[operator]
+        positive_N = contrast.mean_positive()  # first, as above
+        rows_N, columns_N = pair_log_sum_exp(contrast.query_ND, contrast.key_MD, pairs, scale=scale, both=True, tile=tile)
+        total = (rows_N + columns_N - 2 * positive_N).sum()  # type: ignore[operator]
         return total if reduction == "sum" else total / max(len(id_N), 1)
 
 

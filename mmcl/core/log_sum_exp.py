@@ -1,7 +1,8 @@
 """Log-sum-exp over pairs of rows: the denominator of every softmax contrast, in memory O((N + M) D) plus one tile.
 
-Logits live for the time of one tile. The forward pass keeps their log-sum-exps, the backward pass computes each tile again:
-one more matrix product, and no N x M matrix is ever held or saved (as Dao et al., "FlashAttention", 2022, for attention).
+Logits live for the time of one tile. The forward pass keeps their log-sum-exps, and the backward pass computes each tile again:
+one more matrix product, and no N x M matrix is ever held or saved (as Dao et al., "FlashAttention", 2022, for attention). Only
+some tiles are kept, as many as fit into the memory of the rows.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class _TiledLogSumExp(torch.autograd.Function):
         row_N = query_ND.new_full(query_ND.shape[:1], -torch.inf)
         # Mirrored, the column of a row is the row itself: a tile above the diagonal adds to both.
         column_M = row_N if mirrored else key_MD.new_full(key_MD.shape[:1], -torch.inf) if both else None
-        logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
+        logits_of = TileLogits(query_ND, key_MD, float(scale), tile, keep=any(ctx.needs_input_grad))
         bound = math.inf if column_M is None else logits_of.bound()
         low, high = (-bound, bound) if bound <= _SMALL else (math.inf, -math.inf)
         for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
@@ -92,14 +93,14 @@ class _TiledLogSumExp(torch.autograd.Function):
                 row_sum, column_sum = _both_sums(pairs.drop_(logits, rows, columns, kept), *span)
                 column_M[columns] = torch.logaddexp(column_M[columns], column_sum)
             row_N[rows] = torch.logaddexp(row_N[rows], row_sum)
-        ctx.save_for_backward(query_ND, key_MD, scale, row_N, column_M)
+        ctx.save_for_backward(query_ND, key_MD, scale, row_N, column_M, *logits_of.kept)
         ctx.arguments = pairs, kept, mirrored, tile, low, high
         return row_N, column_M if both else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_row_N: Tensor, grad_column_M: Tensor | None) -> tuple[Tensor | None, ...]:
-        query_ND, key_MD, scale, row_N, column_M = ctx.saved_tensors
+        query_ND, key_MD, scale, row_N, column_M, *first_tiles = ctx.saved_tensors
         pairs, kept, mirrored, tile, low, high = ctx.arguments
         if mirrored:
             grad_column_M = grad_row_N
@@ -108,7 +109,7 @@ class _TiledLogSumExp(torch.autograd.Function):
         column_M = None if column_M is None else column_M.masked_fill(column_M == -torch.inf, torch.inf)
         with torch.autocast(query_ND.device.type, enabled=False):
             gradient = RowGradients(query_ND, key_MD, scale, mirrored, ctx.needs_input_grad[:3])
-            logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
+            logits_of = TileLogits(query_ND, key_MD, float(scale), tile, known=first_tiles)
             for rows, columns in pairs.tiles(tile, kept, mirrored=mirrored):
                 logits = pairs.drop_(logits_of(rows, columns), rows, columns, kept)
                 if column_M is None or grad_column_M is None or (mirrored and rows == columns):

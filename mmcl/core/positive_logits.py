@@ -50,7 +50,7 @@ class _PositiveDotSum(torch.autograd.Function):
         )
         for part in _columns(query_ND):
             if grad_query_ND is not None:
-                grad_query_ND[:, part] = grad_N[:, None] * pairs.positive_key_sum(key_MD[:, part])
+                torch.mul(grad_N[:, None], pairs.positive_key_sum(key_MD[:, part]), out=grad_query_ND[:, part])
             if grad_key_MD is not None:
                 grad_key_MD[:, part] = pairs.positive_query_sum(grad_N[:, None] * query_ND[:, part])
         return grad_query_ND, grad_key_MD, None

@@ -42,7 +42,8 @@ class Diagnosis:
         steps, epochs: length of the run.
         negatives: rows that each row is compared with besides its positive; None where the method does not say.
         first_loss: expected of an untrained model; None where the method does not say.
-        loss_bytes: embeddings and their gradients in one process, float32; scores are computed tile by tile.
+        loss_bytes: embeddings, their gradients, and scores that are kept, no more of them than of embeddings, in one process,
+            float32; the other scores live for the time of a tile.
         scores_bytes: what the scores of one process would take all at once, float32.
         optimiser: its name.
         learning_rate, muon_learning_rate: their peaks; the second is None without Muon.
@@ -114,6 +115,8 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     steps = run.total_steps
     width = method.tower(next(iter(method.views))).embed_dim
     rows = batch if processes == 1 else batch + share
+    embedding_bytes = 4 * rows * len(method.views) * width
+    scores_bytes = 4 * share * batch * len(method.views)
     frozen = tuple(name for name, tower in method.towers.items() if tower.frozen)
     numbers = [(p.numel(), p.requires_grad) for p in method.parameters()]
     return Diagnosis(
@@ -127,8 +130,8 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         epochs=order.epochs(steps),
         negatives=facts.negatives,
         first_loss=facts.first_loss,
-        loss_bytes=2 * 4 * rows * len(method.views) * width,
-        scores_bytes=4 * share * batch * len(method.views),
+        loss_bytes=2 * embedding_bytes + min(embedding_bytes, scores_bytes),
+        scores_bytes=scores_bytes,
         optimiser=config.optim.name,
         learning_rate=config.optim.lr,
         muon_learning_rate=config.optim.muon_lr,

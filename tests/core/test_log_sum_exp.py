@@ -194,6 +194,45 @@ def test_what_is_saved_for_backward_grows_with_the_rows(loss: Callable[..., Tens
     assert large < LARGE * LARGE  # bytes; a matrix of float32 would be four times that
 
 
+@pytest.mark.parametrize("dim", [8, 64, 256, 512, 1024])
+def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generator, dim: int) -> None:
+    """And they save products: of four, a share as large as that of the scores that are kept."""
+    count, tile = 1024, (100, 256)
+    query, key = (F.normalize(torch.randn(count, dim, generator=rng), dim=1).requires_grad_() for _ in range(2))
+    pairs, saved = Pairs.from_ids(torch.arange(count), torch.arange(count)), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Products() as products:
+        outputs = pair_log_sum_exp(query, key, pairs, both=True, tile=tile)
+        torch.autograd.grad(outputs, (query, key), [torch.ones(count)] * 2)  # type: ignore[arg-type]
+    everything, memory = count * count, query.numel() + key.numel()
+    assert sum(saved) <= 2 * memory + 2 * count + 1  # rows, tiles, sums and the scale
+    kept = 4 * everything - products.multiplications / dim
+    assert min(everything, memory) - tile[0] * tile[1] < kept <= min(everything, memory)
+
+
+def test_backward_may_come_twice(rng: torch.Generator) -> None:
+    inputs = tuple(x.requires_grad_() for x in rows(rng, 5.0))
+    total = sum(x.sum() for x in pair_log_sum_exp(*inputs, PAIRS["no rows"], both=True, tile=(2, 3)))
+    first = torch.autograd.grad(total, inputs, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(total, inputs), first, rtol=0, atol=0)
+
+
+class Products(TorchDispatchMode):
+    """Counts the multiplications of matrix products."""
+
+    multiplications = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.addmm_.default:
+            (rows, columns), inner = args[0].shape, args[1].shape[1]
+            self.multiplications += rows * columns * inner
+        return func(*args, **(kwargs or {}))
+
+
 class Largest(TorchDispatchMode):
     """The most elements that any tensor had."""
 

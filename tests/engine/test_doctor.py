@@ -33,7 +33,8 @@ def test_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.samples, found.global_batch, found.share, found.pieces) == (25, 12, 6, 2)
     assert (found.steps, found.epochs, found.warmup_steps) == (8, pytest.approx(8 * 12 / 25), 2)
     assert (found.first_loss, found.negatives) == (math.log(12), 11)
-    assert found.loss_bytes == 4 * 16 * 2 * 2 * (6 + 12)  # float32, 16 wide, 2 views, gradients too, local and gathered rows
+    # float32, 2 views: 16 wide, gradients too, local and gathered rows; and all scores, as they take no more than the rows
+    assert found.loss_bytes == 4 * 2 * (2 * 16 * (6 + 12) + 6 * 12)
     assert found.scores_bytes == 4 * 2 * 6 * 12
     assert found.frozen_encoders == ("image",)
     assert found.trainable > 0 < found.frozen
