@@ -107,6 +107,10 @@ class Pairs:
         """The mask of one tile, bool: pairs of equal ids."""
         return self.query_group_N[rows, None] == self.key_group_M[None, columns]
 
+    def positives(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Positions within one tile of the pairs of equal ids, int64; self pairs included."""
+        return _same_rows(self.query_group_N[rows], self.key_group_M[columns])
+
     def drop_(self, logits: Tensor, rows: slice, columns: slice, kept: Kept) -> Tensor:
         """Sets what is not kept of a tile of logits to minus infinity, in place."""
         if kept == "positives":

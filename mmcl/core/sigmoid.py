@@ -12,6 +12,9 @@ from torch.nn.functional import softplus
 from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile, statistics_dtype
 from mmcl.core.tiles import STRIP, RowGradients, TileLogits
 
+# Up to here e^x is far from the end of float32.
+_HIGHEST = 80.0
+
 
 def sigmoid_loss(
     image_ND: Tensor,
@@ -62,9 +65,9 @@ def sigmoid_loss(
         if tile is not None:
             total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, tile, torch.is_grad_enabled())
         else:
-            everything = slice(0, len(image_ND)), slice(0, len(text_MD))
             logits = (scale * image_ND) @ text_MD.T + bias
-            total = _softplus(_flip(logits, _equal_id(pairs, *everything))).sum()
+            equal_id = pairs.equal_id(slice(None), slice(None))
+            total = _softplus(torch.where(equal_id, -logits, logits)).sum()
         return total / max(len(image_ND), 1) if reduction == "mean" else total
 
 
@@ -90,21 +93,21 @@ class _TiledSigmoid(torch.autograd.Function):
         *rows_and_scale, bias_needed = ctx.needs_input_grad[:4] if with_gradient else [False] * 4
         gradient = RowGradients(query_ND, key_MD, scale, False, rows_and_scale)
         logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
+        one_exp = logits_of.bound() + float(bias) <= _HIGHEST
         for rows, columns in pairs.tiles(tile):
             logits = logits_of(rows, columns)
-            equal_id = _equal_id(pairs, rows, columns)
-            for start in range(0, len(logits), STRIP):
-                strip = slice(start, start + STRIP)
-                equal = None if equal_id is None else equal_id[strip]
-                signed = _flip(logits[strip].add_(bias), equal)
-                loss_N[rows][strip] += _softplus(signed).sum(1)
-                if with_gradient:
-                    # d softplus(x) / dx = sigmoid(x), and once more the sign of the pair. Unflipped, this is in place already.
-                    grad = _flip(signed.sigmoid_(), equal)
-                    if equal is not None:
-                        logits[strip] = grad
-                    grad_bias_N[rows][strip] += grad.sum(1)
+            positive = pairs.positives(rows, columns)
+            negated = -(logits[positive] + bias)
+            logits[positive] = -torch.inf  # as a negative it has neither loss nor gradient
+            strips = (tensor.split(STRIP) for tensor in (logits, loss_N[rows], grad_bias_N[rows]))
+            for strip, loss, grad_bias in zip(*strips, strict=True):
+                loss += _softplus_then_sigmoid_(strip.add_(bias), one_exp).sum(1)
+                grad_bias += strip.sum(1)
+            loss_N[rows].index_add_(0, positive[0], _softplus(negated))
             if with_gradient:
+                grad = -torch.sigmoid(negated)
+                logits[positive] = grad
+                grad_bias_N[rows].index_add_(0, positive[0], grad)
                 gradient.add(logits, rows, columns)
         if with_gradient:
             ctx.save_for_backward(*gradient.result(), grad_bias_N.sum() if bias_needed else None)
@@ -116,14 +119,16 @@ class _TiledSigmoid(torch.autograd.Function):
         return *(None if saved is None else grad * saved for saved in ctx.saved_tensors), None, None, None
 
 
-def _equal_id(pairs: Pairs, rows: slice, columns: slice) -> Tensor | None:
-    """The mask of a tile's positives; None in the many tiles that have none."""
-    return pairs.equal_id(rows, columns) if pairs.any_equal_id(rows, columns) else None
-
-
-def _flip(logits: Tensor, equal_id: Tensor | None) -> Tensor:
-    """-z times the logits: an exact change of sign, where a difference of softplus terms would cancel."""
-    return logits if equal_id is None else torch.where(equal_id, -logits, logits)
+def _softplus_then_sigmoid_(logits: Tensor, one_exp: bool) -> Tensor:
+    """Returns log(1 + e^x), and overwrites the logits with its derivative."""
+    if not one_exp:
+        loss = _softplus(logits)
+        logits.sigmoid_()
+        return loss
+    exp = logits.exp_()
+    loss = exp.log1p()
+    exp.div_(exp + 1)
+    return loss
 
 
 def _softplus(logits: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class WholeWeights:
-    """Every process holds all weights, gradients and moments; over several processes DDP averages the gradients.
+class Weights(ABC):
+    """A method's weights as a layout keeps them, with their gradients and moments.
 
     Args:
         accelerator: device, precision and processes.
@@ -37,25 +38,46 @@ class WholeWeights:
         are_spread: whether a process holds only its share.
     """
 
-    are_spread: ClassVar[bool] = False
+    are_spread: ClassVar[bool]
+    encode: Any
+    optimiser: Any
+
+    @abstractmethod
+    def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig): ...
+
+    @abstractmethod
+    def no_sync(self) -> AbstractContextManager[object]:
+        """The context in which a backward pass leaves the gradients of this process to itself."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """Averages what the backward passes of a step have not averaged over the processes; to be called after the last."""
+
+    @abstractmethod
+    def clip(self, bound: float | None) -> Tensor:
+        """Bounds the gradient's norm, where a bound is given. Returns the norm before, a scalar, the same in all processes."""
+
+
+class WholeWeights(Weights):
+    """Every process holds all of them; over several processes DDP averages the gradients."""
+
+    are_spread = False
 
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
-        self.accelerator, self.method = accelerator, method
+        self.accelerator = accelerator
         self.encode, self.optimiser = accelerator.prepare(method, build_optimiser(method, config))
 
     def no_sync(self) -> AbstractContextManager[object]:
-        """The context in which a backward pass leaves the gradients of this process to itself."""
         return self.accelerator.no_sync(self.encode)
 
     def reduce(self) -> None:
-        """To be called after the last backward pass of a step. Here DDP has averaged the gradients already."""
+        """DDP has averaged everything."""
 
     def clip(self, bound: float | None) -> Tensor:
-        """Bounds the gradient's norm, where a bound is given. Returns the norm before, a scalar, the same in all processes."""
         return self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if bound is None else bound)
 
 
-class SpreadWeights(WholeWeights):
+class SpreadWeights(Weights):
     """Every process holds an equal share of the towers' weights, gradients and moments (FSDP: Zhao et al., 2023).
 
     A block of layers is put together right before it is used and taken apart after. What lies outside the towers (temperature,
@@ -81,7 +103,7 @@ class SpreadWeights(WholeWeights):
             unit.set_requires_gradient_sync(True)
 
     def reduce(self) -> None:
-        """Averages the gradients of what is whole, and gives all processes the first one's running statistics, as DDP does."""
+        """The gradients of what is whole; and all processes get the first one's running statistics, as DDP does."""
         grads = [grad for grad in self._grads() if not isinstance(grad, DTensor)]
         if grads:
             joined = torch.cat([grad.flatten() for grad in grads])

@@ -44,6 +44,21 @@ def test_gradients_of_rows_scale_and_bias(rng: torch.Generator, tile: Tile | Non
     assert torch.autograd.gradcheck(loss, (unit(rng, 5).requires_grad_(), unit(rng, 8).requires_grad_(), *scalars))
 
 
+@pytest.mark.parametrize(("scale", "bias"), [(14.0, -8.0), (70.0, 9.0), (30.0, -70.0), (100.0, -3.0), (100.0, 300.0)])
+def test_float32_tiles_are_close_to_float64(rng: torch.Generator, scale: float, bias: float) -> None:
+    """With one exponential for the loss and its derivative, up to its limits, and beyond them with two."""
+    wide = [x.requires_grad_() for x in (unit(rng, 5), unit(rng, 8), torch.tensor(scale).double(), torch.tensor(bias).double())]
+    narrow = [x.detach().float().requires_grad_() for x in wide]
+    sign = 2.0 * (IMAGE_ID[:, None] == TEXT_ID) - 1
+    expected = -F.logsigmoid(sign * (wide[2] * wide[0] @ wide[1].T + wide[3])).sum() / 5
+    got = sigmoid_loss(
+        narrow[0], narrow[1], image_id_N=IMAGE_ID, text_id_M=TEXT_ID, scale=narrow[2], bias=narrow[3], tile=(2, 3)
+    )
+    grads = torch.autograd.grad(expected, wide)
+    for mine, true in zip((got, *torch.autograd.grad(got, narrow)), (expected, *grads), strict=True):
+        assert (mine.double() - true).norm() <= 1e-5 * true.norm()
+
+
 @pytest.mark.parametrize("wanted", range(4))
 def test_each_gradient_alone(rng: torch.Generator, wanted: int) -> None:
     inputs = [unit(rng, 5), unit(rng, 8), torch.tensor(5.0).double(), torch.tensor(-2.0).double()]
