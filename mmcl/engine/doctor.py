@@ -44,7 +44,7 @@ class Diagnosis:
         first_loss: expected of an untrained model; None where the method does not say.
         loss_bytes: embeddings, their gradients, and scores that are kept, no more of them than of embeddings, in one process,
             float32; the other scores live for the time of a tile.
-        scores_bytes: what the scores of one process would take all at once, float32.
+        whole_bytes: what it would be if all scores were kept.
         optimiser: its name.
         learning_rate, muon_learning_rate: their peaks; the second is None without Muon.
         warmup_steps: the steps of the rise.
@@ -64,7 +64,7 @@ class Diagnosis:
     negatives: int | None
     first_loss: float | None
     loss_bytes: int
-    scores_bytes: int
+    whole_bytes: int
     optimiser: str
     learning_rate: float
     muon_learning_rate: float | None
@@ -86,7 +86,7 @@ class Diagnosis:
             "global batch": f"{self.global_batch:,} = {self.processes} x {self.share:,}{pieces}",
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
-            "loss memory": f"{_size(self.loss_bytes)} a process (all scores at once would be {_size(self.scores_bytes)})",
+            "loss memory": f"{_size(self.loss_bytes)} a process ({_size(self.whole_bytes)} with all scores at once)",
             "learning rate": f"{self.learning_rate:g} ({self.optimiser}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
         return "\n".join([f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {w}" for w in self.warnings])
@@ -131,7 +131,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         negatives=facts.negatives,
         first_loss=facts.first_loss,
         loss_bytes=2 * embedding_bytes + min(embedding_bytes, scores_bytes),
-        scores_bytes=scores_bytes,
+        whole_bytes=2 * embedding_bytes + scores_bytes,
         optimiser=config.optim.name,
         learning_rate=config.optim.lr,
         muon_learning_rate=config.optim.muon_lr,

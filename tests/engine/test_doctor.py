@@ -34,11 +34,18 @@ def test_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.steps, found.epochs, found.warmup_steps) == (8, pytest.approx(8 * 12 / 25), 2)
     assert (found.first_loss, found.negatives) == (math.log(12), 11)
     # float32, 2 views: 16 wide, gradients too, local and gathered rows; and all scores, as they take no more than the rows
-    assert found.loss_bytes == 4 * 2 * (2 * 16 * (6 + 12) + 6 * 12)
-    assert found.scores_bytes == 4 * 2 * 6 * 12
+    assert found.loss_bytes == found.whole_bytes == 4 * 2 * (2 * 16 * (6 + 12) + 6 * 12)
     assert found.frozen_encoders == ("image",)
     assert found.trainable > 0 < found.frozen
     assert "2 x 6 in 2 micro-batches" in found.to_text()
+
+
+def test_no_more_scores_are_kept_than_the_rows_take(folder: Path) -> None:
+    """12 rows against 24, 2 wide: all scores would take four times as much."""
+    width = [flag for tower in ("image", "text") for flag in (f"--{tower}.head.args.embed_dim", "2")]
+    found = look(folder, "--train.batch_size", "24", *width, processes=2)
+    rows, scores = 4 * 2 * 2 * (12 + 24), 4 * 2 * 12 * 24
+    assert (found.loss_bytes, found.whole_bytes) == (3 * rows, 2 * rows + scores)
 
 
 def test_the_first_loss_and_the_steps_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
