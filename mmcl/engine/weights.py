@@ -103,7 +103,7 @@ class SpreadWeights(Weights):
             unit.set_requires_gradient_sync(True)
 
     def reduce(self) -> None:
-        """The gradients of what is whole; and all processes get the first one's running statistics, as DDP does."""
+        """Averages the gradients of what is whole, and gives all processes the first one's running statistics, as DDP does."""
         grads = [grad for grad in self._grads() if not isinstance(grad, DTensor)]
         if grads:
             joined = torch.cat([grad.flatten() for grad in grads])
