@@ -72,11 +72,13 @@ def verify(
 
     source = _open(data, args, root)
     found = inspect_source(source, decoded=decode, progress=sys.stderr.isatty()).findings
+    used = [usage.to_text() for usage in source.usage]
     if json:
+        print(*used, sep="\n", end="\n" if used else "", file=sys.stderr)
         print(json_module.dumps(found, ensure_ascii=False, indent=1))
     else:
         more = [f"... and {len(found) - SHOWN:,} more (--json lists all)"] if len(found) > SHOWN else []
-        print("\n".join([*found[:SHOWN], *more, f"{len(source):,} samples, {len(found):,} findings"]))
+        print("\n".join([*found[:SHOWN], *more, *used, f"{len(source):,} samples, {len(found):,} findings"]))
     if found:
         sys.exit(1)
 

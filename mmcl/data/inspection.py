@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mmcl.data.decode import decode, measure
 from mmcl.data.file_part import FilePart
 from mmcl.data.pictures import in_threads, required_image
 from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 
 BINS = 20
@@ -33,6 +35,7 @@ class Inspection:
         sides: int64 [pictures, 2], width and height of those that can be read.
         classes: samples of every class that has some, by name.
         repeated_captions, repeated_pictures: how many are equal to an earlier one; pictures byte by byte.
+        usage: what of the files, rows or members is used, see `Source`.
     """
 
     samples: int
@@ -43,6 +46,7 @@ class Inspection:
     classes: dict[str, int]
     repeated_captions: int
     repeated_pictures: int
+    usage: Sequence[Usage]
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, and quantiles and histograms of the lengths and sides, as JSON values."""
@@ -58,12 +62,14 @@ class Inspection:
             "width": _summary(self.sides[:, 0]),
             "height": _summary(self.sides[:, 1]),
             "classes": self.classes,
+            "usage": [usage.to_dict() for usage in self.usage],
         }
 
     def to_text(self) -> str:
-        """Counts, and a line for each distribution."""
+        """What is used, counts, and a line for each distribution."""
         facts = self.to_dict()
-        lines = [f"{name.replace('_', ' '):<20}{facts[name]:>12,}" for name, value in facts.items() if isinstance(value, int)]
+        lines = [usage.to_text() for usage in self.usage]
+        lines += [f"{name.replace('_', ' '):<20}{facts[name]:>12,}" for name, value in facts.items() if isinstance(value, int)]
         if self.classes:
             least, most = min(self.classes.values()), max(self.classes.values())
             lines.append(f"{'classes':<20}{len(self.classes):>12,}   {least:,} to {most:,} each")
@@ -113,6 +119,7 @@ def inspect_source(source: Source, *, decoded: bool = False, progress: bool = Fa
         classes={} if labels is None else dict(Counter(names[label] for label in labels.tolist() if label >= 0)),
         repeated_captions=len(texts) - len(set(texts)),
         repeated_pictures=len(pictures) - len(set(pictures)),
+        usage=source.usage,
     )
 
 

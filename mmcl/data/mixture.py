@@ -10,6 +10,7 @@ import numpy as np
 from mmcl.data.source import Sample, Source, digest
 from mmcl.data.streams import Stream
 from mmcl.data.subset import text_groups
+from mmcl.data.usage import Usage
 from mmcl.rng import hash_integers
 
 
@@ -58,6 +59,14 @@ class Mixture(Source):
     @property
     def fingerprint(self) -> str:
         return digest([source.fingerprint for source in self._sources])
+
+    @property
+    def usage(self) -> Sequence[Usage]:
+        return [
+            dataclasses.replace(usage, unit=f"{usage.unit} of {name}")
+            for name, source in self.parts.items()
+            for usage in source.usage
+        ]
 
     @property
     def warnings(self) -> Sequence[str]:

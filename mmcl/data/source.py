@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmcl.data.file_part import FilePart
+from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 
 ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray
@@ -63,6 +64,7 @@ class Source(ABC):
         templates: the sentences into which zero-shot classification puts a class name, each with one "{}".
         ids: int64 [N], or None. Rows with equal ids are positives of each other; None lets equal captions be positives.
         scores: float64 [N], how alike people find a row's caption and its positive; None where nobody was asked.
+        usage: how much of its files, rows or members it uses, one for each unit; () where it always uses all.
         warnings: what is wrong with the data as a whole, a line each; said when a run starts.
     """
 
@@ -72,8 +74,13 @@ class Source(ABC):
     scores: np.ndarray | None = None
 
     @property
-    def warnings(self) -> Sequence[str]:
+    def usage(self) -> Sequence[Usage]:
         return ()
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """By default what is not used; a source that adds to it begins with these."""
+        return [usage.to_text() for usage in self.usage if usage.unused]
 
     def broken_files(self) -> Iterator[str]:
         """What is wrong with its files beyond single samples, a line each; reads them anew."""
@@ -136,6 +143,10 @@ class DerivedSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self.source[index]
+
+    @property
+    def usage(self) -> Sequence[Usage]:
+        return self.source.usage
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -1,0 +1,77 @@
+"""How much of what lies there a source uses, and what it leaves out: one line wherever data are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """What is left out for one reason.
+
+    Attributes:
+        count: how many.
+        examples: names of the first, at most `EXAMPLES`.
+    """
+
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """How many of its files, rows or members a source uses.
+
+    Attributes:
+        unit: what is counted, in the plural, e.g. "files".
+        used: how many are used.
+        unused: reason -> those that are left out for it; nothing is counted twice. A reason follows its count in a sentence:
+            ".heic", "without image", "not in captions.csv".
+    """
+
+    unit: str
+    used: int
+    unused: Mapping[str, Unused]
+
+    @property
+    def total(self) -> int:
+        """All, used and unused."""
+        return self.used + sum(unused.count for unused in self.unused.values())
+
+    def to_text(self) -> str:
+        """ "5 of 9 files used; not used: 3 .heic (a.heic, b.heic, c.heic), 1 .md (README.md)"."""
+        line = f"{self.used:,} of {self.total:,} {self.unit} used"
+        if not self.unused:
+            return line
+        largest_first = sorted(self.unused.items(), key=lambda item: -item[1].count)
+        return f"{line}; not used: {', '.join(_shown(reason, unused) for reason, unused in largest_first)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        unused = {reason: asdict(unused) for reason, unused in self.unused.items()}
+        return {"unit": self.unit, "used": self.used, "total": self.total, "unused": unused}
+
+
+def count_unused(unused: Iterable[tuple[str, str]]) -> dict[str, Unused]:
+    """`Usage.unused` from pairs (reason, name), of which only the first few names are kept."""
+    counts: dict[str, int] = {}
+    examples: dict[str, list[str]] = {}
+    for reason, name in unused:
+        counts[reason] = counts.get(reason, 0) + 1
+        if counts[reason] <= EXAMPLES:
+            examples.setdefault(reason, []).append(valid_name(name))
+    return {reason: Unused(count, tuple(examples[reason])) for reason, count in counts.items()}
+
+
+def valid_name(path: object) -> str:
+    r"""A path as valid Unicode, for messages and files: bytes that are not UTF-8 are escaped, as in "caf\udce9.jpg"."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _shown(reason: str, unused: Unused) -> str:
+    more = ", ..." if unused.count > len(unused.examples) else ""
+    return f"{unused.count:,} {reason}" + (f" ({', '.join(unused.examples)}{more})" if unused.examples else "")
