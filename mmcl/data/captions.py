@@ -1,8 +1,15 @@
-"""What counts as a caption: captions come from untrusted files too."""
+"""What counts as a caption, and which captions are equal: captions come from untrusted files too."""
 
 from __future__ import annotations
 
+import hashlib
+import html
+import unicodedata
+
+import numpy as np
+
 from mmcl.errors import UserError
+from mmcl.types import Tokens
 
 MAX_CHARACTERS = 20_000
 
@@ -29,3 +36,34 @@ def checked_caption(caption: object, name: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{name}: the caption is not valid Unicode") from None
     return caption
+
+
+def token_ids(tokens: Tokens) -> np.ndarray:
+    """Ids of texts as their encoder reads them: equal for equal tokens, whatever the text or the padding.
+
+    Two captions that differ only in what a tokenizer drops (case, white space, everything behind the context length) are one
+    text to the encoder. With two ids, a contrastive loss would push that text's embedding away from itself.
+
+    Returns:
+        int64 [B], from 0 to 2^63 - 1; the same in every process.
+    """
+    rows = zip(tokens.ids.numpy().astype("<i8"), tokens.mask.sum(1).tolist(), strict=True)
+    return np.array([_hash(ids[:length].tobytes()) for ids, length in rows], np.int64)
+
+
+def caption_key(text: object) -> str:
+    """A caption without case, runs of white space, HTML entities and the Unicode form of its accents.
+
+    Captions of equal keys are the same caption wherever no tokenizer is at hand to decide: in splits, mixtures, retrieval.
+    """
+    plain = unicodedata.normalize("NFC", html.unescape(html.unescape(str(text))))
+    return " ".join(plain.split()).casefold()
+
+
+def text_hash(text: str) -> int:
+    """63 bits that are equal for equal texts, in every process; also of texts that are not valid Unicode."""
+    return _hash(text.encode("utf-8", "surrogatepass"))
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmcl.data.captions import checked_caption
+from mmcl.data.captions import checked_caption, token_ids
 from mmcl.data.order import BatchOrder
 from mmcl.data.pictures import PictureCache, required_image
 from mmcl.data.source import OWN_TEXTS, Sample, Source
@@ -46,7 +46,8 @@ class StepBatches(Dataset[Batch]):
     A sample that cannot be used (an unreadable picture, a missing caption) is replaced by another, drawn by (seed, epoch,
     sample, attempt), and listed in the batch; the batch keeps its size.
 
-    Ids, where there are captions, are the source's own, else a hash of the caption, so that equal captions are positives.
+    Ids, where there are captions, are the source's own, else hashes of the first text view's tokens: captions that the encoder
+    cannot tell apart are positives of each other.
     Between views of pictures alone every sample is its own class. Labels that a source knows are beside the ids, in
     `Batch.labels`: they reach only a method that asks for them.
 
@@ -111,7 +112,7 @@ class StepBatches(Dataset[Batch]):
             assert self.tokenizer
             views[name] = self.tokenizer([row.captions[name] for row in rows])
         labels = None if self.labels is None else torch.from_numpy(self.labels[index])
-        ids = torch.from_numpy(self._ids(step, rows, index))
+        ids = torch.from_numpy(self._ids(step, index, views))
         return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
@@ -151,17 +152,34 @@ class StepBatches(Dataset[Batch]):
             captions[name] = checked_caption(text, sample_name)
         return captions
 
-    def _ids(self, step: int, rows: Sequence[_Row], index: np.ndarray) -> np.ndarray:
+    def _ids(self, step: int, index: np.ndarray, views: Mapping[str, Any]) -> np.ndarray:
         if not self.texts:
             return index
         if self.source.ids is not None:
             return self.source.ids[index]
-        captions = [row.captions[self.texts[0]] for row in rows]
-        # A batch over the end of an epoch may show a sample twice, with two of its captions: go by the first of them.
-        everyone, times = np.unique(self.order.rows(step)[1], return_counts=True)
-        for row in np.flatnonzero(np.isin(index, everyone[times > 1])):
-            captions[row] = self.source[int(index[row])].captions[0]
-        return np.array([_hash_text(caption) for caption in captions], np.int64)
+        ids, same = token_ids(views[self.texts[0]]), self._same_ids(step)
+        return np.array([same.get(number, number) for number in ids.tolist()], np.int64)
+
+    def _same_ids(self, step: int) -> dict[int, int]:
+        """Ids of texts -> the smallest of those that belong together.
+
+        A batch over the end of an epoch may show a sample twice, with two of its captions: then all rows with either of them
+        are positives of each other. Found from the whole batch, so that every process finds the same.
+        """
+        epoch, index = self.order.rows(step)
+        everyone, times = np.unique(index, return_counts=True)
+        again = np.isin(index, everyone[times > 1])
+        shown: list[tuple[int, str]] = []
+        for sample, draw_V in zip(index[again].tolist(), self._caption_draws(epoch[again], index[again]), strict=True):
+            with suppress(UserError):  # it is replaced, and shows no caption
+                shown.append((sample, self._captions(sample, "", draw_V)[self.texts[0]]))
+        if not shown:
+            return {}
+        assert self.tokenizer
+        groups: dict[int, set[int]] = {}
+        for (sample, _), text_id in zip(shown, token_ids(self.tokenizer([text for _, text in shown])).tolist(), strict=True):
+            groups.setdefault(sample, set()).add(text_id)
+        return _smallest(groups.values())
 
     def _check_source(self) -> None:
         """A source without any caption or picture is one mistake of the user's, and no series of bad samples."""
@@ -177,7 +195,16 @@ class StepBatches(Dataset[Batch]):
             )
 
 
-def _hash_text(text: str) -> int:
-    """63 bits that are equal for equal texts, in every process."""
-    encoded = str(text).encode("utf-8", "surrogatepass")  # a first caption that is not shown was not checked
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little") >> 1
+def _smallest(groups: Iterable[set[int]]) -> dict[int, int]:
+    """Every number -> the smallest of its group, where groups that share a number are one."""
+    root: dict[int, int] = {}
+
+    def find(number: int) -> int:
+        while root.setdefault(number, number) != number:
+            number = root[number]
+        return number
+
+    for group in groups:
+        roots = {find(number) for number in group}
+        root.update(dict.fromkeys(roots, min(roots)))
+    return {number: find(number) for number in list(root)}

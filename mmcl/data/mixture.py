@@ -17,10 +17,10 @@ from mmcl.rng import hash_integers
 class Mixture(Source):
     """The samples of all parts, in the order of the parts; `MixedOrder` decides how often each part is shown.
 
-    Equal captions are positives across parts, as within one. Where a part has ids of its own, an id that says no more than the
-    caption does (all of its rows have one first caption, and no other row of the part has it) stands for that caption, and
-    meets it in the other parts; other ids are different in different parts. If any part has ids, the others go by their first
-    captions. Classes of the same name are the same class.
+    Equal captions (see `caption_key`) are positives across parts, as within one. Where a part has ids of its own, an id that
+    says no more than the caption does (all of its rows have one first caption, and no other row of the part has it) stands for
+    that caption, and meets it in the other parts; other ids are different in different parts. If any part has ids, the others
+    go by their first captions. Classes of the same name are the same class.
 
     Args:
         parts: name -> source; at least one.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from mmcl.data.captions import caption_key, text_hash
 from mmcl.data.kept import kept_array
 from mmcl.data.source import DerivedSource, Sample, Source, digest
 from mmcl.data.streams import Stream
@@ -57,8 +57,8 @@ MANY = 100_000
 def split_source(source: Source, share: float, seed: int, *, cache: Path | None = None) -> tuple[Subset, Subset]:
     """Splits a source at random into (rest, held out).
 
-    What belongs together stays together: rows with equal ids, or, without ids, with the same first caption. A group's side
-    depends on the seed and the group alone, so adding data moves nothing across.
+    What belongs together stays together: rows with equal ids, or, without ids, with the same first caption, see `caption_key`.
+    A group's side depends on the seed and the group alone, so adding data moves nothing across.
 
     Args:
         share: of the groups that are held out, above 0 and below 1.
@@ -116,7 +116,7 @@ def _groups(source: Source, cache: Path | None) -> np.ndarray:
         return source.ids
     if cache is None or len(source) < MANY:
         return text_groups(source)
-    return kept_array(cache / f"groups-{source.fingerprint[:32]}.npy", lambda: text_groups(source))
+    return kept_array(cache / f"caption-groups-{source.fingerprint[:32]}.npy", lambda: text_groups(source))
 
 
 def text_groups(source: Source) -> np.ndarray:
@@ -126,6 +126,5 @@ def text_groups(source: Source) -> np.ndarray:
 
 
 def text_group(sample: Sample) -> int:
-    """A hash of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1."""
-    key = sample.captions[0] if sample.captions else sample.name
-    return int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=8).digest(), "little") >> 1
+    """A hash of the `caption_key` of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1."""
+    return text_hash(caption_key(sample.captions[0]) if sample.captions else sample.name)

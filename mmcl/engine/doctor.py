@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mmcl.config import Config
+from mmcl.data.captions import caption_key
 from mmcl.data.source import Source
 from mmcl.encoders.tower import Tower
 from mmcl.engine.build import (
@@ -220,7 +221,7 @@ def _about_captions(method: Method, source: Source) -> list[str]:
     """Reads all captions, which is too slow to be done at every start."""
     if "text" not in method.views.values() or source.ids is not None:
         return []
-    captions = [caption for index in range(len(source)) for caption in source[index].captions]
+    captions = [caption_key(caption) for index in range(len(source)) for caption in source[index].captions]
     repeated = len(captions) - len(set(captions))
     if repeated == 0:
         return []

@@ -10,6 +10,7 @@ import torch
 
 from mmcl.core.nearest import nearest
 from mmcl.core.rivals import Scores, cosine_rivals
+from mmcl.data.captions import caption_key
 from mmcl.data.pictures import decode_sample
 from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, cutoffs, features, integers, same_width, unit_rows
@@ -100,8 +101,8 @@ def evaluate_retrieval(
 ) -> Report:
     """`retrieval` of a model on a source, with chance and raw pixels, and a picture of some queries.
 
-    Raw pixels score an image with a caption as the highest cosine with a training picture that has the very same caption, so
-    they exist only where training and test data have captions in common.
+    Raw pixels score an image with a caption as the highest cosine with a training picture that has the same caption (up to
+    case and white space), so they exist only where training and test data have captions in common.
 
     Args:
         ks, ties: as in `retrieval`.
@@ -170,9 +171,9 @@ def _raw_pixels(task: Task, **options: Any) -> Report:
     texts = task.captions.texts
     columns: dict[str, list[int]] = {}
     for column, text in enumerate(texts):
-        columns.setdefault(text, []).append(column)
+        columns.setdefault(caption_key(text), []).append(column)
     bank = () if task.bank is None else [task.bank[row].captions for row in range(len(task.bank))]
-    pairs = [(row, column) for row, own in enumerate(bank) for text in own for column in columns.get(text, ())]
+    pairs = [(row, column) for row, own in enumerate(bank) for text in own for column in columns.get(caption_key(text), ())]
     if not pairs:
         reason = "there are no training data" if task.bank is None else "no training picture has a caption of the test set"
         return Report(notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as {reason}.",))

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mmcl.data.captions import caption_key
 from mmcl.data.source import Source, digest
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
@@ -188,7 +189,8 @@ class Task:
 def captions_of(source: Source) -> Captions:
     """Collects the captions of a source.
 
-    Without `source.ids`, pictures that share a caption have equal ids, and so have those that a chain of such pairs links.
+    Without `source.ids`, pictures that share a caption (up to case and white space, see `caption_key`) have equal ids, and so
+    have those that a chain of such pairs links.
     """
     captions = [source[index].captions for index in range(len(source))]
     image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
@@ -205,9 +207,10 @@ def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    node = {text: number for number, text in enumerate(dict.fromkeys(text for own in captions for text in own), len(captions))}
-    image = [number for number, own in enumerate(captions) for _ in own]
-    text = [node[caption] for own in captions for caption in own]
+    keys = [[caption_key(text) for text in own] for own in captions]
+    node = {key: number for number, key in enumerate(dict.fromkeys(key for own in keys for key in own), len(captions))}
+    image = [number for number, own in enumerate(keys) for _ in own]
+    text = [node[key] for own in keys for key in own]
     size = len(captions) + len(node)
     _, component = connected_components(coo_array((np.ones(len(text)), (image, text)), shape=(size, size)), directed=False)
     return component[: len(captions)].astype(np.int64)

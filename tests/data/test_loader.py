@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from contextlib import nullcontext
+from hashlib import blake2b
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmcl.config import ComponentConfig
 from mmcl.core.cached_backward import split_views
 from mmcl.data.augment.policy import Policy
 from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.data.captions import token_ids
 from mmcl.data.columns import captions_of
 from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.loader import StepBatches
@@ -24,6 +26,7 @@ from mmcl.data.pictures import pictures
 from mmcl.data.resize import to_tensor
 from mmcl.data.source import Sample, Source, digest
 from mmcl.data.views import ImageView
+from mmcl.encoders.tokenizers import clip_bpe
 from mmcl.errors import UserError
 from mmcl.types import BadSample, Batch, Features, Preprocess, Tokens
 
@@ -75,7 +78,7 @@ def texts(tokens: Tokens) -> list[str]:
 
 
 def batches(
-    source=None, batch_size=12, views=PAIR, seed=3, augment=None, crop=None, images=None, order=None, **options
+    source=None, batch_size=12, views=PAIR, seed=3, augment=None, crop=None, images=None, order=None, tokenizer=None, **options
 ) -> StepBatches:
     """Of views of equal crop and augmentation, or of `images` where these are given."""
     source = source or Toy()
@@ -86,7 +89,7 @@ def batches(
         order or Order(len(source), batch_size, seed),
         images=images or {name: ImageView(number=number, **same) for number, name in enumerate(names)},
         texts=[name for name, kind in views.items() if kind == "text"],
-        tokenizer=tokenize,
+        tokenizer=tokenizer or tokenize,
         **options,
     )
 
@@ -196,6 +199,52 @@ class TestIds:
                 repeated += len(own) > 1
                 assert len(set(own.tolist())) == 1
         assert repeated > 0, "the end of an epoch lies within some batch"
+
+    def test_a_sample_that_is_twice_in_a_batch_joins_all_rows_with_either_caption(self):
+        """At the end of an epoch: sample 0 shows p, then q; samples 1 to 3 show one of these."""
+        source = Toy(5, captions={0: ("p", "q"), 1: ("p",), 2: ("q",), 3: ("p",), 4: ("other",)})
+        made = batches(source, 4)
+        joined = 0
+        for step in range(200):
+            batch = made[step]
+            if {"p", "q"} <= {text for text, i in zip(texts(batch.views["text"]), batch.index.tolist(), strict=True) if i == 0}:
+                joined += 1
+                assert len(set(batch.ids[batch.index != 4].tolist())) == 1
+            halves = [batches(source, 4, rank=rank, world=2)[step].ids for rank in range(2)]
+            assert torch.equal(torch.cat(halves), batch.ids), "every process finds the same"
+        assert joined > 3
+
+    @pytest.mark.parametrize(
+        "captions",
+        [
+            ("A Photo of a CAT", "a photo  of a\ncat "),
+            ("fish &amp; chips", "fish & chips", "fish &amp;amp; chips"),
+            ("it’s a cat", "it's a cat"),
+            ("caf\u00e9", "cafe\u0301"),
+            ("word " * 75 + "one end", "word " * 75 + "and quite another", "word " * 300),
+        ],
+        ids=["case and space", "entities", "quotes", "accents", "cut"],
+    )
+    def test_captions_of_equal_tokens_are_positives(self, captions):
+        source = Toy(captions={i: (captions[i % len(captions)],) if i < 30 else (f"other {i}",) for i in range(40)})
+        batch = batches(source, 40, tokenizer=clip_bpe())[0]
+        assert len(set(batch.ids[batch.index < 30].tolist())) == 1
+        assert len(set(batch.ids.tolist())) == 11
+
+    def test_a_tokenizer_that_sees_case_keeps_it(self):
+        source = Toy(captions={i: ("a Cat" if i % 2 else "a cat",) for i in range(40)})
+        batch = batches(source, 40, tokenizer=clip_bpe(clean="whitespace"))[0]
+        assert len(set(batch.ids.tolist())) == 2
+
+    def test_an_id_is_a_hash_of_the_tokens_whatever_the_padding(self):
+        rows = [[5, 7, 9], [5, 7], [5, 7, 0], [2**40]]
+        expected = [
+            int.from_bytes(blake2b(np.array(row, "<i8").tobytes(), digest_size=8).digest(), "little") // 2 for row in rows
+        ]
+        for length in (3, 8):
+            ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+            mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
+            assert token_ids(Tokens(ids, mask)).tolist() == expected
 
 
 class TestLabels:

@@ -102,6 +102,16 @@ def test_pictures_that_share_a_caption_have_equal_ids() -> None:
     assert found.first_image.tolist() == [0, 0, 1, 4]
 
 
+def test_pictures_whose_captions_differ_in_case_or_white_space_share_them() -> None:
+    class Shared(PatternSource):
+        def __getitem__(self, index: int) -> object:
+            captions = [("A cat",), ("a  cat\n",), ("fish &amp; chips",), ("Fish & chips",)][index]
+            return replace(super().__getitem__(index), captions=captions)
+
+    first, second, third, fourth = captions_of(Shared(4, seed=0)).image_ids
+    assert first == second != third == fourth
+
+
 def test_given_ids_win_over_captions() -> None:
     source = PatternSource(12, seed=0)
     source.ids = np.arange(12) // 6 * 100
