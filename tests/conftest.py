@@ -19,8 +19,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MMCL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("MMCL_DATA_ROOT", str(tmp_path_factory.mktemp("root")))
 
 
 @pytest.fixture(autouse=True)

@@ -95,7 +95,17 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest that changes when the samples, their order or their captions change."""
+        """Hex digest that changes when the number of samples, their order or their texts change.
+
+        It is cheap, reads no image where these are files, and is therefore not the identity of the images: see `identity`.
+        """
+
+    @cached_property
+    def identity(self) -> str:
+        """Hex digest of all that the samples show, see `identity_of`: what results are kept under. Reads every image once."""
+        from mmcl.data.identity import identity_of  # which reads sources
+
+        return identity_of(self)
 
     @cached_property
     def labels(self) -> np.ndarray | None:

@@ -114,7 +114,9 @@ def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: A
     """Changes with anything that the features depend on; the head, which learns, is not among it."""
     encoder = nn.ModuleDict({kind: Tower(tower.encoder, NoHead(tower.encoder.feature_dim))})
     model = Model(encoder, device=accelerator.device)
-    return digest(model.fingerprint, source.fingerprint, config.train.precision)[:16]
+    with accelerator.main_process_first():  # The others find what it has read.
+        data = source.identity
+    return digest(model.fingerprint, data, config.train.precision)[:16]
 
 
 @torch.no_grad()

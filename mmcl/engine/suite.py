@@ -111,7 +111,7 @@ def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: 
 
 
 def _key(model: CachedModel, evaluator: EvaluatorConfig, task: Task) -> str:
-    data = task.source.fingerprint, None if task.bank is None else task.bank.fingerprint
+    data = task.source.identity, None if task.bank is None else task.bank.identity
     args = json.dumps(evaluator.args, sort_keys=True)
     what = evaluator.name, evaluator.label, args, task.baselines
     return digest(model.name, model.model.fingerprint, what, data, sorted(library_versions().items()))[:32]

@@ -98,5 +98,5 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
         for name, args in evaluators:
             for number, model in enumerate(models):
                 own: Report = EVALUATORS.build(name, args, model, task if number == 0 else replace(task, baselines=False))
-                report += own.with_names(task.row_names) + Report(provenance=(task.provenance(model),))
+                report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
     return report

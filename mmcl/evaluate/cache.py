@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mmcl.data.source import ImageLike, Source, digest
+from mmcl.data.source import digest
 from mmcl.errors import UserError
 from mmcl.safe import read_json
 
@@ -100,32 +99,6 @@ def default_cache() -> EmbeddingCache | None:
     """The cache in the folder that the environment variable MMCL_CACHE names, else ~/.cache/mmcl/embeddings; "off" for none."""
     place = os.environ.get("MMCL_CACHE") or "~/.cache/mmcl/embeddings"
     return None if place == "off" else EmbeddingCache(Path(place).expanduser())
-
-
-def pictures_digest(source: Source) -> str:
-    """Hex digest of the pictures themselves: of files, their size and time of change; of others, their bytes.
-
-    A source's fingerprint need not read its pictures, as a copied folder is to be the same data. A cache must see that a
-    picture was changed in place.
-    """
-    state = hashlib.sha256()
-    for index in range(len(source)):
-        state.update(digest(*_identity(source[index].image)).encode())
-    return state.hexdigest()
-
-
-def _identity(image: ImageLike | None) -> tuple[object, ...]:
-    if isinstance(image, str | Path):
-        try:
-            stat = os.stat(image)
-        except OSError:
-            return (str(image),)  # The one who reads it names it.
-        return str(image), stat.st_size, stat.st_mtime_ns
-    if isinstance(image, Image.Image):
-        return image.mode, image.size, image.tobytes()
-    if isinstance(image, np.ndarray):
-        return image.shape, image.dtype.str, image.tobytes()
-    return (image,)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from mmcl.errors import UserError
 from mmcl.evaluate import tables
 from mmcl.evaluate.paired import SWAPS, paired_difference, swap_test
-from mmcl.evaluate.report import Metric, Report, file_name
+from mmcl.evaluate.report import Metric, Provenance, Report, file_name
 from mmcl.evaluate.rows import Rows
 
 NOTES = (
@@ -148,14 +148,15 @@ def compare(
             f"{names[0]} and {names[1]} cannot be paired: at least one has no rows.safetensors beside its metrics.json; "
             "evaluate it again with `mmcl eval`"
         )
-    for data in dict.fromkeys(key[1] for key in paired):
-        _require_same_data(a, b, data, names)
-    differences = tuple(_difference(ours[key], theirs[key], names) for key in paired)
+    tested = dict.fromkeys(key[:2] for key in paired)
+    are_same = {what: _are_same_data(a, b, *what, names) for what in tested}
+    differences = tuple(_difference(ours[key], theirs[key], names, are_same[key[:2]]) for key in paired)
     left = sorted(
         {" ".join(key) for key in ours.keys() ^ theirs.keys()} | {" ".join(key) for key in shared if key not in paired}
     )
     skipped = (f"Not compared, for want of rows in both: {', '.join(left)}.",) if left else ()
-    return Comparison(*names, differences, NOTES + skipped)
+    banks = tuple(note for what in tested for note in _about_banks(a, b, *what, names))
+    return Comparison(*names, differences, NOTES + banks + skipped)
 
 
 def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str], Metric]:
@@ -166,18 +167,36 @@ def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str
     return {(metric.evaluator, metric.data, metric.metric): metric for metric in own if not metric.metric.endswith("_tied")}
 
 
-def _require_same_data(a: Report, b: Report, data: str, names: tuple[str, str]) -> None:
-    prints = [{one.data_fingerprint for one in report.provenance if one.data == data} for report in (a, b)]
-    if all(prints) and not prints[0] & prints[1]:
-        made = " and ".join(f"{next(iter(own))[:12]} ({name})" for own, name in zip(prints, names, strict=True))
+def _are_same_data(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> bool:
+    """Whether both reports say so; False where one says nothing. Raises UserError where they say that the data differ."""
+    found = [{one.data_identity for one in _made(report, evaluator, data)} for report in (a, b)]
+    if not all(found):
+        return False
+    if not found[0] & found[1]:
+        made = " and ".join(f"{next(iter(own))[:12]} ({name})" for own, name in zip(found, names, strict=True))
         raise UserError(f"{data}: the two reports were made on different data, {made}; evaluate both on the same data")
+    return True
 
 
-def _difference(a: Metric, b: Metric, names: tuple[str, str]) -> Difference:
+def _about_banks(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> list[str]:
+    """A note where two models were not given the same training samples, as of two runs with data of their own."""
+    found = [{one.bank_identity for one in _made(report, evaluator, data)} for report in (a, b)]
+    if not all(found) or found[0] & found[1]:
+        return []
+    return [f"{evaluator}, {data}: {names[0]} and {names[1]} were given different training samples (`bank`)."]
+
+
+def _made(report: Report, evaluator: str, data: str) -> list[Provenance]:
+    return [one for one in report.provenance if (one.evaluator, one.data) == (evaluator, data)]
+
+
+def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: bool) -> Difference:
     assert a.rows is not None
     assert b.rows is not None
     place = ", ".join(filter(None, a.key[:3]))
-    if a.rows.names is not None and b.rows.names is not None and tuple(a.rows.names) != tuple(b.rows.names):
+    # The same data may lie elsewhere, where they have other names.
+    named = not are_same_data and a.rows.names is not None and b.rows.names is not None
+    if named and tuple(a.rows.names or ()) != tuple(b.rows.names or ()):
         raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
     try:
         estimate, p = paired_difference(a.rows, b.rows), swap_test(a.rows, b.rows)

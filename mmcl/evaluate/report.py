@@ -58,19 +58,22 @@ class Provenance:
     """What a model's numbers on a data set hang on.
 
     Attributes:
-        data, model: as the metrics call them.
+        evaluator, data, model: as the metrics call them.
         n: samples of the data.
-        data_fingerprint: of the samples, their texts, labels and order; see `Source.fingerprint`.
+        data_identity: of the samples, their images, texts, labels and order; see `Source.identity`.
+        bank_identity: of the training samples that the evaluator may have used; None without any.
         model_fingerprint: of architecture, weights, preprocessing and tokenizer.
         dtype: of the embeddings.
         seed: of the bootstrap.
         versions: of the libraries that computed it.
     """
 
+    evaluator: str
     data: str
     model: str
     n: int
-    data_fingerprint: str
+    data_identity: str
+    bank_identity: str | None
     model_fingerprint: str
     dtype: str
     seed: int
@@ -87,7 +90,7 @@ class Report:
         details: JSON values by name that are too large for a table, such as a confusion matrix.
         figures: PNG files by name, without ".png".
         pages: HTML files by name, without ".html"; each needs no other file.
-        provenance: no two with the same data and model.
+        provenance: no two with the same evaluator, data and model.
     """
 
     metrics: tuple[Metric, ...] = ()
@@ -101,7 +104,7 @@ class Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
         notes = dict.fromkeys((*self.notes, *other.notes))
         details, figures = {**self.details, **other.details}, {**self.figures, **other.figures}
-        provenance = {(one.data, one.model): one for one in (*self.provenance, *other.provenance)}
+        provenance = {(one.evaluator, one.data, one.model): one for one in (*self.provenance, *other.provenance)}
         pages = {**self.pages, **other.pages}
         return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages)
 

@@ -41,22 +41,22 @@ class StoredSource(SampleList):
 
     templates = (f"{_CLASS}{{}}",)
 
-    def __init__(self, samples: Sequence[Sample], ids: np.ndarray, class_names: Sequence[str] | None, fingerprint: str):
+    def __init__(self, samples: Sequence[Sample], ids: np.ndarray, class_names: Sequence[str] | None, identity: str):
         self._samples = samples
         self.ids = ids
         self.class_names = class_names
-        self._fingerprint = fingerprint
+        self.identity = identity
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return self.identity
 
 
 class StoredModel:
     """An `EmbeddingModel` that looks its embeddings up.
 
     Args:
-        images: by the fingerprint of a source, float32 [N, D].
+        images: by the source, float32 [N, D].
         texts: text -> float32 [D].
         fingerprint: of the model that made them, or of the file.
         logit_scale, logit_bias: of that model.
@@ -64,7 +64,7 @@ class StoredModel:
 
     def __init__(
         self,
-        images: dict[str, np.ndarray],
+        images: dict[Source, np.ndarray],
         texts: dict[str, np.ndarray],
         fingerprint: str,
         *,
@@ -77,7 +77,7 @@ class StoredModel:
         self.has_text = bool(texts)
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
-        return self._images[images.fingerprint]
+        return self._images[images]
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         missing = next((text for text in texts if text not in self._texts), None)
@@ -101,11 +101,11 @@ def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task
     if len({file.rows.shape[1] for file in files}) > 1:
         raise UserError(f"{path} and {bank} hold embeddings of different widths; take both from the same model")
     numbers, names = number_labels(label for file in files for label in file.labels)
-    images: dict[str, np.ndarray] = {}
+    images: dict[Source, np.ndarray] = {}
     sources, at = [], 0
     for file in files:
         source = file.source(numbers[at : at + len(file.labels)], names or None)
-        images[source.fingerprint] = file.rows[file.of_kind("image")]
+        images[source] = file.rows[file.of_kind("image")]
         sources.append(source)
         at += len(file.labels)
     first = files[0]
@@ -141,7 +141,7 @@ def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     said = {
         "model": model.model.fingerprint,
-        "data": source.fingerprint,
+        "data": source.identity,
         "logit_scale": model.model.logit_scale,
         "logit_bias": model.model.logit_bias,
     }

@@ -123,10 +123,13 @@ def format_metric(metric: Metric) -> str:
 
 def provenance_table(entries: Iterable[Provenance]) -> Table:
     """What the numbers hang on."""
-    header = ["data", "model", "samples", "data fingerprint", "model fingerprint", "dtype", "seed", "versions"]
+    header = ["evaluator", "data", "model", "samples", "data identity", "bank identity", "model fingerprint"]
+    header += ["dtype", "seed", "versions"]
     rows = [
         [
-            *(one.data, one.model, str(one.n), one.data_fingerprint[:12], one.model_fingerprint[:12], one.dtype, str(one.seed)),
+            *(one.evaluator, one.data, one.model, str(one.n)),
+            *((digest or "-")[:12] for digest in (one.data_identity, one.bank_identity, one.model_fingerprint)),
+            *(one.dtype, str(one.seed)),
             ", ".join(f"{library} {version}" for library, version in one.versions.items()),
         ]
         for one in entries

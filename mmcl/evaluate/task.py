@@ -13,7 +13,7 @@ from mmcl.data.captions import caption_key
 from mmcl.data.source import Source, digest
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
-from mmcl.evaluate.cache import EmbeddingCache, pictures_digest
+from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.report import Provenance
 from mmcl.evaluate.statistics import SEED
 from mmcl.types import EmbeddingModel, Preprocess
@@ -44,18 +44,18 @@ class CachedModel:
         self.name = name
         self.batch_size = batch_size
         self.cache = cache
-        self._images: dict[str, np.ndarray] = {}
+        # By the object, which is held so that its number stays its own: no fingerprint says that images are the same.
+        self._images: dict[int, tuple[Source, np.ndarray]] = {}
         self._texts: dict[str, np.ndarray] = {}
 
     def images(self, source: Source) -> np.ndarray:
         """Embeddings of every picture of a source: float32 [N, D]."""
-        key = source.fingerprint
-        if key not in self._images:
-            self._images[key] = self._stored(
-                lambda: self.model.encode_image(source, batch_size=self.batch_size),
-                lambda: {"data": key, "pictures": pictures_digest(source)},
+        if id(source) not in self._images:
+            rows = self._stored(
+                lambda: self.model.encode_image(source, batch_size=self.batch_size), lambda: {"data": source.identity}
             )
-        return self._images[key]
+            self._images[id(source)] = source, rows
+        return self._images[id(source)][1]
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts: float32 [M, D]; only new ones are encoded."""
@@ -162,10 +162,20 @@ class Task:
         described = np.isin(self.captions.image_ids, self.captions.text_ids)
         return tuple(name for name, here in zip(self._sample_names, described, strict=True) if here)
 
-    def provenance(self, model: CachedModel) -> Provenance:
+    def provenance(self, evaluator: str, model: CachedModel) -> Provenance:
         """What the numbers of a model on this task hang on."""
-        fingerprints = self.source.fingerprint, model.model.fingerprint
-        return Provenance(self.name, model.name, len(self.source), *fingerprints, DTYPE, SEED, library_versions())
+        return Provenance(
+            evaluator,
+            self.name,
+            model.name,
+            len(self.source),
+            self.source.identity,
+            None if self.bank is None else self.bank.identity,
+            model.model.fingerprint,
+            DTYPE,
+            SEED,
+            library_versions(),
+        )
 
     @property
     def required_bank(self) -> Source:

@@ -92,7 +92,7 @@ def folder(path: Path, *, grey: int) -> Path:
 def test_a_picture_changed_in_place_is_encoded_again(
     cache: EmbeddingCache, tmp_path: Path, opened: Callable[[str, None], Source]
 ) -> None:
-    """Same name and same size: the fingerprint of the source does not see it, the cache does."""
+    """Same name and same size: the fingerprint of the source does not see it, its identity does."""
     place = str(folder(tmp_path / "photos", grey=10))
     before, after = opened(place, None), None
     first, _ = encoded(cache, before)

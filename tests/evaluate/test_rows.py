@@ -76,11 +76,13 @@ def test_a_report_keeps_rows_and_provenance_on_disk(report: Report, tmp_path: Pa
 
 
 def test_provenance_says_what_the_numbers_hang_on(report: Report) -> None:
-    (one,) = report.provenance
+    assert [one.evaluator for one in report.provenance] == list(EVALUATORS)
+    one = report.provenance[0]
     assert (one.data, one.model, one.n) == ("patterns", "trained", 36)
-    assert (one.data_fingerprint, one.model_fingerprint) == ("patterns 0 36", "patterns")
+    assert (one.data_identity, one.bank_identity) == tuple(PatternSource(36 + 24 * n, seed=n).identity for n in (0, 1))
+    assert one.model_fingerprint == "patterns"
     assert set(one.versions) == {"mmcl", "torch", "numpy", "PIL"}
-    assert "<td>patterns 0 3</td>" in report.to_html()
+    assert f"<td>{one.data_identity[:12]}</td>" in report.to_html()
 
 
 def test_rows_of_an_older_report_do_not_stay(report: Report, tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""The identity of a data set: a digest of all that its samples show, wherever they lie and whatever they are called.
+
+`Source.fingerprint` reads no image, so that two data sets under equal lists have the same one. Results that outlive the process
+are kept under `Source.identity`, which reads every image once: the digest is kept below the data root until the path, size,
+inode or a time of some image file changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mmcl.data.decode import decode
+from mmcl.data.file_part import FilePart, LocalFile
+from mmcl.data.kept import staged
+from mmcl.data.pictures import in_threads
+from mmcl.data.root import data_root
+from mmcl.data.source import ImageLike, Sample, Source, digest
+from mmcl.errors import UserError
+from mmcl.rng import hash_integers
+
+_RUN = 256
+"""Samples that a thread reads at a time."""
+
+Facts = tuple[object, ...]
+
+
+def identity_of(source: Source) -> str:
+    """Hex digest of a source: the images, captions, other texts and labels of all samples in their order, and its `ids`,
+    `scores`, `class_names` and `templates`.
+
+    Names and places of files are no part of it: a copied folder is the same data. Of images on a server the URL, size and ETag
+    (or what the server gives instead) stand for the bytes. An image that cannot be read counts as missing.
+    """
+    on_disk = False
+
+    def mark(image: ImageLike) -> Facts:
+        nonlocal on_disk
+        on_disk |= _is_on_disk(image)
+        return _mark(image)
+
+    marks = _digest_of(source, mark)
+    if not on_disk:
+        return marks
+    kept = data_root(None) / "index" / f"identity-{marks[:32]}.txt"
+    with suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", found := kept.read_text()):
+            return found
+    identity = _digest_of(source, _content)
+    with suppress(OSError):  # Where nothing can be written, the images are read again next time.
+        stage = staged(kept)
+        stage.write_text(identity)
+        stage.replace(kept)
+    return identity
+
+
+def spread_rows(size: int, count: int) -> np.ndarray:
+    """All rows from 0 to `size` - 1, or about `count` of more, drawn once and for all: int64, ascending."""
+    if size <= count:
+        return np.arange(size)
+    return np.unique(hash_integers(np.arange(count)) % np.uint64(size)).astype(np.int64)
+
+
+def _digest_of(source: Source, facts_of: Callable[[ImageLike], Facts]) -> str:
+    def of_run(start: int) -> str:
+        return digest(*(_sample(source, row, facts_of) for row in range(start, min(start + _RUN, len(source)))))
+
+    starts = range(0, len(source), _RUN)
+    runs = tqdm(in_threads(of_run, starts), "digest", len(starts), unit="run", disable=None if len(starts) > 400 else True)
+    arrays = (None if array is None else array.tobytes() for array in (source.ids, source.scores))
+    return digest(len(source), *arrays, _texts(source.class_names), _texts(source.templates), *runs)
+
+
+def _sample(source: Source, row: int, facts_of: Callable[[ImageLike], Facts]) -> str:
+    try:
+        sample = source[row].check()
+    except UserError:
+        return "unusable"
+    try:
+        image = None if sample.image is None else digest(*facts_of(sample.image))
+    except (ValueError, OSError):  # A UserError is a ValueError, and so is a path that no system takes.
+        image = "unreadable"
+    return digest(*_said(sample), image)
+
+
+def _said(sample: Sample) -> Facts:
+    label = None if sample.label is None else int(sample.label)
+    return _texts(sample.captions), _texts(sample.positives), _texts(sample.negatives), label
+
+
+def _texts(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if texts is None else tuple(map(str, texts))
+
+
+def _is_on_disk(image: ImageLike) -> bool:
+    return isinstance(image, str | Path) or (isinstance(image, FilePart) and isinstance(image.file, LocalFile))
+
+
+def _mark(image: ImageLike) -> Facts:
+    """What tells without reading a file that it is the one that was read before; of images in memory, their content."""
+    if isinstance(image, str | Path):
+        return _file_mark(image)
+    if isinstance(image, FilePart) and isinstance(image.file, LocalFile):
+        return *_file_mark(image.file.path), image.offset, image.size
+    return _content(image)
+
+
+def _file_mark(path: str | Path) -> Facts:
+    stat = os.stat(path)
+    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _content(image: ImageLike) -> Facts:
+    if isinstance(image, str | Path):
+        return (Path(image),)
+    if isinstance(image, FilePart):
+        file = image.file
+        if isinstance(file, LocalFile) or not file.version:
+            return (image.read(),)
+        return file.path, file.size, file.version, image.offset, image.size
+    if isinstance(image, Image.Image):
+        pixels = decode(image)
+        return pixels.mode, pixels.size, pixels.tobytes()
+    if isinstance(image, np.ndarray):
+        return image.shape, image.dtype.str, image.tobytes()
+    return (image,)
