@@ -20,10 +20,10 @@ from mmcl.engine.build import (
     build_order,
     build_training_data,
     check_components,
-    check_data,
-    image_views,
     run_facts,
 )
+from mmcl.engine.checks import check_run
+from mmcl.engine.evaluation import build_tasks
 from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.schedule import warmup_steps
 from mmcl.errors import UserError
@@ -102,11 +102,11 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     check_components(config)
     if processes < 1:
         raise UserError(f"processes is {processes}: give 1 or more")
-    source, _ = build_training_data(config)
+    source, held_out = build_training_data(config)
+    tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), processes)
     method = build_method(config)
-    check_data(config, method, source)
-    image_views(config, method)
+    check_run(config, method, source, tasks)
     batch = config.train.batch_size
     order = build_order(config, source)
     run = run_facts(config, order)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,13 @@ from torch.utils.data import DataLoader
 
 from mmcl.config import Config, to_dict
 from mmcl.errors import UserError, first_line
+from mmcl.files import write_file
 from mmcl.types import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -113,6 +119,36 @@ def waiting(seconds: float, *, usual: float) -> Iterator[None]:
     set_collective_timeout(usual)
 
 
+def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
+    """What the first process returns; the others wait for it, however long it takes, and get None. All processes call this.
+
+    Raises:
+        UserError: on the others: the first process failed, or is gone.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    # Training's own group would give up after minutes, and its processes would then be killed.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    if not accelerator.is_main_process:
+        with lost_process_named(timedelta(days=365).total_seconds()):
+            said: list[str | None] = [None]
+            dist.broadcast_object_list(said, src=0, group=group)
+        if said[0] is not None:
+            raise UserError(f"the first process failed after training: {said[0]}")
+        return None
+    failure: str | None = "it was interrupted"
+    try:
+        result = work()
+        failure = None
+    except Exception as error:
+        failure = first_line(error)
+        raise
+    finally:
+        with suppress(RuntimeError):  # another process is gone: that must not cost the result
+            dist.broadcast_object_list([failure], src=0, group=group)
+    return result
+
+
 class BuffersKept:
     """A copy of a module's buffers, such as running statistics, to undo what a forward pass did to them."""
 
@@ -127,7 +163,6 @@ class BuffersKept:
 
 def write_crash_bundle(folder: Path, step: int, rank: int, batch: Batch, metrics: dict[str, float], config: Config) -> Path:
     """Writes what is needed to look at a step that went wrong: one JSON file for each process."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:07d}-rank-{rank}.json"
     bundle = {
         "step": step,
@@ -138,5 +173,5 @@ def write_crash_bundle(folder: Path, step: int, rank: int, batch: Batch, metrics
         "bad_samples": [asdict(bad) for bad in batch.bad_samples],
         "config": to_dict(config),
     }
-    path.write_text(json.dumps(bundle, indent=1), encoding="utf-8")
+    write_file(path, json.dumps(bundle, indent=1))
     return path

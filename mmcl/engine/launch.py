@@ -35,6 +35,8 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     _refuse_lost_processes()
+    _refuse_half_a_launch()
+    _forget_the_run_before()
     no_accelerator = not torch.accelerator.is_available()
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
     if config.precision == "fp16" and no_accelerator:
@@ -69,6 +71,31 @@ def _refuse_lost_processes() -> None:
             "accelerate launch was asked for several processes but started one (it does so on a CPU); "
             "use `torchrun --nproc_per_node N scripts/train.py ...`"
         )
+
+
+def _refuse_half_a_launch() -> None:
+    """Variables that a cluster or a shell has set, without a launcher that set them all."""
+    env = os.environ
+    numbers = {name: env[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in env}
+    given = " ".join(f"{name}={value}" for name, value in numbers.items())
+    fix = f"use `accelerate launch` or `torchrun`, or unset {' '.join(numbers)}"
+    for name, value in numbers.items():
+        if not value.strip().isdecimal():
+            raise UserError(f"the environment has {name}={value}, which is not a number of processes: {fix}")
+    world, rank = int(numbers.get("WORLD_SIZE", "1")), int(numbers.get("RANK", "0"))
+    if world < 1 or rank >= world:
+        raise UserError(f"the environment has {given}, which cannot be: {fix}")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
+    if missing and world > 1:
+        raise UserError(f"the environment asks for {world} processes ({given}) without {' and '.join(missing)}: {fix}")
+
+
+def _forget_the_run_before() -> None:
+    """Accelerate keeps one state for the whole process, with the precision and the world of the run before."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    GradientState._reset_state()
 
 
 def as_launched(config: Config) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +21,23 @@ from mmcl.engine.build import (
     build_order,
     build_training_data,
     check_components,
-    check_data,
     class_names,
     image_views,
     run_facts,
 )
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
+from mmcl.engine.checks import check_run
 from mmcl.engine.doctor import find_warnings, fit_batch
 from mmcl.engine.evaluation import build_tasks, evaluate_run, write_report
 from mmcl.engine.frozen_features import FeatureBatches, store_features
+from mmcl.engine.guards import done_by_the_first
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import Ending, Trainer
 from mmcl.errors import UserError
-from mmcl.evaluate.report import Report
+from mmcl.evaluate import Report, Task
+from mmcl.files import write_file
 from mmcl.interop.save import save_model
 from mmcl.methods.method import Method
 
@@ -82,7 +85,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
-    check_data(config, method, source)
+    check_run(config, method, source, tasks)
     order = build_order(config, source)
     facts = run_facts(config, order)
     total_steps = facts.total_steps
@@ -109,14 +112,27 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     del batches, trainer  # and the decoded pictures with them
     if on_cpu:
         keep_freed_memory(False)
-    # Only the first process goes on: the others must not wait in a collective for minutes of evaluation.
-    accelerator.end_training()
-    if not is_main:
-        return RunResult(run_dir, Report())
-    if not ending.is_complete:
+    report = None
+    if ending.is_complete:
+        report = done_by_the_first(accelerator, lambda: _finish(config, run_dir, accelerator, method, source, tasks, ending))
+    elif is_main:
         print(f"stopped by a signal after step {ending.step} of {total_steps}; continue with --resume", flush=True)
-        return RunResult(run_dir, Report())
+    accelerator.end_training()
+    return RunResult(run_dir, report or Report())
+
+
+def _finish(
+    config: Config,
+    run_dir: Path,
+    accelerator: Accelerator,
+    method: Method,
+    source: Source,
+    tasks: Sequence[Task],
+    ending: Ending,
+) -> Report:
+    """Writes the model, and evaluates it."""
     if config.train.fsdp:
+        facts = run_facts(config, build_order(config, source))
         method = build_method(config)  # whole again
         method.configure(facts)
     exported = _choose_weights(config, run_dir, method.to(accelerator.device), ending)
@@ -132,10 +148,10 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
         provenance=provenance,
     )
     if not config.evaluate:
-        return RunResult(run_dir, Report())
+        return Report()
     report = evaluate_run(config, model, tasks)
     write_report(report, run_dir)
-    return RunResult(run_dir, report)
+    return report
 
 
 def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Ending) -> dict[str, Any]:
@@ -183,9 +199,7 @@ def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelera
 def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> None:
     if checkpoint:
         set_newer_aside(checkpoint)
-    stage = run_dir / ".tmp-config.yaml"
-    stage.write_text(to_yaml(dataclasses.replace(config, resume=False, allow_change=())), encoding="utf-8")
-    stage.replace(run_dir / "config.yaml")
+    write_file(run_dir / "config.yaml", to_yaml(dataclasses.replace(config, resume=False, allow_change=())))
 
 
 def _compare(checkpoint: Checkpoint, identity: dict[str, Any], config: Config) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmcl.errors import UserError
+from mmcl.files import check_folder
 
 try:
     import fcntl
@@ -26,8 +26,10 @@ def locked(run_dir: Path) -> Iterator[None]:
     supports such locks (NFS 4 does); where it has none, nothing is locked, and a warning says so.
 
     Raises:
-        UserError: another process holds it; says which.
+        UserError: it cannot be written, or another process holds it; says which.
     """
+    check_folder(run_dir, flag="run_dir")
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -46,4 +48,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             if [path.name for path in run_dir.iterdir()] == [".lock"]:  # the run was refused before it began
-                shutil.rmtree(run_dir)
+                (run_dir / ".lock").unlink()
+                for folder in made:
+                    with suppress(OSError):  # another run has begun beside it
+                        folder.rmdir()

@@ -1,0 +1,89 @@
+"""What can be known before the first step is said before it: the start of a run and `mmcl doctor` refuse the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.config import Config
+from mmcl.data.source import Source
+from mmcl.data.views import ImageView
+from mmcl.engine.build import check_data, image_views
+from mmcl.errors import UserError, first_line
+from mmcl.evaluate import Task
+from mmcl.methods.method import Method
+from mmcl.types import Tokens
+
+_TEXTS = ("a photo", "a longer text of several words")
+
+
+def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Task]) -> None:
+    """Refuses what would fail in the middle of training, or after it.
+
+    Args:
+        config: with the batch that `fit_batch` gives it.
+        method: built from it; its weights and statistics are as before.
+        source: the training data.
+        tasks: of each of `config.evaluate`.
+
+    Raises:
+        UserError: names the setting and the fix.
+    """
+    check_data(config, method, source)
+    check_views(config, method)
+
+
+@torch.random.fork_rng(devices=[])
+@torch.no_grad()
+def check_views(config: Config, method: Method) -> None:
+    """Sends two images, or texts, of every view through its tower, on the CPU.
+
+    Raises:
+        UserError: an encoder cannot take them; names the view and the encoder.
+    """
+    images = image_views(config, method)
+    modes = {module: module.training for module in method.modules()}
+    method.eval()
+    for name in method.views:
+        _try_view(name, images.get(name), config, method)
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _try_view(name: str, view: ImageView | None, config: Config, method: Method) -> None:
+    tower = method.tower(name)
+    encoder = type(tower.encoder).__name__ if tower.spec is None else tower.spec.encoder
+    inputs = _two_texts(tower.encoder) if view is None else _two_images(view, config.train.seed)
+    try:
+        tower(inputs, unit=False)
+    except Exception as error:  # whatever another library says to a size that it cannot take
+        if view is None:
+            raise UserError(f"view {name!r}: the text encoder {encoder} cannot take its texts ({_why(error)})") from error
+        size = " x ".join(map(str, inputs.shape[1:]))  # type: ignore[union-attr]
+        raise UserError(
+            f"view {name!r}: the image encoder {encoder} cannot take its images of {size} ({_why(error)}); "
+            f"give it {tower.encoder.preprocess.size} x {tower.encoder.preprocess.size} pixels by "
+            f"data.views.{name}.size and the augmentations, or take another encoder"
+        ) from error
+
+
+def _two_images(view: ImageView, seed: int) -> Tensor:
+    """Black ones, changed as training changes them: an augmentation may give another size."""
+    size, channels = view.preprocess.size, view.preprocess.channels
+    image_BCHW = torch.zeros(2, channels, size, size)
+    if view.augment is None:
+        return image_BCHW
+    return view.augment(image_BCHW, seed=seed, epoch=np.zeros(2, np.int64), index=np.arange(2), view=view.number)
+
+
+def _two_texts(encoder: Any) -> Tokens:
+    tokens: Tokens = encoder.tokenizer(_TEXTS)
+    return tokens
+
+
+def _why(error: Exception) -> str:
+    return " ".join(first_line(error).split())

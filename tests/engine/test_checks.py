@@ -1,0 +1,117 @@
+"""What is refused before the first step: launches that are none, views that no encoder takes; and what a run leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmcl.config import Config, load_config
+from mmcl.encoders.small_text import SmallText
+from mmcl.engine.build import build_method
+from mmcl.engine.checks import check_views
+from mmcl.engine.doctor import diagnose
+from mmcl.engine.run import train
+from mmcl.errors import UserError
+from tests.engine.tiny import make_folder, tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "asks for 2 processes (WORLD_SIZE=2 RANK=0) without MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "asks for 2 processes (WORLD_SIZE=2) without RANK"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE=, which is not a number"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=2 RANK=2, which cannot be"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which cannot be"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1, which is not a number"),
+    ],
+)
+def test_half_a_launch_is_named(
+    environment: dict[str, str], said: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        train(tiny_config(folder, tmp_path / "run"))
+    assert said in str(refused.value)
+    assert "use `accelerate launch` or `torchrun`, or unset" in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_trains_in_one_precision_and_then_in_another(tmp_path: Path) -> None:
+    for number, precision in enumerate(("fp32", "bf16", "fp32")):
+        flags = ("--data.views", "{}", "--train.precision", precision, "--run_dir", str(tmp_path / str(number)))
+        train(two_sizes(tmp_path, CNN, *flags))
+    assert len(list(tmp_path.glob("*/model/config.json"))) == 3
+
+
+@pytest.mark.parametrize("place", ["a/b/run", "run"])
+def test_a_run_that_is_refused_leaves_no_folder(place: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        train(tiny_config(tmp_path / "nowhere", tmp_path / place))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_run_dir_that_cannot_be_written_is_refused_first(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run"), tmp_path / ("a" * 300)):
+        with pytest.raises(UserError, match="^run_dir "):
+            train(tiny_config(folder, place))
+
+
+def two_sizes(tmp_path: Path, encoder: str, *flags: str) -> Config:
+    path = tmp_path / "views.yaml"
+    path.write_text(
+        "method: {name: simclr}\n"
+        f"image: {{encoder: {encoder}}}\n"
+        "data: {train: {name: digits}, crop: {scale: [0.5, 1]}, views: {b: {size: 96}}}\n"
+        "train: {batch_size: 16, steps: 2, threads: 1}\n"
+    )
+    return load_config(path, ["--run_dir", str(tmp_path / "run"), *flags])
+
+
+CNN = "{name: small_cnn, args: {image_size: 8, channels: 1, feature_dim: 16}}"
+
+
+@pytest.mark.parametrize("start", [train, diagnose])
+def test_a_view_that_the_encoder_cannot_take_is_named_before_training(start: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"view 'b': the image encoder small_cnn cannot take its images of 1 x 96 x 96 \(.*8 x 8 pixels"
+    ):
+        start(two_sizes(tmp_path, CNN))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_that_an_augmentation_gives_count(tmp_path: Path) -> None:
+    crop = "[{name: crop, args: {size: 32}}]"
+    with pytest.raises(UserError, match="view 'a': the image encoder small_cnn cannot take its images of 1 x 32 x 32"):
+        diagnose(two_sizes(tmp_path, CNN, "--data.augment", crop))
+
+
+def test_texts_are_tried_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(SmallText, "forward", refuse)
+    with pytest.raises(UserError, match=r"view 'text': the text encoder small_text cannot take its texts \(index out of range"):
+        diagnose(tiny_config(folder, tmp_path / "run"))
+
+
+def test_trying_the_views_changes_nothing(tmp_path: Path) -> None:
+    config = two_sizes(tmp_path, CNN, "--data.views", "{}")
+    method = build_method(config)
+    state, modes = {k: v.clone() for k, v in method.state_dict().items()}, [m.training for m in method.modules()]
+    drawn = torch.get_rng_state()
+    check_views(config, method)
+    assert all(torch.equal(state[key], value) for key, value in method.state_dict().items())
+    assert [m.training for m in method.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), drawn)

@@ -1,0 +1,71 @@
+"""The end of a run: the model is there for every process when `train` returns, and none waits for one that is gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmcl
+import mmcl.engine.run as engine
+from mmcl.config import Config
+from mmcl.errors import UserError
+from tests.faults import runs
+from tests.faults.runs import KILLED, kill, tiny_run, words
+
+
+def then_load(harm: Callable[[], Any]) -> runs.Harm:
+    """After training every process loads the model; the first does something to its writing before."""
+
+    def prepare(rank: int) -> None:
+        train, save = runs.train, engine.save_model
+
+        def trained(config: Config) -> Any:
+            result = train(config)
+            print(f"width {mmcl.load_model(result.run_dir).embed_dim}")
+            return result
+
+        def saved(*args: Any, **kwargs: Any) -> None:
+            harm()
+            save(*args, **kwargs)
+
+        runs.train, engine.save_model = trained, saved
+
+    return prepare
+
+
+def fail() -> None:
+    raise UserError("the disk is full")
+
+
+def fail_otherwise() -> None:
+    raise ZeroDivisionError("division by zero")
+
+
+def launch(pictures: Path, tmp_path: Path, harm: Callable[[], Any]) -> tuple[Config, list[int]]:
+    config = tiny_run(pictures, tmp_path / "run", "--train.steps", "1")
+    return config, runs.run(config, world=2, harm=then_load(harm))
+
+
+def test_the_model_is_there_for_every_process(pictures: Path, tmp_path: Path) -> None:
+    config, codes = launch(pictures, tmp_path, lambda: time.sleep(2))
+    assert codes == [0, 0]
+    assert [words(config, rank).splitlines()[-1] for rank in (0, 1)] == ["width 16", "width 16"]
+
+
+@pytest.mark.parametrize("harm", [fail, fail_otherwise])
+def test_nobody_waits_for_a_first_process_that_failed(harm: Callable[[], Any], pictures: Path, tmp_path: Path) -> None:
+    config, codes = launch(pictures, tmp_path, harm)
+    said = {"fail": "the disk is full", "fail_otherwise": "division by zero"}[harm.__name__]
+    assert codes[1] == 2
+    assert codes[0] != 0
+    assert words(config, 1).splitlines()[-1] == f"error: the first process failed after training: {said}"
+
+
+def test_nobody_waits_for_a_first_process_that_is_gone(pictures: Path, tmp_path: Path) -> None:
+    config, codes = launch(pictures, tmp_path, kill)
+    assert codes == [KILLED, 2]
+    assert words(config, 1).splitlines()[-1].startswith("error: another process of this run died")
