@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
+_WEEK = 7 * 24 * 3600.0
+
 
 class StopSignals:
     """SIGTERM and SIGUSR1, which schedulers send before they take a machine back, as a flag; within the context only.
@@ -120,32 +122,30 @@ def waiting(seconds: float, *, usual: float) -> Iterator[None]:
 
 
 def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
-    """What the first process returns; the others wait for it, however long it takes, and get None. All processes call this.
+    """What the first process returns; the others wait for it, up to a week, and get None. All processes call this.
 
     Raises:
         UserError: on the others: the first process failed, or is gone.
     """
     if accelerator.num_processes == 1:
         return work()
-    # Training's own group would give up after minutes, and its processes would then be killed.
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    failure: list[str | None] = ["it was interrupted"]
+    set_collective_timeout(_WEEK)
     if not accelerator.is_main_process:
-        with lost_process_named(timedelta(days=365).total_seconds()):
-            said: list[str | None] = [None]
-            dist.broadcast_object_list(said, src=0, group=group)
-        if said[0] is not None:
-            raise UserError(f"the first process failed after training: {said[0]}")
+        with lost_process_named(_WEEK):
+            dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise UserError(f"the first process failed after training: {failure[0]}")
         return None
-    failure: str | None = "it was interrupted"
     try:
         result = work()
-        failure = None
+        failure = [None]
     except Exception as error:
-        failure = first_line(error)
+        failure = [first_line(error)]
         raise
     finally:
         with suppress(RuntimeError):  # another process is gone: that must not cost the result
-            dist.broadcast_object_list([failure], src=0, group=group)
+            dist.broadcast_object_list(failure, src=0)
     return result
 
 

@@ -64,7 +64,7 @@ def test_a_run_that_is_refused_leaves_no_folder(place: str, folder: Path, tmp_pa
 def test_a_run_dir_that_cannot_be_written_is_refused_first(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run"), tmp_path / ("a" * 300)):
-        with pytest.raises(UserError, match="^run_dir "):
+        with pytest.raises(UserError, match=r"^run_dir "):
             train(tiny_config(folder, place))
 
 
@@ -84,9 +84,7 @@ CNN = "{name: small_cnn, args: {image_size: 8, channels: 1, feature_dim: 16}}"
 
 @pytest.mark.parametrize("start", [train, diagnose])
 def test_a_view_that_the_encoder_cannot_take_is_named_before_training(start: Any, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"view 'b': the image encoder small_cnn cannot take its images of 1 x 96 x 96 \(.*8 x 8 pixels"
-    ):
+    with pytest.raises(UserError, match=r"view 'b': the image encoder small_cnn cannot take its images of 1 x 96 x 96 \("):
         start(two_sizes(tmp_path, CNN))
     assert not (tmp_path / "run").exists()
 
