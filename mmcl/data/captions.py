@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import re
 import unicodedata
 
 import numpy as np
@@ -15,8 +16,8 @@ MAX_CHARACTERS = 20_000
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
-    """The captions in a text file: every line that is not empty."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    """The captions in a text file: every line that is not empty. Only CR and LF end a line; a caption may hold the others."""
+    return tuple(line.strip() for line in re.split(r"[\r\n]", text) if line.strip())
 
 
 def checked_caption(caption: object, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,15 @@ import numpy as np
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
 
+MAX_PATH_BYTES = 4096
+
 USUAL_NAMES: Mapping[str, Sequence[str]] = {
-    "image": ("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img", "jpg", "png"),
+    "image": (
+        *("image", "image_path", "filepath", "file_path", "file_name", "filename", "file", "path", "img", "jpg", "png"),
+        *("image_name", "image_file", "img_path", "images"),
+    ),
     "caption": (
-        *("caption", "captions", "text", "texts", "txt", "title", "sentence", "sentences", "description"),
+        *("caption", "captions", "text", "texts", "txt", "title", "sentence", "sentences", "description", "comment"),
         *("anchor", "sentence1", "sent0"),
     ),
     "positive": ("positive", "positives", "sentence2", "sent1"),
@@ -49,6 +55,10 @@ class Columns:
         return {field: column for field, column in fields.items() if column}
 
 
+TEXT_KEYS = ("raw", *USUAL_NAMES["caption"])
+"""Where a caption lies that is an object, as in {"raw": ..., "tokens": ...}."""
+
+
 def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str], *, argument: str, where: str) -> str | None:
     """Finds a column by the name that the user gave, else by the usual names, whatever their case.
 
@@ -56,18 +66,19 @@ def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str],
         The column as the table spells it, or None when no name was given and no usual one is there.
 
     Raises:
-        UserError: the given column is not there; lists those that are.
+        UserError: the given column is not there (lists those that are), or there are two of the name.
     """
-    if given is not None:
-        if given not in columns:
-            raise UserError(f"{where}: no column {given!r} for `{argument}`; it has {', '.join(columns)}")
-        return given
+    if given is not None and given not in columns:
+        raise UserError(f"{where}: no column {given!r} for `{argument}`; it has {', '.join(columns)}")
     spelling = {column.lower(): column for column in reversed(columns)}
-    return next((spelling[name] for name in usual if name in spelling), None)
+    found = given or next((spelling[name] for name in usual if name in spelling), None)
+    if found is not None and columns.count(found) > 1:
+        raise UserError(f"{where}: has {columns.count(found)} columns of the name {found!r}; rename all but one")
+    return found
 
 
 def find_columns(columns: Sequence[str], given: Mapping[str, str | None], where: str) -> Columns:
-    """The columns that the user gave or that have a usual name. A caption, or an image and its label, must be there.
+    """The columns that the user gave or that have a usual name. An image or a caption must be there.
 
     Args:
         columns: all columns of the table.
@@ -80,31 +91,81 @@ def find_columns(columns: Sequence[str], given: Mapping[str, str | None], where:
         kind: find_column(columns, given.get(kind), usual, argument=f"{kind}_column", where=where)
         for kind, usual in USUAL_NAMES.items()
     }
-    listing = f"its columns are {', '.join(columns)}"
-    if found["caption"] is None and found["label"] is None:
-        raise UserError(f"{where}: which column holds the captions? Set `caption_column` (or `label_column`); {listing}")
     if found["image"] is None and found["caption"] is None:
-        raise UserError(f"{where}: which column holds the images? Set `image_column`; {listing}")
+        raise UserError(
+            f"{where}: which column holds the images, or the captions? Set `image_column` or `caption_column`; its columns are "
+            f"{', '.join(columns)}"
+        )
     if found["positive"] is None and given.get("score") is None:
         found["score"] = None  # A score of something else.
     return Columns(**found)
 
 
-def captions_of(cell: Any) -> tuple[str, ...]:
-    """A cell of a caption column, a text or a list of texts, as captions; missing ones are left out, numbers become texts.
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing: null, NaN, or a text without a character."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell)) or (isinstance(cell, str) and not cell.strip())
 
-    What is neither, such as bytes, stays as it is, for `checked_caption` to refuse by name.
+
+def captions_of(cell: Any) -> tuple[str, ...]:
+    """A cell of a caption column as captions; missing ones are left out, numbers become texts, bytes are UTF-8.
+
+    Args:
+        cell: a text, an object that holds one ({"raw": ...}), or a list of these.
+
+    Returns:
+        The captions. What is none, such as a list within a list, stays as it is, for `checked_caption` to refuse by name.
     """
+    cell = _caption_in(cell)
     cells = cell if isinstance(cell, list | tuple | np.ndarray) else [cell]
-    present = (text for text in cells if text is not None and not (isinstance(text, float) and math.isnan(text)))
-    return tuple(str(text) if isinstance(text, int | float | np.number) else text for text in present)
+    texts = (_text_of(_caption_in(text)) for text in cells)
+    return tuple(text for text in texts if not is_missing(text))
+
+
+def _caption_in(cell: Any) -> Any:
+    if not isinstance(cell, dict):
+        return cell
+    return next((cell[key] for key in TEXT_KEYS if key in cell), cell)
+
+
+def _text_of(cell: Any) -> Any:
+    if isinstance(cell, bytes):
+        try:
+            return cell.rstrip(b"\0").decode()  # Arrow fills up bytes of a fixed length.
+        except UnicodeDecodeError:
+            return cell
+    return str(cell) if isinstance(cell, int | float | np.number | Decimal) and not is_missing(cell) else cell
 
 
 def image_of(cell: Any) -> ImageLike | None:
-    """A cell of an image column: a path, encoded bytes, or the {"bytes", "path"} of a Hugging Face `Image`."""
-    if isinstance(cell, dict):
-        return cell.get("bytes") or cell.get("path")
-    return cell or None
+    """A cell of an image column: a path, encoded bytes, the {"bytes", "path"} of a Hugging Face `Image`, or a list of one such.
+
+    Raises:
+        UserError: it is something else; says what.
+    """
+    if isinstance(cell, dict) and {"bytes", "path"} & cell.keys():
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, list | tuple) and len(cell) < 2:
+        return image_of(cell[0]) if cell else None
+    if isinstance(cell, bytes):
+        return _path_in(cell) or cell or None
+    if is_missing(cell):
+        return None
+    if isinstance(cell, list | tuple):
+        raise UserError(f"its cell of images holds {len(cell)}; write a row for each")
+    if not isinstance(cell, str):
+        raise UserError(f"its image is of type {type(cell).__name__}; give a path or an encoded file")
+    return cell
+
+
+def _path_in(cell: bytes) -> str | None:
+    """The path that bytes spell, if they do: no encoded image is a line of printable text."""
+    if len(cell) > MAX_PATH_BYTES:
+        return None
+    try:
+        path = cell.rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        return None
+    return path if path.isprintable() else None
 
 
 def scores_of(cells: Sequence[Any], where: str) -> np.ndarray:
@@ -119,11 +180,26 @@ def scores_of(cells: Sequence[Any], where: str) -> np.ndarray:
     return np.array(cells, np.float64)
 
 
-def number_labels(values: Iterable[Any]) -> tuple[list[int | None], list[str]]:
-    """Class names in sorted order (numbers by value) and the number of each value's class; None stays None."""
-    values = list(values)
+def number_labels(values: Iterable[Any], where: str = "label") -> tuple[list[int | None], list[str]]:
+    """Class names in sorted order (numbers by value) and the number of each value's class; that of a missing value is None.
+
+    Raises:
+        UserError: a label is a list or an object.
+    """
+    values = [_label_of(value, where) for value in values]
     present = {value for value in values if value is not None}
     numeric = all(isinstance(value, int | float) for value in present)
     names = sorted(present) if numeric else sorted(present, key=str)
     number = {name: i for i, name in enumerate(names)}
     return [None if value is None else number[value] for value in values], [str(name) for name in names]
+
+
+def _label_of(value: Any, where: str) -> Any:
+    if is_missing(value):
+        return None
+    if isinstance(value, list | dict | np.ndarray):
+        raise UserError(f"{where}: a label is one text or number, not {value!r:.60}")
+    if isinstance(value, bytes):
+        return _text_of(value)
+    # A column of whole numbers in which one is missing becomes one of fractions in many tools.
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmcl.data.columns import captions_of, find_columns, image_of, number_labels, scores_of
+from mmcl.data.arrow_source import ArrowSource
+from mmcl.data.arrow_types import plain_table
+from mmcl.data.columns import Columns, find_columns
 from mmcl.data.root import data_root
-from mmcl.data.source import Sample, Source, digest, label_array
+from mmcl.data.source import digest
+from mmcl.data.table_rows import group_rows
 from mmcl.errors import UserError, first_line, unknown_name
 
+_PIECE = 10_000
 
-class HuggingFaceSource(Source):
+
+class HuggingFaceSource(ArrowSource):
     """Rows of a memory-mapped `datasets.Dataset`. Images are decoded by mmcl, within its bounds, not by the library.
 
     Args:
@@ -23,6 +26,7 @@ class HuggingFaceSource(Source):
         subset: the configuration, of hub data sets that have several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
         image_column, caption_column, label_column, positive_column, negative_column, score_column: as in `TableSource`.
+        image_root: folder that image paths are relative to; by default `path`, if it is a folder.
 
     Raises:
         UserError: the data set cannot be loaded, has no such split, or lacks a column.
@@ -42,11 +46,10 @@ class HuggingFaceSource(Source):
         positive_column: str | None = None,
         negative_column: str | None = None,
         score_column: str | None = None,
+        image_root: str | None = None,
     ):
         if path is None:
             raise UserError("data source 'huggingface' needs a path: set `path` to a folder or to a name on the hub")
-        import datasets
-
         dataset = _load(path, str(data_root(root) / "huggingface"), split, subset, revision)
         if len(dataset) == 0:
             raise UserError(f"{path}: has no rows")
@@ -58,46 +61,35 @@ class HuggingFaceSource(Source):
             "negative": negative_column,
             "score": score_column,
         }
-        columns = find_columns(dataset.column_names, given, path)
-        self._image, self._texts = columns.image, columns.texts
-        if self._image and isinstance(dataset.features[self._image], datasets.Image):
-            dataset = dataset.cast_column(self._image, datasets.Image(decode=False))
-        if columns.score:
-            self.scores = scores_of(dataset[columns.score][:], f"{path}: {columns.score}")
-        self._labels: list[int | None] | None = None
-        if columns.label:
-            feature = dataset.features[columns.label]
-            values = dataset[columns.label][:]
-            if isinstance(feature, datasets.ClassLabel):
-                self._labels, self.class_names = [None if v in (None, -1) else v for v in values], list(feature.names)
-            else:
-                self._labels, self.class_names = number_labels(values)
-        self._path = path
-        self._dataset = dataset.select_columns([*([self._image] if self._image else []), *self._texts.values()])
+        folder = image_root or (path if Path(path).is_dir() else None)
+        self._open(dataset, find_columns(dataset.column_names, given, path), path, Path(folder) if folder else None)
 
-    def __len__(self) -> int:
-        return len(self._dataset)
+    def _open(self, dataset: Any, columns: Columns, path: str, folder: Path | None) -> None:
+        from datasets import ClassLabel
 
-    def __getitem__(self, index: int) -> Sample:
-        row = self._dataset[int(index)]
-        texts: dict[str, Any] = {field: captions_of(row[column]) for field, column in self._texts.items()}
-        return Sample(
-            name=f"{self._path}, row {index + 1}",
-            image=image_of(row[self._image]) if self._image else None,
-            label=self._labels[index] if self._labels else None,
-            **texts,
+        self._state = dataset, columns, path, folder
+        chosen = dataset.select_columns(list(dict.fromkeys(filter(None, asdict(columns).values()))))
+        table = plain_table(chosen.data.table)
+        rows = group_rows(table[columns.image] if columns.image else None, len(table))
+        label = dataset.features[columns.label] if columns.label else None
+        names = label.names if isinstance(label, ClassLabel) else None
+        super().__init__(
+            table, columns, rows, name=path, image_root=folder, class_names=names, all_columns=dataset.column_names
         )
 
-    @cached_property
-    def labels(self) -> np.ndarray | None:
-        return label_array(self._labels) if self._labels else None
+    def __getstate__(self) -> Any:
+        """The library's own object, which names its files to another process and does not send them."""
+        return self._state
+
+    def __setstate__(self, state: Any) -> None:
+        self._open(*state)
 
     @property
     def fingerprint(self) -> str:
         """Of texts, labels and the number of rows; pictures in the library's files are not read for it."""
-        parts: list[object] = [len(self), self._labels]
+        parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
         for column in self._texts.values():
-            parts += (digest(batch[column]) for batch in self._dataset.select_columns(column).iter(10_000))
+            parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
         return digest(*parts)
 
 

@@ -12,6 +12,7 @@ from mmcl.data.servers import is_url
 from mmcl.data.shards.paths import is_shards
 from mmcl.data.source import Source, required_path
 from mmcl.data.table_file import SUFFIXES as TABLE_SUFFIXES
+from mmcl.data.table_file import is_table
 from mmcl.errors import UserError
 
 
@@ -45,12 +46,12 @@ def guess_source(path: str | None) -> str:
     if path is not None and is_shards(path):
         return "webdataset"
     if path is not None and is_url(path):
-        if path.endswith(TABLE_SUFFIXES):
+        if is_table(path):
             return "table"
         raise UserError(f"{path}: is no table and no shard; of URLs only .tar and {', '.join(TABLE_SUFFIXES)} are read")
     place = required_path(path, "auto")
     if place.is_file():
-        if place.suffix in TABLE_SUFFIXES:
+        if is_table(place):
             return "table"
         raise UserError(f"{place}: is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}")
     if is_saved_to_disk(place):

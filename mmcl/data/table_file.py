@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
+from mmcl.data.arrow_types import plain_batch, plain_schema
+from mmcl.data.csv_table import csv_batches, is_delimited
+from mmcl.data.json_table import json_batches
 from mmcl.data.kept import cached_file, staged
 from mmcl.data.source import digest
+from mmcl.data.text_file import find_encoding, text_lines
 from mmcl.errors import UserError, first_line
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 LARGE = 2**25
-PIECE = 10_000
+PIECE_ROWS, PIECE_BYTES = 2**16, 2**24
+
+Batches = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
 
-def open_table(path: Path, cache: Path) -> pa.Table:
-    """`read_table`, but a file above 32 MB is mapped from a copy, which takes no memory of its own; a .txt file never is.
+def is_table(path: str | Path) -> bool:
+    """Whether a file is a table, by its suffix in any case."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
+def open_table(path: Path, cache: Path, *, encoding: str | None = None, header: Sequence[str] | None = None) -> pa.Table:
+    """`read_table`, but a file above 32 MB is mapped from a copy, which takes no memory of its own.
 
     Args:
         path: the file.
         cache: folder of the copies; one belongs to the file's size and time.
+        encoding, header: see `read_table`.
 
     Raises:
         UserError: the file is no table, or its copy cannot be written.
     """
-    if path.suffix not in (".csv", ".tsv", ".jsonl", ".parquet") or path.stat().st_size < LARGE:
-        return read_table(path)
-    copy = cached_file(path, cache, "table", ".arrow")
+    if path.stat().st_size < LARGE:
+        return read_table(path, encoding=encoding, header=header)
+    copy = cached_file(path, cache, f"table 2 {encoding} {header and list(header)}", ".arrow")
     if not copy.exists():
         try:
             stage = staged(copy)
-            _copy(path, stage)
+            _copy(_batches(path, encoding, header), stage)
             stage.replace(copy)
-        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: cannot be copied to {copy}: {first_line(error)}") from None
     return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
@@ -60,99 +69,64 @@ def file_digest(path: Path, cache: Path) -> str:
     return kept.read_text()
 
 
-def _copy(path: Path, target: Path) -> None:
+def read_table(path: Path, *, encoding: str | None = None, header: Sequence[str] | None = None) -> pa.Table:
+    """Reads a table into memory. Its columns have types of `plain_type`; the cells of text files are texts, or JSON.
+
+    Args:
+        path: a .csv, .tsv, .jsonl, .ndjson, .parquet or .txt file.
+        encoding: of a text file; by default what its byte order mark says, else UTF-8.
+        header: names of the columns of a .csv, .tsv or .txt file whose first line is a row.
+
+    Raises:
+        UserError: names the file and, where it is text, the line.
+    """
+    try:
+        schema, batches = _batches(path, encoding, header)
+        return pa.Table.from_batches(batches, schema)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
+
+
+def _copy(table: Batches, target: Path) -> None:
     """Piece by piece, so that no more than a piece is in memory."""
-    read = {".parquet": _parquet_batches, ".jsonl": _jsonl_batches}.get(path.suffix, _csv_batches)
-    schema, batches = read(path)
+    schema, batches = table
     with pa.ipc.new_file(str(target), schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _parquet_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    file = pa.parquet.ParquetFile(path, memory_map=True)
-    return file.schema_arrow, file.iter_batches()
-
-
-def _csv_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    reader = pa.csv.open_csv(path, **_csv_options(path))
-    return reader.schema, iter(reader)
-
-
-def read_table(path: Path) -> pa.Table:
-    """Reads a .csv, .tsv, .jsonl, .parquet or .txt file. Raises UserError with the file and, where it is text, the line."""
-    if path.suffix not in SUFFIXES:
+def _batches(path: Path, encoding: str | None, header: Sequence[str] | None) -> Batches:
+    """A table in pieces. Raises UserError, now or with any piece."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UserError(f"{path}: a table must be one of {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix == ".parquet":
-            return pa.parquet.read_table(path)
-        if path.suffix == ".txt":
-            return pa.table({"text": [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]})
-        if path.suffix == ".jsonl":
-            schema, batches = _jsonl_batches(path)
-            return pa.Table.from_batches(batches, schema)
-        return pa.csv.read_csv(path, **_csv_options(path))
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
+    if header is not None and suffix not in (".csv", ".tsv", ".txt"):
+        raise UserError(f"{path}: `header` is for .csv, .tsv and .txt files; remove it, as this one names its columns itself")
+    if suffix == ".parquet":
+        if encoding is not None:
+            raise UserError(f"{path}: `encoding` is for text files; remove it")
+        return _parquet_batches(path)
+    found = find_encoding(path, encoding)
+    if suffix in (".jsonl", ".ndjson"):
+        return json_batches(path, found)
+    if suffix == ".txt" and header is None and not is_delimited(path, found):
+        return _line_batches(path, found)
+    return csv_batches(path, found, header)
 
 
-def _csv_options(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline()
-    if not header.strip():
-        raise UserError(f"{path}: is empty; its first line must name the columns")
-    parse = pa.csv.ParseOptions(delimiter="\t" if "\t" in header and "," not in header else ",", newlines_in_values=True)
-    with pa.csv.open_csv(path, parse_options=parse) as reader:
-        names = reader.schema.names
-    # All columns are texts: a caption "12" is no number and "NA" is not missing.
-    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return {"parse_options": parse, "convert_options": convert}
+def _parquet_batches(path: Path) -> Batches:
+    file = pa.parquet.ParquetFile(path, memory_map=True)
+    groups = range(file.metadata.num_row_groups)
+    per_row = sum(file.metadata.row_group(group).total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+    rows = min(PIECE_ROWS, PIECE_BYTES // max(1, per_row)) or 1
+    # Every group by itself: Arrow does not join dictionaries that lie within lists.
+    batches = (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group]))
+    return plain_schema(file.schema_arrow), map(plain_batch, batches)
 
 
-def _jsonl_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Reads the file twice, for the columns and their types and then for the cells. Raises UserError with the line."""
-    listed: set[str] = set()
-    schema = pa.schema([])
-    for rows in _jsonl_pieces(path):
-        keys = dict.fromkeys(key for row in rows for key in row)
-        listed |= {key for row in rows for key, cell in row.items() if isinstance(cell, list)}
-        types = ((key, pa.infer_type([cell for row in rows for cell in _cells(row.get(key))])) for key in keys)
-        schema = pa.unify_schemas([schema, pa.schema(types)], promote_options="permissive")
-    # One caption and several may stand in the same column: every cell is a list where one is.
-    schema = pa.schema([(field.name, pa.list_(field.type) if field.name in listed else field.type) for field in schema])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for rows in _jsonl_pieces(path):
-            columns = {key: [_as_list(row.get(key)) if key in listed else row.get(key) for row in rows] for key in schema.names}
-            yield pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
-
-    return schema, batches()
-
-
-def _jsonl_pieces(path: Path) -> Iterator[list[dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        rows = (_json_row(path, number, line) for number, line in enumerate(file, 1) if line.strip())
-        while piece := list(itertools.islice(rows, PIECE)):
-            yield piece
-
-
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        if "\\ud" in line.lower():  # JSON can spell halves of characters; a table, and a tokenizer, cannot.
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{path}, line {number}: holds half a character (a lone surrogate); write the whole") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {number}: is not JSON: {first_line(error)}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}: must be an object with the keys image and caption")
-    return row
-
-
-def _cells(cell: Any) -> list[Any]:
-    return cell if isinstance(cell, list) else [cell]
-
-
-def _as_list(cell: Any) -> list[Any] | None:
-    return None if cell is None else _cells(cell)
+def _line_batches(path: Path, encoding: str) -> Batches:
+    """A caption on every line that is not empty."""
+    schema = pa.schema([("text", pa.string())])
+    lines = (line for _, line in text_lines(path, encoding) if line.strip())
+    pieces = iter(lambda: list(itertools.islice(lines, PIECE_ROWS)), [])
+    return schema, (pa.record_batch([pa.array(piece, pa.string())], schema=schema) for piece in pieces)

@@ -1,21 +1,16 @@
-"""Which rows of a table are one sample: those with the same image path."""
+"""Which rows of a table are one sample: those with the same image."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mmcl.data.kept import cached_file, kept_array
-from mmcl.data.table_file import LARGE
+from mmcl.data.arrow_types import JsonType, is_bytes, is_list, is_text
+from mmcl.data.columns import MAX_PATH_BYTES, TEXT_KEYS, image_of
+from mmcl.errors import UserError
 
-
-def grouped_rows(images: pa.ChunkedArray | None, total: int, path: Path, column: str | None, cache: Path) -> np.ndarray:
-    """`group_rows`, kept in a file for tables above 32 MB, as it takes a while for millions of paths."""
-    if path.stat().st_size < LARGE:
-        return group_rows(images, total)
-    return kept_array(cached_file(path, cache, f"rows of {column}", ".npy"), lambda: group_rows(images, total))
+_DOTS, _SLASHES = r"(^|/)(?:\./+)+", "/{2,}"
 
 
 def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:
@@ -25,9 +20,10 @@ def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:
         int64 [2, total]: the rows, and the number of the sample that each belongs to, which rises from 0.
     """
     row_N = np.arange(total)
-    if images is None or not is_text(images.type):
+    paths = None if images is None else image_paths(images)
+    if paths is None:
         return np.stack([row_N, row_N])
-    code_N, values = distinct(images)
+    code_N, values = distinct(paths)
     first_V = np.empty(len(values), np.int64)
     present = np.flatnonzero(code_N >= 0)
     first_V[code_N[present[::-1]]] = present[::-1]  # The last write is that of the smallest row.
@@ -37,14 +33,89 @@ def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:
     return np.stack([order_N, np.cumsum(np.diff(first_N[order_N], prepend=first_N[order_N[0]]) > 0)])
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether the cells of a column are texts."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The path in every cell of a column of images, null where there is none; None where no cell has one.
+
+    Args:
+        images: of a type of `plain_type`.
+
+    Returns:
+        Texts. Paths that lead to the same file by "." or by double slashes are equal.
+    """
+    if is_text(images.type):
+        return _normal(images)
+    if is_list(images.type):
+        return _paths_in_lists(images)
+    if pa.types.is_struct(images.type):
+        return _paths_in_structs(images)
+    if is_bytes(images.type) and (pc.max(pc.binary_length(images)).as_py() or 0) > MAX_PATH_BYTES:
+        return None  # Encoded images: their lengths tell, and they are not read.
+    chunks = [pa.array(map(_path_in, chunk), pa.large_string()) for chunk in images.chunks]
+    return _normal(pa.chunked_array(chunks, pa.large_string()))
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """The number of every cell's value among the distinct ones, int64, -1 for a missing cell; and these values."""
-    # All chunks that are encoded here share one dictionary; those that a file brings encoded need not.
-    encoded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    encoded = column.dictionary_encode()  # All chunks share one dictionary.
     codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     return np.concatenate(codes).astype(np.int64), encoded.chunk(0).dictionary
+
+
+def missing_cells(column: pa.ChunkedArray) -> np.ndarray:
+    """Whether the cells of a column of images or texts hold nothing, see `is_missing`: bool [N]."""
+    if column.type == JsonType():
+        texts = pa.chunked_array([chunk.storage for chunk in column.chunks], pa.string())
+        return np.asarray(pc.or_(pc.is_null(texts), pc.is_in(texts, pa.array(['""', "[]", "NaN"]))))
+    if pa.types.is_struct(column.type):
+        keys = [field.name for field in column.type if field.name in ("bytes", "path", *TEXT_KEYS)]
+        parts = [missing_cells(pc.struct_field(column, key)) for key in keys]
+        return np.logical_and.reduce([np.asarray(pc.is_null(column) if not parts else parts[0]), *parts])
+    empty = pc.is_null(column, nan_is_null=True)
+    if is_text(column.type):
+        empty = pc.equal(pc.utf8_trim_whitespace(column), "")
+    elif is_bytes(column.type):
+        empty = pc.equal(pc.binary_length(column), 0)
+    elif is_list(column.type):
+        empty = pc.equal(pc.list_value_length(column), 0)
+    return np.asarray(pc.fill_null(empty, True))
+
+
+def _normal(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    paths = pc.if_else(pc.equal(pc.utf8_trim_whitespace(paths), ""), pa.scalar(None, paths.type), paths)
+    if pc.any(pc.match_substring(paths, "./")).as_py():
+        paths = pc.replace_substring_regex(paths, _DOTS, r"\1")
+    if pc.any(pc.match_substring(paths, "//")).as_py():
+        paths = pc.replace_substring_regex(paths, _SLASHES, "/")
+    return paths
+
+
+def _path_in(cell: pa.Scalar) -> str | None:
+    try:
+        image = image_of(cell.as_py())
+    except UserError:
+        return None
+    return image if isinstance(image, str) else None
+
+
+def _paths_in_lists(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Of lists of one image; a longer one is a bad sample of its own."""
+    paths = image_paths(pa.chunked_array([chunk.flatten() for chunk in images.chunks], images.type.value_type))
+    if paths is None:
+        return None
+    if len(paths) == 0:
+        return pa.chunked_array([pa.nulls(len(images), pa.string())])
+    length_N = pc.fill_null(pc.list_value_length(images), 0).to_numpy()
+    place_N = np.cumsum(length_N) - length_N
+    return paths.take(pa.array(place_N, mask=length_N != 1))
+
+
+def _paths_in_structs(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    kind = images.type
+    if kind.get_field_index("path") < 0 or not is_text(kind.field("path").type):
+        return None
+    paths = pc.struct_field(images, "path")
+    if kind.get_field_index("bytes") >= 0:
+        content = pc.struct_field(images, "bytes")
+        encoded = pc.fill_null(pc.greater(pc.binary_length(content), 0), False)
+        paths = pc.if_else(encoded, pa.scalar(None, paths.type), paths)
+    return _normal(paths)

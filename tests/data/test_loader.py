@@ -288,7 +288,8 @@ class TestBadSamples:
     def test_cells_of_a_table(self):
         """Numbers are texts, missing ones are none, and what is neither reaches the check as it is."""
         assert captions_of(["a", None, float("nan"), 7, 1.5, np.int64(3)]) == ("a", "7", "1.5", "3")
-        assert captions_of(b"cat") == (b"cat",)
+        assert captions_of([b"cat", b"dog\0\0", b"\xff"]) == ("cat", "dog", b"\xff")
+        assert captions_of({"raw": ["a", " "], "tokens": [["a"]]}) == captions_of([{"raw": "a", "imgid": 1}]) == ("a",)
         assert captions_of([["a"], {"b": 1}]) == (["a"], {"b": 1})
 
     def test_a_first_caption_that_is_spoilt_but_not_shown(self):

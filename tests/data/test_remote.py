@@ -226,7 +226,7 @@ class TestSources:
 
     def test_tables(self, server, tmp_path):
         url = write(server, "pairs.csv", b"image,caption,label\na.png,one,x\nb.png,two,y\n")
-        with pytest.raises(UserError, match="names its pictures by path; set `image_root`"):
+        with pytest.raises(UserError, match=r"names its images by path .*; set `image_root`"):
             open_source("auto", url, str(tmp_path))
         source = open_source("auto", url, str(tmp_path), {"image_root": "/pictures"})
         assert source[1].image == "/pictures/b.png"

@@ -1,0 +1,156 @@
+"""Samples from the rows of an Arrow table, wherever it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmcl.data.arrow_types import JsonType
+from mmcl.data.columns import Columns, captions_of, image_of, number_labels, scores_of
+from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.table_rows import distinct, missing_cells
+from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
+from mmcl.errors import UserError
+
+
+class ArrowSource(Source):
+    """Rows with the same image path are one sample with several texts, and every other row is one.
+
+    Args:
+        table: of types of `plain_type`; it is held as it is, and no column becomes Python objects.
+        columns: its columns by what they hold.
+        rows: which rows are one sample, as of `group_rows`.
+        name: of the whole, for the names of samples.
+        image_root: folder that image paths are relative to; None where there is none.
+        class_names: where the column of labels holds the classes' numbers, -1 for none.
+        all_columns: of the data, where `table` has some of them.
+
+    Raises:
+        UserError: images are named by relative path and there is no folder, or by URL; a label or a score is none.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        columns: Columns,
+        rows: np.ndarray,
+        *,
+        name: str,
+        image_root: Path | None,
+        class_names: Sequence[str] | None = None,
+        all_columns: Sequence[str] | None = None,
+    ):
+        self._name, self._image_root = name, image_root
+        self._columns, self._all_columns = columns, list(all_columns or table.column_names)
+        self._images = table[columns.image] if columns.image else None
+        self._texts = {field: table[column] for field, column in columns.texts.items()}
+        self._rows, sample = rows
+        self._first_row = np.append(np.flatnonzero(np.diff(sample, prepend=-1)), len(table))
+        self._labels: np.ndarray | None = None
+        if columns.label:
+            where = f"{name}: {columns.label}"
+            labels = table[columns.label]
+            self._labels, self.class_names = (
+                _class_numbers(labels, class_names, where) if class_names else _labels_of(labels, where)
+            )
+        if columns.score:
+            scores = scores_of(table[columns.score].to_pylist(), f"{name}: {columns.score}")
+            self.scores = scores[self._rows[self._first_row[:-1]]]
+        self._check_paths()
+
+    def __len__(self) -> int:
+        return len(self._first_row) - 1
+
+    def __getitem__(self, index: int) -> Sample:
+        rows = self._rows[self._first_row[index] : self._first_row[index + 1]]
+        row = int(rows[0])
+        image, problem = self._image(row)
+        if isinstance(image, str):
+            image = str((self._image_root or Path()) / image)
+        texts: dict[str, Any] = {
+            field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
+            for field, cells in self._texts.items()
+        }
+        return Sample(
+            name=image if isinstance(image, str) else f"{self._name}, row {row + 1}",
+            image=image,
+            label=None if self._labels is None or self._labels[row] < 0 else int(self._labels[row]),
+            problem=problem,
+            **texts,
+        )
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        if self._labels is None or (self._labels < 0).all():
+            return None
+        return self._labels[self._rows[self._first_row[:-1]]]
+
+    @property
+    def usage(self) -> Sequence[Usage]:
+        """Of its columns, and of its rows."""
+        columns = {column for column in asdict(self._columns).values() if column}
+        left = count_unused(("other", column) for column in self._all_columns if column not in columns)
+        return [
+            Usage(unit="columns", used=len(self._all_columns) - sum(each.count for each in left.values()), unused=left),
+            self._rows_used,
+        ]
+
+    @cached_property
+    def _rows_used(self) -> Usage:
+        unused: dict[str, Unused] = {}
+        taken = np.zeros(len(self._rows), bool)
+        halves = {"without image": self._images, "without caption": self._texts.get("captions")}
+        for reason, column in halves.items():
+            rows = np.zeros(len(self._rows), bool) if column is None else missing_cells(column) & ~taken
+            taken |= rows
+            if rows.any():
+                examples = np.flatnonzero(rows)[:EXAMPLES] + 1
+                unused[reason] = Unused(int(rows.sum()), tuple(f"row {row}" for row in examples))
+        return Usage(unit="rows", used=int((~taken).sum()), unused=unused)
+
+    def _image(self, row: int) -> tuple[ImageLike | None, str | None]:
+        """The image of a row, a path not yet joined to the folder, and what is wrong with it."""
+        try:
+            return None if self._images is None else image_of(self._images[row].as_py()), None
+        except UserError as error:
+            return None, str(error)
+
+    def _check_paths(self) -> None:
+        """The first path speaks for all."""
+        images = (self._image(row)[0] for row in range(min(len(self._rows), 100)))
+        path = next((image for image in images if isinstance(image, str)), None)
+        if path and path.lower().startswith(("http://", "https://")):
+            raise UserError(f"{self._name}: names its images by URL ({path:.60}); download them, as with img2dataset")
+        if path and self._image_root is None and not Path(path).is_absolute():
+            raise UserError(f"{self._name}: names its images by path ({path:.60}); set `image_root` to the folder they are in")
+
+
+def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Class numbers, int64, as they are stored. Raises UserError for one without a name."""
+    numbers = column.fill_null(-1).to_numpy().astype(np.int64)
+    if len(numbers) and numbers.max() >= len(names):
+        raise UserError(f"{where}: holds {numbers.max()}, and there are {len(names)} classes")
+    return numbers, list(names)
+
+
+def _labels_of(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Class numbers, int64, -1 where the cell is empty, and the classes' names."""
+    try:
+        if column.type == JsonType():
+            code, texts = distinct(pa.chunked_array([chunk.storage for chunk in column.chunks]))
+            values = [json.loads(text.as_py()) for text in texts]
+        else:
+            code, found = distinct(column)
+            values = found.to_pylist()
+    except pa.ArrowNotImplementedError:
+        raise UserError(f"{where}: holds {column.type}; a label is one text or number") from None
+    numbers, names = number_labels(values, where)
+    number_of = np.array([-1 if number is None else number for number in numbers] + [-1], np.int64)
+    return number_of[code], names

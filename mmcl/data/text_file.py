@@ -1,0 +1,111 @@
+"""Text files of other people: what encoding they are in, and their lines."""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmcl.errors import UserError
+
+UTF8 = "utf-8-sig"
+"""UTF-8 with or without a byte order mark."""
+LINE_END = rb"(?:\r\n|\r|\n)"
+"""Other characters that Unicode calls line breaks may stand within a caption."""
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_BLOCK = 2**20
+
+
+def find_encoding(path: Path, given: str | None) -> str:
+    """The encoding of a file: as given, else as its byte order mark says, else UTF-8.
+
+    Raises:
+        UserError: Python knows no such encoding of texts.
+    """
+    if given is None:
+        with path.open("rb") as file:
+            start = file.read(4)
+        return next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), UTF8)
+    try:
+        name = codecs.lookup(given).name
+        "".encode(name)
+    except LookupError:
+        raise UserError(f"{path}: no encoding {given!r}; give one that Python knows, such as cp1252 or gbk") from None
+    return UTF8 if name == "utf-8" else name
+
+
+def read_utf8(path: Path, encoding: str) -> memoryview:
+    """A text file as UTF-8, without its byte order mark; mapped where it is UTF-8 already, else held in memory.
+
+    Raises:
+        UserError: it is in another encoding, or holds NUL characters; names the line.
+    """
+    if encoding != UTF8:
+        try:
+            with path.open(encoding=encoding, newline="") as file:
+                return _without_nul(path, memoryview(file.read().removeprefix("\ufeff").encode()))
+        except UnicodeError:
+            raise undecodable(path, encoding) from None
+    if path.stat().st_size == 0:
+        return memoryview(b"")  # It cannot be mapped.
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _without_nul(path, memoryview(mapped)[3 if mapped[:3] == codecs.BOM_UTF8 else 0 :])
+
+
+def _without_nul(path: Path, text: memoryview) -> memoryview:
+    if nul := re.search(rb"\0", text):
+        raise _holds_nul(path, line_at(text, nul.start()))
+    return text
+
+
+def text_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, without their ends, and their numbers from 1.
+
+    Raises:
+        UserError: a line is in another encoding, or holds NUL characters; names it.
+    """
+    try:
+        with path.open(encoding=encoding) as file:
+            for number, line in enumerate(file, 1):
+                if "\0" in line:
+                    raise _holds_nul(path, number)
+                yield number, (line.removeprefix("\ufeff") if number == 1 else line).removesuffix("\n")
+    except UnicodeDecodeError:
+        raise undecodable(path, encoding) from None
+
+
+def line_at(text: memoryview, position: int) -> int:
+    """The number, from 1, of the line that holds a byte."""
+    return 1 + sum(1 for _ in re.finditer(LINE_END, text[:position]))
+
+
+def undecodable(path: Path, encoding: str) -> UserError:
+    """The error for a file that is not in an encoding: names the first such line, which it looks for."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    line, name = 1, "UTF-8" if encoding == UTF8 else encoding
+    with path.open("rb") as file:
+        while True:
+            block = file.read(_BLOCK)
+            try:
+                line += decoder.decode(block, final=not block).count("\n")
+            except UnicodeError as error:
+                line += error.object[: error.start].count(b"\n") if isinstance(error, UnicodeDecodeError) else 0
+                break
+            if not block:
+                break
+    return UserError(
+        f"{path}, line {line}: is not {name}; set `encoding` to the file's own, such as cp1252, gbk or utf-16, "
+        "or save the file as UTF-8"
+    )
+
+
+def _holds_nul(path: Path, line: int) -> UserError:
+    return UserError(f"{path}, line {line}: holds NUL characters: set `encoding` to utf-16 if it is that, else it is damaged")

@@ -1,0 +1,539 @@
+"""Tables as people have them: whatever stores the cells, however the file is written, no row is lost or misread in silence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmcl.data.arrow_source import ArrowSource
+from mmcl.data.arrow_types import plain_table
+from mmcl.data.columns import find_columns
+from mmcl.data.csv_table import LONGEST_ROW
+from mmcl.data.open import guess_source, open_source
+from mmcl.data.source import Source
+from mmcl.data.table import TableSource
+from mmcl.data.table_file import read_table
+from mmcl.data.table_rows import group_rows
+from mmcl.errors import UserError
+
+PAIRS = [("a.png", ("one", "two")), ("b.png", ("three", "four"))]
+"""What every spelling of this table has to give."""
+
+
+def samples(source: Source) -> list[tuple[Any, ...]]:
+    return [(Path(str(s.image)).name, s.captions) for s in map(source.__getitem__, range(len(source)))]
+
+
+def opened(path: Path, **args: Any) -> TableSource:
+    return TableSource(str(path), str(path.parent / "root"), **args)
+
+
+def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+IMAGES, CAPTIONS = ["a.png", "a.png", "b.png", "b.png"], ["one", "two", "three", "four"]
+
+
+def two_dictionaries(values: list[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(part).dictionary_encode() for part in (values[:1], values[1:3], values[3:])])
+
+
+def in_runs(values: list[str]) -> pa.Array:
+    return pa.RunEndEncodedArray.from_arrays(pa.array(range(1, len(values) + 1), pa.int32()), pa.array(values))
+
+
+def fixed(values: list[str]) -> pa.Array:
+    return pa.array([value.encode().ljust(8, b"\0") for value in values], pa.binary(8))
+
+
+ENCODED: dict[str, Callable[[list[str]], Any]] = {
+    "string": pa.array,
+    "large_string": lambda values: pa.array(values, pa.large_string()),
+    "string_view": lambda values: pa.array(values, pa.string_view()),
+    "dictionary": lambda values: pa.array(values).dictionary_encode(),
+    "dictionary_of_large": lambda values: pa.array(values, pa.large_string()).dictionary_encode(),
+    "dictionaries_that_differ": two_dictionaries,
+    "dictionary_of_bytes": lambda values: pa.array([value.encode() for value in values]).dictionary_encode(),
+    "binary": lambda values: pa.array([value.encode() for value in values]),
+    "large_binary": lambda values: pa.array([value.encode() for value in values], pa.large_binary()),
+    "binary_view": lambda values: pa.array([value.encode() for value in values], pa.binary_view()),
+    "fixed_size_binary": fixed,
+    "runs": in_runs,
+    "json": lambda values: pa.ExtensionArray.from_storage(pa.json_(), pa.array(map(json.dumps, values))),
+    "list": lambda values: pa.array([[value] for value in values]),
+    "large_list": lambda values: pa.array([[value] for value in values], pa.large_list(pa.string())),
+    "fixed_size_list": lambda values: pa.array([[value] for value in values], pa.list_(pa.string(), 1)),
+    "list_view": lambda values: pa.array([[value] for value in values], pa.list_view(pa.string())),
+    "list_of_dictionary": lambda values: pa.array([[value] for value in values]).cast(
+        pa.list_(pa.dictionary(pa.int32(), pa.string()))
+    ),
+    "chunks": lambda values: pa.chunked_array([values[:1], [], values[1:]]),
+}
+AS_IMAGE = {
+    "struct": lambda values: pa.array([{"bytes": None, "path": value} for value in values]),
+    "struct_typed": lambda values: pa.array(
+        [{"bytes": None, "path": value} for value in values], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    ),
+    "list_of_struct": lambda values: pa.array([[{"bytes": None, "path": value}] for value in values]),
+}
+AS_CAPTION = {
+    "raw": lambda values: pa.array([{"raw": value, "tokens": value.split()} for value in values]),
+    "list_of_raw": lambda values: pa.array([[{"raw": value, "sentid": 3}] for value in values]),
+    "lists_in_raw": lambda values: pa.array([{"raw": [value], "sentid": [3]} for value in values]),
+}
+
+
+class Held(ArrowSource):
+    """Of a table in memory."""
+
+    fingerprint = ""
+
+
+@pytest.fixture(params=["held", "parquet", "mapped"])
+def from_arrow(request, tmp_path, monkeypatch) -> Callable[[pa.Table], Source]:
+    """Opens an Arrow table as it is, from a parquet file, and from the mapped copy of a large one."""
+
+    def open_it(table: pa.Table) -> Source:
+        if request.param == "held":
+            columns = find_columns(table.column_names, {}, "table")
+            table = plain_table(table)
+            rows = group_rows(table[columns.image], len(table))
+            return Held(table, columns, rows, name="table", image_root=tmp_path)
+        if any(pa.types.is_run_end_encoded(kind) for kind in table.schema.types):
+            pytest.skip("parquet has no runs")
+        if request.param == "mapped":
+            for module in ("table_file", "table"):
+                monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
+        pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+        return opened(tmp_path / "t.parquet")
+
+    return open_it
+
+
+class TestArrowTypes:
+    """The same cells are the same samples, however Arrow stores them."""
+
+    @pytest.mark.parametrize("kind", ENCODED | AS_IMAGE)
+    def test_of_images(self, kind, from_arrow):
+        table = pa.table({"image": (ENCODED | AS_IMAGE)[kind](IMAGES), "caption": CAPTIONS})
+        assert samples(from_arrow(table)) == PAIRS
+
+    @pytest.mark.parametrize("kind", ENCODED | AS_CAPTION)
+    def test_of_captions(self, kind, from_arrow):
+        table = pa.table({"image": IMAGES, "caption": (ENCODED | AS_CAPTION)[kind](CAPTIONS)})
+        assert samples(from_arrow(table)) == PAIRS
+
+    @pytest.mark.parametrize("kind", [kind for kind in ENCODED if "list" not in kind])
+    def test_of_labels(self, kind, from_arrow):
+        source = from_arrow(pa.table({"image": list("abcd"), "label": ENCODED[kind](CAPTIONS)}))
+        assert source.labels.tolist() == [1, 3, 2, 0]
+        assert source.class_names == ["four", "one", "three", "two"]
+
+    @pytest.mark.parametrize("kind", ["null", "dictionary", "struct", "list", "bytes", "text"])
+    def test_missing_cells(self, kind, from_arrow):
+        """A null, an empty text, a list of none: every row is a sample, and is counted."""
+        cells = {
+            "null": pa.nulls(3),
+            "dictionary": pa.array(["a.png", None, ""]).dictionary_encode(),
+            "struct": pa.array([{"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}, None]),
+            "list": pa.array([["a.png"], [], None]),
+            "bytes": pa.array([b"a.png", b"", None]),
+            "text": pa.array(["a.png", " ", None]),
+        }[kind]
+        source = from_arrow(pa.table({"image": cells, "caption": ["x", "y", "z"]}))
+        assert [caption for _, caption in samples(source)] == [("x",), ("y",), ("z",)]
+        assert [source[row].image is None for row in range(3)] == [kind == "null", True, True]
+        text = source.usage[1].to_text()
+        assert text.startswith("0 of 3 rows used" if kind == "null" else "1 of 3 rows used; not used: 2 without image (row 2, ")
+
+    def test_encoded_images_are_a_sample_each(self, from_arrow, tmp_path):
+        Image.new("L", (40, 30)).save(tmp_path / "x.png")
+        content = (tmp_path / "x.png").read_bytes()
+        for cells in ([content, content], [{"bytes": content, "path": "x"}] * 2, [[content]] * 2):
+            source = from_arrow(pa.table({"image": cells, "caption": ["a", "b"]}))
+            assert [(source[row].image, source[row].captions) for row in range(2)] == [(content, ("a",)), (content, ("b",))]
+
+    def test_several_images_in_a_cell(self, from_arrow):
+        source = from_arrow(pa.table({"images": [["a.png"], ["a.png", "b.png"], ["a.png"]], "caption": ["x", "y", "z"]}))
+        assert [captions for _, captions in samples(source)] == [("x", "z"), ("y",)]
+        with pytest.raises(UserError, match="row 2: its cell of images holds 2; write a row for each"):
+            source[1].check()
+
+
+class TestQuotes:
+    """A quote that opens and never closes takes every row behind it."""
+
+    @pytest.mark.parametrize("suffix", ["csv", "tsv"])
+    @pytest.mark.parametrize("rows_behind", [1, 60_000])
+    def test_never_closed(self, suffix, rows_behind, tmp_path):
+        separator = {"csv": ",", "tsv": "\t"}[suffix]
+        lines = [f"{row}.png{separator}a caption of row {row}" for row in range(30 + rows_behind)]
+        lines[20] = f'20.png{separator}"a caption'
+        path = write(tmp_path / f"a.{suffix}", "\n".join([f"image{separator}caption", *lines]))
+        with pytest.raises(UserError, match=r"line 22: a quote \(\"\) opens a field here and never closes"):
+            opened(path)
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ('a,"one\nb,"two\nc,three\n', "line 2: .* only closes on line 3, within a field"),
+            ('a,one\n\n"b,two\nc,three\n', "line 4: .* never closes"),
+            ('a,"one ""two""\nb,"""\nc,"x\n', "line 4: .* never closes"),
+            ('a,"one\rb,"two\rc,three\r', "line 2: .* only closes on line 3"),
+            ('a,"""\nb,c\n', "line 2: .* never closes"),
+        ],
+    )
+    def test_closed_in_another_row(self, rows, message, tmp_path):
+        with pytest.raises(UserError, match=message):
+            opened(write(tmp_path / "a.csv", "image,caption\n" + rows))
+
+    @pytest.mark.parametrize(
+        ("cell", "text"),
+        [
+            ('"one, ""two"", and\nthree"', 'one, "two", and\nthree'),
+            ('5" nails', '5" nails'),
+            ('a "quoted" word', 'a "quoted" word'),
+            ('a 5" and a 6"', 'a 5" and a 6"'),
+            ('"Stop" he said', "Stop he said"),
+            ('"a ""b"" c" d', 'a "b" c d'),
+            ('""""', '"'),
+            ("'it's", "'it's"),
+        ],
+    )
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_quotes_that_hide_nothing(self, cell, text, end, tmp_path):
+        content = end.join(["image,caption", f"a,{cell}", "b,x", f"c,{cell}"])
+        assert samples(opened(write(tmp_path / "a.csv", content))) == [("a", (text,)), ("b", ("x",)), ("c", (text,))]
+
+    def test_as_the_standard_library_reads_it(self, tmp_path):
+        """Of random files: the same rows, or an error where a quoted field is not closed before a separator or a line's end."""
+        generator = np.random.default_rng(0)
+        read = refused = 0
+        for number in range(400):
+            rows = ["".join(generator.choice(list('abcd "",\n'), generator.integers(1, 7))) for _ in range(3)]
+            content = "image,caption\n" + "\n".join(f"{row}.png,{text}" for row, text in enumerate(rows)) + "\n"
+            try:
+                expected = [row for row in csv.reader(io.StringIO(content), strict=True) if row][1:]
+            except csv.Error:
+                expected = None
+            path = write(tmp_path / f"{number}.csv", content)
+            try:
+                found = [list(row.values()) for row in read_table(path).to_pylist()]
+            except UserError as error:
+                refused += 1
+                assert ", line " in str(error)  # noqa: PT017
+                assert expected is None or any(len(row) != 2 for row in expected)
+            else:
+                read += 1
+                assert expected is None or found == expected
+                assert sum(f"{row}.png" in cell for cells in found for cell in cells for row in range(3)) == 3
+        assert read > 30
+        assert refused > 50
+
+
+class TestRows:
+    """Every row is a sample, or an error names its line."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.csv", "image,caption\na,x\nb\n", "line 3: has 1 fields, and the header 2; complete the row"),
+            ("a.csv", 'image,caption\n"a\nb",x\nc,x,y\n', "line 4: has 3 fields"),
+            ("a.csv", "\n\nimage,caption\r\n\r\na,x\r\nb,x,\r\n", "line 6: has 3 fields"),
+            ("a.csv", "image,caption\n" + "a,b\n" * 100_000 + "a,b,c\n", "line 100002: has 3 fields"),
+            ("a.csv", "image,caption\na,x\n  \nb,y", "line 3: has 1 fields"),
+            ("a.tsv", "image\tcaption\na\tx\nb\tx\ty\n", "line 3: has 3 fields"),
+            ("a.csv", "image,caption\na,b\nc,d\0e\n", "line 3: holds NUL characters"),
+            ("a.txt", "one\ntwo\0\n", "line 2: holds NUL characters"),
+            ("a.jsonl", '{"text": "one"}\n\0\n', "line 2: holds NUL characters"),
+            ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2: is not JSON: the key 'text' stands twice"),
+            ("a.jsonl", '{"text": "a"}\n{"text": "b"} {"text": "c"}\n', "line 2: is not JSON: Extra data"),
+            ("a.jsonl", '{"text": "a"}\n{"text": "b"', "line 2: is not JSON"),
+        ],
+    )
+    def test_the_line_is_named(self, name, content, message, tmp_path):
+        with pytest.raises(UserError, match=message):
+            opened(write(tmp_path / name, content))
+
+    def test_a_row_of_many_megabytes(self, tmp_path):
+        long = "x " * (LONGEST_ROW // 4)
+        source = opened(write(tmp_path / "a.csv", f"image,caption\na,b\nc,{long}\nd,e\n"))
+        assert [len(captions[0]) for _, captions in samples(source)] == [1, len(long), 1]
+        with pytest.raises(UserError, match=r"line 3: the row has \d+ bytes, more than the limit of 16777216"):
+            opened(write(tmp_path / "b.csv", f"image,caption\na,b\nc,{long * 5}\nd,e\n"))
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
+    def test_line_ends_blank_lines_and_byte_order_marks(self, suffix, mark, end, tmp_path):
+        texts = ["one", "two\u2028three\x85", "four"]  # Line breaks of Unicode end no row.
+        lines = {
+            "csv": ["caption", *texts],
+            "jsonl": [json.dumps({"caption": text}, ensure_ascii=False) for text in texts],
+            "txt": texts,
+        }[suffix]
+        path = write(tmp_path / f"a.{suffix}", mark + (end + end).join(lines))
+        assert [captions for _, captions in samples(opened(path))] == [(text,) for text in texts]
+
+
+class TestColumns:
+    def test_two_of_one_name(self, tmp_path):
+        with pytest.raises(UserError, match="has 2 columns of the name 'caption'; rename all but one"):
+            opened(write(tmp_path / "a.csv", "image,caption,caption\na,b,c\n"))
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["image", "image", "text"]), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match="2 columns of the name 'image'"):
+            opened(tmp_path / "a.parquet")
+
+    def test_two_of_one_name_that_nobody_asks_for(self, tmp_path):
+        assert samples(opened(write(tmp_path / "a.csv", "id,image,id,caption\n1,a,2,b\n"))) == [("a", ("b",))]
+
+    def test_others_are_not_typed(self, tmp_path):
+        others = [2**64 - 1, -(2**70), {"a": 1}, "x", [1, "y"], None, 1e400, True]
+        rows = [json.dumps({"image": f"{n}.png", "text": f"t{n}", "meta": other}) for n, other in enumerate(others)]
+        source = opened(write(tmp_path / "a.jsonl", "\n".join(rows)))
+        assert samples(source) == [(f"{n}.png", (f"t{n}",)) for n in range(len(others))]
+
+    def test_numbers_are_texts_and_nan_is_missing(self, tmp_path):
+        cells = [7, "b", float("nan"), None, "", 2.5, 2**64, ["x", 8, float("nan")]]
+        rows = [json.dumps({"image": f"{n}.png", "text": cell}) for n, cell in enumerate(cells)]
+        source = opened(write(tmp_path / "a.jsonl", "\n".join(rows)))
+        expected = [("7",), ("b",), (), (), (), ("2.5",), (str(2**64),), ("x", "8")]
+        assert [captions for _, captions in samples(source)] == expected
+        assert source.usage[1].to_text() == "5 of 8 rows used; not used: 3 without caption (row 3, row 4, row 5)"
+
+    @pytest.mark.parametrize("labels", [[3, None, 1], [3.0, float("nan"), 1.0], ["3", "", "1"]])
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_missing_labels_are_no_class(self, suffix, labels, tmp_path):
+        path = tmp_path / f"a.{suffix}"
+        rows = [{"image": f"{n}.png", "label": label} for n, label in enumerate(labels)]
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            write(path, "\n".join(map(json.dumps, rows)))
+        source = opened(path)
+        assert source.labels.tolist() == [1, -1, 0]
+        assert source.class_names == ["1", "3"]
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_labels_that_are_lists(self, suffix, tmp_path):
+        path = tmp_path / f"a.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.table({"image": ["a"], "label": [[1, 2]]}), path)
+        else:
+            write(path, '{"image": "a", "label": [1, 2]}')
+        with pytest.raises(UserError, match=r"label.* a label is one text or number"):
+            opened(path)
+
+    @pytest.mark.parametrize("cell", ["true", "[[1]]", '{"url": "x"}', "3"])
+    def test_an_image_that_is_none(self, cell, tmp_path):
+        source = opened(write(tmp_path / "a.jsonl", f'{{"image": "a", "text": "b"}}\n{{"image": {cell}, "text": "b"}}'))
+        assert source[0].check()
+        with pytest.raises(UserError, match=r"a\.jsonl, row 2: its (image is of type|cell of images)"):
+            source[1].check()
+
+    def test_paths_of_one_image(self, tmp_path):
+        paths = ["a.jpg", "./a.jpg", "sub/a.jpg", "sub//a.jpg", "./sub/./a.jpg", ".a.jpg", "a./b.jpg"]
+        source = opened(write(tmp_path / "a.csv", "image,caption\n" + "".join(f"{p},{n}\n" for n, p in enumerate(paths))))
+        assert [captions for _, captions in samples(source)] == [("0", "1"), ("2", "3", "4"), ("5",), ("6",)]
+        assert source[1].image == str(tmp_path / "sub" / "a.jpg")
+
+    def test_images_by_url(self, tmp_path):
+        with pytest.raises(UserError, match=r"names its images by URL \(http://x.org/a.jpg\); download them"):
+            opened(write(tmp_path / "a.csv", "image,caption\nhttp://x.org/a.jpg,b\n"))
+
+
+class TestImagesAlone:
+    @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+    def test_are_samples(self, suffix, tmp_path):
+        path = tmp_path / f"a.{suffix}"
+        rows = [{"image": name} for name in ("a.png", "b.png", "a.png")]
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif suffix == "jsonl":
+            write(path, "\n".join(map(json.dumps, rows)))
+        else:
+            write(path, "image\na.png\nb.png\na.png\n")
+        source = opened(path)
+        assert samples(source) == [("a.png", ()), ("b.png", ())]
+        assert source.labels is None
+        assert source.class_names is None
+
+    def test_what_is_not_used_is_said(self, tmp_path):
+        source = opened(write(tmp_path / "a.csv", "image,words\na.png,one\n"))
+        assert source.warnings == ["1 of 2 columns used; not used: 1 other (words)"]
+
+
+class TestEncodings:
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "ndjson", "txt"])
+    @pytest.mark.parametrize("encoding", ["gbk", "utf-16-le", "utf-16-be", "utf-32-le", "shift_jis", "cp1252"])
+    def test_given(self, suffix, encoding, tmp_path):
+        text = {"cp1252": "caf\xe9 \x85", "shift_jis": "\u30c6\u30b9\u30c8"}.get(encoding, "\u72d7\u5728\u8dd1")
+        text = text.replace("\x85", "\u2026")
+        content = {"txt": text, "csv": f"caption\n{text}\n", "tsv": f"caption\tx\n{text}\ty\n"}.get(
+            suffix, json.dumps({"caption": text}, ensure_ascii=False)
+        )
+        path = write(tmp_path / f"a.{suffix}", content, encoding)
+        assert samples(opened(path, encoding=encoding)) == [("None", (text,))]
+        with pytest.raises(UserError, match="set `encoding` to"):
+            opened(path)
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+    def test_of_a_byte_order_mark(self, encoding, tmp_path):
+        path = write(tmp_path / "a.csv", "image,caption\r\na,\u72d7\r\n", encoding)
+        assert samples(opened(path)) == [("a", ("\u72d7",))]
+        assert samples(opened(path, encoding=encoding)) == [("a", ("\u72d7",))]
+
+    @pytest.mark.parametrize("suffix", ["csv", "txt", "jsonl"])
+    def test_the_line_is_named(self, suffix, tmp_path):
+        first = {"csv": b"caption", "jsonl": b'{"caption": "a"}'}.get(suffix, b"one")
+        path = write(tmp_path / f"a.{suffix}", b"\n".join([first, *[first] * 200_000, b"caf\xe9", first]))
+        fix = "is not UTF-8; set `encoding` to the file's own, such as cp1252, gbk or utf-16, or save the file as UTF-8"
+        with pytest.raises(UserError, match=f"line 200002: {fix}"):
+            opened(path)
+
+    def test_wrong_ones(self, tmp_path):
+        path = write(tmp_path / "a.csv", b"caption\nx\ncaf\xff\xff\n")
+        for encoding, message in (
+            ("ascii", "line 3: is not ascii"),
+            ("hex", "no encoding 'hex'"),
+            ("cp99", "no encoding 'cp99'"),
+        ):
+            with pytest.raises(UserError, match=message):
+                opened(path, encoding=encoding)
+        pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match="`encoding` is for text files"):
+            opened(tmp_path / "a.parquet", encoding="gbk")
+
+
+class TestDialects:
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "A.CSV", "B.Tsv"])
+    @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
+    def test_the_separator_is_found(self, name, separator, tmp_path):
+        rows = [("image", "caption", "x"), ("a.png", "a man; a dog", "1"), ("b.png", "x | y", "2"), ("c.png", "p, q", "3")]
+        content = "\n".join(separator.join(f'"{cell}"' if separator in cell else cell for cell in row) for row in rows)
+        path = write(tmp_path / name, content)
+        assert guess_source(str(path)) == "table"
+        assert samples(opened(path)) == [(row[0], (row[1],)) for row in rows[1:]]
+
+    @pytest.mark.parametrize(
+        ("name", "header", "row"),
+        [
+            ("a.tsv", "image\tcaption\tsize, in pixels", "a\tb\t3"),
+            ("a.tsv", "image\ttitle, or text, or none, at all\tcaption", "a\tx\tb"),
+            ("a.csv", "image;caption;size, in pixels, or not, who, knows", "a;b;3"),
+            ("a.csv", "image_name| comment_number| comment", "a| 0| b"),
+            ("a.csv", "image, caption", "a, b"),
+            ("a.csv", "sep=;\nimage;caption", "a;b"),
+            ("a.csv", '"image";"caption"', '"a";"b"'),
+            ("captions.txt", "image,caption", "a,b"),
+            ("captions.txt", "image\tcaption", "a\tb"),
+            ("CAPTIONS.TXT", "image_name|comment", "a|b"),
+        ],
+    )
+    def test_headers_as_people_write_them(self, name, header, row, tmp_path):
+        assert samples(opened(write(tmp_path / name, f"{header}\n{row}\n"))) == [("a", ("b",))]
+
+    @pytest.mark.parametrize(
+        "content", ["a dog, a cat\nan image, caption\n", "image of a dog,caption\n", "title\n", "one | two\n", "text, title\n"]
+    )
+    def test_a_text_file_of_captions_is_no_table(self, content, tmp_path):
+        source = opened(write(tmp_path / "a.txt", content))
+        assert [captions for _, captions in samples(source)] == [(line,) for line in content.splitlines()]
+
+    @pytest.mark.parametrize(
+        ("name", "row"),
+        [
+            ("Train_GCC-training.tsv", "a very typical bus station\thttp://x.org/a.jpg"),
+            ("a.csv", "images/a.jpg,a dog"),
+            ("token.tsv", "a.jpg#0\ta dog"),
+        ],
+    )
+    def test_no_header(self, name, row, tmp_path):
+        path = write(tmp_path / name, f"{row}\n{row}\n")
+        with pytest.raises(UserError, match=r"first line is a row.*; set `header` to their names, such as"):
+            opened(path)
+
+    def test_a_header_that_is_given(self, tmp_path):
+        path = write(tmp_path / "a.tsv", "a dog, and a cat\ta.jpg\na bird\tb.jpg\n")
+        assert samples(opened(path, header=["caption", "image"])) == [
+            ("a.jpg", ("a dog, and a cat",)),
+            ("b.jpg", ("a bird",)),
+        ]
+        with pytest.raises(UserError, match="`header` names 3 columns, and the first line has others: 'a dog"):
+            opened(path, header=["caption", "image", "more"])
+        with pytest.raises(UserError, match="`header` is for"):
+            opened(write(tmp_path / "a.jsonl", "{}"), header=["caption"])
+
+    @pytest.mark.parametrize("name", ["a.ndjson", "A.JSONL", "a.NDJSON"])
+    def test_json_lines_by_other_names(self, name, tmp_path):
+        path = write(tmp_path / name, '{"image": "a", "caption": "b"}\n')
+        assert samples(open_source("auto", str(path), str(tmp_path / "root"))) == [("a", ("b",))]
+
+
+class TestHuggingFace:
+    @pytest.fixture
+    def saved(self, tmp_path) -> Callable[..., Source]:
+        def save(columns: dict[str, Any], features: Any = None, **args: Any) -> Source:
+            dataset = datasets.Dataset.from_dict(columns, features=features and datasets.Features(features))
+            dataset.save_to_disk(tmp_path / "set")
+            return open_source("huggingface", str(tmp_path / "set"), str(tmp_path / "root"), args)
+
+        return save
+
+    def test_paths_are_grouped_and_joined_to_the_folder(self, saved, tmp_path):
+        source = saved({"image": IMAGES, "caption": CAPTIONS})
+        assert samples(source) == PAIRS
+        assert source[0].image == str(tmp_path / "set" / "a.png")
+        assert saved({"image": IMAGES, "text": CAPTIONS}, image_root="/photos")[1].image == "/photos/b.png"
+
+    def test_images_by_path_are_grouped(self, tmp_path):
+        cells = [{"bytes": None, "path": path} for path in IMAGES]
+        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+        table = pa.table({"image": cells, "caption": CAPTIONS}).cast(features.arrow_schema)
+        (tmp_path / "files").mkdir()
+        pq.write_table(table, tmp_path / "files" / "train.parquet")
+        source = open_source("huggingface", str(tmp_path / "files"), str(tmp_path / "root"))
+        assert samples(source) == PAIRS
+
+    def test_objects_of_captions(self, saved):
+        source = saved({"image": ["a", "b"], "sentences": [{"raw": ["x", "y"]}, {"raw": ["z"]}]})
+        assert samples(source) == [("a", ("x", "y")), ("b", ("z",))]
+        source = saved(
+            {"image": ["a"], "caption": [{"raw": "x"}]}, {"image": datasets.Value("string"), "caption": datasets.Json()}
+        )
+        assert samples(source) == [("a", ("x",))]
+
+    def test_class_labels(self, saved):
+        label = {"label": datasets.ClassLabel(names=["x", "y", "z"])}
+        source = saved({"image": ["a", "b", "c"], "label": [2, None, 0]}, {"image": datasets.Value("string")} | label)
+        assert source.labels.tolist() == [2, -1, 0]
+        assert source.class_names == ["x", "y", "z"]
+
+    def test_another_process_gets_the_paths_of_the_files(self, saved):
+        source = saved({"caption": ["a caption"] * 10_000})
+        sent = pickle.dumps(source)
+        assert len(sent) < 10_000
+        assert samples(pickle.loads(sent)) == samples(source)
+
+
+def test_large_copies_belong_to_their_options(tmp_path, monkeypatch):
+    for module in ("table_file", "table"):
+        monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
+    path = write(tmp_path / "a.csv", "image,caption\na,caf\xe9\n", "cp1252")
+    assert samples(opened(path, encoding="cp1252"))[0][1] == ("caf\xe9",)
+    assert samples(opened(path, encoding="cp1251"))[0][1] == ("caf\u0439",)
+    assert len(opened(path, encoding="cp1252", header=["x", "text"])) == 2
