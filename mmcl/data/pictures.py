@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from mmcl.data.decode import decode
 from mmcl.data.resize import read_pixels
-from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
 
@@ -70,6 +72,38 @@ def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> It
             batch = [item for run in runs for item in run.result()]
             runs = ahead(start + batch_size)
             yield torch.stack(batch)
+
+
+class ReadableImages(DerivedSource):
+    """A source with a black image in place of each one that cannot be read, so that it costs the others nothing.
+
+    Args:
+        source: the images.
+        preprocess: of the model that will look at them, if it is known: they are then given at its size.
+
+    Attributes:
+        unreadable: why an image cannot be read, by number; complete when all have been asked for.
+    """
+
+    def __init__(self, source: Source, preprocess: Preprocess | None = None):
+        super().__init__(source)
+        self._preprocess = preprocess
+        self.unreadable: dict[int, str] = {}
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        try:
+            if self._preprocess is None:
+                return dataclasses.replace(sample, image=decode_sample(sample))
+            pixels = read_sample(sample, self._preprocess).permute(1, 2, 0).numpy()
+            return dataclasses.replace(sample, image=pixels[..., 0] if self._preprocess.channels == 1 else pixels)
+        except UserError as error:
+            self.unreadable[index] = str(error)
+            return dataclasses.replace(sample, image=np.zeros((32, 32, 3), np.uint8), problem=None)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
 
 
 class PictureCache:

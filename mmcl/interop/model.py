@@ -73,6 +73,12 @@ class Model:
         return "text" in self.towers
 
     @property
+    def preprocess(self) -> Preprocess:
+        """How images become the input of the image tower. Raises UserError where there is none."""
+        encoder: ImageEncoder = self._tower("image", "preprocess").encoder  # type: ignore[assignment]
+        return encoder.preprocess
+
+    @property
     def embed_dim(self) -> int:
         """Width D of the embeddings; of pictures, where features of pictures and texts differ in width."""
         return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]

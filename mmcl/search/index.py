@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mmcl.core.nearest import nearest
 from mmcl.data.open import open_source
-from mmcl.data.pictures import decode_sample
-from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.pictures import ReadableImages
+from mmcl.data.source import ImageLike, Sample, SampleList, Source, digest
 from mmcl.errors import UserError, unknown_name
 from mmcl.safe import read_json, read_tensors
 from mmcl.search.hits import Hit, Hits
@@ -83,12 +82,15 @@ class Index:
         Raises:
             UserError: the collection is empty, or none of its pictures can be read.
         """
-        samples, name = _samples(collection)
-        image_emb, reasons = _embed_images(samples, model, batch_size=batch_size, progress=progress)
-        bad = [BadSample(number, samples[number].name, reason) for number, reason in reasons.items()]
-        if not len(image_emb):
+        source, name = _source(collection)
+        images = ReadableImages(source, getattr(model, "preprocess", None))
+        image_emb = model.encode_image(images, batch_size=batch_size, progress=progress)
+        samples = [source[number] for number in range(len(source))]
+        bad = [BadSample(number, samples[number].name, reason) for number, reason in sorted(images.unreadable.items())]
+        if len(bad) == len(samples):
             raise UserError(f"{name}: none of the {len(samples)} pictures can be read; the first: {bad[0].reason}")
-        samples = [sample for number, sample in enumerate(samples) if number not in reasons]
+        good = [number for number in range(len(samples)) if number not in images.unreadable]
+        samples, image_emb = [samples[number] for number in good], image_emb[good]
         texts = [caption for sample in samples for caption in sample.captions]
         text_emb = model.encode_text(texts) if texts and model.has_text else image_emb[:0]
         index = cls(model, samples, image_emb, text_emb, bad=bad)
@@ -197,53 +199,27 @@ class Index:
         return query / np.linalg.norm(query)
 
 
-def _samples(collection: str | Path | Sequence[str | Path] | Source) -> tuple[list[Sample], str]:
-    """The samples of a collection, and what to call it. Raises UserError when there are none."""
+def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Source, str]:
+    """A collection as a source, and what to call it. Raises UserError when it is empty."""
     name = "the collection"
     if isinstance(collection, str | Path):
         name = str(collection)
         collection = open_source("auto", name)
-    if isinstance(collection, Source):
-        samples = [collection[index] for index in range(len(collection))]
-    else:
-        samples = [Sample(str(path), Path(path)) for path in collection]
-    if not samples:
+    source = collection if isinstance(collection, Source) else _Files([Sample(str(path), Path(path)) for path in collection])
+    if not len(source):
         raise UserError(f"{name} is empty; give it at least one picture")
-    return samples, name
+    return source, name
 
 
-def _embed_images(
-    samples: Sequence[Sample], model: EmbeddingModel, *, batch_size: int | None, progress: bool
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Embeddings of the pictures that can be read, float32 [N, D], and why the others, by number, cannot."""
-    parts: list[np.ndarray] = []
-    bad: dict[int, str] = {}
-    step = 16 * (batch_size or 64)  # Several batches: the model decodes the next one while it computes.
-    for start in tqdm(range(0, len(samples), step), disable=not progress, desc="index", leave=False):
-        part = range(start, min(start + step, len(samples)))
-        try:
-            parts.append(model.encode_image([_image(samples[number]) for number in part], batch_size=batch_size))
-        except UserError:
-            bad |= {number: reason for number in part if (reason := _unreadable(samples[number]))}
-            good = [_image(samples[number]) for number in part if number not in bad]
-            if good:
-                parts.append(model.encode_image(good, batch_size=batch_size))
-    return (np.concatenate(parts) if parts else np.empty((0, 0), np.float32)), bad
+class _Files(SampleList):
+    """A list of image files."""
 
+    def __init__(self, samples: list[Sample]):
+        self._samples = samples
 
-def _image(sample: Sample) -> ImageLike:
-    if sample.image is None:
-        raise UserError(f"{sample.name}: has no picture")
-    return sample.image
-
-
-def _unreadable(sample: Sample) -> str | None:
-    """Why the picture of a sample cannot be read; None if it can."""
-    try:
-        decode_sample(sample)
-    except UserError as error:
-        return str(error)
-    return None
+    @property
+    def fingerprint(self) -> str:
+        return digest([sample.name for sample in self._samples])
 
 
 def _file(name: str) -> Path | None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.search import Hits, Index
-from tests.evaluate.toys import CLASSES, NAMES, PatternModel, PatternSource, pattern
+from mmcl.types import Preprocess
+from tests.evaluate.toys import CLASSES, NAMES, SIZE, PatternModel, PatternSource, pattern
 
 
 @pytest.fixture
@@ -38,6 +39,40 @@ def test_finds_pictures_by_text_and_lists_the_unreadable_ones(folder: Path) -> N
         best = index.search(name, top_k=3)[0]
         assert (best.path.name, best.caption) == (f"{number}.png", name)
         assert best.score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "no image"])
+def test_a_bad_image_costs_itself(damage: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other image is decoded once and embedded once, in one pass, as it would be without the bad one."""
+    files = [tmp_path / f"{number}.png" for number in range(40)]
+    for number, file in enumerate(files):
+        Image.fromarray(pattern(number % CLASSES)).save(file)
+    whole = Index.build(files, PatternModel())
+    if damage == "missing":
+        files[7].unlink()
+    elif damage == "no image":
+        files[7].write_text("none")
+    else:
+        files[7].write_bytes(files[7].read_bytes()[: 60 if damage == "truncated" else 0])
+    read: list[str] = []
+    real = Image.open
+
+    def counted(file: Path, **options: object) -> Image.Image:
+        read.append(str(file))
+        return real(file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", counted)
+    model = PatternModel()
+    if known:
+        model.preprocess = Preprocess(size=SIZE)  # type: ignore[attr-defined]
+    index = Index.build(files, model)
+    assert [(bad.index, bad.name) for bad in index.bad] == [(7, str(files[7]))]
+    assert "7.png" in index.bad[0].reason
+    assert model.image_calls == [40]
+    assert len(read) == len(set(read)) >= 39
+    assert np.array_equal(index.image_emb, np.delete(whole.image_emb, 7, 0))
+    assert [sample.name for sample in index.samples] == [str(file) for file in files[:7] + files[8:]]
 
 
 def test_a_folder_a_list_and_a_source_give_the_same(folder: Path) -> None:
