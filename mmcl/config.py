@@ -262,6 +262,12 @@ class Config:
     """Where everything is written; default: runs/<name of the configuration>."""
     resume: bool = False
     """Continue the run in `run_dir` from its last checkpoint."""
+    verify_data: bool = False
+    """Read every training image before the first step, so that a resume with this flag can tell whether any has changed.
+    Without it a resume compares the samples' number, order, texts and labels, in folders the sizes of the files, and of tar
+    shards the members' names, sizes and times; and the images of up to 1,000 samples spread over the data. That is all of a
+    small data set; of a large one it shows that the images were replaced, but not that a few of them were. Images are read
+    again only where a file's path, size or time is new."""
     allow_change: tuple[str, ...] = ()
     """Settings in which a resumed run may differ although they change what is learned, e.g. optim.lr; "data.train" allows other
     training data."""
@@ -642,6 +648,7 @@ _WITHOUT_EFFECT = (
     "allow_change",
     "run_dir",
     "resume",
+    "verify_data",
     "evaluate",
     "data.root",
     "data.train.path",  # the data themselves are compared

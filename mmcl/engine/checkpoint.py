@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-import mmcl
 from mmcl.errors import UserError
 from mmcl.safe import read_json, read_safetensors, reason
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "MANIFEST.json"
-_LIBRARIES = ("accelerate", "numpy", "pillow", "safetensors", "torch")
-"""What the bits of a run may depend on."""
 _SPARE_BYTES = 2**20
 
 
@@ -195,11 +190,6 @@ def _write_files(stage: Path, snapshot: Snapshot) -> None:
         "format_version": FORMAT_VERSION,
         "step": snapshot.step,
         "files": files,
-        "versions": {
-            "mmcl": mmcl.__version__,
-            "python": platform.python_version(),
-            **{library: metadata.version(library) for library in _LIBRARIES},
-        },
         **snapshot.facts,
     }
     manifest["sha256"] = _seal(manifest)

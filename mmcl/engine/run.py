@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmcl.config import Config, config_hash, flat_settings, is_decisive, is_within, to_dict, to_yaml
+from mmcl.config import Config, to_dict, to_yaml
 from mmcl.data.loader import StepBatches
 from mmcl.data.order import BatchOrder
 from mmcl.data.source import Source
@@ -33,6 +32,7 @@ from mmcl.engine.frozen_features import FeatureBatches, store_features
 from mmcl.engine.guards import done_by_the_first
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
+from mmcl.engine.resume import compare, identify, lasting, read_identity, write_identity
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import Ending, Trainer
 from mmcl.errors import UserError
@@ -43,10 +43,6 @@ from mmcl.methods.method import Method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-_DATA = "data.train"
-"""The data themselves, where settings are compared."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,11 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     facts = run_facts(config, order)
     total_steps = facts.total_steps
     method.configure(facts)
+    identity, differences = _identity(config, run_dir, source, checkpoint, accelerator)
     batches = _batches(config, source, order, method, accelerator)
-    settings = flat_settings(dataclasses.replace(config, resume=False, allow_change=()))
-    identity = {"config_hash": config_hash(config), "settings": settings, "data": source.fingerprint}
-    differences = _compare(checkpoint, identity, config) if checkpoint else []
     accelerator.wait_for_everyone()
     if is_main:
-        _open_run_dir(run_dir, config, checkpoint)
+        _open_run_dir(run_dir, config, checkpoint, identity)
         _say_what_starts(config, order, method, total_steps, accelerator, checkpoint)
         print("".join(f"changed on resume: {difference}\n" for difference in differences), end="", flush=True)
         for warning in find_warnings(asked, method, source, accelerator.num_processes, total_steps):
@@ -196,35 +190,29 @@ def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelera
     return checkpoint
 
 
-def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None) -> None:
-    if checkpoint:
-        set_newer_aside(checkpoint)
-    write_file(run_dir / "config.yaml", to_yaml(dataclasses.replace(config, resume=False, allow_change=())))
-
-
-def _compare(checkpoint: Checkpoint, identity: dict[str, Any], config: Config) -> list[str]:
-    """How a run differs from the one that it continues, one line for each setting.
+def _identity(
+    config: Config, run_dir: Path, source: Source, checkpoint: Checkpoint | None, accelerator: Accelerator
+) -> tuple[dict[str, Any], list[str]]:
+    """What the run depends on, and how that differs from what it depended on when it was stopped.
 
     Raises:
-        UserError: a difference would change its order or its curve, and `allow_change` does not name it.
+        UserError: it may not be continued so.
     """
-    saved, allowed = checkpoint.manifest["identity"], config.allow_change
-    before, now = saved["settings"], identity["settings"]
-    changed = {key: f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now})}
-    changed = {key: line for key, line in changed.items() if before.get(key) != now.get(key)}
-    if saved["data"] != identity["data"]:
-        changed[_DATA] = f"{_DATA}: the training data changed, {saved['data'][:8]} -> {identity['data'][:8]}"
-    refused = {
-        key: line
-        for key, line in changed.items()
-        if (is_decisive(key) or key == _DATA) and not any(is_within(key, path) for path in allowed)
-    }
-    if refused:
-        raise UserError(
-            f"{config.run_dir} cannot be continued with other settings ({'; '.join(refused.values())}): restore them, start a "
-            f"new run with another --run_dir, or allow it with --allow_change {' '.join(refused)}"
-        )
-    return list(changed.values())
+    identity = identify(config, source, accelerator)
+    if not config.resume:
+        return identity, []
+    saved = checkpoint.manifest["identity"] if checkpoint else read_identity(run_dir)
+    differences = compare(saved, identity, config)
+    # Not computed again without `verify_data`, and no less true.
+    identity["all_images"] = identity["all_images"] or saved.get("all_images")
+    return identity, differences
+
+
+def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None, identity: dict[str, Any]) -> None:
+    if checkpoint:
+        set_newer_aside(checkpoint)
+    write_identity(run_dir, identity)  # first: a folder with a configuration is a run, and every run can be compared
+    write_file(run_dir / "config.yaml", to_yaml(lasting(config)))
 
 
 def _batches(config: Config, source: Source, order: BatchOrder, method: Method, accelerator: Accelerator) -> FeatureBatches:

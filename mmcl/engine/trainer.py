@@ -329,7 +329,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "best": self.best.state,
         }
-        facts = {"world": self.accelerator.num_processes, "identity": self.identity, "state": state}
+        facts = {"identity": self.identity, "state": state}
         snapshot = take_snapshot(step, self.method, self.optimiser.optimizer, keep=is_writer, **facts)
         if is_writer:
             self.writer.save(snapshot, spare=self.best.step)

@@ -57,6 +57,7 @@ def test_a_run_directory_is_complete(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         ".lock",
         "config.yaml",
+        "identity.json",
         "metrics.jsonl",
         "checkpoints",
         "model",

@@ -255,7 +255,7 @@ def test_a_change_is_refused_unless_it_is_allowed(pictures: Path, tmp_path: Path
     assert "changed on resume: train.log_every: 1 -> 2" in words(config)
     manifest = verify(tmp_path / f"run/checkpoints/step-{STEPS:07d}").manifest
     assert manifest["identity"]["config_hash"] == config_hash(config)
-    assert manifest["versions"].keys() >= {"mmcl", "torch", "numpy", "python"}
+    assert manifest["identity"]["environment"].keys() >= {"mmcl", "torch", "numpy", "python", "threads", "processes"}
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
