@@ -126,7 +126,7 @@ class OpenClipText(TextEncoder):
         if self.is_hf:
             output = self.text(tokens.ids.masked_fill(~tokens.mask, self.text.config.pad_token_id))
         elif self._reads_padding:
-            output = self.text(fixed_length(tokens, self.context_length, self.tokenizer.pad_id))
+            output = self.text(fixed_length(tokens, self.context_length, self.tokenizer))
         else:
             output = self._encode_causal(tokens.ids)
         return output[0] if isinstance(output, tuple) else output
@@ -164,8 +164,10 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
         return found, None
     tag = get_pretrained_cfg(arch, pretrained)
     if tag:
-        # The tag knows how the weights were trained, whichever architecture name they are asked for with.
-        found.update(preprocess_cfg=_tag_preprocess(tag), quick_gelu=tag.get("quick_gelu", False))
+        # The tag knows how the weights were trained, whichever architecture name they are asked for with; that they were
+        # trained with QuickGELU, either of the two may say.
+        quick_gelu = tag.get("quick_gelu", False) or found.get("quick_gelu", False)
+        found.update(preprocess_cfg=_tag_preprocess(tag), quick_gelu=quick_gelu)
         return found, _download(tag, f"{arch}/{pretrained}")
     if not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
@@ -224,16 +226,13 @@ def _preprocess(cfg: Mapping[str, Any], image_size: int | tuple[int, int]) -> Pr
 
 
 def _tokenizer(text_cfg: Mapping[str, Any], context_length: int) -> Tokenizer:
-    options = dict(text_cfg.get("tokenizer_kwargs") or {})
-    if text_cfg.get("tokenizer_mode"):
-        raise UserError(
-            f"open_clip: tokenizer mode {text_cfg['tokenizer_mode']!r} is not supported; give a tokenizer of your own"
-        )
-    if not text_cfg.get("hf_tokenizer_name"):
-        return clip_bpe(context_length, clean=options.get("clean", "lower"))
-    return hf.load_tokenizer(
-        text_cfg["hf_tokenizer_name"],
-        context_length=context_length,
-        clean=options.get("clean", "whitespace"),
-        blank_end=options.get("strip_sep_token", False),
-    )
+    name = text_cfg.get("hf_tokenizer_name")
+    options = {"clean": "whitespace" if name else "lower", **(text_cfg.get("tokenizer_kwargs") or {})}
+    clean, blank_end = options.pop("clean"), options.pop("strip_sep_token", False)
+    options["tokenizer_mode"] = text_cfg.get("tokenizer_mode")
+    unknown = [f"{key} {value!r}" for key, value in options.items() if value]
+    if unknown:
+        raise UserError(f"open_clip: {unknown[0]} of the tokenizer is not supported; give a tokenizer of your own")
+    if not name:
+        return clip_bpe(context_length, clean=clean)
+    return hf.load_tokenizer(name, context_length=context_length, clean=clean, blank_end=blank_end)

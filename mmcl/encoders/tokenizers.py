@@ -34,17 +34,23 @@ Clean = Literal["none", "whitespace", "lower", "canonicalize"]
 """What is done to a text before it is split. All but "none" mend mojibake, decode HTML entities and collapse white space;
 "lower" also lower-cases (CLIP), "canonicalize" lower-cases and drops ASCII punctuation (SigLIP)."""
 
+PadSide = Literal["left", "right"]
+
 FORMAT_VERSION = 1
 
 
 class Tokenizer:
     """Texts to `Tokens`: special tokens added, cut to the context length with the end token kept, padded to the longest.
 
+    Texts are cut at the end, or at the start where the backend's truncation says so.
+
     Attributes:
         vocab_size: number of token ids, special ones included.
         context_length: largest number of tokens of a text, special ones included.
         pad_id: fills a row behind its text; not part of the text, see `Tokens.mask`.
         begin_id, end_id: the special tokens around a text, or None where the tokenizer adds none.
+        blank_id: a token that is written as 0 wherever it stands, as CLIPA's models were trained (Li et al., 2023); or None.
+        pad_side: where padding goes for encoders that read all texts at one length; batches are always padded at the end.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class Tokenizer:
         begin_id: int | None = None,
         end_id: int | None = None,
         clean: Clean = "none",
+        blank_id: int | None = None,
+        pad_side: PadSide = "right",
     ):
         if clean not in _CLEANERS:
             raise unknown_name("text cleaning", clean, _CLEANERS)
@@ -66,12 +74,15 @@ class Tokenizer:
             )
         self._backend = backend
         self._backend.no_padding()
-        self._backend.enable_truncation(context_length)
+        side = (backend.truncation or {}).get("direction", "right")
+        self._backend.enable_truncation(context_length, direction=side)
         self.context_length = context_length
         self.pad_id = pad_id
         self.begin_id = begin_id
         self.end_id = end_id
         self.clean: Clean = clean
+        self.blank_id = blank_id
+        self.pad_side: PadSide = pad_side
 
     @property
     def vocab_size(self) -> int:
@@ -85,6 +96,8 @@ class Tokenizer:
         mask = np.arange(max(lengths, default=1)) < lengths[:, None]
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = [token for row in rows for token in row]
+        if self.blank_id is not None:
+            ids[ids == self.blank_id] = 0
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated)
 
@@ -104,6 +117,8 @@ class Tokenizer:
             "begin_id": self.begin_id,
             "end_id": self.end_id,
             "clean": self.clean,
+            "blank_id": self.blank_id,
+            "pad_side": self.pad_side,
             "backend": json.loads(self._backend.to_str()),
         }
 
@@ -216,13 +231,13 @@ def _byte_alphabet() -> list[str]:
 def from_transformers(
     tokenizer: Any, *, context_length: int | None = None, clean: Clean = "none", blank_end: bool = False
 ) -> Tokenizer:
-    """Takes over a fast tokenizer of transformers, with its special tokens; rows are always padded at the end.
+    """Takes over a fast tokenizer of transformers, with its special tokens.
 
     Args:
         tokenizer: a `transformers` tokenizer.
         context_length: of the text encoder; None takes the tokenizer's own limit.
         clean: done to a text before the tokenizer's own normalisation.
-        blank_end: write token 0 where the separator would stand, as CLIPA's models were trained (Li et al., 2023).
+        blank_end: write the separator as token 0, see `Tokenizer.blank_id`.
 
     Raises:
         UserError: the tokenizer is not backed by the Rust library, or states no limit and none is given.
@@ -239,9 +254,14 @@ def from_transformers(
     backend = Backend.from_str(backend.to_str())  # a copy: padding and truncation are settings of the object
     pads = (tokenizer.pad_token_id, end_id, 0)
     pad_id = next(i for i in pads if i is not None)
-    if blank_end:
-        begin, blank = tokenizer.cls_token, tokenizer.convert_ids_to_tokens(0)
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A {blank}", special_tokens=[(begin, tokenizer.cls_token_id), (blank, 0)]
-        )
-    return Tokenizer(backend, context_length=int(limit), pad_id=pad_id, begin_id=begin_id, end_id=end_id, clean=clean)
+    backend.enable_truncation(int(limit), direction=tokenizer.truncation_side)
+    return Tokenizer(
+        backend,
+        context_length=int(limit),
+        pad_id=pad_id,
+        begin_id=begin_id,
+        end_id=end_id,
+        clean=clean,
+        blank_id=tokenizer.sep_token_id if blank_end else None,
+        pad_side=tokenizer.padding_side,
+    )

@@ -76,10 +76,14 @@ def check_context(tokenizer: Tokenizer, limit: int, encoder: str) -> None:
         )
 
 
-def fixed_length(tokens: Tokens, length: int, pad_id: int) -> Tensor:
+def fixed_length(tokens: Tokens, length: int, tokenizer: Tokenizer) -> Tensor:
     """Ids padded to `length`, int64 [B, length]: for encoders without a mask, to which the padding is part of the text."""
-    ids_BL = tokens.ids.masked_fill(~tokens.mask, pad_id)
-    return nn.functional.pad(ids_BL, (0, length - ids_BL.shape[1]), value=pad_id)
+    ids_BL = tokens.ids.masked_fill(~tokens.mask, tokenizer.pad_id)
+    ids_BL = nn.functional.pad(ids_BL, (0, length - ids_BL.shape[1]), value=tokenizer.pad_id)
+    if tokenizer.pad_side == "right":
+        return ids_BL
+    text_B1 = tokens.mask.sum(1, keepdim=True)
+    return ids_BL.gather(1, (torch.arange(length, device=ids_BL.device) + text_B1) % length)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

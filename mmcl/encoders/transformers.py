@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +18,11 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from tokenizers import Regex, normalizers
 from torch import Tensor, nn
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
@@ -80,7 +84,7 @@ def text_encoder(
     if tokenizer is None:
         if name is None:
             raise UserError("transformers: a text encoder from a config needs a tokenizer; give name instead, or a tokenizer")
-        tokenizer = load_tokenizer(name, context_length=context_length, most=limit)
+        tokenizer = load_tokenizer(name, context_length=context_length, most=limit, model_type=model.config.model_type)
     check_context(tokenizer, limit, type(model).__name__)
     return TransformersText(side, pooling, missing, tokenizer)
 
@@ -94,7 +98,8 @@ def dual_encoder(name: str) -> DualEncoder:
         )
     text = _side(model, "text")
     image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None))
-    text_encoder = TransformersText(text, "auto", missing, load_tokenizer(name, most=_positions(text)))
+    tokenizer = load_tokenizer(name, most=_positions(text), model_type=model.config.model_type)
+    text_encoder = TransformersText(text, "auto", missing, tokenizer)
     scale, bias = model.get_parameter("logit_scale").item(), getattr(model, "logit_bias", None)
     return DualEncoder(image_encoder, text_encoder, math.exp(scale), None if bias is None else bias.item())
 
@@ -172,25 +177,64 @@ class TransformersText(TextEncoder):
     def _output(self, tokens: Tokens) -> Any:
         encode = self.model.get_text_features if is_dual(self.model) else self.model
         if self.model.config.model_type in _TRAINED_WITHOUT_MASK:
-            return encode(input_ids=fixed_length(tokens, self.tokenizer.context_length, self.tokenizer.pad_id))
+            return encode(input_ids=fixed_length(tokens, self.tokenizer.context_length, self.tokenizer))
         pad_id = _part_config(self.model.config, "text_config").pad_token_id
         ids_BL = tokens.ids if pad_id is None else tokens.ids.masked_fill(~tokens.mask, pad_id)
         return encode(input_ids=ids_BL, attention_mask=tokens.mask.long())
 
 
 def load_tokenizer(
-    name: str, *, context_length: int | None = None, most: int | None = None, clean: Clean = "none", blank_end: bool = False
+    name: str,
+    *,
+    context_length: int | None = None,
+    most: int | None = None,
+    clean: Clean = "none",
+    blank_end: bool = False,
+    model_type: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of a folder or hub id, as `from_transformers` takes it over.
 
     Args:
         context_length: None takes the smaller of the tokenizer's own limit and `most`.
         most: positions that the model has.
+        model_type: of the model that reads the texts; those of SigLIP saw lower-cased texts alone.
     """
     with hub_errors(name):
-        theirs = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        declared = get_tokenizer_config(name).get("tokenizer_class") or ""
+        theirs = _fast_tokenizer(name, declared)
+    if model_type in _TRAINED_WITHOUT_MASK:
+        backend = theirs.backend_tokenizer
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([*_siglip_normalizers(declared), *own])
     length = context_length or min(theirs.model_max_length, most or theirs.model_max_length)
     return from_transformers(theirs, context_length=length, clean=clean, blank_end=blank_end)
+
+
+def _fast_tokenizer(name: str, declared: str) -> Any:
+    """The tokenizer in the Rust library; where transformers has only a slow class, as for SigLIP, by tokenizer.json itself."""
+    for load in (transformers.AutoTokenizer.from_pretrained, transformers.PreTrainedTokenizerFast.from_pretrained):
+        try:
+            theirs = load(name, trust_remote_code=False)
+            if theirs.is_fast:
+                return theirs
+        except ImportError:  # a slow class needs sentencepiece
+            pass
+        except ValueError as error:
+            if "backend tokenizer" not in str(error):  # there are only files of a slow class
+                raise
+    raise UserError(
+        f"{name}: {declared or 'its tokenizer'} has no fast version here, and there is no tokenizer.json; save one beside it"
+    )
+
+
+def _siglip_normalizers(declared: str) -> Sequence[normalizers.Normalizer]:
+    """What SigLIP's training did to texts before they were tokenised. Files may lack it: for the first generation it is code of
+    the tokenizer's slow class, and for the second the fixed-resolution releases name the plain Gemma class."""
+    lower = [normalizers.Lowercase()]
+    if not declared.startswith("SiglipTokenizer"):
+        return lower
+    punctuation = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
+    return [*lower, punctuation, normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -209,6 +253,8 @@ def hub_errors(name: str) -> Iterator[None]:
     """Turns whatever loading a model by name may raise into one UserError with the fix."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
         if Path(name).is_dir():
             raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
@@ -218,7 +264,7 @@ def hub_errors(name: str) -> Iterator[None]:
         ) from None
 
 
-def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained: bool) -> tuple[nn.Module, frozenset[str]]:
+def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained: bool) -> tuple[Any, frozenset[str]]:
     """The model, in float32, and the names of weights that it has but its checkpoint lacks."""
     if (name is None) == (config is None):
         raise UserError("transformers: give either name, a folder or a hub id, or config")
