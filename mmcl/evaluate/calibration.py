@@ -28,12 +28,14 @@ class Calibration:
         brier: float64 [N], sum over the classes of (probability - truth)^2 (Brier, 1950).
         nll: float64 [N], -log of the probability of the label; of a sigmoid model, the sum over the classes of the binary
             cross-entropies, in nats.
+        one_by_one: whether each class has a probability by itself, as a sigmoid model gives it.
     """
 
     confidence: np.ndarray
     right: np.ndarray
     brier: np.ndarray
     nll: np.ndarray
+    one_by_one: bool
 
     @classmethod
     def of(cls, cosine_NC: Tensor, label_N: Tensor, scale: float, bias: float | None) -> Calibration:
@@ -50,26 +52,31 @@ class Calibration:
         right_N = (cosine_NC.argmax(dim=1) == label_N).double()
         brier_N = (probability_NC - target_NC).square_().sum(dim=1)
         columns = (probability_NC.amax(dim=1), right_N, brier_N, nll_N)
-        return cls(*(column.cpu().numpy() for column in columns))
+        confidence, right, brier, nll = (column.cpu().numpy() for column in columns)
+        return cls(confidence, right, brier, nll, one_by_one=bias is not None)
 
     @classmethod
     def join(cls, blocks: list[Calibration]) -> Calibration:
         fields = ("confidence", "right", "brier", "nll")
-        return cls(*(np.concatenate([getattr(block, name) for block in blocks]) for name in fields))
+        columns = (np.concatenate([getattr(block, name) for block in blocks]) for name in fields)
+        confidence, right, brier, nll = columns
+        return cls(confidence, right, brier, nll, blocks[0].one_by_one)
 
     def estimates(self) -> dict[str, Estimate]:
-        """`ece` (Guo et al., "On calibration of modern neural networks", 2017, equation 3, 15 equal bins), `brier`, `nll`."""
-        return {"ece": self._error(), "brier": statistics.mean(self.brier), "nll": statistics.mean(self.nll)}
+        """`ece` (Guo et al., "On calibration of modern neural networks", 2017, equation 3, 15 equal bins), `brier`, `nll`.
+
+        The calibration error has no interval: of a perfectly calibrated model it is above 0 by chance, and a bootstrap adds to
+        that, so that its interval lies above the truth.
+        """
+        # Probabilities that add up to 1 are at most 2 from the truth; those of a sigmoid model can each be 1 off.
+        brier = statistics.mean(self.brier, within=statistics.ANYTHING if self.one_by_one else (0.0, 2.0))
+        return {"ece": self._error(), "brier": brier, "nll": statistics.mean(self.nll, within=statistics.ANYTHING)}
 
     def _error(self) -> Estimate:
         bins = np.minimum((self.confidence * BINS).astype(np.int64), BINS - 1)
-        gap = self.right - self.confidence
-
-        def error(rows: np.ndarray) -> float:
-            # |accuracy - confidence| of a bin, weighted by its share of the rows, is |sum of the differences| / N.
-            return float(np.abs(np.bincount(bins[rows], weights=gap[rows])).sum() / len(rows))
-
-        return statistics.bootstrap(error, len(gap))
+        # |accuracy - confidence| of a bin, weighted by its share of the rows, is |sum of the differences| / N.
+        gaps = np.bincount(bins, weights=self.right - self.confidence)
+        return statistics.exact(float(np.abs(gaps).sum() / len(bins)), len(bins))
 
 
 def probabilities(score_NC: Tensor, scale: float | None, bias: float | None) -> Tensor:

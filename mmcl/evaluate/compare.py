@@ -18,8 +18,8 @@ from mmcl.evaluate.report import Metric, Provenance, Report, file_name
 from mmcl.evaluate.rows import Rows
 
 NOTES = (
-    "Difference: B - A on the same queries, with the 95 % bootstrap interval of the difference (queries are drawn, both models "
-    "are scored on them). Intervals and p-values hold for each metric by itself, not for all of them at once.",
+    "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
+    "Intervals and p-values hold for each metric by itself, not for all of them at once.",
     f"p: exact McNemar test for 0/1 outcomes, else a sign-flip permutation test (median: outcomes swapped) of {SWAPS} draws.",
 )
 _SHOWN = 5
@@ -32,7 +32,7 @@ class Difference:
     Attributes:
         evaluator, data, metric: as in `Metric`.
         a, b: the two values.
-        difference, low, high: b - a, with its 95 % interval.
+        difference, low, high: b - a, with its 95 % interval, or None where there is none.
         p: two-sided p-value, see `swap_test`.
         n: queries.
         won, lost: names of the queries on which B is better, and worse, the largest change first; their numbers, from 0, where
@@ -45,8 +45,8 @@ class Difference:
     a: float
     b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     n: int
     won: tuple[str, ...] = field(repr=False)
@@ -206,10 +206,11 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: boo
             f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
         ) from None
     won, lost = _changes(a.rows, b.rows, lower_is_better=tables.lower_is_better(a.metric))
-    value, low, high = (float(number) for number in (estimate.value, estimate.low, estimate.high))  # type: ignore[arg-type]
+    assert estimate.value is not None
     assert a.value is not None
     assert b.value is not None
-    return Difference(a.evaluator, a.data, a.metric, a.value, b.value, value, low, high, p, a.n, won, lost)
+    change = estimate.value, estimate.low, estimate.high
+    return Difference(a.evaluator, a.data, a.metric, a.value, b.value, *change, p, a.n, won, lost)
 
 
 def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -232,6 +233,7 @@ def _row(one: Difference) -> list[str]:
     form = "{:.1f}" if one.metric.endswith("rank") else "{:.3f}"
     a, b = form.format(one.a), form.format(one.b)
     signed = form.replace(":", ":+")
-    difference = f"{signed.format(one.difference)} [{signed.format(one.low)}, {signed.format(one.high)}]"
+    interval = f" [{signed.format(one.low)}, {signed.format(one.high)}]" if one.low is not None else ""
+    difference = f"{signed.format(one.difference)}{interval}"
     p = "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
     return [one.metric, difference, a, b, p, str(len(one.won)), str(len(one.lost)), str(one.n)]

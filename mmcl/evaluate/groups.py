@@ -32,8 +32,8 @@ def groups(
 
     Returns:
         `accuracy_of_<group>` for every group, `accuracy_worst_group`, and `accuracy_largest_gap`, best minus worst. These two
-        have bootstrap intervals that draw within each group; a largest gap is never negative, and that of small groups is large
-        by chance alone.
+        have no interval: which group is worst is chance too. The worst of small groups is low, and their gap large, by chance
+        alone; look at the intervals of the groups.
 
     Raises:
         UserError: shapes do not fit, an outcome is not finite, or there is one group only.
@@ -45,15 +45,7 @@ def groups(
     if len(samples) < 2:
         raise UserError("groups: all samples are of one group; give two groups or more to compare")
     estimates = {f"{metric}_of_{name}": statistics.mean(sample) for name, sample in samples.items()}
-    estimates[f"{metric}_worst_group"] = statistics.bootstrap_samples(_worst, list(samples.values()))
-    estimates[f"{metric}_largest_gap"] = statistics.bootstrap_samples(_largest_gap, list(samples.values()))
+    means = [float(sample.mean()) for sample in samples.values()]
+    estimates[f"{metric}_worst_group"] = statistics.exact(min(means), len(values))
+    estimates[f"{metric}_largest_gap"] = statistics.exact(max(means) - min(means), len(values))
     return Report(metric_rows(EVALUATOR, data, model, estimates))
-
-
-def _worst(*samples: np.ndarray) -> float:
-    return float(min(sample.mean() for sample in samples))
-
-
-def _largest_gap(*samples: np.ndarray) -> float:
-    means = [sample.mean() for sample in samples]
-    return float(max(means) - min(means))

@@ -3,60 +3,92 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from mmcl.evaluate import statistics
 from mmcl.evaluate.rows import Rows
-from mmcl.evaluate.statistics import MANY, SEED, Estimate
+from mmcl.evaluate.statistics import SEED, Estimate, Z
 
 SWAPS = 4999
+MANY = 1000
 
 
-def paired_difference(first: Rows, second: Rows, *, seed: int = SEED) -> Estimate:
-    """The statistic of `second` minus that of `first`, with the bootstrap interval of the difference.
+def paired_difference(first: Rows, second: Rows) -> Estimate:
+    """The statistic of `second` minus that of `first`, with the interval of the difference.
 
-    A resample draws queries, and takes the outcomes of both models on them; "class_mean" draws within each class. The mean of
-    more than 1000 different differences is normal, and has the interval of the normal distribution.
+    Of 0/1 outcomes it is the score interval (Tango, "Equivalence test and confidence interval for the difference in proportions
+    for the paired-sample design", 1998); of other means that of the mean of the differences. That of medians has none.
 
     Args:
         first, second: outcomes of the same queries in the same order, with the same statistic.
 
     Raises:
-        ValueError: the rows differ in number, statistic or classes.
+        ValueError: the rows differ in number, statistic, classes or clusters.
     """
     a, b = _outcomes(first, second)
     if first.statistic == "median":
-        return statistics.bootstrap(lambda rows: float(np.median(b[rows]) - np.median(a[rows])), len(a), seed=seed)
-    if first.labels is None and len(np.unique(b - a)) > MANY:
-        return statistics.mean(b - a)
-    labels = np.zeros(len(a), np.int64) if first.labels is None else first.labels
-    return statistics.class_mean(b - a, labels, seed=seed)
+        return statistics.exact(float(np.median(b) - np.median(a)), len(a))
+    change = b - a
+    low, high = first.within or statistics.bounds(np.concatenate([a, b]))
+    within = (low - high, high - low)
+    if first.labels is not None:
+        return statistics.class_mean(change, first.labels, within=within)
+    if first.clusters is None and np.isin(change, (-1, 0, 1)).all() and within == (-1, 1):
+        return paired_shares(int((change > 0).sum()), int((change < 0).sum()), len(change))
+    return statistics.mean(change, clusters=first.clusters, within=within)
+
+
+def paired_shares(won: int, lost: int, n: int) -> Estimate:
+    """(won - lost) / n with Tango's score interval: the differences that the data do not reject.
+
+    Args:
+        won, lost: of `n` queries, those that only the second model gets right, and only the first.
+    """
+
+    def score(difference: float) -> float:
+        """How many standard deviations the data are above a difference; its other parameter is the likeliest one."""
+        b = (2 * n - won + lost) * difference - won - lost
+        share = (np.sqrt(max(b**2 + 8 * n * lost * difference * (1 - difference), 0)) - b) / (4 * n)
+        variance = n * (2 * share + difference * (1 - difference))
+        return float((won - lost - n * difference) / np.sqrt(max(variance, 1e-300)))
+
+    value = (won - lost) / n
+    low = brentq(lambda d: score(d) - Z, -1, value, xtol=1e-12) if lost < n else -1.0
+    high = brentq(lambda d: score(d) + Z, value, 1, xtol=1e-12) if won < n else 1.0
+    return Estimate(value, float(low), float(high), n)
 
 
 def swap_test(first: Rows, second: Rows, *, seed: int = SEED) -> float:
     """Two-sided p-value of the difference, if on every query it were chance which model had which of the two outcomes.
 
     The sign-flip (Fisher-Pitman) permutation test: how often is the difference at least as large when the two outcomes of every
-    query are swapped at random? For a mean of 0/1 outcomes this is McNemar's test, and is computed exactly; for a mean of more
-    than 1000 different differences it is normal; else `SWAPS` draws are made, and p = (1 + as large) / (1 + SWAPS).
+    query are swapped at random? Queries of one cluster are swapped together. For a mean of 0/1 outcomes this is McNemar's test,
+    and is computed exactly; for a mean of more than 1000 different differences it is normal; else `SWAPS` draws are made, and
+    p = (1 + as large) / (1 + SWAPS).
 
     Args, Raises: as for `paired_difference`.
     """
     a, b = _outcomes(first, second)
     generator = np.random.default_rng(seed)
     if first.statistic == "median":
-        return _swapped_medians(a, b, generator)
+        return _swapped_medians(a, b, first.clusters, generator)
     weight = np.full(len(a), 1 / len(a)) if first.labels is None else _class_weights(first.labels)
     change = b - a
-    if first.labels is None and np.isin(change, (-1, 0, 1)).all():
+    if first.labels is None and first.clusters is None and np.isin(change, (-1, 0, 1)).all():
         return _mcnemar(int((change > 0).sum()), int((change < 0).sum()))
-    return _flipped_signs(weight * change, generator)
+    part = weight * change
+    if first.clusters is not None:
+        part = np.bincount(np.unique(first.clusters, return_inverse=True)[1], part)
+    return _flipped_signs(part, generator)
 
 
 def _outcomes(first: Rows, second: Rows) -> tuple[np.ndarray, np.ndarray]:
-    same_labels = first.labels is second.labels or np.array_equal(first.labels, second.labels)  # type: ignore[arg-type]
-    if len(first) != len(second) or first.statistic != second.statistic or not same_labels:
-        raise ValueError("the rows differ in number, statistic or classes: they are not of the same queries")
+    if len(first) != len(second) or first.statistic != second.statistic:
+        raise ValueError("the rows differ in number or statistic: they are not of the same queries")
+    for ours, theirs in ((first.labels, second.labels), (first.clusters, second.clusters)):
+        if ours is not theirs and not np.array_equal(ours, theirs):  # type: ignore[arg-type]
+            raise ValueError("the rows differ in classes or clusters: they are not of the same queries")
     return first.values.astype(np.float64), second.values.astype(np.float64)
 
 
@@ -85,10 +117,11 @@ def _flipped_signs(part: np.ndarray, generator: np.random.Generator) -> float:
     return (1 + as_large) / (1 + SWAPS)
 
 
-def _swapped_medians(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> float:
+def _swapped_medians(a: np.ndarray, b: np.ndarray, clusters: np.ndarray | None, generator: np.random.Generator) -> float:
     observed, as_large = abs(np.median(b) - np.median(a)), 0
+    place = np.arange(len(a)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     for draws in _blocks(len(a)):
-        swap = generator.random((draws, len(a))) < 0.5
+        swap = (generator.random((draws, int(place.max()) + 1)) < 0.5)[:, place]
         difference = np.median(np.where(swap, a, b), axis=1) - np.median(np.where(swap, b, a), axis=1)
         as_large += int((np.abs(difference) >= observed).sum())
     return (1 + as_large) / (1 + SWAPS)

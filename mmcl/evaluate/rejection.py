@@ -20,6 +20,7 @@ from mmcl.evaluate.task import CachedModel, Task
 
 EVALUATOR = "zero_shot_reject"
 KEPT = 0.95
+_FEWEST_KNOWN = 100
 
 
 def zero_shot_reject(
@@ -48,7 +49,7 @@ def zero_shot_reject(
         with background prompts `background`, how much nearer the nearest class is than the nearest of them, by cosine:
         `reject_max_cosine_auroc`, the chance that a known image scores higher than an unknown one, ties counted half, and
         `reject_max_cosine_fpr95`, the share of unknown images that are let in where at least 95 % of the known ones are.
-        Intervals draw known and unknown images apart from each other.
+        The latter has an interval from 100 known images, see `false_positive_rate`.
 
     Raises:
         UserError: shapes do not fit, or an embedding is not finite.
@@ -70,7 +71,7 @@ def zero_shot_reject(
     for name, score in scores.items():
         inside, outside = np.split(score.cpu().numpy(), [len(known)])
         for metric, value in {"auroc": auroc, "fpr95": false_positive_rate}.items():
-            estimates[f"reject_{name}_{metric}"] = statistics.bootstrap_samples(value, [inside, outside])
+            estimates[f"reject_{name}_{metric}"] = value(inside, outside)
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
@@ -115,13 +116,36 @@ def evaluate_zero_shot_reject(
     return report
 
 
-def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Chance that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs."""
-    rank = rankdata(np.concatenate([known, unknown]))[: len(known)]
-    return float((rank.sum() - len(known) * (len(known) + 1) / 2) / (len(known) * len(unknown)))
+def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:
+    """Chance that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs.
+
+    Its variance is that of DeLong, DeLong and Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves",
+    1988); as draws count those of the smaller sample. With one image on a side there is no interval.
+    """
+    m, n = len(known), len(unknown)
+    rank = rankdata(np.concatenate([known, unknown]))
+    below = (rank[:m] - rankdata(known)) / n  # Of each known score, the share of the unknown ones that it is above.
+    above = 1 - (rank[m:] - rankdata(unknown)) / m
+    value, fewer = float(below.mean()), min(m, n)
+    if fewer < 2:
+        return statistics.exact(value, m + n)
+    variance = below.var(ddof=1) / m + above.var(ddof=1) / n
+    return Estimate(value, *statistics.within_bounds(value, variance * fewer, fewer), m + n)
 
 
-def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Share of unknown scores at or above the highest threshold that at least 95 % of the known ones reach."""
-    threshold = np.sort(known)[::-1][int(np.ceil(KEPT * len(known))) - 1]
-    return float((unknown >= threshold).mean())
+def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> Estimate:
+    """Share of unknown scores at or above the highest threshold that at least 95 % of the known ones reach.
+
+    The interval joins that of the share at this threshold with that of the threshold, between order statistics of the known
+    scores (MOVER, see statistics.py). Of fewer than 100 known scores, too few lie beyond it for one.
+    """
+    m, n = len(known), len(unknown)
+    ordered = np.sort(known)
+    share = float((unknown >= ordered[::-1][int(np.ceil(KEPT * m)) - 1]).mean())
+    if m < _FEWEST_KNOWN:
+        return statistics.exact(share, m + n)
+    low, high = statistics.within_bounds(share, share * (1 - share), n)
+    missed = statistics.within_bounds(1 - KEPT, KEPT * (1 - KEPT), m)
+    most, least = ((unknown >= edge).mean() for edge in np.quantile(ordered, missed, method="weibull"))
+    below, above = np.hypot(share - low, share - least), np.hypot(high - share, most - share)
+    return Estimate(share, max(0.0, share - float(below)), min(1.0, share + float(above)), m + n)

@@ -64,7 +64,7 @@ class Provenance:
         bank_identity: of the training samples that the evaluator may have used; None without any.
         model_fingerprint: of architecture, weights, preprocessing and tokenizer.
         dtype: of the embeddings.
-        seed: of the bootstrap.
+        seed: of what is drawn.
         versions: of the libraries that computed it.
     """
 

@@ -69,8 +69,9 @@ def retrieval(
     text_id = integers(text_image_ids, "text_image_ids", len(text)).to(image.device)
     ks = cutoffs(ks)
     both = cosine_rivals(text, image, text_id, image_id, chunk_size=chunk_size)
-    directions = {name: ranks(rivals, ties) for name, rivals in zip(("text_to_image", "image_to_text"), both, strict=True)}
-    return _report(directions, ks, data, model)
+    queries = {"text_to_image": (text_id, image_id), "image_to_text": (image_id, text_id)}
+    found = {name: (ranks(rivals, ties), _answered(*queries[name])) for name, rivals in zip(queries, both, strict=True)}
+    return _report(found, ks, data, model)
 
 
 def retrieval_from_scores(
@@ -92,7 +93,10 @@ def retrieval_from_scores(
     """
     image, text = torch.as_tensor(image_ids), torch.as_tensor(text_image_ids)
     ids = {"text_to_image": (text, image), "image_to_text": (image, text)}
-    found = {name: score_ranks(score, *ids[name], ties=ties, chunk_size=chunk_size) for name, score in scores.items()}
+    found = {
+        name: (score_ranks(score, *ids[name], ties=ties, chunk_size=chunk_size), _answered(*ids[name]))
+        for name, score in scores.items()
+    }
     return _report(found, cutoffs(ks), data, model)
 
 
@@ -127,14 +131,23 @@ def evaluate_retrieval(
     return report
 
 
-def _report(directions: Mapping[str, Ranks], ks: Sequence[int], data: str, model: str) -> Report:
+def _answered(query_ids: torch.Tensor, key_ids: torch.Tensor) -> np.ndarray:
+    """The ids of the queries that have a positive, as `Ranks` has them: equal ones were drawn together."""
+    return query_ids[torch.isin(query_ids, key_ids)].cpu().numpy()
+
+
+def _report(directions: Mapping[str, tuple[Ranks, np.ndarray]], ks: Sequence[int], data: str, model: str) -> Report:
     estimates: dict[str, Estimate] = {}
-    for direction, found in directions.items():
+    for direction, (found, ids) in directions.items():
         for name, outcome_Q in _outcomes(found, ks).items():
-            estimate = statistics.exact(None, len(found)) if outcome_Q is None else statistics.mean(outcome_Q)
-            estimates[f"{direction}_{name}"] = estimate
-        estimates[f"{direction}_median_rank"] = statistics.median(found.first())
-        estimates[f"{direction}_tied"] = statistics.mean(found.tied)
+            within = statistics.ANYTHING if name == "mean_rank" else (0.0, 1.0)
+            estimates[f"{direction}_{name}"] = (
+                statistics.exact(None, len(found))
+                if outcome_Q is None
+                else statistics.mean(outcome_Q, clusters=ids, within=within)
+            )
+        estimates[f"{direction}_median_rank"] = statistics.median(found.first(), clusters=ids)
+        estimates[f"{direction}_tied"] = statistics.mean(found.tied, clusters=ids)
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 

@@ -23,8 +23,8 @@ def robustness(right: Mapping[str, Array | Sequence[float]], *, reference: str, 
         model: what the rows of the report call it.
 
     Returns:
-        By data set, `accuracy`; and `accuracy_gap`, accuracy on the reference minus that on the data set, with a bootstrap
-        interval that draws the samples of either set apart.
+        By data set, `accuracy`; and `accuracy_gap`, accuracy on the reference minus that on the data set, with an interval
+        from those of the two, see `statistics.difference`.
 
     Raises:
         UserError: the reference is not among the data sets, or outcomes are missing or not finite.
@@ -36,7 +36,7 @@ def robustness(right: Mapping[str, Array | Sequence[float]], *, reference: str, 
     for name, own in outcomes.items():
         estimates = {"accuracy": statistics.mean(own)}
         if name != reference:
-            estimates["accuracy_gap"] = statistics.bootstrap_samples(_gap, [outcomes[reference], own])
+            estimates["accuracy_gap"] = statistics.difference(outcomes[reference], own)
         report += Report(metric_rows(EVALUATOR, name, model, estimates))
     return report
 
@@ -62,10 +62,6 @@ def effective_robustness(accuracy: float, shifted_accuracy: float, baselines: Se
     logits = np.log(points / (1 - points))
     slope, intercept = np.polyfit(logits[:-1, 0], logits[:-1, 1], 1)
     return float(shifted_accuracy - 1 / (1 + np.exp(-(slope * logits[-1, 0] + intercept))))
-
-
-def _gap(reference: np.ndarray, shifted: np.ndarray) -> float:
-    return float(reference.mean() - shifted.mean())
 
 
 def _outcomes(name: str, values: Array | Sequence[float]) -> np.ndarray:

@@ -24,12 +24,16 @@ class Rows:
         statistic: what the metric is of them; "class_mean" is the mean over the classes of the mean of their rows.
         labels: int64 [N], the classes of "class_mean".
         names: what the N queries are called, a picture's name or a text; None where nobody said.
+        clusters: int64 [N], equal for rows that were drawn together, such as the captions of one image; None where none were.
+        within: what an outcome can be at least and at most, perhaps infinite; None where nobody said.
     """
 
     values: np.ndarray
     statistic: Statistic = "mean"
     labels: np.ndarray | None = None
     names: Sequence[str] | None = None
+    clusters: np.ndarray | None = None
+    within: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -47,13 +51,14 @@ def write_rows(path: Path, rows_by_key: Mapping[Key, Rows]) -> None:
     place: dict[int, str] = {}
     for number, (key, rows) in enumerate(rows_by_key.items()):
         tensors[f"values.{number}"] = np.ascontiguousarray(rows.values, np.float32)
-        if rows.labels is not None:
-            tensors[f"labels.{number}"] = np.ascontiguousarray(rows.labels, np.int64)
+        for kind, numbers in (("labels", rows.labels), ("clusters", rows.clusters)):
+            if numbers is not None:
+                tensors[f"{kind}.{number}"] = np.ascontiguousarray(numbers, np.int64)
         if rows.names is not None and id(rows.names) not in place:
             place[id(rows.names)] = f"names.{len(place)}"
             encoded = json.dumps(list(rows.names)).encode()
             tensors[place[id(rows.names)]] = np.frombuffer(encoded, np.uint8)
-        entries.append({"key": key, "statistic": rows.statistic, "names": place.get(id(rows.names))})
+        entries.append({"key": key, "statistic": rows.statistic, "names": place.get(id(rows.names)), "within": rows.within})
     save_file(tensors, path, {"rows": json.dumps(entries)})
 
 
@@ -70,7 +75,12 @@ def read_rows(path: Path) -> dict[Key, Rows]:
         names = {name: tuple(json.loads(tensor.tobytes())) for name, tensor in tensors.items() if name.startswith("names.")}
         return {
             tuple(entry["key"]): Rows(
-                tensors[f"values.{number}"], entry["statistic"], tensors.get(f"labels.{number}"), names.get(entry["names"])
+                tensors[f"values.{number}"],
+                entry["statistic"],
+                tensors.get(f"labels.{number}"),
+                names.get(entry["names"]),
+                tensors.get(f"clusters.{number}"),
+                tuple(entry["within"]) if entry.get("within") else None,
             )
             for number, entry in enumerate(entries)
         }

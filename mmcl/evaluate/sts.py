@@ -25,8 +25,7 @@ def sts(
 ) -> Report:
     """Spearman's rank correlation of cosines and human scores over pairs of texts, as for SentEval's STS tasks.
 
-    Equal values take the mean of their ranks, so a model whose cosines are all equal has no correlation, which counts as 0. The
-    interval is a bootstrap over the pairs.
+    Equal values take the mean of their ranks, so a model whose cosines are all equal has no correlation, which counts as 0.
 
     Args:
         first_emb, second_emb: finite rows [N, D] of the two texts of every pair; they are scaled to unit length.
@@ -60,12 +59,26 @@ def evaluate_sts(model: CachedModel, task: Task) -> Report:
     return report
 
 
-def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Pearson's correlation of the ranks; 0 where one side is constant."""
-    ranks = [rankdata(values) for values in (x_N, y_N)]
-    x, y = (rank - rank.mean() for rank in ranks)
-    length = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / length) if length > 0 else 0.0
+def spearman(x_N: np.ndarray, y_N: np.ndarray) -> Estimate:
+    """Pearson's correlation of the ranks; 0, without an interval, where one side is constant."""
+    n = len(x_N)
+    x, y = ((rankdata(values) - (n + 1) / 2) / n for values in (x_N, y_N))
+    xx, yy, xy = (float((a * b).mean()) for a, b in ((x, x), (y, y), (x, y)))
+    if xx * yy == 0:
+        return statistics.exact(0.0, n)
+    value = float(np.clip(xy / np.sqrt(xx * yy), -1, 1))
+    # A row counts in the mean by its own ranks, and by one step that it adds to the ranks of the rows above it.
+    part_xy = x * y + _mean_above(x, y) + _mean_above(y, x)
+    part_xx, part_yy = (a * a + 2 * _mean_above(a, a) for a in (x, y))
+    influence = part_xy / np.sqrt(xx * yy) - value / 2 * (part_xx / xx + part_yy / yy)
+    return statistics.correlation(value, influence - influence.mean())
+
+
+def _mean_above(place_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
+    """For each row, the sum of the weights of the rows that stand above it, and half of those beside it, over N."""
+    levels, level = np.unique(place_N, return_inverse=True)
+    own = np.bincount(level, weight_N, len(levels))
+    return np.asarray((own[::-1].cumsum()[::-1] - own / 2)[level] / len(place_N))
 
 
 def _correlation(cosine_N: np.ndarray, scores: Array | Sequence[float]) -> Estimate:
@@ -74,7 +87,7 @@ def _correlation(cosine_N: np.ndarray, scores: Array | Sequence[float]) -> Estim
         raise UserError(f"scores must be {len(cosine_N)} finite numbers, one for each pair")
     if np.ptp(score_N) == 0:
         raise UserError("scores are all equal, so there is no order to agree with; give pairs of different scores")
-    return statistics.bootstrap(lambda rows: spearman(cosine_N[rows], score_N[rows]), len(score_N))
+    return spearman(cosine_N, score_N)
 
 
 def _pairs(task: Task) -> tuple[list[str], list[str], np.ndarray]:

@@ -23,6 +23,7 @@ from mmcl.evaluate.task import CachedModel, Task
 
 EVALUATOR = "zero_shot"
 _BLOCK = 2**22
+_FEWEST_OF_F1 = 10
 
 
 def zero_shot(
@@ -110,7 +111,7 @@ def zero_shot_from_scores(
         for k in cutoffs(top_k, "top_k")
     }
     estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1), label)
-    estimates["zero_shot_macro_f1"] = statistics.bootstrap(lambda rows: macro_f1(label[rows], predicted[rows], classes), n)
+    estimates["zero_shot_macro_f1"] = macro_f1(label, predicted, classes)
     estimates["zero_shot_tied"] = statistics.mean(ranks.tied)
     if calibration is not None:
         estimates |= {f"zero_shot_{name}": estimate for name, estimate in calibration.estimates().items()}
@@ -126,12 +127,22 @@ def zero_shot_from_scores(
     )
 
 
-def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """Mean of the classes' F1 over those that are a label or a prediction: scikit-learn's `f1_score(average="macro")`."""
-    true, guessed = (np.bincount(values, minlength=classes) for values in (labels, predicted))
-    right = np.bincount(labels[labels == predicted], minlength=classes)
-    seen = true + guessed > 0
-    return float((2 * right[seen] / (true + guessed)[seen]).mean())
+def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimate:
+    """Mean of the classes' F1 over those that are a label or a prediction: scikit-learn's `f1_score(average="macro")`.
+
+    Its interval has the variance of the rows' influence (the delta method); there is none where one of these classes is the
+    label and the prediction of fewer than 10 rows, counted together.
+    """
+    n, hit = len(labels), labels == predicted
+    rows = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    seen, f1 = rows > 0, 2 * np.bincount(labels[hit], minlength=classes) / np.maximum(rows, 1)
+    value = float(f1[seen].mean())
+    if rows[seen].min() < _FEWEST_OF_F1:
+        return statistics.exact(value, n)
+    influence = (2 * hit - f1[labels]) / rows[labels] - f1[predicted] / rows[predicted]
+    effective = seen.sum() ** 2 / (2 / rows[seen]).sum()
+    variance = (influence**2).sum() / seen.sum() ** 2 * n / (n - 1)
+    return Estimate(value, *statistics.within_bounds(value, variance * effective, effective), n)
 
 
 def evaluate_zero_shot(

@@ -82,7 +82,7 @@ def test_calibration_error_equals_a_loop_over_bins(scale: float, bias: float | N
 def test_the_union_of_labels_and_predictions_counts_in_macro_f1() -> None:
     labels, predicted = np.array([0, 0, 1, 4]), np.array([0, 2, 1, 1])
     expected = f1_score(labels, predicted, average="macro")
-    assert macro_f1(labels, predicted, 6) == pytest.approx(expected)
+    assert macro_f1(labels, predicted, 6).value == pytest.approx(expected)
     assert expected == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4), "classes 3 and 5 are in neither, 2 and 4 in one"
 
 
