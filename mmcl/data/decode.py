@@ -19,7 +19,7 @@ from mmcl.data.file_part import FilePart
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
 
 MAX_PIXELS = 64_000_000

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmcl.data import SOURCES
-from mmcl.data.folder import IMAGE_SUFFIXES
+from mmcl.data.captions_file import usual_captions_files
+from mmcl.data.files import is_image, list_files, reason_unused, suffix_of
 from mmcl.data.huggingface import is_saved_to_disk
 from mmcl.data.servers import is_url
-from mmcl.data.shards.paths import is_shards
+from mmcl.data.shards.paths import COMPRESSED, is_shards
 from mmcl.data.source import Source, required_path
 from mmcl.data.table_file import SUFFIXES as TABLE_SUFFIXES
 from mmcl.data.table_file import is_table
+from mmcl.data.usage import count_unused, counts_to_text
 from mmcl.errors import UserError
+
+FEW = 10
+"""So many images, such as a logo, may lie beside shards or parquet files without being what is meant, whatever their size."""
 
 
 def open_source(
@@ -50,16 +57,49 @@ def guess_source(path: str | None) -> str:
             return "table"
         raise UserError(f"{path}: is no table and no shard; of URLs only .tar and {', '.join(TABLE_SUFFIXES)} are read")
     place = required_path(path, "auto")
-    if place.is_file():
-        if is_table(place):
-            return "table"
-        raise UserError(f"{place}: is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}")
-    if is_saved_to_disk(place):
-        return "huggingface"
-    suffixes = [file.suffix.lower() for file in place.rglob("*") if file.is_file() and not file.name.startswith(".")]
-    if any(suffix in IMAGE_SUFFIXES for suffix in suffixes):
+    if place.is_dir():
+        return "huggingface" if is_saved_to_disk(place) else _guess_folder(place)
+    if is_table(place):
+        return "table"
+    raise UserError(f"{place}: is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}")
+
+
+def _guess_folder(folder: Path) -> str:
+    """Images that a captions file describes come first, then shards, then parquet and Arrow files, then other images.
+
+    An archive beside the folder that was unpacked from it, or written with it, does not count.
+    """
+    names = list_files(folder).names
+    images = [name for name in names if is_image(name)]
+    packed = [name for name in names if suffix_of(name) in (".tar", ".parquet", ".arrow") or name.lower().endswith(COMPRESSED)]
+    if packed:
+        folders = {place.as_posix() for name in names for place in PurePosixPath(name).parents}
+        packed = [name for name in packed if _unpacked(name) not in folders]
+    if images and (not packed or _described(folder, names) or _outweigh(folder, images, packed)):
         return "folder"
-    if any(suffix in (".parquet", ".arrow") for suffix in suffixes):
-        return "huggingface"
-    found = f"{len(suffixes)} files ({', '.join(sorted(set(suffixes))[:5])})" if suffixes else "nothing"
-    raise UserError(f"{place}: no images, parquet or Arrow files in it, only {found}; give a folder or a table of images")
+    if packed:
+        return "webdataset" if any(is_shards(name) for name in packed) else "huggingface"
+    found = counts_to_text(count_unused((reason_unused(name), name) for name in names))
+    kinds = "no images, shards, parquet or Arrow files in it"
+    raise UserError(f"{folder}: {kinds}, only {found or 'nothing'}; give a folder or a table of images")
+
+
+def _unpacked(archive: str) -> str:
+    """The folder in which the content of an archive would lie."""
+    place, slash, name = archive.rpartition("/")
+    return place + slash + name.partition(".")[0]
+
+
+def _described(folder: Path, names: Sequence[str]) -> bool:
+    parts = {"", *(f"{name.partition('/')[0]}/" for name in names if "/" in name)}
+    return any(usual_captions_files(folder, names, part) for part in sorted(parts))
+
+
+def _outweigh(folder: Path, images: Sequence[str], packed: Sequence[str]) -> bool:
+    """Whether most of the data are images in files of their own."""
+    return len(images) > FEW and _bytes(folder, images) > _bytes(folder, packed)
+
+
+def _bytes(folder: Path, names: Sequence[str]) -> int:
+    places = (os.path.join(folder, name) for name in names)
+    return sum(os.path.getsize(place) for place in places if os.path.isfile(place))

@@ -45,10 +45,7 @@ class Usage:
     def to_text(self) -> str:
         """ "5 of 9 files used; not used: 3 .heic (a.heic, b.heic, c.heic), 1 .md (README.md)"."""
         line = f"{self.used:,} of {self.total:,} {self.unit} used"
-        if not self.unused:
-            return line
-        largest_first = sorted(self.unused.items(), key=lambda item: -item[1].count)
-        return f"{line}; not used: {', '.join(_shown(reason, unused) for reason, unused in largest_first)}"
+        return f"{line}; not used: {counts_to_text(self.unused)}" if self.unused else line
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -65,6 +62,36 @@ def count_unused(unused: Iterable[tuple[str, str]]) -> dict[str, Unused]:
         if counts[reason] <= EXAMPLES:
             examples.setdefault(reason, []).append(valid_name(name))
     return {reason: Unused(count, tuple(examples[reason])) for reason, count in counts.items()}
+
+
+def counts_to_text(unused: Mapping[str, Unused]) -> str:
+    """Reasons with their counts and examples, the most frequent first."""
+    most_first = sorted(unused.items(), key=lambda item: -item[1].count)
+    return ", ".join(_shown(reason, unused) for reason, unused in most_first)
+
+
+def incomplete(total: int, unit: str, missing: Mapping[str, int], broken: int) -> list[str]:
+    """One line that says how many samples lack something, or none where all are whole.
+
+    Args:
+        total: samples.
+        unit: what they are, in the plural.
+        missing: what is missing -> in how many; what is missing in all is said of none.
+        broken: samples that cannot be used.
+    """
+    said = [f"{count:,} have {what}" for what, count in missing.items() if 0 < count < total]
+    said += [f"{broken:,} are broken"] if broken else []
+    return [f"of {total:,} {unit}, {', '.join(said)}; `mmcl data verify` lists them"] if said else []
+
+
+def merge_unused(parts: Iterable[Mapping[str, Unused]]) -> dict[str, Unused]:
+    """`Usage.unused` of several parts as that of the whole."""
+    merged: dict[str, Unused] = {}
+    for part in parts:
+        for reason, unused in part.items():
+            before = merged.get(reason, Unused(0))
+            merged[reason] = Unused(before.count + unused.count, (*before.examples, *unused.examples)[:EXAMPLES])
+    return merged
 
 
 def valid_name(path: object) -> str:

@@ -29,7 +29,7 @@ def test_index(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_verify_exits_with_1_where_something_is_wrong(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", shard, "--root", tmp_path, "--decode") == 0
-    assert capsys.readouterr().out == "8 samples, 0 findings\n"
+    assert capsys.readouterr().out == "16 of 16 members used\n8 samples, 0 findings\n"
     write_tar(shard, {**pairs(0, 3), "0001.png": b"<html>"})
     with pytest.raises(SystemExit) as stopped:
         run("verify", shard, "--root", tmp_path)

@@ -77,7 +77,9 @@ class TestSamples:
         write_tar(tmp_path / "a.tar", {"a.png": picture(), "a.npy": b"1", "._a.png": b"2", "README": b"3"})
         source = open_tar(tmp_path / "a.tar", tmp_path)
         assert len(source) == 1
-        assert source.shards[0].facts.other == {".npy": 1, ".png": 1, "no suffix": 1}
+        assert source.usage[0].to_text() == (
+            "1 of 4 members used; not used: 1 .npy (a.npy), 1 .png (._a.png), 1 without suffix (README)"
+        )
 
 
 class TestLayouts:

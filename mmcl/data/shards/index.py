@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,18 +18,17 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from mmcl.data.captions import caption_lines
-from mmcl.data.columns import USUAL_NAMES, captions_of
 from mmcl.data.file_part import FilePart, LocalFile
-from mmcl.data.folder import IMAGE_SUFFIXES
+from mmcl.data.files import IMAGE_SUFFIXES, reason_unused
 from mmcl.data.remote import RemoteFile
 from mmcl.data.shards.paths import stated_samples
 from mmcl.data.shards.tar import BrokenTarError, Member, members
+from mmcl.data.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, TEXT_SUFFIXES, kind_of_member, read_captions
 from mmcl.data.source import Sample, digest
+from mmcl.data.usage import Unused, count_unused, valid_name
 from mmcl.errors import UserError, first_line
 
-FORMAT = 2
-MAX_TEXT_BYTES = 2**20
+FORMAT = 3
 
 _NAME = re.compile(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _SCHEMA = pa.schema(
@@ -49,7 +47,8 @@ class ShardFacts:
         fingerprint: digest of its members' names, sizes and times, and of all texts.
         broken: why it could not be read to its end; None where it could.
         failed: samples that img2dataset could not download, and which are therefore not in it.
-        other: members that are none of a sample's, by suffix.
+        members: how many belong to samples.
+        other: the others, by suffix.
     """
 
     format: int
@@ -58,7 +57,15 @@ class ShardFacts:
     fingerprint: str
     broken: str | None
     failed: int
-    other: dict[str, int]
+    members: int
+    other: dict[str, Unused]
+
+    @classmethod
+    def from_json(cls, text: str) -> ShardFacts:
+        """What `json.dumps(asdict(facts))` wrote. Raises KeyError, TypeError or ValueError of anything else."""
+        stored = json.loads(text)
+        other = {reason: Unused(part["count"], tuple(part["examples"])) for reason, part in stored.pop("other").items()}
+        return cls(other=other, **stored)
 
 
 class Shard:
@@ -77,7 +84,7 @@ class Shard:
     def __init__(self, file: LocalFile | RemoteFile, index: Path):
         self.file, self.path, self._index = file, file.path, index
         reader = pa.ipc.open_file(pa.memory_map(str(index)))
-        self.facts = ShardFacts(**json.loads(reader.schema.metadata[b"facts"]))
+        self.facts = ShardFacts.from_json(reader.schema.metadata[b"facts"].decode())
         self.columns: pa.RecordBatch = reader.get_batch(0)
         self.offset, self.size, self.label = (self.columns[name].to_numpy() for name in ("offset", "size", "label"))
         self._key, self._captions, self._problem = (self.columns[name] for name in ("key", "captions", "problem"))
@@ -157,13 +164,14 @@ class _Row:
     label: int = -1
     captions: tuple[str, ...] = ()
     problem: str | None = None
-    suffixes: set[str] = field(default_factory=set)
+    has_text: bool = False
+    members: list[str] = field(default_factory=list)
 
 
 def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
     """Reads the headers and texts of a shard. Raises UserError when it cannot be opened."""
     rows: dict[str, _Row] = {}
-    other: Counter[str] = Counter()
+    other: list[tuple[str, str]] = []
     state, broken = hashlib.sha256(), None
     try:
         with open(shard.local(), "rb", buffering=0) as file:
@@ -171,7 +179,7 @@ def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> t
                 for member in members(file, shard.size):
                     state.update(f"{member.name}\0{member.size}\0{member.mtime}\0".encode(errors="surrogateescape"))
                     if not _add(member, file, rows, fields, state):
-                        other[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
+                        other.append((_reason_unused(member.name), member.name))
             except BrokenTarError as error:
                 broken = str(error)
     except OSError as error:
@@ -186,26 +194,34 @@ def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> t
         fingerprint=state.hexdigest(),
         broken=broken,
         failed=stated[1] if stated else 0,
-        other=dict(other),
+        members=sum(len(row.members) for row in rows.values()),
+        other=count_unused(other),
     )
+
+
+def _reason_unused(name: str) -> str:
+    """Its suffix; and that there is another dot before it, at which the key ends."""
+    reason = reason_unused(name)
+    return f"{reason} whose names have another dot" if name.rpartition("/")[2].lstrip(".").count(".") > 1 else reason
 
 
 def _add(member: Member, file: BinaryIO, rows: dict[str, _Row], fields: Sequence[str] | None, state: Any) -> bool:
     """Adds a member to its sample. Returns whether it belongs to one."""
     match = _NAME.fullmatch(member.name)
-    suffix = f".{match[2].lower()}" if match else ""
-    if match is None or suffix not in (*IMAGE_SUFFIXES, ".txt", ".json", ".cls"):
+    extension = match[2].lower() if match else ""
+    kind = "picture" if f".{extension}" in IMAGE_SUFFIXES else ".cls" if extension == "cls" else kind_of_member(extension)
+    if match is None or kind is None:
         return False
-    key = match[1].encode(errors="backslashreplace").decode()
+    key = valid_name(match[1])
     row = rows.setdefault(key, _Row(key))
-    kind = "picture" if suffix in IMAGE_SUFFIXES else suffix
-    if kind in row.suffixes:
-        row.problem = f"the shard has two members of kind {kind} under its key"
+    which = kind if kind == "picture" else f".{extension}"
+    if which in row.members:
+        row.problem = f"the shard has two members of kind {which} under its key"
     elif kind == "picture":
         row.offset, row.size = member.offset, member.size
     else:
         _read_text(member, kind, file, row, fields, state)
-    row.suffixes.add(kind)
+    row.members.append(which)
     return True
 
 
@@ -217,13 +233,13 @@ def _read_text(member: Member, kind: str, file: BinaryIO, row: _Row, fields: Seq
     raw = file.read(member.size)
     state.update(raw)
     try:
-        text = raw.decode("utf-8-sig")
         if kind == ".cls":
-            row.label = _class_number(text)
-        elif kind == ".json" and (fields is not None or ".txt" not in row.suffixes):
-            row.captions = _json_captions(json.loads(text), fields)
-        elif kind == ".txt" and fields is None:
-            row.captions = caption_lines(text)
+            row.label = _class_number(raw.decode("utf-8-sig"))
+        elif kind == RECORD_SUFFIX and (fields is not None or not row.has_text):
+            row.captions = read_captions(kind, raw, fields)
+        elif kind in TEXT_SUFFIXES and fields is None:
+            before = row.captions if row.has_text else ()  # Captions of a record give way to those of a text.
+            row.captions, row.has_text = tuple(dict.fromkeys([*before, *read_captions(kind, raw)])), True
     except (ValueError, RecursionError) as error:
         row.problem = f"its {kind} cannot be read: {first_line(error)}"
 
@@ -232,15 +248,3 @@ def _class_number(text: str) -> int:
     if not text.strip().isdecimal() or len(text) > 18:
         raise ValueError(f"{text.strip()[:20]!r} is no class number")
     return int(text)
-
-
-def _json_captions(record: Any, fields: Sequence[str] | None) -> tuple[str, ...]:
-    if not isinstance(record, dict):
-        raise ValueError("it is no object")
-    usual = [name for name in USUAL_NAMES["caption"] if record.get(name)][:1]
-    captions = tuple(text for name in (usual if fields is None else fields) for text in captions_of(record.get(name)))
-    for text in captions:
-        if not isinstance(text, str):
-            raise ValueError(f"a caption is of type {type(text).__name__}, not a text")
-        text.encode()  # JSON can spell halves of characters; an index, and a tokenizer, cannot.
-    return captions

@@ -13,15 +13,17 @@ from mmcl.errors import UserError
 
 SEPARATOR = "::"
 MAX_SHARDS = 1_000_000
+NUMBER_OF_SHARDS = "nshards.txt"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Of archives in which no sample can be read without all before it."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shards(path: str) -> bool:
-    """Whether a path means tar shards; says nothing of whether they are there."""
-    parts = path.split(SEPARATOR)
-    return all(part.endswith(".tar") for part in parts) or (Path(path).is_dir() and _folder_of_shards(Path(path)) is not None)
+    """Whether a path means tar shards by its name; says nothing of whether they are there."""
+    return all(part.lower().endswith((".tar", *COMPRESSED)) for part in path.split(SEPARATOR))
 
 
 def find_shards(path: str, split: str | None = None) -> list[str]:
@@ -45,6 +47,7 @@ def _find(part: str, split: str | None) -> list[str]:
     remote = is_url(part)
     if not remote and Path(part).is_dir():
         return _in_folder(Path(part), split)
+    _refuse_compressed(part)
     if split is not None:
         raise UserError(f"{part}: is no folder, so that it has no split {split!r}; remove `split`")
     if any(mark in part for mark in "*?["):
@@ -92,9 +95,10 @@ def _choices(inside: str, pattern: str) -> list[str]:
 def _in_folder(folder: Path, split: str | None) -> list[str]:
     place = _folder_of_shards(folder, split)
     if place is None:
+        _refuse_compressed(*map(str, (folder / (split or "")).glob("*")))
         raise UserError(f"{folder / (split or '')}: no .tar file in it")
-    shards = sorted((str(file) for file in place.glob("*.tar")), key=_by_number)
-    counted = place / "nshards.txt"
+    shards = sorted(map(str, _tars(place)), key=_by_number)
+    counted = place / NUMBER_OF_SHARDS
     if counted.is_file() and counted.read_text().strip() != str(len(shards)):
         raise UserError(
             f"{counted} says {counted.read_text().strip()} shards, and {len(shards)} are there: copy the others too"
@@ -105,18 +109,29 @@ def _in_folder(folder: Path, split: str | None) -> list[str]:
 def _folder_of_shards(folder: Path, split: str | None = None) -> Path | None:
     """The folder itself, its split, or the only subfolder with shards."""
     if split is not None:
-        return folder / split if any((folder / split).glob("*.tar")) else None
-    if any(folder.glob("*.tar")):
+        return folder / split if _tars(folder / split) else None
+    if _tars(folder):
         return folder
-    splits = sorted({file.parent for file in folder.glob("*/*.tar")})
+    splits = sorted({file.parent for file in _tars(folder, "*/*")})
     if len(splits) > 1:
-        raise UserError(f"{folder}: has shards in {', '.join(place.name for place in splits)}; set `split` to one of them")
+        names = ", ".join(place.name for place in splits)
+        raise UserError(f"{folder}: has shards in {names}; set `split` to one of them, or give its folder")
     return splits[0] if splits else None
+
+
+def _tars(folder: Path, pattern: str = "*") -> list[Path]:
+    return [file for file in folder.glob(pattern) if file.suffix.lower() == ".tar" and not file.name.startswith(".")]
+
+
+def _refuse_compressed(*paths: str) -> None:
+    for path in paths:
+        if path.lower().endswith(COMPRESSED):
+            raise UserError(f"{path}: is compressed, so that no sample can be read by itself; unpack it to a .tar (gunzip)")
 
 
 def stated_samples(shard: str) -> tuple[int, int] | None:
     """How many samples img2dataset says to have written to a shard, and how many it failed to; None without its side file."""
-    side = Path(shard.removesuffix(".tar") + "_stats.json")
+    side = Path(side_file(shard))
     if not side.is_file():
         return None
     try:
@@ -124,6 +139,11 @@ def stated_samples(shard: str) -> tuple[int, int] | None:
         return int(stats["successes"]), int(stats["count"]) - int(stats["successes"])
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError(f"{side}: is no statistics file of img2dataset; mend or remove it") from None
+
+
+def side_file(shard: str) -> str:
+    """Where img2dataset writes what it knows of a shard."""
+    return f"{shard[: -len('.tar')]}_stats.json"
 
 
 def _by_number(path: str) -> list[str | int]:

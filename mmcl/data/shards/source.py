@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,11 +14,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from mmcl.data.file_part import LocalFile, find_file
+from mmcl.data.files import list_files, reason_unused
 from mmcl.data.remote import Copies, RemoteFile
 from mmcl.data.root import data_root
 from mmcl.data.shards.index import Shard, index_shard, open_shard, scan_shard
-from mmcl.data.shards.paths import find_shards
+from mmcl.data.shards.paths import NUMBER_OF_SHARDS, find_shards, side_file
 from mmcl.data.source import Sample, Source, digest, given_path
+from mmcl.data.usage import Usage, count_unused, incomplete, merge_unused
 from mmcl.errors import UserError
 
 CLASS_NAMES = "classnames.txt"
@@ -27,7 +30,9 @@ _QUERIES = 16
 
 
 class WebDatasetSource(Source):
-    """Pictures in tar shards, with captions in a .txt (a line each) or .json of the same key, and class numbers in a .cls.
+    """Pictures in tar shards, with captions in a .txt or .caption (a line each) or .json of the same key, and class numbers in
+    a .cls. A key goes up to the first dot of a name, so that `photo.v1.jpg` is not the picture of the key `photo`; `usage`
+    counts such members. Further texts of a key may be called `key.0.txt`, `key.caption.txt` or `key.jpg.txt`.
 
     Shards are indexed when they are first opened, and read by offset from then on, so that order, resume and the number of
     workers mean what they mean for every source. A sample that is not whole (no picture, two of them, a text that is no UTF-8)
@@ -62,14 +67,16 @@ class WebDatasetSource(Source):
     ):
         path = given_path(path, "webdataset")
         self._fields = fields
-        copies = Copies.below(root, cache_gb)
+        copies, cache = Copies.below(root, cache_gb), data_root(root) / "index"
         with ThreadPoolExecutor(_QUERIES) as pool:
             files = list(pool.map(lambda shard: find_file(shard, copies), find_shards(path, split)))
-        self.shards = open_shards(files, data_root(root) / "index", fields)
+        self.shards = open_shards(files, cache, fields)
         self._starts = np.cumsum([0, *map(len, self.shards)])
         if len(self) == 0:
             reason = next((f": {shard.path} {shard.facts.broken}" for shard in self.shards if shard.facts.broken), "")
-            raise UserError(f"{path}: no picture or text in its {len(files)} shards{reason}")
+            raise UserError(f"{path}: no picture or text in its {len(files)} shards{reason or f', {self._members.to_text()}'}")
+        folder = Path(path) / (split or "")
+        self._files = _files_used(folder, files, cache) if folder.is_dir() else None
         self.class_names = self._names_of_classes(_side_file(files[0], CLASS_NAMES))
         templates = _side_file(files[0], TEMPLATES)
         if templates:
@@ -95,6 +102,10 @@ class WebDatasetSource(Source):
         return digest([shard.facts.fingerprint for shard in self.shards])
 
     @property
+    def usage(self) -> Sequence[Usage]:
+        return [self._members] if self._files is None else [self._files, self._members]
+
+    @property
     def warnings(self) -> Sequence[str]:
         found = []
         broken = [shard for shard in self.shards if shard.facts.broken]
@@ -105,11 +116,12 @@ class WebDatasetSource(Source):
             )
         pictures, captions, problems = np.sum([_counts(shard) for shard in self.shards], axis=0).tolist()
         missing = {"no picture": len(self) - pictures, "no caption": len(self) - captions}
-        told = [f"{count:,} have {what}" for what, count in missing.items() if 0 < count < len(self)]
-        told += [f"{problems:,} are broken"] if problems else []
-        if told:
-            found.append(f"of {len(self):,} samples in shards, {', '.join(told)}; `mmcl data verify` lists them")
-        return found
+        return [*found, *incomplete(len(self), "samples in shards", missing, problems), *super().warnings]
+
+    @property
+    def _members(self) -> Usage:
+        unused = merge_unused(shard.facts.other for shard in self.shards)
+        return Usage(unit="members", used=sum(shard.facts.members for shard in self.shards), unused=unused)
 
     def broken_files(self) -> Iterator[str]:
         for shard in self.shards:
@@ -142,6 +154,16 @@ def open_shards(files: Sequence[LocalFile | RemoteFile], cache: Path, fields: Se
             for number, file in enumerate(tqdm(files, desc="index", unit="shard", disable=None, leave=False)):
                 shards[number] = shards[number] or open_shard(file, cache, fields) or index_shard(file, cache, fields)
     return [shard for shard in shards if shard is not None]
+
+
+def _files_used(folder: Path, shards: Sequence[LocalFile | RemoteFile], cache: Path) -> Usage:
+    """What of a folder of shards is read: they, and what describes them."""
+    paths = {os.path.relpath(shard.path, folder) for shard in shards}
+    known = {CLASS_NAMES, TEMPLATES, NUMBER_OF_SHARDS, *(side_file(path) for path in paths)}
+    own = f"{os.path.relpath(cache, folder)}/"
+    names = [name for name in list_files(folder).names if not name.startswith(own)]
+    unused = [(reason_unused(name), name) for name in names if name not in paths and name.rpartition("/")[2] not in known]
+    return Usage(unit="files", used=len(names) - len(unused), unused=count_unused(unused))
 
 
 def _counts(shard: Shard) -> tuple[int, int, int]:

@@ -1,0 +1,120 @@
+"""The files in a folder, and what they are by their names."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmcl.errors import UserError
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Of the images that can be read."""
+
+CONVERTIBLE_SUFFIXES = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf", ".eps", ".ico", ".tga", ".exr", ".hdr"),
+    *(".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
+"""Of images that can be read when they have been converted."""
+
+_SYSTEM = frozenset(
+    ("@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "$recycle.bin", "system volume information")
+    + ("lost+found", "__macosx", "thumbs.db", "desktop.ini")
+)
+"""What operating systems and network drives put beside people's files, such as thumbnails and what was deleted."""
+
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?)([-_]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        names: paths of all files from the folder on, "/" between their parts, in the order of these parts.
+        unreadable: folders whose content cannot be listed, with the reason.
+        linked: folders that are not entered: links to what is in the folder anyway, or around it.
+    """
+
+    names: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    linked: list[str] = field(default_factory=list)
+
+
+def list_files(folder: Path) -> Listing:
+    """All files in a folder and below, hidden ones and those of operating systems left out.
+
+    Linked folders are entered, once each. No file is opened, and none looked at beyond its name.
+
+    Raises:
+        UserError: the folder itself cannot be read.
+    """
+    listing, top = Listing(), str(folder)
+    entered = [os.path.realpath(top)]
+
+    def refused(error: OSError) -> None:
+        if error.filename == top:
+            raise UserError(f"{top}: cannot be read: {error.strerror}")
+        listing.unreadable.append((_inside(top, error.filename), error.strerror or type(error).__name__))
+
+    for place, folders, files in os.walk(top, onerror=refused, followlinks=True):
+        prefix = "" if place == top else f"{_inside(top, place)}/"
+        folders[:] = sorted(name for name in folders if not _is_skipped(name))
+        for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
+            real = os.path.realpath(os.path.join(place, name))
+            if any(_holds(real, other) or _holds(other, real) for other in entered):
+                folders.remove(name)
+                listing.linked.append(prefix + name)
+            else:
+                entered.append(real)
+        listing.names.extend(prefix + name for name in files if not _is_skipped(name))
+    listing.names.sort(key=lambda name: name.split("/"))
+    return listing
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file name, dot included, in lower case; "" where it has none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image that can be read, by its name."""
+    return suffix_of(name) in IMAGE_SUFFIXES
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder's name is that of a part of a data set, such as "train", "Val" or "test2017", and not of a class."""
+    return _SPLIT.fullmatch(name) is not None
+
+
+def without_suffix(name: str) -> str:
+    """The name up to its suffix, its Unicode composed, so that names that look the same are the same."""
+    return composed(os.path.splitext(name)[0])
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): some disks and archives store "é" as "e" and an accent, most lists do not."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def reason_unused(name: str) -> str:
+    """Why a file is not used, by its name: its kind, and what would make it an image that can be read."""
+    suffix = suffix_of(name)
+    return f"{suffix} to convert to .jpg or .png" if suffix in CONVERTIBLE_SUFFIXES else suffix or "without suffix"
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def _inside(top: str, place: str) -> str:
+    return os.path.relpath(place, top).replace(os.sep, "/")
+
+
+def _holds(folder: str, place: str) -> bool:
+    return place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)

@@ -1,0 +1,402 @@
+"""Folders as people have them: each is read as it is meant, or the choice is asked for, and what is not used is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmcl.data.decode import decode
+from mmcl.data.files import list_files
+from mmcl.data.open import guess_source, open_source
+from mmcl.data.source import Source
+from mmcl.errors import UserError
+from tests.data.tars import pairs, picture, write_tar
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
+    """Files by their names; "" makes an image, as it does of a name that ends like one."""
+    for number, (name, content) in enumerate(files.items()):
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        raw = picture(number) if content == "" else content
+        place.write_bytes(raw.encode() if isinstance(raw, str) else raw)
+    return folder
+
+
+def images(*names: str) -> dict[str, str | bytes]:
+    return dict.fromkeys(names, "")
+
+
+def read(folder: Path, **args) -> dict[str, tuple[str, ...]]:
+    """Captions by the image's name within the folder."""
+    source = open_source("auto", str(folder), str(folder.parent / "root"), args)
+    return {os.path.relpath(source[i].name, folder): source[i].captions for i in range(len(source))}
+
+
+def classes(source: Source) -> list[str | None]:
+    labels = [source[i].label for i in range(len(source))]
+    return [None if label is None else source.class_names[label] for label in labels]
+
+
+def parquet(rows: list[dict]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def coco(*names: str) -> str:
+    """COCO's captions, two of every image, those of one not together."""
+    annotations = [{"image_id": 9 - i, "id": i, "caption": f"{name} {n}"} for n in "12" for i, name in enumerate(names)]
+    return json.dumps(
+        {"images": [{"id": 9 - i, "file_name": name} for i, name in enumerate(names)], "annotations": annotations}
+    )
+
+
+class TestSplits:
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        names = [f"{split}/{kind}/{n}.png" for split in ("train", "val") for kind in ("cat", "dog") for n in "12"]
+        return write(tmp_path / "pets", images(*names))
+
+    @pytest.mark.parametrize(
+        "splits", [("train", "val"), ("Training", "Test"), ("train2017", "val2017"), ("dev", "test", "train")]
+    )
+    @pytest.mark.parametrize("around", ["", "images/"])
+    def test_one_is_asked_for_by_name(self, splits, around, tmp_path):
+        write(tmp_path / "all", images(*(f"{around}{split}/{n}.png" for split in splits for n in "12")))
+        with pytest.raises(UserError, match=rf"has the splits {', '.join(sorted(splits))}; choose one by .*split: ") as error:
+            open_source("auto", str(tmp_path / "all"))
+        assert "\n" not in str(error.value)
+        assert list(read(tmp_path / "all", split=splits[0])) == [f"{around}{splits[0]}/{n}.png" for n in "12"]
+
+    def test_classes_are_those_of_the_split(self, folder):
+        for split, length in (("train", 4), ("val", 4), ("all", 8)):
+            source = open_source("auto", str(folder), None, {"split": split})
+            assert classes(source) == ["cat", "cat", "dog", "dog"] * (length // 4)
+            assert list(source.warnings) == [], "the other splits are not part of what was asked for"
+        with pytest.raises(UserError, match="no images of a split 'trian'; it has train, val"):
+            open_source("auto", str(folder), None, {"split": "trian"})
+
+    def test_a_lone_split_is_entered(self, tmp_path):
+        source = open_source("auto", str(write(tmp_path / "pets", images("train/cat/1.png", "train/dog/1.png"))))
+        assert classes(source) == ["cat", "dog"]
+
+    def test_a_class_may_be_called_like_a_split(self, tmp_path):
+        source = open_source("auto", str(write(tmp_path / "vehicles", images("bus/1.png", "train/1.png"))))
+        assert classes(source) == ["bus", "train"]
+
+    def test_each_with_a_captions_file(self, tmp_path):
+        files = images("train/a.png", "test/a.png")
+        for split in ("train", "test"):
+            files[f"{split}/metadata.csv"] = f"file_name,text\na.png,of {split}\n"
+        write(tmp_path / "all", files)
+        with pytest.raises(UserError, match="has the splits test, train"):
+            open_source("auto", str(tmp_path / "all"))
+        assert read(tmp_path / "all", split="test") == {"test/a.png": ("of test",)}
+
+    def test_one_captions_file_for_all(self, tmp_path):
+        files = images("train/a.png", "test/b.png") | {"metadata.csv": "file_name,text\ntrain/a.png,one\ntest/b.png,two\n"}
+        write(tmp_path / "all", files)
+        assert read(tmp_path / "all") == {"train/a.png": ("one",), "test/b.png": ("two",)}
+        assert read(tmp_path / "all", split="test") == {"test/b.png": ("two",)}
+
+    def test_a_captions_file_of_each_beside_their_images(self, tmp_path):
+        files = {"captions_train.csv": "image,caption\na.png,one\n", "captions_val.csv": "image,caption\nb.png,two\n"}
+        write(tmp_path / "all", images("images/a.png", "images/b.png") | files)
+        with pytest.raises(UserError, match=r"both captions_train\.csv and captions_val\.csv describe its images; choose"):
+            open_source("auto", str(tmp_path / "all"))
+        assert read(tmp_path / "all", split="val") == {"images/b.png": ("two",)}
+        assert read(tmp_path / "all", captions="captions_train.csv") == {"images/a.png": ("one",)}
+
+
+class TestWhatIsMeant:
+    def test_parquet_and_not_the_logo_beside_it(self, tmp_path):
+        rows = [{"image": picture(n), "caption": f"grey {n}"} for n in range(4)]
+        folder = write(
+            tmp_path / "hub", {"data/train-0.parquet": parquet(rows)} | images("assets/logo.png") | {"README.md": "#"}
+        )
+        assert guess_source(str(folder)) == "huggingface"
+
+    def test_many_images_and_not_a_small_table_beside_them(self, tmp_path):
+        names = [f"{n}.png" for n in range(30)]
+        assert guess_source(str(write(tmp_path / "a", images(*names) | {"sizes.parquet": parquet([{"n": 1}])}))) == "folder"
+
+    def test_the_captions_file_and_not_the_archive_of_the_images(self, tmp_path):
+        folder = write(
+            tmp_path / "all", images("images/a.png", "images/b.png") | {"captions.csv": "image,caption\na.png,one\n"}
+        )
+        write_tar(folder / "images.tar", {"a.png": picture(), "b.png": picture()})
+        source = open_source("auto", str(folder))
+        assert [source[i].captions for i in range(len(source))] == [("one",)]
+        assert source.usage[0].to_text() == (
+            "2 of 4 files used; not used: 1 not in captions.csv (images/b.png), 1 .tar (images.tar)"
+        )
+
+    @pytest.mark.parametrize("archive", ["images.tar", "images.tar.gz"])
+    def test_the_images_and_not_the_archive_that_they_came_in(self, archive, tmp_path):
+        folder = write(tmp_path / "all", images("images/cat/1.png", "images/dog/1.png") | {archive: b"packed"})
+        assert classes(open_source("auto", str(folder))) == ["cat", "dog"]
+
+    def test_shards_and_not_a_few_images_beside_them(self, tmp_path):
+        write_tar(write(tmp_path / "all", images("logo.png")) / "00000.tar", pairs(0, 3))
+        source = open_source("auto", str(tmp_path / "all"), str(tmp_path / "root"))
+        assert len(source) == 3
+        assert [usage.to_text() for usage in source.usage] == [
+            "1 of 2 files used; not used: 1 .png (logo.png)",
+            "6 of 6 members used",
+        ]
+
+    def test_a_split_of_shards(self, tmp_path):
+        for split in ("train", "test"):
+            write_tar(tmp_path / "all" / split / "0.TAR", {f"{split}.png": picture()})
+        assert len(open_source("auto", str(tmp_path / "all"), str(tmp_path), {"split": "test"})) == 1
+        with pytest.raises(UserError, match="has shards in test, train; set `split`"):
+            open_source("auto", str(tmp_path / "all"), str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz"])
+    def test_compressed_shards_say_how_to_unpack_them(self, name, tmp_path):
+        write(tmp_path / "all", {name: b"\x1f\x8b"})
+        for path in (tmp_path / "all", tmp_path / "all" / name):
+            with pytest.raises(UserError, match=rf"{name}: is compressed, .*gunzip"):
+                open_source("auto", str(path), str(tmp_path))
+
+    @pytest.mark.parametrize(
+        "name", ["metadata.parquet", "metadata.csv", "Captions.CSV", "captions_v2.jsonl", "images/metadata.tsv"]
+    )
+    def test_a_captions_file_of_any_kind_and_case(self, name, tmp_path):
+        rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
+        separator = "\t" if name.endswith("tsv") else ","
+        table = "".join(separator.join(line) + "\n" for line in [rows[0], *(row.values() for row in rows)])
+        content = {".parquet": parquet(rows), ".jsonl": "".join(json.dumps(row) + "\n" for row in rows)}.get(
+            Path(name).suffix, table
+        )
+        write(tmp_path / "all", images("images/a.png", "images/b.png") | {name: content})
+        assert read(tmp_path / "all") == {"images/a.png": ("one",), "images/b.png": ("two",)}
+
+    def test_the_files_output_of_img2dataset(self, tmp_path):
+        files: dict[str, str | bytes] = {}
+        for part in ("00000", "00001"):
+            files |= images(f"{part}/{part}0.jpg", f"{part}/{part}1.jpg")
+            files |= {f"{part}/{part}{n}.txt": f"caption {n}" for n in "01"}
+            files |= {f"{part}/{part}{n}.json": json.dumps({"caption": "another", "url": "u"}) for n in "01"}
+            files |= {f"{part}.parquet": parquet([{"url": "u", "caption": "c"}] * 2), f"{part}_stats.json": '{"count": 2}'}
+        source = open_source("auto", str(write(tmp_path / "laion", files)))
+        assert [source[i].captions for i in range(4)] == [("caption 0",), ("caption 1",)] * 2
+        assert source.class_names is None
+        assert "8 of 16 files used; not used: 6 .json" in source.usage[0].to_text()
+
+    def test_numbered_class_folders_without_captions_are_classes(self, tmp_path):
+        assert classes(open_source("auto", str(write(tmp_path / "a", images("00000/a.png", "00001/a.png"))))) == [
+            "00000",
+            "00001",
+        ]
+
+    def test_a_captions_file_may_hold_labels(self, tmp_path):
+        folder = write(tmp_path / "a", images("1.png", "2.png") | {"metadata.csv": "file_name,label\n1.png,dog\n2.png,cat\n"})
+        assert classes(open_source("auto", str(folder))) == ["dog", "cat"]
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (("cat/1.png", "dog/1.png", "cover.png"), r"no labels: 1 of 3 images are in no subfolder \(cover\.png\)"),
+            (("cat/1.png", "cat/2.png"), "no labels: all images are in one folder, cat/"),
+            (("1.png", "2.png"), None),
+            (("cat/1.png", "dog/a/1.png"), None),
+        ],
+    )
+    def test_labels_do_not_vanish_silently(self, names, said, tmp_path):
+        warnings = list(open_source("auto", str(write(tmp_path / "a", images(*names)))).warnings)
+        assert len(warnings) == (said is not None)
+        assert said is None or re.search(said, warnings[0])
+
+
+class TestCoco:
+    def test_captions_in_the_annotations_beside_the_images(self, tmp_path):
+        files = images("train2017/0.jpg", "train2017/1.jpg", "val2017/2.jpg")
+        files |= {"annotations/captions_train2017.json": coco("0.jpg", "1.jpg"), "annotations/instances_train2017.json": "{}"}
+        write(tmp_path / "coco", files)
+        expected = {"train2017/0.jpg": ("0.jpg 1", "0.jpg 2"), "train2017/1.jpg": ("1.jpg 1", "1.jpg 2")}
+        assert read(tmp_path / "coco") == expected
+        write(tmp_path / "coco", {"annotations/captions_val2017.json": coco("2.jpg")})
+        with pytest.raises(UserError, match=r"both annotations/captions_train2017\.json and annotations/captions_val2017"):
+            read(tmp_path / "coco")
+        for split in ("train", "train2017"):
+            assert read(tmp_path / "coco", split=split) == expected
+
+    @pytest.mark.parametrize("place", ["annotations/", ""])
+    def test_captions_above_the_folder_of_images(self, place, tmp_path):
+        write(tmp_path, images("val2017/2.jpg") | {f"{place}captions_val2017.json": coco("2.jpg")})
+        assert read(tmp_path / "val2017") == {"2.jpg": ("2.jpg 1", "2.jpg 2")}
+
+    @pytest.mark.parametrize(
+        "content",
+        ['[{"image": "a.png", "caption": "one"}]', '{"a.png": "one"}', '{"a.png": ["one"]}'],
+    )
+    def test_other_json(self, content, tmp_path):
+        write(tmp_path / "a", images("a.png") | {"captions.json": content})
+        assert read(tmp_path / "a") == {"a.png": ("one",)}
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "is not JSON"),
+            ("[" * 100_000, "is not JSON"),
+            ('{"annotations": [{"image_id": 1, "bbox": []}], "images": [{"id": 1, "file_name": "a.png"}]}', "neither COCO"),
+            ('{"annotations": []}', "neither COCO"),
+            ('{"a.png": 3}', "neither COCO"),
+            ("3", "neither COCO"),
+            ("[3]", "neither COCO|which column"),
+            ("{}", "has no rows"),
+        ],
+    )
+    def test_json_of_another_kind(self, content, message, tmp_path):
+        write(tmp_path / "a", images("a.png") | {"captions.json": content})
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "a")
+
+
+class TestNames:
+    def test_of_a_list_are_found_where_the_images_lie(self, tmp_path):
+        write(tmp_path / "flickr", images("Images/a.jpg", "Images/b.jpg", "Images/deep/c.jpg"))
+        lines = ["a.jpg,one", "./Images/a.jpg,two", "Images\\b.jpg,three", "deep/c.jpg,four"]
+        write(tmp_path / "flickr", {"captions.csv": "\n".join(["image,caption", *lines])})
+        assert read(tmp_path / "flickr") == {
+            "Images/a.jpg": ("one", "two"),
+            "Images/b.jpg": ("three",),
+            "Images/deep/c.jpg": ("four",),
+        }
+
+    def test_of_two_images_is_no_name(self, tmp_path):
+        write(
+            tmp_path / "a", images("x/1.png", "y/1.png", "y/2.png") | {"captions.csv": "image,caption\n1.png,one\n2.png,two\n"}
+        )
+        source = open_source("auto", str(tmp_path / "a"))
+        with pytest.raises(UserError, match=r"1\.png: no such file; captions\.csv names it in row 1"):
+            source[0].check()
+        assert source[1].captions == ("two",)
+
+    @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+    def test_accents_may_be_composed_or_not(self, forms, tmp_path):
+        listed, stored = (unicodedata.normalize(form, "sub/café.png") for form in forms)
+        write(tmp_path / "listed", images(stored) | {"captions.csv": f"image,caption\n{listed},one\ncafé.png,two\n"})
+        assert read(tmp_path / "listed") == {stored: ("one", "two")}
+        write(tmp_path / "beside", images(stored) | {listed.replace(".png", ".txt"): "one"})
+        assert read(tmp_path / "beside") == {stored: ("one",)}
+
+    def test_texts_beside_an_image(self, tmp_path):
+        names = ("IMG.JPG", "b.jpg", "c.jpg", "d.v1.jpg", "e.jpg", "f.jpg", "g.1.jpg", "g.jpg")
+        texts = {"IMG.TXT": "one", "b.caption": "two", "c.jpg.txt": "three", "d.v1.txt": "four", "d.txt": "none"}
+        texts |= {"e.0.txt": "five", "e.1.txt": "six", "e.txt": "five", "f.json": '{"caption": "seven"}', "g.1.txt": "eight"}
+        texts |= {"e.json": '{"caption": "no"}', "f.ocr.txt": "STOP"}
+        write(tmp_path / "a", images(*names) | texts)
+        captions = [("one",), ("two",), ("three",), ("four",), ("five", "six"), ("seven",), ("eight",), ()]
+        assert read(tmp_path / "a") == dict(zip(names, captions, strict=True))
+        usage = open_source("auto", str(tmp_path / "a")).usage[0]
+        assert usage.to_text() == "17 of 20 files used; not used: 2 .txt (d.txt, f.ocr.txt), 1 .json (e.json)"
+
+    def test_records_of_annotation_tools_are_no_captions(self, tmp_path):
+        write(tmp_path / "a", images("a.png", "b.png") | {"a.json": '{"shapes": []}', "b.json": "[[["})
+        assert read(tmp_path / "a") == {"a.png": (), "b.png": ()}
+
+
+class TestNotUsed:
+    def test_images_that_cannot_be_read_are_counted_and_named(self, tmp_path):
+        files = images("a.jpg", "b.jfif", "c.jpe", "d.PNG") | {"e.heic": b"x", "f.HEIC": b"x", "g.jxl": b"x", "no": b"x"}
+        Image.new("RGB", (4, 4)).save(write(tmp_path / "a", files) / "h.avif")
+        source = open_source("auto", str(tmp_path / "a"))
+        assert [Path(source[i].name).name for i in range(len(source))] == ["a.jpg", "b.jfif", "c.jpe", "d.PNG", "h.avif"]
+        assert decode(source[4].image).size == (4, 4)
+        line = (
+            "5 of 9 files used; not used: 2 .heic to convert to .jpg or .png (e.heic, f.HEIC), "
+            "1 .jxl to convert to .jpg or .png (g.jxl), 1 without suffix (no)"
+        )
+        assert list(source.warnings) == [line]
+        for place in ("heic", "heic/sub"):
+            write(tmp_path / "heic", {"sub/e.heic": b"x"})
+            with pytest.raises(UserError, match=r"no image.* only 1 \.heic to convert to \.jpg or \.png \((sub/)?e\.heic\)"):
+                open_source("auto", str(tmp_path / place))
+            with pytest.raises(UserError, match=r"no image.* only 1 \.heic to convert"):
+                open_source("folder", str(tmp_path / place))
+
+    def test_files_of_operating_systems_are_no_data(self, tmp_path):
+        system = ("@eaDir/a.png", "sub/@eaDir/a.jpg/SYNO.jpg", "#recycle/a.png", "$RECYCLE.BIN/a.png", "lost+found/a.png")
+        system += ("__MACOSX/._a.png", ".thumbnails/a.png", "sub/.ipynb_checkpoints/a.png", "System Volume Information/a.png")
+        write(tmp_path / "a", images("sub/a.png", *system) | {"Thumbs.db": b"", ".DS_Store": b"", "desktop.ini": b""})
+        source = open_source("auto", str(tmp_path / "a"))
+        assert source.usage[0].to_text() == "1 of 1 files used"
+
+    def test_links_are_followed_once(self, tmp_path):
+        folder = write(tmp_path / "a", images("sub/a.png"))
+        write(tmp_path / "elsewhere", images("b.png"))
+        for link, target in {
+            "away": tmp_path / "elsewhere",
+            "away2": tmp_path / "elsewhere",
+            "around": tmp_path,
+            "sub/loop": folder,
+            "again": folder / "sub",
+        }.items():
+            (folder / link).symlink_to(target)
+        (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
+        listing = list_files(folder)
+        assert listing.names == ["away/b.png", "sub/a.png"]
+        assert sorted(listing.linked) == ["again", "around", "away/itself", "away2", "sub/loop"]
+        usage = open_source("folder", str(folder)).usage[0]
+        assert usage.to_text().startswith("2 of 7 files used; not used: 5 linked folders that are entered anyway")
+
+    def test_a_folder_that_cannot_be_entered(self, tmp_path, monkeypatch):
+        folder, scan = write(tmp_path / "a", images("a.png", "secret/b.png")), os.scandir
+
+        def refused(place):
+            if str(place).endswith("secret"):
+                raise PermissionError(13, "Permission denied", str(place))
+            return scan(place)
+
+        monkeypatch.setattr("os.scandir", refused)
+        source = open_source("folder", str(folder))
+        assert "1 of 2 files used; not used: 1 folders that cannot be read (secret)" in source.warnings[0]
+        assert list(source.broken_files()) == [f"{folder}/secret: cannot be read: Permission denied"]
+        with pytest.raises(UserError, match="secret: cannot be read: Permission denied"):
+            open_source("folder", str(folder / "secret"))
+
+    def test_members_of_shards_whose_names_have_another_dot(self, tmp_path):
+        members = {
+            "photo.v1.jpg": picture(),
+            "photo.v1.txt": b"one",
+            "b.jpg": picture(),
+            "b.txt": b"two",
+            "b.seg.png": picture(),
+        }
+        write_tar(tmp_path / "0.tar", members)
+        source = open_source("auto", str(tmp_path / "0.tar"), str(tmp_path))
+        assert [source[i].captions for i in range(len(source))] == [("two",)]
+        (line,) = source.warnings
+        assert line.startswith("2 of 5 members used; not used: ")
+        for part in ("1 .jpg whose names have another dot (photo.v1.jpg)", "(photo.v1.txt)", "(b.seg.png)"):
+            assert part in line
+        write_tar(tmp_path / "1.tar", {f"a.{n}.jpg": picture() for n in range(9)})
+        with pytest.raises(
+            UserError, match=r"no picture or text .* not used: 9 \.jpg whose names have another dot \(a\.0\.jpg, "
+        ):
+            open_source("auto", str(tmp_path / "1.tar"), str(tmp_path))
+
+    def test_several_texts_of_a_key(self, tmp_path):
+        members = [("a.jpg", picture()), ("a.json", b'{"caption": "no"}'), ("a.caption", b"one"), ("a.0.txt", b"two\nthree")]
+        members += [
+            ("b.jpg", picture()),
+            ("b.jpg.txt", b"four"),
+            ("b.txt", b"four"),
+            ("c.jpg", picture()),
+            ("c.ocr.txt", b"no"),
+        ]
+        write_tar(tmp_path / "0.tar", members)
+        source = open_source("auto", str(tmp_path / "0.tar"), str(tmp_path))
+        assert [source[i].captions for i in range(3)] == [("one", "two", "three"), ("four",), ()]
+        assert source.usage[0].used == 8
