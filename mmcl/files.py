@@ -65,16 +65,17 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         stage.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = ()) -> None:
+def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = (), inputs: Sequence[str | Path | None] = ()) -> None:
     """Checks, before anything is computed, that a file can be written. Nothing is left there.
 
     Args:
         path: the file; its folder must exist.
         flag: what the user gave it as, such as "--out".
         suffixes: those that can be written, with the dot; none for any.
+        inputs: what is read, which the output must not replace.
 
     Raises:
-        UserError: its suffix, its folder, a permission or the room on the disk is missing, or it is a folder.
+        UserError: its suffix, its folder, a permission or the room on the disk is missing, or it is a folder or an input.
     """
     where = f"{flag} {path}"
     if suffixes and path.suffix.lower() not in suffixes:
@@ -82,6 +83,8 @@ def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = ()) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{where}: this is a folder; give a file")
+        if any(source is not None and Path(source).exists() and path.exists() and path.samefile(source) for source in inputs):
+            raise UserError(f"{where}: this is what is read; give another file")
         if not path.parent.is_dir():
             raise UserError(f"{where}: there is no folder {path.parent}; make it, or correct the path")
         if path.exists() and not path.is_file():

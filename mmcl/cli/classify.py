@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from mmcl.cli.exit import end_partly
 from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcl.evaluate.classifier import Classifier
+    from mmcl.types import BadSample
 
 
 def classify(
@@ -24,6 +31,8 @@ def classify(
 
     Without --labels, by the classes of a model that was trained with labels: mmcl classify 7.png --model runs/supervised_digits
 
+    Pictures that cannot be read are listed, and the exit code is then 1.
+
     Args:
         images: Picture files.
         labels: The candidate labels, e.g. cat dog "red car".
@@ -36,19 +45,40 @@ def classify(
         raise UserError("no picture given: mmcl classify PICTURE ... --labels LABEL ...")
     if template and not labels:
         raise UserError("--template has no use without --labels")
-    from mmcl.evaluate.classifier import Classifier, TrainedClassifier, ZeroShotClassifier
+    from mmcl.evaluate.classifier import TrainedClassifier, ZeroShotClassifier
     from mmcl.interop.load import load_model
 
     loaded = load_model(model)
     if not labels and loaded.class_names is None:
         raise UserError(f"{model} was not trained with labels and has none of its own; give --labels")
     classifier: Classifier = ZeroShotClassifier(loaded, labels, template or "{}") if labels else TrainedClassifier(loaded)
-    predictions = classifier(list(images), top_k=top_k)
+    found, bad = _classified(classifier, images, top_k)
     if json:
-        rows = [{"image": str(path), "labels": found} for path, found in zip(images, predictions, strict=True)]
+        rows = [{"image": str(path), "labels": likeliest} for path, likeliest in found]
         print(json_module.dumps(rows, ensure_ascii=False, indent=1))
-        return
-    for path, found in zip(images, predictions, strict=True):
-        print(path)
-        for prediction in found:
-            print(f"  {prediction['score']:6.1%}  {prediction['label']}")  # type: ignore[index]
+    else:
+        for path, likeliest in found:
+            print(path)
+            for prediction in likeliest:
+                print(f"  {prediction['score']:6.1%}  {prediction['label']}")
+    end_partly(bad)
+
+
+def _classified(
+    classifier: Classifier, images: Sequence[Path], top_k: int
+) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[BadSample]]:
+    """Labels by image, and the images that cannot be read. Raises UserError where none can."""
+    from mmcl.data.pictures import unreadable
+    from mmcl.data.source import Sample
+
+    bad: list[BadSample] = []
+    try:
+        labels = classifier(list(images), top_k=top_k)
+    except UserError:
+        bad = unreadable([Sample(str(path), path) for path in images])
+        if len(bad) in (0, len(images)):
+            raise
+        left_out = {one.index for one in bad}
+        images = [path for number, path in enumerate(images) if number not in left_out]
+        labels = classifier(list(images), top_k=top_k)
+    return list(zip(images, labels, strict=True)), bad  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from mmcl.errors import UserError
+from mmcl.files import check_folder
 
 if TYPE_CHECKING:
     from mmcl.evaluate import Report
@@ -33,6 +34,8 @@ def compare(
         out: Write comparison.html, .md, .json and the pictures into this folder.
         json: Print JSON instead of tables.
     """
+    if out is not None:
+        check_folder(out, flag="--out")
     from mmcl.engine.comparison import with_pictures
     from mmcl.evaluate import compare as compare_reports
 

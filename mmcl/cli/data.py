@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import Positional
 
+from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
+from mmcl.files import check_file, write_file
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source
@@ -37,9 +38,7 @@ class Data:
 def data(words: Sequence[str]) -> None:
     """Runs the verb that the words name. Raises UserError as the verb does."""
     verbs: dict[str, Callable[..., object]] = {"index": index, "verify": verify, "stats": stats, "preview": preview}
-    tyro.extras.subcommand_cli_from_dict(
-        verbs, prog="mmcl data", description=Data.__doc__, args=words, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    parse_call(verbs, words, prog="mmcl data", description=Data.__doc__)()
 
 
 def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None) -> None:
@@ -101,12 +100,14 @@ def stats(
         picture: Draw the histograms into this PNG file.
         json: Print JSON instead of text.
     """
+    if picture is not None:
+        check_file(picture, flag="--picture", suffixes=(".png",), inputs=(data,))
     from mmcl.data.inspection import inspect_source
     from mmcl.evaluate.data_plots import histograms
 
     found = inspect_source(_open(data, args, root), progress=sys.stderr.isatty())
     if picture is not None:
-        picture.write_bytes(histograms(found))
+        write_file(picture, histograms(found))
     print(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
 
 
@@ -130,14 +131,15 @@ def preview(
         count: How many.
         seed: Decides which.
     """
+    if count < 1:
+        raise UserError(f"--count is {count}: give 1 or more")
+    check_file(out, flag="OUT", suffixes=(".png",), inputs=(data,))
     from mmcl.evaluate.data_plots import contact_sheet
     from mmcl.rng import permutation
 
-    if count < 1:
-        raise UserError(f"--count is {count}: give 1 or more")
     source = _open(data, args, root)
     rows = permutation(len(source), seed)[:count]
-    out.write_bytes(contact_sheet([source[int(row)] for row in rows], source.class_names))
+    write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names))
     print(f"{len(rows)} of {len(source):,} samples in {out}")
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import tyro
 from tyro.conf import Positional
 
+from mmcl.cli.parse import one_line
+
 
 @dataclass(frozen=True)
 class Doctor:
@@ -34,8 +36,9 @@ def doctor(words: Sequence[str]) -> None:
     Raises:
         UserError: what training would refuse, too.
     """
-    options, settings = tyro.cli(
-        Doctor, prog="mmcl doctor", args=words, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+    config = (tyro.conf.FlagCreatePairsOff,)
+    options, settings = one_line(
+        "mmcl doctor", lambda: tyro.cli(Doctor, prog="mmcl doctor", args=words, return_unknown_args=True, config=config)
     )
     from mmcl.config import load_config
     from mmcl.engine.doctor import diagnose

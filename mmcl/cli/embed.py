@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from mmcl.cli.evaluate import Json, NoCache, Root, load_cached
+from mmcl.cli.exit import end_partly
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
+from mmcl.files import check_file
+
+if TYPE_CHECKING:
+    from mmcl.data.source import Source
+    from mmcl.evaluate import CachedModel
+    from mmcl.types import BadSample
 
 
 def embed(
@@ -26,7 +34,8 @@ def embed(
     """Embed pictures, their captions and their classes: mmcl embed photos/ --out photos.parquet
 
     `mmcl eval knn --embeddings photos.parquet ...` reads the file, and so does anything that reads parquet. Its columns: id,
-    kind (image, text, class), label, name, embedding.
+    kind (image, text, class), label, name, embedding. Samples whose picture cannot be read are listed, and the exit code is
+    then 1.
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
@@ -34,11 +43,28 @@ def embed(
         out: The .parquet to write.
         data_args: The source's arguments as YAML, e.g. "{fold: test}".
     """
-    if out.suffix != ".parquet":
-        raise UserError(f"--out {out}: give a file that ends in .parquet")
+    check_file(out, flag="--out", suffixes=(".parquet",), inputs=(data,))
     from mmcl.engine.build import build_source
-    from mmcl.evaluate.stored import write_embeddings
 
     source = build_source(parse_source(data, data_args, flag="--data-args"), root, "data")
-    rows = write_embeddings(out, source, load_cached(model, no_cache))
+    rows, bad = _written(out, source, load_cached(model, no_cache))
     print(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{rows:,} rows in {out}")
+    end_partly(bad)
+
+
+def _written(out: Path, source: Source, model: CachedModel) -> tuple[int, list[BadSample]]:
+    """The number of rows, and the samples that cannot be read. Raises UserError where none can."""
+    import numpy as np
+
+    from mmcl.data.pictures import unreadable
+    from mmcl.data.subset import Subset
+    from mmcl.evaluate.stored import write_embeddings
+
+    try:
+        return write_embeddings(out, source, model), []
+    except UserError:
+        bad = unreadable(source)
+        if len(bad) in (0, len(source)):
+            raise
+        good = np.setdiff1d(np.arange(len(source)), [one.index for one in bad])
+        return write_embeddings(out, Subset(source, good), model), bad

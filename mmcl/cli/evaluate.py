@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
+from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
+from mmcl.files import check_folder
 
 if TYPE_CHECKING:
     from mmcl.evaluate import CachedModel, Report
@@ -45,7 +47,7 @@ def evaluate(words: Sequence[str]) -> None:
         form, prog, words = evaluate_suite, "mmcl eval suite", words[1:]
     elif _evaluator(first) is not None:
         form = evaluate_one
-    tyro.cli(form, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,))
+    parse_call(form, words, prog=prog)()
 
 
 def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False, no_cache: NoCache = False) -> None:
@@ -61,6 +63,7 @@ def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False
         run: A run directory; or one of the words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite,
             which have a --help of their own: mmcl eval knn --help
     """
+    _check(out)
     from mmcl.engine.evaluation import evaluate_again
     from mmcl.interop.load import load_model
 
@@ -100,6 +103,7 @@ def evaluate_one(
         bank_embeddings: One with the labelled pictures that knn and probe learn from.
         args: The evaluator's arguments as YAML, e.g. "{ks: [1, 5]}" (`mmcl list evaluators --args`).
     """
+    _check(out)
     name = _evaluator(evaluator)
     assert name is not None, "the words were parsed by their first"
     if embeddings is not None:
@@ -148,11 +152,17 @@ def evaluate_suite(
     """
     if not files:
         raise UserError("no suite given: mmcl eval suite configs/eval/emoji.yaml")
+    folder = out or Path("runs/eval") / files[0].stem
+    _check(folder)
     from mmcl.engine.suite import load_suite, run_suite
 
     suite = load_suite(files, models=models)
-    folder = out or Path("runs/eval") / files[0].stem
     _finish(run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=sys.stderr.isatty()), folder, json)
+
+
+def _check(out: Path | None) -> None:
+    if out is not None:
+        check_folder(out, flag="--out")
 
 
 def _evaluator(word: str) -> str | None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from mmcl.cli.exit import end_partly
 from mmcl.errors import UserError
+from mmcl.files import check_file, check_folder
 
 if TYPE_CHECKING:
     from mmcl.interop.model import Model
@@ -31,6 +33,8 @@ def search(
 ) -> None:
     """Search images by a text, by an image, or by both: mmcl search runs/clip_emoji "a smiling cat"
 
+    Pictures of the collection that cannot be read are listed, and the exit code is then 1.
+
     Args:
         model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
         text: What to look for.
@@ -44,6 +48,7 @@ def search(
     """
     if text is None and image is None:
         raise UserError("nothing to look for: give a text in quotes, or --image PICTURE")
+    _check(image, save, picture)
     from mmcl.interop.load import load_model
 
     loaded = load_model(model)
@@ -55,25 +60,36 @@ def search(
         hits.save(picture)
     if json:
         print(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
-        return
-    for rank, hit in enumerate(hits, 1):
-        print(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
+    else:
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
+    end_partly([] if _is_saved(images) else index.bad)
+
+
+def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
+    """Raises UserError for what would fail only after a collection is embedded."""
+    from mmcl.data.decode import decode
+    from mmcl.search.hits import SUFFIXES
+
+    if save is not None:
+        check_folder(save, flag="--save")
+    if picture is not None:
+        check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
+    if image is not None:
+        decode(image)
+
+
+def _is_saved(images: str | None) -> bool:
+    return images is not None and (Path(images) / "index.json").is_file()
 
 
 def _index(model: str, images: str | None, loaded: Model) -> Index:
     """A saved index as it is; anything else is embedded now."""
     from mmcl.search import Index
 
-    if images is not None and (Path(images) / "index.json").is_file():
-        return Index.load(images, loaded)
     if images is not None:
-        return _built(Index.build(images, loaded, progress=sys.stderr.isatty()))
+        load = _is_saved(images)
+        return Index.load(images, loaded) if load else Index.build(images, loaded, progress=sys.stderr.isatty())
     from mmcl.engine.evaluation import evaluated_source
 
-    return _built(Index.build(evaluated_source(Path(model)), loaded, progress=sys.stderr.isatty()))
-
-
-def _built(index: Index) -> Index:
-    for bad in index.bad:
-        print(f"warning: left out {bad.name}: {bad.reason}", file=sys.stderr)
-    return index
+    return Index.build(evaluated_source(Path(model)), loaded, progress=sys.stderr.isatty())

@@ -18,7 +18,7 @@ from mmcl.data.decode import decode
 from mmcl.data.resize import read_pixels
 from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.types import BadSample, Preprocess
 
 T = TypeVar("T")
 
@@ -42,6 +42,20 @@ def required_image(sample: Sample) -> ImageLike:
     if image is None:
         raise UserError(f"{sample.name}: has no picture")
     return image
+
+
+def unreadable(samples: Sequence[Sample] | Source) -> list[BadSample]:
+    """Those whose picture is not there or cannot be read, and why; each is decoded, in parallel threads."""
+
+    def reason(index: int) -> str | None:
+        try:
+            decode_sample(samples[index])
+        except UserError as error:
+            return str(error)
+        return None
+
+    reasons = in_threads(reason, range(len(samples)))
+    return [BadSample(index, samples[index].name, why) for index, why in enumerate(reasons) if why is not None]
 
 
 def pictures(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from mmcl.evaluate import tables
 from mmcl.evaluate.paired import SWAPS, paired_difference, swap_test
 from mmcl.evaluate.report import Metric, Provenance, Report, file_name
 from mmcl.evaluate.rows import Rows
+from mmcl.files import write_file
 
 NOTES = (
     "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
@@ -95,11 +96,10 @@ class Comparison:
     def write(self, directory: str | Path) -> None:
         """Writes comparison.json, comparison.md, comparison.html and the figures."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         for name, png in self.figures.items():
-            (directory / f"{file_name(name)}.png").write_bytes(png)
+            write_file(directory / f"{file_name(name)}.png", png)
         for suffix, text in {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}.items():
-            (directory / f"comparison.{suffix}").write_text(text, encoding="utf-8")
+            write_file(directory / f"comparison.{suffix}", text)
 
     def _notes(self) -> list[str]:
         return [f"A: {self.a}", f"B: {self.b}", *self.notes]

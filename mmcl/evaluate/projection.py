@@ -17,6 +17,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate.arrays import Array, integers, unit_rows
 from mmcl.evaluate.map_page import map_page, thumbnail
 from mmcl.evaluate.plots import scatter
+from mmcl.files import write_file
 from mmcl.rng import permutation
 
 ProjectionMethod = Literal["tsne", "umap", "pca"]
@@ -71,9 +72,9 @@ class Projection:
         """Writes map.html or map.png, by the ending. Raises UserError for any other."""
         path = Path(path)
         if path.suffix == ".html":
-            path.write_text(self.to_html(), encoding="utf-8")
+            write_file(path, self.to_html())
         elif path.suffix == ".png":
-            path.write_bytes(self.to_png())
+            write_file(path, self.to_png())
         else:
             raise UserError(f"{path}: a map is saved as .html, to explore, or as .png")
 

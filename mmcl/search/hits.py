@@ -11,8 +11,11 @@ from PIL import Image, ImageOps
 from mmcl.data.decode import decode
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
+from mmcl.files import check_file, staged
 
 CELL, GAP = 160, 8
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
+"""Of the formats that Pillow writes such a picture in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,9 @@ class Hits(list[Hit]):
         """Writes the pictures as one picture: best first, row by row.
 
         Raises:
-            UserError: there are no hits, or a picture is not there or cannot be read.
+            UserError: there are no hits, a picture is not there or cannot be read, or the file cannot be written.
         """
+        check_file(Path(path), flag="picture", suffixes=SUFFIXES)
         if not self:
             raise UserError(f"{path}: no hits, so no picture is written")
         rows = -(-len(self) // columns)
@@ -64,4 +68,5 @@ class Hits(list[Hit]):
                 GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), picture.size, strict=True)
             )
             sheet.paste(picture, (left, top))
-        sheet.save(path)
+        with staged(path) as stage:
+            sheet.save(stage)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -148,8 +149,8 @@ def test_the_second_evaluation_encodes_nothing(
 
     monkeypatch.setattr("mmcl.interop.model.Model._encode", refuse)
     assert run_json(capsys, *words) == first
-    with pytest.raises(AssertionError, match="encoded again"):
-        main([*words, "--no-cache"])
+    assert main([*words, "--no-cache"]) == 70
+    assert "encoded again" in capsys.readouterr().err
 
 
 def test_suite(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +244,75 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert error.startswith("error: ")
     assert named in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.fixture
+def broken(folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """Images that cannot be read among some that can."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("red_tiny.png", "blue_huge.png", "green_small.png"):
+        (pictures / name).write_bytes((folder / name).read_bytes())
+    (pictures / "document.jpg").write_bytes(b"%PDF-1.7")
+    (pictures / "cut.png").write_bytes((folder / "red_huge.png").read_bytes()[:60])
+    return {path.stem: path for path in sorted(pictures.iterdir())}
+
+
+def test_classify_does_the_rest_and_lists_what_cannot_be_read(
+    run_dir: Path, broken: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--labels", "red", "blue", "--model", str(run_dir), "--json"]
+    given = [str(broken[name]) for name in ("red_tiny", "document", "blue_huge", "cut")] + [str(broken["cut"]) + ".none"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["classify", *given, *words])
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert [row["image"] for row in json.loads(said.out)] == [given[0], given[2]]
+    assert [line.partition(":")[0] for line in said.err.splitlines()] == ["left out"] * 3
+    assert all(name in line for name, line in zip((given[1], given[3], given[4]), said.err.splitlines(), strict=True))
+    assert main(["classify", given[0], given[2], *words]) == 0
+    assert capsys.readouterr().out == said.out
+
+
+def test_nothing_that_can_be_read_is_an_error(
+    run_dir: Path, broken: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--labels", "red", "blue", "--model", str(run_dir), "--json"]
+    assert main(["classify", str(broken["cut"]), str(broken["document"]), *words]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_embed_writes_the_rest(
+    run_dir: Path, broken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = tmp_path / "e.parquet", broken["cut"].parent
+    with pytest.raises(SystemExit) as stopped:
+        main(["embed", str(folder), "--model", str(run_dir), "--out", str(file)])
+    assert stopped.value.code == 1
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    names = pq.read_table(file)["name"].to_pylist()
+    assert [Path(name).name for name in names] == ["blue_huge.png", "green_small.png", "red_tiny.png"]
+
+
+def test_search_finds_among_the_rest_and_saves_it(
+    run_dir: Path, broken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search", str(run_dir), "red", "--images", str(broken["cut"].parent), "--save", str(tmp_path / "index"), "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 3
+    assert len(said.err.splitlines()) == 2
+    assert len(run_json(capsys, "search", str(run_dir), "red", "--images", str(tmp_path / "index"))) == 3
+
+
+def test_an_unreadable_query_is_refused_before_the_collection_is_embedded(
+    run_dir: Path, broken: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for query in (str(broken["document"]), "none.png", str(run_dir)):
+        assert main(["search", str(run_dir), "red", "--image", query, "--images", "nowhere"]) == 2
+        assert query in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["classify", "search", "embed", "eval", "eval knn", "eval suite", "compare", "list", "doctor"])

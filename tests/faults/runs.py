@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from mmcl.cli.main import exit_cleanly
+from mmcl.cli.exit import exit_cleanly
 from mmcl.config import Config, load_config
 from mmcl.encoders import tokenizers
 from mmcl.engine.log import EVALUATION, read_log

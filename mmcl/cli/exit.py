@@ -1,0 +1,116 @@
+"""How a command ends, whatever happens in it: one line for what went wrong, and an exit code.
+
+0 done; 1 part of it could not be done, and is listed; 2 an error that the user can mend; 70 a bug in mmcl;
+130 Ctrl-C; 141 the reader of the output is gone (as in `mmcl list | head -1`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mmcl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcl.types import BadSample
+
+PART, USER_ERROR, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
+
+_DEBUG = "--debug"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHOWN = 300
+"""Letters of what another library's error says."""
+_PRECEDENCE_SECONDS = 3.0
+
+
+def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
+    """Runs a command. Returns its exit code; see the module.
+
+    Args:
+        command: what is run.
+        debug: print the traceback of an error too.
+    """
+    try:
+        try:
+            command()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _forget_output()
+        return NO_READER
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _say(*_line_and_code(error))
+    return 0
+
+
+def without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words of a command line but `--debug`, and whether it was among them."""
+    return [word for word in words if word != _DEBUG], _DEBUG in words
+
+
+def end_partly(bad: Sequence[BadSample]) -> None:
+    """Lists what was left out, after the rest is written, and ends the command with 1; goes on where nothing was left out."""
+    for one in bad:
+        print(f"left out: {one.reason if one.name in one.reason else f'{one.name}: {one.reason}'}", file=sys.stderr)
+    if bad:
+        sys.exit(PART)
+
+
+def _line_and_code(error: Exception) -> tuple[str, int]:
+    if isinstance(error, UserError):
+        return f"error: {error}", USER_ERROR
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _forget_output()  # it may be what lies on the full disk
+        return f"error: {error.strerror}: {error.filename or 'the output'}; make room", USER_ERROR
+    what = _shortened(traceback.format_exception_only(error)[-1])
+    if _is_out_of_memory(error):
+        return f"error: out of memory ({what}); give smaller batches, images or data, or a larger machine", USER_ERROR
+    return f"error: this is a bug in mmcl ({what}); please report it with the traceback {_kept_traceback(error)}", BUG
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]} ..."
+
+
+def _kept_traceback(error: Exception) -> str:
+    """Where the traceback is to be found: in a file, or above where none can be written."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="mmcl-", suffix=".log", delete=False, encoding="utf-8") as file:
+            file.write(f"{' '.join(sys.argv)}\n{text}")
+    except OSError:
+        print(text, file=sys.stderr)
+        return f"above ({_DEBUG} shows it always)"
+    return f"in {file.name} ({_DEBUG} shows it)"
+
+
+def _say(line: str, code: int) -> int:
+    """Prints the line. What all processes of a launch would say, the first says, and the launcher ends the others."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        time.sleep(_PRECEDENCE_SECONDS)
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def _forget_output() -> None:
+    """Nobody takes what is still to be written: Python must not complain of it at its end."""
+    with suppress(OSError, ValueError):  # not a real file, as in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,87 @@
+"""From the words of a command line to a call, or to one line that says which word is wrong."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+import tyro
+
+from mmcl.errors import UserError
+
+_FRAME = "│╭╮╰╯─ "
+_CONFIG = (tyro.conf.FlagCreatePairsOff,)
+
+
+def parse_call(
+    form: Callable[..., object] | Mapping[str, Callable[..., object]],
+    words: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+) -> Callable[[], object]:
+    """The call that the words ask for, with its arguments.
+
+    Args:
+        form: the function; or several by the verb that chooses one.
+        words: of the command line.
+        prog: what stands before them.
+        description: of several functions, for their help.
+
+    Raises:
+        UserError: a word is wrong or missing.
+    """
+    if callable(form):
+        call: Callable[[], object] = one_line(prog, lambda: tyro.cli(_deferred(form), prog=prog, args=words, config=_CONFIG))
+        return call
+    verbs = {name: _deferred(verb) for name, verb in form.items()}
+    several = functools.partial(tyro.extras.subcommand_cli_from_dict, prog=prog, description=description, config=_CONFIG)
+    return one_line(prog, lambda: several(verbs, args=words))
+
+
+def one_line(prog: str, parse: Callable[[], Any]) -> Any:
+    """What a parser of tyro's returns. Raises UserError with what it would show in a frame of many lines."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_unframed(said.getvalue())}; see {prog} --help") from None
+
+
+def _deferred(verb: Callable[..., object]) -> Callable[..., object]:
+    """A form of the same arguments that gives the call instead of making it: an error of the call is no error of parsing."""
+    if isinstance(verb, type):
+        return verb
+
+    @functools.wraps(verb)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], object]:
+        return functools.partial(verb, *args, **kwargs)
+
+    return bind
+
+
+def _unframed(text: str) -> str:
+    """The first paragraph in a frame, and the hint in the second where it is one."""
+    lines = [line.strip(_FRAME) for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()]
+    body = " ".join(lines[1:]) if lines else ""
+    paragraphs = [" ".join(part) for part in _split(lines[1:])]
+    found = paragraphs[0] if paragraphs else body
+    hints = [part for part in paragraphs[1:2] if part.startswith(("Perhaps you meant", "Available subcommands"))]
+    return ". ".join([found.rstrip(" ."), *hints]) or "the command line is not understood"
+
+
+def _split(lines: Sequence[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line:
+            parts[-1].append(line)
+        elif parts[-1]:
+            parts.append([])
+    return [part for part in parts if part]
