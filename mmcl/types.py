@@ -7,8 +7,10 @@ L tokens, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from mmcl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,25 +181,119 @@ class LossFacts:
     negatives: int | None = None
 
 
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Resize = Literal["shortest", "squash", "pad", "none"]
+CropRounding = Literal["round", "truncate", "floor"]
+Backend = Literal["pillow", "torchvision", "torchvision_float"]
+ChannelOrder = Literal["rgb", "bgr"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """How a picture of any size becomes the input of an image encoder; saved with the model.
+    """How an image of any size becomes the input of an image encoder; saved with the model.
+
+    The whole image is resized as `resize` says; what then lies beyond `size` around the centre is cropped, and what is missing
+    is filled. Lists, as JSON has them, become tuples, and two equal sides one number.
 
     Attributes:
-        size: height and width in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        mean, std: per channel, in the [0, 1] scale; the encoder applies them itself.
+        size: height and width of the input in pixels; one number where they are equal.
+        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
+        mean, std: per channel in the order of `channel_order`, in the [0, 1] scale; the encoder applies them itself.
         interpolation: of the resize, as in Pillow.
-        resize: "shortest" (shorter side to `size`, then centre crop), "squash" (ignore the aspect) or "pad" (longer side to
-            `size`, then pad with white).
+        resize: "shortest" (keep the aspect and cover `resize_size`), "squash" (ignore the aspect), "pad" (keep the aspect and
+            fit into `resize_size`) or "none".
+        resize_size: height and width to which the image is resized before the crop; None takes `size`.
+        crop_rounding: where the crop begins if an odd number of pixels is cut off or filled in: "round" as torchvision,
+            open_clip and timm do (half to even; fills the smaller part first), "truncate" as transformers does on tensors,
+            "floor" as transformers does on Pillow images.
+        fill: grey, or colour per channel, from 0 to 255, of what is filled in.
+        backend: whose resize, bit for bit: "pillow", "torchvision" (its kernel for uint8 tensors; up to 2 of 255 levels from
+            Pillow's) or "torchvision_float" (the same in float32 and not rounded to levels).
+        channel_order: in which the encoder takes the three channels; images are RGB until then.
+
+    Raises:
+        UserError: a value is not one of the above; names it.
     """
 
-    size: int
+    size: int | tuple[int, int]
     channels: int = 3
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
-    resize: Literal["shortest", "squash", "pad"] = "shortest"
+    interpolation: Interpolation = "bicubic"
+    resize: Resize = "shortest"
+    resize_size: int | tuple[int, int] | None = None
+    crop_rounding: CropRounding = "round"
+    fill: int | tuple[int, ...] = 255
+    backend: Backend = "pillow"
+    channel_order: ChannelOrder = "rgb"
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize_size", "mean", "std", "fill"):
+            object.__setattr__(self, name, _plain(getattr(self, name), pair=name.endswith("size")))
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            if set(getattr(self, name)) == {default}:
+                object.__setattr__(self, name, (default,) * self.channels)
+        for name, is_right in self._checks().items():
+            if not is_right:
+                raise UserError(f"preprocess: {name} {getattr(self, name)!r} is not possible here; see mmcl.types.Preprocess")
+
+    def _checks(self) -> dict[str, bool]:
+        choices = {
+            "interpolation": Interpolation,
+            "resize": Resize,
+            "crop_rounding": CropRounding,
+            "backend": Backend,
+            "channel_order": ChannelOrder,
+        }
+        fill = self.fill if isinstance(self.fill, tuple) else (self.fill,) * self.channels
+        return {
+            "size": _is_size(self.size),
+            "resize_size": self.resize_size is None or _is_size(self.resize_size),
+            "channels": isinstance(self.channels, int) and self.channels >= 1,
+            "mean": len(self.mean) == self.channels,
+            "std": len(self.std) == self.channels and 0 not in self.std,
+            "fill": len(fill) == self.channels and all(isinstance(v, int) and 0 <= v <= 255 for v in fill),
+            **{name: getattr(self, name) in get_args(allowed) for name, allowed in choices.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocess:
+        """From what `dataclasses.asdict` gave. Raises UserError for an unknown field or a value that is not possible."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name("field", name, known, where="preprocess")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"preprocess: {error}") from None
+
+    @property
+    def height(self) -> int:
+        return self.size[0] if isinstance(self.size, tuple) else self.size
+
+    @property
+    def width(self) -> int:
+        return self.size[1] if isinstance(self.size, tuple) else self.size
+
+    def at(self, size: int | tuple[int, int]) -> Preprocess:
+        """Shows the same part of every image at another size."""
+        if self.resize_size is None:
+            return replace(self, size=size)
+        to, now, before = (side if isinstance(side, tuple) else (side, side) for side in (size, self.size, self.resize_size))
+        height, width = (round(before[axis] * to[axis] / now[axis]) for axis in (0, 1))
+        return replace(self, size=size, resize_size=(height, width))
+
+
+def _plain(value: Any, *, pair: bool) -> Any:
+    """Lists as tuples, and a pair of equal sides as one."""
+    value = tuple(value) if isinstance(value, list) else value
+    return value[0] if pair and isinstance(value, tuple) and len(value) == 2 and value[0] == value[1] else value
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return all(isinstance(side, int) and side >= 1 for side in sides)
 
 
 class EmbeddingModel(Protocol):

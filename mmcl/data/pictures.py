@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmcl.data.decode import decode
-from mmcl.data.resize import read_pixels
+from mmcl.data.resize import pixel_dtype, read_pixels
 from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
 from mmcl.types import BadSample, Preprocess
@@ -32,7 +32,7 @@ def decode_sample(sample: Sample) -> Image.Image:
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
-    """The picture of a sample, uint8 [C, size, size]. Raises UserError as `decode_sample` does."""
+    """The picture of a sample, [C, H, W] as `to_tensor` gives it. Raises UserError as `decode_sample` does."""
     return read_pixels(required_image(sample), preprocess, name=sample.name)
 
 
@@ -59,7 +59,7 @@ def unreadable(samples: Sequence[Sample] | Source) -> list[BadSample]:
 
 
 def pictures(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
-    """All pictures of a source, in its order: uint8 [b, C, size, size] each, the last batch shorter.
+    """All pictures of a source, in its order: [b, C, H, W] as `to_tensor` gives them, each, the last batch shorter.
 
     Raises:
         UserError: a picture cannot be read; names it. An evaluation that left it out would be of other data.
@@ -130,8 +130,8 @@ class PictureCache:
     """
 
     def __init__(self, source: Source, preprocess: Preprocess, *, progress: bool = False):
-        side = preprocess.size
-        self._pictures = torch.empty(len(source), preprocess.channels, side, side, dtype=torch.uint8)
+        shape = (len(source), preprocess.channels, preprocess.height, preprocess.width)
+        self._pictures = torch.empty(shape, dtype=pixel_dtype(preprocess))
         self._unreadable: dict[int, str] = {}
 
         def store(index: int) -> None:
@@ -145,7 +145,7 @@ class PictureCache:
             pass
 
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 [C, size, size]. Raises UserError as decoding did."""
+        """[C, H, W]. Raises UserError as decoding did."""
         if index in self._unreadable:
             raise UserError(self._unreadable[index])
         return self._pictures[index]
@@ -153,7 +153,8 @@ class PictureCache:
     @staticmethod
     def nbytes(source: Source, preprocess: Preprocess) -> int:
         """The memory that the pictures of a source take."""
-        return len(source) * preprocess.channels * preprocess.size**2
+        numbers = len(source) * preprocess.channels * preprocess.height * preprocess.width
+        return numbers * pixel_dtype(preprocess).itemsize
 
 
 def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:

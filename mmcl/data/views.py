@@ -5,7 +5,6 @@ A part is chosen by the header of a file, so that a JPEG is decoded only as fine
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,13 +59,13 @@ class ImageView:
         if self.crop is None:
             return Part(None, 1)
         box = self.crop.box(width, height, seed=seed, epoch=epoch, index=index, view=self.number)
-        spare = min(box[2] - box[0], box[3] - box[1]) // self.preprocess.size
+        spare = min((box[2] - box[0]) // self.preprocess.width, (box[3] - box[1]) // self.preprocess.height)
         scale = max((scale for scale in SCALES if scale <= spare), default=1)
         left, top, right, bottom = (side - side % scale for side in box)
         return Part((left, top, right, bottom), scale)
 
     def cut(self, pixels: Image.Image, box: Box | None, scale: int) -> Tensor:
-        """What is shown of a picture that was shrunk by `scale`: uint8 [C, size, size]."""
+        """What is shown of a picture that was shrunk by `scale`: [C, H, W]."""
         if box is None:
             return to_tensor(pixels, self.preprocess)
         left, top, right, bottom = (side // scale for side in box)
@@ -76,7 +75,7 @@ class ImageView:
 def show(
     image: ImageLike, views: Mapping[str, ImageView], *, name: str | None = None, seed: int, epoch: int, index: int
 ) -> dict[str, Tensor]:
-    """Every view of a picture, before augmentation: uint8 [C, size, size].
+    """Every view of a picture, before augmentation: [C, H, W].
 
     Args:
         image: decoded once for all views, at the coarsest scale that suffices for each.
@@ -126,7 +125,7 @@ def _build(number: int, own: ViewConfig, data: DataConfig, preprocess: Preproces
     augment = data.augment if own.augment is None else own.augment
     return ImageView(
         number=number,
-        preprocess=dataclasses.replace(preprocess, size=own.size or preprocess.size),
+        preprocess=preprocess.at(own.size) if own.size else preprocess,
         crop=RandomResizedCrop(scale=crop.scale, ratio=crop.ratio) if crop else None,
         augment=Policy.build(augment) if augment else None,
     )

@@ -1,43 +1,171 @@
-"""The preprocessor_config.json of a transformers model, whose meaning differs from one processor class to the next."""
+"""The image processors of transformers as `Preprocess`; what a processor does beyond that is refused by name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.types import Interpolation, Preprocess, Resize
+
+Size = int | tuple[int, int]
+
+_RESAMPLE: Mapping[int, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
+"""Pillow's numbers, which the processors store."""
+
+_SUPPORTED = (
+    *("Beit", "Bit", "Blip", "Chameleon", "ChineseCLIP", "CLIP", "ConvNext", "DeiT", "DINOv3ViT", "EfficientNet", "Flava"),
+    *("Gemma3", "GotOcr2", "Levit", "Llava", "MobileNetV1", "MobileNetV2", "MobileViT", "Ovis2", "OwlViT", "PoolFormer"),
+    *("PPChart2Table", "Pvt", "RTDetr", "Sam2", "Sam3", "Sapiens2", "Segformer", "SegGpt", "Siglip", "Tipsv2", "Tipsv2Dpt"),
+    "ViT",
+)
+"""Processors that resize, crop, rescale and normalise, in this order, and differ as the functions below say."""
+
+_DOES_MORE = ("do_pad", "crop_to_patches", "do_pan_and_scan")
+"""Settings with which they do more than that."""
+
+_NEVER_CROP = ("Gemma3", "GotOcr2", "RTDetr", "Segformer", "SegGpt")
+"""Processors that take no notice of `do_center_crop`."""
+
+_CONVNEXT_SQUASHES_FROM = 384
+"""The size from which ConvNext's processor ignores the aspect; below, it resizes to `size / crop_pct` and crops."""
 
 
-def preprocess_of(values: Mapping[str, Any], name: str) -> Preprocess:
-    """Reads the settings of an image processor.
+def preprocess_of(processor: Any, name: str) -> Preprocess:
+    """What an image processor does.
 
     Args:
-        values: the content of preprocessor_config.json.
+        processor: as `transformers.AutoImageProcessor` builds it. Those that work on tensors resize otherwise than those that
+            work on Pillow images.
         name: of the model, for the error.
 
     Raises:
-        UserError: they make no square picture.
+        UserError: the processor does something that `Preprocess` does not have; names its class or its setting.
     """
-    crops = bool(values.get("do_center_crop"))
-    size = values.get("crop_size") if crops else values.get("size")
-    if "max_num_patches" in values:  # SigLIP 2 in native resolution, here at its square one
-        size = int(values["patch_size"] * math.sqrt(values["max_num_patches"]))
-    if isinstance(size, Mapping):
-        sides = {size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))}
-        size = sides.pop() if len(sides) == 1 else None
-    if not isinstance(size, int):
-        raise UserError(f"{name}: its image processor states no square size ({size}); give preprocess")
-    normalises = values.get("do_normalize", True)
-    mean = tuple(values.get("image_mean") or ()) if normalises else ()
-    keeps_aspect = crops or (isinstance(values.get("size"), Mapping) and "shortest_edge" in values["size"])
+    given = _Settings(_kind(processor), processor.to_dict(), name)
+    if given.kind == "Siglip2":
+        raise UserError(
+            f"{name}: SigLIP 2 in native resolution (NaFlex) keeps the aspect of every image, which is not supported; take a "
+            "model of fixed resolution, such as google/siglip2-base-patch16-224, or give preprocess"
+        )
+    if given.kind not in _SUPPORTED:
+        raise UserError(f"{name}: images as {given.kind}ImageProcessor makes them are not supported; give preprocess")
+    resize, resize_size, size = _geometry(given)
+    mean, std = _constants(given)
+    on_tensors = getattr(processor, "backend", "") == "torchvision" or type(processor).__name__.endswith("Fast")
+    # DINOv3's rescales first.
+    tensor_backend = "torchvision_float" if given.kind == "DINOv3ViT" and given.get("do_rescale") else "torchvision"
     return Preprocess(
         size=size,
-        channels=len(mean) or 3,
-        mean=mean or (0.0, 0.0, 0.0),
-        std=tuple(values["image_std"]) if mean else (1.0, 1.0, 1.0),
-        # Pillow's numbers; Lanczos (1) is nearest to bicubic of what there is.
-        interpolation={0: "nearest", 2: "bilinear"}.get(values.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
-        resize="shortest" if keeps_aspect else "squash",
+        mean=mean,
+        std=std,
+        interpolation=_interpolation(given),
+        resize=resize,
+        resize_size=resize_size,
+        crop_rounding="truncate" if on_tensors else "floor",
+        fill=0,
+        backend=tensor_backend if on_tensors else "pillow",  # type: ignore[arg-type]
+        channel_order="bgr" if given.kind == "MobileViT" and given.get("do_flip_channel_order") else "rgb",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Of one image processor, with the defaults of its class."""
+
+    kind: str
+    values: Mapping[str, Any]
+    name: str
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def refusal(self, key: str) -> UserError:
+        return UserError(
+            f"{self.name}: images as {self.kind}ImageProcessor makes them with {key} {self.get(key)!r} are not supported; "
+            "give preprocess"
+        )
+
+
+def _kind(processor: Any) -> str:
+    return type(processor).__name__.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
+
+
+def _geometry(given: _Settings) -> tuple[Resize, Size | None, Size]:
+    """How and to what size an image is resized, and the size that is left after the crop."""
+    for key in _DOES_MORE:
+        if given.get(key):
+            raise given.refusal(key)
+    resize, resize_size = _resize(given)
+    if given.kind == "ConvNext" and resize == "shortest":
+        if given.get("do_center_crop"):
+            raise given.refusal("do_center_crop")
+        return resize, resize_size, int(_sides(given, "size")["shortest_edge"])
+    if given.get("do_center_crop") and given.kind not in _NEVER_CROP:
+        crop = _sides(given, "crop_size")
+        if set(crop) != {"height", "width"}:
+            raise given.refusal("crop_size")
+        return resize, resize_size, (crop["height"], crop["width"])
+    if resize != "squash" or resize_size is None:  # Every image would have a size of its own.
+        raise given.refusal("do_resize" if resize == "none" else "do_center_crop")
+    return resize, resize_size, resize_size
+
+
+def _resize(given: _Settings) -> tuple[Resize, Size | None]:
+    if not given.get("do_resize"):
+        return "none", None
+    sides, crop_pct = _sides(given, "size"), given.get("crop_pct")
+    if set(sides) == {"height", "width"} and given.kind != "ConvNext":
+        height, width = sides["height"], sides["width"]
+        if given.kind != "PoolFormer" or crop_pct is None:
+            return "squash", (height, width)
+        scaled = int(height / crop_pct), int(width / crop_pct)
+        return ("shortest" if height == width else "squash"), scaled
+    if set(sides) != {"shortest_edge"}:
+        raise given.refusal("size")
+    edge = sides["shortest_edge"]
+    if given.kind == "ConvNext" and edge >= _CONVNEXT_SQUASHES_FROM:
+        return "squash", edge
+    if given.kind in ("ConvNext", "PoolFormer") and crop_pct is not None:
+        return "shortest", int(edge / crop_pct)
+    return "shortest", int((256 / 224) * edge) if given.kind == "Levit" else edge
+
+
+def _sides(given: _Settings, key: str) -> dict[str, int]:
+    return {side: length for side, length in dict(given.get(key) or {}).items() if length is not None}
+
+
+def _constants(given: _Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation in the [0, 1] scale, of all that is done to the levels from 0 to 255."""
+    scale = 255 * given.get("rescale_factor") if given.get("do_rescale") else 255.0
+    mean, std = (_per_channel(given.get(key)) for key in ("image_mean", "image_std"))
+    divisor = std
+    if not given.get("do_normalize") or given.kind == "MobileViT":
+        mean, divisor = (0.0,) * 3, (1.0,) * 3
+    if given.kind == "EfficientNet" and given.get("rescale_offset") and given.get("do_rescale"):
+        mean = tuple(value + 1 for value in mean)
+    if given.kind == "EfficientNet" and given.get("include_top"):  # divides by the deviation once more
+        divisor = tuple(value * again for value, again in zip(divisor, std, strict=True))
+    return tuple(value / scale for value in mean), tuple(value / scale for value in divisor)
+
+
+def _per_channel(values: Any) -> tuple[float, ...]:
+    values = tuple(values) if isinstance(values, list | tuple) else (values,)
+    return values * 3 if len(values) == 1 else values
+
+
+def _interpolation(given: _Settings) -> Interpolation:
+    number = given.get("resample")
+    if number is None:
+        return "bilinear"
+    if number not in _RESAMPLE:
+        raise given.refusal("resample")
+    return _RESAMPLE[int(number)]

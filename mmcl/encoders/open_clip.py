@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
 from mmcl.errors import UserError, unknown_name
 from mmcl.safe import load_into, read_tensors
-from mmcl.types import Preprocess, Tokens
+from mmcl.types import Preprocess, Resize, Tokens
 
 _IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg")
 _TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu", "hf_config")
 _OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
-_RESIZE = {"shortest": "shortest", "squash": "squash", "longest": "pad"}
+_RESIZE: Mapping[str, Resize] = {"shortest": "shortest", "squash": "squash", "longest": "pad"}
 _CLIP_SCALE = math.log(1 / 0.07)
 
 
@@ -176,7 +176,7 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
 
 
 def _tag_preprocess(tag: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if tag.get(key) is not None}
+    return {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode", "fill_color") if tag.get(key) is not None}
 
 
 def _download(tag: Mapping[str, Any], name: str) -> Path:
@@ -213,16 +213,27 @@ def _hf_text_tower(config: Mapping[str, Any]) -> Any:
 
 
 def _preprocess(cfg: Mapping[str, Any], image_size: int | tuple[int, int]) -> Preprocess:
-    height, width = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if height != width:
-        raise UserError(f"open_clip: image size {height} x {width} is not square; mmcl encodes square pictures")
+    """What `open_clip.image_transform` makes of the same settings for evaluation."""
+    height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    resize = _RESIZE.get(cfg.get("resize_mode") or "shortest")
+    if resize is None:
+        raise unknown_name("resize_mode", cfg["resize_mode"], _RESIZE, where="open_clip")
+    if cfg.get("interpolation") not in (None, "bicubic", "bilinear", "random"):
+        raise unknown_name("interpolation", cfg["interpolation"], ("bicubic", "bilinear", "random"), where="open_clip")
+    # "random" is bicubic in evaluation there, and so is whatever covers a frame that is not square.
+    is_bilinear = cfg.get("interpolation") == "bilinear" and (resize != "shortest" or height == width)
     return Preprocess(
-        size=height,
-        mean=tuple(cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-        std=tuple(cfg.get("std", open_clip.OPENAI_DATASET_STD)),
-        interpolation=cfg.get("interpolation", "bicubic"),
-        resize=_RESIZE[cfg.get("resize_mode", "shortest")],  # type: ignore[arg-type]
+        size=(height, width),
+        mean=_per_channel(cfg.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        std=_per_channel(cfg.get("std") or open_clip.OPENAI_DATASET_STD),
+        interpolation="bilinear" if is_bilinear else "bicubic",
+        resize=resize,
+        fill=cfg.get("fill_color") or 0,
     )
+
+
+def _per_channel(values: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(values) if isinstance(values, Sequence) else (values,) * 3
 
 
 def _tokenizer(text_cfg: Mapping[str, Any], context_length: int) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import timm
@@ -72,18 +73,21 @@ def _load(model: Any, path: str) -> None:
 
 
 def _preprocess(model: Any, channels: int, image_size: int | None) -> Preprocess:
+    """What `timm.data.create_transform` makes of the model's settings for evaluation."""
     data = timm.data.resolve_model_data_config(model)
     height, width = data["input_size"][-2:]
-    if image_size is None and height != width:
-        raise UserError(f"timm: {height} x {width} pixels are not square; set image_size")
+    size = (height, width) if image_size is None else (image_size, image_size)
     mean, std = data["mean"], data["std"]
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    mode = data["crop_mode"]
     return Preprocess(
-        size=image_size or height,
+        size=size,
         channels=channels,
         mean=tuple(mean),
         std=tuple(std),
         interpolation=data["interpolation"],
-        resize="squash" if data["crop_mode"] == "squash" else "pad" if data["crop_mode"] == "border" else "shortest",
+        resize="squash" if mode == "squash" else "pad" if mode == "border" else "shortest",
+        resize_size=tuple(math.floor(side / data["crop_pct"]) for side in size),
+        fill=tuple(round(255 * value) for value in mean) if mode == "border" else 0,
     )

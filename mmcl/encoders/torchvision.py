@@ -78,10 +78,14 @@ def _released(name: str) -> dict[str, Tensor]:
 
 
 def _preprocess(name: str, image_size: int | None) -> Preprocess:
+    """The transform of the released weights; at another size it shows the same part of every image."""
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    return Preprocess(
-        size=image_size or transform.crop_size[0],
+    released = Preprocess(
+        size=transform.crop_size[0],
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
+        resize_size=transform.resize_size[0],
+        fill=0,
     )
+    return released.at(image_size) if image_size else released

@@ -57,14 +57,19 @@ class DualEncoder:
 
 
 class PixelNorm(nn.Module):
-    """(pixels - mean) / std per channel; the constants belong to the architecture and are not in the state dict."""
+    """RGB, or one channel, to the encoder's channel order, and there (pixels - mean) / std per channel.
+
+    The constants belong to the architecture and are not in the state dict.
+    """
 
     def __init__(self, preprocess: Preprocess):
         super().__init__()
+        self.reverses_channels = preprocess.channel_order == "bgr"
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
+        image_BCHW = image_BCHW.flip(1) if self.reverses_channels else image_BCHW
         return (image_BCHW - self.mean) / self.std  # type: ignore[operator]
 
 

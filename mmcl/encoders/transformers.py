@@ -20,7 +20,6 @@ import torch
 import transformers
 from tokenizers import Regex, normalizers
 from torch import Tensor, nn
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -56,7 +55,7 @@ def image_encoder(
         pretrained: load the weights of `name`, not only its architecture.
         config: a configuration with `model_type` instead of `name`, for random weights.
         pooling: see `Pooling`; CLIP-like models have their own.
-        preprocess: the fields of `Preprocess`; None reads the image processor of `name`.
+        preprocess: the fields of `Preprocess`; None does what the image processor of `name` does.
     """
     model, missing = _build_model(name, config, pretrained)
     return TransformersImage(_side(model, "image"), pooling, missing, _preprocess(name, preprocess))
@@ -112,7 +111,8 @@ class TransformersImage(ImageEncoder):
         self.model: Any = model
         self.preprocess = preprocess
         self.norm = PixelNorm(preprocess)
-        probe = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
+        _check_patches(model, preprocess)
+        probe = torch.zeros(1, preprocess.channels, preprocess.height, preprocess.width)
         self.pooling = _resolve_pooling(pooling, model, missing, self._output, probe, without_pooler="cls")
         if self.pooling in ("last", "eot"):
             raise UserError(f"pooling {self.pooling!r} is for texts; a vision model has pooler, cls and mean")
@@ -369,15 +369,24 @@ def _positions(model: nn.Module) -> int:
 
 def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess:
     if given is not None:
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        return Preprocess(**fields)
+        return Preprocess.from_json(given)
     if name is None:
         raise UserError(
             "transformers: a vision model from a config needs preprocess, e.g. {size: 224, mean: [...], std: [...]}"
         )
     with hub_errors(name):
-        values, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    return preprocess_of(values, name)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    return preprocess_of(processor, name)
+
+
+def _check_patches(model: Any, preprocess: Preprocess) -> None:
+    """Raises UserError for images that a model that reads patches cannot be given."""
+    if model.config.model_type not in _READS_PATCHES:
+        return
+    patch = _part_config(model.config, "vision_config").patch_size
+    if preprocess.height % patch or preprocess.width % patch:
+        size = f"{preprocess.height} x {preprocess.width}"
+        raise UserError(f"preprocess: size {size} of {type(model).__name__} must be a multiple of its patches of {patch}")
 
 
 def _patches(pixels_BCHW: Tensor, patch: int) -> dict[str, Tensor]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from mmcl.errors import UserError
 from mmcl.interop.model import Model
 from mmcl.interop.save import CONFIG, FORMAT_VERSION, TOKENIZER, WEIGHTS
 from mmcl.safe import load_into, read_json, read_tensors
+from mmcl.types import Preprocess
 
 
 def load_model(name: str | Path, *, device: str | torch.device | None = None) -> Model:
@@ -85,13 +84,22 @@ def _read_tower(folder: Path, values: Mapping[str, Any]) -> Tower:
     tokenizer = Tokenizer.load(folder / TOKENIZER) if spec.modality == "text" else None
     tower = build_tower(spec, tokenizer=tokenizer)
     if isinstance(tower.encoder, ImageEncoder):
-        here = json.loads(json.dumps(asdict(tower.encoder.preprocess)))
-        if here != preprocess:
-            raise UserError(
-                f"{folder}: trained with preprocessing {preprocess}, but {spec.encoder} as installed here has {here}; "
-                f"install the version of {spec.encoder} that it was trained with"
-            )
+        tower.encoder.preprocess = _trained_preprocess(preprocess, tower.encoder.preprocess, where=f"{folder}: {spec.encoder}")
     return tower
+
+
+def _trained_preprocess(values: Any, here: Preprocess, *, where: str) -> Preprocess:
+    """How a model's images were shown in training, whatever its library makes of them today.
+
+    Raises:
+        UserError: the encoder that was built here applies other constants than it was trained with.
+    """
+    trained = Preprocess.from_json(values)
+    for name in ("size", "channels", "mean", "std", "channel_order"):
+        was, is_now = getattr(trained, name), getattr(here, name)
+        if was != is_now:
+            raise UserError(f"{where} was trained with {name} {was}, but has {is_now} as installed here; install that version")
+    return trained
 
 
 def _open_clip(rest: str) -> dict[str, Any]:

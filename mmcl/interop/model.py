@@ -171,7 +171,7 @@ class Model:
         """Pictures as the tower takes them, in batches."""
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
         preprocess = encoder.preprocess
-        size = batch_size or max(64, _BATCH_PIXELS // preprocess.size**2)
+        size = batch_size or max(64, _BATCH_PIXELS // (preprocess.height * preprocess.width))
         batches = in_batches(lambda number: _read(images, number, preprocess), len(images), size)
         return (batch.to(self.device).float() / 255 for batch in batches)
 

@@ -17,14 +17,27 @@ from tests.data.test_decode import noise
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(50, 30), (31, 77), (16, 16), (7, 9), (200, 41)])
-def test_shortest_is_the_usual_resize_and_centre_crop(size, interpolation):
-    image = Image.fromarray(noise(size[1], size[0]))
-    resized = F.resize(image, [16], interpolation=InterpolationMode(interpolation))
-    expected = F.pil_to_tensor(F.center_crop(resized, [16]))
-    tensor = to_tensor(image, Preprocess(size=16, interpolation=interpolation))
-    assert tensor.dtype == torch.uint8
-    assert (tensor.int() - expected.int()).abs().max() <= 1
+@pytest.mark.parametrize("resize_size", [None, 19, 23, 13])
+def test_shortest_is_the_usual_resize_and_centre_crop(resize_size, interpolation):
+    sizes = np.random.default_rng(1).integers(1, 120, (40, 2)).tolist()
+    for height, width in [*sizes, (1, 1), (300, 16), (16, 16)]:
+        image = Image.fromarray(noise(height, width))
+        resized = F.resize(image, [resize_size or 16], interpolation=InterpolationMode(interpolation))
+        expected = F.pil_to_tensor(F.center_crop(resized, [16]))
+        tensor = to_tensor(image, Preprocess(size=16, interpolation=interpolation, resize_size=resize_size, fill=0))
+        assert torch.equal(tensor, expected), (height, width)
+
+
+@pytest.mark.parametrize("rounding", ["truncate", "floor"])
+@pytest.mark.parametrize(("width", "start"), [(9, (2, 2)), (8, (1, 1)), (7, (1, 1)), (3, (-1, -1)), (2, (-1, -2))])
+def test_where_a_crop_begins(width, start, rounding):
+    image = Image.fromarray(noise(5, width))
+    preprocess = Preprocess(size=5, resize="none", crop_rounding=rounding, fill=9)
+    tensor, first = to_tensor(image, preprocess), start[rounding == "floor"]
+    for column in range(5):
+        inside = 0 <= column + first < width
+        expected = F.pil_to_tensor(image)[:, :, column + first] if inside else torch.full((3, 5), 9)
+        assert torch.equal(tensor[:, :, column], expected.to(torch.uint8))
 
 
 def test_squash_and_pad():
@@ -72,20 +85,44 @@ def test_channels(channels, mode):
 
 @pytest.mark.parametrize(("width", "height"), [(1, 20_000), (20_000, 1)])
 @pytest.mark.parametrize("resize", ["shortest", "pad", "squash"])
-def test_extreme_aspects_take_little_memory(width, height, resize):
-    # Resized whole, the shorter side to 224, this picture would have a billion pixels.
-    tensor = to_tensor(Image.new("L", (width, height), 7), Preprocess(size=224, channels=1, resize=resize))
+@pytest.mark.parametrize("backend", ["pillow", "torchvision", "torchvision_float"])
+def test_extreme_aspects_take_little_memory(width, height, resize, backend):
+    # Resized whole, the shorter side to 224, this image would have a billion pixels.
+    preprocess = Preprocess(size=224, channels=1, resize=resize, backend=backend)
+    tensor = to_tensor(Image.new("L", (width, height), 7), preprocess)
     assert tensor.shape == (1, 224, 224)
-    assert (tensor == 7).any()
+    assert ((tensor - 7.0).abs() < 1e-4).any()
+
+
+@pytest.mark.parametrize("shape", [(5, 400), (400, 5), (3, 251)], ids=str)
+@pytest.mark.parametrize("backend", ["pillow", "torchvision", "torchvision_float"])
+@pytest.mark.parametrize("resize_size", [32, 37, 27])
+def test_of_a_very_long_image_only_the_part_that_is_shown_is_resized(monkeypatch, resize_size, backend, shape):
+    photo_like = np.asarray(Image.fromarray(noise(-(-shape[0] // 4), -(-shape[1] // 4))).resize(shape[::-1]))
+    # What is not rounded may be any number of levels beyond 255 where a bicubic filter overshoots.
+    filters = {"interpolation": "bilinear" if backend == "torchvision_float" else "bicubic"}
+    preprocess = Preprocess(size=32, resize_size=resize_size, backend=backend, fill=0, **filters)
+    whole = to_tensor(Image.fromarray(photo_like), preprocess)
+    monkeypatch.setattr("mmcl.data.resize._WHOLE_PIXELS", 0)
+    part = to_tensor(Image.fromarray(photo_like), preprocess)
+    assert part.dtype == whole.dtype
+    assert (part.float() - whole.float()).abs().max() <= 2
+
+
+def test_a_view_of_another_size_shows_the_same_part():
+    small = Preprocess(size=224, resize_size=256).at(112)
+    assert (small.size, small.resize_size) == (112, 128)
+    assert Preprocess(size=224, resize="squash").at((64, 96)) == Preprocess(size=(64, 96), resize="squash")
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (9, 9, 1), (9, 9, 3), (9, 9, 4), (9, 12), (7, 7, 3)], ids=str)
 @pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
+@pytest.mark.parametrize("resize_size", [None, 9, 11])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize, shape):
+def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize_size, resize, shape):
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     array.flags.writeable = False
-    preprocess = Preprocess(size=9, channels=channels, resize=resize)
+    preprocess = Preprocess(size=9, channels=channels, resize=resize, resize_size=resize_size)
     expected = to_tensor(decode(array), preprocess)
     pixels = read_pixels(array, preprocess)
     assert torch.equal(pixels, expected)

@@ -58,9 +58,10 @@ def _open_clip(kind: str, folder: Path, modality: str) -> Case:
 def _transformers(kind: str, folder: Path, modality: str) -> Case:
     theirs: Any = tiny.transformers_model(kind, folder)
     if modality == "image":
-        return Case(
-            IMAGE_ENCODERS.build("transformers", {"name": str(folder)}), "transformers", _vision_reference(kind, theirs)
-        )
+        # The processor of SigLIP 2 makes images of many sizes.
+        fixed = {"preprocess": {"size": 32, "resize": "squash"}} if kind == "siglip2" else {}
+        encoder = IMAGE_ENCODERS.build("transformers", {"name": str(folder), **fixed})
+        return Case(encoder, "transformers", _vision_reference(kind, theirs))
     encoder = TEXT_ENCODERS.build("transformers", {"name": str(folder)})
     return Case(
         encoder, "transformers", _text_reference(kind, theirs, AutoTokenizer.from_pretrained(folder, padding_side="right"))
@@ -163,8 +164,9 @@ def text_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def _pixels(encoder: ImageEncoder) -> Tensor:
-    size, channels = encoder.preprocess.size, encoder.preprocess.channels
-    return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    preprocess = encoder.preprocess
+    shape = (2, preprocess.channels, preprocess.height, preprocess.width)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
 
 
 def _assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -343,11 +345,19 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         IMAGE_ENCODERS.build("timm", {"name": "test_vit", "pretrained": str(tmp_path / "weights.pth")})
 
 
+def test_a_size_that_patches_do_not_fill_is_one_clear_line(tmp_path: Path) -> None:
+    tiny.transformers_model("siglip2", tmp_path)
+    given = {"name": str(tmp_path), "preprocess": {"size": [32, 36], "resize": "squash"}}
+    with pytest.raises(UserError, match=r"size 32 x 36 .* multiple of its patches of 8"):
+        IMAGE_ENCODERS.build("transformers", given)
+
+
 def test_timm_preprocessing_is_the_models_own() -> None:
     encoder = IMAGE_ENCODERS.build("timm", {"name": "test_vit"})
     data = timm.data.resolve_model_data_config(encoder.model)
     assert encoder.preprocess.mean == data["mean"]
     assert encoder.preprocess.size == data["input_size"][-1]
+    assert encoder.preprocess.resize_size == int(data["input_size"][-1] / data["crop_pct"])
     assert encoder.preprocess.interpolation == data["interpolation"]
     grey = IMAGE_ENCODERS.build("timm", {"name": "test_vit", "in_chans": 1}).preprocess
     assert grey.channels == 1

@@ -110,6 +110,13 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "dinov2": _VISION,
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
 }
+
+
+def config(kind: str) -> dict[str, Any]:
+    """The configuration of `transformers_model`, from which a model with random weights is built."""
+    return {"model_type": kind, **copy.deepcopy(_CONFIGS[kind])}
+
+
 _PROCESSORS = {
     "clip": {
         "image_processor_type": "CLIPImageProcessor",
