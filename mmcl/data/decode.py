@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
 
 from mmcl.data.file_part import FilePart
 from mmcl.data.source import ImageLike
@@ -116,6 +117,8 @@ def opened(
 @contextmanager
 def _checked(image: ImageLike, name: str, max_pixels: int, max_bytes: int) -> Iterator[Image.Image]:
     """A picture whose header is within the bounds; what its parser raises in the block becomes a `UserError`."""
+    if isinstance(image, Tensor):
+        raise UserError(f"{name}: a tensor is a model's own input; give an array or a PIL image")
     if isinstance(image, np.ndarray):
         image = _from_array(image, name)
     try:

@@ -109,8 +109,7 @@ class ReadableImages(DerivedSource):
         try:
             if self._preprocess is None:
                 return dataclasses.replace(sample, image=decode_sample(sample))
-            pixels = read_sample(sample, self._preprocess).permute(1, 2, 0).numpy()
-            return dataclasses.replace(sample, image=pixels[..., 0] if self._preprocess.channels == 1 else pixels)
+            return dataclasses.replace(sample, image=read_sample(sample, self._preprocess))
         except UserError as error:
             self.unreadable[index] = str(error)
             return dataclasses.replace(sample, image=np.zeros((32, 32, 3), np.uint8), problem=None)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mmcl.data.decode import decode
 from mmcl.data.source import ImageLike
+from mmcl.errors import UserError
 from mmcl.types import CropRounding, Interpolation, Preprocess
 
 Box = tuple[int, int, int, int]
@@ -28,12 +29,23 @@ _WHOLE_PIXELS = 16_000_000
 
 
 def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = None) -> Tensor:
-    """`decode` and `to_tensor` in one: [C, H, W]. An array that has the model's size already is taken as it is."""
+    """`decode` and `to_tensor` in one: [C, H, W]. An array that has the model's size already is taken as it is, if nothing
+    would be cropped from it; so is a tensor."""
+    if isinstance(image, Tensor):
+        return _checked_pixels(image, preprocess, name or "image")
     shape = (preprocess.height, preprocess.width, 3)[: 2 if preprocess.channels == 1 else 3]
     keeps_size = preprocess.resize == "none" or preprocess.resize_size in (None, preprocess.size)
     if keeps_size and isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape:
         return _channels_first(image)
     return to_tensor(decode(image, name=name), preprocess)
+
+
+def _checked_pixels(pixels: Tensor, preprocess: Preprocess, name: str) -> Tensor:
+    shape, dtype = (preprocess.channels, *_sides(preprocess)), pixel_dtype(preprocess)
+    if pixels.shape != shape or pixels.dtype != dtype:
+        wanted, given = f"{dtype} {list(shape)}", f"{pixels.dtype} {list(pixels.shape)}"
+        raise UserError(f"{name}: a tensor is taken as it is and must be {wanted}, not {given}; give an array to be resized")
+    return pixels
 
 
 def to_tensor(image: Image.Image, preprocess: Preprocess) -> Tensor:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from mmcl.data.file_part import FilePart
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 
-ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray
-"""A picture that may still have to be read: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or
-[H, W, C]."""
+ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray | Tensor
+"""An image that may still have to be read: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or
+[H, W, C]. A tensor [C, H, W] has been read and brought to a model's size already, and is taken as it is."""
 
 OWN_TEXTS = {"positive": "positives", "negative": "negatives"}
 """Text views that show other texts than the captions, and the field of `Sample` that holds these."""

@@ -64,17 +64,17 @@ def _try_view(name: str, view: ImageView | None, config: Config, method: Method)
         if view is None:
             raise UserError(f"view {name!r}: the text encoder {encoder} cannot take its texts ({_why(error)})") from error
         size = " x ".join(map(str, inputs.shape[1:]))  # type: ignore[union-attr]
+        preprocess: Any = tower.encoder.preprocess
         raise UserError(
             f"view {name!r}: the image encoder {encoder} cannot take its images of {size} ({_why(error)}); "
-            f"give it {tower.encoder.preprocess.size} x {tower.encoder.preprocess.size} pixels by "
+            f"give it {preprocess.height} x {preprocess.width} pixels by "
             f"data.views.{name}.size and the augmentations, or take another encoder"
         ) from error
 
 
 def _two_images(view: ImageView, seed: int) -> Tensor:
     """Black ones, changed as training changes them: an augmentation may give another size."""
-    size, channels = view.preprocess.size, view.preprocess.channels
-    image_BCHW = torch.zeros(2, channels, size, size)
+    image_BCHW = torch.zeros(2, view.preprocess.channels, view.preprocess.height, view.preprocess.width)
     if view.augment is None:
         return image_BCHW
     return view.augment(image_BCHW, seed=seed, epoch=np.zeros(2, np.int64), index=np.arange(2), view=view.number)

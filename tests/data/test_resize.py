@@ -11,7 +11,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from mmcl.data.decode import decode
+from mmcl.data.pictures import ReadableImages, pictures
 from mmcl.data.resize import part_to_tensor, read_pixels, to_tensor
+from mmcl.data.source import Sample, SampleList
+from mmcl.errors import UserError
 from mmcl.types import Preprocess
 from tests.data.test_decode import noise
 
@@ -129,3 +132,23 @@ def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize_siz
     assert pixels.shape == (channels, 9, 9)
     pixels.zero_()
     assert array.any()
+
+
+@pytest.mark.parametrize("backend", ["pillow", "torchvision_float"])
+def test_a_tensor_has_been_resized_already(backend):
+    preprocess = Preprocess(size=9, resize_size=11, backend=backend)
+    pixels = read_pixels(noise(20, 30), preprocess)
+    assert torch.equal(read_pixels(pixels, preprocess), pixels)
+    for other in (pixels[:, :8], pixels[:1], pixels.to(torch.float64)):
+        with pytest.raises(UserError, match="a tensor is taken as it is"):
+            read_pixels(other, preprocess)
+
+
+def test_images_that_are_read_for_an_index_are_resized_once():
+    class OneImage(SampleList):
+        fingerprint = "one"
+        _samples = (Sample("a", noise(20, 30)),)
+
+    preprocess = Preprocess(size=9, resize_size=11)
+    [once] = pictures(ReadableImages(OneImage(), preprocess), preprocess, 1)
+    assert torch.equal(once[0], read_pixels(noise(20, 30), preprocess))
