@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -19,14 +20,17 @@ from mmcl.data.table_rows import distinct, missing_cells
 from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
 from mmcl.errors import UserError
 
+_NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+"""What pandas calls the column of row numbers that it adds."""
+
 
 class ArrowSource(Source):
-    """Rows with the same image path are one sample with several texts, and every other row is one.
+    """Rows with the same image are one sample with several texts, and every other row is one.
 
     Args:
         table: of types of `plain_type`; it is held as it is, and no column becomes Python objects.
         columns: its columns by what they hold.
-        rows: which rows are one sample, as of `group_rows`.
+        rows: which rows are one sample, as of `sample_rows`.
         name: of the whole, for the names of samples.
         image_root: folder that image paths are relative to; None where there is none.
         class_names: where the column of labels holds the classes' numbers, -1 for none.
@@ -95,12 +99,11 @@ class ArrowSource(Source):
     @property
     def usage(self) -> Sequence[Usage]:
         """Of its columns, and of its rows."""
-        columns = {column for column in asdict(self._columns).values() if column}
-        left = count_unused(("other", column) for column in self._all_columns if column not in columns)
-        return [
-            Usage(unit="columns", used=len(self._all_columns) - sum(each.count for each in left.values()), unused=left),
-            self._rows_used,
-        ]
+        asked = set(asdict(self._columns).values())
+        present = [column for column in self._all_columns if not _NUMBERS.fullmatch(column)]
+        left = count_unused(("other", column) for column in present if column not in asked)
+        used = sum(column in asked for column in present)
+        return [Usage(unit="columns", used=used, unused=left), self._rows_used]
 
     @cached_property
     def _rows_used(self) -> Usage:

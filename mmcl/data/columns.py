@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import base64
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,6 +19,9 @@ from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
 
 MAX_PATH_BYTES = 4096
+_BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?((?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{60,}={0,2})\s*")
+"""An encoded PNG, JPEG, GIF, WebP or BMP file. A path is not so long without a dot."""
+_LIST = re.compile(r"\s*\[\s*['\"]")
 
 USUAL_NAMES: Mapping[str, Sequence[str]] = {
     "image": (
@@ -122,9 +130,21 @@ def captions_of(cell: Any) -> tuple[str, ...]:
 
 
 def _caption_in(cell: Any) -> Any:
+    if isinstance(cell, str) and _LIST.match(cell):
+        return _list_in(cell)
     if not isinstance(cell, dict):
         return cell
     return next((cell[key] for key in TEXT_KEYS if key in cell), cell)
+
+
+def _list_in(text: str) -> Any:
+    """The list of texts that a text spells, as pandas writes one to a csv file; else the text."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            cells = parse(text)
+            if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
+                return cells
+    return text
 
 
 def _text_of(cell: Any) -> Any:
@@ -150,11 +170,33 @@ def image_of(cell: Any) -> ImageLike | None:
         return _path_in(cell) or cell or None
     if is_missing(cell):
         return None
+    if isinstance(cell, str) and (encoded := _BASE64.fullmatch(cell)):
+        return _decoded(encoded[1])
     if isinstance(cell, list | tuple):
-        raise UserError(f"its cell of images holds {len(cell)}; write a row for each")
+        return _pixels_of(cell)
     if not isinstance(cell, str):
         raise UserError(f"its image is of type {type(cell).__name__}; give a path or an encoded file")
     return cell
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except ValueError:
+        raise UserError(f"its image is base64 that is cut or damaged: {text:.20}...") from None
+
+
+def _pixels_of(cell: Sequence[Any]) -> np.ndarray:
+    """Pixels that are spelt out as numbers: uint8 [H, W] or [H, W, C]. Raises UserError for another list."""
+    if not isinstance(cell[0], list | tuple):
+        raise UserError(f"its cell of images holds {len(cell)}; write a row for each")
+    try:
+        pixels = np.array(cell)
+    except ValueError:
+        pixels = np.empty(0)
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "iu" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
+        raise UserError("its image is a list of lists; give whole numbers from 0 to 255, rows of pixels of equal length")
+    return pixels.astype(np.uint8)
 
 
 def _path_in(cell: bytes) -> str | None:

@@ -9,9 +9,11 @@ from typing import Any
 from mmcl.data.arrow_source import ArrowSource
 from mmcl.data.arrow_types import plain_table
 from mmcl.data.columns import Columns, find_columns
+from mmcl.data.kept import kept_array
 from mmcl.data.root import data_root
 from mmcl.data.source import digest
-from mmcl.data.table_rows import group_rows
+from mmcl.data.table_file import LARGE
+from mmcl.data.table_rows import sample_rows
 from mmcl.errors import UserError, first_line, unknown_name
 
 _PIECE = 10_000
@@ -62,15 +64,18 @@ class HuggingFaceSource(ArrowSource):
             "score": score_column,
         }
         folder = image_root or (path if Path(path).is_dir() else None)
-        self._open(dataset, find_columns(dataset.column_names, given, path), path, Path(folder) if folder else None)
+        columns = find_columns(dataset.column_names, given, path)
+        self._open(dataset, columns, path, Path(folder) if folder else None, data_root(root) / "index")
 
-    def _open(self, dataset: Any, columns: Columns, path: str, folder: Path | None) -> None:
+    def _open(self, dataset: Any, columns: Columns, path: str, folder: Path | None, cache: Path) -> None:
         from datasets import ClassLabel
 
-        self._state = dataset, columns, path, folder
+        self._state = dataset, columns, path, folder, cache
         chosen = dataset.select_columns(list(dict.fromkeys(filter(None, asdict(columns).values()))))
         table = plain_table(chosen.data.table)
-        rows = group_rows(table[columns.image] if columns.image else None, len(table))
+        kept = cache / f"rows-{digest(dataset._fingerprint, columns)[:16]}.npy"
+        many = chosen.data.nbytes >= LARGE
+        rows = kept_array(kept, lambda: sample_rows(table, columns)) if many else sample_rows(table, columns)
         label = dataset.features[columns.label] if columns.label else None
         names = label.names if isinstance(label, ClassLabel) else None
         super().__init__(

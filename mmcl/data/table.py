@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmcl.data.arrow_source import ArrowSource
-from mmcl.data.columns import find_columns
+from mmcl.data.columns import Columns, find_columns
 from mmcl.data.file_part import find_file
 from mmcl.data.kept import cached_file, kept_array
 from mmcl.data.remote import Copies
@@ -17,7 +17,7 @@ from mmcl.data.root import data_root
 from mmcl.data.servers import is_url
 from mmcl.data.source import digest, given_path
 from mmcl.data.table_file import LARGE, file_digest, open_table
-from mmcl.data.table_rows import group_rows
+from mmcl.data.table_rows import sample_rows
 from mmcl.errors import UserError
 
 
@@ -25,10 +25,10 @@ class TableSource(ArrowSource):
     """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share; a file above 32 MB is
     copied once to a mapped one, which opens in a moment and takes no memory of its own.
 
-    Rows with the same image path are one sample with several texts; a cell of texts may also be a list. Two images are not
-    told apart by their captions where those are equal: equal captions are positives. Images alone will do, and so will texts
-    alone: then a row is a sample. A .txt file is one column of captions, a line each, unless its first line names a column of
-    images and one of captions.
+    Rows with the same image are one sample with several texts, see `sample_rows`; a cell of texts may also be a list. Two
+    images are not told apart by their captions where those are equal: equal captions are positives. Images alone will do, and
+    so will texts alone: then a row is a sample. A .txt file is one column of captions, a line each, unless its first line
+    names a column of images and one of captions.
 
     Args:
         path: the file. A comma, a tab, a semicolon or a bar separates the columns of a .csv or .tsv, whichever its first line
@@ -79,23 +79,17 @@ class TableSource(ArrowSource):
             "score": score_column,
         }
         columns = find_columns(table.column_names, given, self.path)
-        images = table[columns.image] if columns.image else None
         reading = [option for option in (encoding, header) if option is not None]
         self._fingerprint_parts = (columns, str(image_root), *reading)
         folder = None if is_url(self.path) else local.parent
-        super().__init__(
-            table,
-            columns,
-            self._grouped(images, len(table), local, f"{columns.image} {reading}"),
-            name=self.path,
-            image_root=Path(image_root) if image_root else folder,
-        )
+        rows = self._sample_rows(table, columns, local, f"rows 2 of {columns} {reading}")
+        super().__init__(table, columns, rows, name=self.path, image_root=Path(image_root) if image_root else folder)
 
-    def _grouped(self, images: pa.ChunkedArray | None, total: int, local: Path, what: str) -> np.ndarray:
-        """`group_rows`, kept in a file for tables above 32 MB, as it takes a while for millions of paths."""
+    def _sample_rows(self, table: pa.Table, columns: Columns, local: Path, what: str) -> np.ndarray:
+        """`sample_rows`, kept in a file for tables above 32 MB, as it takes a while for millions."""
         if local.stat().st_size < LARGE:
-            return group_rows(images, total)
-        return kept_array(cached_file(local, self._cache, f"rows 2 of {what}", ".npy"), lambda: group_rows(images, total))
+            return sample_rows(table, columns)
+        return kept_array(cached_file(local, self._cache, what, ".npy"), lambda: sample_rows(table, columns))
 
     @property
     def fingerprint(self) -> str:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmcl.data.arrow_types import JsonType, is_bytes, is_list, is_text
-from mmcl.data.columns import MAX_PATH_BYTES, TEXT_KEYS, image_of
+from mmcl.data.columns import MAX_PATH_BYTES, TEXT_KEYS, Columns, image_of
 from mmcl.errors import UserError
 
 _DOTS, _SLASHES = r"(^|/)(?:\./+)+", "/{2,}"
 
 
-def group_rows(images: pa.ChunkedArray | None, total: int) -> np.ndarray:
-    """Rows in the order of their image's first appearance; encoded images, and missing ones, count as distinct.
+def sample_rows(table: pa.Table, columns: Columns) -> np.ndarray:
+    """The rows of each sample, as of `group_rows`: those of one image path or, in a table of captions, of one encoded image.
+
+    With labels or without captions, equal encoded images stay apart: a labelled set keeps its size.
+    """
+    images = table[columns.image] if columns.image else None
+    return group_rows(images, len(table), by_content=columns.caption is not None and columns.label is None)
+
+
+def group_rows(images: pa.ChunkedArray | None, total: int, *, by_content: bool = False) -> np.ndarray:
+    """Rows in the order of their image's first appearance; missing images count as distinct.
+
+    Args:
+        images: of a type of `plain_type`; None where the table has none.
+        total: number of rows.
+        by_content: whether encoded images are the same where their bytes are; else they count as distinct.
 
     Returns:
         int64 [2, total]: the rows, and the number of the sample that each belongs to, which rises from 0.
     """
     row_N = np.arange(total)
     paths = None if images is None else image_paths(images)
-    if paths is None:
+    content = _encoded(images) if by_content and images is not None else None
+    keys = [key for key in (paths, content and _content_keys(content)) if key is not None]
+    if not keys:
         return np.stack([row_N, row_N])
-    code_N, values = distinct(paths)
+    code_N, values = distinct(pc.coalesce(*keys))
     first_V = np.empty(len(values), np.int64)
     present = np.flatnonzero(code_N >= 0)
     first_V[code_N[present[::-1]]] = present[::-1]  # The last write is that of the smallest row.
@@ -50,6 +68,8 @@ def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return _paths_in_structs(images)
     if is_bytes(images.type) and (pc.max(pc.binary_length(images)).as_py() or 0) > MAX_PATH_BYTES:
         return None  # Encoded images: their lengths tell, and they are not read.
+    if not is_bytes(images.type) and images.type != JsonType():
+        return None
     chunks = [pa.array(map(_path_in, chunk), pa.large_string()) for chunk in images.chunks]
     return _normal(pa.chunked_array(chunks, pa.large_string()))
 
@@ -87,6 +107,35 @@ def _normal(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     if pc.any(pc.match_substring(paths, "//")).as_py():
         paths = pc.replace_substring_regex(paths, _SLASHES, "/")
     return paths
+
+
+def _encoded(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The column that holds the encoded images."""
+    if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+        images = pc.struct_field(images, "bytes")
+    return images if is_bytes(images.type) else None
+
+
+def _content_keys(images: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A digest of every encoded image that may be there twice. Of the others, which are null, little is read."""
+    glance_N = np.array([_glance(cell.as_buffer()) for cell in images], np.int64)
+    _, number_N, count_V = np.unique(glance_N, return_inverse=True, return_counts=True)
+    again_N = (count_V[number_N] > 1) & (glance_N != 0)
+    keys = (_digest(cell.as_buffer()) if again else None for cell, again in zip(images, again_N, strict=True))
+    return pa.chunked_array([pa.array(keys, pa.large_string())])
+
+
+def _glance(image: pa.Buffer | None) -> int:
+    """Equal for equal bytes; 0 for none."""
+    if not image:
+        return 0
+    view, middle = memoryview(image), len(image) // 2
+    return hash((len(image), bytes(view[:64]), bytes(view[middle : middle + 64]), bytes(view[-64:]))) | 1
+
+
+def _digest(image: pa.Buffer) -> str:
+    """Never equal to a path."""
+    return "\0" + hashlib.blake2b(image, digest_size=16).hexdigest()
 
 
 def _path_in(cell: pa.Scalar) -> str | None:

@@ -507,7 +507,7 @@ class TestTable:
 
         monkeypatch.setattr("mmcl.data.table_file._copy", refuse)
         monkeypatch.setattr("mmcl.data.table_file.digest", lambda *parts: refuse() if parts == (path,) else digest(*parts))
-        monkeypatch.setattr("mmcl.data.table.group_rows", refuse)
+        monkeypatch.setattr("mmcl.data.table.sample_rows", refuse)
         mapped = TableSource(*given)
         for source in (copied, mapped):
             assert len(source) == 70

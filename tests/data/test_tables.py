@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -25,7 +26,7 @@ from mmcl.data.open import guess_source, open_source
 from mmcl.data.source import Source
 from mmcl.data.table import TableSource
 from mmcl.data.table_file import read_table
-from mmcl.data.table_rows import group_rows
+from mmcl.data.table_rows import sample_rows
 from mmcl.errors import UserError
 
 PAIRS = [("a.png", ("one", "two")), ("b.png", ("three", "four"))]
@@ -97,6 +98,12 @@ AS_CAPTION = {
 }
 
 
+def encoded_image(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 9), np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
 class Held(ArrowSource):
     """Of a table in memory."""
 
@@ -111,7 +118,7 @@ def from_arrow(request, tmp_path, monkeypatch) -> Callable[[pa.Table], Source]:
         if request.param == "held":
             columns = find_columns(table.column_names, {}, "table")
             table = plain_table(table)
-            rows = group_rows(table[columns.image], len(table))
+            rows = sample_rows(table, columns)
             return Held(table, columns, rows, name="table", image_root=tmp_path)
         if any(pa.types.is_run_end_encoded(kind) for kind in table.schema.types):
             pytest.skip("parquet has no runs")
@@ -160,12 +167,45 @@ class TestArrowTypes:
         text = source.usage[1].to_text()
         assert text.startswith("0 of 3 rows used" if kind == "null" else "1 of 3 rows used; not used: 2 without image (row 2, ")
 
-    def test_encoded_images_are_a_sample_each(self, from_arrow, tmp_path):
-        Image.new("L", (40, 30)).save(tmp_path / "x.png")
-        content = (tmp_path / "x.png").read_bytes()
-        for cells in ([content, content], [{"bytes": content, "path": "x"}] * 2, [[content]] * 2):
-            source = from_arrow(pa.table({"image": cells, "caption": ["a", "b"]}))
-            assert [(source[row].image, source[row].captions) for row in range(2)] == [(content, ("a",)), (content, ("b",))]
+    @pytest.mark.parametrize("kind", ["bytes", "large", "struct", "path", "dictionary"])
+    def test_encoded_images(self, kind, from_arrow):
+        """Equal bytes are one image with several captions; without captions, or with labels, every row stays a sample."""
+        one, other = encoded_image(1), encoded_image(2)
+        contents = [one, other, one, None, one[:-1], None, other]
+        cells = {
+            "bytes": pa.array(contents),
+            "large": pa.array(contents, pa.large_binary()),
+            "struct": pa.array([{"bytes": content, "path": None} for content in contents]),
+            "path": pa.array([{"bytes": content, "path": "x.png" if content else None} for content in contents]),
+            "dictionary": pa.array(contents).dictionary_encode(),
+        }[kind]
+        source = from_arrow(pa.table({"image": cells, "caption": list("abcdefg")}))
+        expected = [(one, ("a", "c")), (other, ("b", "g")), (None, ("d",)), (one[:-1], ("e",)), (None, ("f",))]
+        assert [(source[row].image, source[row].captions) for row in range(len(source))] == expected
+        for columns in ({}, {"label": list("abcdefg")}, {"label": list("abcdefg"), "caption": list("abcdefg")}):
+            apart = from_arrow(pa.table({"image": cells, **columns}))
+            assert [apart[row].image for row in range(len(apart))] == contents
+
+    def test_images_that_differ_where_nobody_glances_stay_apart(self, from_arrow):
+        contents = [bytes(10_000), bytes(10_000), bytes(4_000) + b"x" + bytes(5_999)]
+        source = from_arrow(pa.table({"image": contents, "caption": list("abc")}))
+        assert [source[row].captions for row in range(len(source))] == [("a", "b"), ("c",)]
+
+    def test_images_in_base64_and_as_pixels(self, from_arrow):
+        content = base64.b64encode(encoded_image(1)).decode()
+        for cell in (content, f"data:image/png;base64,{content}"):
+            source = from_arrow(pa.table({"image": [cell, cell], "caption": ["a", "b"]}))
+            assert [(source[row].image, source[row].captions) for row in range(len(source))] == [(encoded_image(1), ("a", "b"))]
+        with pytest.raises(UserError, match="base64 that is cut"):
+            from_arrow(pa.table({"image": [content[:101]]}))[0].check()
+        pixels = np.arange(24).reshape(4, 2, 3)
+        for array in (pixels, pixels[..., 0]):
+            source = from_arrow(pa.table({"image": [array.tolist()]}))
+            assert np.array_equal(source[0].image, array)
+            assert source[0].image.dtype == np.uint8
+        for wrong in ([[256], [0]], [[1, 2], [3]], [[], []], [[0.5], [1]]):
+            with pytest.raises(UserError, match="list of lists; give whole numbers"):
+                from_arrow(pa.table({"image": [wrong]}))[0].check()
 
     def test_several_images_in_a_cell(self, from_arrow):
         source = from_arrow(pa.table({"images": [["a.png"], ["a.png", "b.png"], ["a.png"]], "caption": ["x", "y", "z"]}))
@@ -297,6 +337,16 @@ class TestColumns:
         pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["image", "image", "text"]), tmp_path / "a.parquet")
         with pytest.raises(UserError, match="2 columns of the name 'image'"):
             opened(tmp_path / "a.parquet")
+
+    @pytest.mark.parametrize("spelled", ["['a', 'b']", '["a", "b"]', "['a',\n 'b']", "[\"a\", 'b']"])
+    def test_lists_that_pandas_wrote(self, spelled, tmp_path):
+        cell = spelled.replace('"', '""')
+        assert samples(opened(write(tmp_path / "a.csv", f'image,caption\nx,"{cell}"\n'))) == [("x", ("a", "b"))]
+
+    @pytest.mark.parametrize("text", ["[sic] a dog", "['a' dog", "['a', 3]", '["a"] dog', "['" * 9999])
+    def test_captions_in_brackets_stay(self, text, tmp_path):
+        write(tmp_path / "a.jsonl", json.dumps({"caption": text}))
+        assert samples(opened(tmp_path / "a.jsonl")) == [("None", (text,))]
 
     def test_two_of_one_name_that_nobody_asks_for(self, tmp_path):
         assert samples(opened(write(tmp_path / "a.csv", "id,image,id,caption\n1,a,2,b\n"))) == [("a", ("b",))]
