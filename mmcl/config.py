@@ -234,6 +234,19 @@ class EvaluatorConfig:
     """The evaluator's own arguments."""
 
 
+def refuse_equal_labels(evaluators: Sequence[EvaluatorConfig], where: str = "evaluate") -> None:
+    """Raises UserError for an evaluator that is there twice under one label, or under two that give files of one name: its
+    results would replace each other."""
+    first: dict[tuple[str, str], int] = {}
+    for number, one in enumerate(evaluators):
+        other = first.setdefault((one.name, re.sub(r"[^\w-]+", "_", one.label).strip("_")), number)
+        if other != number:
+            raise UserError(
+                f"{where}.{number} and {where}.{other} are both {one.name}, of {one.label!r} and {evaluators[other].label!r}, "
+                "and would replace each other: give one of them another label"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One run."""
@@ -308,6 +321,7 @@ class Config:
 
     def _check_evaluation(self) -> None:
         train = self.train
+        refuse_equal_labels(self.evaluate)
         for number, evaluator in enumerate(self.evaluate):
             if evaluator.data is None and self.data.holdout == 0:
                 raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")

@@ -100,6 +100,8 @@ def test_the_hash_is_that_of_what_decides(path: Path) -> None:
         (["--optim.milestones", "0.5", "--optim.final_lr", "0.1"], "optim.milestones has no use for it"),
         (["--data.labels", "1.5"], "data.labels is 1.5: give a share"),
         (["--evaluate.0.data", "null"], "evaluate.0.data is missing"),
+        (["--evaluate", "[{name: knn, label: x, every: 1}, {name: knn, label: x}]"], "evaluate.1 and evaluate.0 are both knn"),
+        (["--evaluate", "[{name: knn, label: a/b}, {name: map, label: x}, {name: knn, label: a b}]"], "'a b' and 'a/b'"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )

@@ -79,10 +79,20 @@ class LiveEvaluation:
             found: Report = EVALUATORS.build(evaluator.name, evaluator.args, cached, task)
             if not found.metrics:
                 raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} has no numbers to follow; remove its `every`")
+            self._require_new(found, report)
             report += found
         scores = {f"{row.data}/{row.metric}": row.value for row in report.metrics if row.value is not None}
         self._require_watched(scores.keys(), [evaluator for evaluator, _ in due])
         return scores
+
+    def _require_new(self, found: Report, before: Report) -> None:
+        """Scores are called by label and metric: an evaluator of others may name its metrics as another one does."""
+        known = {(metric.data, metric.metric): metric.evaluator for metric in before.metrics}
+        for metric in found.metrics:
+            other = known.get((metric.data, metric.metric))
+            if other is not None:
+                score = f"{metric.data}/{metric.metric}"
+                raise UserError(f"evaluate: {other} and {metric.evaluator} both give {score}; give them different labels")
 
     def _require_watched(self, known: Collection[str], ran: Sequence[EvaluatorConfig]) -> None:
         """A score that is not there although all that might give it have run is a mistake in its name."""

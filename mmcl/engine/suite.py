@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +10,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mmcl.config import EvaluatorConfig, read_as
+from mmcl.config import EvaluatorConfig, read_as, refuse_equal_labels
 from mmcl.data.source import digest
 from mmcl.engine.evaluation import build_tasks
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
 from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.task import library_versions
+from mmcl.files import staged
 from mmcl.interop.load import load_model
 
 
@@ -42,6 +42,7 @@ def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
     """
     parts = [_read(file) for file in files]
     evaluators = tuple(evaluator for part in parts for evaluator in part.evaluate)
+    refuse_equal_labels(evaluators, f"{', '.join(map(str, files))}: evaluate")
     named = tuple(dict.fromkeys(models or (model for part in parts for model in part.models)))
     if not named:
         raise UserError(f"{files[0]} names no model; give some: --models runs/a runs/b")
@@ -102,11 +103,8 @@ def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: 
     except UserError as error:
         # No result: what is missing today may be there tomorrow.
         return Report(notes=(f"{model.name}, {evaluator.name} of {evaluator.label}: not evaluated: {error}",))
-    stage = folder / f".tmp-{place.name}"
-    shutil.rmtree(stage, ignore_errors=True)
-    report.save(stage)
-    shutil.rmtree(place, ignore_errors=True)
-    stage.rename(place)
+    with staged(place) as stage:
+        report.save(stage)
     return report
 
 

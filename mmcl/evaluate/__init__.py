@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mmcl.errors import UserError
 from mmcl.evaluate.classifier import ZeroShotClassifier
 from mmcl.evaluate.compare import Comparison, Difference, compare
 from mmcl.evaluate.embedding_map import embedding_map
@@ -91,8 +92,14 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
         evaluators: names in `EVALUATORS`, each with its arguments.
         models: one column of the report each: trained, untrained. Baselines are computed with the first one only.
         tasks: what to evaluate on.
+
+    Raises:
+        UserError: two evaluators, models or tasks have one name: their results would replace each other.
     """
-    evaluators, models = list(evaluators), list(models)
+    evaluators, models, tasks = list(evaluators), list(models), list(tasks)
+    _refuse_equal_names("evaluators", [name for name, _ in evaluators])
+    _refuse_equal_names("models", [model.name for model in models])
+    _refuse_equal_names("tasks", [task.name for task in tasks])
     report = Report()
     for task in tasks:
         for name, args in evaluators:
@@ -100,3 +107,9 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
                 own: Report = EVALUATORS.build(name, args, model, task if number == 0 else replace(task, baselines=False))
                 report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
     return report
+
+
+def _refuse_equal_names(kind: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two {kind} are called {name!r}: give each a name of its own, or run them one after the other")

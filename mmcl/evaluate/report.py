@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -13,10 +14,11 @@ from typing import Any
 
 from mmcl.errors import UserError
 from mmcl.evaluate import tables
-from mmcl.evaluate.rows import Rows, read_rows, write_rows
+from mmcl.evaluate.rows import Rows, read_rows, rows_file
 from mmcl.evaluate.statistics import Estimate
+from mmcl.files import write_file
 
-_ROWS = "rows.safetensors"
+_METRICS, _DETAILS, _ROWS = "metrics.json", "details.json", "rows.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,46 +178,79 @@ class Report:
         shown = self
         if self.metrics:
             shown = replace(self, figures={"metrics": self.plot(), **self.figures})
-            (directory / "metrics.png").write_bytes(shown.figures["metrics"])
+            write_file(directory / "metrics.png", shown.figures["metrics"])
         texts = {"metrics.csv": self.to_csv(), "report.md": shown.to_markdown(), "report.html": shown.to_html()}
         for name, text in texts.items():
-            (directory / name).write_text(text, encoding="utf-8")
+            write_file(directory / name, text)
 
     def save(self, directory: str | Path) -> None:
-        """Writes what `load` reads: metrics.json, details.json (notes, provenance), rows.safetensors, figures and pages."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, png in self.figures.items():
-            (directory / f"{file_name(name)}.png").write_bytes(png)
-        write_rows(directory / _ROWS, {metric.key: metric.rows for metric in self.metrics if metric.rows is not None})
+        """Writes what `load` reads: metrics.json, rows.safetensors, figures, pages, and details.json (notes, provenance).
+
+        Every file appears whole, details.json last: it has the digests of all others, so that what a kill, or a copy of some of
+        the files, leaves of two reports is not taken for one.
+        """
+        files = {
+            _METRICS: self.to_json().encode(),
+            _ROWS: rows_file({metric.key: metric.rows for metric in self.metrics if metric.rows is not None}),
+            **{f"{file_name(name)}.png": png for name, png in self.figures.items()},
+            **{f"{file_name(name)}.html": page.encode() for name, page in self.pages.items()},
+        }
         more = {
             "notes": self.notes,
             "details": self.details,
             "figures": list(self.figures),
             "pages": list(self.pages),
             "provenance": [asdict(one) for one in self.provenance],
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
-        pages = {f"{file_name(name)}.html": page for name, page in self.pages.items()}
-        for name, text in {"metrics.json": self.to_json(), "details.json": _json(more), **pages}.items():
-            (directory / name).write_text(text, encoding="utf-8")
+        for name, content in {**files, _DETAILS: _json(more).encode()}.items():
+            write_file(Path(directory) / name, content)
 
     @classmethod
     def load(cls, directory: str | Path) -> Report:
-        """Reads what `save` or `write` wrote. Raises UserError when there is no report, or a file is not what it should be."""
+        """Reads what `save` or `write` wrote.
+
+        Raises:
+            UserError: there is no report, a file is not what it should be, or not of the same report as the others.
+        """
         directory = Path(directory)
         try:
-            metrics = [Metric(**row) for row in json.loads((directory / "metrics.json").read_text(encoding="utf-8"))]
-            more = json.loads((directory / "details.json").read_text(encoding="utf-8"))
-            figures = {name: (directory / f"{file_name(name)}.png").read_bytes() for name in more["figures"]}
-            pages = {n: (directory / f"{file_name(n)}.html").read_text(encoding="utf-8") for n in more.get("pages", ())}
-            provenance = tuple(Provenance(**one) for one in more.get("provenance", ()))
+            more = json.loads((directory / _DETAILS).read_text(encoding="utf-8"))
+            if "sha256" not in more:
+                raise UserError(f"{directory}: an earlier version of mmcl wrote this report; evaluate again")
+            read = _Tied(directory, more["sha256"])
+            metrics = [Metric(**row) for row in json.loads(read(_METRICS))]
+            if (directory / _ROWS).exists():  # without it there is nothing that could be compared, and no harm done
+                read(_ROWS)
+            figures = {name: read(f"{file_name(name)}.png") for name in more["figures"]}
+            pages = {name: read(f"{file_name(name)}.html").decode() for name in more["pages"]}
+            provenance = tuple(Provenance(**one) for one in more["provenance"])
             notes, details = tuple(more["notes"]), more["details"]
         except FileNotFoundError as error:
             raise UserError(f"{directory}: no report here, {Path(error.filename).name} is missing") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
         rows = read_rows(directory / _ROWS)
         return cls(tuple(replace(m, rows=rows.get(m.key)) for m in metrics), notes, details, figures, provenance, pages)
+
+
+class _Tied:
+    """Reads the files of a folder that have the digests that they should have."""
+
+    def __init__(self, directory: Path, sha256: Mapping[str, str]):
+        self.directory, self.sha256 = directory, sha256
+
+    def __call__(self, name: str) -> bytes:
+        """Raises UserError for another file than the one that was written."""
+        content = (self.directory / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256.get(name):
+            raise UserError(
+                f"{self.directory}: {name} is not of the same report as {_DETAILS}: writing it was interrupted, or one of the "
+                "files was replaced; evaluate again"
+            )
+        return content
 
 
 def metric_rows(evaluator: str, data: str, model: str, estimates: Mapping[str, Estimate]) -> tuple[Metric, ...]:

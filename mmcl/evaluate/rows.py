@@ -42,9 +42,9 @@ class Rows:
 Key = tuple[str, ...]
 
 
-def write_rows(path: Path, rows_by_key: Mapping[Key, Rows]) -> None:
-    """Writes rows by metric key. Names that several metrics share are stored once."""
-    from safetensors.numpy import save_file
+def rows_file(rows_by_key: Mapping[Key, Rows]) -> bytes:
+    """The content of a file with rows by metric key. Names that several metrics share are stored once."""
+    from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {}
     entries: list[dict[str, Any]] = []
@@ -59,11 +59,11 @@ def write_rows(path: Path, rows_by_key: Mapping[Key, Rows]) -> None:
             encoded = json.dumps(list(rows.names)).encode()
             tensors[place[id(rows.names)]] = np.frombuffer(encoded, np.uint8)
         entries.append({"key": key, "statistic": rows.statistic, "names": place.get(id(rows.names)), "within": rows.within})
-    save_file(tensors, path, {"rows": json.dumps(entries)})
+    return save(tensors, {"rows": json.dumps(entries)})
 
 
 def read_rows(path: Path) -> dict[Key, Rows]:
-    """Reads what `write_rows` wrote; nothing where there is no file. Raises UserError for a damaged one."""
+    """Reads what `rows_file` gives; nothing where there is no file. Raises UserError for a damaged one."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

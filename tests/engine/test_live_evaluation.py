@@ -86,6 +86,14 @@ def test_training_goes_as_it_would_without(folder: Path, tmp_path: Path, monkeyp
         assert (ends[0] / file).read_bytes() == (ends[1] / file).read_bytes()
 
 
+def test_scores_of_one_name_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATORS._entries, "rude", draw_from_everything)
+    monkeypatch.setitem(EVALUATORS._entries, "other", draw_from_everything)
+    rude = ", ".join(f"{{name: {name}, label: held_out, every: 1}}" for name in ("rude", "other"))
+    with pytest.raises(UserError, match="both give held_out/drawn; give them different labels"):
+        train(evaluated(folder, tmp_path / "run", evaluators=rude))
+
+
 def test_modes_and_generators_are_put_back() -> None:
     module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3))
     module[0].eval()

@@ -98,7 +98,7 @@ def test_other_arguments_and_a_damaged_result_are_computed_again(
         metrics.write_text("[")
     run_suite(suite, tmp_path / "out")
     assert computed[3:] == ["one zero_shot", "one knn"]
-    assert "damaged" in capsys.readouterr().err
+    assert "is not of the same report" in capsys.readouterr().err
 
 
 def test_what_a_model_cannot_do_is_a_note(file: Path, tmp_path: Path, computed: list[str]) -> None:
@@ -118,6 +118,10 @@ def test_what_a_model_cannot_do_is_a_note(file: Path, tmp_path: Path, computed: 
         ("a: 2001-99-99", "not valid YAML"),
         ("&a {models: [*a]}", "holds itself|must be"),
         ("evaluate: []", "names no model"),
+        (
+            "{models: [m], evaluate: [&a {name: knn, label: x, data: {name: digits}}, *a]}",
+            "evaluate.1 and .*evaluate.0 are both knn, of 'x'",
+        ),
     ],
 )
 def test_mistakes_are_named(content: str, named: str, tmp_path: Path) -> None:

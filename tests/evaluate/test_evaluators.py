@@ -151,3 +151,19 @@ def test_a_model_without_texts_is_a_user_error(name: str, task: Task) -> None:
 def test_arguments_are_checked_by_the_registry() -> None:
     with pytest.raises(UserError, match="did you mean 'temperature'"):
         EVALUATORS.check("knn", {"temprature": 1})
+
+
+def test_a_metric_says_its_evaluator(task: Task) -> None:
+    """Scores of a run are called by label and metric: no two evaluators have one of a name."""
+    seen: dict[str, str] = {}
+    for name in EVALUATORS:
+        for row in EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task).metrics:
+            assert seen.setdefault(row.metric, name) == name
+
+
+@pytest.mark.parametrize("kind", ["evaluators", "models", "tasks"])
+def test_results_that_would_replace_each_other_are_refused(kind: str, task: Task) -> None:
+    given: dict[str, list] = {"evaluators": [("geometry", {})], "models": [CachedModel(PatternModel())], "tasks": [task]}
+    given[kind] *= 2
+    with pytest.raises(UserError, match=f"two {kind} are called"):
+        run(given["evaluators"], given["models"], given["tasks"])

@@ -6,14 +6,20 @@ import csv
 import io
 import json
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate import Metric, Report
+from mmcl.evaluate import report as report_module
+from mmcl.evaluate.rows import Rows
 from mmcl.evaluate.tables import lower_is_better
+from mmcl.files import write_file
 
 PNG = b"\x89PNG not really"
 
@@ -124,16 +130,66 @@ def test_a_value_is_found_by_name_only_where_it_is_unambiguous() -> None:
 
 
 def test_a_missing_or_damaged_report_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no report here, metrics\.json is missing"):
+    with pytest.raises(UserError, match=r"no report here, details\.json is missing"):
         Report.load(tmp_path)
     report().write(tmp_path)
-    (tmp_path / "metrics.json").write_text('[{"evaluator": 1}]')
-    with pytest.raises(UserError, match="damaged"):
-        Report.load(tmp_path)
-    report().write(tmp_path)
-    (tmp_path / "details.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        Report.load(tmp_path)
+    for content in ("{", "[]", "null", '{"sha256": 1}', '{"sha256": {}}'):
+        (tmp_path / "details.json").write_text(content)
+        with pytest.raises(UserError, match=r"damaged|earlier version|same report"):
+            Report.load(tmp_path)
+
+
+def scored(*outcomes: float) -> Report:
+    values = np.array(outcomes, np.float32)
+    page = {"map": f"<p>{values}</p>"}
+    metric = Metric("knn", "digits", "knn1_top1", "trained", float(values.mean()), 0.0, 1.0, len(values), Rows(values))
+    return Report((metric,), figures={"chart": values.tobytes()}, pages=page)
+
+
+PARTS = ["metrics.json", "rows.safetensors", "chart.png", "map.html", "details.json"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_report_of_parts_of_two_is_refused_by_name(part: str, tmp_path: Path) -> None:
+    """A half is A's and a half B's, wherever the line is."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    scored(0, 1, 0, 1).write(a)
+    scored(1, 1, 1, 0).write(b)
+    shutil.copy(b / part, a / part)
+    with pytest.raises(UserError, match=rf"{re.escape(str(a))}: \S+ is not of the same report"):
+        Report.load(a)
+    assert Report.load(b) == scored(1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("writes", range(10))
+def test_a_kill_leaves_the_old_report_the_new_one_or_none(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any number of files; what is not whole is refused, and never read as a mixture."""
+    old, new, done = scored(0, 1, 0, 1), scored(1, 1, 1, 0), []
+    old.write(tmp_path)
+
+    def stopped(path: Path, content: str | bytes) -> None:
+        if len(done) == writes:
+            raise KeyboardInterrupt
+        done.append(path)
+        write_file(path, content)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(report_module, "write_file", stopped)
+        new.write(tmp_path)
+    found = None
+    with suppress(UserError):
+        found = Report.load(tmp_path)
+    assert found in (old, new, None)
+    if found is not None:
+        assert float(found.metrics[0].rows.values.mean()) == found.metrics[0].value
+    new.write(tmp_path)
+    assert Report.load(tmp_path) == new
+
+
+def test_a_report_without_its_rows_is_a_report(tmp_path: Path) -> None:
+    scored(0, 1).write(tmp_path)
+    (tmp_path / "rows.safetensors").unlink()
+    assert Report.load(tmp_path).metrics[0].rows is None
 
 
 def test_markdown_keeps_the_markup_of_names_as_text() -> None:

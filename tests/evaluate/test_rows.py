@@ -11,7 +11,7 @@ import pytest
 
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run, statistics
-from mmcl.evaluate.rows import Rows
+from mmcl.evaluate.rows import Rows, read_rows
 from tests.evaluate.toys import ARGS, NAMES, PatternModel, PatternSource
 
 STATISTICS: dict[str, Callable[[Rows], float]] = {
@@ -97,6 +97,8 @@ def test_a_damaged_file_of_rows_is_a_user_error(report: Report, tmp_path: Path, 
     file = tmp_path / "rows.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError, match=r"rows\.safetensors: is damaged"):
+        read_rows(file)
+    with pytest.raises(UserError, match=r"rows\.safetensors is not of the same report"):
         Report.load(tmp_path)
 
 
