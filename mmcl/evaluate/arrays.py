@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, first_line
 
 Array = np.ndarray | Tensor
+Values = np.ndarray | Tensor | Sequence[int] | Sequence[str]
 
 _PART = 4096
 
 
 def features(rows: Array, name: str) -> Tensor:
     """Checks rows of features: float32 [N, D] on the device they came on. Raises UserError unless 2-D, not empty and finite."""
-    feature_ND = torch.as_tensor(rows).detach()
+    feature_ND = _tensor(rows, name).detach()
+    if feature_ND.is_complex():
+        raise UserError(f"{name} must be real numbers, not {feature_ND.dtype}")
     if feature_ND.ndim != 2 or 0 in feature_ND.shape:
         raise UserError(f"{name} must be [N, D] with N, D >= 1, not {list(feature_ND.shape)}")
     feature_ND = feature_ND.float()
@@ -35,14 +38,46 @@ def unit_rows(rows: Array, name: str) -> Tensor:
     return torch.nn.functional.normalize(features(rows, name), dim=1)
 
 
-def integers(values: Array | Sequence[int], name: str, length: int) -> Tensor:
+def integers(values: Values, name: str, length: int) -> Tensor:
     """Checks ids or labels: int64 [length]. Raises UserError for another length or for numbers with a fraction."""
-    vector = torch.as_tensor(values)
+    vector = _tensor(values, name)
     if vector.shape != (length,):
         raise UserError(f"{name} must be [{length}], one for each row, not {list(vector.shape)}")
     if vector.is_floating_point() or vector.is_complex():
         raise UserError(f"{name} must be integers, not {vector.dtype}")
     return vector.long()
+
+
+def labels_or_ids(first: Values, second: Values, names: tuple[str, str], lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Two sides' labels or ids, equal where they mean the same: integers as `integers` checks them, or texts as numbers.
+
+    Raises:
+        UserError: a side is neither, or has another length; one has numbers and the other texts.
+    """
+    texts = [_is_text(values) for values in (first, second)]
+    if texts[0] != texts[1]:
+        raise UserError(f"{names[0]} and {names[1]} must both be integers or both be texts")
+    if not texts[0]:
+        return integers(first, names[0], lengths[0]), integers(second, names[1], lengths[1])
+    sides = [np.asarray(values).astype(str) for values in (first, second)]
+    if any(side.ndim != 1 for side in sides):
+        raise UserError(f"{names[0]} and {names[1]} must be one text for each row")
+    number = np.unique(np.concatenate(sides), return_inverse=True)[1]
+    codes = np.split(number, [len(sides[0])])
+    return integers(codes[0], names[0], lengths[0]), integers(codes[1], names[1], lengths[1])
+
+
+def _is_text(values: Values) -> bool:
+    if isinstance(values, Tensor):
+        return False
+    return np.asarray(values).dtype.kind in "US" or (all(isinstance(value, str) for value in values) and len(values) > 0)
+
+
+def _tensor(values: Values, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name} must be an array of numbers ({' '.join(first_line(error).split())})") from None
 
 
 def same_width(first: Tensor, second: Tensor, names: str) -> None:

@@ -54,7 +54,7 @@ class RawPixels(_Pixels):
 
 
 class PCAPixels(_Pixels):
-    """The first 50 principal components of the pixels, fitted on training pictures.
+    """The first 50 principal components of the pixels, fitted on training images; of n images no more than n - 1 are there.
 
     Args:
         bank_pixels: float32 [T, P], the training pictures as `RawPixels` gives them.
@@ -66,11 +66,15 @@ class PCAPixels(_Pixels):
 
         self.fingerprint = "PCA-50"
         self._pixels = pixels
-        self._pca = PCA(min(50, *bank_pixels.shape), random_state=0).fit(bank_pixels)
+        components = min(50, len(bank_pixels) - 1, bank_pixels.shape[1])
+        # Images that are all the same have none.
+        varies = components > 0 and bool(np.ptp(bank_pixels, axis=0).any())
+        self._pca = PCA(components, random_state=0).fit(bank_pixels) if varies else None
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
-        """Components of a source: float32 [N, 50]."""
-        return np.asarray(self._pca.transform(self._pixels(images)), np.float32)
+        """Components of a source: float32 [N, 50], or fewer; one column of zeros where there are none."""
+        pixels = self._pixels(images)
+        return np.zeros((len(pixels), 1), np.float32) if self._pca is None else self._pca.transform(pixels).astype(np.float32)
 
 
 def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: int) -> Scores:

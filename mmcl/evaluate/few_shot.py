@@ -11,7 +11,7 @@ import torch
 from mmcl.data.subset import label_subset
 from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate import statistics
-from mmcl.evaluate.arrays import Array, cutoffs, features, integers
+from mmcl.evaluate.arrays import Array, Values, cutoffs, features, labels_or_ids
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.linear_probe import OPTIONS, linear_probe
 from mmcl.evaluate.report import Report, metric_rows
@@ -24,9 +24,9 @@ PROBE_ARGUMENTS = ("solver", *(name for options in OPTIONS.values() for name in 
 
 def few_shot(
     train_emb: Array,
-    train_labels: Array | Sequence[int],
+    train_labels: Values,
     test_emb: Array,
-    test_labels: Array | Sequence[int],
+    test_labels: Values,
     *,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: int = 5,
@@ -38,7 +38,7 @@ def few_shot(
 
     Args:
         train_emb, test_emb: finite rows [N, D], [M, D].
-        train_labels, test_labels: integers [N], [M], in any range.
+        train_labels, test_labels: integers [N], [M], in any range; or texts.
         shots: rows of every class; under one seed fewer rows are among more.
         seeds: how many times the rows are drawn.
         probe: arguments of `linear_probe`, such as {"c": 1.0} or {"solver": "adamw"}.
@@ -51,25 +51,25 @@ def few_shot(
         UserError: a class has fewer rows than `shots` asks for, an argument is out of range, or what `linear_probe` refuses.
     """
     train = features(train_emb, "train_emb")
-    label = integers(train_labels, "train_labels", len(train)).cpu().numpy()
+    sizes = len(train), len(test_labels)
+    own, other = labels_or_ids(train_labels, test_labels, ("train_labels", "test_labels"), sizes)
+    label, test_label = own.cpu().numpy(), other.cpu().numpy()
     shots = cutoffs(shots, "shots")
     if seeds < 1:
         raise UserError(f"few_shot: seeds must be at least 1, not {seeds}")
     foreign = [name for name in probe or {} if name not in PROBE_ARGUMENTS]
     if foreign:
         raise unknown_name("argument of linear_probe", foreign[0], PROBE_ARGUMENTS, where="few_shot: probe")
-    classes, class_N, counts = np.unique(label, return_inverse=True, return_counts=True)
+    _, class_N, counts = np.unique(label, return_inverse=True, return_counts=True)
     if counts.min() < shots[-1]:
-        rare = counts.argmin()
-        raise UserError(
-            f"few_shot: class {classes[rare]} has {counts[rare]} training rows, {shots[-1]} are asked for; lower `shots`"
-        )
+        name = train_labels[int((class_N == counts.argmin()).argmax())]
+        raise UserError(f"few_shot: class {name} has {counts.min()} training rows, {shots[-1]} are asked for; lower `shots`")
     estimates: dict[str, Estimate] = {}
     for shot in shots:
         accuracies = []
         for seed in range(seeds):
             rows = torch.from_numpy(label_subset(class_N, per_class=shot, seed=seed)).to(train.device)
-            found = linear_probe(train[rows], label[rows.cpu()], test_emb, test_labels, **(probe or {}))["linear_top1"]
+            found = linear_probe(train[rows], label[rows.cpu()], test_emb, test_label, **(probe or {}))["linear_top1"]
             assert found is not None
             accuracies.append(found)
         estimates[f"few_shot_{shot}_top1"] = statistics.over_runs(accuracies, len(test_labels))

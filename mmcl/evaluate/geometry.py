@@ -41,7 +41,7 @@ def geometry(
         `alignment` of the pairs and `modality_gap`. They are numbers of this set of rows and have no interval.
 
     Raises:
-        UserError: shapes do not fit, an embedding is not finite, or a side has one row only.
+        UserError: shapes do not fit, an embedding is not finite or all zeros, or a side has one row only.
     """
     image = unit_rows(image_emb, "image_emb")
     values = _of_rows(image, "image_emb", "")
@@ -71,6 +71,9 @@ def evaluate_geometry(model: CachedModel, task: Task) -> Report:
 def _of_rows(x_ND: torch.Tensor, name: str, suffix: str) -> dict[str, float]:
     if len(x_ND) < 2:
         raise UserError(f"{name} has one row, and geometry is about pairs; give 2 rows or more")
+    zeros = (~x_ND.any(dim=1)).nonzero().flatten()
+    if len(zeros):
+        raise UserError(f"{name} has {len(zeros)} rows of zeros, which lie nowhere on the sphere, first row {int(zeros[0])}")
     drawn = x_ND if len(x_ND) <= ROWS else x_ND[permutation(len(x_ND), 0)[:ROWS]]
     return {
         f"uniformity{suffix}": float(sphere.uniformity(drawn)),

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmcl.core.nearest import nearest
 from mmcl.errors import UserError
 from mmcl.evaluate import statistics
-from mmcl.evaluate.arrays import Array, cutoffs, integers, same_width, unit_rows
+from mmcl.evaluate.arrays import Array, Values, cutoffs, labels_or_ids, same_width, unit_rows
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.task import CachedModel, Task
@@ -22,9 +22,9 @@ _BLOCK = 2**24
 
 def knn(
     bank_emb: Array,
-    bank_labels: Array | Sequence[int],
+    bank_labels: Values,
     query_emb: Array,
-    query_labels: Array | Sequence[int],
+    query_labels: Values,
     *,
     ks: Sequence[int] = (1, 5, 20),
     temperature: float | None = None,
@@ -39,7 +39,7 @@ def knn(
 
     Args:
         bank_emb, query_emb: finite rows [M, D], [N, D]; they are scaled to unit length.
-        bank_labels, query_labels: integers [M], [N], in any range, with any gaps.
+        bank_labels, query_labels: integers [M], [N], in any range, with any gaps; or texts.
         ks: numbers of neighbours; the neighbours are sought once for all.
         temperature: above 0; None for a majority vote.
         chunk_size: queries per block of scores; changes memory and nothing else.
@@ -53,8 +53,9 @@ def knn(
     """
     bank, query = unit_rows(bank_emb, "bank_emb"), unit_rows(query_emb, "query_emb")
     same_width(bank, query, "bank_emb and query_emb")
-    bank_label = integers(bank_labels, "bank_labels", len(bank)).to(bank.device)
-    query_label = integers(query_labels, "query_labels", len(query)).to(bank.device)
+    sizes = len(bank), len(query)
+    both = labels_or_ids(bank_labels, query_labels, ("bank_labels", "query_labels"), sizes)
+    bank_label, query_label = (label.to(bank.device) for label in both)
     ks = cutoffs(ks)
     if ks[-1] > len(bank):
         raise UserError(f"knn: k = {ks[-1]} is more than the {len(bank)} rows of the bank; lower `ks` or enlarge the bank")

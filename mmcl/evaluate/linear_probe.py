@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate import statistics
 from mmcl.evaluate.adamw import choose_weight_decay, fit_adamw
-from mmcl.evaluate.arrays import Array, features, integers, same_width, unit_rows
+from mmcl.evaluate.arrays import Array, Values, features, labels_or_ids, same_width, unit_rows
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.task import CachedModel, Task
 
 EVALUATOR = "linear_probe"
+_DEAD = 1e-5
+"""A column's deviation over the largest: float32 sums over a thousand inputs leave a few millionths of rounding."""
 
 Solver = Literal["lbfgs", "adamw"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -103,9 +105,9 @@ class _Objective:
 
 def linear_probe(
     train_emb: Array,
-    train_labels: Array | Sequence[int],
+    train_labels: Values,
     test_emb: Array,
-    test_labels: Array | Sequence[int],
+    test_labels: Values,
     *,
     solver: Solver = "lbfgs",
     c: float | None = None,
@@ -116,7 +118,7 @@ def linear_probe(
     batch_size: int | None = None,
     seed: int | None = None,
     val_emb: Array | None = None,
-    val_labels: Array | Sequence[int] | None = None,
+    val_labels: Values | None = None,
     data: str = "",
     model: str = "trained",
 ) -> Report:
@@ -128,7 +130,7 @@ def linear_probe(
 
     Args:
         train_emb, test_emb: finite rows [N, D], [M, D].
-        train_labels, test_labels: integers [N], [M], in any range, with any gaps.
+        train_labels, test_labels: integers [N], [M], in any range, with any gaps; or texts.
         solver: "lbfgs" or "adamw".
         c: of lbfgs: inverse strength of the L2 penalty, as in scikit-learn; by default .316, CLIP's (Radford et al., 2021,
             app. A.3).
@@ -148,8 +150,9 @@ def linear_probe(
     """
     train, test = features(train_emb, "train_emb"), features(test_emb, "test_emb")
     same_width(train, test, "train_emb and test_emb")
-    train_label = integers(train_labels, "train_labels", len(train)).to(train.device)
-    test_label = integers(test_labels, "test_labels", len(test)).to(train.device)
+    sizes = len(train), len(test)
+    both = labels_or_ids(train_labels, test_labels, ("train_labels", "test_labels"), sizes)
+    train_label, test_label = (label.to(train.device) for label in both)
     classes, train_class = train_label.unique(return_inverse=True)
     if len(classes) < 2:
         raise UserError("linear_probe: the training rows have one class only; a classifier needs two")
@@ -164,7 +167,7 @@ def linear_probe(
         if val_emb is not None and val_labels is not None:
             val = features(val_emb, "val_emb")
             same_width(train, val, "train_emb and val_emb")
-            validation = unit_rows(val, "val_emb"), _classes(integers(val_labels, "val_labels", len(val)), classes)
+            validation = unit_rows(val, "val_emb"), _classes(train_labels, val_labels, (len(train), len(val)))
         predict, how = _fit_adamw(unit_rows(train, "train_emb"), train_class, validation, **options)
     estimate = statistics.mean((classes[predict(test)] == test_label).cpu().numpy())
     place = f"{EVALUATOR}, {data}, {model}" if data else f"{EVALUATOR}, {model}"
@@ -220,7 +223,9 @@ def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
 
 def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
-    scale = torch.where(deviation > 1e-6 * mean.abs(), deviation, torch.inf)
+    # A column that varies by rounding alone, of its mean or of a projection's large columns, would weigh as much as any.
+    is_alive = (deviation > 1e-6 * mean.abs()) & (deviation > _DEAD * deviation.max())
+    scale = torch.where(is_alive, deviation, torch.inf)
     fit = fit_logistic_regression((train - mean) / scale, train_class, **options)
     state = "converged" if fit.converged else "did NOT converge (raise max_iter)"
     end = f"L-BFGS {state} after {fit.steps} steps, largest gradient {fit.gradient:.1e}"
@@ -240,8 +245,11 @@ def _fit_adamw(
     return lambda test: classifier(unit_rows(test, "test_emb")).argmax(dim=1), how
 
 
-def _classes(label_N: Tensor, classes: Tensor) -> Tensor:
-    place = torch.searchsorted(classes, label_N.to(classes.device)).clamp(max=len(classes) - 1)
-    if not torch.equal(classes[place], label_N.to(classes.device)):
+def _classes(train_labels: Values, val_labels: Values, sizes: tuple[int, int]) -> Tensor:
+    """The classes of validation rows as numbers among those of the training rows."""
+    train, val = labels_or_ids(train_labels, val_labels, ("train_labels", "val_labels"), sizes)
+    classes = train.unique()
+    place = torch.searchsorted(classes, val).clamp(max=len(classes) - 1)
+    if not torch.equal(classes[place], val):
         raise UserError("linear_probe: val_labels has a class that the training rows lack; leave its rows out")
     return place

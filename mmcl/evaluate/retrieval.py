@@ -13,7 +13,7 @@ from mmcl.core.rivals import Scores, cosine_rivals
 from mmcl.data.captions import caption_key
 from mmcl.data.pictures import decode_sample
 from mmcl.evaluate import statistics
-from mmcl.evaluate.arrays import Array, cutoffs, features, integers, same_width, unit_rows
+from mmcl.evaluate.arrays import Array, Values, cutoffs, features, labels_or_ids, same_width, unit_rows
 from mmcl.evaluate.baselines import best_of_group, group_to_queries
 from mmcl.evaluate.plots import retrieval_examples
 from mmcl.evaluate.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
@@ -29,8 +29,8 @@ def retrieval(
     image_emb: Array,
     text_emb: Array,
     *,
-    image_ids: Array | Sequence[int],
-    text_image_ids: Array | Sequence[int],
+    image_ids: Values,
+    text_image_ids: Values,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "mean",
     chunk_size: int | None = None,
@@ -44,7 +44,7 @@ def retrieval(
 
     Args:
         image_emb, text_emb: finite rows [N, D], [M, D], of any length.
-        image_ids, text_image_ids: integers [N], [M]: of each image, and of the image that each text describes.
+        image_ids, text_image_ids: integers or texts [N], [M]: of each image, and of the image that each text describes.
         ks: cut-offs. What is cut at k has no value where there are fewer than k candidates.
         ties: what equal scores count: "mean" is the exact expectation over a random order, so that a collapsed model scores
             k / N; "optimistic", "pessimistic", or "index", the order of the rows.
@@ -65,8 +65,9 @@ def retrieval(
     """
     image, text = features(image_emb, "image_emb"), features(text_emb, "text_emb")
     same_width(image, text, "image_emb and text_emb")
-    image_id = integers(image_ids, "image_ids", len(image)).to(image.device)
-    text_id = integers(text_image_ids, "text_image_ids", len(text)).to(image.device)
+    sizes = len(image), len(text)
+    both_ids = labels_or_ids(image_ids, text_image_ids, ("image_ids", "text_image_ids"), sizes)
+    image_id, text_id = (ids.to(image.device) for ids in both_ids)
     ks = cutoffs(ks)
     both = cosine_rivals(text, image, text_id, image_id, chunk_size=chunk_size)
     queries = {"text_to_image": (text_id, image_id), "image_to_text": (image_id, text_id)}
@@ -77,8 +78,8 @@ def retrieval(
 def retrieval_from_scores(
     scores: Mapping[str, Scores],
     *,
-    image_ids: Array | Sequence[int],
-    text_image_ids: Array | Sequence[int],
+    image_ids: Values,
+    text_image_ids: Values,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "mean",
     chunk_size: int | None = None,
@@ -91,7 +92,8 @@ def retrieval_from_scores(
         scores: by direction, "text_to_image" and "image_to_text": a function from a slice of the queries to their scores with
             all keys, float32 [n, keys].
     """
-    image, text = torch.as_tensor(image_ids), torch.as_tensor(text_image_ids)
+    sizes = len(image_ids), len(text_image_ids)
+    image, text = labels_or_ids(image_ids, text_image_ids, ("image_ids", "text_image_ids"), sizes)
     ids = {"text_to_image": (text, image), "image_to_text": (image, text)}
     found = {
         name: (score_ranks(score, *ids[name], ties=ties, chunk_size=chunk_size), _answered(*ids[name]))

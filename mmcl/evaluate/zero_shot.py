@@ -102,6 +102,9 @@ def zero_shot_from_scores(
         raise UserError(f"label {int(labels[first])} of row {first} is not one of the {classes} classes, 0 to {classes - 1}")
     if logit_scale is None and logit_bias is not None:
         raise UserError("logit_bias without logit_scale gives no probabilities; give both, or neither")
+    for argument, number in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
+        if number is not None and not np.isfinite(number):
+            raise UserError(f"{argument} must be a finite number, not {number}")
     class_ids = torch.arange(classes, device=labels.device)
     ranks = score_ranks(scores, labels, class_ids, ties=ties, chunk_size=chunk_size)
     n, label = len(ranks), labels.cpu().numpy()

@@ -86,3 +86,9 @@ def test_geometry_is_that_of_the_core_on_unit_rows() -> None:
 def test_bad_input_is_a_user_error(function: object, args: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         function(*args)
+
+
+@pytest.mark.parametrize(("rows", "message"), [(np.zeros((5, 3)), "5 rows of zeros"), (np.full((5, 3), np.nan), "not finite")])
+def test_geometry_of_rows_without_a_direction_is_a_user_error(rows: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=f"image_emb has .*{message}"):
+        geometry(rows)

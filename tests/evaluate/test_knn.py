@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
@@ -97,3 +100,26 @@ def test_bad_input_is_a_user_error(change: dict[str, object], message: str) -> N
     args = dict(zip(("bank_emb", "bank_labels", "query_emb", "query_labels"), data(), strict=True))
     with pytest.raises(UserError, match=message):
         knn(**(args | change))
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, lambda names: np.asarray(names, object)], ids=["list", "array", "objects"])
+def test_labels_may_be_texts(kind: Callable[[list[str]], Any]) -> None:
+    bank, bank_labels, query, query_labels = data()
+    named = [kind([f"class {label}" for label in labels]) for labels in (bank_labels, query_labels)]
+    assert knn(bank, named[0], query, named[1]) == knn(bank, bank_labels, query, query_labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a"] * 120, "bank_labels and query_labels must both be integers or both be texts"),
+        ([None] * 120, "bank_labels must be an array of numbers"),
+        ([[0]] * 120, r"bank_labels must be \[120\]"),
+        (["a", 1] * 60, "bank_labels"),
+        ([2**70] * 120, "bank_labels must be an array of numbers"),
+    ],
+)
+def test_labels_that_are_none_are_user_errors(labels: list[Any], message: str) -> None:
+    bank, _, query, query_labels = data()
+    with pytest.raises(UserError, match=message):
+        knn(bank, labels, query, query_labels)

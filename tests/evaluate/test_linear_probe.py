@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -12,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from mmcl.errors import UserError
 from mmcl.evaluate import adamw, linear_probe
 from mmcl.evaluate.adamw import fit_adamw
+from mmcl.evaluate.baselines import PCAPixels
 from mmcl.evaluate.linear_probe import fit_logistic_regression
 from mmcl.rng import permutation, sample_seed
 
@@ -136,3 +138,47 @@ def test_bad_input_is_a_user_error(change: dict[str, object], message: str) -> N
     args = dict(zip(("train_emb", "train_labels", "test_emb", "test_labels"), (*data(300), *data(200)), strict=True))
     with pytest.raises(UserError, match=message):
         linear_probe(**(args | change))
+
+
+def rows_of_few(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training rows fewer than their width, and test rows of the same five classes."""
+    rng = np.random.default_rng(1)
+    centre = rng.normal(size=(5, 192))
+    labels, other = np.arange(count) % 5, np.arange(200) % 5
+    rows = (centre[own] + 4 * rng.normal(size=(len(own), 192)) for own in (labels, other))
+    train, test = (part.astype(np.float32) for part in rows)
+    return train, labels, test, other
+
+
+@pytest.mark.parametrize("count", [10, 30, 50, 60])
+def test_the_pca_baseline_of_few_images_is_that_of_scikit_learn(count: int) -> None:
+    train, labels, test, other = rows_of_few(count)
+    model = PCAPixels(train, lambda source: source)
+    found = linear_probe(model.encode_image(train), labels, model.encode_image(test), other)["linear_top1"]
+    reference = make_pipeline(
+        PCA(min(50, count - 1)), StandardScaler(), LogisticRegression(C=0.316, max_iter=5000, tol=1e-8)
+    ).fit(train.astype(float), labels)
+    assert found == pytest.approx(reference.score(test.astype(float), other), abs=0.02)
+
+
+def test_columns_of_rounding_noise_say_nothing() -> None:
+    """A projection of rows that span fewer dimensions has more columns than they fill."""
+    train, labels, test, other = rows_of_few(40)
+    basis = np.linalg.svd(train - train.mean(0))[2].astype(np.float32)
+    expected = linear_probe((train - train.mean(0)) @ basis[:39].T, labels, (test - train.mean(0)) @ basis[:39].T, other)
+    noisy = linear_probe((train - train.mean(0)) @ basis.T, labels, (test - train.mean(0)) @ basis.T, other)
+    assert noisy["linear_top1"] == pytest.approx(expected["linear_top1"], abs=0.02)
+    assert noisy["linear_top1"] > 0.5
+
+
+@pytest.mark.parametrize("bank", [np.ones((1, 9), np.float32), np.ones((4, 9), np.float32)], ids=["one", "all the same"])
+def test_images_without_components_have_a_column_of_zeros(bank: np.ndarray) -> None:
+    assert PCAPixels(bank, lambda source: source).encode_image(bank).tolist() == [[0.0]] * len(bank)
+
+
+def test_labels_may_be_texts() -> None:
+    train, labels, test, other = rows_of_few(40)
+    names = np.array(["ant", "bee", "cat", "dog", "elk"])
+    assert (
+        linear_probe(train, names[labels], test, list(names[other])).metrics == linear_probe(train, labels, test, other).metrics
+    )
