@@ -136,7 +136,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """The optimiser, with linear warm-up and cosine decay; weight decay on matrices only."""
+    """The optimiser, with linear warm-up and cosine decay; weight decay on matrices and tables of tokens only."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     """AdamW, with Muon on request; SGD with momentum; or LARS, which is that with a rate of its own for every matrix."""
@@ -153,8 +153,8 @@ class OptimConfig:
     momentum: float = 0.9
     """Of SGD and LARS."""
     weight_decay: float = 0.2
-    """Weight decay, none on biases, norms, position embeddings and the temperature. AdamW and Muon decouple it from the
-    gradient; SGD and LARS add it to the gradient and want another one, such as 1e-4 and 1e-6."""
+    """Weight decay, none on biases, norms, scales, temperatures, nor on embeddings of positions, classes and registers. AdamW
+    and Muon decouple it from the gradient; SGD and LARS add it to the gradient and want another one, such as 1e-4 and 1e-6."""
     warmup: float = 0.05
     """Share of all steps in which the learning rate rises from 0."""
     final_lr: float = 0.0

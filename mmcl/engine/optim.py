@@ -1,4 +1,4 @@
-"""AdamW, SGD or LARS with weight decay on matrices only, and Muon for the hidden matrices where it is asked for."""
+"""AdamW, SGD or LARS with weight decay on matrices and tables of tokens, and Muon for the matrices where it is asked for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmcl.config import OptimConfig
-
-# Embeddings of positions and classes are vectors that happen to be stored as a matrix.
-_POSITION_NAMES = ("position", "pos_emb", "class_embedding", "cls_token", "class_token", "relative_position_bias_table")
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms, scalars, nor to position and class embeddings."""
-    return parameter.ndim > 1 and not any(part in name for part in _POSITION_NAMES)
+from mmcl.engine.parameter_roles import parameter_roles
 
 
 def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -31,23 +24,24 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
     Every group holds its peak learning rate as "initial_lr".
     """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    by_muon = {name for name, p in named if config.muon_lr is not None and decays(name, p) and id(p) not in tables}
+    trained = [(parameter, role) for _, parameter, role in parameter_roles(module) if parameter.requires_grad]
+    by_muon = {"matrix"} if config.muon_lr is not None else set()
     decayed = _by_layout(
-        [p for name, p in named if decays(name, p) and name not in by_muon],
+        [p for p, role in trained if role != "other" and role not in by_muon],
         weight_decay=config.weight_decay,
     )
     spared = _by_layout(
-        [p for name, p in named if not decays(name, p)],
+        [p for p, role in trained if role == "other"],
         weight_decay=0.0,
         lr=config.lr if config.bias_lr is None else config.bias_lr,
     )
-    optimiser = _build(decayed, spared, config, named[0][1].device.type)
+    optimiser = _build(decayed, spared, config, trained[0][0].device.type)
     if config.muon_lr is not None:
         from timm.optim import Muon
 
-        matrices = _by_layout([p for name, p in named if name in by_muon], weight_decay=config.weight_decay, use_fallback=False)
+        matrices = _by_layout(
+            [p for p, role in trained if role in by_muon], weight_decay=config.weight_decay, use_fallback=False
+        )
         muon = Muon(matrices, lr=config.muon_lr, nesterov=True, adjust_lr_fn="match_rms_adamw")
         optimiser = _Together(optimiser, muon)
     for group in optimiser.param_groups:
