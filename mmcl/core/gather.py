@@ -25,10 +25,23 @@ class _AllGatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _SumOfLocalRows.apply(grad, ctx.counts), None  # type: ignore[attr-defined]
+
+
+class _SumOfLocalRows(torch.autograd.Function):
+    """The transpose of `_AllGatherRows`, and the other way round: so gradients of gradients cross process borders too."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = counts  # type: ignore[attr-defined]
         # Autograd may hand the same tensor to other nodes: it must not be reduced in place.
-        total = grad.clone(memory_format=torch.contiguous_format)
+        total = rows.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.split(ctx.counts)[dist.get_rank()], None  # type: ignore[attr-defined]
+        return total.split(counts)[dist.get_rank()]
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _AllGatherRows.apply(grad, ctx.counts), None  # type: ignore[attr-defined]
 
 
 def _all_gather(local: Tensor, counts: Sequence[int]) -> Tensor:

@@ -69,6 +69,7 @@ def info_nce(
       $\max\big((\sum_j w_{ij} e^{s_{ij}} - \tau N_i \overline{e^{s_{ip}}}) / (1 - \tau),\; N_i e^{-\mathrm{scale}}\big)$.
 
     Logits, log-sum-exp and scale are float32 (float64 for float64 inputs) whatever the autocast type.
+    Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too.
 
     Args:
         query_ND, key_MD: unit-length rows, any floating type. Where queries and keys are the same tensors, ids and row numbers
@@ -219,7 +220,7 @@ class _Contrast:
         if kind == "negatives":
             return log_negatives_N
         log_positives_N = torch.where(self.positive_count_N > 0, self.log_sum_exp("positives"), 0)
-        return torch.logaddexp(log_positives_N, log_negatives_N)
+        return _log_add_exp(log_positives_N, log_negatives_N)
 
     def log_reweighted_negatives(self, hardness: float, prior: float) -> Tensor:
         """log of the negatives' sum with HCL weights and without the expected false negatives; none: minus infinity."""
@@ -248,14 +249,20 @@ class _Contrast:
             tile=self.tile,
         )
         if self.own_logit_N is not None and kept != "negatives":
-            log_sum_N = torch.logaddexp(log_sum_N, power * self.own_logit_N)
+            log_sum_N = _log_add_exp(log_sum_N, power * self.own_logit_N)
         if self.own_negative_logit_N is not None and kept != "positives":
-            log_sum_N = torch.logaddexp(log_sum_N, self.own_negative_logit_N)
+            log_sum_N = _log_add_exp(log_sum_N, self.own_negative_logit_N)
         return log_sum_N
 
     def _log(self, count_N: Tensor) -> Tensor:
         """log of counts in the type of the logits; of none, 0."""
         return count_N.clamp(min=1).to(self.query_ND.dtype).log()
+
+
+def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b), with derivatives of every order where a term is minus infinity."""
+    both = torch.logaddexp(a.masked_fill(a == -torch.inf, 0), b.masked_fill(b == -torch.inf, 0))
+    return torch.where(a == -torch.inf, b, torch.where(b == -torch.inf, a, both))
 
 
 def _log_difference(a: Tensor, b: Tensor) -> Tensor:

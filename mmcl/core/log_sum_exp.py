@@ -8,14 +8,15 @@ some tiles are kept, as many as fit into the memory of the rows.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
-from mmcl.core.tiles import STRIP, RowGradients, TileLogits
+from mmcl.core.recomputed import gradients, is_transformed
+from mmcl.core.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
 # Logits of one exponential with a common centre may span this much: nothing overflows or becomes subnormal, sums of 2^20 terms
 # and their reciprocals included.
@@ -58,10 +59,48 @@ def pair_log_sum_exp(
     with torch.autocast(query_ND.device.type, enabled=False):
         if tile is not None:
             scale = torch.as_tensor(scale, dtype=query_ND.dtype, device=query_ND.device)
+            if is_transformed():
+                by_row, *by_column = _sums_of_recomputed_tiles(pairs, tile, kept, both, query_ND, key_MD, scale)
+                return by_row, by_column[0] if both else None
             return _TiledLogSumExp.apply(query_ND, key_MD, scale, pairs, kept, both, mirrored, tile)
         everything = slice(0, len(query_ND)), slice(0, len(key_MD))
-        logits_NM = pairs.drop_((scale * query_ND) @ key_MD.T, *everything, kept)
-        return logits_NM.logsumexp(1), logits_NM.logsumexp(0) if both else None
+        by_row, *by_column = _sums(kept, both, pairs, everything, query_ND, key_MD, scale)
+        return by_row, by_column[0] if both else None
+
+
+def _sums(
+    kept: Kept, both: bool, pairs: Pairs, tile: tuple[slice, slice], query_ND: Tensor, key_MD: Tensor, scale: Tensor | float
+) -> tuple[Tensor, ...]:
+    """The sums of one tile in plain autograd."""
+    logits_NM = pairs.drop_((scale * query_ND) @ key_MD.T, *tile, kept)
+    return (_log_sum_exp(logits_NM, 1), _log_sum_exp(logits_NM, 0)) if both else (_log_sum_exp(logits_NM, 1),)
+
+
+def _log_sum_exp(logits: Tensor, dim: int) -> Tensor:
+    """Minus infinity where nothing is kept, of which PyTorch's own second derivative is not a number."""
+    log_sum = logits.logsumexp(dim)
+    empty = log_sum == -torch.inf
+    if is_transformed() or bool(empty.any()):
+        return logits.masked_fill(empty.unsqueeze(dim), 0).logsumexp(dim).masked_fill(empty, -torch.inf)
+    return log_sum
+
+
+def _sums_of_recomputed_tiles(
+    pairs: Pairs, tile: Tile, kept: Kept, both: bool, query_ND: Tensor, key_MD: Tensor, scale: Tensor
+) -> tuple[Tensor, ...]:
+    """The sums of all tiles in plain autograd, which keeps none of them."""
+    sides: list[list[tuple[Tensor, list[Tensor]]]] = [
+        [(rows, []) for rows in side.split(size)] for side, size in zip((query_ND, key_MD), tile, strict=True)
+    ]
+    for numbers, sums in recomputed_tiles(partial(_sums, kept, both), pairs, tile, query_ND, key_MD, scale):
+        for side, number, part in zip(sides, numbers, sums, strict=False):
+            side[number][1].append(part)
+    return tuple(torch.cat([_joined(rows, parts) for rows, parts in side]) for side in sides[: 1 + both])
+
+
+def _joined(rows_ND: Tensor, parts: list[Tensor]) -> Tensor:
+    """The log-sum-exp of the same rows in several tiles, or in none."""
+    return _log_sum_exp(torch.stack(parts), 0) if parts else rows_ND.new_full(rows_ND.shape[:1], -torch.inf)
 
 
 class _TiledLogSumExp(torch.autograd.Function):
@@ -98,10 +137,14 @@ class _TiledLogSumExp(torch.autograd.Function):
         return row_N, column_M if both else None
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_row_N: Tensor, grad_column_M: Tensor | None) -> tuple[Tensor | None, ...]:
         query_ND, key_MD, scale, row_N, column_M, *first_tiles = ctx.saved_tensors
         pairs, kept, mirrored, tile, low, high = ctx.arguments
+        if torch.is_grad_enabled():
+            function = partial(_sums_of_recomputed_tiles, pairs, tile, kept, grad_column_M is not None)
+            inputs, grads = (query_ND, key_MD, scale), (grad_row_N, grad_column_M)
+            found = gradients(function, inputs, grads, ctx.needs_input_grad[:3])
+            return *found, None, None, None, None, None
         if mirrored:
             grad_column_M = grad_row_N
         # Where nothing is kept every logit is -inf: against +inf its exponential is 0, against -inf no number.

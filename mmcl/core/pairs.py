@@ -61,6 +61,14 @@ class Pairs:
         return cls(query_group_N, key_group_M, len(id_G), self_query_S, self_key_S)
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that it holds but the number of groups; `with_tensors` puts them back."""
+        return self.query_group_N, self.key_group_M, self.self_query_S, self.self_key_S
+
+    def with_tensors(self, query_group_N: Tensor, key_group_M: Tensor, self_query_S: Tensor, self_key_S: Tensor) -> Pairs:
+        return Pairs(query_group_N, key_group_M, self.groups, self_query_S, self_key_S)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """N and M."""
         return len(self.query_group_N), len(self.key_group_M)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmcl.core.pairs import Pairs
+from mmcl.core.recomputed import gradients, is_transformed
 
 # By linearity, a query's logits with its positives add up to its logit with their sum. That sum is formed for so many numbers
 # at a time, some columns of all rows.
@@ -26,6 +27,8 @@ def positive_dot_sum(query_ND: Tensor, key_MD: Tensor, pairs: Pairs) -> Tensor:
     Returns:
         [N].
     """
+    if is_transformed():
+        return _in_one_piece(pairs, query_ND, key_MD)[0]
     return _PositiveDotSum.apply(query_ND, key_MD, pairs)
 
 
@@ -40,10 +43,11 @@ class _PositiveDotSum(torch.autograd.Function):
         return sum_N
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         query_ND, key_MD = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
+        if torch.is_grad_enabled():
+            return *gradients(partial(_in_one_piece, pairs), (query_ND, key_MD), (grad_N,), ctx.needs_input_grad[:2]), None
         grad_query_ND, grad_key_MD = (
             torch.empty_like(rows) if needed else None
             for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
@@ -54,6 +58,10 @@ class _PositiveDotSum(torch.autograd.Function):
             if grad_key_MD is not None:
                 grad_key_MD[:, part] = pairs.positive_query_sum(grad_N[:, None] * query_ND[:, part])
         return grad_query_ND, grad_key_MD, None
+
+
+def _in_one_piece(pairs: Pairs, query_ND: Tensor, key_MD: Tensor) -> tuple[Tensor]:
+    return ((query_ND * pairs.positive_key_sum(key_MD)).sum(1),)
 
 
 def _columns(rows_ND: Tensor) -> Iterator[slice]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile, statistics_dtype
-from mmcl.core.tiles import STRIP, RowGradients, TileLogits
+from mmcl.core.recomputed import gradients, is_transformed
+from mmcl.core.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
 # Up to here e^x is far from the end of float32.
 _HIGHEST = 80.0
@@ -38,6 +39,7 @@ def sigmoid_loss(
     add up to the whole.
 
     Logits, loss, scale and bias are float32 (float64 for float64 inputs) whatever the autocast type.
+    Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too.
 
     Args:
         image_ND, text_MD: unit-length rows, any floating type.
@@ -62,19 +64,36 @@ def sigmoid_loss(
     with torch.autocast(image_ND.device.type, enabled=False):
         image_ND, text_MD = image_ND.to(dtype), text_MD.to(dtype)
         scale, bias = (torch.as_tensor(value, dtype=dtype, device=image_ND.device) for value in (scale, bias))
-        if tile is not None:
+        if tile is not None and is_transformed():
+            (total,) = _total_of_recomputed_tiles(pairs, tile, image_ND, text_MD, scale, bias)
+        elif tile is not None:
             total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, tile, torch.is_grad_enabled())
         else:
-            logits = (scale * image_ND) @ text_MD.T + bias
-            equal_id = pairs.equal_id(slice(None), slice(None))
-            total = _softplus(torch.where(equal_id, -logits, logits)).sum()
+            (total,) = _total(pairs, (slice(None), slice(None)), image_ND, text_MD, scale, bias)
         return total / max(len(image_ND), 1) if reduction == "mean" else total
+
+
+def _total(
+    pairs: Pairs, tile: tuple[slice, slice], image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor]:
+    """The loss of one tile in plain autograd."""
+    logits = (scale * image_ND) @ text_MD.T + bias
+    return (_softplus(torch.where(pairs.equal_id(*tile), -logits, logits)).sum(),)
+
+
+def _total_of_recomputed_tiles(
+    pairs: Pairs, tile: Tile, image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor]:
+    """The loss of all tiles in plain autograd, which keeps none of them."""
+    totals = recomputed_tiles(_total, pairs, tile, image_ND, text_MD, scale, bias)
+    return (sum((total for _, (total,) in totals), start=image_ND.new_zeros(())),)
 
 
 class _TiledSigmoid(torch.autograd.Function):
     """A plain sum: its gradient needs nothing that only the end of the forward pass knows, so it is computed on the way.
 
-    A tile is visited once, for 3 matrix products in all, and what is saved for the backward pass is the gradient itself.
+    A tile is visited once, for 3 matrix products in all, and what is saved for the backward pass is the gradient itself. Only
+    a gradient of the gradient goes back to the rows.
     """
 
     @staticmethod
@@ -110,13 +129,18 @@ class _TiledSigmoid(torch.autograd.Function):
                 grad_bias_N[rows].index_add_(0, positive[0], grad)
                 gradient.add(logits, rows, columns)
         if with_gradient:
-            ctx.save_for_backward(*gradient.result(), grad_bias_N.sum() if bias_needed else None)
+            found = *gradient.result(), grad_bias_N.sum() if bias_needed else None
+            ctx.save_for_backward(query_ND, key_MD, scale, bias, *found)
+            ctx.arguments = pairs, tile
         return loss_N.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if saved is None else grad * saved for saved in ctx.saved_tensors), None, None, None
+        inputs, found = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():
+            function = partial(_total_of_recomputed_tiles, *ctx.arguments)
+            return *gradients(function, inputs, (grad,), ctx.needs_input_grad[:4]), None, None, None
+        return *(None if of_input is None else grad * of_input for of_input in found), None, None, None
 
 
 def _softplus_then_sigmoid_(logits: Tensor, one_exp: bool) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmcl.core.pairs import Tile
+from mmcl.core.pairs import Pairs, Tile
+from mmcl.core.recomputed import recomputed
 
 STRIP = 128
 """Rows of a tile that go through several elementwise operations while they are in the cache."""
@@ -52,6 +54,8 @@ class TileLogits:
 
     def bound(self) -> float:
         """No logit is further from 0 than this."""
+        if not len(self.query_ND) or not len(self.key_MD):
+            return 0.0
         longest = [torch.linalg.vector_norm(rows, dim=1).max() for rows in (self.query_ND, self.key_MD)]
         return abs(self.scale) * float(longest[0] * longest[1])
 
@@ -85,6 +89,24 @@ class RowGradients:
             return _dot(self.query_ND, self.grad_query_ND) / (2 * self.scale if self.mirrored else self.scale)
         assert self.grad_key_MD is not None
         return _dot(self.key_MD, self.grad_key_MD) / self.scale
+
+
+def recomputed_tiles(
+    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, tile: Tile, query_ND: Tensor, key_MD: Tensor, *scalars: Tensor
+) -> Iterator[tuple[tuple[int, int], tuple[Tensor, ...]]]:
+    """`function(pairs, (rows, columns), queries, keys, *scalars)` of every tile, see `recomputed`; with the tile's number."""
+    query_parts, key_parts = query_ND.split(tile[0]), key_MD.split(tile[1])
+    for rows, columns in pairs.tiles(tile):
+        row, column = rows.start // tile[0], columns.start // tile[1]
+        of_tile = partial(_of_tile, function, pairs, (rows, columns))
+        yield (row, column), recomputed(of_tile, *pairs.tensors, query_parts[row], key_parts[column], *scalars)
+
+
+def _of_tile(
+    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, tile: tuple[slice, slice], *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    of_pairs, rest = tensors[:4], tensors[4:]
+    return function(pairs.with_tensors(*of_pairs), tile, *rest)
 
 
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:

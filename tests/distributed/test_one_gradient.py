@@ -242,6 +242,23 @@ def test_every_rank_contributes_to_the_gradient_of_a_row() -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
 
+def penalised_gradient(rank: int, world: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    data = torch.arange(4.0 * world, dtype=torch.float64).view(world, 4)[rank : rank + 1]
+    loss = (rank + 1) * gather_rows(data @ weight).pow(4).sum()
+    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    found = torch.autograd.grad(grad.square().sum(), weight)[0]
+    alone = 4 * sum(range(1, world + 1)) * data.T @ (data @ weight).pow(3)
+    return found, torch.autograd.grad(alone.square().sum(), weight)[0]
+
+
+def test_a_gradient_penalty_crosses_process_borders() -> None:
+    """A row's gradient has a share of every rank, and so has the gradient of that gradient."""
+    for found, expected in run_processes(3, penalised_gradient):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 def uneven(rank: int, world: int) -> dict[str, Any]:
     """Rank r has r rows, the first none, each filled with its number in the whole."""
     offset = sum(range(rank))
