@@ -108,6 +108,17 @@ def reason_unused(name: str) -> str:
     return f"{suffix} to convert to .jpg or .png" if suffix in CONVERTIBLE_SUFFIXES else suffix or "without suffix"
 
 
+def valid_name(path: object) -> str:
+    r"""A path as valid Unicode, for messages and files: bytes that are not UTF-8 are escaped, as in "caf\udce9.jpg"."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def file_named(name: str) -> Path | None:
+    """The file that `valid_name` gave a name; None where there is none."""
+    unescaped = re.sub(r"\\udc([89a-f][0-9a-f])", lambda escape: chr(0xDC00 + int(escape[1], 16)), name)
+    return next((Path(place) for place in (name, unescaped) if os.path.isfile(place)), None)
+
+
 def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 

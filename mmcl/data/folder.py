@@ -12,11 +12,11 @@ import numpy as np
 
 from mmcl.data.captions_file import Described, ImageNames, read_captions_file
 from mmcl.data.columns import number_labels
-from mmcl.data.files import IMAGE_SUFFIXES, Listing, is_image, is_split, list_files, reason_unused, suffix_of
+from mmcl.data.files import IMAGE_SUFFIXES, Listing, is_image, is_split, list_files, reason_unused, suffix_of, valid_name
 from mmcl.data.layout import Layout, find_layout
 from mmcl.data.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read_captions
 from mmcl.data.source import Sample, Source, digest, required_path
-from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete, valid_name
+from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete
 from mmcl.errors import UserError, first_line
 
 
@@ -151,7 +151,7 @@ def _missing(image: Path, line: Described, captions: Path) -> str | None:
     """What is wrong with an image that is not among the files of the folder; it may be outside of it."""
     if line.image is None:
         return line.problem or f"{captions.name} names no image in this row"
-    return None if os.path.isfile(image) else f"no such file; {captions.name} names it in row {line.row}"
+    return None if os.path.exists(image) else f"no such file; {captions.name} names it in row {line.row}"
 
 
 def _found(folder: Path, names: Sequence[str]) -> _Content:

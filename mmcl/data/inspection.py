@@ -141,9 +141,11 @@ def _look(sample: Sample, decoded: bool) -> _Look:
         sample.check()
         captions = [checked_caption(caption, sample.name) for caption in sample.captions]
         if sample.image is not None:
-            image = _loaded(required_image(sample), sample.name)
+            image = required_image(sample)
+            image = image.read() if isinstance(image, FilePart) else image
+            # First, as it refuses what must not be read whole: a pipe, or a file of any size.
             sides = decode(image, name=sample.name).size if decoded else measure(image, name=sample.name)
-            picture = _hash(image if isinstance(image, bytes) else np.asarray(image).tobytes())
+            picture = _hash(_content(image, sample.name))
     except UserError as error:
         findings.append(str(error))
     return _Look(
@@ -151,16 +153,14 @@ def _look(sample: Sample, decoded: bool) -> _Look:
     )
 
 
-def _loaded(image: ImageLike, name: str) -> ImageLike:
-    """An encoded picture as bytes; others as they are."""
-    if isinstance(image, FilePart):
-        return image.read()
+def _content(image: ImageLike, name: str) -> bytes:
+    """An encoded picture as it is stored, the pixels of others."""
     if isinstance(image, str | Path):
         try:
             return Path(image).read_bytes()
         except OSError as error:
             raise UserError(f"{name}: cannot be read: {error.strerror}") from None
-    return image
+    return image if isinstance(image, bytes) else np.asarray(image).tobytes()
 
 
 def _hash(content: bytes) -> bytes:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmcl.data.files import valid_name
+
 EXAMPLES = 3
 
 
@@ -92,11 +94,6 @@ def merge_unused(parts: Iterable[Mapping[str, Unused]]) -> dict[str, Unused]:
             before = merged.get(reason, Unused(0))
             merged[reason] = Unused(before.count + unused.count, (*before.examples, *unused.examples)[:EXAMPLES])
     return merged
-
-
-def valid_name(path: object) -> str:
-    r"""A path as valid Unicode, for messages and files: bytes that are not UTF-8 are escaped, as in "caf\udce9.jpg"."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _shown(reason: str, unused: Unused) -> str:

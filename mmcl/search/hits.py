@@ -37,7 +37,7 @@ class Hit:
     @property
     def path(self) -> Path:
         """The picture's path, for a collection of files."""
-        return Path(self.name)
+        return Path(self.image if isinstance(self.image, str | Path) else self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Name, score and caption, as JSON values."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mmcl.core.nearest import nearest
+from mmcl.data.files import file_named, valid_name
 from mmcl.data.open import open_source
 from mmcl.data.pictures import ReadableImages
 from mmcl.data.source import ImageLike, Sample, SampleList, Source, digest
@@ -168,7 +169,7 @@ class Index:
                 f"{directory}: made with another model ({made}, not {given}); load that one, or build the index again"
             )
         try:
-            samples = [Sample(row["name"], _file(row["name"]), tuple(row["captions"])) for row in content["samples"]]
+            samples = [Sample(row["name"], file_named(row["name"]), tuple(row["captions"])) for row in content["samples"]]
             bad = [BadSample(**row) for row in content["bad"]]
             tensors = read_tensors(directory / _tensor_file(content["digest"]))
             image_emb, text_emb = tensors["image"].numpy(), tensors["text"].numpy()
@@ -205,7 +206,7 @@ def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Sou
     if isinstance(collection, str | Path):
         name = str(collection)
         collection = open_source("auto", name)
-    source = collection if isinstance(collection, Source) else _Files([Sample(str(path), Path(path)) for path in collection])
+    source = collection if isinstance(collection, Source) else _Files(collection)
     if not len(source):
         raise UserError(f"{name} is empty; give it at least one picture")
     return source, name
@@ -214,16 +215,12 @@ def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Sou
 class _Files(SampleList):
     """A list of image files."""
 
-    def __init__(self, samples: list[Sample]):
-        self._samples = samples
+    def __init__(self, paths: Sequence[str | Path]):
+        self._samples = [Sample(valid_name(path), Path(path)) for path in paths]
 
     @property
     def fingerprint(self) -> str:
         return digest([sample.name for sample in self._samples])
-
-
-def _file(name: str) -> Path | None:
-    return Path(name) if Path(name).is_file() else None
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

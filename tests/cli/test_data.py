@@ -10,6 +10,7 @@ import pytest
 from mmcl.cli.main import main
 from mmcl.data.decode import decode
 from tests.data.tars import pairs, write_tar
+from tests.data.troubles import write_beside, write_listed
 
 
 @pytest.fixture
@@ -63,3 +64,22 @@ def test_preview(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [write_listed, write_beside])
+def test_all_troubles_of_a_folder_are_in_one_list(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, unused = write(tmp_path / "all")
+    assert len(bad) >= 20
+    with pytest.raises(SystemExit) as stopped:
+        run("verify", tmp_path / "all", "--decode", "--json")
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    findings = json.loads(said.out)
+    for name in bad:
+        assert sum(f"/{name}: " in line for line in findings) == 1, name
+    assert len(findings) == len(bad), "and nothing else is wrong"
+    for name in unused:
+        assert name in said.err
+    assert run("stats", tmp_path / "all") == 0
+    assert " files used; not used: " in capsys.readouterr().out
+    assert run("preview", tmp_path / "all", tmp_path / "sheet.png") == 0

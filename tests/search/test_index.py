@@ -228,3 +228,21 @@ def test_empty_collections_are_user_errors(tmp_path: Path) -> None:
         Index.build([tmp_path / "a.png"], PatternModel())
     with pytest.raises(UserError, match="no hits"):
         Hits().save(tmp_path / "hits.png")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_names_that_are_not_utf_8_are_kept_and_escaped(listed: bool, tmp_path: Path) -> None:
+    place = tmp_path / "caf\udce9"
+    place.mkdir()
+    files = [place / "na\udcefve.png", place / "plain.png"]
+    for number, file in enumerate(files):
+        Image.fromarray(pattern(number)).save(file)
+    (place / "br\udce9ken.png").touch()
+    Index.build([*files, place / "br\udce9ken.png"] if listed else place, PatternModel(), out=tmp_path / "index")
+    index = Index.load(tmp_path / "index", PatternModel())
+    assert sorted(hit.name for hit in index.search(NAMES[0])) == [
+        f"{tmp_path}/caf\\udce9/na\\udcefve.png",
+        f"{tmp_path}/caf\\udce9/plain.png",
+    ]
+    assert index.search(NAMES[0])[0].path == files[0], "the file is found again"
+    assert [bad.name for bad in index.bad] == [f"{tmp_path}/caf\\udce9/br\\udce9ken.png"]

@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from mmcl.data.file_part import FilePart, LocalFile
-from mmcl.data.files import IMAGE_SUFFIXES, reason_unused
+from mmcl.data.files import IMAGE_SUFFIXES, reason_unused, valid_name
 from mmcl.data.remote import RemoteFile
 from mmcl.data.shards.paths import stated_samples
 from mmcl.data.shards.tar import BrokenTarError, Member, members
 from mmcl.data.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, TEXT_SUFFIXES, kind_of_member, read_captions
 from mmcl.data.source import Sample, digest
-from mmcl.data.usage import Unused, count_unused, valid_name
+from mmcl.data.usage import Unused, count_unused
 from mmcl.errors import UserError, first_line
 
 FORMAT = 3
