@@ -128,6 +128,9 @@ class DataConfig:
     """Image views that are shown otherwise, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
     workers: int = 0
     """Loader processes per training process; 0 loads in the training process, which is best for cached pictures."""
+    max_pixels: int | None = None
+    """Width x height of the largest image; larger ones are unusable. Null: the environment variable MMCL_MAX_PIXELS, else 64
+    million."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of the samples read so far was unusable; unusable ones are replaced and listed."""
     max_bad_consecutive: int = 100
@@ -306,6 +309,7 @@ class Config:
         self._check_optim()
         _require(data.workers >= 0, "data.workers", data.workers, "give 0 or more")
         _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
+        _require(data.max_pixels is None or data.max_pixels >= 1, "data.max_pixels", data.max_pixels, "give null or 1 or more")
         _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
         _require(data.max_bad_consecutive >= 0, "data.max_bad_consecutive", data.max_bad_consecutive, "give 0 or more")
         _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
@@ -668,6 +672,7 @@ _WITHOUT_EFFECT = (
     "data.train.path",  # the data themselves are compared
     "data.cache",
     "data.workers",
+    "data.max_pixels",
     "data.max_bad_fraction",
     "data.max_bad_consecutive",
     "train.max_skipped",

@@ -7,8 +7,10 @@ is one `UserError` that names the file.
 from __future__ import annotations
 
 import io
+import os
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from mmcl.data.file_part import FilePart
+from mmcl.data.metadata import without_metadata
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
 
@@ -24,7 +27,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
 
 MAX_PIXELS = 64_000_000
+"""Width x height of the largest image, unless the environment variable MMCL_MAX_PIXELS says otherwise."""
 MAX_BYTES = 256 * 2**20
+
+# What Pillow says of damaged metadata, or of an image that is large but allowed here, is of no use to anyone.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
 
 SCALES = (1, 2, 4, 8)
 """By what a JPEG can be shrunk while it is decoded."""
@@ -40,17 +48,35 @@ _TO_UPRIGHT = {
 }
 _SWAP_SIDES = [_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 _ORIENTATION_TAG = 0x0112
+_LIMIT = "MMCL_MAX_PIXELS"
+_RAISE_LIMIT = f"raise data.max_pixels, or {_LIMIT} in the environment"
+
+
+def allow_pixels(max_pixels: int) -> None:
+    """Lets this process, and those that it starts, decode images of up to `max_pixels`, width x height."""
+    os.environ[_LIMIT] = str(max_pixels)
+
+
+def allowed_pixels() -> int:
+    """Width x height of the largest image that is decoded. Raises UserError where MMCL_MAX_PIXELS is not a number."""
+    given = os.environ.get(_LIMIT, MAX_PIXELS)
+    try:
+        return int(given)
+    except ValueError:
+        raise UserError(f"environment variable {_LIMIT}={given}: give a number of pixels") from None
 
 
 def decode(
-    image: ImageLike, *, name: str | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    image: ImageLike, *, name: str | None = None, max_pixels: int | None = None, max_bytes: int = MAX_BYTES
 ) -> Image.Image:
-    """Reads a picture: first frame, upright by its EXIF orientation, transparency on white, 16 bits per channel cut to 8.
+    """Reads an image: first frame, upright by its EXIF orientation, transparency on white, 16 bits per channel cut to 8.
+
+    Damaged metadata cost nothing but what they say: without a readable orientation an image is taken to be upright.
 
     Args:
         image: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or [H, W, C] with C = 1, 3 or 4.
         name: what an error message calls it; by default its path.
-        max_pixels: most width x height, checked in the header before anything is decoded.
+        max_pixels: most width x height, checked in the header before anything is decoded; default: `allowed_pixels`.
         max_bytes: largest encoded file.
 
     Returns:
@@ -66,7 +92,7 @@ def decode(
 
 def measure(image: ImageLike, *, name: str) -> tuple[int, int]:
     """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
-    with _checked(image, name, MAX_PIXELS, MAX_BYTES) as stored:
+    with _checked(image, name, None, MAX_BYTES) as stored:
         return stored.width, stored.height
 
 
@@ -82,8 +108,8 @@ class Opened:
         self._stored, self._name = stored, name
         self.may_shrink = may_shrink and isinstance(stored, JpegImageFile)
         if not self.may_shrink:
-            stored.load()  # Formats such as PNG may state the orientation after the pixels.
-        self._transpose = _TO_UPRIGHT.get(stored.getexif().get(_ORIENTATION_TAG, 1))
+            stored.load()
+        self._transpose = _TO_UPRIGHT.get(_orientation(stored))
         self.width, self.height = stored.size[::-1] if self._transpose in _SWAP_SIDES else stored.size
 
     def pixels(self, scale: int = 1) -> Image.Image:
@@ -105,33 +131,75 @@ class Opened:
 
 @contextmanager
 def opened(
-    image: ImageLike, *, name: str | None = None, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    image: ImageLike, *, name: str | None = None, max_pixels: int | None = None, max_bytes: int = MAX_BYTES
 ) -> Iterator[Opened]:
     """A picture whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
     name = name or (str(image) if isinstance(image, str | Path) else "image")
-    with _checked(image, name, max_pixels, max_bytes) as stored:
+    with _checked(image, name, max_pixels, max_bytes, loads=True) as stored:
         # Shrinking is for good: not for a picture of the caller's.
         yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image))
 
 
 @contextmanager
-def _checked(image: ImageLike, name: str, max_pixels: int, max_bytes: int) -> Iterator[Image.Image]:
-    """A picture whose header is within the bounds; what its parser raises in the block becomes a `UserError`."""
+def _checked(
+    image: ImageLike, name: str, max_pixels: int | None, max_bytes: int, *, loads: bool = False
+) -> Iterator[Image.Image]:
+    """An image whose header is within the bounds; what its parser raises in the block becomes a `UserError`.
+
+    With `loads` its pixels are there, but for a JPEG, which may be shrunk before.
+    """
+    limit = allowed_pixels() if max_pixels is None else max_pixels
+    if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow has a limit of its own.
     if isinstance(image, Tensor):
         raise UserError(f"{name}: a tensor is a model's own input; give an array or a PIL image")
     if isinstance(image, np.ndarray):
         image = _from_array(image, name)
     try:
-        with _open(image, name, max_bytes) as stored:
-            if stored.width * stored.height > max_pixels:
-                raise UserError(f"{name}: {stored.width} x {stored.height} pixels, more than the limit of {max_pixels}")
+        with ExitStack() as files:
+            try:
+                stored = files.enter_context(_open(image, name, max_bytes))
+                _check_and_load(stored, name, limit, loads=loads)
+            except UserError:
+                raise
+            except Exception:  # The pixels may be whole.
+                bare = without_metadata(_file(image))
+                if bare is None:
+                    raise
+                stored = files.enter_context(_open(bare, name, max_bytes))
+                _check_and_load(stored, name, limit, loads=loads)
             yield stored
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {first_line(error)}; {_RAISE_LIMIT}") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{name}: not a picture, or in none of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Hostile files make Pillow's parsers raise almost anything.
         raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error
+
+
+def _check_and_load(stored: Image.Image, name: str, limit: int, *, loads: bool) -> None:
+    if stored.width * stored.height > limit:
+        raise UserError(f"{name}: {stored.width} x {stored.height} pixels, more than the limit of {limit}; {_RAISE_LIMIT}")
+    if loads and not isinstance(stored, JpegImageFile):
+        stored.load()  # Formats such as PNG may state the orientation after the pixels.
+
+
+def _file(image: Path | str | bytes | FilePart | Image.Image) -> bytes:
+    """A whole file; nothing of an image that is no file."""
+    if isinstance(image, Image.Image):
+        return b""
+    if isinstance(image, FilePart):
+        return image.read()
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def _orientation(stored: Image.Image) -> int:
+    try:
+        return int(stored.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # Damaged EXIF data make Pillow raise almost anything.
+        return 1
 
 
 def _open(image: Path | str | bytes | FilePart | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
@@ -150,9 +218,7 @@ def _open(image: Path | str | bytes | FilePart | Image.Image, name: str, max_byt
         raise UserError(f"{name}: {size} bytes, more than the limit of {max_bytes}")
     if size == 0:
         raise UserError(f"{name}: the file is empty")
-    if isinstance(image, FilePart):
-        image = image.read()
-    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
+    return Image.open(image if isinstance(image, Path | str) else io.BytesIO(_file(image)), formats=FORMATS)
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:

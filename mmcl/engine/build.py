@@ -16,6 +16,7 @@ from mmcl.config import ComponentConfig, Config, SourceConfig
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.class_order import ClassOrder
+from mmcl.data.decode import allow_pixels
 from mmcl.data.label_captions import LabelCaptions, has_captions
 from mmcl.data.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.mixture import Mixture
@@ -85,7 +86,10 @@ def _training_parts(config: Config) -> dict[str, SourceConfig]:
 
 
 def build_training_data(config: Config) -> tuple[Source, Source | None]:
-    """The training data, and the share of it that is set aside; None where `data.holdout` is 0."""
+    """The training data, and the share of it that is set aside; None where `data.holdout` is 0. From here on images of up to
+    `data.max_pixels` are decoded."""
+    if config.data.max_pixels is not None:
+        allow_pixels(config.data.max_pixels)
     sources = {where: build_source(part, config.data.root, where) for where, part in _training_parts(config).items()}
     if config.data.templates is not None:
         sources = _captioned(sources, config.data.templates)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.data.decode import decode, opened
+from mmcl.data.decode import allow_pixels, decode, measure, opened
 from mmcl.errors import UserError
 
 
@@ -173,3 +174,96 @@ def oriented(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
+    crc = zlib.crc32(kind + data) if crc is None else crc
+    return len(data).to_bytes(4, "big") + kind + data + crc.to_bytes(4, "big")
+
+
+BOMB = zlib.compress(bytes(3_000_000))
+RUBBISH = {
+    "EXIF that is none": chunk(b"eXIf", bytes([0, 8, 0, 2, 1, 0x12, 0, 3])),
+    "EXIF that is cut": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x05"),
+    "checksum of a text": chunk(b"tEXt", b"a\0b", 1),
+    "checksum of EXIF": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", 1),
+    "checksum of a profile": chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x"), 1),
+    "large profile": chunk(b"iCCP", b"a\0\0" + BOMB),
+    "large text": chunk(b"zTXt", b"a\0\0" + BOMB),
+    "large international text": chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB),
+    "many texts": b"".join(chunk(b"tEXt", b"%d\0" % number + bytes(900_000)) for number in range(80)),
+    "text without a name": chunk(b"iCCP", b"a"),
+    "gamma that is cut": chunk(b"gAMA", b""),
+    "resolution that is cut": chunk(b"pHYs", b"\0"),
+    "animation that is cut": chunk(b"acTL", b"\0"),
+}
+
+
+class TestDamagedMetadata:
+    @pytest.mark.parametrize("late", [False, True])
+    @pytest.mark.parametrize("rubbish", RUBBISH.values(), ids=RUBBISH.keys())
+    def test_of_a_png_cost_nothing(self, rubbish, late):
+        file = encode(Image.fromarray(noise(20, 30)))
+        at = file.index(b"IEND") - 4 if late else 33
+        assert np.array_equal(np.asarray(decode(file[:at] + rubbish + file[at:])), noise(20, 30))
+
+    def test_of_a_png_do_not_cost_the_orientation_that_is_whole(self, tmp_path):
+        file = encode(Image.fromarray(noise(20, 30)), exif=oriented(6))
+        path = tmp_path / "a.png"
+        path.write_bytes(file[:33] + RUBBISH["checksum of a text"] + file[33:])
+        assert np.array_equal(np.asarray(decode(path)), np.asarray(decode(file)))
+        assert decode(path).size == (20, 30)
+        assert measure(path, name="a") == (30, 20)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # as mmcl ignores what Pillow says of them
+    @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "GIF"])
+    @pytest.mark.parametrize(
+        "exif",
+        [bytes([0, 8, 0, 2, 1, 0x12, 0, 3]), b"Exif\0\0MM\0*\0\0\0\x08\0\5\1\x12", b"Exif\0\0MM\0*\xff\xff\xff\xf0"],
+    )
+    def test_exif_of_any_format(self, exif, kind):
+        image, lossless = Image.fromarray(noise(20, 30)), {"lossless": True} if kind == "WEBP" else {}
+        decoded = decode(encode(image, kind, exif=exif, **lossless))
+        assert np.array_equal(np.asarray(decoded), np.asarray(decode(encode(image, kind, **lossless))))
+
+    @pytest.mark.parametrize(
+        "segment",
+        [
+            b"\xff\xed\0\x16Photoshop 3.0\x008BIM\4\x04",
+            b"\xff\xe2\0\x08MPF\0II",
+            b"\xff\xe1\0\x0aExif\0\0\xff\xff",
+            b"\xff\xe2\0\x10ICC_PROFILE\0\0",
+            b"\xff\xfe\0\2",
+        ],
+    )
+    def test_segments_of_a_jpeg(self, segment, photo):
+        file = encode(photo, "JPEG")
+        assert np.array_equal(np.asarray(decode(file[:2] + segment + file[2:])), np.asarray(decode(file)))
+
+    @pytest.mark.parametrize("at", [20, 100, -30])
+    def test_pixels_that_are_damaged_are_refused_still(self, at):
+        file = encode(Image.fromarray(noise(20, 30)))
+        text = RUBBISH["checksum of a text"]
+        with pytest.raises(UserError):
+            decode(file[:33] + text + file[33:at] if at > 33 or at < 0 else file[:at] + text)
+
+
+class TestLimit:
+    def test_the_limit_of_the_environment(self, monkeypatch):
+        image = Image.fromarray(noise(20, 30))
+        monkeypatch.setenv("MMCL_MAX_PIXELS", "599")
+        with pytest.raises(UserError, match=r"30 x 20 pixels, more than the limit of 599; raise data.max_pixels"):
+            decode(image)
+        allow_pixels(600)
+        assert decode(image).size == (30, 20)
+        monkeypatch.setenv("MMCL_MAX_PIXELS", "many")
+        with pytest.raises(UserError, match="MMCL_MAX_PIXELS=many: give a number"):
+            decode(image)
+
+    def test_more_than_pillow_itself_allows(self, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        monkeypatch.setenv("MMCL_MAX_PIXELS", "200")
+        with pytest.raises(UserError, match=r"raise data.max_pixels"):
+            decode(encode(Image.fromarray(noise(20, 30))))
+        monkeypatch.setenv("MMCL_MAX_PIXELS", "600")
+        assert decode(encode(Image.fromarray(noise(20, 30)))).size == (30, 20)
