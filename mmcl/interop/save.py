@@ -8,7 +8,6 @@ tokenizer.json      if there is a text tower
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.errors import UserError
+from mmcl.files import staged
 from mmcl.interop.model import Embedding
 
 FORMAT_VERSION = 1
@@ -43,9 +43,8 @@ def save_model(
         logit_scale, logit_bias, embedding, class_names, provenance: as in `Model`.
 
     Raises:
-        UserError: a tower was made by hand, so nothing says how to build it again.
+        UserError: a tower was made by hand, so nothing says how to build it again; or the folder cannot be written.
     """
-    path = Path(path)
     tensors, shared = _unique_tensors(towers)
     config = {
         "format_version": FORMAT_VERSION,
@@ -57,18 +56,12 @@ def save_model(
         "shared_tensors": shared,
         "provenance": dict(provenance or {}),
     }
-    stage, old = (path.with_name(f".{kind}-{path.name}") for kind in ("tmp", "old"))
-    for leftover in (stage, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    stage.mkdir(parents=True)
-    (stage / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    save_file(tensors, stage / WEIGHTS)
-    if "text" in towers:
-        towers["text"].encoder.tokenizer.save(stage / TOKENIZER)  # type: ignore[union-attr,operator]
-    if path.exists():
-        path.rename(old)
-    stage.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    with staged(path) as stage:
+        stage.mkdir()
+        (stage / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        save_file(tensors, stage / WEIGHTS)
+        if "text" in towers:
+            towers["text"].encoder.tokenizer.save(stage / TOKENIZER)  # type: ignore[union-attr,operator]
 
 
 def _describe(name: str, tower: Tower) -> dict[str, Any]:

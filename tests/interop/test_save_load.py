@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from mmcl import files
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.encoders.tower import Tower, TowerSpec, build_tower
@@ -29,6 +30,8 @@ from mmcl.interop.save import save_model
 from mmcl.types import Preprocess
 from tests.arithmetic import network_tolerance
 from tests.encoders import tiny
+from tests.faults.runs import kill_at
+from tests.faults.test_checkpoints import in_child
 from tests.interop.test_model import make_towers
 
 TEXTS = ["a cat", "the red dog on a hill", ""]
@@ -160,9 +163,24 @@ def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Mon
         raise OSError("no space left on device")
 
     monkeypatch.setattr("mmcl.interop.save.save_file", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match=r"cannot be written .no space left"):
         save_model(saved, make_towers(), logit_scale=1.0)
     assert load_model(saved, device="cpu").logit_scale == 14.3
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("moment", ["_settle", "_put", "_exchanged", "sync"])
+def test_a_kill_while_saving_leaves_the_old_model_or_the_new(moment: str, before: bool, saved: Path) -> None:
+    old, new = load_model(saved), load_model(saved)
+    with torch.no_grad():
+        next(new.towers.parameters()).add_(1)
+
+    def struck() -> None:
+        kill_at(files, moment, 1, before=before)()
+        _save(saved, new)
+
+    assert in_child(struck) == 9
+    assert load_model(saved).fingerprint in (Model(old.towers).fingerprint, Model(new.towers).fingerprint)
 
 
 def test_a_tower_made_by_hand_is_not_saved(tmp_path: Path) -> None:
