@@ -145,16 +145,21 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
 
 
 def fit_batch(config: Config, samples: int, processes: int) -> Config:
-    """A batch larger than the data set would show samples twice in a step: it becomes the data set.
+    """A batch larger than the data set would show samples twice in a step: it becomes what of the data set 1, 2, 4 or 8
+    processes can share, whatever the number of those that there are, so that they all train the same.
 
     Raises:
-        UserError: there are fewer samples than processes.
+        UserError: these processes cannot share it.
     """
     if config.train.batch_size <= samples:
         return config
-    fitting = samples // processes * processes
-    if fitting == 0:
-        raise UserError(f"{samples} samples cannot be shared by {processes} processes; give more data, or start fewer")
+    fitting = samples // 8 * 8 or 1 << max(samples.bit_length() - 1, 0)
+    if fitting % processes:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is larger than the {samples} training samples, and the {fitting} that "
+            f"it becomes cannot be shared by {processes} processes: set it to a multiple of {processes} up to {samples}, or "
+            "start fewer processes"
+        )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=fitting))
 
 

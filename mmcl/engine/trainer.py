@@ -260,8 +260,15 @@ class Trainer:
         return {name: next(summed) for name in shares}, {name: next(summed) for name in wishes}
 
     def _is_finite(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the step may be taken. Under fp16 an infinite gradient is daily business of the scaler, which skips it."""
-        return math.isfinite(metrics["loss"]) and (bool(self.accelerator.scaler) or math.isfinite(metrics["gradient_norm"]))
+        """Whether the step may be taken.
+
+        Under fp16 the scaler answers an infinite gradient by leaving the step out and halving the scale of the loss. From a
+        scale of 1 on down it is not the scale that makes a gradient infinite.
+        """
+        if not math.isfinite(metrics["loss"]):
+            return False
+        scaler = self.accelerator.scaler
+        return math.isfinite(metrics["gradient_norm"]) or (scaler is not None and scaler.get_scale() > 1)
 
     def _skip_or_stop(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
         """Every process comes here at the same step, before the update."""
@@ -275,6 +282,8 @@ class Trainer:
         )
         if train.on_nonfinite == "stop" or self.skipped > train.max_skipped:
             raise UserError(message)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # it has looked at this step's gradients, and waits for the end of the step
         print(f"warning: {message}", flush=True)
 
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmcl.config import Config, load_config
-from mmcl.engine.doctor import Diagnosis, diagnose
+from mmcl.engine.doctor import Diagnosis, diagnose, fit_batch
 from mmcl.engine.log import read_log
 from mmcl.engine.run import train
 from mmcl.errors import UserError
@@ -62,7 +62,7 @@ BATCH_NORM = ("--image.head", "{name: mlp, args: {embed_dim: 16}}")
 
 WARNINGS = [
     ((), 1, ()),
-    (("--train.batch_size", "400"), 1, ("larger than the 25 training samples; using 25",)),
+    (("--train.batch_size", "400"), 1, ("larger than the 25 training samples; using 24",)),
     (("--train.batch_size", "13"), 2, ("13 is no multiple of 2 processes",)),
     (("--train.micro_batch", "6"), 2, ("micro_batch 6 has no effect: a process has 6 pairs",)),
     (("--train.micro_batch", "5"), 2, ()),
@@ -124,7 +124,16 @@ def test_a_run_prints_the_warnings(folder: Path, tmp_path: Path, capsys: pytest.
 def test_what_training_refuses_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="unknown image encoder"):
         look(folder, "--image.encoder.name", "smal_cnn")
-    with pytest.raises(UserError, match="25 samples cannot be shared by 26 processes"):
+    with pytest.raises(UserError, match="the 24 that it becomes cannot be shared by 26 processes"):
         look(folder, "--train.batch_size", "400", processes=26)
     with pytest.raises(UserError, match="processes is 0"):
         look(folder, processes=0)
+
+
+@pytest.mark.parametrize(("samples", "fitting"), [(63, 56), (40, 40), (8, 8), (7, 4), (3, 2), (1, 1)])
+def test_a_batch_is_fitted_alike_whatever_the_layout(folder: Path, samples: int, fitting: int) -> None:
+    config = tiny_config(folder, folder.parent / "run", "--train.batch_size", "64")
+    for processes in (count for count in (1, 2, 4, 8) if count <= fitting):
+        assert fit_batch(config, samples, processes).train.batch_size == fitting
+    with pytest.raises(UserError, match=f"cannot be shared by 3 processes: set it to a multiple of 3 up to {samples}"):
+        fit_batch(config, samples, 3)

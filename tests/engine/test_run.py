@@ -174,7 +174,7 @@ def test_a_batch_larger_than_the_data_is_lowered_and_said(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tiny_config(folder, tmp_path / "run", "--train.batch_size", "400", "--train.steps", "1"))
-    assert "using 25" in capsys.readouterr().out
+    assert "using 24" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

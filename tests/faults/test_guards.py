@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmcl.data.loader import StepBatches
 from mmcl.data.open import open_source
 from mmcl.data.order import Order
 from mmcl.data.views import ImageView
+from mmcl.engine import run as run_module
 from mmcl.engine.checkpoint import verify
 from mmcl.engine.log import StepLog, read_log
 from mmcl.engine.run import train
@@ -72,6 +73,62 @@ def test_no_number_on_one_process_stops_all_before_the_update(
     config = tiny_run(pictures, tmp_path / "run", "--resume")
     assert run(config, 2) == [0, 0]
     assert ending(config) == ending(unharmed(2))
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> list[torch.amp.GradScaler]:
+    """Runs of this process have the scaler of fp16, as they would on an accelerator; the list gets each."""
+    honest, scalers = run_module.start, []
+
+    def with_scaler(*args: Any) -> Any:
+        accelerator = honest(*args)
+        scalers.append(torch.amp.GradScaler("cpu"))
+        accelerator.scaler, accelerator.native_amp = scalers[-1], True
+        monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+        return accelerator
+
+    monkeypatch.setattr(run_module, "start", with_scaler)
+    return scalers
+
+
+def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> None:
+    honest = Trainer._backward
+
+    def poisoned(self: Trainer, step: int, batch: Any) -> Any:
+        result = honest(self, step, batch)
+        if step in steps:
+            next(self.method.parameters()).grad.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(Trainer, "_backward", poisoned)
+
+
+def test_gradients_that_are_never_a_number_end_a_run_in_fp16(
+    pictures: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler halves the scale from 2^16 on, and then it is not the scale."""
+    poison_gradients(monkeypatch, range(1000))
+    with pytest.raises(UserError, match="the norm of its gradient nan; nothing was updated"):
+        train(tiny_run(pictures, tmp_path / "run", "--train.steps", "60"))
+    assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, 17))
+    assert scaled[0].get_scale() == 1.0
+
+
+def test_gradients_that_are_no_number_for_a_while_cost_their_steps(
+    pictures: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_gradients(monkeypatch, (2, 3))
+    train(tiny_run(pictures, tmp_path / "run"))
+    assert 2.0**10 < scaled[0].get_scale() <= 2.0**14, "halved for each, and for what overflows by itself"
+
+
+def test_a_skipped_loss_leaves_the_scaler_ready_for_the_next_step(
+    pictures: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_step", Trainer._step)  # put back afterwards
+    before_step(4, poison_loss)(0)
+    train(tiny_run(pictures, tmp_path / "run", "--train.on_nonfinite", "skip"))
+    assert len(read_log(tmp_path / "run/metrics.jsonl")) == STEPS
 
 
 def test_a_skipped_step_changes_nothing(pictures: Path, tmp_path: Path) -> None:
