@@ -1,8 +1,10 @@
-"""One kind of error for everything that a user can mend: a line that names the thing and the fix."""
+"""One kind of error for everything that a user can mend: a line that names the thing and the fix; and notes, which go on."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 
@@ -32,3 +34,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "")
 def first_line(error: Exception) -> str:
     """What another library's error says, for a message of one line: its first line, or its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def note(line: str) -> None:
+    """Says on standard error what was decided for the user, once for all processes of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {line}", file=sys.stderr, flush=True)

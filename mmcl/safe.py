@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Larger than any tokenizer of the field (about 35 MB), small enough to parse."""
+
+_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+_MAX_DEPTH = 4
+_WRAPPERS = ("module.", "model.", "net.", "network.")
+_INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile and others put into names, in the middle too."""
 
 
 def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -36,24 +44,24 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str,
     return content
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Tensor]:
     """Reads a state dict from a `.safetensors`, or else from a torch file, on the CPU.
 
-    Of a checkpoint that nests its weights (`state_dict`, `model`), the weights are returned; a `module.` prefix, which
-    distributed wrappers leave, is taken off.
+    Of a checkpoint that nests its weights (`state_dict`, `model`, ...), the weights are returned; the prefixes of wrappers
+    (`module.`, `_orig_mod.`, `model.`, ...) are taken off.
+
+    Args:
+        names: of the model's own weights. Where most of them are there, but only behind one common prefix, as in a checkpoint
+            of a model and its loss, what has that prefix is returned, without it.
 
     Raises:
-        UserError: the file is missing or damaged, or holds anything but tensors and plain containers.
+        UserError: the file is missing or damaged, holds anything but tensors and plain containers, or several models.
     """
     path = existing_file(path)
     state: Mapping[str, Any] = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for key in ("state_dict", "model"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-    tensors = _only_tensors(state, path)
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    tensors = _unwrapped(_weights(state, path))
+    prefix = _common_prefix(tensors, frozenset(names), path)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -115,10 +123,42 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def _only_tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: those under the usual names, at the top, or in the only part that holds some."""
+    for _ in range(_MAX_DEPTH):
+        state = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
+    parts = {str(key): _tensors(part) for key, part in state.items() if isinstance(part, Mapping) and _tensors(part)}
+    tensors = _tensors(state) or (next(iter(parts.values())) if len(parts) == 1 else {})
+    if not tensors:
+        found = ", ".join(f"{key} ({len(parts[key])} tensors)" if key in parts else str(key) for key in state) or "nothing"
+        raise UserError(f"{path}: holds no tensors where weights are expected, but {found}; save the weights alone")
+    return tensors
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     import torch
 
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise UserError(f"{path}: holds no tensors; give a file of model weights")
-    return tensors
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers leave."""
+    bare = {name: name for name in tensors}
+    for wrapper in _INNER_WRAPPERS:
+        bare = {name: short.replace(wrapper, "") for name, short in bare.items()}
+    while wrapper := next((w for w in _WRAPPERS if all(short.startswith(w) for short in bare.values())), ""):
+        bare = {name: short.removeprefix(wrapper) for name, short in bare.items()}
+    unique = len(set(bare.values())) == len(bare)
+    return {bare[name]: tensor for name, tensor in tensors.items()} if unique else tensors
+
+
+def _common_prefix(tensors: Iterable[str], names: frozenset[str], path: Path) -> str:
+    """What stands before most of `names` in the names of the tensors."""
+    places = ((name, dot.end()) for name in tensors for dot in re.finditer(r"\.", name))
+    found = Counter(name[:end] for name, end in places if name[end:] in names)
+    prefixes = [prefix for prefix, count in found.items() if 2 * count > len(names)]
+    if any(name in names for name in tensors) or not prefixes:
+        return ""
+    if len(prefixes) > 1:
+        raise UserError(f"{path}: holds several models ({', '.join(prefixes)}); save the weights of one alone")
+    return prefixes[0]

@@ -1,4 +1,5 @@
-"""Both towers of any open_clip model: its architectures, its released weights, its checkpoints. The only file that imports it.
+"""Both towers of any open_clip model: its architectures, its released weights, its folders. With open_clip_weights.py the only
+file that imports it.
 
 A model is its configuration, as in open_clip's own JSON files: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ... and
 beside them `preprocess_cfg` and, for a Hugging Face text tower, `hf_config`. Each tower keeps its part of it, to be built again
@@ -22,15 +23,14 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from mmcl.encoders import transformers as hf
+from mmcl.encoders.open_clip_weights import load_towers
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
-from mmcl.errors import UserError, unknown_name
-from mmcl.safe import load_into, read_tensors
+from mmcl.errors import UserError, note, unknown_name
 from mmcl.types import Preprocess, Resize, Tokens
 
 _IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg")
 _TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu", "hf_config")
-_OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 _RESIZE: Mapping[str, Resize] = {"shortest": "shortest", "squash": "squash", "longest": "pad"}
 _CLIP_SCALE = math.log(1 / 0.07)
 
@@ -48,7 +48,7 @@ def image_encoder(
     config, checkpoint = _resolve(arch, pretrained, config)
     encoder = OpenClipImage(config)
     if checkpoint is not None:
-        load_into(encoder.visual, _part(_read_state(checkpoint), "visual."), where=str(checkpoint))
+        load_towers(checkpoint, config, visual=encoder.visual)
     return encoder
 
 
@@ -63,7 +63,7 @@ def text_encoder(
     config, checkpoint = _resolve(arch, pretrained, config)
     encoder = OpenClipText(config, tokenizer)
     if checkpoint is not None:
-        load_into(encoder.text, _part(_read_state(checkpoint), "text."), where=str(checkpoint))
+        load_towers(checkpoint, config, text=encoder.text)
     return encoder
 
 
@@ -73,11 +73,10 @@ def dual_encoder(arch: str, pretrained: str | None = None) -> DualEncoder:
     image, text = OpenClipImage(config), OpenClipText(config, None)
     scale, bias = config.get("init_logit_scale", _CLIP_SCALE), config.get("init_logit_bias")
     if checkpoint is not None:
-        state = _read_state(checkpoint)
-        load_into(image.visual, _part(state, "visual."), where=str(checkpoint))
-        load_into(text.text, _part(state, "text."), where=str(checkpoint))
-        scale, bias = float(state["logit_scale"]), float(state["logit_bias"]) if "logit_bias" in state else None
-    return DualEncoder(image, text, math.exp(scale), bias)
+        scale, bias = load_towers(checkpoint, config, visual=image.visual, text=text.text)
+        if scale is None:
+            note(f"{checkpoint}: holds no logit_scale; embeddings and similarities work, probabilities do not")
+    return DualEncoder(image, text, None if scale is None else math.exp(scale), bias)
 
 
 def imagenet_templates(name: str) -> list[Callable[[str], str]]:
@@ -182,18 +181,6 @@ def _tag_preprocess(tag: Mapping[str, Any]) -> dict[str, Any]:
 def _download(tag: Mapping[str, Any], name: str) -> Path:
     with hf.hub_errors(name):
         return Path(download_pretrained(tag))
-
-
-def _read_state(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors, with the text tower's under "text.", where newer open_clip models have them."""
-    state = read_tensors(checkpoint)
-    state = {f"text.{name}" if name.startswith(_OLD_TEXT_KEYS) else name: tensor for name, tensor in state.items()}
-    state.pop("text.transformer.embeddings.position_ids", None)  # a constant, which older transformers saved
-    return state
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _checked_build(build: Any, config: Mapping[str, Any], part: str, **overrides: Any) -> Any:

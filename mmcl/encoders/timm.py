@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import timm
 from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import UserError, note, unknown_name
 from mmcl.safe import load_into, read_tensors, reason
 from mmcl.types import Preprocess
 
@@ -68,8 +69,25 @@ def _load(model: Any, path: str) -> None:
     classifier = model.pretrained_cfg.get("classifier", ())
     prefixes = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     own = model.state_dict()
-    tensors = {name: t for name, t in read_tensors(path).items() if name in own or not name.startswith(prefixes)}
+    found = read_tensors(path, names=own)
+    tensors = {name: t for name, t in found.items() if name in own or not name.startswith(prefixes)}
+    resample_positions(model, tensors)
     load_into(model, tensors, where=path)
+    for name, tensor in tensors.items():
+        if tensor.shape != found[name].shape:
+            note(f"{path}: {name} is resampled from {list(found[name].shape)} to {list(tensor.shape)}")
+
+
+def resample_positions(model: Any, tensors: dict[str, Tensor], prefix: str = "") -> None:
+    """Gives the position embeddings of a vision transformer of another resolution the model's number of patches, in place."""
+    name, own = f"{prefix}pos_embed", getattr(model, "pos_embed", None)
+    if own is None or name not in tensors or tensors[name].ndim != 3 or tensors[name].shape == own.shape:
+        return
+    extra = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    with suppress(RuntimeError):  # not a square of patches: it stays, and is refused with its shape
+        tensors[name] = timm.layers.resample_abs_pos_embed(
+            tensors[name], new_size=model.patch_embed.grid_size, num_prefix_tokens=extra
+        )
 
 
 def _preprocess(model: Any, channels: int, image_size: int | None) -> Preprocess:

@@ -39,7 +39,7 @@ class TorchvisionEncoder(ImageEncoder):
         if small_stem:
             _make_stem_small(self.model, name, pretrained=bool(pretrained))
         if pretrained:
-            tensors = _released(name) if pretrained is True else read_tensors(pretrained)
+            tensors = _released(name) if pretrained is True else read_tensors(pretrained, names=self.model.state_dict())
             kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{classifier}.")}
             load_into(self.model, kept, where=name if pretrained is True else pretrained)
         self.rebuild_args = {"name": name, "image_size": image_size, "small_stem": small_stem}

@@ -47,12 +47,13 @@ class DualEncoder:
     """Both encoders of one CLIP-like model and what turns its cosines into logits: scale * cosine + bias.
 
     Attributes:
+        logit_scale: None where the checkpoint has none.
         logit_bias: None for softmax models, a number for sigmoid ones (SigLIP).
     """
 
     image: ImageEncoder
     text: TextEncoder
-    logit_scale: float
+    logit_scale: float | None
     logit_bias: float | None
 
 

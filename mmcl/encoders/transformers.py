@@ -26,7 +26,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import UserError, note, unknown_name
 from mmcl.safe import reason
 from mmcl.types import Preprocess, Tokens
 
@@ -99,8 +99,16 @@ def dual_encoder(name: str) -> DualEncoder:
     image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None))
     tokenizer = load_tokenizer(name, most=_positions(text), model_type=model.config.model_type)
     text_encoder = TransformersText(text, "auto", missing, tokenizer)
-    scale, bias = model.get_parameter("logit_scale").item(), getattr(model, "logit_bias", None)
-    return DualEncoder(image_encoder, text_encoder, math.exp(scale), None if bias is None else bias.item())
+    scale, bias = (_trained_value(model, key, missing) for key in ("logit_scale", "logit_bias"))
+    if scale is None:
+        note(f"{name}: holds no logit_scale; embeddings and similarities work, probabilities do not")
+    return DualEncoder(image_encoder, text_encoder, None if scale is None else math.exp(scale), bias)
+
+
+def _trained_value(model: Any, name: str, missing: frozenset[str]) -> float | None:
+    """Of a number among the parameters; one that the checkpoint lacks has the value at which training starts."""
+    parameter = None if name in missing else getattr(model, name, None)
+    return None if parameter is None else parameter.item()
 
 
 class TransformersImage(ImageEncoder):
@@ -200,8 +208,11 @@ def load_tokenizer(
         model_type: of the model that reads the texts; those of SigLIP saw lower-cased texts alone.
     """
     with hub_errors(name):
-        declared = get_tokenizer_config(name).get("tokenizer_class") or ""
+        says = get_tokenizer_config(name)
+        declared = says.get("tokenizer_class") or ""
         theirs = _fast_tokenizer(name, declared)
+    # Some classes pad at the start where nothing is said, as one does for generation; no text tower was trained so.
+    theirs.padding_side = says.get("padding_side", "right")
     if model_type in _TRAINED_WITHOUT_MASK:
         backend = theirs.backend_tokenizer
         own = [] if backend.normalizer is None else [backend.normalizer]
@@ -276,7 +287,8 @@ def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained:
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     encoder, missing = _encoder_of(model), frozenset(info["missing_keys"])
-    needed = [key for key in missing if "pooler" not in key and (encoder is model or key.startswith("encoder."))]
+    optional = ("pooler", "logit_scale", "logit_bias")
+    needed = [k for k in missing if not any(part in k for part in optional) and (encoder is model or k.startswith("encoder."))]
     if needed:
         raise UserError(f"{name}: {len(needed)} weights are missing, among them {min(needed)}; download the model again")
     return encoder, missing

@@ -1,0 +1,106 @@
+"""Checkpoints for the towers of open_clip: of older models, of Google's and Apple's own code, of other resolutions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+from open_clip.convert import convert_state_dict, load_big_vision_weights
+from open_clip.model import resize_pos_embed, resize_text_pos_embed
+from torch import Tensor, nn
+
+from mmcl.encoders.timm import resample_positions
+from mmcl.errors import UserError, note
+from mmcl.safe import existing_file, load_into, read_tensors, reason
+
+_OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+_FOREIGN_IMAGE_KEY = "image_encoder.model."
+_MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias")
+
+
+def load_towers(
+    path: Path, config: Mapping[str, Any], *, visual: nn.Module | None = None, text: nn.Module | None = None
+) -> tuple[float | None, float | None]:
+    """Copies the weights of a checkpoint into one tower or both; says so where position embeddings had to be resampled.
+
+    Args:
+        path: a state dict in any wrapping, or `.npz` for SigLIP models as Google released them.
+        config: of the whole model, as in open_clip.
+        visual, text: towers that open_clip built.
+
+    Returns:
+        The logarithm of the logit scale, and the logit bias; None for what the checkpoint does not have.
+
+    Raises:
+        UserError: the file is missing or damaged, or its weights are not of this architecture.
+    """
+    state = _big_vision_state(path, config) if path.suffix == ".npz" else _state(path, config, visual, text)
+    resampled = _resampled(state, visual, text)
+    for prefix, tower in (("visual.", visual), ("text.", text)):
+        if tower is not None:
+            part = {name.removeprefix(prefix): tensor for name, tensor in resampled.items() if name.startswith(prefix)}
+            load_into(tower, part, where=str(path))
+    for name, tensor in resampled.items():
+        if tensor.shape != state[name].shape:
+            note(f"{path}: {name} is resampled from {list(state[name].shape)} to {list(tensor.shape)}")
+    return _number(state, "logit_scale", path), _number(state, "logit_bias", path)
+
+
+def _state(path: Path, config: Mapping[str, Any], visual: nn.Module | None, text: nn.Module | None) -> dict[str, Tensor]:
+    """The tensors, with the text tower's under "text.", where newer open_clip models have them."""
+    prefix, tower = ("visual", visual) if visual is not None else ("text", text)
+    state = read_tensors(path, names=() if tower is None else (f"{prefix}.{name}" for name in tower.state_dict()))
+    if any(name.startswith(_FOREIGN_IMAGE_KEY) for name in state):
+        with _refusal(path, "Apple's MobileCLIP"):
+            state = convert_state_dict(_whole(config), state)
+    state = {f"text.{name}" if name.startswith(_OLD_TEXT_KEYS) else name: tensor for name, tensor in state.items()}
+    state.pop("text.transformer.embeddings.position_ids", None)  # a constant, which older transformers saved
+    return state
+
+
+def _big_vision_state(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What open_clip makes of weights in the names of big_vision, Google's code for SigLIP."""
+    whole = _whole({"init_logit_bias": 0.0, **config})
+    with _refusal(existing_file(path), "Google's SigLIP"):
+        load_big_vision_weights(whole, str(path))
+    return whole.state_dict()
+
+
+def _whole(config: Mapping[str, Any]) -> Any:
+    return open_clip.CustomTextCLIP(**copy.deepcopy({key: config[key] for key in _MODEL_KEYS if key in config}))
+
+
+@contextmanager
+def _refusal(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # open_clip looks up one name after another, in the file and in the model
+        raise UserError(f"{path}: not weights of {kind} for this architecture: {reason(error)}") from None
+
+
+def _resampled(state: Mapping[str, Tensor], visual: Any, text: Any) -> dict[str, Tensor]:
+    """With the position embeddings of as many patches and tokens as the towers have, as open_clip and timm resample them."""
+    resampled, towers = dict(state), SimpleNamespace(visual=visual, text=text)
+    # What cannot be resampled stays, and is refused with its shape.
+    if visual is not None:
+        with suppress(RuntimeError):
+            resize_pos_embed(resampled, towers)
+        if hasattr(visual, "trunk"):
+            resample_positions(visual.trunk, resampled, "visual.trunk.")
+    if getattr(text, "positional_embedding", None) is not None:
+        with suppress(AssertionError):
+            resize_text_pos_embed(resampled, towers)
+    return resampled
+
+
+def _number(state: Mapping[str, Tensor], name: str, path: Path) -> float | None:
+    if name not in state:
+        return None
+    if state[name].numel() != 1:
+        raise UserError(f"{path}: {name} has shape {list(state[name].shape)}, where one number is expected")
+    return state[name].item()

@@ -1,0 +1,200 @@
+"""Checkpoints as people have them: in the wrappings of trainers, without a temperature, of other resolutions and other code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmcl.encoders import IMAGE_ENCODERS
+from mmcl.errors import UserError
+from mmcl.interop.load import load_model
+from mmcl.safe import read_tensors
+from tests.encoders import tiny
+
+State = dict[str, Tensor]
+PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod."]
+NESTS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"epoch": 1, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}},
+    "model": lambda state: {"step": 3, "model": state},
+    "model_state_dict": lambda state: {"loss": 0.5, "model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+    "module": lambda state: {"module": state, "global_steps": 7},
+    "model.state_dict": lambda state: {"model": {"state_dict": state}},
+    "a name of their own": lambda state: {"student": state, "epoch": 4},
+}
+
+
+@pytest.fixture
+def arch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A small CLIP that open_clip knows as "Tiny"; the configuration may be changed."""
+    config = tiny.open_clip_config("clip", Path())
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["Tiny"])
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
+    return config
+
+
+def _state(config: dict[str, Any], model: type[nn.Module] = open_clip.CLIP) -> State:
+    torch.manual_seed(0)
+    state = tiny.shaken(model(**copy.deepcopy(config))).state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if name != "attn_mask"}
+
+
+def _load(state: Any, path: Path) -> Any:
+    torch.save(state, path)
+    return load_model(f"open_clip:Tiny/{path}", device="cpu")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("nest", NESTS)
+def test_weights_are_found_in_every_wrapping(nest: str, prefix: str, tmp_path: Path) -> None:
+    layers = nn.ModuleDict({"model": nn.Linear(2, 3), "head": nn.Linear(3, 4)})
+    state = layers.state_dict()
+    torch.save(NESTS[nest]({prefix + name: tensor for name, tensor in state.items()}), tmp_path / "weights.pt")
+    found = read_tensors(tmp_path / "weights.pt", names=state)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"model.{name}",
+        lambda name: f"model.{name}".replace("visual.", "visual._orig_mod."),
+        lambda name: f"clip.backbone.{name}",
+    ],
+)
+def test_a_wrapped_clip_gives_the_embeddings_of_the_bare_one(rename: Any, arch: dict[str, Any], tmp_path: Path) -> None:
+    state = _state(arch)
+    wrapped = {rename(name): tensor for name, tensor in state.items()}
+    lightning = {"state_dict": {**wrapped, "loss.weight": torch.ones(3)}, "epoch": 2, "global_step": 10}
+    bare, found = _load(state, tmp_path / "bare.pt"), _load(lightning, tmp_path / "wrapped.ckpt")
+    assert found.fingerprint == bare.fingerprint
+    assert found.logit_scale == bare.logit_scale == pytest.approx(state["logit_scale"].exp().item())
+
+
+def test_compiled_weights_load_into_timm(tmp_path: Path) -> None:
+    state = tiny.shaken(timm.create_model("test_vit")).state_dict()
+    for name, prefix in (("bare", ""), ("wrapped", "model._orig_mod.")):
+        wrapped = {f"{prefix}{key}": tensor for key, tensor in state.items()}
+        torch.save({"state_dict": {**wrapped, "criterion.weight": torch.ones(2)} if prefix else wrapped}, tmp_path / name)
+    bare, wrapped_model = (load_model(f"timm:test_vit/{tmp_path / name}", device="cpu") for name in ("bare", "wrapped"))
+    assert bare.fingerprint == wrapped_model.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "holds no tensors where weights are expected, but epoch, optimizer"),
+        (
+            {"student": {"a.weight": torch.ones(1)}, "teacher": {"a.weight": torch.ones(1)}},
+            r"student \(1 tensors\), teacher \(1 tensors\)",
+        ),
+        ({"a.weight": torch.ones(1), "b.weight": torch.ones(1)}, r"several models \(a\., b\.\)"),
+    ],
+    ids=["none", "two", "two prefixes"],
+)
+def test_what_was_found_is_named(content: Any, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        read_tensors(tmp_path / "weights.pt", names=["weight"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_container_that_holds_itself_ends(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="holds no tensors"):
+        read_tensors(tmp_path / "weights.pt")
+
+
+def test_without_a_temperature_similarities_work(
+    arch: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = _state(arch)
+    whole = _load(state, tmp_path / "whole.pt")
+    del state["logit_scale"]
+    model = _load(state, tmp_path / "weights.pt")
+    assert model.logit_scale is None
+    assert "weights.pt: holds no logit_scale" in capsys.readouterr().err
+    np.testing.assert_array_equal(model.encode_text(["a cat"]), whole.encode_text(["a cat"]))
+    with pytest.raises(UserError, match="temperature"):
+        model.probs(model.encode_text(["a cat"]), model.encode_text(["a dog"]))
+
+
+def test_without_a_temperature_a_folder_of_transformers_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.transformers_model("siglip", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    state = {name: tensor for name, tensor in load_file(weights).items() if not name.startswith("logit_")}
+    save_file(state, weights, metadata={"format": "pt"})
+    model = load_model(f"hf:{tmp_path}", device="cpu")
+    assert (model.logit_scale, model.logit_bias) == (None, None)
+    assert "holds no logit_scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [[1], [1, 1]])
+def test_a_temperature_of_any_shape_is_one_number(shape: list[int], arch: dict[str, Any], tmp_path: Path) -> None:
+    state = _state(arch)
+    expected = state["logit_scale"].exp().item()
+    assert _load({**state, "logit_scale": state["logit_scale"].reshape(shape)}, tmp_path / "a.pt").logit_scale == pytest.approx(
+        expected
+    )
+    with pytest.raises(UserError, match=r"logit_scale has shape \[2\]"):
+        _load({**state, "logit_scale": torch.ones(2)}, tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("target", ["clip", "siglip"])
+def test_a_clip_and_a_siglip_start_from_each_other(target: str, arch: dict[str, Any], tmp_path: Path) -> None:
+    """With a bias that the weights lack, or without one that they have; what the weights have decides."""
+    state = _state(arch)
+    if target == "siglip":
+        arch["init_logit_bias"] = -10
+    else:
+        state["logit_bias"] = torch.tensor(-3.0)
+    assert _load(state, tmp_path / "weights.pt").logit_bias == (None if target == "siglip" else -3.0)
+
+
+def test_positions_are_resampled_as_open_clip_does(
+    arch: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = _state(arch)
+    torch.save(state, tmp_path / "small.pt")
+    arch["vision_cfg"]["image_size"], arch["text_cfg"]["context_length"] = 64, 30
+    theirs = open_clip.CustomTextCLIP(**copy.deepcopy(arch))
+    open_clip.load_checkpoint(theirs, str(tmp_path / "small.pt"))
+    model = load_model(f"open_clip:Tiny/{tmp_path / 'small.pt'}", device="cpu")
+    for part, own in (("image", theirs.visual), ("text", theirs.text)):
+        ours = getattr(model.towers[part].encoder, "visual" if part == "image" else "text")
+        torch.testing.assert_close(ours.positional_embedding, own.positional_embedding, rtol=0, atol=0)
+    said = capsys.readouterr().err
+    assert "visual.positional_embedding is resampled from [5, 32] to [17, 32]" in said
+    assert "text.positional_embedding is resampled from [20, 16] to [30, 16]" in said
+
+
+def test_positions_of_timm_are_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tiny.shaken(timm.create_model("test_vit", num_classes=0)).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    args = {"name": "test_vit", "pretrained": str(tmp_path / "weights.pt"), "image_size": 96}
+    expected = timm.layers.resample_abs_pos_embed(state["pos_embed"], new_size=[6, 6], num_prefix_tokens=1)
+    torch.testing.assert_close(IMAGE_ENCODERS.build("timm", args).model.pos_embed, expected, rtol=0, atol=0)  # type: ignore[attr-defined]
+    assert "pos_embed is resampled from [1, 101, 64] to [1, 37, 64]" in capsys.readouterr().err
+
+
+def test_positions_of_another_width_are_refused(arch: dict[str, Any], tmp_path: Path) -> None:
+    state = _state(arch)
+    for wrong in (torch.ones(5, 8), torch.ones(7, 32)):
+        with pytest.raises(UserError, match="not of this architecture"):
+            _load({**state, "visual.positional_embedding": wrong}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="not of this architecture"):
+        _load({**state, "positional_embedding": torch.ones(30, 8)}, tmp_path / "b.pt")
