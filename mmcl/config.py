@@ -695,6 +695,11 @@ _WITHOUT_EFFECT = (
 
 def flat_settings(config: Config) -> dict[str, Any]:
     """All settings as {"optim.lr": 0.001, ...}, JSON values."""
+    return flattened(to_dict(config))
+
+
+def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optim": {"lr": 0.001}} -> {"optim.lr": 0.001}; lists and empty mappings are values."""
     flat: dict[str, Any] = {}
 
     def flatten(value: Any, path: str) -> None:
@@ -704,8 +709,20 @@ def flat_settings(config: Config) -> dict[str, Any]:
         else:
             flat[path] = value
 
-    flatten(to_dict(config), "")
+    flatten(tree, "")
     return flat
+
+
+def unflattened(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flattened` was made of."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *above, last = key.split(".")
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
 
 
 def config_hash(config: Config) -> str:

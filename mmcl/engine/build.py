@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from mmcl import rng
-from mmcl.config import ComponentConfig, Config, SourceConfig
+from mmcl.config import ComponentConfig, Config, EvaluatorConfig, SourceConfig, flattened, to_dict
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.class_order import ClassOrder
@@ -45,32 +46,44 @@ def check_components(config: Config) -> None:
     Raises:
         UserError: "image.encoder: unknown argument ..."
     """
-    METHODS.check(config.method.name, config.method.args, where="method")
+    for where, registry, component in _components(config):
+        registry.check(component.name, component.args, where=where)
+
+
+def complete_settings(config: Config) -> dict[str, Any]:
+    """All settings as `flat_settings`, with the arguments that the configuration leaves out: they have their defaults."""
+    tree = to_dict(config)
+    for where, registry, component in _components(config):
+        node: Any = tree
+        for key in where.split("."):
+            node = node[int(key) if isinstance(node, list) else key]
+        parameters = registry.parameters(component.name).values()
+        defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        node["args"] = json.loads(json.dumps(defaults | dict(component.args), default=str))
+    return flattened(tree)
+
+
+def _components(config: Config) -> Iterator[tuple[str, Registry, ComponentConfig | SourceConfig | EvaluatorConfig]]:
+    """Everything that a configuration chooses by name: where it does so, from which registry, and what."""
+    yield "method", METHODS, config.method
     for modality, tower, encoders in (("image", config.image, IMAGE_ENCODERS), ("text", config.text, TEXT_ENCODERS)):
         if tower is not None and tower.encoder is not None:
-            encoders.check(tower.encoder.name, tower.encoder.args, where=f"{modality}.encoder")
+            yield f"{modality}.encoder", encoders, tower.encoder
         if tower is not None and tower.head is not None:
-            HEADS.check(tower.head.name, tower.head.args, where=f"{modality}.head")
-    _check_all(AUGMENTATIONS, config.data.augment, "data.augment")
-    for name, view in config.data.views.items():
-        _check_all(AUGMENTATIONS, view.augment or (), f"data.views.{name}.augment")
-    for where, part in _training_parts(config).items():
-        _check_source(part, where)
+            yield f"{modality}.head", HEADS, tower.head
+    augmented = {
+        "data": config.data.augment,
+        **{f"data.views.{name}": v.augment or () for name, v in config.data.views.items()},
+    }
+    for where, augment in augmented.items():
+        yield from ((f"{where}.augment.{number}", AUGMENTATIONS, one) for number, one in enumerate(augment))
+    sources: dict[str, SourceConfig | None] = {**_training_parts(config)}
     for number, evaluator in enumerate(config.evaluate):
-        EVALUATORS.check(evaluator.name, evaluator.args, where=f"evaluate.{number}")
-        for key, source in (("data", evaluator.data), ("bank", evaluator.bank)):
-            if source is not None:
-                _check_source(source, f"evaluate.{number}.{key}")
-
-
-def _check_all(registry: Registry, components: tuple[ComponentConfig, ...], where: str) -> None:
-    for number, component in enumerate(components):
-        registry.check(component.name, component.args, where=f"{where}.{number}")
-
-
-def _check_source(source: SourceConfig, where: str) -> None:
-    if source.name != "auto":
-        SOURCES.check(source.name, source.args, where=where)
+        yield f"evaluate.{number}", EVALUATORS, evaluator
+        sources |= {f"evaluate.{number}.data": evaluator.data, f"evaluate.{number}.bank": evaluator.bank}
+    for where, source in sources.items():
+        if source is not None and source.name != "auto":
+            yield where, SOURCES, source
 
 
 def build_source(config: SourceConfig, root: str | None, where: str) -> Source:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mmcl
-from mmcl.config import Config, config_hash, flat_settings, is_decisive, is_within
+from mmcl.config import Config, config_hash, flat_settings, from_dict, is_decisive, is_within, unflattened
 from mmcl.data.identity import spread_rows
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset
+from mmcl.engine.build import complete_settings
 from mmcl.errors import UserError
 from mmcl.files import write_file
 from mmcl.safe import read_json
@@ -66,7 +68,7 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
     Raises:
         UserError: a difference would change its order or its curve, and `allow_change` does not name it.
     """
-    before, after = saved["settings"], now["settings"]
+    before, after = _with_defaults(saved["settings"], now["settings"])
     changed = {key: f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted({*before, *after})}
     changed = {key: line for key, line in changed.items() if before.get(key) != after.get(key)}
     if (difference := _changed_data(saved, now)) is not None:
@@ -99,6 +101,15 @@ def read_identity(run_dir: Path) -> dict[str, Any]:
     if not isinstance(identity.get("settings"), dict) or not isinstance(identity.get("data"), str):
         raise UserError(f"{run_dir / FILE} is damaged; start without --resume, in another --run_dir")
     return identity
+
+
+def _with_defaults(*settings: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """The same with all that they leave out: what is given with its default is no change. As they are, where another version
+    of mmcl has written them."""
+    try:
+        return [complete_settings(from_dict(Config, unflattened(flat), "settings")) for flat in settings]
+    except UserError:
+        return settings
 
 
 def _changed_data(saved: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
 
-from mmcl.config import Config
+from mmcl.config import Config, flat_settings, from_dict, load_config, unflattened
 from mmcl.engine import resume
+from mmcl.engine.build import complete_settings
 from mmcl.engine.run import train
 from mmcl.errors import UserError
 from tests.engine.tiny import make_folder, tiny_config
 from tests.faults.runs import small_vocabulary
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS = ("--train.steps", "1")
 
 
@@ -154,3 +158,53 @@ def test_the_record_is_json_for_people_too(started: Started, tmp_path: Path) -> 
     assert record["environment"]["processes"] == 1
     assert record["settings"]["train.steps"] == 1
     assert "resume" not in {key for key, value in record["settings"].items() if value is True}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    return {
+        "settings": flat_settings(resume.lasting(config)),
+        "data": "0",
+        "images": "0",
+        "all_images": None,
+        "environment": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("started", "resumed"),
+    [
+        ("--method.args.temperature 0.07", ""),
+        ("", "--method.args.temperature 0.07"),
+        ("", "--text.encoder.args.dropout 0"),
+        ("", "--data.augment [{name: affine, args: {rotation: 10, p: 1.0}}]"),
+        ("", "--data.train.args {}"),
+        ("", "--optim.betas 0.9 0.98 --optim.lr 0.003"),
+        ("", "--data.views {}"),
+        ("", "--evaluate []"),
+    ],
+)
+def test_a_flag_that_says_the_default_is_no_change(started: str, resumed: str, folder: Path, tmp_path: Path) -> None:
+    before, now = (tiny_config(folder, tmp_path / "run", *_words(flags)) for flags in (started, resumed))
+    assert resume.compare(identity(before), identity(now), now) == []
+
+
+def _words(flags: str) -> list[str]:
+    """A value in brackets is one word."""
+    return re.findall(r"--\S+|\[.*\]|\{.*\}|\S+", flags)
+
+
+def test_a_setting_that_is_new_in_this_version_is_no_change_at_its_default(folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(folder, tmp_path / "run")
+    saved = identity(config)
+    del saved["settings"]["optim.clip"]
+    assert resume.compare(saved, identity(config), config) == []
+    saved["settings"]["optim.gone"] = 3
+    with pytest.raises(UserError, match=r"optim\.gone: 3 -> None"):
+        resume.compare(saved, identity(config), config)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_settings_with_all_defaults_are_those_of_the_configuration(path: Path) -> None:
+    complete = complete_settings(load_config(path))
+    again = from_dict(Config, unflattened(complete), "again")
+    assert flat_settings(again) == complete_settings(again) == complete
