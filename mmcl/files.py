@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import secrets
 import shutil
@@ -168,6 +169,7 @@ def _exchanged(one: Path, other: Path) -> bool:
     return done == 0
 
 
+@functools.cache  # once in a process: a folder of many files is slow to list
 def _remove_leftovers(folder: Path) -> None:
     """What a kill left here a day ago or longer; anything younger may be another process's."""
     for leftover in folder.glob(f"{_ROOM}*"):

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from mmcl.data.decode import decode
 from mmcl.data.file_part import FilePart, LocalFile
-from mmcl.data.kept import staged
 from mmcl.data.pictures import in_threads
 from mmcl.data.root import data_root
 from mmcl.data.source import ImageLike, Sample, Source, digest
 from mmcl.errors import UserError
+from mmcl.files import write_file
 from mmcl.rng import hash_integers
 
 _RUN = 256
@@ -54,10 +54,8 @@ def identity_of(source: Source) -> str:
         if re.fullmatch("[0-9a-f]{64}", found := kept.read_text()):
             return found
     identity = _digest_of(source, _content)
-    with suppress(OSError):  # Where nothing can be written, the images are read again next time.
-        stage = staged(kept)
-        stage.write_text(identity)
-        stage.replace(kept)
+    with suppress(UserError):  # Where nothing can be written, the images are read again next time.
+        write_file(kept, identity)
     return identity
 
 

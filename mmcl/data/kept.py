@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcl.data.source import digest
-from mmcl.errors import UserError, first_line
+from mmcl.files import staged
 
 
 def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
@@ -18,20 +18,11 @@ def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
     return cache / f"{path.stem}-{digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, what)[:16]}{suffix}"
 
 
-def staged(file: Path) -> Path:
-    """Where this process writes a file before it takes its place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.with_suffix(f".tmp-{os.getpid()}{file.suffix}")
-
-
 def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """A mapped array, made by the first process that wants it. Raises UserError where it cannot be written."""
     if not file.exists():
-        try:
-            stage = staged(file)
-            np.save(stage, make())
-            stage.replace(file)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {first_line(error)}") from None
-    array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array
+        array = make()
+        with staged(file) as stage:
+            np.save(stage, array)
+    kept: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    return kept

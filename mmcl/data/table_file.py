@@ -12,10 +12,11 @@ import pyarrow.parquet
 from mmcl.data.arrow_types import plain_batch, plain_schema
 from mmcl.data.csv_table import csv_batches, is_delimited
 from mmcl.data.json_table import json_batches
-from mmcl.data.kept import cached_file, staged
+from mmcl.data.kept import cached_file
 from mmcl.data.source import digest
 from mmcl.data.text_file import find_encoding, text_lines
 from mmcl.errors import UserError, first_line
+from mmcl.files import staged, write_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 LARGE = 2**25
@@ -45,9 +46,8 @@ def open_table(path: Path, cache: Path, *, encoding: str | None = None, header: 
     copy = cached_file(path, cache, f"table 2 {encoding} {header and list(header)}", ".arrow")
     if not copy.exists():
         try:
-            stage = staged(copy)
-            _copy(_batches(path, encoding, header), stage)
-            stage.replace(copy)
+            with staged(copy) as stage:
+                _copy(_batches(path, encoding, header), stage)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: cannot be copied to {copy}: {first_line(error)}") from None
     return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
@@ -59,13 +59,7 @@ def file_digest(path: Path, cache: Path) -> str:
         return digest(path)
     kept = cached_file(path, cache, "digest", ".txt")
     if not kept.exists():
-        content = digest(path)
-        try:
-            stage = staged(kept)
-            stage.write_text(content)
-            stage.replace(kept)
-        except OSError as error:
-            raise UserError(f"{kept}: cannot be written: {first_line(error)}") from None
+        write_file(kept, digest(path))
     return kept.read_text()
 
 

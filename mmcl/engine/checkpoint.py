@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmcl.errors import UserError
+from mmcl.files import staged
 from mmcl.safe import read_json, read_safetensors, reason
 
 FORMAT_VERSION = 1
@@ -75,24 +75,20 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int 
         UserError: it cannot be written, for want of space or otherwise; nothing of it is left, and what was there still is.
     """
     final = folder / _name(snapshot.step)
-    stage = folder / f".tmp-{final.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in (*folder.glob(".tmp-*"), *folder.glob(".del-*")):
             _delete(leftover)
         _check_space(folder, snapshot)
-        stage.mkdir()
-        _write_files(stage, snapshot)
-        stage.rename(final)
-        _sync(folder)
+        with staged(final) as stage:
+            stage.mkdir()
+            _write_files(stage, snapshot)
         for old in _step_folders(folder)[keep:]:
             if spare is None or old.name != _name(spare):
                 _remove(old)
-    except Exception as error:  # OSError, SafetensorError, or a bare RuntimeError of torch
-        shutil.rmtree(stage, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{final} could not be written ({reason(error)}); the checkpoints before it are untouched") from error
+    except Exception as error:  # OSError, or a bare RuntimeError of torch
+        what = str(error) if isinstance(error, UserError) else f"{final} cannot be written ({reason(error)})"
+        raise UserError(f"{what}; the checkpoints before it are untouched") from error
     return final
 
 
@@ -184,7 +180,6 @@ def _write_files(stage: Path, snapshot: Snapshot) -> None:
     save_file(snapshot.optimiser, stage / OPTIMIZER)
     files = {}
     for name in (MODEL, OPTIMIZER):
-        _sync(stage / name)
         files[name] = {"bytes": (stage / name).stat().st_size, "sha256": _sha256(stage / name)}
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -194,8 +189,6 @@ def _write_files(stage: Path, snapshot: Snapshot) -> None:
     }
     manifest["sha256"] = _seal(manifest)
     (stage / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(stage / MANIFEST)
-    _sync(stage)
 
 
 def _verify_file(file: Path, expected: dict[str, Any]) -> None:
@@ -287,11 +280,3 @@ def _seal(manifest: dict[str, Any]) -> str:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ directory, mapped into memory: the system keeps in memory what fits, and a resum
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,11 +90,12 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
     final = Path(config.run_dir or "") / "features" / f"{kind}-{_key(kind, tower, config, source, accelerator)}.npy"
     stage = final.with_name(f".tmp-{final.name}")
     if accelerator.is_main_process and not final.exists():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(stage, "w+", np.float32, shape).flush()
+        _reserve(stage, shape)
     accelerator.wait_for_everyone()
     if final.exists():
         return final
+    if not stage.exists():
+        return None
     failed = 0
     try:
         _fill(stage, kind, tower, config, source, accelerator)
@@ -108,6 +110,19 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
             stage.rename(final)
     accelerator.wait_for_everyone()
     return None if failed else final
+
+
+def _reserve(stage: Path, shape: tuple[int, int]) -> None:
+    """Makes the file with all its bytes: one that is mapped and meets a full disk later would end the process (SIGBUS)."""
+    try:
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(stage, "w+", np.float32, shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with stage.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, stage.stat().st_size)
+    except OSError as error:
+        stage.unlink(missing_ok=True)
+        print(f"note: features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})", flush=True)
 
 
 def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> str:

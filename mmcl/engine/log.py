@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from mmcl.errors import UserError
+from mmcl.files import write_file
 from mmcl.safe import reason
 from mmcl.types import BadSample, Batch
 
@@ -112,9 +113,7 @@ class StepLog:
         if not path.exists():
             return
         lines = [json.dumps(row) + "\n" for row in read_log(path) if _is_before(row, resume_from)]
-        stage = path.with_name(f".tmp-{path.name}")
-        stage.write_text("".join(lines), encoding="utf-8")
-        stage.replace(path)
+        write_file(path, "".join(lines))
 
     def write(self, *rows: Mapping[str, Any]) -> None:
         """Appends lines; numbers that JSON does not have become null. Raises UserError where the disk is full."""
@@ -122,7 +121,7 @@ class StepLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n" for row in rows)
         except OSError as error:
-            raise UserError(f"{self.path} could not be written ({reason(error)}); the checkpoints are untouched") from error
+            raise UserError(f"{self.path} cannot be written ({reason(error)}); the checkpoints are untouched") from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from mmcl.data.source import digest
 from mmcl.errors import UserError
+from mmcl.files import write_file
 from mmcl.safe import read_json
 
 MAX_BYTES = 4 * 2**30
@@ -66,11 +66,10 @@ class EmbeddingCache:
             return
         facts = {"depends_on": dict(depends_on), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(data, content)
-            _write(entry, json.dumps(facts, indent=1).encode())
+            write_file(data, content)
+            write_file(entry, json.dumps(facts, indent=1))
             self._make_room()
-        except OSError as error:
+        except (UserError, OSError) as error:
             warnings.warn(f"{self.folder}: embeddings are not cached: {error}", RuntimeWarning, stacklevel=2)
 
     def _paths(self, depends_on: Mapping[str, str]) -> tuple[Path, Path]:
@@ -99,14 +98,3 @@ def default_cache() -> EmbeddingCache | None:
     """The cache in the folder that the environment variable MMCL_CACHE names, else ~/.cache/mmcl/embeddings; "off" for none."""
     place = os.environ.get("MMCL_CACHE") or "~/.cache/mmcl/embeddings"
     return None if place == "off" else EmbeddingCache(Path(place).expanduser())
-
-
-def _write(path: Path, content: bytes) -> None:
-    descriptor, stage = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(stage, path)
-    except BaseException:
-        Path(stage).unlink(missing_ok=True)
-        raise

@@ -14,7 +14,6 @@ ids and labels are whole numbers or texts. A row of kind "class" is what zero-sh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from mmcl.data.table_file import read_table
 from mmcl.errors import UserError
 from mmcl.evaluate.prompts import class_embeddings
 from mmcl.evaluate.task import CachedModel, Task, captions_of
+from mmcl.files import staged
 
 KINDS = ("image", "text", "class")
 _CLASS = "class: "
@@ -137,16 +137,14 @@ def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
             columns[column] += values
     embeddings = np.concatenate([part[0] for part in parts]).astype(np.float32)
     table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])})
-    stage = path.with_name(f".tmp-{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     said = {
         "model": model.model.fingerprint,
         "data": source.identity,
         "logit_scale": model.model.logit_scale,
         "logit_bias": model.model.logit_bias,
     }
-    pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(said)}), stage)
-    os.replace(stage, path)
+    with staged(path) as stage:
+        pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(said)}), stage)
     return len(embeddings)
 
 

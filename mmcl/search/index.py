@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmcl.data.open import open_source
 from mmcl.data.pictures import ReadableImages
 from mmcl.data.source import ImageLike, Sample, SampleList, Source, digest
 from mmcl.errors import UserError, unknown_name
+from mmcl.files import check_folder, staged, write_file
 from mmcl.safe import read_json, read_tensors
 from mmcl.search.hits import Hit, Hits
 from mmcl.types import BadSample, EmbeddingModel
@@ -81,8 +81,10 @@ class Index:
             The index. Pictures that cannot be read are left out and listed in `bad`.
 
         Raises:
-            UserError: the collection is empty, or none of its pictures can be read.
+            UserError: the collection is empty, none of its pictures can be read, or `out` cannot be written.
         """
+        if out is not None:
+            check_folder(Path(out), flag="out")
         source, name = _source(collection)
         images = ReadableImages(source, getattr(model, "preprocess", None))
         image_emb = model.encode_image(images, batch_size=batch_size, progress=progress)
@@ -137,7 +139,6 @@ class Index:
         from safetensors.numpy import save_file
 
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {"image": np.ascontiguousarray(self.image_emb), "text": np.ascontiguousarray(self.text_emb)}
         digest = _digest(tensors)
         content = {
@@ -147,10 +148,9 @@ class Index:
             "bad": [{"index": bad.index, "name": bad.name, "reason": bad.reason} for bad in self.bad],
         }
         file, listing = directory / _tensor_file(digest), directory / "index.json"
-        save_file(tensors, directory / "embeddings.part")
-        os.replace(directory / "embeddings.part", file)
-        (directory / "index.part").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(directory / "index.part", listing)  # From here on the new index counts.
+        with staged(file) as stage:
+            save_file(tensors, stage)
+        write_file(listing, json.dumps(content, ensure_ascii=False, indent=1) + "\n")  # From here on the new index counts.
         for stale in set(directory.glob("embeddings-*.safetensors")) - {file}:
             stale.unlink()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -122,3 +124,17 @@ def test_what_is_drawn_is_not_fixed(folder: Path, tmp_path: Path) -> None:
     with (two / "captions.csv").open("a") as file:
         file.write("red_tiny.png,another caption\n")
     assert not has_fixed_inputs("text", config, FolderSource(str(two), None))
+
+
+def test_a_full_disk_leaves_training_as_it_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is mapped before the disk has room for all of it would end the process later."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    train(tiny_config(folder, tmp_path / "run", *FROZEN, "--train.steps", "1"))
+    assert capsys.readouterr().out.count("features cannot be written (No space left on device)") == 2
+    assert list((tmp_path / "run" / "features").iterdir()) == []

@@ -152,14 +152,14 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_stopped_between_the_two_files_there_is_no_entry(cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cache_module._write
+    write = cache_module.write_file
 
-    def stop(path: Path, content: bytes) -> None:
+    def stop(path: Path, content: str | bytes) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(cache_module, "_write", stop)
+    monkeypatch.setattr(cache_module, "write_file", stop)
     with pytest.raises(KeyboardInterrupt):
         cache.save(FACTS, ROWS)
     monkeypatch.undo()

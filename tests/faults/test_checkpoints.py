@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmcl import files
 from mmcl.engine import checkpoint as checkpoints
 from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer_aside, verify, write_checkpoint
 from mmcl.engine.checkpoint_writer import CheckpointWriter
@@ -43,16 +44,16 @@ def half_a_file() -> None:
     checkpoints.save_file = deadly
 
 
-# The third checkpoint of two that are kept: rename 1 puts it in place, rename 2 takes the oldest out of sight.
+# The third checkpoint of two that are kept: `replace` puts it in place, `rename` takes the oldest out of sight.
 FAILPOINTS = {
     "in the middle of a file": (half_a_file, 2),
     "before the manifest": (kill_at(checkpoints, "_seal", 1), 2),
-    "before the manifest is synced": (kill_at(os, "fsync", 3), 2),
+    "before the last file is synced": (kill_at(os, "fsync", 3), 2),
     "before the folder is synced": (kill_at(os, "fsync", 4), 2),
-    "before the rename": (kill_at(Path, "rename", 1), 2),
-    "after the rename": (kill_at(Path, "rename", 1, before=False), 3),
-    "before an old one is renamed": (kill_at(Path, "rename", 2), 3),
-    "after an old one is renamed": (kill_at(Path, "rename", 2, before=False), 3),
+    "before the rename": (kill_at(Path, "replace", 1), 2),
+    "after the rename": (kill_at(Path, "replace", 1, before=False), 3),
+    "before an old one is renamed": (kill_at(Path, "rename", 1), 3),
+    "after an old one is renamed": (kill_at(Path, "rename", 1, before=False), 3),
     "in the middle of deleting": (kill_at(os, "unlink", 1, before=False), 3),
 }
 
@@ -91,7 +92,7 @@ def test_a_kill_leaves_a_whole_checkpoint(failpoint: str, tmp_path: Path) -> Non
 def test_what_a_name_promises_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill loses nothing that was written; a power cut does, all that was not synced, in any order."""
     done: list[str] = []
-    sync, rename = checkpoints._sync, Path.rename
+    sync, rename, replace = files.sync, Path.rename, Path.replace
 
     def noted_sync(path: Path) -> None:
         done.append(f"sync {path.name}")
@@ -101,16 +102,19 @@ def test_what_a_name_promises_is_on_the_disk_before(tmp_path: Path, monkeypatch:
         done.append(f"{path.name} -> {target.name}")
         return rename(path, target)
 
+    def noted_replace(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} in its place")
+        return replace(path, target)
+
     write_checkpoint(tmp_path / "checkpoints", snapshot(1), keep=1)
-    monkeypatch.setattr(checkpoints, "_sync", noted_sync)
+    monkeypatch.setattr(files, "sync", noted_sync)
     monkeypatch.setattr(Path, "rename", noted_rename)
+    monkeypatch.setattr(Path, "replace", noted_replace)
     write_checkpoint(tmp_path / "checkpoints", snapshot(2), keep=1)
-    assert done == [
-        "sync model.safetensors",
-        "sync optimizer.safetensors",
-        "sync MANIFEST.json",
-        "sync .tmp-step-0000002",
-        ".tmp-step-0000002 -> step-0000002",
+    assert sorted(done[:3]) == ["sync MANIFEST.json", "sync model.safetensors", "sync optimizer.safetensors"]
+    assert done[3:] == [
+        "sync step-0000002",
+        "step-0000002 in its place",
         "sync checkpoints",
         "step-0000001 -> .del-step-0000001",
     ]
@@ -128,7 +132,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
             said.write_text(str(error).replace(str(tmp_path), "")[:100])
 
     in_child(on_full_disk)
-    assert "could not be written" in said.read_text()
+    assert "cannot be written" in said.read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
     assert verify(tmp_path / "step-0000001").step == 1
 
@@ -149,7 +153,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message(pictures: Path, tmp_path: Pat
     """Only the first process writes; every process says what went wrong. The run goes on when there is room."""
     config = tiny_run(pictures, tmp_path / "run")
     assert run(config, 2, before_step(4, fill_the_disk, ranks=[0])) == [2, 2]
-    said = [[line for line in words(config, rank).splitlines() if "could not be written" in line] for rank in (0, 1)]
+    said = [[line for line in words(config, rank).splitlines() if "cannot be written" in line] for rank in (0, 1)]
     assert len(said[0]) == 1
     assert said[0] == said[1]
     assert read_log(tmp_path / "run/metrics.jsonl")[-1]["step"] < STEPS, "it does not train on for nothing"
@@ -161,7 +165,7 @@ def test_the_last_checkpoint_too_fails_everywhere(pictures: Path, tmp_path: Path
     """There is no step after it in which the processes could agree."""
     config = tiny_run(pictures, tmp_path / "run", "--train.save_every", "100")
     assert run(config, 2, before_step(STEPS, fill_the_disk, ranks=[0])) == [2, 2]
-    assert all("could not be written" in words(config, rank) for rank in (0, 1))
+    assert all("cannot be written" in words(config, rank) for rank in (0, 1))
 
 
 def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_a_change_is_refused_unless_it_is_allowed(pictures: Path, tmp_path: Path
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics\.jsonl could not be written \(.*\); the checkpoints are untouched"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(.*\); the checkpoints are untouched"):
         StepLog(tmp_path / "gone" / "metrics.jsonl").write({"step": 1})
 
 

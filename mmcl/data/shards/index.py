@@ -27,6 +27,7 @@ from mmcl.data.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, TEXT_SUFFIXES, kind
 from mmcl.data.source import Sample, digest
 from mmcl.data.usage import Unused, count_unused
 from mmcl.errors import UserError, first_line
+from mmcl.files import staged
 
 FORMAT = 3
 
@@ -138,14 +139,8 @@ def index_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str]
     columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in _SCHEMA]
     schema = _SCHEMA.with_metadata({"facts": json.dumps(asdict(facts))})
     index = _index_file(file, cache, fields)
-    stage = index.with_suffix(f".tmp-{os.getpid()}")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with pa.ipc.new_file(str(stage), schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-        stage.replace(index)
-    except OSError as error:
-        raise UserError(f"{index}: the index of {file.path} cannot be written: {first_line(error)}") from None
+    with staged(index) as stage, pa.ipc.new_file(str(stage), schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
     return Shard(file, index)
 
 
