@@ -85,6 +85,8 @@ class Batch:
         bad_samples: what could not be read and was replaced, for the log.
         labels: int64 [b], class numbers, -1 where there is none; None for data without classes.
         bad_rows: numbers, in the global batch as the order of the run has it, of the samples that were replaced.
+        text_ids: int64 [b, V], equal for equal texts: those of every text view, the last of them hard negatives; None without
+            hard negatives.
     """
 
     views: Views
@@ -93,6 +95,7 @@ class Batch:
     bad_samples: tuple[BadSample, ...] = ()
     labels: Tensor | None = None
     bad_rows: tuple[int, ...] = ()
+    text_ids: Tensor | None = None
 
     def to(self, device: device | str) -> Batch:
         return self._mapped(lambda part: part.to(device, non_blocking=True))
@@ -103,8 +106,8 @@ class Batch:
 
     def _mapped(self, change: Callable[[Any], Any]) -> Batch:
         views = {name: change(view) for name, view in self.views.items()}
-        labels = None if self.labels is None else change(self.labels)
-        return replace(self, views=views, ids=change(self.ids), index=change(self.index), labels=labels)
+        labels, text_ids = (None if part is None else change(part) for part in (self.labels, self.text_ids))
+        return replace(self, views=views, ids=change(self.ids), index=change(self.index), labels=labels, text_ids=text_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Embeddings:
         ids: int64 [b], the local rows' ids.
         all_ids: int64 [B].
         offset: number of this process's first row in `all`.
+        all_text_ids: `Batch.text_ids` of every process, [B, V], or None.
     """
 
     local: Mapping[str, Tensor]
@@ -133,6 +137,7 @@ class Embeddings:
     ids: Tensor
     all_ids: Tensor
     offset: int = 0
+    all_text_ids: Tensor | None = None
 
     @property
     def share(self) -> float:

@@ -94,17 +94,21 @@ def gather_rows(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     return _AllGatherRows.apply(local, counts) if local.requires_grad else _all_gather(local, counts)
 
 
-def gather_embeddings(local: Mapping[str, Tensor], ids: Tensor, counts: Sequence[int] | None = None) -> Embeddings:
+def gather_embeddings(
+    local: Mapping[str, Tensor], ids: Tensor, counts: Sequence[int] | None = None, *, text_ids: Tensor | None = None
+) -> Embeddings:
     """What a loss sees: the local rows of every view and, in one collective for all views, those of all processes.
 
     Args:
         local: view name -> rows [b, D]; the widths may differ.
         ids: int64 [b].
         counts: as in `gather_rows`.
+        text_ids: int64 [b, V], see `Batch`.
     """
     offset = rank() * len(ids) if counts is None else sum(counts[: rank()])
     if world_size() == 1:
-        return Embeddings(local, local, ids, ids, offset)
+        return Embeddings(local, local, ids, ids, offset, text_ids)
     joined = gather_rows(torch.cat(list(local.values()), dim=1), counts)
     split = joined.split([rows.shape[1] for rows in local.values()], dim=1)
-    return Embeddings(local, dict(zip(local, split, strict=True)), ids, gather_rows(ids, counts), offset)
+    all_text_ids = None if text_ids is None else gather_rows(text_ids, counts)
+    return Embeddings(local, dict(zip(local, split, strict=True)), ids, gather_rows(ids, counts), offset, all_text_ids)

@@ -113,7 +113,8 @@ class StepBatches(Dataset[Batch]):
             views[name] = self.tokenizer([row.captions[name] for row in rows])
         labels = None if self.labels is None else torch.from_numpy(self.labels[index])
         ids = torch.from_numpy(self._ids(step, index, views))
-        return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced)
+        text_ids = self._text_ids(views) if "negative" in self.texts else None
+        return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced, text_ids=text_ids)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
         """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""
@@ -159,6 +160,11 @@ class StepBatches(Dataset[Batch]):
             return self.source.ids[index]
         ids, same = token_ids(views[self.texts[0]]), self._same_ids(step)
         return np.array([same.get(number, number) for number in ids.tolist()], np.int64)
+
+    def _text_ids(self, views: Mapping[str, Any]) -> Tensor:
+        """Those of every text view, the hard negatives last: int64 [b, V]."""
+        names = sorted(self.texts, key=lambda name: name == "negative")
+        return torch.from_numpy(np.stack([token_ids(views[name]) for name in names], axis=1))
 
     def _same_ids(self, step: int) -> dict[int, int]:
         """Ids of texts -> the smallest of those that belong together.

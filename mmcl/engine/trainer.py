@@ -249,7 +249,7 @@ class Trainer:
     def _loss(self, rows: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
-        embeddings = gather_embeddings(rows, positives)
+        embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids)
         return embeddings, self.method.loss(embeddings, batch)
 
     def _sum_over_processes(self, shares: Mapping[str, Tensor], **wishes: float) -> tuple[dict[str, float], dict[str, float]]:

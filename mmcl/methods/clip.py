@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
-from mmcl.methods.hard_negatives import unused_ids
+from mmcl.methods.hard_negatives import truly_negative, unused_ids
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
@@ -21,7 +21,8 @@ class CLIP(Method):
     Pairs with equal ids are positives of each other. The first loss of an untrained model is about ln B.
 
     With hard negatives, every text of the view "negative" is one more key of every image, and nobody's positive (Yuksekgonul
-    et al., "When and Why Vision-Language Models Behave Like Bags-of-Words", 2023, section 4, "NegCLIP").
+    et al., "When and Why Vision-Language Models Behave Like Bags-of-Words", 2023, section 4, "NegCLIP"); one that is a caption
+    of the batch is that caption, and no second key.
 
     Args:
         towers: "image" and "text", of equal embedding width.
@@ -63,8 +64,9 @@ class CLIP(Method):
         else:
             texts, text_ids = everything["text"], embeddings.all_ids
             if self.hard_negatives:
-                texts = torch.cat([texts, everything["negative"]])
-                text_ids = torch.cat([text_ids, unused_ids(text_ids, batch_size)])
+                negatives = everything["negative"][truly_negative(embeddings)]
+                texts = torch.cat([texts, negatives])
+                text_ids = torch.cat([text_ids, unused_ids(text_ids, len(negatives))])
             total = self._direction(local["image"], texts, embeddings.ids, text_ids)
             total = total + self._direction(local["text"], everything["image"], embeddings.ids, embeddings.all_ids)
         return LossOutput(total / (2 * batch_size))

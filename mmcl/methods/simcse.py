@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.core.info_nce import info_nce
 from mmcl.errors import unknown_name
-from mmcl.methods.hard_negatives import unused_ids
+from mmcl.methods.hard_negatives import is_own_text, truly_negative, unused_ids
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, Views
 
@@ -28,7 +28,8 @@ class SimCSE(Method):
     Unsupervised (equation 4), the positive of a sentence is itself under another dropout mask: the text tower needs dropout,
     without which both rows are the same and only uniformity is learned. Supervised (equation 5), positives and hard negatives
     come from the data, an entailment and a contradiction for instance. The hard negatives of the other sentences count as any
-    key, the sentence's own as $e^\mathrm{hard\_negative\_log\_weight}$ keys (section 5.2).
+    key, the sentence's own as $e^\mathrm{hard\_negative\_log\_weight}$ keys (section 5.2). A hard negative that is a text of
+    the batch counts for no other sentence, and one that is the sentence itself or its positive for none.
 
     What is evaluated and exported are the features; the paper's head (`tanh`, behind the first token) is for training alone
     (section 6.3). The first loss of an untrained model is at most about the log of the number of keys.
@@ -76,21 +77,23 @@ class SimCSE(Method):
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all
         batch_size = len(embeddings.all_ids)
+        here = slice(embeddings.offset, embeddings.offset + len(embeddings.ids))
         row = torch.arange(batch_size, device=embeddings.ids.device)
         keys, key_ids, key_row = everything["positive"], embeddings.all_ids, batch_size + row
         if "negative" in local:
-            keys = torch.cat([keys, everything["negative"]])
-            key_ids = torch.cat([key_ids, unused_ids(key_ids, batch_size)])
-            key_row = torch.cat([key_row, row])  # A sentence's own hard negative comes with its weight instead.
+            kept = truly_negative(embeddings)
+            keys = torch.cat([keys, everything["negative"][kept]])
+            key_ids = torch.cat([key_ids, unused_ids(key_ids, batch_size)[kept]])
+            key_row = torch.cat([key_row, row[kept]])  # A sentence's own hard negative comes with its weight instead.
         total = info_nce(
             local["text"],
             keys,
             query_id_N=embeddings.ids,
             key_id_M=key_ids,
-            query_row_N=row[embeddings.offset : embeddings.offset + len(embeddings.ids)],
+            query_row_N=row[here],
             key_row_M=key_row,
             own_negative_ND=local.get("negative"),
-            own_negative_log_weight=self.hard_negative_log_weight,
+            own_negative_log_weight=torch.where(is_own_text(embeddings)[here], -math.inf, self.hard_negative_log_weight),
             scale=1 / self.temperature,
             reduction="sum",
         )

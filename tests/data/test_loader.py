@@ -415,6 +415,20 @@ class TestFurtherTexts:
         assert [text.replace("captions", "negatives") for text in found["text"]] == found["negative"]
         assert [text.replace("captions", "positives") for text in found["text"]] == found["positive"]
 
+    def test_hard_negatives_bring_the_ids_of_all_texts(self):
+        class Crossed(Toy):
+            def __getitem__(self, index: int) -> Sample:
+                return Sample(f"toy/{index}", None, captions=(f"c {index}",), positives=("p",), negatives=(f"c {index ^ 1}",))
+
+        batch = batches(Crossed(), views=TRIPLET)[0]
+        assert batch.text_ids is not None
+        assert torch.equal(batch.text_ids[:, 0], batch.ids)
+        assert len(batch.text_ids[:, 1].unique()) == 1
+        negative_of = dict(zip(batch.index.tolist(), batch.text_ids[:, 2].tolist(), strict=True))
+        for index, text in zip(batch.index.tolist(), batch.ids.tolist(), strict=True):
+            assert negative_of.get(index ^ 1, text) == text
+        assert batches(self.Triplets(), views={"text": "text"})[0].text_ids is None
+
     def test_a_view_without_its_texts_is_named(self):
         with pytest.raises(UserError, match="the data have no negatives, which the view 'negative' needs"):
             batches(views={"text": "text", "negative": "text"})

@@ -13,6 +13,7 @@ from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
 from mmcl.methods.simclr import SimCLR
 from mmcl.types import Batch, Embeddings
+from tests.core.loops import info_nce_loop
 from tests.methods.toy import random_rows, toy_method
 
 
@@ -92,6 +93,32 @@ def test_clip_with_hard_negatives_gives_every_image_more_keys_and_every_text_non
     more = torch.cat([logits, method.logit_scale * rows["image"] @ rows["negative"].T], dim=1)
     expected = (F.cross_entropy(more, ids) + F.cross_entropy(logits.T, ids)) / 2
     torch.testing.assert_close(method.loss(embeddings, batch_of(embeddings)).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_a_hard_negative_that_is_a_caption_of_the_batch_is_that_caption() -> None:
+    """(A, "x y"), (B, "y x"), each with the other's caption as its hard negative: a caption is no negative of its own image."""
+    method = CLIP(toy_method("clip").towers, hard_negatives=True, temperature=0.01).double()
+    one = torch.eye(2, dtype=torch.float64)
+    rows, ids, texts = (
+        {"image": one, "text": one, "negative": one[[1, 0]]},
+        torch.tensor([7, 9]),
+        torch.tensor([[7, 9], [9, 7]]),
+    )
+    embeddings = Embeddings(rows, rows, ids, ids, all_text_ids=texts)
+    assert method.loss(embeddings, Batch({}, ids, ids)).loss.item() == pytest.approx(0, abs=1e-12)
+    other = Embeddings(rows, rows, ids, ids, all_text_ids=torch.tensor([[7, 1], [9, 2]]))
+    assert method.loss(other, Batch({}, ids, ids)).loss.item() == pytest.approx(math.log(2) / 2)
+
+
+def test_hard_negatives_that_are_partly_captions_count_each_text_once() -> None:
+    """Two images share a caption's id, one negative is a caption, one is not: against a loop over the distinct keys."""
+    method = CLIP(toy_method("clip").towers, hard_negatives=True, temperature=0.2).double()
+    rows, ids = random_rows(("image", "text", "negative"), 3), torch.tensor([4, 4, 5])
+    texts = torch.tensor([[4, 5], [4, 8], [5, 4]])
+    loss = method.loss(Embeddings(rows, rows, ids, ids, all_text_ids=texts), Batch({}, ids, ids)).loss
+    keys, key_ids = torch.cat([rows["text"], rows["negative"][[1]]]), torch.tensor([4, 4, 5, -1])
+    expected = info_nce_loop(rows["image"], keys, ids, key_ids, 5.0) + info_nce_loop(rows["text"], rows["image"], ids, ids, 5.0)
+    assert loss.item() == pytest.approx(expected / 2, rel=1e-6)
 
 
 def test_clip_with_hard_negatives_that_nothing_is_near_to_is_clip() -> None:

@@ -66,6 +66,20 @@ def test_removed_hard_negatives_get_no_gradient_from_their_own_sentence() -> Non
     assert not rows["negative"].grad.any()
 
 
+def test_hard_negatives_that_are_texts_of_the_batch_are_nobodys_negatives() -> None:
+    """The first is another sentence, the second the sentence's own positive, the third a text of its own."""
+    method = SimCSE(toy_method("simcse").towers, supervision="hard_negatives", hard_negative_log_weight=0.7)
+    rows, ids = random_rows(TRIPLET, 3), torch.arange(3)
+    texts = torch.tensor([[10, 20, 11], [11, 21, 21], [12, 22, 30]])
+    loss = method.loss(Embeddings(rows, rows, ids, ids, all_text_ids=texts), Batch({}, ids, ids)).loss
+    own = math.exp(0.7)
+    # For each sentence, its weights of the three hard negatives.
+    weights = torch.tensor([[own, 0, 1], [0, 0, 1], [0, 0, own]], dtype=torch.float64)
+    logits, hard = 20 * rows["text"] @ rows["positive"].T, 20 * rows["text"] @ rows["negative"].T
+    below = logits.exp().sum(1) + (weights * hard.exp()).sum(1)
+    torch.testing.assert_close(loss, (below.log() - logits.diagonal()).mean(), rtol=1e-10, atol=0)
+
+
 def test_supervision_says_which_views_are_read() -> None:
     towers = toy_method("simcse").towers
     assert list(SimCSE(towers, supervision="positives").views) == ["text", "positive"]
