@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mmcl.core.pairs import statistics_dtype
+from mmcl.core.precision import in_float32, unit_rows
 
 
 class Prototypes(nn.Module):
@@ -21,23 +20,23 @@ class Prototypes(nn.Module):
 
     def __init__(self, count: int, dim: int):
         super().__init__()
-        self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
+        self.weight = nn.Parameter(unit_rows(torch.randn(count, dim)))
 
+    @in_float32
     def forward(self, row_ND: Tensor, *, frozen: bool = False) -> Tensor:
         """Unit-length rows [N, D] to scores [N, K]; frozen, the prototypes get a gradient of zero."""
         # Of zero and not of none: DDP waits for the gradient of every parameter.
         weight = self.weight.detach() + 0 * self.weight if frozen else self.weight
-        dtype = statistics_dtype(row_ND)
-        with torch.autocast(row_ND.device.type, enabled=False):
-            return row_ND.to(dtype) @ weight.to(dtype).T
+        return row_ND @ weight.to(row_ND).T
 
     @torch.no_grad()
     def normalise(self) -> None:
         """Brings them back to unit length; after every step."""
-        self.weight.copy_(F.normalize(self.weight, dim=1))
+        self.weight.copy_(unit_rows(self.weight))
 
 
 @torch.no_grad()
+@in_float32
 def sinkhorn(score_NK: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     r"""Soft assignments of rows to clusters, as equal in size as the iterations make them: [N, K], rows sum to 1.
 
@@ -50,7 +49,7 @@ def sinkhorn(score_NK: Tensor, *, epsilon: float = 0.05, iterations: int = 3) ->
         epsilon: of the entropy; the smaller, the harder the assignment.
         iterations: of the alternation; the paper's 3.
     """
-    log_NK = score_NK.to(statistics_dtype(score_NK)) / epsilon
+    log_NK = score_NK / epsilon
     for _ in range(iterations):
         log_NK = log_NK - log_NK.logsumexp(0)
         log_NK = log_NK - log_NK.logsumexp(1, keepdim=True)

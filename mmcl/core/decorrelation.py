@@ -5,13 +5,13 @@ Both need the statistics of the whole batch: they take the rows of all processes
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.core.pairs import statistics_dtype
+from mmcl.core.precision import in_float32
 
 
+@in_float32
 def barlow_twins_loss(a_BD: Tensor, b_BD: Tensor, *, off_diagonal: float = 0.0051) -> Tensor:
     r"""$\sum_i (1 - C_{ii})^2 + \lambda \sum_i \sum_{j \ne i} C_{ij}^2$ of the cross-correlation matrix of two views.
 
@@ -27,22 +27,22 @@ def barlow_twins_loss(a_BD: Tensor, b_BD: Tensor, *, off_diagonal: float = 0.005
     Raises:
         ValueError: the shapes differ.
     """
-    with torch.autocast(a_BD.device.type, enabled=False):
-        c_DD = cross_correlation(a_BD, b_BD)
-        diagonal_D = c_DD.diagonal()
-        return (1 - diagonal_D).square().sum() + off_diagonal * (c_DD.square().sum() - diagonal_D.square().sum())
+    c_DD = cross_correlation(a_BD, b_BD)
+    diagonal_D = c_DD.diagonal()
+    return (1 - diagonal_D).square().sum() + off_diagonal * (c_DD.square().sum() - diagonal_D.square().sum())
 
 
+@in_float32
 def cross_correlation(a_BD: Tensor, b_BD: Tensor, *, eps: float = 1e-5) -> Tensor:
     """C of eq. 2 of the paper, [D, D]: every column centred and divided by its *biased* deviation, so that equal views give 1.
 
     `eps` is added to the variances, as the batch norm of the published code does.
     """
     _check_alike(a_BD, b_BD)
-    dtype = statistics_dtype(a_BD, b_BD)
-    return _standardised(a_BD.to(dtype), eps).T @ _standardised(b_BD.to(dtype), eps) / max(len(a_BD), 1)
+    return _standardised(a_BD, eps).T @ _standardised(b_BD, eps) / max(len(a_BD), 1)
 
 
+@in_float32
 def vicreg_loss(
     a_BD: Tensor, b_BD: Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
 ) -> Tensor:
@@ -63,17 +63,14 @@ def vicreg_loss(
         ValueError: the shapes differ.
     """
     _check_alike(a_BD, b_BD)
-    dtype = statistics_dtype(a_BD, b_BD)
-    with torch.autocast(a_BD.device.type, enabled=False):
-        a_BD, b_BD = a_BD.to(dtype), b_BD.to(dtype)
-        loss = invariance * F.mse_loss(a_BD, b_BD)
-        for row_BD in (a_BD, b_BD):
-            covariance_DD = _covariance(row_BD)
-            variance_D = covariance_DD.diagonal()
-            hinge = F.relu(1 - (variance_D + 1e-4).sqrt()).mean()
-            shared = (covariance_DD.square().sum() - variance_D.square().sum()) / row_BD.shape[1]
-            loss = loss + variance * hinge / 2 + covariance * shared
-        return loss
+    loss = invariance * F.mse_loss(a_BD, b_BD)
+    for row_BD in (a_BD, b_BD):
+        covariance_DD = _covariance(row_BD)
+        variance_D = covariance_DD.diagonal()
+        hinge = F.relu(1 - (variance_D + 1e-4).sqrt()).mean()
+        shared = (covariance_DD.square().sum() - variance_D.square().sum()) / row_BD.shape[1]
+        loss = loss + variance * hinge / 2 + covariance * shared
+    return loss
 
 
 def _standardised(row_BD: Tensor, eps: float) -> Tensor:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from mmcl.core.precision import statistics_dtype
 
 
 class MomentumTeacher(nn.Module):
     r"""A copy that learns nothing by itself: $\theta' \leftarrow m \theta' + (1 - m) \theta$ (He et al., "MoCo", 2020, eq. 2).
 
-    Only weights are averaged. Batch-norm statistics are the teacher's own, from the batches that it sees in training mode, as
-    in the published code of MoCo and BYOL.
+    Averages are float32 or better: where weights are of lower precision, which rounds a small step away, they are kept beside
+    them, as buffers. Only weights are averaged. Batch-norm statistics are the teacher's own, from the batches that it sees in
+    training mode, as in the published code of MoCo and BYOL.
 
     Args:
         student: what is followed; copied as it is.
@@ -39,6 +43,24 @@ class MomentumTeacher(nn.Module):
         self.start, self.cosine = momentum, cosine
         self.total_steps: int | None = None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._keep_averages()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentumTeacher:
+        """Another type for the weights is none for their averages."""
+        before = {name: value for name, value in self._buffers.items() if name.startswith("average_")}
+        super()._apply(fn, recurse)
+        for name, average in before.items():
+            now = self._buffers[name]
+            assert average is not None
+            assert now is not None
+            self._buffers[name] = now if now.dtype == average.dtype else average.to(now.device)
+        self._keep_averages()
+        return self
+
+    def _keep_averages(self) -> None:
+        for number, weight in enumerate(self.net.parameters()):
+            if statistics_dtype(weight) != weight.dtype and f"average_{number}" not in self._buffers:
+                self.register_buffer(f"average_{number}", weight.detach().to(statistics_dtype(weight)))
 
     @property
     def momentum(self) -> float:
@@ -51,8 +73,12 @@ class MomentumTeacher(nn.Module):
     def update(self, student: nn.Module) -> None:
         """Moves the weights towards those of the student; once per optimiser step, after it."""
         share = 1 - self.momentum
-        for ours, theirs in zip(self.net.parameters(), student.parameters(), strict=True):
-            ours.lerp_(theirs, share)
+        for number, (ours, theirs) in enumerate(zip(self.net.parameters(), student.parameters(), strict=True)):
+            average = self._buffers.get(f"average_{number}")
+            average = ours if average is None else average
+            average.lerp_(theirs.to(average.dtype), share)
+            if average is not ours:
+                ours.copy_(average)
         self.step += 1
 
 

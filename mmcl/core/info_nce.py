@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from mmcl.core.log_sum_exp import pair_log_sum_exp
-from mmcl.core.pairs import Kept, Pairs, Tile, check_rows, statistics_dtype
+from mmcl.core.pairs import Kept, Pairs, Tile, check_rows
 from mmcl.core.positive_logits import positive_dot_sum
+from mmcl.core.precision import as_scalar, in_float32
 
 Reduction = Literal["mean", "sum"]
 
 
+@in_float32
 def info_nce(
     query_ND: Tensor,
     key_MD: Tensor,
@@ -34,7 +36,7 @@ def info_nce(
     key_valid_M: Tensor | None = None,
     own_key_ND: Tensor | None = None,
     own_negative_ND: Tensor | None = None,
-    own_negative_log_weight: float = 0.0,
+    own_negative_log_weight: Tensor | float = 0.0,
     query_weight_N: Tensor | None = None,
     positives: Literal["outside", "inside"] = "outside",
     denominator: Literal["all", "negatives"] = "all",
@@ -75,7 +77,7 @@ def info_nce(
         query_ND, key_MD: unit-length rows, any floating type. Where queries and keys are the same tensors, ids and row numbers
             included, every pair is computed once for both of its rows: half of the work.
         query_id_N, key_id_M: int64 ids; equal ids are positives.
-        scale: inverse temperature, positive, a number or a scalar tensor (with gradient, if it is learned).
+        scale: inverse temperature, positive, a number or a tensor of one element (with gradient, if it is learned).
         query_row_N, key_row_M: int64 row numbers; a query and a key of equal number are the same row and no pair. Give both or
             neither.
         key_valid_M: bool; the other keys do not exist.
@@ -83,7 +85,7 @@ def info_nce(
         own_negative_ND: one more key for every query, a negative, which the other queries do not see; not together with
             `hardness` or `positive_prior`.
         own_negative_log_weight: log of how many keys it counts as (the log of alpha in Gao et al., "SimCSE", 2021, section
-            5.2); minus infinity removes it.
+            5.2), a number or one for every query [N]; minus infinity removes it.
         query_weight_N: weights of the rows, not negative.
         positives: "outside" or "inside" of the logarithm.
         denominator: "all" keys or the "negatives".
@@ -98,7 +100,7 @@ def info_nce(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, only one of the row numbers is given, or an option is unknown or out of range.
+        ValueError: shapes do not fit, only one of the row numbers is given, or a number or option is unknown or out of range.
     """
     check_rows(query_ND, key_MD, query_id_N, key_id_M)
     _check_shape("key_valid_M", key_valid_M, key_id_M.shape)
@@ -117,25 +119,23 @@ def info_nce(
         key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
     mirrored = key_MD is query_ND and key_id_M is query_id_N and key_row_M is query_row_N
     pairs = Pairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
-    dtype = statistics_dtype(query_ND, key_MD)
-    with torch.autocast(query_ND.device.type, enabled=False):
-        query_ND = query_ND.to(dtype)
-        key_MD = query_ND if mirrored else key_MD.to(dtype)
-        own_logit_N = None if own_key_ND is None else scale * (query_ND * own_key_ND.to(dtype)).sum(1)
-        contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored)
-        if own_negative_ND is not None:
-            own_negative_N = scale * (query_ND * own_negative_ND.to(dtype)).sum(1) + own_negative_log_weight
-            contrast = replace(contrast, own_negative_logit_N=own_negative_N)
-        # The positives first: what comes last goes backward first, and the tiles that it kept are free before the other begins.
-        positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
-        log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
-        counts_N = contrast.positive_count_N > 0
-        if denominator == "negatives":
-            counts_N &= contrast.negative_count_N > 0
-        loss_N = torch.where(counts_N, log_denominator_N - positive_N, 0)
-        return _reduce(loss_N, counts_N, query_weight_N, reduction)
+    scale = as_scalar("scale", scale, query_ND, positive=True)
+    own_logit_N = None if own_key_ND is None else scale * (query_ND * own_key_ND).sum(1)
+    contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored)
+    if own_negative_ND is not None:
+        own_negative_N = scale * (query_ND * own_negative_ND).sum(1) + own_negative_log_weight
+        contrast = replace(contrast, own_negative_logit_N=own_negative_N)
+    # The positives first: what comes last goes backward first, and the tiles that it kept are free before the other begins.
+    positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
+    log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
+    counts_N = contrast.positive_count_N > 0
+    if denominator == "negatives":
+        counts_N &= contrast.negative_count_N > 0
+    loss_N = torch.where(counts_N, log_denominator_N - positive_N, 0)
+    return _reduce(loss_N, counts_N, query_weight_N, reduction)
 
 
+@in_float32
 def symmetric_info_nce(
     a_ND: Tensor, b_ND: Tensor, *, id_N: Tensor, scale: Tensor | float, reduction: Reduction = "mean", tile: Tile | None = None
 ) -> Tensor:
@@ -147,7 +147,7 @@ def symmetric_info_nce(
     Args:
         a_ND, b_ND: unit-length rows, any floating type.
         id_N: int64 ids of the pairs; equal ids are positives.
-        scale: inverse temperature, positive, a number or a scalar tensor (with gradient, if it is learned).
+        scale: inverse temperature, positive, a number or a tensor of one element (with gradient, if it is learned).
         reduction: "mean" over the N pairs or "sum" over them.
         tile: rows of a and of b compared at once; by default chosen from the shapes.
 
@@ -155,19 +155,17 @@ def symmetric_info_nce(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, or there is no such reduction.
+        ValueError: shapes do not fit, the scale is out of range, or there is no such reduction.
     """
     check_rows(a_ND, b_ND, id_N, id_N)
     _check_choice("reduction", reduction, ("mean", "sum"))
-    dtype = statistics_dtype(a_ND, b_ND)
+    scale = as_scalar("scale", scale, a_ND, positive=True)
     pairs = Pairs.from_ids(id_N, id_N)
-    with torch.autocast(a_ND.device.type, enabled=False):
-        contrast = _Contrast(a_ND.to(dtype), b_ND.to(dtype), scale, pairs, None, tile)
-        # Summed over the batch, the mean positives of both directions are equal: sums within a group, over its size.
-        positive_N = contrast.mean_positive()  # first, as above
-        rows_N, columns_N = pair_log_sum_exp(contrast.query_ND, contrast.key_MD, pairs, scale=scale, both=True, tile=tile)
-        total = (rows_N + columns_N - 2 * positive_N).sum()  # type: ignore[operator]
-        return total if reduction == "sum" else total / max(len(id_N), 1)
+    # Summed over the batch, the mean positives of both directions are equal: sums within a group, over its size.
+    positive_N = _Contrast(a_ND, b_ND, scale, pairs, None, tile).mean_positive()  # first, as above
+    rows_N, columns_N = pair_log_sum_exp(a_ND, b_ND, pairs, scale=scale, both=True, tile=tile)
+    total = (rows_N + columns_N - 2 * positive_N).sum()  # type: ignore[operator]
+    return total if reduction == "sum" else total / max(len(id_N), 1)
 
 
 @dataclass(frozen=True)
@@ -272,7 +270,7 @@ def _log_difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _reduce(loss_N: Tensor, counts_N: Tensor, weight_N: Tensor | None, reduction: Reduction) -> Tensor:
-    weight_N = counts_N.to(loss_N.dtype) if weight_N is None else torch.where(counts_N, weight_N.to(loss_N.dtype), 0)
+    weight_N = counts_N.to(loss_N.dtype) if weight_N is None else torch.where(counts_N, weight_N, 0)
     total, weight = (weight_N * loss_N).sum(), weight_N.sum()
     return total if reduction == "sum" else total / torch.where(weight > 0, weight, 1)
 

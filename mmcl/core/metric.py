@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.core.pairs import statistics_dtype
+from mmcl.core.precision import in_float32, statistics_dtype
 
 Miner = Literal["all", "batch_hard", "semi_hard", "distance_weighted"]
 
 
+@in_float32
 def triplet_loss(
     row_ND: Tensor,
     id_N: Tensor,
@@ -62,6 +63,7 @@ def triplet_loss(
     return _mean(F.relu(pairs.distance_NN - negative_NN + margin), valid_NN)
 
 
+@in_float32
 def contrastive_pair_loss(row_ND: Tensor, id_N: Tensor, *, margin: float = 1.0) -> Tensor:
     r"""The mean over all pairs of $d^2$ for positives and $\max(0, m - d)^2$ for negatives.
 
@@ -83,6 +85,7 @@ def contrastive_pair_loss(row_ND: Tensor, id_N: Tensor, *, margin: float = 1.0) 
     return _mean(loss_NN, pairs.positive_NN | pairs.negative_NN)
 
 
+@in_float32
 def margin_loss(
     row_ND: Tensor,
     id_N: Tensor,
@@ -145,7 +148,7 @@ def draw_negatives(pairs: PairDistances, dim: int, generator: torch.Generator) -
     all distances are drawn alike (Wu et al., 2017, eqs. 4 to 6). As in the published code, distances below 0.5 count as 0.5,
     and negatives beyond 1.4 come only where there are no others. Rows without negatives draw anything.
     """
-    distance_NN = pairs.distance_NN.clamp(min=0.5, max=1.99)
+    distance_NN = pairs.distance_NN.to(statistics_dtype(pairs.distance_NN)).clamp(min=0.5, max=1.99)
     log_density_NN = (dim - 2) * distance_NN.log() + (dim - 3) / 2 * (1 - distance_NN.square() / 4).log()
     near_NN = pairs.negative_NN & (pairs.distance_NN < 1.4)
     far_only_N1 = ~near_NN.any(1, keepdim=True)
@@ -158,10 +161,8 @@ def draw_negatives(pairs: PairDistances, dim: int, generator: torch.Generator) -
 def _distances(row_ND: Tensor, id_N: Tensor) -> PairDistances:
     if row_ND.ndim != 2 or id_N.shape != row_ND.shape[:1]:
         raise ValueError(f"rows {tuple(row_ND.shape)} must be [N, D] and ids {tuple(id_N.shape)} [N]")
-    with torch.autocast(row_ND.device.type, enabled=False):
-        row_ND = row_ND.to(statistics_dtype(row_ND))
-        # Through the scalar products, small distances would be rounding.
-        distance_NN = torch.cdist(row_ND, row_ND, compute_mode="donot_use_mm_for_euclid_dist")
+    # Through the scalar products, small distances would be rounding.
+    distance_NN = torch.cdist(row_ND, row_ND, compute_mode="donot_use_mm_for_euclid_dist")
     equal_NN = id_N[:, None] == id_N
     self_NN = torch.eye(len(id_N), dtype=torch.bool, device=id_N.device)
     return PairDistances(distance_NN, equal_NN & ~self_NN, ~equal_NN)

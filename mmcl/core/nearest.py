@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmcl.core.precision import in_float32
+
 _SPARE = 16
 _BLOCK = 2**24
 _GROUP = 32
 
 
 @torch.no_grad()
+@in_float32
 def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """The k keys with the highest inner product with each query, best first; equal scores in the order of the key rows.
 
@@ -19,7 +22,7 @@ def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None 
     `chunk_size`, unless more than 16 keys tie at the edge.
 
     Args:
-        query_ND, key_MD: float32 rows; of unit length for cosine.
+        query_ND, key_MD: rows of any floating type; of unit length for cosine.
         k: at least 1, at most M.
         chunk_size: queries per block; by default as many as fill 64 MB of scores.
 
@@ -33,7 +36,7 @@ def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None 
     score_NK = torch.empty(len(query_ND), k, device=query_ND.device)
     row_NK = torch.empty(len(query_ND), k, dtype=torch.int64, device=query_ND.device)
     # The same memory for every block: fresh memory would cost as much time as the product.
-    memory = torch.empty(min(rows, len(query_ND)), len(key_MD), device=query_ND.device)
+    memory = query_ND.new_empty(min(rows, len(query_ND)), len(key_MD))
     for start in range(0, len(query_ND), rows):
         query = query_ND[start : start + rows]
         score_NM = torch.mm(query, key_MD.T, out=memory[: len(query)])

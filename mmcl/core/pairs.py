@@ -159,14 +159,6 @@ def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: T
         )
 
 
-def statistics_dtype(*rows: Tensor) -> torch.dtype:
-    """The type in which logits are computed and summed: float32, float64 where an input is."""
-    dtype = torch.float32
-    for tensor in rows:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
 def choose_tile(rows: int, columns: int) -> Tile | None:
     """About four million pairs, in blocks as square as the shape allows; None where one piece in plain autograd will do."""
     if rows * columns <= _PLAIN:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmcl.core.precision import in_float32
 
+
+@in_float32
 def cosine_regression(prediction_ND: Tensor, target_ND: Tensor) -> Tensor:
     r"""The sum over the rows of $\|p - z\|^2 = 2 - 2 \cos(p, z)$; no gradient reaches the targets.
 
@@ -12,7 +15,7 @@ def cosine_regression(prediction_ND: Tensor, target_ND: Tensor) -> Tensor:
     Representation Learning", 2021, eq. 1), $-\cos(p, z)$, is half of it less 1.
 
     Args:
-        prediction_ND, target_ND: unit-length rows.
+        prediction_ND, target_ND: unit-length rows, any floating type; the loss is float32 (float64 for float64 rows).
 
     Returns:
         A scalar in [0, 4 N].

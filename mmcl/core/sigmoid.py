@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile, statistics_dtype
+from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile
+from mmcl.core.precision import as_scalar, in_float32
 from mmcl.core.recomputed import gradients, is_transformed
 from mmcl.core.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
@@ -17,6 +18,7 @@ from mmcl.core.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 _HIGHEST = 80.0
 
 
+@in_float32
 def sigmoid_loss(
     image_ND: Tensor,
     text_MD: Tensor,
@@ -44,8 +46,9 @@ def sigmoid_loss(
     Args:
         image_ND, text_MD: unit-length rows, any floating type.
         image_id_N, text_id_M: int64 ids; equal ids are positives.
-        scale: inverse temperature, positive, a number or a scalar tensor (with gradient, if it is learned).
-        bias: added to every logit, a number or a scalar tensor; -log(B - 1) gives each pair its prior in a batch of B pairs.
+        scale: inverse temperature, positive, a number or a tensor of one element (with gradient, if it is learned).
+        bias: added to every logit, a number or a tensor of one element; -log(B - 1) gives each pair its prior in a
+            batch of B pairs.
         reduction: "mean" divides the sum by the number of images N, as the paper does.
         tile: images and texts compared at once; by default chosen from the shapes.
 
@@ -53,24 +56,22 @@ def sigmoid_loss(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, or there is no such reduction.
+        ValueError: shapes do not fit, scale or bias is out of range, or there is no such reduction.
     """
     check_rows(image_ND, text_MD, image_id_N, text_id_M)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
     pairs = Pairs.from_ids(image_id_N, text_id_M)
-    dtype = statistics_dtype(image_ND, text_MD)
     tile = tile or choose_tile(*pairs.shape)
-    with torch.autocast(image_ND.device.type, enabled=False):
-        image_ND, text_MD = image_ND.to(dtype), text_MD.to(dtype)
-        scale, bias = (torch.as_tensor(value, dtype=dtype, device=image_ND.device) for value in (scale, bias))
-        if tile is not None and is_transformed():
-            (total,) = _total_of_recomputed_tiles(pairs, tile, image_ND, text_MD, scale, bias)
-        elif tile is not None:
-            total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, tile, torch.is_grad_enabled())
-        else:
-            (total,) = _total(pairs, (slice(None), slice(None)), image_ND, text_MD, scale, bias)
-        return total / max(len(image_ND), 1) if reduction == "mean" else total
+    scale, bias = as_scalar("scale", scale, image_ND, positive=True), as_scalar("bias", bias, image_ND)
+    scale, bias = (torch.as_tensor(value, dtype=image_ND.dtype, device=image_ND.device) for value in (scale, bias))
+    if tile is not None and is_transformed():
+        (total,) = _total_of_recomputed_tiles(pairs, tile, image_ND, text_MD, scale, bias)
+    elif tile is not None:
+        total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, tile, torch.is_grad_enabled())
+    else:
+        (total,) = _total(pairs, (slice(None), slice(None)), image_ND, text_MD, scale, bias)
+    return total / max(len(image_ND), 1) if reduction == "mean" else total
 
 
 def _total(

@@ -64,24 +64,29 @@ class RowGradients:
     """Sums the gradients of tiles of logits into those of the rows and of the scale."""
 
     def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, mirrored: bool, needed: Sequence[bool]):
-        self.query_ND, self.key_MD, self.scale, self.mirrored, self.needed = query_ND, key_MD, scale, mirrored, needed
+        self.query_ND, self.key_MD, self.mirrored, self.needed = query_ND, key_MD, mirrored, needed
+        # A scale of 0 leaves the rows no gradient, but it has one itself, which is that of the rows for a scale of 1.
+        self.is_zero = not float(scale)
+        self.scale = float(scale) or 1.0
         query_needed, key_needed, scale_needed = needed
         # That of the scale comes from one of the others.
         self.grad_query_ND = torch.zeros_like(query_ND) if query_needed or (scale_needed and not key_needed) else None
         self.grad_key_MD = self.grad_query_ND if mirrored else torch.zeros_like(key_MD) if key_needed else None
 
     def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
-        scale = float(self.scale)
         if self.grad_query_ND is not None:
-            self.grad_query_ND[rows].addmm_(grad_logits, self.key_MD[columns], alpha=scale)
+            self.grad_query_ND[rows].addmm_(grad_logits, self.key_MD[columns], alpha=self.scale)
         if self.grad_key_MD is not None:
-            self.grad_key_MD[columns].addmm_(grad_logits.T, self.query_ND[rows], alpha=scale)
+            self.grad_key_MD[columns].addmm_(grad_logits.T, self.query_ND[rows], alpha=self.scale)
 
     def result(self) -> tuple[Tensor | None, ...]:
         """Of queries, keys and scale; None for what is not needed, or is in the first already."""
         query_needed, _, scale_needed = self.needed
         of_query, of_key = (self.grad_query_ND if query_needed else None), (None if self.mirrored else self.grad_key_MD)
-        return of_query, of_key, self._of_scale() if scale_needed else None
+        of_scale = self._of_scale() if scale_needed else None
+        if self.is_zero:
+            of_query, of_key = (None if grad is None else torch.zeros_like(grad) for grad in (of_query, of_key))
+        return of_query, of_key, of_scale
 
     def _of_scale(self) -> Tensor:
         """A logit is the scale times its derivative by the scale, and each row times that by the row; mirrored, by both."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.core.ema import MomentumTeacher
+from mmcl.core.precision import unit_rows
 from mmcl.core.regression import cosine_regression
 from mmcl.encoders.heads import FinalLayer, MLPHead
 from mmcl.methods.method import Method
@@ -59,7 +60,7 @@ class BYOL(Method):
 
 def predict(predictor: nn.Module, projections: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A predictor's unit-length rows of every view, in one pass."""
-    predictions = nn.functional.normalize(predictor(torch.cat(list(projections.values()))), dim=-1)
+    predictions = unit_rows(predictor(torch.cat(list(projections.values()))))
     return dict(zip(projections, predictions.chunk(len(projections)), strict=True))
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from mmcl.core.precision import unit_rows
 from mmcl.core.regression import cosine_regression
 from mmcl.encoders.heads import MLPHead
 from mmcl.methods.byol import predict
@@ -38,7 +39,7 @@ class SimSiam(Method):
     def encode(self, views: Views) -> dict[str, Tensor]:
         """The predictions of every view, and the projections that they are compared with as "target_a" and "target_b"."""
         projections = self.embed(self.towers, views, unit=False)
-        targets = {f"target_{name}": nn.functional.normalize(row.detach(), dim=-1) for name, row in projections.items()}
+        targets = {f"target_{name}": unit_rows(row.detach()) for name, row in projections.items()}
         return predict(self.predictor, projections) | targets
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
+from mmcl.core.precision import unit_rows
 from mmcl.encoders.heads import MLPHead
 from mmcl.methods.clip import CLIP
 from mmcl.methods.two_views import all_rows, local_rows, nt_xent
@@ -57,8 +57,7 @@ class SLIP(CLIP):
         return rows | {name: self._ssl_rows(views[name]) for name in ("a", "b")}
 
     def _ssl_rows(self, view: Tensor | Tokens | Features) -> Tensor:
-        projected = self.ssl_head(self.tower("image").features(view).rows)
-        return nn.functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+        return unit_rows(self.ssl_head(self.tower("image").features(view).rows))
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         clip = super().loss(embeddings, batch).loss

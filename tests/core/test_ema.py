@@ -76,3 +76,39 @@ def test_the_cosine_schedule_rises_from_its_start_to_one() -> None:
 def test_a_momentum_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"momentum 1\.1"):
         MomentumTeacher(nn.Linear(1, 1), momentum=1.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("momentum", [0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("cast_later", [False, True])
+def test_a_teacher_of_low_precision_weights_moves_as_one_of_float32(
+    dtype: torch.dtype, momentum: float, cast_later: bool
+) -> None:
+    """A step of 1 - m of a difference is rounded away where it is added to a bfloat16 weight."""
+    student = nn.Linear(3, 2).to(dtype)
+    wide = MomentumTeacher(copy.deepcopy(student).float(), momentum=momentum)
+    if cast_later:
+        teacher = MomentumTeacher(copy.deepcopy(student).float(), momentum=momentum).to(dtype)
+    else:
+        teacher = MomentumTeacher(student, momentum=momentum)
+    with torch.no_grad():
+        student.weight.add_(1)
+    for step in range(200):
+        if step == 100:  # a resumed run
+            state = copy.deepcopy(teacher.state_dict())
+            teacher = MomentumTeacher(student, momentum=momentum)
+            teacher.load_state_dict(state)
+        teacher.update(student)
+        wide.update(student.float())
+        student.to(dtype)
+    assert teacher.net.weight.dtype == dtype
+    assert torch.equal(teacher.net.weight, wide.net.weight.to(dtype))
+
+
+def test_averages_stay_float32_whatever_the_weights_become() -> None:
+    teacher = MomentumTeacher(nn.Linear(3, 2), momentum=0.5)
+    assert list(dict(teacher.named_buffers())) == ["step"]
+    for _ in range(2):
+        teacher.to(torch.bfloat16)
+        averages = {name: value.dtype for name, value in teacher.named_buffers() if name.startswith("average")}
+        assert averages == {"average_0": torch.float32, "average_1": torch.float32}
