@@ -281,6 +281,13 @@ class Preprocess:
     def width(self) -> int:
         return self.size[1] if isinstance(self.size, tuple) else self.size
 
+    def changed(self, values: Mapping[str, Any] | None) -> Preprocess:
+        """With some fields as in `values`; at another size it shows the same part. Raises UserError as `from_json` does."""
+        if not values:
+            return self
+        base = self.at(values["size"]) if "size" in values and _is_size(_plain(values["size"], pair=True)) else self
+        return Preprocess.from_json({**{field.name: getattr(base, field.name) for field in fields(base)}, **values})
+
     def at(self, size: int | tuple[int, int]) -> Preprocess:
         """Shows the same part of every image at another size."""
         if self.resize_size is None:

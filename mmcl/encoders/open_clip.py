@@ -25,18 +25,22 @@ from torch import Tensor, nn
 from mmcl.encoders import transformers as hf
 from mmcl.encoders.open_clip_weights import load_towers
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
-from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
+from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length, say_preprocess
 from mmcl.errors import UserError, note, unknown_name
 from mmcl.types import Preprocess, Resize, Tokens
 
-_IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg")
+_IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg", "preprocess")
 _TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu", "hf_config")
 _RESIZE: Mapping[str, Resize] = {"shortest": "shortest", "squash": "squash", "longest": "pad"}
 _CLIP_SCALE = math.log(1 / 0.07)
 
 
 def image_encoder(
-    *, arch: str | None = None, pretrained: str | None = None, config: Mapping[str, Any] | None = None
+    *,
+    arch: str | None = None,
+    pretrained: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> OpenClipImage:
     """The image tower, projection included.
 
@@ -44,11 +48,13 @@ def image_encoder(
         arch: an architecture that open_clip knows, e.g. "ViT-B-32".
         pretrained: a tag of released weights, or a path to a checkpoint; None for random weights.
         config: a configuration of your own instead of `arch`.
+        preprocess: fields of `Preprocess` that are otherwise than there; position embeddings are resampled to another `size`.
     """
     config, checkpoint = _resolve(arch, pretrained, config)
-    encoder = OpenClipImage(config)
+    encoder = OpenClipImage(_with_preprocess(config, preprocess))
     if checkpoint is not None:
         load_towers(checkpoint, config, visual=encoder.visual)
+        _say_what_was_taken(checkpoint, arch, encoder, config)
     return encoder
 
 
@@ -67,13 +73,14 @@ def text_encoder(
     return encoder
 
 
-def dual_encoder(arch: str, pretrained: str | None = None) -> DualEncoder:
-    """Both towers of one model with its logit scale and bias. Raises UserError as `image_encoder` does."""
+def dual_encoder(arch: str, pretrained: str | None = None, *, preprocess: Mapping[str, Any] | None = None) -> DualEncoder:
+    """Both towers of one model with its logit scale and bias; arguments, and UserError, as in `image_encoder`."""
     config, checkpoint = _resolve(arch, pretrained, None)
-    image, text = OpenClipImage(config), OpenClipText(config, None)
+    image, text = OpenClipImage(_with_preprocess(config, preprocess)), OpenClipText(config, None)
     scale, bias = config.get("init_logit_scale", _CLIP_SCALE), config.get("init_logit_bias")
     if checkpoint is not None:
         scale, bias = load_towers(checkpoint, config, visual=image.visual, text=text.text)
+        _say_what_was_taken(checkpoint, arch, image, config)
         if scale is None:
             note(f"{checkpoint}: holds no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image, text, None if scale is None else math.exp(scale), bias)
@@ -91,7 +98,9 @@ class OpenClipImage(ImageEncoder):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self.visual: Any = _checked_build(_build_vision_tower, config, "vision_cfg", timm_model_pretrained=False)
-        self.preprocess = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size)
+        self.preprocess = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size).changed(
+            config.get("preprocess")
+        )
         self.norm = PixelNorm(self.preprocess)
         self.feature_dim = config["embed_dim"]
         self.rebuild_args = {"config": {key: config[key] for key in _IMAGE_KEYS if key in config}}
@@ -172,6 +181,24 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise UserError(f"open_clip {arch}: {pretrained!r} is no file and no tag of released weights; tags: {tags}")
     return found, Path(pretrained)
+
+
+def _with_preprocess(config: dict[str, Any], fields: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not fields:
+        return config
+    Preprocess(size=1).changed(fields)  # refuses what is not possible before a tower is built of it
+    size = {"image_size": fields["size"]} if "size" in fields else {}
+    return {**config, "vision_cfg": {**config["vision_cfg"], **size}, "preprocess": dict(fields)}
+
+
+def _say_what_was_taken(path: Path, arch: str | None, encoder: OpenClipImage, config: Mapping[str, Any]) -> None:
+    """Released weights and folders say their preprocessing; open_clip takes OpenAI's for files, and so do we."""
+    if "preprocess_cfg" in config or "preprocess" in encoder.rebuild_args["config"]:
+        return
+    released = [_tag_preprocess(get_pretrained_cfg(arch, tag)) for tag in open_clip.list_pretrained_tags_by_model(arch or "")]
+    usual = {_preprocess(cfg, encoder.visual.image_size) for cfg in released}
+    others = "" if not usual or encoder.preprocess in usual else f" (released weights of {arch} have others)"
+    say_preprocess(path, encoder.preprocess, f"{others}, and {'QuickGELU' if config.get('quick_gelu') else 'GELU'}")
 
 
 def _tag_preprocess(tag: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from mmcl.encoders.tower import ImageEncoder, PixelNorm
+from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, note, unknown_name
 from mmcl.safe import load_into, read_tensors, reason
 from mmcl.types import Preprocess
@@ -23,6 +23,7 @@ class TimmEncoder(ImageEncoder):
         pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false: random ones.
         in_chans: 1 (grey) or 3 (RGB); timm folds released RGB weights into one channel.
         image_size: side S in pixels; None takes the model's own.
+        preprocess: fields of `Preprocess` that are otherwise than timm has them for this model.
         model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
     """
 
@@ -34,17 +35,27 @@ class TimmEncoder(ImageEncoder):
         in_chans: int = 3,
         image_size: int | None = None,
         model_args: dict[str, Any] | None = None,
+        preprocess: dict[str, Any] | None = None,
     ):
         super().__init__()
+        image_size = (preprocess or {}).get("size", image_size)
         self.model = _create(name, pretrained is True, {"in_chans": in_chans, "num_classes": 0, **(model_args or {})})
         if image_size is not None and hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=image_size)  # resamples the position embeddings
         if isinstance(pretrained, str):
             _load(self.model, pretrained)
-        self.preprocess = _preprocess(self.model, in_chans, image_size)
+        self.preprocess = _preprocess(self.model, in_chans, image_size).changed(preprocess)
+        if isinstance(pretrained, str) and not preprocess:
+            say_preprocess(pretrained, self.preprocess)
         self.norm = PixelNorm(self.preprocess)
         self.feature_dim = int(self.model.num_features)
-        self.rebuild_args = {"name": name, "in_chans": in_chans, "image_size": image_size, "model_args": model_args}
+        self.rebuild_args = {
+            "name": name,
+            "in_chans": in_chans,
+            "image_size": image_size,
+            "model_args": model_args,
+            "preprocess": preprocess,
+        }
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.model(self.norm(image_BCHW))

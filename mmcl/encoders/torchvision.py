@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torchvision
 from torch import Tensor, nn
 
-from mmcl.encoders.tower import ImageEncoder, PixelNorm
+from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.safe import load_into, read_tensors
 from mmcl.types import Preprocess
@@ -22,17 +24,26 @@ class TorchvisionEncoder(ImageEncoder):
         image_size: side S in pixels; None takes the size of the released weights. Transformers accept only that.
         small_stem: for ResNets on pictures of about 32 pixels (CIFAR): a 3x3 convolution in place of the strided 7x7 one, and
             no pooling behind it (Chen et al., "SimCLR", 2020, appendix B.9).
+        preprocess: fields of `Preprocess` that are otherwise than torchvision has them for its released weights.
 
     Raises:
         UserError: there is no such model, or it has no such stem.
     """
 
-    def __init__(self, *, name: str, pretrained: bool | str = False, image_size: int | None = None, small_stem: bool = False):
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool | str = False,
+        image_size: int | None = None,
+        small_stem: bool = False,
+        preprocess: dict[str, Any] | None = None,
+    ):
         super().__init__()
         names = torchvision.models.list_models(module=torchvision.models, exclude=_WITH_EXTRA_CLASSIFIERS)
         if name not in names:
             raise unknown_name("torchvision model", name, names)
-        self.preprocess = _preprocess(name, image_size)
+        self.preprocess = _preprocess(name, image_size).changed(preprocess)
         self.norm = PixelNorm(self.preprocess)
         self.model = torchvision.models.get_model(name, weights=None)
         classifier, self.feature_dim = _remove_last_layer(self.model)
@@ -42,7 +53,9 @@ class TorchvisionEncoder(ImageEncoder):
             tensors = _released(name) if pretrained is True else read_tensors(pretrained, names=self.model.state_dict())
             kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{classifier}.")}
             load_into(self.model, kept, where=name if pretrained is True else pretrained)
-        self.rebuild_args = {"name": name, "image_size": image_size, "small_stem": small_stem}
+            if isinstance(pretrained, str) and not preprocess:
+                say_preprocess(pretrained, self.preprocess)
+        self.rebuild_args = {"name": name, "image_size": image_size, "small_stem": small_stem, "preprocess": preprocess}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.model(self.norm(image_BCHW))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
-from mmcl.errors import UserError
+from mmcl.errors import UserError, note
 from mmcl.types import Features, Preprocess, Tokens
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ class PixelNorm(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         image_BCHW = image_BCHW.flip(1) if self.reverses_channels else image_BCHW
         return (image_BCHW - self.mean) / self.std  # type: ignore[operator]
+
+
+def say_preprocess(path: str | Path, preprocess: Preprocess, rest: str = "") -> None:
+    """Notes what was taken for weights from a file, which does not say how it was trained."""
+    numbers = ", ".join(f"{name} {' '.join(f'{value:.4g}' for value in getattr(preprocess, name))}" for name in ("mean", "std"))
+    shown = f"{preprocess.height} x {preprocess.width} pixels, {preprocess.interpolation}, resize {preprocess.resize!r}"
+    note(f"{path} does not say its preprocessing; taken is {numbers}, {shown}{rest}; give preprocess if it is another")
 
 
 def check_context(tokenizer: Tokenizer, limit: int, encoder: str) -> None:

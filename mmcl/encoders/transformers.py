@@ -88,15 +88,20 @@ def text_encoder(
     return TransformersText(side, pooling, missing, tokenizer)
 
 
-def dual_encoder(name: str) -> DualEncoder:
-    """Both sides of a CLIP-like model (CLIP, SigLIP, ...) with its logit scale and bias."""
+def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> DualEncoder:
+    """Both sides of a CLIP-like model (CLIP, SigLIP, ...) with its logit scale and bias.
+
+    Args:
+        name: a folder or a hub id.
+        preprocess: fields of `Preprocess` that are otherwise than the image processor of `name` has them.
+    """
     model, missing = _build_model(name, None, True)
     if not is_dual(model) or not hasattr(model, "logit_scale"):
         raise UserError(
             f"{name}: {type(model).__name__} is no CLIP-like model with image and text; use it as one tower's encoder"
         )
     text = _side(model, "text")
-    image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None))
+    image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None).changed(preprocess))
     tokenizer = load_tokenizer(name, most=_positions(text), model_type=model.config.model_type)
     text_encoder = TransformersText(text, "auto", missing, tokenizer)
     scale, bias = (_trained_value(model, key, missing) for key in ("logit_scale", "logit_bias"))

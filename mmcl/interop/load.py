@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from mmcl.safe import load_into, read_json, read_tensors
 from mmcl.types import Preprocess
 
 
-def load_model(name: str | Path, *, device: str | torch.device | None = None) -> Model:
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+) -> Model:
     """Loads a model, ready for use.
 
     Args:
@@ -28,14 +34,20 @@ def load_model(name: str | Path, *, device: str | torch.device | None = None) ->
             `hf:ID_OR_DIR`, a CLIP-like model of transformers;
             `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with those of a file.
         device: where it runs; None takes the GPU if there is one.
+        preprocess: how images are shown to a model of another library, or the fields that are otherwise than the library has
+            them. Weights from a file do not say it; what was taken for them is then printed on standard error.
 
     Raises:
-        UserError: there is no such model, it cannot be downloaded, or its files are damaged or of another version.
+        UserError: there is no such model, it cannot be downloaded, its files are damaged or of another version, or a model of
+            ours is to be shown images otherwise than in training.
     """
     scheme, _, rest = str(name).partition(":")
     if rest and scheme in _LIBRARIES:
-        model = _LIBRARIES[scheme](rest)
+        fields = asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess
+        model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
         return Model(**model, provenance={"source": str(name)}, device=device)
+    if preprocess is not None:
+        raise UserError(f"{name} was saved with its preprocessing; remove preprocess")
     return Model(**_read_folder(_model_folder(Path(name))), device=device)
 
 
@@ -102,17 +114,21 @@ def _trained_preprocess(values: Any, here: Preprocess, *, where: str) -> Preproc
     return trained
 
 
-def _open_clip(rest: str) -> dict[str, Any]:
+_Fields = dict[str, Any] | None
+"""Of `Preprocess`."""
+
+
+def _open_clip(rest: str, preprocess: _Fields) -> dict[str, Any]:
     from mmcl.encoders.open_clip import dual_encoder
 
     arch, _, pretrained = rest.partition("/")
-    return _from_dual("open_clip", dual_encoder(arch, pretrained or None))
+    return _from_dual("open_clip", dual_encoder(arch, pretrained or None, preprocess=preprocess))
 
 
-def _transformers(rest: str) -> dict[str, Any]:
+def _transformers(rest: str, preprocess: _Fields) -> dict[str, Any]:
     from mmcl.encoders.transformers import dual_encoder
 
-    return _from_dual("transformers", dual_encoder(rest))
+    return _from_dual("transformers", dual_encoder(rest, preprocess=preprocess))
 
 
 def _from_dual(library: str, dual: DualEncoder) -> dict[str, Any]:
@@ -125,16 +141,17 @@ def _from_dual(library: str, dual: DualEncoder) -> dict[str, Any]:
     return {"towers": towers, "logit_scale": dual.logit_scale, "logit_bias": dual.logit_bias}
 
 
-def _image_only(library: str) -> Callable[[str], dict[str, Any]]:
-    def load(rest: str) -> dict[str, Any]:
+def _image_only(library: str) -> Callable[[str, _Fields], dict[str, Any]]:
+    def load(rest: str, preprocess: _Fields) -> dict[str, Any]:
         name, _, path = rest.partition("/")
-        spec = TowerSpec(modality="image", encoder=library, encoder_args={"name": name, "pretrained": path or True})
+        args = {"name": name, "pretrained": path or True, "preprocess": preprocess}
+        spec = TowerSpec(modality="image", encoder=library, encoder_args=args)
         return {"towers": nn.ModuleDict({"image": build_tower(spec)})}
 
     return load
 
 
-_LIBRARIES: Mapping[str, Callable[[str], dict[str, Any]]] = {
+_LIBRARIES: Mapping[str, Callable[[str, _Fields], dict[str, Any]]] = {
     "open_clip": _open_clip,
     "hf": _transformers,
     "timm": _image_only("timm"),
