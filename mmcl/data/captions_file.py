@@ -11,17 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmcl.data.columns import captions_of, find_columns, image_of
+from mmcl.data.columns import USUAL_NAMES, captions_of, find_columns, image_of
 from mmcl.data.files import composed, is_image, suffix_of, without_suffix
 from mmcl.data.table_file import read_table
+from mmcl.data.text_file import find_encoding, text_lines
 from mmcl.errors import UserError, first_line
 
 _USUAL = re.compile(
-    r"(?:captions?|metadata|results)(?:[-_.].*)?\.(?:csv|tsv|jsonl|ndjson|parquet)|captions?(?:[-_.].*)?\.(?:json|txt)",
+    r"(?:captions?|metadata|results)(?:[-_.].*)?\.(?:csv|tsv|jsonl|ndjson|parquet)|captions?(?:[-_.].*)?\.(?:json|txt)"
+    r"|.*\.token(?:\.txt)?",
     re.IGNORECASE,
 )
-_OTHERS_TOO = re.compile(r"results.*|.*\.txt", re.IGNORECASE)
-"""Usual names that other files have as well: these must have the columns of a captions file."""
+_TOKEN = re.compile(r"(.+)#\d+\t(.*)")
+"""A line of Flickr's own files of captions: image, number of the caption, caption."""
+
+_LINE_BYTES = 2**16
 
 ANNOTATIONS = "annotations"
 """The folder in which COCO keeps the captions of the image folders beside it."""
@@ -74,7 +78,9 @@ def read_captions_file(path: Path) -> Iterator[Described]:
     Raises:
         UserError: it cannot be read, or does not name images; says what it lacks.
     """
-    return _from_json(path) if suffix_of(path.name) == ".json" else _from_table(path)
+    if suffix_of(path.name) == ".json":
+        return _from_json(path)
+    return _from_token(path) if path.name.lower().endswith((".token", ".token.txt")) else _from_table(path)
 
 
 class ImageNames:
@@ -114,13 +120,28 @@ class ImageNames:
 
 
 def _is_meant(path: Path) -> bool:
-    if not _OTHERS_TOO.fullmatch(path.name):
-        return True
-    try:
-        next(read_captions_file(path), None)
-    except UserError:
-        return False
+    """Whether a file of a usual name is a captions file, where other files have such names too: its first line tells."""
+    name = path.name.lower()
+    if name.endswith((".token", ".token.txt")):
+        return _TOKEN.match(_first_line(path)) is not None
+    if name.startswith("results") or name.endswith(".txt"):
+        words = {word.strip(' "').lower() for word in re.split(r"[,;|\t]", _first_line(path))}
+        return bool(words.intersection(USUAL_NAMES["image"]) and words.intersection(USUAL_NAMES["caption"]))
     return True
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(_LINE_BYTES).decode("utf-8-sig", "replace").rstrip("\r\n")
+
+
+def _from_token(path: Path) -> Iterator[Described]:
+    for row, line in text_lines(path, find_encoding(path, None)):
+        match = _TOKEN.fullmatch(line)
+        if match is not None:
+            yield Described(row, match[1], captions_of(match[2]))
+        elif line.strip():
+            raise UserError(f"{path}, line {row}: must be an image, # and a number, a tab and a caption")
 
 
 def _from_table(path: Path) -> Iterator[Described]:

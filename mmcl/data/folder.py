@@ -52,6 +52,7 @@ class FolderSource(Source):
         layout = find_layout(self.path, listing.names, split=split, captions=captions)
         names = [name for name in listing.names if name.startswith(layout.split)]
         content = _listed(self.path, names, layout, layout.captions) if layout.captions else _found(self.path, names)
+        ours = [name for name in listing.names if not layout.is_of_others(name)] if layout.split else names
         # No sample is held: of millions they would take gigabytes.
         self._names, self._captions, self._problems = content.names, content.captions, content.problems
         self._unreadable = listing.unreadable
@@ -59,7 +60,7 @@ class FolderSource(Source):
         if any(label is not None for label in labels):
             numbers, self.class_names = number_labels(labels)
             self._labels = np.array([-1 if number is None else number for number in numbers], np.int64)
-        self._usage = _usage(names, listing, content, layout)
+        self._usage = _usage(ours, listing, content, layout)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -208,7 +209,7 @@ def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list
     if len(present) > 1 and not strays and not (numbered and described):
         return classes, []
     nothing: list[str | None] = [None] * len(classes)
-    if described or not (present or part):
+    if described or not (present or part) or is_split(part.split("/")[-2] if part else ""):
         return nothing, []
     if present:
         some = f"{len(strays):,} of {len(classes):,} images are in no subfolder ({valid_name(strays[0])})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 from mmcl.data.arrow_source import ArrowSource
 from mmcl.data.arrow_types import plain_table
 from mmcl.data.columns import Columns, find_columns
+from mmcl.data.files import list_files, reason_unused, suffix_of
 from mmcl.data.kept import kept_array
 from mmcl.data.root import data_root
 from mmcl.data.source import digest
 from mmcl.data.table_file import LARGE
 from mmcl.data.table_rows import sample_rows
+from mmcl.data.usage import Usage, count_unused
 from mmcl.errors import UserError, first_line, unknown_name
 
 _PIECE = 10_000
+_SUFFIXES = (".parquet", ".arrow", ".json")
+"""Of the files that the library reads in a folder of these, or writes there."""
 
 
 class HuggingFaceSource(ArrowSource):
@@ -90,6 +95,19 @@ class HuggingFaceSource(ArrowSource):
         self._open(*state)
 
     @property
+    def usage(self) -> Sequence[Usage]:
+        """Of the files in its folder too; which of them belong to a split, the library does not say."""
+        folder = Path(self._state[2])
+        if not folder.is_dir():
+            return super().usage
+        names = list_files(folder).names
+        unused = count_unused((reason_unused(name), name) for name in names if suffix_of(name) not in _SUFFIXES)
+        return [
+            Usage(unit="files", used=len(names) - sum(each.count for each in unused.values()), unused=unused),
+            *super().usage,
+        ]
+
+    @property
     def fingerprint(self) -> str:
         """Of texts, labels and the number of rows; pictures in the library's files are not read for it."""
         parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
@@ -109,10 +127,20 @@ def _load(path: str, cache: str, split: str, subset: str | None, revision: str |
     except Exception as error:  # The library, and the network under it, raise many kinds.
         raise UserError(f"{path}: cannot be loaded as a Hugging Face data set: {first_line(error)}") from error
     if isinstance(loaded, datasets.Dataset):
-        return loaded
-    if split not in loaded:
-        raise unknown_name("split", split, loaded, where=path)
-    return loaded[split]
+        asked = split.partition("[")[0]  # The default means the only part, whatever that is called.
+        loaded = {asked if asked == "train" or loaded.split is None else str(loaded.split): loaded}
+    return _part(loaded, split, path)
+
+
+def _part(parts: Mapping[str, Any], split: str, path: str) -> Any:
+    """The rows that a split names in the library's form, such as "train[:10%]" or "train+test"."""
+    import datasets
+
+    try:
+        chosen = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
+    except (ValueError, AssertionError):
+        raise unknown_name("split", split, parts, where=path) from None
+    return datasets.concatenate_datasets([parts[rows.splitname].select(range(rows.from_, rows.to)) for rows in chosen])
 
 
 def is_saved_to_disk(folder: Path) -> bool:

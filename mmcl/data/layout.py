@@ -22,13 +22,19 @@ class Layout:
 
     Attributes:
         part: folder in it below which the images lie, "" for the whole, else with "/" at its end.
-        split: the split in it that was chosen, likewise; what is beside it belongs to other data.
+        split: the split in it that was chosen, likewise; the folders beside it belong to other data.
         captions: the file that names the images and says their captions.
     """
 
     part: str = ""
     split: str = ""
     captions: Path | None = None
+
+    def is_of_others(self, name: str) -> bool:
+        """Whether a file lies in a folder beside the chosen split."""
+        around = self.split[: self.split.rstrip("/").rfind("/") + 1]
+        beside = self.split != "" and name.startswith(around) and not name.startswith(self.split)
+        return beside and "/" in name[len(around) :]
 
 
 def find_layout(folder: Path, names: Sequence[str], *, split: str | None = None, captions: str | None = None) -> Layout:

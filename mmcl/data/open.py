@@ -61,7 +61,21 @@ def guess_source(path: str | None) -> str:
         return "huggingface" if is_saved_to_disk(place) else _guess_folder(place)
     if is_table(place):
         return "table"
-    raise UserError(f"{place}: is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}")
+    raise UserError(f"{place}: {_why_not(place.name)}")
+
+
+def _why_not(name: str) -> str:
+    """What to do with a file that is not data by itself."""
+    suffix = suffix_of(name)
+    if is_image(name):
+        return "is one image; give the folder it is in"
+    if suffix == ".json":
+        return "is read with the images that it describes: give their folder, and this file as `captions` in its args"
+    if suffix in (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"):
+        return "is packed; unpack it, and give what was in it"
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return "is no table that can be read; save it as .csv"
+    return f"is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}"
 
 
 def _guess_folder(folder: Path) -> str:
@@ -81,7 +95,9 @@ def _guess_folder(folder: Path) -> str:
         return "webdataset" if any(is_shards(name) for name in packed) else "huggingface"
     found = counts_to_text(count_unused((reason_unused(name), name) for name in names))
     kinds = "no images, shards, parquet or Arrow files in it"
-    raise UserError(f"{folder}: {kinds}, only {found or 'nothing'}; give a folder or a table of images")
+    table = next(filter(is_table, names), None)
+    instead = f"give the table itself, e.g. {folder / table}" if table else "give a folder or a table of images"
+    raise UserError(f"{folder}: {kinds}, only {found or 'nothing'}; {instead}")
 
 
 def _unpacked(archive: str) -> str:

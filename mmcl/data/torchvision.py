@@ -62,17 +62,21 @@ class TorchvisionSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
+        name = f"{self._what[0]}, row {row}"
         if self._pictures is not None and self._targets is not None:
-            image, target = self._pictures[row], self._targets[row]
-        else:
+            return Sample(name, self._pictures[row], label=_label(self._targets[row]))
+        try:
             image, target = self._dataset[row]
-        captions = (target,) if isinstance(target, str) else tuple(target) if isinstance(target, list) else ()
-        return Sample(f"{self._what[0]}, row {row}", image, captions, _label(target))
+        except Exception as error:  # It reads files itself, and what is wrong with one is any exception.
+            return Sample(name, None, problem=f"cannot be read: {first_line(error)}")
+        texts = [target] if isinstance(target, str) else target if isinstance(target, list) else []
+        return Sample(name, image, tuple(text for text in texts if isinstance(text, str)), _label(target))
 
     @cached_property
     def labels(self) -> np.ndarray | None:
         """Of the list that most data sets of classes hold in memory, else by reading every sample."""
-        if _label(self._dataset[self._rows[0]][1]) is None:
+        first = next((sample for sample in map(self.__getitem__, range(len(self))) if sample.problem is None), None)
+        if first is None or first.label is None:
             return None
         for name in ("targets", "labels", "_labels"):
             targets = getattr(self._dataset, name, None)

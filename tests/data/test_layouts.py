@@ -82,6 +82,9 @@ class TestSplits:
             source = open_source("auto", str(folder), None, {"split": split})
             assert classes(source) == ["cat", "cat", "dog", "dog"] * (length // 4)
             assert list(source.warnings) == [], "the other splits are not part of what was asked for"
+        write(folder, {"train.csv": "id\n1\n"})
+        (line,) = open_source("auto", str(folder), None, {"split": "train"}).warnings
+        assert line == "4 of 5 files used; not used: 1 .csv (train.csv)"
         with pytest.raises(UserError, match="no images of a split 'trian'; it has train, val"):
             open_source("auto", str(folder), None, {"split": "trian"})
 
@@ -123,7 +126,9 @@ class TestWhatIsMeant:
         folder = write(
             tmp_path / "hub", {"data/train-0.parquet": parquet(rows)} | images("assets/logo.png") | {"README.md": "#"}
         )
-        assert guess_source(str(folder)) == "huggingface"
+        source = open_source("auto", str(folder), str(tmp_path / "root"))
+        assert [source[i].captions for i in range(4)] == [(f"grey {n}",) for n in range(4)]
+        assert source.warnings[0] == "1 of 3 files used; not used: 1 .md (README.md), 1 .png (assets/logo.png)"
 
     def test_many_images_and_not_a_small_table_beside_them(self, tmp_path):
         names = [f"{n}.png" for n in range(30)]
@@ -153,6 +158,11 @@ class TestWhatIsMeant:
             "1 of 2 files used; not used: 1 .png (logo.png)",
             "6 of 6 members used",
         ]
+
+    @pytest.mark.parametrize("path", ["", "data", "data/train"])
+    def test_shards_anywhere_below(self, path, tmp_path):
+        write_tar(tmp_path / "all/data/train/0.tar", pairs(0, 3))
+        assert len(open_source("auto", str(tmp_path / "all" / path), str(tmp_path / "root"))) == 3
 
     def test_a_split_of_shards(self, tmp_path):
         for split in ("train", "test"):
@@ -218,6 +228,40 @@ class TestWhatIsMeant:
         assert said is None or re.search(said, warnings[0])
 
 
+class TestFlickr:
+    def test_captions_in_a_text_file_with_a_header(self, tmp_path):
+        write(
+            tmp_path / "a",
+            images("Images/a.jpg", "Images/b.jpg") | {"captions.txt": 'image,caption\na.jpg,"one, two"\nb.jpg,x\n'},
+        )
+        assert read(tmp_path / "a") == {"Images/a.jpg": ("one, two",), "Images/b.jpg": ("x",)}
+        write(tmp_path / "a", {"captions.txt": "image,caption\na.jpg,one, two\n"})
+        with pytest.raises(UserError, match=r"captions\.txt, line 2"):
+            read(tmp_path / "a")
+
+    @pytest.mark.parametrize("place", ["", "flickr30k_images/"])
+    def test_results_csv(self, place, tmp_path):
+        rows = "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| two\nb.jpg| 0| three\n"
+        names = ("flickr30k_images/a.jpg", "flickr30k_images/b.jpg")
+        write(tmp_path / "a", images(*names) | {f"{place}results.csv": rows})
+        assert read(tmp_path / "a") == dict(zip(names, [("one", "two"), ("three",)], strict=True))
+
+    @pytest.mark.parametrize("name", ["Flickr8k.token.txt", "results_20130124.token"])
+    def test_token_files(self, name, tmp_path):
+        write(tmp_path / "a", images("a.jpg", "b#1.jpg") | {name: "a.jpg#0\tone, 2\na.jpg#1\ttwo\nb#1.jpg#0\tthree\n\n"})
+        assert read(tmp_path / "a") == {"a.jpg": ("one, 2", "two"), "b#1.jpg": ("three",)}
+        write(tmp_path / "a", {name: "a.jpg#0\tone\nb.jpg two\n"})
+        with pytest.raises(UserError, match=f"{name}, line 2: must be an image"):
+            read(tmp_path / "a")
+
+    @pytest.mark.parametrize("name", ["results.csv", "captions.txt", "my.token.txt"])
+    def test_other_files_of_such_names_are_none(self, name, tmp_path):
+        folder = write(tmp_path / "a", images("a.jpg") | {name: "epoch,train/loss\n0,1.5\n"})
+        source = open_source("auto", str(folder))
+        assert f"1 {Path(name).suffix} ({name})" in source.usage[0].to_text()
+        assert source[0].captions == ()
+
+
 class TestCoco:
     def test_captions_in_the_annotations_beside_the_images(self, tmp_path):
         files = images("train2017/0.jpg", "train2017/1.jpg", "val2017/2.jpg")
@@ -261,6 +305,30 @@ class TestCoco:
         write(tmp_path / "a", images("a.png") | {"captions.json": content})
         with pytest.raises(UserError, match=message):
             read(tmp_path / "a")
+
+
+class TestFilesThatAreNotData:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("a.jpg", "is one image; give the folder it is in"),
+            ("captions_val2017.json", "give their folder, and this file as `captions`"),
+            ("images.zip", "is packed; unpack it"),
+            ("captions.csv.gz", "is packed; unpack it"),
+            ("pairs.xlsx", r"save it as \.csv"),
+        ],
+    )
+    def test_say_what_to_give_instead(self, name, message, tmp_path):
+        write(tmp_path, {name: b"x"})
+        with pytest.raises(UserError, match=message):
+            guess_source(str(tmp_path / name))
+
+    def test_a_folder_of_tables_alone(self, tmp_path):
+        write(tmp_path / "a", {"pairs.csv": "image,caption\n", "notes.md": ""})
+        with pytest.raises(
+            UserError, match=r"only 1 \.md \(notes\.md\), 1 \.csv .* give the table itself, e\.g\. .*a/pairs\.csv"
+        ):
+            guess_source(str(tmp_path / "a"))
 
 
 class TestNames:

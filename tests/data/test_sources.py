@@ -256,7 +256,7 @@ class TestAuto:
 
     def test_files_and_paths_that_are_none(self, tmp_path):
         (tmp_path / "data.xlsx").write_text("")
-        with pytest.raises(UserError, match=r"data\.xlsx: is no table"):
+        with pytest.raises(UserError, match=r"data\.xlsx: is no table .* save it as \.csv"):
             guess_source(str(tmp_path / "data.xlsx"))
         with pytest.raises(UserError, match="no such file or folder"):
             guess_source(str(tmp_path / "nowhere"))
@@ -554,11 +554,17 @@ class TestHuggingFace:
         dataset = datasets.Dataset.from_dict(columns, features=features)
         dataset.save_to_disk(tmp_path / "one")
         datasets.DatasetDict({"train": dataset, "extra": dataset.select([1])}).save_to_disk(tmp_path / "several")
-        for path, args, captions in (("one", {}, ["one", "two"]), ("several", {"split": "extra"}, ["two"])):
+        parts = [
+            ("one", {}, ["one", "two"]),
+            ("one", {"split": "train[:1]"}, ["one"]),
+            ("one", {"split": "train[50%:]"}, ["two"]),
+        ]
+        parts += [("several", {"split": "extra"}, ["two"]), ("several", {"split": "train[1:]+extra"}, ["two", "two"])]
+        for path, args, captions in parts:
             source = open_source("auto", str(tmp_path / path), str(tmp_path), args)
             assert [source[i].captions[0] for i in range(len(source))] == captions
             assert source.class_names == ["cat", "dog"]
-            assert source[len(source) - 1].label == 0
+            assert source[len(source) - 1].label == ["two", "one"].index(captions[-1])
             assert decode(source[0].image).size == (3, 2)
         with pytest.raises(UserError, match="unknown split 'extre'; did you mean 'extra'"):
             open_source("auto", str(tmp_path / "several"), None, {"split": "extre"})
@@ -572,6 +578,17 @@ class TestHuggingFace:
 
 
 class TestTorchvision:
+    @pytest.mark.parametrize("bad", [0, 2])
+    def test_a_file_that_cannot_be_read_is_a_bad_sample(self, bad, tmp_path):
+        files = [write_image(tmp_path / name) for name in ("cat/1.png", "cat/2.png", "dog/1.png")]
+        files[bad].write_bytes(b"no image")
+        source = open_source("torchvision", None, str(tmp_path), {"dataset": "ImageFolder"})
+        for index in range(3):
+            assert (source[index].problem is None) == (index != bad)
+        with pytest.raises(UserError, match=f"ImageFolder, row {bad}: cannot be read: cannot identify image file"):
+            source[bad].check()
+        assert source.labels.tolist() == [0, 0, 1], "the list in memory knows them"
+
     @pytest.mark.parametrize("place", ["MNIST/raw", "mnist/MNIST/raw"])
     def test_a_copy_is_found(self, place, tmp_path, monkeypatch):
         write_mnist(tmp_path / place)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmcl.data.files import list_files, suffix_of
 from mmcl.data.servers import find_matches, is_url
 from mmcl.errors import UserError
 
@@ -93,11 +94,8 @@ def _choices(inside: str, pattern: str) -> list[str]:
 
 
 def _in_folder(folder: Path, split: str | None) -> list[str]:
-    place = _folder_of_shards(folder, split)
-    if place is None:
-        _refuse_compressed(*map(str, (folder / (split or "")).glob("*")))
-        raise UserError(f"{folder / (split or '')}: no .tar file in it")
-    shards = sorted(map(str, _tars(place)), key=_by_number)
+    place, names = _tars_in(folder, split)
+    shards = sorted((str(place / name) for name in names), key=_by_number)
     counted = place / NUMBER_OF_SHARDS
     if counted.is_file() and counted.read_text().strip() != str(len(shards)):
         raise UserError(
@@ -106,21 +104,23 @@ def _in_folder(folder: Path, split: str | None) -> list[str]:
     return shards
 
 
-def _folder_of_shards(folder: Path, split: str | None = None) -> Path | None:
-    """The folder itself, its split, or the only subfolder with shards."""
-    if split is not None:
-        return folder / split if _tars(folder / split) else None
-    if _tars(folder):
-        return folder
-    splits = sorted({file.parent for file in _tars(folder, "*/*")})
-    if len(splits) > 1:
-        names = ", ".join(place.name for place in splits)
-        raise UserError(f"{folder}: has shards in {names}; set `split` to one of them, or give its folder")
-    return splits[0] if splits else None
-
-
-def _tars(folder: Path, pattern: str = "*") -> list[Path]:
-    return [file for file in folder.glob(pattern) if file.suffix.lower() == ".tar" and not file.name.startswith(".")]
+def _tars_in(folder: Path, split: str | None) -> tuple[Path, list[str]]:
+    """The folder itself, its split, or the only one below with shards; and the shards' names in it."""
+    files = list_files(folder).names
+    by_place: dict[str, list[str]] = {}
+    for name in files:
+        if suffix_of(name) == ".tar":
+            place, _, last = name.rpartition("/")
+            by_place.setdefault(place, []).append(last)
+    if split is None and "" in by_place:
+        return folder, by_place[""]
+    found = [place for place in by_place if split in (None, place, place.rpartition("/")[2])]
+    if len(found) > 1:
+        raise UserError(f"{folder}: has shards in {', '.join(found)}; set `split` to one of them, or give its folder")
+    if not found:
+        _refuse_compressed(*(str(folder / name) for name in files))
+        raise UserError(f"{folder / (split or '')}: no .tar file in it")
+    return folder / found[0], by_place[found[0]]
 
 
 def _refuse_compressed(*paths: str) -> None:
