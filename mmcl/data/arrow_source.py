@@ -52,6 +52,7 @@ class ArrowSource(Source):
         all_columns: Sequence[str] | None = None,
     ):
         self._name, self._image_root = name, image_root
+        self.places = (f"{name}, ", *([f"{image_root}/"] if image_root else []))
         self._columns, self._all_columns = columns, list(all_columns or table.column_names)
         self._images = table[columns.image] if columns.image else None
         self._texts = {field: table[column] for field, column in columns.texts.items()}

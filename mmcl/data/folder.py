@@ -48,6 +48,7 @@ class FolderSource(Source):
         self.path = required_path(path, "folder")
         if not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; give the folder, or choose the data source 'table'")
+        self.places = (f"{valid_name(self.path)}/",)
         listing = list_files(self.path)
         layout = find_layout(self.path, listing.names, split=split, captions=captions)
         names = [name for name in listing.names if name.startswith(layout.split)]
@@ -97,8 +98,9 @@ class FolderSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Of paths within the folder, file sizes and captions, so that a copy of the folder has the same."""
-        return digest(self._names, [_size(self.path / name) for name in self._names], self._captions)
+        """Of paths within the folder, file sizes, captions and labels, so that a copy of the folder has the same."""
+        labels = None if self.class_names is None else (self.class_names, self._labels.tolist())
+        return digest(self._names, [_size(self.path / name) for name in self._names], self._captions, labels)
 
 
 @dataclass(slots=True)

@@ -36,18 +36,19 @@ def identity_of(source: Source) -> str:
     """Hex digest of a source: the images, captions, other texts and labels of all samples in their order, and its `ids`,
     `scores`, `class_names` and `templates`.
 
-    Names and places of files are no part of it: a copied folder is the same data. Of images on a server the URL, size and ETag
-    (or what the server gives instead) stand for the bytes. An image that cannot be read counts as missing.
+    Names and places of files are no part of it: a copied folder is the same data, and so is one on a server, whose images are
+    read again when the URL, the size or the server's mark of the content, such as an ETag, is new. An image that cannot be read
+    counts as missing.
     """
-    on_disk = False
+    in_files = False
 
     def mark(image: ImageLike) -> Facts:
-        nonlocal on_disk
-        on_disk |= _is_on_disk(image)
+        nonlocal in_files
+        in_files |= _is_marked(image)
         return _mark(image)
 
     marks = _digest_of(source, mark)
-    if not on_disk:
+    if not in_files:
         return marks
     kept = data_root(None) / "index" / f"identity-{marks[:32]}.txt"
     with suppress(OSError, ValueError):
@@ -97,17 +98,21 @@ def _texts(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if texts is None else tuple(map(str, texts))
 
 
-def _is_on_disk(image: ImageLike) -> bool:
-    return isinstance(image, str | Path) or (isinstance(image, FilePart) and isinstance(image.file, LocalFile))
+def _is_marked(image: ImageLike) -> bool:
+    """Whether a file can be told from another without reading it: by a server's mark, where it gives one."""
+    return isinstance(image, str | Path) or (isinstance(image, FilePart) and bool(image.file.version))
 
 
 def _mark(image: ImageLike) -> Facts:
-    """What tells without reading a file that it is the one that was read before; of images in memory, their content."""
+    """What tells without reading a file that it is the one that was read before; of all else, the content."""
+    if not _is_marked(image):
+        return _content(image)
     if isinstance(image, str | Path):
         return _file_mark(image)
-    if isinstance(image, FilePart) and isinstance(image.file, LocalFile):
-        return *_file_mark(image.file.path), image.offset, image.size
-    return _content(image)
+    assert isinstance(image, FilePart)
+    file = image.file
+    place = _file_mark(file.path) if isinstance(file, LocalFile) else (file.path, file.size, file.version)
+    return *place, image.offset, image.size
 
 
 def _file_mark(path: str | Path) -> Facts:
@@ -119,10 +124,7 @@ def _content(image: ImageLike) -> Facts:
     if isinstance(image, str | Path):
         return (Path(image),)
     if isinstance(image, FilePart):
-        file = image.file
-        if isinstance(file, LocalFile) or not file.version:
-            return (image.read(),)
-        return file.path, file.size, file.version, image.offset, image.size
+        return (image.read(),)
     if isinstance(image, Image.Image):
         pixels = decode(image)
         return pixels.mode, pixels.size, pixels.tobytes()

@@ -64,6 +64,7 @@ class Source(ABC):
         class_names: names of the labels, or None without labels.
         templates: the sentences into which zero-shot classification puts a class name, each with one "{}".
         ids: int64 [N], or None. Rows with equal ids are positives of each other; None lets equal captions be positives.
+        places: what names of samples may begin with that a copy of the data has otherwise, such as the folder of its files.
         scores: float64 [N], how alike people find a row's caption and its positive; None where nobody was asked.
         usage: how much of its files, rows or members it uses, one for each unit; () where it always uses all.
         warnings: what is wrong with the data as a whole, a line each; said when a run starts.
@@ -73,6 +74,7 @@ class Source(ABC):
     templates: Sequence[str] = ("{}",)
     ids: np.ndarray | None = None
     scores: np.ndarray | None = None
+    places: Sequence[str] = ()
 
     @property
     def usage(self) -> Sequence[Usage]:
@@ -147,7 +149,7 @@ class DerivedSource(Source):
     def __init__(self, source: Source):
         self.source = source
         self.class_names, self.templates = source.class_names, source.templates
-        self.ids, self.scores = source.ids, source.scores
+        self.ids, self.scores, self.places = source.ids, source.scores, source.places
 
     def __len__(self) -> int:
         return len(self.source)

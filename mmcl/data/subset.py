@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -122,9 +123,16 @@ def _groups(source: Source, cache: Path | None) -> np.ndarray:
 def text_groups(source: Source) -> np.ndarray:
     """`text_group` of every row, int64 [N]; many take a while."""
     rows = tqdm(range(len(source)), desc="captions", unit="row", disable=None if len(source) >= MANY else True, leave=False)
-    return np.fromiter((text_group(source[row]) for row in rows), np.int64, len(source))
+    return np.fromiter((text_group(source[row], source.places) for row in rows), np.int64, len(source))
 
 
-def text_group(sample: Sample) -> int:
-    """A hash of the `caption_key` of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1."""
-    return text_hash(caption_key(sample.captions[0]) if sample.captions else sample.name)
+def text_group(sample: Sample, places: Sequence[str] = ()) -> int:
+    """A hash of the `caption_key` of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1.
+
+    Args:
+        places: see `Source`; they are taken off the name, so that a copy of the data is split alike.
+    """
+    if sample.captions:
+        return text_hash(caption_key(sample.captions[0]))
+    place = max((place for place in places if sample.name.startswith(place)), key=len, default="")
+    return text_hash(sample.name.removeprefix(place))

@@ -23,7 +23,7 @@ from mmcl.data.label_captions import LabelCaptions
 from mmcl.data.mixture import Mixture
 from mmcl.data.open import open_source
 from mmcl.data.source import Sample, SampleList, Source
-from mmcl.data.subset import Subset
+from mmcl.data.subset import Subset, text_groups
 from mmcl.data.weighted_captions import WeightedCaptions
 from tests.data.servers import serve
 from tests.data.tars import write_tar
@@ -162,6 +162,39 @@ def test_derived_sources_have_the_identity_of_what_they_show(name: str, tmp_path
     assert clean.identity == copied.identity
 
 
+@pytest.mark.parametrize("name", ["folder", "table of images", "table of encoded images", "webdataset"])
+def test_a_copy_is_split_alike(name: str, tmp_path: Path) -> None:
+    """Without captions, samples go by their names; not by where these lie."""
+
+    def opened(place: Path) -> Source:
+        if name == "folder":
+            write_images(place / "sub", 1)
+            return open_source("folder", str(place))
+        if name == "webdataset":
+            write_tar(place / "0.tar", dict(zip(NAMES, write_images(place / "images", 1), strict=True)))
+            return open_source("webdataset", str(place / "0.tar"), str(tmp_path))
+        if name == "table of images":
+            write_table(place, 1)
+            (place / "bare.csv").write_text("image\n" + "\n".join(NAMES))
+            return open_source("table", str(place / "bare.csv"))
+        path = Path(write_parquet(place, 1))
+        pq.write_table(pq.read_table(path).select(["image"]), path)
+        return open_source("table", str(path))
+
+    groups = [text_groups(opened(tmp_path / place)) for place in ("here", "elsewhere/deep")]
+    assert len(set(groups[0].tolist())) == len(NAMES)
+    np.testing.assert_array_equal(*groups)
+
+
+def test_labels_of_a_list_belong_to_the_fingerprint(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    found = set()
+    for label in ("cat", "dog", "cow"):
+        (tmp_path / "captions.csv").write_text(f"image,caption,label\n0.bmp,one,cat\n1.bmp,two,{label}\n")
+        found.add(open_source("folder", str(tmp_path)).fingerprint)
+    assert len(found) == 3
+
+
 def test_images_replaced_in_place_are_other_data(tmp_path: Path) -> None:
     first = open_source("folder", str(tmp_path / "photos") if write_images(tmp_path / "photos", 1) else None)
     before = first.identity
@@ -256,8 +289,9 @@ def test_names_and_storage_do_not_belong_to_it(tmp_path: Path) -> None:
     assert Listed(Sample("a\0", "a\0.png")).identity == Listed(Sample("b", "/nowhere/b.png")).identity
 
 
-def test_shards_on_a_server_go_by_its_mark_of_the_content(tmp_path: Path) -> None:
-    """Two files of one size and time, for which this server has no ETag, are two."""
+def test_shards_on_a_server_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files of one size and time, for which this server has no ETag, are two; and both are what they are on the disk."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     served = tmp_path / "served"
     for name, seed in (("clean", 1), ("noisy", 2)):
         os.utime(write_shards(served / name, seed), (1_000_000_000, 1_000_000_000))
@@ -265,11 +299,14 @@ def test_shards_on_a_server_go_by_its_mark_of_the_content(tmp_path: Path) -> Non
         for etags in (True, False):
             server.etags = etags
             urls = [f"{server.url}/{name}/0.tar" for name in ("clean", "noisy", "clean")]
-            sources = [open_source("webdataset", url, str(tmp_path / "root")) for url in urls]
+            opened = [open_source("webdataset", url, str(tmp_path / f"root {etags}"), {"cache_gb": 0}) for url in urls * 2]
+            clean, noisy, *again = (source.identity for source in opened[:4])
+            assert again == [clean, clean]
+            assert clean != noisy
+            assert clean == open_source("webdataset", str(served / "clean/0.tar"), str(tmp_path / "local")).identity
             before = len(server.requests())
-            clean, noisy, again = (source.identity for source in sources)
-            assert clean == again != noisy
-            assert len(server.requests()) == before, "nothing is fetched for it"
+            assert [source.identity for source in opened[4:]] == [noisy, clean]
+            assert len(server.requests()) == before, "nothing is fetched again"
 
 
 @pytest.mark.parametrize(("size", "count", "least"), [(5, 9, 5), (9, 9, 9), (10_000, 100, 90)])

@@ -64,6 +64,7 @@ def test_another_number_of_processes_is_the_same_run(
         assert run(config, world, before_step(3 * number + 4, kill)) == [KILLED] * world
     config = resumed(pictures, tmp_path / "run", len(worlds) - 1, *flags)
     assert run(config, worlds[-1]) == [0] * worlds[-1]
+    assert f"changed on resume: processes: {worlds[-2]} -> {worlds[-1]}\n" in words(config)
     whole = unharmed(1, *flags)
     ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
     assert [row["lr"] for row in ours] == [row["lr"] for row in expected]
@@ -73,6 +74,15 @@ def test_another_number_of_processes_is_the_same_run(
     assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
     last = worlds[-1]
     assert samples(config, last).items() <= samples(whole, 1).items()
+
+
+def test_a_batch_larger_than_the_data_is_the_same_run_too(pictures: Path, tmp_path: Path) -> None:
+    """25 samples: what two processes can share is what one takes."""
+    configs = [tiny_run(pictures, tmp_path / str(world), "--train.batch_size", "64", "--train.steps", "2") for world in (1, 2)]
+    for world, config in enumerate(configs, 1):
+        assert run(config, world) == [0] * world
+    assert samples(configs[0], 1) == samples(configs[1], 2)
+    assert len(samples(configs[0], 1)[1]) == 24
 
 
 SPREAD = ("--train.fsdp", "true")

@@ -71,6 +71,7 @@ class WebDatasetSource(Source):
         with ThreadPoolExecutor(_QUERIES) as pool:
             files = list(pool.map(lambda shard: find_file(shard, copies), find_shards(path, split)))
         self.shards = open_shards(files, cache, fields)
+        self.places = sorted({f"{shard.path.rpartition('/')[0]}/" for shard in self.shards})
         self._starts = np.cumsum([0, *map(len, self.shards)])
         if len(self) == 0:
             reason = next((f": {shard.path} {shard.facts.broken}" for shard in self.shards if shard.facts.broken), "")
