@@ -11,7 +11,8 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,22 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
     if misfits:
         raise UserError(f"{where}: these weights are not of this architecture ({len(misfits)} differences): {misfits[0]}")
     module.load_state_dict(tensors)
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turns whatever loading a model by name may raise into one UserError with the fix."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
+        if Path(name).is_dir():
+            raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
+        raise UserError(
+            f"{name}: no such folder, and not to be had from the hub ({reason(error)}); check the name and the network, or "
+            "download it where there is one and give the folder"
+        ) from None
 
 
 def reason(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import open_clip
 from open_clip.model import _build_text_tower, _build_vision_tower
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
@@ -26,12 +26,21 @@ from mmcl.encoders import transformers as hf
 from mmcl.encoders.open_clip_weights import load_towers
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length, say_preprocess
+from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
+from mmcl.safe import hub_errors, read_json
 from mmcl.types import Preprocess, Resize, Tokens
 
 _IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg", "preprocess")
 _TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu", "hf_config")
 _RESIZE: Mapping[str, Resize] = {"shortest": "shortest", "squash": "squash", "longest": "pad"}
+_FOLDER_CONFIG = "open_clip_config.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_WEIGHT_NAMES = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+"""In the order in which open_clip looks for weights in a folder."""
 _CLIP_SCALE = math.log(1 / 0.07)
 
 
@@ -45,7 +54,8 @@ def image_encoder(
     """The image tower, projection included.
 
     Args:
-        arch: an architecture that open_clip knows, e.g. "ViT-B-32".
+        arch: an architecture that open_clip knows, e.g. "ViT-B-32"; or, with the weights there, "local-dir:FOLDER", a folder
+            with open_clip_config.json, or "hf-hub:ID", a repository of the hub with one.
         pretrained: a tag of released weights, or a path to a checkpoint; None for random weights.
         config: a configuration of your own instead of `arch`.
         preprocess: fields of `Preprocess` that are otherwise than there; position embeddings are resampled to another `size`.
@@ -165,6 +175,11 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
         if pretrained is not None and not Path(pretrained).is_file():
             raise UserError(f"{pretrained}: no such file; with config, pretrained is the path of a checkpoint")
         return copy.deepcopy(dict(config)), Path(pretrained) if pretrained else None
+    scheme, _, place = str(arch).partition(":")
+    if place and scheme in ("local-dir", "hf-hub"):
+        if pretrained is not None:
+            raise UserError(f"open_clip {arch} brings its own weights; remove pretrained")
+        return _read_folder(Path(place)) if scheme == "local-dir" else _read_repository(place)
     found = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
     if found is None:
         raise unknown_name("open_clip architecture", str(arch), open_clip.list_models())
@@ -181,6 +196,37 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise UserError(f"open_clip {arch}: {pretrained!r} is no file and no tag of released weights; tags: {tags}")
     return found, Path(pretrained)
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The configuration and the weights of a folder; everything else that it names must lie there too."""
+    config = _folder_config(read_json(folder / _FOLDER_CONFIG), folder / _FOLDER_CONFIG)
+    text_cfg = config["text_cfg"]
+    if text_cfg.get("hf_tokenizer_name"):
+        text_cfg["hf_tokenizer_name"] = str(folder)
+    if text_cfg.get("hf_model_name"):
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{folder}: its text tower is {text_cfg['hf_model_name']}, whose config.json is not there; copy it in"
+            )
+        config["hf_config"] = hf.read_config(str(folder))
+    files = sorted(file for suffix in _WEIGHT_SUFFIXES for file in folder.glob(f"*{suffix}"))
+    if not files:
+        raise UserError(f"{folder}: holds {_FOLDER_CONFIG} but no weights (*{', *'.join(_WEIGHT_SUFFIXES)}); copy them in")
+    return config, min(files, key=lambda file: _WEIGHT_NAMES.index(file.name) if file.name in _WEIGHT_NAMES else 99)
+
+
+def _read_repository(name: str) -> tuple[dict[str, Any], Path]:
+    with hub_errors(name):
+        file = download_pretrained_from_hf(name, filename=_FOLDER_CONFIG)
+        return _folder_config(read_json(file), Path(name, _FOLDER_CONFIG)), Path(download_pretrained_from_hf(name))
+
+
+def _folder_config(values: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    config = values.get("model_cfg")
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("vision_cfg", "text_cfg")):
+        raise UserError(f"{where}: has no model_cfg with vision_cfg and text_cfg, as open_clip writes it")
+    return {**config, "preprocess_cfg": values.get("preprocess_cfg") or {}}
 
 
 def _with_preprocess(config: dict[str, Any], fields: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -206,7 +252,7 @@ def _tag_preprocess(tag: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _download(tag: Mapping[str, Any], name: str) -> Path:
-    with hf.hub_errors(name):
+    with hub_errors(name):
         return Path(download_pretrained(tag))
 
 
@@ -260,4 +306,4 @@ def _tokenizer(text_cfg: Mapping[str, Any], context_length: int) -> Tokenizer:
         raise UserError(f"open_clip: {unknown[0]} of the tokenizer is not supported; give a tokenizer of your own")
     if not name:
         return clip_bpe(context_length, clean=clean)
-    return hf.load_tokenizer(name, context_length=context_length, clean=clean, blank_end=blank_end)
+    return load_tokenizer(name, context_length=context_length, clean=clean, blank_end=blank_end)

@@ -1,4 +1,5 @@
-"""Vision, text and CLIP-like models of Hugging Face transformers, from a folder or the hub. The only file that imports it.
+"""Vision, text and CLIP-like models of Hugging Face transformers, from a folder or the hub. With transformers_tokenizer.py
+the only file that imports it.
 
 Remote code is never trusted. A model's configuration is kept with it, so that it is built again without the hub.
 """
@@ -8,26 +9,21 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
-import string
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from tokenizers import Regex, normalizers
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmcl.encoders.image_processor import preprocess_of
-from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
+from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
+from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.safe import reason
+from mmcl.safe import hub_errors, reason
 from mmcl.types import Preprocess, Tokens
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]
@@ -196,63 +192,6 @@ class TransformersText(TextEncoder):
         return encode(input_ids=ids_BL, attention_mask=tokens.mask.long())
 
 
-def load_tokenizer(
-    name: str,
-    *,
-    context_length: int | None = None,
-    most: int | None = None,
-    clean: Clean = "none",
-    blank_end: bool = False,
-    model_type: str | None = None,
-) -> Tokenizer:
-    """The tokenizer of a folder or hub id, as `from_transformers` takes it over.
-
-    Args:
-        context_length: None takes the smaller of the tokenizer's own limit and `most`.
-        most: positions that the model has.
-        model_type: of the model that reads the texts; those of SigLIP saw lower-cased texts alone.
-    """
-    with hub_errors(name):
-        says = get_tokenizer_config(name)
-        declared = says.get("tokenizer_class") or ""
-        theirs = _fast_tokenizer(name, declared)
-    # Some classes pad at the start where nothing is said, as one does for generation; no text tower was trained so.
-    theirs.padding_side = says.get("padding_side", "right")
-    if model_type in _TRAINED_WITHOUT_MASK:
-        backend = theirs.backend_tokenizer
-        own = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = normalizers.Sequence([*_siglip_normalizers(declared), *own])
-    length = context_length or min(theirs.model_max_length, most or theirs.model_max_length)
-    return from_transformers(theirs, context_length=length, clean=clean, blank_end=blank_end)
-
-
-def _fast_tokenizer(name: str, declared: str) -> Any:
-    """The tokenizer in the Rust library; where transformers has only a slow class, as for SigLIP, by tokenizer.json itself."""
-    for load in (transformers.AutoTokenizer.from_pretrained, transformers.PreTrainedTokenizerFast.from_pretrained):
-        try:
-            theirs = load(name, trust_remote_code=False)
-            if theirs.is_fast:
-                return theirs
-        except ImportError:  # a slow class needs sentencepiece
-            pass
-        except ValueError as error:
-            if "backend tokenizer" not in str(error):  # there are only files of a slow class
-                raise
-    raise UserError(
-        f"{name}: {declared or 'its tokenizer'} has no fast version here, and there is no tokenizer.json; save one beside it"
-    )
-
-
-def _siglip_normalizers(declared: str) -> Sequence[normalizers.Normalizer]:
-    """What SigLIP's training did to texts before they were tokenised. Files may lack it: for the first generation it is code of
-    the tokenizer's slow class, and for the second the fixed-resolution releases name the plain Gemma class."""
-    lower = [normalizers.Lowercase()]
-    if not declared.startswith("SiglipTokenizer"):
-        return lower
-    punctuation = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
-    return [*lower, punctuation, normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-
-
 def read_config(name: str) -> dict[str, Any]:
     """The configuration of a folder or hub id, as JSON values."""
     with hub_errors(name):
@@ -262,22 +201,6 @@ def read_config(name: str) -> dict[str, Any]:
 def is_dual(model: nn.Module) -> bool:
     """Whether it embeds both images and texts, as CLIP does."""
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Turns whatever loading a model by name may raise into one UserError with the fix."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
-        if Path(name).is_dir():
-            raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
-        raise UserError(
-            f"{name}: no such folder, and not to be had from the hub ({reason(error)}); check the name and the network, or "
-            "download it where there is one and give the folder"
-        ) from None
 
 
 def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained: bool) -> tuple[Any, frozenset[str]]:

@@ -31,6 +31,7 @@ def load_model(
         name: one of
             a run directory, or its `model/` folder;
             `open_clip:ARCH`, with random weights, or `open_clip:ARCH/PRETRAINED`, a tag of released weights or a path;
+            `open_clip:local-dir:FOLDER` or `open_clip:hf-hub:ID`, with open_clip_config.json and weights;
             `hf:ID_OR_DIR`, a CLIP-like model of transformers;
             `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with those of a file.
         device: where it runs; None takes the GPU if there is one.
@@ -121,7 +122,8 @@ _Fields = dict[str, Any] | None
 def _open_clip(rest: str, preprocess: _Fields) -> dict[str, Any]:
     from mmcl.encoders.open_clip import dual_encoder
 
-    arch, _, pretrained = rest.partition("/")
+    is_place = rest.startswith(("local-dir:", "hf-hub:"))
+    arch, _, pretrained = (rest, "", "") if is_place else rest.partition("/")
     return _from_dual("open_clip", dual_encoder(arch, pretrained or None, preprocess=preprocess))
 
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from mmcl.encoders.open_clip import _tokenizer
 from mmcl.encoders.tokenizers import Tokenizer, from_transformers
 from mmcl.encoders.tower import fixed_length
-from mmcl.encoders.transformers import load_tokenizer
+from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError
 from tests.encoders.hard_texts import MAKERS, TEXTS
 
@@ -102,7 +102,7 @@ def test_ids_of_architectures_with_clips_vocabulary_equal_open_clip(arch: str) -
 
 
 def test_what_every_other_architecture_asks_of_its_tokenizer_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmcl.encoders.transformers.load_tokenizer", lambda name, **options: options)
+    monkeypatch.setattr("mmcl.encoders.open_clip.load_tokenizer", lambda name, **options: options)
     configs = [open_clip.get_model_config(arch)["text_cfg"] for arch in open_clip.list_models()]
     others = [cfg for cfg in configs if cfg.get("hf_tokenizer_name")]
     assert len(others) > 40

@@ -1,0 +1,75 @@
+"""The tokenizers of Hugging Face transformers, from a folder or the hub. Remote code is never trusted."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import transformers
+from tokenizers import Regex, normalizers
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
+from mmcl.errors import UserError
+from mmcl.safe import hub_errors
+
+_SIGLIP = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
+
+
+def load_tokenizer(
+    name: str,
+    *,
+    context_length: int | None = None,
+    most: int | None = None,
+    clean: Clean = "none",
+    blank_end: bool = False,
+    model_type: str | None = None,
+) -> Tokenizer:
+    """The tokenizer of a folder or hub id, as `from_transformers` takes it over.
+
+    Args:
+        context_length: None takes the smaller of the tokenizer's own limit and `most`.
+        most: positions that the model has.
+        model_type: of the model that reads the texts; those of SigLIP saw lower-cased texts alone.
+    """
+    with hub_errors(name):
+        says = get_tokenizer_config(name)
+        declared = says.get("tokenizer_class") or ""
+        theirs = _fast_tokenizer(name, declared)
+    # Some classes pad at the start where nothing is said, as one does for generation; no text tower was trained so.
+    theirs.padding_side = says.get("padding_side", "right")
+    if model_type in _SIGLIP:
+        backend = theirs.backend_tokenizer
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([*_siglip_normalizers(declared), *own])
+    length = context_length or min(theirs.model_max_length, most or theirs.model_max_length)
+    return from_transformers(theirs, context_length=length, clean=clean, blank_end=blank_end)
+
+
+def _fast_tokenizer(name: str, declared: str) -> Any:
+    """The tokenizer in the Rust library; where transformers has only a slow class, as for SigLIP, by tokenizer.json itself."""
+    for load in (transformers.AutoTokenizer.from_pretrained, transformers.PreTrainedTokenizerFast.from_pretrained):
+        try:
+            theirs = load(name, trust_remote_code=False)
+            if theirs.is_fast:
+                return theirs
+        except ImportError:  # a slow class needs sentencepiece
+            pass
+        except ValueError as error:
+            if "backend tokenizer" not in str(error):  # there are only files of a slow class
+                raise
+    raise UserError(
+        f"{name}: {declared or 'its tokenizer'} has no fast version here, and there is no tokenizer.json; save one beside it"
+    )
+
+
+def _siglip_normalizers(declared: str) -> Sequence[normalizers.Normalizer]:
+    """What SigLIP's training did to texts before they were tokenised. Files may lack it: for the first generation it is code of
+    the tokenizer's slow class, and for the second the fixed-resolution releases name the plain Gemma class."""
+    lower = [normalizers.Lowercase()]
+    if not declared.startswith("SiglipTokenizer"):
+        return lower
+    punctuation = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
+    return [*lower, punctuation, normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
