@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +20,9 @@ from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.data.table_rows import distinct, missing_cells
 from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
 from mmcl.errors import UserError
+
+LOOKED_FOR = 100_000
+"""Samples of a table whose image files are looked for when it is opened for a run; `verify` looks for those of any."""
 
 _NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """What pandas calls the column of row numbers that it adds."""
@@ -66,7 +70,7 @@ class ArrowSource(Source):
                 _class_numbers(labels, class_names, where) if class_names else _labels_of(labels, where)
             )
         if columns.score:
-            scores = scores_of(table[columns.score].to_pylist(), f"{name}: {columns.score}")
+            scores = scores_of(table[columns.score], f"{name}: {columns.score}")
             self.scores = scores[self._rows[self._first_row[:-1]]]
         self._check_paths()
 
@@ -78,7 +82,7 @@ class ArrowSource(Source):
         row = int(rows[0])
         image, problem = self._image(row)
         if isinstance(image, str):
-            image = str((self._image_root or Path()) / image)
+            image = str(self._place(image))
         texts: dict[str, Any] = {
             field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
             for field, cells in self._texts.items()
@@ -108,16 +112,32 @@ class ArrowSource(Source):
 
     @cached_property
     def _rows_used(self) -> Usage:
+        captions = self._texts.get("captions")
+        reasons = {
+            "without image": None if self._images is None else missing_cells(self._images),
+            "without caption": None if captions is None else missing_cells(captions),
+            "without file": self._without_file() if len(self) <= LOOKED_FOR else None,
+        }
         unused: dict[str, Unused] = {}
-        taken = np.zeros(len(self._rows), bool)
-        halves = {"without image": self._images, "without caption": self._texts.get("captions")}
-        for reason, column in halves.items():
-            rows = np.zeros(len(self._rows), bool) if column is None else missing_cells(column) & ~taken
-            taken |= rows
-            if rows.any():
-                examples = np.flatnonzero(rows)[:EXAMPLES] + 1
-                unused[reason] = Unused(int(rows.sum()), tuple(f"row {row}" for row in examples))
-        return Usage(unit="rows", used=int((~taken).sum()), unused=unused)
+        used = np.ones(len(self._rows), bool)
+        for reason, rows in reasons.items():
+            if rows is not None and (rows & used).any():
+                numbers = np.flatnonzero(rows & used) + 1
+                unused[reason] = Unused(len(numbers), tuple(f"row {number}" for number in numbers[:EXAMPLES]))
+                used &= ~rows
+        return Usage(unit="rows", used=int(used.sum()), unused=unused)
+
+    def _without_file(self) -> np.ndarray:
+        """Whether a row names an image by a path at which there is no file: bool [N]."""
+        missing = np.zeros(len(self._rows), bool)
+        for sample in range(len(self)):
+            rows = self._rows[self._first_row[sample] : self._first_row[sample + 1]]
+            image = self._image(int(rows[0]))[0]
+            missing[rows] = isinstance(image, str) and not os.path.isfile(self._place(image))
+        return missing
+
+    def _place(self, path: str) -> Path:
+        return (self._image_root or Path()) / path
 
     def _image(self, row: int) -> tuple[ImageLike | None, str | None]:
         """The image of a row, a path not yet joined to the folder, and what is wrong with it."""

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
@@ -210,16 +211,20 @@ def _path_in(cell: bytes) -> str | None:
     return path if path.isprintable() else None
 
 
-def scores_of(cells: Sequence[Any], where: str) -> np.ndarray:
+def scores_of(column: pa.ChunkedArray, where: str) -> np.ndarray:
     """A column of numbers, or of texts that are numbers: float64 [N]. Raises UserError with the first that is none."""
-    for row, cell in enumerate(cells, 1):
-        try:
-            valid = np.isfinite(float(cell))
-        except (TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise UserError(f"{where}, row {row}: {cell!r} is no number; every pair needs its score")
-    return np.array(cells, np.float64)
+    with suppress(pa.ArrowException):  # It casts no JSON, and says not where a text is no number.
+        scores: np.ndarray = column.cast(pa.float64()).to_numpy()
+        if np.isfinite(scores).all():
+            return scores
+    return np.array([_number_of(cell.as_py(), f"{where}, row {row}") for row, cell in enumerate(column, 1)])
+
+
+def _number_of(cell: Any, where: str) -> float:
+    with suppress(TypeError, ValueError):
+        if np.isfinite(number := float(cell)):
+            return number
+    raise UserError(f"{where}: {cell!r} is no number; every pair needs its score")
 
 
 def number_labels(values: Iterable[Any], where: str = "label") -> tuple[list[int | None], list[str]]:

@@ -151,7 +151,7 @@ class TestArrowTypes:
         assert source.class_names == ["four", "one", "three", "two"]
 
     @pytest.mark.parametrize("kind", ["null", "dictionary", "struct", "list", "bytes", "text"])
-    def test_missing_cells(self, kind, from_arrow):
+    def test_missing_cells(self, kind, from_arrow, tmp_path):
         """A null, an empty text, a list of none: every row is a sample, and is counted."""
         cells = {
             "null": pa.nulls(3),
@@ -161,6 +161,7 @@ class TestArrowTypes:
             "bytes": pa.array([b"a.png", b"", None]),
             "text": pa.array(["a.png", " ", None]),
         }[kind]
+        (tmp_path / "a.png").touch()
         source = from_arrow(pa.table({"image": cells, "caption": ["x", "y", "z"]}))
         assert [caption for _, caption in samples(source)] == [("x",), ("y",), ("z",)]
         assert [source[row].image is None for row in range(3)] == [kind == "null", True, True]
@@ -360,6 +361,8 @@ class TestColumns:
     def test_numbers_are_texts_and_nan_is_missing(self, tmp_path):
         cells = [7, "b", float("nan"), None, "", 2.5, 2**64, ["x", 8, float("nan")]]
         rows = [json.dumps({"image": f"{n}.png", "text": cell}) for n, cell in enumerate(cells)]
+        for n in range(len(cells)):
+            (tmp_path / f"{n}.png").touch()
         source = opened(write(tmp_path / "a.jsonl", "\n".join(rows)))
         expected = [("7",), ("b",), (), (), (), ("2.5",), (str(2**64),), ("x", "8")]
         assert [captions for _, captions in samples(source)] == expected
@@ -423,8 +426,14 @@ class TestImagesAlone:
         assert source.class_names is None
 
     def test_what_is_not_used_is_said(self, tmp_path):
+        (tmp_path / "a.png").touch()
         source = opened(write(tmp_path / "a.csv", "image,words\na.png,one\n"))
         assert source.warnings == ["1 of 2 columns used; not used: 1 other (words)"]
+        rows = ["a.png,one", "b.png,two", "b.png,", ",three", "./a.png,four", f"{'c' * 999},five"]
+        source = opened(write(tmp_path / "a.csv", "\n".join(["image,text", *rows])))
+        assert source.warnings == [
+            "2 of 6 rows used; not used: 2 without file (row 2, row 6), 1 without image (row 4), 1 without caption (row 3)"
+        ]
 
 
 class TestEncodings:
