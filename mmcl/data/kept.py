@@ -21,8 +21,7 @@ def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
 def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """A mapped array, made by the first process that wants it. Raises UserError where it cannot be written."""
     if not file.exists():
-        array = make()
-        with staged(file) as stage:
-            np.save(stage, array)
+        with staged(file) as stage:  # Found out before the work is done, where it cannot be written.
+            np.save(stage, make())
     kept: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     return kept
