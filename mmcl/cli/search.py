@@ -46,7 +46,7 @@ def search(
         picture: Write the found pictures as one PNG.
         json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
     """
-    if text is None and image is None:
+    if not (text or "").strip() and image is None:
         raise UserError("nothing to look for: give a text in quotes, or --image PICTURE")
     _check(image, save, picture)
     from mmcl.interop.load import load_model
@@ -63,24 +63,22 @@ def search(
     else:
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
-    end_partly([] if _is_saved(images) else index.bad)
+    end_partly([] if images is not None and index.is_saved(images) else index.bad)
 
 
 def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     """Raises UserError for what would fail only after a collection is embedded."""
     from mmcl.data.decode import decode
+    from mmcl.search import Index
     from mmcl.search.hits import SUFFIXES
 
     if save is not None:
         check_folder(save, flag="--save")
+        Index.check_place(save)
     if picture is not None:
         check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
     if image is not None:
         decode(image)
-
-
-def _is_saved(images: str | None) -> bool:
-    return images is not None and (Path(images) / "index.json").is_file()
 
 
 def _index(model: str, images: str | None, loaded: Model) -> Index:
@@ -88,8 +86,9 @@ def _index(model: str, images: str | None, loaded: Model) -> Index:
     from mmcl.search import Index
 
     if images is not None:
-        load = _is_saved(images)
-        return Index.load(images, loaded) if load else Index.build(images, loaded, progress=sys.stderr.isatty())
+        return (
+            Index.load(images, loaded) if Index.is_saved(images) else Index.build(images, loaded, progress=sys.stderr.isatty())
+        )
     from mmcl.engine.evaluation import evaluated_source
 
     return Index.build(evaluated_source(Path(model)), loaded, progress=sys.stderr.isatty())

@@ -25,6 +25,7 @@ from mmcl.types import BadSample, EmbeddingModel
 
 Target = Literal["images", "texts"]
 
+_LISTING, _TENSORS = "index.json", "embeddings-*.safetensors"
 _MAX_JSON_BYTES = 2**30
 
 
@@ -123,6 +124,8 @@ class Index:
             raise unknown_name("target", target, get_args(Target))
         if top_k < 1:
             raise UserError(f"top_k must be at least 1, not {top_k}")
+        if text is not None and not text.strip():
+            raise UserError("the text to search for is empty; say what is to be found")
         rows, key = (self._images(), self.image_emb) if target == "images" else (self._texts(), self.text_emb)
         if not len(key):
             raise UserError("no texts to find: the collection has no captions, or the model no text tower; search for images")
@@ -131,11 +134,26 @@ class Index:
         found = [(*rows[number], value) for number, value in zip(row[0].tolist(), score[0].tolist(), strict=True)]
         return Hits(Hit(sample.name, value, caption, sample.image) for sample, caption, value in found)
 
+    @staticmethod
+    def is_saved(directory: str | Path) -> bool:
+        """Whether `save` wrote what lies there: other programs call files of theirs index.json too."""
+        return (Path(directory) / _LISTING).is_file() and any(Path(directory).glob(_TENSORS))
+
+    @classmethod
+    def check_place(cls, directory: str | Path) -> None:
+        """Raises UserError where `save` would replace an index.json that is not an index."""
+        if (Path(directory) / _LISTING).exists() and not cls.is_saved(directory):
+            raise UserError(f"{directory}: holds an {_LISTING} that is not an index of mmcl; give another folder")
+
     def save(self, directory: str | Path) -> None:
         """Writes index.json and one safetensors file. A crash at any moment leaves the old index or the new one.
 
         Names are kept as they are, so relative paths stay relative to the working directory.
+
+        Raises:
+            UserError: there is an index.json of something else.
         """
+        self.check_place(directory)
         from safetensors.numpy import save_file
 
         directory = Path(directory)
@@ -147,11 +165,11 @@ class Index:
             "samples": [{"name": sample.name, "captions": sample.captions} for sample in self.samples],
             "bad": [{"index": bad.index, "name": bad.name, "reason": bad.reason} for bad in self.bad],
         }
-        file, listing = directory / _tensor_file(digest), directory / "index.json"
+        file, listing = directory / _tensor_file(digest), directory / _LISTING
         with staged(file) as stage:
             save_file(tensors, stage)
         write_file(listing, json.dumps(content, ensure_ascii=False, indent=1) + "\n")  # From here on the new index counts.
-        for stale in set(directory.glob("embeddings-*.safetensors")) - {file}:
+        for stale in set(directory.glob(_TENSORS)) - {file}:
             stale.unlink()
 
     @classmethod
@@ -162,7 +180,7 @@ class Index:
             UserError: there is no index, it is damaged, or another model made it.
         """
         directory = Path(directory)
-        content = read_json(directory / "index.json", max_bytes=_MAX_JSON_BYTES)
+        content = read_json(directory / _LISTING, max_bytes=_MAX_JSON_BYTES)
         if content.get("model") != model.fingerprint:
             made, given = str(content.get("model"))[:12], model.fingerprint[:12]
             raise UserError(
@@ -234,4 +252,4 @@ def _tensor_file(digest: Any) -> str:
     """File name of the embeddings; the digest was read from a file, and must not lead elsewhere."""
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
         raise KeyError("digest")
-    return f"embeddings-{digest}.safetensors"
+    return _TENSORS.replace("*", digest)

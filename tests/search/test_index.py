@@ -246,3 +246,21 @@ def test_names_that_are_not_utf_8_are_kept_and_escaped(listed: bool, tmp_path: P
     ]
     assert index.search(NAMES[0])[0].path == files[0], "the file is found again"
     assert [bad.name for bad in index.bad] == [f"{tmp_path}/caf\\udce9/br\\udce9ken.png"]
+
+
+def test_an_index_json_of_another_program_is_neither_read_nor_replaced(folder: Path) -> None:
+    (folder / "index.json").write_text('{"photos": 8}')
+    assert not Index.is_saved(folder)
+    index = Index.build(folder, PatternModel())
+    with pytest.raises(UserError, match=r"holds an index\.json that is not an index of mmcl; give another folder"):
+        index.save(folder)
+    assert (folder / "index.json").read_text() == '{"photos": 8}'
+    index.save(folder / "index")
+    assert Index.is_saved(folder / "index")
+    index.save(folder / "index")
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_is_not_searched_for(text: str, folder: Path) -> None:
+    with pytest.raises(UserError, match="the text to search for is empty"):
+        Index.build(folder, PatternModel()).search(text)
