@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import UserError, first_line, unknown_name
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
@@ -64,6 +68,18 @@ class Registry(Mapping[str, Callable[..., Any]]):
             raise UserError(f"{prefix}{self.kind} {name!r} needs the argument {missing[0]!r}; set it under `args`")
 
     def build(self, name: str, args: Mapping[str, Any], *given: Any) -> Any:
-        """Builds the entry from checked `args`; `given` are the positional parameters, which mmcl itself supplies."""
+        """Builds the entry from checked `args`; `given` are the positional parameters, which mmcl itself supplies.
+
+        Raises:
+            UserError: an argument does not exist, or has a value with which nothing can be built.
+        """
         self.check(name, args)
-        return self[name](*given, **args)
+        try:
+            return self[name](*given, **args)
+        except UserError:
+            raise
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if not args:
+                raise  # nobody's value is to blame
+            shown = ", ".join(f"{key}: {_SHORT.repr(value)}" for key, value in args.items())
+            raise UserError(f"{self.kind} {name!r} cannot be built with {shown} ({first_line(error)})") from error

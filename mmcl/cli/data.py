@@ -133,6 +133,8 @@ def preview(
     """
     if count < 1:
         raise UserError(f"--count is {count}: give 1 or more")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed is {seed}: give a whole number from 0 to below 2^63")
     check_file(out, flag="OUT", suffixes=(".png",), inputs=(data,))
     from mmcl.evaluate.data_plots import contact_sheet
     from mmcl.rng import permutation

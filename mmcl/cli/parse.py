@@ -69,12 +69,12 @@ def _deferred(verb: Callable[..., object]) -> Callable[..., object]:
 
 def _unframed(text: str) -> str:
     """The first paragraph in a frame, and the hint in the second where it is one."""
-    lines = [line.strip(_FRAME) for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()]
-    body = " ".join(lines[1:]) if lines else ""
-    paragraphs = [" ".join(part) for part in _split(lines[1:])]
-    found = paragraphs[0] if paragraphs else body
+    plain = re.sub("\x1b\\[[0-9;]*m", "", text)
+    lines = [re.sub("^[-─]+$", "", line.strip(_FRAME)) for line in plain.splitlines()]
+    title = next((number for number, line in enumerate(lines) if line), 0)
+    paragraphs = [" ".join(part) for part in _split(lines[title + 1 :])] or ["the command line is not understood"]
     hints = [part for part in paragraphs[1:2] if part.startswith(("Perhaps you meant", "Available subcommands"))]
-    return ". ".join([found.rstrip(" ."), *hints]) or "the command line is not understood"
+    return ". ".join([paragraphs[0].rstrip(" ."), *hints])
 
 
 def _split(lines: Sequence[str]) -> list[list[str]]:

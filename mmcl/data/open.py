@@ -17,7 +17,7 @@ from mmcl.data.source import Source, required_path
 from mmcl.data.table_file import SUFFIXES as TABLE_SUFFIXES
 from mmcl.data.table_file import is_table
 from mmcl.data.usage import count_unused, counts_to_text
-from mmcl.errors import UserError
+from mmcl.errors import UserError, first_line
 
 FEW = 10
 """So many images, such as a logo, may lie beside shards or parquet files without being what is meant, whatever their size."""
@@ -40,7 +40,11 @@ def open_source(
     """
     name = guess_source(path) if name == "auto" else name
     SOURCES.check(name, args or {}, where=where)
-    source: Source = SOURCES[name](path, root, **(args or {}))
+    try:
+        source: Source = SOURCES.build(name, args or {}, path, root)
+    except OSError as error:
+        prefix, place = f"{where}: " if where else "", error.filename or path or name
+        raise UserError(f"{prefix}source {name!r}: {place} cannot be used ({error.strerror or first_line(error)})") from error
     return source
 
 

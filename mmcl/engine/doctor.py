@@ -151,6 +151,8 @@ def fit_batch(config: Config, samples: int, processes: int) -> Config:
     Raises:
         UserError: these processes cannot share it.
     """
+    if config.train.batch_size < processes:
+        raise UserError(f"train.batch_size {config.train.batch_size} cannot be split over {processes} processes; start fewer")
     if config.train.batch_size <= samples:
         return config
     fitting = samples // 8 * 8 or 1 << max(samples.bit_length() - 1, 0)

@@ -125,13 +125,15 @@ class StepLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a line that a kill cut short is left out."""
+    """All complete lines; one that a kill cut short, or that no run wrote, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

@@ -9,12 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmcl.errors import UserError
-from mmcl.files import check_folder
+from mmcl.files import check_file, check_folder
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+FOLDERS, FILES = ("checkpoints", "features", "model", "report"), ("config.yaml", "metrics.jsonl", "bad_samples.jsonl", ".lock")
+"""What is written in a run directory: none of the folders may be a file, none of the files a folder."""
 
 
 @contextmanager
@@ -31,6 +35,10 @@ def locked(run_dir: Path) -> Iterator[None]:
     check_folder(run_dir, flag="run_dir")
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
+    for name in FOLDERS:
+        check_folder(run_dir / name, flag="run_dir:")
+    for name in FILES:
+        check_file(run_dir / name, flag="run_dir:")
     with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
         try:
             if fcntl:

@@ -83,3 +83,17 @@ def test_all_troubles_of_a_folder_are_in_one_list(write, tmp_path: Path, capsys:
     assert run("stats", tmp_path / "all") == 0
     assert " files used; not used: " in capsys.readouterr().out
     assert run("preview", tmp_path / "all", tmp_path / "sheet.png") == 0
+
+
+def test_a_place_for_indices_that_is_a_file_is_one_line(
+    shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run("index", shard, "--root", tmp_path / "file") == 2
+    assert "file/index cannot be used (Not a directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("preview", "digits", "x.png", "--seed", seed) == 2
+    assert f"--seed is {seed}" in capsys.readouterr().err

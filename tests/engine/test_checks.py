@@ -113,3 +113,43 @@ def test_trying_the_views_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(state[key], value) for key, value in method.state_dict().items())
     assert [m.training for m in method.modules()] == modes
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "features", "model", "report"])
+def test_a_file_where_a_run_makes_a_folder_is_refused_first(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(UserError, match=f"^run_dir: .*{name} is a file"):
+        train(tiny_config(folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "bad_samples.jsonl", ".lock"])
+def test_a_folder_where_a_run_writes_a_file_is_refused_first(name: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^run_dir: .*{name}: this is a folder"):
+        train(tiny_config(folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--method.args.temperature", "0"), "method 'clip' cannot be built with temperature: 0"),
+        (("--method.args.temperature", "warm"), "method 'clip' cannot be built with temperature: 'warm'"),
+        (("--text.encoder.args.heads", "0"), "text encoder 'small_text' cannot be built with .*heads: 0"),
+        (("--image.encoder.args.feature_dim", "wide"), "image encoder 'small_cnn' cannot be built with .*feature_dim: 'wide'"),
+        (
+            ("--data.augment", "[{name: affine, args: {rotation: x}}]"),
+            "'affine' cannot be built with rotation: 'x'",
+        ),
+    ],
+)
+def test_an_argument_with_which_nothing_can_be_built_is_named(
+    flags: tuple[str, ...], said: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        diagnose(tiny_config(folder, tmp_path / "run", *flags))
+
+
+def test_more_processes_than_rows_of_a_batch(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size 12 cannot be split over 13 processes"):
+        diagnose(tiny_config(folder, tmp_path / "run"), processes=13)

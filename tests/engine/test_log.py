@@ -10,7 +10,7 @@ import pytest
 
 from mmcl.config import TrainConfig
 from mmcl.engine import log
-from mmcl.engine.log import Logbook, read_log
+from mmcl.engine.log import Logbook, StepLog, read_log
 
 
 class Clock:
@@ -50,3 +50,21 @@ def test_a_little_waiting_is_no_warning(tmp_path, monkeypatch, capsys, waiting, 
     shares = train(tmp_path, Clock(monkeypatch), waiting=waiting, working=working)
     assert shares[1:] == pytest.approx([waiting / (waiting + working)] * 4)
     assert "waiting for data" not in capsys.readouterr().out
+
+
+def test_lines_that_no_run_wrote_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        b'{"step": 1, "loss": 2.0}',
+        b"3",
+        b"[1]",
+        b'"a"',
+        b'{"loss": 1}',
+        b'{"step": "x"}',
+        b"\xff\xfe",
+        b'{"step": 2',
+        b"[" * 100_000,
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_log(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+    StepLog(tmp_path / "metrics.jsonl", resume_from=1)
+    assert len(read_log(tmp_path / "metrics.jsonl")) == 1
