@@ -28,6 +28,10 @@ from mmcl.data.table import TableSource
 from mmcl.data.table_file import read_table
 from mmcl.data.table_rows import sample_rows
 from mmcl.errors import UserError
+from tests.data.tars import write_tar
+from tests.data.test_loader import batches
+from tests.data.test_loader import rows as rows_of
+from tests.evaluate.toys import PatternModel
 
 PAIRS = [("a.png", ("one", "two")), ("b.png", ("three", "four"))]
 """What every spelling of this table has to give."""
@@ -424,6 +428,27 @@ class TestImagesAlone:
         assert samples(source) == [("a.png", ()), ("b.png", ())]
         assert source.labels is None
         assert source.class_names is None
+
+    def test_are_trained_on_and_embedded_alike(self, tmp_path):
+        """Two views of the same images, and their embeddings, whatever lists or holds them."""
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        files = [write(folder / f"{number}.png", encoded_image(number)) for number in range(6)]
+        names, contents = [file.name for file in files], [file.read_bytes() for file in files]
+        write(folder / "a.csv", "\n".join(["image", *names]))
+        write(folder / "a.jsonl", "\n".join(json.dumps({"image": name}) for name in names))
+        pq.write_table(pa.table({"image": names}), folder / "paths.parquet")
+        pq.write_table(pa.table({"image": contents}), folder / "encoded.parquet")
+        images = {"image": [{"bytes": content, "path": None} for content in contents]}
+        datasets.Dataset.from_dict(images, datasets.Features({"image": datasets.Image()})).save_to_disk(folder / "set")
+        write_tar(folder / "a.tar", dict(zip(names, contents, strict=True)))
+        views, model = {"one": "image", "other": "image"}, PatternModel()
+        expected = None
+        for name in ("a.csv", "a.jsonl", "paths.parquet", "encoded.parquet", "set", "a.tar"):
+            source = open_source("auto", str(folder / name), str(tmp_path / "root"))
+            made = rows_of(batches(source, 4, views=views)[1]), model.encode_image(source).tobytes()
+            expected = expected or made
+            assert made == expected
 
     def test_what_is_not_used_is_said(self, tmp_path):
         (tmp_path / "a.png").touch()
