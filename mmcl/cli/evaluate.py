@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
+from mmcl.cli.exit import PART
 from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
@@ -193,6 +194,10 @@ def _finish(report: Report, out: Path | None, json: bool) -> None:
     print(report.to_json() if json else report.to_text())
     if out is not None and not json:
         print(f"\nreport   {out}/report.html")
+    if json:
+        print("".join(f"not evaluated: {failure}\n" for failure in report.failures), end="", file=sys.stderr)
+    if report.failures:  # listed above
+        sys.exit(PART)
 
 
 def _cache(no_cache: bool) -> EmbeddingCache | None:

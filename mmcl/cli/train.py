@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from mmcl.cli.exit import PART
 from mmcl.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str], default: Path) -> None:
     result = train(config)
     if result.report.metrics:
         _print_result(result)
+    if result.report.failures:  # listed below the tables
+        sys.exit(PART)
 
 
 def _print_help(path: Path) -> None:

@@ -14,7 +14,7 @@ from mmcl.data.source import Source
 from mmcl.data.views import ImageView
 from mmcl.engine.build import check_data, image_views
 from mmcl.errors import UserError, first_line
-from mmcl.evaluate import Task
+from mmcl.evaluate import Task, check
 from mmcl.methods.method import Method
 from mmcl.types import Tokens
 
@@ -35,6 +35,19 @@ def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Ta
     """
     check_data(config, method, source)
     check_views(config, method)
+    check_evaluators(config, tasks, has_text="text" in method.towers)
+
+
+def check_evaluators(config: Config, tasks: Sequence[Task], *, has_text: bool) -> None:
+    """Raises UserError that names every evaluator which cannot run on its data, or not with this model."""
+    found = []
+    for number, (evaluator, task) in enumerate(zip(config.evaluate, tasks, strict=True)):
+        try:
+            check(evaluator.name, evaluator.args, task, has_text=has_text)
+        except UserError as error:
+            found.append(f"evaluate.{number}, {evaluator.name}: {error}")
+    if found:
+        raise UserError("; ".join(found))
 
 
 @torch.random.fork_rng(devices=[])

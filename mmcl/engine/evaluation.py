@@ -10,7 +10,7 @@ from mmcl.data.source import Source
 from mmcl.engine.build import build_method, build_model, build_source, build_training_data
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
-from mmcl.evaluate import CachedModel, Report, Task, run
+from mmcl.evaluate import CachedModel, Report, Task, run_all
 from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.plots import loss_curve
 from mmcl.interop.model import Model
@@ -37,11 +37,11 @@ def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[Evaluato
     Args:
         models: the first is the one that baselines and figures belong to.
         tasks: of each evaluator.
+
+    Raises:
+        UserError: nothing could be evaluated; what cannot be beside something that can is in the report's `failures`.
     """
-    report = Report()
-    for evaluator, task in zip(evaluators, tasks, strict=True):
-        report += run([(evaluator.name, evaluator.args)], models, [task])
-    return report
+    return run_all([(one.name, one.args, task) for one, task in zip(evaluators, tasks, strict=True)], models)
 
 
 def build_tasks(

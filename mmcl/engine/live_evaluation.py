@@ -60,7 +60,7 @@ class LiveEvaluation:
         """Runs evaluators: "label/metric" -> value, the same in all processes. Metrics without a value are left out.
 
         Raises:
-            UserError: an evaluator does not fit the data or has no numbers, or `train.keep_best` is none of them.
+            UserError: an evaluator has no numbers, or `train.keep_best` is none of them.
         """
         usual = self.config.train.timeout_seconds
         with undisturbed(self.method.towers), waiting(max(SLOW_SECONDS, usual), usual=usual):
@@ -74,15 +74,20 @@ class LiveEvaluation:
                 return shared.together(lambda: self._score(shared, due))
 
     def _score(self, model: Model, due: Due) -> dict[str, float]:
-        cached, report = CachedModel(model), Report()
+        cached, report, ran = CachedModel(model), Report(), []
         for evaluator, task in due:
-            found: Report = EVALUATORS.build(evaluator.name, evaluator.args, cached, task)
+            try:
+                found: Report = EVALUATORS.build(evaluator.name, evaluator.args, cached, task)
+            except UserError as error:  # such as embeddings that are not finite: a run does not end for it
+                print(f"warning: {evaluator.name} of {evaluator.label}: not evaluated: {error}", flush=True)
+                continue
             if not found.metrics:
                 raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} has no numbers to follow; remove its `every`")
             self._require_new(found, report)
             report += found
+            ran.append(evaluator)
         scores = {f"{row.data}/{row.metric}": row.value for row in report.metrics if row.value is not None}
-        self._require_watched(scores.keys(), [evaluator for evaluator, _ in due])
+        self._require_watched(scores.keys(), ran)
         return scores
 
     def _require_new(self, found: Report, before: Report) -> None:

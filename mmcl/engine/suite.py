@@ -16,7 +16,7 @@ from mmcl.engine.evaluation import build_tasks
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
 from mmcl.evaluate.cache import EmbeddingCache
-from mmcl.evaluate.task import library_versions
+from mmcl.evaluate.task import NeedsTexts, library_versions
 from mmcl.files import staged
 from mmcl.interop.load import load_model
 
@@ -54,7 +54,8 @@ def run_suite(
 ) -> Report:
     """Runs what is not yet there, and joins it with what is. The first model has the baselines beside it.
 
-    A model that an evaluator cannot take, such as one without texts for retrieval, is left out of it with a note.
+    A model without texts is left out of what needs them with a note; anything else that cannot be evaluated is in the report's
+    `failures`.
 
     Args:
         folder: results are kept in `folder/results`.
@@ -75,7 +76,7 @@ def run_suite(
                 report += _result(folder / "results", model, evaluator, replace(task, baselines=number == 0))
                 bar.update()
     if not report.metrics and not report.figures:
-        raise UserError(f"nothing could be evaluated: {' '.join(report.notes)}")
+        raise UserError(f"nothing could be evaluated: {' '.join((*report.notes, *report.failures))}")
     return report
 
 
@@ -100,9 +101,11 @@ def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: 
             print(f"warning: {error}", file=sys.stderr)
     try:
         report = run([(evaluator.name, evaluator.args)], [model], [task])
+    except NeedsTexts as error:
+        return Report(notes=(f"{model.name}, {evaluator.name} of {evaluator.label}: not evaluated: {error}",))
     except UserError as error:
         # No result: what is missing today may be there tomorrow.
-        return Report(notes=(f"{model.name}, {evaluator.name} of {evaluator.label}: not evaluated: {error}",))
+        return Report(failures=(f"{model.name}, {evaluator.name} of {evaluator.label}: {error}",))
     with staged(place) as stage:
         report.save(stage)
     return report

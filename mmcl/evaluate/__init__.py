@@ -2,16 +2,18 @@
 
 The functions need no model: arrays in, `Report` out. `compare` takes two reports of the same data,
 `project` draws a map to look at.
-An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`; `run` runs several of them.
+An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`, decorated by `needs` with what it needs of the
+data; `run` runs several of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, first_line
 from mmcl.evaluate.classifier import ZeroShotClassifier
 from mmcl.evaluate.compare import Comparison, Difference, compare
 from mmcl.evaluate.embedding_map import embedding_map
@@ -29,7 +31,7 @@ from mmcl.evaluate.report import Metric, Provenance, Report
 from mmcl.evaluate.retrieval import retrieval, retrieval_from_scores
 from mmcl.evaluate.robustness import effective_robustness, robustness
 from mmcl.evaluate.sts import sts
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.evaluate.zero_shot import zero_shot
 from mmcl.registry import Registry
 
@@ -44,6 +46,7 @@ __all__ = [
     "Report",
     "Task",
     "ZeroShotClassifier",
+    "check",
     "class_embeddings",
     "compare",
     "effective_robustness",
@@ -53,12 +56,14 @@ __all__ = [
     "groups",
     "knn",
     "linear_probe",
+    "needs",
     "pairs",
     "project",
     "retrieval",
     "retrieval_from_scores",
     "robustness",
     "run",
+    "run_all",
     "sts",
     "winoground",
     "zero_shot",
@@ -94,19 +99,52 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
         tasks: what to evaluate on.
 
     Raises:
-        UserError: two evaluators, models or tasks have one name: their results would replace each other.
+        UserError: two evaluators, models or tasks have one name: their results would replace each other; or nothing could be
+            evaluated, see `run_all`.
     """
     evaluators, models, tasks = list(evaluators), list(models), list(tasks)
     _refuse_equal_names("evaluators", [name for name, _ in evaluators])
     _refuse_equal_names("models", [model.name for model in models])
     _refuse_equal_names("tasks", [task.name for task in tasks])
-    report = Report()
-    for task in tasks:
-        for name, args in evaluators:
-            for number, model in enumerate(models):
+    return run_all([(name, args, task) for task in tasks for name, args in evaluators], models)
+
+
+def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequence[CachedModel]) -> Report:
+    """`run` of evaluators that have each a task of their own: (name, arguments, task).
+
+    What cannot be evaluated costs itself alone, and is listed in the report's `failures`. Only where nothing can be, the first
+    error is raised.
+    """
+    report, errors = Report(), []
+    for name, args, task in jobs:
+        for number, model in enumerate(models):
+            try:
                 own: Report = EVALUATORS.build(name, args, model, task if number == 0 else replace(task, baselines=False))
                 report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
+            except Exception as error:  # a bug, too, must not cost what hours of training and evaluation gave
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
+                errors.append(error)
+                what = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+                report += Report(failures=(f"{', '.join(filter(None, (name, task.name, model.name)))}: {what}",))
+    if errors and not report.metrics and not report.figures:
+        raise errors[0]
     return report
+
+
+def check(name: str, args: Mapping[str, Any], task: Task, *, has_text: bool) -> None:
+    """What can be known of an evaluator before there is a model: whether its arguments and its data are right.
+
+    Args:
+        has_text: whether the model will embed texts.
+
+    Raises:
+        UserError: it cannot run.
+    """
+    EVALUATORS.check(name, args)
+    own = getattr(EVALUATORS[name], "check", None)  # see `needs`; an evaluator from elsewhere may have none
+    if own is not None:
+        own(task, has_text, **args)
 
 
 def _refuse_equal_names(kind: str, names: list[str]) -> None:

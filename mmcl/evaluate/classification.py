@@ -6,14 +6,19 @@ from mmcl.errors import UserError
 from mmcl.evaluate import statistics
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.report import Report, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 
 EVALUATOR = "classification"
 METRIC = "top1"
 
 
+def _check(task: Task, has_text: bool) -> None:
+    task.require_labels()
+
+
+@needs(_check)
 def evaluate_classification(model: CachedModel, task: Task) -> Report:
-    """How often the largest logit is that of the label; with chance and majority.
+    """How often the largest logit is that of the label; with chance and majority where there are training data.
 
     Raises:
         UserError: the model has no head that gives a logit for every class of the source.
@@ -26,6 +31,6 @@ def evaluate_classification(model: CachedModel, task: Task) -> Report:
         raise UserError(f"{task.name}: has {len(names)} classes, and the head of the model gives {logits_NC.shape[1]} logits")
     right = statistics.mean(logits_NC.argmax(1) == task.labels)
     report = Report(metric_rows(EVALUATOR, task.name, model.name, {METRIC: right}))
-    if task.baselines:
+    if task.baselines and task.bank is not None:
         report += class_baselines(EVALUATOR, task.name, [METRIC], task.labels, task.bank_labels)
     return report

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmcl.data.source import ImageLike
 from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array
-from mmcl.evaluate.projection import NAMES, ProjectionMethod, chosen_rows, project
+from mmcl.evaluate.projection import FEWEST, NAMES, ProjectionMethod, check_arguments, chosen_rows, project
 from mmcl.evaluate.report import Report, file_name, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 
 EVALUATOR = "embedding_map"
 
@@ -63,6 +64,11 @@ def embedding_map(
     return Report(rows, figures={name: drawn.to_png()}, pages={name: drawn.to_html()})
 
 
+def _check(task: Task, has_text: bool, *, method: ProjectionMethod, max_points: int, neighbours: int, **_: Any) -> None:
+    check_arguments(method, max_points, neighbours)
+
+
+@needs(_check)
 def evaluate_embedding_map(
     model: CachedModel,
     task: Task,
@@ -80,6 +86,10 @@ def evaluate_embedding_map(
     """
     if not task.baselines:
         return Report()
+    if len(task.source) < FEWEST:
+        return Report(
+            notes=(f"{EVALUATOR}, {task.name}: no map, as it needs {FEWEST} images, and there are {len(task.source)}.",)
+        )
     rows = chosen_rows(len(task.source), max_points, seed)
     samples = [task.source[row] for row in rows.tolist()]
     pictures = [sample.image for sample in samples if sample.image is not None]

@@ -20,12 +20,24 @@ from mmcl.errors import UserError
 from mmcl.evaluate import statistics
 from mmcl.evaluate.linear_probe import linear_probe
 from mmcl.evaluate.report import Report, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.rng import permutation, sample_seed
 
 EVALUATOR = "few_label"
 
 
+def _check(
+    task: Task, has_text: bool, *, amounts: Sequence[float], seeds: int, epochs: int, batch_size: int, lr: float, **_: Any
+) -> None:
+    if seeds < 1 or epochs < 1 or batch_size < 2 or not lr > 0:
+        given = f"seeds {seeds}, epochs {epochs}, batch_size {batch_size}, lr {lr}"
+        raise UserError(f"{EVALUATOR}: seeds and epochs must be 1 or more, batch_size 2 or more, lr above 0, not {given}")
+    task.require_classes(EVALUATOR)
+    for amount in amounts:
+        _part(task.bank_labels, amount, seed=0)
+
+
+@needs(_check)
 def evaluate_few_label(
     model: CachedModel,
     task: Task,
@@ -56,12 +68,9 @@ def evaluate_few_label(
         UserError: the model has no image tower, labels are missing, or an argument is out of range.
     """
     tower = _image_tower(model)
-    if seeds < 1 or epochs < 1 or batch_size < 2 or not lr > 0:
-        given = f"seeds {seeds}, epochs {epochs}, batch_size {batch_size}, lr {lr}"
-        raise UserError(f"{EVALUATOR}: seeds and epochs must be 1 or more, batch_size 2 or more, lr above 0, not {given}")
     policy = Policy.build([ComponentConfig(**component) for component in augment])
     bank, test = (_Pictures(source, tower) for source in (task.required_bank, task.source))
-    report = Report()
+    report = Report(notes=task.about_bank(EVALUATOR))
     for amount in amounts:
         parts = [_part(task.bank_labels, amount, seed) for seed in range(seeds)]
 

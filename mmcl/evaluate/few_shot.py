@@ -16,7 +16,7 @@ from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.linear_probe import OPTIONS, linear_probe
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.statistics import Estimate
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 
 EVALUATOR = "few_shot"
 PROBE_ARGUMENTS = ("solver", *(name for options in OPTIONS.values() for name in options))
@@ -76,6 +76,12 @@ def few_shot(
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
+def _check(task: Task, has_text: bool, *, shots: Sequence[int], seeds: int, probe: dict[str, Any] | None) -> None:
+    task.require_classes(EVALUATOR)
+    _ = cutoffs(shots, "shots")
+
+
+@needs(_check)
 def evaluate_few_shot(
     model: CachedModel,
     task: Task,
@@ -87,17 +93,22 @@ def evaluate_few_shot(
     """`few_shot` of a model, drawn from the training data, scored on the source; with chance, majority, raw pixels and PCA-50.
 
     Args:
-        shots, seeds, probe: as in `few_shot`.
+        shots: as in `few_shot`, but where a class has fewer rows, there is no value.
+        seeds, probe: as in `few_shot`.
     """
+    fewest = int(np.unique(task.bank_labels, return_counts=True)[1].min())
+    usable = [shot for shot in cutoffs(shots, "shots") if shot <= fewest] or [1]
+    too_many = {f"few_shot_{n}_top1": statistics.exact(None, len(task.labels)) for n in cutoffs(shots) if n not in usable}
 
     def score(one: CachedModel) -> Report:
         train_emb, test_emb = one.images(task.required_bank), one.images(task.source)
-        options: dict[str, Any] = {"shots": shots, "seeds": seeds, "probe": probe, "data": task.name, "model": one.name}
-        return few_shot(train_emb, task.bank_labels, test_emb, task.labels, **options)
+        options: dict[str, Any] = {"shots": usable, "seeds": seeds, "probe": probe, "data": task.name, "model": one.name}
+        found = few_shot(train_emb, task.bank_labels, test_emb, task.labels, **options)
+        return found + Report(metric_rows(EVALUATOR, task.name, one.name, too_many))
 
-    report = score(model)
+    report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
         report += score(task.pixels) + score(task.pca)
-        names = [f"few_shot_{shot}_top1" for shot in cutoffs(shots, "shots")]
+        names = [f"few_shot_{shot}_top1" for shot in usable]
         report += class_baselines(EVALUATOR, task.name, names, task.labels, task.bank_labels)
     return report

@@ -12,7 +12,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, same_width, unit_rows
 from mmcl.evaluate.report import Report, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.rng import permutation
 
 EVALUATOR = "geometry"
@@ -56,6 +56,12 @@ def geometry(
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
+def _check(task: Task, has_text: bool) -> None:
+    if len(task.source) < 2:
+        raise UserError(f"{task.name}: has one image, and {EVALUATOR} is about pairs; give 2 or more")
+
+
+@needs(_check)
 def evaluate_geometry(model: CachedModel, task: Task) -> Report:
     """`geometry` of the pictures of a source and, where the model and the source have them, of their first captions."""
     samples = [task.source[index] for index in range(len(task.source))]

@@ -14,7 +14,7 @@ from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, Values, cutoffs, labels_or_ids, same_width, unit_rows
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.report import Report, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 
 EVALUATOR = "knn"
 _BLOCK = 2**24
@@ -59,8 +59,7 @@ def knn(
     ks = cutoffs(ks)
     if ks[-1] > len(bank):
         raise UserError(f"knn: k = {ks[-1]} is more than the {len(bank)} rows of the bank; lower `ks` or enlarge the bank")
-    if temperature is not None and not temperature > 0:
-        raise UserError(f"knn: temperature must be above 0, not {temperature}; leave it out for a majority vote")
+    _positive(temperature)
     classes, bank_class = bank_label.unique(return_inverse=True)
     score, row = nearest(query, bank, ks[-1], chunk_size=chunk_size)
     neighbour = bank_class[row]
@@ -71,23 +70,39 @@ def knn(
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
+def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float | None) -> None:
+    _positive(temperature)
+    cutoffs(ks)
+    task.require_labels(bank=True)
+
+
+@needs(_check)
 def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 20), temperature: float | None = None) -> Report:
     """`knn` of a model on a source, with the training data as the bank; with chance, majority, raw pixels and PCA-50.
 
     Args:
-        ks, temperature: as in `knn`.
+        ks: as in `knn`, but where the bank has fewer than k rows, there is no value.
+        temperature: as in `knn`.
     """
+    usable = [k for k in cutoffs(ks) if k <= len(task.bank_labels)] or [1]
+    too_many = {f"knn{k}_top1": statistics.exact(None, len(task.labels)) for k in cutoffs(ks) if k not in usable}
 
     def score(one: CachedModel) -> Report:
         bank_emb, query_emb = one.images(task.required_bank), one.images(task.source)
-        options: dict[str, Any] = {"ks": ks, "temperature": temperature, "data": task.name, "model": one.name}
-        return knn(bank_emb, task.bank_labels, query_emb, task.labels, **options)
+        options: dict[str, Any] = {"ks": usable, "temperature": temperature, "data": task.name, "model": one.name}
+        found = knn(bank_emb, task.bank_labels, query_emb, task.labels, **options)
+        return found + Report(metric_rows(EVALUATOR, task.name, one.name, too_many))
 
-    report = score(model)
+    report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
         report += score(task.pixels) + score(task.pca)
-        report += class_baselines(EVALUATOR, task.name, [f"knn{k}_top1" for k in cutoffs(ks)], task.labels, task.bank_labels)
+        report += class_baselines(EVALUATOR, task.name, [f"knn{k}_top1" for k in usable], task.labels, task.bank_labels)
     return report
+
+
+def _positive(temperature: float | None) -> None:
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"knn: temperature must be above 0, not {temperature}; leave it out for a majority vote")
 
 
 def _vote(neighbour_NK: Tensor, score_NK: Tensor, classes: int, temperature: float | None) -> Tensor:

@@ -15,7 +15,7 @@ from mmcl.evaluate.adamw import choose_weight_decay, fit_adamw
 from mmcl.evaluate.arrays import Array, Values, features, labels_or_ids, same_width, unit_rows
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.report import Report, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs
 
 EVALUATOR = "linear_probe"
 _DEAD = 1e-5
@@ -174,6 +174,12 @@ def linear_probe(
     return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes=(f"{place}: {how}.",))
 
 
+def _check(task: Task, has_text: bool, *, solver: Solver, **given: Any) -> None:
+    task.require_classes(EVALUATOR)
+    _options(solver, given)
+
+
+@needs(_check)
 def evaluate_linear_probe(
     model: CachedModel,
     task: Task,
@@ -198,7 +204,7 @@ def evaluate_linear_probe(
         options: dict[str, Any] = {"solver": solver, **given, "data": task.name, "model": one.name}
         return linear_probe(train_emb, task.bank_labels, test_emb, task.labels, **options)
 
-    report = score(model)
+    report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
         report += score(task.pixels) + score(task.pca)
         report += class_baselines(EVALUATOR, task.name, ["linear_top1"], task.labels, task.bank_labels)

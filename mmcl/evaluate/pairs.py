@@ -5,24 +5,35 @@ Equal scores are wrong, so that a model that scores everything the same gets 0, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmcl.errors import UserError
 from mmcl.evaluate import statistics
-from mmcl.evaluate.arrays import Array, same_width, unit_rows
+from mmcl.evaluate.arrays import Array, integers, same_width, unit_rows
 from mmcl.evaluate.report import Report, metric_rows
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
 
 EVALUATOR = "pairs"
 
 
-def pairs(image_emb: Array, positive_emb: Array, negative_emb: Array, *, data: str = "", model: str = "trained") -> Report:
+def pairs(
+    image_emb: Array,
+    positive_emb: Array,
+    negative_emb: Array,
+    *,
+    clusters: Array | Sequence[int] | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
     """Share of images that are closer to their text than to a hard negative, as SugarCrepe scores (Hsieh et al., 2023).
 
     Args:
         image_emb, positive_emb, negative_emb: finite rows [N, D]: each image, its text, and the text that is wrong.
+        clusters: integers [N], equal for comparisons of one image, which count as drawn together in the interval.
         data, model: what the rows of the report call them.
 
     Returns:
@@ -38,7 +49,8 @@ def pairs(image_emb: Array, positive_emb: Array, negative_emb: Array, *, data: s
         if len(image) != len(other):
             raise UserError(f"image_emb has {len(image)} rows and {name} {len(other)}; give one of each for every comparison")
     right = (_cosine(image, positive) > _cosine(image, negative)).cpu().numpy()
-    return Report(metric_rows(EVALUATOR, data, model, {"pairs_accuracy": statistics.mean(right)}))
+    own = None if clusters is None else integers(clusters, "clusters", len(image)).cpu().numpy()
+    return Report(metric_rows(EVALUATOR, data, model, {"pairs_accuracy": statistics.mean(right, clusters=own)}))
 
 
 def winoground(image_emb: Array, text_emb: Array, *, data: str = "", model: str = "trained") -> Report:
@@ -68,21 +80,27 @@ def winoground(image_emb: Array, text_emb: Array, *, data: str = "", model: str 
     )
 
 
+def _check(task: Task, has_text: bool) -> None:
+    require_text(EVALUATOR, has_text)
+    for index in range(len(task.source)):
+        sample = task.source[index]
+        if not sample.captions or not sample.negatives:
+            raise UserError(f"{sample.name}: has no caption or no negative text, which {EVALUATOR} needs")
+
+
+@needs(_check)
 def evaluate_pairs(model: CachedModel, task: Task) -> Report:
     """`pairs` of a source with hard negatives, each image with its first caption and every negative text of it; with chance.
 
     Raises:
         UserError: the model has no text tower, or a sample has no caption or no negative.
     """
-    model.require_text(EVALUATOR)
     samples = [task.source[index] for index in range(len(task.source))]
-    for sample in samples:
-        if not sample.captions or not sample.negatives:
-            raise UserError(f"{sample.name}: has no caption or no negative text, which {EVALUATOR} needs")
     rows = np.repeat(np.arange(len(samples)), [len(sample.negatives) for sample in samples])
     positive = model.encode_text([samples[row].captions[0] for row in rows])
     negative = model.encode_text([text for sample in samples for text in sample.negatives])
-    report = pairs(model.images(task.source)[rows], positive, negative, data=task.name, model=model.name)
+    image_emb = model.images(task.source)[rows]
+    report = pairs(image_emb, positive, negative, clusters=rows, data=task.name, model=model.name)
     if task.baselines:
         report += Report(metric_rows(EVALUATOR, task.name, "chance", {"pairs_accuracy": statistics.exact(0.5, len(rows))}))
     return report

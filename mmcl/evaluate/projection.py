@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ ProjectionMethod = Literal["tsne", "umap", "pca"]
 NAMES: dict[ProjectionMethod, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 FEWEST = 5
 _ITERATIONS = 500
+_NO_UMAP = "method umap needs umap-learn: pip install 'mmcl[umap]', or choose tsne"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +114,10 @@ def project(
         UserError: fewer than 5 rows, shapes that do not fit, embeddings that are not finite, a picture that cannot be read, a
             method that does not exist or is not installed.
     """
-    if method not in get_args(ProjectionMethod):
-        raise UserError(f"project: method is {method!r}; choose one of {', '.join(get_args(ProjectionMethod))}")
+    check_arguments(method, max_points, neighbours)
     unit = unit_rows(emb, "emb").cpu().numpy()
-    if len(unit) < FEWEST or max_points < FEWEST:
-        raise UserError(
-            f"a map needs at least {FEWEST} rows and max_points of at least {FEWEST}, not {len(unit)} and {max_points}"
-        )
-    if neighbours < 1:
-        raise UserError(f"a map needs neighbours of at least 1, not {neighbours}")
+    if len(unit) < FEWEST:
+        raise UserError(f"a map needs at least {FEWEST} rows, not {len(unit)}")
     for name, given in (("captions", captions), ("pictures", pictures)):
         if given is not None and len(given) != len(unit):
             raise UserError(f"project: there are {len(unit)} rows and {len(given)} {name}; give one for each row")
@@ -147,6 +144,18 @@ def project(
         pictures=None if pictures is None else _thumbnails(pictures, rows),
         title=title,
     )
+
+
+def check_arguments(method: str, max_points: int, neighbours: int) -> None:
+    """Raises UserError for arguments of `project` that no rows would suit, or a method that is not installed."""
+    if method not in get_args(ProjectionMethod):
+        raise UserError(f"project: method is {method!r}; choose one of {', '.join(get_args(ProjectionMethod))}")
+    if max_points < FEWEST:
+        raise UserError(f"a map needs max_points of at least {FEWEST}, not {max_points}")
+    if neighbours < 1:
+        raise UserError(f"a map needs neighbours of at least 1, not {neighbours}")
+    if method == "umap" and importlib.util.find_spec("umap") is None:
+        raise UserError(_NO_UMAP)
 
 
 def _thumbnails(pictures: Sequence[ImageLike], rows: np.ndarray) -> list[Image.Image]:
@@ -178,7 +187,7 @@ def umap(row_ND: np.ndarray, *, neighbours: int, seed: int = 0) -> np.ndarray:
     try:
         from umap import UMAP
     except ImportError:
-        raise UserError("method umap needs umap-learn: pip install 'mmcl[umap]', or choose tsne") from None
+        raise UserError(_NO_UMAP) from None
     start = "random" if len(row_ND) < 20 else "spectral"  # The spectral one needs more rows than neighbours and dimensions.
     model = UMAP(n_neighbors=min(max(15, neighbours), len(row_ND) - 1), init=start, random_state=seed, n_jobs=1)
     return np.asarray(model.fit_transform(row_ND), np.float32)

@@ -16,7 +16,7 @@ from mmcl.evaluate.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.statistics import Estimate
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
 
 EVALUATOR = "zero_shot_reject"
 KEPT = 0.95
@@ -75,6 +75,18 @@ def zero_shot_reject(
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
+def _check(task: Task, has_text: bool, *, unknown: Sequence[str], **_: Any) -> None:
+    require_text(EVALUATOR, has_text)
+    names = list(task.source.class_names or ())
+    missing = [name for name in unknown if name not in names]
+    if missing or not 0 < len(set(unknown)) < len(names):
+        raise UserError(f"{EVALUATOR}: unknown must be one or more of the class names of {task.name}, not all, not {unknown!r}")
+    outside = np.isin(task.labels, [names.index(name) for name in unknown])
+    if outside.all() or not outside.any():
+        raise UserError(f"{EVALUATOR}: {task.name} must have images of the unknown classes and of others")
+
+
+@needs(_check)
 def evaluate_zero_shot_reject(
     model: CachedModel,
     task: Task,
@@ -90,14 +102,8 @@ def evaluate_zero_shot_reject(
         background: prompts that stand for everything else.
         templates: by default those of the source.
     """
-    model.require_text(EVALUATOR)
     names = list(task.source.class_names or ())
-    missing = [name for name in unknown if name not in names]
-    if missing or not 0 < len(set(unknown)) < len(names):
-        raise UserError(f"{EVALUATOR}: unknown must be one or more of the class names of {task.name}, not all, not {unknown!r}")
     outside = np.isin(task.labels, [names.index(name) for name in unknown])
-    if outside.all() or not outside.any():
-        raise UserError(f"{EVALUATOR}: {task.name} must have images of the unknown classes and of others")
     known_names = [name for name in names if name not in unknown]
     image_emb = model.images(task.source)
     options: dict[str, Any] = {"logit_scale": model.model.logit_scale, "logit_bias": model.model.logit_bias}

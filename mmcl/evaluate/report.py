@@ -92,6 +92,7 @@ class Report:
         details: JSON values by name that are too large for a table, such as a confusion matrix.
         figures: PNG files by name, without ".png".
         pages: HTML files by name, without ".html"; each needs no other file.
+        failures: one line for each evaluator that could not run, see `run`.
         provenance: no two with the same evaluator, data and model.
     """
 
@@ -101,6 +102,7 @@ class Report:
     figures: Mapping[str, bytes] = field(default_factory=dict)
     provenance: tuple[Provenance, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
 
     def __add__(self, other: Report) -> Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
@@ -108,7 +110,8 @@ class Report:
         details, figures = {**self.details, **other.details}, {**self.figures, **other.figures}
         provenance = {(one.evaluator, one.data, one.model): one for one in (*self.provenance, *other.provenance)}
         pages = {**self.pages, **other.pages}
-        return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages)
+        failures = tuple(dict.fromkeys((*self.failures, *other.failures)))
+        return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages, failures)
 
     def __getitem__(self, metric: str) -> float | None:
         """The value of a metric whose name is in the report once. Raises KeyError for none, or for several rows."""
@@ -149,18 +152,21 @@ class Report:
         Args:
             brief: leaves the metrics of long tables to the reports, but for those that people quote.
         """
-        return tables.text(tables.metric_tables(tables.quoted(self.metrics) if brief else self.metrics), self.notes)
+        return tables.text(tables.metric_tables(tables.quoted(self.metrics) if brief else self.metrics), self._remarks())
 
     def to_markdown(self) -> str:
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
-        notes = (tables.INTERVALS, *self.notes)
+        notes = (tables.INTERVALS, *self._remarks())
         return tables.markdown("Evaluation", tables.metric_tables(self.metrics), notes, figures, self._links())
 
     def to_html(self) -> str:
         """One page that needs no other file, but links to `pages`."""
         foot = tables.provenance_table(self.provenance) if self.provenance else None
-        notes = (tables.INTERVALS, *self.notes)
+        notes = (tables.INTERVALS, *self._remarks())
         return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot, self._links())
+
+    def _remarks(self) -> tuple[str, ...]:
+        return (*self.notes, *(f"NOT EVALUATED: {line}" for line in self.failures))
 
     def _links(self) -> dict[str, str]:
         return {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages}
@@ -197,6 +203,7 @@ class Report:
         }
         more = {
             "notes": self.notes,
+            "failures": self.failures,
             "details": self.details,
             "figures": list(self.figures),
             "pages": list(self.pages),
@@ -225,7 +232,7 @@ class Report:
             figures = {name: read(f"{file_name(name)}.png") for name in more["figures"]}
             pages = {name: read(f"{file_name(name)}.html").decode() for name in more["pages"]}
             provenance = tuple(Provenance(**one) for one in more["provenance"])
-            notes, details = tuple(more["notes"]), more["details"]
+            notes, details, failures = tuple(more["notes"]), more["details"], tuple(more["failures"])
         except FileNotFoundError as error:
             raise UserError(f"{directory}: no report here, {Path(error.filename).name} is missing") from None
         except UserError:
@@ -233,7 +240,8 @@ class Report:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
         rows = read_rows(directory / _ROWS)
-        return cls(tuple(replace(m, rows=rows.get(m.key)) for m in metrics), notes, details, figures, provenance, pages)
+        metrics = [replace(metric, rows=rows.get(metric.key)) for metric in metrics]
+        return cls(tuple(metrics), notes, details, figures, provenance, pages, failures)
 
 
 class _Tied:

@@ -12,6 +12,7 @@ from mmcl.core.nearest import nearest
 from mmcl.core.rivals import Scores, cosine_rivals
 from mmcl.data.captions import caption_key
 from mmcl.data.pictures import decode_sample
+from mmcl.errors import UserError
 from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, Values, cutoffs, features, labels_or_ids, same_width, unit_rows
 from mmcl.evaluate.baselines import best_of_group, group_to_queries
@@ -19,7 +20,7 @@ from mmcl.evaluate.plots import retrieval_examples
 from mmcl.evaluate.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
 from mmcl.evaluate.report import Report, file_name, metric_rows
 from mmcl.evaluate.statistics import Estimate
-from mmcl.evaluate.task import CachedModel, Captions, Task
+from mmcl.evaluate.task import CachedModel, Captions, Task, needs, require_text
 from mmcl.rng import permutation
 
 EVALUATOR = "retrieval"
@@ -102,6 +103,14 @@ def retrieval_from_scores(
     return _report(found, cutoffs(ks), data, model)
 
 
+def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
+    require_text(EVALUATOR, has_text)
+    cutoffs(ks)
+    if not any(task.source[index].captions for index in range(len(task.source))):
+        raise UserError(f"{task.name}: no sample has a caption, which {EVALUATOR} needs; choose another source or evaluator")
+
+
+@needs(_check)
 def evaluate_retrieval(
     model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
 ) -> Report:
@@ -114,7 +123,6 @@ def evaluate_retrieval(
         ks, ties: as in `retrieval`.
         examples: queries of each direction in the picture; 0 for no picture.
     """
-    model.require_text(EVALUATOR)
     captions = task.captions
     image_emb, text_emb = model.images(task.source), model.encode_text(captions.texts)
     options: dict[str, Any] = {

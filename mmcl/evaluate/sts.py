@@ -14,7 +14,7 @@ from mmcl.evaluate import statistics
 from mmcl.evaluate.arrays import Array, same_width, unit_rows
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.statistics import Estimate
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
 
 EVALUATOR = "sts"
 METRIC = "sts_spearman"
@@ -46,9 +46,14 @@ def sts(
     return Report(metric_rows(EVALUATOR, data, model, {METRIC: _correlation(cosine_N, scores)}))
 
 
+def _check(task: Task, has_text: bool) -> None:
+    require_text(EVALUATOR, has_text)
+    _require_order(_pairs(task)[2])
+
+
+@needs(_check)
 def evaluate_sts(model: CachedModel, task: Task) -> Report:
     """`sts` of a source with scores, between each caption and its positive; with chance and the cosine of bags of words."""
-    model.require_text(EVALUATOR)
     first, second, scores = _pairs(task)
     report = sts(model.encode_text(first), model.encode_text(second), scores, data=task.name, model=model.name)
     if task.baselines:
@@ -85,9 +90,13 @@ def _correlation(cosine_N: np.ndarray, scores: Array | Sequence[float]) -> Estim
     score_N = np.asarray(scores, np.float64)
     if score_N.shape != cosine_N.shape or not np.isfinite(score_N).all():
         raise UserError(f"scores must be {len(cosine_N)} finite numbers, one for each pair")
+    _require_order(score_N)
+    return spearman(cosine_N, score_N)
+
+
+def _require_order(score_N: np.ndarray) -> None:
     if np.ptp(score_N) == 0:
         raise UserError("scores are all equal, so there is no order to agree with; give pairs of different scores")
-    return spearman(cosine_N, score_N)
 
 
 def _pairs(task: Task) -> tuple[list[str], list[str], np.ndarray]:

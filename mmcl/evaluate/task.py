@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from mmcl.data.source import Source, digest
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
 from mmcl.evaluate.cache import EmbeddingCache
-from mmcl.evaluate.report import Provenance
+from mmcl.evaluate.report import Provenance, Report
 from mmcl.evaluate.statistics import SEED
 from mmcl.types import EmbeddingModel, Preprocess
 
@@ -78,10 +81,7 @@ class CachedModel:
 
     def require_text(self, evaluator: str) -> None:
         """Raises UserError when the model has no text tower."""
-        if not self.model.has_text:
-            raise UserError(
-                f"{evaluator} needs a model with a text tower; this one embeds only images: use knn or linear_probe"
-            )
+        require_text(evaluator, self.model.has_text)
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,42 @@ class Task:
 
     @cached_property
     def bank_labels(self) -> np.ndarray:
-        """int64 [M]. Raises UserError when a training sample has no label, or its classes are not those of the source."""
+        """int64 [M], classes numbered as in the source; those that it lacks come after its own.
+
+        Raises:
+            UserError: a training sample has no label, or the two have class names and none in common.
+        """
         bank = self.required_bank
-        ours, theirs = self.source.class_names, bank.class_names
-        if ours is not None and theirs is not None and list(ours) != list(theirs):
-            raise UserError(f"{self.name}: training and test data have different classes; give both the same class names")
-        return _labels(bank, f"the training data of {self.name}")
+        labels, ours, theirs = _labels(bank, f"the training data of {self.name}"), self.source.class_names, bank.class_names
+        if ours is None or theirs is None or list(ours) == list(theirs):
+            return labels
+        if not set(ours) & set(theirs):
+            raise UserError(
+                f"{self.name}: training and test data have different classes, none of {theirs[0]!r}, ... is a name "
+                f"of both; give both the same class names"
+            )
+        number = {name: place for place, name in enumerate(dict.fromkeys([*ours, *theirs]))}
+        return np.array([number[name] for name in theirs], np.int64)[labels]
+
+    def about_bank(self, evaluator: str) -> tuple[str, ...]:
+        """A note where test samples are of classes that no training sample has, which are wrong whatever the model."""
+        unseen = ~np.isin(self.labels, self.bank_labels)
+        if not unseen.any():
+            return ()
+        return (
+            f"{evaluator}, {self.name}: {int(unseen.sum())} of {len(unseen)} samples are of classes that the training data "
+            "lack, and count as wrong.",
+        )
+
+    def require_labels(self, *, bank: bool = False) -> None:
+        """Raises UserError unless every sample has a label, and with `bank` every training sample too."""
+        _ = self.labels, bank and self.bank_labels
+
+    def require_classes(self, evaluator: str) -> None:
+        """Raises UserError where there are no labels to learn from, those of one class only, or none to score."""
+        if len(np.unique(self.bank_labels)) < 2:
+            raise UserError(f"{evaluator}: the training data of {self.name} have one class only; a classifier needs two")
+        self.require_labels()
 
     def row_names(self, metric: str) -> Sequence[str]:
         """What the rows of a metric are called: of text-to-image retrieval the captions, of all others the samples."""
@@ -194,6 +224,47 @@ class Task:
     def pca(self) -> CachedModel:
         """The baseline "PCA-50" of the training pictures."""
         return CachedModel(PCAPixels(self.pixels.images(self.required_bank), self.pixels.images), "PCA-50")
+
+
+class NeedsTexts(UserError):
+    """The evaluator is not for models that embed images alone."""
+
+
+def require_text(evaluator: str, has_text: bool) -> None:
+    """Raises NeedsTexts, a UserError, for a model without a text tower."""
+    if not has_text:
+        raise NeedsTexts(f"{evaluator} needs a model with a text tower; this one embeds only images: use knn or linear_probe")
+
+
+Evaluator = Callable[..., Report]
+Check = Callable[..., None]
+
+
+def needs(check: Check) -> Callable[[Evaluator], Evaluator]:
+    """States what an evaluator needs, so that it can be said before there is a model: a decorator of evaluators.
+
+    Args:
+        check: gets the task, whether the model embeds texts, and the evaluator's arguments by name, defaults included; raises
+            UserError where the evaluator cannot run. It may read labels, sizes and texts, but embeds nothing.
+    """
+
+    def checked(evaluate: Evaluator) -> Evaluator:
+        signature = inspect.signature(evaluate)
+
+        def given(task: Task, has_text: bool, **args: Any) -> None:
+            bound = signature.bind(None, task, **args)
+            bound.apply_defaults()
+            check(task, has_text, **bound.kwargs)
+
+        @functools.wraps(evaluate)
+        def run(model: CachedModel, task: Task, **args: Any) -> Report:
+            given(task, model.model.has_text, **args)
+            return evaluate(model, task, **args)
+
+        run.check = given  # type: ignore[attr-defined]
+        return run
+
+    return checked
 
 
 def captions_of(source: Source) -> Captions:

@@ -19,7 +19,7 @@ from mmcl.evaluate.prompts import Templates, class_embeddings
 from mmcl.evaluate.ranking import Ties, cosine_scores, score_ranks
 from mmcl.evaluate.report import Report, metric_rows
 from mmcl.evaluate.statistics import Estimate
-from mmcl.evaluate.task import CachedModel, Task
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
 
 EVALUATOR = "zero_shot"
 _BLOCK = 2**22
@@ -148,6 +148,15 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimat
     return Estimate(value, *statistics.within_bounds(value, variance * effective, effective), n)
 
 
+def _check(task: Task, has_text: bool, *, top_k: Sequence[int], **_: Any) -> None:
+    require_text(EVALUATOR, has_text)
+    cutoffs(top_k, "top_k")
+    if task.source.class_names is None:
+        raise UserError(f"{task.name}: has no class names, which {EVALUATOR} needs; choose another source or evaluator")
+    task.require_labels()
+
+
+@needs(_check)
 def evaluate_zero_shot(
     model: CachedModel,
     task: Task,
@@ -162,10 +171,8 @@ def evaluate_zero_shot(
         templates: by default those of the source.
         top_k, ties: as in `zero_shot`.
     """
-    model.require_text(EVALUATOR)
     names = task.source.class_names
-    if names is None:
-        raise UserError(f"{task.name}: has no class names, which {EVALUATOR} needs; choose another source or evaluator")
+    assert names is not None, "checked"
     class_emb = class_embeddings(model, names, task.source.templates if templates is None else templates)
     scale: dict[str, Any] = {"logit_scale": model.model.logit_scale, "logit_bias": model.model.logit_bias}
     options: dict[str, Any] = {"class_names": names, "top_k": top_k, "data": task.name}
@@ -174,7 +181,8 @@ def evaluate_zero_shot(
         report += _constant_baselines(task.labels, len(names), cutoffs(top_k, "top_k"), task.name)
     if task.baselines and task.bank is not None:
         image, member = (torch.from_numpy(task.pixels.images(source)) for source in (task.source, task.bank))
-        scores = best_of_group(image, member, torch.from_numpy(task.bank_labels), len(names))
+        own = torch.from_numpy(task.bank_labels)
+        scores = best_of_group(image, member[own < len(names)], own[own < len(names)], len(names))
         report += zero_shot_from_scores(
             scores, torch.from_numpy(task.labels), len(names), ties=ties, model=task.pixels.name, **options
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mmcl.errors import UserError
-from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
-from mmcl.evaluate.task import captions_of
+from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, check, run
+from mmcl.evaluate.task import NeedsTexts, captions_of
 from tests.evaluate.toys import ARGS, CLASSES, NAMES, PatternModel, PatternSource
 
 HEADLINES = {
@@ -135,11 +137,121 @@ def test_data_that_do_not_fit_are_user_errors(name: str, change: dict[str, objec
         EVALUATORS[name](CachedModel(PatternModel()), replace(task, **change))
 
 
-def test_other_classes_in_the_bank_are_a_user_error(task: Task) -> None:
+class Renamed(PatternSource):
+    """The same images, whose classes have other numbers or names."""
+
+    def __init__(self, rows: int, seed: int, names: list[str]):
+        super().__init__(rows, seed)
+        kept = [sample for sample in self._samples if NAMES[sample.label or 0] in names]
+        self._samples = [replace(sample, label=names.index(NAMES[sample.label or 0])) for sample in kept]
+        self.class_names = names
+
+
+@pytest.mark.parametrize("name", ["knn", "linear_probe", "few_shot"])
+def test_classes_of_the_bank_are_found_by_name(name: str, task: Task) -> None:
+    def score(task: Task) -> list[float | None]:
+        return [row.value for row in EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task).metrics]
+
+    assert score(replace(task, bank=Renamed(60, 1, NAMES[::-1]))) == score(task)
+    more = Renamed(60, 1, ["unheard of", *NAMES])
+    assert score(replace(task, bank=more)) == score(task)
+
+
+def test_images_of_classes_that_the_bank_lacks_are_wrong_and_said(task: Task) -> None:
+    fewer = replace(task, bank=Renamed(60, 1, NAMES[:1:-1]))
+    for name in ("knn", "linear_probe", "few_label", "zero_shot"):
+        report = EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), fewer)
+        assert all(row.value is None or row.value <= 4 / 6 for row in report.metrics) or name == "zero_shot"
+        if name != "zero_shot":
+            assert any("12 of 36 samples are of classes that the training data lack" in note for note in report.notes)
+    assert by_model(EVALUATORS["knn"](CachedModel(PatternModel()), fewer, ks=(1,)), "knn1_top1")["trained"] == 4 / 6
+
+
+def test_no_class_in_common_is_a_user_error(task: Task) -> None:
     assert task.bank is not None
-    task.bank.class_names = [*NAMES[1:], NAMES[0]]
+    task.bank.class_names = [f"other {number}" for number in range(CLASSES)]
     with pytest.raises(UserError, match="different classes"):
         EVALUATORS["knn"](CachedModel(PatternModel()), task)
+
+
+class Never(PatternModel):
+    """Fails where anything is embedded."""
+
+    def encode_image(self, images: Any, **options: Any) -> np.ndarray:
+        raise AssertionError("embeds images")
+
+    def encode_text(self, texts: Any, **options: Any) -> np.ndarray:
+        raise AssertionError("embeds texts")
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_every_evaluator_says_what_it_needs_before_anything_is_embedded(name: str, task: Task) -> None:
+    args = ARGS.get(name, {})
+    check(name, args, task, has_text=True)
+    bare = PatternSource(1, seed=0, labels=False, captions=False, scores=False)
+    if name == "embedding_map":
+        with pytest.raises(UserError, match="method"):
+            check(name, {"method": "drawing"}, task, has_text=True)
+        return
+    with pytest.raises(UserError):
+        check(name, args, replace(task, source=bare, bank=bare), has_text=True)
+    with pytest.raises(UserError):
+        EVALUATORS.build(name, args, CachedModel(Never()), replace(task, source=bare, bank=bare))
+
+
+@pytest.mark.parametrize("name", ["retrieval", "zero_shot", "zero_shot_reject", "pairs", "sts"])
+def test_what_needs_texts_says_so_beforehand(name: str, task: Task) -> None:
+    with pytest.raises(NeedsTexts, match="text tower"):
+        check(name, ARGS.get(name, {}), task, has_text=False)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "few_shot", "few_label"])
+def test_a_bank_of_one_class_is_refused_beforehand(name: str, task: Task) -> None:
+    with pytest.raises(UserError, match="one class only"):
+        check(name, ARGS.get(name, {}), replace(task, bank=PatternSource(1, seed=1)), has_text=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 12])
+def test_a_small_bank_is_enough_for_the_usual_arguments(rows: int, task: Task) -> None:
+    small = replace(task, bank=PatternSource(rows, seed=1))
+    knn = by_model(EVALUATORS["knn"](CachedModel(PatternModel()), small), "knn20_top1")
+    assert set(knn.values()) <= {None}
+    assert by_model(EVALUATORS["knn"](CachedModel(PatternModel()), small), "knn1_top1")["trained"] is not None
+    if rows > 1:
+        EVALUATORS["linear_probe"](CachedModel(PatternModel()), small)
+        shots = EVALUATORS["few_shot"](CachedModel(PatternModel()), small, seeds=1)
+        assert by_model(shots, "few_shot_1_top1")["trained"] is not None
+        assert by_model(shots, "few_shot_16_top1")["trained"] is None
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_a_map_of_few_images_is_left_out_with_a_note(rows: int, task: Task) -> None:
+    report = run([("embedding_map", {})], [CachedModel(PatternModel())], [replace(task, source=PatternSource(rows, seed=0))])
+    assert not report.figures
+    assert f"there are {rows}" in report.notes[0]
+
+
+def test_what_cannot_be_evaluated_costs_itself_alone(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: CachedModel, task: Task) -> Report:
+        return Report(notes=(str(1 / 0),))
+
+    monkeypatch.setitem(EVALUATORS._entries, "broken", broken)
+    one_class = replace(task, bank=PatternSource(1, seed=1))
+    names: list[tuple[str, dict[str, Any]]] = [("linear_probe", {}), ("broken", {}), ("knn", {"ks": [1]})]
+    report = run(names, [CachedModel(PatternModel())], [one_class])
+    assert {row.evaluator for row in report.metrics} == {"knn"}
+    probe, bug = report.failures
+    assert probe.startswith("linear_probe, patterns, trained: linear_probe: the training data of patterns have one class")
+    assert bug == "broken, patterns, trained: ZeroDivisionError: division by zero"
+    assert "Traceback" in capsys.readouterr().err
+    report.write(tmp_path)
+    assert Report.load(tmp_path).failures == report.failures
+    for shown in (report.to_text(), report.to_markdown(), report.to_html()):
+        assert "NOT EVALUATED: linear_probe" in shown.replace("\\_", "_")
+    with pytest.raises(UserError, match="one class"):
+        run(names[:2], [CachedModel(PatternModel())], [one_class])
 
 
 @pytest.mark.parametrize("name", ["retrieval", "zero_shot"])
