@@ -25,8 +25,11 @@ class Subset(DerivedSource):
         indices: int64, the rows' numbers in it.
     """
 
+    warnings: Sequence[str] = ()
+
     def __init__(self, source: Source, indices: np.ndarray):
         super().__init__(source)
+        self.warnings = source.warnings
         self.indices = indices
         self.ids = None if source.ids is None else source.ids[indices]
         self.scores = None if source.scores is None else source.scores[indices]
@@ -59,23 +62,47 @@ def split_source(source: Source, share: float, seed: int, *, cache: Path | None 
     """Splits a source at random into (rest, held out).
 
     What belongs together stays together: rows with equal ids, or, without ids, with the same first caption, see `caption_key`.
-    A group's side depends on the seed and the group alone, so adding data moves nothing across.
+    Groups have an order that the seed and the group alone decide, and are held out in it until the share is reached; one that
+    would go beyond it is passed over. So the share is exact where groups are small, and the nearest where they are not, which
+    the rest's `warnings` say; and adding data moves few groups across.
 
     Args:
-        share: of the groups that are held out, above 0 and below 1.
+        share: of the rows that are held out, above 0 and below 1, rounded, and at least one.
         cache: folder where the groups of more than 100,000 samples are kept, as it takes a while to read all captions.
 
     Raises:
         UserError: one of the parts would be empty.
     """
-    groups = _groups(source, cache)
-    held = uniform(seed, Stream.HOLDOUT, groups) < share
-    if held.all() or not held.any():
+    group, place, size = np.unique(_groups(source, cache), return_inverse=True, return_counts=True)
+    if len(group) < 2 or not 0 < share < 1:
         raise UserError(
-            f"data.holdout {share} of {len(np.unique(groups))} different captions leaves an empty part; "
-            "give more data, another share, or test data of its own"
+            f"data.holdout {share} of {len(source)} samples with {len(group)} different captions leaves an empty part; "
+            "give more data, or test data of its own"
         )
-    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+    wanted = min(max(int(share * len(source) + 0.5), 1), len(source) - 1)
+    order = np.argsort(uniform(seed, Stream.HOLDOUT, group), kind="stable")
+    chosen = order[_first_that_fit(size[order], wanted)]
+    held = np.isin(place, chosen)
+    rest = Subset(source, np.flatnonzero(~held))
+    if held.sum() != wanted:
+        why = f"data.holdout {share} of {len(source)} samples is {wanted}, and {held.sum()} are held out"
+        rest.warnings = (*source.warnings, f"{why}: samples with equal captions or ids stay together")
+    return rest, Subset(source, np.flatnonzero(held))
+
+
+def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
+    """Places of sizes, taken in their order, whose sum is `wanted` or near it; at least one, never all."""
+    left, taken = wanted, list[int]()
+    for place, size in enumerate(sizes.tolist()):
+        if size <= left:
+            taken.append(place)
+            left -= size
+        if left == 0:
+            break
+    spare = np.setdiff1d(np.arange(len(sizes)), taken)
+    smallest = int(spare[sizes[spare].argmin()])
+    is_nearer = sizes[smallest] - left < left and len(spare) > 1
+    return [*taken, smallest] if is_nearer or not taken else taken
 
 
 def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class: int | None = None, seed: int) -> np.ndarray:

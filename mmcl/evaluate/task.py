@@ -168,7 +168,7 @@ class Task:
 
     def require_labels(self, *, bank: bool = False) -> None:
         """Raises UserError unless every sample has a label, and with `bank` every training sample too."""
-        _ = self.labels, bank and self.bank_labels
+        _ = bank and self.bank_labels, self.labels
 
     def require_classes(self, evaluator: str) -> None:
         """Raises UserError where there are no labels to learn from, those of one class only, or none to score."""

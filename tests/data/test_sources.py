@@ -230,6 +230,34 @@ class TestSplit:
         with pytest.raises(UserError, match="cannot be written"):
             split_source(source, 0.5, seed=1, cache=tmp_path / "file")
 
+    @pytest.mark.parametrize(
+        ("count", "share", "held"), [(37, 0.1, 4), (6, 0.1, 1), (2, 0.9, 1), (1000, 0.05, 50), (7, 0.5, 4)]
+    )
+    def test_the_share_is_exact(self, tmp_path, count, share, held):
+        path = tmp_path / "pairs.csv"
+        path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i}\n" for i in range(count)))
+        for seed in range(3):
+            rest, held_out = split_source(open_source("table", str(path)), share, seed)
+            assert (len(rest), len(held_out)) == (count - held, held)
+            assert not any("held out" in line for line in rest.warnings)
+
+    @pytest.mark.parametrize(("size", "share", "held"), [(4, 0.1, 4), (10, 0.42, 20), (10, 0.38, 10), (20, 0.1, 20)])
+    def test_groups_come_as_near_as_they_can_and_it_is_said(self, tmp_path, size, share, held):
+        path = tmp_path / "pairs.csv"
+        path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i // size}\n" for i in range(40)))
+        rest, held_out = split_source(open_source("table", str(path)), share, seed=0)
+        assert len(held_out) == held
+        said = [line for line in rest.warnings if f"and {held} are held out" in line]
+        assert len(said) == (held != round(share * 40))
+
+    def test_more_data_move_few_samples_across(self, tmp_path):
+        sides = []
+        for count in (1000, 1100):
+            path = tmp_path / f"{count}.csv"
+            path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i}\n" for i in range(count)))
+            sides.append(set(split_source(open_source("table", str(path)), 0.2, seed=0)[1].indices.tolist()))
+        assert len(sides[0] - sides[1]) < 0.1 * len(sides[0])
+
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_a_share_that_leaves_nothing(self, share):
         with pytest.raises(UserError, match="leaves an empty part"):
