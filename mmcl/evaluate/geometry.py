@@ -56,14 +56,14 @@ def geometry(
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
-def _check(task: Task, has_text: bool) -> None:
-    if len(task.source) < 2:
-        raise UserError(f"{task.name}: has one image, and {EVALUATOR} is about pairs; give 2 or more")
-
-
-@needs(_check)
+@needs(lambda task, has_text: None)
 def evaluate_geometry(model: CachedModel, task: Task) -> Report:
-    """`geometry` of the pictures of a source and, where the model and the source have them, of their first captions."""
+    """`geometry` of the images of a source and, where the model and the source have them, of their first captions.
+
+    One image has none, and is left out with a note.
+    """
+    if len(task.source) < 2:
+        return Report(notes=(f"{EVALUATOR}, {task.name}: nothing, as it is about pairs, and there is one image.",))
     samples = [task.source[index] for index in range(len(task.source))]
     captioned = [index for index, sample in enumerate(samples) if sample.captions]
     image_emb = model.images(task.source)
