@@ -179,22 +179,21 @@ class Report:
 
     def write(self, directory: str | Path) -> None:
         """Writes what `save` does, and for readers report.md, report.html, metrics.csv and a chart of the metrics."""
-        directory = Path(directory)
-        self.save(directory)
-        shown = self
-        if self.metrics:
-            shown = replace(self, figures={"metrics": self.plot(), **self.figures})
-            write_file(directory / "metrics.png", shown.figures["metrics"])
+        chart = {"metrics": self.plot()} if self.metrics else {}
+        shown = replace(self, figures={**chart, **self.figures})
         texts = {"metrics.csv": self.to_csv(), "report.md": shown.to_markdown(), "report.html": shown.to_html()}
-        for name, text in texts.items():
-            write_file(directory / name, text)
+        files = {f"{name}.png": png for name, png in chart.items()} | {name: text.encode() for name, text in texts.items()}
+        self._put(Path(directory), files)
 
     def save(self, directory: str | Path) -> None:
         """Writes what `load` reads: metrics.json, rows.safetensors, figures, pages, and details.json (notes, provenance).
 
-        Every file appears whole, details.json last: it has the digests of all others, so that what a kill, or a copy of some of
+        Every file appears whole, details.json last: it has the digests of the others, so that what a kill, or a copy of some of
         the files, leaves of two reports is not taken for one.
         """
+        self._put(Path(directory), {})
+
+    def _put(self, directory: Path, for_readers: Mapping[str, bytes]) -> None:
         files = {
             _METRICS: self.to_json().encode(),
             _ROWS: rows_file({metric.key: metric.rows for metric in self.metrics if metric.rows is not None}),
@@ -210,8 +209,8 @@ class Report:
             "provenance": [asdict(one) for one in self.provenance],
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
-        for name, content in {**files, _DETAILS: _json(more).encode()}.items():
-            write_file(Path(directory) / name, content)
+        for name, content in {**for_readers, **files, _DETAILS: _json(more).encode()}.items():
+            write_file(directory / name, content)
 
     @classmethod
     def load(cls, directory: str | Path) -> Report:

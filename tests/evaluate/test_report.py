@@ -182,6 +182,8 @@ def test_a_kill_leaves_the_old_report_the_new_one_or_none(writes: int, tmp_path:
     assert found in (old, new, None)
     if found is not None:
         assert float(found.metrics[0].rows.values.mean()) == found.metrics[0].value
+        shown = (tmp_path / "metrics.csv").read_bytes().decode()
+        assert found != new or shown == new.to_csv(), "the pages for readers are never older than what is read"
     new.write(tmp_path)
     assert Report.load(tmp_path) == new
 
