@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from mmcl.core.nearest import nearest
+from mmcl.data.captions import checked_caption
 from mmcl.data.files import file_named, valid_name
 from mmcl.data.open import open_source
 from mmcl.data.pictures import ReadableImages
@@ -37,7 +39,7 @@ class Index:
         samples: the pictures, N of them, with all their captions, T of them.
         image_emb: float32 [N, D], unit length.
         text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 where the model has no text tower.
-        bad: pictures that could not be read and are not in the index.
+        bad: pictures that could not be read and are not in the index, and captions that are none.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Index:
         if len(bad) == len(samples):
             raise UserError(f"{name}: none of the {len(samples)} pictures can be read; the first: {bad[0].reason}")
         good = [number for number in range(len(samples)) if number not in images.unreadable]
-        samples, image_emb = [samples[number] for number in good], image_emb[good]
+        samples, image_emb = [_with_usable_captions(samples[number], number, bad) for number in good], image_emb[good]
         texts = [caption for sample in samples for caption in sample.captions]
         text_emb = model.encode_text(texts) if texts and model.has_text else image_emb[:0]
         index = cls(model, samples, image_emb, text_emb, bad=bad)
@@ -216,6 +218,17 @@ class Index:
         parts += [] if text is None else [self.model.encode_text([text])]
         query = np.sum(parts, axis=0)
         return query / np.linalg.norm(query)
+
+
+def _with_usable_captions(sample: Sample, number: int, bad: list[BadSample]) -> Sample:
+    """A sample with those of its captions that a tokenizer can take; appends why others cannot be used to `bad`."""
+    captions = []
+    for caption in sample.captions:
+        try:
+            captions.append(checked_caption(caption, sample.name))
+        except UserError as error:
+            bad.append(BadSample(number, sample.name, str(error)))
+    return dataclasses.replace(sample, captions=tuple(captions))
 
 
 def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Source, str]:

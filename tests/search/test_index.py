@@ -75,6 +75,16 @@ def test_a_bad_image_costs_itself(damage: str, known: bool, tmp_path: Path, monk
     assert [sample.name for sample in index.samples] == [str(file) for file in files[:7] + files[8:]]
 
 
+def test_a_bad_caption_costs_itself(folder: Path) -> None:
+    captions: list[object] = ["pattern 2", {"en": "x"}, "y" * 30_000, ["z"], " "]
+    rows = [{"image": "0.png", "text": captions}, {"image": "more/1.png", "text": "pattern 1"}]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    index = Index.build(folder / "rows.jsonl", PatternModel())
+    assert [sample.captions for sample in index.samples] == [("pattern 2",), ("pattern 1",)]
+    assert len(index.text_emb) == 2
+    assert [(bad.index, Path(bad.name).name) for bad in index.bad] == [(0, "0.png")] * 3
+
+
 def test_a_folder_a_list_and_a_source_give_the_same(folder: Path) -> None:
     files = sorted(folder.rglob("*.png"))
     by_folder, by_list = Index.build(str(folder), PatternModel()), Index.build(files, PatternModel(), batch_size=1)
