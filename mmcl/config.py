@@ -47,6 +47,9 @@ class TowerConfig:
     without an encoder, it is a new head on the encoder of `init`."""
     init_head_layers: int = 0
     """How many of its first layers a new head takes from the head of `init`, as for fine-tuning in SimCLRv2."""
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    """How images are shown, where it is to be otherwise than the encoder asks for; the fields of mmcl.types.Preprocess, such
+    as {intensity: [0, 4095]} for 12 bits in files of 16. It is saved with the model."""
     freeze: bool = False
     """Keep the encoder as it is, in evaluation mode; the head still learns."""
 

@@ -191,6 +191,10 @@ Resize = Literal["shortest", "squash", "pad", "none"]
 CropRounding = Literal["round", "truncate", "floor"]
 Backend = Literal["pillow", "torchvision", "torchvision_float"]
 ChannelOrder = Literal["rgb", "bgr"]
+Intensity = tuple[float, float] | None
+
+OF_THE_ENCODER = ("size", "channels", "mean", "std", "channel_order")
+"""The fields of `Preprocess` that an encoder was built with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +219,8 @@ class Preprocess:
         backend: whose resize, bit for bit: "pillow", "torchvision" (its kernel for uint8 tensors; up to 2 of 255 levels from
             Pillow's) or "torchvision_float" (the same in float32 and not rounded to levels).
         channel_order: in which the encoder takes the three channels; images are RGB until then.
+        intensity: the values of images beyond 8 bits that become the levels 0 and 255; what lies beyond is cut off. None takes
+            all of 16 bits. Images of 8 bits are as they are.
 
     Raises:
         UserError: a value is not one of the above; names it.
@@ -231,9 +237,10 @@ class Preprocess:
     fill: int | tuple[int, ...] = 255
     backend: Backend = "pillow"
     channel_order: ChannelOrder = "rgb"
+    intensity: Intensity = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize_size", "mean", "std", "fill"):
+        for name in ("size", "resize_size", "mean", "std", "fill", "intensity"):
             object.__setattr__(self, name, _plain(getattr(self, name), pair=name.endswith("size")))
         for name, default in (("mean", 0.0), ("std", 1.0)):
             if set(getattr(self, name)) == {default}:
@@ -258,6 +265,7 @@ class Preprocess:
             "mean": len(self.mean) == self.channels,
             "std": len(self.std) == self.channels and 0 not in self.std,
             "fill": len(fill) == self.channels and all(isinstance(v, int) and 0 <= v <= 255 for v in fill),
+            "intensity": self.intensity is None or (len(self.intensity) == 2 and self.intensity[0] < self.intensity[1]),
             **{name: getattr(self, name) in get_args(allowed) for name, allowed in choices.items()},
         }
 
@@ -295,6 +303,11 @@ class Preprocess:
         to, now, before = (side if isinstance(side, tuple) else (side, side) for side in (size, self.size, self.resize_size))
         height, width = (round(before[axis] * to[axis] / now[axis]) for axis in (0, 1))
         return replace(self, size=size, resize_size=(height, width))
+
+
+def as_size(size: int | Sequence[int]) -> int | tuple[int, int]:
+    """A side, or height and width, as a configuration gives them."""
+    return size if isinstance(size, int) else (size[0], size[1])
 
 
 def _plain(value: Any, *, pair: bool) -> Any:

@@ -18,10 +18,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from mmcl.data.file_part import FilePart
+from mmcl.data.levels import File, check_file, read_array, read_file, to_levels
 from mmcl.data.metadata import without_metadata
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
+from mmcl.types import Intensity
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
@@ -67,17 +68,24 @@ def allowed_pixels() -> int:
 
 
 def decode(
-    image: ImageLike, *, name: str | None = None, max_pixels: int | None = None, max_bytes: int = MAX_BYTES
+    image: ImageLike,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    intensity: Intensity = None,
 ) -> Image.Image:
     """Reads an image: first frame, upright by its EXIF orientation, transparency on white, 16 bits per channel cut to 8.
 
     Damaged metadata cost nothing but what they say: without a readable orientation an image is taken to be upright.
 
     Args:
-        image: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or [H, W, C] with C = 1, 3 or 4.
+        image: a path, an encoded file or its place in another, a PIL image, or an array, also in a .npy or .npz file, [H, W] or
+            [H, W, C] with C = 1, 3 or 4, of which the fourth is transparency.
         name: what an error message calls it; by default its path.
         max_pixels: most width x height, checked in the header before anything is decoded; default: `allowed_pixels`.
         max_bytes: largest encoded file.
+        intensity: see `Preprocess`.
 
     Returns:
         A PIL image of mode "RGB" or "L".
@@ -85,14 +93,14 @@ def decode(
     Raises:
         UserError: the file is missing, too large, truncated, corrupt, or in none of `FORMATS`.
     """
-    with opened(image, name=name, max_pixels=max_pixels, max_bytes=max_bytes) as picture:
+    with opened(image, name=name, max_pixels=max_pixels, max_bytes=max_bytes, intensity=intensity) as picture:
         pixels = picture.pixels()
         return pixels.copy() if pixels is image else pixels
 
 
 def measure(image: ImageLike, *, name: str) -> tuple[int, int]:
     """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
-    with _checked(image, name, None, MAX_BYTES) as stored:
+    with checked(image, name, None, MAX_BYTES) as stored:
         return stored.width, stored.height
 
 
@@ -104,8 +112,8 @@ class Opened:
         may_shrink: whether its pixels can be had at another of `SCALES` than 1: it is a JPEG file.
     """
 
-    def __init__(self, stored: Image.Image, name: str, *, may_shrink: bool):
-        self._stored, self._name = stored, name
+    def __init__(self, stored: Image.Image, name: str, *, may_shrink: bool, intensity: Intensity = None):
+        self._stored, self._name, self._intensity = stored, name, intensity
         self.may_shrink = may_shrink and isinstance(stored, JpegImageFile)
         if not self.may_shrink:
             stored.load()
@@ -123,7 +131,7 @@ class Opened:
             self._stored.draft(None, (self._stored.width // scale, self._stored.height // scale))
         self._stored.load()
         upright = self._stored if self._transpose is None else self._stored.transpose(self._transpose)
-        pixels = _to_rgb_or_grey(upright, self._name)
+        pixels = _to_rgb_or_grey(upright, self._intensity, self._name)
         if pixels is not self._stored:
             pixels.info.clear()  # Or the orientation would be undone again, were this picture decoded.
         return pixels
@@ -131,18 +139,29 @@ class Opened:
 
 @contextmanager
 def opened(
-    image: ImageLike, *, name: str | None = None, max_pixels: int | None = None, max_bytes: int = MAX_BYTES
+    image: ImageLike,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    intensity: Intensity = None,
 ) -> Iterator[Opened]:
     """A picture whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
     name = name or (str(image) if isinstance(image, str | Path) else "image")
-    with _checked(image, name, max_pixels, max_bytes, loads=True) as stored:
+    with checked(image, name, max_pixels, max_bytes, loads=True, intensity=intensity) as stored:
         # Shrinking is for good: not for a picture of the caller's.
-        yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image))
+        yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image), intensity=intensity)
 
 
 @contextmanager
-def _checked(
-    image: ImageLike, name: str, max_pixels: int | None, max_bytes: int, *, loads: bool = False
+def checked(
+    image: ImageLike,
+    name: str,
+    max_pixels: int | None,
+    max_bytes: int,
+    *,
+    loads: bool = False,
+    intensity: Intensity = None,
 ) -> Iterator[Image.Image]:
     """An image whose header is within the bounds; what its parser raises in the block becomes a `UserError`.
 
@@ -153,8 +172,10 @@ def _checked(
         Image.MAX_IMAGE_PIXELS = limit  # Pillow has a limit of its own.
     if isinstance(image, Tensor):
         raise UserError(f"{name}: a tensor is a model's own input; give an array or a PIL image")
+    if not isinstance(image, np.ndarray | Image.Image):
+        image = _or_array(image, name, limit, max_bytes)
     if isinstance(image, np.ndarray):
-        image = _from_array(image, name)
+        image = _from_array(image, intensity, name)
     try:
         with ExitStack() as files:
             try:
@@ -163,7 +184,7 @@ def _checked(
             except UserError:
                 raise
             except Exception:  # The pixels may be whole.
-                bare = without_metadata(_file(image))
+                bare = None if isinstance(image, Image.Image) else without_metadata(read_file(image))
                 if bare is None:
                     raise
                 stored = files.enter_context(_open(bare, name, max_bytes))
@@ -186,15 +207,6 @@ def _check_and_load(stored: Image.Image, name: str, limit: int, *, loads: bool) 
         stored.load()  # Formats such as PNG may state the orientation after the pixels.
 
 
-def _file(image: Path | str | bytes | FilePart | Image.Image) -> bytes:
-    """A whole file; nothing of an image that is no file."""
-    if isinstance(image, Image.Image):
-        return b""
-    if isinstance(image, FilePart):
-        return image.read()
-    return image if isinstance(image, bytes) else Path(image).read_bytes()
-
-
 def _orientation(stored: Image.Image) -> int:
     try:
         return int(stored.getexif().get(_ORIENTATION_TAG, 1))
@@ -202,40 +214,32 @@ def _orientation(stored: Image.Image) -> int:
         return 1
 
 
-def _open(image: Path | str | bytes | FilePart | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
+def _or_array(file: File, name: str, max_pixels: int, max_bytes: int) -> File | np.ndarray:
+    array = read_array(file, name, max_pixels=max_pixels, max_bytes=max_bytes)
+    return file if array is None else array
+
+
+def _open(image: File | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
     if isinstance(image, Image.Image):
         return nullcontext(image)  # It is the caller's, who may want its other frames.
-    if isinstance(image, FilePart):
-        size = image.size
-    elif isinstance(image, bytes):
-        size = len(image)
-    else:
-        path = Path(image)
-        if not path.is_file():
-            raise UserError(f"{name}: is not a file" if path.exists() else f"{name}: no such file")
-        size = path.stat().st_size
-    if size > max_bytes:
-        raise UserError(f"{name}: {size} bytes, more than the limit of {max_bytes}")
-    if size == 0:
-        raise UserError(f"{name}: the file is empty")
-    return Image.open(image if isinstance(image, Path | str) else io.BytesIO(_file(image)), formats=FORMATS)
+    check_file(image, name, max_bytes)
+    return Image.open(image if isinstance(image, Path | str) else io.BytesIO(read_file(image)), formats=FORMATS)
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
+def _from_array(array: np.ndarray, intensity: Intensity, name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or array.size == 0:
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or array.size == 0:
         raise UserError(
-            f"{name}: an array must be uint8 [H, W] or [H, W, C] with C = 1, 3 or 4, not {array.dtype} {list(array.shape)}"
+            f"{name}: an array must be [H, W] or [H, W, C] with C = 1, 3 or 4, not {list(array.shape)}; for other "
+            "channels take an encoder that has them"
         )
-    return Image.fromarray(array)
+    return Image.fromarray(to_levels(array, intensity, name))
 
 
-def _to_rgb_or_grey(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F":
-        raise UserError(f"{name}: floating-point pixels have no known range; save it with 8 bits per channel")
-    if image.mode.startswith("I"):
-        return _sixteen_to_eight_bits(image, name)
+def _to_rgb_or_grey(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:
+    if image.mode.startswith(("F", "I")):  # greys of 16 bits and more, which Pillow's own conversion would cut off at 255
+        return Image.fromarray(to_levels(np.asarray(image), intensity, name))
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La")
         image = image.convert("RGBA")
@@ -243,11 +247,3 @@ def _to_rgb_or_grey(image: Image.Image, name: str) -> Image.Image:
         return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
     mode = "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)
-
-
-def _sixteen_to_eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Greys of 0 to 65535, as in 16-bit PNG and TIFF files; Pillow's own conversion would clip them at 255."""
-    grey = np.asarray(image)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise UserError(f"{name}: greys beyond 16 bits ({grey.min()} to {grey.max()}); save it with 8 or 16 bits per channel")
-    return Image.fromarray((grey // 257).astype(np.uint8))

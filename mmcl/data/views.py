@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from mmcl.config import DataConfig, ViewConfig
 from mmcl.data.augment.policy import Policy
+from mmcl.data.bands import read_bands
 from mmcl.data.crop import RandomResizedCrop
 from mmcl.data.decode import SCALES, opened
 from mmcl.data.resize import Box, part_to_tensor, to_tensor
@@ -64,8 +66,8 @@ class ImageView:
         left, top, right, bottom = (side - side % scale for side in box)
         return Part((left, top, right, bottom), scale)
 
-    def cut(self, pixels: Image.Image, box: Box | None, scale: int) -> Tensor:
-        """What is shown of a picture that was shrunk by `scale`: [C, H, W]."""
+    def cut(self, pixels: Image.Image | np.ndarray, box: Box | None, scale: int) -> Tensor:
+        """What is shown of an image, or of the bands of one, that was shrunk by `scale`: [C, H, W]."""
         if box is None:
             return to_tensor(pixels, self.preprocess)
         left, top, right, bottom = (side // scale for side in box)
@@ -86,9 +88,17 @@ def show(
     Raises:
         UserError: the picture cannot be read; see `decode`.
     """
-    with opened(image, name=name) as picture:
-        size = picture.width, picture.height
-        parts = {key: view.part(*size, seed=seed, epoch=epoch, index=index) for key, view in views.items()}
+    preprocess = next(iter(views.values())).preprocess
+
+    def parts_of(width: int, height: int) -> dict[str, Part]:
+        return {key: view.part(width, height, seed=seed, epoch=epoch, index=index) for key, view in views.items()}
+
+    if preprocess.channels not in (1, 3):
+        bands = read_bands(image, preprocess.channels, preprocess.intensity, name=name or "image")
+        parts = parts_of(bands.shape[1], bands.shape[0])
+        return {key: view.cut(bands, parts[key].box, 1) for key, view in views.items()}
+    with opened(image, name=name, intensity=preprocess.intensity) as picture:
+        parts = parts_of(picture.width, picture.height)
         scale = min(part.scale for part in parts.values()) if picture.may_shrink else 1
         pixels = picture.pixels(scale)
     return {key: view.cut(pixels, parts[key].box, scale) for key, view in views.items()}

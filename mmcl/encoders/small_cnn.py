@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
-from mmcl.types import Preprocess
+from mmcl.types import Preprocess, as_size
 
 
 class SmallCNN(ImageEncoder):
-    """Two 3x3 convolutions with ReLU and 2x2 max-pooling, then one linear layer: [B, C, S, S] to [B, feature_dim].
+    """Two 3x3 convolutions with ReLU and 2x2 max-pooling, then one linear layer: [B, C, H, W] to [B, feature_dim].
 
     Args:
-        image_size: side S in pixels, at least 4.
-        channels: 1 (grey) or 3 (RGB).
+        image_size: side in pixels, or height and width, at least 4.
+        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
         feature_dim: width F of the features.
     """
 
-    def __init__(self, *, image_size: int = 28, channels: int = 1, feature_dim: int = 128):
+    def __init__(self, *, image_size: int | Sequence[int] = 28, channels: int = 1, feature_dim: int = 128):
         super().__init__()
-        self.preprocess = Preprocess(size=image_size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+        self.preprocess = Preprocess(size=as_size(image_size), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
         self.feature_dim = feature_dim
-        self.rebuild_args = {"image_size": image_size, "channels": channels, "feature_dim": feature_dim}
+        self.rebuild_args = {"image_size": self.preprocess.size, "channels": channels, "feature_dim": feature_dim}
         self.layers = nn.Sequential(
             PixelNorm(self.preprocess),
             nn.Conv2d(channels, 32, 3, padding=1),
@@ -31,7 +33,7 @@ class SmallCNN(ImageEncoder):
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(64 * (image_size // 4) ** 2, feature_dim),
+            nn.Linear(64 * (self.preprocess.height // 4) * (self.preprocess.width // 4), feature_dim),
         )
 
     def forward(self, image_BCHW: Tensor) -> Tensor:

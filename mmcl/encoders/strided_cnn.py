@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.types import Preprocess, as_size
 
 
 class StridedCNN(ImageEncoder):
@@ -19,8 +20,8 @@ class StridedCNN(ImageEncoder):
     (digits, icons), and costs a fraction of the convolutions that an average would need to make up for it.
 
     Args:
-        image_size: side S in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        image_size: side in pixels, or height and width.
+        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
         widths: channels after each stage.
         blocks: residual blocks of two 3x3 convolutions in each stage.
         kernel: side of the first convolution.
@@ -30,7 +31,7 @@ class StridedCNN(ImageEncoder):
     def __init__(
         self,
         *,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         channels: int = 3,
         widths: Sequence[int] = (64, 128, 256),
         blocks: Sequence[int] = (0, 0, 0),
@@ -40,10 +41,10 @@ class StridedCNN(ImageEncoder):
         super().__init__()
         if len(blocks) != len(widths):
             raise UserError(f"strided_cnn: widths {list(widths)} and blocks {list(blocks)} must have one entry for each stage")
-        self.preprocess = Preprocess(size=image_size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+        self.preprocess = Preprocess(size=as_size(image_size), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
         self.feature_dim = feature_dim
         self.rebuild_args = {
-            "image_size": image_size,
+            "image_size": self.preprocess.size,
             "channels": channels,
             "widths": list(widths),
             "blocks": list(blocks),
@@ -51,13 +52,13 @@ class StridedCNN(ImageEncoder):
             "feature_dim": feature_dim,
         }
         stages: list[nn.Module] = [PixelNorm(self.preprocess)]
-        width_in, side = channels, image_size
+        width_in, sides = channels, [self.preprocess.height, self.preprocess.width]
         for stage, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
             stages.append(_convolution(width_in, width, kernel if stage == 0 else 3, stride=2))
             stages += [_Residual(width) for _ in range(depth)]
-            width_in, side = width, (side + 1) // 2
+            width_in, sides = width, [(side + 1) // 2 for side in sides]
         self.stages = nn.Sequential(*stages)
-        self.project = nn.Linear(width_in * side**2, feature_dim, bias=False)
+        self.project = nn.Linear(width_in * math.prod(sides), feature_dim, bias=False)
         self.norm = nn.BatchNorm1d(feature_dim)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:

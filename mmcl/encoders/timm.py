@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import timm
+from timm.layers import to_2tuple
 from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
@@ -16,13 +18,13 @@ from mmcl.types import Preprocess
 
 
 class TimmEncoder(ImageEncoder):
-    """A timm model up to its pooled features: [B, C, S, S] to [B, F].
+    """A timm model up to its pooled features: [B, C, H, W] to [B, F].
 
     Args:
         name: as timm lists it, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k".
         pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false: random ones.
-        in_chans: 1 (grey) or 3 (RGB); timm folds released RGB weights into one channel.
-        image_size: side S in pixels; None takes the model's own.
+        in_chans: 1 (grey), 3 (RGB), or as many as the arrays have that are given; timm folds or repeats released RGB weights.
+        image_size: side in pixels, or height and width; None takes the model's own.
         preprocess: fields of `Preprocess` that are otherwise than timm has them for this model.
         model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
     """
@@ -33,7 +35,7 @@ class TimmEncoder(ImageEncoder):
         name: str,
         pretrained: bool | str = False,
         in_chans: int = 3,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         model_args: dict[str, Any] | None = None,
         preprocess: dict[str, Any] | None = None,
     ):
@@ -41,7 +43,7 @@ class TimmEncoder(ImageEncoder):
         image_size = (preprocess or {}).get("size", image_size)
         self.model = _create(name, pretrained is True, {"in_chans": in_chans, "num_classes": 0, **(model_args or {})})
         if image_size is not None and hasattr(self.model, "set_input_size"):
-            self.model.set_input_size(img_size=image_size)  # resamples the position embeddings
+            self.model.set_input_size(img_size=to_2tuple(image_size))  # resamples the position embeddings
         if isinstance(pretrained, str):
             _load(self.model, pretrained)
         self.preprocess = _preprocess(self.model, in_chans, image_size).changed(preprocess)
@@ -101,11 +103,11 @@ def resample_positions(model: Any, tensors: dict[str, Tensor], prefix: str = "")
         )
 
 
-def _preprocess(model: Any, channels: int, image_size: int | None) -> Preprocess:
+def _preprocess(model: Any, channels: int, image_size: int | Sequence[int] | None) -> Preprocess:
     """What `timm.data.create_transform` makes of the model's settings for evaluation."""
     data = timm.data.resolve_model_data_config(model)
     height, width = data["input_size"][-2:]
-    size = (height, width) if image_size is None else (image_size, image_size)
+    size = (height, width) if image_size is None else to_2tuple(image_size)
     mean, std = data["mean"], data["std"]
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels

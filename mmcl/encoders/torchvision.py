@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torchvision
@@ -10,18 +11,19 @@ from torch import Tensor, nn
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.safe import load_into, read_tensors
-from mmcl.types import Preprocess
+from mmcl.types import Preprocess, as_size
 
 _WITH_EXTRA_CLASSIFIERS = ("googlenet", "inception_v3")
 
 
 class TorchvisionEncoder(ImageEncoder):
-    """A torchvision classifier up to the input of its last layer: [B, 3, S, S] to [B, F].
+    """A torchvision classifier up to the input of its last layer: [B, 3, H, W] to [B, F].
 
     Args:
         name: as torchvision lists it, e.g. "resnet18".
         pretrained: true downloads the released weights; a path loads a state dict that torchvision saved; false: random ones.
-        image_size: side S in pixels; None takes the size of the released weights. Transformers accept only that.
+        image_size: side in pixels, or height and width; None takes the size of the released weights, the only one that
+            transformers accept.
         small_stem: for ResNets on pictures of about 32 pixels (CIFAR): a 3x3 convolution in place of the strided 7x7 one, and
             no pooling behind it (Chen et al., "SimCLR", 2020, appendix B.9).
         preprocess: fields of `Preprocess` that are otherwise than torchvision has them for its released weights.
@@ -35,7 +37,7 @@ class TorchvisionEncoder(ImageEncoder):
         *,
         name: str,
         pretrained: bool | str = False,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         small_stem: bool = False,
         preprocess: dict[str, Any] | None = None,
     ):
@@ -90,7 +92,7 @@ def _released(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _preprocess(name: str, image_size: int | None) -> Preprocess:
+def _preprocess(name: str, image_size: int | Sequence[int] | None) -> Preprocess:
     """The transform of the released weights; at another size it shows the same part of every image."""
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     released = Preprocess(
@@ -101,4 +103,4 @@ def _preprocess(name: str, image_size: int | None) -> Preprocess:
         resize_size=transform.resize_size[0],
         fill=0,
     )
-    return released.at(image_size) if image_size else released
+    return released.at(as_size(image_size)) if image_size else released

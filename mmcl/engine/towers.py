@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from mmcl.config import ComponentConfig, Config, TowerConfig
 from mmcl.encoders.heads import MLPHead
-from mmcl.encoders.tower import Tower, TowerSpec, build_tower, wrap_encoder
+from mmcl.encoders.tower import ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
 from mmcl.interop.model import Model
 from mmcl.methods import METHODS
+from mmcl.types import OF_THE_ENCODER
 
 _LINEAR = ComponentConfig(name="linear")
 
@@ -38,9 +42,20 @@ def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
             towers[name] = _with_new_head(name, start, tower_config)  # type: ignore[arg-type]
         else:
             towers[name] = start
+        if tower_config.preprocess:
+            _change_preprocess(name, towers[name].encoder, tower_config.preprocess)  # type: ignore[arg-type]
         if tower_config.freeze:
             towers[name].freeze()  # type: ignore[operator]
     return towers
+
+
+def _change_preprocess(name: str, encoder: nn.Module, values: Mapping[str, Any]) -> None:
+    if not isinstance(encoder, ImageEncoder):
+        raise UserError(f"{name}.preprocess is for images; remove it")
+    for field in values:
+        if field in OF_THE_ENCODER:
+            raise UserError(f"{name}.preprocess.{field} belongs to the encoder; change it in {name}.encoder.args")
+    encoder.preprocess = encoder.preprocess.changed(values)
 
 
 def _build(name: str, config: TowerConfig) -> Tower:

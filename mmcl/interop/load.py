@@ -16,7 +16,7 @@ from mmcl.errors import UserError
 from mmcl.interop.model import Model
 from mmcl.interop.save import CONFIG, FORMAT_VERSION, TOKENIZER, WEIGHTS
 from mmcl.safe import load_into, read_json, read_tensors
-from mmcl.types import Preprocess
+from mmcl.types import OF_THE_ENCODER, Preprocess
 
 
 def load_model(
@@ -108,7 +108,7 @@ def _trained_preprocess(values: Any, here: Preprocess, *, where: str) -> Preproc
         UserError: the encoder that was built here applies other constants than it was trained with.
     """
     trained = Preprocess.from_json(values)
-    for name in ("size", "channels", "mean", "std", "channel_order"):
+    for name in OF_THE_ENCODER:
         was, is_now = getattr(trained, name), getattr(here, name)
         if was != is_now:
             raise UserError(f"{where} was trained with {name} {was}, but has {is_now} as installed here; install that version")

@@ -6,8 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mmcl
 from mmcl.config import Config, from_dict
@@ -133,3 +135,37 @@ def test_an_encoder_that_init_has_too_is_refused(run: Path) -> None:
     }
     with pytest.raises(UserError, match=r"image\.encoder and init exclude each other"):
         build_method(config(tree))
+
+
+def test_a_tower_shows_images_as_the_configuration_says(tmp_path: Path) -> None:
+    """12 bits in files of 16, in a frame that is not square, in training and of the model that comes out."""
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        grey = generator.integers(0, 4096, (20, 30), np.uint16)
+        (tmp_path / "scans" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey).save(tmp_path / "scans" / "ab"[number % 2] / f"{number}.png")
+    small = {"name": "small_cnn", "args": {"image_size": [16, 24], "channels": 1, "feature_dim": 8}}
+    image = {"encoder": small, "preprocess": {"intensity": [0, 4095]}}
+    head = {"name": "mlp", "args": {"layers": 1, "embed_dim": 2, "final": "bias"}}
+    tree = {"method": {"name": "supervised"}, "image": {**image, "head": head}}
+    tree |= {"data": {"train": {"path": str(tmp_path / "scans")}, "augment": []}, "run_dir": str(tmp_path / "run")}
+    model = mmcl.load_model(train(config(tree)).run_dir)
+    assert model.preprocess.intensity == (0, 4095)
+    levels = np.rint(grey / 4095 * 255).astype(np.uint8)
+    np.testing.assert_allclose(model.encode_image(grey), model.encode_image(levels), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "message"),
+    [
+        ("image", {"mean": [0.5]}, r"image\.preprocess\.mean belongs to the encoder"),
+        ("image", {"intensty": [0, 1]}, "did you mean 'intensity'"),
+        ("image", {"intensity": [1, 0]}, "intensity"),
+        ("text", {"intensity": [0, 1]}, r"text\.preprocess is for images"),
+    ],
+)
+def test_a_change_of_preprocessing_that_is_not_possible(tower: str, change: dict[str, Any], message: str) -> None:
+    towers = {"image": {"encoder": SMALL}, "text": {"encoder": TEXT}}
+    towers[tower] = {**towers[tower], "preprocess": change}
+    with pytest.raises(UserError, match=message):
+        build_method(config({"method": {"name": "clip"}, **towers}))

@@ -1,0 +1,197 @@
+"""Images beyond 8 bits and of any number of channels, from arrays and from files of them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmcl.data.bands import read_bands
+from mmcl.data.crop import RandomResizedCrop
+from mmcl.data.decode import decode
+from mmcl.data.resize import read_pixels, to_tensor
+from mmcl.data.views import ImageView, show
+from mmcl.encoders import IMAGE_ENCODERS
+from mmcl.errors import UserError
+from mmcl.types import Preprocess
+from tests.data.test_decode import encode, noise
+
+
+def values(dtype: Any, *shape: int, top: int = 4095) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, top + 1, shape).astype(dtype)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+class TestIntensity:
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF", "array", "npy"])
+    @pytest.mark.parametrize("intensity", [(0, 4095), (1000, 3000), (-100.5, 70_000)], ids=str)
+    def test_low_and_high_become_the_levels_0_and_255(self, intensity: tuple[float, float], kind: str) -> None:
+        grey = values(np.uint16, 20, 30)
+        image: Any = grey if kind == "array" else npy(grey) if kind == "npy" else encode(Image.fromarray(grey), kind)
+        low, high = intensity
+        expected = np.rint(np.clip((grey.astype(np.float64) - low) / (high - low), 0, 1) * 255)
+        decoded = np.asarray(decode(image, intensity=intensity)).astype(int)
+        assert np.abs(decoded - expected).max() <= 1  # where float32 rounds a half otherwise
+        assert (decoded == expected).mean() > 0.99
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int16])
+    def test_values_of_any_type(self, dtype: Any) -> None:
+        array = values(dtype, 20, 30, 3)
+        assert np.array_equal(decode(array, intensity=(0, 4095)), decode(array.astype(np.uint16), intensity=(0, 4095)))
+        with pytest.raises(UserError, match=r"no known range; set image.preprocess.intensity"):
+            decode(array - 1)
+
+    def test_values_that_are_not_finite_are_refused(self) -> None:
+        with pytest.raises(UserError, match="not finite"):
+            decode(np.full((4, 4), np.nan, np.float32), intensity=(0, 1))
+
+    def test_8_bits_are_levels_already(self) -> None:
+        assert np.array_equal(decode(noise(4, 4), intensity=(0, 4095)), noise(4, 4))
+
+    def test_12_bits_without_it_are_told(self) -> None:
+        with pytest.warns(UserWarning, match=r"nearly black; set image.preprocess.intensity"):
+            decode(values(np.uint16, 20, 30))
+
+    def test_of_a_model(self) -> None:
+        grey = values(np.uint16, 20, 30)
+        preprocess = Preprocess(size=9, channels=1, intensity=(0, 4095))
+        assert torch.equal(read_pixels(grey, preprocess), to_tensor(decode(grey, intensity=(0, 4095)), preprocess))
+        views = {"image": ImageView(number=0, preprocess=preprocess)}
+        assert torch.equal(show(grey, views, seed=0, epoch=0, index=0)["image"], read_pixels(grey, preprocess))
+
+    @pytest.mark.parametrize("given", [[5, 5], [5, 1], [1], [1, 2, 3]], ids=str)
+    def test_that_is_no_range_is_refused(self, given: list[int]) -> None:
+        with pytest.raises(UserError, match="intensity"):
+            Preprocess.from_json({"size": 9, "intensity": given})
+
+
+class TestChannels:
+    @pytest.mark.parametrize("channels", [2, 4, 5, 13])
+    @pytest.mark.parametrize("form", ["array", "channels first", "npy", "npz", "path", "tiff", "planar tiff", "pages"])
+    def test_any_number_from_any_form(self, form: str, channels: int, tmp_path: Path) -> None:
+        tifffile = pytest.importorskip("tifffile")
+        array, first = noise(20, 30, channels), np.ascontiguousarray(noise(20, 30, channels).transpose(2, 0, 1))
+        file = tmp_path / ("a.npy" if form == "path" else "a.tif")
+        if form == "path":
+            np.save(file, array)
+        if form == "tiff":
+            tifffile.imwrite(file, array, photometric="minisblack", planarconfig="contig")
+        if form == "planar tiff":
+            tifffile.imwrite(file, first, photometric="minisblack", planarconfig="separate")
+        if form == "pages":
+            tifffile.imwrite(file, first, photometric="minisblack")
+        forms = {"array": array, "channels first": first, "npy": npy(array), "npz": npz(image=array)}
+        assert np.array_equal(read_bands(forms.get(form, file), channels, None, name="a"), array)
+
+    def test_every_channel_is_resized_as_a_grey_image(self) -> None:
+        array = noise(31, 47, 5)
+        preprocess = Preprocess(size=(16, 24), channels=5, resize_size=(20, 30), fill=0)
+        pixels = read_pixels(array, preprocess)
+        grey = Preprocess(size=(16, 24), channels=1, resize_size=(20, 30), fill=0)
+        expected = [to_tensor(Image.fromarray(np.ascontiguousarray(array[..., channel])), grey) for channel in range(5)]
+        assert torch.equal(pixels, torch.cat(expected))
+
+    def test_a_crop_shows_the_same_part_of_every_channel(self) -> None:
+        array = np.repeat(noise(60, 80, 1)[..., None], 2, axis=2)
+        view = ImageView(number=0, preprocess=Preprocess(size=16, channels=2), crop=RandomResizedCrop(scale=(0.2, 0.5)))
+        pixels = show(array, {"a": view}, seed=1, epoch=2, index=3)["a"]
+        assert pixels.shape == (2, 16, 16)
+        assert torch.equal(pixels[0], pixels[1])
+
+    def test_four_channels_are_a_transparency_only_to_a_model_of_three(self) -> None:
+        array = noise(9, 9, 4)
+        array[..., 3] = 0
+        assert (read_pixels(array, Preprocess(size=9)) == 255).all()
+        assert torch.equal(read_pixels(array, Preprocess(size=9, channels=4)), torch.from_numpy(array).permute(2, 0, 1))
+        assert torch.equal(
+            read_pixels(encode(Image.fromarray(array)), Preprocess(size=9, channels=4)),
+            torch.from_numpy(array).permute(2, 0, 1),
+        )
+
+    @pytest.mark.parametrize("image", [noise(9, 9, 3), noise(9, 9, 1), encode(Image.fromarray(noise(9, 9)))], ids=repr)
+    def test_another_number_is_refused(self, image: Any) -> None:
+        with pytest.raises(UserError, match=r"a: an array of shape .* takes images of 5 channels"):
+            read_pixels(image, Preprocess(size=9, channels=5), name="a")
+
+    def test_bands_beyond_8_bits_have_an_intensity(self) -> None:
+        array = values(np.uint16, 9, 9, 5)
+        preprocess = Preprocess(size=9, channels=5, intensity=(0, 4095))
+        assert read_pixels(array, preprocess).float().mean() == pytest.approx(127, abs=10)
+
+    @pytest.mark.parametrize("image", [noise(20, 30, 3), noise(20, 30, 1)], ids=repr)
+    def test_array_files_of_usual_images(self, image: np.ndarray, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", image=image)
+        for given in (npy(image), tmp_path / "a.npz"):
+            assert np.array_equal(decode(given), np.asarray(decode(image)))
+
+
+class TestHostileArrays:
+    @pytest.mark.parametrize("channels", [3, 5])
+    def test_objects_are_not_unpickled(self, channels: int) -> None:
+        with pytest.raises(UserError, match="Python objects"):
+            read_pixels(npy(np.array([[print, 1]], object)), Preprocess(size=9, channels=channels), name="a")
+
+    @pytest.mark.parametrize("channels", [3, 5])
+    def test_the_header_is_believed_only_within_the_limit(self, channels: int) -> None:
+        file = npy(np.zeros((1, 1), np.uint8)).replace(b"(1, 1)", b"(999999, 999999)")[: 10 + 118 + 1]
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as members:
+            members.writestr("a.npy", file)
+        for content in (file, archive.getvalue()):
+            with pytest.raises(UserError, match=r"^a: "):
+                read_pixels(content, Preprocess(size=9, channels=channels), name="a")
+
+    @pytest.mark.parametrize("cut", [5, 30, 100, 140])
+    def test_files_that_are_cut(self, cut: int) -> None:
+        for file in (npy(noise(9, 9)), npz(a=noise(9, 9)), b"II*\0" + bytes(100)):
+            for channels in (3, 5):
+                with pytest.raises(UserError):
+                    read_pixels(file[:cut], Preprocess(size=9, channels=channels), name="a")
+
+    def test_several_arrays_are_no_image(self) -> None:
+        with pytest.raises(UserError, match=r"holds 2 arrays \(a.npy, b.npy\)"):
+            decode(npz(a=noise(2, 2), b=noise(2, 2)))
+
+    def test_an_array_of_many_pixels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MMCL_MAX_PIXELS", "100")
+        for image in (npy(noise(20, 30)), noise(20, 30)):
+            with pytest.raises(UserError, match="limit"):
+                decode(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("small_cnn", {"image_size": [16, 40], "channels": 5}),
+        ("strided_cnn", {"image_size": [16, 41], "channels": 2}),
+        ("timm", {"name": "test_convnext", "image_size": [64, 96], "in_chans": 5}),
+        ("torchvision", {"name": "squeezenet1_1", "image_size": [64, 96]}),
+    ],
+)
+def test_encoders_of_other_frames_and_channels(name: str, args: dict[str, Any]) -> None:
+    encoder = IMAGE_ENCODERS.build(name, args).eval()
+    preprocess = encoder.preprocess
+    assert (preprocess.height, preprocess.width) == tuple(args["image_size"])
+    pixels = torch.stack([read_pixels(noise(50, 70, preprocess.channels), preprocess)] * 2).float().div(255)
+    features = encoder(pixels)
+    assert features.shape == (2, encoder.feature_dim)
+    again = IMAGE_ENCODERS.build(name, dict(encoder.rebuild_args)).eval()
+    again.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(again(pixels), features)
