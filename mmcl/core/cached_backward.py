@@ -12,7 +12,7 @@ Batch norm in training is the exception: it normalises each piece by itself. Onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -25,18 +25,26 @@ T = TypeVar("T")
 
 
 def split_views(views: Views, size: int | None) -> list[Views]:
-    """Cuts a batch into pieces of `size` rows, the last one shorter where it does not divide; None leaves it whole."""
+    """Cuts a batch into pieces of `size` rows; None leaves it whole.
+
+    Where it does not divide, the last piece is shorter. A row that would be alone joins the piece before: a batch norm cannot
+    normalise it.
+    """
     rows = len(next(iter(views.values())))
     if size is None or size >= rows:
         return [views]
-    return [{name: view[start : start + size] for name, view in views.items()} for start in range(0, rows, size)]
+    starts = list(range(0, rows - (size > 1), size))
+    return [
+        {name: view[start:stop] for name, view in views.items()}
+        for start, stop in zip(starts, [*starts[1:], rows], strict=True)
+    ]
 
 
 def cached_backward(
-    encode: nn.Module,
+    encode: Callable[[Views], Mapping[str, Tensor]],
     pieces: Sequence[Views],
     *,
-    loss: Callable[[dict[str, Tensor]], T],
+    loss: Callable[[Mapping[str, Tensor]], T],
     backward: Callable[[T], None],
     seed: Callable[[int], object],
     no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -47,7 +55,8 @@ def cached_backward(
     Every process must bring the same number of pieces where `encode` communicates, as sharded weights do.
 
     Args:
-        encode: a piece to its rows, view name -> [b, D]. Wrapped or not (DDP, FSDP, mixed precision).
+        encode: a piece to its rows, view name -> [b, D], of any type; integers have no gradient. A module, wrapped or not (DDP,
+            FSDP, mixed precision), or any function; batch norms that a function hides count both passes.
         pieces: the local batch in order, see `split_views`.
         loss: the rows of all pieces to what `backward` takes; called once.
         backward: back-propagates, scaled as it has to be; called once.
@@ -65,7 +74,9 @@ def cached_backward(
         backward(result)
         return result
     parts = _encode_without_graph(encode, pieces, seed)
-    rows = {name: torch.cat(part).requires_grad_() for name, part in parts.items()}
+    rows = {name: torch.cat(part) for name, part in parts.items()}
+    for row in rows.values():
+        row.requires_grad_(row.is_floating_point())
     result = loss(rows)
     backward(result)
     grads = {n: row.grad.split([len(x) for x in parts[n]]) for n, row in rows.items() if row.grad is not None}
@@ -88,7 +99,9 @@ def cached_backward(
 
 
 @torch.no_grad()
-def _encode_without_graph(encode: nn.Module, pieces: Sequence[Views], seed: Callable[[int], object]) -> dict[str, list[Tensor]]:
+def _encode_without_graph(
+    encode: Callable[[Views], Mapping[str, Tensor]], pieces: Sequence[Views], seed: Callable[[int], object]
+) -> dict[str, list[Tensor]]:
     """The rows of every view, one tensor for each piece."""
     parts: dict[str, list[Tensor]] = {}
     with _running_statistics_kept(encode):
@@ -100,9 +113,11 @@ def _encode_without_graph(encode: nn.Module, pieces: Sequence[Views], seed: Call
 
 
 @contextmanager
-def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms in training go on normalising by their batch, but do not count it."""
-    tracking: list[Any] = [m for m in module.modules() if m.training and getattr(m, "track_running_stats", False)]
+def _running_statistics_kept(encode: object) -> Iterator[None]:
+    """Batch norms in training go on normalising by their batch, but do not count it; of a method, those of its module."""
+    module = getattr(encode, "__self__", encode)
+    modules = module.modules() if isinstance(module, nn.Module) else ()
+    tracking: list[Any] = [m for m in modules if m.training and getattr(m, "track_running_stats", False)]
     for norm in tracking:
         norm.track_running_stats = False
     try:

@@ -45,14 +45,20 @@ def uniformity(x_ND: Tensor) -> Tensor:
 def effective_rank(x_ND: Tensor) -> Tensor:
     """Number of dimensions that the rows really use, 1 to min(N, D): the exponential of the entropy of the singular values.
 
-    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows need no unit length.
+    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows need no unit length. Rows
+    of zeros use no dimension: 0.
+
+    Raises:
+        ValueError: a row is not finite.
     """
     x_ND = x_ND.double()
+    if not bool(x_ND.isfinite().all()):
+        raise ValueError("the rows of effective_rank must be finite numbers")
     wide = x_ND.shape[1] > len(x_ND)
     gram = x_ND @ x_ND.T if wide else x_ND.T @ x_ND
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    share = singular / singular.sum()
-    return torch.special.entr(share).sum().exp()
+    total = singular.sum()
+    return torch.where(total > 0, torch.special.entr(singular / total).sum().exp(), 0)
 
 
 @torch.no_grad()

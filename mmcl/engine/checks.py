@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmcl.types import Tokens
 _TEXTS = ("a photo", "a longer text of several words")
 
 
-def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Task]) -> None:
+def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Task], processes: int) -> None:
     """Refuses what would fail in the middle of training, or after it.
 
     Args:
@@ -29,12 +30,14 @@ def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Ta
         method: built from it; its weights and statistics are as before.
         source: the training data.
         tasks: of each of `config.evaluate`.
+        processes: of the launch.
 
     Raises:
         UserError: names the setting and the fix.
     """
     check_data(config, method, source)
     check_views(config, method)
+    check_single_rows(config, method, processes)
     check_evaluators(config, tasks, has_text="text" in method.towers)
 
 
@@ -65,6 +68,35 @@ def check_views(config: Config, method: Method) -> None:
         _try_view(name, images.get(name), config, method)
     for module, mode in modes.items():
         module.training = mode
+
+
+@torch.random.fork_rng(devices=[])
+@torch.no_grad()
+def check_single_rows(config: Config, method: Method, processes: int) -> None:
+    """Encodes a single sample as training does, on the CPU, if that is what a pass will have.
+
+    Raises:
+        UserError: a batch norm cannot normalise it.
+    """
+    share, micro = config.train.batch_size // processes, config.train.micro_batch
+    if min(share, micro or share) != 1:
+        return
+    images = image_views(config, method)
+    inputs: dict[str, Any] = {
+        name: _two_images(images[name], config.train.seed) if name in images else _two_texts(method.tower(name).encoder)
+        for name in method.views
+    }
+    try:
+        copy.deepcopy(method).train().encode({name: both[:1] for name, both in inputs.items()})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        setting = "train.micro_batch" if micro == 1 else "train.batch_size"
+        least = 2 if micro == 1 else 2 * processes
+        raise UserError(
+            f"{setting} leaves one sample in a pass, and a batch norm needs two: set {setting} to {least} or more, "
+            "or take a head without batch norm"
+        ) from error
 
 
 def _try_view(name: str, view: ImageView | None, config: Config, method: Method) -> None:

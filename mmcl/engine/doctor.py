@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mmcl.config import Config
+from mmcl.core.cached_backward import split_views
 from mmcl.data.captions import caption_key
 from mmcl.data.source import Source
 from mmcl.encoders.tower import Tower
@@ -106,7 +107,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), processes)
     method = build_method(config)
-    check_run(config, method, source, tasks)
+    check_run(config, method, source, tasks, processes)
     batch = config.train.batch_size
     order = build_order(config, source)
     run = run_facts(config, order)
@@ -126,7 +127,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         processes=processes,
         global_batch=batch,
         share=share,
-        pieces=-(-share // (config.train.micro_batch or share)),
+        pieces=len(split_views({"rows": torch.empty(share)}, config.train.micro_batch)),
         steps=steps,
         epochs=order.epochs(steps),
         negatives=facts.negatives,
@@ -178,6 +179,7 @@ def find_warnings(config: Config, method: Method, source: Source, processes: int
     return [
         *source.warnings,
         *_about_positives(config, method, source),
+        *_about_negatives(config, method, source, processes),
         *_about_batch(config, method, source, processes),
         *_about_images(config, method, source),
         *_about_run(config, steps),
@@ -185,13 +187,34 @@ def find_warnings(config: Config, method: Method, source: Source, processes: int
 
 
 def _about_positives(config: Config, method: Method, source: Source) -> list[str]:
-    if method.positives != "labels" or config.data.samples_per_class is not None or source.labels is None:
+    compares = method.positives == "labels" and method.classes is None  # a classifier compares no samples
+    if not compares or config.data.samples_per_class is not None or source.labels is None:
         return []
     share = np.unique(source.labels[source.labels >= 0], return_counts=True)[1] / len(source)
     others = config.train.batch_size * float((share**2).sum())
     if others >= 1:
         return []
     return [f"a sample meets {others:.2f} others of its class in a batch on average: set data.samples_per_class to 4, say"]
+
+
+def _about_negatives(config: Config, method: Method, source: Source, processes: int) -> list[str]:
+    batch = fit_batch(config, len(source), processes).train.batch_size
+    negatives = method.describe(batch).negatives
+    if negatives is None:
+        return []
+    if negatives == 0:
+        return [f"a batch of {batch} leaves no row a negative, and nothing is learned: set train.batch_size to 2 or more"]
+    if method.positives != "labels" or source.labels is None:
+        return []
+    if (config.data.samples_per_class or 0) >= batch:
+        return [
+            "every batch is of a single class and no row has a negative: set train.batch_size to twice data.samples_per_class "
+            f"({config.data.samples_per_class}) or more"
+        ]
+    labels = source.labels
+    if len(labels) and labels[0] >= 0 and (labels == labels[0]).all():
+        return ["all training samples are of a single class: no row has a negative, and nothing is learned"]
+    return []
 
 
 def _about_batch(config: Config, method: Method, source: Source, processes: int) -> list[str]:

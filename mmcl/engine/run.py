@@ -81,7 +81,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
     method = build_method(config)
-    check_run(config, method, source, tasks)
+    check_run(config, method, source, tasks, accelerator.num_processes)
     order = build_order(config, source)
     facts = run_facts(config, order)
     total_steps = facts.total_steps

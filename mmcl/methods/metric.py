@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmcl.core.metric import Miner, contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.methods.method import Method
 from mmcl.methods.two_views import all_rows, label_ids
-from mmcl.types import Batch, Embeddings, LossOutput
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class MetricMethod(Method):
@@ -34,6 +34,9 @@ class MetricMethod(Method):
     def __init__(self, towers: nn.ModuleDict):
         super().__init__(towers)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(negatives=2 * global_batch - 2)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         rows = label_ids(all_rows(embeddings))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmcl.methods.method import Method
 from mmcl.methods.two_views import all_rows, label_ids, local_rows, nt_xent
-from mmcl.types import Batch, Embeddings, LossOutput
+from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class SupCon(Method):
@@ -36,6 +36,9 @@ class SupCon(Method):
     @property
     def logit_scale(self) -> Tensor:
         return torch.tensor(1 / self.temperature)
+
+    def describe(self, global_batch: int) -> LossFacts:
+        return LossFacts(negatives=2 * global_batch - 2)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         keys = label_ids(all_rows(embeddings))

@@ -220,6 +220,49 @@ def test_batch_norm_counts_every_piece_once() -> None:
     assert encode[1].track_running_stats
 
 
+def test_an_odd_row_joins_the_piece_before() -> None:
+    rows = {"a": torch.arange(13)}
+    for size, lengths in {4: [4, 4, 5], 5: [5, 5, 3], 6: [6, 7], 12: [13], 13: [13], None: [13], 1: [1] * 13}.items():
+        pieces = split_views(rows, size)
+        assert [len(piece["a"]) for piece in pieces] == lengths  # type: ignore[arg-type]
+        assert torch.equal(torch.cat([piece["a"] for piece in pieces]), rows["a"])  # type: ignore[misc]
+    norm = nn.BatchNorm1d(3)
+    for piece in split_views({"a": torch.randn(13, 3)}, 4):
+        norm(piece["a"])
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "bound method"])
+def test_what_encodes_may_be_any_function_and_give_integers_too(kind: str) -> None:
+    """Against one graph of all pieces."""
+    torch.manual_seed(0)
+    layer, data = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double(), torch.randn(9, 3, dtype=torch.float64)
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, views: Any) -> dict[str, Tensor]:
+            return encode(views)
+
+    def encode(views: Any) -> dict[str, Tensor]:
+        return {"a": layer(views["a"]), "class": views["a"].argmax(1), "kept": views["a"] > 0}
+
+    def loss_of(rows: Any) -> Tensor:
+        return (rows["a"] * (1 + rows["class"][:, None])).pow(3).sum() + rows["a"][rows["kept"].any(1)].sum()
+
+    pieces = split_views({"a": data}, 4)
+    encoded = [encode(piece) for piece in pieces]
+    expected = torch.autograd.grad(loss_of({n: torch.cat([e[n] for e in encoded]) for n in encoded[0]}), layer.parameters())
+    module = Encoder()
+    statistics = layer[1].num_batches_tracked.item()  # type: ignore[operator, union-attr]
+    given = {"module": module, "function": encode, "bound method": module.forward}[kind]
+    cached_backward(given, pieces, loss=loss_of, backward=lambda loss: loss.backward(), seed=torch.manual_seed)
+    torch.testing.assert_close([p.grad for p in layer.parameters()], list(expected), rtol=1e-10, atol=1e-12)
+    if kind != "function":
+        assert layer[1].num_batches_tracked == statistics + len(pieces)  # type: ignore[union-attr]
+
+
 def weighted_squares(rank: int, world: int, dtype: torch.dtype) -> Tensor:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(4, 3, dtype=dtype))

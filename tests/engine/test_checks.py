@@ -54,6 +54,34 @@ def test_one_process_trains_in_one_precision_and_then_in_another(tmp_path: Path)
     assert len(list(tmp_path.glob("*/model/config.json"))) == 3
 
 
+BATCH_NORM = ("--image.head", "{name: mlp, args: {embed_dim: 16}}", "--train.steps", "1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "said"),
+    [
+        (("--train.batch_size", "1"), 1, "train.batch_size leaves one sample in a pass"),
+        (("--train.batch_size", "2"), 2, "set train.batch_size to 4 or more"),
+        (("--train.micro_batch", "1"), 1, "set train.micro_batch to 2 or more, or take a head without batch norm"),
+    ],
+)
+def test_a_batch_norm_with_single_samples_is_refused(
+    flags: tuple[str, ...], processes: int, said: str, folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(folder, tmp_path / "run", *BATCH_NORM, *flags)
+    with pytest.raises(UserError, match=said):
+        diagnose(config, processes)
+    if processes == 1:
+        with pytest.raises(UserError, match=said):
+            train(config)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_leaves_an_odd_row_trains(folder: Path, tmp_path: Path) -> None:
+    train(tiny_config(folder, tmp_path / "run", *BATCH_NORM, "--train.batch_size", "13", "--train.micro_batch", "4"))
+    diagnose(tiny_config(folder, tmp_path / "other", "--train.micro_batch", "1"))  # and without a norm, single rows do
+
+
 @pytest.mark.parametrize("place", ["a/b/run", "run"])
 def test_a_run_that_is_refused_leaves_no_folder(place: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):

@@ -69,6 +69,7 @@ WARNINGS = [
     (BATCH_NORM, 1, ()),
     (BATCH_NORM, 2, ("depends on the number of processes",)),
     ((*BATCH_NORM, "--train.micro_batch", "5"), 1, ("depends on train.micro_batch",)),
+    (("--train.batch_size", "1"), 1, ("a batch of 1 leaves no row a negative",)),
     (("--image.freeze", "true"), 1, ("in front of the frozen image encoder",)),
     (("--image.freeze", "true", "--data.augment", "[]"), 1, ()),
     (("--text.freeze", "true"), 1, ()),
@@ -114,6 +115,19 @@ def test_positives_that_are_too_rare(tmp_path: Path) -> None:
     for flags, expected in ((("8",), 1), (("32",), 0), (("8", "--data.samples_per_class", "2"), 0)):
         warnings = diagnose(digits(tmp_path, "--method.name", "supcon", "--train.batch_size", *flags)).warnings
         assert sum("a sample meets 0.80 others of its class" in warning for warning in warnings) == expected
+
+
+@pytest.mark.parametrize("method", ["supcon", "triplet", "margin", "contrastive_pair"])
+def test_batches_of_a_single_class_are_said(tmp_path: Path, method: str) -> None:
+    for batch, expected in (("8", 1), ("16", 0)):
+        flags = ("--method.name", method, "--train.batch_size", batch, "--data.samples_per_class", "8")
+        warnings = diagnose(digits(tmp_path, *flags)).warnings
+        assert sum("every batch is of a single class" in warning for warning in warnings) == expected
+
+
+def test_a_classifier_needs_no_negatives(tmp_path: Path) -> None:
+    head = ("--image.head", "{name: linear, args: {embed_dim: 10}}")
+    assert not diagnose(digits(tmp_path, "--method.name", "supervised", "--train.batch_size", "1", *head)).warnings
 
 
 def test_a_run_prints_the_warnings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
