@@ -1,6 +1,7 @@
 """How rows of unit length lie on the sphere: what tells a healthy embedding from a collapsed one.
 
-Rows are [N, D] of unit length. All functions compute in float64 and return a scalar without gradient.
+Rows are [N, D] of unit length. All functions compute in float64 and return a scalar without gradient. They raise ValueError
+where there are no rows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", 2020,
     equation 4 with alpha = 2.
     """
-    return (a_ND.double() - b_ND.double()).square().sum(1).mean()
+    return (_double(a_ND) - b_ND.double()).square().sum(1).mean()
 
 
 @torch.no_grad()
@@ -33,10 +34,7 @@ def uniformity(x_ND: Tensor) -> Tensor:
     Raises:
         ValueError: there are fewer than two rows.
     """
-    rows = len(x_ND)
-    if rows < 2:
-        raise ValueError(f"{rows} rows have no pairs; give 2 or more")
-    x_ND = x_ND.double()
+    rows, x_ND = len(x_ND), _double(x_ND, at_least=2)
     exponent = (4 * (x_ND @ x_ND.T) - 4).fill_diagonal_(-math.inf)  # the squared distance is 2 - 2 cos
     return exponent.flatten().logsumexp(0) - math.log(rows * (rows - 1))
 
@@ -45,13 +43,13 @@ def uniformity(x_ND: Tensor) -> Tensor:
 def effective_rank(x_ND: Tensor) -> Tensor:
     """Number of dimensions that the rows really use, 1 to min(N, D): the exponential of the entropy of the singular values.
 
-    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows need no unit length. Rows
-    of zeros use no dimension: 0.
+    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows need no unit length;
+    rows of zeros use no dimension: 0.
 
     Raises:
         ValueError: a row is not finite.
     """
-    x_ND = x_ND.double()
+    x_ND = _double(x_ND)
     if not bool(x_ND.isfinite().all()):
         raise ValueError("the rows of effective_rank must be finite numbers")
     wide = x_ND.shape[1] > len(x_ND)
@@ -67,7 +65,7 @@ def feature_std(x_ND: Tensor) -> Tensor:
 
     Chen & He, "Exploring Simple Siamese Representation Learning", 2021, section 4.1.
     """
-    return x_ND.double().std(0, correction=0).mean() * math.sqrt(x_ND.shape[1])
+    return _double(x_ND).std(0, correction=0).mean() * math.sqrt(x_ND.shape[1])
 
 
 @torch.no_grad()
@@ -76,7 +74,7 @@ def pair_similarities(a_ND: Tensor, b_ND: Tensor, id_N: Tensor) -> tuple[Tensor,
 
     Linear in N: the sum over all pairs is the product of the sums.
     """
-    a_ND, b_ND = a_ND.double(), b_ND.double()
+    a_ND, b_ND = _double(a_ND), b_ND.double()
     group_N = torch.unique(id_N, return_inverse=True)[1]
     sums = [x_ND.new_zeros(len(x_ND), x_ND.shape[1]).index_add_(0, group_N, x_ND) for x_ND in (a_ND, b_ND)]
     equal_pairs = torch.bincount(group_N).square().sum()
@@ -92,7 +90,7 @@ def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     Liang et al., "Mind the Gap: Understanding the Modality Gap in Multi-modal Contrastive Representation Learning", 2022,
     section 4.2.
     """
-    return (a_ND.double().mean(0) - b_ND.double().mean(0)).norm()
+    return (_double(a_ND).mean(0) - _double(b_ND).mean(0)).norm()
 
 
 def is_collapsed(x_ND: Tensor) -> bool:
@@ -107,3 +105,9 @@ def is_collapse(feature_std: float, effective_rank: float) -> bool:
     of an untrained network lie.
     """
     return feature_std < _COLLAPSED_STD or effective_rank < _COLLAPSED_RANK
+
+
+def _double(x_ND: Tensor, at_least: int = 1) -> Tensor:
+    if len(x_ND) < at_least:
+        raise ValueError(f"needs at least {at_least} rows, got {len(x_ND)}")
+    return x_ND.double()

@@ -8,8 +8,7 @@ of the rows (those of one process) and keys all of them, so the loss never has t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -71,7 +70,8 @@ def info_nce(
       $\max\big((\sum_j w_{ij} e^{s_{ij}} - \tau N_i \overline{e^{s_{ip}}}) / (1 - \tau),\; N_i e^{-\mathrm{scale}}\big)$.
 
     Logits, log-sum-exp and scale are float32 (float64 for float64 inputs) whatever the autocast type.
-    Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too.
+    Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too. `torch.compile` takes up to 2^26
+    pairs in one graph, where all of them are in memory at once; beyond that the tiles break the graph.
 
     Args:
         query_ND, key_MD: unit-length rows, any floating type. Where queries and keys are the same tensors, ids and row numbers
@@ -121,10 +121,10 @@ def info_nce(
     pairs = Pairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
     scale = as_scalar("scale", scale, query_ND, positive=True)
     own_logit_N = None if own_key_ND is None else scale * (query_ND * own_key_ND).sum(1)
-    contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored)
+    own_negative_N = None
     if own_negative_ND is not None:
         own_negative_N = scale * (query_ND * own_negative_ND).sum(1) + own_negative_log_weight
-        contrast = replace(contrast, own_negative_logit_N=own_negative_N)
+    contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored, own_negative_N)
     # The positives first: what comes last goes backward first, and the tiles that it kept are free before the other begins.
     positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
     log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
@@ -168,7 +168,7 @@ def symmetric_info_nce(
     return total if reduction == "sum" else total / max(len(id_N), 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Contrast:
     """Log-sums of the logits of N queries, in the terms of the formulas above.
 
@@ -178,6 +178,7 @@ class _Contrast:
         own_logit_N: logits of the queries' own keys.
         mirrored: the keys are the queries.
         own_negative_logit_N: logits of the queries' own negatives, their log-weights added.
+        positive_count_N: int64.
     """
 
     query_ND: Tensor
@@ -189,11 +190,10 @@ class _Contrast:
     mirrored: bool = False
     own_negative_logit_N: Tensor | None = None
 
-    @cached_property
-    def positive_count_N(self) -> Tensor:
-        return self.pairs.positive_count() + (self.own_logit_N is not None)
+    def __post_init__(self) -> None:
+        self.positive_count_N = self.pairs.positive_count() + (self.own_logit_N is not None)
 
-    @cached_property
+    @property
     def negative_count_N(self) -> Tensor:
         return self.pairs.negative_count() + (self.own_negative_logit_N is not None)
 

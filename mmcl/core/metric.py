@@ -155,6 +155,8 @@ def draw_negatives(pairs: PairDistances, dim: int, generator: torch.Generator) -
     log_weight_NN = torch.where(far_only_N1, 0, -log_density_NN)
     kept_NN = torch.where(far_only_N1, pairs.negative_NN, near_NN) | ~pairs.negative_NN.any(1, keepdim=True)
     weight_NN = log_weight_NN.masked_fill(~kept_NN, -torch.inf).softmax(1)
+    if not len(weight_NN):
+        return torch.zeros_like(weight_NN, dtype=torch.int64)
     return torch.multinomial(weight_NN, len(weight_NN), replacement=True, generator=generator)
 
 
@@ -170,6 +172,8 @@ def _distances(row_ND: Tensor, id_N: Tensor) -> PairDistances:
 
 def _hardest(pairs: PairDistances) -> tuple[Tensor, Tensor]:
     """Each row's distance to its farthest positive and its nearest negative; 0 where there is none."""
+    if not len(pairs.distance_NN):
+        return pairs.distance_NN.sum(1), pairs.distance_NN.sum(1)
     positive_N = pairs.distance_NN.masked_fill(~pairs.positive_NN, 0).amax(1)
     far = pairs.distance_NN.detach().amax() + 1
     nearest_N = torch.where(pairs.negative_NN, pairs.distance_NN, far).amin(1)

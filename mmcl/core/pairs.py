@@ -15,13 +15,15 @@ Kept = Literal["all", "negatives", "positives"]
 Tile = tuple[int, int]
 """Query rows and key rows that are compared at once."""
 
-# Pairs that are few enough for one piece in plain autograd; pairs in a tile, and its shortest side where the shape allows.
+# Pairs that are few enough for one piece in plain autograd, or in the graph of a compiler; pairs in a tile, and its shortest
+# side where the shape allows.
 _PLAIN = 2**20
+_COMPILED = 2**26
 _AREA = 2**22
 _SIDE = 2**11
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pairs:
     """The pairs of N query rows and M key rows.
 
@@ -52,6 +54,8 @@ class Pairs:
         """
         if (query_row_N is None) != (key_row_M is None):
             raise ValueError("give the row numbers of queries and keys, or of neither")
+        if is_compiled(len(query_id_N), len(key_id_M)):
+            return MaskedPairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
         id_G, group = torch.unique(torch.cat([query_id_N, key_id_M]), return_inverse=True)
         query_group_N, key_group_M = group.int().split([len(query_id_N), len(key_id_M)])
         if query_row_N is None or key_row_M is None:
@@ -149,6 +153,39 @@ class Pairs:
         return self.self_query_S[equal_S], self.self_key_S[equal_S]
 
 
+class MaskedPairs(Pairs):
+    """The same in masks, for a compiler: no shape and no decision depends on an id."""
+
+    same_NM: Tensor | None
+
+    @classmethod
+    def from_ids(
+        cls, query_id_N: Tensor, key_id_M: Tensor, query_row_N: Tensor | None = None, key_row_M: Tensor | None = None
+    ) -> MaskedPairs:
+        none_S = query_id_N.new_empty(0)
+        pairs = cls(query_id_N, key_id_M, 0, none_S, none_S)
+        same_NM = None if query_row_N is None or key_row_M is None else query_row_N[:, None] == key_row_M
+        object.__setattr__(pairs, "same_NM", same_NM)
+        return pairs
+
+    def positive_count(self) -> Tensor:
+        return self._kept("positives").sum(1)
+
+    def negative_count(self) -> Tensor:
+        return self._kept("negatives").sum(1)
+
+    def positive_key_sum(self, key_MD: Tensor) -> Tensor:
+        return self._kept("positives").to(key_MD.dtype) @ key_MD
+
+    def drop_(self, logits: Tensor, rows: slice, columns: slice, kept: Kept) -> Tensor:
+        return logits.masked_fill(~self._kept(kept), -torch.inf)
+
+    def _kept(self, kept: Kept) -> Tensor:
+        equal_NM = self.query_group_N[:, None] == self.key_group_M
+        kept_NM = {"all": torch.ones_like(equal_NM), "positives": equal_NM, "negatives": ~equal_NM}[kept]
+        return kept_NM if self.same_NM is None else kept_NM & ~self.same_NM
+
+
 def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: Tensor) -> None:
     """Raises ValueError unless the rows have one width and every row one id."""
     if query_ND.ndim != 2 or key_MD.ndim != 2 or query_ND.shape[1] != key_MD.shape[1]:
@@ -159,9 +196,14 @@ def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: T
         )
 
 
+def is_compiled(rows: int, columns: int) -> bool:
+    """Whether `torch.compile` is at work on pairs that are few enough for one piece; it cannot follow ids, nor tiles."""
+    return torch.compiler.is_compiling() and rows * columns <= _COMPILED
+
+
 def choose_tile(rows: int, columns: int) -> Tile | None:
     """About four million pairs, in blocks as square as the shape allows; None where one piece in plain autograd will do."""
-    if rows * columns <= _PLAIN:
+    if rows * columns <= _PLAIN or is_compiled(rows, columns):
         return None
     height = _AREA // min(columns, max(_SIDE, _AREA // rows))
     return min(rows, height), _AREA // min(rows, height)

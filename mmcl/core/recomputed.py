@@ -56,8 +56,8 @@ def _of_chosen(function: Function, inputs: Sequence[Tensor], chosen: Sequence[bo
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work, which cannot follow a backward pass that is written by hand."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether `torch.func` or `torch.compile` is at work, which cannot follow a backward pass that is written by hand."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 class _Recomputed(torch.autograd.Function):

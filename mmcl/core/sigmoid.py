@@ -41,7 +41,8 @@ def sigmoid_loss(
     add up to the whole.
 
     Logits, loss, scale and bias are float32 (float64 for float64 inputs) whatever the autocast type.
-    Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too.
+    Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too. `torch.compile` takes up to 2^26
+    pairs in one graph, where all of them are in memory at once; beyond that the tiles break the graph.
 
     Args:
         image_ND, text_MD: unit-length rows, any floating type.

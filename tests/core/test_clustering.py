@@ -35,6 +35,15 @@ def test_a_small_epsilon_does_not_overflow(rng: torch.Generator) -> None:
     torch.testing.assert_close(code_NK.sum(1), torch.ones(12))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_any_size_are_balanced_in_low_precision(rng: torch.Generator, dtype: torch.dtype) -> None:
+    """At 60,000 and an epsilon of 0.05, the exponents are beyond a million."""
+    code_NK = sinkhorn((60_000 * scores(rng)).to(dtype))
+    assert code_NK.dtype == torch.float32
+    assert code_NK.isfinite().all()
+    torch.testing.assert_close(code_NK.sum(1), torch.ones(12))
+
+
 def test_codes_have_no_gradient(rng: torch.Generator) -> None:
     assert not sinkhorn(scores(rng).requires_grad_()).requires_grad
 

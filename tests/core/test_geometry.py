@@ -82,7 +82,7 @@ def test_rows_that_are_one():
     assert uniformity(point).item() == pytest.approx(0, abs=1e-6)
     assert feature_std(point).item() == pytest.approx(0, abs=1e-6)
     assert effective_rank(point).item() == pytest.approx(1, abs=1e-4)
-    with pytest.raises(ValueError, match="1 rows have no pairs"):
+    with pytest.raises(ValueError, match="needs at least 2 rows, got 1"):
         uniformity(A[:1])
 
 

@@ -39,6 +39,40 @@ def test_equals_the_loop(rng: torch.Generator, ids: list[int], drop_self: bool, 
     assert float(got) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.parametrize(("temperature", "expected"), [(0.5, 0.2395448), (1.0, 0.5514447)])
+def test_nt_xent_of_known_vectors(temperature: float, expected: float) -> None:
+    """ln(1 + 2 e^(-1 / T)): each of four rows has its positive at cosine 1 and two others at 0."""
+    rows, number = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).double(), torch.arange(4)
+    ids = number // 2
+    loss = info_nce(rows, rows, query_id_N=ids, key_id_M=ids, query_row_N=number, key_row_M=number, scale=1 / temperature)
+    assert loss.item() == pytest.approx(expected, abs=5e-8)
+
+
+def test_classes_with_a_single_member_are_left_out(rng: torch.Generator) -> None:
+    z, ids, row = unit(rng, 5), torch.tensor([0, 0, 1, 2, 0]), torch.arange(5)
+    arguments: dict[str, Any] = {"key_id_M": ids, "key_row_M": row, "scale": 5.0}
+    whole = info_nce(z, z, query_id_N=ids, query_row_N=row, **arguments)
+    members = row[ids == 0]
+    assert float(whole) == pytest.approx(
+        float(info_nce(z[members], z, query_id_N=ids[members], query_row_N=members, **arguments))
+    )
+
+
+@pytest.mark.parametrize("tile", [None, (2, 3)], ids=str)
+@pytest.mark.parametrize("scale", [1e4, 1e6])
+def test_no_scale_overflows(rng: torch.Generator, tile: Tile | None, scale: float) -> None:
+    wide = [unit(rng, 6).requires_grad_() for _ in range(2)]
+    narrow = [x.detach().float().requires_grad_() for x in wide]
+    id_N = torch.arange(6)
+    for positives in ("outside", "inside"):
+        losses = [
+            info_nce(*rows, query_id_N=id_N, key_id_M=id_N, scale=scale, positives=positives, tile=tile)  # type: ignore[arg-type]
+            for rows in (wide, narrow)
+        ]
+        assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(losses[1], narrow))
+
+
 def test_more_keys_than_queries(rng: torch.Generator) -> None:
     query, key = unit(rng, 3), unit(rng, 9)
     query_id, key_id = torch.tensor([0, 1, 9]), torch.tensor([5, 0, 0, 1, 2, 3, 4, 6, 7])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.core.metric import PairDistances, contrastive_pair_loss, draw_negatives, margin_loss, triplet_loss
+from mmcl.core.metric import Miner, PairDistances, contrastive_pair_loss, draw_negatives, margin_loss, triplet_loss
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 1])
 
@@ -117,6 +117,21 @@ def test_no_valid_triple_is_zero_with_a_usable_gradient(name: str, ids: list[int
     assert loss.item() == 0
     assert rows.grad is not None
     assert not rows.grad.any()
+
+
+@pytest.mark.parametrize("miner", ["all", "batch_hard", "semi_hard", "distance_weighted"])
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_no_rows_and_rows_of_zeros_have_a_loss_of_zero_or_the_margin(miner: Miner, count: int) -> None:
+    for ids in (torch.zeros(count, dtype=torch.int64), torch.arange(count), torch.arange(count) % 2):
+        rows = torch.zeros(count, 3, requires_grad=True)
+        rng = torch.Generator().manual_seed(0)
+        for loss, most in (
+            (triplet_loss(rows, ids, miner=miner, margin=0.3, generator=rng), 0.3),
+            (contrastive_pair_loss(rows, ids, margin=0.3), 0.09),
+            (margin_loss(rows, ids, generator=rng), 1.4),
+        ):
+            assert 0 <= loss.item() <= most + 1e-6
+            assert torch.autograd.grad(loss, rows)[0].isfinite().all()
 
 
 def test_rows_at_one_place_have_a_finite_gradient() -> None:
