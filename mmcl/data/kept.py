@@ -13,9 +13,10 @@ from mmcl.files import staged
 
 
 def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
-    """Where something that was made of a file is kept, for as long as the file does not change."""
+    """Where something that was made of a file is kept, for as long as its size, its time and its inode stay."""
     stat = path.stat()
-    return cache / f"{path.stem}-{digest(os.path.abspath(path), stat.st_size, stat.st_mtime_ns, what)[:16]}{suffix}"
+    marks = stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return cache / f"{path.stem}-{digest(os.path.abspath(path), *marks, what)[:16]}{suffix}"
 
 
 def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -217,6 +217,23 @@ def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(read) == len(NAMES) + 2
 
 
+def test_a_large_table_replaced_by_one_of_its_size_and_time_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a copy that keeps times leaves it: what was made of the first is not used for the second."""
+    for module in ("table", "table_file"):
+        monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
+    path = Path(write_table(tmp_path / "data", 1))
+    first = open_source("table", str(path), str(tmp_path))
+    other = tmp_path / "other.csv"
+    other.write_text(path.read_text().replace("of 0.bmp", "of 0.gif"))
+    times = path.stat()
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    fingerprint = first.fingerprint
+    other.replace(path)
+    second = open_source("table", str(path), str(tmp_path))
+    assert second[0].captions == ("of 0.gif",)
+    assert second.fingerprint != fingerprint
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\xfe"])
 def test_a_damaged_note_of_it_is_not_believed(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMCL_DATA_ROOT", str(tmp_path / "root"))
