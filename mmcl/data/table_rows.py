@@ -165,6 +165,8 @@ def _paths_in_structs(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     paths = pc.struct_field(images, "path")
     if kind.get_field_index("bytes") >= 0:
         content = pc.struct_field(images, "bytes")
+        if not (is_bytes(content.type) or is_text(content.type)):
+            return None
         encoded = pc.fill_null(pc.greater(pc.binary_length(content), 0), False)
         paths = pc.if_else(encoded, pa.scalar(None, paths.type), paths)
     return _normal(paths)

@@ -212,6 +212,13 @@ class TestArrowTypes:
             with pytest.raises(UserError, match="list of lists; give whole numbers"):
                 from_arrow(pa.table({"image": [wrong]}))[0].check()
 
+    def test_objects_of_other_kinds_are_bad_samples(self, from_arrow):
+        for cell in ({"bytes": [1, 2], "path": "a.png"}, {"src": "a.png"}, {"bytes": 3, "path": None}):
+            source = from_arrow(pa.table({"image": [cell], "caption": ["a"]}))
+            assert source.usage
+            with pytest.raises(UserError, match=r"row 1: its (image|cell)"):
+                source[0].check()
+
     def test_several_images_in_a_cell(self, from_arrow):
         source = from_arrow(pa.table({"images": [["a.png"], ["a.png", "b.png"], ["a.png"]], "caption": ["x", "y", "z"]}))
         assert [captions for _, captions in samples(source)] == [("x", "z"), ("y",)]
