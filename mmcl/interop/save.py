@@ -38,13 +38,14 @@ def save_model(
     """Writes a folder that `load_model` reads without further arguments. It appears when it is complete, or not at all.
 
     Args:
-        path: the folder; one that exists is replaced.
+        path: the folder; that of another model is replaced, one that holds anything else is refused.
         towers: "image" and "text", or one of them, as `build_tower` built them.
         logit_scale, logit_bias, embedding, class_names, provenance: as in `Model`.
 
     Raises:
         UserError: a tower was made by hand, so nothing says how to build it again; or the folder cannot be written.
     """
+    _keep_what_is_no_model(Path(path))
     tensors, shared = _unique_tensors(towers)
     config = {
         "format_version": FORMAT_VERSION,
@@ -62,6 +63,11 @@ def save_model(
         save_file(tensors, stage / WEIGHTS)
         if "text" in towers:
             towers["text"].encoder.tokenizer.save(stage / TOKENIZER)  # type: ignore[union-attr,operator]
+
+
+def _keep_what_is_no_model(path: Path) -> None:
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+        raise UserError(f"{path} holds something other than a model, which would be lost; give another folder")
 
 
 def _describe(name: str, tower: Tower) -> dict[str, Any]:

@@ -158,6 +158,15 @@ def test_saving_replaces_what_is_there(saved: Path) -> None:
     assert load_model(saved, device="cpu").embedding == "features"
 
 
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds something other than a model"):
+        save_model(tmp_path, make_towers())
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    save_model(tmp_path / "empty", make_towers())
+
+
 def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*args: object) -> None:
         raise OSError("no space left on device")
