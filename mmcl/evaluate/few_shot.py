@@ -69,7 +69,7 @@ def few_shot(
         accuracies = []
         for seed in range(seeds):
             rows = torch.from_numpy(label_subset(class_N, per_class=shot, seed=seed)).to(train.device)
-            found = linear_probe(train[rows], label[rows.cpu()], test_emb, test_label, **(probe or {}))["linear_top1"]
+            found = linear_probe(train[rows], label[rows.cpu().numpy()], test_emb, test_label, **(probe or {}))["linear_top1"]
             assert found is not None
             accuracies.append(found)
         estimates[f"few_shot_{shot}_top1"] = statistics.over_runs(accuracies, len(test_labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mmcl.engine.checks import check_views
 from mmcl.engine.doctor import diagnose
 from mmcl.engine.run import train
 from mmcl.errors import UserError
-from tests.engine.tiny import make_folder, tiny_config
+from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
+from tests.engine.tiny import YAML, make_folder, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,48 @@ def test_an_argument_with_which_nothing_can_be_built_is_named(
 def test_more_processes_than_rows_of_a_batch(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch_size 12 cannot be split over 13 processes"):
         diagnose(tiny_config(folder, tmp_path / "run"), processes=13)
+
+
+def test_an_evaluator_that_its_data_do_not_suit_is_refused_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    unfit = [{"name": "retrieval", "label": "a"}, {"name": "knn", "label": "b"}, {"name": "sts", "label": "c"}]
+    config = evaluated(folder, tmp_path, unfit, "--data.holdout", "0.2")
+    for refuse in (train, diagnose):
+        with pytest.raises(UserError) as refused:
+            refuse(config)
+        assert "evaluate.1, knn: the training data of b: " in str(refused.value)
+        assert "evaluate.2, sts: c: has no scores" in str(refused.value)
+        assert "evaluate.0" not in str(refused.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_six_images_end_in_a_report(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "few")
+    lines = (folder / "captions.csv").read_text().splitlines()
+    (folder / "captions.csv").write_text("\n".join(lines[:7]) + "\n")
+    usual = [{"name": name, "label": "held out"} for name in ("retrieval", "embedding_map", "geometry")]
+    report = train(evaluated(folder, tmp_path, usual, "--data.holdout", "0.1")).report
+    assert {row.evaluator for row in report.metrics} == {"retrieval"}
+    assert any("no map" in note for note in report.notes)
+    assert report.failures == ()
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+
+
+def test_embeddings_that_are_no_numbers_cost_neither_the_run_nor_the_other_scores(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(model: CachedModel, task: Task) -> Report:
+        raise UserError("image_emb has 5 rows that are not finite")
+
+    monkeypatch.setitem(EVALUATORS._entries, "geometry", lost)
+    asked = [{"name": "geometry", "label": "a", "every": 4}, {"name": "retrieval", "label": "b", "every": 4}]
+    report = train(evaluated(folder, tmp_path, asked, "--data.holdout", "0.2")).report
+    assert {row.evaluator for row in report.metrics} == {"retrieval"}
+    assert any(line.startswith("geometry, a, trained: image_emb has 5 rows") for line in report.failures)
+    assert "geometry of a: not evaluated: image_emb has 5 rows" in capsys.readouterr().out
+    assert "b/text_to_image_R@1" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def evaluated(folder: Path, tmp_path: Path, evaluators: list[dict[str, Any]], *flags: str) -> Config:
+    path = tmp_path / "evaluated.yaml"
+    path.write_text(YAML + "evaluate:\n" + "".join(f"  - {json.dumps(evaluator)}\n" for evaluator in evaluators))
+    return load_config(path, ["--data.train.path", str(folder), "--run_dir", str(tmp_path / "run"), *flags])

@@ -39,3 +39,9 @@ def test_bad_input_is_a_user_error(change: dict[str, object], message: str) -> N
     args = {"train_emb": data(300)[0], "train_labels": labels, "test_emb": data(200)[0], "test_labels": data(200)[1]}
     with pytest.raises(UserError, match=message):
         few_shot(**(args | change))
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_one_class_is_a_user_error(rows: int) -> None:
+    with pytest.raises(UserError, match="one class only"):
+        few_shot(np.ones((rows, 3)), np.zeros(rows, int), np.ones((2, 3)), [0, 0], shots=(1,))
