@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from mmcl.data.arrow_types import JsonType
 from mmcl.data.columns import Columns, captions_of, image_of, number_labels, scores_of
+from mmcl.data.files import in_any_form
 from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.data.table_rows import distinct, missing_cells
 from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
@@ -137,7 +138,7 @@ class ArrowSource(Source):
         return missing
 
     def _place(self, path: str) -> Path:
-        return (self._image_root or Path()) / path
+        return in_any_form((self._image_root or Path()) / path)
 
     def _image(self, row: int) -> tuple[ImageLike | None, str | None]:
         """The image of a row, a path not yet joined to the folder, and what is wrong with it."""

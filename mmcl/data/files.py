@@ -102,6 +102,14 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def in_any_form(path: Path) -> Path:
+    """A path in the Unicode form in which something lies there, composed or not; as it is where nothing does."""
+    if str(path).isascii():
+        return path
+    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
+    return next(filter(os.path.exists, forms), path)
+
+
 def reason_unused(name: str) -> str:
     """Why a file is not used, by its name: its kind, and what would make it an image that can be read."""
     suffix = suffix_of(name)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmcl.data.decode import decode
+from mmcl.data.decode import MAX_BYTES, decode
 from mmcl.data.file_part import FilePart, LocalFile
 from mmcl.data.pictures import in_threads
 from mmcl.data.root import data_root
@@ -122,6 +122,8 @@ def _file_mark(path: str | Path) -> Facts:
 
 def _content(image: ImageLike) -> Facts:
     if isinstance(image, str | Path):
+        if not os.path.isfile(image) or os.path.getsize(image) > MAX_BYTES:
+            raise ValueError(f"{image} is nothing that is decoded, and must not be read: it may be a pipe, or have no end")
         return (Path(image),)
     if isinstance(image, FilePart):
         return (image.read(),)

@@ -106,6 +106,8 @@ def _normal(paths: pa.ChunkedArray) -> pa.ChunkedArray:
         paths = pc.replace_substring_regex(paths, _DOTS, r"\1")
     if pc.any(pc.match_substring(paths, "//")).as_py():
         paths = pc.replace_substring_regex(paths, _SLASHES, "/")
+    if not pc.all(pc.string_is_ascii(paths)).as_py():
+        paths = pc.utf8_normalize(paths, form="NFC")
     return paths
 
 

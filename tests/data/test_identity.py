@@ -333,3 +333,11 @@ def test_spread_rows(size: int, count: int, least: int) -> None:
     assert 0 <= rows.min() <= size / 20
     assert size * 0.95 - 1 <= rows.max() < size
     np.testing.assert_array_equal(rows, spread_rows(size, count))
+
+
+def test_what_is_no_file_or_has_no_end_is_not_read(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(2**40)
+    os.mkfifo(tmp_path / "c.png")
+    assert len(identity_of(open_source("folder", str(tmp_path)))) == 64

@@ -359,6 +359,14 @@ class TestNames:
         write(tmp_path / "beside", images(stored) | {listed.replace(".png", ".txt"): "one"})
         assert read(tmp_path / "beside") == {stored: ("one",)}
 
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_accents_in_a_table_may_be_composed_or_not(self, form, tmp_path):
+        stored, composed, parted = (unicodedata.normalize(one, "é/café.png") for one in (form, "NFC", "NFD"))
+        write(tmp_path, images(stored) | {"a.csv": f"image,caption\n{composed},one\n{parted},two\n"})
+        source = open_source("auto", str(tmp_path / "a.csv"))
+        assert [(source[i].image, source[i].captions) for i in range(len(source))] == [(f"{tmp_path}/{stored}", ("one", "two"))]
+        assert source.usage[1].to_text() == "2 of 2 rows used"
+
     def test_texts_beside_an_image(self, tmp_path):
         names = ("IMG.JPG", "b.jpg", "c.jpg", "d.v1.jpg", "e.jpg", "f.jpg", "g.1.jpg", "g.jpg")
         texts = {"IMG.TXT": "one", "b.caption": "two", "c.jpg.txt": "three", "d.v1.txt": "four", "d.txt": "none"}
