@@ -5,28 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub.errors import EntryNotFoundError
 from timm.layers import to_2tuple
+from timm.models._hub import download_from_hf, load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.safe import load_into, read_tensors, reason
+from mmcl.safe import hub_errors, load_into, read_tensors, reason
 from mmcl.types import Preprocess
+
+_PLACES = ("local-dir:", "hf-hub:")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SHOWN = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 class TimmEncoder(ImageEncoder):
     """A timm model up to its pooled features: [B, C, H, W] to [B, F].
 
     Args:
-        name: as timm lists it, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k".
+        name: as timm lists it, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k"; or "local-dir:FOLDER" or "hf-hub:ID", a
+            folder or a repository as timm writes them.
         pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false: random ones.
         in_chans: 1 (grey), 3 (RGB), or as many as the arrays have that are given; timm folds or repeats released RGB weights.
         image_size: side in pixels, or height and width; None takes the model's own.
         preprocess: fields of `Preprocess` that are otherwise than timm has them for this model.
         model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
+        pretrained_cfg: what timm is to know of the weights, such as mean and std, otherwise than it does for this model.
     """
 
     def __init__(
@@ -38,17 +47,26 @@ class TimmEncoder(ImageEncoder):
         image_size: int | Sequence[int] | None = None,
         model_args: dict[str, Any] | None = None,
         preprocess: dict[str, Any] | None = None,
+        pretrained_cfg: dict[str, Any] | None = None,
     ):
         super().__init__()
+        place, given = name, pretrained
+        if name.startswith(_PLACES):
+            name, model_args, pretrained_cfg = _read_place(name, model_args)
+            pretrained = _weights_of_place(place) if pretrained is True else pretrained
         image_size = (preprocess or {}).get("size", image_size)
-        self.model = _create(name, pretrained is True, {"in_chans": in_chans, "num_classes": 0, **(model_args or {})})
+        self.model = _create(
+            name,
+            pretrained is True,
+            {"in_chans": in_chans, **(model_args or {}), "num_classes": 0, "pretrained_cfg_overlay": pretrained_cfg},
+        )
         if image_size is not None and hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=to_2tuple(image_size))  # resamples the position embeddings
         if isinstance(pretrained, str):
             _load(self.model, pretrained)
         self.preprocess = _preprocess(self.model, in_chans, image_size).changed(preprocess)
-        if isinstance(pretrained, str) and not preprocess:
-            say_preprocess(pretrained, self.preprocess)
+        if isinstance(given, str) and not preprocess:
+            say_preprocess(given, self.preprocess)
         self.norm = PixelNorm(self.preprocess)
         self.feature_dim = int(self.model.num_features)
         self.rebuild_args = {
@@ -57,10 +75,33 @@ class TimmEncoder(ImageEncoder):
             "image_size": image_size,
             "model_args": model_args,
             "preprocess": preprocess,
+            "pretrained_cfg": pretrained_cfg,
         }
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         return self.model(self.norm(image_BCHW))
+
+
+def _read_place(place: str, model_args: dict[str, Any] | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The architecture, its arguments and what is shown to it, from the config.json of a folder or repository."""
+    scheme, _, name = place.partition(":")
+    with hub_errors(name):
+        read = load_model_config_from_path if scheme == "local-dir" else load_model_config_from_hf
+        cfg, architecture, args = read(name)
+    return architecture, {**args, **(model_args or {})}, {key: cfg[key] for key in _SHOWN if cfg.get(key) is not None}
+
+
+def _weights_of_place(place: str) -> str:
+    scheme, _, name = place.partition(":")
+    if scheme == "local-dir":
+        found = [str(file) for file in (Path(name, weights) for weights in _WEIGHTS) if file.is_file()]
+        if not found:
+            raise UserError(f"{name}: holds no weights ({' or '.join(_WEIGHTS)}); copy them in")
+        return found[0]
+    with hub_errors(name):
+        with suppress(EntryNotFoundError):
+            return download_from_hf(name, _WEIGHTS[0])
+        return download_from_hf(name, _WEIGHTS[1])
 
 
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:

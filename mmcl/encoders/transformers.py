@@ -7,10 +7,12 @@ Remote code is never trusted. A model's configuration is kept with it, so that i
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,7 +25,7 @@ from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.safe import hub_errors, reason
+from mmcl.safe import hub_errors, read_json, reason
 from mmcl.types import Preprocess, Tokens
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]
@@ -53,7 +55,8 @@ def image_encoder(
         pooling: see `Pooling`; CLIP-like models have their own.
         preprocess: the fields of `Preprocess`; None does what the image processor of `name` does.
     """
-    model, missing = _build_model(name, config, pretrained)
+    name, adapter = _located(name)
+    model, missing = _build_model(name, config, pretrained, adapter)
     return TransformersImage(_side(model, "image"), pooling, missing, _preprocess(name, preprocess))
 
 
@@ -73,7 +76,8 @@ def text_encoder(
         name, pretrained, config, pooling: as in `image_encoder`.
         context_length: longest text in tokens; None takes the largest that model and tokenizer allow.
     """
-    model, missing = _build_model(name, config, pretrained)
+    name, adapter = _located(name)
+    model, missing = _build_model(name, config, pretrained, adapter)
     side = _side(model, "text")
     limit = _positions(side)
     if tokenizer is None:
@@ -91,7 +95,9 @@ def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> D
         name: a folder or a hub id.
         preprocess: fields of `Preprocess` that are otherwise than the image processor of `name` has them.
     """
-    model, missing = _build_model(name, None, True)
+    place, adapter = _located(name)
+    name = str(place)
+    model, missing = _build_model(name, None, True, adapter)
     if not is_dual(model) or not hasattr(model, "logit_scale"):
         raise UserError(
             f"{name}: {type(model).__name__} is no CLIP-like model with image and text; use it as one tower's encoder"
@@ -203,7 +209,34 @@ def is_dual(model: nn.Module) -> bool:
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
-def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained: bool) -> tuple[Any, frozenset[str]]:
+def _located(name: str | None) -> tuple[str | None, str | None]:
+    """Where the model lies, and the adapter on top of it or None.
+
+    Folders of old sentence-transformers hold CLIP in a folder of its own; those of peft hold an adapter and name its model.
+    """
+    if name is None or not Path(name).is_dir() or Path(name, "config.json").is_file():
+        return name, None
+    if not Path(name, "adapter_config.json").is_file():
+        inner = next((folder for folder in Path(name).glob("*_CLIPModel") if (folder / "config.json").is_file()), name)
+        return str(inner), None
+    if importlib.util.find_spec("peft") is None:
+        raise UserError(f"{name}: holds an adapter, which peft merges into its model; pip install 'mmcl[peft]'")
+    base = read_json(Path(name, "adapter_config.json")).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UserError(f"{name}: adapter_config.json does not name the model that it adapts; set base_model_name_or_path")
+    return base, name
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    import peft
+
+    with hub_errors(adapter):
+        return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _build_model(
+    name: str | None, config: Mapping[str, Any] | None, pretrained: bool, adapter: str | None
+) -> tuple[Any, frozenset[str]]:
     """The model, in float32, and the names of weights that it has but its checkpoint lacks."""
     if (name is None) == (config is None):
         raise UserError("transformers: give either name, a folder or a hub id, or config")
@@ -214,6 +247,7 @@ def _build_model(name: str | None, config: Mapping[str, Any] | None, pretrained:
         model, info = transformers.AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
+    model = model if adapter is None else _merged(model, adapter)
     encoder, missing = _encoder_of(model), frozenset(info["missing_keys"])
     optional = ("pooler", "logit_scale", "logit_bias")
     needed = [k for k in missing if not any(part in k for part in optional) and (encoder is model or k.startswith("encoder."))]

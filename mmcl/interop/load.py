@@ -33,7 +33,8 @@ def load_model(
             `open_clip:ARCH`, with random weights, or `open_clip:ARCH/PRETRAINED`, a tag of released weights or a path;
             `open_clip:local-dir:FOLDER` or `open_clip:hf-hub:ID`, with open_clip_config.json and weights;
             `hf:ID_OR_DIR`, a CLIP-like model of transformers;
-            `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with those of a file.
+            `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with those of a file;
+            `timm:local-dir:FOLDER` or `timm:hf-hub:ID`, as timm writes them.
         device: where it runs; None takes the GPU if there is one.
         preprocess: how images are shown to a model of another library, or the fields that are otherwise than the library has
             them. Weights from a file do not say it; what was taken for them is then printed on standard error.
@@ -56,6 +57,10 @@ def _model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
+    if (path / "open_clip_config.json").is_file():
+        raise UserError(f"{path}: a folder of open_clip; give open_clip:local-dir:{path}")
+    if (path / "adapter_config.json").is_file() or (path / "modules.json").is_file():
+        raise UserError(f"{path}: a folder of transformers; give hf:{path}")
     schemes = ", ".join(f"{scheme}:NAME" for scheme in _LIBRARIES)
     raise UserError(f"{path}: no run and no model folder; give one that holds {CONFIG}, or {schemes}")
 
@@ -65,7 +70,8 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     version = config.get("format_version")
     if version != FORMAT_VERSION:
-        hint = f"it has format version {version}; update mmcl" if version else f"another library's? try hf:{folder}"
+        scheme = "timm:local-dir:" if "architecture" in config else "hf:"
+        hint = f"it has format version {version}; update mmcl" if version else f"another library's? try {scheme}{folder}"
         raise UserError(f"{folder}: no model of format version {FORMAT_VERSION}: {hint}")
     try:
         towers = nn.ModuleDict({name: _read_tower(folder, values) for name, values in config["towers"].items()})
@@ -122,8 +128,7 @@ _Fields = dict[str, Any] | None
 def _open_clip(rest: str, preprocess: _Fields) -> dict[str, Any]:
     from mmcl.encoders.open_clip import dual_encoder
 
-    is_place = rest.startswith(("local-dir:", "hf-hub:"))
-    arch, _, pretrained = (rest, "", "") if is_place else rest.partition("/")
+    arch, pretrained = _split(rest)
     return _from_dual("open_clip", dual_encoder(arch, pretrained or None, preprocess=preprocess))
 
 
@@ -145,12 +150,20 @@ def _from_dual(library: str, dual: DualEncoder) -> dict[str, Any]:
 
 def _image_only(library: str) -> Callable[[str, _Fields], dict[str, Any]]:
     def load(rest: str, preprocess: _Fields) -> dict[str, Any]:
-        name, _, path = rest.partition("/")
+        name, path = _split(rest)
         args = {"name": name, "pretrained": path or True, "preprocess": preprocess}
         spec = TowerSpec(modality="image", encoder=library, encoder_args=args)
         return {"towers": nn.ModuleDict({"image": build_tower(spec)})}
 
     return load
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """The name of an architecture and its weights; folders and repositories, whose names have slashes, bring their own."""
+    if rest.startswith(("local-dir:", "hf-hub:")):
+        return rest, ""
+    name, _, weights = rest.partition("/")
+    return name, weights
 
 
 _LIBRARIES: Mapping[str, Callable[[str, _Fields], dict[str, Any]]] = {

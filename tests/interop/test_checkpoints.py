@@ -287,3 +287,79 @@ def test_a_model_of_ours_keeps_its_preprocessing(arch: dict[str, Any], tmp_path:
     save_model(tmp_path / "ours", load_model(_weights("open_clip", tmp_path, arch), device="cpu").towers)
     with pytest.raises(UserError, match="was saved with its preprocessing"):
         load_model(tmp_path / "ours", preprocess={"size": 8})
+
+
+def _big_vision(model: Any) -> dict[str, np.ndarray]:
+    """The weights of a SigLIP model of open_clip under the names and in the shapes of Google's big_vision."""
+
+    def attention(weight: Tensor, bias: Tensor, out: Any, heads: int) -> State:
+        width = weight.shape[1]
+        split = {}
+        for name, w, b in zip(("query", "key", "value"), weight.chunk(3), bias.chunk(3), strict=True):
+            split |= {f"{name}/kernel": w.T.reshape(width, heads, -1), f"{name}/bias": b.reshape(heads, -1)}
+        return {**split, "out/kernel": out.weight.T.reshape(heads, -1, width), "out/bias": out.bias}
+
+    def block(norms: list[Any], attended: State, layers: list[Any]) -> State:
+        named = {f"MultiHeadDotProductAttention_0/{name}": value for name, value in attended.items()}
+        for number, norm in enumerate(norms):
+            named |= {f"LayerNorm_{number}/scale": norm.weight, f"LayerNorm_{number}/bias": norm.bias}
+        for number, layer in enumerate(layers):
+            named |= {f"MlpBlock_0/Dense_{number}/kernel": layer.weight.T, f"MlpBlock_0/Dense_{number}/bias": layer.bias}
+        return named
+
+    trunk, text = model.visual.trunk, model.text
+    found: State = {
+        "img/embedding/kernel": trunk.patch_embed.proj.weight.permute(2, 3, 1, 0),
+        "img/embedding/bias": trunk.patch_embed.proj.bias,
+        "img/cls": trunk.cls_token,
+        "img/pos_embedding": trunk.pos_embed,
+        "img/Transformer/encoder_norm/scale": trunk.norm.weight,
+        "img/Transformer/encoder_norm/bias": trunk.norm.bias,
+        "txt/Embed_0/embedding": text.token_embedding.weight,
+        "txt/pos_embedding": text.positional_embedding[None],
+        "txt/Encoder_0/encoder_norm/scale": text.ln_final.weight,
+        "txt/Encoder_0/encoder_norm/bias": text.ln_final.bias,
+        "txt/head/kernel": text.text_projection.weight.T,
+        "txt/head/bias": text.text_projection.bias,
+        "t": model.logit_scale[None],
+        "b": model.logit_bias[None],
+    }
+    for number, part in enumerate(trunk.blocks):
+        own = attention(part.attn.qkv.weight, part.attn.qkv.bias, part.attn.proj, part.attn.num_heads)
+        values = block([part.norm1, part.norm2], own, [part.mlp.fc1, part.mlp.fc2])
+        found |= {f"img/Transformer/encoderblock_{number}/{name}": value for name, value in values.items()}
+    for number, part in enumerate(text.transformer.resblocks):
+        own = attention(part.attn.in_proj_weight, part.attn.in_proj_bias, part.attn.out_proj, part.attn.num_heads)
+        values = block([part.ln_1, part.ln_2], own, [part.mlp.c_fc, part.mlp.c_proj])
+        found |= {f"txt/Encoder_0/encoderblock_{number}/{name}": value for name, value in values.items()}
+    return {f"params/{name}": value.detach().numpy() for name, value in found.items()}
+
+
+@torch.no_grad()
+def test_siglip_weights_of_google_give_the_same_embeddings(arch: dict[str, Any], tmp_path: Path) -> None:
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 160}
+    arch.update(embed_dim=64, vision_cfg=vision, init_logit_bias=-10)
+    arch["text_cfg"].update(no_causal_mask=True, pool_type="last", proj_bias=True)
+    theirs: Any = tiny.shaken(open_clip.CustomTextCLIP(**copy.deepcopy(arch)))
+    theirs.logit_bias.fill_(-7.5)
+    np.savez(tmp_path / "weights.npz", **_big_vision(theirs))
+    model = load_model(f"open_clip:Tiny/{tmp_path / 'weights.npz'}", device="cpu")
+    image: Any = model.towers["image"].encoder
+    pixels = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(image(pixels), theirs.encode_image(image.norm(pixels)))
+    tokens = open_clip.SimpleTokenizer()(["a cat", "two dogs"], context_length=20)
+    expected = theirs.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(model.encode_text(["a cat", "two dogs"]), expected, atol=1e-5)
+    assert model.logit_bias == -7.5
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", None], ids=["empty", "cut", "other weights"])
+def test_other_arrays_are_one_clear_line(content: bytes | None, arch: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    if content is None:
+        np.savez(path, a=np.ones(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="not weights of Google's SigLIP for this architecture") as caught:
+        load_model(f"open_clip:Tiny/{path}", device="cpu")
+    assert "\n" not in str(caught.value)

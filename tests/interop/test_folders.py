@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
@@ -107,8 +110,75 @@ def test_a_text_tower_that_is_not_in_the_folder_is_not_fetched(tmp_path: Path, m
 
 
 def test_a_folder_that_brings_its_weights_takes_no_others(tmp_path: Path) -> None:
-    from mmcl.encoders import IMAGE_ENCODERS
-
     args = {"arch": f"local-dir:{_open_clip_folder('clip', tmp_path)}", "pretrained": "openai"}
     with pytest.raises(UserError, match="brings its own weights"):
         IMAGE_ENCODERS.build("open_clip", args)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+@torch.no_grad()
+def test_a_timm_folder_gives_timms_features(weights: str, tmp_path: Path) -> None:
+    theirs = tiny.shaken(timm.create_model("test_vit", num_classes=7, img_size=96))
+    shown = {"input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3], "std": [0.3, 0.3, 0.3], "crop_pct": 0.9, "crop_mode": "center"}
+    config = {"architecture": "test_vit", "num_classes": 7, "pretrained_cfg": shown, "model_args": {"img_size": 96}}
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    if weights.endswith(".bin"):
+        torch.save(theirs.state_dict(), folder / weights)
+    else:
+        save_file(theirs.state_dict(), folder / weights)
+    model = load_model(f"timm:local-dir:{folder}", device="cpu")
+    encoder: Any = model.towers["image"].encoder
+    assert (encoder.preprocess.size, encoder.preprocess.mean) == (96, (0.1, 0.2, 0.3))
+    assert encoder.preprocess.resize_size == 106
+    pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    theirs.reset_classifier(0)  # type: ignore[operator]
+    torch.testing.assert_close(encoder(pixels), theirs(encoder.norm(pixels)))
+
+    save_model(tmp_path / "ours", model.towers)
+    shutil.rmtree(folder)
+    again: Any = load_model(tmp_path / "ours", device="cpu").towers["image"].encoder
+    torch.testing.assert_close(again(pixels), encoder(pixels))
+    assert again.preprocess == encoder.preprocess
+
+
+def test_a_timm_folder_without_weights_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": {}}))
+    with pytest.raises(UserError, match="holds no weights"):
+        load_model(f"timm:local-dir:{tmp_path}", device="cpu")
+    with pytest.raises(UserError, match=rf"try timm:local-dir:{tmp_path}"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_the_root_of_an_old_sentence_transformers_clip_is_its_model(tmp_path: Path) -> None:
+    tiny.transformers_model("clip", tmp_path / "0_CLIPModel")
+    modules = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    root, inner = (load_model(f"hf:{folder}", device="cpu") for folder in (tmp_path, tmp_path / "0_CLIPModel"))
+    assert root.fingerprint == inner.fingerprint
+
+
+def _adapter(folder: Path) -> Path:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "nowhere"}))
+    return folder
+
+
+def test_an_adapter_names_the_extra_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"holds an adapter.*pip install 'mmcl\[peft\]'"):
+        load_model(f"hf:{_adapter(tmp_path)}", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("open_clip_config.json", "give open_clip:local-dir:"),
+        ("adapter_config.json", "give hf:"),
+        ("modules.json", "give hf:"),
+    ],
+)
+def test_a_folder_of_another_library_says_how_it_is_loaded(file: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(UserError, match=f"{message}{tmp_path}"):
+        load_model(tmp_path)
