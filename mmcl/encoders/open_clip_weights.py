@@ -66,8 +66,9 @@ def _state(path: Path, config: Mapping[str, Any], visual: nn.Module | None, text
 def _big_vision_state(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """What open_clip makes of weights in the names of big_vision, Google's code for SigLIP."""
     whole = _whole({"init_logit_bias": 0.0, **config})
-    with _refusal(existing_file(path), "Google's SigLIP"):
-        load_big_vision_weights(whole, str(path))
+    # Opened here, as open_clip would not close it.
+    with _refusal(path, "Google's SigLIP"), existing_file(path).open("rb") as arrays:
+        load_big_vision_weights(whole, arrays)
     return whole.state_dict()
 
 
