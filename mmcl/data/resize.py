@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.data.bands import read_bands
-from mmcl.data.decode import decode
+from mmcl.data.decode import SCALES, Opened, opened
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
 from mmcl.types import CropRounding, Interpolation, Preprocess
@@ -43,7 +43,18 @@ def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = 
     keeps_size = preprocess.resize == "none" or preprocess.resize_size in (None, preprocess.size)
     if keeps_size and isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == shape:
         return _channels_first(image)
-    return to_tensor(decode(image, name=name, intensity=preprocess.intensity), preprocess)
+    with opened(image, name=name, intensity=preprocess.intensity) as stored:
+        pixels = stored.pixels(_shrink(stored, preprocess))
+        return _resize_and_crop(pixels, _resized_size(stored, preprocess), preprocess)
+
+
+def _shrink(stored: Opened, preprocess: Preprocess) -> int:
+    """By what an image may be shrunk while it is decoded, with two pixels left for each that it is resized to."""
+    if not (preprocess.shrink_on_load and stored.may_shrink) or preprocess.resize == "none":
+        return 1
+    height, width = _resized_size(stored, preprocess)
+    spare = min(stored.height / height, stored.width / width) / 2
+    return max((scale for scale in SCALES if scale <= spare), default=1)
 
 
 def _checked_pixels(pixels: Tensor, preprocess: Preprocess, name: str) -> Tensor:
@@ -70,8 +81,11 @@ def to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess) -> Tensor
     """
     if isinstance(image, np.ndarray):
         return torch.cat([to_tensor(band, grey) for band, grey in _by_band(image, preprocess)])
-    image = _in_channels(image, preprocess)
-    height, width = _resized_size(image, preprocess)
+    return _resize_and_crop(image, _resized_size(image, preprocess), preprocess)
+
+
+def _resize_and_crop(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> Tensor:
+    image, (height, width) = _in_channels(image, preprocess), size
     if height * width > max(_WHOLE_PIXELS, image.height * image.width):
         pixels = _resize_centre(image, (height, width), preprocess)
     elif preprocess.backend == "pillow":
@@ -94,7 +108,7 @@ def pixel_dtype(preprocess: Preprocess) -> torch.dtype:
     return torch.float32 if preprocess.backend == "torchvision_float" else torch.uint8
 
 
-def _resized_size(image: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
+def _resized_size(image: Image.Image | Opened, preprocess: Preprocess) -> tuple[int, int]:
     """Height and width after the resize and before the crop."""
     height, width, target = image.height, image.width, preprocess.resize_size or preprocess.size
     if preprocess.resize == "none":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow
 import pytest
@@ -10,13 +12,13 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from mmcl.data.decode import decode
+from mmcl.data.decode import decode, opened
 from mmcl.data.pictures import ReadableImages, pictures
-from mmcl.data.resize import part_to_tensor, read_pixels, to_tensor
+from mmcl.data.resize import _shrink, part_to_tensor, read_pixels, to_tensor
 from mmcl.data.source import Sample, SampleList
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
-from tests.data.test_decode import noise
+from tests.data.test_decode import encode, noise, oriented
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -152,3 +154,28 @@ def test_images_that_are_read_for_an_index_are_resized_once():
     preprocess = Preprocess(size=9, resize_size=11)
     [once] = pictures(ReadableImages(OneImage(), preprocess), preprocess, 1)
     assert torch.equal(once[0], read_pixels(noise(20, 30), preprocess))
+
+
+class TestShrinkOnLoad:
+    @pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    @pytest.mark.parametrize("size", [20, 37, 70, 100])
+    def test_photos_are_the_same_but_for_four_levels_on_average(self, photo, size, orientation, resize):
+        file = encode(photo, "JPEG", quality=90, exif=oriented(orientation))
+        exact = Preprocess(size=size, resize=resize)
+        shrunk = read_pixels(file, replace(exact, shrink_on_load=True))
+        assert shrunk.shape == (3, size, size)
+        assert (shrunk.float() - read_pixels(file, exact).float()).abs().mean() < 4
+        assert not torch.equal(shrunk, read_pixels(file, exact))
+
+    def test_only_what_has_two_pixels_for_each_that_is_left(self, photo):
+        for size, scale in ((26, 8), (27, 4), (53, 4), (54, 2), (106, 2), (107, 1)):  # of 427 rows
+            with opened(encode(photo, "JPEG")) as stored:
+                assert _shrink(stored, Preprocess(size=size, shrink_on_load=True)) == scale
+
+    def test_nothing_else_and_not_by_default(self, photo):
+        jpeg, png = encode(photo, "JPEG"), encode(photo)
+        assert torch.equal(read_pixels(jpeg, Preprocess(size=20)), to_tensor(decode(jpeg), Preprocess(size=20)))
+        on = Preprocess(size=20, shrink_on_load=True)
+        for image in (png, photo, np.asarray(photo)):
+            assert torch.equal(read_pixels(image, on), to_tensor(decode(image), on))
