@@ -1,7 +1,7 @@
 """95 % confidence intervals. Rows are taken as independent draws; what varies is the test set, not the training.
 
 An interval stands only where it holds: its coverage stays near 95 % down to 5 rows, at values near 0 and 1 too, where a
-percentile bootstrap has width zero (`scripts/bench/coverage.py` prints the table). Where none does, there is none.
+percentile bootstrap has width zero (`scripts/bench/interval_coverage.py` prints the table). Where none does, there is none.
 
 share of 0/1 outcomes           mid-p binomial (Lancaster, "Significance tests in discrete distributions", 1961)
 mean within known bounds        `within_bounds`; with classes the mean over them, with clusters that of correlated rows

@@ -220,3 +220,13 @@ def test_bad_input_is_a_user_error(change: dict[str, object], message: str) -> N
     args = {"image_emb": np.eye(3, 2), "text_emb": np.eye(3, 2), "image_ids": [0, 1, 2], "text_image_ids": [0, 1, 2]}
     with pytest.raises(UserError, match=message):
         retrieval(**(args | change))
+
+
+def test_captions_of_one_image_are_drawn_together() -> None:
+    image, text = unit((40, 5), 0), unit((40, 5), 0) + 0.6 * unit((40, 5), 1)
+    one = retrieval(image, text, image_ids=np.arange(40), text_image_ids=np.arange(40), ks=(1,))
+    same = retrieval(image, text.repeat(5, 0), image_ids=np.arange(40), text_image_ids=np.arange(40).repeat(5), ks=(1,))
+    widths = [row.high - row.low for report in (one, same) for row in report.metrics if row.metric == "text_to_image_R@1"]
+    assert widths[1] == pytest.approx(widths[0], rel=0.1), "the same caption five times says no more than once"
+    named = [f"image {number}" for number in range(40)]
+    assert retrieval(image, text, image_ids=named, text_image_ids=named, ks=(1,)) == one
