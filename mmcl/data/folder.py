@@ -87,9 +87,8 @@ class FolderSource(Source):
 
     @property
     def warnings(self) -> Sequence[str]:
-        bare = sum(not texts for texts in self._captions)
-        counts = {"no caption": bare if bare < len(self) else 0}
-        return [*super().warnings, *self._notes, *incomplete(len(self), "images", counts, len(self._problems))]
+        bare = {"no caption": sum(not texts for texts in self._captions)}
+        return [*super().warnings, *self._notes, *incomplete(len(self), "images", bare, len(self._problems))]
 
     def broken_files(self) -> Iterator[str]:
         yield from (f"{valid_name(self.path / name)}: cannot be read: {reason}" for name, reason in self._unreadable)

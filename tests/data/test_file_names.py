@@ -1,0 +1,164 @@
+"""Names of images and texts in folders and shards: which belong together, which are found, and which are not used."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmcl.data.decode import decode
+from mmcl.data.files import list_files
+from mmcl.data.open import open_source
+from mmcl.errors import UserError
+from tests.data.folders import images, read, write
+from tests.data.tars import picture, write_tar
+
+
+class TestNames:
+    def test_of_a_list_are_found_where_the_images_lie(self, tmp_path):
+        write(tmp_path / "flickr", images("Images/a.jpg", "Images/b.jpg", "Images/deep/c.jpg"))
+        lines = ["a.jpg,one", "./Images/a.jpg,two", "Images\\b.jpg,three", "deep/c.jpg,four"]
+        write(tmp_path / "flickr", {"captions.csv": "\n".join(["image,caption", *lines])})
+        assert read(tmp_path / "flickr") == {
+            "Images/a.jpg": ("one", "two"),
+            "Images/b.jpg": ("three",),
+            "Images/deep/c.jpg": ("four",),
+        }
+
+    def test_of_two_images_is_no_name(self, tmp_path):
+        write(
+            tmp_path / "a", images("x/1.png", "y/1.png", "y/2.png") | {"captions.csv": "image,caption\n1.png,one\n2.png,two\n"}
+        )
+        source = open_source("auto", str(tmp_path / "a"))
+        with pytest.raises(UserError, match=r"1\.png: no such file; captions\.csv names it in row 1"):
+            source[0].check()
+        assert source[1].captions == ("two",)
+
+    @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+    def test_accents_may_be_composed_or_not(self, forms, tmp_path):
+        listed, stored = (unicodedata.normalize(form, "sub/café.png") for form in forms)
+        write(tmp_path / "listed", images(stored) | {"captions.csv": f"image,caption\n{listed},one\ncafé.png,two\n"})
+        assert read(tmp_path / "listed") == {stored: ("one", "two")}
+        write(tmp_path / "beside", images(stored) | {listed.replace(".png", ".txt"): "one"})
+        assert read(tmp_path / "beside") == {stored: ("one",)}
+
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_accents_in_a_table_may_be_composed_or_not(self, form, tmp_path):
+        stored, composed, parted = (unicodedata.normalize(one, "é/café.png") for one in (form, "NFC", "NFD"))
+        write(tmp_path, images(stored) | {"a.csv": f"image,caption\n{composed},one\n{parted},two\n"})
+        source = open_source("auto", str(tmp_path / "a.csv"))
+        assert [(source[i].image, source[i].captions) for i in range(len(source))] == [(f"{tmp_path}/{stored}", ("one", "two"))]
+        assert source.usage[1].to_text() == "2 of 2 rows used"
+
+    def test_texts_beside_an_image(self, tmp_path):
+        names = ("IMG.JPG", "b.jpg", "c.jpg", "d.v1.jpg", "e.jpg", "f.jpg", "g.1.jpg", "g.jpg")
+        texts = {"IMG.TXT": "one", "b.caption": "two", "c.jpg.txt": "three", "d.v1.txt": "four", "d.txt": "none"}
+        texts |= {"e.0.txt": "five", "e.1.txt": "six", "e.txt": "five", "f.json": '{"caption": "seven"}', "g.1.txt": "eight"}
+        texts |= {"e.json": '{"caption": "no"}', "f.ocr.txt": "STOP"}
+        write(tmp_path / "a", images(*names) | texts)
+        captions = [("one",), ("two",), ("three",), ("four",), ("five", "six"), ("seven",), ("eight",), ()]
+        assert read(tmp_path / "a") == dict(zip(names, captions, strict=True))
+        usage = open_source("auto", str(tmp_path / "a")).usage[0]
+        assert usage.to_text() == "17 of 20 files used; not used: 2 .txt (d.txt, f.ocr.txt), 1 .json (e.json)"
+
+    def test_records_of_annotation_tools_are_no_captions(self, tmp_path):
+        write(tmp_path / "a", images("a.png", "b.png") | {"a.json": '{"shapes": []}', "b.json": "[[["})
+        assert read(tmp_path / "a") == {"a.png": (), "b.png": ()}
+
+
+class TestNotUsed:
+    def test_images_that_cannot_be_read_are_counted_and_named(self, tmp_path):
+        files = images("a.jpg", "b.jfif", "c.jpe", "d.PNG") | {"e.heic": b"x", "f.HEIC": b"x", "g.jxl": b"x", "no": b"x"}
+        Image.new("RGB", (4, 4)).save(write(tmp_path / "a", files) / "h.avif")
+        source = open_source("auto", str(tmp_path / "a"))
+        assert [Path(source[i].name).name for i in range(len(source))] == ["a.jpg", "b.jfif", "c.jpe", "d.PNG", "h.avif"]
+        assert decode(source[4].image).size == (4, 4)
+        line = (
+            "5 of 9 files used; not used: 2 .heic to convert to .jpg or .png (e.heic, f.HEIC), "
+            "1 .jxl to convert to .jpg or .png (g.jxl), 1 without suffix (no)"
+        )
+        assert list(source.warnings) == [line]
+        for place in ("heic", "heic/sub"):
+            write(tmp_path / "heic", {"sub/e.heic": b"x"})
+            with pytest.raises(UserError, match=r"no image.* only 1 \.heic to convert to \.jpg or \.png \((sub/)?e\.heic\)"):
+                open_source("auto", str(tmp_path / place))
+            with pytest.raises(UserError, match=r"no image.* only 1 \.heic to convert"):
+                open_source("folder", str(tmp_path / place))
+
+    def test_files_of_operating_systems_are_no_data(self, tmp_path):
+        system = ("@eaDir/a.png", "sub/@eaDir/a.jpg/SYNO.jpg", "#recycle/a.png", "$RECYCLE.BIN/a.png", "lost+found/a.png")
+        system += ("__MACOSX/._a.png", ".thumbnails/a.png", "sub/.ipynb_checkpoints/a.png", "System Volume Information/a.png")
+        write(tmp_path / "a", images("sub/a.png", *system) | {"Thumbs.db": b"", ".DS_Store": b"", "desktop.ini": b""})
+        source = open_source("auto", str(tmp_path / "a"))
+        assert source.usage[0].to_text() == "1 of 1 files used"
+
+    def test_links_are_followed_once(self, tmp_path):
+        folder = write(tmp_path / "a", images("sub/a.png"))
+        write(tmp_path / "elsewhere", images("b.png"))
+        for link, target in {
+            "away": tmp_path / "elsewhere",
+            "away2": tmp_path / "elsewhere",
+            "around": tmp_path,
+            "sub/loop": folder,
+            "again": folder / "sub",
+        }.items():
+            (folder / link).symlink_to(target)
+        (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
+        listing = list_files(folder)
+        assert listing.names == ["away/b.png", "sub/a.png"]
+        assert sorted(listing.linked) == ["again", "around", "away/itself", "away2", "sub/loop"]
+        usage = open_source("folder", str(folder)).usage[0]
+        assert usage.to_text().startswith("2 of 7 files used; not used: 5 linked folders that are entered anyway")
+
+    def test_a_folder_that_cannot_be_entered(self, tmp_path, monkeypatch):
+        folder, scan = write(tmp_path / "a", images("a.png", "secret/b.png")), os.scandir
+
+        def refused(place):
+            if str(place).endswith("secret"):
+                raise PermissionError(13, "Permission denied", str(place))
+            return scan(place)
+
+        monkeypatch.setattr("os.scandir", refused)
+        source = open_source("folder", str(folder))
+        assert "1 of 2 files used; not used: 1 folders that cannot be read (secret)" in source.warnings[0]
+        assert list(source.broken_files()) == [f"{folder}/secret: cannot be read: Permission denied"]
+        with pytest.raises(UserError, match="secret: cannot be read: Permission denied"):
+            open_source("folder", str(folder / "secret"))
+
+    def test_members_of_shards_whose_names_have_another_dot(self, tmp_path):
+        members = {
+            "photo.v1.jpg": picture(),
+            "photo.v1.txt": b"one",
+            "b.jpg": picture(),
+            "b.txt": b"two",
+            "b.seg.png": picture(),
+        }
+        write_tar(tmp_path / "0.tar", members)
+        source = open_source("auto", str(tmp_path / "0.tar"), str(tmp_path))
+        assert [source[i].captions for i in range(len(source))] == [("two",)]
+        (line,) = source.warnings
+        assert line.startswith("2 of 5 members used; not used: ")
+        for part in ("1 .jpg whose names have another dot (photo.v1.jpg)", "(photo.v1.txt)", "(b.seg.png)"):
+            assert part in line
+        write_tar(tmp_path / "1.tar", {f"a.{n}.jpg": picture() for n in range(9)})
+        with pytest.raises(
+            UserError, match=r"no picture or text .* not used: 9 \.jpg whose names have another dot \(a\.0\.jpg, "
+        ):
+            open_source("auto", str(tmp_path / "1.tar"), str(tmp_path))
+
+    def test_several_texts_of_a_key(self, tmp_path):
+        members = [("a.jpg", picture()), ("a.json", b'{"caption": "no"}'), ("a.caption", b"one"), ("a.0.txt", b"two\nthree")]
+        members += [
+            ("b.jpg", picture()),
+            ("b.jpg.txt", b"four"),
+            ("b.txt", b"four"),
+            ("c.jpg", picture()),
+            ("c.ocr.txt", b"no"),
+        ]
+        write_tar(tmp_path / "0.tar", members)
+        source = open_source("auto", str(tmp_path / "0.tar"), str(tmp_path))
+        assert [source[i].captions for i in range(3)] == [("one", "two", "three"), ("four",), ()]
+        assert source.usage[0].used == 8
