@@ -36,7 +36,10 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
         wide = [x.to(dtype) for x in tensors]
 
         def widened(value: object) -> object:
-            return next((w for x, w in zip(tensors, wide, strict=True) if x is value), value)
+            for tensor, wider in zip(tensors, wide, strict=True):
+                if tensor is value:
+                    return wider
+            return value
 
         device = tensors[0].device.type if tensors else "cpu"
         with torch.autocast(device, enabled=False):
