@@ -31,7 +31,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "")
     return UserError(f"{prefix}unknown {kind} {name!r}; {hint}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says, for a message of one line: its first line, or its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mmcl.encoders import transformers as hf
 from mmcl.encoders.open_clip_weights import load_towers
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
-from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length, say_preprocess
+from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length, say_preprocess
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
 from mmcl.safe import hub_errors, read_json
@@ -136,7 +136,7 @@ class OpenClipText(TextEncoder):
         self.text: Any = _hf_text_tower(config) if self.is_hf else _checked_build(_build_text_tower, config, "text_cfg")
         self.context_length = text_cfg.get("context_length", 77)
         self.tokenizer = tokenizer or _tokenizer(text_cfg, self.context_length)
-        check_context(self.tokenizer, self.context_length, "the open_clip text tower")
+        check_tokenizer(self.tokenizer, self.context_length, self.text, "the open_clip text tower")
         self.feature_dim = config["embed_dim"]
         self.rebuild_args = {"config": {key: config[key] for key in _TEXT_KEYS if key in config}}
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
-from mmcl.encoders.tower import TextEncoder
+from mmcl.encoders.tower import TextEncoder, check_tokenizer
 from mmcl.errors import UserError
 from mmcl.types import Tokens
 
@@ -55,6 +55,7 @@ class SmallText(TextEncoder):
             "embedding_scale": embedding_scale,
             "dropout": dropout,
         }
+        check_tokenizer(self.tokenizer, context_length, self, "small_text")
         self.embedding_scale = embedding_scale
         self.token_embedding = nn.Embedding(self.tokenizer.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))

@@ -12,8 +12,10 @@ import importlib.util
 import json
 import os
 import string
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,8 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from mmcl.errors import UserError, unknown_name
+from mmcl.config import from_dict
+from mmcl.errors import UserError, first_line, unknown_name
 from mmcl.safe import read_json
 from mmcl.types import Tokens
 
@@ -37,6 +40,9 @@ Clean = Literal["none", "whitespace", "lower", "canonicalize"]
 PadSide = Literal["left", "right"]
 
 FORMAT_VERSION = 1
+MAX_VOCAB = 2**24
+"""Far more than any vocabulary of the field (about 260,000), and an embedding that still fits a memory."""
+_PROBES = ("", "a photo of a cat.", "  Two\t spaces\n", "it's 1,234 €", "日本語 ไทย", "👩‍👩‍👧 🏳️‍🌈", "é e\u0301", "a" * 200)
 
 
 class Tokenizer:
@@ -45,7 +51,7 @@ class Tokenizer:
     Texts are cut at the end, or at the start where the backend's truncation says so.
 
     Attributes:
-        vocab_size: number of token ids, special ones included.
+        vocab_size: one more than the largest token id, special ones included.
         context_length: largest number of tokens of a text, special ones included.
         pad_id: fills a row behind its text; not part of the text, see `Tokens.mask`.
         begin_id, end_id: the special tokens around a text, or None where the tokenizer adds none.
@@ -64,6 +70,7 @@ class Tokenizer:
         clean: Clean = "none",
         blank_id: int | None = None,
         pad_side: PadSide = "right",
+        where: str = "tokenizer",
     ):
         if clean not in _CLEANERS:
             raise unknown_name("text cleaning", clean, _CLEANERS)
@@ -83,10 +90,31 @@ class Tokenizer:
         self.clean: Clean = clean
         self.blank_id = blank_id
         self.pad_side: PadSide = pad_side
+        self._where = where
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def check(self) -> None:
+        """Tries what a file made of it: its own ids, and texts that reach every part of it.
+
+        Raises:
+            UserError: an id is not in the vocabulary, or a text cannot be cut into tokens.
+        """
+        size = self.vocab_size
+        if not 0 < size <= MAX_VOCAB:
+            raise UserError(f"{self._where}: it has token ids up to {size - 1:,}; vocabularies have 1 to {MAX_VOCAB:,} tokens")
+        for name in ("pad_id", "begin_id", "end_id", "blank_id"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < size:
+                raise UserError(f"{self._where}: {name} is {token}, and the vocabulary has the ids 0 to {size - 1:,}")
+        if self.largest_id() >= size:
+            raise UserError(f"{self._where}: it gives token ids that are not in its vocabulary")
+
+    def largest_id(self) -> int:
+        """The largest id in the padded tokens of texts that reach every part of the tokenizer."""
+        return max(self.pad_id, *(max(encoding.ids, default=0) for encoding in self._encode(_PROBES)))
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
         """Tokenises one text or several: `Tokens` of shape [B, L], L the longest of them. Raises UserError on a non-string."""
@@ -126,16 +154,16 @@ class Tokenizer:
     def from_json(cls, content: dict[str, Any], *, where: str = "tokenizer") -> Tokenizer:
         """The inverse of `to_json`. Raises UserError, prefixed with `where`, when the content is not a tokenizer's."""
         content = dict(content)
+        backend = content.pop("backend", None)
         if content.pop("format_version", None) != FORMAT_VERSION:
             raise UserError(
                 f"{where}: no tokenizer of format version {FORMAT_VERSION}; save it again with this version of mmcl"
             )
-        try:
-            return cls(Backend.from_str(json.dumps(content.pop("backend"))), **content)
-        except UserError:
-            raise
-        except Exception as error:  # the Rust library raises bare Exceptions
-            raise UserError(f"{where}: damaged tokenizer ({error}); copy or save the file again") from None
+        settings = from_dict(_Settings, content, where)
+        with _contained(where):
+            tokenizer = cls(Backend.from_str(json.dumps(backend)), **asdict(settings), where=where)
+            tokenizer.check()
+            return tokenizer
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file."""
@@ -158,7 +186,34 @@ class Tokenizer:
                 raise UserError(
                     f"text {number} holds a lone surrogate and is no valid Unicode; decode its file as UTF-8"
                 ) from None
-        return list(self._backend.encode_batch([clean(text) for text in texts]))
+        with _contained(self._where):
+            return list(self._backend.encode_batch([clean(text) for text in texts]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Settings:
+    """The schema of the file of a tokenizer, but for the Rust library's part and the version."""
+
+    context_length: int
+    pad_id: int
+    begin_id: int | None
+    end_id: int | None
+    clean: Clean
+    blank_id: int | None = None
+    pad_side: PadSide = "right"
+
+
+@contextmanager
+def _contained(where: str) -> Iterator[None]:
+    """The Rust library raises bare Exceptions, and where it panics something that is not even an Exception."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{where}: damaged tokenizer ({first_line(error)}); copy or save the file again") from None
 
 
 @lru_cache(maxsize=2**16)  # captions come back every epoch, and mending takes longer than all the rest

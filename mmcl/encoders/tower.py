@@ -82,8 +82,14 @@ def say_preprocess(path: str | Path, preprocess: Preprocess, rest: str = "") -> 
     note(f"{path} does not say its preprocessing; taken is {numbers}, {shown}{rest}; give preprocess if it is another")
 
 
-def check_context(tokenizer: Tokenizer, limit: int, encoder: str) -> None:
-    """Raises UserError when the tokenizer lets more tokens pass than the encoder has positions."""
+def check_tokenizer(tokenizer: Tokenizer, limit: int, model: nn.Module, encoder: str) -> None:
+    """Raises UserError when the tokenizer lets more tokens pass than the encoder has positions, or other ids than it embeds."""
+    tables = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
+    if tables and tokenizer.largest_id() >= max(tables):  # the largest is that of the tokens, not of positions or segments
+        raise UserError(
+            f"the tokenizer's ids go up to {tokenizer.largest_id()}, and {encoder} embeds {max(tables)} tokens; "
+            "give the tokenizer that it was trained with"
+        )
     if tokenizer.context_length > limit:
         raise UserError(
             f"the tokenizer's context length {tokenizer.context_length} exceeds the {limit} positions of {encoder}; lower it"

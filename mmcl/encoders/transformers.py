@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Tokenizer
-from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_context, fixed_length
+from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
 from mmcl.safe import hub_errors, read_json, reason
@@ -84,7 +84,7 @@ def text_encoder(
         if name is None:
             raise UserError("transformers: a text encoder from a config needs a tokenizer; give name instead, or a tokenizer")
         tokenizer = load_tokenizer(name, context_length=context_length, most=limit, model_type=model.config.model_type)
-    check_context(tokenizer, limit, type(model).__name__)
+    check_tokenizer(tokenizer, limit, side, type(model).__name__)
     return TransformersText(side, pooling, missing, tokenizer)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
+from mmcl.interop.bounds import bounded_build, offline
 from mmcl.interop.model import Model
-from mmcl.interop.save import CONFIG, FORMAT_VERSION, TOKENIZER, WEIGHTS
-from mmcl.safe import load_into, read_json, read_tensors
+from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_file
+from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
+from mmcl.safe import existing_file, load_into, read_tensors, reason
 from mmcl.types import OF_THE_ENCODER, Preprocess
 
 
@@ -67,43 +69,42 @@ def _model_folder(path: Path) -> Path:
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     """The arguments of `Model`."""
-    config = read_json(folder / CONFIG)
-    version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        scheme = "timm:local-dir:" if "architecture" in config else "hf:"
-        hint = f"it has format version {version}; update mmcl" if version else f"another library's? try {scheme}{folder}"
-        raise UserError(f"{folder}: no model of format version {FORMAT_VERSION}: {hint}")
-    try:
-        towers = nn.ModuleDict({name: _read_tower(folder, values) for name, values in config["towers"].items()})
-        tensors = read_tensors(folder / WEIGHTS)
-        for alias, original in config["shared_tensors"].items():
-            tensors[alias] = tensors[original]
-        settings = {key: config[key] for key in ("logit_scale", "logit_bias", "embedding", "provenance")}
-        settings["class_names"] = _class_names(config.get("class_names"), towers)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}: {CONFIG} is damaged ({error!r}); copy or save the model again") from None
+    file = read_model_file(folder / CONFIG)
+    with offline(), bounded_build([existing_file(folder / WEIGHTS)], str(folder / CONFIG)):
+        towers = nn.ModuleDict({name: _read_tower(folder, entry) for name, entry in file.towers.items()})
+    tensors = read_tensors(folder / WEIGHTS)
+    for alias, original in file.shared_tensors.items():
+        if original not in tensors:
+            raise damaged(folder / CONFIG, f"shared_tensors name {original!r}, which the weights lack")
+        tensors[alias] = tensors[original]
     load_into(towers, tensors, where=str(folder / WEIGHTS))
-    return {"towers": towers, **settings}
+    return {
+        "towers": towers,
+        "logit_scale": file.logit_scale,
+        "logit_bias": file.logit_bias,
+        "embedding": file.embedding,
+        "class_names": _class_names(file, towers, folder),
+        "provenance": file.provenance,
+    }
 
 
-def _class_names(names: Any, towers: nn.ModuleDict) -> list[str] | None:
-    """Raises TypeError for what is not the names of an image tower's logits."""
-    if names is None:
-        return None
+def _class_names(file: ModelFile, towers: nn.ModuleDict, folder: Path) -> Sequence[str] | None:
     logits = int(towers["image"].embed_dim) if "image" in towers else 0  # type: ignore[arg-type]
-    if not isinstance(names, list) or len(names) != logits or not all(isinstance(name, str) for name in names):
-        raise TypeError("class_names")
-    return names
+    if file.class_names is not None and len(file.class_names) != logits:
+        raise damaged(folder / CONFIG, f"it has {len(file.class_names)} class_names for {logits} logits")
+    return file.class_names
 
 
-def _read_tower(folder: Path, values: Mapping[str, Any]) -> Tower:
-    values = dict(values)
-    preprocess = values.pop("preprocess", None)
-    spec = TowerSpec(**values)
+def _read_tower(folder: Path, entry: TowerEntry) -> Tower:
+    spec = TowerSpec(**{field.name: getattr(entry, field.name) for field in fields(TowerSpec)})
     tokenizer = Tokenizer.load(folder / TOKENIZER) if spec.modality == "text" else None
-    tower = build_tower(spec, tokenizer=tokenizer)
+    try:
+        tower = build_tower(spec, tokenizer=tokenizer)
+    except Exception as error:  # whatever the constructors of five libraries make of values that nobody trained with
+        raise damaged(folder / CONFIG, f"its {spec.modality} tower cannot be built ({reason(error)})") from None
     if isinstance(tower.encoder, ImageEncoder):
-        tower.encoder.preprocess = _trained_preprocess(preprocess, tower.encoder.preprocess, where=f"{folder}: {spec.encoder}")
+        trained, where = entry.preprocess or {}, f"{folder}: {spec.encoder}"
+        tower.encoder.preprocess = _trained_preprocess(trained, tower.encoder.preprocess, where=where)
     return tower
 
 

@@ -20,8 +20,8 @@ from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.files import staged
 from mmcl.interop.model import Embedding
+from mmcl.interop.model_file import FORMAT_VERSION
 
-FORMAT_VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 

@@ -34,6 +34,7 @@ from tests.faults.runs import kill_at
 from tests.faults.test_checkpoints import in_child
 from tests.interop.test_model import make_towers
 
+_IMAGE = {"modality": "image", "encoder": "small_cnn", "encoder_args": {}, "head": "none", "head_args": {}}
 TEXTS = ["a cat", "the red dog on a hill", ""]
 
 
@@ -216,7 +217,7 @@ def _cut(file: Path) -> None:
         (lambda path: _edit(path, format_version="gone"), "try hf:"),
         (lambda path: _edit(path, towers="gone"), "damaged"),
         (lambda path: _edit(path, towers={"image": {"encoder": "small_cnn"}}), "damaged"),
-        (lambda path: _edit(path, towers={"image": {"modality": "image", "encoder": "small_cn"}}), "did you mean 'small_cnn'"),
+        (lambda path: _edit(path, towers={"image": {**_IMAGE, "encoder": "small_cn"}}), "did you mean 'small_cnn'"),
         (lambda path: _cut(path / "config.json"), "no valid JSON"),
         (lambda path: _cut(path / "model.safetensors"), r"model\.safetensors: damaged"),
         (lambda path: _cut(path / "tokenizer.json"), "no valid JSON"),

@@ -1,0 +1,110 @@
+"""A model that is built from a folder asks for no more memory than its weights can fill, and for nothing from the network.
+
+A few bytes of config.json can name a context of ten million tokens. What a build allocates and registers is therefore watched,
+and the first tensor that the file of weights could not hold ends it, before the memory is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mmcl.errors import UserError
+
+SLACK = 2**26
+"""Elements that are allowed whatever the weights: masks, tables of positions, the part of a dual model that is not kept."""
+MODULES = 50_000
+"""Modules and parameters of a model; the largest public ones have some thousands."""
+
+CALLS = 50_000
+"""Operations of a build; the largest public models take about five thousand."""
+
+
+@contextmanager
+def bounded_build(weights: Sequence[Path], where: str) -> Iterator[None]:
+    """Builds within the size of the weights: at most four elements for each byte of their files, and `SLACK`.
+
+    Args:
+        weights: the files that will fill the model.
+        where: what an error names, such as the folder.
+
+    Raises:
+        UserError: something larger is asked for.
+    """
+    limit = 4 * sum(file.stat().st_size for file in weights) + SLACK
+    registered = {"parameters": 0, "modules": 0}
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{where}: describes {what}, which its weights cannot fill")
+
+    def count(module: nn.Module, name: str, child: Any) -> None:
+        registered["modules"] += 1
+        registered["parameters"] += child.numel() if isinstance(child, Tensor) else 0
+        if registered["modules"] > MODULES or registered["parameters"] > limit:
+            raise refuse(f"{registered['modules']:,} modules of {registered['parameters']:,} parameters")
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)]
+    try:
+        with _Allocations(limit, refuse):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Lets the libraries of Hugging Face ask no hub: what a local folder names must lie in it, or in the cache."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+class _Allocations(TorchDispatchMode):
+    """Computes the shape of every new tensor before the tensor."""
+
+    def __init__(self, limit: int, refuse: Any):
+        super().__init__()
+        self.limit, self.refuse, self.calls = limit, refuse, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.calls += 1
+        if self.calls > CALLS:
+            raise self.refuse(f"{CALLS:,} operations")
+        if func is torch.ops.aten.unbind.int and args[0].shape[0] > CALLS:  # a loop over its rows
+            raise self.refuse(f"{args[0].shape[0]:,} tensors in a list")
+        if not func.is_view and not func._schema.is_mutable:
+            self._check(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _check(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        device = kwargs.get("device") or (given[0].device if given else "cpu")
+        if torch.device(device).type == "meta":
+            return
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        if any(argument.name == "device" for argument in func._schema.arguments):
+            kwargs["device"] = "meta"
+        try:
+            made = func(*args, **kwargs)
+        except (NotImplementedError, RuntimeError):  # without a shape of its own on that device, or the real call fails alike
+            return
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.numel() > self.limit:
+                raise self.refuse(f"a tensor of {' x '.join(map(str, tensor.shape))} elements")

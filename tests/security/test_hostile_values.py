@@ -1,0 +1,229 @@
+"""Every value of every file that others may have written, replaced by each of a list: it is read, or refused in one line, and
+takes neither memory nor the network."""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
+from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.errors import UserError
+from mmcl.interop.bounds import bounded_build
+from mmcl.interop.load import load_model
+from mmcl.interop.save import save_model
+from mmcl.search import Index
+from tests.evaluate.toys import PatternModel, PatternSource
+from tests.interop.test_model import TOKENIZER, make_towers
+
+NESTED: list[Any] = []
+for _ in range(200):
+    NESTED = [NESTED]
+HOSTILE = [
+    None, True, -1, 0, 1, 3, 10**6 + 1, 10**7, 10**18, 2**63, -0.5, float("nan"), float("inf"), -1e308,
+    "", "abc", "evil", "-5", "1e400", "../../../etc/passwd", "/dev/zero", "\x1b]52;c;AAAA\x07", "hf-hub:someone/model",
+    "\ud800", "x" * 10**5, [], [-1], [10**9] * 3, [[]], {}, {"a": 1}, {"__class__": "os.system"}, NESTED,
+]  # fmt: skip
+
+
+def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every value of a JSON tree, inner ones included."""
+    if path:
+        yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in list(children)[:3] if isinstance(node, list) else children:
+        yield from leaves(child, (*path, key))
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    tree = copy.deepcopy(tree)
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return tree
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def model_folder(folder: Path) -> Callable[[], Any]:
+    save_model(folder, make_towers(), logit_scale=10.0, provenance={"config": {"a": 1}})
+
+    def read() -> None:
+        model = load_model(folder, device="cpu")
+        rows = model.encode_text(["a cat", ""])
+        assert np.isfinite(rows).all()
+        assert model.logit_scale is None or 0 < model.logit_scale < 1e7
+
+    return read
+
+
+def index_folder(folder: Path) -> Callable[[], Any]:
+    model = PatternModel()
+    Index.build(PatternSource(4, seed=0), model, out=folder)
+    return lambda: Index.load(folder, model).search(image=np.zeros((8, 8, 3), np.uint8), top_k=2)
+
+
+READERS: dict[str, tuple[Callable[[Path], Callable[[], Any]], str]] = {
+    "model": (model_folder, "config.json"),
+    "tokenizer": (model_folder, "tokenizer.json"),
+    "index": (index_folder, "index.json"),
+}
+
+
+def trials(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    return [(path, value) for path in leaves(tree) for value in HOSTILE]
+
+
+def sweep(name: str, folder: Path, every: int) -> None:
+    make, file = READERS[name]
+    read = make(folder)
+    tree = json.loads((folder / file).read_text())
+    for path, value in trials(tree)[::every]:
+        (folder / file).write_bytes(json.dumps(replaced(tree, path, value)).encode("utf-8", "surrogatepass"))
+        try:
+            read()
+        except UserError:  # always one line
+            continue
+        except BaseException as error:
+            raise AssertionError(f"{file}: {path} = {str(value)[:60]}: {error!r}") from error
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_sample_of_hostile_values_is_read_or_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    sweep(name, tmp_path / "folder", every=29)  # no divisor of the list's length: every leaf meets others
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", READERS)
+def test_every_hostile_value_is_read_or_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    sweep(name, tmp_path / "folder", every=1)
+
+
+def edited(folder: Path, file: str, path: tuple[Any, ...], value: Any) -> Path:
+    tree = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(replaced(tree, path, value)))
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", make_towers(), logit_scale=10.0)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, 1e30, "abc", float("nan")])
+def test_a_scale_that_ranks_the_wrong_way_round_is_refused(value: Any, saved: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json .*logit_scale"):
+        load_model(edited(saved, "config.json", ("logit_scale",), value), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "args"),
+    [
+        ("small_cnn", {"channels": 3, "feature_dim": 10**9}),
+        ("strided_cnn", {"kernel": 1_000_001}),
+        ("strided_cnn", {"blocks": [10**7, 0, 0]}),
+        ("strided_cnn", {"widths": [-1, 2, 3]}),
+        (
+            "open_clip",
+            {"config": {"embed_dim": 8, "vision_cfg": {"image_size": 10**6, "layers": 1, "width": 64, "patch_size": 1}}},
+        ),
+        ("timm", {"name": "vit_tiny_patch16_224", "model_args": {"depth": 10**7}}),
+        ("timm", {"name": "vit_tiny_patch16_224", "model_args": {"embed_dim": 3 * 10**6}}),
+    ],
+)
+def test_a_model_larger_than_its_weights_is_refused_before_it_is_built(encoder: str, args: dict[str, Any], saved: Path) -> None:
+    edited(saved, "config.json", ("towers", "image", "encoder"), encoder)
+    edited(saved, "config.json", ("towers", "image", "encoder_args"), args)
+    before = torch.cuda.is_available() and torch.cuda.memory_allocated()
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(saved, device="cpu")
+    assert before == (torch.cuda.is_available() and torch.cuda.memory_allocated())
+
+
+def test_a_context_of_ten_million_tokens_is_refused_before_it_is_built(saved: Path) -> None:
+    edited(saved, "tokenizer.json", ("context_length",), 10_000_000)
+    with pytest.raises(UserError, match="exceeds the 77 positions"):
+        load_model(saved, device="cpu")
+    edited(saved, "config.json", ("towers", "text", "encoder_args", "context_length"), 10_000_000)
+    with pytest.raises(UserError, match="cannot fill"):
+        load_model(saved, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.zeros(2**40),
+        lambda: torch.arange(2**20)[:, None] < torch.arange(2**20),
+        lambda: torch.ones(5).expand(2**40, 5).contiguous(),
+        lambda: nn.Embedding(2**30, 512),
+        lambda: torch.ones(2**14, 1) @ torch.ones(1, 2**14),
+    ],
+)
+def test_no_tensor_that_the_weights_could_not_fill_is_made(allocate: Callable[[], Any], tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"0" * 100)
+    with pytest.raises(UserError, match="cannot fill"), bounded_build([tmp_path / "weights"], "here"):
+        allocate()
+
+
+def test_what_the_weights_fill_is_built_bit_for_bit(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"0" * 100)
+
+    def build() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        spec = TowerSpec(modality="text", encoder="small_text", encoder_args={"width": 24, "layers": 1})
+        return build_tower(spec, tokenizer=TOKENIZER).state_dict()
+
+    with bounded_build([tmp_path / "weights"], "here"):
+        within = build()
+    torch.testing.assert_close(within, build(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree.update(pad_id=10**6),
+        lambda tree: tree.update(end_id=-1),
+        lambda tree: tree["backend"].update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        lambda tree: tree["backend"].update(normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}),
+        lambda tree: tree["backend"]["model"]["vocab"].update({"[UNK]": 2**31}),
+        lambda tree: tree["backend"]["model"].update(vocab={}),
+        lambda tree: tree["backend"]["post_processor"]["special_tokens"]["[CLS]"].update(ids=[10**6]),
+    ],
+)
+def test_a_broken_tokenizer_is_refused_when_it_is_read_or_named_when_it_breaks(
+    change: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    tree = TOKENIZER.to_json()
+    change(tree)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    ids = torch.zeros(1)
+    with suppress(UserError):
+        ids = Tokenizer.load(tmp_path / "tokenizer.json")(["a cat", "a" * 40 + "b"]).ids
+    assert ids.min() >= 0
+    assert ids.max() < TOKENIZER.vocab_size
+
+
+def test_the_probes_pass_for_tokenizers_that_work() -> None:
+    clip_bpe().check()
+    TOKENIZER.check()
