@@ -37,6 +37,6 @@ def _role(owner: nn.Module, owner_name: str, name: str, parameter: nn.Parameter)
         return "matrix" if "weight" in name and name != "weight_g" else "other"  # weight_g: the norms of a weight norm
     if "norm" in kind.lower() or sum(size > 1 for size in parameter.shape) < 2:
         return "other"
-    if _PROJECTION.search(name) and parameter.ndim == 2:
-        return "matrix"
-    return "table" if name == "weight" or _PROJECTION.search(name) else "other"
+    if name != "weight" and not _PROJECTION.search(name):
+        return "other"
+    return "matrix" if parameter.ndim == 2 and not kind.startswith("CondConv") else "table"  # CondConv: a kernel in each row

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmcl.config import OptimConfig
+from mmcl.config import OptimConfig, load_config
+from mmcl.engine.build import build_method
 from mmcl.engine.optim import build_optimiser
 from mmcl.engine.parameter_roles import parameter_roles
 from tests.engine.parameter_roles import families, frozen_roles
@@ -37,6 +38,7 @@ class EveryRole(nn.Module):
         self.latent = nn.Parameter(torch.zeros(1, 2, 4))
         self.text_projection = nn.Parameter(torch.eye(4))
         self.weight = nn.Parameter(torch.ones(2, 4))
+        self.experts_proj = nn.Parameter(torch.ones(3, 2, 4))
 
 
 @pytest.fixture
@@ -47,14 +49,15 @@ def module() -> nn.Module:
 
 MATRICES = {
     "linear.weight", "depthwise.weight", "attention.q_proj_weight", "attention.k_proj_weight", "attention.v_proj_weight",
-    "attention.out_proj.weight", "normed.weight_v", "text_projection",
+    "attention.out_proj.weight", "normed.weight_v", "text_projection", "weight",
 }  # fmt: skip
+TABLES = {"token_embedding.weight", "experts_proj"}
 
 
 def test_every_form_of_a_parameter_has_its_role(module: nn.Module) -> None:
     roles = {name: role for name, _, role in parameter_roles(module)}
     assert {name for name, role in roles.items() if role == "matrix"} == MATRICES
-    assert {name for name, role in roles.items() if role == "table"} == {"token_embedding.weight", "weight"}
+    assert {name for name, role in roles.items() if role == "table"} == TABLES
     assert list(roles) == [name for name, _ in module.named_parameters()]
 
 
@@ -65,7 +68,7 @@ def test_scales_positions_and_registers_do_not_decay_and_matrices_do(module: nn.
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
     moved = {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == {name for name in MATRICES | {"token_embedding.weight", "weight"} if before[name].any()}
+    assert moved == {name for name in MATRICES | TABLES if before[name].any()}
 
 
 def test_muon_leaves_a_layer_scale_to_adamw(module: nn.Module) -> None:
@@ -73,6 +76,13 @@ def test_muon_leaves_a_layer_scale_to_adamw(module: nn.Module) -> None:
     by_muon = build_optimiser(module, OptimConfig(lr=1e-3, muon_lr=0.02)).param_groups[-1]["params"]
     names = {parameter: name for name, parameter in module.named_parameters()}
     assert {names[parameter] for parameter in by_muon} == MATRICES
+
+
+def test_heads_and_prototypes_of_this_package_are_matrices() -> None:
+    method = build_method(load_config("configs/swav_mnist.yaml"))
+    towers = build_method(load_config("configs/clip_emoji.yaml")).towers
+    roles = {name: role for name, _, role in (*parameter_roles(method), *parameter_roles(towers))}
+    assert {roles["prototypes.weight"], roles["image.head.weight"], roles["text.head.weight"]} == {"matrix"}
 
 
 @pytest.mark.parametrize("family", QUICK)
