@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from mmcl.data import web
 from mmcl.data.root import data_root
-from mmcl.data.servers import WEB_HEADERS, RefusedError, changed, filesystem, tried
+from mmcl.data.servers import RefusedError, changed, filesystem, tried
 from mmcl.errors import UserError
 
 PIECE = 2**24
+ROOM_WITHOUT_LIMIT = 10**10
+"""Bytes of a file that is copied however small the room for copies is: there is no other way to read a table."""
+SIDE_FILE_BYTES = 2**24
+"""Of a file beside the shards, such as a list of names, at most."""
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified")
 """What the services call the mark of an object's content, the best first."""
 
@@ -30,7 +37,7 @@ class Copies:
 
     Attributes:
         folder: of the copies alone.
-        limit: bytes of all copies; the newest one is kept even if it is larger.
+        limit: bytes of all copies; the newest one is kept even if it is larger, up to 10 GB.
     """
 
     folder: Path
@@ -43,10 +50,15 @@ class Copies:
             raise UserError(f"cache_gb is {gigabytes}: give 0 or more")
         return cls(data_root(root) / "remote", int(gigabytes * 1e9))
 
-    def make_room(self, size: int) -> None:
-        """Deletes copies until another of `size` bytes fits."""
+    def make_room(self, size: int, url: str) -> None:
+        """Deletes copies until another of `size` bytes fits. Raises UserError, and deletes none, where it cannot."""
         stats = {file: file.stat() for file in self.folder.iterdir() if file.name != ".lock"}
-        total = size + sum(stat.st_size for stat in stats.values())
+        held = sum(stat.st_size for stat in stats.values())
+        free, total = shutil.disk_usage(self.folder).free + held, size + held
+        if size > max(self.limit, ROOM_WITHOUT_LIMIT):
+            raise UserError(f"{url}: has {size / 1e9:,.1f} GB, and copies may take {self.limit / 1e9:,.1f}: raise `cache_gb`")
+        if size > free:
+            raise UserError(f"{url}: has {size / 1e9:,.1f} GB, and the disk of {self.folder} has room for {free / 1e9:,.1f}")
         for file, stat in sorted(stats.items(), key=lambda item: item[1].st_atime_ns):
             if total <= self.limit:
                 return
@@ -74,11 +86,13 @@ class RemoteFile:
     @classmethod
     def find(cls, url: str, copies: Copies) -> RemoteFile:
         """The file at a URL. Raises UserError when there is none, or the server cannot be reached or states no size."""
-        info = tried(lambda: filesystem(urlsplit(url).scheme).info(url), url)
+        info = tried(lambda: _info(url), url)
         if info["type"] == "directory":
             raise UserError(f'{url}: is a folder; name its files, as in "{url.rstrip("/")}/{{00000..00099}}.tar"')
         if info["size"] is None:
             raise UserError(f"{url}: the server states no size; download it")
+        if info["size"] < 0:
+            raise UserError(f"{url}: the server states a size of {info['size']} bytes; download it")
         version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
         return cls(url, int(info["size"]), version, copies)
 
@@ -108,7 +122,7 @@ class RemoteFile:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(copy.parent / ".lock"):  # Other processes wait, and find the copy.
                 if not copy.exists():
-                    self.copies.make_room(self.size)
+                    self.copies.make_room(self.size, self.path)
                     stage = copy.with_name(f"{copy.name}.tmp")
                     self._fetch(stage)
                     stage.replace(copy)
@@ -118,12 +132,19 @@ class RemoteFile:
         return copy
 
     def nearby(self, name: str) -> Path | None:
-        """A copy of another file in its folder, or in the one above; None where the server gives neither."""
+        """A copy of another file in its folder, or in the one above; None where the server gives neither.
+
+        Raises:
+            UserError: as `local`, or the file is larger than 16 MB.
+        """
         folder = self.path.rpartition("/")[0]
         for place in (folder, folder.rpartition("/")[0]):
             if urlsplit(place).netloc:
                 try:
-                    return RemoteFile.find(f"{place}/{name}", self.copies).local()
+                    found = RemoteFile.find(f"{place}/{name}", self.copies)
+                    if found.size > SIDE_FILE_BYTES:
+                        raise UserError(f"{found.path}: {found.size} bytes are too many for such a file")
+                    return found.local()
                 except RefusedError:
                     continue
         return None
@@ -139,31 +160,31 @@ class RemoteFile:
             with target.open("wb") as file:
                 while (at := file.tell()) < self.size:
                     file.write(self._range(at, min(PIECE, self.size - at)))
-        except _NoRangesError:
+        except web.NoRangesError:
             tried(lambda: self._fetch_at_once(target), self.path)
         self._check_unchanged()  # Not every service takes a condition with a request, and the pieces must be of one version.
 
     def _fetch_at_once(self, target: Path) -> None:
-        filesystem(urlsplit(self.path).scheme).get_file(self.path, str(target))
-        _check_length(target.stat().st_size, self.size)
+        with target.open("wb") as file:
+            web.read_whole(filesystem(urlsplit(self.path).scheme), self.path, self.size, file.write)
+            _check_length(file.tell(), self.size)
 
     def _range(self, offset: int, size: int) -> bytes:
-        return tried(lambda: self._request(offset, size), self.path)
+        if size == 0:
+            return b""
+        try:
+            return tried(lambda: self._request(offset, size), self.path)
+        except web.NoRangesError:
+            raise web.NoRangesError(
+                f"{self.path}: the server gives no parts of files (HTTP ranges), and there is no whole copy in "
+                f"{self.copies.folder}: raise `cache_gb` above the size of all files, or download them"
+            ) from None
 
     def _request(self, offset: int, size: int) -> bytes:
-        scheme = urlsplit(self.path).scheme
-        files = filesystem(scheme)
+        files = filesystem(scheme := urlsplit(self.path).scheme)
         content: bytes
         if scheme in ("http", "https"):
-            with files.open(self.path, size=self.size, cache_type="none", headers=WEB_HEADERS | self._condition()) as file:
-                try:
-                    file.seek(offset)
-                    content = file.read(size)
-                except ValueError:  # What fsspec says of an answer with everything.
-                    raise _NoRangesError(
-                        f"{self.path}: the server gives no parts of files (HTTP ranges), and there is no whole copy in "
-                        f"{self.copies.folder}: raise `cache_gb` above the size of all files, or download them"
-                    ) from None
+            content = web.read_part(files, self.path, offset, size, self._condition())
         else:
             _check_unchanged_once(self, os.getpid())
             options = {"cache_type": "none"} if scheme == "hf" else {}  # Nothing is read ahead.
@@ -187,8 +208,10 @@ def _mark_used(copy: Path | int) -> None:
     os.utime(copy, ns=(time.time_ns(), os.stat(copy).st_mtime_ns))
 
 
-class _NoRangesError(UserError):
-    """A server sent everything when it was asked for a part."""
+def _info(url: str) -> dict[str, Any]:
+    files = filesystem(scheme := urlsplit(url).scheme)
+    info: dict[str, Any] = web.describe(files, url) if scheme in ("http", "https") else files.info(url)
+    return info
 
 
 @lru_cache(maxsize=2**16)

@@ -81,7 +81,7 @@ def _web_options() -> dict[str, Any]:
 
     # Without a limit for the whole answer, as files are large; `trust_env` is for proxies and ~/.netrc.
     client = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
-    return {"client_kwargs": client, "headers": WEB_HEADERS}
+    return {"client_kwargs": client | {"auto_decompress": False}, "headers": WEB_HEADERS}
 
 
 def tried(call: Callable[[], T], url: str) -> T:

@@ -20,6 +20,7 @@ from mmcl.data.root import data_root
 from mmcl.data.shards.index import Shard, index_shard, open_shard, scan_shard
 from mmcl.data.shards.paths import NUMBER_OF_SHARDS, find_shards, side_file
 from mmcl.data.source import Sample, Source, digest, given_path
+from mmcl.data.text_file import find_encoding, text_lines
 from mmcl.data.usage import Usage, count_unused, incomplete, merge_unused
 from mmcl.errors import UserError
 
@@ -176,4 +177,6 @@ def _counts(shard: Shard) -> tuple[int, int, int]:
 def _side_file(shard: LocalFile | RemoteFile, name: str) -> list[str] | None:
     """Lines of a file in the folder of a shard or in the one above; None where it is in neither."""
     place = shard.nearby(name)
-    return None if place is None else [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if place is None:
+        return None
+    return [line.strip() for _, line in text_lines(place, find_encoding(place, None)) if line.strip()]
