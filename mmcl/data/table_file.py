@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from mmcl.data.arrow_types import plain_batch, plain_schema
 from mmcl.data.csv_table import csv_batches, is_delimited
 from mmcl.data.json_table import json_batches
 from mmcl.data.kept import cached_file
+from mmcl.data.parquet import PIECE_ROWS, parquet_batches
 from mmcl.data.source import digest
 from mmcl.data.text_file import find_encoding, text_lines
 from mmcl.errors import UserError, first_line
@@ -20,7 +20,6 @@ from mmcl.files import staged, write_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 LARGE = 2**25
-PIECE_ROWS, PIECE_BYTES = 2**16, 2**24
 
 Batches = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
@@ -48,7 +47,7 @@ def open_table(path: Path, cache: Path, *, encoding: str | None = None, header: 
         try:
             with staged(copy) as stage:
                 _copy(_batches(path, encoding, header), stage)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise UserError(f"{path}: cannot be copied to {copy}: {first_line(error)}") from None
     return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
@@ -72,12 +71,12 @@ def read_table(path: Path, *, encoding: str | None = None, header: Sequence[str]
         header: names of the columns of a .csv, .tsv or .txt file whose first line is a row.
 
     Raises:
-        UserError: names the file and, where it is text, the line.
+        UserError: names the file and, where it is text, the line; or a .parquet unpacks to more than `mmcl.data.parquet` reads.
     """
     try:
         schema, batches = _batches(path, encoding, header)
         return pa.Table.from_batches(batches, schema)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
 
 
@@ -109,13 +108,8 @@ def _batches(path: Path, encoding: str | None, header: Sequence[str] | None) -> 
 
 
 def _parquet_batches(path: Path) -> Batches:
-    file = pa.parquet.ParquetFile(path, memory_map=True)
-    groups = range(file.metadata.num_row_groups)
-    per_row = sum(file.metadata.row_group(group).total_byte_size for group in groups) // max(1, file.metadata.num_rows)
-    rows = min(PIECE_ROWS, PIECE_BYTES // max(1, per_row)) or 1
-    # Every group by itself: Arrow does not join dictionaries that lie within lists.
-    batches = (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group]))
-    return plain_schema(file.schema_arrow), map(plain_batch, batches)
+    schema, batches = parquet_batches(path)
+    return plain_schema(schema), map(plain_batch, batches)
 
 
 def _line_batches(path: Path, encoding: str) -> Batches:

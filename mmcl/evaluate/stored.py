@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmcl.config import from_dict
 from mmcl.data.columns import number_labels
 from mmcl.data.source import Sample, SampleList, Source, digest
 from mmcl.data.table_file import read_table
@@ -109,8 +111,8 @@ def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task
         sources.append(source)
         at += len(file.labels)
     first = files[0]
-    scale: dict[str, Any] = {key: first.said.get(key) for key in ("logit_scale", "logit_bias")}
-    model = StoredModel(images, first.texts(), first.said.get("model") or digest(first.rows.tobytes()), **scale)
+    said, own = first.said, first.said.model or digest(first.rows.tobytes())
+    model = StoredModel(images, first.texts(), own, logit_scale=said.logit_scale, logit_bias=said.logit_bias)
     return model, Task(path.stem, sources[0], sources[1] if bank else None, baselines=False)
 
 
@@ -137,15 +139,24 @@ def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
             columns[column] += values
     embeddings = np.concatenate([part[0] for part in parts]).astype(np.float32)
     table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])})
-    said = {
-        "model": model.model.fingerprint,
-        "data": source.identity,
-        "logit_scale": model.model.logit_scale,
-        "logit_bias": model.model.logit_bias,
-    }
+    said = _Said(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
     with staged(path) as stage:
-        pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(said)}), stage)
+        pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(asdict(said))}), stage)
     return len(embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Of which model and data the embeddings are; nothing in a file of others."""
+
+    model: str | None = None
+    data: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.logit_scale is not None and self.logit_scale <= 0:
+            raise UserError(f"logit_scale is {self.logit_scale}: it is above 0")
 
 
 class _File:
@@ -170,7 +181,7 @@ class _File:
         self.ids, self.labels, names = (_optional(table, column) for column in ("id", "label", "name"))
         self.names = [f"{self.kinds[row]} {row + 1}" if name is None else str(name) for row, name in enumerate(names)]
         self.said = _said(table.schema.metadata, path)
-        self.data = self.said.get("data") or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
+        self.data = self.said.data or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
 
     def of_kind(self, kind: str) -> np.ndarray:
         return np.flatnonzero(self.kinds == kind)
@@ -214,20 +225,22 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
         raise UserError(f"{path}: the column embedding must hold lists of numbers, not {array.type}")
     values = array.flatten().to_numpy(zero_copy_only=False)
     widths = set(pa.compute.list_value_length(array).to_pylist())
-    if len(widths) != 1 or None in widths or values.dtype.kind != "f":
+    if len(widths) != 1 or widths & {None, 0} or values.dtype.kind != "f":
         raise UserError(f"{path}: the column embedding must hold lists of decimal numbers of one length, none missing")
-    return values.astype(np.float32).reshape(len(array), -1)
+    rows = values.astype(np.float32).reshape(len(array), -1)
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(wrong):
+        raise UserError(f"{path}, row {wrong[0] + 1}: its embedding is not finite in float32; leave the row out")
+    return rows
 
 
-def _said(metadata: dict[bytes, bytes] | None, path: Path) -> dict[str, Any]:
-    """What `write_embeddings` wrote about a file; nothing of a file of others."""
+def _said(metadata: dict[bytes, bytes] | None, path: Path) -> _Said:
+    """What `write_embeddings` wrote about a file."""
     try:
         said = json.loads((metadata or {}).get(_SAID.encode(), b"{}"))
-    except ValueError:
-        said = None
-    if not isinstance(said, dict):
-        raise UserError(f"{path}: its metadata {_SAID!r} is damaged; write it again with `mmcl embed`")
-    return said
+        return from_dict(_Said, said, str(path))
+    except (ValueError, RecursionError, UserError):
+        raise UserError(f"{path}: its metadata {_SAID!r} is damaged; write it again with `mmcl embed`") from None
 
 
 def _optional(table: pa.Table, column: str) -> list[Any]:
