@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import peft
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,6 +21,7 @@ from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
+from tests.arithmetic import network_tolerance
 from tests.encoders import tiny
 
 TEXTS = ["a cat", "the red dog on a hill", ""]
@@ -168,6 +171,25 @@ def test_an_adapter_names_the_extra_that_reads_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"holds an adapter.*pip install 'mmcl\[peft\]'"):
         load_model(f"hf:{_adapter(tmp_path)}", device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers for it
+@torch.no_grad()
+def test_an_adapter_is_merged_into_its_model(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny.transformers_model("clip", base)
+    model = transformers.AutoModel.from_pretrained(base)  # which remembers its folder, for the adapter to name
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = load_model(f"hf:{tmp_path / 'adapter'}", device="cpu")
+    tokens = ours.towers["text"].encoder.tokenizer(TEXTS[:2])
+    theirs = adapted.get_text_features(input_ids=tokens.ids, attention_mask=tokens.mask.long())
+    theirs = torch.nn.functional.normalize(getattr(theirs, "pooler_output", theirs), dim=-1)
+    tolerance = network_tolerance(ours.towers["text"])
+    torch.testing.assert_close(torch.from_numpy(ours.encode_text(TEXTS[:2])), theirs, rtol=0, atol=tolerance)
+    assert np.abs(ours.encode_text(TEXTS[:2]) - load_model(f"hf:{base}", device="cpu").encode_text(TEXTS[:2])).max() > 0.01
+    save_model(tmp_path / "saved", ours.towers)
+    np.testing.assert_array_equal(load_model(tmp_path / "saved", device="cpu").encode_text(TEXTS), ours.encode_text(TEXTS))
 
 
 @pytest.mark.parametrize(
