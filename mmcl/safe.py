@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, note
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Larger than any tokenizer of the field (about 35 MB), small enough to parse."""
 
+_AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 _MAX_DEPTH = 4
+_POINTER = b"version https://git-lfs"
 _WRAPPERS = ("module.", "model.", "net.", "network.")
 _INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile and others put into names, in the middle too."""
@@ -48,8 +50,9 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str,
 def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Tensor]:
     """Reads a state dict from a `.safetensors`, or else from a torch file, on the CPU.
 
-    Of a checkpoint that nests its weights (`state_dict`, `model`, ...), the weights are returned; the prefixes of wrappers
-    (`module.`, `_orig_mod.`, `model.`, ...) are taken off.
+    Of a checkpoint that nests its weights (`state_dict`, `model`, ...), the weights are returned, with a note the averaged ones
+    where there are both, as timm does; the prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, ...) are taken off. An
+    index (`model.safetensors.index.json`) is read with the shards beside it.
 
     Args:
         names: of the model's own weights. Where most of them are there, but only behind one common prefix, as in a checkpoint
@@ -59,8 +62,8 @@ def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Te
         UserError: the file is missing or damaged, holds anything but tensors and plain containers, or several models.
     """
     path = existing_file(path)
-    state: Mapping[str, Any] = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    tensors = _unwrapped(_weights(state, path))
+    read = {".safetensors": read_safetensors, ".json": _read_shards}.get(path.suffix, _read_torch)
+    tensors = _unwrapped(_weights(read(path), path))
     prefix = _common_prefix(tensors, frozenset(names), path)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -70,6 +73,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _refuse_pointer(Path(path))
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -79,18 +83,25 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
     """Copies tensors into a module, which must have exactly these. Raises UserError that names the first that does not fit."""
     own = module.state_dict()
+    # Files of PyTorch before 0.4.1 lack the counters of batch norms, and PyTorch itself does without.
+    needed = (name for name in own if not name.endswith("num_batches_tracked"))
     misfits = (
-        *(f"{name} is missing" for name in own if name not in tensors),
+        *(f"{name} is missing" for name in needed if name not in tensors),
         *(f"{name} has no place in it" for name in tensors if name not in own),
         *(
             f"{name} has shape {list(tensors[name].shape)}, not {list(tensor.shape)}"
             for name, tensor in own.items()
             if name in tensors and tensors[name].shape != tensor.shape
         ),
+        *(
+            f"{name} is of type {tensors[name].dtype}, quantised or damaged"
+            for name, tensor in own.items()
+            if name in tensors and tensor.is_floating_point() and not tensors[name].is_floating_point()
+        ),
     )
     if misfits:
         raise UserError(f"{where}: these weights are not of this architecture ({len(misfits)} differences): {misfits[0]}")
-    module.load_state_dict(tensors)
+    module.load_state_dict({**own, **tensors})
 
 
 @contextmanager
@@ -118,13 +129,30 @@ def existing_file(path: str | Path) -> Path:
     """The path, or a UserError when there is no such file."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'a folder, where a file is expected' if path.is_dir() else 'no such file'}")
     return path
+
+
+def _refuse_pointer(path: Path) -> None:
+    """What a clone without Git LFS has in place of every large file."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path}: a pointer of Git LFS and not the file itself; run git lfs pull in its folder")
+
+
+def _read_shards(path: Path) -> Mapping[str, Any]:
+    """All tensors of the safetensors files that an index names, which lie beside it."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+        raise UserError(f"{path}: no index of shards, whose weight_map has the file of every tensor; give a file of weights")
+    shards = [read_safetensors(existing_file(path.parent / name)) for name in sorted(set(places.values()))]
+    return {name: tensor for shard in shards for name, tensor in shard.items()}
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
     import torch
 
+    _refuse_pointer(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickle protocols, which are read or refused all the same
@@ -133,8 +161,15 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{path}: holds more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: no readable weights ({reason(error)}); copy or save it again") from None
+    except Exception as error:  # whatever its reader makes of bytes that are something else
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path}: a TorchScript archive, which holds code, and was not loaded; if you trust it, save its weights: "
+                "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)"
+            ) from None
+        raise UserError(
+            f"{path}: no readable weights ({reason(error)}); copy or save it again, as safetensors or by torch.save"
+        ) from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found a {type(state).__name__}")
     return state
@@ -143,13 +178,22 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint: those under the usual names, at the top, or in the only part that holds some."""
     for _ in range(_MAX_DEPTH):
-        state = next((state[key] for key in _NESTED if isinstance(state.get(key), Mapping)), state)
+        average = next((key for key in _AVERAGED if _holds_tensors(state.get(key))), "")
+        last = next((key for key in _NESTED if isinstance(state.get(key), Mapping)), "")
+        if average and last:
+            note(f"{path}: holds {last!r} and {average!r}, a running average of them; the average is taken")
+        state = state[average or last] if average or last else state
     parts = {str(key): _tensors(part) for key, part in state.items() if isinstance(part, Mapping) and _tensors(part)}
     tensors = _tensors(state) or (next(iter(parts.values())) if len(parts) == 1 else {})
     if not tensors:
         found = ", ".join(f"{key} ({len(parts[key])} tensors)" if key in parts else str(key) for key in state) or "nothing"
         raise UserError(f"{path}: holds no tensors where weights are expected, but {found}; save the weights alone")
     return tensors
+
+
+def _holds_tensors(part: object) -> bool:
+    """Whether a part of a checkpoint is weights, perhaps with one more key around them."""
+    return isinstance(part, Mapping) and any(_tensors(held) for held in (part, *part.values()) if isinstance(held, Mapping))
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

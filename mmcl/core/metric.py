@@ -1,7 +1,8 @@
 """Losses of metric learning, on Euclidean distances: triplets, pairs and margins, with their miners.
 
 All take the rows of all processes, since a mean over triples that are worth a loss needs to know them all. Memory is O(N^2):
-triples are counted by sorting, never listed.
+triples are counted by sorting, never listed. Second derivatives come from autograd (`create_graph=True`); of the transforms of
+`torch.func`, `torch.cdist` takes first derivatives in reverse mode and `vmap` alone, and raises an error otherwise.
 """
 
 from __future__ import annotations

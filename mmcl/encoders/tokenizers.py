@@ -295,11 +295,14 @@ def from_transformers(
         blank_end: write the separator as token 0, see `Tokenizer.blank_id`.
 
     Raises:
-        UserError: the tokenizer is not backed by the Rust library, or states no limit and none is given.
+        UserError: the tokenizer is not backed by the Rust library, states no limit and none is given, or reads special tokens
+            that are written out in a text as plain text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Backend):
         raise UserError(f"{type(tokenizer).__name__} has no fast version; choose a model with a tokenizer.json")
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise UserError(f"{type(tokenizer).__name__}: split_special_tokens true is not supported; set it to false")
     limit = context_length or tokenizer.model_max_length
     if limit > 1_000_000:  # transformers writes "no limit" as 1e30
         raise UserError(f"{type(tokenizer).__name__} states no context length; set context_length")

@@ -35,7 +35,13 @@ def features(rows: Array, name: str) -> Tensor:
 
 def unit_rows(rows: Array, name: str) -> Tensor:
     """`features`, each row scaled to unit length; a row of zeros stays zero and has cosine 0 with everything."""
-    return torch.nn.functional.normalize(features(rows, name), dim=1)
+    return torch.cat([_at_unit_length(part) for part in features(rows, name).split(_PART)])
+
+
+def _at_unit_length(row_ND: Tensor) -> Tensor:
+    """Whatever their scale: the squares of long rows leave float32, and `normalize` leaves rows below 1e-12 short."""
+    largest_N1 = row_ND.abs().amax(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(row_ND / largest_N1.where(largest_N1 > 0, 1), dim=1)
 
 
 def integers(values: Values, name: str, length: int) -> Tensor:
@@ -44,7 +50,7 @@ def integers(values: Values, name: str, length: int) -> Tensor:
     if vector.shape != (length,):
         raise UserError(f"{name} must be [{length}], one for each row, not {list(vector.shape)}")
     if vector.is_floating_point() or vector.is_complex():
-        raise UserError(f"{name} must be integers, not {vector.dtype}")
+        raise UserError(f"{name} must be integers, not {vector.dtype}; convert them if they are whole numbers")
     return vector.long()
 
 
@@ -88,6 +94,10 @@ def same_width(first: Tensor, second: Tensor, names: str) -> None:
 
 def cutoffs(ks: Sequence[int], name: str = "ks") -> tuple[int, ...]:
     """Checks a list of cut-offs k: each at least 1; returns them in ascending order without repetition."""
-    if not ks or any(int(k) != k or k < 1 for k in ks):
-        raise UserError(f"{name} must be one or more integers of at least 1, not {tuple(ks)}")
-    return tuple(sorted({int(k) for k in ks}))
+    try:
+        given = [(int(k), k) for k in ks]
+    except (TypeError, ValueError, OverflowError):  # no list, or of something else than numbers
+        given = []
+    if not given or any(number != k or number < 1 for number, k in given):
+        raise UserError(f"{name} must be a list of one or more integers of at least 1, not {ks!r}")
+    return tuple(sorted({number for number, _ in given}))

@@ -183,6 +183,12 @@ class Model:
                 rows[done : done + len(batch)] = self._embed(tower, batch).cpu().numpy()
                 done += len(batch)
                 bar.update(len(batch))
+        bad = np.flatnonzero(~np.isfinite(rows).all(1))
+        if len(bad):
+            raise UserError(
+                f"{len(bad)} of {total} embeddings are not finite numbers, the first in row {bad[0]}; the model's weights are "
+                "damaged, or its training diverged"
+            )
         return rows
 
     def _embed(self, tower: Tower, batch: Tensor | Tokens) -> Tensor:

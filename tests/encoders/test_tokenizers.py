@@ -163,6 +163,13 @@ def test_a_slow_tokenizer_is_refused() -> None:
         from_transformers(Slow(), context_length=8)
 
 
+def test_a_tokenizer_that_reads_special_tokens_as_text_is_refused() -> None:
+    theirs = word_tokenizer()
+    theirs.split_special_tokens = True
+    with pytest.raises(UserError, match="split_special_tokens"):
+        from_transformers(theirs)
+
+
 def test_building_clip_bpe_does_not_import_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would take seconds."""
     imported = []

@@ -123,3 +123,22 @@ def test_labels_that_are_none_are_user_errors(labels: list[Any], message: str) -
     bank, _, query, query_labels = data()
     with pytest.raises(UserError, match=message):
         knn(bank, labels, query, query_labels)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-14, 1e25, 1e37])
+def test_the_length_of_rows_changes_nothing(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    bank, query = rng.normal(size=(30, 5)), rng.normal(size=(200, 5))
+    labels, truth = rng.integers(0, 3, 30), rng.integers(0, 3, 200)
+    assert knn(scale * bank, labels, scale * query, truth) == knn(bank, labels, query, truth)
+
+
+@pytest.mark.parametrize("ks", [5, None, "15", [1.5], [None], [np.nan], np.array([]), [0]])
+def test_cutoffs_that_are_none_are_user_errors(ks: Any) -> None:
+    with pytest.raises(UserError, match="ks must be a list of one or more integers"):
+        knn(np.eye(3), [0, 1, 2], np.eye(3), [0, 1, 2], ks=ks)
+
+
+def test_cutoffs_may_be_an_array() -> None:
+    rows, labels = np.eye(3), [0, 1, 2]
+    assert knn(rows, labels, rows, labels, ks=np.array([3, 1, 1])) == knn(rows, labels, rows, labels, ks=(1, 3))

@@ -168,3 +168,12 @@ def test_the_fingerprint_follows_weights_preprocessing_and_embedding() -> None:
     assert Model(changed, device="cpu").fingerprint != fingerprint()
     text_only = Model(nn.ModuleDict({"text": make_towers()["text"]}), device="cpu")
     assert text_only.fingerprint != fingerprint()
+
+
+@pytest.mark.parametrize("embedding", ["projection", "features"])
+def test_embeddings_that_are_no_numbers_are_an_error(embedding: Any, arrays: list[np.ndarray]) -> None:
+    towers = make_towers()
+    with torch.no_grad():
+        next(towers["image"].encoder.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="5 of 5 embeddings are not finite numbers, the first in row 0"):
+        Model(towers, embedding=embedding, device="cpu").encode_image(arrays)
