@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmcl.data.source import Source
 
 SHOWN = 50
+MOST_DRAWN = 1_000
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ def preview(
         out: The PNG file.
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        count: How many.
+        count: How many, at most 1,000.
         seed: Decides which.
     """
-    if count < 1:
-        raise UserError(f"--count is {count}: give 1 or more")
+    if not 1 <= count <= MOST_DRAWN:
+        raise UserError(f"--count is {count}: give 1 to {MOST_DRAWN:,}")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to below 2^63")
     check_file(out, flag="OUT", suffixes=(".png",), inputs=(data,))

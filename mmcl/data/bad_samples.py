@@ -23,8 +23,8 @@ class BadSampleBudget:
         max_consecutive: most rows in a row whose own sample was bad, in the order of the run.
 
     Attributes:
-        count: bad samples so far; one that is met in every epoch counts every time.
-        seen: samples so far.
+        count: rows so far whose sample was bad; one that is met in every epoch counts every time.
+        seen: rows so far.
         run: rows whose sample was bad at the end of what was seen.
     """
 
@@ -44,7 +44,8 @@ class BadSampleBudget:
         Raises:
             UserError: the budget is spent; lists the first bad samples.
         """
-        self.count += len(bad_samples)
+        bad_rows = list(bad_rows)
+        self.count += len(bad_rows)
         self.seen += seen
         for bad in bad_samples:
             if len(self._first) < SHOWN:

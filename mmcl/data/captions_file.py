@@ -25,6 +25,11 @@ _USUAL = re.compile(
 _TOKEN = re.compile(r"(.+)#\d+\t(.*)")
 """A line of Flickr's own files of captions: image, number of the caption, caption."""
 
+_NAME_COLUMNS = (
+    "call that of the images `image`, or give the table itself with `image_column` and `image_root`; a file that does not "
+    "describe the images needs another name"
+)
+
 _LINE_BYTES = 2**16
 
 ANNOTATIONS = "annotations"
@@ -87,7 +92,8 @@ class ImageNames:
     """Finds the images that a captions file means among those that are there.
 
     Names are paths from the folder of the file on, or from the whole folder on, or the ends of paths where only one fits:
-    many lists leave out the folder of the images. Accents may be composed or not, and "./" and "\\" are understood.
+    many lists leave out the folder of the images, or their suffix. Accents may be composed or not, and "./" and "\\" are
+    understood.
 
     Args:
         names: the files that are there, as paths from the whole folder on.
@@ -107,7 +113,9 @@ class ImageNames:
             if composed(path) in self._composed:
                 return self._composed[composed(path)]
         tail = f"/{composed(plain)}"
-        fitting = [path for path in self._by_last.get(tail.rpartition("/")[2], ()) if composed(path).endswith(tail)]
+        last = tail.rpartition("/")[2]
+        fitting = [path for path in self._by_last.get(last, ()) if composed(path).endswith(tail)]
+        fitting = fitting or [path for path in self._by_stem.get(last, ()) if f"/{without_suffix(path)}".endswith(tail)]
         return fitting[0] if len(fitting) == 1 else None
 
     @cached_property
@@ -117,6 +125,14 @@ class ImageNames:
         for name in self._names:
             files.setdefault(composed(name.rpartition("/")[2]), []).append(name)
         return files
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """Images by their names without folders and suffixes."""
+        images: dict[str, list[str]] = {}
+        for name in filter(is_image, self._names):
+            images.setdefault(without_suffix(name.rpartition("/")[2]), []).append(name)
+        return images
 
 
 def _is_meant(path: Path) -> bool:
@@ -146,9 +162,10 @@ def _from_token(path: Path) -> Iterator[Described]:
 
 def _from_table(path: Path) -> Iterator[Described]:
     table = read_table(path)
-    columns = find_columns(table.column_names, {}, str(path))
+    columns = find_columns(table.column_names, {}, str(path), fix=_NAME_COLUMNS)
     if columns.image is None:
-        raise UserError(f"{path}: has no column of images; name it image")
+        found = ", ".join(table.column_names)
+        raise UserError(f"{path}: which column names the images? Its columns are {found}; {_NAME_COLUMNS}")
     nothing = [None] * len(table)
     images, captions, labels = (
         table[column].to_pylist() if column else nothing for column in (columns.image, columns.caption, columns.label)
@@ -190,7 +207,7 @@ def _json_pairs(content: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield from ((image["file_name"], captions[image["id"]]) for image in content["images"])
         return
     if isinstance(content, list):
-        columns = find_columns(list(content[0] if content else ()), {}, "")
+        columns = find_columns(list(content[0] if content else ()), {}, where, fix=_NAME_COLUMNS)
         content = [(record[columns.image], record[columns.caption]) for record in content]
     for image, texts in content.items() if isinstance(content, dict) else content:
         if not isinstance(image, str) or not isinstance(texts, str | list):

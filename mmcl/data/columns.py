@@ -86,12 +86,16 @@ def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str],
     return found
 
 
-def find_columns(columns: Sequence[str], given: Mapping[str, str | None], where: str) -> Columns:
+def find_columns(
+    columns: Sequence[str], given: Mapping[str, str | None], where: str, *, fix: str = "set `image_column` or `caption_column`"
+) -> Columns:
     """The columns that the user gave or that have a usual name. An image or a caption must be there.
 
     Args:
         columns: all columns of the table.
         given: fields of `Columns` -> the user's names.
+        where: put in front of an error.
+        fix: what to do where no column has a usual name.
 
     Raises:
         UserError: names what is missing and lists the columns that are there.
@@ -101,10 +105,7 @@ def find_columns(columns: Sequence[str], given: Mapping[str, str | None], where:
         for kind, usual in USUAL_NAMES.items()
     }
     if found["image"] is None and found["caption"] is None:
-        raise UserError(
-            f"{where}: which column holds the images, or the captions? Set `image_column` or `caption_column`; its columns are "
-            f"{', '.join(columns)}"
-        )
+        raise UserError(f"{where}: which column holds the images, or the captions? Its columns are {', '.join(columns)}; {fix}")
     if found["positive"] is None and given.get("score") is None:
         found["score"] = None  # A score of something else.
     return Columns(**found)
@@ -248,5 +249,7 @@ def _label_of(value: Any, where: str) -> Any:
         raise UserError(f"{where}: a label is one text or number, not {value!r:.60}")
     if isinstance(value, bytes):
         return _text_of(value)
+    if isinstance(value, str):
+        return value.strip()
     # A column of whole numbers in which one is missing becomes one of fractions in many tools.
     return int(value) if isinstance(value, float) and value.is_integer() else value

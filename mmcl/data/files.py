@@ -103,11 +103,13 @@ def composed(name: str) -> str:
 
 
 def in_any_form(path: Path) -> Path:
-    """A path in the Unicode form in which something lies there, composed or not; as it is where nothing does."""
-    if str(path).isascii():
+    r"""A path in the form in which something lies there: Unicode composed or not, "/" for "\"; itself where nothing does."""
+    name = str(path)
+    if name.isascii() and "\\" not in name:
         return path
-    forms = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
-    return next(filter(os.path.exists, forms), path)
+    composed_or_not = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    forms = (name, *composed_or_not, *(form.replace("\\", "/") for form in composed_or_not))
+    return Path(next(filter(os.path.exists, forms), path))
 
 
 def reason_unused(name: str) -> str:

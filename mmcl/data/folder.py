@@ -19,6 +19,9 @@ from mmcl.data.source import Sample, Source, digest, required_path
 from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete
 from mmcl.errors import UserError, first_line
 
+_IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))
+"""Names of folders of images of any class, beside which others lie, such as masks."""
+
 
 class FolderSource(Source):
     """All images in a folder and below, in the order of their paths; hidden files, and those of operating systems, are no
@@ -30,7 +33,7 @@ class FolderSource(Source):
     - With `name.txt`, `name.caption`, `name.0.txt`, ... or `name.jpg.txt` beside `name.jpg`: every line is a caption; so is
       the field "caption", or another usual one, of a `name.json`.
     - With all images in two or more subfolders, and no captions file: the first subfolder is the label. A folder around these
-      is passed over, and the numbered folders of img2dataset are no labels.
+      is passed over. The numbered folders of img2dataset are no labels, nor are a folder called "images" and those beside it.
 
     An image that is missing, or a text that cannot be read, is a bad sample. `usage` says what in the folder is not used.
 
@@ -168,8 +171,8 @@ def _found(folder: Path, names: Sequence[str]) -> _Content:
             except UserError as error:
                 problem, found = str(error), ()
             captions |= dict.fromkeys(found)
-            # A record without captions, such as the boxes of an annotation tool, is none of ours.
-            content.texts |= {text} if found or suffix_of(text) != RECORD_SUFFIX else set()
+            # A text or record without captions, such as the boxes of an annotation tool, is none of ours.
+            content.texts |= {text} if found else set()
         content.add(name, tuple(captions), problem)
     if not content.names:
         there = counts_to_text(count_unused((reason_unused(name), name) for name in names))
@@ -203,15 +206,19 @@ def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list
     if all(path and is_split(path[0]) for path in folders):  # All splits together: classes are those below.
         folders = [path[1:] for path in folders]
     classes = [path[0] if path else None for path in folders]
-    present = set(classes) - {None}
+    present = {name for name in classes if name is not None}
     strays = [name for name, path in zip(content.names, folders, strict=True) if not path]
     described = any(content.captions)
-    numbered = all(len(name) >= 5 and name.isdecimal() for name in filter(None, present))
-    if len(present) > 1 and not strays and not (numbered and described):
+    numbered = all(len(name) >= 5 and name.isdecimal() for name in present)
+    general = sorted(name for name in present if name.lower() in _IMAGE_FOLDERS)
+    if len(present) > 1 and not strays and not general and not (numbered and described):
         return classes, []
     nothing: list[str | None] = [None] * len(classes)
     if described or not (present or part) or is_split(part.split("/")[-2] if part else ""):
         return nothing, []
+    if general and len(present) > 1:
+        one, another = general[0], min(present - {general[0]})
+        return nothing, [f"no labels: {one}/ beside {another}/ is no class; if they hold other kinds of images, give {one}/"]
     if present:
         some = f"{len(strays):,} of {len(classes):,} images are in no subfolder ({valid_name(strays[0])})"
         return nothing, [f"no labels: {some}; were all in subfolders, these would be their classes"]

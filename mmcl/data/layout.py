@@ -81,7 +81,18 @@ def _find(folder: Path, names: Sequence[str], part: str, split: str | None) -> L
         return dataclasses.replace(layout, captions=layout.captions or outer)
     if split not in (None, WHOLE):
         raise UserError(f"{folder / part}: no images of a split {split!r}; it has {', '.join(sorted(filter(None, children)))}")
+    _refuse_several(folder, names, [f"{part}{child}/" for child in sorted(filter(None, children))])
     return Layout(part=part)
+
+
+def _refuse_several(folder: Path, names: Sequence[str], parts: Sequence[str]) -> None:
+    """Raises UserError where parts that would be read together have captions files of their own."""
+    own = [name for part in parts for name in usual_captions_files(folder, names, part)]
+    if own:
+        raise UserError(
+            f"{folder}: {' and '.join(own[:2])} describe a part of its images each; give one of these folders, or put the rows "
+            "of all into one captions file beside them"
+        )
 
 
 def _only(folder: Path, names: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def open_source(
 
     Args:
         name: a name in `SOURCES`, or "auto" to go by what lies at `path`.
-        path: file or folder, for sources that read one.
+        path: file or folder, for sources that read one; "~" is the home folder.
         root: folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl.
         args: the source's own arguments.
         where: put in front of an error about the arguments, e.g. "data.train".
@@ -38,6 +38,7 @@ def open_source(
     Raises:
         UserError: names what is wrong with the name, the path, the arguments or the data.
     """
+    path = path and os.path.expanduser(path)
     name = guess_source(path) if name == "auto" else name
     SOURCES.check(name, args or {}, where=where)
     try:
@@ -74,7 +75,12 @@ def _why_not(name: str) -> str:
     if is_image(name):
         return "is one image; give the folder it is in"
     if suffix == ".json":
-        return "is read with the images that it describes: give their folder, and this file as `captions` in its args"
+        return (
+            "is read with the images that it describes: give their folder, and this file as `captions` in its args; write "
+            "records of another kind as .jsonl, one a line"
+        )
+    if suffix in (".feather", ".arrow", ".pkl", ".pickle", ".h5", ".hdf5", ".orc", ".db", ".sqlite"):
+        return "is no table that can be read; save it as .parquet, e.g. by `to_parquet` of pandas or polars"
     if suffix in (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"):
         return "is packed; unpack it, and give what was in it"
     if suffix in (".xlsx", ".xls", ".ods"):
@@ -101,7 +107,7 @@ def _guess_folder(folder: Path) -> str:
     kinds = "no images, shards, parquet or Arrow files in it"
     table = next(filter(is_table, names), None)
     instead = f"give the table itself, e.g. {folder / table}" if table else "give a folder or a table of images"
-    raise UserError(f"{folder}: {kinds}, only {found or 'nothing'}; {instead}")
+    raise UserError(f"{folder}: {f'{kinds}, only {found}' if found else 'no files in it but hidden ones'}; {instead}")
 
 
 def _unpacked(archive: str) -> str:

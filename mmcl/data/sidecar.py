@@ -20,6 +20,8 @@ RECORD_SUFFIX = ".json"
 MAX_TEXT_BYTES = 2**20
 
 _FURTHER = r"\d+|captions?\d*"
+_BOX = re.compile(r"\d+(?:\s+(?:[01](?:\.\d*)?|\.\d+|\d(?:\.\d+)?e-\d+)){4,}")
+"""A line of YOLO's labels: a class number, and coordinates from 0 to 1."""
 
 
 def owner(stem: str, images: Iterable[str]) -> str | None:
@@ -70,7 +72,7 @@ def find_sidecars(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_captions(suffix: str, raw: bytes, fields: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The captions in a text or a record.
+    """The captions in a text or a record; none in a text of boxes, as object detectors are trained on.
 
     Args:
         suffix: one of `TEXT_SUFFIXES`, or `RECORD_SUFFIX`.
@@ -81,7 +83,10 @@ def read_captions(suffix: str, raw: bytes, fields: Sequence[str] | None = None) 
         ValueError: says what is wrong with it.
     """
     text = raw.decode("utf-8-sig")
-    return _record_captions(json.loads(text), fields) if suffix == RECORD_SUFFIX else caption_lines(text)
+    if suffix == RECORD_SUFFIX:
+        return _record_captions(json.loads(text), fields)
+    lines = caption_lines(text)
+    return () if all(map(_BOX.fullmatch, lines)) else lines
 
 
 def _record_captions(record: Any, fields: Sequence[str] | None) -> tuple[str, ...]:

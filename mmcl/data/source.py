@@ -184,8 +184,8 @@ def label_array(labels: Iterable[int | None]) -> np.ndarray | None:
 
 
 def given_path(path: str | None, source: str) -> str:
-    """The path or URL of a source that reads one. Raises UserError when there is none."""
-    if path is None:
+    """The path or URL of a source that reads one. Raises UserError when there is none; "" is not the folder at hand."""
+    if not path:
         raise UserError(f"data source {source!r} needs a path: set `path`")
     return path
 

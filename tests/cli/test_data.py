@@ -59,7 +59,11 @@ def test_preview(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("stats", "nowhere"), "nowhere: no such file"), (("preview", "digits", "x.png", "--count", "0"), "--count is 0")],
+    [
+        (("stats", "nowhere"), "nowhere: no such file"),
+        (("preview", "digits", "x.png", "--count", "0"), "--count is 0"),
+        (("preview", "digits", "x.png", "--count", "1001"), "--count is 1001: give 1 to 1,000"),
+    ],
 )
 def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2

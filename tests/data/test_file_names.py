@@ -28,6 +28,30 @@ class TestNames:
             "Images/deep/c.jpg": ("four",),
         }
 
+    def test_of_a_list_may_lack_suffixes(self, tmp_path):
+        names = ("images/15970.jpg", "images/ISIC_1.v2.png", "images/x/7.jpg", "images/x/7.png")
+        write(tmp_path / "a", images(*names) | {"captions.csv": "image,caption\n15970,one\nISIC_1.v2,two\nx/7,three\n"})
+        source = open_source("auto", str(tmp_path / "a"))
+        assert [source[i].captions for i in range(3)] == [("one",), ("two",), ("three",)]
+        assert [source[i].problem is None for i in range(3)] == [True, True, False], "two images are called x/7"
+
+    @pytest.mark.parametrize("lines", [("Id,Caption\n1,x\n"), ("file_key,breed\n1,x\n")])
+    def test_columns_of_other_names_say_what_to_do_about_a_folder(self, lines, tmp_path):
+        write(tmp_path / "a", images("1.png") | {"metadata.csv": lines})
+        with pytest.raises(UserError, match=r"Its columns are .*, .*; call that of the images `image`, or give"):
+            read(tmp_path / "a")
+        write(tmp_path / "a", {"captions.json": '[{"key": "1.png", "breed": "x"}]'})
+        (tmp_path / "a" / "metadata.csv").unlink()
+        with pytest.raises(UserError, match=r"captions\.json: which column holds .* key, breed; call that of the images"):
+            read(tmp_path / "a")
+
+    @pytest.mark.parametrize("name", ["x\\1.png", ".\\x\\1.png", "x/1.png", "é\\1.png"])
+    def test_backslashes_of_a_table_from_windows(self, name, tmp_path):
+        write(tmp_path, images("x/1.png", unicodedata.normalize("NFD", "é/1.png")) | {"a.csv": f"image,caption\n{name},one\n"})
+        source = open_source("auto", str(tmp_path / "a.csv"))
+        assert source.usage[1].to_text() == "1 of 1 rows used"
+        decode(source[0].image)
+
     def test_of_two_images_is_no_name(self, tmp_path):
         write(
             tmp_path / "a", images("x/1.png", "y/1.png", "y/2.png") | {"captions.csv": "image,caption\n1.png,one\n2.png,two\n"}
@@ -67,6 +91,16 @@ class TestNames:
     def test_records_of_annotation_tools_are_no_captions(self, tmp_path):
         write(tmp_path / "a", images("a.png", "b.png") | {"a.json": '{"shapes": []}', "b.json": "[[["})
         assert read(tmp_path / "a") == {"a.png": (), "b.png": ()}
+
+    def test_boxes_of_object_detectors_are_no_captions(self, tmp_path):
+        boxes = "0 0.5 0.5 .1 0.1\n12 1 0.33 5.1e-2 0.1 0.9 0.9\n"
+        texts = {"a.txt": boxes, "b.txt": "0 0.5 0.5 0.1 0.1\na dog", "c.txt": "7", "d.txt": "1 2 3 4 5"}
+        write(tmp_path / "a", images("a.png", "b.png", "c.png", "d.png") | texts)
+        captions = [(), ("0 0.5 0.5 0.1 0.1", "a dog"), ("7",), ("1 2 3 4 5",)]
+        assert list(read(tmp_path / "a").values()) == captions
+        assert "not used: 1 .txt (a.txt)" in open_source("auto", str(tmp_path / "a")).usage[0].to_text()
+        write_tar(tmp_path / "a.tar", [("a.png", picture()), ("a.txt", boxes.encode())])
+        assert open_source("auto", str(tmp_path / "a.tar"), str(tmp_path / "root"))[0].captions == ()
 
 
 class TestNotUsed:

@@ -58,6 +58,14 @@ class TestSplits:
         with pytest.raises(UserError, match="no images of a split 'trian'; it has train, val"):
             open_source("auto", str(folder), None, {"split": "trian"})
 
+    @pytest.mark.parametrize("names", [("train", "val"), ("2019", "2020")])
+    def test_captions_of_a_part_do_not_vanish_where_parts_are_read_together(self, names, tmp_path):
+        rows = {f"{name}/metadata.csv": "file_name,text\n1.png,one\n" for name in names}
+        write(tmp_path / "a", images(*(f"{name}/{n}.png" for name in names for n in "12")) | rows)
+        with pytest.raises(UserError, match=rf"{names[0]}/metadata.csv and {names[1]}/metadata.csv describe a part .*give one"):
+            read(tmp_path / "a", split="all")
+        assert read(tmp_path / "a" / names[0]) == {"1.png": ("one",)}
+
     def test_a_lone_split_is_entered(self, tmp_path):
         source = open_source("auto", str(write(tmp_path / "pets", images("train/cat/1.png", "train/dog/1.png"))))
         assert classes(source) == ["cat", "dog"]
@@ -190,6 +198,9 @@ class TestWhatIsMeant:
             (("cat/1.png", "cat/2.png"), "no labels: all images are in one folder, cat/"),
             (("1.png", "2.png"), None),
             (("cat/1.png", "dog/a/1.png"), None),
+            (("images/1.png", "masks/1.png"), "no labels: images/ beside masks/ is no class; .* give images/"),
+            (("Annotations/trimaps/1.png", "JPEGImages/1.jpg", "x/1.jpg"), "no labels: JPEGImages/ beside Annotations/"),
+            (("maskss/1.png", "imagery/1.png"), None),
         ],
     )
     def test_labels_do_not_vanish_silently(self, names, said, tmp_path):
@@ -286,12 +297,26 @@ class TestFilesThatAreNotData:
             ("images.zip", "is packed; unpack it"),
             ("captions.csv.gz", "is packed; unpack it"),
             ("pairs.xlsx", r"save it as \.csv"),
+            ("pairs.feather", r"save it as \.parquet"),
+            ("pairs.arrow", r"save it as \.parquet"),
+            ("pairs.json", r"as \.jsonl, one a line"),
         ],
     )
     def test_say_what_to_give_instead(self, name, message, tmp_path):
         write(tmp_path, {name: b"x"})
         with pytest.raises(UserError, match=message):
             guess_source(str(tmp_path / name))
+
+    def test_an_empty_folder_and_an_empty_path(self, tmp_path):
+        with pytest.raises(UserError, match=r"no files in it .*; give a folder or a table"):
+            guess_source(str(tmp_path))
+        for name in ("auto", "folder", "table", "webdataset"):
+            with pytest.raises(UserError, match="needs a path"):
+                open_source(name, "")
+
+    def test_the_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(write(tmp_path, images("a/1.png"))))
+        assert open_source("auto", "~/a").places == (f"{tmp_path}/a/",)
 
     def test_a_folder_of_tables_alone(self, tmp_path):
         write(tmp_path / "a", {"pairs.csv": "image,caption\n", "notes.md": ""})

@@ -320,12 +320,11 @@ class TestBadSamples:
     def test_the_budget(self):
         budget = BadSampleBudget(0.01, 100)
         bad = bad_samples(30)
-        budget.add(bad[:10], [], seen=100)  # 10 % of 100, but within the grace of 1,000.
+        budget.add(bad[:10], range(10), seen=100)  # 10 % of 100, but within the grace of 1,000.
         budget.add([], [], seen=3000)
-        budget.add(bad[:20], [], seen=100)
-        budget.add(bad[:2], [], seen=0)
-        with pytest.raises(UserError, match="33 of 3200 samples could not be used") as error:
-            budget.add(bad[29:], [], seen=0)
+        budget.add(bad[:25], range(20), seen=100)  # Some replacements were bad too: these rows are no more for it.
+        with pytest.raises(UserError, match="33 of 3203 samples could not be used") as error:
+            budget.add(bad[27:], range(3), seen=3)
         assert [f"toy/{i}:" in str(error.value) for i in range(30)] == [i < 10 for i in range(30)], "the first ten"
 
     def test_no_budget(self):

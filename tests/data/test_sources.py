@@ -274,7 +274,11 @@ class TestAuto:
 
     @pytest.mark.parametrize(
         ("files", "message"),
-        [([], "only nothing"), (["a.txt", "b.docx"], r"only 1 \.txt \(a\.txt\), 1 \.docx"), ([".hidden.png"], "only nothing")],
+        [
+            ([], "no files in it"),
+            (["a.txt", "b.docx"], r"only 1 \.txt \(a\.txt\), 1 \.docx"),
+            ([".hidden.png"], "but hidden ones"),
+        ],
     )
     def test_nothing_to_read(self, files, message, tmp_path):
         for name in files:
@@ -341,7 +345,7 @@ class TestFolder:
                 r"captions\.csv: none of the images .* the first is missing\.png",
             ),
             ("image,caption\n", "has no rows"),
-            ("picture,words\na.png,1\n", "its columns are picture, words"),
+            ("picture,words\na.png,1\n", "Its columns are picture, words"),
             ("", "its first line must name the columns"),
         ],
     )

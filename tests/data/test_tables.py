@@ -456,3 +456,10 @@ def test_large_copies_belong_to_their_options(tmp_path, monkeypatch):
     assert samples(opened(path, encoding="cp1252"))[0][1] == ("caf\xe9",)
     assert samples(opened(path, encoding="cp1251"))[0][1] == ("caf\u0439",)
     assert len(opened(path, encoding="cp1252", header=["x", "text"])) == 2
+
+
+def test_spaces_around_labels_make_no_classes(tmp_path):
+    path = write(tmp_path / "a.csv", "caption,label\none,cat\ntwo, cat\nthree,dog \nfour, \n", "utf-8")
+    source = opened(path)
+    assert source.class_names == ["cat", "dog"]
+    assert source.labels.tolist() == [0, 0, 1, -1]

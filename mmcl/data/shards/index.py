@@ -29,7 +29,7 @@ from mmcl.data.usage import Unused, count_unused
 from mmcl.errors import UserError, first_line
 from mmcl.files import staged
 
-FORMAT = 3
+FORMAT = 4
 
 _NAME = re.compile(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _SCHEMA = pa.schema(
