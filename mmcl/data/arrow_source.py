@@ -64,12 +64,12 @@ class ArrowSource(Source):
         self._rows, sample = rows
         self._first_row = np.append(np.flatnonzero(np.diff(sample, prepend=-1)), len(table))
         self._labels: np.ndarray | None = None
+        self._has_second_label: np.ndarray | None = None
         if columns.label:
             where = f"{name}: {columns.label}"
-            labels = table[columns.label]
-            self._labels, self.class_names = (
-                _class_numbers(labels, class_names, where) if class_names else _labels_of(labels, where)
-            )
+            cells = table[columns.label]
+            label_N, self.class_names = _class_numbers(cells, class_names, where) if class_names else _labels_of(cells, where)
+            self._labels, self._has_second_label = _sample_labels(label_N, *rows)
         if columns.score:
             scores = scores_of(table[columns.score], f"{name}: {columns.score}")
             self.scores = scores[self._rows[self._first_row[:-1]]]
@@ -91,7 +91,7 @@ class ArrowSource(Source):
         return Sample(
             name=image if isinstance(image, str) else f"{self._name}, row {row + 1}",
             image=image,
-            label=None if self._labels is None or self._labels[row] < 0 else int(self._labels[row]),
+            label=None if self._labels is None or self._labels[index] < 0 else int(self._labels[index]),
             problem=problem,
             **texts,
         )
@@ -100,7 +100,7 @@ class ArrowSource(Source):
     def labels(self) -> np.ndarray | None:
         if self._labels is None or (self._labels < 0).all():
             return None
-        return self._labels[self._rows[self._first_row[:-1]]]
+        return self._labels
 
     @property
     def usage(self) -> Sequence[Usage]:
@@ -118,6 +118,7 @@ class ArrowSource(Source):
             "without image": None if self._images is None else missing_cells(self._images),
             "without caption": None if captions is None else missing_cells(captions),
             "without file": self._without_file() if len(self) <= LOOKED_FOR else None,
+            "with a second label of their image": self._has_second_label,
         }
         unused: dict[str, Unused] = {}
         used = np.ones(len(self._rows), bool)
@@ -155,6 +156,17 @@ class ArrowSource(Source):
             raise UserError(f"{self._name}: names its images by URL ({path:.60}); download them, as with img2dataset")
         if path and self._image_root is None and not Path(path).is_absolute():
             raise UserError(f"{self._name}: names its images by path ({path:.60}); set `image_root` to the folder they are in")
+
+
+def _sample_labels(label_N: np.ndarray, rows: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first label of every sample, int64, -1 where it has none; and whether a row has another than its sample, bool [N]."""
+    labels = label_N[rows]
+    present = np.flatnonzero(labels >= 0)[::-1]
+    first = np.full(sample[-1] + 1, -1, np.int64)
+    first[sample[present]] = labels[present]  # The last write is that of the first row.
+    is_second = np.empty(len(rows), bool)
+    is_second[rows] = (labels >= 0) & (labels != first[sample])
+    return first, is_second
 
 
 def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) -> tuple[np.ndarray, Sequence[str]]:

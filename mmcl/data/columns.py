@@ -22,7 +22,7 @@ from mmcl.errors import UserError
 MAX_PATH_BYTES = 4096
 _BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?((?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{60,}={0,2})\s*")
 """An encoded PNG, JPEG, GIF, WebP or BMP file. A path is not so long without a dot."""
-_LIST = re.compile(r"\s*\[\s*['\"]")
+_LIST = re.compile(r"\s*\[\s*(?:['\"]|\]\s*\Z)")
 
 USUAL_NAMES: Mapping[str, Sequence[str]] = {
     "image": (

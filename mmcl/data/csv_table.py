@@ -53,6 +53,12 @@ class Dialect:
         start, end = rb"(?<![^%b\r\n])" % separator, rb"(?![^%b\r\n])" % separator
         return rb'%b"(?:[^"]*+(?:""[^"]*+)*+"%b|[^"\r\n]*+(?:""[^"\r\n]*+)*+")' % (start, end)
 
+    @property
+    def escaped_quote(self) -> re.Pattern[bytes]:
+        """A field in quotes up to a quote that follows a backslash and does not end the field."""
+        separator = re.escape(self.separator).encode()
+        return re.compile(rb'(?<![^%b\r\n])"[^"\r\n]*+(?<=\\)"(?!["%b\r\n]|\Z)' % (separator, separator))
+
     def run_of(self, characters: bytes) -> re.Pattern[bytes]:
         """Fields, quoted or of some characters, which may have a quote within."""
         within = rb'(?<=[^%b\r\n])"' % re.escape(self.separator).encode()
@@ -145,7 +151,10 @@ def _known(names: Sequence[str]) -> int:
 
 
 def _check_quotes(path: Path, text: memoryview, dialect: Dialect) -> None:
-    """Raises UserError for a quote that opens and does not close, or closes lines later within a field: rows would vanish."""
+    """Raises UserError for a quote that opens and does not close, or closes lines later within a field: rows would vanish.
+
+    Also for one that only a backslash keeps from closing: its field would be garbled.
+    """
     match = dialect.run_of(rb'[^"]').match(text)
     assert match  # It matches the empty text too.
     if match.end() < len(text):
@@ -154,6 +163,10 @@ def _check_quotes(path: Path, text: memoryview, dialect: Dialect) -> None:
         raise UserError(
             f'{path}, line {line_at(text, match.end())}: a quote (") opens a field here and {where}; close it at the end of '
             'the field, or put the field in quotes and write each quote in it twice ("")'
+        )
+    if escaped := dialect.escaped_quote.search(text):
+        raise UserError(
+            f'{path}, line {line_at(text, escaped.end())}: a quote within a field is written \\" here; write it twice ("")'
         )
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from mmcl.data.files import LFS_POINTER
 from mmcl.data.levels import File, check_file, read_array, read_file, to_levels
 from mmcl.data.metadata import without_metadata
 from mmcl.data.source import ImageLike
@@ -195,6 +196,8 @@ def checked(
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {first_line(error)}; {_RAISE_LIMIT}") from None
     except Image.UnidentifiedImageError:
+        if not isinstance(image, Image.Image) and read_file(image).startswith(LFS_POINTER):
+            raise UserError(f"{name}: is a pointer of Git LFS; fetch the file by `git lfs pull`") from None
         raise UserError(f"{name}: not a picture, or in none of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Hostile files make Pillow's parsers raise almost anything.
         raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error

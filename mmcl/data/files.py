@@ -22,6 +22,9 @@ CONVERTIBLE_SUFFIXES = (
 )
 """Of images that can be read when they have been converted."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS left in place of the real one."""
+
 _SYSTEM = frozenset(
     ("@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "$recycle.bin", "system volume information")
     + ("lost+found", "__macosx", "thumbs.db", "desktop.ini")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.captions_file import Described, ImageNames, read_captions_file
-from mmcl.data.columns import number_labels
+from mmcl.data.columns import is_missing, number_labels
 from mmcl.data.files import IMAGE_SUFFIXES, Listing, is_image, is_split, list_files, reason_unused, suffix_of, valid_name
 from mmcl.data.layout import Layout, find_layout
 from mmcl.data.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read_captions
@@ -60,7 +60,7 @@ class FolderSource(Source):
         # No sample is held: of millions they would take gigabytes.
         self._names, self._captions, self._problems = content.names, content.captions, content.problems
         self._unreadable = listing.unreadable
-        labels, self._notes = (content.labels, []) if layout.captions else _class_folders(content, layout.part)
+        labels, self._notes = (content.labels, content.notes) if layout.captions else _class_folders(content, layout.part)
         if any(label is not None for label in labels):
             numbers, self.class_names = number_labels(labels)
             self._labels = np.array([-1 if number is None else number for number in numbers], np.int64)
@@ -113,6 +113,7 @@ class _Content:
         names, captions, labels: of every image; paths are from the folder on.
         problems: why an image cannot be used, by its number.
         texts: the files that were read for captions.
+        notes: what to say of them when a run starts.
     """
 
     names: list[str] = field(default_factory=list)
@@ -120,6 +121,7 @@ class _Content:
     labels: list[Any] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, captions: tuple[str, ...] = (), problem: str | None = None) -> None:
         if problem is not None:
@@ -135,6 +137,7 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
     place = inside[: inside.rfind("/") + 1]
     images, content = ImageNames(names, place), _Content(texts={inside})
     number: dict[str, int] = {}
+    second_labels = []
     for line in read_captions_file(path):
         found = None if line.image is None else images.find(line.image)
         if found is None and layout.split and not inside.startswith(layout.split):
@@ -144,8 +147,14 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
             number[name] = len(number)
             content.add(name, problem=None if found else _missing(folder / name, line, path))
         content.captions[number[name]] += line.captions
-        if content.labels[number[name]] is None:
+        label = content.labels[number[name]]
+        if is_missing(label):
             content.labels[number[name]] = line.label
+        elif not is_missing(line.label) and line.label != label:
+            second_labels.append(line.row)
+    if second_labels:
+        rows = f"{len(second_labels):,} rows of {path.name}"
+        content.notes.append(f"{rows} have a second label of their image, which is not used (row {second_labels[0]})")
     if len(content.problems) == len(content.names):
         first = f"none of the images that it names is in {folder}; the first is {content.names[0]}" if number else "has no rows"
         raise UserError(f"{path}: {first}")

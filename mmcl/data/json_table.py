@@ -55,7 +55,7 @@ def _row(where: str, line: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half a character (a lone surrogate); write the whole") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is not JSON: {first_line(error)}") from None
+        raise UserError(f"{where}: is not JSON: {first_line(error)}; a line must hold one whole record") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be an object with the keys image and caption")
     return row

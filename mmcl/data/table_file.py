@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from mmcl.data.arrow_types import plain_batch, plain_schema
 from mmcl.data.csv_table import csv_batches, is_delimited
+from mmcl.data.files import LFS_POINTER
 from mmcl.data.json_table import json_batches
 from mmcl.data.kept import cached_file
 from mmcl.data.parquet import PIECE_ROWS, parquet_batches
@@ -95,6 +96,9 @@ def _batches(path: Path, encoding: str | None, header: Sequence[str] | None) -> 
         raise UserError(f"{path}: a table must be one of {', '.join(SUFFIXES)}")
     if header is not None and suffix not in (".csv", ".tsv", ".txt"):
         raise UserError(f"{path}: `header` is for .csv, .tsv and .txt files; remove it, as this one names its columns itself")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path}: is a pointer of Git LFS; fetch the file by `git lfs pull`")
     if suffix == ".parquet":
         if encoding is not None:
             raise UserError(f"{path}: `encoding` is for text files; remove it")

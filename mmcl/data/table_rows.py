@@ -92,7 +92,8 @@ def missing_cells(column: pa.ChunkedArray) -> np.ndarray:
         return np.logical_and.reduce([np.asarray(pc.is_null(column) if not parts else parts[0]), *parts])
     empty = pc.is_null(column, nan_is_null=True)
     if is_text(column.type):
-        empty = pc.equal(pc.utf8_trim_whitespace(column), "")
+        trimmed = pc.utf8_trim_whitespace(column)
+        empty = pc.or_(pc.equal(trimmed, ""), pc.equal(trimmed, "[]"))
     elif is_bytes(column.type):
         empty = pc.equal(pc.binary_length(column), 0)
     elif is_list(column.type):
