@@ -15,17 +15,17 @@ class UserError(ValueError):
         super().__init__(" ".join(message.splitlines()))  # what it quotes, such as a file name, may have line breaks
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> UserError:
+def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> UserError:
     """Returns the error for a name that does not exist: it suggests the nearest one, else lists them all.
 
     Args:
         kind: what the name should have named, e.g. "encoder" or "key".
-        name: what was given.
+        name: what was given; of files, perhaps no text.
         known: every name that would have been right.
         where: where it was given, e.g. "configs/a.yaml: optim"; put in front of the message.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names) or 'none'}"
     prefix = f"{where}: " if where else ""
     return UserError(f"{prefix}unknown {kind} {name!r}; {hint}")

@@ -6,6 +6,7 @@ L tokens, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -265,8 +266,8 @@ class Preprocess:
             "size": _is_size(self.size),
             "resize_size": self.resize_size is None or _is_size(self.resize_size),
             "channels": isinstance(self.channels, int) and self.channels >= 1,
-            "mean": len(self.mean) == self.channels,
-            "std": len(self.std) == self.channels and 0 not in self.std,
+            "mean": len(self.mean) == self.channels and _are_finite(self.mean),
+            "std": len(self.std) == self.channels and _are_finite(self.std) and 0 not in self.std,
             "fill": len(fill) == self.channels and all(isinstance(v, int) and 0 <= v <= 255 for v in fill),
             "shrink_on_load": isinstance(self.shrink_on_load, bool),
             "intensity": self.intensity is None or (len(self.intensity) == 2 and self.intensity[0] < self.intensity[1]),
@@ -318,6 +319,10 @@ def _plain(value: Any, *, pair: bool) -> Any:
     """Lists as tuples, and a pair of equal sides as one."""
     value = tuple(value) if isinstance(value, list) else value
     return value[0] if pair and isinstance(value, tuple) and len(value) == 2 and value[0] == value[1] else value
+
+
+def _are_finite(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def _is_size(value: Any) -> bool:

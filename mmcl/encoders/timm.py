@@ -65,6 +65,7 @@ class TimmEncoder(ImageEncoder):
         if isinstance(pretrained, str):
             _load(self.model, pretrained)
         self.preprocess = _preprocess(self.model, in_chans, image_size).changed(preprocess)
+        _check_patches(self.model, self.preprocess, name)
         if isinstance(given, str) and not preprocess:
             say_preprocess(given, self.preprocess)
         self.norm = PixelNorm(self.preprocess)
@@ -142,6 +143,17 @@ def resample_positions(model: Any, tensors: dict[str, Tensor], prefix: str = "")
         tensors[name] = timm.layers.resample_abs_pos_embed(
             tensors[name], new_size=model.patch_embed.grid_size, num_prefix_tokens=extra
         )
+
+
+def _check_patches(model: Any, preprocess: Preprocess, name: str) -> None:
+    """Raises UserError for a size that the model would refuse when it is used."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if getattr(embed, "strict_img_size", True) or getattr(embed, "dynamic_img_pad", False) or not isinstance(patch, tuple):
+        return
+    if preprocess.height % patch[0] or preprocess.width % patch[1]:
+        size, patches = f"{preprocess.height} x {preprocess.width}", " x ".join(map(str, patch))
+        raise UserError(f"timm {name}: image size {size} must be a multiple of its patches of {patches}")
 
 
 def _preprocess(model: Any, channels: int, image_size: int | Sequence[int] | None) -> Preprocess:

@@ -87,7 +87,10 @@ def _mean_above(place_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
 
 
 def _correlation(cosine_N: np.ndarray, scores: Array | Sequence[float]) -> Estimate:
-    score_N = np.asarray(scores, np.float64)
+    try:
+        score_N = np.asarray(scores, np.float64)
+    except (TypeError, ValueError):  # not numbers, or rows of different lengths
+        score_N = np.full(1, np.nan)
     if score_N.shape != cosine_N.shape or not np.isfinite(score_N).all():
         raise UserError(f"scores must be {len(cosine_N)} finite numbers, one for each pair")
     _require_order(score_N)

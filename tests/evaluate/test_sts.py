@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -86,3 +88,9 @@ def test_pairs_of_emoji_are_graded_by_their_classification() -> None:
         (name,), (keywords,) = pairs[n].captions, pairs[n].positives
         assert own[name] == keywords
         assert not set(name.lower().split()) & set(keywords.lower().replace(",", "").split())
+
+
+@pytest.mark.parametrize("scores", [["a", "b", "c"], [None, 1.0, 2.0], [[1.0], [2.0, 3.0], 4.0], [1.0, 2.0]])
+def test_scores_that_are_no_numbers_are_user_errors(scores: Any) -> None:
+    with pytest.raises(UserError, match="scores must be 3 finite numbers"):
+        sts(np.eye(3), np.eye(3), scores)

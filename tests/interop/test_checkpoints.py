@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcl.encoders import IMAGE_ENCODERS
+from mmcl.encoders.open_clip import _preprocess
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
@@ -267,6 +268,19 @@ def test_preprocessing_of_another_size_resamples_positions(
     assert "visual.positional_embedding is resampled from [5, 32] to [10, 32]" in capsys.readouterr().err
 
 
+def test_a_size_that_patches_do_not_divide_is_refused_at_once(arch: dict[str, Any], tmp_path: Path) -> None:
+    name = _weights("timm", tmp_path, arch)
+    with pytest.raises(UserError, match="image size 97 x 97 must be a multiple of its patches of 16 x 16"):
+        load_model(name, device="cpu", preprocess={"size": 97})
+    assert load_model(name, device="cpu", preprocess={"size": 96}).encode_image(np.zeros((5, 6, 3), np.uint8)).shape == (1, 64)
+
+
+@pytest.mark.parametrize("setting", [{"resize_mode": 3}, {"interpolation": 3}])
+def test_a_setting_of_open_clip_that_is_no_text_is_named(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"unknown {next(iter(setting))} 3"):
+        _preprocess(setting, 64)
+
+
 def test_a_folder_of_transformers_takes_a_given_preprocessing(tmp_path: Path) -> None:
     tiny.transformers_model("clip", tmp_path)
     model = load_model(f"hf:{tmp_path}", device="cpu", preprocess={"mean": [0.1, 0.2, 0.3]})
@@ -274,7 +288,15 @@ def test_a_folder_of_transformers_takes_a_given_preprocessing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"means": [0.5]}, "did you mean 'mean'"), ({"mean": [0.5]}, "mean"), ({"size": "big"}, "size")]
+    ("fields", "message"),
+    [
+        ({"means": [0.5]}, "did you mean 'mean'"),
+        ({"mean": [0.5]}, "mean"),
+        ({"mean": "abc"}, "mean"),
+        ({"mean": [None, None, None]}, "mean"),
+        ({"std": [0.5, 0.5, np.nan]}, "std"),
+        ({"size": "big"}, "size"),
+    ],
 )
 def test_a_preprocessing_that_is_not_possible_is_named(
     fields: dict[str, Any], message: str, arch: dict[str, Any], tmp_path: Path
