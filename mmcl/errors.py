@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
+import re
 from collections.abc import Iterable
+
+from mmcl.terminal import printable_line, say
 
 
 class UserError(ValueError):
     """Bad input. The message is one line that names the thing and the fix; the command line prints it and exits with 2."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.splitlines()))  # what it quotes, such as a file name, may have line breaks
+        # What it quotes may have line breaks, and a file name any character.
+        super().__init__(printable_line(" ".join(re.split("\r?\n", message.strip()))))
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> UserError:
@@ -39,4 +42,4 @@ def first_line(error: BaseException) -> str:
 def note(line: str) -> None:
     """Says on standard error what was decided for the user, once for all processes of a run."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        say(f"note: {line}", error=True)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from mmcl.cli.exit import end_partly
 from mmcl.errors import UserError
+from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.evaluate.classifier import Classifier
@@ -55,12 +56,12 @@ def classify(
     found, bad = _classified(classifier, images, top_k)
     if json:
         rows = [{"image": str(path), "labels": likeliest} for path, likeliest in found]
-        print(json_module.dumps(rows, ensure_ascii=False, indent=1))
+        show(json_module.dumps(rows, ensure_ascii=False, indent=1))
     else:
         for path, likeliest in found:
-            print(path)
+            say(str(path))
             for prediction in likeliest:
-                print(f"  {prediction['score']:6.1%}  {prediction['label']}")
+                say(f"  {prediction['score']:6.1%}  {prediction['label']}")
     end_partly(bad)
 
 

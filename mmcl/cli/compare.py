@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from mmcl.errors import UserError
 from mmcl.files import check_folder
+from mmcl.terminal import show
 
 if TYPE_CHECKING:
     from mmcl.evaluate import Report
@@ -44,9 +45,9 @@ def compare(
         trained = models == ("trained", "trained")
         comparison = with_pictures(comparison, a, b) if trained else comparison
         comparison.write(out)
-    print(comparison.to_json() if json else comparison.to_text())
+    show(comparison.to_json() if json else comparison.to_text())
     if out is not None and not json:
-        print(f"\nreport   {out}/comparison.html")
+        show(f"\nreport   {out}/comparison.html")
 
 
 def _report(path: Path) -> Report:

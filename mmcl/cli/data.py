@@ -15,6 +15,7 @@ from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
 from mmcl.files import check_file, write_file
+from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source
@@ -51,9 +52,9 @@ def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
     """
     source = _open(data, args, root)
-    print(f"{len(source):,} samples, fingerprint {source.fingerprint[:16]}")
+    say(f"{len(source):,} samples, fingerprint {source.fingerprint[:16]}")
     for warning in source.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", error=True)
 
 
 def verify(
@@ -66,19 +67,20 @@ def verify(
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         decode: Decode every picture to its last pixel; else only its header is understood.
-        json: Print a JSON list of all findings.
+        json: Print JSON with all findings: {"samples": ..., "findings": [...], "usage": [...]}.
     """
     from mmcl.data.inspection import inspect_source
 
     source = _open(data, args, root)
     found = inspect_source(source, decoded=decode, progress=sys.stderr.isatty()).findings
-    used = [usage.to_text() for usage in source.usage]
     if json:
-        print(*used, sep="\n", end="\n" if used else "", file=sys.stderr)
-        print(json_module.dumps(found, ensure_ascii=False, indent=1))
+        facts = {"samples": len(source), "findings": found, "usage": [usage.to_dict() for usage in source.usage]}
+        show(json_module.dumps(facts, ensure_ascii=False, indent=1))
     else:
         more = [f"... and {len(found) - SHOWN:,} more (--json lists all)"] if len(found) > SHOWN else []
-        print("\n".join([*found[:SHOWN], *more, *used, f"{len(source):,} samples, {len(found):,} findings"]))
+        used = [usage.to_text() for usage in source.usage]
+        for line in (*found[:SHOWN], *more, *used, f"{len(source):,} samples, {len(found):,} findings"):
+            say(line)
     if found:
         sys.exit(1)
 
@@ -109,7 +111,7 @@ def stats(
     found = inspect_source(_open(data, args, root), progress=sys.stderr.isatty())
     if picture is not None:
         write_file(picture, histograms(found))
-    print(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
+    show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
 
 
 def preview(
@@ -143,7 +145,7 @@ def preview(
     source = _open(data, args, root)
     rows = permutation(len(source), seed)[:count]
     write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names))
-    print(f"{len(rows)} of {len(source):,} samples in {out}")
+    say(f"{len(rows)} of {len(source):,} samples in {out}")
 
 
 def _open(data: str, args: str, root: str | None) -> Source:

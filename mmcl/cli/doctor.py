@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from mmcl.cli.parse import one_line
+from mmcl.terminal import show
 
 
 @dataclass(frozen=True)
@@ -44,4 +45,4 @@ def doctor(words: Sequence[str]) -> None:
     from mmcl.engine.doctor import diagnose
 
     diagnosis = diagnose(load_config(options.config, settings), options.processes)
-    print(json.dumps(dataclasses.asdict(diagnosis), indent=1) if options.json else diagnosis.to_text())
+    show(json.dumps(dataclasses.asdict(diagnosis), indent=1) if options.json else diagnosis.to_text())

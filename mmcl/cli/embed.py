@@ -13,6 +13,7 @@ from mmcl.cli.exit import end_partly
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
 from mmcl.files import check_file
+from mmcl.terminal import say
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source
@@ -48,7 +49,7 @@ def embed(
 
     source = build_source(parse_source(data, data_args, flag="--data-args"), root, "data")
     rows, bad = _written(out, source, load_cached(model, no_cache))
-    print(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{rows:,} rows in {out}")
+    say(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{rows:,} rows in {out}")
     end_partly(bad)
 
 

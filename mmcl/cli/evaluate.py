@@ -16,6 +16,7 @@ from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 from mmcl.files import check_folder
+from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.evaluate import CachedModel, Report
@@ -191,11 +192,12 @@ def _of_embeddings(evaluator: str, path: Path, bank: Path | None, args: dict[str
 def _finish(report: Report, out: Path | None, json: bool) -> None:
     if out is not None:
         report.write(out)
-    print(report.to_json() if json else report.to_text())
+    show(report.to_json() if json else report.to_text())
     if out is not None and not json:
-        print(f"\nreport   {out}/report.html")
+        show(f"\nreport   {out}/report.html")
     if json:
-        print("".join(f"not evaluated: {failure}\n" for failure in report.failures), end="", file=sys.stderr)
+        for failure in report.failures:
+            say(f"not evaluated: {failure}", error=True)
     if report.failures:  # listed above
         sys.exit(PART)
 

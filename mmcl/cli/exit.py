@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mmcl.errors import UserError
+from mmcl.terminal import printable, printable_line, say, show
 
 if TYPE_CHECKING:
     from mmcl.types import BadSample
@@ -50,7 +51,7 @@ def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
         return NO_READER
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            show(traceback.format_exc(), error=True)
         return _say(*_line_and_code(error))
     return 0
 
@@ -63,7 +64,8 @@ def without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
 def end_partly(bad: Sequence[BadSample]) -> None:
     """Lists what was left out, after the rest is written, and ends the command with 1; goes on where nothing was left out."""
     for one in bad:
-        print(f"left out: {one.reason if one.name in one.reason else f'{one.name}: {one.reason}'}", file=sys.stderr)
+        name = printable_line(one.name)  # as in an error
+        say(f"left out: {one.reason if name in one.reason else f'{name}: {one.reason}'}", error=True)
     if bad:
         sys.exit(PART)
 
@@ -94,9 +96,9 @@ def _kept_traceback(error: Exception) -> str:
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile("w", prefix="mmcl-", suffix=".log", delete=False, encoding="utf-8") as file:
-            file.write(f"{' '.join(sys.argv)}\n{text}")
+            file.write(f"{printable_line(' '.join(sys.argv))}\n{printable(text)}")
     except OSError:
-        print(text, file=sys.stderr)
+        show(text, error=True)
         return f"above ({_DEBUG} shows it always)"
     return f"in {file.name} ({_DEBUG} shows it)"
 
@@ -106,7 +108,7 @@ def _say(line: str, code: int) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         time.sleep(_PRECEDENCE_SECONDS)
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        say(line, error=True)
     return code
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from mmcl.terminal import say, show
+
 Kind = Literal["all", "methods", "encoders", "heads", "sources", "augmentations", "evaluators"]
 
 
@@ -28,12 +30,12 @@ def list_components(kind: Positional[Kind] = "all", /, *, args: bool = False, js
 
     table = {title: {name: arguments(registry, name) for name in registry} for title, registry in kinds.items()}
     if json:
-        print(json_module.dumps(table, indent=1, default=str))
+        show(json_module.dumps(table, indent=1, default=str))
         return
     for title, entries in table.items():
-        print(title)
+        say(title)
         for name, values in entries.items():
-            print(f"  {name:<18}{', '.join(f'{key}={value}' for key, value in values.items())}".rstrip())
+            say(f"  {name:<18}{', '.join(f'{key}={value}' for key, value in values.items())}".rstrip())
 
 
 def _registries() -> dict[str, Any]:

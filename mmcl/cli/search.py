@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from mmcl.cli.exit import end_partly
 from mmcl.errors import UserError
 from mmcl.files import check_file, check_folder
+from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.interop.model import Model
@@ -59,10 +60,10 @@ def search(
     if picture is not None:
         hits.save(picture)
     if json:
-        print(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
+        show(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
     else:
         for rank, hit in enumerate(hits, 1):
-            print(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
+            say(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
     end_partly([] if images is not None and index.is_saved(images) else index.bad)
 
 

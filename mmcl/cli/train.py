@@ -11,6 +11,7 @@ import tyro
 
 from mmcl.cli.exit import PART
 from mmcl.config import Config, load_config
+from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.engine.run import RunResult
@@ -58,14 +59,13 @@ def _print_help(path: Path) -> None:
 
 
 def _print_result(result: RunResult) -> None:
-    print(f"\n{result.report.to_text(brief=True)}")
-    print(f"model    {result.run_dir}/model")
-    print(f"report   {result.run_dir}/report/report.html (all metrics, plots), report.md, metrics.json")
-    print(f"log      {result.run_dir}/metrics.jsonl, checkpoints/")
-    print("\ntry next")
+    show(f"\n{result.report.to_text(brief=True)}")
+    say(f"model    {result.run_dir}/model")
+    say(f"report   {result.run_dir}/report/report.html (all metrics, plots), report.md, metrics.json")
+    say(f"log      {result.run_dir}/metrics.jsonl, checkpoints/")
+    show("\ntry next")
     for command in _next_commands(result):
-        print(f"  {command}")
-    sys.stdout.flush()
+        say(f"  {command}")
 
 
 def _next_commands(result: RunResult) -> tuple[str, ...]:

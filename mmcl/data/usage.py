@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmcl.data.files import valid_name
+from mmcl.terminal import printable_line
 
 EXAMPLES = 3
 
@@ -98,4 +99,5 @@ def merge_unused(parts: Iterable[Mapping[str, Unused]]) -> dict[str, Unused]:
 
 def _shown(reason: str, unused: Unused) -> str:
     more = ", ..." if unused.count > len(unused.examples) else ""
-    return f"{unused.count:,} {reason}" + (f" ({', '.join(unused.examples)}{more})" if unused.examples else "")
+    examples = f" ({', '.join(unused.examples)}{more})" if unused.examples else ""
+    return printable_line(f"{unused.count:,} {reason}{examples}")

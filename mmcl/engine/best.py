@@ -10,6 +10,7 @@ from mmcl.config import TrainConfig
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.errors import UserError
 from mmcl.evaluate.tables import lower_is_better
+from mmcl.terminal import say
 
 
 class Best:
@@ -55,6 +56,6 @@ class Best:
         try:
             checkpoint_of_step(checkpoints, state["step"])
         except UserError as error:
-            print(f"warning: {error}; the best {self.metric} before this step is forgotten", flush=True)
+            say(f"warning: {error}; the best {self.metric} before this step is forgotten")
             return
         self.value, self.step, self.waiting = state["value"], state["step"], state["waiting"]

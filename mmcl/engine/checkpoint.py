@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from mmcl.errors import UserError
 from mmcl.files import staged
 from mmcl.safe import read_json, read_safetensors, reason
+from mmcl.terminal import say
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "MANIFEST.json"
@@ -98,7 +99,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             return verify(path)
         except UserError as error:
-            print(f"warning: {error}; trying the checkpoint before it", flush=True)
+            say(f"warning: {error}; trying the checkpoint before it")
     return None
 
 

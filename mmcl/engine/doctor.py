@@ -29,6 +29,7 @@ from mmcl.engine.frozen_features import has_fixed_inputs
 from mmcl.engine.schedule import warmup_steps
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
+from mmcl.terminal import printable_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +92,9 @@ class Diagnosis:
             "loss memory": f"{_size(self.loss_bytes)} a process ({_size(self.whole_bytes)} with all scores at once)",
             "learning rate": f"{self.learning_rate:g} ({self.optimiser}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
-        return "\n".join([f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {w}" for w in self.warnings])
+        return "\n".join(
+            [f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {printable_line(w)}" for w in self.warnings]
+        )
 
 
 def diagnose(config: Config, processes: int = 1) -> Diagnosis:

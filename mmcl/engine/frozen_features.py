@@ -28,6 +28,7 @@ from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 from mmcl.interop.model import Model
 from mmcl.methods.method import Method
+from mmcl.terminal import say
 from mmcl.types import Batch, Features, Tokens
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
     try:
         _fill(stage, kind, tower, config, source, accelerator)
     except UserError as error:
-        print(f"note: features of the frozen {kind} encoder are not kept between epochs: {error}", flush=True)
+        say(f"note: features of the frozen {kind} encoder are not kept between epochs: {error}")
         failed = 1
     failed = int(accelerator.reduce(torch.tensor(failed, device=accelerator.device), "sum"))
     if accelerator.is_main_process:
@@ -122,7 +123,7 @@ def _reserve(stage: Path, shape: tuple[int, int]) -> None:
                 os.posix_fallocate(file.fileno(), 0, stage.stat().st_size)
     except OSError as error:
         stage.unlink(missing_ok=True)
-        print(f"note: features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})", flush=True)
+        say(f"note: features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})")
 
 
 def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> str:

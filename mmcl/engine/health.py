@@ -18,6 +18,7 @@ from mmcl.core.geometry import (
     uniformity,
 )
 from mmcl.methods.method import Method
+from mmcl.terminal import say
 from mmcl.types import Embeddings
 
 _ROWS = 256
@@ -35,7 +36,7 @@ class Health:
         found = verdicts(method, numbers)
         for verdict in found:
             if verdict not in self._holding:
-                print(f"warning: step {step}: {verdict}", flush=True)
+                say(f"warning: step {step}: {verdict}")
         self._holding = set(found)
         return {**numbers, **({"verdict": "; ".join(found)} if found else {})}
 

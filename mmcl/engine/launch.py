@@ -12,6 +12,7 @@ import threadpoolctl
 import torch
 
 from mmcl.errors import UserError
+from mmcl.terminal import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,7 +114,7 @@ def as_launched(config: Config) -> Config:
     if _asked_for("FSDP"):
         os.environ["ACCELERATE_USE_FSDP"] = "false"
         if os.environ.get("RANK", "0") == "0":
-            print("--use_fsdp is taken as --train.fsdp true; Accelerate's other FSDP settings are not read", flush=True)
+            say("--use_fsdp is taken as --train.fsdp true; Accelerate's other FSDP settings are not read")
         config = replace(config, train=replace(config.train, fsdp=True))
     if config.train.fsdp and config.train.precision == "fp16":
         raise UserError("train.fsdp does not go with train.precision fp16, whose scaler knows whole gradients only: use bf16")

@@ -22,6 +22,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.interop.model import Model
 from mmcl.methods.method import Method
+from mmcl.terminal import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,7 +80,7 @@ class LiveEvaluation:
             try:
                 found: Report = EVALUATORS.build(evaluator.name, evaluator.args, cached, task)
             except UserError as error:  # such as embeddings that are not finite: a run does not end for it
-                print(f"warning: {evaluator.name} of {evaluator.label}: not evaluated: {error}", flush=True)
+                say(f"warning: {evaluator.name} of {evaluator.label}: not evaluated: {error}")
                 continue
             if not found.metrics:
                 raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} has no numbers to follow; remove its `every`")

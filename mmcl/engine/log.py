@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from mmcl.errors import UserError
 from mmcl.files import write_file
 from mmcl.safe import reason
+from mmcl.terminal import say
 from mmcl.types import BadSample, Batch
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Logbook:
         self.read_step, self.read_at, self.waited = step, now, 0.0
         if share >= WAIT_SHARE and self.waited_in_all >= WAIT_SECONDS and not self.has_warned:
             self.has_warned = True
-            print(f"warning: waiting for data {share:.0%} of the time: raise --data.workers", flush=True)
+            say(f"warning: waiting for data {share:.0%} of the time: raise --data.workers")
         return {"samples_per_second": rate, "data_wait": share}
 
 

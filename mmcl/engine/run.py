@@ -40,6 +40,7 @@ from mmcl.evaluate import Report, Task
 from mmcl.files import write_file
 from mmcl.interop.save import save_model
 from mmcl.methods.method import Method
+from mmcl.terminal import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,9 +93,10 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     if is_main:
         _open_run_dir(run_dir, config, checkpoint, identity)
         _say_what_starts(config, order, method, total_steps, accelerator, checkpoint)
-        print("".join(f"changed on resume: {difference}\n" for difference in differences), end="", flush=True)
+        for difference in differences:
+            say(f"changed on resume: {difference}")
         for warning in find_warnings(asked, method, source, accelerator.num_processes, total_steps):
-            print(f"warning: {warning}", flush=True)
+            say(f"warning: {warning}")
     accelerator.wait_for_everyone()
     accelerator.init_trackers("mmcl", config={"config": to_yaml(config)})
     on_cpu = accelerator.device.type == "cpu"
@@ -110,7 +112,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     if ending.is_complete:
         report = done_by_the_first(accelerator, lambda: _finish(config, run_dir, accelerator, method, source, tasks, ending))
     elif is_main:
-        print(f"stopped by a signal after step {ending.step} of {total_steps}; continue with --resume", flush=True)
+        say(f"stopped by a signal after step {ending.step} of {total_steps}; continue with --resume")
     accelerator.end_training()
     return RunResult(run_dir, report or Report())
 
@@ -156,11 +158,11 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Endin
     """
     best = ending.best
     if best.metric is not None:
-        print(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}", flush=True)
+        say(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}")
     exported: dict[str, Any] = {"export": "last", "steps": ending.step}
     if config.train.export == "best":
         if best.step is None or best.value is None:
-            print("warning: no score was a number, so that the last weights are exported", flush=True)
+            say("warning: no score was a number, so that the last weights are exported")
         else:
             exported = {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
     if config.train.fsdp or exported["steps"] != ending.step:
@@ -242,8 +244,8 @@ def _say_what_starts(
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     device = accelerator.device.type
     threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
-    print(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
-    print(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
+    say(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
+    say(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
-    print(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}")
-    print(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}", flush=True)
+    say(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}")
+    say(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}")

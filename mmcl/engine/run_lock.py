@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmcl.errors import UserError
 from mmcl.files import check_file, check_folder
+from mmcl.terminal import say
 
 try:
     import fcntl
@@ -48,7 +49,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise UserError(f"{run_dir} is being written by {holder}: wait for it, or give another --run_dir") from None
         except OSError:
-            print(f"warning: {run_dir} is on a file system without locks: let no second run write there", flush=True)
+            say(f"warning: {run_dir} is on a file system without locks: let no second run write there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.task import NeedsTexts, library_versions
 from mmcl.files import staged
 from mmcl.interop.load import load_model
+from mmcl.terminal import printable_line, say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ def run_suite(
         for number, name in enumerate(suite.models):
             model = CachedModel(load_model(name), name, cache=cache)
             for evaluator, task in zip(suite.evaluate, tasks, strict=True):
-                bar.set_postfix_str(f"{name}, {evaluator.name} of {evaluator.label}")
+                bar.set_postfix_str(printable_line(f"{name}, {evaluator.name} of {evaluator.label}"))
                 report += _result(folder / "results", model, evaluator, replace(task, baselines=number == 0))
                 bar.update()
     if not report.metrics and not report.figures:
@@ -98,7 +98,7 @@ def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: 
         try:
             return Report.load(place)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            say(f"warning: {error}", error=True)
     try:
         report = run([(evaluator.name, evaluator.args)], [model], [task])
     except NeedsTexts as error:

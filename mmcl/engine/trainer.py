@@ -39,6 +39,7 @@ from mmcl.engine.schedule import learning_rate
 from mmcl.engine.weights import SpreadWeights, WholeWeights
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
+from mmcl.terminal import say
 from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ class Trainer:
             raise UserError(message)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()  # it has looked at this step's gradients, and waits for the end of the step
-        print(f"warning: {message}", flush=True)
+        say(f"warning: {message}")
 
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
         """Lists what could not be read, in rank order; stops every process when it is too much."""

@@ -34,6 +34,7 @@ from mmcl.evaluate.sts import sts
 from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.evaluate.zero_shot import zero_shot
 from mmcl.registry import Registry
+from mmcl.terminal import show
 
 __all__ = [
     "EVALUATORS",
@@ -123,7 +124,7 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
                 report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
             except Exception as error:  # a bug, too, must not cost what hours of training and evaluation gave
                 if not isinstance(error, UserError):
-                    traceback.print_exc()
+                    show(traceback.format_exc(), error=True)
                 errors.append(error)
                 what = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
                 report += Report(failures=(f"{', '.join(filter(None, (name, task.name, model.name)))}: {what}",))

@@ -19,6 +19,7 @@ from mmcl.data.source import digest
 from mmcl.errors import UserError
 from mmcl.files import write_file
 from mmcl.safe import read_json
+from mmcl.terminal import printable_line
 
 MAX_BYTES = 4 * 2**30
 
@@ -50,9 +51,8 @@ class EmbeddingCache:
             os.utime(entry)
             return load(content)["rows"]
         except (UserError, OSError, KeyError) as error:
-            warnings.warn(
-                f"{data}: a cached embedding is damaged ({error}) and is computed again", RuntimeWarning, stacklevel=2
-            )
+            message = printable_line(f"{data}: a cached embedding is damaged ({error}) and is computed again")
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
             self._remove(entry)
             return None
 
@@ -70,7 +70,8 @@ class EmbeddingCache:
             write_file(entry, json.dumps(facts, indent=1))
             self._make_room()
         except (UserError, OSError) as error:
-            warnings.warn(f"{self.folder}: embeddings are not cached: {error}", RuntimeWarning, stacklevel=2)
+            message = printable_line(f"{self.folder}: embeddings are not cached: {error}")
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _paths(self, depends_on: Mapping[str, str]) -> tuple[Path, Path]:
         key = digest(sorted(depends_on.items()))[:32]

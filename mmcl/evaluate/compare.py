@@ -83,7 +83,7 @@ class Comparison:
         return json.dumps(content | {"notes": self.notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_text(self) -> str:
-        return tables.text(self._tables(), [f"A: {self.a}\nB: {self.b}", *self.notes])
+        return tables.text(self._tables(), self._notes())
 
     def to_markdown(self) -> str:
         figures = {name: f"{file_name(name)}.png" for name in self.figures}

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmcl.evaluate.plots import point_groups
+from mmcl.terminal import printable
 
 SIDE = 48
 """Of a picture on the page, in pixels."""
@@ -56,14 +57,14 @@ def map_page(
     data = {
         "x": x,
         "y": y,
-        "captions": [caption[:_CAPTION] for caption in captions] if captions else [""] * len(points_N2),
+        "captions": [printable(caption[:_CAPTION]) for caption in captions] if captions else [""] * len(points_N2),
         "group": group_of.tolist(),
-        "groups": [{"name": name, "colour": colour, "count": int(member.sum())} for name, colour, member in groups],
+        "groups": [{"name": printable(name), "colour": colour, "count": int(member.sum())} for name, colour, member in groups],
         "label": None if label is None else label.tolist(),
-        "classes": None if classes is None else [str(c) if names is None else names[c] for c in classes.tolist()],
+        "classes": None if classes is None else [str(c) if names is None else printable(names[c]) for c in classes.tolist()],
         "sheet": _sheet(pictures) if pictures else None,
     }
-    values = {"title": html.escape(title), "note": html.escape(note), "data": _json(data)}
+    values = {"title": html.escape(printable(title)), "note": html.escape(printable(note)), "data": _json(data)}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _template())
 
 

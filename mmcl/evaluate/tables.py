@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mmcl.terminal import printable, printable_line
+
 if TYPE_CHECKING:
     from mmcl.evaluate.report import Metric, Provenance
 
@@ -55,11 +57,12 @@ def text(tables: Iterable[Table], notes: Iterable[str]) -> str:
     """The tables for a terminal, and the notes. To fit its width, only the second column keeps its intervals."""
     parts = []
     for title, header, full_rows in tables:
-        rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
-        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-        parts.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
-    return "\n\n".join([*parts, *notes])
+        short_rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
+        rows = [[printable_line(cell) for cell in row] for row in (header, *short_rows)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        parts.append("\n".join([printable_line(title), *(f"  {line}".rstrip() for line in lines)]))
+    return "\n\n".join([*parts, *map(printable_line, notes)])
 
 
 def markdown(
@@ -143,11 +146,11 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 def _markdown(text: str) -> str:
     """Text of others on one line: a name must not become a link, a picture, a tag or another cell."""
-    return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", " ".join(text.split()))
+    return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", printable(" ".join(text.split())))
 
 
 def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
+    return html.escape(printable(text), quote=True)
 
 
 def _html_table(header: list[str], rows: list[list[str]]) -> str:

@@ -38,7 +38,8 @@ def test_verify_exits_with_1_where_something_is_wrong(shard: Path, tmp_path: Pat
     assert "0001: not a picture" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("verify", shard, "--root", tmp_path, "--json")
-    assert len(json.loads(capsys.readouterr().out)) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], len(found["findings"]), found["usage"][0]["used"]) == (3, 1, 6)
 
 
 def test_stats(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,13 +78,14 @@ def test_all_troubles_of_a_folder_are_in_one_list(write, tmp_path: Path, capsys:
     with pytest.raises(SystemExit) as stopped:
         run("verify", tmp_path / "all", "--decode", "--json")
     assert stopped.value.code == 1
-    said = capsys.readouterr()
-    findings = json.loads(said.out)
+    found = json.loads(capsys.readouterr().out)
+    findings = found["findings"]
+    left_out = [one for usage in found["usage"] for unused in usage["unused"].values() for one in unused["examples"]]
     for name in bad:
         assert sum(f"/{name}: " in line for line in findings) == 1, name
     assert len(findings) == len(bad), "and nothing else is wrong"
     for name in unused:
-        assert name in said.err
+        assert any(name in one for one in left_out), name
     assert run("stats", tmp_path / "all") == 0
     assert " files used; not used: " in capsys.readouterr().out
     assert run("preview", tmp_path / "all", tmp_path / "sheet.png") == 0
