@@ -194,6 +194,9 @@ Backend = Literal["pillow", "torchvision", "torchvision_float"]
 ChannelOrder = Literal["rgb", "bgr"]
 Intensity = tuple[float, float] | None
 
+MAX_SIDE = 2**14
+"""Pixels of a side that an image is resized to, and channels: a file that says 10^9 must not make an image of that size."""
+
 OF_THE_ENCODER = ("size", "channels", "mean", "std", "channel_order")
 """The fields of `Preprocess` that an encoder was built with."""
 
@@ -246,12 +249,17 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("size", "resize_size", "mean", "std", "fill", "intensity"):
             object.__setattr__(self, name, _plain(getattr(self, name), pair=name.endswith("size")))
+        if not isinstance(self.channels, int) or not 1 <= self.channels <= MAX_SIDE:  # what follows is as long
+            raise self._refusal("channels")
         for name, default in (("mean", 0.0), ("std", 1.0)):
             if set(getattr(self, name)) == {default}:
                 object.__setattr__(self, name, (default,) * self.channels)
         for name, is_right in self._checks().items():
             if not is_right:
-                raise UserError(f"preprocess: {name} {getattr(self, name)!r} is not possible here; see mmcl.types.Preprocess")
+                raise self._refusal(name)
+
+    def _refusal(self, name: str) -> UserError:
+        return UserError(f"preprocess: {name} {getattr(self, name)!r} is not possible here; see mmcl.types.Preprocess")
 
     def _checks(self) -> dict[str, bool]:
         choices = {
@@ -265,7 +273,6 @@ class Preprocess:
         return {
             "size": _is_size(self.size),
             "resize_size": self.resize_size is None or _is_size(self.resize_size),
-            "channels": isinstance(self.channels, int) and self.channels >= 1,
             "mean": len(self.mean) == self.channels and _are_finite(self.mean),
             "std": len(self.std) == self.channels and _are_finite(self.std) and 0 not in self.std,
             "fill": len(fill) == self.channels and all(isinstance(v, int) and 0 <= v <= 255 for v in fill),
@@ -327,7 +334,7 @@ def _are_finite(values: tuple[Any, ...]) -> bool:
 
 def _is_size(value: Any) -> bool:
     sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
-    return all(isinstance(side, int) and side >= 1 for side in sides)
+    return all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
 
 
 class EmbeddingModel(Protocol):

@@ -134,7 +134,7 @@ def verify(path: Path) -> Checkpoint:
     if manifest.pop("sha256", None) != _seal(manifest):
         raise UserError(f"{path}: {MANIFEST} is damaged (its checksum differs)")
     try:
-        if path.name != _name(manifest["step"]):
+        if type(manifest["step"]) is not int or path.name != _name(manifest["step"]):
             raise UserError(f"{path} holds step {manifest['step']}: was the folder renamed?")
         for name in (MODEL, OPTIMIZER):
             _verify_file(path / name, manifest["files"][name])

@@ -19,6 +19,7 @@ from mmcl.data.identity import spread_rows
 from mmcl.data.source import Source
 from mmcl.data.subset import Subset
 from mmcl.engine.build import complete_settings
+from mmcl.engine.checkpoint import MANIFEST, Checkpoint
 from mmcl.errors import UserError
 from mmcl.files import write_file
 from mmcl.safe import read_json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 COMPARED = 1_000
 """Samples of which every resume compares the images."""
 FILE = "identity.json"
+_KINDS = {"settings": dict, "data": str, "images": str | None, "all_images": str | None, "environment": dict | None}
 _DATA = "data.train"
 """The data themselves, where settings are compared."""
 _LIBRARIES = {
@@ -95,11 +97,12 @@ def write_identity(run_dir: Path, identity: dict[str, Any]) -> None:
     write_file(run_dir / FILE, json.dumps(identity, indent=1) + "\n")
 
 
-def read_identity(run_dir: Path) -> dict[str, Any]:
-    """Raises UserError when there is none, or none that can be read."""
-    identity = read_json(run_dir / FILE)
-    if not isinstance(identity.get("settings"), dict) or not isinstance(identity.get("data"), str):
-        raise UserError(f"{run_dir / FILE} is damaged; start without --resume, in another --run_dir")
+def read_identity(run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Of a run: what its checkpoint says, or without one its own file. Raises UserError when there is none that can be read."""
+    where = run_dir / FILE if checkpoint is None else checkpoint.path / MANIFEST
+    identity = read_json(where) if checkpoint is None else checkpoint.manifest.get("identity")
+    if not isinstance(identity, dict) or not all(isinstance(identity.get(key), kind) for key, kind in _KINDS.items()):
+        raise UserError(f"{where} is damaged; start without --resume, in another --run_dir")
     return identity
 
 
@@ -122,7 +125,7 @@ def _changed_data(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 def _changed_environment(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Changes the last bits of what is computed, and is no reason to stop."""
-    before, after = saved.get("environment", {}), now["environment"]
+    before, after = saved.get("environment") or {}, now["environment"]
     return [f"{key}: {before[key]} -> {after[key]}" for key in after if key in before and before[key] != after[key]]
 
 

@@ -203,7 +203,7 @@ def _identity(
     identity = identify(config, source, accelerator)
     if not config.resume:
         return identity, []
-    saved = checkpoint.manifest["identity"] if checkpoint else read_identity(run_dir)
+    saved = read_identity(run_dir, checkpoint)
     differences = compare(saved, identity, config)
     # Not computed again without `verify_data`, and no less true.
     identity["all_images"] = identity["all_images"] or saved.get("all_images")

@@ -148,7 +148,7 @@ def _metric_panel(axes: Axes, metrics: Sequence[Metric], models: Sequence[str]) 
         # The models of a metric stand a little below each other, so that their intervals stay apart.
         y = names.index(metric.metric) + 0.5 * ((number + 0.5) / len(models) - 0.5)
         value, low, high = (metric.value if edge is None else edge for edge in (metric.value, metric.low, metric.high))
-        error = [[value - low], [high - value]]  # type: ignore[operator]
+        error = [[max(value - low, 0.0)], [max(high - value, 0.0)]]  # type: ignore[operator]
         style = {"color": PALETTE[number % len(PALETTE)], "marker": "o", "ms": 5, "capsize": 2, "ls": ""}
         axes.errorbar(value, y, xerr=error, label=metric.model, **style)  # type: ignore[arg-type]
     axes.set_yticks(range(len(names)), names, fontsize=9)

@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmcl.config import from_dict
 from mmcl.errors import UserError
 from mmcl.evaluate import tables
 from mmcl.evaluate.rows import Rows, read_rows, rows_file
 from mmcl.evaluate.statistics import Estimate
 from mmcl.files import write_file
+from mmcl.safe import read_json
 
 _METRICS, _DETAILS, _ROWS = "metrics.json", "details.json", "rows.safetensors"
+_MAX_JSON_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Provenance:
     model_fingerprint: str
     dtype: str
     seed: int
-    versions: Mapping[str, str]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -220,27 +223,45 @@ class Report:
             UserError: there is no report, a file is not what it should be, or not of the same report as the others.
         """
         directory = Path(directory)
+        if not (directory / _DETAILS).is_file():
+            raise UserError(f"{directory}: no report here, {_DETAILS} is missing")
         try:
-            more = json.loads((directory / _DETAILS).read_text(encoding="utf-8"))
-            if "sha256" not in more:
+            content = read_json(directory / _DETAILS, max_bytes=_MAX_JSON_BYTES)
+            if "sha256" not in content:
                 raise UserError(f"{directory}: an earlier version of mmcl wrote this report; evaluate again")
-            read = _Tied(directory, more["sha256"])
-            metrics = [Metric(**row) for row in json.loads(read(_METRICS))]
+            more = from_dict(_Details, content, _DETAILS)
+            read = _Tied(directory, more.sha256)
+            metrics = [from_dict(Metric, row, _METRICS) for row in json.loads(read(_METRICS))]
+            if any((metric.low is None) != (metric.high is None) for metric in metrics):
+                raise UserError(f"{_METRICS}: an interval has one end")
             if (directory / _ROWS).exists():  # without it there is nothing that could be compared, and no harm done
                 read(_ROWS)
-            figures = {name: read(f"{file_name(name)}.png") for name in more["figures"]}
-            pages = {name: read(f"{file_name(name)}.html").decode() for name in more["pages"]}
-            provenance = tuple(Provenance(**one) for one in more["provenance"])
-            notes, details, failures = tuple(more["notes"]), more["details"], tuple(more["failures"])
+            figures = {name: read(f"{file_name(name)}.png") for name in more.figures}
+            pages = {name: read(f"{file_name(name)}.html").decode() for name in more.pages}
         except FileNotFoundError as error:
             raise UserError(f"{directory}: no report here, {Path(error.filename).name} is missing") from None
-        except UserError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except UserError as error:
+            raise (
+                error if str(error).startswith(str(directory)) else UserError(f"{directory}: {error}; evaluate again")
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
         rows = read_rows(directory / _ROWS)
-        metrics = [replace(metric, rows=rows.get(metric.key)) for metric in metrics]
-        return cls(tuple(metrics), notes, details, figures, provenance, pages, failures)
+        metrics = [metric if metric.value is None else replace(metric, rows=rows.get(metric.key)) for metric in metrics]
+        return cls(tuple(metrics), more.notes, more.details, figures, more.provenance, pages, more.failures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Details:
+    """The schema of details.json, see `Report`."""
+
+    notes: tuple[str, ...]
+    failures: tuple[str, ...]
+    details: dict[str, Any]
+    figures: tuple[str, ...]
+    pages: tuple[str, ...]
+    provenance: tuple[Provenance, ...]
+    sha256: dict[str, str]
 
 
 class _Tied:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def read_rows(path: Path) -> dict[Key, Rows]:
             entries = json.loads(file.metadata()["rows"])
         names = {name: tuple(json.loads(tensor.tobytes())) for name, tensor in tensors.items() if name.startswith("names.")}
         return {
-            tuple(entry["key"]): Rows(
+            tuple(entry["key"]): _checked(
                 tensors[f"values.{number}"],
                 entry["statistic"],
                 tensors.get(f"labels.{number}"),
@@ -84,5 +84,23 @@ def read_rows(path: Path) -> dict[Key, Rows]:
             )
             for number, entry in enumerate(entries)
         }
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged ({error}); evaluate again") from None
+
+
+def _checked(values: Any, statistic: Any, labels: Any, names: Any, clusters: Any, within: Any) -> Rows:
+    """Raises TypeError for what `rows_file` does not write."""
+    parts = [("labels", labels, np.int64), ("clusters", clusters, np.int64), ("values", values, np.float32)]
+    wrong = [name for name, part, kind in parts if part is not None and (part.dtype != kind or part.shape != (len(values),))]
+    wrong += ["statistic"] if statistic not in get_args(Statistic) or (statistic == "class_mean" and labels is None) else []
+    wrong += (
+        ["names"] if names is not None and (len(names) != len(values) or not all(isinstance(n, str) for n in names)) else []
+    )
+    wrong += ["within"] if within is not None and not _is_range(within) else []
+    if wrong:
+        raise TypeError(f"its {wrong[0]} are none")
+    return Rows(values, statistic, labels, names, clusters, within)
+
+
+def _is_range(within: tuple[Any, ...]) -> bool:
+    return len(within) == 2 and all(isinstance(end, int | float) for end in within) and within[0] <= within[1]

@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mmcl.config import from_dict
 from mmcl.core.nearest import nearest
 from mmcl.data.captions import checked_caption
 from mmcl.data.files import file_named, valid_name
@@ -132,6 +134,10 @@ class Index:
         if not len(key):
             raise UserError("no texts to find: the collection has no captions, or the model no text tower; search for images")
         query = torch.from_numpy(self._query(text, image))
+        if query.shape[1] != key.shape[1]:
+            raise UserError(
+                f"the index holds rows of {key.shape[1]} numbers, and the model makes {query.shape[1]}; build it again"
+            )
         score, row = nearest(query, torch.from_numpy(key), min(top_k, len(key)))
         found = [(*rows[number], value) for number, value in zip(row[0].tolist(), score[0].tolist(), strict=True)]
         return Hits(Hit(sample.name, value, caption, sample.image) for sample, caption, value in found)
@@ -189,13 +195,15 @@ class Index:
                 f"{directory}: made with another model ({made}, not {given}); load that one, or build the index again"
             )
         try:
-            samples = [Sample(row["name"], file_named(row["name"]), tuple(row["captions"])) for row in content["samples"]]
-            bad = [BadSample(**row) for row in content["bad"]]
-            tensors = read_tensors(directory / _tensor_file(content["digest"]))
-            image_emb, text_emb = tensors["image"].numpy(), tensors["text"].numpy()
+            samples = [_sample(row) for row in content["samples"]]
+            bad = [
+                from_dict(BadSample, row, f"{directory / _LISTING} is damaged, build the index again: bad")
+                for row in content["bad"]
+            ]
+            image_emb, text_emb = _embeddings(read_tensors(directory / _tensor_file(content["digest"])))
             if _digest({"image": image_emb, "text": text_emb}) != content["digest"]:
                 raise UserError(f"{directory}: the embeddings are damaged (their checksum differs); build the index again")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{directory}: index.json is damaged ({error!r}); build the index again") from None
         texts = sum(len(sample.captions) for sample in samples)
         if not samples or len(image_emb) != len(samples) or len(text_emb) not in (0, texts):
@@ -252,6 +260,24 @@ class _Files(SampleList):
     @property
     def fingerprint(self) -> str:
         return digest([sample.name for sample in self._samples])
+
+
+def _sample(row: Any) -> Sample:
+    """From a row of index.json. Raises KeyError or TypeError for one that `save` does not write."""
+    name, captions = row["name"], row["captions"]
+    if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(each, str) for each in captions):
+        raise TypeError("samples have a name and a list of captions")
+    return Sample(name, file_named(name), tuple(captions))
+
+
+def _embeddings(tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Of images and texts. Raises KeyError or TypeError for others than `save` writes."""
+    image, text = tensors["image"], tensors["text"]
+    if any(part.dtype != torch.float32 or part.ndim != 2 or not part.isfinite().all() for part in (image, text)):
+        raise TypeError("embeddings are finite float32 [N, D]")
+    if image.shape[1] != text.shape[1]:
+        raise TypeError("embeddings of images and texts have one width")
+    return image.numpy(), text.numpy()
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

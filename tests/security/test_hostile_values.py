@@ -4,25 +4,38 @@ takes neither memory nor the network."""
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load, save
 from torch import nn
 
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.engine.checkpoint import _seal, load_checkpoint, take_snapshot, verify, write_checkpoint
+from mmcl.engine.resume import compare as compare_identities
+from mmcl.engine.resume import read_identity
 from mmcl.errors import UserError
+from mmcl.evaluate.compare import compare
+from mmcl.evaluate.report import Metric, Provenance, Report
+from mmcl.evaluate.rows import Rows, read_rows, rows_file
+from mmcl.evaluate.stored import stored_task
 from mmcl.interop.bounds import bounded_build
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
 from mmcl.search import Index
+from mmcl.types import Preprocess
 from tests.evaluate.toys import PatternModel, PatternSource
 from tests.interop.test_model import TOKENIZER, make_towers
 
@@ -82,10 +95,102 @@ def index_folder(folder: Path) -> Callable[[], Any]:
     return lambda: Index.load(folder, model).search(image=np.zeros((8, 8, 3), np.uint8), top_k=2)
 
 
+def report_folder(folder: Path) -> Callable[[], Any]:
+    rows = Rows(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))
+    metrics = (
+        Metric("knn", "data", "knn1", "model", 1.0, 0.5, 1.0, 3, rows),
+        Metric("knn", "data", "n", "model", 3, None, None, 3),
+    )
+    provenance = Provenance("knn", "data", "model", 3, "a", None, "b", "float32", 0, {"torch": "2"})
+    Report(metrics, ("a note",), {"a": [1]}, {"figure": b"png"}, (provenance,), {"page": "<p>"}, ("a failure",)).save(folder)
+
+    def read() -> None:
+        details = json.loads((folder / "details.json").read_text())
+        if isinstance(details.get("sha256"), dict):  # whoever forges a file forges its digest
+            sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+            details["sha256"] |= {name: sums[name] for name in details["sha256"] if name in sums and name == "metrics.json"}
+            (folder / "details.json").write_bytes(json.dumps(details).encode("utf-8", "surrogatepass"))
+        found = Report.load(folder)
+        assert found.to_text()
+        assert found.to_html()
+        compare(found, found, models=("model", "model"))
+
+    return read
+
+
+def rows_of_a_report(folder: Path) -> Callable[[], Any]:
+    """The header of rows.safetensors, as a file of its own."""
+    content = rows_file({("a", "b", "c", "d"): Rows(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))})
+    (folder / "rows.safetensors").parent.mkdir()
+    tensors, header = load(content), json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    (folder / "rows.json").write_text(header["__metadata__"]["rows"])
+
+    def read() -> None:
+        (folder / "rows.safetensors").write_bytes(
+            save(tensors, {"rows": json.dumps(json.loads((folder / "rows.json").read_text()))})
+        )
+        read_rows(folder / "rows.safetensors")
+
+    return read
+
+
+def run_folder(folder: Path) -> Callable[[], Any]:
+    identity = {"settings": {"seed": 0}, "data": "a", "images": "b", "all_images": None, "environment": {"python": "3"}}
+    folder.mkdir()
+    (folder / "identity.json").write_text(json.dumps(identity))
+
+    def read() -> None:
+        config: Any = SimpleNamespace(run_dir=str(folder), allow_change=("seed", "data", "train"), verify_data=False)
+        compare_identities(read_identity(folder, None), copy.deepcopy(identity), config)
+
+    return read
+
+
+def checkpoint_folder(folder: Path) -> Callable[[], Any]:
+    module = nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(module.parameters())
+    written = write_checkpoint(folder, take_snapshot(1, module, optimiser, identity={}, state={}), keep=2)
+    (folder / "MANIFEST.json").write_bytes((written / "MANIFEST.json").read_bytes())
+
+    def read() -> None:
+        manifest = json.loads((folder / "MANIFEST.json").read_text())
+        if "sha256" in manifest:  # whoever forges a file forges its digest
+            del manifest["sha256"]
+            manifest["sha256"] = _seal(manifest)
+        (written / "MANIFEST.json").write_text(json.dumps(manifest))
+        checkpoint = verify(written)
+        load_checkpoint(checkpoint, module, optimiser)
+        read_identity(folder, checkpoint)
+
+    return read
+
+
+def embeddings_file(folder: Path) -> Callable[[], Any]:
+    """What a parquet file says of itself, as a file of its own."""
+    folder.mkdir()
+    said = {"model": "a", "data": "b", "logit_scale": 10.0, "logit_bias": 1.0}
+    (folder / "said.json").write_text(json.dumps(said))
+
+    def read() -> None:
+        table = pa.table({"kind": ["image", "image"], "embedding": [[1.0, 0.0], [0.0, 1.0]]})
+        said = (folder / "said.json").read_bytes()
+        pq.write_table(table.replace_schema_metadata({"mmcl": said}), folder / "a.parquet")
+        model, task = stored_task(folder / "a.parquet")
+        assert model.encode_image(task.source).shape == (2, 2)
+
+    return read
+
+
 READERS: dict[str, tuple[Callable[[Path], Callable[[], Any]], str]] = {
     "model": (model_folder, "config.json"),
     "tokenizer": (model_folder, "tokenizer.json"),
     "index": (index_folder, "index.json"),
+    "metrics": (report_folder, "metrics.json"),
+    "details": (report_folder, "details.json"),
+    "rows": (rows_of_a_report, "rows.json"),
+    "identity": (run_folder, "identity.json"),
+    "manifest": (checkpoint_folder, "MANIFEST.json"),
+    "embeddings": (embeddings_file, "said.json"),
 }
 
 
@@ -227,3 +332,9 @@ def test_a_broken_tokenizer_is_refused_when_it_is_read_or_named_when_it_breaks(
 def test_the_probes_pass_for_tokenizers_that_work() -> None:
     clip_bpe().check()
     TOKENIZER.check()
+
+
+@pytest.mark.parametrize("values", [{"size": 10**9}, {"size": 8, "resize_size": [8, 10**9]}, {"size": 8, "channels": 10**12}])
+def test_images_of_a_size_that_no_memory_holds_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"preprocess: .* is not possible here"):
+        Preprocess.from_json(values)
