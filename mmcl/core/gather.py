@@ -50,7 +50,7 @@ def _all_gather(local: Tensor, counts: Sequence[int]) -> Tensor:
     if len(local) < longest:
         local = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
     gathered = local.new_empty(len(counts) * longest, *local.shape[1:])
-    dist.all_gather_into_tensor(gathered, local.contiguous())
+    dist.all_gather(list(gathered.split(longest)), local.contiguous())
     if min(counts) == longest:
         return gathered
     return torch.cat([share[:count] for share, count in zip(gathered.split(longest), counts, strict=True)])
