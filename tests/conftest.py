@@ -1,4 +1,4 @@
-"""One thread and one warm process: what the multi-process tests fork from."""
+"""One warm process, of one thread unless MMCL_TEST_THREADS says another number: what the multi-process tests fork from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ settings.load_profile("mmcl")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _threads() -> None:
+    torch.set_num_threads(int(os.environ.get("MMCL_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True, scope="session")
