@@ -212,7 +212,7 @@ class Preprocess:
         size: height and width of the input in pixels; one number where they are equal.
         channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
         mean, std: per channel in the order of `channel_order`, in the [0, 1] scale; the encoder applies them itself.
-        interpolation: of the resize, as in Pillow.
+        interpolation: of the resize, as in Pillow; "lanczos" by torchvision is offered from torch 2.12 on.
         resize: "shortest" (keep the aspect and cover `resize_size`), "squash" (ignore the aspect), "pad" (keep the aspect and
             fit into `resize_size`) or "none".
         resize_size: height and width to which the image is resized before the crop; None takes `size`.

@@ -180,6 +180,7 @@ TRANSFORMS: dict[str, Callable[[Loss, list[Tensor]], Any]] = {
 @pytest.mark.parametrize(
     "name", [name if name == "every pair" else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
 )
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by the forward mode of torch 2.10 and 2.11 itself
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 def test_transforms_of_torch_func(rng: torch.Generator, name: str, transform: Callable[..., Any]) -> None:
     ours, plain, *_ = LOSSES[name]
@@ -190,6 +191,7 @@ def test_transforms_of_torch_func(rng: torch.Generator, name: str, transform: Ca
 
 
 @FORWARD_MODE
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by the forward mode of torch 2.10 and 2.11 itself
 def test_masks_are_followed_through_nested_transforms(rng: torch.Generator) -> None:
     rows = {name: value for name, value in case(rng).items() if name not in ("valid", "weight")}
 

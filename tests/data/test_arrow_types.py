@@ -86,12 +86,13 @@ def from_arrow(request, tmp_path, monkeypatch) -> Callable[[pa.Table], Source]:
             table = plain_table(table)
             rows = sample_rows(table, columns)
             return Held(table, columns, rows, name="table", image_root=tmp_path)
-        if any(pa.types.is_run_end_encoded(kind) for kind in table.schema.types):
-            pytest.skip("parquet has no runs")
         if request.param == "mapped":
             for module in ("table_file", "table"):
                 monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
-        pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+        try:
+            pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+        except pa.ArrowNotImplementedError as error:  # parquet has no runs, and pyarrow before 25 writes no list views
+            pytest.skip(str(error))
         return opened(tmp_path / "t.parquet")
 
     return open_it

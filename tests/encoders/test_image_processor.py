@@ -104,7 +104,7 @@ def _check(name: str, settings: dict[str, Any], shapes: list[str]) -> bool:
         return False
     try:
         processor(images=[_image("square")], return_tensors="pt")
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
         return False  # with these settings it does not work itself
     for shape in shapes:
         _check_equal(processor, preprocess, shape)
@@ -114,6 +114,8 @@ def _check(name: str, settings: dict[str, Any], shapes: list[str]) -> bool:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", QUICK)
 def test_pixels_are_those_of_the_processor_or_it_is_refused(name: str, variant: str) -> None:
+    if variant == "lanczos" and torch.__version__ < (2, 12):
+        pytest.skip("torch resizes no tensors so")
     _check(name, VARIANTS[variant], ["portrait", "landscape"])
 
 

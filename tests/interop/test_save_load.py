@@ -276,7 +276,7 @@ def test_every_field_of_preprocessing_is_saved(tmp_path: Path) -> None:
         size=(32, 48),
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
-        interpolation="lanczos",
+        interpolation="bilinear",
         resize="squash",
         resize_size=(40, 64),
         crop_rounding="floor",
