@@ -78,7 +78,7 @@ class LiveEvaluation:
         cached, report, ran = CachedModel(model), Report(), []
         for evaluator, task in due:
             try:
-                found: Report = EVALUATORS.build(evaluator.name, evaluator.args, cached, task)
+                found: Report = EVALUATORS[evaluator.name](cached, task, **evaluator.args)
             except UserError as error:  # such as embeddings that are not finite: a run does not end for it
                 say(f"warning: {evaluator.name} of {evaluator.label}: not evaluated: {error}")
                 continue
