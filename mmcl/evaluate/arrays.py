@@ -39,9 +39,10 @@ def unit_rows(rows: Array, name: str) -> Tensor:
 
 
 def _at_unit_length(row_ND: Tensor) -> Tensor:
-    """Whatever their scale: the squares of long rows leave float32, and `normalize` leaves rows below 1e-12 short."""
-    largest_N1 = row_ND.abs().amax(dim=1, keepdim=True)
-    return torch.nn.functional.normalize(row_ND / largest_N1.where(largest_N1 > 0, 1), dim=1)
+    """Whatever their scale: the squares of long rows leave float32, and `normalize` leaves rows below 1e-12 short. Scaling by a
+    power of two rounds nothing, so that rows of ordinary length get the very bits of `normalize`."""
+    exponent_N1 = torch.frexp(row_ND.abs().amax(dim=1, keepdim=True)).exponent.clamp(-126, 126)
+    return torch.nn.functional.normalize(torch.ldexp(row_ND, -exponent_N1), dim=1)
 
 
 def integers(values: Values, name: str, length: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_f
 from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
 from mmcl.safe import existing_file, load_into, read_tensors, reason
 from mmcl.types import OF_THE_ENCODER, Preprocess
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 
 def load_model(
@@ -48,7 +51,8 @@ def load_model(
     scheme, _, rest = str(name).partition(":")
     if rest and scheme in _LIBRARIES:
         fields = asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess
-        model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
+        with _within_folder(Path(rest.removeprefix("local-dir:"))):
+            model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
         return Model(**model, provenance={"source": str(name)}, device=device)
     if preprocess is not None:
         raise UserError(f"{name} was saved with its preprocessing; remove preprocess")
@@ -65,6 +69,18 @@ def _model_folder(path: Path) -> Path:
         raise UserError(f"{path}: a folder of transformers; give hf:{path}")
     schemes = ", ".join(f"{scheme}:NAME" for scheme in _LIBRARIES)
     raise UserError(f"{path}: no run and no model folder; give one that holds {CONFIG}, or {schemes}")
+
+
+@contextmanager
+def _within_folder(folder: Path) -> Iterator[None]:
+    """Another library's folder is built from its own files: no larger than its weights, and without asking a hub. An adapter's
+    model may lie elsewhere, and what is no folder is trusted by its name."""
+    weights = [file for file in folder.rglob("*") if file.suffix in _WEIGHT_SUFFIXES] if folder.is_dir() else []
+    if not weights or (folder / "adapter_config.json").is_file():
+        yield
+        return
+    with offline(), bounded_build(weights, str(folder)):
+        yield
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
