@@ -153,6 +153,11 @@ class TestLayouts:
 
 
 class TestFaults:
+    def test_a_class_number_beyond_all_classes_is_refused(self, tmp_path: Path) -> None:
+        write_tar(tmp_path / "a.tar", {"a.webp": picture(), "a.cls": b"1000000000000"})
+        with pytest.raises(UserError, match="class number 1000000000000; number the classes from 0"):
+            open_source("auto", str(tmp_path / "a.tar"), str(tmp_path / "root"))
+
     @pytest.mark.parametrize(
         ("members", "problem"),
         [

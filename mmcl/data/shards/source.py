@@ -26,6 +26,8 @@ from mmcl.errors import UserError
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
+MAX_CLASSES = 2**20
+"""More than any numbered classes of the field; each gets a name."""
 _QUERIES = 16
 """Servers' files that are asked for at a time."""
 
@@ -137,6 +139,8 @@ class WebDatasetSource(Source):
         if self.labels is None:
             return None
         largest = int(self.labels.max())
+        if largest >= MAX_CLASSES:
+            raise UserError(f"a sample has the class number {largest}; number the classes from 0, up to {MAX_CLASSES - 1:,}")
         if names is None:
             return [str(number) for number in range(largest + 1)]
         if largest >= len(names):
