@@ -139,7 +139,8 @@ def test_what_all_processes_would_say_the_first_says(
 
 def test_ctrl_c_ends_a_command_at_once() -> None:
     sleep = "print(1, flush=True); exit(exit_cleanly(lambda: time.sleep(60)))"
-    script = f"import time; from mmcl.cli.exit import exit_cleanly; {sleep}"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+    script = f"import time; {heard}; from mmcl.cli.exit import exit_cleanly; {sleep}"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout
         child.stdout.readline()

@@ -75,7 +75,7 @@ def together(rank: int, world: int) -> dict[str, Any]:
     shared = SharedModel(model(), [broken.source])
     for name, work in {
         "picture": lambda: scores(shared, broken),
-        "evaluator": lambda: run([("knn", {"ks": [99]})], [CachedModel(shared)], [data]),
+        "evaluator": lambda: run([("knn", {"ks": [0]})], [CachedModel(shared)], [data]),
     }.items():
         with pytest.raises(UserError) as error:
             shared.together(work)
@@ -117,4 +117,4 @@ def test_every_item_is_encoded_once(world: int) -> None:
 def test_a_failure_is_the_same_error_in_all_processes(world: int) -> None:
     for found in all_ranks(world):
         assert "row 16" in found["picture"]
-        assert "k = 99 is more than the 25 rows" in found["evaluator"]
+        assert "ks must be a list of one or more integers of at least 1" in found["evaluator"]

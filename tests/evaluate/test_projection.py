@@ -20,6 +20,7 @@ from mmcl.evaluate import CachedModel, Task, embedding_map, project
 from mmcl.evaluate.embedding_map import evaluate_embedding_map
 from mmcl.evaluate.map_page import SIDE
 from mmcl.evaluate.projection import chosen_rows, neighbours_kept, trustworthiness, tsne
+from mmcl.terminal import printable
 from tests.evaluate.toys import NAMES, PatternModel, PatternSource, unit
 
 HOSTILE = [
@@ -136,8 +137,8 @@ def test_nothing_from_the_data_becomes_markup() -> None:
     page.encode("utf-8")
     found, harmless = Page(page), Page(project(unit((5, 3), 0), np.arange(5), method="pca", class_names=["a"] * 5).to_html())
     assert found.tags == harmless.tags
-    assert found.data["captions"] == HOSTILE
-    assert found.data["classes"] == names
+    assert found.data["captions"] == [printable(text) for text in HOSTILE]
+    assert found.data["classes"] == [printable(name) for name in names]
     assert "<h1>&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;</h1>" in page
     assert "innerHTML" not in page
     assert "document.write" not in page

@@ -63,6 +63,7 @@ def in_child(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            torch.set_num_threads(1)  # the threads of the parent's pool did not survive the fork
             work()
         finally:
             os._exit(0)
