@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from mmcl.data import web
+from mmcl.data.ranges import read_range, read_whole
 from mmcl.data.root import data_root
 from mmcl.data.servers import RefusedError, changed, filesystem, tried
 from mmcl.errors import UserError
@@ -166,7 +167,7 @@ class RemoteFile:
 
     def _fetch_at_once(self, target: Path) -> None:
         with target.open("wb") as file:
-            web.read_whole(filesystem(urlsplit(self.path).scheme), self.path, self.size, file.write)
+            read_whole(self.path, self.size, file.write)
             _check_length(file.tell(), self.size)
 
     def _range(self, offset: int, size: int) -> bytes:
@@ -181,14 +182,9 @@ class RemoteFile:
             ) from None
 
     def _request(self, offset: int, size: int) -> bytes:
-        files = filesystem(scheme := urlsplit(self.path).scheme)
-        content: bytes
-        if scheme in ("http", "https"):
-            content = web.read_part(files, self.path, offset, size, self._condition())
-        else:
+        if urlsplit(self.path).scheme not in ("http", "https"):
             _check_unchanged_once(self, os.getpid())
-            options = {"cache_type": "none"} if scheme == "hf" else {}  # Nothing is read ahead.
-            content = files.cat_file(self.path, start=offset, end=offset + size, **options)
+        content = read_range(self.path, offset, size, self._condition())
         _check_length(len(content), size)
         return content
 

@@ -31,15 +31,16 @@ class NoRangesError(UserError):
 
 def describe(files: Any, url: str) -> dict[str, Any]:
     """fsspec's `info` of a URL, within `PATIENCE`. Raises what fsspec and aiohttp raise."""
-    return _wait(files, files._info(url), PATIENCE)
+    return within(files, files._info(url), 0)
 
 
-def read_part(files: Any, url: str, offset: int, size: int, headers: Mapping[str, str]) -> bytes:
+def read_part(files: Any, url: str, offset: int, size: int, headers: Mapping[str, str], *, name: str) -> bytes:
     """`size` bytes of a file, fewer at its end.
 
     Args:
         files: fsspec's HTTP file system.
-        headers: conditions on the request.
+        headers: of the request, besides the range: conditions, or what opens the file.
+        name: what an error calls the file.
 
     Raises:
         NoRangesError: the server gives everything instead.
@@ -47,42 +48,48 @@ def read_part(files: Any, url: str, offset: int, size: int, headers: Mapping[str
         Exception: others, of aiohttp.
     """
     content = bytearray()
-    asked = {"Range": f"bytes={offset}-{offset + size - 1}", **headers}
+    asked = {**headers, **WEB_HEADERS, "Range": f"bytes={offset}-{offset + size - 1}"}
 
     def check(answer: ClientResponse) -> None:
         if answer.status == 206:
-            said = answer.headers.get("Content-Range", f"bytes {offset}-")
-            if not said.startswith(f"bytes {offset}-"):
-                raise RefusedError(f"{url}: cannot be read: the server sent another part ({said[:80]})")
+            check_range(answer.headers.get("Content-Range"), offset, name)
         elif offset > 0:
-            raise NoRangesError(url)
+            raise NoRangesError(name)
 
     async def read() -> None:
-        async with (await files.set_session()).get(files.encode_url(url), headers=WEB_HEADERS | asked) as answer:
+        async with (await files.set_session()).get(files.encode_url(url), headers=asked) as answer:
             if answer.status != 416:  # the file ends before
-                await _receive(answer, url, size, check, content.extend)
+                await _receive(answer, name, size, check, content.extend)
 
-    _wait(files, read(), PATIENCE + size / SLOWEST)
+    within(files, read(), size)
     return bytes(content)
 
 
-def read_whole(files: Any, url: str, size: int, write: Callable[[bytes], Any]) -> None:
+def check_range(said: str | None, offset: int, name: str) -> None:
+    """Raises RefusedError where an answer says that it begins elsewhere."""
+    if said is not None and not said.startswith(f"bytes {offset}-"):
+        raise RefusedError(f"{name}: cannot be read: the server sent another part ({said[:80]})")
+
+
+def read_whole(
+    files: Any, url: str, size: int, headers: Mapping[str, str], write: Callable[[bytes], Any], *, name: str
+) -> None:
     """Sends a file of `size` bytes to `write`, in pieces. Raises as `read_part` does."""
 
     async def read() -> None:
-        async with (await files.set_session()).get(files.encode_url(url), headers=WEB_HEADERS) as answer:
-            await _receive(answer, url, size, lambda _: None, write)
+        async with (await files.set_session()).get(files.encode_url(url), headers={**headers, **WEB_HEADERS}) as answer:
+            await _receive(answer, name, size, lambda _: None, write)
 
-    _wait(files, read(), PATIENCE + size / SLOWEST)
+    within(files, read(), size)
 
 
 async def _receive(
-    answer: ClientResponse, url: str, size: int, check: Callable[[ClientResponse], None], write: Callable[[bytes], Any]
+    answer: ClientResponse, name: str, size: int, check: Callable[[ClientResponse], None], write: Callable[[bytes], Any]
 ) -> None:
     answer.raise_for_status()
     encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding not in ("identity", ""):
-        raise RefusedError(f"{url}: cannot be read: the server compresses it ({encoding[:20]}) where it was asked not to")
+        raise RefusedError(f"{name}: cannot be read: the server compresses it ({encoding[:20]}) where it was asked not to")
     check(answer)
     is_prefix = answer.status == 200 and "Range" in answer.request_info.headers
     async for piece in answer.content.iter_chunked(_CHUNK):
@@ -91,16 +98,17 @@ async def _receive(
         if size <= 0 and is_prefix:
             return
         if size < 0:
-            raise RefusedError(f"{url}: cannot be read: the server sent more than was asked for")
+            raise RefusedError(f"{name}: cannot be read: the server sent more than was asked for")
 
 
-def _wait(files: Any, work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """The result of work in the thread of fsspec's loop, which is given up after some seconds."""
+def within(files: Any, work: Coroutine[Any, Any, T], size: int) -> T:
+    """The result of work in the thread of fsspec's loop, which is given up after the time that a slow connection takes for an
+    answer of `size` bytes."""
     from fsspec.asyn import sync
 
-    async def within() -> T:
-        async with asyncio.timeout(seconds):
+    async def bounded() -> T:
+        async with asyncio.timeout(PATIENCE + size / SLOWEST):
             return await work
 
-    result: T = sync(files.loop, within)
+    result: T = sync(files.loop, bounded)
     return result

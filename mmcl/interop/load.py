@@ -94,6 +94,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             raise damaged(folder / CONFIG, f"shared_tensors name {original!r}, which the weights lack")
         tensors[alias] = tensors[original]
     load_into(towers, tensors, where=str(folder / WEIGHTS))
+    _check_encoding(towers, folder)
     return {
         "towers": towers,
         "logit_scale": file.logit_scale,
@@ -122,6 +123,20 @@ def _read_tower(folder: Path, entry: TowerEntry) -> Tower:
         trained, where = entry.preprocess or {}, f"{folder}: {spec.encoder}"
         tower.encoder.preprocess = _trained_preprocess(trained, tower.encoder.preprocess, where=where)
     return tower
+
+
+@torch.no_grad()
+def _check_encoding(towers: nn.ModuleDict, folder: Path) -> None:
+    """Encodes a blank input: with some arguments a tower can be built that cannot encode."""
+    for name, tower in towers.eval().items():
+        try:
+            if isinstance(tower.encoder, ImageEncoder):
+                shown = tower.encoder.preprocess
+                tower(torch.zeros(1, shown.channels, shown.height, shown.width))
+            else:
+                tower(tower.encoder.tokenizer(""))  # type: ignore[union-attr,operator]
+        except Exception as error:  # of five libraries, as above
+            raise damaged(folder / CONFIG, f"its {name} tower cannot encode ({reason(error)})") from None
 
 
 def _trained_preprocess(values: Any, here: Preprocess, *, where: str) -> Preprocess:
