@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import socketserver
 import threading
 import time
@@ -10,9 +11,11 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
+from huggingface_hub import constants
 
-from mmcl.data import remote, servers, web
+from mmcl.data import ranges, remote, servers, web
 from mmcl.data.open import open_source
 from mmcl.data.remote import Copies, RemoteFile
 from mmcl.errors import UserError
@@ -72,6 +75,10 @@ def head(status: str, **headers: object) -> bytes:
 def endless() -> Iterator[bytes]:
     for _ in range(ENOUGH // len(PIECE)):
         yield PIECE
+
+
+def part(_: str) -> Iterator[bytes]:
+    yield head("206 Partial Content", Content_Range="bytes 100-199/1000", Content_Length=100) + bytes(range(100))
 
 
 def unbounded(_: str) -> Iterator[bytes]:
@@ -165,6 +172,53 @@ def test_no_more_is_read_than_was_asked_for(answer: Answer, message: str, server
         file.read(100, 100)
     assert "\x1b" not in str(error.value)
     assert server.sent < ENOUGH // 2, "what lies in the buffers of the system, and no more"
+
+
+SERVICES = {
+    "s3": ("s3://bucket/a.tar", "s3fs", lambda url: {"endpoint_url": url, "anon": True}),
+    "gs": ("gs://bucket/a.tar", "gcsfs", lambda url: {"endpoint_url": url, "token": "anon"}),
+    "hf": ("hf://datasets/a/b/a.tar", "huggingface_hub", lambda url: {"endpoint": url, "token": False}),
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (part, None),
+        (unbounded, "sent more than was asked for|another part"),
+        (chunked, "sent more than was asked for"),
+        (longer_than_asked, "sent more than was asked for"),
+        (compressed, "compresses it|sent more than was asked for"),
+        (another_part, r"another part \(bytes 0-99/1000\)"),
+        (everything, "a.tar$|sent more than was asked for"),
+    ],
+)
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_more_is_read_of_the_answer_of_a_service(
+    service: str, answer: Answer, message: str | None, server: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked through the service's own library, which reads whatever comes."""
+    path, library, settings = SERVICES[service]
+    pytest.importorskip(library)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for protocol in (service, "gcs"):
+        monkeypatch.setitem(fsspec.config.conf, protocol, settings(server.url.rpartition("/")[0]))
+
+    def answer_or_describe(request: str) -> Iterator[bytes]:
+        if "\r\nrange: " in request.lower():
+            yield from answer(request)
+            return
+        file = {"type": "file", "path": "a.tar", "size": 1000, "oid": "1" * 40}
+        body = json.dumps([file] if "/tree/" in request else {"id": "a/b", "sha": "0" * 40, "siblings": []}).encode()
+        yield head("200 OK", Content_Length=len(body), Content_Type="application/json") + body
+
+    server.answer = answer_or_describe
+    if message is None:
+        assert ranges.read_range(path, 100, 100, {}) == bytes(range(100))
+        return
+    with pytest.raises(UserError, match=message):
+        ranges.read_range(path, 100, 100, {})
+    assert server.sent < ENOUGH // 2
 
 
 @pytest.mark.parametrize(
