@@ -49,7 +49,8 @@ class TowerConfig:
     """How many of its first layers a new head takes from the head of `init`, as for fine-tuning in SimCLRv2."""
     preprocess: dict[str, Any] = field(default_factory=dict)
     """How images are shown, where it is to be otherwise than the encoder asks for; the fields of mmcl.types.Preprocess, such
-    as {intensity: [0, 4095]} for 12 bits in files of 16. It is saved with the model."""
+    as {intensity: [0, 4095]} for 12 bits in files of 16, or {intensity: {percentiles: [1, 99]}} for the range of each image. It
+    is saved with the model."""
     freeze: bool = False
     """Keep the encoder as it is, in evaluation mode; the head still learns."""
 

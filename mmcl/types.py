@@ -192,7 +192,26 @@ Resize = Literal["shortest", "squash", "pad", "none"]
 CropRounding = Literal["round", "truncate", "floor"]
 Backend = Literal["pillow", "torchvision", "torchvision_float"]
 ChannelOrder = Literal["rgb", "bgr"]
-Intensity = tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """The range of an image's own values, from one percentile to another.
+
+    Attributes:
+        percentiles: low and high, from 0 to 100.
+    """
+
+    percentiles: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        given = tuple(self.percentiles) if isinstance(self.percentiles, list | tuple) else ()
+        if len(given) != 2 or not _are_finite(given) or not 0 <= given[0] < given[1] <= 100:
+            raise UserError(f"percentiles {self.percentiles!r}: give two rising numbers from 0 to 100, such as [1, 99]")
+        object.__setattr__(self, "percentiles", given)
+
+
+Intensity = tuple[float, float] | Percentiles | None
 
 MAX_SIDE = 2**14
 """Pixels of a side that an image is resized to, and channels: a file that says 10^9 must not make an image of that size."""
@@ -223,8 +242,9 @@ class Preprocess:
         backend: whose resize, bit for bit: "pillow", "torchvision" (its kernel for uint8 tensors; up to 2 of 255 levels from
             Pillow's) or "torchvision_float" (the same in float32 and not rounded to levels).
         channel_order: in which the encoder takes the three channels; images are RGB until then.
-        intensity: the values of images beyond 8 bits that become the levels 0 and 255; what lies beyond is cut off. None takes
-            all of 16 bits. Images of 8 bits are as they are.
+        intensity: the values of images beyond 8 bits that become the levels 0 and 255, low and high, or the `Percentiles` of
+            each image's own values, {"percentiles": [1, 99]} in JSON; what lies beyond is cut off. None takes all of 16 bits.
+            Images of 8 bits are as they are.
         shrink_on_load: whether a JPEG of at least four times the size to which it is resized is decoded at a half, a quarter or
             an eighth, and so in a fraction of the time; on photos within 4 of 255 levels on average, and not bit for bit.
 
@@ -247,8 +267,9 @@ class Preprocess:
     shrink_on_load: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize_size", "mean", "std", "fill", "intensity"):
+        for name in ("size", "resize_size", "mean", "std", "fill"):
             object.__setattr__(self, name, _plain(getattr(self, name), pair=name.endswith("size")))
+        object.__setattr__(self, "intensity", as_intensity(self.intensity))
         if not isinstance(self.channels, int) or not 1 <= self.channels <= MAX_SIDE:  # what follows is as long
             raise self._refusal("channels")
         for name, default in (("mean", 0.0), ("std", 1.0)):
@@ -277,7 +298,6 @@ class Preprocess:
             "std": len(self.std) == self.channels and _are_finite(self.std) and 0 not in self.std,
             "fill": len(fill) == self.channels and all(isinstance(v, int) and 0 <= v <= 255 for v in fill),
             "shrink_on_load": isinstance(self.shrink_on_load, bool),
-            "intensity": self.intensity is None or (len(self.intensity) == 2 and self.intensity[0] < self.intensity[1]),
             **{name: getattr(self, name) in get_args(allowed) for name, allowed in choices.items()},
         }
 
@@ -315,6 +335,18 @@ class Preprocess:
         to, now, before = (side if isinstance(side, tuple) else (side, side) for side in (size, self.size, self.resize_size))
         height, width = (round(before[axis] * to[axis] / now[axis]) for axis in (0, 1))
         return replace(self, size=size, resize_size=(height, width))
+
+
+def as_intensity(value: Any) -> Intensity:
+    """What becomes black and white, as a configuration gives it. Raises UserError for what is no range and no percentiles."""
+    if value is None or isinstance(value, Percentiles):
+        return value
+    if isinstance(value, Mapping) and list(value) == ["percentiles"]:
+        return Percentiles(value["percentiles"])
+    given = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(given) != 2 or not _are_finite(given) or not given[0] < given[1]:
+        raise UserError(f"intensity {value!r}: give [low, high], two rising numbers, or {{percentiles: [1, 99]}}")
+    return given
 
 
 def as_size(size: int | Sequence[int]) -> int | tuple[int, int]:

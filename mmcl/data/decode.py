@@ -18,8 +18,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from mmcl.data.deep import is_deep, is_misread, is_tiff, read_deep, read_tiff
 from mmcl.data.files import LFS_POINTER
-from mmcl.data.levels import File, check_file, read_array, read_file, to_levels
+from mmcl.data.levels import File, check_file, read_array, read_file, to_levels, warn_of_darkness
 from mmcl.data.metadata import without_metadata
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
@@ -51,6 +52,7 @@ _TO_UPRIGHT = {
 _SWAP_SIDES = [_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 _ORIENTATION_TAG = 0x0112
 _LIMIT = "MMCL_MAX_PIXELS"
+_TWELVE_BITS_IN_8 = 16
 _RAISE_LIMIT = f"raise data.max_pixels, or {_LIMIT} in the environment"
 
 
@@ -181,15 +183,19 @@ def checked(
         with ExitStack() as files:
             try:
                 stored = files.enter_context(_open(image, name, max_bytes))
-                _check_and_load(stored, name, limit, loads=loads)
+                stored = _check_and_load(stored, image, name, limit, loads=loads, intensity=intensity)
             except UserError:
                 raise
-            except Exception:  # The pixels may be whole.
-                bare = None if isinstance(image, Image.Image) else without_metadata(read_file(image))
-                if bare is None:
+            except Exception as error:
+                file = b"" if isinstance(image, Image.Image) else read_file(image)
+                bare = without_metadata(file)  # The pixels may be whole.
+                if bare is not None:
+                    stored = files.enter_context(_open(bare, name, max_bytes))
+                    stored = _check_and_load(stored, bare, name, limit, loads=loads, intensity=intensity)
+                elif isinstance(error, Image.UnidentifiedImageError) and is_tiff(file):
+                    stored = _from_array(read_tiff(file, name, limit), intensity, name)
+                else:
                     raise
-                stored = files.enter_context(_open(bare, name, max_bytes))
-                _check_and_load(stored, name, limit, loads=loads)
             yield stored
     except UserError:
         raise
@@ -203,11 +209,25 @@ def checked(
         raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error
 
 
-def _check_and_load(stored: Image.Image, name: str, limit: int, *, loads: bool) -> None:
+def _check_and_load(
+    stored: Image.Image, image: File | Image.Image, name: str, limit: int, *, loads: bool, intensity: Intensity
+) -> Image.Image:
     if stored.width * stored.height > limit:
         raise UserError(f"{name}: {stored.width} x {stored.height} pixels, more than the limit of {limit}; {_RAISE_LIMIT}")
-    if loads and not isinstance(stored, JpegImageFile):
-        stored.load()  # Formats such as PNG may state the orientation after the pixels.
+    if not loads or isinstance(stored, JpegImageFile):
+        return stored
+    deep = None
+    if not isinstance(image, Image.Image) and is_deep(stored) and (intensity is not None or is_misread(stored)):
+        deep = read_deep(read_file(image), stored, name)
+    is_cut = is_deep(stored) and stored.format != "PPM"
+    stored.load()  # Formats such as PNG may state the orientation after the pixels.
+    if deep is not None:
+        values = _from_deep(deep, intensity, name)
+        values.getexif()[_ORIENTATION_TAG] = _orientation(stored)
+        return values
+    if is_cut and 0 < np.max(stored.convert("RGB").getextrema()) < _TWELVE_BITS_IN_8:
+        warn_of_darkness()
+    return stored
 
 
 def _orientation(stored: Image.Image) -> int:
@@ -238,6 +258,15 @@ def _from_array(array: np.ndarray, intensity: Intensity, name: str) -> Image.Ima
             "channels take an encoder that has them"
         )
     return Image.fromarray(to_levels(array, intensity, name))
+
+
+def _from_deep(values: np.ndarray, intensity: Intensity, name: str) -> Image.Image:
+    """As `read_deep` gives them: a transparency, which has 16 bits whatever the intensity of the colours, stays one."""
+    if values.ndim == 2 or values.shape[2] % 2:
+        return Image.fromarray(to_levels(values, intensity, name))
+    colours = to_levels(values[..., :-1], intensity, name)
+    alpha = to_levels(values[..., -1:], (0, 65535), name)
+    return Image.fromarray(np.concatenate([colours, alpha], axis=2))
 
 
 def _to_rgb_or_grey(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:

@@ -11,11 +11,13 @@ import numpy as np
 
 from mmcl.data.file_part import FilePart
 from mmcl.errors import UserError, first_line
-from mmcl.types import Intensity
+from mmcl.types import Intensity, Percentiles
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
 _TWELVE_BITS = 4095
+INTENSITY = "image.preprocess.intensity: [low, high], or {percentiles: [1, 99]} of each image"
+"""The setting that says the range of values, for messages."""
 
 File = Path | str | bytes | FilePart
 """A path, an encoded file, or its place in another."""
@@ -24,23 +26,43 @@ File = Path | str | bytes | FilePart
 def to_levels(values: np.ndarray, intensity: Intensity, name: str) -> np.ndarray:
     """Values of any type as levels from 0 to 255, uint8; those of 8 bits are levels already, whatever `intensity` says.
 
+    Args:
+        values: [H, W] or [H, W, C].
+        intensity: see `Preprocess`. Percentiles are those of all values, but for a fourth channel, which is a transparency or
+            infrared.
+        name: what an error message calls the image.
+
     Raises:
         UserError: nothing says the range of the values, or they are not finite.
     """
     if values.dtype in (np.uint8, np.bool_):
         return values if values.dtype == np.uint8 else values.astype(np.uint8) * 255
     if intensity is not None:
-        low, high = intensity
-        share = (values.astype(np.float32) - low) / (high - low)
-        if not np.isfinite(share).all():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UserError(f"{name}: has values that are not finite")
+        low, high = _range(values, intensity)
+        share = (values.astype(np.float32) - low) / (high - low)
         return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
-    fix = "set image.preprocess.intensity: [low, high]"
+    fix = f"set {INTENSITY}"
     if values.dtype.kind not in "iu" or values.size == 0 or values.min() < 0 or values.max() > 65535:
         raise UserError(f"{name}: values of type {values.dtype}, beyond 8 and 16 bits, have no known range; {fix}")
     if 255 < values.max() <= _TWELVE_BITS:
-        warnings.warn(f"images of 16 bits with values of 12 bits at most are shown nearly black; {fix}", stacklevel=2)
+        warn_of_darkness()
     return (values // 257).astype(np.uint8)
+
+
+def warn_of_darkness() -> None:
+    """Says that 16 bits are taken for full where they are not; Python shows it once."""
+    warnings.warn(f"images of 16 bits with values of 12 bits at most are shown nearly black; set {INTENSITY}", stacklevel=2)
+
+
+def _range(values: np.ndarray, intensity: tuple[float, float] | Percentiles) -> tuple[float, float]:
+    """What becomes 0 and 255. Of an image of one value, this becomes 0."""
+    if not isinstance(intensity, Percentiles):
+        return intensity
+    colours = values[..., :3] if values.ndim == 3 and values.shape[2] == 4 else values
+    low, high = map(float, np.percentile(colours, intensity.percentiles))
+    return low, high if high > low else low + 1
 
 
 def read_array(file: File, name: str, *, max_pixels: int, max_bytes: int) -> np.ndarray | None:

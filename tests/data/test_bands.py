@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import struct
 import zipfile
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from mmcl.data.resize import read_pixels, to_tensor
 from mmcl.data.views import ImageView, show
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.types import Percentiles, Preprocess
 from tests.data.test_decode import encode, noise
 
 
@@ -195,3 +199,132 @@ def test_encoders_of_other_frames_and_channels(name: str, args: dict[str, Any]) 
     again = IMAGE_ENCODERS.build(name, dict(encoder.rebuild_args)).eval()
     again.load_state_dict(encoder.state_dict())
     torch.testing.assert_close(again(pixels), features)
+
+
+def png16(values: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of 16 bits, uint16 [H, W, C], written by the specification; Pillow and torchvision write none in colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+def pnm(values: np.ndarray, top: int) -> bytes:
+    kind = b"P6" if values.ndim == 3 else b"P5"
+    return kind + f"\n# by hand\n{values.shape[1]} {values.shape[0]}\n{top}\n".encode() + values.astype(">u2").tobytes()
+
+
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="rgb" if values.ndim == 3 else "minisblack", **options)
+    return file.getvalue()
+
+
+DEEP = {
+    "png": png16,
+    "ppm": lambda values: pnm(values, 4095),
+    "tiff": tiff,
+    "compressed tiff": lambda values: tiff(values, compression="zlib"),
+    "planar tiff": lambda values: tiff(np.ascontiguousarray(values.transpose(2, 0, 1)), planarconfig="separate"),
+    "compressed planar tiff": lambda values: tiff(
+        np.ascontiguousarray(values.transpose(2, 0, 1)), planarconfig="separate", compression="zlib"
+    ),
+    "big-endian tiff": lambda values: tiff(values, byteorder=">"),
+    "float tiff": lambda values: tiff(values.astype(np.float32)),
+    "int32 tiff": lambda values: tiff(values.astype(np.int32)),
+    "npy": npy,
+}
+
+
+class TestDeepColour:
+    """No file of more than 8 bits is cut before the intensity is applied: the same levels as of the array."""
+
+    @pytest.mark.parametrize("intensity", [(0, 4095), (100, 300), Percentiles((1, 99)), Percentiles((0, 100))], ids=str)
+    @pytest.mark.parametrize("kind", DEEP)
+    def test_colours(self, kind: str, intensity: Any) -> None:
+        colours = values(np.uint16, 9, 13, 3)
+        decoded = decode(DEEP[kind](colours), intensity=intensity)
+        assert decoded.mode == "RGB"
+        assert np.array_equal(decoded, decode(colours, intensity=intensity))
+
+    def test_a_tiff_in_planes_is_read_without_intensity_too(self) -> None:
+        colours = values(np.uint16, 9, 13, 3, top=65535)
+        assert np.array_equal(decode(DEEP["planar tiff"](colours)), decode(colours))
+
+    @pytest.mark.parametrize("kind", ["png", "pgm", "tiff", "int32", "npy"])
+    def test_greys(self, kind: str) -> None:
+        grey = values(np.uint16, 9, 13)
+        file = {
+            "png": lambda: png16(grey[..., None]),
+            "pgm": lambda: pnm(grey, 4095),
+            "tiff": lambda: tiff(grey),
+            "int32": lambda: tiff(grey.astype(np.int32)),
+            "npy": lambda: npy(grey),
+        }[kind]()
+        for intensity in ((0, 4095), Percentiles((2, 98))):
+            assert np.array_equal(decode(file, intensity=intensity), decode(grey, intensity=intensity))
+
+    @pytest.mark.parametrize("channels", [2, 4])
+    @pytest.mark.parametrize("intensity", [(0, 4095), Percentiles((0, 100))], ids=str)
+    def test_transparency_has_its_own_range(self, channels: int, intensity: Any) -> None:
+        image = values(np.uint16, 9, 13, channels)
+        image[..., -1] = 65535
+        image[0, :, -1] = 0
+        decoded = np.asarray(decode(png16(image), intensity=intensity))
+        colours = np.asarray(decode(image[..., : channels - 1], intensity=intensity))
+        assert (decoded[0] == 255).all()
+        assert np.array_equal(decoded[1:], colours[1:])
+
+    def test_every_channel_of_a_png_is_a_band_to_a_model_of_four(self) -> None:
+        image = values(np.uint16, 9, 13, 4)
+        expected = read_bands(image, 4, (0, 4095), name="a")
+        assert np.array_equal(read_bands(png16(image), 4, (0, 4095), name="a"), expected)
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6])
+    def test_orientation(self, orientation: int) -> None:
+        image = values(np.uint16, 9, 13, 3)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        plain = decode(image, intensity=(0, 4095))
+        turned = decode(png16(image, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))), intensity=(0, 4095))
+        assert np.array_equal(turned, np.rot90(plain, {1: 0, 3: 2, 6: 3}[orientation]))
+
+    def test_without_intensity_all_16_bits_are_taken(self) -> None:
+        image = values(np.uint16, 9, 13, 3, top=65535)
+        assert np.abs(np.asarray(decode(png16(image))).astype(int) - image // 257).max() <= 1
+        with pytest.warns(UserWarning, match="nearly black"):
+            decode(png16(values(np.uint16, 9, 13, 3)))
+
+    def test_damage_is_one_line(self) -> None:
+        for file in (png16(values(np.uint16, 9, 13, 3))[:-60], pnm(values(np.uint16, 9, 13, 3), 4095)[:-9]):
+            with pytest.raises(UserError, match="cannot be decoded"):
+                decode(file, intensity=(0, 4095))
+
+
+class TestPercentiles:
+    def test_are_those_of_the_image(self) -> None:
+        image = values(np.float32, 40, 50, 3, top=10_000) - 5_000
+        low, high = np.percentile(image.astype(np.float64), [5, 90])
+        expected = np.rint(np.clip((image.astype(np.float64) - low) / (high - low), 0, 1) * 255)
+        decoded = np.asarray(decode(image, intensity=Percentiles((5, 90)))).astype(int)
+        assert np.abs(decoded - expected).max() <= 1
+
+    def test_an_image_of_one_value_is_black(self) -> None:
+        assert not np.asarray(decode(np.full((4, 4), 7.5, np.float32), intensity=Percentiles((1, 99)))).any()
+
+    def test_survive_being_saved(self) -> None:
+        given = Preprocess.from_json({"size": 9, "intensity": {"percentiles": [1, 99]}})
+        assert given.intensity == Percentiles((1, 99))
+        assert Preprocess.from_json(json.loads(json.dumps(asdict(given)))) == given
+        assert hash(given)
+
+    @pytest.mark.parametrize("given", [[99, 1], [1], [-1, 99], [1, 101], [1, "b"], "ab", None, [float("nan"), 5]], ids=str)
+    def test_that_are_none_are_refused(self, given: Any) -> None:
+        with pytest.raises(UserError, match="percentiles"):
+            Preprocess.from_json({"size": 9, "intensity": {"percentiles": given}})
