@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmcl import evaluate as evaluate
+    from mmcl import losses as losses
     from mmcl.config import Config as Config
     from mmcl.config import load_config as load_config
     from mmcl.core.cached_backward import cached_backward as cached_backward
-    from mmcl.core.info_nce import info_nce as info_nce
-    from mmcl.core.info_nce import symmetric_info_nce as symmetric_info_nce
-    from mmcl.core.sigmoid import sigmoid_loss as sigmoid_loss
+    from mmcl.data.open import open_source as open_source
+    from mmcl.data.source import Source as Source
     from mmcl.engine.run import train as train
     from mmcl.errors import UserError as UserError
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
     from mmcl.interop.load import load_model as load_model
     from mmcl.interop.model import Model as Model
+    from mmcl.methods import METHODS as METHODS
     from mmcl.search.index import Index as Index
 
 __version__ = "0.1.0"
@@ -29,19 +30,19 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "mmcl.config",
     "Index": "mmcl.search.index",
+    "METHODS": "mmcl.methods",
     "Model": "mmcl.interop.model",
+    "Source": "mmcl.data.source",
     "TrainedClassifier": "mmcl.evaluate.classifier",
     "UserError": "mmcl.errors",
     "ZeroShotClassifier": "mmcl.evaluate.classifier",
     "cached_backward": "mmcl.core.cached_backward",
-    "info_nce": "mmcl.core.info_nce",
     "load_config": "mmcl.config",
     "load_model": "mmcl.interop.load",
-    "sigmoid_loss": "mmcl.core.sigmoid",
-    "symmetric_info_nce": "mmcl.core.info_nce",
+    "open_source": "mmcl.data.open",
     "train": "mmcl.engine.run",
 }
-_MODULES = ("evaluate",)
+_MODULES = ("evaluate", "losses")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 

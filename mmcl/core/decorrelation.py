@@ -63,7 +63,7 @@ def vicreg_loss(
         ValueError: the shapes differ.
     """
     _check_alike(a_BD, b_BD)
-    loss = invariance * F.mse_loss(a_BD, b_BD)
+    loss = invariance * (a_BD - b_BD).square().sum() / max(a_BD.numel(), 1)
     for row_BD in (a_BD, b_BD):
         covariance_DD = _covariance(row_BD)
         variance_D = covariance_DD.diagonal()

@@ -1,0 +1,63 @@
+"""The losses, for a training loop of your own: plain functions of tensors, and the same as modules.
+
+One vocabulary: pairs are `image` and `text`, views `a` and `b`, otherwise `query` and `key`; rows with equal `ids` belong
+together. Rows are brought to unit length where the paper does so. All compute in float32 whatever comes in (float64 for float64
+rows), with exact derivatives of any order, and without an N x M matrix where rows are many. Names are imported when they are
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmcl.losses.table import LOSSES, LossEntry
+
+if TYPE_CHECKING:
+    from mmcl.losses.metric_learning import contrastive_pair_loss as contrastive_pair_loss
+    from mmcl.losses.metric_learning import margin_loss as margin_loss
+    from mmcl.losses.metric_learning import triplet_loss as triplet_loss
+    from mmcl.losses.sigmoid import siglip_loss as siglip_loss
+    from mmcl.losses.softmax import clip_loss as clip_loss
+    from mmcl.losses.softmax import info_nce as info_nce
+    from mmcl.losses.softmax import moco_loss as moco_loss
+    from mmcl.losses.softmax import simcse_loss as simcse_loss
+    from mmcl.losses.two_views import dcl_loss as dcl_loss
+    from mmcl.losses.two_views import nt_xent as nt_xent
+    from mmcl.losses.two_views import supcon_loss as supcon_loss
+    from mmcl.losses.without_negatives import barlow_twins_loss as barlow_twins_loss
+    from mmcl.losses.without_negatives import byol_loss as byol_loss
+    from mmcl.losses.without_negatives import swav_loss as swav_loss
+    from mmcl.losses.without_negatives import vicreg_loss as vicreg_loss
+
+_HOMES = {
+    "barlow_twins_loss": "without_negatives",
+    "byol_loss": "without_negatives",
+    "clip_loss": "softmax",
+    "contrastive_pair_loss": "metric_learning",
+    "dcl_loss": "two_views",
+    "info_nce": "softmax",
+    "margin_loss": "metric_learning",
+    "moco_loss": "softmax",
+    "nt_xent": "two_views",
+    "siglip_loss": "sigmoid",
+    "simcse_loss": "softmax",
+    "supcon_loss": "two_views",
+    "swav_loss": "without_negatives",
+    "triplet_loss": "metric_learning",
+    "vicreg_loss": "without_negatives",
+}
+
+__all__ = ["LOSSES", "LossEntry", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmcl.losses' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mmcl.losses.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,101 @@
+"""Checks of what a loss is given: one line that names the argument and the fix, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from mmcl.core.precision import in_float32, statistics_dtype
+from mmcl.core.recomputed import is_transformed
+from mmcl.errors import UserError
+
+
+def check_rows(given: Mapping[str, Tensor], *, paired: bool = True) -> None:
+    """Checks matrices of rows against each other.
+
+    Args:
+        given: the name under which the caller knows it -> [N, D].
+        paired: whether all must have the same number of rows.
+
+    Raises:
+        UserError: one is not a floating-point matrix, their shapes or devices differ, or a number in one is not finite.
+    """
+    for name, rows in given.items():
+        if not isinstance(rows, Tensor):
+            raise UserError(f"{name} must be a tensor of rows [N, D], not {type(rows).__name__}; convert it by torch.as_tensor")
+        if rows.ndim != 2:
+            raise UserError(f"{name} has the shape {list(rows.shape)}, and must be [N, D]: one row for each sample")
+        if not rows.is_floating_point():
+            raise UserError(f"{name} is of type {rows.dtype}, and must be floating point: use {name}.float()")
+    (first, reference), *others = given.items()
+    for name, rows in others:
+        if rows.device != reference.device:
+            raise UserError(f"{name} is on {rows.device} and {first} on {reference.device}: use {name}.to({first}.device)")
+        if rows.shape[1] != reference.shape[1] or (paired and len(rows) != len(reference)):
+            wanted = "the same shape" if paired else "rows of the same width"
+            raise UserError(f"{first} {list(reference.shape)} and {name} {list(rows.shape)} must have {wanted}")
+    check_finite(given)
+
+
+def check_finite(given: Mapping[str, Tensor]) -> None:
+    """Raises UserError for a tensor with a NaN or an infinity; within a compiled graph or `torch.func`, looks at nothing."""
+    if is_transformed() or not given:
+        return
+    device = next(iter(given.values())).device
+    finite = torch.stack([rows.detach().isfinite().all().to(device) for rows in given.values()])  # one wait for the device
+    for (name, rows), is_finite in zip(given.items(), finite.tolist(), strict=True):
+        if not is_finite:
+            row = "" if rows.ndim < 2 else f" (row {int((~rows.detach().isfinite()).any(1).nonzero()[0])})"
+            raise UserError(f"{name} has a NaN or an infinity{row}: look for it in what computed {name}")
+
+
+def checked_ids(name: str, ids: Tensor | None, of: str, rows: Tensor) -> Tensor:
+    """Int64 ids of rows; None numbers them, so that each is of its own.
+
+    Raises:
+        UserError: they are not a vector of integers, one for each row, on the device of the rows.
+    """
+    if ids is None:
+        return torch.arange(len(rows), device=rows.device)
+    if not isinstance(ids, Tensor):
+        raise UserError(f"{name} must be a tensor of integers [N], not {type(ids).__name__}; convert it by torch.as_tensor")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise UserError(f"{name} is of type {ids.dtype}, and must be of integers: use {name}.long()")
+    if ids.shape != rows.shape[:1]:
+        raise UserError(f"{name} has the shape {list(ids.shape)}, and must be [{len(rows)}]: one id for each row of {of}")
+    if ids.device != rows.device:
+        raise UserError(f"{name} is on {ids.device} and {of} on {rows.device}: use {name}.to({of}.device)")
+    return ids.long()
+
+
+def number(name: str, value: Tensor | float, rows: Tensor, *, positive: bool = False) -> Tensor | float:
+    """A number, or a tensor of one, in the type in which the loss of these rows is computed.
+
+    Raises:
+        UserError: it is neither, not finite or, if asked for, not above 0. Within a compiled graph or `torch.func`, the value
+            of a tensor is not looked at.
+    """
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise UserError(f"{name} has the shape {list(value.shape)}, and must be a number or a tensor of one element")
+    if not isinstance(value, Tensor | Real):
+        raise UserError(f"{name} must be a number or a tensor of one element, not {type(value).__name__}")
+    if not isinstance(value, Tensor) or not is_transformed():
+        plain = float(value.detach() if isinstance(value, Tensor) else value)
+        if not math.isfinite(plain) or (positive and plain <= 0):
+            raise UserError(f"{name} is {plain}, and must be a finite number{' above 0' if positive else ''}")
+    return value.reshape(()).to(rows.device, statistics_dtype(rows)) if isinstance(value, Tensor) else float(value)
+
+
+def inverse(temperature: Tensor | float, rows: Tensor) -> Tensor | float:
+    """The scale that is 1 / temperature; raises UserError as `number` does."""
+    return 1 / number("temperature", temperature, rows, positive=True)
+
+
+@in_float32
+def stacked(first: Tensor, second: Tensor) -> Tensor:
+    """The rows of both, in the type in which the loss is computed; autocast knows no `cat` of float64."""
+    return torch.cat([first, second])

@@ -1,0 +1,155 @@
+"""Losses of Euclidean distances between rows of the same class and of others: thin calls of `mmcl.core.metric`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmcl.core import metric as core
+from mmcl.core.metric import Miner
+from mmcl.core.precision import unit_rows
+from mmcl.losses.arguments import check_rows, checked_ids, number
+
+
+def triplet_loss(
+    rows: Tensor,
+    ids: Tensor,
+    *,
+    margin: float = 0.2,
+    miner: Miner = "semi_hard",
+    normalize: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Triplet loss: every positive nearer to the anchor than every negative, by a margin.
+
+    $$\ell = \mathrm{mean}_{(a, p, n)} \max(0, d_{ap} - d_{an} + m)$$
+
+    Args:
+        rows: embeddings.
+        ids: classes; equal ids are positives.
+        margin: m.
+        miner: which triples count. "all"; "batch_hard", for each anchor the farthest positive and the nearest negative (Hermans
+            et al., 2017, eq. 5); "semi_hard", those with $d_{ap} < d_{an} < d_{ap} + m$ (section 3.2 of the paper);
+            "distance_weighted", for each anchor and positive one drawn negative (Wu et al., 2017, section 4.1).
+        normalize: bring the rows to unit length first, as the paper does; distances are then at most 2.
+        generator: of the draws, on the device of the rows; "distance_weighted" needs it.
+
+    Shape:
+        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient where there is no triple.
+
+    Requirements:
+        Several rows of a class in a batch. The mean is over the mined triples of the whole batch: see `gathered`. Memory is
+        O(N^2).
+
+    Relations:
+        Distances, not their squares as in the paper. `margin_loss` learns where positives end.
+
+    Raises:
+        UserError: shapes, types or devices do not fit, or a number is not finite.
+        ValueError: there is no such miner, or it needs a generator.
+
+    Source:
+        Schroff et al., "FaceNet: A Unified Embedding for Face Recognition and Clustering", 2015, eq. 3.
+
+    Example:
+        >>> rows, ids = torch.eye(3), torch.tensor([0, 0, 1])
+        >>> round(triplet_loss(rows, ids, miner="all").item(), 4)  # all distances are equal: the margin is left
+        0.2
+    """
+    rows, ids = _prepared(rows, ids, normalize)
+    return core.triplet_loss(rows, ids, margin=margin, miner=miner, generator=generator)
+
+
+def contrastive_pair_loss(rows: Tensor, ids: Tensor, *, margin: float = 1.0, normalize: bool = False) -> Tensor:
+    r"""Contrastive loss of pairs: positives together, negatives at least a margin apart.
+
+    $$\ell = \mathrm{mean}_{i < j} \begin{cases} d_{ij}^2 & \text{equal ids} \\ \max(0, m - d_{ij})^2 & \text{others}
+    \end{cases}$$
+
+    Args:
+        rows: embeddings.
+        ids: classes; equal ids are positives.
+        margin: m, the distance from which negatives are far enough.
+        normalize: bring the rows to unit length first; the paper does not.
+
+    Shape:
+        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient for a single row.
+
+    Requirements:
+        The mean is over all pairs of the whole batch: see `gathered`. Memory is O(N^2).
+
+    Relations:
+        Twice the paper's loss, which has a factor 1/2. `margin_loss` leaves positives a distance of their own.
+
+    Raises:
+        UserError: shapes, types or devices do not fit, or a number is not finite.
+
+    Source:
+        Hadsell et al., "Dimensionality Reduction by Learning an Invariant Mapping", 2006, eq. 4.
+
+    Example:
+        >>> rows, ids = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0]]), torch.tensor([0, 0, 1])
+        >>> round(contrastive_pair_loss(rows, ids).item(), 4)  # one of three pairs costs 0.5^2
+        0.0833
+    """
+    rows, ids = _prepared(rows, ids, normalize)
+    return core.contrastive_pair_loss(rows, ids, margin=margin)
+
+
+def margin_loss(
+    rows: Tensor,
+    ids: Tensor,
+    *,
+    alpha: float = 0.2,
+    beta: Tensor | float = 1.2,
+    negatives: Literal["all", "distance_weighted"] = "distance_weighted",
+    normalize: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Margin loss: positives within a distance that is learned, negatives beyond it.
+
+    $$\ell = \mathrm{mean} \max\big(0, \alpha + y_{ij} (d_{ij} - \beta)\big), \quad y = 1 \text{ for equal ids, else } -1$$
+
+    over the pairs that cost something.
+
+    Args:
+        rows: embeddings.
+        ids: classes; equal ids are positives.
+        alpha: half of the margin between positives and negatives.
+        beta: the distance between them, a number or a tensor of one (with gradient, if it is learned, see `MarginLoss`).
+        negatives: "distance_weighted", one drawn for each positive pair (section 4.1), or "all".
+        normalize: bring the rows to unit length first, as the paper does.
+        generator: of the draws, on the device of the rows; "distance_weighted" needs it.
+
+    Shape:
+        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient where no pair costs anything.
+
+    Requirements:
+        Several rows of a class in a batch. The mean is over the pairs of the whole batch: see `gathered`. Memory is O(N^2).
+
+    Relations:
+        `triplet_loss` compares distances with each other; this one compares them with $\beta$.
+
+    Raises:
+        UserError: shapes, types or devices do not fit, or a number is not finite.
+        ValueError: there is no such choice of negatives, or it needs a generator.
+
+    Source:
+        Wu et al., "Sampling Matters in Deep Embedding Learning", 2017, section 4.2.
+
+    Example:
+        >>> rows, ids = torch.eye(3), torch.tensor([0, 0, 1])
+        >>> round(margin_loss(rows, ids, negatives="all").item(), 4)  # positives at sqrt 2 cost 0.2 + sqrt 2 - 1.2
+        0.4142
+    """
+    rows, ids = _prepared(rows, ids, normalize)
+    beta = number("beta", beta, rows)
+    return core.margin_loss(rows, ids, alpha=alpha, beta=beta, negatives=negatives, generator=generator)
+
+
+def _prepared(rows: Tensor, ids: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    check_rows({"rows": rows})
+    ids = checked_ids("ids", ids, "rows", rows)
+    return (unit_rows(rows) if normalize else rows), ids

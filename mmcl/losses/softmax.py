@@ -1,0 +1,347 @@
+"""Softmax losses of queries and keys: thin calls of the one core function `mmcl.core.info_nce`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmcl.core import info_nce as core
+from mmcl.core.pairs import Tile
+from mmcl.core.precision import in_float32, unit_rows
+from mmcl.core.recomputed import is_transformed
+from mmcl.errors import UserError
+from mmcl.losses.arguments import check_rows, checked_ids, inverse, number, stacked
+
+Similarity = Literal["cosine", "dot", "euclidean"]
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    rows: Tensor | None = None,
+    key_rows: Tensor | None = None,
+    *,
+    temperature: Tensor | float,
+    similarity: Similarity = "cosine",
+    positives: Literal["outside", "inside"] = "outside",
+    denominator: Literal["all", "negatives"] = "all",
+    hardness: float = 0.0,
+    positive_prior: float = 0.0,
+    reduction: core.Reduction = "mean",
+    tile: Tile | None = None,
+) -> Tensor:
+    r"""InfoNCE: every query against all keys, its positives being the keys of its id.
+
+    $$\ell_i = \log \sum_{a \in A(i)} e^{s_{ia} / T} - \frac{1}{|P(i)|} \sum_{p \in P(i)} s_{ip} / T$$
+
+    with $s_{ij}$ the similarity, $A(i)$ all keys but the query itself and $P(i) \subset A(i)$ those with its id.
+
+    Args:
+        query, key: any floating type, any length. The same tensor in both places is one set of rows that are compared with
+            each other: the pair of a row with itself is dropped.
+        ids, key_ids: equal ids are positives. Without them, query i and key i are a pair.
+        rows, key_rows: row numbers, where the queries are some of the rows among the keys (those of one process, say): a query
+            and a key of equal number are the same row and no pair.
+        temperature: T, a number above 0 or a tensor of one (with gradient, if it is learned).
+        similarity: "cosine" brings rows to unit length; "dot" takes them as they are; "euclidean" is
+            $-\frac{1}{2} \|q - k\|^2$, for rows of unit length the same loss as "cosine".
+        positives, denominator, hardness, positive_prior: variants, see `nt_xent`, `dcl_loss` and `supcon_loss`; the last one
+            needs "cosine".
+        reduction: "mean" over the queries that have a positive, or "sum" over them.
+        tile: queries and keys compared at once; by default chosen from the shapes.
+
+    Shape:
+        query [N, D]; key [M, D]; ids, rows [N] and key_ids, key_rows [M], of integers; returns a scalar.
+
+    Requirements:
+        Equal ids in one batch, for instance of two captions of one image, are positives, never negatives. Ids are compared over
+        the whole batch: they must not be numbered anew in each process.
+
+    Relations:
+        `clip_loss` is the mean of both directions, `nt_xent` compares two views with each other, `supcon_loss` takes labels as
+        ids, `moco_loss` has a queue as keys, `simcse_loss` hard negatives, `dcl_loss` leaves the positives out of the
+        denominator. Constant rows give ln |A|.
+
+    Raises:
+        UserError: shapes, types, devices or options do not fit, a number is not finite, ids are needed and missing.
+
+    Source:
+        van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, eq. 4; with several positives
+        Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2.
+
+    Example:
+        >>> query, key = torch.eye(3), torch.eye(3)
+        >>> round(info_nce(query, key, temperature=0.5).item(), 4)
+        0.2395
+        >>> views = torch.eye(3).repeat(2, 1)  # two views of three samples, one set of rows: it must be told who is whose
+        >>> round(info_nce(views, views, torch.arange(3).repeat(2), temperature=0.5).item(), 4)
+        0.4327
+    """
+    check_rows({"query": query, "key": key}, paired=False)
+    is_itself = key is query
+    query_ids, key_ids = _ids_of_both(query, key, ids, key_ids, is_itself)
+    query_rows, key_rows = _rows_of_both(query, key, rows, key_rows, is_itself)
+    if not is_itself and query_rows is None:
+        _refuse_a_copy(query, key, query_ids, key_ids)
+    if positive_prior and similarity != "cosine":
+        raise UserError(f"positive_prior needs similarity 'cosine', which has a smallest value, and not {similarity!r}")
+    query, key = _comparable(query, key, similarity)
+    return core.info_nce(
+        query,
+        key,
+        query_id_N=query_ids,
+        key_id_M=key_ids,
+        query_row_N=query_rows,
+        key_row_M=key_rows,
+        scale=inverse(temperature, query),
+        positives=positives,
+        denominator=denominator,
+        hardness=hardness,
+        positive_prior=positive_prior,
+        reduction=reduction,
+        tile=tile,
+    )
+
+
+def clip_loss(
+    image: Tensor, text: Tensor, ids: Tensor | None = None, *, scale: Tensor | float, tile: Tile | None = None
+) -> Tensor:
+    r"""CLIP: every image finds its text among all texts, and every text its image among all images.
+
+    $$\ell = -\frac{1}{2N} \sum_i \Big( \log \frac{e^{\tau s_{ii}}}{\sum_j e^{\tau s_{ij}}}
+    + \log \frac{e^{\tau s_{ii}}}{\sum_j e^{\tau s_{ji}}} \Big)$$
+
+    with the cosines $s_{ij}$ of image i and text j and the scale $\tau$.
+
+    Args:
+        image, text: row i of both is a pair; brought to unit length.
+        ids: pairs with equal ids are positives of each other, such as two captions of one image; without them, none are.
+        scale: inverse temperature, a number above 0 or a tensor of one. The paper learns its logarithm from ln(1 / 0.07) on and
+            keeps it below ln 100, see `ClipLoss`.
+        tile: images and texts compared at once; by default chosen from the shapes.
+
+    Shape:
+        image, text [N, D]; ids [N], of integers; returns a scalar.
+
+    Requirements:
+        Large batches: every pair has the others as negatives. Split over processes only by `gathered`.
+
+    Relations:
+        The mean of both directions of `info_nce`. `siglip_loss` judges each pair by itself. Constant rows give ln N.
+
+    Raises:
+        UserError: shapes, types or devices do not fit, or a number is not finite.
+
+    Source:
+        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, fig. 3.
+
+    Example:
+        >>> image, text = torch.eye(3), torch.eye(3)
+        >>> round(clip_loss(image, text, scale=2.0).item(), 4)
+        0.2395
+        >>> round(clip_loss(torch.ones(3, 8), torch.ones(3, 8), scale=2.0).item(), 4)  # ln 3
+        1.0986
+    """
+    check_rows({"image": image, "text": text})
+    pair_ids = checked_ids("ids", ids, "image", image)
+    scale = number("scale", scale, image, positive=True)
+    return core.symmetric_info_nce(unit_rows(image), unit_rows(text), id_N=pair_ids, scale=scale, tile=tile) / 2
+
+
+def moco_loss(
+    query: Tensor,
+    key: Tensor,
+    ids: Tensor | None = None,
+    *,
+    queue: Tensor,
+    queue_ids: Tensor | None = None,
+    temperature: Tensor | float,
+    tile: Tile | None = None,
+) -> Tensor:
+    r"""MoCo: a query against the momentum teacher's key of the same sample and a queue of keys of past batches.
+
+    $$\ell = -\frac{1}{N} \sum_i \log \frac{e^{q_i^\top k_i / T}}{e^{q_i^\top k_i / T} + \sum_{j=1}^{K} e^{q_i^\top n_j / T}}$$
+
+    Args:
+        query: the student's rows; brought to unit length.
+        key: the teacher's, row i of the same sample; brought to unit length. No gradient reaches it.
+        ids: numbers of the samples; only together with `queue_ids`.
+        queue: keys of past batches, of unit length when they came; the same on all processes. No gradient reaches it.
+        queue_ids: numbers of their samples: a key of the query's own sample, which the queue still holds, counts for nothing.
+        temperature: T, a number above 0 or a tensor of one; 0.07 in v1, 0.2 in v2.
+        tile: queries and keys compared at once; by default chosen from the shapes.
+
+    Shape:
+        query, key [N, D]; queue [K, D], K may be 0; ids [N] and queue_ids [K], of integers; returns a scalar.
+
+    Requirements:
+        Keys of the same batch are not negatives: put them into the queue after the loss, see `MoCoLoss`.
+
+    Relations:
+        `info_nce` with the queue as keys. Constant rows give ln(K + 1); an empty queue gives 0.
+
+    Raises:
+        UserError: shapes, types or devices do not fit, or a number is not finite.
+
+    Source:
+        He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, eq. 1.
+
+    Example:
+        >>> query, key, queue = torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:]
+        >>> round(moco_loss(query, key, queue=queue, temperature=0.5).item(), 4)
+        0.2395
+    """
+    check_rows({"query": query, "key": key})
+    check_rows({"query": query, "queue": queue}, paired=False)
+    if (ids is None) != (queue_ids is None):
+        raise UserError("give ids and queue_ids, or neither: keys of the query's own sample are found by both")
+    query_ids = checked_ids("ids", ids, "query", query)
+    # Without ids no key of the queue is of a sample of this batch.
+    stale_ids = -1 - checked_ids("queue_ids", None, "queue", queue) if queue_ids is None else queue_ids
+    stale_ids = checked_ids("queue_ids", stale_ids, "queue", queue)
+    return core.info_nce(
+        unit_rows(query),
+        unit_rows(queue.detach()),
+        query_id_N=query_ids,
+        key_id_M=stale_ids,
+        # "The same row" is no pair: this is what makes a key of the query's own sample count for nothing.
+        query_row_N=query_ids,
+        key_row_M=stale_ids,
+        own_key_ND=unit_rows(key.detach()),
+        scale=inverse(temperature, query),
+        tile=tile,
+    )
+
+
+def simcse_loss(
+    a: Tensor,
+    b: Tensor,
+    ids: Tensor | None = None,
+    negative: Tensor | None = None,
+    *,
+    temperature: Tensor | float = 0.05,
+    negative_log_weight: float = 0.0,
+    tile: Tile | None = None,
+) -> Tensor:
+    r"""SimCSE: a sentence finds its positive among those of the batch and, if there are any, hard negatives.
+
+    $$\ell = -\frac{1}{N} \sum_i \log \frac{e^{s(a_i, b_i) / T}}
+    {\sum_j \big( e^{s(a_i, b_j) / T} + \alpha^{[i = j]} e^{s(a_i, n_j) / T} \big)}$$
+
+    Args:
+        a: sentences; brought to unit length.
+        b: their positives: the same sentences under another dropout mask, or entailments; brought to unit length.
+        ids: sentences with equal ids are positives too; without them, every sentence is of its own.
+        negative: hard negatives, such as contradictions, row i that of sentence i; brought to unit length.
+        temperature: T, a number above 0 or a tensor of one; the paper's 0.05.
+        negative_log_weight: $\log \alpha$ of a sentence's own hard negative; minus infinity removes it.
+        tile: sentences and keys compared at once; by default chosen from the shapes.
+
+    Shape:
+        a, b, negative [N, D]; ids [N], of integers; returns a scalar.
+
+    Requirements:
+        The two passes without supervision need dropout that differs: a tower in training mode, called twice.
+
+    Relations:
+        Without hard negatives `info_nce(a, b)`; in one direction, where `clip_loss` takes both. Constant rows give ln N.
+
+    Raises:
+        UserError: shapes, types or devices do not fit, or a number is not finite.
+
+    Source:
+        Gao, Yao, Chen, "SimCSE: Simple Contrastive Learning of Sentence Embeddings", 2021, eq. 4 and 5, section 5.2.
+
+    Example:
+        >>> a, b, negative = torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:]
+        >>> round(simcse_loss(a, b, temperature=0.5).item(), 4)
+        0.1269
+        >>> round(simcse_loss(a, b, negative=negative, temperature=0.5).item(), 4)
+        0.3408
+    """
+    check_rows({"a": a, "b": b} | ({} if negative is None else {"negative": negative}))
+    own_ids = checked_ids("ids", ids, "a", a)
+    keys, key_ids, row = b, own_ids, torch.arange(len(a), device=a.device)
+    key_row = len(a) + row
+    if negative is not None:
+        keys = stacked(b, negative)
+        key_ids = torch.cat([own_ids, _unused_ids(own_ids)])
+        key_row = torch.cat([key_row, row])  # A sentence's own hard negative comes with its weight instead.
+    return core.info_nce(
+        unit_rows(a),
+        unit_rows(keys),
+        query_id_N=own_ids,
+        key_id_M=key_ids,
+        query_row_N=row,
+        key_row_M=key_row,
+        own_negative_ND=None if negative is None else unit_rows(negative),
+        own_negative_log_weight=negative_log_weight,
+        scale=inverse(temperature, a),
+        tile=tile,
+    )
+
+
+def _ids_of_both(
+    query: Tensor, key: Tensor, ids: Tensor | None, key_ids: Tensor | None, is_itself: bool
+) -> tuple[Tensor, Tensor]:
+    if ids is None:
+        if is_itself or key_ids is not None:
+            raise UserError("info_nce needs ids: equal ids say which keys are the positives of a query")
+        if len(key) != len(query):
+            raise UserError(f"{len(query)} queries and {len(key)} keys: give ids and key_ids to say which are pairs")
+    query_ids = checked_ids("ids", ids, "query", query)
+    if key_ids is None or key_ids is ids:
+        if len(key) != len(query):
+            raise UserError(f"info_nce needs key_ids [{len(key)}]: there are {len(query)} queries and {len(key)} keys")
+        return query_ids, query_ids
+    return query_ids, checked_ids("key_ids", key_ids, "key", key)
+
+
+def _rows_of_both(
+    query: Tensor, key: Tensor, rows: Tensor | None, key_rows: Tensor | None, is_itself: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    if (rows is None) != (key_rows is None):
+        raise UserError("give rows and key_rows, or neither: a query and a key of equal number are the same row")
+    if rows is not None:
+        query_rows = checked_ids("rows", rows, "query", query)
+        return query_rows, query_rows if key_rows is rows else checked_ids("key_rows", key_rows, "key", key)
+    own = torch.arange(len(query), device=query.device) if is_itself else None
+    return own, own
+
+
+def _refuse_a_copy(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor) -> None:
+    """A set of views against a copy of itself: without row numbers, every row would be its own positive."""
+    if is_transformed() or query.shape != key.shape or not torch.equal(query, key) or not torch.equal(query_ids, key_ids):
+        return
+    # Where all rows are one, there is no telling.
+    if len(query_ids.unique()) < len(query_ids) and not torch.equal(query, query[:1].expand_as(query)):
+        raise UserError("key is a copy of query, so each row would be its own positive: pass the same tensor for both")
+
+
+@in_float32
+def _comparable(query: Tensor, key: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+    """Rows whose scalar products are the similarities, up to a term of the query alone, which a softmax does not see."""
+    if similarity == "dot":
+        return query, key
+    if similarity == "cosine":
+        unit = unit_rows(query)
+        return unit, unit if key is query else unit_rows(key)
+    if similarity != "euclidean":
+        raise UserError(f"similarity must be 'cosine', 'dot' or 'euclidean', not {similarity!r}")
+    # -|q - k|^2 / 2 = q k - |k|^2 / 2 - |q|^2 / 2. Distances stay as they are around the mean, and the terms are small there.
+    centre = key.detach().sum(0) / max(len(key), 1)
+    query, key = query - centre, key - centre
+    return (
+        torch.cat([query, torch.ones_like(query[:, :1])], dim=1),
+        torch.cat([key, -key.square().sum(1, keepdim=True) / 2], dim=1),
+    )
+
+
+def _unused_ids(ids: Tensor) -> Tensor:
+    """As many ids as there are, all different and none of them among these."""
+    lowest = ids.min() if len(ids) else 0
+    return lowest - 1 - torch.arange(len(ids), device=ids.device)

@@ -1,0 +1,193 @@
+"""The table of the losses: name -> function, what it needs, and the small arguments with which it is tested. No torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmcl.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossEntry:
+    """A loss, and what its contract suite (`mmcl.testing.check_loss`) has to know of it.
+
+    Attributes:
+        function: "module:name", or the function itself. Parameters before the `*` are tensors with one row or one id for each
+            sample of this process; those after it are the same on all processes.
+        needs: what the loss needs of the data or of the model, in words.
+        rows: names of the parameters that are rows [N, D].
+        shared: names of the parameters that are rows on all processes alike, such as a queue, and how many a test draws.
+        args: the other arguments, as in a test; small enough for a loop in float64.
+        learned: which of `args` may be a tensor with gradient.
+        differentiable: which rows the gradient reaches, all of them by default; none where a part of the loss is held constant
+            whichever row changes, so that finite differences would be another gradient.
+        unit: whether the length of a row changes nothing.
+        extreme: arguments with which the loss is sharpest, and still finite in float32.
+        tolerance: relative error allowed between float32 and float64 rows.
+    """
+
+    function: str | Callable[..., Any]
+    needs: str
+    rows: tuple[str, ...]
+    shared: Mapping[str, int] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
+    learned: tuple[str, ...] = ()
+    differentiable: tuple[str, ...] | None = None
+    unit: bool = True
+    extreme: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-5
+
+    def load(self) -> Callable[..., Any]:
+        """The function, imported when it is first asked for."""
+        if not isinstance(self.function, str):
+            return self.function
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+class LossRegistry(Registry):
+    """A registry of losses: `LOSSES["clip"]` is the function, `LOSSES.entry("clip")` its line in the table."""
+
+    def __init__(self, entries: Mapping[str, LossEntry]):
+        super().__init__("loss", {})
+        self._lines: dict[str, LossEntry] = {}
+        for name, entry in entries.items():
+            self.add(name, entry)
+
+    def entry(self, name: str) -> LossEntry:
+        """The line of a loss. Raises UserError where there is none of this name."""
+        self[name]
+        return self._lines[name]
+
+    def add(self, name: str, entry: LossEntry) -> None:
+        """Adds a loss of your own, which `mmcl.testing.check_loss` then tests. Raises UserError when the name is taken."""
+        self.register(name, entry.function)  # type: ignore[arg-type]  # names are imported when they are first used
+        self._lines[name] = entry
+
+
+LOSSES = LossRegistry(
+    {
+        "barlow_twins": LossEntry(
+            function="mmcl.losses.without_negatives:barlow_twins_loss",
+            needs="two views of every sample",
+            rows=("a", "b"),
+            unit=False,
+            tolerance=1e-4,
+        ),
+        "byol": LossEntry(
+            function="mmcl.losses.without_negatives:byol_loss",
+            needs="two views of every sample, a predictor and a momentum teacher",
+            rows=("prediction", "target"),
+            differentiable=("prediction",),
+        ),
+        "clip": LossEntry(
+            function="mmcl.losses.softmax:clip_loss",
+            needs="pairs of images and texts",
+            rows=("image", "text"),
+            args={"scale": 10.0},
+            learned=("scale",),
+            extreme={"scale": 1e6},
+        ),
+        "contrastive_pair": LossEntry(
+            function="mmcl.losses.metric_learning:contrastive_pair_loss",
+            needs="samples with classes",
+            rows=("rows",),
+            args={"margin": 1.5},
+            unit=False,
+            tolerance=1e-4,
+        ),
+        "dcl": LossEntry(
+            function="mmcl.losses.two_views:dcl_loss",
+            needs="two views of every sample",
+            rows=("a", "b"),
+            args={"temperature": 0.2},
+            learned=("temperature",),
+            extreme={"temperature": 1e-6},
+        ),
+        "info_nce": LossEntry(
+            function="mmcl.losses.softmax:info_nce",
+            needs="queries and keys",
+            rows=("query", "key"),
+            args={"temperature": 0.2},
+            learned=("temperature",),
+            extreme={"temperature": 1e-6},
+        ),
+        "margin": LossEntry(
+            function="mmcl.losses.metric_learning:margin_loss",
+            needs="samples with classes",
+            rows=("rows",),
+            args={"beta": 1.2, "negatives": "all"},
+            learned=("beta",),
+            tolerance=1e-4,
+        ),
+        "moco": LossEntry(
+            function="mmcl.losses.softmax:moco_loss",
+            needs="two views of every sample, a momentum teacher and a queue",
+            rows=("query", "key"),
+            shared={"queue": 7},
+            args={"temperature": 0.2},
+            learned=("temperature",),
+            differentiable=("query",),
+            extreme={"temperature": 1e-6},
+        ),
+        "nt_xent": LossEntry(
+            function="mmcl.losses.two_views:nt_xent",
+            needs="two views of every sample",
+            rows=("a", "b"),
+            args={"temperature": 0.2},
+            learned=("temperature",),
+            extreme={"temperature": 1e-6},
+        ),
+        "siglip": LossEntry(
+            function="mmcl.losses.sigmoid:siglip_loss",
+            needs="pairs of images and texts",
+            rows=("image", "text"),
+            args={"scale": 10.0, "bias": -2.0},
+            learned=("scale", "bias"),
+            extreme={"scale": 1e6},
+        ),
+        "simcse": LossEntry(
+            function="mmcl.losses.softmax:simcse_loss",
+            needs="texts under two dropout masks, or with positives; hard negatives if there are any",
+            rows=("a", "b", "negative"),
+            args={"temperature": 0.2, "negative_log_weight": 0.5},
+            learned=("temperature",),
+            extreme={"temperature": 1e-6},
+        ),
+        "supcon": LossEntry(
+            function="mmcl.losses.two_views:supcon_loss",
+            needs="samples with classes",
+            rows=("rows",),
+            args={"temperature": 0.2},
+            learned=("temperature",),
+            extreme={"temperature": 1e-6},
+        ),
+        "swav": LossEntry(
+            function="mmcl.losses.without_negatives:swav_loss",
+            needs="two views of every sample and learned prototypes",
+            rows=("a", "b"),
+            shared={"prototypes": 5},
+            args={"temperature": 0.2},
+            learned=("temperature",),
+            differentiable=(),
+            extreme={"temperature": 1e-6, "epsilon": 1e-6},
+        ),
+        "triplet": LossEntry(
+            function="mmcl.losses.metric_learning:triplet_loss",
+            needs="samples with classes",
+            rows=("rows",),
+            args={"miner": "all"},
+            tolerance=1e-4,
+        ),
+        "vicreg": LossEntry(
+            function="mmcl.losses.without_negatives:vicreg_loss",
+            needs="two views of every sample",
+            rows=("a", "b"),
+            unit=False,
+            tolerance=1e-4,
+        ),
+    }
+)
