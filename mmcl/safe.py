@@ -7,9 +7,11 @@ containers. There is no switch to turn that off: a file that needs it is convert
 from __future__ import annotations
 
 import json
+import mmap
 import pickle
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 _AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 _MAX_DEPTH = 4
+_REPEATED_BYTES = 2**20
+"""Of a tensor that is stored as a view of fewer values, such as a row that was expanded."""
 _POINTER = b"version https://git-lfs"
 _WRAPPERS = ("module.", "model.", "net.", "network.")
 _INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -64,6 +68,7 @@ def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Te
     path = existing_file(path)
     read = {".safetensors": read_safetensors, ".json": _read_shards}.get(path.suffix, _read_torch)
     tensors = _unwrapped(_weights(read(path), path))
+    _check_storages(tensors, path)
     prefix = _common_prefix(tensors, frozenset(names), path)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -154,25 +159,57 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
     _refuse_pointer(path)
     try:
+        is_archive = zipfile.is_zipfile(path)
+        if _names_bytearray(path, is_archive):  # of which torch lets a pickle make one of any length
+            raise pickle.UnpicklingError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickle protocols, which are read or refused all the same
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # What is mapped cannot be read beyond its end, whatever length the pickle states.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except UserError:
+        raise
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: holds more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
         ) from None
     except Exception as error:  # whatever its reader makes of bytes that are something else
-        if "TorchScript" in str(error):
-            raise UserError(
-                f"{path}: a TorchScript archive, which holds code, and was not loaded; if you trust it, save its weights: "
-                "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)"
-            ) from None
         raise UserError(
             f"{path}: no readable weights ({reason(error)}); copy or save it again, as safetensors or by torch.save"
         ) from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found a {type(state).__name__}")
     return state
+
+
+def _names_bytearray(path: Path, is_archive: bool) -> bool:
+    if is_archive:
+        with _stored_archive(path) as archive:
+            return any(b"bytearray" in archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"bytearray") >= 0
+
+
+@contextmanager
+def _stored_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive of torch.save, in which everything lies as it is; others unpack to any size."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.filename.rpartition("/")[2] == "constants.pkl" for member in members):
+            raise UserError(
+                f"{path}: a TorchScript archive, which holds code, and was not loaded; if you trust it, save its weights: "
+                "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)"
+            )
+        check_unpacked(path, archive, fold=1, spare=0)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise UserError(f"{path}: is compressed, as torch.save leaves no file; save it again by torch.save")
+        yield archive
+
+
+def check_unpacked(path: Path, archive: zipfile.ZipFile, *, fold: int = 4, spare: int = 2**26) -> None:
+    """Raises UserError where a zip archive unpacks to more than `fold` times its size and `spare` bytes."""
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if unpacked > fold * size + spare:
+        raise UserError(f"{path}: has {size:,} bytes that unpack to {unpacked:,}, and weights hardly shrink; save it again")
 
 
 def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -189,6 +226,18 @@ def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         found = ", ".join(f"{key} ({len(parts[key])} tensors)" if key in parts else str(key) for key in state) or "nothing"
         raise UserError(f"{path}: holds no tensors where weights are expected, but {found}; save the weights alone")
     return tensors
+
+
+def _check_storages(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A few bytes of a file can stand for a tensor of any shape: one without storage, of few values, or that repeats them."""
+    import torch
+
+    limit = max(path.stat().st_size, _REPEATED_BYTES) if path.suffix != ".json" else None
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise UserError(f"{path}: {name} is sparse, quantised or without values; save it as an ordinary tensor")
+        if limit is not None and tensor.nbytes > limit:
+            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, for which the file is too small; save it again")
 
 
 def _holds_tensors(part: object) -> bool:

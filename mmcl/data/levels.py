@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +19,8 @@ _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
 _TWELVE_BITS = 4095
 INTENSITY = "image.preprocess.intensity: [low, high], or {percentiles: [1, 99]} of each image"
 """The setting that says the range of values, for messages."""
+_HEADER_BYTES = 2**16
+"""Of an array file, at most."""
 
 File = Path | str | bytes | FilePart
 """A path, an encoded file, or its place in another."""
@@ -110,9 +113,11 @@ def _path_of(file: Path | str | FilePart, name: str) -> str:
 
 def _from_npz(file: bytes, max_pixels: int) -> np.ndarray:
     with zipfile.ZipFile(io.BytesIO(file)) as archive:
-        members = archive.namelist()
+        members = archive.infolist()
         if len(members) != 1:
-            raise UserError(f"holds {len(members)} arrays ({', '.join(members[:5])}); an image is one")
+            names = ", ".join(member.filename for member in members[:5])
+            raise UserError(f"holds {len(members)} arrays ({names}); an image is one")
+        _check_bytes(members[0].file_size - _HEADER_BYTES, max_pixels)
         with archive.open(members[0]) as member:
             return _from_npy(member, max_pixels)  # type: ignore[arg-type]
 
@@ -121,15 +126,22 @@ def _from_npy(stream: io.BytesIO, max_pixels: int) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, in_columns, dtype = read(stream)
-    if dtype.hasobject:
-        raise UserError("holds Python objects and no numbers")
+    if dtype.kind not in "biuf":
+        raise UserError(f"holds {'Python objects' if dtype.hasobject else dtype} and no numbers")
     check_shape(shape, max_pixels)
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    _check_bytes(count * dtype.itemsize, max_pixels)
     data = stream.read(count * dtype.itemsize)
     return np.frombuffer(data, dtype, count).reshape(shape, order="F" if in_columns else "C")
 
 
 def check_shape(shape: tuple[int, ...], max_pixels: int) -> None:
-    """Before anything is decompressed: as many bytes as an image of that many pixels in four channels of 32 bits."""
-    if any(side < 1 for side in shape) or np.prod([float(side) for side in shape]) > 4 * max_pixels:
+    """Before anything is decompressed: as many values as an image of that many pixels in four channels."""
+    if any(side < 1 for side in shape) or math.prod(shape) > 4 * max_pixels:
         raise UserError(f"an array of shape {list(shape)}, more values than the limit of {4 * max_pixels}")
+
+
+def _check_bytes(size: int, max_pixels: int) -> None:
+    """As many as those values take in 64 bits."""
+    if size > 32 * max_pixels:
+        raise UserError(f"an array of {size} bytes, more than the limit of {32 * max_pixels}")

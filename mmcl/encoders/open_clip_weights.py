@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.timm import resample_positions
 from mmcl.errors import UserError, note
-from mmcl.safe import existing_file, load_into, read_tensors, reason
+from mmcl.safe import check_unpacked, existing_file, load_into, read_tensors, reason
 
 _OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 _FOREIGN_IMAGE_KEY = "image_encoder.model."
@@ -65,9 +66,11 @@ def _state(path: Path, config: Mapping[str, Any], visual: nn.Module | None, text
 
 def _big_vision_state(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """What open_clip makes of weights in the names of big_vision, Google's code for SigLIP."""
+    with _refusal(path, "Google's SigLIP"), zipfile.ZipFile(existing_file(path)) as archive:
+        check_unpacked(path, archive)
     whole = _whole({"init_logit_bias": 0.0, **config})
     # Opened here, as open_clip would not close it.
-    with _refusal(path, "Google's SigLIP"), existing_file(path).open("rb") as arrays:
+    with _refusal(path, "Google's SigLIP"), path.open("rb") as arrays:
         load_big_vision_weights(whole, arrays)
     return whole.state_dict()
 
@@ -80,6 +83,8 @@ def _whole(config: Mapping[str, Any]) -> Any:
 def _refusal(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # open_clip looks up one name after another, in the file and in the model
         raise UserError(f"{path}: not weights of {kind} for this architecture: {reason(error)}") from None
 
