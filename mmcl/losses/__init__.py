@@ -3,7 +3,7 @@
 One vocabulary: pairs are `image` and `text`, views `a` and `b`, otherwise `query` and `key`; rows with equal `ids` belong
 together. Rows are brought to unit length where the paper does so. All compute in float32 whatever comes in (float64 for float64
 rows), with exact derivatives of any order, and without an N x M matrix where rows are many. Names are imported when they are
-first used.
+first used. Over several processes: `gathered`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from mmcl.losses.metric_learning import contrastive_pair_loss as contrastive_pair_loss
     from mmcl.losses.metric_learning import margin_loss as margin_loss
     from mmcl.losses.metric_learning import triplet_loss as triplet_loss
+    from mmcl.losses.modules import BarlowTwinsLoss as BarlowTwinsLoss
+    from mmcl.losses.modules import BYOLLoss as BYOLLoss
+    from mmcl.losses.modules import ClipLoss as ClipLoss
+    from mmcl.losses.modules import ContrastivePairLoss as ContrastivePairLoss
+    from mmcl.losses.modules import DCLLoss as DCLLoss
+    from mmcl.losses.modules import InfoNCELoss as InfoNCELoss
+    from mmcl.losses.modules import MarginLoss as MarginLoss
+    from mmcl.losses.modules import MoCoLoss as MoCoLoss
+    from mmcl.losses.modules import NTXentLoss as NTXentLoss
+    from mmcl.losses.modules import SigLipLoss as SigLipLoss
+    from mmcl.losses.modules import SimCSELoss as SimCSELoss
+    from mmcl.losses.modules import SupConLoss as SupConLoss
+    from mmcl.losses.modules import SwAVLoss as SwAVLoss
+    from mmcl.losses.modules import TripletLoss as TripletLoss
+    from mmcl.losses.modules import VICRegLoss as VICRegLoss
+    from mmcl.losses.processes import gathered as gathered
     from mmcl.losses.sigmoid import siglip_loss as siglip_loss
     from mmcl.losses.softmax import clip_loss as clip_loss
     from mmcl.losses.softmax import info_nce as info_nce
@@ -31,11 +47,27 @@ if TYPE_CHECKING:
     from mmcl.losses.without_negatives import vicreg_loss as vicreg_loss
 
 _HOMES = {
+    "BYOLLoss": "modules",
+    "BarlowTwinsLoss": "modules",
+    "ClipLoss": "modules",
+    "ContrastivePairLoss": "modules",
+    "DCLLoss": "modules",
+    "InfoNCELoss": "modules",
+    "MarginLoss": "modules",
+    "MoCoLoss": "modules",
+    "NTXentLoss": "modules",
+    "SigLipLoss": "modules",
+    "SimCSELoss": "modules",
+    "SupConLoss": "modules",
+    "SwAVLoss": "modules",
+    "TripletLoss": "modules",
+    "VICRegLoss": "modules",
     "barlow_twins_loss": "without_negatives",
     "byol_loss": "without_negatives",
     "clip_loss": "softmax",
     "contrastive_pair_loss": "metric_learning",
     "dcl_loss": "two_views",
+    "gathered": "processes",
     "info_nce": "softmax",
     "margin_loss": "metric_learning",
     "moco_loss": "softmax",

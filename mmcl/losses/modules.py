@@ -1,0 +1,310 @@
+"""The losses as modules, with what is learned or kept between steps: scales, a bias, prototypes, a queue.
+
+A module that learns something belongs to the optimiser, and under DDP into the wrapped model: `nn.ModuleDict({"towers": ...,
+"loss": ClipLoss()})`, say. `forward` takes what the function takes before its `*`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.core.clustering import Prototypes
+from mmcl.core.key_queue import KeyQueue
+from mmcl.core.metric import Miner
+from mmcl.core.precision import unit_rows
+from mmcl.losses.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
+from mmcl.losses.sigmoid import siglip_loss
+from mmcl.losses.softmax import Similarity, clip_loss, info_nce, moco_loss, simcse_loss
+from mmcl.losses.two_views import dcl_loss, nt_xent, supcon_loss
+from mmcl.losses.without_negatives import barlow_twins_loss, byol_loss, swav_loss, vicreg_loss
+
+
+class Loss(nn.Module):
+    """Base: keeps the options of the function, and shows them."""
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class InfoNCELoss(Loss):
+    """`info_nce` at a fixed temperature.
+
+    Example:
+        >>> criterion = InfoNCELoss(temperature=0.5)
+        >>> round(criterion(torch.eye(3), torch.eye(3)).item(), 4)
+        0.2395
+    """
+
+    def __init__(self, *, temperature: float = 0.1, similarity: Similarity = "cosine"):
+        super().__init__(temperature=temperature, similarity=similarity)
+
+    def forward(self, query: Tensor, key: Tensor, ids: Tensor | None = None, key_ids: Tensor | None = None) -> Tensor:
+        return info_nce(query, key, ids, key_ids, **self.options)
+
+
+class ClipLoss(Loss):
+    """`clip_loss` with a learned scale.
+
+    Args:
+        temperature: to begin with; the paper's 0.07.
+        max_scale: largest inverse temperature: before each use the log-scale is brought back to [0, ln max_scale]. Without a
+            bound, training becomes unstable (section 2.5 of the paper).
+        learnable: whether the scale is learned; give its parameter no weight decay.
+
+    Attributes:
+        log_scale: scalar.
+
+    Example:
+        >>> criterion = ClipLoss(temperature=0.5)
+        >>> round(criterion(torch.eye(3), torch.eye(3)).item(), 4)
+        0.2395
+    """
+
+    log_scale: Tensor
+
+    def __init__(self, *, temperature: float = 0.07, max_scale: float = 100.0, learnable: bool = True):
+        super().__init__(max_scale=max_scale, learnable=learnable)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
+
+    def forward(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            self.log_scale.clamp_(0, math.log(self.options["max_scale"]))
+        return clip_loss(image, text, ids, scale=self.log_scale.exp())
+
+
+class SigLipLoss(Loss):
+    """`siglip_loss` with a learned scale and bias.
+
+    Args:
+        temperature: to begin with; the paper's 0.1.
+        bias: to begin with; the paper's -10, for batches of about 22,000. For N pairs, -ln(N - 1) gives each its prior.
+
+    Attributes:
+        log_scale, bias: scalars; give them no weight decay.
+
+    Example:
+        >>> criterion = SigLipLoss(bias=-5.0)
+        >>> round(criterion(torch.eye(3), torch.eye(3)).item(), 4)
+        0.0201
+    """
+
+    def __init__(self, *, temperature: float = 0.1, bias: float = -10.0):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+
+    def forward(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> Tensor:
+        return siglip_loss(image, text, ids, scale=self.log_scale.exp(), bias=self.bias)
+
+
+class NTXentLoss(Loss):
+    """`nt_xent` at a fixed temperature.
+
+    Example:
+        >>> criterion = NTXentLoss(temperature=0.5)
+        >>> round(criterion(torch.eye(3), torch.eye(3)).item(), 4)
+        0.4327
+    """
+
+    def __init__(self, *, temperature: float = 0.1, hardness: float = 0.0, positive_prior: float = 0.0):
+        super().__init__(temperature=temperature, hardness=hardness, positive_prior=positive_prior)
+
+    def forward(self, a: Tensor, b: Tensor, ids: Tensor | None = None) -> Tensor:
+        return nt_xent(a, b, ids, **self.options)
+
+
+class DCLLoss(Loss):
+    """`dcl_loss` at a fixed temperature."""
+
+    def __init__(self, *, temperature: float = 0.1):
+        super().__init__(temperature=temperature)
+
+    def forward(self, a: Tensor, b: Tensor, ids: Tensor | None = None) -> Tensor:
+        return dcl_loss(a, b, ids, **self.options)
+
+
+class SupConLoss(Loss):
+    """`supcon_loss` at a fixed temperature."""
+
+    def __init__(self, *, temperature: float = 0.1, positives: Literal["outside", "inside"] = "outside"):
+        super().__init__(temperature=temperature, positives=positives)
+
+    def forward(self, rows: Tensor, ids: Tensor) -> Tensor:
+        return supcon_loss(rows, ids, **self.options)
+
+
+class SimCSELoss(Loss):
+    """`simcse_loss` at a fixed temperature."""
+
+    def __init__(self, *, temperature: float = 0.05, negative_log_weight: float = 0.0):
+        super().__init__(temperature=temperature, negative_log_weight=negative_log_weight)
+
+    def forward(self, a: Tensor, b: Tensor, ids: Tensor | None = None, negative: Tensor | None = None) -> Tensor:
+        return simcse_loss(a, b, ids, negative, **self.options)
+
+
+class MoCoLoss(Loss):
+    """`moco_loss` with its queue. In training mode, the keys join the queue after the loss: call it once for every step.
+
+    Args:
+        size: K, the number of keys in the queue, which begins empty.
+        dim: width of the rows.
+        temperature: v2's 0.2; 0.07 in v1.
+
+    Attributes:
+        queue: keys and ids of past batches; part of the state dict.
+
+    Example:
+        >>> criterion = MoCoLoss(size=4, dim=3, temperature=0.5)
+        >>> [round(criterion(torch.eye(3), torch.eye(3), torch.arange(3) + step).item(), 4) for step in (0, 3)]
+        [0.0, 0.8201]
+    """
+
+    def __init__(self, *, size: int = 65536, dim: int = 128, temperature: float = 0.2):
+        super().__init__(temperature=temperature)
+        self.queue = KeyQueue(size, dim)
+
+    def forward(self, query: Tensor, key: Tensor, ids: Tensor | None = None) -> Tensor:
+        """`ids`: numbers of the samples, 0 or more; either always or never given."""
+        # A copy: the graph of the loss keeps the keys that were there, and the push changes the queue.
+        queue_ids = None if ids is None else self.queue.ids.clone()
+        loss = moco_loss(query, key, ids, queue=self.queue.keys.clone(), queue_ids=queue_ids, **self.options)
+        if self.training:
+            self.queue.push(unit_rows(key.detach()), torch.full((len(key),), -1, device=key.device) if ids is None else ids)
+        return loss
+
+
+class ContrastivePairLoss(Loss):
+    """`contrastive_pair_loss`."""
+
+    def __init__(self, *, margin: float = 1.0, normalize: bool = False):
+        super().__init__(margin=margin, normalize=normalize)
+
+    def forward(self, rows: Tensor, ids: Tensor) -> Tensor:
+        return contrastive_pair_loss(rows, ids, **self.options)
+
+
+class _DrawingLoss(Loss):
+    """Draws from the number of the step alone: all processes, and a run that was resumed, draw the same."""
+
+    step: Tensor
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def generator(self, rows: Tensor) -> torch.Generator | None:
+        if "distance_weighted" not in self.options.values():
+            return None
+        generator = torch.Generator(rows.device).manual_seed(int(self.step))
+        self.step += self.training
+        return generator
+
+
+class TripletLoss(_DrawingLoss):
+    """`triplet_loss`; what "distance_weighted" draws depends on the number of the step, which is part of the state dict.
+
+    Example:
+        >>> criterion = TripletLoss(miner="all")
+        >>> round(criterion(torch.eye(3), torch.tensor([0, 0, 1])).item(), 4)
+        0.2
+    """
+
+    def __init__(self, *, margin: float = 0.2, miner: Miner = "semi_hard", normalize: bool = True):
+        super().__init__(margin=margin, miner=miner, normalize=normalize)
+
+    def forward(self, rows: Tensor, ids: Tensor) -> Tensor:
+        return triplet_loss(rows, ids, generator=self.generator(rows), **self.options)
+
+
+class MarginLoss(_DrawingLoss):
+    """`margin_loss` with a learned distance; draws as `TripletLoss` does.
+
+    Args:
+        alpha: half of the margin.
+        beta: the distance to begin with; the paper's 1.2.
+        negatives, normalize: see `margin_loss`.
+
+    Attributes:
+        beta: scalar; give it no weight decay.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.2,
+        beta: float = 1.2,
+        negatives: Literal["all", "distance_weighted"] = "distance_weighted",
+        normalize: bool = True,
+    ):
+        super().__init__(alpha=alpha, negatives=negatives, normalize=normalize)
+        self.beta = nn.Parameter(torch.tensor(float(beta)))
+
+    def forward(self, rows: Tensor, ids: Tensor) -> Tensor:
+        return margin_loss(rows, ids, beta=self.beta, generator=self.generator(rows), **self.options)
+
+
+class BarlowTwinsLoss(Loss):
+    """`barlow_twins_loss`."""
+
+    def __init__(self, *, off_diagonal: float = 0.0051):
+        super().__init__(off_diagonal=off_diagonal)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return barlow_twins_loss(a, b, **self.options)
+
+
+class VICRegLoss(Loss):
+    """`vicreg_loss`."""
+
+    def __init__(self, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0):
+        super().__init__(invariance=invariance, variance=variance, covariance=covariance)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return vicreg_loss(a, b, **self.options)
+
+
+class BYOLLoss(Loss):
+    """`byol_loss`."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return byol_loss(prediction, target)
+
+
+class SwAVLoss(Loss):
+    """`swav_loss` with its prototypes.
+
+    Args:
+        count: K, the number of prototypes; about ten times that of the classes.
+        dim: width of the rows.
+        temperature: of the predictions.
+        epsilon, iterations: of the codes.
+
+    Attributes:
+        prototypes: learned, brought back to unit length before each use. In the first epoch the paper keeps them as they are:
+            `criterion.prototypes.requires_grad_(False)`.
+
+    Example:
+        >>> criterion = SwAVLoss(count=5, dim=3)
+        >>> criterion(torch.eye(3), torch.eye(3)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self, *, count: int = 3000, dim: int = 128, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3
+    ):
+        super().__init__(temperature=temperature, epsilon=epsilon, iterations=iterations)
+        self.prototypes = Prototypes(count, dim)
+
+    def forward(self, a: Tensor, b: Tensor, small: Sequence[Tensor] = ()) -> Tensor:
+        self.prototypes.normalise()
+        return swav_loss(a, b, small, prototypes=self.prototypes.weight, **self.options)
