@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from mmcl.errors import UserError, unknown_name
+from mmcl.shipped import find_config
 
 T = TypeVar("T")
 
@@ -437,7 +438,8 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
     """Reads a configuration and applies flags on top.
 
     Args:
-        path: a YAML file; what it does not say is taken from its `base`, if it names one, a file beside it.
+        path: a YAML file, or the name of a shipped configuration such as "clip_emoji". What it does not say is taken from its
+            `base`, if it names one: a file beside it, or a shipped configuration.
         flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]; several values make a list, none means true.
 
     Returns:
@@ -446,7 +448,7 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
     Raises:
         UserError: names the file, the key and the fix.
     """
-    path = Path(path)
+    path = find_config(path)
     with _refused_if_too_deep(path):
         tree = _read_settings(path)
         for key, value in parse_flags(flags).items():
@@ -483,14 +485,18 @@ def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings of a file, on top of those of its `base`; `above` are the files whose base this is."""
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
-        raise UserError(f"configuration {path} does not exist; configurations beside it: {known}")
+        raise UserError(
+            f"configuration {path} does not exist; configurations beside it: {known}; shipped ones go by name, without .yaml: "
+            "`mmcl list configs`"
+        )
     tree = _read_mapping(path)
     base = tree.pop("base", None)
     if base is None:
         return tree
-    if not isinstance(base, str) or path.parent / base in (*above, path):
-        raise UserError(f"{path}: base is {base!r}; name another configuration beside it, which is not based on this one")
-    return _merged(_read_settings(path.parent / base, (*above, path)), tree)
+    below = find_config(base, beside=path.parent, where=f"{path}: base") if isinstance(base, str) else None
+    if below is None or below in (*above, path):
+        raise UserError(f"{path}: base is {base!r}; name another configuration, which is not based on this one")
+    return _merged(_read_settings(below, (*above, path)), tree)
 
 
 def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

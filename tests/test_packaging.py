@@ -8,18 +8,37 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_holds_every_file_that_the_package_reads(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_every_file_that_the_package_reads(wheel: Path) -> None:
     found = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(["git", "ls-files", "mmcl", "configs"], cwd=ROOT, check=True, capture_output=True, text=True)
     expected = {name if name.startswith("mmcl/") else f"mmcl/{name}" for name in tracked.stdout.split()}
     assert {"mmcl/configs/clip_emoji.yaml", "mmcl/data/bundled/emoji/noto.parquet"} < expected
     assert {name for name in found if ".dist-info/" not in name} == expected
+
+
+def test_an_unpacked_wheel_finds_its_configurations(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import mmcl; print(mmcl.__file__, mmcl.load_config('simclr_mnist').run_dir)"
+    for words in (["-c", code], ["-m", "mmcl", "config", "simclr_mnist"], ["-m", "mmcl", "list", "configs"]):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "simclr_mnist" in done.stdout
+        assert "-c" not in words or done.stdout.startswith(str(tmp_path / "site"))
 
 
 def test_the_package_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:

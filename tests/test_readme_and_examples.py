@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmcl.cli.train import main
+from mmcl.cli.train import train
 from mmcl.config import load_config
 from mmcl.data.emoji import EmojiSource
 from mmcl.engine.build import check_components
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(lines) == 6
     (photos / "captions.csv").write_text("\n".join(lines) + "\n")
     short = ["--train.steps", "1", "--train.batch_size", "16", "--train.threads", "1", "--evaluate", "[]"]
-    main([*short, "--run_dir", str(folder / "runs" / "clip_emoji")], ROOT / "configs" / "clip_emoji.yaml")
+    train([*short, "--run_dir", str(folder / "runs" / "clip_emoji")])
     return folder
 
 

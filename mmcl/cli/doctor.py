@@ -16,12 +16,12 @@ from mmcl.terminal import show
 
 @dataclass(frozen=True)
 class Doctor:
-    """Look at a configuration before training: mmcl doctor configs/clip_emoji.yaml --processes 2 --train.batch_size 512
+    """Look at a configuration before training: mmcl doctor clip_emoji --processes 2 --train.batch_size 512
 
     Any setting of the configuration may follow as a flag, as in training.
 
     Attributes:
-        config: The YAML file.
+        config: The YAML file, or the name of a shipped configuration (`mmcl list configs`).
         processes: How many processes will be launched.
         json: Print JSON instead of text.
     """

@@ -59,7 +59,7 @@ def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False
 
     Embeddings from anywhere: mmcl eval retrieval --embeddings e.parquet
 
-    Many models on many data sets: mmcl eval suite configs/eval/emoji.yaml --models runs/a runs/b
+    Many models on many data sets: mmcl eval suite eval/emoji --models runs/a runs/b
 
     Args:
         run: A run directory; or one of the words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite,
@@ -141,19 +141,20 @@ def evaluate_suite(
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Evaluate many models on many data sets: mmcl eval suite configs/eval/emoji.yaml --models runs/a runs/b
+    """Evaluate many models on many data sets: mmcl eval suite eval/emoji --models runs/a runs/b
 
     Every result is kept as soon as it is there: a suite that was stopped goes on where it was, and one with a new model or data
     set computes only what is new.
 
     Args:
-        files: YAML files with a list `evaluate`, as in the configuration of a run, and perhaps a list `models`.
+        files: YAML files with a list `evaluate`, as in the configuration of a run, and perhaps a list `models`; or shipped ones
+            by name, such as eval/emoji.
         models: Instead of those that the files name: run directories, open_clip:ARCH/PRETRAINED, hf:ID, ...
         out: Folder of the tables (report.md, report.html, metrics.csv, metrics.json) and of the results that are kept; default:
             runs/eval/<name of the first file>.
     """
     if not files:
-        raise UserError("no suite given: mmcl eval suite configs/eval/emoji.yaml")
+        raise UserError("no suite given: mmcl eval suite eval/emoji")
     folder = out or Path("runs/eval") / files[0].stem
     _check(folder)
     from mmcl.engine.suite import load_suite, run_suite

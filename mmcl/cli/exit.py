@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from mmcl.errors import UserError
 from mmcl.terminal import printable, printable_line, say, show
@@ -46,10 +47,10 @@ def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        _forget_output()
-        return NO_READER
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and (_is_unread(sys.stdout) or _is_unread(sys.stderr)):
+            _forget_output()
+            return NO_READER
         if debug:
             show(traceback.format_exc(), error=True)
         return _say(*_line_and_code(error))
@@ -110,6 +111,16 @@ def _say(line: str, code: int) -> int:
     with suppress(OSError):
         say(line, error=True)
     return code
+
+
+def _is_unread(stream: IO[str] | None) -> bool:
+    """Whether the reader of a stream is gone; otherwise a broken pipe is another one, such as a worker's or a server's."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
+    except (AttributeError, OSError, ValueError):  # closed, or not a real file, as in a test
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _forget_output() -> None:

@@ -8,34 +8,44 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from mmcl.terminal import say, show
+from mmcl.terminal import printable_line, show
 
-Kind = Literal["all", "methods", "encoders", "heads", "sources", "augmentations", "evaluators"]
+Kind = Literal["all", "configs", "methods", "encoders", "heads", "sources", "augmentations", "evaluators"]
 
 
 def list_components(kind: Positional[Kind] = "all", /, *, args: bool = False, json: bool = False) -> None:
-    """List methods, encoders, heads, data sources, augmentations and evaluators: mmcl list encoders --args
+    """List what a configuration may name, and the shipped configurations: mmcl list encoders --args
 
     Args:
         kind: Which of them.
         args: Show each entry's arguments with their defaults too (imports what implements them).
-        json: Print JSON: {kind: {name: {argument: default}}}; arguments only with --args.
+        json: Print JSON: {kind: {name: {argument: default}}}, arguments only with --args; and {"configs": {name: what it is}}.
     """
     from mmcl.registry import Registry
+    from mmcl.shipped import shipped_configs, summary
 
     kinds = {title: registry for title, registry in _registries().items() if kind in ("all", title.split()[-1])}
 
     def arguments(registry: Registry, name: str) -> dict[str, Any]:
         return {key: _default(p) for key, p in registry.parameters(name).items()} if args else {}
 
-    table = {title: {name: arguments(registry, name) for name in registry} for title, registry in kinds.items()}
-    if json:
-        show(json_module.dumps(table, indent=1, default=str))
-        return
+    table: dict[str, dict[str, Any]] = {
+        title: {name: arguments(registry, name) for name in registry} for title, registry in kinds.items()
+    }
+    if kind in ("all", "configs"):
+        table["configs"] = {name: summary(file) for name, file in shipped_configs().items()}
+    show(json_module.dumps(table, indent=1, default=str) if json else _text(table))
+
+
+def _text(table: dict[str, dict[str, Any]]) -> str:
+    lines = []
     for title, entries in table.items():
-        say(title)
-        for name, values in entries.items():
-            say(f"  {name:<18}{', '.join(f'{key}={value}' for key, value in values.items())}".rstrip())
+        lines.append(title)
+        width = max(17, *map(len, entries)) + 1
+        for name, about in entries.items():
+            shown = about if isinstance(about, str) else ", ".join(f"{key}={value}" for key, value in about.items())
+            lines.append(f"  {name:<{width}}{printable_line(shown)}".rstrip())
+    return "\n".join(lines)
 
 
 def _registries() -> dict[str, Any]:

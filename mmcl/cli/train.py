@@ -1,13 +1,14 @@
-"""Training from the command line: a configuration, flags on top, and at the end what was learned and what to try next."""
+"""`mmcl train`: a configuration, flags on top, and at the end what was learned and what to try next."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import tyro
+from tyro.conf import Positional
 
 from mmcl.cli.exit import PART
 from mmcl.config import Config, load_config
@@ -16,44 +17,60 @@ from mmcl.terminal import say, show
 if TYPE_CHECKING:
     from mmcl.engine.run import RunResult
 
-_USAGE = """Train a model: accelerate launch scripts/train.py [CONFIG.yaml] [--name value ...]
+_DEFAULT = "clip_emoji"
 
-Every setting below is a flag; the defaults shown are those of {config}. Values are YAML: --optim.lr 3e-4,
---image.encoder.args.width 64, --data.train.path photos/, --optim.betas 0.9 0.98, --resume."""
+_USAGE = """Train a model: mmcl train [CONFIG] [--name value ...]
+
+CONFIG is a YAML file or the name of a shipped configuration (`mmcl list configs`). Every setting below is a flag; the defaults
+shown are those of {config}. Values are YAML: --optim.lr 3e-4, --image.encoder.args.width 64, --data.train.path photos/,
+--optim.betas 0.9 0.98, --resume. Several processes: torchrun --nproc_per_node N -m mmcl train ..., or accelerate launch -m mmcl
+train ..."""
 
 
-def main(arguments: Sequence[str], default: Path) -> None:
+@dataclass(frozen=True)
+class Train:
+    """Train a model, evaluate it next to its baselines, report: mmcl train clip_emoji --optim.lr 3e-4
+
+    Any setting of the configuration may follow as a flag; `mmcl train CONFIG --help` explains them all.
+
+    Attributes:
+        config: A YAML file, or the name of a shipped configuration (`mmcl list configs`).
+    """
+
+    config: Positional[str] = _DEFAULT
+
+
+def train(words: Sequence[str]) -> None:
     """Reads the configuration, trains, prints what came out.
 
     Args:
-        arguments: the words of the command line; a first word without dashes is the configuration.
-        default: the configuration when none is named.
+        words: of the command line after the verb; a first one without dashes is the configuration.
 
     Raises:
         UserError: anything that the user can mend.
     """
-    words = list(arguments)
-    path = Path(words.pop(0)) if words and not words[0].startswith("-") else default
-    if "--help" in words or "-h" in words:
-        _print_help(path)
+    settings = list(words)
+    name = settings.pop(0) if settings and not settings[0].startswith("-") else _DEFAULT
+    if "--help" in settings or "-h" in settings:
+        _print_help(name)
         return
-    config = load_config(path, words)
-    from mmcl.engine.run import train
+    config = load_config(name, settings)
+    from mmcl.engine.run import train as run_training
 
-    result = train(config)
+    result = run_training(config)
     if result.report.metrics:
         _print_result(result)
     if result.report.failures:  # listed below the tables
         sys.exit(PART)
 
 
-def _print_help(path: Path) -> None:
+def _print_help(name: str) -> None:
     tyro.cli(
         tyro.conf.AvoidSubcommands[Config],
-        default=load_config(path),
+        default=load_config(name),
         args=["--help"],
-        prog="scripts/train.py",
-        description=_USAGE.format(config=path),
+        prog="mmcl train",
+        description=_USAGE.format(config=name),
         config=(tyro.conf.FlagConversionOff,),
     )
 

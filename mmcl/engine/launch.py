@@ -70,7 +70,7 @@ def _refuse_lost_processes() -> None:
     if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
         raise UserError(
             "accelerate launch was asked for several processes but started one (it does so on a CPU); "
-            "use `torchrun --nproc_per_node N scripts/train.py ...`"
+            "use `torchrun --nproc_per_node N -m mmcl train ...`"
         )
 
 

@@ -18,6 +18,7 @@ from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.task import NeedsTexts, library_versions
 from mmcl.files import staged
 from mmcl.interop.load import load_model
+from mmcl.shipped import find_config
 from mmcl.terminal import printable_line, say
 
 
@@ -35,6 +36,7 @@ def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
     """Reads files into one suite.
 
     Args:
+        files: paths, or names of shipped suites such as "eval/emoji".
         models: take the place of those that the files name.
 
     Raises:
@@ -81,8 +83,9 @@ def run_suite(
 
 
 def _read(file: Path) -> Suite:
+    file = find_config(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such suite; see configs/eval/emoji.yaml for one")
+        raise UserError(f"{file}: no such suite; `mmcl config eval/emoji` prints one")
     suite = read_as(Suite, file)
     for number, evaluator in enumerate(suite.evaluate):
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")

@@ -10,7 +10,7 @@ import pytest
 
 from mmcl.cli.exit import exit_cleanly
 from mmcl.cli.main import main
-from mmcl.cli.train import main as train
+from mmcl.cli.train import train
 
 # The models and the data are not there: a line about them would mean that they were looked for first.
 FILES = {
@@ -46,7 +46,7 @@ def run(name: str, place: str) -> int:
         return main(words)
     config = Path("none.yaml")
     config.write_text("method: {name: simclr}\nimage: {encoder: {name: small_cnn}}\ntrain: {steps: 1}\n")
-    return exit_cleanly(lambda: train([str(config), "--data.train.path", "nowhere", *words[1:]], config))
+    return exit_cleanly(lambda: train([str(config), "--data.train.path", "nowhere", *words[1:]]))
 
 
 def refused(name: str, place: str, capsys: pytest.CaptureFixture[str]) -> str:

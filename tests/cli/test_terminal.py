@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmcl.cli.exit import exit_cleanly
 from mmcl.cli.main import main
-from mmcl.cli.train import main as train
+from mmcl.cli.train import train
 from mmcl.evaluate import tables
 from tests.engine.tiny import COLOURS, YAML
 
@@ -71,7 +71,7 @@ def trained(place: Path) -> bytes:
     words += ["--run_dir", run_of(place), "--train.steps", "2"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        train([str(place / "clip.yaml"), *words], place)
+        train([str(place / "clip.yaml"), *words])
     return said.getvalue().encode()
 
 

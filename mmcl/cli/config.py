@@ -1,0 +1,18 @@
+"""`mmcl config`: a shipped configuration, to be written to a file and changed."""
+
+from __future__ import annotations
+
+from tyro.conf import Positional
+
+from mmcl.terminal import show
+
+
+def print_config(name: Positional[str], /) -> None:
+    """Print a shipped configuration, as a start for your own: mmcl config clip_emoji > mine.yaml
+
+    Args:
+        name: Its name: `mmcl list configs`.
+    """
+    from mmcl.shipped import shipped_config
+
+    show(shipped_config(name).read_text(encoding="utf-8"))

@@ -1,0 +1,84 @@
+"""`mmcl train` as users start it: alone, by `python -m mmcl`, and by both launchers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmcl
+from mmcl.cli.main import main
+from mmcl.engine.log import read_log
+from tests.engine.tiny import YAML, make_folder
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+LAUNCHERS = {
+    "python -m mmcl": (["-m", "mmcl"], 1),
+    "accelerate launch -m mmcl": (["-m", "accelerate.commands.launch", "-m", "mmcl"], 1),
+    "torchrun -m mmcl": (["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mmcl"], 2),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("place")
+    make_folder(place / "squares")
+    (place / "tiny.yaml").write_text(f"{YAML}\nrun_dir: unused\n".replace("steps: 8", "steps: 2"))
+    return place
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_trains_the_same(launcher: str, place: Path) -> None:
+    words, processes = LAUNCHERS[launcher]
+    settings = ["tiny.yaml", "--data.train.path", "squares", "--run_dir", launcher]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words, "train", *settings]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{processes} process{'es' if processes > 1 else ''} on" in done.stdout
+    alone = place / "alone"
+    if not alone.exists():
+        assert (
+            main(
+                [
+                    "train",
+                    *(str(place / word) if word in ("tiny.yaml", "squares") else word for word in settings[:-1]),
+                    str(alone),
+                ]
+            )
+            == 0
+        )
+    one, other = ([row["loss"] for row in read_log(folder / "metrics.jsonl")] for folder in (alone, place / launcher))
+    assert len(one) == 2
+    assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_an_error_of_a_launch_is_said_once(place: Path) -> None:
+    command = [sys.executable, *LAUNCHERS["torchrun -m mmcl"][0], "train", "no_such_configuration"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("unknown configuration 'no_such_configuration'") == 1
+
+
+def test_the_script_is_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "no_such_configuration"], capture_output=True, text=True, check=False)
+    assert main(["train", "no_such_configuration"]) == done.returncode == 2
+    assert capsys.readouterr().err == done.stderr
+
+
+def test_help_explains_every_setting_with_the_defaults_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, steps in (("clip_emoji", "39.0"), ("simclr_digits", "60.0")):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", name, "--help"])
+        assert stop.value.code == 0
+        said = capsys.readouterr().out
+        assert "--train.batch-size" in said
+        assert f"(default: {steps})" in said
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mmcl {mmcl.__version__}\n"
