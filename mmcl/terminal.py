@@ -27,6 +27,16 @@ def printable_line(text: str) -> str:
     return re.sub("[\t\n]", _code, printable(text))
 
 
+def counted(number: int, unit: str) -> str:
+    """A number of things, as in "1,234 findings" and "1 finding".
+
+    Args:
+        number: how many.
+        unit: what is counted, in the singular.
+    """
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
 def say(line: str, *, error: bool = False) -> None:
     """Prints one line, whatever is in it: a name with a line break cannot fake a second one.
 

@@ -15,7 +15,7 @@ from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.evaluate.classifier import Classifier
-    from mmcl.types import BadSample
+    from mmcl.types import BadSample, Preprocess
 
 
 def classify(
@@ -53,7 +53,7 @@ def classify(
     if not labels and loaded.class_names is None:
         raise UserError(f"{model} was not trained with labels and has none of its own; give --labels")
     classifier: Classifier = ZeroShotClassifier(loaded, labels, template or "{}") if labels else TrainedClassifier(loaded)
-    found, bad = _classified(classifier, images, top_k)
+    found, bad = _classified(classifier, images, top_k, loaded.preprocess)
     if json:
         rows = [{"image": str(path), "labels": likeliest} for path, likeliest in found]
         show(json_module.dumps(rows, ensure_ascii=False, indent=1))
@@ -66,7 +66,7 @@ def classify(
 
 
 def _classified(
-    classifier: Classifier, images: Sequence[Path], top_k: int
+    classifier: Classifier, images: Sequence[Path], top_k: int, preprocess: Preprocess
 ) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[BadSample]]:
     """Labels by image, and the images that cannot be read. Raises UserError where none can."""
     from mmcl.data.pictures import unreadable
@@ -76,7 +76,7 @@ def _classified(
     try:
         labels = classifier(list(images), top_k=top_k)
     except UserError:
-        bad = unreadable([Sample(str(path), path) for path in images])
+        bad = unreadable([Sample(str(path), path) for path in images], preprocess)
         if len(bad) in (0, len(images)):
             raise
         left_out = {one.index for one in bad}

@@ -7,15 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_source
+from mmcl.config import parse_value
 from mmcl.errors import UserError
 from mmcl.files import check_file, write_file
-from mmcl.terminal import say, show
+from mmcl.terminal import counted, say, show
+from mmcl.types import MAX_SIDE, Intensity, as_intensity
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source
@@ -52,13 +54,21 @@ def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
     """
     source = _open(data, args, root)
-    say(f"{len(source):,} samples, fingerprint {source.fingerprint[:16]}")
+    say(f"{counted(len(source), 'sample')}, fingerprint {source.fingerprint[:16]}")
     for warning in source.warnings:
         say(f"warning: {warning}", error=True)
 
 
 def verify(
-    data: Positional[str], /, *, args: str = "{}", root: str | None = None, decode: bool = False, json: bool = False
+    data: Positional[str],
+    /,
+    *,
+    args: str = "{}",
+    root: str | None = None,
+    decode: bool = False,
+    channels: int = 3,
+    intensity: str = "null",
+    json: bool = False,
 ) -> None:
     """Read everything, list what cannot be used, and exit with 1 if there is any: mmcl data verify photos/ --decode
 
@@ -67,19 +77,21 @@ def verify(
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         decode: Decode every picture to its last pixel; else only its header is understood.
+        channels: Of the model that is to see the pictures, such as 4 for red, green, blue and infrared.
+        intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON with all findings: {"samples": ..., "findings": [...], "usage": [...]}.
     """
     from mmcl.data.inspection import inspect_source
 
     source = _open(data, args, root)
-    found = inspect_source(source, decoded=decode, progress=sys.stderr.isatty()).findings
+    found = inspect_source(source, decoded=decode, **_seen(channels, intensity)).findings
     if json:
         facts = {"samples": len(source), "findings": found, "usage": [usage.to_dict() for usage in source.usage]}
         show(json_module.dumps(facts, ensure_ascii=False, indent=1))
     else:
         more = [f"... and {len(found) - SHOWN:,} more (--json lists all)"] if len(found) > SHOWN else []
         used = [usage.to_text() for usage in source.usage]
-        for line in (*found[:SHOWN], *more, *used, f"{len(source):,} samples, {len(found):,} findings"):
+        for line in (*found[:SHOWN], *more, *used, f"{counted(len(source), 'sample')}, {counted(len(found), 'finding')}"):
             say(line)
     if found:
         sys.exit(1)
@@ -92,6 +104,8 @@ def stats(
     args: str = "{}",
     root: str | None = None,
     picture: Path | None = None,
+    channels: int = 3,
+    intensity: str = "null",
     json: bool = False,
 ) -> None:
     """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --picture stats.png
@@ -101,6 +115,8 @@ def stats(
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         picture: Draw the histograms into this PNG file.
+        channels: Of the model that is to see the pictures, such as 4 for red, green, blue and infrared.
+        intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON instead of text.
     """
     if picture is not None:
@@ -108,10 +124,14 @@ def stats(
     from mmcl.data.inspection import inspect_source
     from mmcl.evaluate.data_plots import histograms
 
-    found = inspect_source(_open(data, args, root), progress=sys.stderr.isatty())
+    source = _open(data, args, root)
+    found = inspect_source(source, **_seen(channels, intensity))
     if picture is not None:
         write_file(picture, histograms(found))
     show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
+    used = [usage.to_text() for usage in source.usage]
+    for warning in [line for line in source.warnings if line not in used]:
+        say(f"warning: {warning}", error=True)
 
 
 def preview(
@@ -123,6 +143,7 @@ def preview(
     root: str | None = None,
     count: int = 24,
     seed: int = 0,
+    intensity: str = "null",
 ) -> None:
     """Draw some pictures with their captions: mmcl data preview photos/ sheet.png
 
@@ -133,6 +154,7 @@ def preview(
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         count: How many, at most 1,000.
         seed: Decides which.
+        intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
     """
     if not 1 <= count <= MOST_DRAWN:
         raise UserError(f"--count is {count}: give 1 to {MOST_DRAWN:,}")
@@ -142,10 +164,25 @@ def preview(
     from mmcl.evaluate.data_plots import contact_sheet
     from mmcl.rng import permutation
 
+    levels = _intensity(intensity)
     source = _open(data, args, root)
     rows = permutation(len(source), seed)[:count]
-    write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names))
-    say(f"{len(rows)} of {len(source):,} samples in {out}")
+    write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names, levels))
+    say(f"{len(rows)} of {counted(len(source), 'sample')} in {out}")
+
+
+def _seen(channels: int, intensity: str) -> dict[str, Any]:
+    """How a model is to see pictures, as arguments of `inspect_source`."""
+    if not 1 <= channels <= MAX_SIDE:
+        raise UserError(f"--channels is {channels}: give 1 to {MAX_SIDE:,}")
+    return {"channels": channels, "intensity": _intensity(intensity), "progress": sys.stderr.isatty()}
+
+
+def _intensity(text: str) -> Intensity:
+    try:
+        return as_intensity(parse_value(text))
+    except UserError as error:
+        raise UserError(f"--intensity: {error}") from None
 
 
 def _open(data: str, args: str, root: str | None) -> Source:

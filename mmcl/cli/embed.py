@@ -13,7 +13,7 @@ from mmcl.cli.exit import end_partly
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
 from mmcl.files import check_file
-from mmcl.terminal import say
+from mmcl.terminal import counted, say
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source
@@ -49,7 +49,7 @@ def embed(
 
     source = build_source(parse_source(data, data_args, flag="--data-args"), root, "data")
     rows, bad = _written(out, source, load_cached(model, no_cache))
-    say(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{rows:,} rows in {out}")
+    say(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{counted(rows, 'row')} in {out}")
     end_partly(bad)
 
 
@@ -64,7 +64,7 @@ def _written(out: Path, source: Source, model: CachedModel) -> tuple[int, list[B
     try:
         return write_embeddings(out, source, model), []
     except UserError:
-        bad = unreadable(source)
+        bad = unreadable(source, getattr(model.model, "preprocess", None))
         if len(bad) in (0, len(source)):
             raise
         good = np.setdiff1d(np.arange(len(source)), [one.index for one in bad])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,9 @@ from mmcl.errors import UserError
 
 LOOKED_FOR = 100_000
 """Samples of a table whose image files are looked for when it is opened for a run; `verify` looks for those of any."""
+
+_LOOKED_INTO = 100
+"""Folders beside a table in which its images are looked for."""
 
 _NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """What pandas calls the column of row numbers that it adds."""
@@ -111,6 +115,26 @@ class ArrowSource(Source):
         used = sum(column in asked for column in present)
         return [Usage(unit="columns", used=used, unused=left), self._rows_used]
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        return [*super().warnings, *self._misplaced()] if len(self) <= LOOKED_FOR else super().warnings
+
+    def broken_files(self) -> Iterator[str]:
+        return self._misplaced()
+
+    def _misplaced(self) -> Iterator[str]:
+        """A line where none of the image files that the rows name is there: the paths are relative to another folder."""
+        images = (self._image(int(self._rows[row]))[0] for row in self._first_row[:-1])
+        paths = (image for image in images if isinstance(image, str))
+        first = next(paths, None)
+        if first is None or any(os.path.isfile(self._place(path)) for path in itertools.chain([first], paths)):
+            return
+        folder = _folder_with(first, self._image_root or Path())
+        fix = f"set `image_root` to {folder}" if folder else "set `image_root` to the folder that its paths start from"
+        yield (
+            f"{self._name}: none of the images that it names is there; the first was looked for at {self._place(first)}; {fix}"
+        )
+
     @cached_property
     def _rows_used(self) -> Usage:
         captions = self._texts.get("captions")
@@ -158,6 +182,14 @@ class ArrowSource(Source):
             raise UserError(f"{self._name}: names its images by path ({path:.60}); set `image_root` to the folder they are in")
 
 
+def _folder_with(path: str, folder: Path) -> Path | None:
+    """The folder in or around another one from which a path leads to a file."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    inside = itertools.islice((entry for entry in entries if entry.is_dir()), _LOOKED_INTO)
+    near = [folder.parent, *sorted(Path(entry.path) for entry in inside)]
+    return next((place for place in near if (place / path).is_file()), None)
+
+
 def _sample_labels(label_N: np.ndarray, rows: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first label of every sample, int64, -1 where it has none; and whether a row has another than its sample, bool [N]."""
     labels = label_N[rows]
@@ -173,7 +205,7 @@ def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) ->
     """Class numbers, int64, as they are stored. Raises UserError for one without a name."""
     numbers = column.fill_null(-1).to_numpy().astype(np.int64)
     if len(numbers) and numbers.max() >= len(names):
-        raise UserError(f"{where}: holds {numbers.max()}, and there are {len(names)} classes")
+        raise UserError(f"{where}: holds {numbers.max()}, and the largest class number is {len(names) - 1}")
     return numbers, list(names)
 
 

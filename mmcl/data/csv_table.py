@@ -15,6 +15,7 @@ import pyarrow.csv
 from mmcl.data.columns import USUAL_NAMES
 from mmcl.data.text_file import LINE_END, UTF8, line_at, read_utf8, undecodable
 from mmcl.errors import UserError, first_line
+from mmcl.terminal import counted
 
 SEPARATORS = (",", "\t", ";", "|")
 LONGEST_ROW = 2**24
@@ -124,7 +125,9 @@ def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = No
     if header is not None:
         fields = {separator: row for separator, row in fields.items() if len(row) == len(header)}
         if not fields:
-            raise UserError(f"{path}: `header` names {len(header)} columns, and the first line has others: {first[:100]!r}")
+            raise UserError(
+                f"{path}: `header` names {counted(len(header), 'column')}, and the first line has others: {first[:100]!r}"
+            )
     separator = max(fields, key=lambda separator: (_known(fields[separator]), len(fields[separator])))
     names = [name.strip() for name in header or fields[separator]]
     if header is None and not _known(names) and any(map(_DATA.search, names)):
@@ -181,7 +184,7 @@ def _wrong_row(path: Path, text: memoryview, dialect: Dialect) -> UserError | No
         count, expected = quoted.sub(b"", row).count(dialect.separator.encode()) + 1, len(dialect.names)
         if row and count != expected:
             fix = f"put a field that holds {dialect.separator!r} in quotes" if count > expected else "complete the row"
-            problem = f"has {count} fields, and the header {expected}; {fix}"
+            problem = f"has {counted(count, 'field')}, and the header {expected}; {fix}"
         elif len(row) > LONGEST_ROW:
             problem = f"the row has {len(row)} bytes, more than the limit of {LONGEST_ROW}"
         else:

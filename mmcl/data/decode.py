@@ -101,9 +101,9 @@ def decode(
         return pixels.copy() if pixels is image else pixels
 
 
-def measure(image: ImageLike, *, name: str) -> tuple[int, int]:
+def measure(image: ImageLike, *, name: str, intensity: Intensity = None) -> tuple[int, int]:
     """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
-    with checked(image, name, None, MAX_BYTES) as stored:
+    with checked(image, name, None, MAX_BYTES, intensity=intensity) as stored:
         return stored.width, stored.height
 
 

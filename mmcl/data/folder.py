@@ -18,6 +18,7 @@ from mmcl.data.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read
 from mmcl.data.source import Sample, Source, digest, required_path
 from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete
 from mmcl.errors import UserError, first_line
+from mmcl.terminal import counted
 
 _IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))
 """Names of folders of images of any class, beside which others lie, such as masks."""
@@ -153,8 +154,8 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
         elif not is_missing(line.label) and line.label != label:
             second_labels.append(line.row)
     if second_labels:
-        rows = f"{len(second_labels):,} rows of {path.name}"
-        content.notes.append(f"{rows} have a second label of their image, which is not used (row {second_labels[0]})")
+        rows = f"{counted(len(second_labels), 'row')} of {path.name}"
+        content.notes.append(f"a second label of an image is not used: {rows} (row {second_labels[0]})")
     if len(content.problems) == len(content.names):
         first = f"none of the images that it names is in {folder}; the first is {content.names[0]}" if number else "has no rows"
         raise UserError(f"{path}: {first}")
@@ -229,7 +230,7 @@ def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list
         one, another = general[0], min(present - {general[0]})
         return nothing, [f"no labels: {one}/ beside {another}/ is no class; if they hold other kinds of images, give {one}/"]
     if present:
-        some = f"{len(strays):,} of {len(classes):,} images are in no subfolder ({valid_name(strays[0])})"
+        some = f"{len(strays):,} of {counted(len(classes), 'image')} in no subfolder ({valid_name(strays[0])})"
         return nothing, [f"no labels: {some}; were all in subfolders, these would be their classes"]
     return nothing, [f"no labels: all images are in one folder, {valid_name(part)}"]
 

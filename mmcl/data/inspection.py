@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mmcl.data.bands import read_bands
 from mmcl.data.captions import checked_caption
 from mmcl.data.decode import decode, measure
 from mmcl.data.file_part import FilePart
@@ -19,6 +20,7 @@ from mmcl.data.pictures import in_threads, required_image
 from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
+from mmcl.types import Intensity
 
 BINS = 20
 
@@ -83,15 +85,30 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect_source(source: Source, *, decoded: bool = False, progress: bool = False) -> Inspection:
+def inspect_source(
+    source: Source,
+    *,
+    decoded: bool = False,
+    channels: int = 3,
+    intensity: Intensity = None,
+    progress: bool = False,
+) -> Inspection:
     """Reads every sample, in parallel threads.
 
     Args:
         source: the data.
         decoded: whether pictures are decoded to the last pixel; else their bytes are read, and their headers understood.
+        channels, intensity: of the model that is to see the pictures, see `Preprocess`; channels other than 1 and 3 are always
+            decoded.
         progress: whether a progress bar is shown.
     """
-    looks = in_threads(lambda index: _look(source[index], decoded), range(len(source)))
+
+    def size(image: ImageLike, name: str) -> tuple[int, int]:
+        if channels not in (1, 3):
+            return read_bands(image, channels, intensity, name=name).shape[1::-1]
+        return decode(image, name=name, intensity=intensity).size if decoded else measure(image, name=name, intensity=intensity)
+
+    looks = in_threads(lambda index: _look(source[index], size), range(len(source)))
     findings, bare, blind = list(source.broken_files()), [], []
     lengths, counts, sides, texts, pictures = [], [], [], [], []
     for look in tqdm(looks, total=len(source), desc="read", unit="sample", disable=not progress, leave=False):
@@ -135,7 +152,7 @@ class _Look:
     picture: bytes | None
 
 
-def _look(sample: Sample, decoded: bool) -> _Look:
+def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> _Look:
     findings, captions, sides, picture = [], [], None, None
     try:
         sample.check()
@@ -144,7 +161,7 @@ def _look(sample: Sample, decoded: bool) -> _Look:
             image = required_image(sample)
             image = image.read() if isinstance(image, FilePart) else image
             # First, as it refuses what must not be read whole: a pipe, or a file of any size.
-            sides = decode(image, name=sample.name).size if decoded else measure(image, name=sample.name)
+            sides = size(image, sample.name)
             picture = _hash(_content(image, sample.name))
     except UserError as error:
         findings.append(str(error))

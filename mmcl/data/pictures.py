@@ -18,7 +18,7 @@ from mmcl.data.decode import decode
 from mmcl.data.resize import pixel_dtype, read_pixels
 from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
-from mmcl.types import BadSample, Preprocess
+from mmcl.types import BadSample, Intensity, Preprocess
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ _QUEUED = 4096
 """Calls that wait for a thread at a time."""
 
 
-def decode_sample(sample: Sample) -> Image.Image:
+def decode_sample(sample: Sample, intensity: Intensity = None) -> Image.Image:
     """The picture of a sample. Raises UserError with its name when it has none, or none that can be read."""
-    return decode(required_image(sample), name=sample.name)
+    return decode(required_image(sample), name=sample.name, intensity=intensity)
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
@@ -44,12 +44,20 @@ def required_image(sample: Sample) -> ImageLike:
     return image
 
 
-def unreadable(samples: Sequence[Sample] | Source) -> list[BadSample]:
-    """Those whose picture is not there or cannot be read, and why; each is decoded, in parallel threads."""
+def unreadable(samples: Sequence[Sample] | Source, preprocess: Preprocess | None) -> list[BadSample]:
+    """Those whose picture is not there or cannot be read, and why; each is decoded, in parallel threads.
+
+    Args:
+        samples: with the pictures.
+        preprocess: of the model that is to see them, where it has one.
+    """
 
     def reason(index: int) -> str | None:
         try:
-            decode_sample(samples[index])
+            if preprocess is None:
+                decode_sample(samples[index])
+            else:
+                read_sample(samples[index], preprocess)
         except UserError as error:
             return str(error)
         return None

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmcl.data.files import valid_name
-from mmcl.terminal import printable_line
+from mmcl.terminal import counted, printable_line
 
 EXAMPLES = 3
 
@@ -47,7 +47,7 @@ class Usage:
 
     def to_text(self) -> str:
         """ "5 of 9 files used; not used: 3 .heic (a.heic, b.heic, c.heic), 1 .md (README.md)"."""
-        line = f"{self.used:,} of {self.total:,} {self.unit} used"
+        line = f"{self.used:,} of {counted(self.total, self.unit.removesuffix('s'))} used"
         return f"{line}; not used: {counts_to_text(self.unused)}" if self.unused else line
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def incomplete(total: int, unit: str, missing: Mapping[str, int], broken: int) -
         missing: what is missing -> in how many; what is missing in all is said of none.
         broken: samples that cannot be used.
     """
-    said = [f"{count:,} have {what}" for what, count in missing.items() if 0 < count < total]
-    said += [f"{broken:,} are broken"] if broken else []
-    return [f"of {total:,} {unit}, {', '.join(said)}; `mmcl data verify` lists them"] if said else []
+    said = [f"{count:,} with {what}" for what, count in missing.items() if 0 < count < total]
+    said += [f"{broken:,} broken"] if broken else []
+    return [f"of {total:,} {unit}: {', '.join(said)}; `mmcl data verify` lists them"] if said else []
 
 
 def merge_unused(parts: Iterable[Mapping[str, Unused]]) -> dict[str, Unused]:

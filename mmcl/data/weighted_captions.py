@@ -8,6 +8,7 @@ import numpy as np
 
 from mmcl.data.source import DerivedSource, Source, digest
 from mmcl.errors import UserError
+from mmcl.terminal import counted
 
 _INSIDE = 1e-9
 """Keeps a draw off the edges between captions, where rounding could choose the neighbour."""
@@ -44,11 +45,11 @@ class WeightedCaptions(DerivedSource):
         sample = self.source[index]
         count = len(sample.captions)
         if count > len(self.weights):
-            raise UserError(f"{sample.name}: has {count} captions, and data.caption_weights {len(self.weights)}")
+            raise UserError(f"{sample.name}: has {counted(count, 'caption')}, and data.caption_weights {len(self.weights)}")
         if count == 0:
             return draw
         if self._ends[count - 1] == 0:
-            raise UserError(f"{sample.name}: data.caption_weights are 0 for all of its {count} captions")
+            raise UserError(f"{sample.name}: data.caption_weights are 0 for all of its {counted(count, 'caption')}")
         ends = self._ends[:count] / self._ends[count - 1]
         place = int(np.searchsorted(ends, draw, side="right"))
         start = ends[place - 1] if place else 0.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.errors import UserError
+from mmcl.terminal import counted
 
 FinalLayer = Literal["norm", "fixed_norm", "bias", "plain"]
 """What the last linear layer has behind it: a batch norm, one without learned scale and shift, a bias, or neither."""
@@ -97,7 +98,7 @@ class MLPHead(nn.Module):
             ValueError: the head has not so many layers.
         """
         if not 0 <= layers <= len(self.layers):
-            raise ValueError(f"a head of {len(self.layers)} layers has no first {layers}")
+            raise ValueError(f"a head of {counted(len(self.layers), 'layer')} has no first {layers}")
         return self.layers[:layers]
 
 

@@ -11,11 +11,12 @@ from mmcl.data.pictures import decode_sample
 from mmcl.data.source import Sample
 from mmcl.errors import UserError
 from mmcl.evaluate.plots import INK, PALETTE, WRONG, font_families, new_figure, png_bytes
+from mmcl.types import Intensity
 
 COLUMNS = 6
 
 
-def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None = None) -> bytes:
+def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None = None, intensity: Intensity = None) -> bytes:
     """The pictures of samples above their first captions, or the names of their classes; what is unusable is said in red."""
     rows = -(-len(samples) // COLUMNS)
     figure = new_figure(11, 2.3 * rows, "")
@@ -25,7 +26,7 @@ def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None =
         text, colour = _description(sample, class_names), INK
         if sample.image is not None or sample.problem is not None:
             try:
-                picture = decode_sample(sample)
+                picture = decode_sample(sample, intensity)
                 axes.imshow(picture, cmap="gray" if picture.mode == "L" else None)
             except UserError as error:
                 text, colour = str(error), WRONG

@@ -22,6 +22,7 @@ from mmcl.data.resize import read_pixels
 from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
+from mmcl.terminal import counted
 from mmcl.types import Preprocess, Tokens
 
 # Pixels in one forward pass, where 64 pictures have fewer: small batches of small pictures are slow.
@@ -186,7 +187,7 @@ class Model:
         bad = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(bad):
             raise UserError(
-                f"{len(bad)} of {total} embeddings are not finite numbers, the first in row {bad[0]}; the model's weights are "
+                f"{len(bad)} of {counted(total, 'embedding')} not finite, the first in row {bad[0]}; the model's weights are "
                 "damaged, or its training diverged"
             )
         return rows

@@ -25,6 +25,7 @@ from mmcl.errors import UserError, unknown_name
 from mmcl.files import check_folder, staged, write_file
 from mmcl.safe import read_json, read_tensors
 from mmcl.search.hits import Hit, Hits
+from mmcl.terminal import counted
 from mmcl.types import BadSample, EmbeddingModel
 
 Target = Literal["images", "texts"]
@@ -96,7 +97,7 @@ class Index:
         samples = [source[number] for number in range(len(source))]
         bad = [BadSample(number, samples[number].name, reason) for number, reason in sorted(images.unreadable.items())]
         if len(bad) == len(samples):
-            raise UserError(f"{name}: none of the {len(samples)} pictures can be read; the first: {bad[0].reason}")
+            raise UserError(f"{name}: none of {counted(len(samples), 'picture')} can be read; the first: {bad[0].reason}")
         good = [number for number in range(len(samples)) if number not in images.unreadable]
         samples, image_emb = [_with_usable_captions(samples[number], number, bad) for number in good], image_emb[good]
         texts = [caption for sample in samples for caption in sample.captions]

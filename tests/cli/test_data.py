@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmcl.cli.main import main
@@ -103,3 +104,42 @@ def test_a_place_for_indices_that_is_a_file_is_one_line(
 def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("preview", "digits", "x.png", "--seed", seed) == 2
     assert f"--seed is {seed}" in capsys.readouterr().err
+
+
+class TestAsAModelSees:
+    """Data are looked at with the channels and the intensity of a run: what a run reads is no finding."""
+
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "arrays"
+        folder.mkdir()
+        for number in range(3):
+            np.save(folder / f"{number}.npy", np.full((6, 7, 5), number, np.float32))
+        (folder / "list.csv").write_text("image,caption\n" + "".join(f"{n}.npy,text {n}\n" for n in range(3)))
+        return folder / "list.csv"
+
+    @pytest.mark.parametrize("verb", ["verify", "stats"])
+    @pytest.mark.parametrize("intensity", ["[0, 3]", "{percentiles: [1, 99]}"])
+    def test_of_a_run(self, verb: str, intensity: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(verb, images, "--channels", "5", "--intensity", intensity, "--json") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said.get("findings", []) == []
+        assert verb == "verify" or said["width"]["most"] == 7
+
+    def test_another_is_found(self, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for args in ((), ("--channels", "4", "--intensity", "[0, 3]"), ("--channels", "5")):
+            with pytest.raises(SystemExit):
+                run("verify", images, *args)
+            assert "3 samples, 3 findings" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("given", ["[3, 0]", "12", "{percentiles: [1]}", "dark"])
+    def test_that_is_none_is_refused(self, given: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("verify", images, "--intensity", given) == 2
+        assert "--intensity: " in capsys.readouterr().err
+
+
+def test_one_finding_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("caption\nso\n" + "long" * 10_000)
+    with pytest.raises(SystemExit):
+        run("verify", tmp_path / "a.csv")
+    assert capsys.readouterr().out.endswith("2 of 2 rows used\n2 samples, 1 finding\n")

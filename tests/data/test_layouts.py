@@ -194,7 +194,7 @@ class TestWhatIsMeant:
     @pytest.mark.parametrize(
         ("names", "said"),
         [
-            (("cat/1.png", "dog/1.png", "cover.png"), r"no labels: 1 of 3 images are in no subfolder \(cover\.png\)"),
+            (("cat/1.png", "dog/1.png", "cover.png"), r"no labels: 1 of 3 images in no subfolder \(cover\.png\)"),
             (("cat/1.png", "cat/2.png"), "no labels: all images are in one folder, cat/"),
             (("1.png", "2.png"), None),
             (("cat/1.png", "dog/a/1.png"), None),

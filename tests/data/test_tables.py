@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mmcl.data.csv_table import LONGEST_ROW
+from mmcl.data.inspection import inspect_source
 from mmcl.data.open import guess_source, open_source
 from mmcl.data.source import Source
 from mmcl.data.table import TableSource
@@ -131,11 +132,11 @@ class TestRows:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("a.csv", "image,caption\na,x\nb\n", "line 3: has 1 fields, and the header 2; complete the row"),
+            ("a.csv", "image,caption\na,x\nb\n", "line 3: has 1 field, and the header 2; complete the row"),
             ("a.csv", 'image,caption\n"a\nb",x\nc,x,y\n', "line 4: has 3 fields"),
             ("a.csv", "\n\nimage,caption\r\n\r\na,x\r\nb,x,\r\n", "line 6: has 3 fields"),
             ("a.csv", "image,caption\n" + "a,b\n" * 100_000 + "a,b,c\n", "line 100002: has 3 fields"),
-            ("a.csv", "image,caption\na,x\n  \nb,y", "line 3: has 1 fields"),
+            ("a.csv", "image,caption\na,x\n  \nb,y", "line 3: has 1 field"),
             ("a.tsv", "image\tcaption\na\tx\nb\tx\ty\n", "line 3: has 3 fields"),
             ("a.csv", "image,caption\na,b\nc,d\0e\n", "line 3: holds NUL characters"),
             ("a.txt", "one\ntwo\0\n", "line 2: holds NUL characters"),
@@ -463,3 +464,26 @@ def test_spaces_around_labels_make_no_classes(tmp_path):
     source = opened(path)
     assert source.class_names == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1, -1]
+
+
+class TestMisplacedImages:
+    def test_where_they_were_looked_for_and_where_they_are(self, tmp_path: Path) -> None:
+        table = write(tmp_path / "a.csv", "image,caption\n0.png,one\n1.png,two\n")
+        (line,) = opened(table).broken_files()
+        assert f"looked for at {tmp_path / '0.png'}; set `image_root` to the folder that its paths start from" in line
+        images = tmp_path / "photos"
+        images.mkdir()
+        (images / "0.png").write_bytes(encoded_image(0))
+        (line,) = opened(table).broken_files()
+        assert line.endswith(f"set `image_root` to {images}")
+        assert opened(table).warnings[-1] == line
+        assert not [*opened(table, image_root=str(images)).broken_files()]
+
+    def test_some_that_are_missing_are_bad_samples(self, tmp_path: Path) -> None:
+        (tmp_path / "0.png").write_bytes(encoded_image(0))
+        source = opened(write(tmp_path / "a.csv", "image,caption\n0.png,one\n1.png,two\n"))
+        assert not [*source.broken_files()]
+        assert inspect_source(source).findings == [f"{tmp_path / '1.png'}: no such file"]
+
+    def test_texts_alone_need_none(self, tmp_path: Path) -> None:
+        assert not [*opened(write(tmp_path / "a.csv", "caption\none\n")).broken_files()]

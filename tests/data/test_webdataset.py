@@ -97,7 +97,7 @@ class TestLayouts:
         assert source.class_names == ["cat", "dog"]
         assert source.templates == ["a photo of a {}.", "art of a {}."]
         (tmp_path / "classnames.txt").write_text("cat\n")
-        with pytest.raises(UserError, match=r"classnames\.txt has 1 names, and a sample the class number 1"):
+        with pytest.raises(UserError, match=r"classnames\.txt has 1 name, and a sample the class number 1"):
             open_tar(tmp_path, tmp_path)
         (tmp_path / "test" / "nshards.txt").write_text("5")
         with pytest.raises(UserError, match="says 5 shards, and 4 are there"):
@@ -140,7 +140,7 @@ class TestLayouts:
         [
             ("a{0..3}.tar", r"a0\.tar: no such file \(4 of 4 shards are missing\)"),
             ("a*.tar", "no file matches"),
-            ("a{0..9999999}.tar", "a range of 10000000 shards"),
+            ("a{0..9999999}.tar", "a range of 10,000,000 shards"),
             ("a{0.5}.tar", "neither a range"),
             ("b.tar::b.tar", r"names .*b\.tar twice"),
         ],
@@ -179,13 +179,13 @@ class TestFaults:
         assert len(source) == 3, "the others are whole, and it keeps its number"
         with pytest.raises(UserError, match=rf"a\.tar, a: .*{problem}"):
             source[0].check()
-        assert source.warnings[0].endswith("1 are broken; `mmcl data verify` lists them")
+        assert source.warnings[0].endswith("1 broken; `mmcl data verify` lists them")
         assert source[1].check().captions
 
     def test_half_pairs_are_told(self, tmp_path):
         write_tar(tmp_path / "a.tar", {**pairs(0, 2), "x.png": picture(), "y.txt": b"a text"})
         (warning,) = open_tar(tmp_path / "a.tar", tmp_path).warnings
-        assert "of 4 samples in shards, 1 have no picture, 1 have no caption;" in warning
+        assert "of 4 samples in shards: 1 with no picture, 1 with no caption;" in warning
 
     def test_of_a_shard(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
@@ -193,10 +193,10 @@ class TestFaults:
         write_tar(tmp_path / "b.tar", pairs(4, 6))
         source = open_tar(tmp_path, tmp_path)
         assert len(source) == 5
-        assert "1 of 2 shards are broken" in source.warnings[0]
+        assert "1 of 2 shards broken" in source.warnings[0]
         assert "a.tar ends at byte 6144 without the mark of an end" in source.warnings[0]
         path.write_bytes(b"<html>" * 300)
-        with pytest.raises(UserError, match=r"no picture or text in its 1 shards: .*no tar file"):
+        with pytest.raises(UserError, match=r"no picture or text in it: .*no tar file"):
             open_tar(path, tmp_path)
 
     def test_a_shard_that_changes_under_a_run(self, tmp_path):

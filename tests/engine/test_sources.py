@@ -154,4 +154,4 @@ def test_broken_shards_are_said_at_the_start(shards: Path, tmp_path: Path, capsy
     path = shards / "002.tar"
     path.write_bytes(path.read_bytes()[:4096])
     train(configuration(tmp_path, "broken", f"train: {{path: {shards}}}", "--train.steps", "1"))
-    assert "warning: 1 of 3 shards are broken" in capsys.readouterr().out
+    assert "warning: 1 of 3 shards broken" in capsys.readouterr().out

@@ -175,5 +175,5 @@ def test_embeddings_that_are_no_numbers_are_an_error(embedding: Any, arrays: lis
     towers = make_towers()
     with torch.no_grad():
         next(towers["image"].encoder.parameters()).fill_(torch.nan)
-    with pytest.raises(UserError, match="5 of 5 embeddings are not finite numbers, the first in row 0"):
+    with pytest.raises(UserError, match="5 of 5 embeddings not finite, the first in row 0"):
         Model(towers, embedding=embedding, device="cpu").encode_image(arrays)

@@ -28,6 +28,7 @@ from mmcl.data.source import Sample, digest
 from mmcl.data.usage import Unused, count_unused
 from mmcl.errors import UserError, first_line
 from mmcl.files import staged
+from mmcl.terminal import counted
 
 FORMAT = 4
 
@@ -181,7 +182,7 @@ def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> t
         raise UserError(f"{shard.path}: cannot be read: {error.strerror}") from None
     stated = stated_samples(shard.path)
     if stated and not broken and stated[0] != len(rows):
-        broken = f"has {len(rows)} samples, and img2dataset wrote {stated[0]}"
+        broken = f"has {counted(len(rows), 'sample')}, and img2dataset wrote {stated[0]}"
     return list(rows.values()), ShardFacts(
         format=FORMAT,
         bytes=shard.size,

@@ -11,6 +11,7 @@ from pathlib import Path
 from mmcl.data.files import list_files, suffix_of
 from mmcl.data.servers import find_matches, is_url
 from mmcl.errors import UserError
+from mmcl.terminal import counted
 
 SEPARATOR = "::"
 MAX_SHARDS = 1_000_000
@@ -89,7 +90,7 @@ def _choices(inside: str, pattern: str) -> list[str]:
     first, last = numbers.groups()
     count = int(last) - int(first) + 1
     if not 1 <= count <= MAX_SHARDS:
-        raise UserError(f"{pattern}: {{{inside}}} is a range of {count} shards")
+        raise UserError(f"{pattern}: {{{inside}}} is a range of {counted(count, 'shard')}")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 

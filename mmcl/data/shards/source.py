@@ -23,6 +23,7 @@ from mmcl.data.source import Sample, Source, digest, given_path
 from mmcl.data.text_file import find_encoding, text_lines
 from mmcl.data.usage import Usage, count_unused, incomplete, merge_unused
 from mmcl.errors import UserError
+from mmcl.terminal import counted
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -78,7 +79,7 @@ class WebDatasetSource(Source):
         self._starts = np.cumsum([0, *map(len, self.shards)])
         if len(self) == 0:
             reason = next((f": {shard.path} {shard.facts.broken}" for shard in self.shards if shard.facts.broken), "")
-            raise UserError(f"{path}: no picture or text in its {len(files)} shards{reason or f', {self._members.to_text()}'}")
+            raise UserError(f"{path}: no picture or text in it{reason or f', {self._members.to_text()}'}")
         folder = Path(path) / (split or "")
         self._files = _files_used(folder, files, cache) if folder.is_dir() else None
         self.class_names = self._names_of_classes(_side_file(files[0], CLASS_NAMES))
@@ -115,7 +116,7 @@ class WebDatasetSource(Source):
         broken = [shard for shard in self.shards if shard.facts.broken]
         if broken:
             found.append(
-                f"{len(broken)} of {len(self.shards)} shards are broken, and give only what can be read of them; the first: "
+                f"{len(broken)} of {counted(len(self.shards), 'shard')} broken, of which only a part can be read; the first: "
                 f"{broken[0].path} {broken[0].facts.broken}"
             )
         pictures, captions, problems = np.sum([_counts(shard) for shard in self.shards], axis=0).tolist()
@@ -144,7 +145,7 @@ class WebDatasetSource(Source):
         if names is None:
             return [str(number) for number in range(largest + 1)]
         if largest >= len(names):
-            raise UserError(f"{CLASS_NAMES} has {len(names)} names, and a sample the class number {largest}")
+            raise UserError(f"{CLASS_NAMES} has {counted(len(names), 'name')}, and a sample the class number {largest}")
         return names
 
 
