@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mmcl.core.cached_backward import cached_backward as cached_backward
     from mmcl.data.open import open_source as open_source
     from mmcl.data.source import Source as Source
-    from mmcl.engine.run import train as train
     from mmcl.errors import UserError as UserError
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
     from mmcl.interop.load import load_model as load_model
     from mmcl.interop.model import Model as Model
     from mmcl.methods import METHODS as METHODS
+    from mmcl.runs.run import train as train
     from mmcl.search.index import Index as Index
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ _HOMES = {
     "load_config": "mmcl.config",
     "load_model": "mmcl.interop.load",
     "open_source": "mmcl.data.open",
-    "train": "mmcl.engine.run",
+    "train": "mmcl.runs.run",
 }
 _MODULES = ("evaluate", "losses")
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmcl import files
 from mmcl.errors import UserError
-from mmcl.files import check_file, check_folder, staged, write_file
+from mmcl.files.atomic import atomic as files
+from mmcl.files.atomic import check_file, check_folder, staged, write_file
 
 
 def in_child(run: Callable[[], object]) -> None:

@@ -13,8 +13,8 @@ import yaml
 
 from mmcl.cli.train import train
 from mmcl.config import load_config
-from mmcl.data.emoji import EmojiSource
-from mmcl.engine.build import check_components
+from mmcl.data.sources.emoji import EmojiSource
+from mmcl.runs.components import check_components
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)

@@ -10,9 +10,9 @@ import pytest
 import mmcl
 from mmcl.cli.main import main
 from mmcl.config import load_config
-from mmcl.engine.suite import load_suite
+from mmcl.config.shipped import find_config, shipped_configs, summary
 from mmcl.errors import UserError
-from mmcl.shipped import find_config, shipped_configs, summary
+from mmcl.runs.suite import load_suite
 
 CONFIGS = shipped_configs()
 RUNS = [name for name in CONFIGS if "/" not in name]

@@ -69,7 +69,7 @@ def _classified(
     classifier: Classifier, images: Sequence[Path], top_k: int, preprocess: Preprocess
 ) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[BadSample]]:
     """Labels by image, and the images that cannot be read. Raises UserError where none can."""
-    from mmcl.data.pictures import unreadable
+    from mmcl.data.images.image_cache import unreadable
     from mmcl.data.source import Sample
 
     bad: list[BadSample] = []

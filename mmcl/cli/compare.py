@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from mmcl.errors import UserError
-from mmcl.files import check_folder
+from mmcl.files.atomic import check_folder
 from mmcl.terminal import show
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def compare(
     """
     if out is not None:
         check_folder(out, flag="--out")
-    from mmcl.engine.comparison import with_pictures
     from mmcl.evaluate import compare as compare_reports
+    from mmcl.runs.comparison import with_pictures
 
     comparison = compare_reports(_report(a), _report(b), names=(str(a), str(b)), models=models)
     if out is not None:

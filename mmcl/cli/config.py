@@ -13,6 +13,6 @@ def print_config(name: Positional[str], /) -> None:
     Args:
         name: Its name: `mmcl list configs`.
     """
-    from mmcl.shipped import shipped_config
+    from mmcl.config.shipped import shipped_config
 
     show(shipped_config(name).read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_source
 from mmcl.config import parse_value
 from mmcl.errors import UserError
-from mmcl.files import check_file, write_file
+from mmcl.files.atomic import check_file, write_file
 from mmcl.terminal import counted, say, show
 from mmcl.types import MAX_SIDE, Intensity, as_intensity
 
@@ -122,7 +122,7 @@ def stats(
     if picture is not None:
         check_file(picture, flag="--picture", suffixes=(".png",), inputs=(data,))
     from mmcl.data.inspection import inspect_source
-    from mmcl.evaluate.data_plots import histograms
+    from mmcl.evaluate.reporting.data_figures import histograms
 
     source = _open(data, args, root)
     found = inspect_source(source, **_seen(channels, intensity))
@@ -161,7 +161,7 @@ def preview(
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to below 2^63")
     check_file(out, flag="OUT", suffixes=(".png",), inputs=(data,))
-    from mmcl.evaluate.data_plots import contact_sheet
+    from mmcl.evaluate.reporting.data_figures import contact_sheet
     from mmcl.rng import permutation
 
     levels = _intensity(intensity)

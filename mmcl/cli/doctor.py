@@ -42,7 +42,7 @@ def doctor(words: Sequence[str]) -> None:
         "mmcl doctor", lambda: tyro.cli(Doctor, prog="mmcl doctor", args=words, return_unknown_args=True, config=config)
     )
     from mmcl.config import load_config
-    from mmcl.engine.doctor import diagnose
+    from mmcl.runs.doctor import diagnose
 
     diagnosis = diagnose(load_config(options.config, settings), options.processes)
     show(json.dumps(dataclasses.asdict(diagnosis), indent=1) if options.json else diagnosis.to_text())

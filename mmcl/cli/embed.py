@@ -12,7 +12,7 @@ from mmcl.cli.evaluate import Json, NoCache, Root, load_cached
 from mmcl.cli.exit import end_partly
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
-from mmcl.files import check_file
+from mmcl.files.atomic import check_file
 from mmcl.terminal import counted, say
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def embed(
         data_args: The source's arguments as YAML, e.g. "{fold: test}".
     """
     check_file(out, flag="--out", suffixes=(".parquet",), inputs=(data,))
-    from mmcl.engine.build import build_source
+    from mmcl.runs.build_data import build_source
 
     source = build_source(parse_source(data, data_args, flag="--data-args"), root, "data")
     rows, bad = _written(out, source, load_cached(model, no_cache))
@@ -57,9 +57,9 @@ def _written(out: Path, source: Source, model: CachedModel) -> tuple[int, list[B
     """The number of rows, and the samples that cannot be read. Raises UserError where none can."""
     import numpy as np
 
-    from mmcl.data.pictures import unreadable
-    from mmcl.data.subset import Subset
-    from mmcl.evaluate.stored import write_embeddings
+    from mmcl.data.derived.subset import Subset
+    from mmcl.data.images.image_cache import unreadable
+    from mmcl.evaluate.embedding_file import write_embeddings
 
     try:
         return write_embeddings(out, source, model), []

@@ -15,7 +15,7 @@ from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
-from mmcl.files import check_folder
+from mmcl.files.atomic import check_folder
 from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False
             which have a --help of their own: mmcl eval knn --help
     """
     _check(out)
-    from mmcl.engine.evaluation import evaluate_again
     from mmcl.interop.load import load_model
+    from mmcl.runs.evaluation import evaluate_again
 
     _finish(evaluate_again(Path(run), load_model(run), cache=_cache(no_cache)), out, json)
 
@@ -119,7 +119,7 @@ def evaluate_one(
         raise UserError(
             f"mmcl eval {evaluator} needs --model and --data (a path, or one of `mmcl list sources`), or --embeddings"
         )
-    from mmcl.engine.evaluation import build_tasks, evaluate_models
+    from mmcl.runs.evaluation import build_tasks, evaluate_models
 
     config = EvaluatorConfig(
         name=name,
@@ -157,7 +157,7 @@ def evaluate_suite(
         raise UserError("no suite given: mmcl eval suite eval/emoji")
     folder = out or Path("runs/eval") / files[0].stem
     _check(folder)
-    from mmcl.engine.suite import load_suite, run_suite
+    from mmcl.runs.suite import load_suite, run_suite
 
     suite = load_suite(files, models=models)
     _finish(run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=sys.stderr.isatty()), folder, json)
@@ -182,7 +182,7 @@ def _of_embeddings(evaluator: str, path: Path, bank: Path | None, args: dict[str
     from dataclasses import replace
 
     from mmcl.evaluate import CachedModel, run
-    from mmcl.evaluate.stored import stored_task
+    from mmcl.evaluate.embedding_file import stored_task
 
     model, task = stored_task(path, bank)
     if evaluator == "embedding_map":

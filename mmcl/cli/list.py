@@ -21,8 +21,8 @@ def list_components(kind: Positional[Kind] = "all", /, *, args: bool = False, js
         args: Show each entry's arguments with their defaults too (imports what implements them).
         json: Print JSON: {kind: {name: {argument: default}}}, arguments only with --args; and {"configs": {name: what it is}}.
     """
+    from mmcl.config.shipped import shipped_configs, summary
     from mmcl.registry import Registry
-    from mmcl.shipped import shipped_configs, summary
 
     kinds = {title: registry for title, registry in _registries().items() if kind in ("all", title.split()[-1])}
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from mmcl.cli.exit import end_partly
 from mmcl.errors import UserError
-from mmcl.files import check_file, check_folder
+from mmcl.files.atomic import check_file, check_folder
 from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def search(
 
 def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     """Raises UserError for what would fail only after a collection is embedded."""
-    from mmcl.data.decode import decode
+    from mmcl.data.images.decode import decode
     from mmcl.search import Index
     from mmcl.search.hits import SUFFIXES
 
@@ -90,6 +90,6 @@ def _index(model: str, images: str | None, loaded: Model) -> Index:
         return (
             Index.load(images, loaded) if Index.is_saved(images) else Index.build(images, loaded, progress=sys.stderr.isatty())
         )
-    from mmcl.engine.evaluation import evaluated_source
+    from mmcl.runs.evaluation import evaluated_source
 
     return Index.build(evaluated_source(Path(model)), loaded, progress=sys.stderr.isatty())

@@ -15,7 +15,7 @@ from mmcl.config import Config, load_config
 from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
-    from mmcl.engine.run import RunResult
+    from mmcl.runs.run import RunResult
 
 _DEFAULT = "clip_emoji"
 
@@ -55,7 +55,7 @@ def train(words: Sequence[str]) -> None:
         _print_help(name)
         return
     config = load_config(name, settings)
-    from mmcl.engine.run import train as run_training
+    from mmcl.runs.run import train as run_training
 
     result = run_training(config)
     if result.report.metrics:

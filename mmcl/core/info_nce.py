@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmcl.core.log_sum_exp import pair_log_sum_exp
-from mmcl.core.pairs import Kept, Pairs, Tile, check_rows
-from mmcl.core.positive_logits import positive_dot_sum
 from mmcl.core.precision import as_scalar, in_float32
+from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
+from mmcl.core.tiled.pairs import Kept, Pairs, Tile, check_rows
+from mmcl.core.tiled.positive_logits import positive_dot_sum
 
 Reduction = Literal["mean", "sum"]
 

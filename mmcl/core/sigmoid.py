@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mmcl.core.pairs import Pairs, Tile, check_rows, choose_tile
 from mmcl.core.precision import as_scalar, in_float32
 from mmcl.core.recomputed import gradients, is_transformed
-from mmcl.core.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
+from mmcl.core.tiled.pairs import Pairs, Tile, check_rows, choose_tile
+from mmcl.core.tiled.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
 # Up to here e^x is far from the end of float32.
 _HIGHEST = 80.0

@@ -10,13 +10,13 @@ __all__ = ["AUGMENTATIONS", "SOURCES"]
 SOURCES = Registry(
     "data source",
     {
-        "emoji": "mmcl.data.emoji:EmojiSource",
-        "emoji_texts": "mmcl.data.emoji_texts:EmojiTextSource",
-        "folder": "mmcl.data.folder:FolderSource",
-        "table": "mmcl.data.table:TableSource",
-        "webdataset": "mmcl.data.shards.source:WebDatasetSource",
-        "huggingface": "mmcl.data.huggingface:HuggingFaceSource",
-        "torchvision": "mmcl.data.torchvision:TorchvisionSource",
-        "digits": "mmcl.data.digits:DigitsSource",
+        "emoji": "mmcl.data.sources.emoji:EmojiSource",
+        "emoji_texts": "mmcl.data.sources.emoji_texts:EmojiTextSource",
+        "folder": "mmcl.data.sources.folders.source:FolderSource",
+        "table": "mmcl.data.sources.tables.source:TableSource",
+        "webdataset": "mmcl.data.sources.shards.source:WebDatasetSource",
+        "huggingface": "mmcl.data.sources.huggingface:HuggingFaceSource",
+        "torchvision": "mmcl.data.sources.torchvision:TorchvisionSource",
+        "digits": "mmcl.data.sources.digits:DigitsSource",
     },
 )

@@ -17,13 +17,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmcl.data.decode import MAX_BYTES, decode
-from mmcl.data.file_part import FilePart, LocalFile
-from mmcl.data.pictures import in_threads
-from mmcl.data.root import data_root
-from mmcl.data.source import ImageLike, Sample, Source, digest
+from mmcl.data.images.decode import MAX_BYTES, decode
+from mmcl.data.images.image_cache import in_threads
+from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.errors import UserError
-from mmcl.files import write_file
+from mmcl.files.atomic import write_file
+from mmcl.files.byte_range import FilePart, LocalFile
+from mmcl.files.digest import digest
+from mmcl.files.root import data_root
 from mmcl.rng import hash_integers
 
 _RUN = 256

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mmcl.data.bands import read_bands
 from mmcl.data.captions import checked_caption
-from mmcl.data.decode import decode, measure
-from mmcl.data.file_part import FilePart
-from mmcl.data.pictures import in_threads, required_image
+from mmcl.data.images.bands import read_bands
+from mmcl.data.images.decode import decode, measure
+from mmcl.data.images.image_cache import in_threads, required_image
 from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
+from mmcl.files.byte_range import FilePart
 from mmcl.types import Intensity
 
 BINS = 20

@@ -8,16 +8,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmcl.data import SOURCES
-from mmcl.data.captions_file import usual_captions_files
-from mmcl.data.files import is_image, list_files, reason_unused, suffix_of
-from mmcl.data.huggingface import is_saved_to_disk
-from mmcl.data.servers import is_url
-from mmcl.data.shards.paths import COMPRESSED, is_shards
 from mmcl.data.source import Source, required_path
-from mmcl.data.table_file import SUFFIXES as TABLE_SUFFIXES
-from mmcl.data.table_file import is_table
+from mmcl.data.sources.folders.captions_file import usual_captions_files
+from mmcl.data.sources.huggingface import is_saved_to_disk
+from mmcl.data.sources.shards.paths import COMPRESSED, is_shards
+from mmcl.data.sources.tables.table_file import SUFFIXES as TABLE_SUFFIXES
+from mmcl.data.sources.tables.table_file import is_table
 from mmcl.data.usage import count_unused, counts_to_text
 from mmcl.errors import UserError, first_line
+from mmcl.files.listing import is_image, list_files, reason_unused, suffix_of
+from mmcl.files.remote_filesystem import is_url
 
 FEW = 10
 """So many images, such as a logo, may lie beside shards or parquet files without being what is meant, whatever their size."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mmcl.data.file_part import FilePart
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
+from mmcl.files.byte_range import FilePart
 
 ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray | Tensor
 """An image that may still have to be read: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or
@@ -202,18 +201,3 @@ def refuse_path(path: str | None, source: str) -> None:
     """Raises UserError when a path is given to a source that reads none."""
     if path is not None:
         raise UserError(f"data source {source!r} reads no path: remove `path: {path}`, or choose another source")
-
-
-def digest(*parts: object) -> str:
-    """Hex digest of values that print the same everywhere, of bytes, or of the files at paths."""
-    state = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            state.update(part.stat().st_size.to_bytes(8, "little"))
-            with part.open("rb") as file:
-                while block := file.read(2**20):
-                    state.update(block)
-            continue
-        encoded = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass")
-        state.update(len(encoded).to_bytes(8, "little") + encoded)
-    return state.hexdigest()

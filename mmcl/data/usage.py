@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmcl.data.files import valid_name
+from mmcl.files.listing import valid_name
 from mmcl.terminal import counted, printable_line
 
 EXAMPLES = 3

@@ -28,7 +28,7 @@ from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length, say_preprocess
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.safe import hub_errors, read_json
+from mmcl.files.untrusted import hub_errors, read_json
 from mmcl.types import Preprocess, Resize, Tokens
 
 _IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg", "preprocess")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.timm import resample_positions
 from mmcl.errors import UserError, note
-from mmcl.safe import check_unpacked, existing_file, load_into, read_tensors, reason
+from mmcl.files.untrusted import check_unpacked, existing_file, load_into, read_tensors, reason
 
 _OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 _FOREIGN_IMAGE_KEY = "image_encoder.model."

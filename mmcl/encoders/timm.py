@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.safe import hub_errors, load_into, read_tensors, reason
+from mmcl.files.untrusted import hub_errors, load_into, read_tensors, reason
 from mmcl.types import Preprocess
 
 _PLACES = ("local-dir:", "hf-hub:")

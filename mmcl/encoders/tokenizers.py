@@ -27,7 +27,7 @@ from tokenizers import Tokenizer as Backend
 
 from mmcl.config import from_dict
 from mmcl.errors import UserError, first_line, unknown_name
-from mmcl.safe import read_json
+from mmcl.files.untrusted import read_json
 from mmcl.types import Tokens
 
 # Loader workers are forked; the library's threads do not survive that and it says so once per worker.

@@ -25,7 +25,7 @@ from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.safe import hub_errors, read_json, reason
+from mmcl.files.untrusted import hub_errors, read_json, reason
 from mmcl.types import Preprocess, Tokens
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]

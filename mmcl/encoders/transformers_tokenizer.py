@@ -13,7 +13,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
 from mmcl.errors import UserError
-from mmcl.safe import hub_errors
+from mmcl.files.untrusted import hub_errors
 
 _SIGLIP = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
 

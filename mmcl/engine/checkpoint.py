@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmcl.errors import UserError
-from mmcl.files import staged
-from mmcl.safe import read_json, read_safetensors, reason
+from mmcl.files.atomic import staged
+from mmcl.files.untrusted import read_json, read_safetensors, reason
 from mmcl.terminal import say
 
 FORMAT_VERSION = 1

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from mmcl.config import Config, to_dict
 from mmcl.errors import UserError, first_line
-from mmcl.files import write_file
+from mmcl.files.atomic import write_file
 from mmcl.types import Batch
 
 if TYPE_CHECKING:

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from mmcl.config import Config, EvaluatorConfig
-from mmcl.engine.build import build_model
+from mmcl.engine.distributed_model import SharedModel
 from mmcl.engine.guards import waiting
 from mmcl.engine.launch import SLOW_SECONDS
-from mmcl.engine.shared_model import SharedModel
-from mmcl.engine.weights import whole_weights
+from mmcl.engine.weight_layout import whole_weights
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
-from mmcl.interop.model import Model
+from mmcl.interop.model import Model, build_model
 from mmcl.methods.method import Method
 from mmcl.terminal import say
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from mmcl.errors import UserError
-from mmcl.files import write_file
-from mmcl.safe import reason
+from mmcl.files.atomic import write_file
+from mmcl.files.untrusted import reason
 from mmcl.terminal import say
 from mmcl.types import BadSample, Batch
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmcl.errors import UserError
-from mmcl.files import check_file, check_folder
+from mmcl.files.atomic import check_file, check_folder
 from mmcl.terminal import say
 
 try:

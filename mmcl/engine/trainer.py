@@ -18,11 +18,12 @@ from mmcl import rng
 from mmcl.config import Config
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
-from mmcl.data.bad_samples import BadSampleBudget
-from mmcl.data.order import BatchOrder
-from mmcl.engine.best import Best
+from mmcl.data.batches.bad_samples import BadSampleBudget
+from mmcl.data.batches.order import BatchOrder
+from mmcl.engine.best_checkpoint import Best
 from mmcl.engine.checkpoint import load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
+from mmcl.engine.collapse import Health
 from mmcl.engine.guards import (
     BuffersKept,
     StopSignals,
@@ -32,11 +33,10 @@ from mmcl.engine.guards import (
     started,
     write_crash_bundle,
 )
-from mmcl.engine.health import Health
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import Logbook
 from mmcl.engine.schedule import learning_rate
-from mmcl.engine.weights import SpreadWeights, WholeWeights
+from mmcl.engine.weight_layout import SpreadWeights, WholeWeights
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
 from mmcl.terminal import say

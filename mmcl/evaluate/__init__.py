@@ -15,24 +15,25 @@ from typing import Any
 
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate.classifier import ZeroShotClassifier
-from mmcl.evaluate.compare import Comparison, Difference, compare
-from mmcl.evaluate.embedding_map import embedding_map
-from mmcl.evaluate.few_shot import few_shot
-from mmcl.evaluate.geometry import geometry
-from mmcl.evaluate.groups import groups
-from mmcl.evaluate.knn import knn
-from mmcl.evaluate.linear_probe import linear_probe
-from mmcl.evaluate.multi_label import zero_shot_multilabel
-from mmcl.evaluate.pairs import pairs, winoground
-from mmcl.evaluate.projection import Projection, project
+from mmcl.evaluate.evaluators.embedding_map import embedding_map
+from mmcl.evaluate.evaluators.few_shot import few_shot
+from mmcl.evaluate.evaluators.geometry import geometry
+from mmcl.evaluate.evaluators.groups import groups
+from mmcl.evaluate.evaluators.knn import knn
+from mmcl.evaluate.evaluators.linear_probe import linear_probe
+from mmcl.evaluate.evaluators.multi_label import zero_shot_multilabel
+from mmcl.evaluate.evaluators.pairs import pairs, winoground
+from mmcl.evaluate.evaluators.projection import Projection, project
+from mmcl.evaluate.evaluators.rejection import zero_shot_reject
+from mmcl.evaluate.evaluators.retrieval import retrieval, retrieval_from_scores
+from mmcl.evaluate.evaluators.robustness import effective_robustness, robustness
+from mmcl.evaluate.evaluators.sts import sts
+from mmcl.evaluate.evaluators.zero_shot import zero_shot
 from mmcl.evaluate.prompts import class_embeddings
-from mmcl.evaluate.rejection import zero_shot_reject
-from mmcl.evaluate.report import Metric, Provenance, Report
-from mmcl.evaluate.retrieval import retrieval, retrieval_from_scores
-from mmcl.evaluate.robustness import effective_robustness, robustness
-from mmcl.evaluate.sts import sts
+from mmcl.evaluate.reporting.compare import Comparison, Difference, compare
+from mmcl.evaluate.reporting.metric import Metric, Provenance
+from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
-from mmcl.evaluate.zero_shot import zero_shot
 from mmcl.registry import Registry
 from mmcl.terminal import show
 
@@ -75,18 +76,18 @@ __all__ = [
 EVALUATORS = Registry(
     "evaluator",
     {
-        "retrieval": "mmcl.evaluate.retrieval:evaluate_retrieval",
-        "zero_shot": "mmcl.evaluate.zero_shot:evaluate_zero_shot",
-        "knn": "mmcl.evaluate.knn:evaluate_knn",
-        "classification": "mmcl.evaluate.classification:evaluate_classification",
-        "linear_probe": "mmcl.evaluate.linear_probe:evaluate_linear_probe",
-        "few_label": "mmcl.evaluate.few_label:evaluate_few_label",
-        "few_shot": "mmcl.evaluate.few_shot:evaluate_few_shot",
-        "pairs": "mmcl.evaluate.pairs:evaluate_pairs",
-        "zero_shot_reject": "mmcl.evaluate.rejection:evaluate_zero_shot_reject",
-        "geometry": "mmcl.evaluate.geometry:evaluate_geometry",
-        "sts": "mmcl.evaluate.sts:evaluate_sts",
-        "embedding_map": "mmcl.evaluate.embedding_map:evaluate_embedding_map",
+        "retrieval": "mmcl.evaluate.evaluators.retrieval:evaluate_retrieval",
+        "zero_shot": "mmcl.evaluate.evaluators.zero_shot:evaluate_zero_shot",
+        "knn": "mmcl.evaluate.evaluators.knn:evaluate_knn",
+        "classification": "mmcl.evaluate.evaluators.classification:evaluate_classification",
+        "linear_probe": "mmcl.evaluate.evaluators.linear_probe:evaluate_linear_probe",
+        "few_label": "mmcl.evaluate.evaluators.few_label:evaluate_few_label",
+        "few_shot": "mmcl.evaluate.evaluators.few_shot:evaluate_few_shot",
+        "pairs": "mmcl.evaluate.evaluators.pairs:evaluate_pairs",
+        "zero_shot_reject": "mmcl.evaluate.evaluators.rejection:evaluate_zero_shot_reject",
+        "geometry": "mmcl.evaluate.evaluators.geometry:evaluate_geometry",
+        "sts": "mmcl.evaluate.evaluators.sts:evaluate_sts",
+        "embedding_map": "mmcl.evaluate.evaluators.embedding_map:evaluate_embedding_map",
     },
 )
 

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.core.rivals import Scores
-from mmcl.data.pictures import decode_sample, pictures
+from mmcl.data.images.image_cache import decode_sample, pictures
 from mmcl.data.source import Source
-from mmcl.evaluate import statistics
-from mmcl.evaluate.report import Report, metric_rows
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures.rank_counts import Scores
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
 from mmcl.types import Preprocess
 
 BELOW_ALL = -2.0

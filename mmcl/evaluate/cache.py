@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcl.data.source import digest
 from mmcl.errors import UserError
-from mmcl.files import write_file
-from mmcl.safe import read_json
+from mmcl.files.atomic import write_file
+from mmcl.files.digest import digest
+from mmcl.files.untrusted import read_json
 from mmcl.terminal import printable_line
 
 MAX_BYTES = 4 * 2**30

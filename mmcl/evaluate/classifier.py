@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmcl.errors import UserError
-from mmcl.evaluate.arrays import unit_rows
-from mmcl.evaluate.calibration import probabilities
+from mmcl.evaluate.measures.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings
+from mmcl.evaluate.validation import unit_rows
 from mmcl.types import ClassifierModel, EmbeddingModel
 
 Scored = list[dict[str, Any]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mmcl.errors import UserError, unknown_name
-from mmcl.evaluate.arrays import unit_rows
+from mmcl.evaluate.validation import unit_rows
 
 Template = str | Callable[[str], str]
 Templates = Template | Sequence[Template] | Mapping[str, Sequence[str]]

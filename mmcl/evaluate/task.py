@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.captions import caption_key
-from mmcl.data.source import Source, digest
+from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
 from mmcl.evaluate.cache import EmbeddingCache
-from mmcl.evaluate.report import Provenance, Report
-from mmcl.evaluate.statistics import SEED
+from mmcl.evaluate.measures.statistics import SEED
+from mmcl.evaluate.reporting.metric import Provenance
+from mmcl.evaluate.reporting.report import Report
+from mmcl.files.digest import digest
 from mmcl.types import EmbeddingModel, Preprocess
 
 DTYPE = "float32"

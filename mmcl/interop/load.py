@@ -14,11 +14,11 @@ from torch import nn
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
+from mmcl.files.untrusted import existing_file, load_into, read_tensors, reason
 from mmcl.interop.bounds import bounded_build, offline
 from mmcl.interop.model import Model
 from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_file
 from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
-from mmcl.safe import existing_file, load_into, read_tensors, reason
 from mmcl.types import OF_THE_ENCODER, Preprocess
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")

@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmcl.data.file_part import FilePart
-from mmcl.data.pictures import in_batches, read_sample
-from mmcl.data.resize import read_pixels
+from mmcl.data.images.image_cache import in_batches, read_sample
+from mmcl.data.images.resize import read_pixels
 from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
+from mmcl.files.byte_range import FilePart
+from mmcl.methods.method import Method
 from mmcl.terminal import counted
 from mmcl.types import Preprocess, Tokens
 
@@ -220,3 +221,15 @@ def _description(item: tuple[str, nn.Module]) -> list[Any]:
     architecture = repr(tower) if spec is None else asdict(spec)  # type: ignore[call-overload]
     inputs = asdict(encoder.preprocess) if isinstance(encoder, ImageEncoder) else encoder.tokenizer.to_json()  # type: ignore[union-attr,operator]
     return [name, architecture, inputs]
+
+
+def build_model(method: Method) -> Model:
+    """What a method gives its users: its towers, in evaluation mode, and how it turns cosines into logits."""
+    scale, bias = method.logit_scale, method.logit_bias
+    return Model(
+        method.towers,
+        logit_scale=None if scale is None else float(scale.detach()),
+        logit_bias=None if bias is None else float(bias.detach()),
+        embedding=method.embedding,
+        device=next(method.parameters()).device,
+    )

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from mmcl.config import from_dict
 from mmcl.errors import UserError
+from mmcl.files.untrusted import read_json
 from mmcl.interop.model import Embedding
-from mmcl.safe import read_json
 
 FORMAT_VERSION = 1
 MAX_SCALE = 1e6

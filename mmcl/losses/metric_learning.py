@@ -1,4 +1,4 @@
-"""Losses of Euclidean distances between rows of the same class and of others: thin calls of `mmcl.core.metric`."""
+"""Losses of Euclidean distances between rows of the same class and of others: thin calls of `mmcl.core.metric_learning`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmcl.core import metric as core
-from mmcl.core.metric import Miner
+from mmcl.core import metric_learning as core
+from mmcl.core.metric_learning import Miner
 from mmcl.core.precision import unit_rows
 from mmcl.losses.arguments import check_rows, checked_ids, number
 

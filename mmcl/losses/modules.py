@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmcl.core.clustering import Prototypes
 from mmcl.core.key_queue import KeyQueue
-from mmcl.core.metric import Miner
+from mmcl.core.metric_learning import Miner
 from mmcl.core.precision import unit_rows
 from mmcl.losses.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.losses.sigmoid import siglip_loss

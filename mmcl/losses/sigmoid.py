@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmcl.core.pairs import Tile
 from mmcl.core.precision import unit_rows
 from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.core.tiled.pairs import Tile
 from mmcl.losses.arguments import check_rows, checked_ids, number
 
 

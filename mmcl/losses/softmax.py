@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmcl.core import info_nce as core
-from mmcl.core.pairs import Tile
 from mmcl.core.precision import in_float32, unit_rows
 from mmcl.core.recomputed import is_transformed
+from mmcl.core.tiled.pairs import Tile
 from mmcl.errors import UserError
 from mmcl.losses.arguments import check_rows, checked_ids, inverse, number, stacked
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmcl.core import info_nce as core
-from mmcl.core.pairs import Tile
 from mmcl.core.precision import unit_rows
+from mmcl.core.tiled.pairs import Tile
 from mmcl.losses.arguments import check_rows, checked_ids, inverse, stacked
 
 

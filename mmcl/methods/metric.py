@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from mmcl.core.metric import Miner, contrastive_pair_loss, margin_loss, triplet_loss
+from mmcl.core.metric_learning import Miner, contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.methods.method import Method
 from mmcl.methods.two_views import all_rows, label_ids
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput

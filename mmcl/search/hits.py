@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from mmcl.data.decode import decode
+from mmcl.data.images.decode import decode
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
-from mmcl.files import check_file, staged
+from mmcl.files.atomic import check_file, staged
 
 CELL, GAP = 160, 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")

@@ -17,13 +17,14 @@ from torch import Tensor
 from mmcl.config import from_dict
 from mmcl.core.nearest import nearest
 from mmcl.data.captions import checked_caption
-from mmcl.data.files import file_named, valid_name
+from mmcl.data.images.image_cache import ReadableImages
 from mmcl.data.open import open_source
-from mmcl.data.pictures import ReadableImages
-from mmcl.data.source import ImageLike, Sample, SampleList, Source, digest
+from mmcl.data.source import ImageLike, Sample, SampleList, Source
 from mmcl.errors import UserError, unknown_name
-from mmcl.files import check_folder, staged, write_file
-from mmcl.safe import read_json, read_tensors
+from mmcl.files.atomic import check_folder, staged, write_file
+from mmcl.files.digest import digest
+from mmcl.files.listing import file_named, valid_name
+from mmcl.files.untrusted import read_json, read_tensors
 from mmcl.search.hits import Hit, Hits
 from mmcl.terminal import counted
 from mmcl.types import BadSample, EmbeddingModel

@@ -35,12 +35,12 @@ from PIL import Image
 from side_by_side import Case, add_arguments, compare, peak_memory, write_json
 
 from mmcl.config import ComponentConfig
-from mmcl.data.augment.policy import Policy
-from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.loader import StepBatches
-from mmcl.data.order import Order
-from mmcl.data.shards.source import WebDatasetSource
-from mmcl.data.views import ImageView
+from mmcl.data.augment.pipeline import Policy
+from mmcl.data.batches.loader import StepBatches
+from mmcl.data.batches.order import Order
+from mmcl.data.batches.views import ImageView
+from mmcl.data.images.crop import RandomResizedCrop
+from mmcl.data.sources.shards.source import WebDatasetSource
 from mmcl.types import Preprocess, Tokens
 
 SIZE, BATCH = 224, 64
@@ -51,8 +51,8 @@ SMALL = {"emoji": (3, 40), "mnist": (1, 28)}
 AUGMENTATIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "emoji": [
         ("affine", {"rotation": 7, "scale": [0.87, 1.15], "translation": 0.08, "shear": 5, "p": 0.95}),
-        ("colour_jitter", {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "p": 0.8}),
-        ("greyscale", {"p": 0.05}),
+        ("color_jitter", {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05, "p": 0.8}),
+        ("grayscale", {"p": 0.05}),
         ("blur", {"p": 0.1}),
     ],
     "mnist": [
@@ -272,7 +272,7 @@ def measure_index(data: Path, root: Path) -> dict[str, float]:
 
 def measure_order(data: Path, root: Path) -> dict[str, float]:
     """Raises SystemExit where the batches differ."""
-    augment = Policy.build([ComponentConfig(name="hflip"), ComponentConfig(name="colour_jitter")])
+    augment = Policy.build([ComponentConfig(name="hflip"), ComponentConfig(name="color_jitter")])
     view = ImageView(number=0, preprocess=Preprocess(size=64), crop=RandomResizedCrop(scale=(0.08, 1.0)), augment=augment)
     batches = our_batches(data / "shards", root, 32, view)
     found = {}

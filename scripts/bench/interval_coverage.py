@@ -20,13 +20,13 @@ import numpy as np
 from scipy.stats import norm
 from side_by_side import Row, write_json
 
-from mmcl.evaluate import statistics
-from mmcl.evaluate.paired import paired_difference
-from mmcl.evaluate.rejection import KEPT, auroc, false_positive_rate
-from mmcl.evaluate.rows import Rows
-from mmcl.evaluate.statistics import Estimate
-from mmcl.evaluate.sts import spearman
-from mmcl.evaluate.zero_shot import macro_f1
+from mmcl.evaluate.evaluators.rejection import KEPT, auroc, false_positive_rate
+from mmcl.evaluate.evaluators.sts import spearman
+from mmcl.evaluate.evaluators.zero_shot import macro_f1
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.paired_tests import paired_difference
+from mmcl.evaluate.measures.statistics import Estimate
 
 Generator = np.random.Generator
 SIZES = (5, 10, 20, 50, 200, 1000)

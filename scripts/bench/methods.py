@@ -29,9 +29,10 @@ from side_by_side import Row, row, write_json
 
 from mmcl.config import load_config, to_yaml
 from mmcl.data.open import open_source
-from mmcl.engine.build import build_method, build_model
 from mmcl.evaluate import CachedModel, Task, run
 from mmcl.interop.load import load_model
+from mmcl.interop.model import build_model
+from mmcl.runs.build import build_method
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

@@ -30,12 +30,12 @@ from side_by_side import Row, row, write_json
 from tqdm import tqdm
 
 from mmcl.config import Config, load_config
-from mmcl.data.order import Order
+from mmcl.data.batches.order import Order
 from mmcl.engine import trainer
 from mmcl.engine.log import read_log
-from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
 from mmcl.rng import permutation
+from mmcl.runs.run import train
 from tests.engine.tiny import make_folder
 from tests.faults.runs import KILLED, Harm, ending, kill_at, run, small_vocabulary, start, tiny_run, words
 

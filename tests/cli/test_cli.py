@@ -15,7 +15,7 @@ from PIL import Image
 import mmcl
 from mmcl.cli.main import main
 from mmcl.config import load_config
-from mmcl.engine.run import train
+from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mmcl.cli.exit import NO_READER, USER_ERROR, exit_cleanly
 from mmcl.cli.main import _VERBS
-from mmcl.engine.run import train
+from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
 IMAGE = "squares/red_tiny.png"
@@ -35,7 +35,7 @@ COMMANDS = [
 # One interpreter imports everything; each command is a child of it that ends as a command does, Python's own end included.
 CHILDREN = """
 import json, os, sys
-import mmcl.cli.main, mmcl.engine.doctor, mmcl.engine.run
+import mmcl.cli.main, mmcl.runs.doctor, mmcl.runs.run
 commands, streams = json.loads(sys.argv[1]), sys.argv[2].split()
 for words in commands:
     sys.stdout.flush()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmcl.cli.main import main
-from mmcl.data.decode import decode
+from mmcl.data.images.decode import decode
 from tests.data.tars import pairs, write_tar
 from tests.data.troubles import write_beside, write_listed
 

@@ -77,7 +77,7 @@ def test_a_full_disk(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mmcl.files.os.fsync", full)
+    monkeypatch.setattr("mmcl.files.atomic.os.fsync", full)
     assert "No space left on device" in refused(name, "new", capsys)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from mmcl.cli.exit import exit_cleanly
 from mmcl.cli.main import main
 from mmcl.cli.train import train
-from mmcl.evaluate import tables
+from mmcl.evaluate.reporting import tables
 from tests.engine.tiny import COLOURS, YAML
 
 EVIL = "\x1b]52;c;cm0=\x07\x1b[2J\x9b31m\u202egpj.exe\u2066\r\b\u2028\x7f\n  1   0.999  fake"

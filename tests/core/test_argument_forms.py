@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.core import nearest as nearest_module
-from mmcl.core import positive_logits, rivals
 from mmcl.core.geometry import alignment, effective_rank, feature_std, modality_gap, uniformity
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.nearest import nearest
-from mmcl.core.pairs import Pairs, choose_tile
-from mmcl.core.positive_logits import positive_dot_sum
 from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.core.tiled import positive_logits
+from mmcl.core.tiled.pairs import Pairs, choose_tile
+from mmcl.core.tiled.positive_logits import positive_dot_sum
+from mmcl.evaluate.measures import rank_counts as rivals
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "info_nce": lambda a, b, scale, bias: info_nce(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmcl.core.clustering import sinkhorn
 from mmcl.core.decorrelation import barlow_twins_loss, vicreg_loss
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
-from mmcl.core.metric import contrastive_pair_loss, margin_loss, triplet_loss
+from mmcl.core.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.core.regression import cosine_regression
 from mmcl.core.sigmoid import sigmoid_loss
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
-from mmcl.core.pairs import Tile
+from mmcl.core.tiled.pairs import Tile
 from tests.core.loops import info_nce_loop
 
 

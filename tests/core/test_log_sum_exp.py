@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
-from mmcl.core.log_sum_exp import pair_log_sum_exp
-from mmcl.core.pairs import Kept, Pairs, Tile, choose_tile
 from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
+from mmcl.core.tiled.pairs import Kept, Pairs, Tile, choose_tile
 
 N, M = 7, 11
 QUERY_ID = torch.tensor([0, 3, 0, 5, 3, 9, 0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.core.metric import Miner, PairDistances, contrastive_pair_loss, draw_negatives, margin_loss, triplet_loss
+from mmcl.core.metric_learning import Miner, PairDistances, contrastive_pair_loss, draw_negatives, margin_loss, triplet_loss
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 1])
 

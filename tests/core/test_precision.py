@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mmcl.core
-from mmcl.core import clustering, decorrelation, geometry, info_nce, metric, nearest, precision, regression, rivals, sigmoid
+from mmcl.core import clustering, decorrelation, geometry, info_nce, nearest, precision, regression, sigmoid
+from mmcl.core import metric_learning as metric
+from mmcl.evaluate.measures import rank_counts as rivals
 from mmcl.methods.byol import predict
 
 ID = torch.arange(6) // 2

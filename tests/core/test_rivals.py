@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmcl.core.rivals import Rivals, cosine_rivals, positive_pairs, score_rivals
+from mmcl.evaluate.measures.rank_counts import Rivals, cosine_rivals, positive_pairs, score_rivals
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -131,7 +131,7 @@ def test_the_matrix_of_all_scores_never_exists():
     """12 000 x 12 000 scores would be 550 MB, and a mask of the positives 140 MB."""
     script = """
 import resource, torch
-from mmcl.core.rivals import cosine_rivals
+from mmcl.evaluate.measures.rank_counts import cosine_rivals
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 a, b = (torch.randn(12000, 8, generator=generator) for _ in range(2))

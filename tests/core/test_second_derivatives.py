@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import mmcl.core
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
-from mmcl.core.pairs import Tile
 from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.core.tiled.pairs import Tile
 from tests.core.test_info_nce import OPTION, call, case, unit
 
 Loss = Callable[..., Tensor]

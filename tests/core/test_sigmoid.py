@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.core.pairs import Tile
 from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.core.tiled.pairs import Tile
 from tests.core.loops import sigmoid_loop
 
 TILES: list[Tile | None] = [None, (1, 1), (2, 3), (4, 5), (3, 100)]

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmcl.data.arrow_source import ArrowSource
-from mmcl.data.arrow_types import plain_table
-from mmcl.data.columns import find_columns
 from mmcl.data.source import Source
-from mmcl.data.table_rows import sample_rows
+from mmcl.data.sources.tables.arrow_source import ArrowSource
+from mmcl.data.sources.tables.arrow_types import plain_table
+from mmcl.data.sources.tables.column_names import find_columns
+from mmcl.data.sources.tables.table_rows import sample_rows
 from mmcl.errors import UserError
 from tests.data.test_tables import CAPTIONS, IMAGES, PAIRS, encoded_image, opened, samples
 

@@ -14,37 +14,37 @@ from torchvision.transforms import InterpolationMode
 
 from mmcl.config import ComponentConfig
 from mmcl.data.augment import AUGMENTATIONS
-from mmcl.data.augment.colour import turn_hue
+from mmcl.data.augment.color import turn_hue
 from mmcl.data.augment.crop import random_boxes
-from mmcl.data.augment.policy import Policy
-from mmcl.data.crop import BOX_DRAWS, random_box
+from mmcl.data.augment.pipeline import Policy
+from mmcl.data.images.crop import BOX_DRAWS, random_box
 from mmcl.errors import UserError
 
 STRONG = {
     "affine": {"rotation": 30, "scale": [0.7, 1.4], "translation": 0.2, "shear": 10, "elastic": 0.1, "fill": 0.3},
     "blur": {"p": 1.0},
-    "colour_jitter": {"p": 1.0},
+    "color_jitter": {"p": 1.0},
     "crop": {"scale": [0.2, 0.8]},
     "erase": {"p": 1.0},
-    "greyscale": {"p": 0.5},
+    "grayscale": {"p": 0.5},
     "hflip": {"p": 0.5},
     "invert": {"p": 0.5},
-    "solarise": {"p": 0.5},
+    "solarize": {"p": 0.5},
     "stroke": {"strength": 1.0},
 }
 ZERO = {
     "affine": {},
     "blur": {"sigma": [0.01, 0.01]},
-    "colour_jitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
+    "color_jitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
     "crop": {"scale": [1, 1], "ratio": [11 / 13, 11 / 13]},
     "erase": {"area": [0, 0]},
-    "greyscale": {"p": 0},
+    "grayscale": {"p": 0},
     "hflip": {"p": 0},
     "invert": {"p": 0},
-    "solarise": {"p": 0},
+    "solarize": {"p": 0},
     "stroke": {"strength": 0},
 }
-COLOUR_ONLY = {"greyscale"}
+COLOUR_ONLY = {"grayscale"}
 
 
 def build(name: str, **args):
@@ -100,7 +100,7 @@ def test_some_pictures_are_changed_after_all_were(name):
 
 
 def test_large_pictures_are_done_in_parts():
-    images, one = pictures(5, 3, 200, 200), policy("colour_jitter", "affine")
+    images, one = pictures(5, 3, 200, 200), policy("color_jitter", "affine")
     whole = run(one, images, list(range(5)))
     assert all(torch.equal(run(one, images, [row])[0], whole[row]) for row in range(5))
 
@@ -177,8 +177,8 @@ def test_hflip():
     assert torch.equal(build("hflip")(images, draws(7, build("hflip"))), F.horizontal_flip(images))
 
 
-def test_colour_jitter_is_torchvisions():
-    operation = build("colour_jitter", brightness=0.5, contrast=0.6, saturation=0.7, hue=0.3)
+def test_color_jitter_is_torchvisions():
+    operation = build("color_jitter", brightness=0.5, contrast=0.6, saturation=0.7, hue=0.3)
     images, draw = pictures(), draws(7, operation)
     for image, (b, c, s, h), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
         expected = F.adjust_brightness(image, 0.5 + b)
@@ -189,12 +189,12 @@ def test_colour_jitter_is_torchvisions():
 
 
 def test_grey_pictures_have_brightness_and_contrast_only():
-    operation = build("colour_jitter", saturation=0, hue=0)
+    operation = build("color_jitter", saturation=0, hue=0)
     images, draw = pictures(channels=1), draws(7, operation)
     for image, (b, c, _, _), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
         expected = F.adjust_contrast(F.adjust_brightness(image, 0.6 + 0.8 * b), 0.6 + 0.8 * c)
         assert torch.allclose(ours, expected, atol=1e-5)
-    for name, args in (("colour_jitter", {"hue": 0}), ("colour_jitter", {"saturation": 0}), ("greyscale", {})):
+    for name, args in (("color_jitter", {"hue": 0}), ("color_jitter", {"saturation": 0}), ("grayscale", {})):
         with pytest.raises(UserError, match="3 channels"):
             build(name, **args)(images, draw)
 
@@ -208,8 +208,8 @@ def test_hue_of_greys_and_a_full_turn():
 def test_greyscale_solarise_invert_are_torchvisions():
     images = pictures()
     nothing = torch.empty(7, 0)
-    assert torch.allclose(build("greyscale")(images, nothing), F.rgb_to_grayscale(images, 3), atol=1e-6)
-    assert torch.equal(build("solarise", threshold=0.3)(images, nothing), F.solarize(images, 0.3))
+    assert torch.allclose(build("grayscale")(images, nothing), F.rgb_to_grayscale(images, 3), atol=1e-6)
+    assert torch.equal(build("solarize", threshold=0.3)(images, nothing), F.solarize(images, 0.3))
     assert torch.equal(build("invert")(images, nothing), F.invert(images))
 
 
@@ -278,7 +278,7 @@ def test_stroke_against_a_loop():
         ("affine", {"scale": [1.2, 0.8]}, "scale is .*give .from, to"),
         ("affine", {"fill": 255}, "fill is 255; give a grey value from 0 to 1"),
         ("blur", {"sigma": [0, 1]}, "sigma"),
-        ("colour_jitter", {"hue": 0.7}, "hue"),
+        ("color_jitter", {"hue": 0.7}, "hue"),
         ("crop", {"scale": [0, 1]}, "scale is .*give .from, to"),
         ("crop", {"p": 0.5, "size": 9}, "p is 0.5; give 1 where `size` is set"),
         ("erase", {"area": [0.5]}, "area"),

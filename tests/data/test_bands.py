@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mmcl.data.bands import read_bands
-from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.decode import decode
-from mmcl.data.resize import read_pixels, to_tensor
-from mmcl.data.views import ImageView, show
+from mmcl.data.batches.views import ImageView, show
+from mmcl.data.images.bands import read_bands
+from mmcl.data.images.crop import RandomResizedCrop
+from mmcl.data.images.decode import decode
+from mmcl.data.images.resize import read_pixels, to_tensor
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.errors import UserError
 from mmcl.types import Percentiles, Preprocess

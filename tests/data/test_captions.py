@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mmcl.data.captions import caption_key, text_hash
-from mmcl.data.mixture import Mixture
+from mmcl.data.derived.mixture import Mixture
+from mmcl.data.derived.subset import split_source, text_group
 from mmcl.data.source import Sample, SampleList
-from mmcl.data.subset import split_source, text_group
 
 SAME = [
     ("a photo of a cat", "A Photo  of\ta\ncat "),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmcl.data.decode import decode
+from mmcl.data.images.decode import decode
 from mmcl.data.open import open_source
 from mmcl.errors import UserError
 from tests.data.tars import picture, write_tar

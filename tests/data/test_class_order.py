@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.data.class_order import ClassOrder
+from mmcl.data.batches.class_order import ClassOrder
 from mmcl.errors import UserError
 from tests.data.test_loader import TWO, Toy, batches, rows
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.data.decode import allow_pixels, decode, measure, opened
+from mmcl.data.images.decode import allow_pixels, decode, measure, opened
 from mmcl.errors import UserError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mmcl.data.decode import decode
-from mmcl.data.emoji import FOLDER, VENDORS, EmojiSource
+from mmcl.data.images.decode import decode
+from mmcl.data.sources.emoji import FOLDER, VENDORS, EmojiSource
 from mmcl.errors import UserError
 
 BUNDLED = FOLDER.parent

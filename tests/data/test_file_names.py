@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmcl.data.decode import decode
-from mmcl.data.files import list_files
+from mmcl.data.images.decode import decode
 from mmcl.data.open import open_source
 from mmcl.errors import UserError
+from mmcl.files.listing import list_files
 from tests.data.folders import images, read, write
 from tests.data.tars import picture, write_tar
 

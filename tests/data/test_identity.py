@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from mmcl.data import SOURCES
-from mmcl.data import emoji as emoji_module
 from mmcl.data import identity as identity_module
+from mmcl.data.derived.label_captions import LabelCaptions
+from mmcl.data.derived.mixture import Mixture
+from mmcl.data.derived.subset import Subset, text_groups
+from mmcl.data.derived.weighted_captions import WeightedCaptions
 from mmcl.data.identity import identity_of, spread_rows
-from mmcl.data.label_captions import LabelCaptions
-from mmcl.data.mixture import Mixture
 from mmcl.data.open import open_source
 from mmcl.data.source import Sample, SampleList, Source
-from mmcl.data.subset import Subset, text_groups
-from mmcl.data.weighted_captions import WeightedCaptions
+from mmcl.data.sources import emoji as emoji_module
 from tests.data.servers import serve
 from tests.data.tars import write_tar
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.data.subset import label_subset
+from mmcl.data.derived.subset import label_subset
 
 GOLDEN = [1, 6, 8, 11, 12, 14, 17, 35]
 

@@ -15,19 +15,20 @@ from torch.utils.data import DataLoader
 
 from mmcl.config import ComponentConfig
 from mmcl.core.cached_backward import split_views
-from mmcl.data.augment.policy import Policy
-from mmcl.data.bad_samples import BadSampleBudget
+from mmcl.data.augment.pipeline import Policy
+from mmcl.data.batches.bad_samples import BadSampleBudget
+from mmcl.data.batches.loader import StepBatches
+from mmcl.data.batches.order import Order
+from mmcl.data.batches.views import ImageView
 from mmcl.data.captions import token_ids
-from mmcl.data.columns import captions_of
-from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.loader import StepBatches
-from mmcl.data.order import Order
-from mmcl.data.pictures import pictures
-from mmcl.data.resize import to_tensor
-from mmcl.data.source import Sample, Source, digest
-from mmcl.data.views import ImageView
+from mmcl.data.images.crop import RandomResizedCrop
+from mmcl.data.images.image_cache import pictures
+from mmcl.data.images.resize import to_tensor
+from mmcl.data.source import Sample, Source
+from mmcl.data.sources.tables.column_names import captions_of
 from mmcl.encoders.tokenizers import clip_bpe
 from mmcl.errors import UserError
+from mmcl.files.digest import digest
 from mmcl.types import BadSample, Batch, Features, Preprocess, Tokens
 
 PREPROCESS = Preprocess(size=8)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.data.label_captions import LabelCaptions
-from mmcl.data.mixed_order import MixedOrder, rows_of_a_round
-from mmcl.data.mixture import Mixture
+from mmcl.data.batches.mixed_order import MixedOrder, rows_of_a_round
+from mmcl.data.derived.label_captions import LabelCaptions
+from mmcl.data.derived.mixture import Mixture
 from mmcl.data.open import open_source
 from mmcl.errors import UserError
 from tests.data.test_loader import Toy, batches, rows, texts

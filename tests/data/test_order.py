@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.data.order import Order
+from mmcl.data.batches.order import Order
 from mmcl.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_order.json").read_text())

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmcl.data import remote, servers
-from mmcl.data.decode import decode
-from mmcl.data.file_part import FilePart
+from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.remote import Copies, RemoteFile
-from mmcl.data.servers import is_url
 from mmcl.errors import UserError
+from mmcl.files.atomic import remote
+from mmcl.files.atomic import remote_filesystem as servers
+from mmcl.files.byte_range import FilePart
+from mmcl.files.remote import Copies, RemoteFile
+from mmcl.files.remote_filesystem import is_url
 from tests.data.servers import serve
 from tests.data.tars import pairs, write_tar
 

@@ -12,9 +12,9 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from mmcl.data.decode import decode, opened
-from mmcl.data.pictures import ReadableImages, pictures
-from mmcl.data.resize import _shrink, part_to_tensor, read_pixels, to_tensor
+from mmcl.data.images.decode import decode, opened
+from mmcl.data.images.image_cache import ReadableImages, pictures
+from mmcl.data.images.resize import _shrink, part_to_tensor, read_pixels, to_tensor
 from mmcl.data.source import Sample, SampleList
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
@@ -108,7 +108,7 @@ def test_of_a_very_long_image_only_the_part_that_is_shown_is_resized(monkeypatch
     filters = {"interpolation": "bilinear" if backend == "torchvision_float" else "bicubic"}
     preprocess = Preprocess(size=32, resize_size=resize_size, backend=backend, fill=0, **filters)
     whole = to_tensor(Image.fromarray(photo_like), preprocess)
-    monkeypatch.setattr("mmcl.data.resize._WHOLE_PIXELS", 0)
+    monkeypatch.setattr("mmcl.data.images.resize._WHOLE_PIXELS", 0)
     part = to_tensor(Image.fromarray(photo_like), preprocess)
     assert part.dtype == whole.dtype
     assert (part.float() - whole.float()).abs().max() <= 2

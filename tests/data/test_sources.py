@@ -16,14 +16,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmcl.data import SOURCES
-from mmcl.data.decode import decode
+from mmcl.data.derived.subset import Subset, split_source
+from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.source import Sample, Source, digest
-from mmcl.data.subset import Subset, split_source
-from mmcl.data.table import TableSource
-from mmcl.data.table_file import read_table
-from mmcl.data.table_rows import group_rows
+from mmcl.data.source import Sample, Source
+from mmcl.data.sources.tables.source import TableSource
+from mmcl.data.sources.tables.table_file import read_table
+from mmcl.data.sources.tables.table_rows import group_rows
 from mmcl.errors import UserError
+from mmcl.files.digest import digest
 from tests.data.tars import pairs, write_tar
 from tests.data.test_loader import batches
 from tests.data.test_loader import rows as rows_of
@@ -220,9 +221,9 @@ class TestSplit:
         write_table(tmp_path / "a.csv", [{"image": f"{n}.png", "caption": f"c{n // 2}"} for n in range(40)])
         source, cache = open_source("table", str(tmp_path / "a.csv")), tmp_path / "index"
         plain = split_source(source, 0.5, seed=1)
-        monkeypatch.setattr("mmcl.data.subset.MANY", 1)
+        monkeypatch.setattr("mmcl.data.derived.subset.MANY", 1)
         first = split_source(source, 0.5, seed=1, cache=cache)
-        monkeypatch.setattr("mmcl.data.subset.text_groups", lambda source: pytest.fail("made again"))
+        monkeypatch.setattr("mmcl.data.derived.subset.text_groups", lambda source: pytest.fail("made again"))
         again = split_source(source, 0.5, seed=1, cache=cache)
         for parts in (first, again):
             assert [part.indices.tolist() for part in parts] == [part.indices.tolist() for part in plain]
@@ -513,7 +514,7 @@ class TestTable:
         ]
         path = tmp_path / "pairs.jsonl"
         path.write_text("\n\n".join(map(json.dumps, rows)))
-        monkeypatch.setattr("mmcl.data.json_table.PIECE", piece)
+        monkeypatch.setattr("mmcl.data.sources.tables.json_table.PIECE", piece)
         table = read_table(path)
         assert table.column_names == ["image", "captions", "extra", "score"]
         assert table["captions"].to_pylist() == ["one", ["two", None, "three"], None, [], "four"]
@@ -537,9 +538,11 @@ class TestTable:
         def refuse(*args):
             raise AssertionError("made again")
 
-        monkeypatch.setattr("mmcl.data.table_file._copy", refuse)
-        monkeypatch.setattr("mmcl.data.table_file.digest", lambda *parts: refuse() if parts == (path,) else digest(*parts))
-        monkeypatch.setattr("mmcl.data.table.sample_rows", refuse)
+        monkeypatch.setattr("mmcl.data.sources.tables.table_file._copy", refuse)
+        monkeypatch.setattr(
+            "mmcl.data.sources.tables.table_file.digest", lambda *parts: refuse() if parts == (path,) else digest(*parts)
+        )
+        monkeypatch.setattr("mmcl.data.sources.tables.source.sample_rows", refuse)
         mapped = TableSource(*given)
         for source in (copied, mapped):
             assert len(source) == 70

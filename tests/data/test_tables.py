@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmcl.data.csv_table import LONGEST_ROW
 from mmcl.data.inspection import inspect_source
 from mmcl.data.open import guess_source, open_source
 from mmcl.data.source import Source
-from mmcl.data.table import TableSource
-from mmcl.data.table_file import read_table
+from mmcl.data.sources.tables.csv_table import LONGEST_ROW
+from mmcl.data.sources.tables.source import TableSource
+from mmcl.data.sources.tables.table_file import read_table
 from mmcl.errors import UserError
 from tests.data.tars import write_tar
 from tests.data.test_loader import batches

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.data.shards.tar import BrokenTarError, _plain, members
+from mmcl.data.sources.shards.tar import BrokenTarError, _plain, members
 from tests.data.tars import write_tar
 
 CONTENT = {"a.txt": b"one", "long/" + "x" * 300 + ".txt": b"two" * 400, "ümläut.txt": b"", "b.txt": b"z" * 512}

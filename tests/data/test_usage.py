@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from mmcl.data.mixture import Mixture
+from mmcl.data.derived.mixture import Mixture
+from mmcl.data.derived.subset import Subset
 from mmcl.data.source import Sample, SampleList
-from mmcl.data.subset import Subset
 from mmcl.data.usage import Unused, Usage, count_unused
 
 

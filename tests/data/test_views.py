@@ -10,11 +10,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmcl.config import DataConfig, from_dict
-from mmcl.data.crop import RandomResizedCrop
-from mmcl.data.decode import decode
-from mmcl.data.resize import part_to_tensor, read_pixels
+from mmcl.data.batches.views import ImageView, build_image_views, show
+from mmcl.data.images.crop import RandomResizedCrop
+from mmcl.data.images.decode import decode
+from mmcl.data.images.resize import part_to_tensor, read_pixels
 from mmcl.data.source import Sample
-from mmcl.data.views import ImageView, build_image_views, show
 from mmcl.errors import UserError
 from mmcl.types import Preprocess
 from tests.data.test_decode import encode, oriented
@@ -28,7 +28,7 @@ AT_DECODING = {
 ON_CACHED = {
     "augment": [{"name": "crop", "args": {"scale": [0.5, 1.0]}}, {"name": "hflip"}],
     "views": {
-        "b": {"augment": [{"name": "solarise", "args": {"p": 1.0}}]},
+        "b": {"augment": [{"name": "solarize", "args": {"p": 1.0}}]},
         "small": {"augment": [{"name": "crop", "args": {"scale": [0.1, 0.3], "size": 4}}]},
     },
 }
@@ -54,7 +54,7 @@ def test_a_name_goes_before_its_family_and_a_family_before_the_rest():
 def test_augmentations_of_a_view_replace_those_of_all():
     built = views(ON_CACHED)
     names = [[type(operation).__name__ for operation in view.augment.operations] for view in built.values()]
-    assert names == [["Crop", "HorizontalFlip"], ["Solarise"], ["Crop"], ["Crop"]]
+    assert names == [["Crop", "HorizontalFlip"], ["Solarize"], ["Crop"], ["Crop"]]
     assert views({"augment": [{"name": "hflip"}], "views": {"a": {"augment": []}}}, ["a"])["a"].augment is None
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmcl.data.decode import decode
-from mmcl.data.file_part import FilePart, LocalFile
+from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.shards.paths import expand_braces, find_shards
+from mmcl.data.sources.shards.paths import expand_braces, find_shards
 from mmcl.errors import UserError
+from mmcl.files.byte_range import FilePart, LocalFile
 from tests.data.tars import HEIGHT, WIDTH, pairs, picture, write_tar
 
 
@@ -234,7 +234,7 @@ class TestIndex:
         def refuse(*args):
             raise ScannedError
 
-        monkeypatch.setattr("mmcl.data.shards.index.members", refuse)
+        monkeypatch.setattr("mmcl.data.sources.shards.index.members", refuse)
         assert samples(open_tar(path, tmp_path)) == samples(before)
         with pytest.raises(ScannedError):
             open_tar(path, tmp_path, fields=["caption"])

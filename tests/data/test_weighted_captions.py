@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmcl.data.derived.weighted_captions import WeightedCaptions
 from mmcl.data.open import open_source
-from mmcl.data.weighted_captions import WeightedCaptions
 from mmcl.errors import UserError
 from tests.data.test_loader import Toy, batches, rows, texts
 

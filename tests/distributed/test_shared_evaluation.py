@@ -12,7 +12,7 @@ from torch import nn
 
 from mmcl.data.source import Sample
 from mmcl.encoders.tower import TowerSpec, build_tower
-from mmcl.engine.shared_model import SharedModel
+from mmcl.engine.distributed_model import SharedModel
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, run
 from mmcl.interop.model import Model

@@ -20,7 +20,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import take_snapshot
 from mmcl.engine.optim import build_optimiser
-from mmcl.engine.weights import SpreadWeights, blocks, whole_weights
+from mmcl.engine.weight_layout import SpreadWeights, blocks, whole_weights
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.methods.simcse import SimCSE

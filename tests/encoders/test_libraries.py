@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder, Tower
-from mmcl.engine.weights import spread
+from mmcl.engine.weight_layout import spread
 from mmcl.errors import UserError
 from tests.distributed.harness import run_processes
 from tests.encoders import tiny

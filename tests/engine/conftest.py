@@ -8,7 +8,7 @@ import pytest
 
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.encoders.small_text import SmallText
-from mmcl.engine import checks
+from mmcl.runs import checks
 
 
 @pytest.fixture

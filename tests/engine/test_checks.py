@@ -11,12 +11,12 @@ import torch
 
 from mmcl.config import Config, load_config
 from mmcl.encoders.small_text import SmallText
-from mmcl.engine.build import build_method
-from mmcl.engine.checks import check_views
-from mmcl.engine.doctor import diagnose
-from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
+from mmcl.runs.build import build_method
+from mmcl.runs.checks import check_views
+from mmcl.runs.doctor import diagnose
+from mmcl.runs.run import train
 from tests.engine.tiny import YAML, make_folder, tiny_config
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mmcl.config import Config, load_config
-from mmcl.engine.doctor import Diagnosis, diagnose, fit_batch
 from mmcl.engine.log import read_log
-from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
+from mmcl.runs.doctor import Diagnosis, diagnose, fit_batch
+from mmcl.runs.run import train
 from mmcl.types import LossFacts
 from tests.engine.tiny import make_folder, tiny_config
 

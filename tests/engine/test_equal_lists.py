@@ -15,13 +15,13 @@ import mmcl
 from mmcl.cli.main import main
 from mmcl.data.open import open_source
 from mmcl.data.source import Source
-from mmcl.engine import suite as suite_module
 from mmcl.engine.log import EVALUATION, read_log
-from mmcl.engine.suite import load_suite, run_suite
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, compare, run
 from mmcl.evaluate.cache import EmbeddingCache
-from mmcl.evaluate.stored import stored_task, write_embeddings
+from mmcl.evaluate.embedding_file import stored_task, write_embeddings
+from mmcl.runs import suite as suite_module
+from mmcl.runs.suite import load_suite, run_suite
 from tests.engine.tiny import tiny_config
 from tests.evaluate.toys import PatternModel
 

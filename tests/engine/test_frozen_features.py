@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from mmcl.config import Config
-from mmcl.data.folder import FolderSource
-from mmcl.engine import run
-from mmcl.engine.frozen_features import has_fixed_inputs
+from mmcl.data.sources.folders.source import FolderSource
 from mmcl.engine.log import read_log
-from mmcl.engine.run import train
+from mmcl.runs import run
+from mmcl.runs.frozen_features import has_fixed_inputs
+from mmcl.runs.run import train
 from tests.engine.test_run import run_script
 from tests.engine.tiny import YAML, make_folder, tiny_config
 

@@ -14,11 +14,11 @@ from torch.nn.functional import normalize
 
 from mmcl.config import ComponentConfig, load_config
 from mmcl.core.geometry import effective_rank, feature_std, modality_gap, uniformity
-from mmcl.engine.health import Health, measure, verdicts
+from mmcl.engine.collapse import Health, measure, verdicts
 from mmcl.engine.log import read_log
-from mmcl.engine.run import train
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
+from mmcl.runs.run import train
 from mmcl.types import Embeddings
 from tests.methods.toy import embed, toy_batch, toy_method
 

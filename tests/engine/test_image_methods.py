@@ -11,7 +11,7 @@ import pytest
 
 from mmcl import load_model
 from mmcl.config import load_config
-from mmcl.engine.run import train
+from mmcl.runs.run import train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*_mnist.yaml"))
 SHORT = ["--data.train", "{name: digits, args: {fold: train}}", "--evaluate", "[]", "--train.steps", "2"]

@@ -17,15 +17,15 @@ from torch import nn
 
 import mmcl
 from mmcl.config import Config
-from mmcl.engine.best import Best
+from mmcl.engine.best_checkpoint import Best
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.engine.live_evaluation import LiveEvaluation, undisturbed
 from mmcl.engine.log import EVALUATION, read_log
-from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
-from mmcl.evaluate.report import metric_rows
-from mmcl.evaluate.statistics import exact
+from mmcl.evaluate.measures.statistics import exact
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
 SCORE = "held_out/text_to_image_R@1"

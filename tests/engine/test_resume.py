@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from mmcl.config import Config, flat_settings, from_dict, load_config, unflattened
-from mmcl.engine import resume
-from mmcl.engine.build import complete_settings
-from mmcl.engine.run import train
 from mmcl.errors import UserError
+from mmcl.runs import resume
+from mmcl.runs.components import complete_settings
+from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 from tests.faults.runs import small_vocabulary
 

@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config import ComponentConfig, Config, EvaluatorConfig, ViewConfig, load_config
-from mmcl.engine.build import build_method, build_training_data
-from mmcl.engine.doctor import diagnose
 from mmcl.engine.launch import as_launched
 from mmcl.engine.log import read_log
-from mmcl.engine.run import train
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
 from mmcl.methods.simclr import SimCLR
+from mmcl.runs.build import build_method
+from mmcl.runs.build_data import build_training_data
+from mmcl.runs.doctor import diagnose
+from mmcl.runs.run import train
 from mmcl.types import Batch, Embeddings, LossOutput
 from tests.engine.tiny import YAML, make_folder, tiny_config
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mmcl.config import Config, load_config
-from mmcl.engine.build import build_order, build_training_data, check_data
 from mmcl.engine.log import read_log
-from mmcl.engine.run import train
 from mmcl.errors import UserError
+from mmcl.runs.build_data import build_order, build_training_data, check_data
+from mmcl.runs.run import train
 from tests.data.servers import serve
 from tests.data.tars import write_tar
 from tests.engine.test_run import same_tensors
@@ -76,7 +76,7 @@ def test_twenty_steps_of_a_mixture(shards: Path, folder: Path, tmp_path: Path) -
 def test_a_server_with_faults_changes_nothing(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("mmcl.data.servers.PAUSE", 0.001)
+    monkeypatch.setattr("mmcl.files.remote_filesystem.PAUSE", 0.001)
     flags = ("--train.steps", "3", "--data.cache", "false")
     with serve(shards) as server:
         server.drop_every = 3

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmcl.engine import suite as suite_module
-from mmcl.engine.suite import load_suite, run_suite
 from mmcl.errors import UserError
+from mmcl.runs import suite as suite_module
+from mmcl.runs.suite import load_suite, run_suite
 from tests.evaluate.toys import PatternModel
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "eval"

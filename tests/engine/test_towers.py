@@ -13,10 +13,10 @@ from PIL import Image
 
 import mmcl
 from mmcl.config import Config, from_dict
-from mmcl.engine.build import build_method
-from mmcl.engine.run import train
-from mmcl.engine.towers import build_towers
 from mmcl.errors import UserError
+from mmcl.runs.build import build_method
+from mmcl.runs.run import train
+from mmcl.runs.towers import build_towers
 from tests.engine.tiny import make_folder
 
 SMALL = {"name": "small_cnn", "args": {"image_size": 16, "channels": 1, "feature_dim": 32}}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmcl.data.folder import FolderSource
 from mmcl.data.source import Source
-from mmcl.data.table import TableSource
+from mmcl.data.sources.folders.source import FolderSource
+from mmcl.data.sources.tables.source import TableSource
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Tower, TowerSpec
 from mmcl.evaluate import cache as cache_module

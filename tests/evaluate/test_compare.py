@@ -12,9 +12,9 @@ from scipy.stats import binomtest, permutation_test, ttest_rel
 
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
-from mmcl.evaluate.paired import paired_difference, paired_shares, swap_test
-from mmcl.evaluate.report import Provenance
-from mmcl.evaluate.rows import Rows
+from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.paired_tests import paired_difference, paired_shares, swap_test
+from mmcl.evaluate.reporting.metric import Provenance
 from tests.evaluate.toys import PatternModel, PatternSource
 
 

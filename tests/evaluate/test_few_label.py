@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.data.augment.policy import Policy
+from mmcl.data.augment.pipeline import Policy
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
-from mmcl.evaluate.few_label import fine_tune
-from mmcl.evaluate.statistics import exact, over_runs
+from mmcl.evaluate.evaluators.few_label import fine_tune
+from mmcl.evaluate.measures.statistics import exact, over_runs
 from mmcl.interop.model import Model
 from tests.evaluate.toys import CLASSES, PatternModel, PatternSource
 

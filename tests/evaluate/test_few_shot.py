@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmcl.data.subset import label_subset
+from mmcl.data.derived.subset import label_subset
 from mmcl.errors import UserError
 from mmcl.evaluate import few_shot, linear_probe
 from tests.evaluate.test_linear_probe import data

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmcl.errors import UserError
-from mmcl.evaluate import effective_robustness, geometry, groups, robustness, statistics
+from mmcl.evaluate import effective_robustness, geometry, groups, robustness
+from mmcl.evaluate.measures import statistics
 from tests.evaluate.toys import unit
 
 

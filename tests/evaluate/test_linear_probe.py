@@ -11,10 +11,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmcl.errors import UserError
-from mmcl.evaluate import adamw, linear_probe
-from mmcl.evaluate.adamw import fit_adamw
+from mmcl.evaluate import linear_probe
 from mmcl.evaluate.baselines import PCAPixels
-from mmcl.evaluate.linear_probe import fit_logistic_regression
+from mmcl.evaluate.evaluators import adamw
+from mmcl.evaluate.evaluators.adamw import fit_adamw
+from mmcl.evaluate.evaluators.linear_probe import fit_logistic_regression
 from mmcl.rng import permutation, sample_seed
 
 

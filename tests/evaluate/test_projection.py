@@ -17,9 +17,9 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, embedding_map, project
-from mmcl.evaluate.embedding_map import evaluate_embedding_map
-from mmcl.evaluate.map_page import SIDE
-from mmcl.evaluate.projection import chosen_rows, neighbours_kept, trustworthiness, tsne
+from mmcl.evaluate.evaluators.embedding_map import evaluate_embedding_map
+from mmcl.evaluate.evaluators.projection import chosen_rows, neighbours_kept, trustworthiness, tsne
+from mmcl.evaluate.reporting.map_page import SIDE
 from mmcl.terminal import printable
 from tests.evaluate.toys import NAMES, PatternModel, PatternSource, unit
 

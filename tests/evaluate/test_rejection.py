@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from mmcl.errors import UserError
 from mmcl.evaluate import zero_shot_multilabel, zero_shot_reject
-from mmcl.evaluate.rejection import auroc, false_positive_rate
+from mmcl.evaluate.evaluators.rejection import auroc, false_positive_rate
 from tests.evaluate.toys import unit
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate import Metric, Report
-from mmcl.evaluate import report as report_module
-from mmcl.evaluate.rows import Rows
-from mmcl.evaluate.tables import lower_is_better
-from mmcl.files import write_file
+from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.reporting import report as report_module
+from mmcl.evaluate.reporting.metric import lower_is_better
+from mmcl.files.atomic import write_file
 
 PNG = b"\x89PNG not really"
 

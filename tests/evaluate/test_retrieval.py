@@ -12,7 +12,7 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score
 
 from mmcl.errors import UserError
 from mmcl.evaluate import Report, retrieval, retrieval_from_scores
-from mmcl.evaluate.ranking import chance_ranks
+from mmcl.evaluate.measures.ranking import chance_ranks
 from tests.evaluate.toys import unit
 
 DIRECTIONS = ("text_to_image", "image_to_text")

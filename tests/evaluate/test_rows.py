@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mmcl.errors import UserError
-from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run, statistics
-from mmcl.evaluate.rows import Rows, read_rows
+from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures.outcomes import Rows, read_rows
 from tests.evaluate.toys import ARGS, NAMES, PatternModel, PatternSource
 
 STATISTICS: dict[str, Callable[[Rows], float]] = {

@@ -8,7 +8,7 @@ from interval_coverage import SIZES, STATISTICS, measure
 from scipy.stats import beta, binom, bootstrap, norm, t
 from sklearn.metrics import balanced_accuracy_score
 
-from mmcl.evaluate import statistics
+from mmcl.evaluate.measures import statistics
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (1, 10), (37, 100), (9990, 10000)])

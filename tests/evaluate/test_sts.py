@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mmcl.data.emoji_texts import EmojiTextSource
 from mmcl.data.source import Sample, Source
+from mmcl.data.sources.emoji_texts import EmojiTextSource
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Task, sts
-from mmcl.evaluate.sts import spearman
+from mmcl.evaluate.evaluators.sts import spearman
 from tests.evaluate.toys import PatternModel, PatternSource, unit
 
 

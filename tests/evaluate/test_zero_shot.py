@@ -20,7 +20,7 @@ from sklearn.metrics import (
 from mmcl.errors import UserError
 from mmcl.evaluate import ZeroShotClassifier, class_embeddings, zero_shot
 from mmcl.evaluate.classifier import NONE_OF_THESE
-from mmcl.evaluate.zero_shot import macro_f1
+from mmcl.evaluate.evaluators.zero_shot import macro_f1
 from tests.evaluate.toys import NAMES, PatternModel, PatternSource, pattern, unit
 
 CLASSES = 7

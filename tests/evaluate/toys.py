@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmcl.data.pictures import pictures
+from mmcl.data.images.image_cache import pictures
 from mmcl.data.source import Sample, Source
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import ImageEncoder, Tower

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmcl.config import Config
-from mmcl.engine.run import train
+from mmcl.runs.run import train
 from tests.engine.tiny import make_folder
 from tests.faults.runs import run, small_vocabulary, tiny_run
 

@@ -25,8 +25,8 @@ from mmcl.cli.exit import exit_cleanly
 from mmcl.config import Config, load_config
 from mmcl.encoders import tokenizers
 from mmcl.engine.log import EVALUATION, read_log
-from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
+from mmcl.runs.run import train
 
 STEPS = 8
 KILLED = -signal.SIGKILL

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import mmcl
-import mmcl.engine.run as engine
+import mmcl.runs.run as engine
 from mmcl.config import Config
 from mmcl.errors import UserError
 from tests.faults import runs

@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 from mmcl.config import Config, config_hash
-from mmcl.data.loader import StepBatches
+from mmcl.data.batches.loader import StepBatches
+from mmcl.data.batches.order import Order
+from mmcl.data.batches.views import ImageView
 from mmcl.data.open import open_source
-from mmcl.data.order import Order
-from mmcl.data.views import ImageView
-from mmcl.engine import run as run_module
 from mmcl.engine.checkpoint import verify
 from mmcl.engine.log import StepLog, read_log
-from mmcl.engine.run import train
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
+from mmcl.runs import run as run_module
+from mmcl.runs.run import train
 from mmcl.types import LossOutput, Preprocess
 from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, start, tiny_run, words
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.encoders.open_clip import _preprocess
 from mmcl.errors import UserError
+from mmcl.files.untrusted import read_tensors
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
-from mmcl.safe import read_tensors
 from tests.encoders import tiny
 
 State = dict[str, Tensor]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mmcl.errors import UserError
-from mmcl.safe import load_into, read_tensors
+from mmcl.files.untrusted import load_into, read_tensors
 
 State = dict[str, torch.Tensor]
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmcl.config import Config, config_hash, from_dict, load_config, to_dict, to_yaml
-from mmcl.engine.evaluation import read_config
 from mmcl.errors import UserError
+from mmcl.runs.evaluation import read_config
 
 ROOT = Path(__file__).parents[2]
 FUZZ = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))

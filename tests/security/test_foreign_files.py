@@ -15,8 +15,8 @@ import torch
 
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.errors import UserError
+from mmcl.files.untrusted import read_json, read_tensors
 from mmcl.interop.load import load_model
-from mmcl.safe import read_json, read_tensors
 from tests.encoders import tiny
 from tests.interop.test_model import make_towers
 

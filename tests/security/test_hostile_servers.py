@@ -15,10 +15,11 @@ import fsspec
 import pytest
 from huggingface_hub import constants
 
-from mmcl.data import ranges, remote, servers, web
 from mmcl.data.open import open_source
-from mmcl.data.remote import Copies, RemoteFile
 from mmcl.errors import UserError
+from mmcl.files import ranges, remote, web
+from mmcl.files import remote_filesystem as servers
+from mmcl.files.remote import Copies, RemoteFile
 
 Answer = Callable[[str], Iterator[bytes]]
 PIECE = b"\0" * 2**16

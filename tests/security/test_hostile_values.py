@@ -24,16 +24,17 @@ from torch import nn
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import _seal, load_checkpoint, take_snapshot, verify, write_checkpoint
-from mmcl.engine.resume import compare as compare_identities
-from mmcl.engine.resume import read_identity
 from mmcl.errors import UserError
-from mmcl.evaluate.compare import compare
-from mmcl.evaluate.report import Metric, Provenance, Report
-from mmcl.evaluate.rows import Rows, read_rows, rows_file
-from mmcl.evaluate.stored import stored_task
+from mmcl.evaluate.embedding_file import stored_task
+from mmcl.evaluate.measures.outcomes import Rows, read_rows, rows_file
+from mmcl.evaluate.reporting.compare import compare
+from mmcl.evaluate.reporting.metric import Metric, Provenance
+from mmcl.evaluate.reporting.report import Report
 from mmcl.interop.bounds import bounded_build
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
+from mmcl.runs.resume import compare as compare_identities
+from mmcl.runs.resume import read_identity
 from mmcl.search import Index
 from mmcl.types import Preprocess
 from tests.evaluate.toys import PatternModel, PatternSource

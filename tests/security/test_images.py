@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from mmcl.data.decode import FORMATS, decode
+from mmcl.data.images.decode import FORMATS, decode
 from mmcl.errors import UserError
 
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmcl.data import parquet
 from mmcl.data.open import open_source
-from mmcl.data.table_file import open_table, read_table
+from mmcl.data.sources.tables.table_file import open_table, read_table
 from mmcl.errors import UserError
-from mmcl.evaluate.stored import stored_task
+from mmcl.evaluate.embedding_file import stored_task
+from mmcl.files.atomic import parquet
 
 MEGABYTE = "x" * 10**6
 

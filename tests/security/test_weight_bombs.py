@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.data.decode import decode
+from mmcl.data.images.decode import decode
 from mmcl.errors import UserError
-from mmcl.safe import read_tensors
+from mmcl.files.untrusted import read_tensors
 
 VALUES = 40_000_000
 LIMIT = 100_000

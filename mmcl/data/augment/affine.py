@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.data.augment.policy import Augmentation, between, is_range
+from mmcl.data.augment.pipeline import Augmentation, between, is_range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.data.augment.policy import Augmentation, is_range
-from mmcl.data.crop import ATTEMPTS, BOX_DRAWS, whole_box
+from mmcl.data.augment.pipeline import Augmentation, is_range
+from mmcl.data.images.crop import ATTEMPTS, BOX_DRAWS, whole_box
 
 
 @dataclass(frozen=True, kw_only=True)

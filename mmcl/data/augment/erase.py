@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmcl.data.augment.policy import Augmentation, between, is_range
+from mmcl.data.augment.pipeline import Augmentation, between, is_range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,51 @@
+"""Configurations: frozen dataclasses as the only schema. YAML in, YAML out; no torch.
+
+Precedence: defaults < YAML < flags. A flag is a dotted path into the same tree and its value is YAML too, so one set of checks
+serves both: `--optim.lr 3e-4`, `--image.encoder.args.width 64`, `--data.train.path photos/`.
+"""
+
+from mmcl.config.convert import from_dict, to_dict, to_yaml
+from mmcl.config.identity import config_hash, flat_settings, flattened, is_decisive, is_within, unflattened
+from mmcl.config.read import load_config, parse_flags, parse_value, read_as
+from mmcl.config.schema import (
+    ComponentConfig,
+    Config,
+    CropConfig,
+    DataConfig,
+    EvaluatorConfig,
+    OptimConfig,
+    PartConfig,
+    SourceConfig,
+    TowerConfig,
+    TrainConfig,
+    ViewConfig,
+    refuse_equal_labels,
+)
+
+__all__ = [
+    "ComponentConfig",
+    "Config",
+    "CropConfig",
+    "DataConfig",
+    "EvaluatorConfig",
+    "OptimConfig",
+    "PartConfig",
+    "SourceConfig",
+    "TowerConfig",
+    "TrainConfig",
+    "ViewConfig",
+    "config_hash",
+    "flat_settings",
+    "flattened",
+    "from_dict",
+    "is_decisive",
+    "is_within",
+    "load_config",
+    "parse_flags",
+    "parse_value",
+    "read_as",
+    "refuse_equal_labels",
+    "to_dict",
+    "to_yaml",
+    "unflattened",
+]

@@ -1,0 +1,135 @@
+"""Plain data, as YAML and JSON files hold them, to dataclasses and back: keys, types and values are checked by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import reprlib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mmcl.errors import UserError, unknown_name
+
+T = TypeVar("T")
+
+
+def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """Builds a dataclass from plain data, checking keys and types.
+
+    Raises:
+        UserError: "where: key ...", with the nearest key for an unknown one.
+    """
+    hints = get_type_hints(schema)
+    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            raise unknown_name("key", _key(key, where), fields, where=where)
+    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: the key {name!r} is missing")
+    return schema(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return _plain(value, where)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(arguments, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {_shown(value)}; choose one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise UserError(f"{where} needs {len(arguments)} values, not {_shown(value)}")
+        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
+        return tuple(_convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a mapping, not {_shown(value)}")
+        keys = [_key(key, where) for key in value]
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    for literal in (kind for kind in kinds if get_origin(kind) is Literal):
+        if value in get_args(literal):
+            return value
+    others = [kind for kind in kinds if get_origin(kind) is not Literal]
+    return _convert(others[0], value, where)
+
+
+def _convert_scalar(kind: type, value: Any, where: str) -> Any:
+    # YAML 1.1 reads 5e-4 as a string.
+    if kind is float and not isinstance(value, bool) and _is_number(value):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return _plain(value, where)
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(_plain(value, where))
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    raise UserError(f"{where} must be {names[kind]}, not {_shown(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value that YAML and JSON files hold and give back as it was; YAML also knows dates, sets, infinities, ..."""
+    if isinstance(value, dict):
+        keys = [_key(key, where) for key in value]
+        return {key: _plain(item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}.{number}") for number, item in enumerate(value)]
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise UserError(f"{where} is {_shown(value)}, which is no valid Unicode text")
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise UserError(f"{where} is {_shown(value)}: give a finite number below 2^63")
+    if value is not None and not isinstance(value, str | int | float):
+        raise UserError(f"{where} is {_shown(value)}, a {type(value).__name__}: put it in quotes, if it is a text")
+    return value
+
+
+def _key(key: Any, where: str) -> str:
+    return str(_plain(key, f"{where}: the key"))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message quotes it."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write integers of more than 4300 digits.
+        return f"a {type(value).__name__} too long to show"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain data that `from_dict` turns back into an equal configuration: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration, defaults included."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)

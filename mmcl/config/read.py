@@ -1,0 +1,138 @@
+"""Reading configurations: YAML files with a `base`, and the flags of a command line on top of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mmcl.config.convert import from_dict
+from mmcl.config.schema import Config
+from mmcl.config.shipped import find_config
+from mmcl.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
+    """Reads a configuration and applies flags on top.
+
+    Args:
+        path: a YAML file, or the name of a shipped configuration such as "clip_emoji". What it does not say is taken from its
+            `base`, if it names one: a file beside it, or a shipped configuration.
+        flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]; several values make a list, none means true.
+
+    Returns:
+        The checked configuration; its `run_dir` is set.
+
+    Raises:
+        UserError: names the file, the key and the fix.
+    """
+    path = find_config(path)
+    with _refused_if_too_deep(path):
+        tree = _read_settings(path)
+        for key, value in parse_flags(flags).items():
+            _set_path(tree, key.split("."), value)
+        config = from_dict(Config, tree, str(path))
+    return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
+
+
+def read_as(schema: type[T], path: Path) -> T:
+    """A dataclass from a YAML file. Raises UserError: names the file, the key and the fix."""
+    with _refused_if_too_deep(path):
+        return from_dict(schema, _read_mapping(path), str(path))
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, no such date, too many digits
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
+    return tree
+
+
+@contextmanager
+def _refused_if_too_deep(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise UserError(f"{path}: a value is nested too deeply, or holds itself") from None
+
+
+def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, on top of those of its `base`; `above` are the files whose base this is."""
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
+        raise UserError(
+            f"configuration {path} does not exist; configurations beside it: {known}; shipped ones go by name, without .yaml: "
+            "`mmcl list configs`"
+        )
+    tree = _read_mapping(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    below = find_config(base, beside=path.parent, where=f"{path}: base") if isinstance(base, str) else None
+    if below is None or below in (*above, path):
+        raise UserError(f"{path}: base is {base!r}; name another configuration, which is not based on this one")
+    return _merged(_read_settings(below, (*above, path)), tree)
+
+
+def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key. A component of another name replaces that of the base: its arguments are its own."""
+    merged = dict(base)
+    for key, value in top.items():
+        below: Any = base.get(key)
+        mappings = isinstance(below, dict) and isinstance(value, dict)
+        renamed = mappings and value.get("name", below.get("name")) != below.get("name")
+        merged[key] = _merged(below, value) if mappings and not renamed else value
+    return merged
+
+
+def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """["--a.b", "1", "2", "--c"] -> {"a.b": [1, 2], "c": True}; values are YAML."""
+    values: dict[str, list[Any]] = {}
+    current: list[Any] | None = None
+    for word in flags:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            current = values[name.replace("-", "_")] = [parse_value(value)] if equals else []
+        elif current is None:
+            raise UserError(f"unexpected argument {word!r}: settings are given as --name value")
+        else:
+            current.append(parse_value(word))
+    return {key: True if not v else v[0] if len(v) == 1 else v for key, v in values.items()}
+
+
+def parse_value(word: str) -> Any:
+    """One word of a command line as YAML; what is no YAML is a text."""
+    try:
+        return yaml.safe_load(word)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return word
+
+
+def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets one leaf; a number in the path picks from a list. Unknown keys are left for the schema to refuse by name."""
+    node: Any = tree
+    for depth, key in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(node, list):
+            if not key.isdecimal() or int(key) >= len(node):
+                raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} has entries 0 to {len(node) - 1}, not {key!r}")
+            if last:
+                node[int(key)] = value
+            node = node[int(key)]
+            continue
+        if not isinstance(node, dict):
+            raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} is a value and holds no {key!r}")
+        if last:
+            node[key] = value
+        elif node.get(key) is None:
+            node[key] = {}
+        node = node[key]

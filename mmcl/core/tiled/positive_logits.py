@@ -1,0 +1,69 @@
+"""The positives of a softmax contrast: sums of logits over equal ids, in memory O((N + M) D) and little on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcl.core.recomputed import gradients, is_transformed
+from mmcl.core.tiled.pairs import Pairs
+
+# By linearity, a query's logits with its positives add up to its logit with their sum. That sum is formed for so many numbers
+# at a time, some columns of all rows.
+_NUMBERS = 2**19
+
+
+def positive_dot_sum(query_ND: Tensor, key_MD: Tensor, pairs: Pairs) -> Tensor:
+    r"""$\sum_{p \in P(i)} q_i^\top k_p$ of every query, over its positives other than itself; 0 where there is none.
+
+    Args:
+        query_ND, key_MD: rows of one type, float32 or float64.
+        pairs: which rows are positives, and which the same.
+
+    Returns:
+        [N].
+    """
+    if is_transformed():
+        return _in_one_piece(pairs, query_ND, key_MD)[0]
+    return _PositiveDotSum.apply(query_ND, key_MD, pairs)
+
+
+class _PositiveDotSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query_ND: Tensor, key_MD: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(query_ND, key_MD)
+        ctx.pairs = pairs
+        sum_N = query_ND.new_zeros(len(query_ND))
+        for part in _columns(query_ND):
+            sum_N += (query_ND[:, part] * pairs.positive_key_sum(key_MD[:, part])).sum(1)
+        return sum_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        query_ND, key_MD = ctx.saved_tensors
+        pairs: Pairs = ctx.pairs
+        if torch.is_grad_enabled():
+            return *gradients(partial(_in_one_piece, pairs), (query_ND, key_MD), (grad_N,), ctx.needs_input_grad[:2]), None
+        grad_query_ND, grad_key_MD = (
+            torch.empty_like(rows) if needed else None
+            for rows, needed in zip((query_ND, key_MD), ctx.needs_input_grad, strict=False)
+        )
+        for part in _columns(query_ND):
+            if grad_query_ND is not None:
+                torch.mul(grad_N[:, None], pairs.positive_key_sum(key_MD[:, part]), out=grad_query_ND[:, part])
+            if grad_key_MD is not None:
+                grad_key_MD[:, part] = pairs.positive_query_sum(grad_N[:, None] * query_ND[:, part])
+        return grad_query_ND, grad_key_MD, None
+
+
+def _in_one_piece(pairs: Pairs, query_ND: Tensor, key_MD: Tensor) -> tuple[Tensor]:
+    return ((query_ND * pairs.positive_key_sum(key_MD)).sum(1),)
+
+
+def _columns(rows_ND: Tensor) -> Iterator[slice]:
+    width = max(32, _NUMBERS // max(len(rows_ND), 1))
+    return (slice(start, start + width) for start in range(0, rows_ND.shape[1], width))

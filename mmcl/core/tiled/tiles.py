@@ -1,0 +1,120 @@
+"""A tile of logits at a time, and what its gradient adds to that of the rows: the products of every tiled loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmcl.core.recomputed import recomputed
+from mmcl.core.tiled.pairs import Pairs, Tile
+
+STRIP = 128
+"""Rows of a tile that go through several elementwise operations while they are in the cache."""
+
+# Space between the rows of a tile. At a distance of a power of two they share few lines of a processor's cache, and the product
+# with the transposed tile would take a tenth longer.
+_PADDING = 16
+
+
+class TileLogits:
+    """Tiles of logits, all in the same memory: fresh memory would cost as much time as all the exponentials.
+
+    Attributes:
+        kept: copies of the first tiles, if asked for, as long as they take no more memory than the rows do. Known
+            to the backward pass, which visits the same tiles in the same order, they save it as many products.
+    """
+
+    def __init__(
+        self, query_ND: Tensor, key_MD: Tensor, scale: float, tile: Tile, *, keep: bool = False, known: Sequence[Tensor] = ()
+    ):
+        self.query_ND, self.key_MD, self.scale = query_ND, key_MD, scale
+        self.memory = query_ND.new_empty(min(tile[0], len(query_ND)), min(tile[1], len(key_MD)) + _PADDING)
+        self.known = iter(known)
+        self.kept: list[Tensor] = []
+        self.space = query_ND.numel() + key_MD.numel() if keep else 0
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        query_ND, key_MD = self.query_ND[rows], self.key_MD[columns]
+        logits = self.memory[: len(query_ND), : len(key_MD)]
+        if (known := next(self.known, None)) is not None:
+            return logits.copy_(known)
+        logits.addmm_(query_ND, key_MD.T, beta=0, alpha=self.scale)
+        self._keep(logits)
+        return logits
+
+    def _keep(self, logits: Tensor) -> None:
+        if logits.numel() <= self.space:
+            self.space -= logits.numel()
+            self.kept.append(logits.clone())
+        else:
+            self.space = 0  # a later tile may be smaller, but the kept ones are the first
+
+    def bound(self) -> float:
+        """No logit is further from 0 than this."""
+        if not len(self.query_ND) or not len(self.key_MD):
+            return 0.0
+        longest = [torch.linalg.vector_norm(rows, dim=1).max() for rows in (self.query_ND, self.key_MD)]
+        return abs(self.scale) * float(longest[0] * longest[1])
+
+
+class RowGradients:
+    """Sums the gradients of tiles of logits into those of the rows and of the scale."""
+
+    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, mirrored: bool, needed: Sequence[bool]):
+        self.query_ND, self.key_MD, self.mirrored, self.needed = query_ND, key_MD, mirrored, needed
+        # A scale of 0 leaves the rows no gradient, but it has one itself, which is that of the rows for a scale of 1.
+        self.is_zero = not float(scale)
+        self.scale = float(scale) or 1.0
+        query_needed, key_needed, scale_needed = needed
+        # That of the scale comes from one of the others.
+        self.grad_query_ND = torch.zeros_like(query_ND) if query_needed or (scale_needed and not key_needed) else None
+        self.grad_key_MD = self.grad_query_ND if mirrored else torch.zeros_like(key_MD) if key_needed else None
+
+    def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
+        if self.grad_query_ND is not None:
+            self.grad_query_ND[rows].addmm_(grad_logits, self.key_MD[columns], alpha=self.scale)
+        if self.grad_key_MD is not None:
+            self.grad_key_MD[columns].addmm_(grad_logits.T, self.query_ND[rows], alpha=self.scale)
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        """Of queries, keys and scale; None for what is not needed, or is in the first already."""
+        query_needed, _, scale_needed = self.needed
+        of_query, of_key = (self.grad_query_ND if query_needed else None), (None if self.mirrored else self.grad_key_MD)
+        of_scale = self._of_scale() if scale_needed else None
+        if self.is_zero:
+            of_query, of_key = (None if grad is None else torch.zeros_like(grad) for grad in (of_query, of_key))
+        return of_query, of_key, of_scale
+
+    def _of_scale(self) -> Tensor:
+        """A logit is the scale times its derivative by the scale, and each row times that by the row; mirrored, by both."""
+        if self.grad_query_ND is not None:
+            return _dot(self.query_ND, self.grad_query_ND) / (2 * self.scale if self.mirrored else self.scale)
+        assert self.grad_key_MD is not None
+        return _dot(self.key_MD, self.grad_key_MD) / self.scale
+
+
+def recomputed_tiles(
+    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, tile: Tile, query_ND: Tensor, key_MD: Tensor, *scalars: Tensor
+) -> Iterator[tuple[tuple[int, int], tuple[Tensor, ...]]]:
+    """`function(pairs, (rows, columns), queries, keys, *scalars)` of every tile, see `recomputed`; with the tile's number."""
+    query_parts, key_parts = query_ND.split(tile[0]), key_MD.split(tile[1])
+    for rows, columns in pairs.tiles(tile):
+        row, column = rows.start // tile[0], columns.start // tile[1]
+        of_tile = partial(_of_tile, function, pairs, (rows, columns))
+        yield (row, column), recomputed(of_tile, *pairs.tensors, query_parts[row], key_parts[column], *scalars)
+
+
+def _of_tile(
+    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, tile: tuple[slice, slice], *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    of_pairs, rest = tensors[:4], tensors[4:]
+    return function(pairs.with_tensors(*of_pairs), tile, *rest)
+
+
+def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """The sum of all products, without a third tensor of that size."""
+    parts = zip(a_ND.split(STRIP), b_ND.split(STRIP), strict=True)
+    return torch.stack([(a * b).sum() for a, b in parts]).sum()

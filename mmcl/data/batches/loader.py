@@ -1,0 +1,216 @@
+"""Batches by step number. A batch is a pure function of the step, so a loader has no state to save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmcl.data.batches.order import BatchOrder
+from mmcl.data.batches.views import ImageView, show
+from mmcl.data.captions import checked_caption, token_ids
+from mmcl.data.images.image_cache import PictureCache, required_image
+from mmcl.data.random_streams import Stream
+from mmcl.data.source import OWN_TEXTS, Sample, Source
+from mmcl.errors import UserError
+from mmcl.rng import hash_integers, uniform
+from mmcl.types import BadSample, Batch, Tokens
+
+CACHE_BYTES = 10**9
+MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of a batch: the sample that was read, and its share of every view."""
+
+    epoch: int
+    index: int
+    pictures: dict[str, Tensor]
+    captions: dict[str, str]
+    is_replacement: bool
+
+
+class StepBatches(Dataset[Batch]):
+    """A map-style data set whose item number is the training step.
+
+    `DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=w)` gives the same batches for every number of
+    workers, and after every resume. The rows of all ranks, one after the other, are the same for every number of processes.
+
+    A sample that cannot be used (an unreadable picture, a missing caption) is replaced by another, drawn by (seed, epoch,
+    sample, attempt), and listed in the batch; the batch keeps its size.
+
+    Ids, where there are captions, are the source's own, else hashes of the first text view's tokens: captions that the encoder
+    cannot tell apart are positives of each other.
+    Between views of pictures alone every sample is its own class. Labels that a source knows are beside the ids, in
+    `Batch.labels`: they reach only a method that asks for them.
+
+    Args:
+        source: the samples.
+        order: which of them make up a step; its seed is that of every other draw too.
+        images: image views by name.
+        texts: names of the text views; each has its own draws.
+        tokenizer: texts to `Tokens`, for text views.
+        cache: decode every picture once and keep it in memory; "auto" does so where no view crops, and below 1 GB.
+        rank, world: which share of the global batch, of how many.
+        by_length: puts the rows of a step in the order of the length of their texts, so that pieces of it are padded less.
+        progress: whether filling the cache shows a progress bar.
+
+    Raises:
+        UserError: a view needs captions or pictures and there are none; the batch cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: BatchOrder,
+        *,
+        images: Mapping[str, ImageView],
+        texts: Sequence[str] = (),
+        tokenizer: Callable[[Sequence[str]], Tokens] | None = None,
+        cache: Literal["auto"] | bool = "auto",
+        rank: int = 0,
+        world: int = 1,
+        by_length: bool = False,
+        progress: bool = False,
+    ):
+        self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
+        self.images, self.texts, self.tokenizer = images, texts, tokenizer
+        # Here and not at the first batch: every loader process would read the labels anew.
+        self.labels = source.labels
+        self.order.rows(0, rank, world)
+        self._check_source()
+        self._cache: PictureCache | None = None
+        if images and all(view.crop is None for view in images.values()):
+            preprocess = next(iter(images.values())).preprocess
+            fits = PictureCache.nbytes(source, preprocess) <= CACHE_BYTES
+            if cache is True or (cache == "auto" and fits):
+                self._cache = PictureCache(source, preprocess, progress=progress)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, wanted = self.order.rows(step, self.rank, self.world)
+        bad: list[BadSample] = []
+        draws = self._caption_draws(epoch, wanted)
+        rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
+        replaced = tuple(self.rank * len(rows) + number for number, row in enumerate(rows) if row.is_replacement)
+        if self.by_length:
+            rows.sort(key=lambda row: sum(map(len, row.captions.values())))
+        epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
+        views: dict[str, Tensor | Tokens] = {}
+        for name, view in self.images.items():
+            image = torch.stack([row.pictures[name] for row in rows]).float().div_(255)
+            if view.augment:
+                image = view.augment(image, seed=self.order.seed, epoch=epoch, index=index, view=view.number)
+            views[name] = image
+        for name in self.texts:
+            assert self.tokenizer
+            views[name] = self.tokenizer([row.captions[name] for row in rows])
+        labels = None if self.labels is None else torch.from_numpy(self.labels[index])
+        ids = torch.from_numpy(self._ids(step, index, views))
+        text_ids = self._text_ids(views) if "negative" in self.texts else None
+        return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced, text_ids=text_ids)
+
+    def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
+        """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""
+        wanted, peers = index, self.source.peers(index)
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                sample = self.source[index].check()
+                pictures = self._pictures(epoch, index, sample)
+                return _Row(epoch, index, pictures, self._captions(index, sample.name, caption_draw_V), attempt > 0)
+            except UserError as error:
+                bad.append(BadSample(index, self.source[index].name, str(error)))
+                hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
+                index = peers[int(hashed % np.uint64(len(peers)))]
+                caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
+        raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
+
+    def _pictures(self, epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
+        if not self.images:
+            return {}
+        if self._cache:
+            return dict.fromkeys(self.images, self._cache[index])
+        seed = self.order.seed
+        return show(required_image(sample), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
+
+    def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """The draws that choose captions, one for each text view: float64 [..., V]."""
+        views = np.arange(len(self.texts))
+        return uniform(self.order.seed, Stream.CAPTION, epoch[..., None], index[..., None], views)
+
+    def _captions(self, index: int, sample_name: str, draw_V: np.ndarray) -> dict[str, str]:
+        captions = {}
+        for name, draw in zip(self.texts, draw_V.tolist(), strict=True):
+            # One draw for all of a sample's texts: its third caption goes with its third positive and negative.
+            own = draw_V[0] if name in OWN_TEXTS else draw
+            text = self.source.view_text(name, index, float(own))
+            captions[name] = checked_caption(text, sample_name)
+        return captions
+
+    def _ids(self, step: int, index: np.ndarray, views: Mapping[str, Any]) -> np.ndarray:
+        if not self.texts:
+            return index
+        if self.source.ids is not None:
+            return self.source.ids[index]
+        ids, same = token_ids(views[self.texts[0]]), self._same_ids(step)
+        return np.array([same.get(number, number) for number in ids.tolist()], np.int64)
+
+    def _text_ids(self, views: Mapping[str, Any]) -> Tensor:
+        """Those of every text view, the hard negatives last: int64 [b, V]."""
+        names = sorted(self.texts, key=lambda name: name == "negative")
+        return torch.from_numpy(np.stack([token_ids(views[name]) for name in names], axis=1))
+
+    def _same_ids(self, step: int) -> dict[int, int]:
+        """Ids of texts -> the smallest of those that belong together.
+
+        A batch over the end of an epoch may show a sample twice, with two of its captions: then all rows with either of them
+        are positives of each other. Found from the whole batch, so that every process finds the same.
+        """
+        epoch, index = self.order.rows(step)
+        everyone, times = np.unique(index, return_counts=True)
+        again = np.isin(index, everyone[times > 1])
+        shown: list[tuple[int, str]] = []
+        for sample, draw_V in zip(index[again].tolist(), self._caption_draws(epoch[again], index[again]), strict=True):
+            with suppress(UserError):  # it is replaced, and shows no caption
+                shown.append((sample, self._captions(sample, "", draw_V)[self.texts[0]]))
+        if not shown:
+            return {}
+        assert self.tokenizer
+        groups: dict[int, set[int]] = {}
+        for (sample, _), text_id in zip(shown, token_ids(self.tokenizer([text for _, text in shown])).tolist(), strict=True):
+            groups.setdefault(sample, set()).add(text_id)
+        return _smallest(groups.values())
+
+    def _check_source(self) -> None:
+        """A source without any caption or picture is one mistake of the user's, and no series of bad samples."""
+        first = [self.source[index] for index in range(min(len(self.source), MAX_ATTEMPTS))]
+        for view in self.texts:
+            field = OWN_TEXTS.get(view, "captions")
+            if not any(getattr(sample, field) for sample in first):
+                raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none")
+        if self.images and all(sample.image is None for sample in first):
+            raise UserError(
+                f"the data have no pictures, which the view {next(iter(self.images))!r} needs: {first[0].name} has none "
+                "(in a table, `image_column` names them)"
+            )
+
+
+def _smallest(groups: Iterable[set[int]]) -> dict[int, int]:
+    """Every number -> the smallest of its group, where groups that share a number are one."""
+    root: dict[int, int] = {}
+
+    def find(number: int) -> int:
+        while root.setdefault(number, number) != number:
+            number = root[number]
+        return number
+
+    for group in groups:
+        roots = {find(number) for number in group}
+        root.update(dict.fromkeys(roots, min(roots)))
+    return {number: find(number) for number in list(root)}

@@ -1,0 +1,113 @@
+"""Several sources as one: their samples one source after the other, their classes joined by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mmcl.data.derived.subset import text_groups
+from mmcl.data.random_streams import Stream
+from mmcl.data.source import Sample, Source
+from mmcl.data.usage import Usage
+from mmcl.files.digest import digest
+from mmcl.rng import hash_integers
+
+
+class Mixture(Source):
+    """The samples of all parts, in the order of the parts; `MixedOrder` decides how often each part is shown.
+
+    Equal captions (see `caption_key`) are positives across parts, as within one. Where a part has ids of its own, an id that
+    says no more than the caption does (all of its rows have one first caption, and no other row of the part has it) stands for
+    that caption, and meets it in the other parts; other ids are different in different parts. If any part has ids, the others
+    go by their first captions. Classes of the same name are the same class.
+
+    Args:
+        parts: name -> source; at least one.
+
+    Attributes:
+        sizes: name -> number of samples.
+    """
+
+    def __init__(self, parts: Mapping[str, Source]):
+        self.parts = dict(parts)
+        self.sizes = {name: len(source) for name, source in parts.items()}
+        self._sources = list(parts.values())
+        self._starts = np.cumsum([0, *self.sizes.values()])
+        classes = dict.fromkeys(name for source in self._sources for name in source.class_names or ())
+        number = {name: label for label, name in enumerate(classes)}
+        self.class_names = list(classes) or None
+        self._label_of = [[number[name] for name in source.class_names or ()] for source in self._sources]
+        self.templates = next((source.templates for source in self._sources if source.class_names), ("{}",))
+        if any(source.ids is not None for source in self._sources):
+            self.ids = np.concatenate([_ids(part, source) for part, source in enumerate(self._sources)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        part, row = self._place(index)
+        sample = self._sources[part][row]
+        return sample if sample.label is None else dataclasses.replace(sample, label=self._label_of[part][sample.label])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        if all(source.labels is None for source in self._sources):
+            return None
+        return np.concatenate([self._labels(part) for part in range(len(self._sources))])
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([source.fingerprint for source in self._sources])
+
+    @property
+    def usage(self) -> Sequence[Usage]:
+        return [
+            dataclasses.replace(usage, unit=f"{usage.unit} of {name}")
+            for name, source in self.parts.items()
+            for usage in source.usage
+        ]
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return [f"{name}: {warning}" for name, source in self.parts.items() for warning in source.warnings]
+
+    def broken_files(self) -> Iterator[str]:
+        for source in self._sources:
+            yield from source.broken_files()
+
+    def peers(self, index: int) -> range:
+        """The part's own rows: a replacement does not change the proportions."""
+        part = self._place(index)[0]
+        return range(int(self._starts[part]), int(self._starts[part + 1]))
+
+    def caption(self, index: int, draw: float) -> str:
+        part, row = self._place(index)
+        return self._sources[part].caption(row, draw)
+
+    def view_text(self, view: str, index: int, draw: float) -> str:
+        part, row = self._place(index)
+        return self._sources[part].view_text(view, row, draw)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return part, index - int(self._starts[part])
+
+    def _labels(self, part: int) -> np.ndarray:
+        source, label_of = self._sources[part], np.array([*self._label_of[part], -1], np.int64)
+        return np.full(len(source), -1, np.int64) if source.labels is None else label_of[source.labels]
+
+
+def _ids(part: int, source: Source) -> np.ndarray:
+    """The hashes of first captions, or ids that no other part has where the source's own say more than the captions."""
+    captions_N = text_groups(source)
+    if source.ids is None:
+        return captions_N
+    own_N = (hash_integers(Stream.PART, part, source.ids) >> np.uint64(1)).astype(np.int64)
+    id_N, caption_N = (np.unique(values, return_inverse=True)[1] for values in (source.ids, captions_N))
+    id_P, caption_P = np.unique(np.stack([id_N, caption_N]), axis=1)  # the pairs that occur
+    is_caption_N = (np.bincount(id_P)[id_N] == 1) & (np.bincount(caption_P)[caption_N] == 1)
+    return np.where(is_caption_N, captions_N, own_N)

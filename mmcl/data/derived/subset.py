@@ -1,0 +1,166 @@
+"""Parts of a source: any rows, a part to test on, a part with so many labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mmcl.data.captions import caption_key, text_hash
+from mmcl.data.random_streams import Stream
+from mmcl.data.source import DerivedSource, Sample, Source
+from mmcl.errors import UserError
+from mmcl.files.digest import digest
+from mmcl.files.disk_cache import kept_array
+from mmcl.rng import hash_integers, uniform
+
+
+class Subset(DerivedSource):
+    """Some rows of another source.
+
+    Args:
+        source: the whole.
+        indices: int64, the rows' numbers in it.
+    """
+
+    warnings: Sequence[str] = ()
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        super().__init__(source)
+        self.warnings = source.warnings
+        self.indices = indices
+        self.ids = None if source.ids is None else source.ids[indices]
+        self.scores = None if source.scores is None else source.scores[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[int(self.indices[index])]
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.source.fingerprint, self.indices.tobytes())
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return None if self.source.labels is None else self.source.labels[self.indices]
+
+    def caption(self, index: int, draw: float) -> str:
+        return self.source.caption(int(self.indices[index]), draw)
+
+    def view_text(self, view: str, index: int, draw: float) -> str:
+        return self.source.view_text(view, int(self.indices[index]), draw)
+
+
+MANY = 100_000
+
+
+def split_source(source: Source, share: float, seed: int, *, cache: Path | None = None) -> tuple[Subset, Subset]:
+    """Splits a source at random into (rest, held out).
+
+    What belongs together stays together: rows with equal ids, or, without ids, with the same first caption, see `caption_key`.
+    Groups have an order that the seed and the group alone decide, and are held out in it until the share is reached; one that
+    would go beyond it is passed over. So the share is exact where groups are small, and the nearest where they are not, which
+    the rest's `warnings` say; and adding data moves few groups across.
+
+    Args:
+        share: of the rows that are held out, above 0 and below 1, rounded, and at least one.
+        cache: folder where the groups of more than 100,000 samples are kept, as it takes a while to read all captions.
+
+    Raises:
+        UserError: one of the parts would be empty.
+    """
+    group, place, size = np.unique(_groups(source, cache), return_inverse=True, return_counts=True)
+    if len(group) < 2 or not 0 < share < 1:
+        raise UserError(
+            f"data.holdout {share} of {len(source)} samples with {len(group)} different captions leaves an empty part; "
+            "give more data, or test data of its own"
+        )
+    wanted = min(max(int(share * len(source) + 0.5), 1), len(source) - 1)
+    order = np.argsort(uniform(seed, Stream.HOLDOUT, group), kind="stable")
+    chosen = order[_first_that_fit(size[order], wanted)]
+    held = np.isin(place, chosen)
+    rest = Subset(source, np.flatnonzero(~held))
+    if held.sum() != wanted:
+        why = f"data.holdout {share} of {len(source)} samples is {wanted}, and {held.sum()} are held out"
+        rest.warnings = (*source.warnings, f"{why}: samples with equal captions or ids stay together")
+    return rest, Subset(source, np.flatnonzero(held))
+
+
+def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
+    """Places of sizes, taken in their order, whose sum is `wanted` or near it; at least one, never all."""
+    left, taken = wanted, list[int]()
+    for place, size in enumerate(sizes.tolist()):
+        if size <= left:
+            taken.append(place)
+            left -= size
+        if left == 0:
+            break
+    spare = np.setdiff1d(np.arange(len(sizes)), taken)
+    smallest = int(spare[sizes[spare].argmin()])
+    is_nearer = sizes[smallest] - left < left and len(spare) > 1
+    return [*taken, smallest] if is_nearer or not taken else taken
+
+
+def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class: int | None = None, seed: int) -> np.ndarray:
+    """A stratified random part of labelled rows, as for learning from few labels; give `share` or `per_class`.
+
+    A class keeps its first rows in an order that the seed and the rows' numbers decide, so that under one seed a smaller part
+    lies within a larger one: 1 % within 10 %, 10 % within 25 per class where that is more.
+
+    Args:
+        labels_N: int64 [N]; rows with a negative label have none and are in no part.
+        share: of every class, above 0 up to 1, rounded, and at least one row of it.
+        per_class: rows of every class, 1 or more; a class with fewer keeps all.
+        seed: another one, another part.
+
+    Returns:
+        int64 [n], the numbers of the rows, ascending.
+
+    Raises:
+        ValueError: neither or both sizes are given, or one is out of range.
+    """
+    if (share is None) == (per_class is None):
+        raise ValueError("give either share or per_class")
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share is {share}: give a share above 0 up to 1")
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"per_class is {per_class}: give 1 or more")
+    labels_N = np.asarray(labels_N)
+    by_hash = np.argsort(hash_integers(seed, Stream.LABELS, np.arange(len(labels_N))), kind="stable")
+    kept = [np.empty(0, np.int64)]
+    for label in np.unique(labels_N[labels_N >= 0]):
+        rows = by_hash[labels_N[by_hash] == label]
+        kept.append(rows[: per_class if share is None else max(1, round(share * len(rows)))])
+    return np.sort(np.concatenate(kept))
+
+
+def _groups(source: Source, cache: Path | None) -> np.ndarray:
+    """What every row belongs to: its id, else its `text_group`."""
+    if source.ids is not None:
+        return source.ids
+    if cache is None or len(source) < MANY:
+        return text_groups(source)
+    return kept_array(cache / f"caption-groups-{source.fingerprint[:32]}.npy", lambda: text_groups(source))
+
+
+def text_groups(source: Source) -> np.ndarray:
+    """`text_group` of every row, int64 [N]; many take a while."""
+    rows = tqdm(range(len(source)), desc="captions", unit="row", disable=None if len(source) >= MANY else True, leave=False)
+    return np.fromiter((text_group(source[row], source.places) for row in rows), np.int64, len(source))
+
+
+def text_group(sample: Sample, places: Sequence[str] = ()) -> int:
+    """A hash of the `caption_key` of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1.
+
+    Args:
+        places: see `Source`; they are taken off the name, so that a copy of the data is split alike.
+    """
+    if sample.captions:
+        return text_hash(caption_key(sample.captions[0]))
+    place = max((place for place in places if sample.name.startswith(place)), key=len, default="")
+    return text_hash(sample.name.removeprefix(place))

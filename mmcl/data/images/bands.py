@@ -1,0 +1,47 @@
+"""Images of any number of channels, none of which is a transparency."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from mmcl.data.images.decode import MAX_BYTES, allowed_pixels, checked
+from mmcl.data.images.deep import is_deep, is_tiff, read_deep, read_tiff
+from mmcl.data.images.levels import check_file, read_array, read_file, to_levels
+from mmcl.data.source import ImageLike
+from mmcl.errors import UserError
+from mmcl.types import Intensity
+
+
+def read_bands(image: ImageLike, channels: int, intensity: Intensity, *, name: str) -> np.ndarray:
+    """An image of any number of channels: uint8 [H, W, C].
+
+    Args:
+        image: an array [H, W], [H, W, C] or [C, H, W], a .npy or .npz file of one, a TIFF file with C bands or pages (extra
+            `tiff`), or an image whose mode has C channels, such as RGBA.
+        channels: C.
+        intensity: see `Preprocess`.
+        name: what an error message calls it.
+
+    Raises:
+        UserError: it cannot be read, or has another number of channels.
+    """
+    limit = allowed_pixels()
+    values, file = image if isinstance(image, np.ndarray) else None, b""
+    if not isinstance(image, np.ndarray | Image.Image | Tensor):
+        values = read_array(image, name, max_pixels=limit, max_bytes=MAX_BYTES)
+        if values is None:
+            check_file(image, name, MAX_BYTES)
+            file = read_file(image)
+            values = read_tiff(file, name, limit, pages=True) if is_tiff(file) else None
+    if values is None:
+        with checked(image, name, limit, MAX_BYTES) as stored:
+            values = read_deep(file, stored, name) if file and is_deep(stored) else np.asarray(stored)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
+        values = values.transpose(1, 2, 0)
+    if values.ndim != 3 or values.shape[2] != channels or values.size == 0:
+        raise UserError(f"{name}: an array of shape {list(values.shape)}, but the model takes images of {channels} channels")
+    return to_levels(values, intensity, name)

@@ -1,0 +1,73 @@
+"""Random-resized crop: the part of a picture that a view shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmcl.data.images.resize import Box
+from mmcl.data.random_streams import Stream
+from mmcl.errors import UserError
+from mmcl.rng import few_uniform
+
+ATTEMPTS = 10
+"""How often an area and an aspect are drawn until they fit."""
+BOX_DRAWS = 2 * ATTEMPTS + 2
+"""Areas, aspects, and the place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomResizedCrop:
+    """A part of random area and aspect of a picture that is being decoded, see `random_box`."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(f"scale of a crop is {list(self.scale)}: give [from, to], shares above 0 up to 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(f"ratio of a crop is {list(self.ratio)}: give [from, to], both above 0")
+
+    def box(self, width: int, height: int, *, seed: int, epoch: int, index: int, view: int) -> Box:
+        """The part of one view, in whole pixels."""
+        draw = few_uniform(seed, Stream.CROP, epoch, index, view)
+        left, top, right, bottom = map(round, random_box(draw, width, height, self.scale, self.ratio))
+        # Of a picture that is a few pixels wide, rounding may leave nothing.
+        left, top = min(left, width - 1), min(top, height - 1)
+        return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def random_box(
+    draw: Callable[[int], float], width: int, height: int, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[float, float, float, float]:
+    """A part of random area and aspect (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
+
+    Of ten draws the first that fits in, else the whole picture, cut to an allowed aspect.
+
+    Args:
+        draw: k in range(`BOX_DRAWS`) to a number, uniform in [0, 1).
+        width, height: of the picture.
+        scale: share of the picture's area, from and to.
+        ratio: width by height, from and to; drawn on a logarithmic scale.
+
+    Returns:
+        left, top, right, bottom in pixels.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for attempt in range(ATTEMPTS):
+        area = (scale[0] + draw(attempt) * (scale[1] - scale[0])) * (width * height)
+        aspect = math.exp(low + draw(ATTEMPTS + attempt) * (high - low))
+        inner_width, inner_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if inner_width <= width and inner_height <= height:
+            left, top = draw(BOX_DRAWS - 2) * (width - inner_width), draw(BOX_DRAWS - 1) * (height - inner_height)
+            return left, top, left + inner_width, top + inner_height
+    return whole_box(width, height, ratio)
+
+
+def whole_box(width: int, height: int, ratio: Sequence[float]) -> tuple[float, float, float, float]:
+    """The middle of a picture, in full where its own aspect is allowed."""
+    inner_width, inner_height = min(width, height * ratio[1]), min(height, width / ratio[0])
+    left, top = (width - inner_width) / 2, (height - inner_height) / 2
+    return left, top, left + inner_width, top + inner_height

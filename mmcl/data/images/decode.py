@@ -1,0 +1,281 @@
+"""From an untrusted file to upright RGB or grey pixels, within bounds.
+
+The header is checked before a pixel is decoded, only the parsers of common formats are tried, and whatever goes wrong in them
+is one `UserError` that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+
+from mmcl.data.images.deep import is_deep, is_misread, is_tiff, read_deep, read_tiff
+from mmcl.data.images.levels import File, check_file, read_array, read_file, to_levels, warn_of_darkness
+from mmcl.data.images.metadata import without_metadata
+from mmcl.data.source import ImageLike
+from mmcl.errors import UserError, first_line
+from mmcl.files.listing import LFS_POINTER
+from mmcl.types import Intensity
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
+
+MAX_PIXELS = 64_000_000
+"""Width x height of the largest image, unless the environment variable MMCL_MAX_PIXELS says otherwise."""
+MAX_BYTES = 256 * 2**20
+
+# What Pillow says of damaged metadata, or of an image that is large but allowed here, is of no use to anyone.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
+
+SCALES = (1, 2, 4, 8)
+"""By what a JPEG can be shrunk while it is decoded."""
+
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = [_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+_ORIENTATION_TAG = 0x0112
+_LIMIT = "MMCL_MAX_PIXELS"
+_TWELVE_BITS_IN_8 = 16
+_RAISE_LIMIT = f"raise data.max_pixels, or {_LIMIT} in the environment"
+
+
+def allow_pixels(max_pixels: int) -> None:
+    """Lets this process, and those that it starts, decode images of up to `max_pixels`, width x height."""
+    os.environ[_LIMIT] = str(max_pixels)
+
+
+def allowed_pixels() -> int:
+    """Width x height of the largest image that is decoded. Raises UserError where MMCL_MAX_PIXELS is not a number."""
+    given = os.environ.get(_LIMIT, MAX_PIXELS)
+    try:
+        return int(given)
+    except ValueError:
+        raise UserError(f"environment variable {_LIMIT}={given}: give a number of pixels") from None
+
+
+def decode(
+    image: ImageLike,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    intensity: Intensity = None,
+) -> Image.Image:
+    """Reads an image: first frame, upright by its EXIF orientation, transparency on white, 16 bits per channel cut to 8.
+
+    Damaged metadata cost nothing but what they say: without a readable orientation an image is taken to be upright.
+
+    Args:
+        image: a path, an encoded file or its place in another, a PIL image, or an array, also in a .npy or .npz file, [H, W] or
+            [H, W, C] with C = 1, 3 or 4, of which the fourth is transparency.
+        name: what an error message calls it; by default its path.
+        max_pixels: most width x height, checked in the header before anything is decoded; default: `allowed_pixels`.
+        max_bytes: largest encoded file.
+        intensity: see `Preprocess`.
+
+    Returns:
+        A PIL image of mode "RGB" or "L".
+
+    Raises:
+        UserError: the file is missing, too large, truncated, corrupt, or in none of `FORMATS`.
+    """
+    with opened(image, name=name, max_pixels=max_pixels, max_bytes=max_bytes, intensity=intensity) as picture:
+        pixels = picture.pixels()
+        return pixels.copy() if pixels is image else pixels
+
+
+def measure(image: ImageLike, *, name: str, intensity: Intensity = None) -> tuple[int, int]:
+    """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
+    with checked(image, name, None, MAX_BYTES, intensity=intensity) as stored:
+        return stored.width, stored.height
+
+
+class Opened:
+    """A picture between its header and its pixels, so that what is to be seen of it can be chosen first.
+
+    Attributes:
+        width, height: of the whole, upright.
+        may_shrink: whether its pixels can be had at another of `SCALES` than 1: it is a JPEG file.
+    """
+
+    def __init__(self, stored: Image.Image, name: str, *, may_shrink: bool, intensity: Intensity = None):
+        self._stored, self._name, self._intensity = stored, name, intensity
+        self.may_shrink = may_shrink and isinstance(stored, JpegImageFile)
+        if not self.may_shrink:
+            stored.load()
+        self._transpose = _TO_UPRIGHT.get(_orientation(stored))
+        self.width, self.height = stored.size[::-1] if self._transpose in _SWAP_SIDES else stored.size
+
+    def pixels(self, scale: int = 1) -> Image.Image:
+        """The whole, upright, of mode "RGB" or "L".
+
+        Args:
+            scale: its sides are divided by this, and rounded up, for which less of the file's cosine transform is undone
+                (Pillow's `draft`).
+        """
+        if scale > 1:
+            self._stored.draft(None, (self._stored.width // scale, self._stored.height // scale))
+        self._stored.load()
+        upright = self._stored if self._transpose is None else self._stored.transpose(self._transpose)
+        pixels = _to_rgb_or_grey(upright, self._intensity, self._name)
+        if pixels is not self._stored:
+            pixels.info.clear()  # Or the orientation would be undone again, were this picture decoded.
+        return pixels
+
+
+@contextmanager
+def opened(
+    image: ImageLike,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    intensity: Intensity = None,
+) -> Iterator[Opened]:
+    """A picture whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
+    name = name or (str(image) if isinstance(image, str | Path) else "image")
+    with checked(image, name, max_pixels, max_bytes, loads=True, intensity=intensity) as stored:
+        # Shrinking is for good: not for a picture of the caller's.
+        yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image), intensity=intensity)
+
+
+@contextmanager
+def checked(
+    image: ImageLike,
+    name: str,
+    max_pixels: int | None,
+    max_bytes: int,
+    *,
+    loads: bool = False,
+    intensity: Intensity = None,
+) -> Iterator[Image.Image]:
+    """An image whose header is within the bounds; what its parser raises in the block becomes a `UserError`.
+
+    With `loads` its pixels are there, but for a JPEG, which may be shrunk before.
+    """
+    limit = allowed_pixels() if max_pixels is None else max_pixels
+    if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow has a limit of its own.
+    if isinstance(image, Tensor):
+        raise UserError(f"{name}: a tensor is a model's own input; give an array or a PIL image")
+    if not isinstance(image, np.ndarray | Image.Image):
+        image = _or_array(image, name, limit, max_bytes)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, intensity, name)
+    try:
+        with ExitStack() as files:
+            try:
+                stored = files.enter_context(_open(image, name, max_bytes))
+                stored = _check_and_load(stored, image, name, limit, loads=loads, intensity=intensity)
+            except UserError:
+                raise
+            except Exception as error:
+                file = b"" if isinstance(image, Image.Image) else read_file(image)
+                bare = without_metadata(file)  # The pixels may be whole.
+                if bare is not None:
+                    stored = files.enter_context(_open(bare, name, max_bytes))
+                    stored = _check_and_load(stored, bare, name, limit, loads=loads, intensity=intensity)
+                elif isinstance(error, Image.UnidentifiedImageError) and is_tiff(file):
+                    stored = _from_array(read_tiff(file, name, limit), intensity, name)
+                else:
+                    raise
+            yield stored
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {first_line(error)}; {_RAISE_LIMIT}") from None
+    except Image.UnidentifiedImageError:
+        if not isinstance(image, Image.Image) and read_file(image).startswith(LFS_POINTER):
+            raise UserError(f"{name}: is a pointer of Git LFS; fetch the file by `git lfs pull`") from None
+        raise UserError(f"{name}: not a picture, or in none of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # Hostile files make Pillow's parsers raise almost anything.
+        raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error
+
+
+def _check_and_load(
+    stored: Image.Image, image: File | Image.Image, name: str, limit: int, *, loads: bool, intensity: Intensity
+) -> Image.Image:
+    if stored.width * stored.height > limit:
+        raise UserError(f"{name}: {stored.width} x {stored.height} pixels, more than the limit of {limit}; {_RAISE_LIMIT}")
+    if not loads or isinstance(stored, JpegImageFile):
+        return stored
+    deep = None
+    if not isinstance(image, Image.Image) and is_deep(stored) and (intensity is not None or is_misread(stored)):
+        deep = read_deep(read_file(image), stored, name)
+    is_cut = is_deep(stored) and stored.format != "PPM"
+    stored.load()  # Formats such as PNG may state the orientation after the pixels.
+    if deep is not None:
+        values = _from_deep(deep, intensity, name)
+        values.getexif()[_ORIENTATION_TAG] = _orientation(stored)
+        return values
+    if is_cut and 0 < np.max(stored.convert("RGB").getextrema()) < _TWELVE_BITS_IN_8:
+        warn_of_darkness()
+    return stored
+
+
+def _orientation(stored: Image.Image) -> int:
+    try:
+        return int(stored.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # Damaged EXIF data make Pillow raise almost anything.
+        return 1
+
+
+def _or_array(file: File, name: str, max_pixels: int, max_bytes: int) -> File | np.ndarray:
+    array = read_array(file, name, max_pixels=max_pixels, max_bytes=max_bytes)
+    return file if array is None else array
+
+
+def _open(image: File | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
+    if isinstance(image, Image.Image):
+        return nullcontext(image)  # It is the caller's, who may want its other frames.
+    check_file(image, name, max_bytes)
+    return Image.open(image if isinstance(image, Path | str) else io.BytesIO(read_file(image)), formats=FORMATS)
+
+
+def _from_array(array: np.ndarray, intensity: Intensity, name: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or array.size == 0:
+        raise UserError(
+            f"{name}: an array must be [H, W] or [H, W, C] with C = 1, 3 or 4, not {list(array.shape)}; for other "
+            "channels take an encoder that has them"
+        )
+    return Image.fromarray(to_levels(array, intensity, name))
+
+
+def _from_deep(values: np.ndarray, intensity: Intensity, name: str) -> Image.Image:
+    """As `read_deep` gives them: a transparency, which has 16 bits whatever the intensity of the colours, stays one."""
+    if values.ndim == 2 or values.shape[2] % 2:
+        return Image.fromarray(to_levels(values, intensity, name))
+    colours = to_levels(values[..., :-1], intensity, name)
+    alpha = to_levels(values[..., -1:], (0, 65535), name)
+    return Image.fromarray(np.concatenate([colours, alpha], axis=2))
+
+
+def _to_rgb_or_grey(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:
+    if image.mode.startswith(("F", "I")):  # greys of 16 bits and more, which Pillow's own conversion would cut off at 255
+        return Image.fromarray(to_levels(np.asarray(image), intensity, name))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        grey = image.mode in ("L", "LA", "La")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,135 @@
+"""The values of images of more than 8 bits that Pillow opens cut to 8, or rescaled, or not at all."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TypeGuard
+
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from mmcl.data.images.levels import check_shape
+from mmcl.errors import UserError, first_line
+
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+"""The opposite order of bytes: big, little, or that of this machine."""
+_COLOURS = ("RGB", "RGBA", "RGBX", "CMYK", "LAB")
+_BITS, _LAYOUT, _IN_PLANES = 258, 284, 2
+"""The tags of TIFF files that say the bits of each channel and how these lie, and the value for channels in planes."""
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def is_tiff(file: bytes) -> bool:
+    """Whether an encoded image is a TIFF file."""
+    return file.startswith(_TIFF)
+
+
+def is_deep(stored: Image.Image) -> TypeGuard[ImageFile]:
+    """Whether Pillow will not give the values of an image that it has opened: by the header, before anything is decoded."""
+    if not isinstance(stored, ImageFile) or not stored.tile:
+        return False
+    if stored.format == "PPM":
+        return _top(stored) > 255
+    return is_misread(stored) or (stored.mode in _COLOURS and ";16" in _raw_mode(stored))
+
+
+def is_misread(stored: Image.Image) -> bool:
+    """Whether Pillow takes each byte of an opened TIFF file of 16 bits for a pixel, as it does with planes of their own."""
+    if not isinstance(stored, TiffImageFile) or stored.mode not in _COLOURS:
+        return False
+    return max(stored.tag_v2.get(_BITS, (8,))) > 8 and ";16" not in _raw_mode(stored)
+
+
+def read_deep(file: bytes, stored: ImageFile, name: str) -> np.ndarray:
+    """The values in the file of an image that `is_deep`, and is not loaded.
+
+    Returns:
+        uint16 [H, W] or [H, W, C], of which the second or fourth channel is a transparency.
+
+    Raises:
+        UserError: the file is of a kind that cannot be read so.
+    """
+    if isinstance(stored, TiffImageFile) and stored.tag_v2.get(_LAYOUT) == _IN_PLANES:
+        return read_tiff(file, name, stored.width * stored.height)
+    channels, _, order = _raw_mode(stored).partition(";16")
+    if stored.format == "PPM":
+        return _from_ppm(file, stored, name)
+    if channels == "LA":
+        # Pillow is told that the two bytes of each value are channels of their own.
+        return _decoded(file, stored, "RGBA").view(">u2").astype(np.uint16)
+    if channels not in ("RGB", "RGBA", "RGBX"):
+        raise UserError(f"{name}: an image of {channels} in 16 bits cannot be read with an intensity; save it as PNG")
+    # Of every value, Pillow takes the byte that is the higher one in the order that it is told.
+    low = _decoded(file, stored, f"{channels};16{_OTHER_ORDER[order]}").astype(np.uint16)
+    values = (_decoded(file, stored, _raw_mode(stored)).astype(np.uint16) << 8) | low
+    invisible = stored.info.get("transparency")
+    if isinstance(invisible, tuple):
+        alpha = np.where((values == invisible).all(axis=2, keepdims=True), 0, 65535)
+        return np.concatenate([values, alpha.astype(np.uint16)], axis=2)
+    return values[..., :3] if channels == "RGBX" else values
+
+
+def read_tiff(file: bytes, name: str, max_pixels: int, *, pages: bool = False) -> np.ndarray:
+    """The values of a TIFF file: [H, W, C].
+
+    Args:
+        file: the encoded image.
+        name: what an error message calls it.
+        max_pixels: see `check_shape`.
+        pages: whether pages of one size are channels; else the first is the image.
+
+    Raises:
+        UserError: tifffile is missing, or the file cannot be read.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise UserError(
+            f"{name}: a TIFF file of many bands, or of 16 bits in planes, needs tifffile: pip install 'mmcl[tiff]'"
+        ) from None
+    try:
+        with tifffile.TiffFile(io.BytesIO(file)) as tiff:
+            image = tiff.series[0] if pages else tiff.pages.first
+            check_shape(image.shape, max_pixels)
+            values, axes = image.asarray(), image.axes
+        height, width = (values.shape[axes.index(axis)] for axis in "YX")
+        return np.moveaxis(values, [axes.index("Y"), axes.index("X")], [0, 1]).reshape(height, width, -1)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Exception as error:  # Damaged files make the parser raise almost anything.
+        fix = ": pip install imagecodecs" if "imagecodecs" in str(error) else ""
+        raise UserError(f"{name}: cannot be decoded: {first_line(error)}{fix}") from error
+
+
+def _decoded(file: bytes, stored: ImageFile, raw_mode: str) -> np.ndarray:
+    """The pixels of an image, uint8 [H, W, C], as Pillow reads them from another mode of raw data than the file's."""
+    with Image.open(io.BytesIO(file), formats=[str(stored.format)]) as image:
+        image.tile = [
+            tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *(tile.args or ())[1:]))
+            for tile in image.tile
+        ]
+        image.info.pop("transparency", None)
+        return np.asarray(image)
+
+
+def _from_ppm(file: bytes, stored: ImageFile, name: str) -> np.ndarray:
+    """As they are written, where Pillow takes the largest value that the header allows for that of 16 bits."""
+    if stored.tile[0].codec_name != "ppm":
+        raise UserError(f"{name}: a plain-text PNM file of more than 8 bits cannot be read with an intensity; save it as PNG")
+    shape = (stored.height, stored.width) + ((3,) if stored.mode == "RGB" else ())
+    values = np.frombuffer(file, ">u2", int(np.prod(shape)), stored.tile[0].offset)
+    return values.astype(np.uint16).reshape(shape)
+
+
+def _raw_mode(stored: ImageFile) -> str:
+    args = stored.tile[0].args if stored.tile else None
+    return str(args[0]) if isinstance(args, tuple) else str(args)
+
+
+def _top(stored: ImageFile) -> int:
+    """The largest value that a PNM file may hold."""
+    args = stored.tile[0].args
+    return int(args[1]) if isinstance(args, tuple) and len(args) > 1 else 0

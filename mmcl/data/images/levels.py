@@ -1,0 +1,147 @@
+"""From values of any type to levels from 0 to 255, and the files that hold arrays: .npy and .npz."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mmcl.errors import UserError, first_line
+from mmcl.files.byte_range import FilePart
+from mmcl.types import Intensity, Percentiles
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+_NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
+_TWELVE_BITS = 4095
+INTENSITY = "image.preprocess.intensity: [low, high], or {percentiles: [1, 99]} of each image"
+"""The setting that says the range of values, for messages."""
+_HEADER_BYTES = 2**16
+"""Of an array file, at most."""
+
+File = Path | str | bytes | FilePart
+"""A path, an encoded file, or its place in another."""
+
+
+def to_levels(values: np.ndarray, intensity: Intensity, name: str) -> np.ndarray:
+    """Values of any type as levels from 0 to 255, uint8; those of 8 bits are levels already, whatever `intensity` says.
+
+    Args:
+        values: [H, W] or [H, W, C].
+        intensity: see `Preprocess`. Percentiles are those of all values, but for a fourth channel, which is a transparency or
+            infrared.
+        name: what an error message calls the image.
+
+    Raises:
+        UserError: nothing says the range of the values, or they are not finite.
+    """
+    if values.dtype in (np.uint8, np.bool_):
+        return values if values.dtype == np.uint8 else values.astype(np.uint8) * 255
+    if intensity is not None:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"{name}: has values that are not finite")
+        low, high = _range(values, intensity)
+        share = (values.astype(np.float32) - low) / (high - low)
+        return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    fix = f"set {INTENSITY}"
+    if values.dtype.kind not in "iu" or values.size == 0 or values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{name}: values of type {values.dtype}, beyond 8 and 16 bits, have no known range; {fix}")
+    if 255 < values.max() <= _TWELVE_BITS:
+        warn_of_darkness()
+    return (values // 257).astype(np.uint8)
+
+
+def warn_of_darkness() -> None:
+    """Says that 16 bits are taken for full where they are not; Python shows it once."""
+    warnings.warn(f"images of 16 bits with values of 12 bits at most are shown nearly black; set {INTENSITY}", stacklevel=2)
+
+
+def _range(values: np.ndarray, intensity: tuple[float, float] | Percentiles) -> tuple[float, float]:
+    """What becomes 0 and 255. Of an image of one value, this becomes 0."""
+    if not isinstance(intensity, Percentiles):
+        return intensity
+    colours = values[..., :3] if values.ndim == 3 and values.shape[2] == 4 else values
+    low, high = map(float, np.percentile(colours, intensity.percentiles))
+    return low, high if high > low else low + 1
+
+
+def read_array(file: File, name: str, *, max_pixels: int, max_bytes: int) -> np.ndarray | None:
+    """The array in a .npy or .npz file; None for what is neither. Raises UserError for one that is damaged or too large."""
+    is_array = file.startswith((_NPY, _NPZ)) if isinstance(file, bytes) else _path_of(file, name).endswith(ARRAY_SUFFIXES)
+    if not is_array:
+        return None
+    check_file(file, name, max_bytes)
+    content = read_file(file)
+    try:
+        is_archive = content.startswith(_NPZ)
+        return _from_npz(content, max_pixels) if is_archive else _from_npy(io.BytesIO(content), max_pixels)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Exception as error:  # Damaged files make numpy raise almost anything.
+        raise UserError(f"{name}: cannot be read: {first_line(error)}") from error
+
+
+def check_file(file: File, name: str, max_bytes: int) -> None:
+    """Raises UserError where there is no file, or it is empty or too large."""
+    if isinstance(file, Path | str):
+        path = Path(file)
+        if not path.is_file():
+            raise UserError(f"{name}: is not a file" if path.exists() else f"{name}: no such file")
+        size = path.stat().st_size
+    else:
+        size = len(file) if isinstance(file, bytes) else file.size
+    if size > max_bytes:
+        raise UserError(f"{name}: {size} bytes, more than the limit of {max_bytes}")
+    if size == 0:
+        raise UserError(f"{name}: the file is empty")
+
+
+def read_file(file: File) -> bytes:
+    """The whole of it."""
+    if isinstance(file, FilePart):
+        return file.read()
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
+
+
+def _path_of(file: Path | str | FilePart, name: str) -> str:
+    """What tells the kind of a file: a part of another file has no path of its own."""
+    return (name if isinstance(file, FilePart) else str(file)).lower()
+
+
+def _from_npz(file: bytes, max_pixels: int) -> np.ndarray:
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            names = ", ".join(member.filename for member in members[:5])
+            raise UserError(f"holds {len(members)} arrays ({names}); an image is one")
+        _check_bytes(members[0].file_size - _HEADER_BYTES, max_pixels)
+        with archive.open(members[0]) as member:
+            return _from_npy(member, max_pixels)  # type: ignore[arg-type]
+
+
+def _from_npy(stream: io.BytesIO, max_pixels: int) -> np.ndarray:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, in_columns, dtype = read(stream)
+    if dtype.kind not in "biuf":
+        raise UserError(f"holds {'Python objects' if dtype.hasobject else dtype} and no numbers")
+    check_shape(shape, max_pixels)
+    count = math.prod(shape)
+    _check_bytes(count * dtype.itemsize, max_pixels)
+    data = stream.read(count * dtype.itemsize)
+    return np.frombuffer(data, dtype, count).reshape(shape, order="F" if in_columns else "C")
+
+
+def check_shape(shape: tuple[int, ...], max_pixels: int) -> None:
+    """Before anything is decompressed: as many values as an image of that many pixels in four channels."""
+    if any(side < 1 for side in shape) or math.prod(shape) > 4 * max_pixels:
+        raise UserError(f"an array of shape {list(shape)}, more values than the limit of {4 * max_pixels}")
+
+
+def _check_bytes(size: int, max_pixels: int) -> None:
+    """As many as those values take in 64 bits."""
+    if size > 32 * max_pixels:
+        raise UserError(f"an array of {size} bytes, more than the limit of {32 * max_pixels}")

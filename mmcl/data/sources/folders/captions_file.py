@@ -1,0 +1,215 @@
+"""A file that names the images of a folder and says their captions: a table, or JSON as COCO and others write it."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmcl.data.sources.tables.column_names import USUAL_NAMES, captions_of, find_columns, image_of
+from mmcl.data.sources.tables.table_file import read_table
+from mmcl.errors import UserError, first_line
+from mmcl.files.listing import composed, is_image, suffix_of, without_suffix
+from mmcl.files.text_file import find_encoding, text_lines
+
+_USUAL = re.compile(
+    r"(?:captions?|metadata|results)(?:[-_.].*)?\.(?:csv|tsv|jsonl|ndjson|parquet)|captions?(?:[-_.].*)?\.(?:json|txt)"
+    r"|.*\.token(?:\.txt)?",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"(.+)#\d+\t(.*)")
+"""A line of Flickr's own files of captions: image, number of the caption, caption."""
+
+_NAME_COLUMNS = (
+    "call that of the images `image`, or give the table itself with `image_column` and `image_root`; a file that does not "
+    "describe the images needs another name"
+)
+
+_LINE_BYTES = 2**16
+
+ANNOTATIONS = "annotations"
+"""The folder in which COCO keeps the captions of the image folders beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a row says of an image.
+
+    Attributes:
+        row: its number, from 1.
+        image: how the file names the image; None where it does not.
+        captions: as the cell holds them.
+        label: the cell of the label column.
+        problem: why the row cannot be used, where that is known.
+    """
+
+    row: int
+    image: str | None
+    captions: tuple[Any, ...]
+    label: Any = None
+    problem: str | None = None
+
+
+def usual_captions_files(folder: Path, names: Sequence[str], part: str) -> list[str]:
+    """The captions files that lie in a part of a folder, or in the annotations beside it.
+
+    Args:
+        folder: the whole.
+        names: all files in it.
+        part: path of the part, "" or with "/" at its end.
+    """
+    places = (part, f"{part}{ANNOTATIONS}/")
+    usual = [name for name in names if name[: name.rfind("/") + 1] in places and _USUAL.fullmatch(name.rpartition("/")[2])]
+    if not usual:
+        return []
+    images = {without_suffix(name) for name in names if is_image(name)}
+    return [name for name in usual if without_suffix(name) not in images and _is_meant(folder / name)]
+
+
+def captions_above(folder: Path) -> Path | None:
+    """COCO's captions of an image folder: `captions_NAME.json` beside it, or in the annotations beside it."""
+    name, above = f"captions_{folder.absolute().name}.json", folder.absolute().parent
+    return next((place for place in (above / ANNOTATIONS / name, above / name) if place.is_file()), None)
+
+
+def read_captions_file(path: Path) -> Iterator[Described]:
+    """The rows of a captions file.
+
+    Raises:
+        UserError: it cannot be read, or does not name images; says what it lacks.
+    """
+    if suffix_of(path.name) == ".json":
+        return _from_json(path)
+    return _from_token(path) if path.name.lower().endswith((".token", ".token.txt")) else _from_table(path)
+
+
+class ImageNames:
+    """Finds the images that a captions file means among those that are there.
+
+    Names are paths from the folder of the file on, or from the whole folder on, or the ends of paths where only one fits:
+    many lists leave out the folder of the images, or their suffix. Accents may be composed or not, and "./" and "\\" are
+    understood.
+
+    Args:
+        names: the files that are there, as paths from the whole folder on.
+        part: folder of the captions file, "" or with "/" at its end.
+    """
+
+    def __init__(self, names: Sequence[str], part: str):
+        self._part, self._names = part, set(names)
+        self._composed = {composed(name): name for name in names if not name.isascii()}
+
+    def find(self, name: str) -> str | None:
+        """The file that is meant; None where there is none, or more than one might be."""
+        plain = posixpath.normpath(name if name in self._names else name.replace("\\", "/"))
+        for path in (posixpath.normpath(self._part + plain), plain):
+            if path in self._names:
+                return path
+            if composed(path) in self._composed:
+                return self._composed[composed(path)]
+        tail = f"/{composed(plain)}"
+        last = tail.rpartition("/")[2]
+        fitting = [path for path in self._by_last.get(last, ()) if composed(path).endswith(tail)]
+        fitting = fitting or [path for path in self._by_stem.get(last, ()) if f"/{without_suffix(path)}".endswith(tail)]
+        return fitting[0] if len(fitting) == 1 else None
+
+    @cached_property
+    def _by_last(self) -> dict[str, list[str]]:
+        """Files by their names without folders; made when it is needed."""
+        files: dict[str, list[str]] = {}
+        for name in self._names:
+            files.setdefault(composed(name.rpartition("/")[2]), []).append(name)
+        return files
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """Images by their names without folders and suffixes."""
+        images: dict[str, list[str]] = {}
+        for name in filter(is_image, self._names):
+            images.setdefault(without_suffix(name.rpartition("/")[2]), []).append(name)
+        return images
+
+
+def _is_meant(path: Path) -> bool:
+    """Whether a file of a usual name is a captions file, where other files have such names too: its first line tells."""
+    name = path.name.lower()
+    if name.endswith((".token", ".token.txt")):
+        return _TOKEN.match(_first_line(path)) is not None
+    if name.startswith("results") or name.endswith(".txt"):
+        words = {word.strip(' "').lower() for word in re.split(r"[,;|\t]", _first_line(path))}
+        return bool(words.intersection(USUAL_NAMES["image"]) and words.intersection(USUAL_NAMES["caption"]))
+    return True
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(_LINE_BYTES).decode("utf-8-sig", "replace").rstrip("\r\n")
+
+
+def _from_token(path: Path) -> Iterator[Described]:
+    for row, line in text_lines(path, find_encoding(path, None)):
+        match = _TOKEN.fullmatch(line)
+        if match is not None:
+            yield Described(row, match[1], captions_of(match[2]))
+        elif line.strip():
+            raise UserError(f"{path}, line {row}: must be an image, # and a number, a tab and a caption")
+
+
+def _from_table(path: Path) -> Iterator[Described]:
+    table = read_table(path)
+    columns = find_columns(table.column_names, {}, str(path), fix=_NAME_COLUMNS)
+    if columns.image is None:
+        found = ", ".join(table.column_names)
+        raise UserError(f"{path}: which column names the images? Its columns are {found}; {_NAME_COLUMNS}")
+    nothing = [None] * len(table)
+    images, captions, labels = (
+        table[column].to_pylist() if column else nothing for column in (columns.image, columns.caption, columns.label)
+    )
+    for row, (cell, caption, label) in enumerate(zip(images, captions, labels, strict=True), 1):
+        try:
+            image, problem = image_of(cell), None
+        except UserError as error:
+            image, problem = None, str(error)
+        if isinstance(image, bytes):
+            raise UserError(f"{path}: holds images, not names of images; open it as a table, not its folder")
+        yield Described(row, None if image is None else str(image), captions_of(caption), label, problem)
+
+
+def _from_json(path: Path) -> Iterator[Described]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON: {first_line(error)}") from None
+    try:
+        pairs = list(_json_pairs(content, str(path)))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path}: has neither COCO's images and annotations with captions, nor a list of images with captions, nor "
+            'captions by the names of images; write {"a.jpg": "a caption", ...}'
+        ) from None
+    for row, (image, captions) in enumerate(pairs, 1):
+        yield Described(row, image, captions_of(captions))
+
+
+def _json_pairs(content: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Names and captions of COCO's form, of a list of records, or of a mapping from names to captions."""
+    if isinstance(content, dict) and "annotations" in content:
+        captions: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        yield from ((image["file_name"], captions[image["id"]]) for image in content["images"])
+        return
+    if isinstance(content, list):
+        columns = find_columns(list(content[0] if content else ()), {}, where, fix=_NAME_COLUMNS)
+        content = [(record[columns.image], record[columns.caption]) for record in content]
+    for image, texts in content.items() if isinstance(content, dict) else content:
+        if not isinstance(image, str) or not isinstance(texts, str | list):
+            raise TypeError
+        yield image, texts

@@ -1,0 +1,148 @@
+"""Data sets of the Hugging Face `datasets` library: saved to disk, in Arrow or parquet files, or by name from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmcl.data.sources.tables.arrow_source import ArrowSource
+from mmcl.data.sources.tables.arrow_types import plain_table
+from mmcl.data.sources.tables.column_names import Columns, find_columns
+from mmcl.data.sources.tables.table_file import LARGE
+from mmcl.data.sources.tables.table_rows import sample_rows
+from mmcl.data.usage import Usage, count_unused
+from mmcl.errors import UserError, first_line, unknown_name
+from mmcl.files.digest import digest
+from mmcl.files.disk_cache import kept_array
+from mmcl.files.listing import list_files, reason_unused, suffix_of
+from mmcl.files.root import data_root
+
+_PIECE = 10_000
+_SUFFIXES = (".parquet", ".arrow", ".json")
+"""Of the files that the library reads in a folder of these, or writes there."""
+
+
+class HuggingFaceSource(ArrowSource):
+    """Rows of a memory-mapped `datasets.Dataset`. Images are decoded by mmcl, within its bounds, not by the library.
+
+    Args:
+        path: a folder written by `save_to_disk`, a folder of parquet or Arrow files, or the name of a data set on the hub.
+        split: which part, of data sets that have several.
+        subset: the configuration, of hub data sets that have several.
+        revision: commit, tag or branch on the hub; pin it for a reproducible run.
+        image_column, caption_column, label_column, positive_column, negative_column, score_column: as in `TableSource`.
+        image_root: folder that image paths are relative to; by default `path`, if it is a folder.
+
+    Raises:
+        UserError: the data set cannot be loaded, has no such split, or lacks a column.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        root: str | None,
+        *,
+        split: str = "train",
+        subset: str | None = None,
+        revision: str | None = None,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        label_column: str | None = None,
+        positive_column: str | None = None,
+        negative_column: str | None = None,
+        score_column: str | None = None,
+        image_root: str | None = None,
+    ):
+        if path is None:
+            raise UserError("data source 'huggingface' needs a path: set `path` to a folder or to a name on the hub")
+        dataset = _load(path, str(data_root(root) / "huggingface"), split, subset, revision)
+        if len(dataset) == 0:
+            raise UserError(f"{path}: has no rows")
+        given = {
+            "image": image_column,
+            "caption": caption_column,
+            "label": label_column,
+            "positive": positive_column,
+            "negative": negative_column,
+            "score": score_column,
+        }
+        folder = image_root or (path if Path(path).is_dir() else None)
+        columns = find_columns(dataset.column_names, given, path)
+        self._open(dataset, columns, path, Path(folder) if folder else None, data_root(root) / "index")
+
+    def _open(self, dataset: Any, columns: Columns, path: str, folder: Path | None, cache: Path) -> None:
+        from datasets import ClassLabel
+
+        self._state = dataset, columns, path, folder, cache
+        chosen = dataset.select_columns(list(dict.fromkeys(filter(None, asdict(columns).values()))))
+        table = plain_table(chosen.data.table)
+        kept = cache / f"rows-{digest(dataset._fingerprint, columns)[:16]}.npy"
+        many = chosen.data.nbytes >= LARGE
+        rows = kept_array(kept, lambda: sample_rows(table, columns)) if many else sample_rows(table, columns)
+        label = dataset.features[columns.label] if columns.label else None
+        names = label.names if isinstance(label, ClassLabel) else None
+        super().__init__(
+            table, columns, rows, name=path, image_root=folder, class_names=names, all_columns=dataset.column_names
+        )
+
+    def __getstate__(self) -> Any:
+        """The library's own object, which names its files to another process and does not send them."""
+        return self._state
+
+    def __setstate__(self, state: Any) -> None:
+        self._open(*state)
+
+    @property
+    def usage(self) -> Sequence[Usage]:
+        """Of the files in its folder too; which of them belong to a split, the library does not say."""
+        folder = Path(self._state[2])
+        if not folder.is_dir():
+            return super().usage
+        names = list_files(folder).names
+        unused = count_unused((reason_unused(name), name) for name in names if suffix_of(name) not in _SUFFIXES)
+        return [
+            Usage(unit="files", used=len(names) - sum(each.count for each in unused.values()), unused=unused),
+            *super().usage,
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of texts, labels and the number of rows; pictures in the library's files are not read for it."""
+        parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
+        for column in self._texts.values():
+            parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
+        return digest(*parts)
+
+
+def _load(path: str, cache: str, split: str, subset: str | None, revision: str | None) -> Any:
+    import datasets
+
+    folder = Path(path)
+    try:
+        if not is_saved_to_disk(folder):
+            return datasets.load_dataset(path, subset, split=split, revision=revision, cache_dir=cache)
+        loaded = datasets.load_from_disk(path)
+    except Exception as error:  # The library, and the network under it, raise many kinds.
+        raise UserError(f"{path}: cannot be loaded as a Hugging Face data set: {first_line(error)}") from error
+    if isinstance(loaded, datasets.Dataset):
+        asked = split.partition("[")[0]  # The default means the only part, whatever that is called.
+        loaded = {asked if asked == "train" or loaded.split is None else str(loaded.split): loaded}
+    return _part(loaded, split, path)
+
+
+def _part(parts: Mapping[str, Any], split: str, path: str) -> Any:
+    """The rows that a split names in the library's form, such as "train[:10%]" or "train+test"."""
+    import datasets
+
+    try:
+        chosen = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
+    except (ValueError, AssertionError):
+        raise unknown_name("split", split, parts, where=path) from None
+    return datasets.concatenate_datasets([parts[rows.splitname].select(range(rows.from_, rows.to)) for rows in chosen])
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()

@@ -1,0 +1,247 @@
+"""The index of a tar shard: what its samples are and where their pictures lie, as columns in a file that is mapped, not read.
+
+A shard is scanned once; its index is an Arrow file in a cache folder, which opens in a moment and shares its memory between
+processes. Captions are in the index, pictures are not. An index belongs to a shard's size and time: another shard of the same
+name is scanned anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from mmcl.data.source import Sample
+from mmcl.data.sources.shards.paths import stated_samples
+from mmcl.data.sources.shards.tar import BrokenTarError, Member, members
+from mmcl.data.sources.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, TEXT_SUFFIXES, kind_of_member, read_captions
+from mmcl.data.usage import Unused, count_unused
+from mmcl.errors import UserError, first_line
+from mmcl.files.atomic import staged
+from mmcl.files.byte_range import FilePart, LocalFile
+from mmcl.files.digest import digest
+from mmcl.files.listing import IMAGE_SUFFIXES, reason_unused, valid_name
+from mmcl.files.remote import RemoteFile
+from mmcl.terminal import counted
+
+FORMAT = 4
+
+_NAME = re.compile(r"(?:\./)?((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_SCHEMA = pa.schema(
+    [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.int64())]
+    + [("captions", pa.list_(pa.string())), ("problem", pa.string())]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFacts:
+    """What is known of a shard as a whole.
+
+    Attributes:
+        format: version of the index's format.
+        bytes, version: of the shard when it was scanned.
+        fingerprint: digest of its members' names, sizes and times, and of all texts.
+        broken: why it could not be read to its end; None where it could.
+        failed: samples that img2dataset could not download, and which are therefore not in it.
+        members: how many belong to samples.
+        other: the others, by suffix.
+    """
+
+    format: int
+    bytes: int
+    version: str
+    fingerprint: str
+    broken: str | None
+    failed: int
+    members: int
+    other: dict[str, Unused]
+
+    @classmethod
+    def from_json(cls, text: str) -> ShardFacts:
+        """What `json.dumps(asdict(facts))` wrote. Raises KeyError, TypeError or ValueError of anything else."""
+        stored = json.loads(text)
+        other = {reason: Unused(part["count"], tuple(part["examples"])) for reason, part in stored.pop("other").items()}
+        return cls(other=other, **stored)
+
+
+class Shard:
+    """An indexed shard.
+
+    Args:
+        file: the tar file.
+        index: of the Arrow file.
+
+    Attributes:
+        path: of the tar file, or its URL.
+        facts: of the whole.
+        columns: a row per sample; offset and size are -1 without a picture, label is -1 without one.
+    """
+
+    def __init__(self, file: LocalFile | RemoteFile, index: Path):
+        self.file, self.path, self._index = file, file.path, index
+        reader = pa.ipc.open_file(pa.memory_map(str(index)))
+        self.facts = ShardFacts.from_json(reader.schema.metadata[b"facts"].decode())
+        self.columns: pa.RecordBatch = reader.get_batch(0)
+        self.offset, self.size, self.label = (self.columns[name].to_numpy() for name in ("offset", "size", "label"))
+        self._key, self._captions, self._problem = (self.columns[name] for name in ("key", "captions", "problem"))
+
+    def __reduce__(self) -> Any:
+        return Shard, (self.file, self._index)
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def __getitem__(self, row: int) -> Sample:
+        offset, label, problem = int(self.offset[row]), int(self.label[row]), self._problem[row].as_py()
+        return Sample(
+            name=f"{self.path}, {self._key[row].as_py()}",
+            image=FilePart(self.file, offset, int(self.size[row])) if offset >= 0 else None,
+            captions=tuple(self._captions[row].as_py()),
+            label=label if label >= 0 else None,
+            problem=problem,
+        )
+
+
+def open_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Shard | None:
+    """A shard by its index; None where there is no index of it as it is now.
+
+    Args:
+        file: the tar file.
+        cache: folder of the indices.
+        fields: see `index_shard`.
+    """
+    try:
+        shard = Shard(file, _index_file(file, cache, fields))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None  # Not there, of another version, or spoilt: it is made anew.
+    same = (shard.facts.format, shard.facts.bytes, shard.facts.version) == (FORMAT, file.size, file.version)
+    return shard if same else None
+
+
+def index_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Shard:
+    """Scans a shard and writes its index. One on a server is copied for that.
+
+    Args:
+        file: the tar file.
+        cache: folder of the indices.
+        fields: of a sample's .json that hold its captions. None takes the lines of its .txt, and, where there is none, a usual
+            field such as "caption".
+
+    Raises:
+        UserError: the shard cannot be opened, or its index not be written. A damaged shard is indexed up to the damage.
+    """
+    rows, facts = scan_shard(file, fields)
+    columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in _SCHEMA]
+    schema = _SCHEMA.with_metadata({"facts": json.dumps(asdict(facts))})
+    index = _index_file(file, cache, fields)
+    with staged(index) as stage, pa.ipc.new_file(str(stage), schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    return Shard(file, index)
+
+
+def _index_file(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Path:
+    place = os.path.abspath(file.path) if isinstance(file, LocalFile) else file.path
+    return cache / f"{Path(place).stem}-{digest(place, fields and list(fields))[:16]}.arrow"
+
+
+@dataclass(slots=True)
+class _Row:
+    """A sample whose members are being found."""
+
+    key: str
+    offset: int = -1
+    size: int = -1
+    label: int = -1
+    captions: tuple[str, ...] = ()
+    problem: str | None = None
+    has_text: bool = False
+    members: list[str] = field(default_factory=list)
+
+
+def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
+    """Reads the headers and texts of a shard. Raises UserError when it cannot be opened."""
+    rows: dict[str, _Row] = {}
+    other: list[tuple[str, str]] = []
+    state, broken = hashlib.sha256(), None
+    try:
+        with open(shard.local(), "rb", buffering=0) as file:
+            try:
+                for member in members(file, shard.size):
+                    state.update(f"{member.name}\0{member.size}\0{member.mtime}\0".encode(errors="surrogateescape"))
+                    if not _add(member, file, rows, fields, state):
+                        other.append((_reason_unused(member.name), member.name))
+            except BrokenTarError as error:
+                broken = str(error)
+    except OSError as error:
+        raise UserError(f"{shard.path}: cannot be read: {error.strerror}") from None
+    stated = stated_samples(shard.path)
+    if stated and not broken and stated[0] != len(rows):
+        broken = f"has {counted(len(rows), 'sample')}, and img2dataset wrote {stated[0]}"
+    return list(rows.values()), ShardFacts(
+        format=FORMAT,
+        bytes=shard.size,
+        version=shard.version,
+        fingerprint=state.hexdigest(),
+        broken=broken,
+        failed=stated[1] if stated else 0,
+        members=sum(len(row.members) for row in rows.values()),
+        other=count_unused(other),
+    )
+
+
+def _reason_unused(name: str) -> str:
+    """Its suffix; and that there is another dot before it, at which the key ends."""
+    reason = reason_unused(name)
+    return f"{reason} whose names have another dot" if name.rpartition("/")[2].lstrip(".").count(".") > 1 else reason
+
+
+def _add(member: Member, file: BinaryIO, rows: dict[str, _Row], fields: Sequence[str] | None, state: Any) -> bool:
+    """Adds a member to its sample. Returns whether it belongs to one."""
+    match = _NAME.fullmatch(member.name)
+    extension = match[2].lower() if match else ""
+    kind = "picture" if f".{extension}" in IMAGE_SUFFIXES else ".cls" if extension == "cls" else kind_of_member(extension)
+    if match is None or kind is None:
+        return False
+    key = valid_name(match[1])
+    row = rows.setdefault(key, _Row(key))
+    which = kind if kind == "picture" else f".{extension}"
+    if which in row.members:
+        row.problem = f"the shard has two members of kind {which} under its key"
+    elif kind == "picture":
+        row.offset, row.size = member.offset, member.size
+    else:
+        _read_text(member, kind, file, row, fields, state)
+    row.members.append(which)
+    return True
+
+
+def _read_text(member: Member, kind: str, file: BinaryIO, row: _Row, fields: Sequence[str] | None, state: Any) -> None:
+    if member.size > MAX_TEXT_BYTES:
+        row.problem = f"its {kind} has {member.size} bytes, more than the limit of {MAX_TEXT_BYTES}"
+        return
+    file.seek(member.offset)
+    raw = file.read(member.size)
+    state.update(raw)
+    try:
+        if kind == ".cls":
+            row.label = _class_number(raw.decode("utf-8-sig"))
+        elif kind == RECORD_SUFFIX and (fields is not None or not row.has_text):
+            row.captions = read_captions(kind, raw, fields)
+        elif kind in TEXT_SUFFIXES and fields is None:
+            before = row.captions if row.has_text else ()  # Captions of a record give way to those of a text.
+            row.captions, row.has_text = tuple(dict.fromkeys([*before, *read_captions(kind, raw)])), True
+    except (ValueError, RecursionError) as error:
+        row.problem = f"its {kind} cannot be read: {first_line(error)}"
+
+
+def _class_number(text: str) -> int:
+    if not text.strip().isdecimal() or len(text) > 18:
+        raise ValueError(f"{text.strip()[:20]!r} is no class number")
+    return int(text)

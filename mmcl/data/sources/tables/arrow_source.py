@@ -1,0 +1,225 @@
+"""Samples from the rows of an Arrow table, wherever it comes from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.sources.tables.arrow_types import JsonType
+from mmcl.data.sources.tables.column_names import Columns, captions_of, image_of, number_labels, scores_of
+from mmcl.data.sources.tables.table_rows import distinct, missing_cells
+from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
+from mmcl.errors import UserError
+from mmcl.files.listing import in_any_form
+
+LOOKED_FOR = 100_000
+"""Samples of a table whose image files are looked for when it is opened for a run; `verify` looks for those of any."""
+
+_LOOKED_INTO = 100
+"""Folders beside a table in which its images are looked for."""
+
+_NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+"""What pandas calls the column of row numbers that it adds."""
+
+
+class ArrowSource(Source):
+    """Rows with the same image are one sample with several texts, and every other row is one.
+
+    Args:
+        table: of types of `plain_type`; it is held as it is, and no column becomes Python objects.
+        columns: its columns by what they hold.
+        rows: which rows are one sample, as of `sample_rows`.
+        name: of the whole, for the names of samples.
+        image_root: folder that image paths are relative to; None where there is none.
+        class_names: where the column of labels holds the classes' numbers, -1 for none.
+        all_columns: of the data, where `table` has some of them.
+
+    Raises:
+        UserError: images are named by relative path and there is no folder, or by URL; a label or a score is none.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        columns: Columns,
+        rows: np.ndarray,
+        *,
+        name: str,
+        image_root: Path | None,
+        class_names: Sequence[str] | None = None,
+        all_columns: Sequence[str] | None = None,
+    ):
+        self._name, self._image_root = name, image_root
+        self.places = (f"{name}, ", *([f"{image_root}/"] if image_root else []))
+        self._columns, self._all_columns = columns, list(all_columns or table.column_names)
+        self._images = table[columns.image] if columns.image else None
+        self._texts = {field: table[column] for field, column in columns.texts.items()}
+        self._rows, sample = rows
+        self._first_row = np.append(np.flatnonzero(np.diff(sample, prepend=-1)), len(table))
+        self._labels: np.ndarray | None = None
+        self._has_second_label: np.ndarray | None = None
+        if columns.label:
+            where = f"{name}: {columns.label}"
+            cells = table[columns.label]
+            label_N, self.class_names = _class_numbers(cells, class_names, where) if class_names else _labels_of(cells, where)
+            self._labels, self._has_second_label = _sample_labels(label_N, *rows)
+        if columns.score:
+            scores = scores_of(table[columns.score], f"{name}: {columns.score}")
+            self.scores = scores[self._rows[self._first_row[:-1]]]
+        self._check_paths()
+
+    def __len__(self) -> int:
+        return len(self._first_row) - 1
+
+    def __getitem__(self, index: int) -> Sample:
+        rows = self._rows[self._first_row[index] : self._first_row[index + 1]]
+        row = int(rows[0])
+        image, problem = self._image(row)
+        if isinstance(image, str):
+            image = str(self._place(image))
+        texts: dict[str, Any] = {
+            field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
+            for field, cells in self._texts.items()
+        }
+        return Sample(
+            name=image if isinstance(image, str) else f"{self._name}, row {row + 1}",
+            image=image,
+            label=None if self._labels is None or self._labels[index] < 0 else int(self._labels[index]),
+            problem=problem,
+            **texts,
+        )
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        if self._labels is None or (self._labels < 0).all():
+            return None
+        return self._labels
+
+    @property
+    def usage(self) -> Sequence[Usage]:
+        """Of its columns, and of its rows."""
+        asked = set(asdict(self._columns).values())
+        present = [column for column in self._all_columns if not _NUMBERS.fullmatch(column)]
+        left = count_unused(("other", column) for column in present if column not in asked)
+        used = sum(column in asked for column in present)
+        return [Usage(unit="columns", used=used, unused=left), self._rows_used]
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return [*super().warnings, *self._misplaced()] if len(self) <= LOOKED_FOR else super().warnings
+
+    def broken_files(self) -> Iterator[str]:
+        return self._misplaced()
+
+    def _misplaced(self) -> Iterator[str]:
+        """A line where none of the image files that the rows name is there: the paths are relative to another folder."""
+        images = (self._image(int(self._rows[row]))[0] for row in self._first_row[:-1])
+        paths = (image for image in images if isinstance(image, str))
+        first = next(paths, None)
+        if first is None or any(os.path.isfile(self._place(path)) for path in itertools.chain([first], paths)):
+            return
+        folder = _folder_with(first, self._image_root or Path())
+        fix = f"set `image_root` to {folder}" if folder else "set `image_root` to the folder that its paths start from"
+        yield (
+            f"{self._name}: none of the images that it names is there; the first was looked for at {self._place(first)}; {fix}"
+        )
+
+    @cached_property
+    def _rows_used(self) -> Usage:
+        captions = self._texts.get("captions")
+        reasons = {
+            "without image": None if self._images is None else missing_cells(self._images),
+            "without caption": None if captions is None else missing_cells(captions),
+            "without file": self._without_file() if len(self) <= LOOKED_FOR else None,
+            "with a second label of their image": self._has_second_label,
+        }
+        unused: dict[str, Unused] = {}
+        used = np.ones(len(self._rows), bool)
+        for reason, rows in reasons.items():
+            if rows is not None and (rows & used).any():
+                numbers = np.flatnonzero(rows & used) + 1
+                unused[reason] = Unused(len(numbers), tuple(f"row {number}" for number in numbers[:EXAMPLES]))
+                used &= ~rows
+        return Usage(unit="rows", used=int(used.sum()), unused=unused)
+
+    def _without_file(self) -> np.ndarray:
+        """Whether a row names an image by a path at which there is no file: bool [N]."""
+        missing = np.zeros(len(self._rows), bool)
+        for sample in range(len(self)):
+            rows = self._rows[self._first_row[sample] : self._first_row[sample + 1]]
+            image = self._image(int(rows[0]))[0]
+            missing[rows] = isinstance(image, str) and not os.path.isfile(self._place(image))
+        return missing
+
+    def _place(self, path: str) -> Path:
+        return in_any_form((self._image_root or Path()) / path)
+
+    def _image(self, row: int) -> tuple[ImageLike | None, str | None]:
+        """The image of a row, a path not yet joined to the folder, and what is wrong with it."""
+        try:
+            return None if self._images is None else image_of(self._images[row].as_py()), None
+        except UserError as error:
+            return None, str(error)
+
+    def _check_paths(self) -> None:
+        """The first path speaks for all."""
+        images = (self._image(row)[0] for row in range(min(len(self._rows), 100)))
+        path = next((image for image in images if isinstance(image, str)), None)
+        if path and path.lower().startswith(("http://", "https://")):
+            raise UserError(f"{self._name}: names its images by URL ({path:.60}); download them, as with img2dataset")
+        if path and self._image_root is None and not Path(path).is_absolute():
+            raise UserError(f"{self._name}: names its images by path ({path:.60}); set `image_root` to the folder they are in")
+
+
+def _folder_with(path: str, folder: Path) -> Path | None:
+    """The folder in or around another one from which a path leads to a file."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    inside = itertools.islice((entry for entry in entries if entry.is_dir()), _LOOKED_INTO)
+    near = [folder.parent, *sorted(Path(entry.path) for entry in inside)]
+    return next((place for place in near if (place / path).is_file()), None)
+
+
+def _sample_labels(label_N: np.ndarray, rows: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first label of every sample, int64, -1 where it has none; and whether a row has another than its sample, bool [N]."""
+    labels = label_N[rows]
+    present = np.flatnonzero(labels >= 0)[::-1]
+    first = np.full(sample[-1] + 1, -1, np.int64)
+    first[sample[present]] = labels[present]  # The last write is that of the first row.
+    is_second = np.empty(len(rows), bool)
+    is_second[rows] = (labels >= 0) & (labels != first[sample])
+    return first, is_second
+
+
+def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Class numbers, int64, as they are stored. Raises UserError for one without a name."""
+    numbers = column.fill_null(-1).to_numpy().astype(np.int64)
+    if len(numbers) and numbers.max() >= len(names):
+        raise UserError(f"{where}: holds {numbers.max()}, and the largest class number is {len(names) - 1}")
+    return numbers, list(names)
+
+
+def _labels_of(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Class numbers, int64, -1 where the cell is empty, and the classes' names."""
+    try:
+        if column.type == JsonType():
+            code, texts = distinct(pa.chunked_array([chunk.storage for chunk in column.chunks]))
+            values = [json.loads(text.as_py()) for text in texts]
+        else:
+            code, found = distinct(column)
+            values = found.to_pylist()
+    except pa.ArrowNotImplementedError:
+        raise UserError(f"{where}: holds {column.type}; a label is one text or number") from None
+    numbers, names = number_labels(values, where)
+    number_of = np.array([-1 if number is None else number for number in numbers] + [-1], np.int64)
+    return number_of[code], names

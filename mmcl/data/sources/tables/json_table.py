@@ -1,0 +1,69 @@
+"""Tables of JSON: an object on every line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mmcl.data.sources.tables.arrow_types import JsonType
+from mmcl.errors import UserError, first_line
+from mmcl.files.text_file import text_lines
+
+PIECE = 10_000
+
+
+def json_batches(path: Path, encoding: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Reads the file twice, for the columns and then for the cells. A column of texts becomes one; any other keeps its cells as
+    they are, whatever their kinds, as JSON: nothing is guessed from the first rows, and no cell has to fit the others.
+
+    Raises:
+        UserError: names the line.
+    """
+    is_text: dict[str, bool] = {}
+    for rows in _pieces(path, encoding):
+        for row in rows:
+            for key, cell in row.items():
+                is_text[key] = is_text.get(key, True) and (cell is None or isinstance(cell, str))
+    schema = pa.schema([(key, pa.string() if is_text[key] else JsonType()) for key in is_text])
+    return schema, (pa.record_batch([_column(rows, field) for field in schema], schema) for rows in _pieces(path, encoding))
+
+
+def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
+    cells = [row.get(field.name) for row in rows]
+    if field.type == pa.string():
+        return pa.array(cells, field.type)
+    texts = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells]
+    return pa.ExtensionArray.from_storage(field.type, pa.array(texts, pa.string()))
+
+
+def _pieces(path: Path, encoding: str) -> Iterator[list[dict[str, Any]]]:
+    rows = (_row(f"{path}, line {number}", line) for number, line in text_lines(path, encoding) if line.strip())
+    while piece := list(itertools.islice(rows, PIECE)):
+        yield piece
+
+
+def _row(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line, object_pairs_hook=_object)
+        if "\\ud" in line.lower():  # JSON can spell halves of characters; a table, and a tokenizer, cannot.
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a character (a lone surrogate); write the whole") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: is not JSON: {first_line(error)}; a line must hold one whole record") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: must be an object with the keys image and caption")
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return made

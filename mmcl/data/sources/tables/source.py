@@ -1,0 +1,97 @@
+"""A csv, tsv, jsonl, parquet or txt file with a row per sample: an image (a path, or the encoded file) and its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mmcl.data.source import given_path
+from mmcl.data.sources.tables.arrow_source import ArrowSource
+from mmcl.data.sources.tables.column_names import Columns, find_columns
+from mmcl.data.sources.tables.table_file import LARGE, file_digest, open_table
+from mmcl.data.sources.tables.table_rows import sample_rows
+from mmcl.errors import UserError
+from mmcl.files.byte_range import find_file
+from mmcl.files.digest import digest
+from mmcl.files.disk_cache import cached_file, kept_array
+from mmcl.files.remote import Copies
+from mmcl.files.remote_filesystem import is_url
+from mmcl.files.root import data_root
+
+
+class TableSource(ArrowSource):
+    """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share; a file above 32 MB is
+    copied once to a mapped one, which opens in a moment and takes no memory of its own.
+
+    Rows with the same image are one sample with several texts, see `sample_rows`; a cell of texts may also be a list. Two
+    images are not told apart by their captions where those are equal: equal captions are positives. Images alone will do, and
+    so will texts alone: then a row is a sample. A .txt file is one column of captions, a line each, unless its first line
+    names a column of images and one of captions.
+
+    Args:
+        path: the file. A comma, a tab, a semicolon or a bar separates the columns of a .csv or .tsv, whichever its first line
+            has. A URL too (http, https, s3, gs, hf): the file is copied once.
+        root: copies of large files are kept in its subfolder "index", of files on servers in "remote".
+        image_column, caption_column, label_column: by default the usual names ("image", "filepath", "caption", "text", ...).
+        positive_column, negative_column: further texts, see `Sample`; by default the usual names ("positive", "sentence2",
+            "negative", "hard_neg", ...).
+        score_column: how alike people find caption and positive, a number; by default "score", where there are positives.
+        image_root: folder that image paths are relative to; by default that of the file. A table on a server
+            needs it, if it names its images by path.
+        encoding: of a text file, such as "cp1252", "gbk" or "utf-16"; by default what its byte order mark says, else UTF-8.
+        header: names of the columns of a .csv, .tsv or .txt whose first line is a row already.
+        cache_gb: room for copies of files on servers; the least recently used go.
+
+    Raises:
+        UserError: names the file and the line, or lists the columns.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        root: str | None,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        label_column: str | None = None,
+        positive_column: str | None = None,
+        negative_column: str | None = None,
+        score_column: str | None = None,
+        image_root: str | None = None,
+        encoding: str | None = None,
+        header: Sequence[str] | None = None,
+        cache_gb: float = 100.0,
+    ):
+        self._file = find_file(given_path(path, "table"), Copies.below(root, cache_gb))
+        self.path, local = self._file.path, self._file.local()
+        self._cache = data_root(root) / "index"
+        table = open_table(local, self._cache, encoding=encoding, header=header)
+        if len(table) == 0:
+            raise UserError(f"{self.path}: has no rows")
+        given = {
+            "image": image_column,
+            "caption": caption_column,
+            "label": label_column,
+            "positive": positive_column,
+            "negative": negative_column,
+            "score": score_column,
+        }
+        columns = find_columns(table.column_names, given, self.path)
+        reading = [option for option in (encoding, header) if option is not None]
+        self._fingerprint_parts = (columns, str(image_root), *reading)
+        folder = None if is_url(self.path) else local.parent
+        rows = self._sample_rows(table, columns, local, f"rows 2 of {columns} {reading}")
+        super().__init__(table, columns, rows, name=self.path, image_root=Path(image_root) if image_root else folder)
+
+    def _sample_rows(self, table: pa.Table, columns: Columns, local: Path, what: str) -> np.ndarray:
+        """`sample_rows`, kept in a file for tables above 32 MB, as it takes a while for millions."""
+        if local.stat().st_size < LARGE:
+            return sample_rows(table, columns)
+        return kept_array(cached_file(local, self._cache, what, ".npy"), lambda: sample_rows(table, columns))
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(file_digest(self._file.local(), self._cache), *self._fingerprint_parts)

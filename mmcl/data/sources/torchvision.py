@@ -1,0 +1,145 @@
+"""Any data set of `torchvision.datasets`, below the data root: found where it lies, downloaded only when it is nowhere."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcl.data.source import Sample, Source, label_array, refuse_path
+from mmcl.errors import UserError, first_line, unknown_name
+from mmcl.files.digest import digest
+from mmcl.files.root import data_root
+
+
+class TorchvisionSource(Source):
+    """Pictures with class labels or captions, as the data set gives them.
+
+    Args:
+        root: the data root; a copy is looked for in it, and in the subfolder named like the data set in lower case.
+        dataset: name of the class, e.g. "MNIST", "CIFAR10", "CocoCaptions".
+        train: the training or the test part, of data sets that have this argument.
+        split: the part, of data sets that have this argument instead.
+        rows: only these, as "start:stop" with the meaning of a Python slice, e.g. "0:8000" or "-2000:".
+        args: further arguments of the class, e.g. {"annFile": "captions.json"}.
+
+    Raises:
+        UserError: there is no such data set or argument, or no copy and no download.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        root: str | None,
+        *,
+        dataset: str,
+        train: bool | None = None,
+        split: str | None = None,
+        rows: str | None = None,
+        args: dict[str, Any] | None = None,
+    ):
+        refuse_path(path, "torchvision")
+        factory = _factory(dataset)
+        given = {key: value for key, value in {"train": train, "split": split}.items() if value is not None} | (args or {})
+        accepted = inspect.signature(factory).parameters
+        for key in given:
+            if key not in accepted:
+                raise unknown_name(f"argument of torchvision.datasets.{dataset}:", key, accepted)
+        self._dataset = _find_or_download(factory, dataset, data_root(root), given)
+        self._rows = range(len(self._dataset))[_slice(rows)]
+        if not self._rows:
+            raise UserError(f"{dataset}: rows {rows!r} leaves none of {len(self._dataset)}")
+        self._pictures, self._targets = _arrays(self._dataset)
+        classes = getattr(self._dataset, "classes", None)
+        self.class_names = [str(name) for name in classes] if classes is not None else None
+        self._what = (dataset, sorted(given.items()), rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        name = f"{self._what[0]}, row {row}"
+        if self._pictures is not None and self._targets is not None:
+            return Sample(name, self._pictures[row], label=_label(self._targets[row]))
+        try:
+            image, target = self._dataset[row]
+        except Exception as error:  # It reads files itself, and what is wrong with one is any exception.
+            return Sample(name, None, problem=f"cannot be read: {first_line(error)}")
+        texts = [target] if isinstance(target, str) else target if isinstance(target, list) else []
+        return Sample(name, image, tuple(text for text in texts if isinstance(text, str)), _label(target))
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Of the list that most data sets of classes hold in memory, else by reading every sample."""
+        first = next((sample for sample in map(self.__getitem__, range(len(self))) if sample.problem is None), None)
+        if first is None or first.label is None:
+            return None
+        for name in ("targets", "labels", "_labels"):
+            targets = getattr(self._dataset, name, None)
+            if targets is not None and len(targets) == len(self._dataset):
+                return label_array(_label(targets[row]) for row in self._rows)
+        return label_array(self[index].label for index in range(len(self)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pixels and labels where they are in memory, else of the data set's name, arguments and size."""
+        if self._pictures is None:
+            return digest(self._what, len(self))
+        rows = slice(self._rows.start, self._rows.stop)
+        return digest(self._what, self._pictures[rows].tobytes(), (self._targets or [])[rows])
+
+
+def _label(target: Any) -> int | None:
+    """The class number that a data set gives with a picture, if that is what it gives; some hold it as a tensor of one."""
+    if isinstance(target, torch.Tensor) and target.ndim == 0:
+        target = target.item()
+    return int(target) if isinstance(target, int | np.integer) else None
+
+
+def _factory(dataset: str) -> Any:
+    from torchvision import datasets
+
+    names = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
+    if dataset not in names:
+        raise unknown_name("torchvision data set", dataset, names)
+    return getattr(datasets, dataset)
+
+
+def _find_or_download(factory: Any, name: str, root: Path, args: dict[str, Any]) -> Any:
+    accepted = inspect.signature(factory).parameters
+    for folder, download in ((root, False), (root / name.lower(), False), (root, True)):
+        place = {"root": str(folder), "download": download}
+        try:
+            return factory(**{key: value for key, value in place.items() if key in accepted} | args)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {first_line(error)}") from error
+        except (RuntimeError, OSError) as error:  # What torchvision says of a folder without the data set.
+            reason = first_line(error)
+    raise UserError(f"{name}: no copy below the data root {root}, and no download: {reason}")
+
+
+def _arrays(dataset: Any) -> tuple[np.ndarray | None, list[int] | None]:
+    """Pictures, uint8 [N, H, W] or [N, H, W, C], and labels, of data sets that hold them in memory in this form."""
+    pictures, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    if pictures is None or targets is None or not hasattr(pictures, "shape"):
+        return None, None
+    pictures = np.asarray(pictures)
+    image, target = dataset[0]
+    if not np.array_equal(pictures[0], np.asarray(image)) or target != targets[0]:
+        return None, None
+    return pictures, np.asarray(targets).tolist()
+
+
+def _slice(rows: str | None) -> slice:
+    if rows is None:
+        return slice(None)
+    try:
+        start, stop = (int(part) if part.strip() else None for part in rows.split(":"))
+    except (ValueError, AttributeError):
+        raise UserError(f'rows is {rows!r}; give "start:stop", e.g. "0:8000"') from None
+    return slice(start, stop)

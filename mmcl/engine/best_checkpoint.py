@@ -1,0 +1,61 @@
+"""The best score of a run so far: which checkpoint stays, and when to wait no longer for a better one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcl.config import TrainConfig
+from mmcl.engine.checkpoint import checkpoint_of_step
+from mmcl.errors import UserError
+from mmcl.evaluate.reporting.metric import lower_is_better
+from mmcl.terminal import say
+
+
+class Best:
+    """Follows the score that `train.keep_best` names.
+
+    Attributes:
+        value, step: the best score and the step that had it; None before the first.
+        waiting: evaluations since then.
+    """
+
+    def __init__(self, train: TrainConfig):
+        self.metric, self.patience = train.keep_best, train.patience
+        self.sign = {"max": 1, "min": -1}[train.best_is or ("min" if lower_is_better(self.metric or "") else "max")]
+        self.value: float | None = None
+        self.step: int | None = None
+        self.waiting = 0
+
+    def look(self, step: int, scores: Mapping[str, float]) -> None:
+        """Takes note of an evaluation; one without the score is not counted."""
+        if self.metric is None or self.metric not in scores:
+            return
+        value = scores[self.metric]
+        # The first score is the best, unless it is no number: that compares as false with everything.
+        if value == value if self.value is None else self.sign * (value - self.value) > 0:
+            self.value, self.step, self.waiting = value, step, 0
+        else:
+            self.waiting += 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is no use to wait longer."""
+        return self.patience is not None and self.waiting >= self.patience
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, JSON values."""
+        return {"metric": self.metric, "value": self.value, "step": self.step, "waiting": self.waiting}
+
+    def restore(self, state: Mapping[str, Any], checkpoints: Path) -> None:
+        """Goes on from a `state`, where it is of the same score and its checkpoint is whole; says so where that is not."""
+        if state["metric"] != self.metric or state["step"] is None:
+            return
+        try:
+            checkpoint_of_step(checkpoints, state["step"])
+        except UserError as error:
+            say(f"warning: {error}; the best {self.metric} before this step is forgotten")
+            return
+        self.value, self.step, self.waiting = state["value"], state["step"], state["waiting"]

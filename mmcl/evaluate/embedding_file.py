@@ -1,0 +1,252 @@
+"""Embeddings in a parquet file, from anywhere: evaluated as if a model gave them.
+
+A row is a picture, a text or a class, and its columns are
+
+    id          rows with equal ids belong together, as a picture and its captions do; for retrieval
+    kind        "image", "text" or "class"
+    embedding   list of numbers, of one length in the whole file
+    label       of pictures, their class; of classes, which one it is; null elsewhere
+    name        what it is called, of a text the text itself; may be missing
+
+ids and labels are whole numbers or texts. A row of kind "class" is what zero-shot classification compares pictures with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmcl.config import from_dict
+from mmcl.data.source import Sample, SampleList, Source
+from mmcl.data.sources.tables.column_names import number_labels
+from mmcl.data.sources.tables.table_file import read_table
+from mmcl.errors import UserError
+from mmcl.evaluate.prompts import class_embeddings
+from mmcl.evaluate.task import CachedModel, Task, captions_of
+from mmcl.files.atomic import staged
+from mmcl.files.digest import digest
+
+KINDS = ("image", "text", "class")
+_CLASS = "class: "
+_SAID = "mmcl"
+"""The key of the file's metadata under which mmcl says of which model and data the embeddings are."""
+
+
+class StoredSource(SampleList):
+    """The pictures of a file: their names, ids, labels and captions, but not the pictures themselves."""
+
+    templates = (f"{_CLASS}{{}}",)
+
+    def __init__(self, samples: Sequence[Sample], ids: np.ndarray, class_names: Sequence[str] | None, identity: str):
+        self._samples = samples
+        self.ids = ids
+        self.class_names = class_names
+        self.identity = identity
+
+    @property
+    def fingerprint(self) -> str:
+        return self.identity
+
+
+class StoredModel:
+    """An `EmbeddingModel` that looks its embeddings up.
+
+    Args:
+        images: by the source, float32 [N, D].
+        texts: text -> float32 [D].
+        fingerprint: of the model that made them, or of the file.
+        logit_scale, logit_bias: of that model.
+    """
+
+    def __init__(
+        self,
+        images: dict[Source, np.ndarray],
+        texts: dict[str, np.ndarray],
+        fingerprint: str,
+        *,
+        logit_scale: float | None = None,
+        logit_bias: float | None = None,
+    ):
+        self._images, self._texts = images, texts
+        self.fingerprint = fingerprint
+        self.logit_scale, self.logit_bias = logit_scale, logit_bias
+        self.has_text = bool(texts)
+
+    def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+        return self._images[images]
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        missing = next((text for text in texts if text not in self._texts), None)
+        if missing is not None:
+            kind = "class" if missing.startswith(_CLASS) else "text"
+            raise UserError(
+                f"no row of kind {kind!r} is for {missing.removeprefix(_CLASS)!r}; add one to the file of embeddings"
+            )
+        return np.stack([self._texts[text] for text in texts])
+
+
+def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task]:
+    """What evaluators need, from a file, and from another one of training pictures for k-NN and probes.
+
+    There are no pictures, so there are no baselines of pixels.
+
+    Raises:
+        UserError: a file is not as this module says; names the column or the row.
+    """
+    files = [_File(place) for place in (path, bank) if place is not None]
+    if len({file.rows.shape[1] for file in files}) > 1:
+        raise UserError(f"{path} and {bank} hold embeddings of different widths; take both from the same model")
+    numbers, names = number_labels(label for file in files for label in file.labels)
+    images: dict[Source, np.ndarray] = {}
+    sources, at = [], 0
+    for file in files:
+        source = file.source(numbers[at : at + len(file.labels)], names or None)
+        images[source] = file.rows[file.of_kind("image")]
+        sources.append(source)
+        at += len(file.labels)
+    first = files[0]
+    said, own = first.said, first.said.model or digest(first.rows.tobytes())
+    model = StoredModel(images, first.texts(), own, logit_scale=said.logit_scale, logit_bias=said.logit_bias)
+    return model, Task(path.stem, sources[0], sources[1] if bank else None, baselines=False)
+
+
+def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
+    """Encodes a source, its captions and its classes into a file. Returns the number of rows.
+
+    Args:
+        path: a .parquet; it appears when it is complete.
+    """
+    samples = [source[index] for index in range(len(source))]
+    captions = captions_of(source)
+    labels = [None] * len(samples) if source.labels is None else [None if n < 0 else int(n) for n in source.labels]
+    names = source.class_names
+    parts = [(model.images(source), "image", captions.image_ids.tolist(), _named(labels, names), [s.name for s in samples])]
+    if model.model.has_text and captions.texts:
+        ids, texts = captions.text_ids.tolist(), list(captions.texts)
+        parts.append((model.encode_text(texts), "text", ids, [None] * len(texts), texts))
+    if model.model.has_text and names:
+        rows = class_embeddings(model, names, source.templates)
+        parts.append((rows, "class", [None] * len(names), list(names), list(names)))
+    columns: dict[str, list[Any]] = {"id": [], "kind": [], "label": [], "name": []}
+    for rows, kind, ids, own_labels, own_names in parts:
+        for column, values in zip(columns, (ids, [kind] * len(rows), own_labels, own_names), strict=True):
+            columns[column] += values
+    embeddings = np.concatenate([part[0] for part in parts]).astype(np.float32)
+    table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])})
+    said = _Said(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
+    with staged(path) as stage:
+        pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(asdict(said))}), stage)
+    return len(embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Of which model and data the embeddings are; nothing in a file of others."""
+
+    model: str | None = None
+    data: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.logit_scale is not None and self.logit_scale <= 0:
+            raise UserError(f"logit_scale is {self.logit_scale}: it is above 0")
+
+
+class _File:
+    """A checked table."""
+
+    def __init__(self, path: Path):
+        if not path.is_file() or path.suffix != ".parquet":
+            raise UserError(f"{path}: no such .parquet file of embeddings")
+        table = read_table(path)
+        missing = [column for column in ("kind", "embedding") if column not in table.column_names]
+        if missing or len(table) == 0:
+            lack = f"no column {missing[0]!r}" if missing else "no rows"
+            raise UserError(f"{path}: has {lack}; it needs kind and embedding, and id, label and name where there are any")
+        self.path = path
+        self.kinds = np.array(table["kind"].to_pylist(), object)
+        wrong = [row for row, kind in enumerate(self.kinds) if kind not in KINDS]
+        if wrong:
+            raise UserError(f"{path}, row {wrong[0] + 1}: kind is {self.kinds[wrong[0]]!r}; give one of {', '.join(KINDS)}")
+        if "image" not in self.kinds:
+            raise UserError(f"{path}: has no row of kind 'image'")
+        self.rows = _matrix(table["embedding"], path)
+        self.ids, self.labels, names = (_optional(table, column) for column in ("id", "label", "name"))
+        self.names = [f"{self.kinds[row]} {row + 1}" if name is None else str(name) for row, name in enumerate(names)]
+        self.said = _said(table.schema.metadata, path)
+        self.data = self.said.data or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
+
+    def of_kind(self, kind: str) -> np.ndarray:
+        return np.flatnonzero(self.kinds == kind)
+
+    def source(self, numbers: Sequence[int | None], class_names: Sequence[str] | None) -> StoredSource:
+        """The pictures. `numbers`: the class of every row of the file."""
+        captions: dict[Any, list[str]] = {}
+        for row in self.of_kind("text"):
+            captions.setdefault(self.ids[row], []).append(self.names[row])
+        pictures = self.of_kind("image")
+        number: dict[Any, int] = {}
+        # A picture without an id belongs to nothing else.
+        ids = [
+            number.setdefault(("row", int(row)) if self.ids[row] is None else self.ids[row], len(number)) for row in pictures
+        ]
+        samples = [
+            Sample(
+                self.names[row],
+                None,
+                () if self.ids[row] is None else tuple(captions.get(self.ids[row], ())),
+                label=numbers[row],
+            )
+            for row in pictures
+        ]
+        return StoredSource(samples, np.array(ids, np.int64), class_names, self.data)
+
+    def texts(self) -> dict[str, np.ndarray]:
+        """What a text model would be asked for."""
+        found: dict[str, np.ndarray] = {}
+        for row in np.flatnonzero(self.kinds != "image"):
+            text = self.names[row] if self.kinds[row] == "text" else f"{_CLASS}{self.labels[row]}"
+            if not np.array_equal(found.setdefault(text, self.rows[row]), self.rows[row]):
+                raise UserError(f"{self.path}, row {row + 1}: {text!r} has two different embeddings; give each text once")
+        return found
+
+
+def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
+    """float32 [N, D]."""
+    array = column.combine_chunks()
+    if not (pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type)):
+        raise UserError(f"{path}: the column embedding must hold lists of numbers, not {array.type}")
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    widths = set(pa.compute.list_value_length(array).to_pylist())
+    if len(widths) != 1 or widths & {None, 0} or values.dtype.kind != "f":
+        raise UserError(f"{path}: the column embedding must hold lists of decimal numbers of one length, none missing")
+    rows = values.astype(np.float32).reshape(len(array), -1)
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(wrong):
+        raise UserError(f"{path}, row {wrong[0] + 1}: its embedding is not finite in float32; leave the row out")
+    return rows
+
+
+def _said(metadata: dict[bytes, bytes] | None, path: Path) -> _Said:
+    """What `write_embeddings` wrote about a file."""
+    try:
+        said = json.loads((metadata or {}).get(_SAID.encode(), b"{}"))
+        return from_dict(_Said, said, str(path))
+    except (ValueError, RecursionError, UserError):
+        raise UserError(f"{path}: its metadata {_SAID!r} is damaged; write it again with `mmcl embed`") from None
+
+
+def _optional(table: pa.Table, column: str) -> list[Any]:
+    return table[column].to_pylist() if column in table.column_names else [None] * len(table)
+
+
+def _named(labels: Sequence[int | None], names: Sequence[str] | None) -> list[str | None]:
+    return [None if n is None else str(n) if names is None else names[n] for n in labels]

@@ -1,0 +1,39 @@
+"""Accuracy of a classifier that was trained with labels: its head gives the logits."""
+
+from __future__ import annotations
+
+from mmcl.errors import UserError
+from mmcl.evaluate.baselines import class_baselines
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.task import CachedModel, Task, needs
+
+EVALUATOR = "classification"
+METRIC = "top1"
+
+
+def _check(task: Task, has_text: bool) -> None:
+    task.require_labels()
+
+
+@needs(_check)
+def evaluate_classification(model: CachedModel, task: Task) -> Report:
+    """How often the largest logit is that of the label; with chance and majority where there are training data.
+
+    Raises:
+        UserError: the model has no head that gives a logit for every class of the source.
+    """
+    logits_of, names = getattr(model.model, "image_logits", None), task.source.class_names or ()
+    if logits_of is None:
+        raise UserError(f"{EVALUATOR} needs a classifier, a model trained by the method supervised or distillation")
+    logits_NC = logits_of(task.source)
+    if logits_NC.shape[1] != (len(names) or int(task.labels.max()) + 1):
+        raise UserError(
+            f"{task.name}: number of classes {len(names)}, and of the model's logits {logits_NC.shape[1]}; they must be equal"
+        )
+    right = statistics.mean(logits_NC.argmax(1) == task.labels)
+    report = Report(metric_rows(EVALUATOR, task.name, model.name, {METRIC: right}))
+    if task.baselines and task.bank is not None:
+        report += class_baselines(EVALUATOR, task.name, [METRIC], task.labels, task.bank_labels)
+    return report

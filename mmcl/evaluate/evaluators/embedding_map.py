@@ -1,0 +1,110 @@
+"""A map of a model's embedding, as a picture and as a page to explore, coloured by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmcl.data.source import ImageLike
+from mmcl.evaluate.evaluators.projection import FEWEST, NAMES, ProjectionMethod, check_arguments, chosen_rows, project
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report, file_name
+from mmcl.evaluate.task import CachedModel, Task, needs
+from mmcl.evaluate.validation import Array
+
+EVALUATOR = "embedding_map"
+
+
+def embedding_map(
+    emb: Array,
+    labels: Array | Sequence[int] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    pictures: Sequence[ImageLike] | None = None,
+    method: ProjectionMethod = "tsne",
+    max_points: int = 2000,
+    neighbours: int = 10,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """`project` of rows as a report: a figure, a page, and how far they can be trusted.
+
+    Args:
+        data, model: what the title and the rows of the report call them.
+        Others: as in `project`.
+
+    Returns:
+        `tsne_trustworthiness@10` and `tsne_neighbours_kept@10`, named after method and neighbours, see `Projection`.
+
+    Raises:
+        UserError: as `project` does.
+    """
+    drawn = project(
+        emb,
+        labels,
+        method=method,
+        class_names=class_names,
+        captions=captions,
+        pictures=pictures,
+        max_points=max_points,
+        neighbours=neighbours,
+        perplexity=perplexity,
+        seed=seed,
+        title=", ".join(part for part in (f"Embedding map ({NAMES[method]})", data, model) if part),
+    )
+    quality = {"trustworthiness": drawn.trustworthiness, "neighbours_kept": drawn.neighbours_kept}
+    estimates = {
+        f"{method}_{name}@{drawn.neighbours}": statistics.exact(value, len(drawn.rows)) for name, value in quality.items()
+    }
+    name = file_name(EVALUATOR, data, model)
+    rows = metric_rows(EVALUATOR, data, model, estimates)
+    return Report(rows, figures={name: drawn.to_png()}, pages={name: drawn.to_html()})
+
+
+def _check(task: Task, has_text: bool, *, method: ProjectionMethod, max_points: int, neighbours: int, **_: Any) -> None:
+    check_arguments(method, max_points, neighbours)
+
+
+@needs(_check)
+def evaluate_embedding_map(
+    model: CachedModel,
+    task: Task,
+    *,
+    method: ProjectionMethod = "tsne",
+    max_points: int = 2000,
+    neighbours: int = 10,
+    perplexity: float = 30.0,
+    seed: int = 0,
+) -> Report:
+    """`embedding_map` of a source's pictures, with their captions, coloured by label where every sample has one.
+
+    Args:
+        method, max_points, neighbours, perplexity, seed: as in `embedding_map`.
+    """
+    if not task.baselines:
+        return Report()
+    if len(task.source) < FEWEST:
+        return Report(
+            notes=(f"{EVALUATOR}, {task.name}: no map, as it needs {FEWEST} images, and there are {len(task.source)}.",)
+        )
+    rows = chosen_rows(len(task.source), max_points, seed)
+    samples = [task.source[row] for row in rows.tolist()]
+    pictures = [sample.image for sample in samples if sample.image is not None]
+    return embedding_map(
+        model.images(task.source)[rows],
+        task.labels[rows] if task.has_labels else None,
+        class_names=task.source.class_names,
+        captions=[sample.captions[0] if sample.captions else sample.name for sample in samples],
+        pictures=pictures if len(pictures) == len(samples) else None,
+        method=method,
+        max_points=max_points,
+        neighbours=neighbours,
+        perplexity=perplexity,
+        seed=seed,
+        data=task.name,
+        model=model.name,
+    )

@@ -1,0 +1,52 @@
+"""A metric by subgroup: the mean hides whom a model serves badly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmcl.errors import UserError
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.validation import Array
+
+EVALUATOR = "groups"
+
+
+def groups(
+    outcomes: Array | Sequence[float],
+    by: Sequence[object] | np.ndarray,
+    *,
+    metric: str = "accuracy",
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """The mean outcome of each group, of the worst of them, and the largest gap between two.
+
+    Args:
+        outcomes: a finite number for each sample, such as 1 where the model is right, else 0.
+        by: the group of each sample: any values that print differently.
+        metric: what the outcomes are.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `accuracy_of_<group>` for every group, `accuracy_worst_group`, and `accuracy_largest_gap`, best minus worst. These two
+        have no interval: which group is worst is chance too. The worst of small groups is low, and their gap large, by chance
+        alone; look at the intervals of the groups.
+
+    Raises:
+        UserError: shapes do not fit, an outcome is not finite, or there is one group only.
+    """
+    values, names = np.asarray(outcomes, np.float64), np.array([str(group) for group in by])
+    if values.ndim != 1 or values.shape != names.shape or not np.isfinite(values).all():
+        raise UserError(f"groups: outcomes must be {len(names)} finite numbers, one for each entry of `by`")
+    samples = {name: values[names == name] for name in sorted(set(names.tolist()))}
+    if len(samples) < 2:
+        raise UserError("groups: all samples are of one group; give two groups or more to compare")
+    estimates = {f"{metric}_of_{name}": statistics.mean(sample) for name, sample in samples.items()}
+    means = [float(sample.mean()) for sample in samples.values()]
+    estimates[f"{metric}_worst_group"] = statistics.exact(min(means), len(values))
+    estimates[f"{metric}_largest_gap"] = statistics.exact(max(means) - min(means), len(values))
+    return Report(metric_rows(EVALUATOR, data, model, estimates))

@@ -1,0 +1,119 @@
+"""k-nearest-neighbour classification: what the embedding knows without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcl.core.nearest import nearest
+from mmcl.errors import UserError
+from mmcl.evaluate.baselines import class_baselines
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.task import CachedModel, Task, needs
+from mmcl.evaluate.validation import Array, Values, cutoffs, labels_or_ids, same_width, unit_rows
+
+EVALUATOR = "knn"
+_BLOCK = 2**24
+
+
+def knn(
+    bank_emb: Array,
+    bank_labels: Values,
+    query_emb: Array,
+    query_labels: Values,
+    *,
+    ks: Sequence[int] = (1, 5, 20),
+    temperature: float | None = None,
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """Classifies each query by the labels of its k most similar bank rows, by cosine.
+
+    The votes count 1 each, or exp(cosine / temperature) as in Wu et al. ("Instance discrimination", 2018, sec. 3.4). Equal
+    votes go to the class that has the nearest of these neighbours; equally near neighbours are taken in the order of the bank.
+
+    Args:
+        bank_emb, query_emb: finite rows [M, D], [N, D]; they are scaled to unit length.
+        bank_labels, query_labels: integers [M], [N], in any range, with any gaps; or texts.
+        ks: numbers of neighbours; the neighbours are sought once for all.
+        temperature: above 0; None for a majority vote.
+        chunk_size: queries per block of scores; changes memory and nothing else.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `knn5_top1`, the accuracy with 5 neighbours, and so on.
+
+    Raises:
+        UserError: a k is larger than the bank, shapes do not fit, or an embedding is not finite.
+    """
+    bank, query = unit_rows(bank_emb, "bank_emb"), unit_rows(query_emb, "query_emb")
+    same_width(bank, query, "bank_emb and query_emb")
+    sizes = len(bank), len(query)
+    both = labels_or_ids(bank_labels, query_labels, ("bank_labels", "query_labels"), sizes)
+    bank_label, query_label = (label.to(bank.device) for label in both)
+    ks = cutoffs(ks)
+    if ks[-1] > len(bank):
+        raise UserError(f"knn: k = {ks[-1]} is more than the {len(bank)} rows of the bank; lower `ks` or enlarge the bank")
+    _positive(temperature)
+    classes, bank_class = bank_label.unique(return_inverse=True)
+    score, row = nearest(query, bank, ks[-1], chunk_size=chunk_size)
+    neighbour = bank_class[row]
+    estimates = {}
+    for k in ks:
+        predicted = classes[_vote(neighbour[:, :k], score[:, :k], len(classes), temperature)]
+        estimates[f"knn{k}_top1"] = statistics.mean((predicted == query_label).cpu().numpy())
+    return Report(metric_rows(EVALUATOR, data, model, estimates))
+
+
+def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float | None) -> None:
+    _positive(temperature)
+    cutoffs(ks)
+    task.require_labels(bank=True)
+
+
+@needs(_check)
+def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 20), temperature: float | None = None) -> Report:
+    """`knn` of a model on a source, with the training data as the bank; with chance, majority, raw pixels and PCA-50.
+
+    Args:
+        ks: as in `knn`, but where the bank has fewer than k rows, there is no value.
+        temperature: as in `knn`.
+    """
+    usable = [k for k in cutoffs(ks) if k <= len(task.bank_labels)] or [1]
+    too_many = {f"knn{k}_top1": statistics.exact(None, len(task.labels)) for k in cutoffs(ks) if k not in usable}
+
+    def score(one: CachedModel) -> Report:
+        bank_emb, query_emb = one.images(task.required_bank), one.images(task.source)
+        options: dict[str, Any] = {"ks": usable, "temperature": temperature, "data": task.name, "model": one.name}
+        found = knn(bank_emb, task.bank_labels, query_emb, task.labels, **options)
+        return found + Report(metric_rows(EVALUATOR, task.name, one.name, too_many))
+
+    report = score(model) + Report(notes=task.about_bank(EVALUATOR))
+    if task.baselines:
+        report += score(task.pixels) + score(task.pca)
+        report += class_baselines(EVALUATOR, task.name, [f"knn{k}_top1" for k in usable], task.labels, task.bank_labels)
+    return report
+
+
+def _positive(temperature: float | None) -> None:
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"knn: temperature must be above 0, not {temperature}; leave it out for a majority vote")
+
+
+def _vote(neighbour_NK: Tensor, score_NK: Tensor, classes: int, temperature: float | None) -> Tensor:
+    """The class with the most votes, int64 [N]; of equal ones the class of the nearest neighbour."""
+    predicted = []
+    rows = max(1, _BLOCK // classes)
+    for neighbour, score in zip(neighbour_NK.split(rows), score_NK.split(rows), strict=True):
+        # Relative to the nearest one: the same ratios of the weights, without overflow.
+        weight = torch.ones_like(score) if temperature is None else ((score - score[:, :1]) / temperature).exp()
+        votes = score.new_zeros(len(score), classes).scatter_add_(1, neighbour, weight)
+        winner = votes.gather(1, neighbour).argmax(dim=1, keepdim=True)  # The first of the largest is the nearest.
+        predicted.append(neighbour.gather(1, winner).flatten())
+    return torch.cat(predicted)

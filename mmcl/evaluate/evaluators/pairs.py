@@ -1,0 +1,119 @@
+"""Does the model tell the right text from one that only looks like it? Each is compared with its own image, strictly.
+
+Equal scores are wrong, so that a model that scores everything the same gets 0, and not 100 % as by an argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.errors import UserError
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
+from mmcl.evaluate.validation import Array, integers, same_width, unit_rows
+
+EVALUATOR = "pairs"
+
+
+def pairs(
+    image_emb: Array,
+    positive_emb: Array,
+    negative_emb: Array,
+    *,
+    clusters: Array | Sequence[int] | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """Share of images that are closer to their text than to a hard negative, as SugarCrepe scores (Hsieh et al., 2023).
+
+    Args:
+        image_emb, positive_emb, negative_emb: finite rows [N, D]: each image, its text, and the text that is wrong.
+        clusters: integers [N], equal for comparisons of one image, which count as drawn together in the interval.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `pairs_accuracy`; 1/2 is chance.
+
+    Raises:
+        UserError: shapes do not fit, or an embedding is not finite.
+    """
+    image, positive = unit_rows(image_emb, "image_emb"), unit_rows(positive_emb, "positive_emb")
+    negative = unit_rows(negative_emb, "negative_emb")
+    for name, other in {"positive_emb": positive, "negative_emb": negative}.items():
+        same_width(image, other, f"image_emb and {name}")
+        if len(image) != len(other):
+            raise UserError(f"image_emb has {len(image)} rows and {name} {len(other)}; give one of each for every comparison")
+    right = (_cosine(image, positive) > _cosine(image, negative)).cpu().numpy()
+    own = None if clusters is None else integers(clusters, "clusters", len(image)).cpu().numpy()
+    return Report(metric_rows(EVALUATOR, data, model, {"pairs_accuracy": statistics.mean(right, clusters=own)}))
+
+
+def winoground(image_emb: Array, text_emb: Array, *, data: str = "", model: str = "trained") -> Report:
+    """Two images and two texts that share their words, as Winoground scores (Thrush et al., 2022, equations 1 to 3).
+
+    Args:
+        image_emb, text_emb: finite [N, 2, D]; text 0 describes image 0, and text 1 image 1.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `winoground_text` (each image is closer to its own text), `winoground_image` (each text is closer to its own image)
+        and `winoground_group` (both); chance is 1/4, 1/4 and 1/6.
+
+    Raises:
+        UserError: shapes do not fit, or an embedding is not finite.
+    """
+    image, text = _twos(image_emb, "image_emb"), _twos(text_emb, "text_emb")
+    same_width(image[0], text[0], "image_emb and text_emb")
+    if len(image[0]) != len(text[0]):
+        raise UserError(f"image_emb has {len(image[0])} examples and text_emb {len(text[0])}; give two of each for every one")
+    score = [[_cosine(image[i], text[t]) for t in range(2)] for i in range(2)]
+    texts = (score[0][0] > score[0][1]) & (score[1][1] > score[1][0])
+    images = (score[0][0] > score[1][0]) & (score[1][1] > score[0][1])
+    outcomes = {"winoground_text": texts, "winoground_image": images, "winoground_group": texts & images}
+    return Report(
+        metric_rows("winoground", data, model, {name: statistics.mean(right.cpu().numpy()) for name, right in outcomes.items()})
+    )
+
+
+def _check(task: Task, has_text: bool) -> None:
+    require_text(EVALUATOR, has_text)
+    for index in range(len(task.source)):
+        sample = task.source[index]
+        if not sample.captions or not sample.negatives:
+            raise UserError(f"{sample.name}: has no caption or no negative text, which {EVALUATOR} needs")
+
+
+@needs(_check)
+def evaluate_pairs(model: CachedModel, task: Task) -> Report:
+    """`pairs` of a source with hard negatives, each image with its first caption and every negative text of it; with chance.
+
+    Raises:
+        UserError: the model has no text tower, or a sample has no caption or no negative.
+    """
+    samples = [task.source[index] for index in range(len(task.source))]
+    rows = np.repeat(np.arange(len(samples)), [len(sample.negatives) for sample in samples])
+    positive = model.encode_text([samples[row].captions[0] for row in rows])
+    negative = model.encode_text([text for sample in samples for text in sample.negatives])
+    image_emb = model.images(task.source)[rows]
+    report = pairs(image_emb, positive, negative, clusters=rows, data=task.name, model=model.name)
+    if task.baselines:
+        report += Report(metric_rows(EVALUATOR, task.name, "chance", {"pairs_accuracy": statistics.exact(0.5, len(rows))}))
+    return report
+
+
+def _cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """float32 [N], computed in float64: equal rows have equal scores."""
+    return (a_ND.double() * b_ND.double()).sum(dim=1).float()
+
+
+def _twos(rows: Array, name: str) -> tuple[Tensor, Tensor]:
+    emb_N2D = torch.as_tensor(rows)
+    if emb_N2D.ndim != 3 or emb_N2D.shape[1] != 2:
+        raise UserError(f"{name} must be [N, 2, D], not {list(emb_N2D.shape)}")
+    return unit_rows(emb_N2D[:, 0], f"{name}[:, 0]"), unit_rows(emb_N2D[:, 1], f"{name}[:, 1]")

@@ -1,0 +1,158 @@
+"""Does a zero-shot classifier know when an image is none of its classes? Open-set rejection by a threshold on one score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from mmcl.errors import UserError
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures.calibration import probabilities
+from mmcl.evaluate.measures.statistics import Estimate
+from mmcl.evaluate.prompts import Templates, class_embeddings
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
+from mmcl.evaluate.validation import Array, same_width, unit_rows
+
+EVALUATOR = "zero_shot_reject"
+KEPT = 0.95
+_FEWEST_KNOWN = 100
+
+
+def zero_shot_reject(
+    known_emb: Array,
+    unknown_emb: Array,
+    class_emb: Array,
+    *,
+    background_emb: Array | None = None,
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """Scores how well images of the classes are told from images of none of them.
+
+    Args:
+        known_emb, unknown_emb: finite rows [N, D], [M, D]: images of one of the classes, and of none.
+        class_emb: [C, D], as `class_embeddings` gives them.
+        background_emb: [B, D], prompts that stand for everything else, such as "a photo".
+        logit_scale, logit_bias: the model's own; without a scale there are no probabilities.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        For each score that says "known", the higher the surer:
+        `max_cosine`, with the nearest class; with a scale `max_probability`, of the likeliest class (Hendrycks & Gimpel, 2017);
+        with background prompts `background`, how much nearer the nearest class is than the nearest of them, by cosine:
+        `reject_max_cosine_auroc`, the chance that a known image scores higher than an unknown one, ties counted half, and
+        `reject_max_cosine_fpr95`, the share of unknown images that are let in where at least 95 % of the known ones are.
+        The latter has an interval from 100 known images, see `false_positive_rate`.
+
+    Raises:
+        UserError: shapes do not fit, or an embedding is not finite.
+    """
+    known, unknown = unit_rows(known_emb, "known_emb"), unit_rows(unknown_emb, "unknown_emb")
+    classes = unit_rows(class_emb, "class_emb")
+    same_width(known, classes, "known_emb and class_emb")
+    same_width(unknown, classes, "unknown_emb and class_emb")
+    cosine = (torch.cat([known, unknown]).double() @ classes.double().T).float()
+    scores = {"max_cosine": cosine.amax(dim=1)}
+    if logit_scale is not None:
+        scores["max_probability"] = probabilities(cosine.double(), logit_scale, logit_bias).amax(dim=1)
+    if background_emb is not None:
+        background = unit_rows(background_emb, "background_emb")
+        same_width(background, classes, "background_emb and class_emb")
+        nearest = (torch.cat([known, unknown]).double() @ background.double().T).float().amax(dim=1)
+        scores["background"] = scores["max_cosine"] - nearest
+    estimates: dict[str, Estimate] = {}
+    for name, score in scores.items():
+        inside, outside = np.split(score.cpu().numpy(), [len(known)])
+        for metric, value in {"auroc": auroc, "fpr95": false_positive_rate}.items():
+            estimates[f"reject_{name}_{metric}"] = value(inside, outside)
+    return Report(metric_rows(EVALUATOR, data, model, estimates))
+
+
+def _check(task: Task, has_text: bool, *, unknown: Sequence[str], **_: Any) -> None:
+    require_text(EVALUATOR, has_text)
+    names = list(task.source.class_names or ())
+    missing = [name for name in unknown if name not in names]
+    if missing or not 0 < len(set(unknown)) < len(names):
+        raise UserError(f"{EVALUATOR}: unknown must be one or more of the class names of {task.name}, not all, not {unknown!r}")
+    outside = np.isin(task.labels, [names.index(name) for name in unknown])
+    if outside.all() or not outside.any():
+        raise UserError(f"{EVALUATOR}: {task.name} must have images of the unknown classes and of others")
+
+
+@needs(_check)
+def evaluate_zero_shot_reject(
+    model: CachedModel,
+    task: Task,
+    *,
+    unknown: Sequence[str],
+    background: Sequence[str] = ("a photo",),
+    templates: Templates | None = None,
+) -> Report:
+    """`zero_shot_reject` of a model on a source some of whose classes it is not told; with chance.
+
+    Args:
+        unknown: names of the classes that it is not told.
+        background: prompts that stand for everything else.
+        templates: by default those of the source.
+    """
+    names = list(task.source.class_names or ())
+    outside = np.isin(task.labels, [names.index(name) for name in unknown])
+    known_names = [name for name in names if name not in unknown]
+    image_emb = model.images(task.source)
+    options: dict[str, Any] = {"logit_scale": model.model.logit_scale, "logit_bias": model.model.logit_bias}
+    report = zero_shot_reject(
+        image_emb[~outside],
+        image_emb[outside],
+        class_embeddings(model, known_names, task.source.templates if templates is None else templates),
+        background_emb=model.encode_text(list(background)) if background else None,
+        data=task.name,
+        model=model.name,
+        **options,
+    )
+    if task.baselines:
+        chance = {row.metric: statistics.exact(0.5 if row.metric.endswith("auroc") else KEPT, row.n) for row in report.metrics}
+        report += Report(metric_rows(EVALUATOR, task.name, "chance", chance))
+    return report
+
+
+def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:
+    """Chance that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs.
+
+    Its variance is that of DeLong, DeLong and Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves",
+    1988); as draws count those of the smaller sample. With one image on a side there is no interval.
+    """
+    m, n = len(known), len(unknown)
+    rank = rankdata(np.concatenate([known, unknown]))
+    below = (rank[:m] - rankdata(known)) / n  # Of each known score, the share of the unknown ones that it is above.
+    above = 1 - (rank[m:] - rankdata(unknown)) / m
+    value, fewer = float(below.mean()), min(m, n)
+    if fewer < 2:
+        return statistics.exact(value, m + n)
+    variance = below.var(ddof=1) / m + above.var(ddof=1) / n
+    return Estimate(value, *statistics.within_bounds(value, variance * fewer, fewer), m + n)
+
+
+def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> Estimate:
+    """Share of unknown scores at or above the highest threshold that at least 95 % of the known ones reach.
+
+    The interval joins that of the share at this threshold with that of the threshold, between order statistics of the known
+    scores (MOVER, see statistics.py). Of fewer than 100 known scores, too few lie beyond it for one.
+    """
+    m, n = len(known), len(unknown)
+    ordered = np.sort(known)
+    share = float((unknown >= ordered[::-1][int(np.ceil(KEPT * m)) - 1]).mean())
+    if m < _FEWEST_KNOWN:
+        return statistics.exact(share, m + n)
+    low, high = statistics.within_bounds(share, share * (1 - share), n)
+    missed = statistics.within_bounds(1 - KEPT, KEPT * (1 - KEPT), m)
+    most, least = ((unknown >= edge).mean() for edge in np.quantile(ordered, missed, method="weibull"))
+    below, above = np.hypot(share - low, share - least), np.hypot(high - share, most - share)
+    return Estimate(share, max(0.0, share - float(below)), min(1.0, share + float(above)), m + n)

@@ -1,0 +1,232 @@
+"""Image-text retrieval in both directions, with any number of captions per image and images per caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcl.core.nearest import nearest
+from mmcl.data.captions import caption_key
+from mmcl.data.images.image_cache import decode_sample
+from mmcl.errors import UserError
+from mmcl.evaluate.baselines import best_of_group, group_to_queries
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures.rank_counts import Scores, cosine_rivals
+from mmcl.evaluate.measures.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
+from mmcl.evaluate.measures.statistics import Estimate
+from mmcl.evaluate.reporting.figures import retrieval_examples
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report, file_name
+from mmcl.evaluate.task import CachedModel, Captions, Task, needs, require_text
+from mmcl.evaluate.validation import Array, Values, cutoffs, features, labels_or_ids, same_width, unit_rows
+from mmcl.rng import permutation
+
+EVALUATOR = "retrieval"
+
+
+def retrieval(
+    image_emb: Array,
+    text_emb: Array,
+    *,
+    image_ids: Values,
+    text_image_ids: Values,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "mean",
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """Scores retrieval by cosine: for each text the images, for each image the texts.
+
+    Positives have equal ids, n of them to m. Queries without a positive are left out; they are candidates all the same.
+    Scores are computed in tiles and never exist as a whole, see core/rivals.py; one product serves both directions.
+
+    Args:
+        image_emb, text_emb: finite rows [N, D], [M, D], of any length.
+        image_ids, text_image_ids: integers or texts [N], [M]: of each image, and of the image that each text describes.
+        ks: cut-offs. What is cut at k has no value where there are fewer than k candidates.
+        ties: what equal scores count: "mean" is the exact expectation over a random order, so that a collapsed model scores
+            k / N; "optimistic", "pessimistic", or "index", the order of the rows.
+        chunk_size: rows of either side in a tile of scores; changes time and memory and nothing else.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        For `text_to_image`, and the same for `image_to_text`, means over the queries:
+        `text_to_image_R@k`, the hit rate that CLIP papers print: whether at least one positive is among the first k;
+        `text_to_image_recall@k`, the share of the positives that are;
+        `text_to_image_mAP`, mean average precision, and at the largest k `text_to_image_mAP@k` (over min(k, positives)),
+        `text_to_image_MRR@k` (1 / rank of the first positive) and `text_to_image_nDCG@k` (gain 1, discount log2(rank + 1));
+        `text_to_image_mean_rank` and `text_to_image_median_rank` of the first positive, from 1;
+        `text_to_image_tied`, the share of the queries whose best positive shares its score with a negative.
+
+    Raises:
+        UserError: shapes or ids do not fit, an embedding is not finite, or no query has a positive.
+    """
+    image, text = features(image_emb, "image_emb"), features(text_emb, "text_emb")
+    same_width(image, text, "image_emb and text_emb")
+    sizes = len(image), len(text)
+    both_ids = labels_or_ids(image_ids, text_image_ids, ("image_ids", "text_image_ids"), sizes)
+    image_id, text_id = (ids.to(image.device) for ids in both_ids)
+    ks = cutoffs(ks)
+    both = cosine_rivals(text, image, text_id, image_id, chunk_size=chunk_size)
+    queries = {"text_to_image": (text_id, image_id), "image_to_text": (image_id, text_id)}
+    found = {name: (ranks(rivals, ties), _answered(*queries[name])) for name, rivals in zip(queries, both, strict=True)}
+    return _report(found, ks, data, model)
+
+
+def retrieval_from_scores(
+    scores: Mapping[str, Scores],
+    *,
+    image_ids: Values,
+    text_image_ids: Values,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "mean",
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """`retrieval` for anything that scores pairs, not only for embeddings.
+
+    Args:
+        scores: by direction, "text_to_image" and "image_to_text": a function from a slice of the queries to their scores with
+            all keys, float32 [n, keys].
+    """
+    sizes = len(image_ids), len(text_image_ids)
+    image, text = labels_or_ids(image_ids, text_image_ids, ("image_ids", "text_image_ids"), sizes)
+    ids = {"text_to_image": (text, image), "image_to_text": (image, text)}
+    found = {
+        name: (score_ranks(score, *ids[name], ties=ties, chunk_size=chunk_size), _answered(*ids[name]))
+        for name, score in scores.items()
+    }
+    return _report(found, cutoffs(ks), data, model)
+
+
+def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
+    require_text(EVALUATOR, has_text)
+    cutoffs(ks)
+    if not any(task.source[index].captions for index in range(len(task.source))):
+        raise UserError(f"{task.name}: no sample has a caption, which {EVALUATOR} needs; choose another source or evaluator")
+
+
+@needs(_check)
+def evaluate_retrieval(
+    model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
+) -> Report:
+    """`retrieval` of a model on a source, with chance and raw pixels, and a picture of some queries.
+
+    Raw pixels score an image with a caption as the highest cosine with a training picture that has the same caption (up to
+    case and white space), so they exist only where training and test data have captions in common.
+
+    Args:
+        ks, ties: as in `retrieval`.
+        examples: queries of each direction in the picture; 0 for no picture.
+    """
+    captions = task.captions
+    image_emb, text_emb = model.images(task.source), model.encode_text(captions.texts)
+    options: dict[str, Any] = {
+        "image_ids": captions.image_ids,
+        "text_image_ids": captions.text_ids,
+        "ks": ks,
+        "data": task.name,
+    }
+    report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
+    if examples and task.baselines:
+        report += Report(
+            figures={file_name(EVALUATOR, task.name, model.name): _examples(model.name, task, image_emb, text_emb, examples)}
+        )
+    if task.baselines:
+        report += _chance(captions, ks, task.name) + _raw_pixels(task, ties=ties, **options)
+    return report
+
+
+def _answered(query_ids: torch.Tensor, key_ids: torch.Tensor) -> np.ndarray:
+    """The ids of the queries that have a positive, as `Ranks` has them: equal ones were drawn together."""
+    return query_ids[torch.isin(query_ids, key_ids)].cpu().numpy()
+
+
+def _report(directions: Mapping[str, tuple[Ranks, np.ndarray]], ks: Sequence[int], data: str, model: str) -> Report:
+    estimates: dict[str, Estimate] = {}
+    for direction, (found, ids) in directions.items():
+        for name, outcome_Q in _outcomes(found, ks).items():
+            within = statistics.ANYTHING if name == "mean_rank" else (0.0, 1.0)
+            estimates[f"{direction}_{name}"] = (
+                statistics.exact(None, len(found))
+                if outcome_Q is None
+                else statistics.mean(outcome_Q, clusters=ids, within=within)
+            )
+        estimates[f"{direction}_median_rank"] = statistics.median(found.first(), clusters=ids)
+        estimates[f"{direction}_tied"] = statistics.mean(found.tied, clusters=ids)
+    return Report(metric_rows(EVALUATOR, data, model, estimates))
+
+
+def _outcomes(found: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray | None]:
+    """Each metric that is a mean over the queries, before the mean: float64 [Q]; None where the metric does not exist."""
+
+    def cut(name: str, metric: Callable[[int], np.ndarray], cutoffs: Sequence[int]) -> dict[str, np.ndarray | None]:
+        return {f"{name}@{k}": metric(k) if k <= found.keys else None for k in cutoffs}
+
+    last = ks[-1:]
+    return {
+        **cut("R", found.hits, ks),
+        **cut("recall", found.recall, ks),
+        "mAP": found.average_precision(),
+        **cut("mAP", found.average_precision, last),
+        **cut("MRR", found.reciprocal, last),
+        **cut("nDCG", found.ndcg, last),
+        "mean_rank": found.first(),
+    }
+
+
+def _chance(captions: Captions, ks: Sequence[int], data: str) -> Report:
+    image_ids, text_ids = torch.as_tensor(captions.image_ids), torch.as_tensor(captions.text_ids)
+    estimates: dict[str, Estimate] = {}
+    for direction, ids in {"text_to_image": (text_ids, image_ids), "image_to_text": (image_ids, text_ids)}.items():
+        found = chance_ranks(*ids)
+        values = {name: None if row is None else float(row.mean()) for name, row in _outcomes(found, cutoffs(ks)).items()}
+        values["median_rank"] = float(np.median(found.first()))
+        estimates |= {f"{direction}_{name}": statistics.exact(value, len(found)) for name, value in values.items()}
+    return Report(metric_rows(EVALUATOR, data, "chance", estimates))
+
+
+def _raw_pixels(task: Task, **options: Any) -> Report:
+    texts = task.captions.texts
+    columns: dict[str, list[int]] = {}
+    for column, text in enumerate(texts):
+        columns.setdefault(caption_key(text), []).append(column)
+    bank = () if task.bank is None else [task.bank[row].captions for row in range(len(task.bank))]
+    pairs = [(row, column) for row, own in enumerate(bank) for text in own for column in columns.get(caption_key(text), ())]
+    if not pairs:
+        reason = "there are no training data" if task.bank is None else "no training picture has a caption of the test set"
+        return Report(notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as {reason}.",))
+    row, group = torch.tensor(pairs).T
+    member = torch.from_numpy(task.pixels.images(task.required_bank))[row]
+    image = torch.from_numpy(task.pixels.images(task.source))
+    scores = {
+        "text_to_image": group_to_queries(image, member, group),
+        "image_to_text": best_of_group(image, member, group, len(texts)),
+    }
+    return retrieval_from_scores(scores, model=task.pixels.name, **options)
+
+
+def _examples(model: str, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
+    """A picture of `count` texts with their first five images and of `count` images with their first five texts."""
+    source, captions = task.source, task.captions
+    image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
+    texts = permutation(len(text), 0)[:count]
+    images = captions.first_image[permutation(len(text), 1)[:count]]
+    _, image_rows = nearest(text[texts], image, min(5, len(image)))
+    _, text_rows = nearest(image[images], text, min(5, len(text)))
+    return retrieval_examples(
+        [
+            (captions.texts[t], [(decode_sample(source[i]), captions.image_ids[i] == captions.text_ids[t]) for i in found])
+            for t, found in zip(texts, image_rows.tolist(), strict=True)
+        ],
+        [
+            (decode_sample(source[i]), [(captions.texts[t], captions.image_ids[i] == captions.text_ids[t]) for t in found])
+            for i, found in zip(images.tolist(), text_rows.tolist(), strict=True)
+        ],
+        title=f"Retrieval, {task.name}, {model}",
+    )

@@ -1,0 +1,243 @@
+"""Zero-shot classification: each class is a text, and an image belongs to the class whose text is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.errors import UserError
+from mmcl.evaluate.baselines import best_of_group
+from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures.calibration import Calibration
+from mmcl.evaluate.measures.rank_counts import Scores
+from mmcl.evaluate.measures.ranking import Ties, cosine_scores, score_ranks
+from mmcl.evaluate.measures.statistics import Estimate
+from mmcl.evaluate.prompts import Templates, class_embeddings
+from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
+from mmcl.evaluate.validation import Array, cutoffs, integers, same_width, unit_rows
+
+EVALUATOR = "zero_shot"
+_BLOCK = 2**22
+_FEWEST_OF_F1 = 10
+
+
+def zero_shot(
+    image_emb: Array,
+    labels: Array | Sequence[int],
+    class_emb: Array,
+    *,
+    class_names: Sequence[str] | None = None,
+    top_k: Sequence[int] = (1, 5),
+    ties: Ties = "mean",
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """Scores zero-shot classification by cosine.
+
+    Args:
+        image_emb: finite rows [N, D], scaled to unit length.
+        labels: integers [N], 0 to C - 1.
+        class_emb: [C, D], as `class_embeddings` gives them.
+        class_names: C names, for the details.
+        top_k: cut-offs; a top-k accuracy has no value where there are fewer than k classes.
+        ties: what equal scores count, as in `retrieval`; with "mean" a collapsed model scores k / C.
+        logit_scale, logit_bias: with a scale, the probabilities are scored too: softmax(scale * cosine), or
+            sigmoid(scale * cosine + bias) with a bias.
+        chunk_size: images per block of scores; changes memory and nothing else.
+        data, model: what the rows of the report call them.
+
+    Returns:
+        `zero_shot_top1`, ..., `zero_shot_mean_class_recall` (over the classes that have samples), `zero_shot_macro_f1` (over
+        those that have samples or are predicted, see `macro_f1`), `zero_shot_tied` (share of images whose class shares its
+        score with another); with `logit_scale` also `zero_shot_ece`, `zero_shot_brier` and `zero_shot_nll`, see `Calibration`.
+        `details` has the confusion matrix, rows true and columns predicted, and recall, precision and F1 of each class.
+
+    Raises:
+        UserError: shapes or labels do not fit, or an embedding is not finite.
+    """
+    image, classes = unit_rows(image_emb, "image_emb"), unit_rows(class_emb, "class_emb")
+    same_width(image, classes, "image_emb and class_emb")
+    return zero_shot_from_scores(
+        cosine_scores(image, classes),
+        integers(labels, "labels", len(image)).to(image.device),
+        len(classes),
+        class_names=class_names,
+        top_k=top_k,
+        ties=ties,
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
+        chunk_size=chunk_size,
+        data=data,
+        model=model,
+    )
+
+
+def zero_shot_from_scores(
+    scores: Scores,
+    labels: Tensor,
+    classes: int,
+    *,
+    class_names: Sequence[str] | None = None,
+    top_k: Sequence[int] = (1, 5),
+    ties: Ties = "mean",
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
+    chunk_size: int | None = None,
+    data: str = "",
+    model: str = "trained",
+) -> Report:
+    """`zero_shot` for anything that scores images with classes: rows of images -> float32 [n, classes]."""
+    names = _names(class_names, classes)
+    outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+    if len(outside):
+        first = int(outside[0])
+        raise UserError(f"label {int(labels[first])} of row {first} is not one of the {classes} classes, 0 to {classes - 1}")
+    if logit_scale is None and logit_bias is not None:
+        raise UserError("logit_bias without logit_scale gives no probabilities; give both, or neither")
+    for argument, number in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
+        if number is not None and not np.isfinite(number):
+            raise UserError(f"{argument} must be a finite number, not {number}")
+    class_ids = torch.arange(classes, device=labels.device)
+    ranks = score_ranks(scores, labels, class_ids, ties=ties, chunk_size=chunk_size)
+    n, label = len(ranks), labels.cpu().numpy()
+    predicted, calibration = _predictions(scores, labels, chunk_size or max(1, _BLOCK // classes), logit_scale, logit_bias)
+    estimates: dict[str, Estimate] = {
+        f"zero_shot_top{k}": statistics.mean(ranks.hits(k)) if k <= classes else statistics.exact(None, n)
+        for k in cutoffs(top_k, "top_k")
+    }
+    estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1), label)
+    estimates["zero_shot_macro_f1"] = macro_f1(label, predicted, classes)
+    estimates["zero_shot_tied"] = statistics.mean(ranks.tied)
+    if calibration is not None:
+        estimates |= {f"zero_shot_{name}": estimate for name, estimate in calibration.estimates().items()}
+    confusion = np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    place = ", ".join(part for part in (EVALUATOR, data, model) if part)
+    return Report(
+        metric_rows(EVALUATOR, data, model, estimates),
+        notes=(f"{EVALUATOR}{', ' + data if data else ''}: {len(np.unique(label))} of {classes} classes have samples.",),
+        details={
+            f"confusion: {place}": {"classes": names, "counts": confusion.tolist()},
+            f"per class: {place}": _per_class(names, confusion),
+        },
+    )
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimate:
+    """Mean of the classes' F1 over those that are a label or a prediction: scikit-learn's `f1_score(average="macro")`.
+
+    Its interval has the variance of the rows' influence (the delta method); there is none where one of these classes is the
+    label and the prediction of fewer than 10 rows, counted together.
+    """
+    n, hit = len(labels), labels == predicted
+    rows = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    seen, f1 = rows > 0, 2 * np.bincount(labels[hit], minlength=classes) / np.maximum(rows, 1)
+    value = float(f1[seen].mean())
+    if rows[seen].min() < _FEWEST_OF_F1:
+        return statistics.exact(value, n)
+    influence = (2 * hit - f1[labels]) / rows[labels] - f1[predicted] / rows[predicted]
+    effective = seen.sum() ** 2 / (2 / rows[seen]).sum()
+    variance = (influence**2).sum() / seen.sum() ** 2 * n / (n - 1)
+    return Estimate(value, *statistics.within_bounds(value, variance * effective, effective), n)
+
+
+def _check(task: Task, has_text: bool, *, top_k: Sequence[int], **_: Any) -> None:
+    require_text(EVALUATOR, has_text)
+    cutoffs(top_k, "top_k")
+    if task.source.class_names is None:
+        raise UserError(f"{task.name}: has no class names, which {EVALUATOR} needs; choose another source or evaluator")
+    task.require_labels()
+
+
+@needs(_check)
+def evaluate_zero_shot(
+    model: CachedModel,
+    task: Task,
+    *,
+    templates: Templates | None = None,
+    top_k: Sequence[int] = (1, 5),
+    ties: Ties = "mean",
+) -> Report:
+    """`zero_shot` of a model on a source, with chance, majority and raw pixels (the class of the nearest training picture).
+
+    Args:
+        templates: by default those of the source.
+        top_k, ties: as in `zero_shot`.
+    """
+    names = task.source.class_names
+    assert names is not None, "checked"
+    class_emb = class_embeddings(model, names, task.source.templates if templates is None else templates)
+    scale: dict[str, Any] = {"logit_scale": model.model.logit_scale, "logit_bias": model.model.logit_bias}
+    options: dict[str, Any] = {"class_names": names, "top_k": top_k, "data": task.name}
+    report = zero_shot(model.images(task.source), task.labels, class_emb, ties=ties, model=model.name, **scale, **options)
+    if task.baselines:
+        report += _constant_baselines(task.labels, len(names), cutoffs(top_k, "top_k"), task.name)
+    if task.baselines and task.bank is not None:
+        image, member = (torch.from_numpy(task.pixels.images(source)) for source in (task.source, task.bank))
+        own = torch.from_numpy(task.bank_labels)
+        scores = best_of_group(image, member[own < len(names)], own[own < len(names)], len(names))
+        report += zero_shot_from_scores(
+            scores, torch.from_numpy(task.labels), len(names), ties=ties, model=task.pixels.name, **options
+        )
+    return report
+
+
+def _constant_baselines(labels: np.ndarray, classes: int, ks: Sequence[int], data: str) -> Report:
+    """A random order of the classes, and always the order of how common they are in the test set itself."""
+    n, counts = len(labels), np.bincount(labels, minlength=classes)
+    order = np.argsort(-counts, kind="stable")
+    chance = {f"zero_shot_top{k}": statistics.exact(k / classes if k <= classes else None, n) for k in ks}
+    majority = {
+        f"zero_shot_top{k}": statistics.mean(np.isin(labels, order[:k])) if k <= classes else statistics.exact(None, n)
+        for k in ks
+    }
+    recall = {"zero_shot_mean_class_recall": statistics.exact(1 / classes, n)}
+    majority_recall = {"zero_shot_mean_class_recall": statistics.exact(1 / int((counts > 0).sum()), n)}
+    return Report(
+        metric_rows(EVALUATOR, data, "majority", majority | majority_recall)
+        + metric_rows(EVALUATOR, data, "chance", chance | recall)
+    )
+
+
+def _predictions(
+    scores: Scores, labels: Tensor, rows: int, scale: float | None, bias: float | None
+) -> tuple[np.ndarray, Calibration | None]:
+    """The class with the highest score, the first of equal ones, int64 [N]; and with a scale what the probabilities come to."""
+    predicted, calibration = [], []
+    for start in range(0, len(labels), rows):
+        part = slice(start, min(start + rows, len(labels)))
+        score = scores(part)
+        predicted.append(score.argmax(dim=1).cpu().numpy())
+        if scale is not None:
+            calibration.append(Calibration.of(score, labels[part], scale, bias))
+    return np.concatenate(predicted), Calibration.join(calibration) if calibration else None
+
+
+def _per_class(names: list[str], confusion: np.ndarray) -> dict[str, list[Any]]:
+    """Columns with one entry for each class; None where a class has no samples, or is never predicted."""
+    right, true, guessed = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+
+    def ratio(part: np.ndarray, whole: np.ndarray) -> list[float | None]:
+        return [float(a / b) if b else None for a, b in zip(part, whole, strict=True)]
+
+    return {
+        "class": names,
+        "n": true.tolist(),
+        "recall": ratio(right, true),
+        "precision": ratio(right, guessed),
+        "f1": ratio(2 * right, true + guessed),
+    }
+
+
+def _names(class_names: Sequence[str] | None, classes: int) -> list[str]:
+    if class_names is not None and len(class_names) != classes:
+        raise UserError(f"{len(class_names)} class_names for the {classes} rows of class_emb; give one name per row")
+    return [str(name) for name in class_names or range(classes)]

@@ -1,0 +1,240 @@
+"""Two reports, query by query: which model is better, how sure that is, and what changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcl.errors import UserError
+from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.paired_tests import SWAPS, paired_difference, swap_test
+from mmcl.evaluate.reporting import tables
+from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better
+from mmcl.evaluate.reporting.report import Report, file_name
+from mmcl.files.atomic import write_file
+
+NOTES = (
+    "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
+    "Intervals and p-values hold for each metric by itself, not for all of them at once.",
+    f"p: exact McNemar test for 0/1 outcomes, else a sign-flip permutation test (median: outcomes swapped) of {SWAPS} draws.",
+)
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One metric of two models on the same queries.
+
+    Attributes:
+        evaluator, data, metric: as in `Metric`.
+        a, b: the two values.
+        difference, low, high: b - a, with its 95 % interval, or None where there is none.
+        p: two-sided p-value, see `swap_test`.
+        n: queries.
+        won, lost: names of the queries on which B is better, and worse, the largest change first; their numbers, from 0, where
+            the report does not name its rows.
+    """
+
+    evaluator: str
+    data: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    n: int
+    won: tuple[str, ...] = field(repr=False)
+    lost: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        a, b: what the two models are called.
+        differences: one for each metric that both reports have row by row.
+        notes: what the numbers mean, and what could not be compared.
+        figures: PNG files by name, without ".png".
+    """
+
+    a: str
+    b: str
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = NOTES
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __getitem__(self, metric: str) -> Difference:
+        """The difference of a metric whose name is there once. Raises KeyError for none, or for several."""
+        found = [one for one in self.differences if one.metric == metric]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} differences have the metric {metric!r}; look in .differences")
+        return found[0]
+
+    def to_json(self) -> str:
+        content: dict[str, Any] = {"a": self.a, "b": self.b, "differences": [asdict(one) for one in self.differences]}
+        return json.dumps(content | {"notes": self.notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_text(self) -> str:
+        return tables.text(self._tables(), self._notes())
+
+    def to_markdown(self) -> str:
+        figures = {name: f"{file_name(name)}.png" for name in self.figures}
+        return tables.markdown("Comparison", self._tables(), self._notes(), figures)
+
+    def to_html(self) -> str:
+        """One page that needs no other file."""
+        return tables.page("Comparison", self._tables(), self._notes(), self.figures)
+
+    def write(self, directory: str | Path) -> None:
+        """Writes comparison.json, comparison.md, comparison.html and the figures."""
+        directory = Path(directory)
+        for name, png in self.figures.items():
+            write_file(directory / f"{file_name(name)}.png", png)
+        for suffix, text in {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}.items():
+            write_file(directory / f"comparison.{suffix}", text)
+
+    def _notes(self) -> list[str]:
+        return [f"A: {self.a}", f"B: {self.b}", *self.notes]
+
+    def _tables(self) -> list[tables.Table]:
+        """For each evaluator and data set the differences, and some of the queries that changed."""
+        found = []
+        for evaluator, data in dict.fromkeys((one.evaluator, one.data) for one in self.differences):
+            own = [one for one in self.differences if (one.evaluator, one.data) == (evaluator, data)]
+            title = f"{evaluator}: {data}" if data else evaluator
+            found.append((title, ["metric", "B - A", "A", "B", "p", "won", "lost", "n"], [_row(one) for one in own]))
+            # Of one metric of its kind: those of R@1 and R@5 are much the same.
+            first = {_first_word(one.metric): one for one in reversed(own)}
+            changes = [[one.metric, kind, name] for one in reversed(first.values()) for kind, name in _some_changes(one)]
+            if changes:
+                found.append((f"{title}: what changed", ["metric", "B is", "query"], changes))
+        return found
+
+
+def compare(
+    a: Report, b: Report, *, names: tuple[str, str] = ("A", "B"), models: tuple[str, str] = ("trained", "trained")
+) -> Comparison:
+    """Compares two reports on the same queries.
+
+    Args:
+        a, b: reports that carry rows: as `run` makes them, or loaded from a folder that `Report.write` wrote.
+        names: what the two are called.
+        models: the column of each report that is compared. With one report and two columns, a model and its baseline.
+
+    Returns:
+        Differences b - a. Metrics that only one of them has, or without rows (a calibration error, a correlation), are left out
+        with a note; so are shares of ties, which are no scores.
+
+    Raises:
+        UserError: a report has no such model, there is no metric with rows in both, or the queries are not the same.
+    """
+    ours, theirs = (_of_model(report, model, name) for report, model, name in zip((a, b), models, names, strict=True))
+    shared = [key for key in ours if key in theirs]
+    if not shared:
+        raise UserError(
+            f"{names[0]} and {names[1]} have no metric in common: evaluate both on the same data, under the same label"
+        )
+    paired = [key for key in shared if ours[key].rows is not None and theirs[key].rows is not None]
+    if not paired:
+        raise UserError(
+            f"{names[0]} and {names[1]} cannot be paired: at least one has no rows.safetensors beside its metrics.json; "
+            "evaluate it again with `mmcl eval`"
+        )
+    tested = dict.fromkeys(key[:2] for key in paired)
+    are_same = {what: _are_same_data(a, b, *what, names) for what in tested}
+    differences = tuple(_difference(ours[key], theirs[key], names, are_same[key[:2]]) for key in paired)
+    left = sorted(
+        {" ".join(key) for key in ours.keys() ^ theirs.keys()} | {" ".join(key) for key in shared if key not in paired}
+    )
+    skipped = (f"Not compared, for want of rows in both: {', '.join(left)}.",) if left else ()
+    banks = tuple(note for what in tested for note in _about_banks(a, b, *what, names))
+    return Comparison(*names, differences, NOTES + banks + skipped)
+
+
+def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str], Metric]:
+    own = [metric for metric in report.metrics if metric.model == model]
+    if not own:
+        known = ", ".join(dict.fromkeys(metric.model for metric in report.metrics)) or "none"
+        raise UserError(f"{name}: has no model {model!r}; it has {known}")
+    return {(metric.evaluator, metric.data, metric.metric): metric for metric in own if not metric.metric.endswith("_tied")}
+
+
+def _are_same_data(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> bool:
+    """Whether both reports say so; False where one says nothing. Raises UserError where they say that the data differ."""
+    found = [{one.data_identity for one in _made(report, evaluator, data)} for report in (a, b)]
+    if not all(found):
+        return False
+    if not found[0] & found[1]:
+        made = " and ".join(f"{next(iter(own))[:12]} ({name})" for own, name in zip(found, names, strict=True))
+        raise UserError(f"{data}: the two reports were made on different data, {made}; evaluate both on the same data")
+    return True
+
+
+def _about_banks(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> list[str]:
+    """A note where two models were not given the same training samples, as of two runs with data of their own."""
+    found = [{one.bank_identity for one in _made(report, evaluator, data)} for report in (a, b)]
+    if not all(found) or found[0] & found[1]:
+        return []
+    return [f"{evaluator}, {data}: {names[0]} and {names[1]} were given different training samples (`bank`)."]
+
+
+def _made(report: Report, evaluator: str, data: str) -> list[Provenance]:
+    return [one for one in report.provenance if (one.evaluator, one.data) == (evaluator, data)]
+
+
+def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: bool) -> Difference:
+    assert a.rows is not None
+    assert b.rows is not None
+    place = ", ".join(filter(None, a.key[:3]))
+    # The same data may lie elsewhere, where they have other names.
+    named = not are_same_data and a.rows.names is not None and b.rows.names is not None
+    if named and tuple(a.rows.names or ()) != tuple(b.rows.names or ()):
+        raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
+    try:
+        estimate, p = paired_difference(a.rows, b.rows), swap_test(a.rows, b.rows)
+    except ValueError:
+        made = f"{a.n} in {names[0]}, {b.n} in {names[1]}"
+        raise UserError(
+            f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
+        ) from None
+    won, lost = _changes(a.rows, b.rows, lower_is_better=lower_is_better(a.metric))
+    assert estimate.value is not None
+    assert a.value is not None
+    assert b.value is not None
+    change = estimate.value, estimate.low, estimate.high
+    return Difference(a.evaluator, a.data, a.metric, a.value, b.value, *change, p, a.n, won, lost)
+
+
+def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    gain = (a.values - b.values) if lower_is_better else (b.values - a.values)
+    names = [str(row) for row in range(len(a))] if a.names is None else a.names
+    order = np.argsort(-np.abs(gain), kind="stable")
+    return tuple(names[row] for row in order if gain[row] > 0), tuple(names[row] for row in order if gain[row] < 0)
+
+
+def _first_word(metric: str) -> str:
+    """What "text_to_image_R@1" begins with: text."""
+    return re.match("[a-zA-Z]*", metric)[0]  # type: ignore[index]
+
+
+def _some_changes(one: Difference) -> list[tuple[str, str]]:
+    return [("better", name) for name in one.won[:_SHOWN]] + [("worse", name) for name in one.lost[:_SHOWN]]
+
+
+def _row(one: Difference) -> list[str]:
+    form = "{:.1f}" if one.metric.endswith("rank") else "{:.3f}"
+    a, b = form.format(one.a), form.format(one.b)
+    signed = form.replace(":", ":+")
+    interval = f" [{signed.format(one.low)}, {signed.format(one.high)}]" if one.low is not None else ""
+    difference = f"{signed.format(one.difference)}{interval}"
+    p = "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+    return [one.metric, difference, a, b, p, str(len(one.won)), str(len(one.lost)), str(one.n)]

@@ -1,0 +1,102 @@
+"""A map that one can explore: a single HTML page with points, captions and pictures inside, which asks no network for anything.
+
+Captions and names come from data and are not trusted. In the page's text they are escaped; in its JSON no "<" is left, so that
+none of them can end the script element; and the page itself writes them as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmcl.evaluate.reporting.figures import point_groups
+from mmcl.terminal import printable
+
+SIDE = 48
+"""Of a picture on the page, in pixels."""
+_CAPTION = 300
+
+
+def map_page(
+    points_N2: np.ndarray,
+    labels: np.ndarray | None,
+    names: Sequence[str] | None,
+    captions: Sequence[str] | None,
+    pictures: Sequence[Image.Image] | None,
+    *,
+    title: str,
+    note: str,
+) -> str:
+    """The page.
+
+    Args:
+        points_N2: finite, float [N, 2].
+        labels: int64 [N], or None for one colour.
+        names: of the labels; None shows their numbers.
+        captions: N texts to show and to search; the first 300 characters of each are kept.
+        pictures: N pictures, as `thumbnail` makes them.
+        title, note: above and below the map.
+    """
+    x, y = _in_unit_square(points_N2)
+    groups = list(point_groups(labels, names, len(points_N2)))
+    group_of = np.zeros(len(points_N2), np.int64)
+    for number, (_, _, member) in enumerate(groups):
+        group_of[member] = number
+    classes, label = (None, None) if labels is None else np.unique(labels, return_inverse=True)
+    data = {
+        "x": x,
+        "y": y,
+        "captions": [printable(caption[:_CAPTION]) for caption in captions] if captions else [""] * len(points_N2),
+        "group": group_of.tolist(),
+        "groups": [{"name": printable(name), "colour": colour, "count": int(member.sum())} for name, colour, member in groups],
+        "label": None if label is None else label.tolist(),
+        "classes": None if classes is None else [str(c) if names is None else printable(names[c]) for c in classes.tolist()],
+        "sheet": _sheet(pictures) if pictures else None,
+    }
+    values = {"title": html.escape(printable(title)), "note": html.escape(printable(note)), "data": _json(data)}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _template())
+
+
+@cache
+def _template() -> str:
+    return (files("mmcl.evaluate.reporting") / "map_page.html").read_text(encoding="utf-8")
+
+
+def _json(data: Any) -> str:
+    """JSON in ASCII without "<", which alone could end a script element or open a comment in it."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _in_unit_square(points_N2: np.ndarray) -> tuple[list[float], list[float]]:
+    """Columns in [0, 1], x to the right and y down, at the same scale."""
+    low, high = points_N2.min(axis=0), points_N2.max(axis=0)
+    unit = (points_N2 - (low + high) / 2) / max(float((high - low).max()), 1e-12) * [1, -1] + 0.5
+    x, y = unit.round(4).T.tolist()
+    return x, y
+
+
+def thumbnail(picture: Image.Image) -> Image.Image:
+    """The whole picture on a white square of the page's size."""
+    return ImageOps.pad(picture.convert("RGB"), (SIDE, SIDE), color="white")
+
+
+def _sheet(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+    """All pictures in one, row by row, as a data URI."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(pictures) / columns) * SIDE), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * SIDE, number // columns * SIDE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "WEBP", quality=75)
+    return {"columns": columns, "side": SIDE, "image": f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"}

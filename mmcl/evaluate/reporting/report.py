@@ -1,0 +1,234 @@
+"""What an evaluation found: metrics that anything can read, the rows behind them, and on disk the same as pages."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmcl.config import from_dict
+from mmcl.errors import UserError
+from mmcl.evaluate.measures.outcomes import read_rows, rows_file
+from mmcl.evaluate.reporting import tables
+from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
+from mmcl.files.atomic import write_file
+from mmcl.files.untrusted import read_json
+
+_METRICS, _DETAILS, _ROWS = "metrics.json", "details.json", "rows.safetensors"
+_MAX_JSON_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics, and what belongs to them.
+
+    Attributes:
+        metrics: no two with the same evaluator, data, metric and model: when reports are added, the later one stays.
+        notes: sentences printed below the tables, such as how a solver ended.
+        details: JSON values by name that are too large for a table, such as a confusion matrix.
+        figures: PNG files by name, without ".png".
+        pages: HTML files by name, without ".html"; each needs no other file.
+        failures: one line for each evaluator that could not run, see `run`.
+        provenance: no two with the same evaluator, data and model.
+    """
+
+    metrics: tuple[Metric, ...] = ()
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    provenance: tuple[Provenance, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+    def __add__(self, other: Report) -> Report:
+        metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
+        notes = dict.fromkeys((*self.notes, *other.notes))
+        details, figures = {**self.details, **other.details}, {**self.figures, **other.figures}
+        provenance = {(one.evaluator, one.data, one.model): one for one in (*self.provenance, *other.provenance)}
+        pages = {**self.pages, **other.pages}
+        failures = tuple(dict.fromkeys((*self.failures, *other.failures)))
+        return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages, failures)
+
+    def __getitem__(self, metric: str) -> float | None:
+        """The value of a metric whose name is in the report once. Raises KeyError for none, or for several rows."""
+        found = [row.value for row in self.metrics if row.metric == metric]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} rows have the metric {metric!r}; look in .metrics")
+        return found[0]
+
+    def with_names(self, names: Callable[[str], Sequence[str] | None]) -> Report:
+        """The same with names for the rows of its metrics.
+
+        Args:
+            names: a metric's name to the names of its rows; they are given where their number fits.
+        """
+
+        def named(metric: Metric) -> Metric:
+            if metric.rows is None or (found := names(metric.metric)) is None or len(found) != len(metric.rows):
+                return metric
+            return replace(metric, rows=replace(metric.rows, names=found))
+
+        return replace(self, metrics=tuple(map(named, self.metrics)))
+
+    def to_json(self) -> str:
+        """The metrics: a list of objects with the fields of `Metric` but `rows`."""
+        return _json([metric.to_dict() for metric in self.metrics])
+
+    def to_csv(self) -> str:
+        """The same as a table for spreadsheets; an empty cell where there is no number, and no text that would be a formula."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "rows"])
+        writer.writeheader()
+        writer.writerows({key: _spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
+        return text.getvalue()
+
+    def to_text(self, *, brief: bool = False) -> str:
+        """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals.
+
+        Args:
+            brief: leaves the metrics of long tables to the reports, but for those that people quote.
+        """
+        return tables.text(tables.metric_tables(quoted(self.metrics) if brief else self.metrics), self._remarks())
+
+    def to_markdown(self) -> str:
+        figures = {name: f"{file_name(name)}.png" for name in self.figures}
+        notes = (tables.INTERVALS, *self._remarks())
+        return tables.markdown("Evaluation", tables.metric_tables(self.metrics), notes, figures, self._links())
+
+    def to_html(self) -> str:
+        """One page that needs no other file, but links to `pages`."""
+        foot = tables.provenance_table(self.provenance) if self.provenance else None
+        notes = (tables.INTERVALS, *self._remarks())
+        return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot, self._links())
+
+    def _remarks(self) -> tuple[str, ...]:
+        return (*self.notes, *(f"NOT EVALUATED: {line}" for line in self.failures))
+
+    def _links(self) -> dict[str, str]:
+        return {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages}
+
+    def plot(self) -> bytes:
+        """A PNG of the scores with their intervals, the models and baselines of each on one line."""
+        from mmcl.evaluate.reporting.figures import metric_chart
+
+        return metric_chart(self.metrics)
+
+    def write(self, directory: str | Path) -> None:
+        """Writes what `save` does, and for readers report.md, report.html, metrics.csv and a chart of the metrics."""
+        chart = {"metrics": self.plot()} if self.metrics else {}
+        shown = replace(self, figures={**chart, **self.figures})
+        texts = {"metrics.csv": self.to_csv(), "report.md": shown.to_markdown(), "report.html": shown.to_html()}
+        files = {f"{name}.png": png for name, png in chart.items()} | {name: text.encode() for name, text in texts.items()}
+        self._put(Path(directory), files)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes what `load` reads: metrics.json, rows.safetensors, figures, pages, and details.json (notes, provenance).
+
+        Every file appears whole, details.json last: it has the digests of the others, so that what a kill, or a copy of some of
+        the files, leaves of two reports is not taken for one.
+        """
+        self._put(Path(directory), {})
+
+    def _put(self, directory: Path, for_readers: Mapping[str, bytes]) -> None:
+        files = {
+            _METRICS: self.to_json().encode(),
+            _ROWS: rows_file({metric.key: metric.rows for metric in self.metrics if metric.rows is not None}),
+            **{f"{file_name(name)}.png": png for name, png in self.figures.items()},
+            **{f"{file_name(name)}.html": page.encode() for name, page in self.pages.items()},
+        }
+        more = {
+            "notes": self.notes,
+            "failures": self.failures,
+            "details": self.details,
+            "figures": list(self.figures),
+            "pages": list(self.pages),
+            "provenance": [asdict(one) for one in self.provenance],
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        }
+        for name, content in {**for_readers, **files, _DETAILS: _json(more).encode()}.items():
+            write_file(directory / name, content)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Report:
+        """Reads what `save` or `write` wrote.
+
+        Raises:
+            UserError: there is no report, a file is not what it should be, or not of the same report as the others.
+        """
+        directory = Path(directory)
+        if not (directory / _DETAILS).is_file():
+            raise UserError(f"{directory}: no report here, {_DETAILS} is missing")
+        try:
+            content = read_json(directory / _DETAILS, max_bytes=_MAX_JSON_BYTES)
+            if "sha256" not in content:
+                raise UserError(f"{directory}: an earlier version of mmcl wrote this report; evaluate again")
+            more = from_dict(_Details, content, _DETAILS)
+            read = _Tied(directory, more.sha256)
+            metrics = [from_dict(Metric, row, _METRICS) for row in json.loads(read(_METRICS))]
+            if any((metric.low is None) != (metric.high is None) for metric in metrics):
+                raise UserError(f"{_METRICS}: an interval has one end")
+            if (directory / _ROWS).exists():  # without it there is nothing that could be compared, and no harm done
+                read(_ROWS)
+            figures = {name: read(f"{file_name(name)}.png") for name in more.figures}
+            pages = {name: read(f"{file_name(name)}.html").decode() for name in more.pages}
+        except FileNotFoundError as error:
+            raise UserError(f"{directory}: no report here, {Path(error.filename).name} is missing") from None
+        except UserError as error:
+            raise (
+                error if str(error).startswith(str(directory)) else UserError(f"{directory}: {error}; evaluate again")
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+            raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
+        rows = read_rows(directory / _ROWS)
+        metrics = [metric if metric.value is None else replace(metric, rows=rows.get(metric.key)) for metric in metrics]
+        return cls(tuple(metrics), more.notes, more.details, figures, more.provenance, pages, more.failures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Details:
+    """The schema of details.json, see `Report`."""
+
+    notes: tuple[str, ...]
+    failures: tuple[str, ...]
+    details: dict[str, Any]
+    figures: tuple[str, ...]
+    pages: tuple[str, ...]
+    provenance: tuple[Provenance, ...]
+    sha256: dict[str, str]
+
+
+class _Tied:
+    """Reads the files of a folder that have the digests that they should have."""
+
+    def __init__(self, directory: Path, sha256: Mapping[str, str]):
+        self.directory, self.sha256 = directory, sha256
+
+    def __call__(self, name: str) -> bytes:
+        """Raises UserError for another file than the one that was written."""
+        content = (self.directory / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256.get(name):
+            raise UserError(
+                f"{self.directory}: {name} is not of the same report as {_DETAILS}: writing it was interrupted, or one of the "
+                "files was replaced; evaluate again"
+            )
+        return content
+
+
+def file_name(*parts: str) -> str:
+    """A file name without extension for a figure: "retrieval", "emoji/unseen" -> "retrieval_emoji_unseen"."""
+    return re.sub(r"[^\w-]+", "_", "_".join(part for part in parts if part)).strip("_")
+
+
+def _spreadsheet_cell(value: Any) -> Any:
+    """A text that would be a formula gets an apostrophe in front, which makes it a text again."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,28 @@
+"""What takes a while to make is kept in files: of another file for as long as that does not change, or of samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mmcl.files.atomic import staged
+from mmcl.files.digest import digest
+
+
+def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
+    """Where something that was made of a file is kept, for as long as its size, its time and its inode stay."""
+    stat = path.stat()
+    marks = stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return cache / f"{path.stem}-{digest(os.path.abspath(path), *marks, what)[:16]}{suffix}"
+
+
+def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """A mapped array, made by the first process that wants it. Raises UserError where it cannot be written."""
+    if not file.exists():
+        with staged(file) as stage:  # Found out before the work is done, where it cannot be written.
+            np.save(stage, make())
+    kept: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    return kept

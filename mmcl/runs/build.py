@@ -1,0 +1,98 @@
+"""From a configuration to the objects that it names, checked before anything slow happens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmcl import rng
+from mmcl.config import Config
+from mmcl.data.batches.order import BatchOrder
+from mmcl.data.batches.views import ImageView, build_image_views
+from mmcl.data.source import Source
+from mmcl.errors import UserError
+from mmcl.interop.load import load_model
+from mmcl.interop.model import Model
+from mmcl.methods import METHODS
+from mmcl.methods.method import Method
+from mmcl.runs.towers import build_towers
+from mmcl.types import RunFacts
+
+
+def build_method(config: Config) -> Method:
+    """Builds the towers and the method, always the same for a configuration: this is also the untrained model.
+
+    Raises:
+        UserError: `init` does not load, or does not fit the method.
+    """
+    torch.manual_seed(rng.sample_seed(config.train.seed))
+    given = starting_model(config)
+    method_args: dict[str, Any] = dict(config.method.args)
+    accepted = inspect.signature(METHODS[config.method.name]).parameters.keys()
+    if given is not None:
+        known = {"temperature": 1 / given.logit_scale if given.logit_scale else None, "bias": given.logit_bias}
+        for name in known.keys() & accepted:
+            if known[name] is not None:
+                method_args.setdefault(name, known[name])
+    towers = build_towers(config, given)
+    teachers = _teacher(config, towers, accepted)
+    method: Method = METHODS.build(config.method.name, method_args, towers, *teachers)
+    return method
+
+
+def _teacher(config: Config, towers: nn.ModuleDict, accepted: Collection[str]) -> list[Any]:
+    """What a method gets besides its towers: the teacher's image tower, where it distils one."""
+    if config.teacher is None:
+        return []
+    if "teacher" not in accepted:
+        raise UserError(f"method {config.method.name} has no use for a teacher: remove `teacher`")
+    teacher, student = load_model(config.teacher).towers["image"], towers["image"]
+    sizes = [(tower.encoder.preprocess.size, tower.encoder.preprocess.channels) for tower in (teacher, student)]  # type: ignore[union-attr]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"the teacher {config.teacher} sees pictures of {sizes[0]} (size, channels), the student of {sizes[1]}")
+    return [teacher]
+
+
+def image_views(config: Config, method: Method) -> dict[str, ImageView]:
+    """How each image view of a method shows the pictures. Raises UserError for `data.views` that it does not have."""
+    names = [view for view, tower in method.views.items() if tower == "image"]
+    if not names and config.data.views:
+        raise UserError(f"data.views: method {config.method.name} has no image views; remove it")
+    if not names:
+        return {}
+    encoder: Any = method.towers["image"].encoder
+    return build_image_views(names, config.data, encoder.preprocess)
+
+
+def run_facts(config: Config, order: BatchOrder) -> RunFacts:
+    """The size and length of a run."""
+    total_steps = config.train.steps or order.steps(config.train.epochs or 1)
+    return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=order.steps(1))
+
+
+def starting_model(config: Config) -> Model | None:
+    """The model that `init` names; None for random weights.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if config.init is None:
+        return None
+    is_path = ":" not in config.init
+    if is_path and config.init_missing == "random" and not Path(config.init).exists():
+        return None
+    return load_model(config.init)
+
+
+def class_names(config: Config, method: Method, source: Source) -> Sequence[str] | None:
+    """What a classifier tells apart: the classes of its teacher, or of the training data; a number where there is no name. None
+    for a method that knows no classes."""
+    if method.classes is None:
+        return None
+    names = (load_model(config.teacher).class_names if config.teacher else source.class_names) or ()
+    return [*names[: method.classes], *map(str, range(len(names), method.classes))]

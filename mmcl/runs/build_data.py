@@ -1,0 +1,113 @@
+"""The training data as a configuration describes them: opened, captioned, split, mixed, and in which order they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmcl.config import Config, SourceConfig
+from mmcl.data.batches.class_order import ClassOrder
+from mmcl.data.batches.mixed_order import MixedOrder, rows_of_a_round
+from mmcl.data.batches.order import BatchOrder, Order
+from mmcl.data.derived.label_captions import LabelCaptions, has_captions
+from mmcl.data.derived.mixture import Mixture
+from mmcl.data.derived.subset import Subset, label_subset, split_source
+from mmcl.data.derived.weighted_captions import WeightedCaptions
+from mmcl.data.images.decode import allow_pixels
+from mmcl.data.open import open_source
+from mmcl.data.source import Source
+from mmcl.errors import UserError
+from mmcl.files.root import data_root
+from mmcl.methods.method import Method
+
+
+def build_source(config: SourceConfig, root: str | None, where: str) -> Source:
+    """Opens a data source."""
+    return open_source(config.name, config.path, root, config.args, where=where)
+
+
+def build_training_data(config: Config) -> tuple[Source, Source | None]:
+    """The training data, and the share of it that is set aside; None where `data.holdout` is 0. From here on images of up to
+    `data.max_pixels` are decoded."""
+    if config.data.max_pixels is not None:
+        allow_pixels(config.data.max_pixels)
+    sources = {where: build_source(part, config.data.root, where) for where, part in config.training_parts.items()}
+    if config.data.templates is not None:
+        sources = _captioned(sources, config.data.templates)
+    if config.data.caption_weights is not None:
+        sources = {where: WeightedCaptions(source, config.data.caption_weights) for where, source in sources.items()}
+    split: dict[str, Source] = {}
+    if config.data.holdout > 0:
+        cache = data_root(config.data.root) / "index"
+        for where, source in sources.items():
+            sources[where], split[where] = split_source(source, config.data.holdout, config.train.seed, cache=cache)
+    source, held_out = _joined(sources), _joined(split) if split else None
+    if config.data.labels is not None:
+        source = _few_labels(source, config.data.labels, config.train.seed)
+    return source, held_out
+
+
+def _captioned(sources: Mapping[str, Source], templates: Sequence[str]) -> dict[str, Source]:
+    """The same, with captions by class for those without any. Raises UserError when all have captions, or one has no labels."""
+    if all(has_captions(source) for source in sources.values()):
+        raise UserError("data.templates has no use: the training data have captions of their own; remove it")
+    return {where: source if has_captions(source) else LabelCaptions(source, templates) for where, source in sources.items()}
+
+
+def _joined(sources: Mapping[str, Source]) -> Source:
+    """The only source, or the mixture of several parts by their own names."""
+    if "data.train" in sources:
+        return sources["data.train"]
+    return Mixture({where.removeprefix("data.mix."): source for where, source in sources.items()})
+
+
+def _few_labels(source: Source, amount: float, seed: int) -> Subset:
+    size: dict[str, Any] = {"share": amount} if amount < 1 else {"per_class": int(amount)}
+    return Subset(source, label_subset(required_labels(source, "data.labels"), **size, seed=seed))
+
+
+def required_labels(source: Source, needed_by: str) -> np.ndarray:
+    """Class numbers, int64 [N]. Raises UserError when the training data have none; names who needs them."""
+    if source.labels is None:
+        raise UserError(
+            f"{needed_by} needs labels, and the training data have none: "
+            "give data with classes, e.g. a folder with a subfolder for each, or set label_column"
+        )
+    return source.labels
+
+
+def build_order(config: Config, source: Source) -> BatchOrder:
+    """Which samples make up a step. Raises UserError when the batch does not fit the data."""
+    batch_size, seed, samples = config.train.batch_size, config.train.seed, config.data.samples_per_class
+    if isinstance(source, Mixture):
+        return MixedOrder(source.sizes, _rows_of_a_round(config, source), batch_size, seed)
+    if samples is None:
+        return Order(len(source), batch_size, seed)
+    return ClassOrder(required_labels(source, "data.samples_per_class"), batch_size, samples, seed)
+
+
+def _rows_of_a_round(config: Config, source: Mixture) -> dict[str, int]:
+    parts = config.data.mix or {}
+    weights = {name: part.weight for name, part in parts.items() if part.weight is not None}
+    epochs = {name: part.epochs for name, part in parts.items() if part.epochs is not None}
+    return rows_of_a_round(source.sizes, weights=weights or None, epochs=epochs)
+
+
+def check_data(config: Config, method: Method, source: Source) -> None:
+    """Refuses, before the first step, data without the labels by which a method finds its positives, and weights of captions
+    that no view shows.
+
+    Raises:
+        UserError: names the method.
+    """
+    if config.data.caption_weights is not None and "text" not in method.views.values():
+        raise UserError(f"data.caption_weights has no use: method {config.method.name} shows no captions; remove it")
+    if method.positives == "labels":
+        classes = int(required_labels(source, f"method {config.method.name}").max()) + 1
+        if method.classes is not None and classes > method.classes:
+            raise UserError(
+                f"image.head gives {method.classes} logits and the training data have {classes} classes: "
+                f"set image.head.args.embed_dim to {classes}"
+            )

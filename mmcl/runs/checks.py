@@ -1,0 +1,135 @@
+"""What can be known before the first step is said before it: the start of a run and `mmcl doctor` refuse the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.config import Config
+from mmcl.data.batches.views import ImageView
+from mmcl.data.source import Source
+from mmcl.errors import UserError, first_line
+from mmcl.evaluate import Task, check
+from mmcl.methods.method import Method
+from mmcl.runs.build import image_views
+from mmcl.runs.build_data import check_data
+from mmcl.types import Tokens
+
+_TEXTS = ("a photo", "a longer text of several words")
+
+
+def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Task], processes: int) -> None:
+    """Refuses what would fail in the middle of training, or after it.
+
+    Args:
+        config: with the batch that `fit_batch` gives it.
+        method: built from it; its weights and statistics are as before.
+        source: the training data.
+        tasks: of each of `config.evaluate`.
+        processes: of the launch.
+
+    Raises:
+        UserError: names the setting and the fix.
+    """
+    check_data(config, method, source)
+    check_views(config, method)
+    check_single_rows(config, method, processes)
+    check_evaluators(config, tasks, has_text="text" in method.towers)
+
+
+def check_evaluators(config: Config, tasks: Sequence[Task], *, has_text: bool) -> None:
+    """Raises UserError that names every evaluator which cannot run on its data, or not with this model."""
+    found = []
+    for number, (evaluator, task) in enumerate(zip(config.evaluate, tasks, strict=True)):
+        try:
+            check(evaluator.name, evaluator.args, task, has_text=has_text)
+        except UserError as error:
+            found.append(f"evaluate.{number}, {evaluator.name}: {error}")
+    if found:
+        raise UserError("; ".join(found))
+
+
+@torch.random.fork_rng(devices=[])
+@torch.no_grad()
+def check_views(config: Config, method: Method) -> None:
+    """Sends two images, or texts, of every view through its tower, on the CPU.
+
+    Raises:
+        UserError: an encoder cannot take them; names the view and the encoder.
+    """
+    images = image_views(config, method)
+    modes = {module: module.training for module in method.modules()}
+    method.eval()
+    for name in method.views:
+        _try_view(name, images.get(name), config, method)
+    for module, mode in modes.items():
+        module.training = mode
+
+
+@torch.random.fork_rng(devices=[])
+@torch.no_grad()
+def check_single_rows(config: Config, method: Method, processes: int) -> None:
+    """Encodes a single sample as training does, on the CPU, if that is what a pass will have.
+
+    Raises:
+        UserError: a batch norm cannot normalise it.
+    """
+    share, micro = config.train.batch_size // processes, config.train.micro_batch
+    if min(share, micro or share) != 1:
+        return
+    images = image_views(config, method)
+    inputs: dict[str, Any] = {
+        name: _two_images(images[name], config.train.seed) if name in images else _two_texts(method.tower(name).encoder)
+        for name in method.views
+    }
+    try:
+        copy.deepcopy(method).train().encode({name: both[:1] for name, both in inputs.items()})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        setting = "train.micro_batch" if micro == 1 else "train.batch_size"
+        least = 2 if micro == 1 else 2 * processes
+        raise UserError(
+            f"{setting} leaves one sample in a pass, and a batch norm needs two: set {setting} to {least} or more, "
+            "or take a head without batch norm"
+        ) from error
+
+
+def _try_view(name: str, view: ImageView | None, config: Config, method: Method) -> None:
+    tower = method.tower(name)
+    encoder = type(tower.encoder).__name__ if tower.spec is None else tower.spec.encoder
+    inputs = _two_texts(tower.encoder) if view is None else _two_images(view, config.train.seed)
+    try:
+        tower(inputs, unit=False)
+    except Exception as error:  # whatever another library says to a size that it cannot take
+        if view is None:
+            raise UserError(f"view {name!r}: the text encoder {encoder} cannot take its texts ({_why(error)})") from error
+        size = " x ".join(map(str, inputs.shape[1:]))  # type: ignore[union-attr]
+        preprocess: Any = tower.encoder.preprocess
+        raise UserError(
+            f"view {name!r}: the image encoder {encoder} cannot take its images of {size} ({_why(error)}); "
+            f"give it {preprocess.height} x {preprocess.width} pixels by "
+            f"data.views.{name}.size and the augmentations, or take another encoder"
+        ) from error
+
+
+def _two_images(view: ImageView, seed: int) -> Tensor:
+    """Black ones, changed as training changes them: an augmentation may give another size."""
+    image_BCHW = torch.zeros(2, view.preprocess.channels, view.preprocess.height, view.preprocess.width)
+    if view.augment is None:
+        return image_BCHW
+    return view.augment(image_BCHW, seed=seed, epoch=np.zeros(2, np.int64), index=np.arange(2), view=view.number)
+
+
+def _two_texts(encoder: Any) -> Tokens:
+    tokens: Tokens = encoder.tokenizer(_TEXTS)
+    return tokens
+
+
+def _why(error: Exception) -> str:
+    return " ".join(first_line(error).split())

@@ -1,0 +1,67 @@
+"""What two runs found for the queries on which they differ, as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from mmcl.config import EvaluatorConfig
+from mmcl.core.nearest import nearest
+from mmcl.data.images.image_cache import decode_sample
+from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel, Comparison, Task
+from mmcl.evaluate.cache import default_cache
+from mmcl.evaluate.reporting.figures import retrieval_changes
+from mmcl.evaluate.reporting.report import file_name
+from mmcl.interop.load import load_model
+from mmcl.runs.build_data import build_source
+from mmcl.runs.evaluation import read_config
+
+METRIC = "text_to_image_R@1"
+_QUERIES, _FOUND = 4, 3
+
+
+def with_pictures(comparison: Comparison, a: Path, b: Path) -> Comparison:
+    """The comparison of two trained models with a picture for every data set of retrieval: texts, what A found, what B found.
+
+    Needs the models and the data. Where one of them is not a run directory, or its data are gone, a note says so instead.
+    """
+    try:
+        configs, models = [read_config(run) for run in (a, b)], [load_model(run) for run in (a, b)]
+        cached = [CachedModel(model, name, cache=default_cache()) for model, name in zip(models, "AB", strict=True)]
+        figures = {
+            file_name("what changed", evaluator.label): _changes(comparison, evaluator, configs[0].data.root, cached)
+            for evaluator in configs[0].evaluate
+            if evaluator.name == "retrieval" and evaluator.data is not None
+        }
+    except UserError as error:
+        return dataclasses.replace(comparison, notes=(*comparison.notes, f"No pictures of what changed: {error}"))
+    found = {name: png for name, png in figures.items() if png}
+    return dataclasses.replace(comparison, figures={**comparison.figures, **found})
+
+
+def _changes(comparison: Comparison, evaluator: EvaluatorConfig, root: str | None, models: list[CachedModel]) -> bytes | None:
+    place = ("retrieval", evaluator.label, METRIC)
+    one = next((d for d in comparison.differences if (d.evaluator, d.data, d.metric) == place), None)
+    if one is None or not one.won + one.lost:
+        return None
+    assert evaluator.data is not None
+    source = build_source(evaluator.data, root, f"evaluate: {evaluator.label}")
+    captions = Task(evaluator.label, source).captions
+    texts = [*one.won[:_QUERIES], *one.lost[:_QUERIES]]
+    row = {text: number for number, text in enumerate(captions.texts)}
+    found = []
+    for model in models:
+        text_emb, image_emb = torch.from_numpy(model.encode_text(texts)), torch.from_numpy(model.images(source))
+        found.append(nearest(text_emb, image_emb, min(_FOUND, len(source)))[1].tolist())
+
+    def hits(text: str, rows: list[int]) -> list[tuple[object, bool]]:
+        return [(decode_sample(source[i]), bool(captions.image_ids[i] == captions.text_ids[row[text]])) for i in rows]
+
+    return retrieval_changes(
+        [(text, hits(text, ours), hits(text, theirs)) for text, ours, theirs in zip(texts, *found, strict=True)],
+        names=(comparison.a, comparison.b),
+        title=f"What changed, {evaluator.label}",
+    )

@@ -1,0 +1,61 @@
+"""What a configuration chooses by name, checked against the registries before anything is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from mmcl.config import ComponentConfig, Config, EvaluatorConfig, SourceConfig, flattened, to_dict
+from mmcl.data import SOURCES
+from mmcl.data.augment import AUGMENTATIONS
+from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.evaluate import EVALUATORS
+from mmcl.methods import METHODS
+from mmcl.registry import Registry
+
+
+def check_components(config: Config) -> None:
+    """Checks every name and argument of a configuration against its registry.
+
+    Raises:
+        UserError: "image.encoder: unknown argument ..."
+    """
+    for where, registry, component in _components(config):
+        registry.check(component.name, component.args, where=where)
+
+
+def complete_settings(config: Config) -> dict[str, Any]:
+    """All settings as `flat_settings`, with the arguments that the configuration leaves out: they have their defaults."""
+    tree = to_dict(config)
+    for where, registry, component in _components(config):
+        node: Any = tree
+        for key in where.split("."):
+            node = node[int(key) if isinstance(node, list) else key]
+        parameters = registry.parameters(component.name).values()
+        defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        node["args"] = json.loads(json.dumps(defaults | dict(component.args), default=str))
+    return flattened(tree)
+
+
+def _components(config: Config) -> Iterator[tuple[str, Registry, ComponentConfig | SourceConfig | EvaluatorConfig]]:
+    """Everything that a configuration chooses by name: where it does so, from which registry, and what."""
+    yield "method", METHODS, config.method
+    for modality, tower, encoders in (("image", config.image, IMAGE_ENCODERS), ("text", config.text, TEXT_ENCODERS)):
+        if tower is not None and tower.encoder is not None:
+            yield f"{modality}.encoder", encoders, tower.encoder
+        if tower is not None and tower.head is not None:
+            yield f"{modality}.head", HEADS, tower.head
+    augmented = {
+        "data": config.data.augment,
+        **{f"data.views.{name}": v.augment or () for name, v in config.data.views.items()},
+    }
+    for where, augment in augmented.items():
+        yield from ((f"{where}.augment.{number}", AUGMENTATIONS, one) for number, one in enumerate(augment))
+    sources: dict[str, SourceConfig | None] = {**config.training_parts}
+    for number, evaluator in enumerate(config.evaluate):
+        yield f"evaluate.{number}", EVALUATORS, evaluator
+        sources |= {f"evaluate.{number}.data": evaluator.data, f"evaluate.{number}.bank": evaluator.bank}
+    for where, source in sources.items():
+        if source is not None and source.name != "auto":
+            yield where, SOURCES, source

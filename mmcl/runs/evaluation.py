@@ -1,0 +1,125 @@
+"""Evaluation as a configuration describes it: at the end of a run, or of any model afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcl.config import Config, EvaluatorConfig, SourceConfig, read_as
+from mmcl.data.source import Source
+from mmcl.engine.log import read_log
+from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel, Report, Task, run_all
+from mmcl.evaluate.cache import EmbeddingCache
+from mmcl.evaluate.reporting.figures import loss_curve
+from mmcl.interop.model import Model, build_model
+from mmcl.runs.build import build_method
+from mmcl.runs.build_data import build_source, build_training_data
+from mmcl.types import Preprocess
+
+
+def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
+    """Runs a configuration's evaluators on the trained model and, in a column beside it, the one that the run started from.
+
+    Args:
+        config: the run's.
+        trained: the model.
+        tasks: of each of `config.evaluate`, see `build_tasks`.
+        cache: where embeddings are kept, if anywhere.
+    """
+    # Built again from the seed: keeping a copy through the run would take its memory.
+    start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained", cache=cache)
+    return evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
+
+
+def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:
+    """Runs evaluators on models; each model is a column.
+
+    Args:
+        models: the first is the one that baselines and figures belong to.
+        tasks: of each evaluator.
+
+    Raises:
+        UserError: nothing could be evaluated; what cannot be beside something that can is in the report's `failures`.
+    """
+    return run_all([(one.name, one.args, task) for one, task in zip(evaluators, tasks, strict=True)], models)
+
+
+def build_tasks(
+    evaluators: Sequence[EvaluatorConfig],
+    root: str | None,
+    training_data: Source | None = None,
+    held_out: Source | None = None,
+) -> list[Task]:
+    """What each evaluator evaluates on. A source that is named twice is opened once, and its task is one.
+
+    Args:
+        root: folder with downloaded data sets.
+        training_data: the bank of k-NN and probes that name no other.
+        held_out: what evaluators without data of their own are evaluated on.
+
+    Raises:
+        UserError: there are no such data.
+    """
+    opened: dict[str, Source] = {}
+
+    def open_once(source: SourceConfig | None, default: Source | None, where: str) -> Source | None:
+        if source is None:
+            return default
+        if repr(source) not in opened:
+            opened[repr(source)] = build_source(source, root, where)
+        return opened[repr(source)]
+
+    chosen = []
+    # Evaluators of the same data share a task, and with it the pixels and components of the baselines.
+    tasks: dict[tuple[str, int, int], Task] = {}
+    pixel_models: dict[Preprocess, CachedModel] = {}
+    for number, evaluator in enumerate(evaluators):
+        source = open_once(evaluator.data, held_out, f"evaluate.{number}.data")
+        bank = open_once(evaluator.bank, training_data, f"evaluate.{number}.bank")
+        if source is None:
+            raise UserError(f"evaluate.{number}: there is no data to evaluate on; name it")
+        task = tasks.setdefault(
+            (evaluator.label, id(source), id(bank)), Task(evaluator.label, source, bank, pixel_models=pixel_models)
+        )
+        chosen.append(task)
+    return chosen
+
+
+def evaluate_again(run_dir: Path, trained: Model, *, cache: EmbeddingCache | None = None) -> Report:
+    """Runs the evaluators of a finished run on its model again.
+
+    Raises:
+        UserError: the folder holds no run, or its configuration names no evaluator.
+    """
+    config = read_config(run_dir)
+    if not config.evaluate:
+        raise UserError(f"{run_dir}/config.yaml names no evaluator; choose one: mmcl eval knn --model {run_dir} --data ...")
+    tasks = build_tasks(config.evaluate, config.data.root, *build_training_data(config))
+    return evaluate_run(config, trained, tasks, cache=cache)
+
+
+def read_config(run_dir: Path) -> Config:
+    """The configuration of a run. Raises UserError when the folder holds none."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run directory (it has no config.yaml)")
+    return read_as(Config, path)
+
+
+def write_report(report: Report, run_dir: Path) -> None:
+    """Writes `report/` with the loss curve of the run."""
+    curve = loss_curve(read_log(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
+    (report + Report(figures={"loss_curve": curve})).write(run_dir / "report")
+
+
+def evaluated_source(run_dir: Path) -> Source:
+    """The data of a run's first evaluator. Raises UserError when the folder holds no run, or nothing was evaluated."""
+    config = read_config(run_dir)
+    if not config.evaluate:
+        raise UserError(f"{run_dir}/config.yaml names no data that were evaluated on; give a folder with --images")
+    if (data := config.evaluate[0].data) is not None:
+        return build_source(data, config.data.root, "evaluate.0.data")
+    _, held_out = build_training_data(config)
+    assert held_out is not None, "the configuration's check lets no evaluator go without data"
+    return held_out

@@ -1,0 +1,143 @@
+"""What a run depends on, recorded when it starts and with each checkpoint; `--resume` compares it before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mmcl
+from mmcl.config import Config, config_hash, flat_settings, from_dict, is_decisive, is_within, unflattened
+from mmcl.data.derived.subset import Subset
+from mmcl.data.identity import spread_rows
+from mmcl.data.source import Source
+from mmcl.engine.checkpoint import MANIFEST, Checkpoint
+from mmcl.errors import UserError
+from mmcl.files.atomic import write_file
+from mmcl.files.untrusted import read_json
+from mmcl.runs.components import complete_settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+COMPARED = 1_000
+"""Samples of which every resume compares the images."""
+FILE = "identity.json"
+_KINDS = {"settings": dict, "data": str, "images": str | None, "all_images": str | None, "environment": dict | None}
+_DATA = "data.train"
+"""The data themselves, where settings are compared."""
+_LIBRARIES = {
+    **{name: name for name in ("accelerate", "datasets", "numpy", "pyarrow", "safetensors", "timm", "tokenizers", "torch")},
+    **{"PIL": "pillow", "open_clip": "open_clip_torch", "torchvision": "torchvision", "transformers": "transformers"},
+}
+"""What the bits of a run may depend on: module -> distribution."""
+
+
+def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[str, Any]:
+    """Settings, training data and environment of a run, JSON values. All processes call this.
+
+    The data are the source's `fingerprint`, the images and texts of up to 1,000 samples spread over it, and with
+    `verify_data` those of all samples.
+    """
+    with accelerator.main_process_first():  # The others find what it has read.
+        images = Subset(source, spread_rows(len(source), COMPARED)).identity
+        all_images = source.identity if config.verify_data else None
+    return {
+        "config_hash": config_hash(config),
+        "settings": flat_settings(lasting(config)),
+        "data": source.fingerprint,
+        "images": images,
+        "all_images": all_images,
+        "environment": _environment(accelerator),
+    }
+
+
+def lasting(config: Config) -> Config:
+    """The configuration without what holds for one start alone."""
+    return dataclasses.replace(config, resume=False, verify_data=False, allow_change=())
+
+
+def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[str]:
+    """How a run differs from the one that it continues, one line for each difference.
+
+    Raises:
+        UserError: a difference would change its order or its curve, and `allow_change` does not name it.
+    """
+    before, after = _with_defaults(saved["settings"], now["settings"])
+    changed = {key: f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted({*before, *after})}
+    changed = {key: line for key, line in changed.items() if before.get(key) != after.get(key)}
+    if (difference := _changed_data(saved, now)) is not None:
+        changed[_DATA] = f"{_DATA}: {difference}"
+    refused = {
+        key: line
+        for key, line in changed.items()
+        if (is_decisive(key) or key == _DATA) and not any(is_within(key, path) for path in config.allow_change)
+    }
+    if refused:
+        raise UserError(
+            f"{config.run_dir} cannot be continued with other settings ({'; '.join(refused.values())}): restore them, start a "
+            f"new run with another --run_dir, or allow it with --allow_change {' '.join(refused)}"
+        )
+    if config.verify_data and saved.get("all_images") is None:
+        raise UserError(
+            f"{config.run_dir}: --verify_data needs a run that was started with it; else {COMPARED:,} samples are compared"
+        )
+    return [*changed.values(), *_changed_environment(saved, now)]
+
+
+def write_identity(run_dir: Path, identity: dict[str, Any]) -> None:
+    """Keeps it for a run that is stopped before its first checkpoint."""
+    write_file(run_dir / FILE, json.dumps(identity, indent=1) + "\n")
+
+
+def read_identity(run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Of a run: what its checkpoint says, or without one its own file. Raises UserError when there is none that can be read."""
+    where = run_dir / FILE if checkpoint is None else checkpoint.path / MANIFEST
+    identity = read_json(where) if checkpoint is None else checkpoint.manifest.get("identity")
+    if not isinstance(identity, dict) or not all(isinstance(identity.get(key), kind) for key, kind in _KINDS.items()):
+        raise UserError(f"{where} is damaged; start without --resume, in another --run_dir")
+    return identity
+
+
+def _with_defaults(*settings: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """The same with all that they leave out: what is given with its default is no change. As they are, where another version
+    of mmcl has written them."""
+    try:
+        return [complete_settings(from_dict(Config, unflattened(flat), "settings")) for flat in settings]
+    except UserError:
+        return settings
+
+
+def _changed_data(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
+    if saved["data"] != now["data"]:
+        return f"the training data changed, {saved['data'][:8]} -> {now['data'][:8]}"
+    both = [(key, saved[key], now[key]) for key in ("images", "all_images") if saved.get(key) and now[key]]
+    differing = next((key for key, before, after in both if before != after), None)
+    return None if differing is None else "the training data changed: other images under the same list"
+
+
+def _changed_environment(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Changes the last bits of what is computed, and is no reason to stop."""
+    before, after = saved.get("environment") or {}, now["environment"]
+    return [f"{key}: {before[key]} -> {after[key]}" for key in after if key in before and before[key] != after[key]]
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    device = accelerator.device
+    versions = {name: metadata.version(name) for module, name in _LIBRARIES.items() if module in sys.modules}
+    return {
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "python": platform.python_version(),
+        "mmcl": mmcl.__version__,
+        **versions,
+    }

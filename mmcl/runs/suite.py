@@ -1,0 +1,121 @@
+"""Many models on many data sets. Every result is written when it is there, and found again by everything that it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mmcl.config import EvaluatorConfig, read_as, refuse_equal_labels
+from mmcl.config.shipped import find_config
+from mmcl.errors import UserError
+from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
+from mmcl.evaluate.cache import EmbeddingCache
+from mmcl.evaluate.task import NeedsTexts, library_versions
+from mmcl.files.atomic import staged
+from mmcl.files.digest import digest
+from mmcl.interop.load import load_model
+from mmcl.runs.evaluation import build_tasks
+from mmcl.terminal import printable_line, say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """What a file describes."""
+
+    evaluate: tuple[EvaluatorConfig, ...]
+    """Evaluators with their data, as in the configuration of a run; each needs data of its own."""
+    models: tuple[str, ...] = ()
+    """Run directories or other names that `load_model` takes; each is a column."""
+
+
+def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
+    """Reads files into one suite.
+
+    Args:
+        files: paths, or names of shipped suites such as "eval/emoji".
+        models: take the place of those that the files name.
+
+    Raises:
+        UserError: a file is missing or wrong, no model is named, an evaluator does not exist or lacks data.
+    """
+    parts = [_read(file) for file in files]
+    evaluators = tuple(evaluator for part in parts for evaluator in part.evaluate)
+    refuse_equal_labels(evaluators, f"{', '.join(map(str, files))}: evaluate")
+    named = tuple(dict.fromkeys(models or (model for part in parts for model in part.models)))
+    if not named:
+        raise UserError(f"{files[0]} names no model; give some: --models runs/a runs/b")
+    return Suite(evaluate=evaluators, models=named)
+
+
+def run_suite(
+    suite: Suite, folder: Path, *, root: str | None = None, cache: EmbeddingCache | None = None, progress: bool = False
+) -> Report:
+    """Runs what is not yet there, and joins it with what is. The first model has the baselines beside it.
+
+    A model without texts is left out of what needs them with a note; anything else that cannot be evaluated is in the report's
+    `failures`.
+
+    Args:
+        folder: results are kept in `folder/results`.
+        root: folder with downloaded data sets.
+        cache: where embeddings are kept, if anywhere.
+        progress: whether a progress bar is shown.
+
+    Raises:
+        UserError: a model or data cannot be loaded, or nothing could be evaluated.
+    """
+    tasks = build_tasks(suite.evaluate, root)
+    report = Report()
+    with tqdm(total=len(suite.models) * len(tasks), unit="result", disable=not progress) as bar:
+        for number, name in enumerate(suite.models):
+            model = CachedModel(load_model(name), name, cache=cache)
+            for evaluator, task in zip(suite.evaluate, tasks, strict=True):
+                bar.set_postfix_str(printable_line(f"{name}, {evaluator.name} of {evaluator.label}"))
+                report += _result(folder / "results", model, evaluator, replace(task, baselines=number == 0))
+                bar.update()
+    if not report.metrics and not report.figures:
+        raise UserError(f"nothing could be evaluated: {' '.join((*report.notes, *report.failures))}")
+    return report
+
+
+def _read(file: Path) -> Suite:
+    file = find_config(file)
+    if not file.is_file():
+        raise UserError(f"{file}: no such suite; `mmcl config eval/emoji` prints one")
+    suite = read_as(Suite, file)
+    for number, evaluator in enumerate(suite.evaluate):
+        EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")
+        if evaluator.data is None:
+            raise UserError(f"{file}: evaluate.{number}.data is missing: a suite has no other data")
+    return suite
+
+
+def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: Task) -> Report:
+    """From the folder, or computed and put there."""
+    place = folder / _key(model, evaluator, task)
+    if place.is_dir():
+        try:
+            return Report.load(place)
+        except UserError as error:
+            say(f"warning: {error}", error=True)
+    try:
+        report = run([(evaluator.name, evaluator.args)], [model], [task])
+    except NeedsTexts as error:
+        return Report(notes=(f"{model.name}, {evaluator.name} of {evaluator.label}: not evaluated: {error}",))
+    except UserError as error:
+        # No result: what is missing today may be there tomorrow.
+        return Report(failures=(f"{model.name}, {evaluator.name} of {evaluator.label}: {error}",))
+    with staged(place) as stage:
+        report.save(stage)
+    return report
+
+
+def _key(model: CachedModel, evaluator: EvaluatorConfig, task: Task) -> str:
+    data = task.source.identity, None if task.bank is None else task.bank.identity
+    args = json.dumps(evaluator.args, sort_keys=True)
+    what = evaluator.name, evaluator.label, args, task.baselines
+    return digest(model.name, model.model.fingerprint, what, data, sorted(library_versions().items()))[:32]
