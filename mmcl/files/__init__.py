@@ -1,0 +1,1 @@
+"""Files and servers: written whole, read within bounds, cached."""

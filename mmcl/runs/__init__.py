@@ -1,0 +1,1 @@
+"""Runs as a configuration describes them: built, checked, trained, evaluated, compared."""

@@ -80,9 +80,9 @@ def test_low_precision_rows_give_what_their_float32_copies_give(rng: torch.Gener
 
 def test_every_function_of_rows_is_among_them() -> None:
     found = set()
-    for module in pkgutil.iter_modules(mmcl.core.__path__):
-        for name, function in vars(importlib.import_module(f"mmcl.core.{module.name}")).items():
-            if inspect.isfunction(function) and function.__module__ == f"mmcl.core.{module.name}" and name[0] != "_":
+    for module in pkgutil.walk_packages(mmcl.core.__path__, "mmcl.core."):
+        for name, function in vars(importlib.import_module(module.name)).items():
+            if inspect.isfunction(function) and function.__module__ == module.name and name[0] != "_":
                 parameters = inspect.signature(function).parameters
                 found |= {name} if any(p.endswith(("_ND", "_MD", "_BD", "_NK")) for p in parameters) else set()
     assert found <= FUNCTIONS.keys() | WITHOUT_ARITHMETIC | OF_ONE_TYPE

@@ -226,8 +226,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 def test_every_backward_pass_of_its_own_is_known_here() -> None:
     """Whoever adds one adds its second derivatives: `gradients` for a recomputation, and an entry above."""
-    for module in pkgutil.iter_modules(mmcl.core.__path__):
-        importlib.import_module(f"mmcl.core.{module.name}")
+    for module in pkgutil.walk_packages(mmcl.core.__path__, "mmcl.core."):
+        importlib.import_module(module.name)
     found = {f.__name__ for f in torch.autograd.Function.__subclasses__() if f.__module__.startswith("mmcl.")}
     in_processes = {"_AllGatherRows", "_SumOfLocalRows"}  # in tests/distributed
     assert found == {"_Recomputed", "_PositiveDotSum", "_TiledLogSumExp", "_TiledSigmoid"} | in_processes

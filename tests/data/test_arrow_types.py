@@ -87,8 +87,8 @@ def from_arrow(request, tmp_path, monkeypatch) -> Callable[[pa.Table], Source]:
             rows = sample_rows(table, columns)
             return Held(table, columns, rows, name="table", image_root=tmp_path)
         if request.param == "mapped":
-            for module in ("table_file", "table"):
-                monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
+            for module in ("table_file", "source"):
+                monkeypatch.setattr(f"mmcl.data.sources.tables.{module}.LARGE", 0)
         try:
             pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
         except pa.ArrowNotImplementedError as error:  # parquet has no runs, and pyarrow before 25 writes no list views

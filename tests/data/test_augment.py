@@ -205,7 +205,7 @@ def test_hue_of_greys_and_a_full_turn():
     assert torch.allclose(turn_hue(pictures(), torch.ones(7)), pictures(), atol=1e-5)
 
 
-def test_greyscale_solarise_invert_are_torchvisions():
+def test_grayscale_solarize_invert_are_torchvisions():
     images = pictures()
     nothing = torch.empty(7, 0)
     assert torch.allclose(build("grayscale")(images, nothing), F.rgb_to_grayscale(images, 3), atol=1e-6)

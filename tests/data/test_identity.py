@@ -219,8 +219,8 @@ def test_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_large_table_replaced_by_one_of_its_size_and_time_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a copy that keeps times leaves it: what was made of the first is not used for the second."""
-    for module in ("table", "table_file"):
-        monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
+    for module in ("source", "table_file"):
+        monkeypatch.setattr(f"mmcl.data.sources.tables.{module}.LARGE", 0)
     path = Path(write_table(tmp_path / "data", 1))
     first = open_source("table", str(path), str(tmp_path))
     other = tmp_path / "other.csv"

@@ -529,8 +529,8 @@ class TestTable:
         given = (str(path), str(tmp_path))
         plain = TableSource(*given)
         assert not (tmp_path / "index").exists()
-        for module in ("table_file", "table"):
-            monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 1)
+        for module in ("table_file", "source"):
+            monkeypatch.setattr(f"mmcl.data.sources.tables.{module}.LARGE", 1)
         copied = TableSource(*given)
         assert copied.fingerprint == plain.fingerprint
         assert len(list((tmp_path / "index").iterdir())) == 3

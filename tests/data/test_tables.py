@@ -451,8 +451,8 @@ class TestHuggingFace:
 
 
 def test_large_copies_belong_to_their_options(tmp_path, monkeypatch):
-    for module in ("table_file", "table"):
-        monkeypatch.setattr(f"mmcl.data.{module}.LARGE", 0)
+    for module in ("table_file", "source"):
+        monkeypatch.setattr(f"mmcl.data.sources.tables.{module}.LARGE", 0)
     path = write(tmp_path / "a.csv", "image,caption\na,caf\xe9\n", "cp1252")
     assert samples(opened(path, encoding="cp1252"))[0][1] == ("caf\xe9",)
     assert samples(opened(path, encoding="cp1251"))[0][1] == ("caf\u0439",)

@@ -1,0 +1,1 @@
+"""Sources made of other sources: parts, mixtures, and other captions."""

@@ -1,0 +1,1 @@
+"""Metrics, reports, and their tables, figures and pages."""
