@@ -4,42 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from mmcl.config.convert import to_dict
 from mmcl.config.schema import Config
-
-_WITHOUT_EFFECT = (
-    "allow_change",
-    "run_dir",
-    "resume",
-    "verify_data",
-    "evaluate",
-    "data.root",
-    "data.train.path",  # the data themselves are compared
-    "data.cache",
-    "data.workers",
-    "data.max_pixels",
-    "data.max_bad_fraction",
-    "data.max_bad_consecutive",
-    "train.max_skipped",
-    "train.fsdp",
-    "train.micro_batch",
-    "train.on_nonfinite",
-    "train.threads",
-    "train.log_every",
-    "train.save_every",
-    "train.save_minutes",
-    "train.keep_checkpoints",
-    "train.keep_best",
-    "train.best_is",
-    "train.patience",
-    "train.export",
-    "train.timeout_seconds",
-    "train.trackers",
-)
+from mmcl.config.setting import decides
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
@@ -82,8 +52,7 @@ def config_hash(config: Config) -> str:
 
 def is_decisive(key: str) -> bool:
     """Whether a setting of `flat_settings` decides what is learned; a run continues only under equal ones."""
-    is_place = re.fullmatch(r"data\.mix\.\w+\.path", key)  # the data themselves are compared
-    return not is_place and not any(is_within(key, path) for path in _WITHOUT_EFFECT)
+    return decides(Config, key)
 
 
 def is_within(key: str, path: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmcl.config.setting import check_ranges, facts_of, setting, shown
 from mmcl.errors import UserError
 
 
@@ -30,7 +31,7 @@ class TowerConfig:
     head: ComponentConfig | None = None
     """The projection head: features to the embedding that the loss compares. Null takes a linear one, or that of `init`; given
     without an encoder, it is a new head on the encoder of `init`."""
-    init_head_layers: int = 0
+    init_head_layers: int = setting(0, at_least=0)
     """How many of its first layers a new head takes from the head of `init`, as for fine-tuning in SimCLRv2."""
     preprocess: dict[str, Any] = field(default_factory=dict)
     """How images are shown, where it is to be otherwise than the encoder asks for; the fields of mmcl.types.Preprocess, such
@@ -46,7 +47,7 @@ class SourceConfig:
 
     name: str = "auto"
     """The kind of source; "auto" goes by what lies at `path`."""
-    path: str | None = None
+    path: str | None = setting(None, decides=False)
     """File or folder, for sources that read one."""
     args: dict[str, Any] = field(default_factory=dict)
     """The source's own arguments."""
@@ -56,9 +57,9 @@ class SourceConfig:
 class PartConfig(SourceConfig):
     """A data set among others."""
 
-    weight: float | None = None
+    weight: float | None = setting(None, above=0)
     """Its share of the rows, relative to those of the others; an epoch then has as many rows as there are samples."""
-    epochs: float | None = None
+    epochs: float | None = setting(None, above=0)
     """How often an epoch of the mixture shows each of its samples; 1 where no part has a weight."""
 
 
@@ -80,7 +81,7 @@ class ViewConfig:
     """Random-resized crop at decoding; null is that of `data.crop`."""
     augment: tuple[ComponentConfig, ...] | None = None
     """Augmentations in place of all those of `data.augment`; null is those."""
-    size: int | None = None
+    size: int | None = setting(None, at_least=1)
     """Height and width in pixels to which the crop is resized; null is the encoder's."""
 
 
@@ -88,7 +89,7 @@ class ViewConfig:
 class DataConfig:
     """What is trained on, and how it is shown."""
 
-    root: str | None = None
+    root: str | None = setting(None, decides=False)
     """Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
     train: SourceConfig = field(default_factory=SourceConfig)
     """The training data."""
@@ -96,18 +97,18 @@ class DataConfig:
     """Several training data sets by names of your own, in place of `train`, each with a weight or a number of epochs."""
     templates: tuple[str, ...] | None = None
     """Sentences with one "{}" each, such as "a photo of a {}.": captions for labelled training data that have none."""
-    caption_weights: tuple[float, ...] | None = None
+    caption_weights: tuple[float, ...] | None = setting(None, at_least=0)
     """How often each of a sample's captions is shown, in their order and relative to its others: [3, 1] shows the first three
     times as often as the second. Null shows all equally often."""
-    holdout: float = 0.0
+    holdout: float = setting(0.0, at_least=0, below=1)
     """Share of the training data that is set aside for the evaluators that name no data of their own."""
     labels: float | None = None
     """Train on a stratified part alone, as for learning from few labels: below 1 a share of every class (0.01), from 1 a
     number of samples of every class. `train.seed` draws it, and a smaller part lies within a larger one."""
-    samples_per_class: int | None = None
+    samples_per_class: int | None = setting(None, at_least=1)
     """Make every batch of so many samples from each of train.batch_size / samples_per_class classes, as supervised
     contrastive and metric learning want it; null takes samples in random order, whatever their class."""
-    cache: Literal["auto"] | bool = "auto"
+    cache: Literal["auto"] | bool = setting("auto", decides=False)
     """Keep the decoded pictures in memory; "auto" does so below 1 GB and without a crop."""
     crop: CropConfig | None = None
     """Random-resized crop at decoding; null shows the whole picture."""
@@ -115,14 +116,14 @@ class DataConfig:
     """Augmentations, in order, each drawn per picture and view."""
     views: dict[str, ViewConfig] = field(default_factory=dict)
     """Image views that are shown otherwise, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
-    workers: int = 0
+    workers: int = setting(0, at_least=0, decides=False)
     """Loader processes per training process; 0 loads in the training process, which is best for cached pictures."""
-    max_pixels: int | None = None
+    max_pixels: int | None = setting(None, at_least=1, decides=False)
     """Width x height of the largest image; larger ones are unusable. Null: the environment variable MMCL_MAX_PIXELS, else 64
     million."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = setting(0.01, at_least=0, at_most=1, decides=False)
     """Stop when more than this share of the samples read so far was unusable; unusable ones are replaced and listed."""
-    max_bad_consecutive: int = 100
+    max_bad_consecutive: int = setting(100, at_least=0, decides=False)
     """Stop when more samples than this, one after the other in the order of the run, were unusable."""
 
 
@@ -132,28 +133,28 @@ class OptimConfig:
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     """AdamW, with Muon on request; SGD with momentum; or LARS, which is that with a rate of its own for every matrix."""
-    lr: float = 1e-3
+    lr: float = setting(1e-3, above=0)
     """Peak learning rate. It is not scaled with the batch: give that of the batch that you use."""
-    bias_lr: float | None = None
+    bias_lr: float | None = setting(None, above=0)
     """Peak learning rate of what has no weight decay (biases, norms, the temperature), as in Barlow Twins; null is `lr`."""
-    muon_lr: float | None = None
+    muon_lr: float | None = setting(None, above=0, used_by=("adamw",))
     """Peak learning rate of the hidden matrices (linear layers, convolutions) under Muon; null leaves them to AdamW."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float] = setting((0.9, 0.98), at_least=0, below=1, used_by=("adamw",))
     """Decay rates of AdamW's first and second moment."""
-    eps: float = 1e-6
+    eps: float = setting(1e-6, above=0, used_by=("adamw",))
     """Added to the root of AdamW's second moment."""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, at_least=0, below=1, used_by=("sgd", "lars"))
     """Of SGD and LARS."""
-    weight_decay: float = 0.2
+    weight_decay: float = setting(0.2, at_least=0)
     """Weight decay, none on biases, norms, scales, temperatures, nor on embeddings of positions, classes and registers. AdamW
     and Muon decouple it from the gradient; SGD and LARS add it to the gradient and want another one, such as 1e-4 and 1e-6."""
-    warmup: float = 0.05
+    warmup: float = setting(0.05, at_least=0, below=1)
     """Share of all steps in which the learning rate rises from 0."""
-    final_lr: float = 0.0
+    final_lr: float = setting(0.0, at_least=0)
     """Learning rate at the end of the cosine, as a share of the peak."""
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[float, ...] = setting((), above=0, below=1)
     """Shares of the run at which the learning rate falls tenfold, in place of the cosine: 0.6 0.8 in MoCo v1."""
-    clip: float | None = 1.0
+    clip: float | None = setting(1.0, above=0)
     """Largest norm of the gradient; null does not clip."""
 
 
@@ -161,49 +162,49 @@ class OptimConfig:
 class TrainConfig:
     """How long, how large, how exact."""
 
-    batch_size: int = 256
+    batch_size: int = setting(256, at_least=1)
     """Pairs in one step over all processes; the loss sees them all."""
-    micro_batch: int | None = None
+    micro_batch: int | None = setting(None, at_least=1, decides=False)
     """Pairs that a process encodes at a time, to save memory; the loss still sees the whole batch, so that the gradient is the
     same (batch norm excepted), for one more forward pass. Texts of like lengths come together, so that they are padded less.
     Null encodes its share of the batch at once."""
-    epochs: float | None = None
+    epochs: float | None = setting(None, above=0)
     """Length of the run in passes over the data; give this or `steps`."""
-    steps: int | None = None
+    steps: int | None = setting(None, at_least=1)
     """Length of the run in steps; overrides `epochs`."""
     seed: int = 0
     """Decides initial weights, order, augmentation and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the encoders; the loss is always float32."""
-    fsdp: bool = False
+    fsdp: bool = setting(False, decides=False)
     """Spread the towers' weights, gradients and moments over the processes (FSDP), for towers that are too large for one
     device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
-    threads: int | None = None
+    threads: int | None = setting(None, at_least=1, decides=False)
     """CPU threads per process; default: cores / local processes."""
-    log_every: int = 10
+    log_every: int = setting(10, at_least=1, decides=False)
     """Steps between two lines of metrics.jsonl."""
-    save_every: int | None = None
+    save_every: int | None = setting(None, at_least=1, decides=False)
     """Steps between two checkpoints; the last step is always saved."""
-    save_minutes: float | None = 15.0
+    save_minutes: float | None = setting(15.0, above=0, decides=False)
     """Minutes between two checkpoints, besides those of `save_every`; null saves by steps alone."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, at_least=1, decides=False)
     """How many of the newest checkpoints stay on disk."""
-    keep_best: str | None = None
+    keep_best: str | None = setting(None, decides=False)
     """Keep the checkpoint with the best score too: an evaluator's label and a metric, "emoji/unseen_style/text_to_image_R@1".
     That evaluator needs a cadence, `every`."""
-    best_is: Literal["max", "min"] | None = None
+    best_is: Literal["max", "min"] | None = setting(None, decides=False)
     """Which score is the best; null goes by the metric's name: the lowest rank, loss, error or gap, the highest of all else."""
-    patience: int | None = None
+    patience: int | None = setting(None, at_least=1, decides=False)
     """Stop after so many evaluations of `keep_best` in a row that were no better than the best before; null never does."""
-    export: Literal["last", "best"] = "last"
+    export: Literal["last", "best"] = setting("last", decides=False)
     """The weights that become `model/`: of the last step, or of the best score of `keep_best`."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = setting("stop", decides=False)
     """What to do when a loss or gradient is no finite number: stop before the update, or leave the step out."""
-    max_skipped: int = 10
+    max_skipped: int = setting(10, at_least=0, decides=False)
     """Stop when more steps than this were left out."""
-    timeout_seconds: float = 600.0
+    timeout_seconds: float = setting(600.0, above=0, decides=False)
     """How long a process waits in a step for the others; one that died or hangs ends the run."""
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = setting((), decides=False)
     """Where the metrics go besides metrics.jsonl: tensorboard, wandb, trackio."""
 
 
@@ -215,7 +216,7 @@ class EvaluatorConfig:
     """The evaluator."""
     label: str
     """What the data are called in the report."""
-    every: int | None = None
+    every: int | None = setting(None, at_least=1)
     """Steps between two evaluations while training, the last step included; all processes share the encoding. Null evaluates
     at the end alone."""
     data: SourceConfig | None = None
@@ -261,19 +262,19 @@ class Config:
     """The optimiser."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
-    evaluate: tuple[EvaluatorConfig, ...] = ()
+    evaluate: tuple[EvaluatorConfig, ...] = setting((), decides=False)
     """What is evaluated, at the end next to its baselines."""
-    run_dir: str | None = None
+    run_dir: str | None = setting(None, decides=False)
     """Where everything is written; default: runs/<name of the configuration>."""
-    resume: bool = False
+    resume: bool = setting(False, decides=False)
     """Continue the run in `run_dir` from its last checkpoint."""
-    verify_data: bool = False
+    verify_data: bool = setting(False, decides=False)
     """Read every training image before the first step, so that a resume with this flag can tell whether any has changed.
     Without it a resume compares the samples' number, order, texts and labels, in folders the sizes of the files, and of tar
     shards the members' names, sizes and times; and the images of up to 1,000 samples spread over the data. That is all of a
     small data set; of a large one it shows that the images were replaced, but not that a few of them were. Images are read
     again only where a file's path, size or time is new."""
-    allow_change: tuple[str, ...] = ()
+    allow_change: tuple[str, ...] = setting((), decides=False)
     """Settings in which a resumed run may differ although they change what is learned, e.g. optim.lr; "data.train" allows other
     training data."""
 
@@ -285,35 +286,10 @@ class Config:
         return {f"data.mix.{name}": part for name, part in self.data.mix.items()}
 
     def __post_init__(self) -> None:
-        train, data = self.train, self.data
-        _require(train.batch_size >= 1, "train.batch_size", train.batch_size, "give a whole number above 0")
-        micro_batch = train.micro_batch
-        _require(micro_batch is None or micro_batch >= 1, "train.micro_batch", micro_batch, "give null or 1 or more")
-        _require(train.steps is not None or train.epochs is not None, "train.steps", None, "set train.steps or train.epochs")
-        _require(train.steps is None or train.steps >= 1, "train.steps", train.steps, "give a whole number above 0")
-        _require(train.epochs is None or train.epochs > 0, "train.epochs", train.epochs, "give a number above 0")
-        _require(train.log_every >= 1, "train.log_every", train.log_every, "give a whole number above 0")
-        _require(
-            train.save_every is None or train.save_every >= 1, "train.save_every", train.save_every, "give null or 1 or more"
-        )
-        minutes = train.save_minutes
-        _require(minutes is None or minutes > 0, "train.save_minutes", minutes, "give null or a number above 0")
-        _require(train.max_skipped >= 0, "train.max_skipped", train.max_skipped, "give 0 or more")
-        _require(train.timeout_seconds > 0, "train.timeout_seconds", train.timeout_seconds, "give a number above 0")
-        _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "keep at least 1")
-        _require(train.threads is None or train.threads >= 1, "train.threads", train.threads, "give null or 1 or more")
+        check_ranges(self)
+        _require(self.train.steps is not None or self.train.epochs is not None, "train.steps", None, "set it, or train.epochs")
         self._check_optim()
-        _require(data.workers >= 0, "data.workers", data.workers, "give 0 or more")
-        _require(0 <= data.holdout < 1, "data.holdout", data.holdout, "give a share from 0 to below 1")
-        _require(data.max_pixels is None or data.max_pixels >= 1, "data.max_pixels", data.max_pixels, "give null or 1 or more")
-        _require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "give a share from 0 to 1")
-        _require(data.max_bad_consecutive >= 0, "data.max_bad_consecutive", data.max_bad_consecutive, "give 0 or more")
-        _require(_is_amount(data.labels), "data.labels", data.labels, "give a share above 0 and below 1, or a whole number")
-        weights = data.caption_weights
-        fine = weights is None or (all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0)
-        _require(fine, "data.caption_weights", weights, "give numbers from 0 on, one of them above 0")
-        samples = data.samples_per_class
-        _require(samples is None or samples >= 1, "data.samples_per_class", samples, "give null or a whole number above 0")
+        self._check_data()
         self._check_mix()
         self._check_views()
         self._check_towers()
@@ -325,9 +301,6 @@ class Config:
         for number, evaluator in enumerate(self.evaluate):
             if evaluator.data is None and self.data.holdout == 0:
                 raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")
-            every = evaluator.every
-            _require(every is None or every >= 1, f"evaluate.{number}.every", every, "give null or a number of steps")
-        _require(train.patience is None or train.patience >= 1, "train.patience", train.patience, "give null or 1 or more")
         if train.keep_best is None:
             for name, value in (("best_is", train.best_is), ("patience", train.patience)):
                 _require(value is None, f"train.{name}", value, "it needs train.keep_best, the score to go by")
@@ -345,30 +318,24 @@ class Config:
 
     def _check_optim(self) -> None:
         optim = self.optim
-        _require(optim.lr > 0, "optim.lr", optim.lr, "give a number above 0")
-        for name, rate in (("bias_lr", optim.bias_lr), ("muon_lr", optim.muon_lr)):
-            _require(rate is None or rate > 0, f"optim.{name}", rate, "give null or a number above 0")
-        _require(all(0 <= b < 1 for b in optim.betas), "optim.betas", list(optim.betas), "give numbers from 0 to below 1")
-        _require(optim.eps > 0, "optim.eps", optim.eps, "give a number above 0")
-        _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "give 0 or more")
-        _require(optim.final_lr >= 0, "optim.final_lr", optim.final_lr, "give 0 or more")
-        _require(optim.clip is None or optim.clip > 0, "optim.clip", optim.clip, "give null or a number above 0")
-        _require(0 <= optim.warmup < 1, "optim.warmup", optim.warmup, "give a share of the run, from 0 to below 1")
-        _require(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "give a number from 0 to below 1")
-        rising = all(0 < share < 1 for share in optim.milestones) and sorted(optim.milestones) == list(optim.milestones)
-        _require(rising, "optim.milestones", list(optim.milestones), "give rising shares of the run, between 0 and 1")
-        unused = ("momentum",) if optim.name == "adamw" else ("betas", "eps", "muon_lr")
-        for name in (*unused, *(("final_lr",) if optim.milestones else ())):
-            reason = f"optim.name {optim.name}" if name in unused else "optim.milestones"
-            default = OptimConfig.__dataclass_fields__[name].default
-            _require(getattr(optim, name) == default, f"optim.{name}", getattr(optim, name), f"{reason} has no use for it")
-        coupled = optim.name != "adamw"
-        _require(
-            not coupled or optim.weight_decay < 0.2,
-            "optim.weight_decay",
-            optim.weight_decay,
-            f"{optim.name} adds it to the gradient; give a smaller one, such as 1e-4",
-        )
+        for one in dataclasses.fields(optim):
+            used_by, value = facts_of(one).used_by, getattr(optim, one.name)
+            is_used = not used_by or optim.name in used_by
+            _require(is_used or value == one.default, f"optim.{one.name}", value, f"optim.name {optim.name} has no use for it")
+        rising = sorted(optim.milestones) == list(optim.milestones)
+        _require(rising, "optim.milestones", optim.milestones, "give rising shares of the run")
+        no_cosine = not optim.milestones or optim.final_lr == 0
+        _require(no_cosine, "optim.final_lr", optim.final_lr, "optim.milestones has no use for it")
+        decay = optim.weight_decay
+        fix = f"{optim.name} adds it to the gradient; give a smaller one, such as 1e-4"
+        _require(optim.name == "adamw" or decay < 0.2, "optim.weight_decay", decay, fix)
+
+    def _check_data(self) -> None:
+        labels, weights = self.data.labels, self.data.caption_weights
+        is_amount = labels is None or 0 < labels < 1 or (labels >= 1 and labels == int(labels))
+        _require(is_amount, "data.labels", labels, "give a share above 0 and below 1, or a whole number")
+        some = weights is None or sum(weights) > 0
+        _require(some, "data.caption_weights", weights, "one of them must be above 0")
 
     def _check_mix(self) -> None:
         data = self.data
@@ -381,8 +348,6 @@ class Config:
         weighted = [part.weight is not None for part in data.mix.values()]
         for name, part in data.mix.items():
             _require(name.isidentifier(), "a name in data.mix", name, "use letters, digits and underscores")
-            for key, value in (("weight", part.weight), ("epochs", part.epochs)):
-                _require(value is None or value > 0, f"data.mix.{name}.{key}", value, "give a number above 0")
             if any(weighted) and (part.weight is None or part.epochs is not None):
                 raise UserError(f"data.mix.{name}: give every part a weight and none of them epochs, or none a weight")
 
@@ -396,7 +361,6 @@ class Config:
                 )
         for name, view in data.views.items():
             where = f"data.views.{name}.size"
-            _require(view.size is None or view.size >= 1, where, view.size, "give null or a number of pixels")
             if view.size is not None and (view.crop or data.crop) is None:
                 raise UserError(f"{where} needs a crop at decoding: set data.crop, or take the augmentation `crop` with a size")
 
@@ -408,7 +372,6 @@ class Config:
             if tower.encoder is None and (self.init is None or self.init_missing == "random"):
                 raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`), or set init")
             keeps = tower.init_head_layers
-            _require(keeps >= 0, f"{name}.init_head_layers", keeps, "give 0 or more")
             new_head = self.init is not None and tower.encoder is None and tower.head is not None
             _require(keeps == 0 or new_head, f"{name}.init_head_layers", keeps, f"set init and {name}.head, without an encoder")
         if self.init is not None and self.init_missing == "error" and towers and all(t.encoder for t in towers.values()):
@@ -416,10 +379,6 @@ class Config:
             raise UserError(f"{names} and init exclude each other: the towers of {self.init} would replace them")
 
 
-def _is_amount(labels: float | None) -> bool:
-    return labels is None or 0 < labels < 1 or (labels >= 1 and labels == int(labels))
-
-
 def _require(holds: bool, name: str, value: object, fix: str) -> None:
     if not holds:
-        raise UserError(f"{name} is {value}: {fix}")
+        raise UserError(f"{name} is {shown(value)}: {fix}")

@@ -1,0 +1,135 @@
+"""Facts about a setting, kept at its field: the range of its values, who uses it, and whether it decides what is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any, get_args, get_type_hints
+
+from mmcl.errors import UserError
+
+_FACTS = "facts"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What is known of a setting besides its type and its default.
+
+    Attributes:
+        at_least, above, at_most, below: the range of the value, or of each value of several; None where there is no such end.
+        decides: whether another value learns another model; a run continues only under equal settings that do.
+        used_by: the values of `name` beside it under which it is used; () under all.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    decides: bool = True
+    used_by: tuple[str, ...] = ()
+
+    def allow(self, value: float) -> bool:
+        """Whether a number is in range; NaN never is in one."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    @property
+    def range(self) -> str:
+        """The range in words, such as "from 0 to below 1"; "" where any number will do."""
+        low = (
+            f"from {self.at_least:g}"
+            if self.at_least is not None
+            else f"above {self.above:g}"
+            if self.above is not None
+            else ""
+        )
+        high = (
+            f"to {self.at_most:g}" if self.at_most is not None else f"to below {self.below:g}" if self.below is not None else ""
+        )
+        if low and not high and self.at_least is not None:
+            return f"of {self.at_least:g} or more"
+        if low and high and self.above is not None:
+            return f"{low} and {high.removeprefix('to ')}"
+        return f"{low} {high}".strip()
+
+
+def setting(default: Any = MISSING, *, default_factory: Any = MISSING, **facts: Any) -> Any:
+    """A dataclass field with `Facts`.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Schedule:
+        ...     warmup: float = setting(0.05, at_least=0, below=1)
+        >>> facts_of(dataclasses.fields(Schedule)[0]).range
+        'from 0 to below 1'
+    """
+    metadata = {_FACTS: Facts(**facts)}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def facts_of(one: dataclasses.Field[Any]) -> Facts:
+    """The facts of a field, those of an ordinary one included."""
+    facts: Facts = one.metadata.get(_FACTS, Facts())
+    return facts
+
+
+def check_ranges(settings: Any, where: str = "") -> None:
+    """Raises UserError for a value out of its range, anywhere in a dataclass: "train.batch_size is 0: give ..."."""
+    hints = get_type_hints(type(settings))
+    for one in dataclasses.fields(settings):
+        path, value = f"{where}{one.name}", getattr(settings, one.name)
+        for key, below in _dataclasses_in(value):
+            check_ranges(below, f"{path}{key}.")
+        facts = facts_of(one)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if facts.range and not all(facts.allow(number) for number in numbers):
+            raise UserError(f"{path} is {shown(value)}: give {_kind(hints[one.name])} {facts.range}")
+
+
+def decides(schema: Any, key: str) -> bool:
+    """Whether the setting of a dotted key decides what is learned; a key that the schema does not have does."""
+    name, _, rest = key.partition(".")
+    one = {one.name: one for one in dataclasses.fields(schema)}.get(name)
+    if one is None:
+        return True
+    if not facts_of(one).decides:
+        return False
+    hint = _without_none(get_type_hints(schema)[name])
+    if getattr(hint, "__origin__", None) is dict:  # its keys are names
+        hint, rest = get_args(hint)[1], rest.partition(".")[2]
+    return not rest or not dataclasses.is_dataclass(hint) or decides(hint, rest)
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it: a tuple as the list that it is in YAML."""
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _dataclasses_in(value: Any) -> Iterator[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = [("", value)]
+    if isinstance(value, Mapping):
+        items = [(f".{key}", item) for key, item in value.items()]
+    elif isinstance(value, tuple):
+        items = [(f".{number}", item) for number, item in enumerate(value)]
+    return ((key, item) for key, item in items if dataclasses.is_dataclass(item))
+
+
+def _kind(hint: Any) -> str:
+    """ "null or a whole number", "numbers", ..."""
+    kind = _without_none(hint)
+    null = "" if kind is hint else "null or "
+    if getattr(kind, "__origin__", None) is tuple:
+        return f"{null}numbers"
+    return f"{null}a whole number" if kind is int else f"{null}a number"
+
+
+def _without_none(hint: Any) -> Any:
+    others = [one for one in get_args(hint) if one is not type(None)]
+    return others[0] if type(None) in get_args(hint) and len(others) == 1 else hint
