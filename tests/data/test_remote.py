@@ -13,8 +13,8 @@ import pytest
 from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
 from mmcl.errors import UserError
-from mmcl.files.atomic import remote
-from mmcl.files.atomic import remote_filesystem as servers
+from mmcl.files import remote
+from mmcl.files import remote_filesystem as servers
 from mmcl.files.byte_range import FilePart
 from mmcl.files.remote import Copies, RemoteFile
 from mmcl.files.remote_filesystem import is_url
