@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmcl.errors import UserError
-from mmcl.files.atomic import atomic as files
+from mmcl.files import atomic as files
 from mmcl.files.atomic import check_file, check_folder, staged, write_file
 
 

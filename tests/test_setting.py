@@ -16,37 +16,35 @@ from mmcl.errors import UserError
 
 SECTIONS = [getattr(schema, name) for name in schema.__all__ if dataclasses.is_dataclass(getattr(schema, name))]
 
-WITHOUT_EFFECT = set(
-    [
-        "allow_change",
-        "run_dir",
-        "resume",
-        "verify_data",
-        "evaluate",
-        "data.root",
-        "data.train.path",
-        "data.cache",
-        "data.workers",
-        "data.max_pixels",
-        "data.max_bad_fraction",
-        "data.max_bad_consecutive",
-        "train.max_skipped",
-        "train.fsdp",
-        "train.micro_batch",
-        "train.on_nonfinite",
-        "train.threads",
-        "train.log_every",
-        "train.save_every",
-        "train.save_minutes",
-        "train.keep_checkpoints",
-        "train.keep_best",
-        "train.best_is",
-        "train.patience",
-        "train.export",
-        "train.timeout_seconds",
-        "train.trackers",
-    ]
-)
+WITHOUT_EFFECT = {
+    "allow_change",
+    "run_dir",
+    "resume",
+    "verify_data",
+    "evaluate",
+    "data.root",
+    "data.train.path",
+    "data.cache",
+    "data.workers",
+    "data.max_pixels",
+    "data.max_bad_fraction",
+    "data.max_bad_consecutive",
+    "train.max_skipped",
+    "train.fsdp",
+    "train.micro_batch",
+    "train.on_nonfinite",
+    "train.threads",
+    "train.log_every",
+    "train.save_every",
+    "train.save_minutes",
+    "train.keep_checkpoints",
+    "train.keep_best",
+    "train.best_is",
+    "train.patience",
+    "train.export",
+    "train.timeout_seconds",
+    "train.trackers",
+}
 
 
 @dataclasses.dataclass(frozen=True)

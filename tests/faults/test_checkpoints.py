@@ -20,7 +20,7 @@ from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
-from mmcl.files.atomic import atomic as files
+from mmcl.files import atomic as files
 from tests.engine.test_checkpoint import trained
 from tests.faults.runs import STEPS, before_step, ending, kill, kill_at, run, tiny_run, words
 

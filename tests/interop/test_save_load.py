@@ -23,7 +23,7 @@ from mmcl.encoders.heads import NoHead
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.encoders.tower import Tower, TowerSpec, build_tower
 from mmcl.errors import UserError
-from mmcl.files.atomic import atomic as files
+from mmcl.files import atomic as files
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.interop.save import save_model
