@@ -17,7 +17,7 @@ from mmcl.data.open import open_source
 from mmcl.data.sources.tables.table_file import open_table, read_table
 from mmcl.errors import UserError
 from mmcl.evaluate.embedding_file import stored_task
-from mmcl.files.atomic import parquet
+from mmcl.files import parquet
 
 MEGABYTE = "x" * 10**6
 
