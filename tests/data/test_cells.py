@@ -32,7 +32,7 @@ class TestSecondLabels:
             (tmp_path / name).write_bytes(picture())
         source = open_source("auto", str(tmp_path))
         assert source.labels.tolist() == [0, 1]
-        assert list(source.warnings) == ["1 rows of captions.csv have a second label of their image, which is not used (row 4)"]
+        assert list(source.warnings) == ["a second label of an image is not used: 1 row of captions.csv (row 4)"]
 
 
 def test_an_empty_list_in_a_csv_is_no_caption(tmp_path):

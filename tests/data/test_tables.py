@@ -22,7 +22,7 @@ from mmcl.data.open import guess_source, open_source
 from mmcl.data.source import Source
 from mmcl.data.sources.tables.csv_table import LONGEST_ROW
 from mmcl.data.sources.tables.source import TableSource
-from mmcl.data.sources.tables.table_file import read_table
+from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError
 from tests.data.tars import write_tar
 from tests.data.test_loader import batches
@@ -101,9 +101,10 @@ class TestQuotes:
         assert samples(opened(write(tmp_path / "a.csv", content))) == [("a", (text,)), ("b", ("x",)), ("c", (text,))]
 
     def test_as_the_standard_library_reads_it(self, tmp_path):
-        """Of random files: the same rows, or an error where a quoted field is not closed before a separator or a line's end."""
+        """Of random files: the same rows, those of another length as bad ones in their places, or an error where a quoted field
+        is not closed before a separator or a line's end."""
         generator = np.random.default_rng(0)
-        read = refused = 0
+        read = refused = ragged = 0
         for number in range(400):
             rows = ["".join(generator.choice(list('abcd "",\n'), generator.integers(1, 7))) for _ in range(3)]
             content = "image,caption\n" + "\n".join(f"{row}.png,{text}" for row, text in enumerate(rows)) + "\n"
@@ -113,16 +114,21 @@ class TestQuotes:
                 expected = None
             path = write(tmp_path / f"{number}.csv", content)
             try:
-                found = [list(row.values()) for row in read_table(path).to_pylist()]
+                table, problems = without_problems(read_table(path))
+                found = [list(row.values()) for row in table.to_pylist()]
             except UserError as error:
                 refused += 1
                 assert ", line " in str(error)  # noqa: PT017
-                assert expected is None or any(len(row) != 2 for row in expected)
+                assert expected is None or 2 * sum(len(row) != 2 for row in expected) > len(expected)
             else:
                 read += 1
-                assert expected is None or found == expected
-                assert sum(f"{row}.png" in cell for cells in found for cell in cells for row in range(3)) == 3
-        assert read > 30
+                ragged += bool(problems)
+                if expected is not None:
+                    assert found == [row if len(row) == 2 else [None, None] for row in expected]
+                    assert [*problems] == [number for number, row in enumerate(expected) if len(row) != 2]
+                if not problems:
+                    assert sum(f"{row}.png" in cell for cells in found for cell in cells for row in range(3)) == 3
+        assert min(read, ragged) > 30
         assert refused > 50
 
 
@@ -132,12 +138,12 @@ class TestRows:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("a.csv", "image,caption\na,x\nb\n", "line 3: has 1 field, and the header 2; complete the row"),
-            ("a.csv", 'image,caption\n"a\nb",x\nc,x,y\n', "line 4: has 3 fields"),
-            ("a.csv", "\n\nimage,caption\r\n\r\na,x\r\nb,x,\r\n", "line 6: has 3 fields"),
-            ("a.csv", "image,caption\n" + "a,b\n" * 100_000 + "a,b,c\n", "line 100002: has 3 fields"),
-            ("a.csv", "image,caption\na,x\n  \nb,y", "line 3: has 1 field"),
-            ("a.tsv", "image\tcaption\na\tx\nb\tx\ty\n", "line 3: has 3 fields"),
+            ("a.csv", "image,caption\na\nb\n", "line 2: has 1 field, and the header 2; complete the row"),
+            ("a.csv", 'image,caption\n"a\nb",x\nc,x,y\nd,x,y\n', "line 4: has 3 fields"),
+            ("a.csv", "\n\nimage,caption\r\n\r\na,x,\r\nb,x,\r\n", "line 5: has 3 fields"),
+            ("a.csv", "image,caption\n" + "a,b\n" * 50_000 + "a,b,c\n" * 50_001, "line 50002: has 3 fields"),
+            ("a.csv", "image,caption\n  \nb", "line 2: has 1 field"),
+            ("a.tsv", "image\tcaption\na\tx\ty\nb\tx\ty\n", "line 2: has 3 fields"),
             ("a.csv", "image,caption\na,b\nc,d\0e\n", "line 3: holds NUL characters"),
             ("a.txt", "one\ntwo\0\n", "line 2: holds NUL characters"),
             ("a.jsonl", '{"text": "one"}\n\0\n', "line 2: holds NUL characters"),
@@ -464,6 +470,90 @@ def test_spaces_around_labels_make_no_classes(tmp_path):
     source = opened(path)
     assert source.class_names == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1, -1]
+
+
+class TestRaggedRows:
+    """A row with too few or too many fields is a bad sample in its place, and costs no other; in most rows it is an error."""
+
+    def test_a_separator_that_is_missing_in_one_row(self, tmp_path: Path) -> None:
+        rows = [
+            "1.png| 0| Two men .",
+            "1.png| 4   A dog runs .",
+            "2.png| 0| A cat .",
+            "3.png| 0| A | in a text .",
+            "1.png| 1| Men .",
+        ]
+        path = write(tmp_path / "results.csv", "\n".join(["image_name| comment_number| comment", *rows]))
+        for name in "123":
+            (tmp_path / f"{name}.png").write_bytes(encoded_image(int(name)))
+        for source in (opened(path), open_source("auto", str(tmp_path))):
+            found = inspect_source(source).findings
+            good = [source[i] for i in range(len(source)) if source[i].problem is None]
+            assert {sample.name[-5:]: sample.captions for sample in good if sample.captions} == {
+                "1.png": ("Two men .", "Men ."),
+                "2.png": ("A cat .",),
+            }
+            assert "row 2: has 2 fields, and the header 3; complete the row" in "\n".join(found)
+            assert "row 4: has 4 fields, and the header 3; put a field that holds '|' in quotes" in "\n".join(found)
+        assert opened(path).usage[1].to_text() == "3 of 5 rows used; not used: 2 with another number of fields (row 2, row 4)"
+
+    def test_in_a_file_of_several_blocks(self, tmp_path: Path) -> None:
+        text, bad = "x" * 2000, {0, 1, 7_000, 8_387, 8_388, 8_389, 20_000, 20_001, 24_999}
+        lines = [f"{row}.png,{text}" + ",y" * (row in bad) for row in range(25_000)]
+        source = opened(write(tmp_path / "a.csv", "image,caption\n" + "\n".join(lines)))
+        for row in {*bad, 2, 8_386, 8_390, 19_999, 20_002, 24_998}:
+            sample = source[row]
+            assert (sample.problem is not None) == (row in bad)
+            assert sample.name.endswith(f"row {row + 1}" if row in bad else f"{row}.png")
+
+    @pytest.mark.parametrize("bad", [0, 1, 2, 3])
+    def test_up_to_half_of_all(self, bad: int, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "caption,x\n" + "a\n" * bad + "a,b\n" * (4 - bad))
+        if bad > 2:
+            with pytest.raises(UserError, match="line 2: has 1 field"):
+                opened(path)
+        else:
+            assert [opened(path)[row].problem is not None for row in range(4)] == [row < bad for row in range(4)]
+
+
+class TestNumberedCaptions:
+    @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            ["caption_0", "caption_1", "caption_2"],
+            ["caption", "caption1", "caption2"],
+            ["Sentence 9", "Sentence 10", "Sentence 11"],
+        ],
+        ids=str,
+    )
+    def test_are_those_of_one_image(self, columns: list[str], name: str, tmp_path: Path) -> None:
+        rows: list[dict[str, Any]] = [{"image": "0.png"}, {"image": "1.png"}]
+        for row, cells in zip(rows, (("a", "b", "c"), ("d", "", "e")), strict=True):
+            row |= dict(zip(columns, cells, strict=True))
+        path, separator = tmp_path / name, "\t" if name == "a.tsv" else ","
+        if name == "a.parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif name == "a.jsonl":
+            write(path, "\n".join(map(json.dumps, rows)))
+        else:
+            write(path, "\n".join(separator.join(cells) for cells in [rows[0].keys(), *(row.values() for row in rows)]))
+        source = opened(path)
+        assert samples(source) == [("0.png", ("a", "b", "c")), ("1.png", ("d", "e"))]
+        assert source.usage[0].to_text() == "4 of 4 columns used"
+        assert opened(path, caption_column=columns[1])[0].captions == ("b",)
+        for image in ("0.png", "1.png"):
+            (tmp_path / image).write_bytes(encoded_image(int(image[0])))
+        path.rename(tmp_path / f"captions{path.suffix}")
+        if name != "a.parquet":
+            assert [sample[1] for sample in samples(open_source("auto", str(tmp_path)))] == [("a", "b", "c"), ("d", "e")]
+
+    def test_a_pair_of_sentences_without_an_image_stays_one(self, tmp_path: Path) -> None:
+        source = opened(write(tmp_path / "a.csv", "sentence1,sentence2,score\na,b,1\nc,d,2\n"))
+        assert [(sample.captions, sample.positives) for sample in map(source.__getitem__, range(2))] == [
+            (("a",), ("b",)),
+            (("c",), ("d",)),
+        ]
 
 
 class TestMisplacedImages:

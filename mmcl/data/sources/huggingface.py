@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class HuggingFaceSource(ArrowSource):
         from datasets import ClassLabel
 
         self._state = dataset, columns, path, folder, cache
-        chosen = dataset.select_columns(list(dict.fromkeys(filter(None, asdict(columns).values()))))
+        chosen = dataset.select_columns(columns.names)
         table = plain_table(chosen.data.table)
         kept = cache / f"rows-{digest(dataset._fingerprint, columns)[:16]}.npy"
         many = chosen.data.nbytes >= LARGE
@@ -111,7 +111,7 @@ class HuggingFaceSource(ArrowSource):
     def fingerprint(self) -> str:
         """Of texts, labels and the number of rows; pictures in the library's files are not read for it."""
         parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
-        for column in self._texts.values():
+        for column in itertools.chain.from_iterable(self._texts.values()):
             parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
         return digest(*parts)
 

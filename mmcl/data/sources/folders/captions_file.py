@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.data.sources.tables.column_names import USUAL_NAMES, captions_of, find_columns, image_of
-from mmcl.data.sources.tables.table_file import read_table
+from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError, first_line
 from mmcl.files.listing import composed, is_image, suffix_of, without_suffix
 from mmcl.files.text_file import find_encoding, text_lines
@@ -161,23 +161,23 @@ def _from_token(path: Path) -> Iterator[Described]:
 
 
 def _from_table(path: Path) -> Iterator[Described]:
-    table = read_table(path)
+    table, problems = without_problems(read_table(path))
     columns = find_columns(table.column_names, {}, str(path), fix=_NAME_COLUMNS)
     if columns.image is None:
         found = ", ".join(table.column_names)
         raise UserError(f"{path}: which column names the images? Its columns are {found}; {_NAME_COLUMNS}")
     nothing = [None] * len(table)
-    images, captions, labels = (
-        table[column].to_pylist() if column else nothing for column in (columns.image, columns.caption, columns.label)
-    )
-    for row, (cell, caption, label) in enumerate(zip(images, captions, labels, strict=True), 1):
+    images, labels = (table[column].to_pylist() if column else nothing for column in (columns.image, columns.label))
+    texts = [table[column].to_pylist() for column in columns.captions]
+    for row, (cell, label) in enumerate(zip(images, labels, strict=True), 1):
         try:
-            image, problem = image_of(cell), None
+            image, problem = image_of(cell), problems.get(row - 1)
         except UserError as error:
             image, problem = None, str(error)
         if isinstance(image, bytes):
             raise UserError(f"{path}: holds images, not names of images; open it as a table, not its folder")
-        yield Described(row, None if image is None else str(image), captions_of(caption), label, problem)
+        captions = tuple(text for column in texts for text in captions_of(column[row - 1]))
+        yield Described(row, None if image is None else str(image), captions, label, problem)
 
 
 def _from_json(path: Path) -> Iterator[Described]:
@@ -198,6 +198,10 @@ def _from_json(path: Path) -> Iterator[Described]:
         yield Described(row, image, captions_of(captions))
 
 
+def _texts_in(cells: list[Any]) -> Any:
+    return cells[0] if len(cells) == 1 else [text for cell in cells for text in captions_of(cell)]
+
+
 def _json_pairs(content: Any, where: str) -> Iterator[tuple[str, Any]]:
     """Names and captions of COCO's form, of a list of records, or of a mapping from names to captions."""
     if isinstance(content, dict) and "annotations" in content:
@@ -208,7 +212,7 @@ def _json_pairs(content: Any, where: str) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(content, list):
         columns = find_columns(list(content[0] if content else ()), {}, where, fix=_NAME_COLUMNS)
-        content = [(record[columns.image], record[columns.caption]) for record in content]
+        content = [(record[columns.image], _texts_in([record[name] for name in columns.captions])) for record in content]
     for image, texts in content.items() if isinstance(content, dict) else content:
         if not isinstance(image, str) or not isinstance(texts, str | list):
             raise TypeError

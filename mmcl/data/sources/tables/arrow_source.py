@@ -6,8 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ class ArrowSource(Source):
         image_root: folder that image paths are relative to; None where there is none.
         class_names: where the column of labels holds the classes' numbers, -1 for none.
         all_columns: of the data, where `table` has some of them.
+        problems: row -> why it cannot be used.
 
     Raises:
         UserError: images are named by relative path and there is no folder, or by URL; a label or a score is none.
@@ -59,12 +59,13 @@ class ArrowSource(Source):
         image_root: Path | None,
         class_names: Sequence[str] | None = None,
         all_columns: Sequence[str] | None = None,
+        problems: Mapping[int, str] | None = None,
     ):
-        self._name, self._image_root = name, image_root
+        self._name, self._image_root, self._problems = name, image_root, dict(problems or {})
         self.places = (f"{name}, ", *([f"{image_root}/"] if image_root else []))
         self._columns, self._all_columns = columns, list(all_columns or table.column_names)
         self._images = table[columns.image] if columns.image else None
-        self._texts = {field: table[column] for field, column in columns.texts.items()}
+        self._texts = {field: [table[column] for column in names] for field, names in columns.texts.items()}
         self._rows, sample = rows
         self._first_row = np.append(np.flatnonzero(np.diff(sample, prepend=-1)), len(table))
         self._labels: np.ndarray | None = None
@@ -89,14 +90,14 @@ class ArrowSource(Source):
         if isinstance(image, str):
             image = str(self._place(image))
         texts: dict[str, Any] = {
-            field: tuple(text for r in rows for text in captions_of(cells[int(r)].as_py()))
-            for field, cells in self._texts.items()
+            field: tuple(text for r in rows for cells in columns for text in captions_of(cells[int(r)].as_py()))
+            for field, columns in self._texts.items()
         }
         return Sample(
             name=image if isinstance(image, str) else f"{self._name}, row {row + 1}",
             image=image,
             label=None if self._labels is None or self._labels[index] < 0 else int(self._labels[index]),
-            problem=problem,
+            problem=self._problems.get(row, problem),
             **texts,
         )
 
@@ -109,7 +110,7 @@ class ArrowSource(Source):
     @property
     def usage(self) -> Sequence[Usage]:
         """Of its columns, and of its rows."""
-        asked = set(asdict(self._columns).values())
+        asked = self._columns.names
         present = [column for column in self._all_columns if not _NUMBERS.fullmatch(column)]
         left = count_unused(("other", column) for column in present if column not in asked)
         used = sum(column in asked for column in present)
@@ -139,8 +140,9 @@ class ArrowSource(Source):
     def _rows_used(self) -> Usage:
         captions = self._texts.get("captions")
         reasons = {
+            "with another number of fields": self._with_problem(),
             "without image": None if self._images is None else missing_cells(self._images),
-            "without caption": None if captions is None else missing_cells(captions),
+            "without caption": np.logical_and.reduce([missing_cells(cells) for cells in captions]) if captions else None,
             "without file": self._without_file() if len(self) <= LOOKED_FOR else None,
             "with a second label of their image": self._has_second_label,
         }
@@ -152,6 +154,12 @@ class ArrowSource(Source):
                 unused[reason] = Unused(len(numbers), tuple(f"row {number}" for number in numbers[:EXAMPLES]))
                 used &= ~rows
         return Usage(unit="rows", used=int(used.sum()), unused=unused)
+
+    def _with_problem(self) -> np.ndarray:
+        """Whether a row is known to be unusable: bool [N]."""
+        rows = np.zeros(len(self._rows), bool)
+        rows[list(self._problems)] = True
+        return rows
 
     def _without_file(self) -> np.ndarray:
         """Whether a row names an image by a path at which there is no file: bool [N]."""

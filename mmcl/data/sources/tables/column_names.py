@@ -48,6 +48,7 @@ class Columns:
         image, caption, label: of the sample itself.
         positive, negative: texts that mean the same as the caption, and that only seem to.
         score: how alike people find caption and positive.
+        more_captions: of the same images: caption_1 to caption_4 beside caption_0.
     """
 
     image: str | None = None
@@ -56,13 +57,32 @@ class Columns:
     positive: str | None = None
     negative: str | None = None
     score: str | None = None
+    more_captions: tuple[str, ...] = ()
 
     @property
-    def texts(self) -> dict[str, str]:
-        """Fields of `Sample` -> their columns."""
-        fields = {"captions": self.caption, "positives": self.positive, "negatives": self.negative}
-        return {field: column for field, column in fields.items() if column}
+    def captions(self) -> tuple[str, ...]:
+        """All columns of captions."""
+        return (self.caption, *self.more_captions) if self.caption else ()
 
+    @property
+    def texts(self) -> dict[str, tuple[str, ...]]:
+        """Fields of `Sample` -> their columns."""
+        fields: dict[str, tuple[str | None, ...]] = {
+            "captions": self.captions,
+            "positives": (self.positive,),
+            "negatives": (self.negative,),
+        }
+        present = ((field, tuple(filter(None, columns))) for field, columns in fields.items())
+        return {field: columns for field, columns in present if columns}
+
+    @property
+    def names(self) -> list[str]:
+        """All columns, each once."""
+        others = (self.image, self.label, self.score)
+        return list(dict.fromkeys([*filter(None, others), *(name for names in self.texts.values() for name in names)]))
+
+
+_NUMBERED = re.compile(r"(caption|text|title|sentence|description|comment|sent)s?[ _-]?(\d*)")
 
 TEXT_KEYS = ("raw", *USUAL_NAMES["caption"])
 """Where a caption lies that is an object, as in {"raw": ..., "tokens": ...}."""
@@ -104,11 +124,33 @@ def find_columns(
         kind: find_column(columns, given.get(kind), usual, argument=f"{kind}_column", where=where)
         for kind, usual in USUAL_NAMES.items()
     }
+    has_images = found["image"] is not None
+    further = () if given.get("caption") else _numbered_captions(columns, found["caption"], has_images=has_images)
+    if further:
+        found["caption"] = further[0]
+        found["positive"] = found["positive"] if found["positive"] not in further else None
     if found["image"] is None and found["caption"] is None:
         raise UserError(f"{where}: which column holds the images, or the captions? Its columns are {', '.join(columns)}; {fix}")
     if found["positive"] is None and given.get("score") is None:
         found["score"] = None  # A score of something else.
-    return Columns(**found)
+    return Columns(**found, more_captions=further[1:])
+
+
+def _numbered_captions(columns: Sequence[str], caption: str | None, *, has_images: bool) -> tuple[str, ...]:
+    """The columns caption_0, caption_1, ... of the captions of one image, after `caption` where that is one of them.
+
+    Of texts without images, sentence1 and sentence2 are a pair.
+    """
+    families: dict[str, list[tuple[int, str]]] = {}
+    for column in columns:
+        match = _NUMBERED.fullmatch(column.lower())
+        if match:
+            families.setdefault(match[1], []).append((int(match[2] or -1), column))
+    for family in families.values():
+        names = tuple(column for _, column in sorted(family))
+        if len(names) > 1 and (caption is None or (has_images and caption in names)):
+            return names
+    return ()
 
 
 def is_missing(cell: Any) -> bool:

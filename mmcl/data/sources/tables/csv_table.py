@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -17,6 +18,8 @@ from mmcl.errors import UserError, first_line
 from mmcl.files.text_file import LINE_END, UTF8, line_at, read_utf8, undecodable
 from mmcl.terminal import counted
 
+PROBLEMS = "\0problem"
+"""The column that says why a row cannot be used; no file can hold one of this name."""
 SEPARATORS = (",", "\t", ";", "|")
 LONGEST_ROW = 2**24
 """Bytes. Arrow reads blocks of this size."""
@@ -80,28 +83,86 @@ def csv_batches(path: Path, encoding: str, header: Sequence[str] | None) -> tupl
     text = read_utf8(path, encoding)
     dialect = find_dialect(path, text, header)
     _check_quotes(path, text, dialect)
-    schema = pa.schema([(name, pa.string()) for name in dialect.names])
+    schema = pa.schema([(name, pa.string()) for name in (*dialect.names, PROBLEMS)])
     return schema, _batches(path, encoding, text, dialect, schema)
 
 
 def _batches(path: Path, encoding: str, text: memoryview, dialect: Dialect, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """All rows; one with too few or too many fields, which costs no other, is null but for what is wrong with it.
+
+    Raises:
+        UserError: most rows are such: the separator or the header is not what it seems.
+    """
     rows = text[dialect.start :]
     if not re.search(rb"[^\r\n]", rows):
         return
+    aside = _SetAside(dialect)
     try:
         reader = pa.csv.open_csv(
             pa.BufferReader(pa.py_buffer(rows)),
             read_options=pa.csv.ReadOptions(column_names=dialect.names, block_size=LONGEST_ROW),
-            parse_options=pa.csv.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=dialect.separator, newlines_in_values=True, invalid_row_handler=aside.add
+            ),
             convert_options=pa.csv.ConvertOptions(column_types=schema, strings_can_be_null=False),
         )
+        done = 0
         for batch in reader:
             columns = [pc.utf8_ltrim_whitespace(column) if dialect.padded else column for column in batch.columns]
-            yield pa.record_batch(columns, schema=schema)
+            piece = aside.put_back(columns, done, schema)
+            done += len(piece)
+            yield piece
+        rest = aside.put_back([pa.array([], pa.string())] * len(dialect.names), done, schema, last=True)
+        if 2 * aside.count > done + len(rest) and (wrong := _wrong_row(path, text, dialect)):
+            raise wrong
+        yield rest
     except pa.ArrowException as error:
         if "UTF8" in str(error):
             raise undecodable(path, encoding) from None
         raise _wrong_row(path, text, dialect) or UserError(f"{path}: cannot be read as csv: {first_line(error)}") from None
+
+
+class _SetAside:
+    """The rows of a file that have too few or too many fields, while it is read."""
+
+    def __init__(self, dialect: Dialect):
+        self._dialect = dialect
+        self._waiting: dict[int, str] = {}
+        self.count = 0
+
+    def add(self, row: pa.csv.InvalidRow) -> str:
+        """Takes a row from Arrow, whose numbers begin with 1 and leave out empty lines."""
+        self._waiting[row.number - 1] = _misfit(row.actual_columns, row.expected_columns, self._dialect.separator)
+        self.count += 1
+        return "skip"
+
+    def put_back(self, columns: list[pa.Array], done: int, schema: pa.Schema, *, last: bool = False) -> pa.RecordBatch:
+        """The next rows, with those that were set aside before each in its place.
+
+        Args:
+            columns: of rows that are whole.
+            done: rows before them, of both kinds.
+            schema: of the table.
+            last: whether no row follows.
+        """
+        size = len(columns[0])
+        places: list[int] = []
+        for number in sorted(self._waiting):
+            if number >= done + size + len(places) and not last:
+                break
+            places.append(number)
+        reasons = [self._waiting.pop(number) for number in places]
+        source = np.insert(np.arange(size), [number - done - before for before, number in enumerate(places)], -1)
+        absent = source < 0
+        problems = np.full(len(source), None, object)
+        problems[absent] = reasons
+        taken = [column.take(pa.array(source, mask=absent)) for column in columns] if places else columns
+        return pa.record_batch([*taken, pa.array(problems.tolist(), pa.string())], schema=schema)
+
+
+def _misfit(count: int, expected: int, separator: str) -> str:
+    fix = f"put a field that holds {separator!r} in quotes" if count > expected else "complete the row"
+    return f"has {counted(count, 'field')}, and the header {expected}; {fix}"
 
 
 def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = None) -> Dialect:
@@ -183,8 +244,7 @@ def _wrong_row(path: Path, text: memoryview, dialect: Dialect) -> UserError | No
         row, position = match[0], match.end() + len(_LINE.match(text, match.end())[0])  # type: ignore[index]
         count, expected = quoted.sub(b"", row).count(dialect.separator.encode()) + 1, len(dialect.names)
         if row and count != expected:
-            fix = f"put a field that holds {dialect.separator!r} in quotes" if count > expected else "complete the row"
-            problem = f"has {counted(count, 'field')}, and the header {expected}; {fix}"
+            problem = _misfit(count, expected, dialect.separator)
         elif len(row) > LONGEST_ROW:
             problem = f"the row has {len(row)} bytes, more than the limit of {LONGEST_ROW}"
         else:

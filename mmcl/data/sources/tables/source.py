@@ -11,7 +11,7 @@ import pyarrow as pa
 from mmcl.data.source import given_path
 from mmcl.data.sources.tables.arrow_source import ArrowSource
 from mmcl.data.sources.tables.column_names import Columns, find_columns
-from mmcl.data.sources.tables.table_file import LARGE, file_digest, open_table
+from mmcl.data.sources.tables.table_file import LARGE, file_digest, open_table, without_problems
 from mmcl.data.sources.tables.table_rows import sample_rows
 from mmcl.errors import UserError
 from mmcl.files.byte_range import find_file
@@ -26,10 +26,11 @@ class TableSource(ArrowSource):
     """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share; a file above 32 MB is
     copied once to a mapped one, which opens in a moment and takes no memory of its own.
 
-    Rows with the same image are one sample with several texts, see `sample_rows`; a cell of texts may also be a list. Two
-    images are not told apart by their captions where those are equal: equal captions are positives. Images alone will do, and
-    so will texts alone: then a row is a sample. A .txt file is one column of captions, a line each, unless its first line
-    names a column of images and one of captions.
+    Rows with the same image are one sample with several texts, see `sample_rows`; a cell of texts may also be a list, and there
+    may be several columns, caption_0, caption_1 ... Images are not told apart by their captions where those are equal:
+    equal captions are positives. Images alone will do, and so will texts alone: then a row is a sample. A .txt file is one
+    column of captions, a line each, unless its first line names a column of images and one of captions. A row of a .csv or
+    .tsv with too few or too many fields is a bad sample.
 
     Args:
         path: the file. A comma, a tab, a semicolon or a bar separates the columns of a .csv or .tsv, whichever its first line
@@ -68,7 +69,7 @@ class TableSource(ArrowSource):
         self._file = find_file(given_path(path, "table"), Copies.below(root, cache_gb))
         self.path, local = self._file.path, self._file.local()
         self._cache = data_root(root) / "index"
-        table = open_table(local, self._cache, encoding=encoding, header=header)
+        table, problems = without_problems(open_table(local, self._cache, encoding=encoding, header=header))
         if len(table) == 0:
             raise UserError(f"{self.path}: has no rows")
         given = {
@@ -83,8 +84,9 @@ class TableSource(ArrowSource):
         reading = [option for option in (encoding, header) if option is not None]
         self._fingerprint_parts = (columns, str(image_root), *reading)
         folder = None if is_url(self.path) else local.parent
-        rows = self._sample_rows(table, columns, local, f"rows 2 of {columns} {reading}")
-        super().__init__(table, columns, rows, name=self.path, image_root=Path(image_root) if image_root else folder)
+        rows = self._sample_rows(table, columns, local, f"rows 3 of {columns} {reading}")
+        place = Path(image_root) if image_root else folder
+        super().__init__(table, columns, rows, name=self.path, image_root=place, problems=problems)
 
     def _sample_rows(self, table: pa.Table, columns: Columns, local: Path, what: str) -> np.ndarray:
         """`sample_rows`, kept in a file for tables above 32 MB, as it takes a while for millions."""

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmcl.data.sources.tables.arrow_types import plain_batch, plain_schema
-from mmcl.data.sources.tables.csv_table import csv_batches, is_delimited
+from mmcl.data.sources.tables.csv_table import PROBLEMS, csv_batches, is_delimited
 from mmcl.data.sources.tables.json_table import json_batches
 from mmcl.errors import UserError, first_line
 from mmcl.files.atomic import staged, write_file
@@ -43,7 +45,7 @@ def open_table(path: Path, cache: Path, *, encoding: str | None = None, header: 
     """
     if path.stat().st_size < LARGE:
         return read_table(path, encoding=encoding, header=header)
-    copy = cached_file(path, cache, f"table 2 {encoding} {header and list(header)}", ".arrow")
+    copy = cached_file(path, cache, f"table 3 {encoding} {header and list(header)}", ".arrow")
     if not copy.exists():
         try:
             with staged(copy) as stage:
@@ -79,6 +81,15 @@ def read_table(path: Path, *, encoding: str | None = None, header: Sequence[str]
         return pa.Table.from_batches(batches, schema)
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from None
+
+
+def without_problems(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+    """A table as it was read, and its rows that cannot be used, with the reason. Their cells are null."""
+    if PROBLEMS not in table.column_names:
+        return table, {}
+    problems = table[PROBLEMS]
+    rows = np.flatnonzero(np.asarray(pc.is_valid(problems)))
+    return table.drop_columns(PROBLEMS), {int(row): problems[int(row)].as_py() for row in rows}
 
 
 def _copy(table: Batches, target: Path) -> None:
