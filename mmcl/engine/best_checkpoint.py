@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmcl.config import TrainConfig
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.errors import UserError
 from mmcl.evaluate.reporting.metric import lower_is_better
 from mmcl.terminal import say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestState:
+    """What a checkpoint keeps of `Best`, under its names."""
+
+    metric: str | None = None
+    value: float | None = None
+    step: int | None = None
+    waiting: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.step is None) or self.waiting < 0 or (self.step or 0) < 0:
+            raise UserError("state.best is no score of a step")
 
 
 class Best:
@@ -33,8 +48,8 @@ class Best:
         if self.metric is None or self.metric not in scores:
             return
         value = scores[self.metric]
-        # The first score is the best, unless it is no number: that compares as false with everything.
-        if value == value if self.value is None else self.sign * (value - self.value) > 0:
+        # The first score is the best, unless it is no finite number.
+        if math.isfinite(value) and (self.value is None or self.sign * (value - self.value) > 0):
             self.value, self.step, self.waiting = value, step, 0
         else:
             self.waiting += 1
@@ -45,17 +60,17 @@ class Best:
         return self.patience is not None and self.waiting >= self.patience
 
     @property
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint, JSON values."""
-        return {"metric": self.metric, "value": self.value, "step": self.step, "waiting": self.waiting}
+    def state(self) -> BestState:
+        """For a checkpoint."""
+        return BestState(metric=self.metric, value=self.value, step=self.step, waiting=self.waiting)
 
-    def restore(self, state: Mapping[str, Any], checkpoints: Path) -> None:
+    def restore(self, state: BestState, checkpoints: Path) -> None:
         """Goes on from a `state`, where it is of the same score and its checkpoint is whole; says so where that is not."""
-        if state["metric"] != self.metric or state["step"] is None:
+        if state.metric != self.metric or state.step is None:
             return
         try:
-            checkpoint_of_step(checkpoints, state["step"])
+            checkpoint_of_step(checkpoints, state.step)
         except UserError as error:
             say(f"warning: {error}; the best {self.metric} before this step is forgotten")
             return
-        self.value, self.step, self.waiting = state["value"], state["step"], state["waiting"]
+        self.value, self.step, self.waiting = state.value, state.step, state.waiting

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmcl.config import from_dict
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
 from mmcl.files.untrusted import read_json, read_safetensors, reason
@@ -52,6 +53,27 @@ class Checkpoint:
     path: Path
     step: int
     manifest: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _File:
+    """A file of a checkpoint, as its manifest has it."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Manifest:
+    """The schema of a manifest, but for what a run adds to it (`Snapshot.facts`)."""
+
+    step: int
+    files: dict[str, _File]
+
+    def __post_init__(self) -> None:
+        missing = [name for name in (MODEL, OPTIMIZER) if name not in self.files]
+        if missing or self.step < 0:
+            raise UserError(f"{MANIFEST}: " + (f"it lists no {missing[0]}" if missing else f"step is {self.step}"))
 
 
 def take_snapshot(
@@ -134,13 +156,14 @@ def verify(path: Path) -> Checkpoint:
     if manifest.pop("sha256", None) != _seal(manifest):
         raise UserError(f"{path}: {MANIFEST} is damaged (its checksum differs)")
     try:
-        if type(manifest["step"]) is not int or path.name != _name(manifest["step"]):
-            raise UserError(f"{path} holds step {manifest['step']}: was the folder renamed?")
-        for name in (MODEL, OPTIMIZER):
-            _verify_file(path / name, manifest["files"][name])
-    except (KeyError, TypeError, ValueError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path}: {MANIFEST} is damaged ({error!r})") from None
-    return Checkpoint(path, manifest["step"], manifest)
+        known = from_dict(_Manifest, {key: manifest[key] for key in ("step", "files") if key in manifest}, MANIFEST)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if path.name != _name(known.step):
+        raise UserError(f"{path} holds step {known.step}: was the folder renamed?")
+    for name in (MODEL, OPTIMIZER):
+        _verify_file(path / name, known.files[name])
+    return Checkpoint(path, known.step, manifest)
 
 
 def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -151,6 +174,8 @@ def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.
     """
     moments, parameters = read_safetensors(checkpoint.path / OPTIMIZER), dict(module.named_parameters())
     _refuse(checkpoint, sorted({path.rpartition("/")[0] for path in moments} - set(parameters)))
+    shapes = {path: (tensor.shape, parameters[path.rpartition("/")[0]].shape) for path, tensor in moments.items()}
+    _refuse(checkpoint, [path for path, (shape, whole) in shapes.items() if shape.numel() != 1 and shape != whole])
     load_weights(checkpoint, module)
     for path, tensor in moments.items():
         name, _, key = path.rpartition("/")
@@ -192,10 +217,10 @@ def _write_files(stage: Path, snapshot: Snapshot) -> None:
     (stage / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _verify_file(file: Path, expected: dict[str, Any]) -> None:
+def _verify_file(file: Path, expected: _File) -> None:
     if not file.is_file():
         raise UserError(f"{file.parent}: {file.name} is missing")
-    if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+    if file.stat().st_size != expected.bytes or _sha256(file) != expected.sha256:
         raise UserError(f"{file.parent}: {file.name} is damaged (its checksum differs)")
 
 

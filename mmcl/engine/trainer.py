@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +36,7 @@ from mmcl.engine.guards import (
 )
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import Logbook
+from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import learning_rate
 from mmcl.engine.weight_layout import SpreadWeights, WholeWeights
 from mmcl.errors import UserError
@@ -139,13 +141,13 @@ class Trainer:
         """Puts everything where it was. Returns the number of steps done."""
         step = checkpoint.step if checkpoint else 0
         if checkpoint:
+            state = read_run_state(checkpoint)
             load_checkpoint(checkpoint, self.method, self.optimiser.optimizer)
-            state = checkpoint.manifest["state"]
             bad = self.bad_samples
-            bad.count, bad.seen, bad.run, self.skipped = (state[key] for key in ("bad", "seen", "bad_run", "skipped"))
-            if self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.best.restore(state["best"], checkpoint.path.parent)
+            bad.count, bad.seen, bad.run, self.skipped = state.bad, state.seen, state.bad_run, state.skipped
+            if self.accelerator.scaler and state.scaler:
+                self.accelerator.scaler.load_state_dict(asdict(state.scaler))
+            self.best.restore(state.best, checkpoint.path.parent)
         return step
 
     def _warm_up(self, step: int) -> None:
@@ -330,16 +332,16 @@ class Trainer:
         is_writer = self.accelerator.is_main_process
         if not (is_writer or self.weights.are_spread):
             return
-        scaler = self.accelerator.scaler
-        state = {
-            "bad": self.bad_samples.count,
-            "seen": self.bad_samples.seen,
-            "bad_run": self.bad_samples.run,
-            "skipped": self.skipped,
-            "scaler": scaler.state_dict() if scaler else None,
-            "best": self.best.state,
-        }
-        facts = {"identity": self.identity, "state": state}
+        scaler, bad = self.accelerator.scaler, self.bad_samples
+        state = RunState(
+            bad=bad.count,
+            seen=bad.seen,
+            bad_run=bad.run,
+            skipped=self.skipped,
+            scaler=ScalerState(**scaler.state_dict()) if scaler else None,
+            best=self.best.state,
+        )
+        facts = {"identity": self.identity, "state": asdict(state)}
         snapshot = take_snapshot(step, self.method, self.optimiser.optimizer, keep=is_writer, **facts)
         if is_writer:
             self.writer.save(snapshot, spare=self.best.step)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 import mmcl
 from mmcl.config import Config
-from mmcl.engine.best_checkpoint import Best
+from mmcl.engine.best_checkpoint import Best, BestState
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.engine.live_evaluation import LiveEvaluation, undisturbed
 from mmcl.engine.log import EVALUATION, read_log
@@ -223,8 +224,8 @@ class TestBest:
         self, finished: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         shutil.copytree(finished / "checkpoints", tmp_path / "c")
-        best, state = self.best(folder), {"metric": SCORE, "value": 0.5, "step": 2, "waiting": 1}
-        best.restore({**state, "metric": "another"}, tmp_path / "c")
+        best, state = self.best(folder), BestState(metric=SCORE, value=0.5, step=2, waiting=1)
+        best.restore(replace(state, metric="another"), tmp_path / "c")
         assert best.step is None
         best.restore(state, tmp_path / "c")
         assert best.state == state

@@ -9,6 +9,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,12 @@ import torch
 from safetensors.numpy import load, save
 from torch import nn
 
+from mmcl.config import TrainConfig
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import TowerSpec, build_tower
+from mmcl.engine.best_checkpoint import Best, BestState
 from mmcl.engine.checkpoint import _seal, load_checkpoint, take_snapshot, verify, write_checkpoint
+from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.errors import UserError
 from mmcl.evaluate.embedding_file import stored_task
 from mmcl.evaluate.measures.outcomes import Rows, read_rows, rows_file
@@ -150,7 +154,13 @@ def run_folder(folder: Path) -> Callable[[], Any]:
 def checkpoint_folder(folder: Path) -> Callable[[], Any]:
     module = nn.Linear(2, 2)
     optimiser = torch.optim.AdamW(module.parameters())
-    written = write_checkpoint(folder, take_snapshot(1, module, optimiser, identity={}, state={}), keep=2)
+    module(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    best = BestState(metric="a", value=0.5, step=1, waiting=0)
+    scaler = ScalerState(**torch.amp.GradScaler("cpu").state_dict())
+    state = RunState(bad=2, seen=9, bad_run=1, skipped=0, scaler=scaler, best=best)
+    identity = {"settings": {"seed": 0}, "data": "a", "images": "b", "all_images": None, "environment": {"python": "3"}}
+    written = write_checkpoint(folder, take_snapshot(1, module, optimiser, identity=identity, state=asdict(state)), keep=2)
     (folder / "MANIFEST.json").write_bytes((written / "MANIFEST.json").read_bytes())
 
     def read() -> None:
@@ -162,6 +172,11 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
         checkpoint = verify(written)
         load_checkpoint(checkpoint, module, optimiser)
         read_identity(folder, checkpoint)
+        state = read_run_state(checkpoint)
+        assert state.bad <= state.seen
+        Best(TrainConfig(keep_best="a")).restore(state.best, folder)
+        if state.scaler:
+            torch.amp.GradScaler("cpu").load_state_dict(asdict(state.scaler))
 
     return read
 

@@ -1,0 +1,61 @@
+"""What a run counts besides its weights, as a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmcl.config import from_dict
+from mmcl.engine.best_checkpoint import BestState
+from mmcl.engine.checkpoint import MANIFEST, Checkpoint
+from mmcl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalerState:
+    """Of torch's `GradScaler`, under its names."""
+
+    scale: float
+    growth_factor: float
+    backoff_factor: float
+    growth_interval: int
+    _growth_tracker: int
+
+    def __post_init__(self) -> None:
+        scales = self.scale > 0 and self.growth_factor > 1 > self.backoff_factor > 0
+        if not (scales and 0 <= self._growth_tracker <= self.growth_interval < 2**31):
+            raise UserError("state.scaler has numbers by which no loss is scaled")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """The counts of `mmcl.engine.trainer.Trainer`.
+
+    Attributes:
+        bad, seen, bad_run: see `BadSampleBudget`.
+        skipped: steps that were left out.
+        scaler: of the loss under fp16; None otherwise.
+        best: see `Best`.
+    """
+
+    bad: int
+    seen: int
+    bad_run: int
+    skipped: int
+    scaler: ScalerState | None
+    best: BestState
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bad_run <= self.bad <= self.seen or self.skipped < 0:
+            raise UserError("state counts samples or steps that cannot be")
+
+
+def read_run_state(checkpoint: Checkpoint) -> RunState:
+    """Raises UserError: a manifest holds no such counts."""
+    where = checkpoint.path / MANIFEST
+    state = checkpoint.manifest.get("state")
+    try:
+        if not isinstance(state, dict):
+            raise UserError("it has no state")
+        return from_dict(RunState, state, "state")
+    except UserError as error:
+        raise UserError(f"{where} is damaged: {error}; start without --resume, in another --run_dir") from None
