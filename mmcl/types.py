@@ -216,6 +216,9 @@ Intensity = tuple[float, float] | Percentiles | None
 MAX_SIDE = 2**14
 """Pixels of a side that an image is resized to, and channels: a file that says 10^9 must not make an image of that size."""
 
+TORCHVISION_LANCZOS = "2.12"
+"""The version of torch whose torchvision is the first to resize tensors by Lanczos."""
+
 OF_THE_ENCODER = ("size", "channels", "mean", "std", "channel_order")
 """The fields of `Preprocess` that an encoder was built with."""
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcl.errors import UserError
-from mmcl.types import Interpolation, Preprocess, Resize
+import torch
+
+from mmcl.errors import UserError, note
+from mmcl.types import TORCHVISION_LANCZOS, Interpolation, Preprocess, Resize
 
 Size = int | tuple[int, int]
 
@@ -35,6 +37,8 @@ _DOES_MORE = ("do_pad", "crop_to_patches", "do_pan_and_scan")
 _NEVER_CROP = ("Gemma3", "GotOcr2", "RTDetr", "Segformer", "SegGpt")
 """Processors that take no notice of `do_center_crop`."""
 
+_GIVE = "give preprocess with size, mean and std"
+
 _CONVNEXT_SQUASHES_FROM = 384
 """The size from which ConvNext's processor ignores the aspect; below, it resizes to `size / crop_pct` and crops."""
 
@@ -54,20 +58,26 @@ def preprocess_of(processor: Any, name: str) -> Preprocess:
     if given.kind == "Siglip2":
         raise UserError(
             f"{name}: SigLIP 2 in native resolution (NaFlex) keeps the aspect of every image, which is not supported; take a "
-            "model of fixed resolution, such as google/siglip2-base-patch16-224, or give preprocess"
+            f"model of fixed resolution, such as google/siglip2-base-patch16-224, or {_GIVE}"
         )
     if given.kind not in _SUPPORTED:
-        raise UserError(f"{name}: images as {given.kind}ImageProcessor makes them are not supported; give preprocess")
+        raise UserError(f"{name}: images as {given.kind}ImageProcessor makes them are not supported; {_GIVE}")
     resize, resize_size, size = _geometry(given)
     mean, std = _constants(given)
-    on_tensors = getattr(processor, "backend", "") == "torchvision" or type(processor).__name__.endswith("Fast")
+    interpolation, on_tensors = _interpolation(given), _works_on_tensors(processor)
+    if on_tensors and interpolation == "lanczos" and torch.__version__ < TORCHVISION_LANCZOS:
+        note(
+            f"{name}: torch {torch.__version__} resizes no tensors by Lanczos, as {given.kind}ImageProcessor asks, and "
+            f"{TORCHVISION_LANCZOS} does; images are resized by Pillow, whose Lanczos differs by some levels of 255"
+        )
+        on_tensors = False
     # DINOv3's rescales first.
     tensor_backend = "torchvision_float" if given.kind == "DINOv3ViT" and given.get("do_rescale") else "torchvision"
     return Preprocess(
         size=size,
         mean=mean,
         std=std,
-        interpolation=_interpolation(given),
+        interpolation=interpolation,
         resize=resize,
         resize_size=resize_size,
         crop_rounding="truncate" if on_tensors else "floor",
@@ -91,12 +101,16 @@ class _Settings:
     def refusal(self, key: str) -> UserError:
         return UserError(
             f"{self.name}: images as {self.kind}ImageProcessor makes them with {key} {self.get(key)!r} are not supported; "
-            "give preprocess"
+            f"{_GIVE}"
         )
 
 
 def _kind(processor: Any) -> str:
     return type(processor).__name__.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
+
+
+def _works_on_tensors(processor: Any) -> bool:
+    return getattr(processor, "backend", "") == "torchvision" or type(processor).__name__.endswith("Fast")
 
 
 def _geometry(given: _Settings) -> tuple[Resize, Size | None, Size]:

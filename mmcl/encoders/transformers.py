@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,8 @@ models, and the first token of vision models."""
 
 _POOLINGS = ("pooler", "cls", "mean", "last", "eot")
 _TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
+_ALL_NEEDED = {"size", "mean", "std"}
+"""Fields of `Preprocess` without which nobody knows what a model is to be shown."""
 _READS_PATCHES = ("siglip2", "siglip2_vision_model")
 
 
@@ -55,9 +58,10 @@ def image_encoder(
         pooling: see `Pooling`; CLIP-like models have their own.
         preprocess: the fields of `Preprocess`; None does what the image processor of `name` does.
     """
-    name, adapter = _located(name)
+    name, adapter = _located(name, config)
+    shown = _preprocess(name, preprocess)  # read first: a refusal comes before the weights are downloaded
     model, missing = _build_model(name, config, pretrained, adapter)
-    return TransformersImage(_side(model, "image"), pooling, missing, _preprocess(name, preprocess))
+    return TransformersImage(_side(model, "image"), pooling, missing, shown)
 
 
 def text_encoder(
@@ -76,7 +80,7 @@ def text_encoder(
         name, pretrained, config, pooling: as in `image_encoder`.
         context_length: longest text in tokens; None takes the largest that model and tokenizer allow.
     """
-    name, adapter = _located(name)
+    name, adapter = _located(name, config)
     model, missing = _build_model(name, config, pretrained, adapter)
     side = _side(model, "text")
     limit = _positions(side)
@@ -95,21 +99,34 @@ def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> D
         name: a folder or a hub id.
         preprocess: fields of `Preprocess` that are otherwise than the image processor of `name` has them.
     """
-    place, adapter = _located(name)
+    place, adapter = _located(name, None)
     name = str(place)
+    _check_dual(name)
+    shown = _changed_preprocess(name, preprocess)
     model, missing = _build_model(name, None, True, adapter)
-    if not is_dual(model) or not hasattr(model, "logit_scale"):
-        raise UserError(
-            f"{name}: {type(model).__name__} is no CLIP-like model with image and text; use it as one tower's encoder"
-        )
+    if not hasattr(model, "logit_scale"):
+        raise _not_dual(name, type(model).__name__)
     text = _side(model, "text")
-    image_encoder = TransformersImage(_side(model, "image"), "auto", missing, _preprocess(name, None).changed(preprocess))
+    image_encoder = TransformersImage(_side(model, "image"), "auto", missing, shown)
     tokenizer = load_tokenizer(name, most=_positions(text), model_type=model.config.model_type)
     text_encoder = TransformersText(text, "auto", missing, tokenizer)
     scale, bias = (_trained_value(model, key, missing) for key in ("logit_scale", "logit_bias"))
     if scale is None:
         note(f"{name}: holds no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image_encoder, text_encoder, None if scale is None else math.exp(scale), bias)
+
+
+def _check_dual(name: str) -> None:
+    """Raises UserError for a model of another kind, before its weights are downloaded."""
+    with hub_errors(name):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    kind = transformers.MODEL_MAPPING.get(type(config), None)
+    if not is_dual(kind):
+        raise _not_dual(name, getattr(kind, "__name__", config.model_type))
+
+
+def _not_dual(name: str, kind: str) -> UserError:
+    return UserError(f"{name}: {kind} is no CLIP-like model with image and text; use it as one tower's encoder")
 
 
 def _trained_value(model: Any, name: str, missing: frozenset[str]) -> float | None:
@@ -204,16 +221,18 @@ def read_config(name: str) -> dict[str, Any]:
         return _plain_config(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
 
 
-def is_dual(model: nn.Module) -> bool:
-    """Whether it embeds both images and texts, as CLIP does."""
+def is_dual(model: object) -> bool:
+    """Whether a model, or its class, embeds both images and texts, as CLIP does."""
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
-def _located(name: str | None) -> tuple[str | None, str | None]:
+def _located(name: str | None, config: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
     """Where the model lies, and the adapter on top of it or None.
 
     Folders of old sentence-transformers hold CLIP in a folder of its own; those of peft hold an adapter and name its model.
     """
+    if (name is None) == (config is None):
+        raise UserError("transformers: give either name, a folder or a hub id, or config")
     if name is None or not Path(name).is_dir() or Path(name, "config.json").is_file():
         return name, None
     if not Path(name, "adapter_config.json").is_file():
@@ -238,8 +257,6 @@ def _build_model(
     name: str | None, config: Mapping[str, Any] | None, pretrained: bool, adapter: str | None
 ) -> tuple[Any, frozenset[str]]:
     """The model, in float32, and the names of weights that it has but its checkpoint lacks."""
-    if (name is None) == (config is None):
-        raise UserError("transformers: give either name, a folder or a hub id, or config")
     if name is None or not pretrained:
         model = transformers.AutoModel.from_config(_make_config(config or read_config(str(name))), dtype=torch.float32)
         return _encoder_of(model), frozenset()
@@ -339,6 +356,15 @@ def _positions(model: nn.Module) -> int:
     table = next((m for name, m in model.named_modules() if name.endswith("embeddings.position_embeddings")), None)
     offset = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind the padding id
     return int(limit) - (0 if offset is None else offset + 1)
+
+
+def _changed_preprocess(name: str, fields: Mapping[str, Any] | None) -> Preprocess:
+    """As the image processor of `name` does it, but for some fields; with enough of them it need not be supported."""
+    if fields and fields.keys() >= _ALL_NEEDED:
+        with suppress(UserError):
+            return _preprocess(name, None).changed(fields)
+        return Preprocess.from_json(fields)
+    return _preprocess(name, None).changed(fields)
 
 
 def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmcl.data.images.image_cache import in_batches, read_sample
-from mmcl.data.images.resize import read_pixels
+from mmcl.data.images.resize import check_resize, read_pixels
 from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
@@ -43,6 +43,9 @@ class Model:
         embedding: what is given, see `Embedding`.
         class_names: of a classifier that was trained with labels, one for each of its image tower's logits; None for others.
         provenance: where the model comes from, JSON values.
+
+    Raises:
+        UserError: images are to be resized in a way that the installed libraries do not have.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Model:
     ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.towers = towers.to(self.device).eval()
+        if self.has_image:
+            check_resize(self.preprocess)
         self.logit_scale = logit_scale
         self.logit_bias = logit_bias
         self.embedding: Embedding = embedding

@@ -4,6 +4,7 @@ and with other settings."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from mmcl.data.images.resize import to_tensor
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.encoders.image_processor import preprocess_of
-from mmcl.encoders.tower import PixelNorm
+from mmcl.encoders.tower import PixelNorm, TowerSpec, wrap_encoder
 from mmcl.errors import UserError
+from mmcl.interop.load import load_model
+from mmcl.interop.model import Model
 from mmcl.types import Preprocess
 from tests.encoders import tiny
 
@@ -102,6 +105,10 @@ def _check(name: str, settings: dict[str, Any], shapes: list[str]) -> bool:
         preprocess = preprocess_of(processor, "model")
     except ValueError:  # the processor's own, or ours: see `test_what_is_refused_is_named`
         return False
+    if preprocess.backend == "pillow" and getattr(processor, "backend", "") == "torchvision":
+        if not hasattr(transformers, f"{name}Pil"):
+            return False
+        processor = getattr(transformers, f"{name}Pil")(**settings)  # what older versions of torch cannot do on tensors
     try:
         processor(images=[_image("square")], return_tensors="pt")
     except (AttributeError, NotImplementedError, TypeError, ValueError):
@@ -114,8 +121,6 @@ def _check(name: str, settings: dict[str, Any], shapes: list[str]) -> bool:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", QUICK)
 def test_pixels_are_those_of_the_processor_or_it_is_refused(name: str, variant: str) -> None:
-    if variant == "lanczos" and torch.__version__ < (2, 12):
-        pytest.skip("torch resizes no tensors so")
     _check(name, VARIANTS[variant], ["portrait", "landscape"])
 
 
@@ -123,6 +128,24 @@ def test_pixels_are_those_of_the_processor_or_it_is_refused(name: str, variant: 
 @pytest.mark.parametrize("name", QUICK)
 def test_images_of_every_shape(name: str, shape: str) -> None:
     assert _check(name, {}, [shape])
+
+
+@pytest.mark.parametrize("name", ["CLIPImageProcessor", "ViTImageProcessor"])
+def test_lanczos_on_tensors_is_pillows_where_torch_has_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.11.0"))
+    assert _check(name, VARIANTS["lanczos"], list(SHAPES))
+    assert f"as {name} asks, and 2.12 does; images are resized by Pillow" in capsys.readouterr().err
+
+
+def test_a_saved_lanczos_on_tensors_is_refused_at_once_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = IMAGE_ENCODERS.build("small_cnn", {})
+    encoder.preprocess = replace(encoder.preprocess, interpolation="lanczos", backend="torchvision")
+    towers = torch.nn.ModuleDict({"image": wrap_encoder(encoder, TowerSpec(modality="image", encoder="small_cnn"))})
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.11.0"))
+    with pytest.raises(UserError, match=r"needs torch 2\.12, and 2\.11\.0 is installed; install it, or give backend 'pillow'"):
+        Model(towers)
 
 
 @pytest.mark.slow
@@ -202,3 +225,43 @@ def test_an_encoder_takes_the_processor_of_its_folder(tmp_path: Path) -> None:
     encoder = IMAGE_ENCODERS.build("transformers", {"name": str(tmp_path)})
     assert encoder.preprocess == preprocess_of(theirs, "model")
     assert encoder.preprocess.resize_size != encoder.preprocess.size
+
+
+class Downloaded(Exception):
+    """Weights were asked for."""
+
+
+@pytest.fixture
+def naflex(tmp_path: Path) -> Path:
+    tiny.transformers_model("siglip2", tmp_path)
+    (tmp_path / "processor_config.json").unlink(missing_ok=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", ["load_model", "image_encoder"])
+def test_native_resolution_is_refused_before_weights_are_downloaded(
+    way: str, naflex: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*args: Any, **kwargs: Any) -> None:
+        raise Downloaded
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", download)
+    with pytest.raises(UserError, match="NaFlex"):
+        load_model(f"hf:{naflex}") if way == "load_model" else IMAGE_ENCODERS.build("transformers", {"name": str(naflex)})
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_a_model_of_another_kind_is_refused_before_weights_are_downloaded(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.transformers_model(kind, tmp_path)
+    monkeypatch.delattr(transformers.AutoModel, "from_pretrained")
+    with pytest.raises(UserError, match="is no CLIP-like model with image and text"):
+        load_model(f"hf:{tmp_path}")
+
+
+def test_a_processor_that_is_not_supported_can_be_replaced(naflex: Path) -> None:
+    shown = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize": "squash"}
+    assert load_model(f"hf:{naflex}", device="cpu", preprocess=shown).preprocess == Preprocess.from_json(shown)
+    with pytest.raises(UserError, match="give preprocess with size, mean and std"):
+        load_model(f"hf:{naflex}", device="cpu", preprocess={"size": 32})

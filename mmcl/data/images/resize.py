@@ -18,7 +18,7 @@ from mmcl.data.images.bands import read_bands
 from mmcl.data.images.decode import SCALES, Opened, opened
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
-from mmcl.types import CropRounding, Interpolation, Preprocess
+from mmcl.types import TORCHVISION_LANCZOS, CropRounding, Interpolation, Preprocess
 
 Box = tuple[int, int, int, int]
 """A part of a picture: left, top, right, bottom in pixels."""
@@ -124,7 +124,18 @@ def _resized_size(image: Image.Image | Opened, preprocess: Preprocess) -> tuple[
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
+def check_resize(preprocess: Preprocess) -> None:
+    """Raises UserError for a resize that the installed libraries do not have."""
+    by_torchvision = preprocess.backend != "pillow" and preprocess.resize != "none"
+    if by_torchvision and preprocess.interpolation == "lanczos" and torch.__version__ < TORCHVISION_LANCZOS:
+        raise UserError(
+            f"preprocess: interpolation 'lanczos' by {preprocess.backend} needs torch {TORCHVISION_LANCZOS}, and {torch.__version__} is "
+            "installed; install it, or give backend 'pillow', which may differ by some levels of 255"
+        )
+
+
 def _resize_by_torchvision(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> Tensor:
+    check_resize(preprocess)
     from torchvision.transforms import InterpolationMode  # slow to import
     from torchvision.transforms.v2.functional import resize
 
