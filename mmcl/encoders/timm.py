@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, note, unknown_name
-from mmcl.files.untrusted import hub_errors, load_into, read_tensors, reason
+from mmcl.files.untrusted import hub_errors, hub_reason, load_into, offline_if_unreachable, read_tensors, reason
 from mmcl.types import Preprocess
 
 _PLACES = ("local-dir:", "hf-hub:")
@@ -109,14 +109,15 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
     if not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models())
     try:
-        return timm.create_model(name, pretrained=pretrained, **args)
+        if not pretrained:
+            return timm.create_model(name, **args)
+        with offline_if_unreachable():
+            return timm.create_model(name, pretrained=True, **args)
     except Exception as error:  # of the hub client, the network, and any of a thousand constructors
-        fix = (
-            "; check the network, or give the path of a state dict as pretrained"
-            if pretrained
-            else "; see in_chans and model_args"
-        )
-        raise UserError(f"timm {name} cannot be built: {reason(error)}{fix}") from None
+        if not pretrained:
+            raise UserError(f"timm {name} cannot be built: {reason(error)}; see in_chans and model_args") from None
+        fix = "check the network, or give the path of a state dict as pretrained"
+        raise UserError(f"timm {name} cannot be had: {hub_reason(error)}; {fix}") from None
 
 
 def _load(model: Any, path: str) -> None:

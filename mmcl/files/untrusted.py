@@ -10,11 +10,13 @@ import json
 import mmap
 import pickle
 import re
+import time
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Larger than any tokenizer of the field (about 35 MB), small enough to parse."""
+
+_HUB_SECONDS = 5
+"""In which the hub must answer. Its client tries every file again for half a minute, even where there is no network."""
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
@@ -111,18 +116,71 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turns whatever loading a model by name may raise into one UserError with the fix."""
+    """Turns whatever loading a model by name may raise into one UserError with the fix.
+
+    Where the hub does not answer, only its cache on this machine is read.
+    """
     try:
-        yield
+        with offline_if_unreachable():
+            yield
     except UserError:
         raise
     except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
         if Path(name).is_dir():
             raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
         raise UserError(
-            f"{name}: no such folder, and not to be had from the hub ({reason(error)}); check the name and the network, or "
+            f"{name}: no such folder, and not to be had from the hub ({hub_reason(error)}); check the name and the network, or "
             "download it where there is one and give the folder"
         ) from None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Lets the libraries of Hugging Face ask no hub: what is named must lie in a folder, or in the cache."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def offline_if_unreachable() -> Iterator[None]:
+    """`offline` where the hub does not answer, so that what is in the cache is found at once, and what is not is missed."""
+    with nullcontext() if _hub_answers() else offline():
+        yield
+
+
+def hub_reason(error: Exception) -> str:
+    """Why something cannot be had from the hub, in few words."""
+    from huggingface_hub import constants
+
+    if not isinstance(error, OSError):  # it was there, and is not what it should be
+        return reason(error)
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and it is not in the cache"
+    return reason(error) if _hub_answers() else f"{constants.ENDPOINT} does not answer, and it is not in the cache"
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT, int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=1)
+def _answers(endpoint: str, minute: int) -> bool:
+    """Asked again every minute."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=_HUB_SECONDS)
+    except Exception:  # of an HTTP library that is another in each version of the hub's client
+        return False
+    return True
 
 
 def reason(error: Exception) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -62,17 +61,6 @@ def bounded_build(weights: Sequence[Path], where: str) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Lets the libraries of Hugging Face ask no hub: what a local folder names must lie in it, or in the cache."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 class _Allocations(TorchDispatchMode):

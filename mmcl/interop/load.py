@@ -14,8 +14,9 @@ from torch import nn
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
-from mmcl.files.untrusted import existing_file, load_into, read_tensors, reason
-from mmcl.interop.bounds import bounded_build, offline
+from mmcl.files.untrusted import existing_file, load_into, offline, read_tensors, reason
+from mmcl.interop.bounds import bounded_build
+from mmcl.interop.meant import unknown_model
 from mmcl.interop.model import Model
 from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_file
 from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
@@ -54,12 +55,15 @@ def load_model(
         with _within_folder(Path(rest.removeprefix("local-dir:"))):
             model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
         return Model(**model, provenance={"source": str(name)}, device=device)
+    folder = _model_folder(Path(name))
+    if folder is None:
+        raise unknown_model(str(name), list(_LIBRARIES), holds=CONFIG)
     if preprocess is not None:
         raise UserError(f"{name} was saved with its preprocessing; remove preprocess")
-    return Model(**_read_folder(_model_folder(Path(name))), device=device)
+    return Model(**_read_folder(folder), device=device)
 
 
-def _model_folder(path: Path) -> Path:
+def _model_folder(path: Path) -> Path | None:
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
@@ -67,8 +71,7 @@ def _model_folder(path: Path) -> Path:
         raise UserError(f"{path}: a folder of open_clip; give open_clip:local-dir:{path}")
     if (path / "adapter_config.json").is_file() or (path / "modules.json").is_file():
         raise UserError(f"{path}: a folder of transformers; give hf:{path}")
-    schemes = ", ".join(f"{scheme}:NAME" for scheme in _LIBRARIES)
-    raise UserError(f"{path}: no run and no model folder; give one that holds {CONFIG}, or {schemes}")
+    return None
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def run_suite(
 ) -> Report:
     """Runs what is not yet there, and joins it with what is. The first model has the baselines beside it.
 
-    A model without texts is left out of what needs them with a note; anything else that cannot be evaluated is in the report's
-    `failures`.
+    A model without texts is left out of what needs them with a note; a model that cannot be loaded, and anything else that
+    cannot be evaluated, is in the report's `failures`.
 
     Args:
         folder: results are kept in `folder/results`.
@@ -66,16 +66,22 @@ def run_suite(
         progress: whether a progress bar is shown.
 
     Raises:
-        UserError: a model or data cannot be loaded, or nothing could be evaluated.
+        UserError: data cannot be loaded, or nothing could be evaluated.
     """
     tasks = build_tasks(suite.evaluate, root)
     report = Report()
     with tqdm(total=len(suite.models) * len(tasks), unit="result", disable=not progress) as bar:
-        for number, name in enumerate(suite.models):
-            model = CachedModel(load_model(name), name, cache=cache)
+        for name in suite.models:
+            try:
+                model = CachedModel(load_model(name), name, cache=cache)
+            except UserError as error:
+                report += Report(failures=(f"{name}: not loaded: {error}",))
+                bar.update(len(tasks))
+                continue
+            first = not report.provenance
             for evaluator, task in zip(suite.evaluate, tasks, strict=True):
                 bar.set_postfix_str(printable_line(f"{name}, {evaluator.name} of {evaluator.label}"))
-                report += _result(folder / "results", model, evaluator, replace(task, baselines=number == 0))
+                report += _result(folder / "results", model, evaluator, replace(task, baselines=first))
                 bar.update()
     if not report.metrics and not report.figures:
         raise UserError(f"nothing could be evaluated: {' '.join((*report.notes, *report.failures))}")

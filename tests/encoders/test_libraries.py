@@ -328,7 +328,7 @@ def test_missing_weights_are_an_error(tmp_path: Path) -> None:
         ),
         (IMAGE_ENCODERS, "timm", {"name": "test_vit", "pretrained": "nowhere.pt"}, "nowhere.pt: no such file"),
         (IMAGE_ENCODERS, "transformers", {}, "either name"),
-        (IMAGE_ENCODERS, "transformers", {"config": {"model_type": "vitt"}}, "did you mean"),
+        (IMAGE_ENCODERS, "transformers", {"config": {"model_type": "vitt"}, "preprocess": {"size": 8}}, "did you mean"),
         (TEXT_ENCODERS, "transformers", {"config": {"model_type": "bert"}}, "needs a tokenizer"),
     ],
 )

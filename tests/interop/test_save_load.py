@@ -301,7 +301,7 @@ def test_every_field_of_preprocessing_is_saved(tmp_path: Path) -> None:
         ("nowhere/at/all", "no run and no model folder"),
         ("open_clip:ViT-B-33", "did you mean"),
         ("open_clip:ViT-B-32/laion3b", "laion2b_s34b_b79k"),
-        ("timm:", "no run and no model folder"),
+        ("timm:", "no name behind the prefix"),
         ("timm:resnet5", "did you mean"),
         ("torchvision:resnet19", "did you mean"),
     ],

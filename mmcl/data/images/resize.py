@@ -129,8 +129,8 @@ def check_resize(preprocess: Preprocess) -> None:
     by_torchvision = preprocess.backend != "pillow" and preprocess.resize != "none"
     if by_torchvision and preprocess.interpolation == "lanczos" and torch.__version__ < TORCHVISION_LANCZOS:
         raise UserError(
-            f"preprocess: interpolation 'lanczos' by {preprocess.backend} needs torch {TORCHVISION_LANCZOS}, and {torch.__version__} is "
-            "installed; install it, or give backend 'pillow', which may differ by some levels of 255"
+            f"preprocess: interpolation 'lanczos' by {preprocess.backend} needs torch {TORCHVISION_LANCZOS}, "
+            f"and {torch.__version__} is installed; install it, or give backend 'pillow', which differs by some levels"
         )
 
 

@@ -1,0 +1,71 @@
+"""What was probably meant by a name that no model has."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmcl.errors import UserError, unknown_name
+
+_HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?huggingface\.co/([^/]+/[^/?#]+)")
+_PLACES = ("hf-hub", "local-dir")
+
+
+def unknown_model(name: str, prefixes: Sequence[str], *, holds: str) -> UserError:
+    """The error for a name that is neither a folder of ours nor begins with a prefix.
+
+    Args:
+        name: as it was given.
+        prefixes: of the libraries.
+        holds: the file that a model folder has.
+    """
+    prefix, colon, rest = name.partition(":")
+    if colon and not rest and prefix in prefixes:
+        return UserError(f"{name}: there is no name behind the prefix; see mmcl.load_model for what it takes")
+    meant = list(_meant(name))
+    if meant:
+        return UserError(f"{name}: no run and no model folder; did you mean {' or '.join(meant)}?")
+    if colon and re.fullmatch(r"[A-Za-z][\w-]+", prefix):
+        return unknown_name("prefix", prefix, prefixes, where=name)
+    named = ", ".join(f"{one}:NAME" for one in prefixes)
+    return UserError(f"{name}: no run and no model folder; give one that holds {holds}, or {named}")
+
+
+def _meant(name: str) -> Iterator[str]:
+    prefix, _, rest = name.partition(":")
+    url = _HUB_URL.match(name)
+    if url:
+        yield f"hf:{url[1]}"
+    elif prefix in _PLACES and rest:
+        yield from (f"open_clip:{name}", f"timm:{name}")
+    elif nearest := _nearest_folder(Path(name)):
+        yield nearest
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists():
+        yield from _of_libraries(name)
+
+
+def _nearest_folder(path: Path) -> str | None:
+    """A model folder or a run beside where `path` would be."""
+    if not path.parent.is_dir() or path.exists():
+        return None
+    beside = [folder.name for folder in path.parent.iterdir() if any((folder / at).is_dir() for at in ("model", "checkpoints"))]
+    found = difflib.get_close_matches(path.name, beside, n=1)
+    return str(path.parent / found[0]) if found else None
+
+
+def _of_libraries(name: str) -> Iterator[str]:
+    """The libraries are loaded only to say that a name is theirs."""
+    import open_clip
+    import timm
+    import torchvision
+
+    if name.partition("/")[0] in open_clip.list_models():
+        yield f"open_clip:{name}"
+    elif "/" in name:
+        yield f"hf:{name}"
+    if timm.is_model(name):
+        yield f"timm:{name}"
+    if name in torchvision.models.list_models(module=torchvision.models):
+        yield f"torchvision:{name}"
