@@ -38,7 +38,7 @@ def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Ta
     """
     check_data(config, method, source)
     check_views(config, method)
-    check_single_rows(config, method, processes)
+    check_single_rows(config, method, processes, len(source))
     check_evaluators(config, tasks, has_text="text" in method.towers)
 
 
@@ -73,7 +73,7 @@ def check_views(config: Config, method: Method) -> None:
 
 @torch.random.fork_rng(devices=[])
 @torch.no_grad()
-def check_single_rows(config: Config, method: Method, processes: int) -> None:
+def check_single_rows(config: Config, method: Method, processes: int, samples: int) -> None:
     """Encodes a single sample as training does, on the CPU, if that is what a pass will have.
 
     Raises:
@@ -92,12 +92,24 @@ def check_single_rows(config: Config, method: Method, processes: int) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        setting = "train.micro_batch" if micro == 1 else "train.batch_size"
-        least = 2 if micro == 1 else 2 * processes
         raise UserError(
-            f"{setting} leaves one sample in a pass, and a batch norm needs two: set {setting} to {least} or more, "
-            "or take a head without batch norm"
+            f"{_why_single(config, processes, samples)}, or take encoders and heads without batch norm ({_batch_norms(method)})"
         ) from error
+
+
+def _why_single(config: Config, processes: int, samples: int) -> str:
+    """The cause of a pass of one sample, and what changes it."""
+    if samples < 2 * processes:
+        found = "1 sample" if samples == 1 else f"{samples} samples"
+        return f"the training data have {found}, and a batch norm needs two in each process: give more data"
+    setting, least = ("train.micro_batch", 2) if config.train.micro_batch == 1 else ("train.batch_size", 2 * processes)
+    return f"{setting} leaves one sample in a pass, and a batch norm needs two: set {setting} to {least} or more"
+
+
+def _batch_norms(method: Method) -> str:
+    """The parts that have one, such as image.head."""
+    names = (name.removeprefix("towers.") for name, module in method.named_modules() if "BatchNorm" in type(module).__name__)
+    return ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
 
 
 def _try_view(name: str, view: ImageView | None, config: Config, method: Method) -> None:

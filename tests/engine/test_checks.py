@@ -64,7 +64,8 @@ BATCH_NORM = ("--image.head", "{name: mlp, args: {embed_dim: 16}}", "--train.ste
     [
         (("--train.batch_size", "1"), 1, "train.batch_size leaves one sample in a pass"),
         (("--train.batch_size", "2"), 2, "set train.batch_size to 4 or more"),
-        (("--train.micro_batch", "1"), 1, "set train.micro_batch to 2 or more, or take a head without batch norm"),
+        (("--train.micro_batch", "1"), 1, "set train.micro_batch to 2 or more, or take encoders and heads without batch norm"),
+        (("--train.micro_batch", "1"), 1, r"without batch norm \(image\.head\)"),
     ],
 )
 def test_a_batch_norm_with_single_samples_is_refused(
@@ -77,6 +78,21 @@ def test_a_batch_norm_with_single_samples_is_refused(
         with pytest.raises(UserError, match=said):
             train(config)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("samples", "processes", "said"), [(1, 1, "have 1 sample,"), (3, 2, "have 3 samples,")])
+def test_too_few_samples_for_a_batch_norm_are_named_as_the_cause(
+    samples: int, processes: int, said: str, folder: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    lines = (folder / "captions.csv").read_text().splitlines()[: 1 + samples]
+    (few / "captions.csv").write_text("\n".join(lines))
+    for line in lines[1:]:
+        name = line.partition(",")[0]
+        (few / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(UserError, match=f"the training data {said} and a batch norm needs two in each process: give more data"):
+        diagnose(tiny_config(few, tmp_path / "run", *BATCH_NORM), processes)
 
 
 def test_a_batch_that_leaves_an_odd_row_trains(folder: Path, tmp_path: Path) -> None:
