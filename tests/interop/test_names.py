@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from mmcl.errors import UserError
-from mmcl.files import untrusted as safe
+from mmcl.files import untrusted
 from mmcl.interop.load import load_model
 
 _NOBODY = "http://127.0.0.1:9"
@@ -32,7 +32,7 @@ def test_without_a_network_nothing_is_tried_again(
     monkeypatch.setattr(constants, "ENDPOINT", _NOBODY)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("a retry"))
-    safe._answers.cache_clear()
+    untrusted._answers.cache_clear()
     with pytest.raises(UserError, match=f"{_NOBODY} does not answer, and it is not in the cache.*the network") as caught:
         load_model(name, device="cpu")
     assert "\n" not in str(caught.value)
