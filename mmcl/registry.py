@@ -13,17 +13,27 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmcl.errors import UserError, first_line, unknown_name
+from mmcl.plugins import load_plugins, plugin_being_loaded
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
-    """A mapping from a name to a factory: `"module:attribute"`, imported on first use, or the callable itself."""
+    """A mapping from a name to a factory: `"module:attribute"`, imported on first use, or the callable itself.
+
+    Whoever asks it sees the entries of all plug-ins too (see `mmcl.plugins`).
+    """
 
     def __init__(self, kind: str, entries: Mapping[str, str]):
         self.kind = kind
-        self._entries: dict[str, str | Callable[..., Any]] = dict(entries)
+        self._table: dict[str, str | Callable[..., Any]] = dict(entries)
+        self._plugins: dict[str, str] = {}
+
+    @property
+    def _entries(self) -> dict[str, str | Callable[..., Any]]:
+        load_plugins()
+        return self._table
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._entries:
@@ -44,10 +54,23 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return len(self._entries)
 
     def register(self, name: str, factory: Callable[..., Any]) -> None:
-        """Adds an entry of your own. Raises UserError when the name is taken."""
-        if name in self._entries:
-            raise UserError(f"{self.kind} {name!r} is already registered; choose another name")
-        self._entries[name] = factory
+        """Adds an entry of your own, as a plug-in does when it is imported.
+
+        Args:
+            name: what configurations call it.
+            factory: a class or function; its keyword-only parameters are the `args` of a configuration.
+
+        Raises:
+            UserError: the name is taken; says by whom.
+        """
+        if name in self._table:
+            raise UserError(f"{self.kind} {name!r} is already registered by {self.plugin(name) or 'mmcl'}; choose another name")
+        self._table[name] = factory
+        self._plugins[name] = plugin_being_loaded() or factory.__module__
+
+    def plugin(self, name: str) -> str | None:
+        """The module that registered an entry, a plug-in; None for what comes with mmcl."""
+        return self._plugins.get(name)
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """The arguments that a configuration may give to this entry, by name."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PART, USER_ERROR, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
 
-_DEBUG = "--debug"
+_DEBUG, _PLUGINS = "--debug", "--plugins"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN = 300
 """Letters of what another library's error says."""
@@ -60,6 +60,23 @@ def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
 def without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
     """The words of a command line but `--debug`, and whether it was among them."""
     return [word for word in words if word != _DEBUG], _DEBUG in words
+
+
+def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line but `--plugins MODULE`, and the modules. Raises UserError where a module is missing."""
+    others: list[str] = []
+    modules: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != _PLUGINS:
+            others.append(word)
+            continue
+        module = value if equals else next(rest, "")
+        if not module or module.startswith("-"):
+            raise UserError(f"{_PLUGINS} needs the name of a module, such as {_PLUGINS} my_package.plugin")
+        modules.append(module)
+    return others, modules
 
 
 def end_partly(bad: Sequence[BadSample]) -> None:

@@ -13,11 +13,12 @@ from mmcl.cli.data import Data, data
 from mmcl.cli.doctor import Doctor, doctor
 from mmcl.cli.embed import embed
 from mmcl.cli.evaluate import evaluate, evaluate_run
-from mmcl.cli.exit import exit_cleanly, without_debug
+from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
 from mmcl.cli.list import list_components
 from mmcl.cli.parse import parse_call
 from mmcl.cli.search import search
 from mmcl.cli.train import Train, train
+from mmcl.plugins import add_plugins
 from mmcl.terminal import say
 
 _VERBS: dict[str, Callable[..., object]] = {
@@ -39,15 +40,18 @@ _PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "doctor"
 _DESCRIPTION = (
     "Contrastive image-text models: train one, classify images by text prompts, search them, evaluate a run.\n"
     "`mmcl VERB --help` explains each verb; `mmcl --version` prints the version.\n"
+    "--plugins MODULE (or MMCL_PLUGINS) imports a module that registers methods, sources, encoders, ... of yours.\n"
     "Exit codes: 0 done, 1 in part (the rest is listed), 2 an error to mend, 70 a bug (--debug shows its traceback)."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `mmcl` command. Returns the exit code; see `mmcl.cli.exit`."""
-    words, debug = without_debug(sys.argv[1:] if arguments is None else arguments)
+    given, debug = without_debug(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> None:
+        words, plugins = without_plugins(given)
+        add_plugins(plugins)
         if words == ["--version"]:
             say(f"mmcl {mmcl.__version__}")
         elif words and words[0] in _PARSERS:

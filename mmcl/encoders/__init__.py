@@ -17,6 +17,7 @@ IMAGE_ENCODERS = Registry(
         "timm": "mmcl.encoders.timm:TimmEncoder",
         "torchvision": "mmcl.encoders.torchvision:TorchvisionEncoder",
         "transformers": "mmcl.encoders.transformers:image_encoder",
+        "custom": "mmcl.encoders.given:GivenImageEncoder",
     },
 )
 
@@ -26,6 +27,7 @@ TEXT_ENCODERS = Registry(
         "small_text": "mmcl.encoders.small_text:SmallText",
         "open_clip": "mmcl.encoders.open_clip:text_encoder",
         "transformers": "mmcl.encoders.transformers:text_encoder",
+        "custom": "mmcl.encoders.given:GivenTextEncoder",
     },
 )
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mmcl.encoders.tokenizers import Tokenizer
 
 
+GIVEN = "custom"
+"""The name of an encoder that is given as a module from Python, see `mmcl.encoders.given`."""
+
+
 class Encoder(nn.Module):
     """Base of all encoders.
 
@@ -121,6 +125,11 @@ class TowerSpec:
     encoder_args: Mapping[str, Any] = field(default_factory=dict)
     head: str = "none"
     head_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def plugins(self) -> set[str]:
+        """The modules of the plug-ins that registered its encoder and head."""
+        encoders = IMAGE_ENCODERS if self.modality == "image" else TEXT_ENCODERS
+        return {module for module in (encoders.plugin(self.encoder), HEADS.plugin(self.head)) if module is not None}
 
 
 class Tower(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tokenizers import Tokenizer
-from mmcl.encoders.tower import DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
+from mmcl.encoders.tower import GIVEN, DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
 from mmcl.files.untrusted import existing_file, load_into, offline, read_tensors, reason
 from mmcl.interop.bounds import bounded_build
@@ -30,6 +32,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
+    towers: Mapping[str, nn.Module] | None = None,
 ) -> Model:
     """Loads a model, ready for use.
 
@@ -44,14 +47,19 @@ def load_model(
         device: where it runs; None takes the GPU if there is one.
         preprocess: how images are shown to a model of another library, or the fields that are otherwise than the library has
             them. Weights from a file do not say it; what was taken for them is then printed on standard error.
+        towers: the encoder of each tower, "image" or "text", that was given to `mmcl.train` as a module. Its weights do not
+            matter: those of the folder are loaded into a copy of it.
 
     Raises:
-        UserError: there is no such model, it cannot be downloaded, its files are damaged or of another version, or a model of
-            ours is to be shown images otherwise than in training.
+        UserError: there is no such model, it cannot be downloaded, it needs a plug-in that is not loaded or an encoder in
+            `towers`, its files are damaged or of another version, or a model of ours is to be shown images otherwise than in
+            training.
     """
     scheme, _, rest = str(name).partition(":")
     if rest and scheme in _LIBRARIES:
         fields = asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess
+        if towers:
+            raise UserError(f"{name} is built by name; remove towers")
         with _within_folder(Path(rest.removeprefix("local-dir:"))):
             model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
         return Model(**model, provenance={"source": str(name)}, device=device)
@@ -60,7 +68,8 @@ def load_model(
         raise unknown_model(str(name), list(_LIBRARIES), holds=CONFIG)
     if preprocess is not None:
         raise UserError(f"{name} was saved with its preprocessing; remove preprocess")
-    return Model(**_read_folder(folder), device=device)
+    with given_encoders(towers):
+        return Model(**_read_folder(folder, given=towers or {}), device=device)
 
 
 def _model_folder(path: Path) -> Path | None:
@@ -86,9 +95,12 @@ def _within_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read_folder(folder: Path) -> dict[str, Any]:
-    """The arguments of `Model`."""
+def _read_folder(folder: Path, given: Collection[str]) -> dict[str, Any]:
+    """The arguments of `Model`; `given` are the towers whose encoders the caller has."""
     file = read_model_file(folder / CONFIG)
+    for entry in file.towers.values():
+        _check_registered(folder, entry, file.plugins)
+        _check_given(folder, entry, given)
     with offline(), bounded_build([existing_file(folder / WEIGHTS)], str(folder / CONFIG)):
         towers = nn.ModuleDict({name: _read_tower(folder, entry) for name, entry in file.towers.items()})
     tensors = read_tensors(folder / WEIGHTS)
@@ -108,6 +120,30 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     }
 
 
+def _check_registered(folder: Path, entry: TowerEntry, plugins: Sequence[str]) -> None:
+    """Raises UserError, which names the plug-ins, for an encoder or a head that is not registered here."""
+    encoders = IMAGE_ENCODERS if entry.modality == "image" else TEXT_ENCODERS
+    for registry, name in ((encoders, entry.encoder), (HEADS, entry.head)):
+        if plugins and name not in registry:
+            modules = ",".join(plugins)
+            raise UserError(
+                f"{folder}: its {registry.kind} {name!r} is of a plug-in that is not loaded ({modules}): install it, or "
+                f"import it by --plugins {modules} or MMCL_PLUGINS"
+            )
+
+
+def _check_given(folder: Path, entry: TowerEntry, given: Collection[str]) -> None:
+    """Raises UserError where an encoder of the caller is missing, or has no place."""
+    modality = entry.modality
+    if entry.encoder == GIVEN and modality not in given:
+        raise UserError(
+            f"{folder}: its {modality} encoder was given as a module from Python, and no name builds it again: "
+            f"mmcl.load_model(..., towers={{'{modality}': MODULE}})"
+        )
+    if entry.encoder != GIVEN and modality in given:
+        raise UserError(f"{folder}: its {modality} encoder is {entry.encoder!r}, built by name; remove it from towers")
+
+
 def _class_names(file: ModelFile, towers: nn.ModuleDict, folder: Path) -> Sequence[str] | None:
     logits = int(towers["image"].embed_dim) if "image" in towers else 0  # type: ignore[arg-type]
     if file.class_names is not None and len(file.class_names) != logits:
@@ -120,6 +156,10 @@ def _read_tower(folder: Path, entry: TowerEntry) -> Tower:
     tokenizer = Tokenizer.load(folder / TOKENIZER) if spec.modality == "text" else None
     try:
         tower = build_tower(spec, tokenizer=tokenizer)
+    except UserError as error:
+        if spec.encoder == GIVEN:
+            raise
+        raise damaged(folder / CONFIG, f"its {spec.modality} tower cannot be built ({reason(error)})") from None
     except Exception as error:  # whatever the constructors of five libraries make of values that nobody trained with
         raise damaged(folder / CONFIG, f"its {spec.modality} tower cannot be built ({reason(error)})") from None
     if isinstance(tower.encoder, ImageEncoder):

@@ -36,7 +36,8 @@ class TowerEntry:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFile:
     """What config.json says; the attributes are those of `Model`, `shared_tensors` a name left out of the weights for each name
-    whose tensor it shares."""
+    whose tensor it shares, and `plugins` the modules that registered encoders or heads of it. These are only ever named to the
+    user, and never imported: the file may be anyone's."""
 
     format_version: int
     towers: dict[str, TowerEntry]
@@ -46,6 +47,7 @@ class ModelFile:
     logit_bias: float | None
     shared_tensors: dict[str, str]
     provenance: dict[str, Any]
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = next((name for name, tower in self.towers.items() if name != tower.modality), None)
@@ -53,6 +55,8 @@ class ModelFile:
             raise UserError(
                 f"towers are named {', '.join(self.towers) or 'nothing'}: they are image and text, as their modality"
             )
+        if not all(part.isidentifier() for module in self.plugins for part in module.split(".")):
+            raise UserError("plugins are names of modules, such as my_package.plugin")
         if self.logit_scale is not None and not 0 < self.logit_scale <= MAX_SCALE:
             raise UserError(f"logit_scale is {self.logit_scale}: it is above 0 and at most {MAX_SCALE:.0e}")
 

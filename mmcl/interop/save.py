@@ -1,6 +1,7 @@
 """Our own format: a folder that explains itself. JSON for what the model is, safetensors for its weights, no pickle.
 
-config.json         towers by name and arguments, preprocessing, logit scale and bias, class names, where the model comes from
+config.json         towers by name and arguments, the plug-ins that registered these names, preprocessing, logit scale and bias,
+                    class names, where the model comes from
 model.safetensors   the weights, each stored once
 tokenizer.json      if there is a text tower
 """
@@ -50,6 +51,7 @@ def save_model(
     config = {
         "format_version": FORMAT_VERSION,
         "towers": {name: _describe(name, tower) for name, tower in towers.items()},  # type: ignore[arg-type]
+        "plugins": sorted({module for tower in towers.values() for module in tower.spec.plugins()}),  # type: ignore[union-attr,operator]
         "embedding": embedding,
         "class_names": None if class_names is None else list(class_names),
         "logit_scale": None if logit_scale is None else float(logit_scale),

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from mmcl.config import Config, to_dict, to_yaml
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import BatchOrder
 from mmcl.data.source import Source
+from mmcl.encoders.given import given_encoders
+from mmcl.encoders.tower import GIVEN
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
 from mmcl.engine.guards import done_by_the_first
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
+from mmcl.runs.towers import with_given_encoders
 from mmcl.engine.trainer import Ending, Trainer
 from mmcl.errors import UserError
 from mmcl.evaluate import Report, Task
@@ -53,14 +57,26 @@ class RunResult:
     report: Report
 
 
-def train(config: Config) -> RunResult:
+def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> RunResult:
     """Trains, saves and evaluates a model as a configuration says. Every process of a launch calls this.
 
     After SIGTERM or SIGUSR1 it saves a checkpoint at the end of the step and returns without a model or a report.
 
+    Args:
+        config: the run.
+        towers: encoders of your own in place of those that the configuration names: "image", a module from pixels, float32
+            [B, C, H, W] in [0, 1], to features [B, F]; "text", one from `mmcl.types.Tokens` to [B, F]. A copy of each is
+            trained under the head of the configuration. No name builds them again: give them to `mmcl.load_model` and to a
+            resumed run, too.
+
     Raises:
         UserError: anything that the user can mend; before training where it can be known by then.
     """
+    with given_encoders(towers):
+        return _launched(with_given_encoders(config, towers or {}))
+
+
+def _launched(config: Config) -> RunResult:
     check_components(config)
     config = as_launched(config)
     run_dir = Path(config.run_dir or "runs/unnamed")
@@ -137,6 +153,9 @@ def _finish(
         class_names=class_names(config, method, source),
         provenance=provenance,
     )
+    given = ", ".join(f"'{name}': MODULE" for name in model.towers if model.towers[name].spec.encoder == GIVEN)  # type: ignore[union-attr]
+    if given:
+        say(f"no name builds this model again: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
         return Report()
     report = evaluate_run(config, model, tasks)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from mmcl.config import ComponentConfig, Config, TowerConfig
+from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.heads import MLPHead
-from mmcl.encoders.tower import ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
+from mmcl.encoders.tower import GIVEN, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
 from mmcl.interop.model import Model
 from mmcl.methods import METHODS
 from mmcl.types import OF_THE_ENCODER
 
+_ENCODERS = {"image": IMAGE_ENCODERS, "text": TEXT_ENCODERS}
 _LINEAR = ComponentConfig(name="linear")
 
 
@@ -47,6 +50,18 @@ def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
         if tower_config.freeze:
             towers[name].freeze()  # type: ignore[operator]
     return towers
+
+
+def with_given_encoders(config: Config, towers: Mapping[str, nn.Module]) -> Config:
+    """The configuration with the encoder "custom" in each of these towers. It is shown images of the size, and texts of the
+    length, that the configuration's own encoder would have been."""
+    for name in towers:
+        tower = getattr(config, name) or TowerConfig()
+        kept = _ENCODERS[name].parameters(GIVEN).keys()
+        args = {key: value for key, value in (tower.encoder.args if tower.encoder else {}).items() if key in kept}
+        encoder = ComponentConfig(name=GIVEN, args=args)
+        config = replace(config, **{name: replace(tower, encoder=encoder)})  # type: ignore[arg-type]
+    return config
 
 
 def _change_preprocess(name: str, encoder: nn.Module, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,115 @@
+"""Encoders that are given as modules from Python, instead of being built by name: `mmcl.train(config, towers={"image": net})`.
+
+The registries know them as "custom". What is built is a copy of the module that was given, so that it can be built again, as
+the untrained model is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
+from mmcl.encoders.tower import GIVEN, ImageEncoder, TextEncoder
+from mmcl.errors import UserError
+from mmcl.types import Preprocess, Tokens, as_size
+
+_MODULES: ContextVar[Mapping[str, nn.Module] | None] = ContextVar("given modules", default=None)
+
+
+@contextmanager
+def given_encoders(towers: Mapping[str, nn.Module] | None) -> Iterator[None]:
+    """Within it, the encoder "custom" of a modality is a copy of this module.
+
+    Raises:
+        UserError: a name is neither image nor text, or something is no module.
+    """
+    for name, module in (towers or {}).items():
+        if name not in ("image", "text"):
+            raise UserError(f"towers: {name!r} is neither 'image' nor 'text'")
+        if not isinstance(module, nn.Module):
+            raise UserError(f"towers: the {name} encoder is a {type(module).__name__}; give a torch.nn.Module")
+    token = _MODULES.set(dict(towers or {}))
+    try:
+        yield
+    finally:
+        _MODULES.reset(token)
+
+
+class GivenImageEncoder(ImageEncoder):
+    """A module from pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; it normalises the pixels itself.
+
+    Args:
+        image_size: side in pixels of the images that it takes, or height and width; an `ImageEncoder` knows it.
+        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
+
+    Raises:
+        UserError: no module was given, its image size is not known, or it does not give features of that shape.
+    """
+
+    def __init__(self, *, image_size: int | Sequence[int] | None = None, channels: int = 3):
+        super().__init__()
+        self.module = _copy_of("image")
+        if isinstance(self.module, ImageEncoder):
+            self.preprocess = self.module.preprocess
+        elif image_size is None:
+            raise UserError("the image encoder given does not say which images it takes: set image.encoder.args.image_size")
+        else:
+            self.preprocess = Preprocess(size=as_size(image_size), channels=channels)
+        self.rebuild_args = {"image_size": self.preprocess.size, "channels": self.preprocess.channels}
+        shape = (2, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        self.feature_dim = _width("image", self.module, torch.zeros(shape))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.module(image_BCHW)
+
+
+class GivenTextEncoder(TextEncoder):
+    """A module from `Tokens` to features [B, F]. Padding must not change the features.
+
+    Args:
+        tokenizer: what cuts texts into tokens; None takes that of the module, or CLIP's vocabulary.
+        context_length: longest text in tokens, for CLIP's vocabulary.
+
+    Raises:
+        UserError: no module was given, or it does not give features of that shape.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None, *, context_length: int = 77):
+        super().__init__()
+        self.module = _copy_of("text")
+        own = getattr(self.module, "tokenizer", None)
+        self.tokenizer = tokenizer or own or clip_bpe(context_length=context_length)
+        self.rebuild_args = {"context_length": self.tokenizer.context_length}
+        self.feature_dim = _width("text", self.module, self.tokenizer(["a", "two words"]))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return self.module(tokens)
+
+
+def _copy_of(modality: str) -> nn.Module:
+    module = (_MODULES.get() or {}).get(modality)
+    if module is None:
+        raise UserError(
+            f"the {modality} encoder '{GIVEN}' is a module from Python: give it to mmcl.train or mmcl.load_model as "
+            f"towers={{'{modality}': MODULE}}"
+        )
+    return copy.deepcopy(module).cpu()
+
+
+def _width(modality: str, module: nn.Module, inputs: Tensor | Tokens) -> int:
+    """F of the features [2, F] that a module makes of two inputs."""
+    training = [part for part in module.modules() if part.training]
+    with torch.no_grad():
+        features = module.eval()(inputs)
+    for part in training:
+        part.training = True
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or not features.is_floating_point():
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(f"the {modality} encoder given makes {shape} of a batch of 2; it must make features [2, F]")
+    return features.shape[1]
