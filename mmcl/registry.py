@@ -25,7 +25,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
     Whoever asks it sees the entries of all plug-ins too (see `mmcl.plugins`).
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]):
+    def __init__(self, kind: str, entries: Mapping[str, str | Callable[..., Any]]):
         self.kind = kind
         self._table: dict[str, str | Callable[..., Any]] = dict(entries)
         self._plugins: dict[str, str] = {}
@@ -53,12 +53,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def register(self, name: str, factory: Callable[..., Any]) -> None:
+    def register(self, name: str, factory: str | Callable[..., Any]) -> None:
         """Adds an entry of your own, as a plug-in does when it is imported.
 
         Args:
             name: what configurations call it.
-            factory: a class or function; its keyword-only parameters are the `args` of a configuration.
+            factory: a class or function, or "module:attribute" to import it on first use; its keyword-only parameters are the
+                `args` of a configuration.
 
         Raises:
             UserError: the name is taken; says by whom.
@@ -66,7 +67,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if name in self._table:
             raise UserError(f"{self.kind} {name!r} is already registered by {self.plugin(name) or 'mmcl'}; choose another name")
         self._table[name] = factory
-        self._plugins[name] = plugin_being_loaded() or factory.__module__
+        own_module = factory.partition(":")[0] if isinstance(factory, str) else factory.__module__
+        self._plugins[name] = plugin_being_loaded() or own_module
 
     def plugin(self, name: str) -> str | None:
         """The module that registered an entry, a plug-in; None for what comes with mmcl."""

@@ -20,6 +20,7 @@ from mmcl.data.source import Sample, SampleList, digest
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.encoders.tower import ImageEncoder
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task
+from mmcl.losses import LOSSES, LossEntry
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossOutput, Preprocess
@@ -101,12 +102,18 @@ class Darken(Augmentation):
         return image_BCHW * (1 - self.by * draw_BK[:, :1, None, None]).float()
 
 
+def cosine_gap(image: Tensor, text: Tensor) -> Tensor:
+    """One minus the mean cosine of the pairs."""
+    return 1 - nn.functional.cosine_similarity(image, text).mean()
+
+
 def spread(model: CachedModel, task: Task, *, scale: float = 1.0) -> Report:
     """The mean standard deviation of the embeddings."""
     value = float(model.images(task.source).std(0).mean()) * scale
     return Report(metrics=(Metric("spread", task.name, "spread", model.name, value, None, None, len(task.source)),))
 
 
+LOSSES.add("cosine_gap", LossEntry(function=cosine_gap, needs="pairs of images and texts", rows=("image", "text")))
 METHODS.register("image_to_text", ImageToText)
 IMAGE_ENCODERS.register("blocks", Blocks)
 SOURCES.register("colours", Colours)

@@ -107,7 +107,7 @@ def test_a_run_that_was_killed_goes_on_and_every_verb_knows_the_components(
     assert losses == list(range(1, 9))
     assert (place / "colours.parquet").is_file()
     listed = done.stdout[done.stdout.rindex("methods\n") :].split()
-    assert {"image_to_text", "blocks", "colours", "darken", "spread"} <= {*listed}
+    assert {"image_to_text", "blocks", "colours", "darken", "spread", "cosine_gap"} <= {*listed}
 
 
 def test_the_model_names_its_plugin_and_does_not_import_it(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from mmcl.terminal import printable_line, show
 
-Kind = Literal["all", "configs", "methods", "encoders", "heads", "sources", "augmentations", "evaluators"]
+Kind = Literal["all", "configs", "methods", "losses", "encoders", "heads", "sources", "augmentations", "evaluators"]
 
 
 def list_components(kind: Positional[Kind] = "all", /, *, args: bool = False, json: bool = False) -> None:
@@ -53,10 +53,12 @@ def _registries() -> dict[str, Any]:
     from mmcl.data.augment import AUGMENTATIONS
     from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
     from mmcl.evaluate import EVALUATORS
+    from mmcl.losses import LOSSES
     from mmcl.methods import METHODS
 
     return {
         "methods": METHODS,
+        "losses": LOSSES,
         "image encoders": IMAGE_ENCODERS,
         "text encoders": TEXT_ENCODERS,
         "heads": HEADS,

@@ -52,10 +52,8 @@ class LossRegistry(Registry):
     """A registry of losses: `LOSSES["clip"]` is the function, `LOSSES.entry("clip")` its line in the table."""
 
     def __init__(self, entries: Mapping[str, LossEntry]):
-        super().__init__("loss", {})
-        self._lines: dict[str, LossEntry] = {}
-        for name, entry in entries.items():
-            self.add(name, entry)
+        super().__init__("loss", {name: entry.function for name, entry in entries.items()})
+        self._lines = dict(entries)
 
     def entry(self, name: str) -> LossEntry:
         """The line of a loss. Raises UserError where there is none of this name."""
@@ -64,7 +62,7 @@ class LossRegistry(Registry):
 
     def add(self, name: str, entry: LossEntry) -> None:
         """Adds a loss of your own, which `mmcl.testing.check_loss` then tests. Raises UserError when the name is taken."""
-        self.register(name, entry.function)  # type: ignore[arg-type]  # names are imported when they are first used
+        self.register(name, entry.function)
         self._lines[name] = entry
 
 
