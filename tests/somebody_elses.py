@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmcl import info_nce
+from mmcl.core.info_nce import info_nce
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.augment.policy import Augmentation

@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def codes(commands: list[list[str]], streams: str, place: Path) -> tuple[list[int], str]:
     words = [sys.executable, "-c", CHILDREN, json.dumps(commands), streams]
-    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=280, check=True)
     return [int(line) for line in done.stdout.split()], done.stderr
 
 
