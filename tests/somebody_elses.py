@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from mmcl.core.info_nce import info_nce
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
-from mmcl.data.augment.policy import Augmentation
-from mmcl.data.source import Sample, SampleList, digest
+from mmcl.data.augment.pipeline import Augmentation
+from mmcl.data.source import Sample, SampleList
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.encoders.tower import ImageEncoder
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task
+from mmcl.files.digest import digest
 from mmcl.losses import LOSSES, LossEntry
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method

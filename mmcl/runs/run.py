@@ -22,7 +22,6 @@ from mmcl.engine.guards import done_by_the_first
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
-from mmcl.runs.towers import with_given_encoders
 from mmcl.engine.trainer import Ending, Trainer
 from mmcl.errors import UserError
 from mmcl.evaluate import Report, Task
@@ -38,6 +37,7 @@ from mmcl.runs.doctor import find_warnings, fit_batch
 from mmcl.runs.evaluation import build_tasks, evaluate_run, write_report
 from mmcl.runs.frozen_features import FeatureBatches, store_features
 from mmcl.runs.resume import compare, identify, lasting, read_identity, write_identity
+from mmcl.runs.towers import with_given_encoders
 from mmcl.terminal import say
 
 if TYPE_CHECKING:
