@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, permutation_test, ttest_rel
+from scipy.stats import chi2, permutation_test, ttest_rel
 
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
 from mmcl.evaluate.measures.outcomes import Rows
-from mmcl.evaluate.measures.paired_tests import paired_difference, paired_shares, swap_test
+from mmcl.evaluate.measures.paired_tests import paired_difference, paired_shares, paired_test, swap_test
 from mmcl.evaluate.reporting.metric import Provenance
 from tests.evaluate.toys import PatternModel, PatternSource
 
@@ -65,7 +66,7 @@ def test_interval_of_many_is_that_of_a_slow_bootstrap(statistic: str) -> None:
 
 
 def test_a_difference_of_medians_or_of_few_unbounded_outcomes_has_no_interval() -> None:
-    for a, b in (two("median"), two("mean", n=20)):
+    for a, b in (two("median"), two("mean", n=199)):
         found = paired_difference(a, b)
         assert found.value is not None
         assert found.low is found.high is None
@@ -132,8 +133,42 @@ def test_many_different_outcomes_are_normal() -> None:
 def test_p_of_hits_is_mcnemars(won: int, lost: int) -> None:
     a = np.r_[np.zeros(won), np.ones(lost), np.ones(20)].astype(np.float32)
     b = np.r_[np.ones(won), np.zeros(lost), np.ones(20)].astype(np.float32)
-    expected = binomtest(won, won + lost).pvalue if won + lost else 1.0
-    assert swap_test(Rows(a), Rows(b)) == pytest.approx(expected)
+    expected = chi2.sf((won - lost) ** 2 / (won + lost), 1) if won + lost else 1.0
+    assert paired_test(Rows(a), Rows(b))[1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [5, 8, 30])
+def test_the_interval_of_hits_and_p_never_contradict_each_other(n: int) -> None:
+    """Every table of counts: 5 to 0 of 5, 4 to 0, 7 to 1, and the ones on either side of the threshold."""
+    for won in range(n + 1):
+        for lost in range(n + 1 - won):
+            a, b = np.repeat([0, 1, 1], [won, lost, n - won - lost]), np.repeat([1, 0, 1], [won, lost, n - won - lost])
+            found, p = paired_test(Rows(a.astype(np.float32)), Rows(b.astype(np.float32)))
+            assert (found.low > 0 or found.high < 0) == (p < 0.05), (won, lost, p)
+
+
+@pytest.mark.parametrize("kind", ["ranks", "clusters", "classes", "wide", "all better"])
+@pytest.mark.parametrize("n", [5, 12, 40, 300])
+def test_every_interval_and_its_p_agree(kind: str, n: int) -> None:
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        a, gain = rng.random(n), rng.normal(0.3 * rng.random(), 0.4, n) if kind != "all better" else 0.3
+        b = a + gain if kind == "wide" else np.clip(a + gain, 0, 1)
+        options = {"clusters": {"clusters": np.arange(n) // 2}, "classes": {"labels": np.arange(n) % 2}}.get(kind, {})
+        statistic = "class_mean" if kind == "classes" else "mean"
+        within = (-np.inf, np.inf) if kind == "wide" else (0.0, 1.0)
+        found, p = paired_test(*(Rows(x.astype(np.float32), statistic, within=within, **options) for x in (a, b)))
+        assert 0 < p <= 1
+        if found.low is not None:
+            assert (found.low > 0 or found.high < 0) == (p < 0.05), (seed, found, p)
+
+
+def test_p_is_about_that_of_the_permutation_test_where_both_exist() -> None:
+    rng = np.random.default_rng(0)
+    for gain in (0.0, 0.03, 0.06, 0.1):
+        a, b = rng.random(300), rng.random(300)
+        both = [Rows(x.astype(np.float32), within=(0.0, 1.0)) for x in (a, np.clip(b + gain, 0, 1))]
+        assert paired_test(*both)[1] == pytest.approx(swap_test(*both), abs=0.03)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "class_mean", "median"])
@@ -151,12 +186,10 @@ def test_p_is_that_of_scipys_permutation_test(statistic: str) -> None:
     assert swap_test(a, b) == pytest.approx(expected, abs=0.03)
 
 
-def test_under_the_null_p_is_below_five_per_cent_at_most_that_often() -> None:
+@pytest.mark.parametrize("test", [swap_test, lambda a, b: paired_test(a, b)[1]], ids=["swaps", "interval"])
+def test_under_the_null_p_is_below_five_per_cent_at_most_that_often(test: Callable[[Rows, Rows], float]) -> None:
     rng = np.random.default_rng(1)
-    p = [
-        swap_test(Rows(rng.normal(size=20).astype(np.float32)), Rows(rng.normal(size=20).astype(np.float32)))
-        for _ in range(120)
-    ]
+    p = [test(*(Rows(rng.beta(1, 2, size=20).astype(np.float32), within=(0.0, 1.0)) for _ in "ab")) for _ in range(120)]
     assert np.mean(np.array(p) < 0.05) < 0.13
 
 

@@ -127,32 +127,33 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:
     """Chance that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs.
 
     Its variance is that of DeLong, DeLong and Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves",
-    1988); as draws count those of the smaller sample. With one image on a side there is no interval.
+    1988); as draws count those of the smaller sample. With fewer than 5 images on a side there is no interval.
     """
     m, n = len(known), len(unknown)
     rank = rankdata(np.concatenate([known, unknown]))
     below = (rank[:m] - rankdata(known)) / n  # Of each known score, the share of the unknown ones that it is above.
     above = 1 - (rank[m:] - rankdata(unknown)) / m
     value, fewer = float(below.mean()), min(m, n)
-    if fewer < 2:
+    if fewer < statistics.FEWEST_DRAWS:
         return statistics.exact(value, m + n)
     variance = below.var(ddof=1) / m + above.var(ddof=1) / n
-    return Estimate(value, *statistics.within_bounds(value, variance * fewer, fewer), m + n)
+    return statistics.bounded(value, variance * fewer, fewer, m + n)
 
 
 def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> Estimate:
     """Share of unknown scores at or above the highest threshold that at least 95 % of the known ones reach.
 
     The interval joins that of the share at this threshold with that of the threshold, between order statistics of the known
-    scores (MOVER, see statistics.py). Of fewer than 100 known scores, too few lie beyond it for one.
+    scores (MOVER, see statistics.py). Of fewer than 100 known scores, too few lie beyond it for one; 5 unknown ones are needed.
     """
     m, n = len(known), len(unknown)
     ordered = np.sort(known)
     share = float((unknown >= ordered[::-1][int(np.ceil(KEPT * m)) - 1]).mean())
-    if m < _FEWEST_KNOWN:
-        return statistics.exact(share, m + n)
-    low, high = statistics.within_bounds(share, share * (1 - share), n)
+    own = statistics.within_bounds(share, share * (1 - share), n)
     missed = statistics.within_bounds(1 - KEPT, KEPT * (1 - KEPT), m)
+    if m < _FEWEST_KNOWN or own is None or missed is None:
+        return statistics.exact(share, m + n)
+    low, high = own
     most, least = ((unknown >= edge).mean() for edge in np.quantile(ordered, missed, method="weibull"))
     below, above = np.hypot(share - low, share - least), np.hypot(high - share, most - share)
     return Estimate(share, max(0.0, share - float(below)), min(1.0, share + float(above)), m + n)

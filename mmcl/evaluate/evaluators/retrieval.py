@@ -151,7 +151,7 @@ def _report(directions: Mapping[str, tuple[Ranks, np.ndarray]], ks: Sequence[int
     estimates: dict[str, Estimate] = {}
     for direction, (found, ids) in directions.items():
         for name, outcome_Q in _outcomes(found, ks).items():
-            within = statistics.ANYTHING if name == "mean_rank" else (0.0, 1.0)
+            within = (1.0, float(found.keys)) if name == "mean_rank" else (0.0, 1.0)
             estimates[f"{direction}_{name}"] = (
                 statistics.exact(None, len(found))
                 if outcome_Q is None

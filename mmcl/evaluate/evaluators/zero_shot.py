@@ -146,7 +146,7 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimat
     influence = (2 * hit - f1[labels]) / rows[labels] - f1[predicted] / rows[predicted]
     effective = seen.sum() ** 2 / (2 / rows[seen]).sum()
     variance = (influence**2).sum() / seen.sum() ** 2 * n / (n - 1)
-    return Estimate(value, *statistics.within_bounds(value, variance * effective, effective), n)
+    return statistics.bounded(value, variance * effective, effective, n)
 
 
 def _check(task: Task, has_text: bool, *, top_k: Sequence[int], **_: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import Rows
-from mmcl.evaluate.measures.paired_tests import SWAPS, paired_difference, swap_test
+from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
 from mmcl.evaluate.reporting import tables
 from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better
 from mmcl.evaluate.reporting.report import Report, file_name
@@ -22,7 +22,9 @@ from mmcl.files.atomic import write_file
 NOTES = (
     "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
     "Intervals and p-values hold for each metric by itself, not for all of them at once.",
-    f"p: exact McNemar test for 0/1 outcomes, else a sign-flip permutation test (median: outcomes swapped) of {SWAPS} draws.",
+    "p: below 0.05 exactly where the interval leaves out 0; of 0/1 outcomes McNemar's test. Without an interval, a sign-flip "
+    f"permutation test (median: outcomes swapped) of {SWAPS} draws.",
+    tables.COVERAGE,
 )
 _SHOWN = 5
 
@@ -35,7 +37,7 @@ class Difference:
         evaluator, data, metric: as in `Metric`.
         a, b: the two values.
         difference, low, high: b - a, with its 95 % interval, or None where there is none.
-        p: two-sided p-value, see `swap_test`.
+        p: two-sided p-value, see `paired_test`.
         n: queries.
         won, lost: names of the queries on which B is better, and worse, the largest change first; their numbers, from 0, where
             the report does not name its rows.
@@ -200,7 +202,7 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: boo
     if named and tuple(a.rows.names or ()) != tuple(b.rows.names or ()):
         raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
     try:
-        estimate, p = paired_difference(a.rows, b.rows), swap_test(a.rows, b.rows)
+        estimate, p = paired_test(a.rows, b.rows)
     except ValueError:
         made = f"{a.n} in {names[0]}, {b.n} in {names[1]}"
         raise UserError(

@@ -11,7 +11,11 @@ from types import MappingProxyType
 from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, words
 from mmcl.terminal import printable, printable_line
 
-INTERVALS = "In brackets: 95 % confidence intervals over the rows of the test set."
+COVERAGE = (
+    "Intervals hold the truth in 93 to 97 % of test sets; in up to 100 % where fewer than about 3 rows are expected to differ "
+    "from the rest, such as misses at an accuracy near 1. Where none holds, none is given."
+)
+INTERVALS = f"In brackets: 95 % confidence intervals over the rows of the test set. {COVERAGE}"
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
