@@ -172,9 +172,10 @@ def test_class_mean_adds_the_variances_within_the_classes() -> None:
 def test_class_mean_has_no_interval_where_a_class_has_one_row() -> None:
     found = statistics.class_mean(np.ones(4), np.array([0, 0, 1, 2]))
     assert (found.value, found.low, found.high) == (1, None, None)
-    three = statistics.class_mean(np.ones(9), np.repeat([0, 1, 2], 3))
-    assert three.low < 0.8
+    three = statistics.class_mean(np.ones(18), np.repeat([0, 1, 2], 6))
+    assert three.low < 0.9
     assert three.high == 1
+    assert statistics.class_mean(np.ones(17), np.repeat([0, 1, 2], [6, 6, 5])).low is None, "14 rows beyond the first of each"
 
 
 def test_a_difference_of_two_samples_joins_their_intervals() -> None:

@@ -32,6 +32,8 @@ FEWEST_DRAWS = 5
 """Rows, or effective clusters, from which a mean within bounds and a median have an interval."""
 FEWEST_CLUSTERS = 10
 """Clusters of unequal sizes count as fewer equal ones (Kish); of fewer than these there is no interval."""
+FEWEST_WITHIN_CLASSES = 15
+"""Rows beyond the first of each class, from which the mean over the classes has an interval."""
 FEWEST_UNBOUNDED = 200
 """Rows from which the mean of outcomes without bounds has an interval: of fewer, a long tail may not show."""
 FEWEST_CORRELATED = 20
@@ -97,7 +99,8 @@ def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, within: Interval | N
     """Mean over the classes of the mean outcome of their rows, such as balanced accuracy.
 
     The variance is that within the classes, each from its own rows (n - 1 in the divisor): where a class has one row only, it
-    is not known, and there is no interval. Nor is there one for outcomes without bounds; `within` and `tail` are as for `mean`.
+    is not known, and there is no interval. Nor is there one of fewer than `FEWEST_WITHIN_CLASSES` rows beyond these, or for
+    outcomes without bounds; `within` and `tail` are as for `mean`.
     """
     outcomes, labels = np.asarray(outcomes, np.float64), np.asarray(labels, np.int64)
     _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
@@ -105,7 +108,8 @@ def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, within: Interval | N
     value = float(means.mean())
     low, high = within or bounds(outcomes)
     rows = Rows(np.asarray(outcomes, np.float32), "class_mean", labels, within=(low, high))
-    if count.min() < 2 or not np.isfinite(high - low):
+    is_known = count.min() >= 2 and len(outcomes) - len(count) >= FEWEST_WITHIN_CLASSES
+    if not is_known or not np.isfinite(high - low):
         return Estimate(value, None, None, len(outcomes), rows)
     variances = np.bincount(place, (outcomes - means[place]) ** 2) / (count - 1) / count
     effective = len(count) ** 2 / float((1 / count).sum())
@@ -163,7 +167,8 @@ def correlation(value: float, influence: np.ndarray) -> Estimate:
 def over_runs(values: Sequence[float], n: int, *, within: Interval = (0.0, 1.0)) -> Estimate:
     """Mean of the results of several runs on the same `n` rows, with Student's interval over the runs.
 
-    It takes the results as normal, which few runs cannot show. There is none of one run, nor where all runs gave the same.
+    It takes the results as about normal, which few runs cannot show: of results that spread as widely as they are far from 0 or
+    1, it holds the truth in 89 % only. There is none of one run, nor where all runs gave the same.
 
     Args:
         values: the results.
