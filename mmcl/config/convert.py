@@ -25,6 +25,8 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     """
     hints = get_type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} must be a mapping with the keys {', '.join(fields)}")
     for key in tree:
         if key not in fields:
             raise unknown_name("key", _key(key, where), fields, where=where)
@@ -57,8 +59,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         keys = [_key(key, where) for key in value]
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} must be a mapping with the keys {', '.join(f.name for f in dataclasses.fields(hint))}")
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)
 

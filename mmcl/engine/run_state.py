@@ -51,11 +51,9 @@ class RunState:
 
 def read_run_state(checkpoint: Checkpoint) -> RunState:
     """Raises UserError: a manifest holds no such counts."""
-    where = checkpoint.path / MANIFEST
-    state = checkpoint.manifest.get("state")
     try:
-        if not isinstance(state, dict):
-            raise UserError("it has no state")
-        return from_dict(RunState, state, "state")
+        return from_dict(RunState, checkpoint.manifest.get("state"), "state")  # type: ignore[arg-type]
     except UserError as error:
-        raise UserError(f"{where} is damaged: {error}; start without --resume, in another --run_dir") from None
+        raise UserError(
+            f"{checkpoint.path / MANIFEST} is damaged: {error}; start without --resume, in another --run_dir"
+        ) from None

@@ -32,6 +32,7 @@ from mmcl.evaluate.prompts import class_embeddings
 from mmcl.evaluate.task import CachedModel, Task, captions_of
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
+from mmcl.files.untrusted import parse_json
 
 KINDS = ("image", "text", "class")
 _CLASS = "class: "
@@ -238,9 +239,9 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
 def _said(metadata: dict[bytes, bytes] | None, path: Path) -> _Said:
     """What `write_embeddings` wrote about a file."""
     try:
-        said = json.loads((metadata or {}).get(_SAID.encode(), b"{}"))
+        said = parse_json((metadata or {}).get(_SAID.encode(), b"{}"), str(path))
         return from_dict(_Said, said, str(path))
-    except (ValueError, RecursionError, UserError):
+    except UserError:
         raise UserError(f"{path}: its metadata {_SAID!r} is damaged; write it again with `mmcl embed`") from None
 
 

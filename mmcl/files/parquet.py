@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, first_line
 
 UNPACKED_BYTES = 2**30
 UNPACKED_FOLD = 50
@@ -37,7 +37,17 @@ def parquet_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     per_row = sum(file.metadata.row_group(group).total_byte_size for group in groups) // max(1, file.metadata.num_rows)
     rows = min(PIECE_ROWS, PIECE_BYTES // max(1, per_row, longest)) or 1
     # Every group by itself: Arrow does not join dictionaries that lie within lists.
-    return file.schema_arrow, (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group]))
+    batches = (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group]))
+    return file.schema_arrow, (_validated(batch, path) for batch in batches)
+
+
+def _validated(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
+    """Arrow takes the bytes of a text for what the file says that they are."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: is damaged: {first_line(error)}; write it again") from None
+    return batch
 
 
 def check_unpacked(path: Path) -> int:

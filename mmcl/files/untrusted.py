@@ -31,6 +31,9 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 _HUB_SECONDS = 5
 """In which the hub must answer. Its client tries every file again for half a minute, even where there is no network."""
 
+MAX_JSON_DEPTH = 100
+"""Python gives up at some hundreds; configurations and tokenizers have about ten."""
+
 _AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 _MAX_DEPTH = 4
@@ -47,13 +50,29 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str,
     path = existing_file(path)
     if path.stat().st_size > max_bytes:
         raise UserError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file; at most {max_bytes} are read")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no valid JSON ({error}); copy or save the file again") from None
+    content = parse_json(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, found a {type(content).__name__}")
     return content
+
+
+def parse_json(text: bytes | str, where: str) -> Any:
+    """A JSON value of others. Raises UserError when it is damaged, or nested more deeply than `MAX_JSON_DEPTH`."""
+    try:
+        content = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no valid JSON ({error}); copy or save the file again") from None
+    inner = [content] if isinstance(content, dict | list) else []
+    for _ in range(MAX_JSON_DEPTH):
+        inner = [
+            child
+            for node in inner
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not inner:
+            return content
+    raise UserError(f"{where}: JSON that is nested more than {MAX_JSON_DEPTH} levels deep; copy or save the file again")
 
 
 def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Tensor]:

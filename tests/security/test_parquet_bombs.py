@@ -74,6 +74,7 @@ def test_a_file_that_unpacks_thousandfold_is_refused_before_memory_is_taken(
         lambda: read_table(path),
         lambda: open_table(path, path.parent),
         lambda: open_source("table", str(path), str(path.parent)),
+        lambda: open_source("huggingface", str(path.parent), str(path.parent)),
         *([lambda: stored_task(path)] if "embedding" in bomb else []),
     ):
         with pytest.raises(UserError, match=r"a\.parquet: .* unpack to more than"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
-from typing import TypeGuard
+import zlib
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,8 @@ _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "
 _COLOURS = ("RGB", "RGBA", "RGBX", "CMYK", "LAB")
 _BITS, _LAYOUT, _IN_PLANES = 258, 284, 2
 """The tags of TIFF files that say the bits of each channel and how these lie, and the value for channels in planes."""
+_DEFLATED = (8, 32946)
+"""Compressions of TIFF files that shrink a thousandfold, and which tifffile undoes by itself."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -94,6 +98,8 @@ def read_tiff(file: bytes, name: str, max_pixels: int, *, pages: bool = False) -
         with tifffile.TiffFile(io.BytesIO(file)) as tiff:
             image = tiff.series[0] if pages else tiff.pages.first
             check_shape(image.shape, max_pixels)
+            for page in (image.pages or ()) if isinstance(image, tifffile.TiffPageSeries) else [image]:
+                _check_strips(page, max_pixels)
             values, axes = image.asarray(), image.axes
         height, width = (values.shape[axes.index(axis)] for axis in "YX")
         return np.moveaxis(values, [axes.index("Y"), axes.index("X")], [0, 1]).reshape(height, width, -1)
@@ -102,6 +108,19 @@ def read_tiff(file: bytes, name: str, max_pixels: int, *, pages: bool = False) -
     except Exception as error:  # Damaged files make the parser raise almost anything.
         fix = ": pip install imagecodecs" if "imagecodecs" in str(error) else ""
         raise UserError(f"{name}: cannot be decoded: {first_line(error)}{fix}") from error
+
+
+def _check_strips(page: Any, max_pixels: int) -> None:
+    """Raises UserError where a strip or tile unpacks to more than its pixels: tifffile unpacks all of it."""
+    check_shape(page.chunks, max_pixels)
+    if page.compression not in _DEFLATED:
+        return
+    size = math.prod(page.chunks) * page.dtype.itemsize
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+        page.parent.filehandle.seek(offset)
+        unpacked = zlib.decompressobj().decompress(page.parent.filehandle.read(length), size + 1)
+        if len(unpacked) > size:
+            raise UserError(f"a strip of the image unpacks to more than its {size} bytes")
 
 
 def _decoded(file: bytes, stored: ImageFile, raw_mode: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from mmcl.errors import UserError, first_line, unknown_name
 from mmcl.files.digest import digest
 from mmcl.files.disk_cache import kept_array
 from mmcl.files.listing import list_files, reason_unused, suffix_of
+from mmcl.files.parquet import check_unpacked
 from mmcl.files.root import data_root
 
 _PIECE = 10_000
@@ -122,8 +123,12 @@ def _load(path: str, cache: str, split: str, subset: str | None, revision: str |
     folder = Path(path)
     try:
         if not is_saved_to_disk(folder):
+            for file in folder.rglob("*.parquet"):  # read by the library, all of it
+                check_unpacked(file)
             return datasets.load_dataset(path, subset, split=split, revision=revision, cache_dir=cache)
         loaded = datasets.load_from_disk(path)
+    except UserError:
+        raise
     except Exception as error:  # The library, and the network under it, raise many kinds.
         raise UserError(f"{path}: cannot be loaded as a Hugging Face data set: {first_line(error)}") from error
     if isinstance(loaded, datasets.Dataset):

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmcl.errors import UserError
+from mmcl.files.untrusted import parse_json
 
 Statistic = Literal["mean", "median", "class_mean"]
 
@@ -71,8 +72,12 @@ def read_rows(path: Path) -> dict[Key, Rows]:
     try:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            entries = json.loads(file.metadata()["rows"])
-        names = {name: tuple(json.loads(tensor.tobytes())) for name, tensor in tensors.items() if name.startswith("names.")}
+            entries = parse_json(file.metadata()["rows"], str(path))
+        names = {
+            name: tuple(parse_json(tensor.tobytes(), str(path)))
+            for name, tensor in tensors.items()
+            if name.startswith("names.")
+        }
         return {
             tuple(entry["key"]): _checked(
                 tensors[f"values.{number}"],

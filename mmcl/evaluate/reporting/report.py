@@ -18,7 +18,7 @@ from mmcl.evaluate.measures.outcomes import read_rows, rows_file
 from mmcl.evaluate.reporting import tables
 from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
 from mmcl.files.atomic import write_file
-from mmcl.files.untrusted import read_json
+from mmcl.files.untrusted import parse_json, read_json
 
 _METRICS, _DETAILS, _ROWS = "metrics.json", "details.json", "rows.safetensors"
 _MAX_JSON_BYTES = 2**30
@@ -170,7 +170,7 @@ class Report:
                 raise UserError(f"{directory}: an earlier version of mmcl wrote this report; evaluate again")
             more = from_dict(_Details, content, _DETAILS)
             read = _Tied(directory, more.sha256)
-            metrics = [from_dict(Metric, row, _METRICS) for row in json.loads(read(_METRICS))]
+            metrics = [from_dict(Metric, row, _METRICS) for row in parse_json(read(_METRICS), _METRICS)]
             if any((metric.low is None) != (metric.high is None) for metric in metrics):
                 raise UserError(f"{_METRICS}: an interval has one end")
             if (directory / _ROWS).exists():  # without it there is nothing that could be compared, and no harm done
