@@ -139,20 +139,6 @@ def shard(folder: Path) -> Reader:
     return lambda: samples(folder / "a.tar", folder)
 
 
-def shard_index(folder: Path) -> Reader:
-    """The index of a shard, in place of the one that reading it makes."""
-    read = shard(folder)
-    read()
-    (index,) = folder.rglob("*.arrow")
-    (folder / "kept").write_bytes(index.read_bytes())
-
-    def reread() -> None:
-        index.write_bytes((folder / "kept").read_bytes())
-        read()
-
-    return reread
-
-
 KINDS: dict[str, tuple[Callable[[Path], Reader], list[str]]] = {
     "model": (model_folder, ["config.json", "tokenizer.json", "model.safetensors"]),
     "index": (index_folder, ["index.json", "*.safetensors"]),
@@ -168,7 +154,6 @@ KINDS: dict[str, tuple[Callable[[Path], Reader], list[str]]] = {
     **{name: (partial(table_file, name), [name]) for name in ("a.parquet", "a.csv", "a.jsonl")},
     **{name: (partial(table_file, name), [name]) for name in ("captions.csv", "captions.json", "captions.parquet")},
     "tar": (shard, ["a.tar"]),
-    "shard index": (shard_index, ["kept"]),
 }
 
 
