@@ -63,8 +63,8 @@ def image_encoder(
     config, checkpoint = _resolve(arch, pretrained, config)
     encoder = OpenClipImage(_with_preprocess(config, preprocess))
     if checkpoint is not None:
-        load_towers(checkpoint, config, visual=encoder.visual)
-        _say_what_was_taken(checkpoint, arch, encoder, config)
+        loaded = load_towers(checkpoint, config, visual=encoder.visual)
+        _settle_preprocess(checkpoint, arch, encoder, config, loaded.is_original)
     return encoder
 
 
@@ -89,8 +89,8 @@ def dual_encoder(arch: str, pretrained: str | None = None, *, preprocess: Mappin
     image, text = OpenClipImage(_with_preprocess(config, preprocess)), OpenClipText(config, None)
     scale, bias = config.get("init_logit_scale", _CLIP_SCALE), config.get("init_logit_bias")
     if checkpoint is not None:
-        scale, bias = load_towers(checkpoint, config, visual=image.visual, text=text.text)
-        _say_what_was_taken(checkpoint, arch, image, config)
+        scale, bias, is_original = load_towers(checkpoint, config, visual=image.visual, text=text.text)
+        _settle_preprocess(checkpoint, arch, image, config, is_original)
         if scale is None:
             note(f"{checkpoint}: holds no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image, text, None if scale is None else math.exp(scale), bias)
@@ -108,11 +108,14 @@ class OpenClipImage(ImageEncoder):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self.visual: Any = _checked_build(_build_vision_tower, config, "vision_cfg", timm_model_pretrained=False)
-        self.preprocess = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size).changed(
-            config.get("preprocess")
-        )
-        self.norm = PixelNorm(self.preprocess)
         self.feature_dim = config["embed_dim"]
+        self.show(config)
+
+    def show(self, config: Mapping[str, Any]) -> None:
+        """Takes the preprocessing of a configuration."""
+        shown = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size)
+        self.preprocess = shown.changed(config.get("preprocess"))
+        self.norm = PixelNorm(self.preprocess)
         self.rebuild_args = {"config": {key: config[key] for key in _IMAGE_KEYS if key in config}}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -237,12 +240,21 @@ def _with_preprocess(config: dict[str, Any], fields: Mapping[str, Any] | None) -
     return {**config, "vision_cfg": {**config["vision_cfg"], **size}, "preprocess": dict(fields)}
 
 
-def _say_what_was_taken(path: Path, arch: str | None, encoder: OpenClipImage, config: Mapping[str, Any]) -> None:
-    """Released weights and folders say their preprocessing; open_clip takes OpenAI's for files, and so do we."""
-    if "preprocess_cfg" in config or "preprocess" in encoder.rebuild_args["config"]:
+def _settle_preprocess(
+    path: Path, arch: str | None, encoder: OpenClipImage, config: Mapping[str, Any], is_original: bool
+) -> None:
+    """Released weights and folders say their preprocessing. A file of their authors' has that of the release; for others
+    open_clip takes OpenAI's, and so do we."""
+    if "preprocess_cfg" in config:
         return
     released = [_tag_preprocess(get_pretrained_cfg(arch, tag)) for tag in open_clip.list_pretrained_tags_by_model(arch or "")]
     usual = {_preprocess(cfg, encoder.visual.image_size) for cfg in released}
+    if is_original and len(usual) == 1:
+        encoder.show({**encoder.rebuild_args["config"], "preprocess_cfg": released[0]})
+        note(f"{path}: images are shown as to the released weights of {arch}")
+        return
+    if "preprocess" in encoder.rebuild_args["config"]:
+        return
     others = "" if not usual or encoder.preprocess in usual else f" (released weights of {arch} have others)"
     say_preprocess(path, encoder.preprocess, f"{others}, and {'QuickGELU' if config.get('quick_gelu') else 'GELU'}")
 

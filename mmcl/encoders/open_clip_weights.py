@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 from open_clip.convert import convert_state_dict, load_big_vision_weights
@@ -24,9 +24,23 @@ _FOREIGN_IMAGE_KEY = "image_encoder.model."
 _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias")
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint says besides the weights of towers.
+
+    Attributes:
+        logit_scale: its logarithm, or None where the checkpoint has none.
+        logit_bias: None likewise.
+        is_original: whether it has the names of Google's or Apple's own code, and so their preprocessing.
+    """
+
+    logit_scale: float | None
+    logit_bias: float | None
+    is_original: bool
+
+
 def load_towers(
     path: Path, config: Mapping[str, Any], *, visual: nn.Module | None = None, text: nn.Module | None = None
-) -> tuple[float | None, float | None]:
+) -> Loaded:
     """Copies the weights of a checkpoint into one tower or both; says so where position embeddings had to be resampled.
 
     Args:
@@ -34,13 +48,13 @@ def load_towers(
         config: of the whole model, as in open_clip.
         visual, text: towers that open_clip built.
 
-    Returns:
-        The logarithm of the logit scale, and the logit bias; None for what the checkpoint does not have.
-
     Raises:
         UserError: the file is missing or damaged, or its weights are not of this architecture.
     """
-    state = _big_vision_state(path, config) if path.suffix == ".npz" else _state(path, config, visual, text)
+    if path.suffix == ".npz":
+        state, is_original = _big_vision_state(path, config), True
+    else:
+        state, is_original = _state(path, config, visual, text)
     resampled = _resampled(state, visual, text)
     for prefix, tower in (("visual.", visual), ("text.", text)):
         if tower is not None:
@@ -49,19 +63,22 @@ def load_towers(
     for name, tensor in resampled.items():
         if tensor.shape != state[name].shape:
             note(f"{path}: {name} is resampled from {list(state[name].shape)} to {list(tensor.shape)}")
-    return _number(state, "logit_scale", path), _number(state, "logit_bias", path)
+    return Loaded(_number(state, "logit_scale", path), _number(state, "logit_bias", path), is_original)
 
 
-def _state(path: Path, config: Mapping[str, Any], visual: nn.Module | None, text: nn.Module | None) -> dict[str, Tensor]:
-    """The tensors, with the text tower's under "text.", where newer open_clip models have them."""
+def _state(
+    path: Path, config: Mapping[str, Any], visual: nn.Module | None, text: nn.Module | None
+) -> tuple[dict[str, Tensor], bool]:
+    """The tensors, with the text tower's under "text." as in newer open_clip models, and whether their names were Apple's."""
     prefix, tower = ("visual", visual) if visual is not None else ("text", text)
     state = read_tensors(path, names=() if tower is None else (f"{prefix}.{name}" for name in tower.state_dict()))
-    if any(name.startswith(_FOREIGN_IMAGE_KEY) for name in state):
+    is_apples = any(name.startswith(_FOREIGN_IMAGE_KEY) for name in state)
+    if is_apples:
         with _refusal(path, "Apple's MobileCLIP"):
             state = convert_state_dict(_whole(config), state)
     state = {f"text.{name}" if name.startswith(_OLD_TEXT_KEYS) else name: tensor for name, tensor in state.items()}
     state.pop("text.transformer.embeddings.position_ids", None)  # a constant, which older transformers saved
-    return state
+    return state, is_apples
 
 
 def _big_vision_state(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from tokenizers import Regex, normalizers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
-from mmcl.errors import UserError
+from mmcl.errors import UserError, note
 from mmcl.files.untrusted import hub_errors
 
 _SIGLIP = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
@@ -38,6 +38,12 @@ def load_tokenizer(
         says = get_tokenizer_config(name)
         declared = says.get("tokenizer_class") or ""
         theirs = _fast_tokenizer(name, declared)
+    if clean == "canonicalize" or (model_type in _SIGLIP and declared.startswith("SiglipTokenizer")):
+        library = "transformers" if clean == "none" else "open_clip"
+        note(
+            f"{name}: texts are lower-cased and lose their punctuation, as {library} and Google's zero-shot evaluation do it; "
+            "SigLIP was trained on lower-cased texts with punctuation, which hf: names of SigLIP 2 keep"
+        )
     # Some classes pad at the start where nothing is said, as one does for generation; no text tower was trained so.
     theirs.padding_side = says.get("padding_side", "right")
     if model_type in _SIGLIP:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -385,3 +386,81 @@ def test_other_arrays_are_one_clear_line(content: bytes | None, arch: dict[str, 
     with pytest.raises(UserError, match="not weights of Google's SigLIP for this architecture") as caught:
         load_model(f"open_clip:Tiny/{path}", device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def _apple(state: State) -> State:
+    """The weights of an open_clip model with a FastViT in the names of Apple's MobileCLIP."""
+    stages = {0: 0, 1: 2, 2: 4, 3: 7}  # in a flat list with the downsampling and the last position embeddings between them
+    image = [
+        (r"^stem\.", "patch_embed."),
+        *((rf"stages\.{stage}\.blocks", f"network.{place}") for stage, place in stages.items()),
+        *((rf"stages\.{stage}\.downsample\.proj", f"network.{2 * stage - 1}.proj") for stage in (1, 2, 3)),
+        (r"stages\.3\.pos_emb\.pos_enc", "network.6.pe"),
+        ("conv_kxk", "rbr_conv"),
+        ("conv_scale", "rbr_scale"),
+        (r"\bidentity\b", "rbr_skip"),
+        ("final_conv", "conv_exp"),
+        ("large_conv", "lkb_origin"),
+        (r"\bmlp\b", "convffn"),
+        (r"se\.fc1", "se.reduce"),
+        (r"se\.fc2", "se.expand"),
+        (r"(layer_scale(_\d)?)\.gamma", r"\1"),
+        (r"head\.fc\.weight", "head.proj"),
+    ]
+    text = [
+        ("text_projection", "projection_layer"),
+        ("token_embedding", "embedding_layer"),
+        ("positional_embedding", "positional_embedding.pos_embed.pos_embed"),
+        ("ln_final", "final_layer_norm"),
+        (r"resblocks\.", ""),
+        ("ln_1", "pre_norm_mha.0"),
+        (r"attn\.in_proj_", "pre_norm_mha.1.qkv_proj."),
+        (r"\battn\b", "pre_norm_mha.1"),
+        ("ln_2", "pre_norm_ffn.0"),
+        (r"mlp\.c_fc", "pre_norm_ffn.1"),
+        (r"mlp\.c_proj", "pre_norm_ffn.4"),
+    ]
+    found: State = {"logit_scale": state["logit_scale"]}
+    for prefix, new, rules in (("visual.trunk.", "image_encoder.model.", image), ("text.", "text_encoder.", text)):
+        for name, tensor in state.items():
+            if name.startswith(prefix) and not name.endswith(("head.fc.bias", "attn_mask")):
+                short = name.removeprefix(prefix)
+                for pattern, replacement in rules:
+                    short = re.sub(pattern, replacement, short)
+                found[new + short] = tensor.T if short == "head.proj" else tensor
+    found["text_encoder.positional_embedding.pos_embed.pos_embed"] = state["text.positional_embedding"][None, None]
+    return found
+
+
+def _tags_of(release: dict[str, Any]) -> Callable[[str, str], dict[str, Any]]:
+    return lambda name, tag: release if tag in ("released", "longer") else {}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [None, {"interpolation": "nearest"}], ids=["released", "changed"])
+def test_weights_of_apple_give_the_same_embeddings(
+    fields: dict[str, Any] | None, arch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = {"timm_model_name": "fastvit_mci0", "timm_pool": "avg", "timm_proj": None, "image_size": 64}
+    arch.update(embed_dim=512, vision_cfg=vision)
+    arch["text_cfg"].update(no_causal_mask=True)
+    torch.manual_seed(0)
+    theirs: Any = open_clip.CustomTextCLIP(**copy.deepcopy(arch)).eval()
+    theirs.visual.trunk.head.fc.bias.zero_()  # Apple's projection has none
+    theirs.text.text_projection.normal_()
+    torch.save(_apple(theirs.state_dict()), tmp_path / "weights.pt")
+    release = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear", "resize_mode": "shortest"}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["released", "longer"])
+    monkeypatch.setattr("mmcl.encoders.open_clip.get_pretrained_cfg", _tags_of(release))
+    model = load_model(f"open_clip:Tiny/{tmp_path / 'weights.pt'}", device="cpu", preprocess=fields)
+    image: Any = model.towers["image"].encoder
+    expected = _preprocess(release, 64)
+    assert model.preprocess == (replace(expected, interpolation="nearest") if fields else expected)
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(image(pixels), theirs.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    tokens = open_clip.SimpleTokenizer()(["a cat", "two dogs"], context_length=20)
+    np.testing.assert_allclose(model.encode_text(["a cat", "two dogs"]), theirs.encode_text(tokens, normalize=True), atol=1e-5)
+    save_model(tmp_path / "ours", model.towers)
+    again = load_model(tmp_path / "ours", device="cpu")
+    assert again.preprocess == model.preprocess
+    torch.testing.assert_close(again.towers["image"].encoder(pixels), image(pixels))
