@@ -12,7 +12,6 @@ from torch import nn
 
 from mmcl import rng
 from mmcl.config import Config
-from mmcl.data.batches.order import BatchOrder
 from mmcl.data.batches.views import ImageView, build_image_views
 from mmcl.data.source import Source
 from mmcl.errors import UserError
@@ -21,7 +20,6 @@ from mmcl.interop.model import Model
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.runs.towers import build_towers
-from mmcl.types import RunFacts
 
 
 def build_method(config: Config) -> Method:
@@ -67,12 +65,6 @@ def image_views(config: Config, method: Method) -> dict[str, ImageView]:
         return {}
     encoder: Any = method.towers["image"].encoder
     return build_image_views(names, config.data, encoder.preprocess)
-
-
-def run_facts(config: Config, order: BatchOrder) -> RunFacts:
-    """The size and length of a run."""
-    total_steps = config.train.steps or order.steps(config.train.epochs or 1)
-    return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=order.steps(1))
 
 
 def starting_model(config: Config) -> Model | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,15 @@ from mmcl.data.source import Source
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate import Task, check
 from mmcl.methods.method import Method
-from mmcl.runs.build import image_views
 from mmcl.runs.build_data import check_data
 from mmcl.types import Tokens
 
 _TEXTS = ("a photo", "a longer text of several words")
 
 
-def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Task], processes: int) -> None:
+def check_run(
+    config: Config, method: Method, source: Source, tasks: Sequence[Task], views: Mapping[str, ImageView], processes: int
+) -> None:
     """Refuses what would fail in the middle of training, or after it.
 
     Args:
@@ -31,14 +32,15 @@ def check_run(config: Config, method: Method, source: Source, tasks: Sequence[Ta
         method: built from it; its weights and statistics are as before.
         source: the training data.
         tasks: of each of `config.evaluate`.
+        views: how each image view of the method shows an image.
         processes: of the launch.
 
     Raises:
         UserError: names the setting and the fix.
     """
     check_data(config, method, source)
-    check_views(config, method)
-    check_single_rows(config, method, processes, len(source))
+    check_views(config, method, views)
+    check_single_rows(config, method, views, processes, len(source))
     check_evaluators(config, tasks, has_text="text" in method.towers)
 
 
@@ -56,24 +58,23 @@ def check_evaluators(config: Config, tasks: Sequence[Task], *, has_text: bool) -
 
 @torch.random.fork_rng(devices=[])
 @torch.no_grad()
-def check_views(config: Config, method: Method) -> None:
+def check_views(config: Config, method: Method, views: Mapping[str, ImageView]) -> None:
     """Sends two images, or texts, of every view through its tower, on the CPU.
 
     Raises:
         UserError: an encoder cannot take them; names the view and the encoder.
     """
-    images = image_views(config, method)
     modes = {module: module.training for module in method.modules()}
     method.eval()
     for name in method.views:
-        _try_view(name, images.get(name), config, method)
+        _try_view(name, views.get(name), config, method)
     for module, mode in modes.items():
         module.training = mode
 
 
 @torch.random.fork_rng(devices=[])
 @torch.no_grad()
-def check_single_rows(config: Config, method: Method, processes: int, samples: int) -> None:
+def check_single_rows(config: Config, method: Method, views: Mapping[str, ImageView], processes: int, samples: int) -> None:
     """Encodes a single sample as training does, on the CPU, if that is what a pass will have.
 
     Raises:
@@ -82,9 +83,8 @@ def check_single_rows(config: Config, method: Method, processes: int, samples: i
     share, micro = config.train.batch_size // processes, config.train.micro_batch
     if min(share, micro or share) != 1:
         return
-    images = image_views(config, method)
     inputs: dict[str, Any] = {
-        name: _two_images(images[name], config.train.seed) if name in images else _two_texts(method.tower(name).encoder)
+        name: _two_images(views[name], config.train.seed) if name in views else _two_texts(method.tower(name).encoder)
         for name in method.views
     }
     try:

@@ -1,30 +1,16 @@
-"""What a run will be, before it starts: its sizes, what to expect of it, and what would go wrong without a word."""
+"""What a run will be, before it starts: its sizes, what to expect of it, and what would silently go wrong."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
 from mmcl.config import Config
 from mmcl.core.cached_backward import split_views
-from mmcl.data.captions import caption_key
-from mmcl.data.source import Source
-from mmcl.encoders.tower import Tower
 from mmcl.engine.schedule import warmup_steps
-from mmcl.errors import UserError
-from mmcl.methods.method import Method
-from mmcl.runs.build import build_method, run_facts
-from mmcl.runs.build_data import build_order, build_training_data
-from mmcl.runs.checks import check_run
-from mmcl.runs.components import check_components
-from mmcl.runs.evaluation import build_tasks
-from mmcl.runs.frozen_features import has_fixed_inputs
+from mmcl.runs.plan import make_plan
+from mmcl.runs.warnings import find_warnings, warnings_of_captions
 from mmcl.terminal import printable_line
 
 
@@ -99,21 +85,11 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     Raises:
         UserError: what training would refuse before it builds anything, or there are fewer samples than processes.
     """
-    check_components(config)
-    if processes < 1:
-        raise UserError(f"processes is {processes}: give 1 or more")
-    source, held_out = build_training_data(config)
-    tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
-    asked, config = config, fit_batch(config, len(source), processes)
-    method = build_method(config)
-    check_run(config, method, source, tasks, processes)
-    batch = config.train.batch_size
-    order = build_order(config, source)
-    run = run_facts(config, order)
-    method.configure(run)
-    facts = method.describe(batch)
+    plan = make_plan(config, processes)
+    config, method, facts = plan.config, plan.method, plan.facts
+    batch, steps = facts.global_batch, facts.total_steps
+    said = method.describe(batch)
     share = batch // processes
-    steps = run.total_steps
     width = method.tower(next(iter(method.views))).embed_dim
     rows = batch if processes == 1 else batch + share
     embedding_bytes = 4 * rows * len(method.views) * width
@@ -122,15 +98,15 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     numbers = [(p.numel(), p.requires_grad) for p in method.parameters()]
     return Diagnosis(
         method=config.method.name,
-        samples=len(source),
+        samples=len(plan.source),
         processes=processes,
         global_batch=batch,
         share=share,
         pieces=len(split_views({"rows": torch.empty(share)}, config.train.micro_batch)),
         steps=steps,
-        epochs=order.epochs(steps),
-        negatives=facts.negatives,
-        first_loss=facts.first_loss,
+        epochs=plan.order.epochs(steps),
+        negatives=said.negatives,
+        first_loss=said.first_loss,
         loss_bytes=2 * embedding_bytes + min(embedding_bytes, scores_bytes),
         whole_bytes=2 * embedding_bytes + scores_bytes,
         optimiser=config.optim.name,
@@ -140,144 +116,8 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         trainable=sum(n for n, learns in numbers if learns),
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
-        warnings=(*find_warnings(asked, method, source, processes, steps), *_about_captions(method, source)),
+        warnings=(*find_warnings(plan), *warnings_of_captions(plan)),
     )
-
-
-def fit_batch(config: Config, samples: int, processes: int) -> Config:
-    """A batch larger than the data set would show samples twice in a step: it becomes what of the data set 1, 2, 4 or 8
-    processes can share, whatever the number of those that there are, so that they all train the same.
-
-    Raises:
-        UserError: these processes cannot share it.
-    """
-    if config.train.batch_size < processes:
-        raise UserError(f"train.batch_size {config.train.batch_size} cannot be split over {processes} processes; start fewer")
-    if config.train.batch_size <= samples:
-        return config
-    fitting = samples // 8 * 8 or 1 << max(samples.bit_length() - 1, 0)
-    if fitting % processes:
-        raise UserError(
-            f"train.batch_size {config.train.batch_size} is larger than the {samples} training samples, and the {fitting} that "
-            f"it becomes cannot be shared by {processes} processes: set it to a multiple of {processes} up to {samples}, or "
-            "start fewer processes"
-        )
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=fitting))
-
-
-def find_warnings(config: Config, method: Method, source: Source, processes: int, steps: int) -> list[str]:
-    """What would be wrong, or other than it looks, without an error.
-
-    Args:
-        config: as it was asked for, before `fit_batch`.
-        method: built from it.
-        source: the training data.
-        processes: of the launch.
-        steps: length of the run.
-    """
-    return [
-        *source.warnings,
-        *_about_positives(config, method, source),
-        *_about_negatives(config, method, source, processes),
-        *_about_batch(config, method, source, processes),
-        *_about_images(config, method, source),
-        *_about_run(config, steps),
-    ]
-
-
-def _about_positives(config: Config, method: Method, source: Source) -> list[str]:
-    compares = method.positives == "labels" and method.classes is None  # a classifier compares no samples
-    if not compares or config.data.samples_per_class is not None or source.labels is None:
-        return []
-    share = np.unique(source.labels[source.labels >= 0], return_counts=True)[1] / len(source)
-    others = config.train.batch_size * float((share**2).sum())
-    if others >= 1:
-        return []
-    return [f"a sample meets {others:.2f} others of its class in a batch on average: set data.samples_per_class to 4, say"]
-
-
-def _about_negatives(config: Config, method: Method, source: Source, processes: int) -> list[str]:
-    batch = fit_batch(config, len(source), processes).train.batch_size
-    negatives = method.describe(batch).negatives
-    if negatives is None:
-        return []
-    if negatives == 0:
-        return [f"a batch of {batch} leaves no row a negative, and nothing is learned: set train.batch_size to 2 or more"]
-    if method.positives != "labels" or source.labels is None:
-        return []
-    if (config.data.samples_per_class or 0) >= batch:
-        return [
-            "every batch is of a single class and no row has a negative: set train.batch_size to twice data.samples_per_class "
-            f"({config.data.samples_per_class}) or more"
-        ]
-    labels = source.labels
-    if len(labels) and labels[0] >= 0 and (labels == labels[0]).all():
-        return ["all training samples are of a single class: no row has a negative, and nothing is learned"]
-    return []
-
-
-def _about_batch(config: Config, method: Method, source: Source, processes: int) -> list[str]:
-    size, micro = config.train.batch_size, config.train.micro_batch
-    fitting = fit_batch(config, len(source), processes).train.batch_size
-    found = []
-    if fitting < size:
-        found.append(f"train.batch_size {size} is larger than the {len(source)} training samples; using {fitting}")
-    if fitting % processes:
-        found.append(f"train.batch_size {fitting} is no multiple of {processes} processes, and training will refuse it")
-    in_pieces = micro is not None and micro < fitting // processes
-    if micro is not None and not in_pieces:
-        found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")
-    if config.train.fsdp and processes == 1:
-        found.append("train.fsdp has no effect: there is one process")
-    if _has_batch_norm(method) and processes > 1:
-        found.append(
-            "batch norm is the one exception to exact splitting: it sees each process's rows alone, so the result depends on "
-            "the number of processes; encoders and heads with layer norm, or without, are exact"
-        )
-    if _has_batch_norm(method) and in_pieces:
-        found.append("batch norm sees each micro-batch alone, so its result depends on train.micro_batch")
-    return found
-
-
-def _about_images(config: Config, method: Method, source: Source) -> list[str]:
-    frozen = any(method.tower(view).frozen for view, kind in method.views.items() if kind == "image")
-    if frozen and not has_fixed_inputs("image", config, source):
-        return ["data.augment, crop or views in front of the frozen image encoder: its features cannot be kept between epochs"]
-    return []
-
-
-def _about_captions(method: Method, source: Source) -> list[str]:
-    """Reads all captions, which is too slow to be done at every start."""
-    if "text" not in method.views.values() or source.ids is not None:
-        return []
-    captions = [caption_key(caption) for index in range(len(source)) for caption in source[index].captions]
-    repeated = len(captions) - len(set(captions))
-    if repeated == 0:
-        return []
-    return [f"{repeated:,} of {len(captions):,} captions repeat another; equal ones are positives of each other"]
-
-
-def _about_run(config: Config, steps: int) -> list[str]:
-    found = []
-    if config.train.precision == "fp16" and not torch.accelerator.is_available():
-        found.append("train.precision fp16 needs an accelerator, and training will refuse it here: use bf16 or fp32")
-    if config.optim.warmup > 0 and warmup_steps(steps, config.optim.warmup) == 0:
-        found.append(
-            f"optim.warmup {config.optim.warmup} of {steps} steps is no step: the first one has the full learning rate"
-        )
-    if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
-        found.append(f"{config.init} does not exist: starting from random weights (init_missing is random)")
-    return found
-
-
-def _has_batch_norm(method: Method) -> bool:
-    """Whether anything normalises by the batch, a predictor or a teacher too; the batch norms of frozen encoders do not."""
-    frozen = {module for name in method.towers for module in _frozen_modules(method.towers[name])}  # type: ignore[arg-type]
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in frozen)
-
-
-def _frozen_modules(tower: Tower) -> Iterator[nn.Module]:
-    return tower.encoder.modules() if tower.frozen else iter(())
 
 
 def _size(count: int) -> str:

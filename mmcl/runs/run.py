@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,6 @@ from torch import nn
 
 from mmcl.config import Config, to_dict, to_yaml
 from mmcl.data.batches.loader import StepBatches
-from mmcl.data.batches.order import BatchOrder
-from mmcl.data.source import Source
 from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tower import GIVEN
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
@@ -24,20 +22,19 @@ from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import Ending, Trainer
 from mmcl.errors import UserError
-from mmcl.evaluate import Report, Task
+from mmcl.evaluate import Report
 from mmcl.files.atomic import write_file
 from mmcl.interop.model import build_model
 from mmcl.interop.save import save_model
 from mmcl.methods.method import Method
-from mmcl.runs.build import build_method, class_names, image_views, run_facts
-from mmcl.runs.build_data import build_order, build_training_data
-from mmcl.runs.checks import check_run
+from mmcl.runs.build import build_method, class_names
 from mmcl.runs.components import check_components
-from mmcl.runs.doctor import find_warnings, fit_batch
-from mmcl.runs.evaluation import build_tasks, evaluate_run, write_report
+from mmcl.runs.evaluation import evaluate_run, write_report
 from mmcl.runs.frozen_features import FeatureBatches, store_features
+from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.resume import compare, identify, lasting, read_identity, write_identity
 from mmcl.runs.towers import with_given_encoders
+from mmcl.runs.warnings import find_warnings
 from mmcl.terminal import say
 
 if TYPE_CHECKING:
@@ -87,60 +84,53 @@ def _launched(config: Config) -> RunResult:
 
 def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult:
     checkpoint = _checkpoint_to_continue(run_dir, config, accelerator)
-    is_main = accelerator.is_main_process
-    source, held_out = build_training_data(config)
-    tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
-    asked, config = config, fit_batch(config, len(source), accelerator.num_processes)
-    method = build_method(config)
-    check_run(config, method, source, tasks, accelerator.num_processes)
-    order = build_order(config, source)
-    facts = run_facts(config, order)
-    total_steps = facts.total_steps
-    method.configure(facts)
-    identity, differences = _identity(config, run_dir, source, checkpoint, accelerator)
-    batches = _batches(config, source, order, method, accelerator)
+    plan = make_plan(config, accelerator.num_processes)
+    identity, differences = _identity(plan, run_dir, checkpoint, accelerator)
+    batches = _batches(plan, accelerator)
     accelerator.wait_for_everyone()
-    if is_main:
-        _open_run_dir(run_dir, config, checkpoint, identity)
-        _say_what_starts(config, order, method, total_steps, accelerator, checkpoint)
+    if accelerator.is_main_process:
+        _open_run_dir(run_dir, plan.config, checkpoint, identity)
+        _say_what_starts(plan, accelerator, checkpoint)
         for difference in differences:
             say(f"changed on resume: {difference}")
-        for warning in find_warnings(asked, method, source, accelerator.num_processes, total_steps):
+        for warning in find_warnings(plan):
             say(f"warning: {warning}")
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("mmcl", config={"config": to_yaml(config)})
-    on_cpu = accelerator.device.type == "cpu"
-    if on_cpu:
-        keep_freed_memory(True)
-    evaluation = LiveEvaluation(config, accelerator, method, tasks, total_steps=total_steps)
-    trainer = Trainer(config, accelerator, method, batches, order, evaluation, total_steps=total_steps, identity=identity)
-    ending = trainer.fit(checkpoint)
-    del batches, trainer  # and the decoded pictures with them
-    if on_cpu:
-        keep_freed_memory(False)
+    accelerator.init_trackers("mmcl", config={"config": to_yaml(plan.config)})
+    ending = _fit(plan, batches, accelerator, checkpoint, identity)
+    del batches  # and the decoded images with them
     report = None
     if ending.is_complete:
-        report = done_by_the_first(accelerator, lambda: _finish(config, run_dir, accelerator, method, source, tasks, ending))
-    elif is_main:
-        say(f"stopped by a signal after step {ending.step} of {total_steps}; continue with --resume")
+        report = done_by_the_first(accelerator, lambda: _finish(plan, run_dir, accelerator, ending))
+    elif accelerator.is_main_process:
+        say(f"stopped by a signal after step {ending.step} of {plan.facts.total_steps}; continue with --resume")
     accelerator.end_training()
     return RunResult(run_dir, report or Report())
 
 
-def _finish(
-    config: Config,
-    run_dir: Path,
-    accelerator: Accelerator,
-    method: Method,
-    source: Source,
-    tasks: Sequence[Task],
-    ending: Ending,
-) -> Report:
+def _fit(
+    plan: Plan, batches: FeatureBatches, accelerator: Accelerator, checkpoint: Checkpoint | None, identity: dict[str, Any]
+) -> Ending:
+    """Runs the steps."""
+    on_cpu, steps = accelerator.device.type == "cpu", plan.facts.total_steps
+    if on_cpu:
+        keep_freed_memory(True)
+    evaluation = LiveEvaluation(plan.config, accelerator, plan.method, plan.tasks, total_steps=steps)
+    trainer = Trainer(
+        plan.config, accelerator, plan.method, batches, plan.order, evaluation, total_steps=steps, identity=identity
+    )
+    ending = trainer.fit(checkpoint)
+    if on_cpu:
+        keep_freed_memory(False)
+    return ending
+
+
+def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, ending: Ending) -> Report:
     """Writes the model, and evaluates it."""
+    config, source, method = plan.config, plan.source, plan.method
     if config.train.fsdp:
-        facts = run_facts(config, build_order(config, source))
         method = build_method(config)  # whole again
-        method.configure(facts)
+        method.configure(plan.facts)
     exported = _choose_weights(config, run_dir, method.to(accelerator.device), ending)
     model = build_model(method)
     provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
@@ -158,7 +148,7 @@ def _finish(
         say(f"no name builds this model again: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
         return Report()
-    report = evaluate_run(config, model, tasks)
+    report = evaluate_run(config, model, plan.tasks)
     write_report(report, run_dir)
     return report
 
@@ -206,14 +196,15 @@ def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelera
 
 
 def _identity(
-    config: Config, run_dir: Path, source: Source, checkpoint: Checkpoint | None, accelerator: Accelerator
+    plan: Plan, run_dir: Path, checkpoint: Checkpoint | None, accelerator: Accelerator
 ) -> tuple[dict[str, Any], list[str]]:
     """What the run depends on, and how that differs from what it depended on when it was stopped.
 
     Raises:
         UserError: it may not be continued so.
     """
-    identity = identify(config, source, accelerator)
+    config = plan.config
+    identity = identify(config, plan.source, accelerator)
     if not config.resume:
         return identity, []
     saved = read_identity(run_dir, checkpoint)
@@ -230,15 +221,15 @@ def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None, 
     write_file(run_dir / "config.yaml", to_yaml(lasting(config)))
 
 
-def _batches(config: Config, source: Source, order: BatchOrder, method: Method, accelerator: Accelerator) -> FeatureBatches:
-    files = store_features(config, method, source, accelerator)
-    images = image_views(config, method)
+def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
+    config, method = plan.config, plan.method
+    files = store_features(config, method, plan.source, accelerator)
     share = config.train.batch_size // accelerator.num_processes
     text: Any = method.towers["text"].encoder if "text" in method.towers else None
     batches = StepBatches(
-        source,
-        order,
-        images={} if "image" in files else images,
+        plan.source,
+        plan.order,
+        images={} if "image" in files else plan.views,
         # Texts are read in any case: what belongs together goes by captions.
         texts=[view for view, kind in method.views.items() if kind == "text"],
         tokenizer=text.tokenizer if text else None,
@@ -251,10 +242,9 @@ def _batches(config: Config, source: Source, order: BatchOrder, method: Method, 
     return FeatureBatches(batches, {view: files[kind] for view, kind in method.views.items() if kind in files})
 
 
-def _say_what_starts(
-    config: Config, order: BatchOrder, method: Method, steps: int, accelerator: Accelerator, checkpoint: Checkpoint | None
-) -> None:
-    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
+    config, order, steps = plan.config, plan.order, plan.facts.total_steps
+    parameters = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
     device = accelerator.device.type
     threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
     say(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")

@@ -14,7 +14,7 @@ from mmcl.runs import checks
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Rows that each encoder has computed so far, but for those with which a run tries its views before it starts."""
-    monkeypatch.setattr(checks, "check_views", lambda config, method: None)
+    monkeypatch.setattr(checks, "check_views", lambda config, method, views: None)
     seen = {"image": 0, "text": 0}
     for kind, encoder in (("image", SmallCNN), ("text", SmallText)):
         honest = encoder.forward

@@ -13,7 +13,7 @@ from mmcl.config import Config, load_config
 from mmcl.encoders.small_text import SmallText
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
-from mmcl.runs.build import build_method
+from mmcl.runs.build import build_method, image_views
 from mmcl.runs.checks import check_views
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
@@ -155,7 +155,7 @@ def test_trying_the_views_changes_nothing(tmp_path: Path) -> None:
     method = build_method(config)
     state, modes = {k: v.clone() for k, v in method.state_dict().items()}, [m.training for m in method.modules()]
     drawn = torch.get_rng_state()
-    check_views(config, method)
+    check_views(config, method, image_views(config, method))
     assert all(torch.equal(state[key], value) for key, value in method.state_dict().items())
     assert [m.training for m in method.modules()] == modes
     assert torch.equal(torch.get_rng_state(), drawn)

@@ -11,7 +11,8 @@ from mmcl.config import Config, load_config
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
-from mmcl.runs.doctor import Diagnosis, diagnose, fit_batch
+from mmcl.runs.doctor import Diagnosis, diagnose
+from mmcl.runs.plan import fit_batch
 from mmcl.runs.run import train
 from mmcl.types import LossFacts
 from tests.engine.tiny import make_folder, tiny_config

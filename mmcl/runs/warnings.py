@@ -1,0 +1,128 @@
+"""What would silently go wrong in a run, or be other than it looks; each finding is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmcl.data.captions import caption_key
+from mmcl.encoders.tower import Tower
+from mmcl.engine.schedule import warmup_steps
+from mmcl.methods.method import Method
+from mmcl.runs.frozen_features import has_fixed_inputs
+from mmcl.runs.plan import Plan
+
+
+def find_warnings(plan: Plan) -> list[str]:
+    """What is known without reading all samples."""
+    return [
+        *plan.source.warnings,
+        *_about_positives(plan),
+        *_about_negatives(plan),
+        *_about_batch(plan),
+        *_about_images(plan),
+        *_about_run(plan),
+    ]
+
+
+def _about_positives(plan: Plan) -> list[str]:
+    config, method, source = plan.asked, plan.method, plan.source
+    compares = method.positives == "labels" and method.classes is None  # a classifier compares no samples
+    if not compares or config.data.samples_per_class is not None or source.labels is None:
+        return []
+    share = np.unique(source.labels[source.labels >= 0], return_counts=True)[1] / len(source)
+    others = config.train.batch_size * float((share**2).sum())
+    if others >= 1:
+        return []
+    return [f"a sample meets {others:.2f} others of its class in a batch on average: set data.samples_per_class to 4, say"]
+
+
+def _about_negatives(plan: Plan) -> list[str]:
+    config, method, source, batch = plan.config, plan.method, plan.source, plan.facts.global_batch
+    negatives = method.describe(batch).negatives
+    if negatives is None:
+        return []
+    if negatives == 0:
+        return [f"a batch of {batch} leaves no row a negative, and nothing is learned: set train.batch_size to 2 or more"]
+    if method.positives != "labels" or source.labels is None:
+        return []
+    if (config.data.samples_per_class or 0) >= batch:
+        return [
+            "every batch is of a single class and no row has a negative: set train.batch_size to twice data.samples_per_class "
+            f"({config.data.samples_per_class}) or more"
+        ]
+    labels = source.labels
+    if len(labels) and labels[0] >= 0 and (labels == labels[0]).all():
+        return ["all training samples are of a single class: no row has a negative, and nothing is learned"]
+    return []
+
+
+def _about_batch(plan: Plan) -> list[str]:
+    config, method, source, processes = plan.config, plan.method, plan.source, plan.processes
+    size, micro, fitting = plan.asked.train.batch_size, config.train.micro_batch, plan.facts.global_batch
+    found = []
+    if fitting < size:
+        found.append(f"train.batch_size {size} is larger than the {len(source)} training samples; using {fitting}")
+    if fitting % processes:
+        found.append(f"train.batch_size {fitting} is no multiple of {processes} processes, and training will refuse it")
+    in_pieces = micro is not None and micro < fitting // processes
+    if micro is not None and not in_pieces:
+        found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")
+    if config.train.fsdp and processes == 1:
+        found.append("train.fsdp has no effect: there is one process")
+    if _has_batch_norm(method) and processes > 1:
+        found.append(
+            "batch norm is the one exception to exact splitting: it sees each process's rows alone, so the result depends on "
+            "the number of processes; encoders and heads with layer norm, or without, are exact"
+        )
+    if _has_batch_norm(method) and in_pieces:
+        found.append("batch norm sees each micro-batch alone, so its result depends on train.micro_batch")
+    return found
+
+
+def _about_images(plan: Plan) -> list[str]:
+    method = plan.method
+    frozen = any(method.tower(view).frozen for view, kind in method.views.items() if kind == "image")
+    if frozen and not has_fixed_inputs("image", plan.config, plan.source):
+        return ["data.augment, crop or views in front of the frozen image encoder: its features cannot be kept between epochs"]
+    return []
+
+
+def warnings_of_captions(plan: Plan) -> list[str]:
+    """What only shows when all captions are read, which is too slow to be done at every start."""
+    method, source = plan.method, plan.source
+    if "text" not in method.views.values() or source.ids is not None:
+        return []
+    captions = [caption_key(caption) for index in range(len(source)) for caption in source[index].captions]
+    repeated = len(captions) - len(set(captions))
+    if repeated == 0:
+        return []
+    return [f"{repeated:,} of {len(captions):,} captions repeat another; equal ones are positives of each other"]
+
+
+def _about_run(plan: Plan) -> list[str]:
+    config, steps = plan.config, plan.facts.total_steps
+    found = []
+    if config.train.precision == "fp16" and not torch.accelerator.is_available():
+        found.append("train.precision fp16 needs an accelerator, and training will refuse it here: use bf16 or fp32")
+    if config.optim.warmup > 0 and warmup_steps(steps, config.optim.warmup) == 0:
+        found.append(
+            f"optim.warmup {config.optim.warmup} of {steps} steps rounds to zero: training starts at the full learning rate"
+        )
+    if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
+        found.append(f"{config.init} does not exist: starting from random weights (init_missing is random)")
+    return found
+
+
+def _has_batch_norm(method: Method) -> bool:
+    """Whether anything normalises by the batch, a predictor or a teacher too; the batch norms of frozen encoders do not."""
+    frozen = {module for name in method.towers for module in _frozen_modules(method.towers[name])}  # type: ignore[arg-type]
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in frozen)
+
+
+def _frozen_modules(tower: Tower) -> Iterator[nn.Module]:
+    return tower.encoder.modules() if tower.frozen else iter(())
