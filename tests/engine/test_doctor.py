@@ -75,7 +75,7 @@ WARNINGS = [
     (("--image.freeze", "true", "--data.augment", "[]"), 1, ()),
     (("--text.freeze", "true"), 1, ()),
     (("--train.precision", "fp16"), 1, ("fp16 needs an accelerator",)),
-    (("--optim.warmup", "0.01"), 1, ("the first one has the full learning rate",)),
+    (("--optim.warmup", "0.01"), 1, ("training starts at the full learning rate",)),
     (("--init", "runs/none", "--init_missing", "random"), 1, ("starting from random weights",)),
 ]
 
