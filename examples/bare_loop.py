@@ -1,4 +1,4 @@
-"""CLIP in a plain PyTorch loop: all that is needed of mmcl is its core. The whole method fits on this screen.
+"""CLIP in a plain PyTorch loop: all that is needed of mmcl is its loss. The whole method fits on this screen.
 
 python examples/bare_loop.py
 """
@@ -6,13 +6,12 @@ python examples/bare_loop.py
 from __future__ import annotations
 
 import argparse
-import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmcl.core.info_nce import info_nce
+from mmcl.losses import ClipLoss
 
 CONCEPTS, PIXELS, WORDS, WIDTH = 64, 192, 32, 48
 
@@ -34,23 +33,21 @@ def main() -> None:
     rng = torch.Generator().manual_seed(1)
     image_tower = nn.Sequential(nn.Linear(PIXELS, 128), nn.ReLU(), nn.Linear(128, WIDTH))
     text_tower = nn.Sequential(nn.Linear(WORDS, 128), nn.ReLU(), nn.Linear(128, WIDTH))
-    log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-    optimiser = torch.optim.AdamW([*image_tower.parameters(), *text_tower.parameters(), log_scale], lr=2e-3)
+    criterion = ClipLoss()  # with a learned temperature
+    optimiser = torch.optim.AdamW(
+        [*image_tower.parameters(), *text_tower.parameters(), *criterion.parameters()], lr=2e-3, weight_decay=0.0
+    )
 
     for step in range(1, steps + 1):
         concept = torch.randint(CONCEPTS, (128,), generator=rng)
-        image, text = (
-            F.normalize(t(x), dim=1) for t, x in zip((image_tower, text_tower), make_pairs(concept, rng), strict=True)
-        )
+        image, text = (tower(x) for tower, x in zip((image_tower, text_tower), make_pairs(concept, rng), strict=True))
         # Rows with equal ids are positives of each other: with 64 concepts in a batch of 128 there are many.
-        ids = {"query_id_N": concept, "key_id_M": concept, "scale": log_scale.exp()}
-        loss = (info_nce(image, text, **ids) + info_nce(text, image, **ids)) / 2
+        loss = criterion(image, text, concept)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        log_scale.data.clamp_(0, math.log(100))
         if step % 50 == 0:
-            print(f"step {step}: loss {loss.item():.3f}, temperature {1 / log_scale.exp().item():.3f}")
+            print(f"step {step}: loss {loss.item():.3f}, temperature {1 / criterion.log_scale.exp().item():.3f}")
 
     with torch.no_grad():
         every = torch.arange(CONCEPTS)
