@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -58,10 +59,24 @@ EXAMPLES = {
 }
 
 
+LOSS_EXAMPLES = ("barlow_twins", "byol", "moco", "siglip", "simclr", "simcse", "supcon", "swav", "triplet", "vicreg")
+
+
 def test_every_example_is_tested_and_short() -> None:
-    files = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
-    assert files.keys() == EXAMPLES.keys()
+    files = {path.relative_to(ROOT / "examples").with_suffix("").as_posix(): path for path in (ROOT / "examples").rglob("*.py")}
+    assert files.keys() == EXAMPLES.keys() | {f"losses/{name}" for name in LOSS_EXAMPLES}
     assert all(len(path.read_text().splitlines()) <= 80 for path in files.values())
+
+
+@pytest.mark.parametrize("name", LOSS_EXAMPLES)
+def test_an_example_of_a_loss(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, where torch is imported already. It says what was learned beside the same net before."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--steps", "2"])
+    path = ROOT / "examples" / "losses" / f"{name}.py"
+    runpy.run_path(str(path), run_name="__main__")
+    assert re.search(r"learned \d\.\d{3}, untrained \d\.\d{3}, (raw pixels|chance) \d\.\d{3}", capsys.readouterr().out)
+    # Training is the loop's own: of mmcl, losses and data alone.
+    assert set(re.findall(r"^from (mmcl[.\w]*) import", path.read_text(), re.MULTILINE)) == {"mmcl.losses"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
