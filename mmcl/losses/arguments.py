@@ -90,6 +90,21 @@ def number(name: str, value: Tensor | float, rows: Tensor, *, positive: bool = F
     return value.reshape(()).to(rows.device, statistics_dtype(rows)) if isinstance(value, Tensor) else float(value)
 
 
+def check_numbers(**given: float) -> None:
+    """Raises UserError for an option that is not a finite number."""
+    for name, value in given.items():
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise UserError(f"{name} is {value!r}, and must be a finite number")
+
+
+def check_positive(**given: float) -> None:
+    """Raises UserError for an option that is not a finite number above 0."""
+    check_numbers(**given)
+    for name, value in given.items():
+        if value <= 0:
+            raise UserError(f"{name} is {value}, and must be a finite number above 0")
+
+
 def inverse(temperature: Tensor | float, rows: Tensor) -> Tensor | float:
     """The scale that is 1 / temperature; raises UserError as `number` does."""
     return 1 / number("temperature", temperature, rows, positive=True)

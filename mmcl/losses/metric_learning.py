@@ -10,7 +10,7 @@ from torch import Tensor
 from mmcl.core import metric_learning as core
 from mmcl.core.metric_learning import Miner
 from mmcl.core.precision import unit_rows
-from mmcl.losses.arguments import check_rows, checked_ids, number
+from mmcl.losses.arguments import check_numbers, check_rows, checked_ids, number
 
 
 def triplet_loss(
@@ -59,6 +59,7 @@ def triplet_loss(
         0.2
     """
     rows, ids = _prepared(rows, ids, normalize)
+    check_numbers(margin=margin)
     return core.triplet_loss(rows, ids, margin=margin, miner=miner, generator=generator)
 
 
@@ -95,6 +96,7 @@ def contrastive_pair_loss(rows: Tensor, ids: Tensor, *, margin: float = 1.0, nor
         0.0833
     """
     rows, ids = _prepared(rows, ids, normalize)
+    check_numbers(margin=margin)
     return core.contrastive_pair_loss(rows, ids, margin=margin)
 
 
@@ -145,6 +147,7 @@ def margin_loss(
         0.4142
     """
     rows, ids = _prepared(rows, ids, normalize)
+    check_numbers(alpha=alpha)
     beta = number("beta", beta, rows)
     return core.margin_loss(rows, ids, alpha=alpha, beta=beta, negatives=negatives, generator=generator)
 

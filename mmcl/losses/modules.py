@@ -17,6 +17,7 @@ from mmcl.core.clustering import Prototypes
 from mmcl.core.key_queue import KeyQueue
 from mmcl.core.metric_learning import Miner
 from mmcl.core.precision import unit_rows
+from mmcl.losses.arguments import check_positive
 from mmcl.losses.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.losses.sigmoid import siglip_loss
 from mmcl.losses.softmax import Similarity, clip_loss, info_nce, moco_loss, simcse_loss
@@ -72,6 +73,7 @@ class ClipLoss(Loss):
     log_scale: Tensor
 
     def __init__(self, *, temperature: float = 0.07, max_scale: float = 100.0, learnable: bool = True):
+        check_positive(temperature=temperature, max_scale=max_scale)
         super().__init__(max_scale=max_scale, learnable=learnable)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
 
@@ -98,6 +100,7 @@ class SigLipLoss(Loss):
     """
 
     def __init__(self, *, temperature: float = 0.1, bias: float = -10.0):
+        check_positive(temperature=temperature)
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.bias = nn.Parameter(torch.tensor(float(bias)))

@@ -12,7 +12,7 @@ from mmcl.core import decorrelation
 from mmcl.core.clustering import sinkhorn
 from mmcl.core.precision import in_float32, unit_rows
 from mmcl.core.regression import cosine_regression
-from mmcl.losses.arguments import check_rows, inverse
+from mmcl.losses.arguments import check_numbers, check_positive, check_rows, inverse
 
 
 def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> Tensor:
@@ -47,6 +47,7 @@ def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> 
         7.9999
     """
     check_rows({"a": a, "b": b})
+    check_numbers(off_diagonal=off_diagonal)
     return decorrelation.barlow_twins_loss(a, b, off_diagonal=off_diagonal)
 
 
@@ -84,6 +85,7 @@ def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: flo
         0.0
     """
     check_rows({"a": a, "b": b})
+    check_numbers(invariance=invariance, variance=variance, covariance=covariance)
     return decorrelation.vicreg_loss(a, b, invariance=invariance, variance=variance, covariance=covariance)
 
 
@@ -169,6 +171,7 @@ def swav_loss(
     crops = {"a": a, "b": b, **{f"small[{number}]": rows for number, rows in enumerate(small)}}
     check_rows(crops)
     check_rows({"a": a, "prototypes": prototypes}, paired=False)
+    check_positive(epsilon=epsilon)
     scale = inverse(temperature, a)
     score = {name: _cosines(rows, prototypes) for name, rows in crops.items()}
     codes = {name: sinkhorn(score[name], epsilon=epsilon, iterations=iterations) for name in ("a", "b")}
