@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 from huggingface_hub.errors import EntryNotFoundError
@@ -37,6 +37,8 @@ class TimmEncoder(ImageEncoder):
         model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
         pretrained_cfg: what timm is to know of the weights, such as mean and std, otherwise than it does for this model.
     """
+
+    test_args: ClassVar[Mapping[str, Any]] = {"name": "test_vit"}
 
     def __init__(
         self,

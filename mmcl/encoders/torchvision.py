@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torchvision
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class TorchvisionEncoder(ImageEncoder):
     Raises:
         UserError: there is no such model, or it has no such stem.
     """
+
+    test_args: ClassVar[Mapping[str, Any]] = {"name": "mobilenet_v3_small", "image_size": 64}
 
     def __init__(
         self,

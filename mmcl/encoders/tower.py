@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ class Encoder(nn.Module):
         feature_dim: width F of the features.
         rebuild_args: arguments with which the registry builds this architecture again, without a download and with random
             weights; JSON values only.
+        test_args: arguments that bring it down to the size of a test, for `mmcl.testing.check_encoder`.
     """
 
     feature_dim: int
     rebuild_args: Mapping[str, Any]
+    test_args: ClassVar[Mapping[str, Any]] = {}
 
 
 class ImageEncoder(Encoder):

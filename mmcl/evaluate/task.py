@@ -242,12 +242,14 @@ Evaluator = Callable[..., Report]
 Check = Callable[..., None]
 
 
-def needs(check: Check) -> Callable[[Evaluator], Evaluator]:
+def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callable[[Evaluator], Evaluator]:
     """States what an evaluator needs, so that it can be said before there is a model: a decorator of evaluators.
 
     Args:
         check: gets the task, whether the model embeds texts, and the evaluator's arguments by name, defaults included; raises
             UserError where the evaluator cannot run. It may read labels, sizes and texts, but embeds nothing.
+        test_args: arguments with which `mmcl.testing.check_evaluator` runs it on the patterns of `mmcl.testing.patterns`, where
+            the defaults are too slow or do not suit them.
     """
 
     def checked(evaluate: Evaluator) -> Evaluator:
@@ -264,6 +266,7 @@ def needs(check: Check) -> Callable[[Evaluator], Evaluator]:
             return evaluate(model, task, **args)
 
         run.check = given  # type: ignore[attr-defined]
+        run.test_args = dict(test_args or {})  # type: ignore[attr-defined]
         return run
 
     return checked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class BYOL(Method):
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
     predictor_final: ClassVar[FinalLayer] = "plain"
+    test_args: ClassVar[Mapping[str, Any]] = {"predictor_dim": 12, "momentum": 0.9}
 
     def __init__(self, towers: nn.ModuleDict, *, predictor_dim: int = 4096, momentum: float = 0.996):
         super().__init__(towers)

@@ -33,6 +33,7 @@ class CLIP(Method):
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __init__(
         self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Distillation(Method):
     views: Mapping[str, Literal["image", "text"]] = {"image": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
     unit_rows: ClassVar[bool] = False
+    takes_teacher: ClassVar[bool] = True
+    test_args: ClassVar[Mapping[str, Any]] = {"tau": 0.05}
 
     def __init__(self, towers: nn.ModuleDict, teacher: Tower | None = None, *, tau: float = 1.0):
         super().__init__(towers)

@@ -6,6 +6,7 @@ the one place where state other than weights moves. Because `loss` is pure, one 
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -27,6 +28,14 @@ class Method(nn.Module):
         unit_rows: whether the loss is one of cosines, and the rows are of unit length.
         max_log_scale: logarithm of the largest inverse temperature, where `commit` keeps it below one.
         positives: which rows belong together, as `Embeddings.ids`: those with equal "ids" or those with equal "labels".
+        init_args: which of its keyword-only arguments, "temperature" and "bias", are taken from the model that `init` of a
+            configuration names, where the configuration does not give them.
+        takes_teacher: whether it is built as `Method(towers, teacher, ...)`, with the image tower of the model that `teacher`
+            of a configuration names, or None where it names none.
+        test_args: arguments that bring it down to the size of a test, for `mmcl.testing.check_method`.
+
+    Raises:
+        UserError: when a class is defined that cannot be built so.
     """
 
     views: Mapping[str, Literal["image", "text"]]
@@ -34,6 +43,13 @@ class Method(nn.Module):
     unit_rows: ClassVar[bool] = True
     positives: ClassVar[Literal["ids", "labels"]] = "ids"
     max_log_scale: float | None = None
+    init_args: ClassVar[tuple[str, ...]] = ()
+    takes_teacher: ClassVar[bool] = False
+    test_args: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_signature(cls)
 
     def __init__(self, towers: nn.ModuleDict):
         super().__init__()
@@ -119,6 +135,26 @@ class Method(nn.Module):
     def logit_bias(self) -> Tensor | None:
         """What is added to the logits, scalar; None for softmax methods."""
         return None
+
+
+def _check_signature(method: type[Method]) -> None:
+    """Raises UserError where the engine could not build a method, or not give it what it asks for."""
+    parameters = list(inspect.signature(method).parameters.values())
+    keywords = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    given = [one.name for one in parameters if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]
+    expected = ["towers", "teacher"] if method.takes_teacher else ["towers"]
+    if given != expected and not any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        name = method.__name__
+        raise UserError(
+            f"{name}({', '.join(given)}, ...) is built as {name}({', '.join(expected)}, *, ...): make all other parameters "
+            "keyword-only, and set takes_teacher where it takes a teacher"
+        )
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    for name in method.init_args:
+        if name not in ("temperature", "bias") or not (takes_any or name in keywords):
+            raise UserError(
+                f"{method.__name__}.init_args: {name!r} is no keyword-only parameter of it called temperature or bias"
+            )
 
 
 def _shape(view: Tensor | Features) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class MoCo(Method):
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature",)
+    test_args: ClassVar[Mapping[str, Any]] = {"queue": 20, "momentum": 0.9}
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class MoCoV3(BYOL):
     """
 
     predictor_final: ClassVar[FinalLayer] = "fixed_norm"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature",)
+    test_args: ClassVar[Mapping[str, Any]] = {"predictor_dim": 12, "momentum": 0.9}
 
     def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.2, predictor_dim: int = 4096, momentum: float = 0.99):
         super().__init__(towers, predictor_dim=predictor_dim, momentum=momentum)

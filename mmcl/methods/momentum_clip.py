@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class MomentumCLIP(CLIP):
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
+    test_args: ClassVar[Mapping[str, Any]] = {"queue": 20, "momentum": 0.9}
 
     def __init__(
         self,

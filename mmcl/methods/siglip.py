@@ -32,6 +32,7 @@ class SigLIP(Method):
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature", "bias")
 
     def __init__(
         self, towers: nn.ModuleDict, *, temperature: float = 0.1, bias: float | None = None, max_scale: float | None = None

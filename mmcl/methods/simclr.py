@@ -32,6 +32,7 @@ class SimCLR(Method):
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __init__(
         self,

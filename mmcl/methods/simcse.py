@@ -43,6 +43,7 @@ class SimCSE(Method):
 
     views: Mapping[str, Literal["image", "text"]] = _VIEWS["none"]
     embedding: ClassVar[Literal["projection", "features"]] = "features"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __init__(
         self,

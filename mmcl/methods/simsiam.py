@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ class SimSiam(Method):
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
+    test_args: ClassVar[Mapping[str, Any]] = {"predictor_dim": 12}
 
     def __init__(self, towers: nn.ModuleDict, *, predictor_dim: int = 512):
         super().__init__(towers)

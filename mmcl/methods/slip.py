@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ class SLIP(CLIP):
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text", "a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "projection"
+    test_args: ClassVar[Mapping[str, Any]] = {"ssl_hidden_dim": 12, "ssl_embed_dim": 6}
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class SupCon(Method):
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
     embedding: ClassVar[Literal["projection", "features"]] = "features"
     positives: ClassVar[Literal["ids", "labels"]] = "labels"
+    init_args: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __init__(self, towers: nn.ModuleDict, *, temperature: float = 0.1, mean: Literal["outside", "inside"] = "outside"):
         super().__init__(towers)

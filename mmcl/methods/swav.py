@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class SwAV(Method):
     embedding: ClassVar[Literal["projection", "features"]] = "features"
 
     step: Tensor
+    test_args: ClassVar[Mapping[str, Any]] = {"prototypes": 5, "small_crops": 2, "queue": 20, "queue_from_epoch": 1}
 
     def __init__(
         self,

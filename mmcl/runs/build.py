@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +30,33 @@ def build_method(config: Config) -> Method:
     torch.manual_seed(rng.sample_seed(config.train.seed))
     given = starting_model(config)
     method_args: dict[str, Any] = dict(config.method.args)
-    accepted = inspect.signature(METHODS[config.method.name]).parameters.keys()
     if given is not None:
         known = {"temperature": 1 / given.logit_scale if given.logit_scale else None, "bias": given.logit_bias}
-        for name in known.keys() & accepted:
+        for name in _method_class(config).init_args:
             if known[name] is not None:
                 method_args.setdefault(name, known[name])
     towers = build_towers(config, given)
-    teachers = _teacher(config, towers, accepted)
+    teachers = _teacher(config, towers)
     method: Method = METHODS.build(config.method.name, method_args, towers, *teachers)
     return method
 
 
-def _teacher(config: Config, towers: nn.ModuleDict, accepted: Collection[str]) -> list[Any]:
-    """What a method gets besides its towers: the teacher's image tower, where it distils one."""
-    if config.teacher is None:
+def _method_class(config: Config) -> type[Method]:
+    """The class of a run's method. Raises UserError for that of a plug-in that is no `Method`."""
+    found: Any = METHODS[config.method.name]
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"method {config.method.name!r} is no subclass of mmcl.methods.method.Method: derive it from that")
+    return found
+
+
+def _teacher(config: Config, towers: nn.ModuleDict) -> list[Any]:
+    """What a method gets besides its towers: the teacher's image tower, or None, where it takes one."""
+    if not _method_class(config).takes_teacher:
+        if config.teacher is not None:
+            raise UserError(f"method {config.method.name} has no use for a teacher: remove `teacher`")
         return []
-    if "teacher" not in accepted:
-        raise UserError(f"method {config.method.name} has no use for a teacher: remove `teacher`")
+    if config.teacher is None:
+        return [None]
     teacher, student = load_model(config.teacher).towers["image"], towers["image"]
     sizes = [(tower.encoder.preprocess.size, tower.encoder.preprocess.channels) for tower in (teacher, student)]  # type: ignore[union-attr]
     if sizes[0] != sizes[1]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import struct
 from pathlib import Path
@@ -19,12 +18,12 @@ from mmcl.data import SOURCES
 from mmcl.data.derived.subset import Subset, split_source
 from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.source import Sample, Source
 from mmcl.data.sources.tables.source import TableSource
 from mmcl.data.sources.tables.table_file import read_table
 from mmcl.data.sources.tables.table_rows import group_rows
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
+from mmcl.testing import check_source
 from tests.data.tars import pairs, write_tar
 from tests.data.test_loader import batches
 from tests.data.test_loader import rows as rows_of
@@ -102,35 +101,8 @@ every_source = pytest.mark.parametrize("given", list(SOURCES), indirect=True)
 
 class TestContract:
     @every_source
-    def test_samples(self, given):
-        source = open_source(*given)
-        assert isinstance(source, Source)
-        assert len(source) > 0
-        for index in {0, len(source) // 2, len(source) - 1}:
-            sample = source[index]
-            assert isinstance(sample, Sample)
-            assert sample.name
-            assert sample.image is not None or sample.captions
-            assert sample.image is None or decode(sample.image, name=sample.name).mode in ("RGB", "L")
-            assert all(isinstance(text, str) for text in (*sample.captions, *sample.positives, *sample.negatives))
-            assert sample.label is None or (type(sample.label) is int and 0 <= sample.label < len(source.class_names))
-        assert len({source[i].name for i in range(len(source))}) == len(source), "a name says which sample it is"
-        assert all(template.count("{}") == 1 for template in source.templates)
-        with pytest.raises(IndexError):
-            source[len(source)]
-
-    @every_source
-    def test_captions_are_pure_functions_of_the_draw(self, given):
-        source = open_source(*given)
-        for draw in (0.0, 0.3, 0.999999):
-            caption = source.caption(0, draw)
-            assert source.caption(0, draw) == caption
-            assert any(caption.startswith(own) for own in source[0].captions) or not source[0].captions
-
-    @every_source
-    def test_ids(self, given):
-        source = open_source(*given)
-        assert source.ids is None or (source.ids.dtype == np.int64 and source.ids.shape == (len(source),))
+    def test_contract(self, given):
+        check_source(lambda: open_source(*given))
 
     @every_source
     def test_labels_are_those_of_the_samples(self, given):
@@ -141,15 +113,6 @@ class TestContract:
             assert (labels is None) == all(label is None for label in expected)
             assert labels is None or labels.dtype == np.int64
             assert labels is None or labels.tolist() == [-1 if label is None else label for label in expected]
-
-    @every_source
-    def test_the_same_twice_and_in_another_process(self, given):
-        source = open_source(*given)
-        again, sent = open_source(*given), pickle.loads(pickle.dumps(source))
-        assert source.fingerprint == again.fingerprint == sent.fingerprint
-        for index in range(0, len(source), max(1, len(source) // 10)):
-            one, other = source[index], sent[index]
-            assert (one.name, one.captions, one.label) == (other.name, other.captions, other.label)
 
     @every_source
     def test_the_same_batches_for_any_workers_and_processes(self, given):

@@ -24,10 +24,10 @@ from mmcl.data.sources.tables.csv_table import LONGEST_ROW
 from mmcl.data.sources.tables.source import TableSource
 from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError
+from mmcl.testing.patterns import PatternModel
 from tests.data.tars import write_tar
 from tests.data.test_loader import batches
 from tests.data.test_loader import rows as rows_of
-from tests.evaluate.toys import PatternModel
 
 PAIRS = [("a.png", ("one", "two")), ("b.png", ("three", "four"))]
 """What every spelling of this table has to give."""

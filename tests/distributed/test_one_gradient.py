@@ -20,9 +20,9 @@ from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
+from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
-from tests.methods.toy import embed, positives_of, toy_batch, toy_method
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
 STEPS = 5

@@ -16,9 +16,9 @@ from mmcl.engine.distributed_model import SharedModel
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, run
 from mmcl.interop.model import Model
+from mmcl.testing.patterns import PatternSource
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes
-from tests.evaluate.toys import PatternSource
 
 ROWS, BANK = 17, 25
 EVALUATORS: list[tuple[str, dict[str, Any]]] = [("retrieval", {"examples": 0}), ("knn", {"ks": [1, 5]}), ("zero_shot", {})]

@@ -24,11 +24,11 @@ from mmcl.engine.weight_layout import SpreadWeights, blocks, whole_weights
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.methods.simcse import SimCSE
+from mmcl.testing.toys import positives_of
 from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes
 from tests.distributed.test_one_gradient import batch_of_step, configured, share_of
-from tests.methods.toy import positives_of
 
 CLIP = 0.05
 OPTIMISERS = {

@@ -22,8 +22,8 @@ from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.embedding_file import stored_task, write_embeddings
 from mmcl.runs import suite as suite_module
 from mmcl.runs.suite import load_suite, run_suite
+from mmcl.testing.patterns import PatternModel
 from tests.engine.tiny import tiny_config
-from tests.evaluate.toys import PatternModel
 
 ROWS = 40
 CHANCE = 0.8

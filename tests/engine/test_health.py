@@ -19,8 +19,8 @@ from mmcl.engine.log import read_log
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.runs.run import train
+from mmcl.testing.toys import embed, toy_batch, toy_method
 from mmcl.types import Embeddings
-from tests.methods.toy import embed, toy_batch, toy_method
 
 
 def rows(count: int = 64, width: int = 16, seed: int = 0) -> Tensor:

@@ -12,11 +12,11 @@ from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.runs.build_data import build_order, build_training_data, check_data
 from mmcl.runs.run import train
+from mmcl.testing.toys import toy_method
 from tests.data.servers import serve
 from tests.data.tars import write_tar
 from tests.engine.test_run import same_tensors
 from tests.engine.tiny import YAML, make_folder
-from tests.methods.toy import toy_method
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import yaml
 from mmcl.errors import UserError
 from mmcl.runs import suite as suite_module
 from mmcl.runs.suite import load_suite, run_suite
-from tests.evaluate.toys import PatternModel
+from mmcl.testing.patterns import PatternModel
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "eval"
 

@@ -7,9 +7,9 @@ import pytest
 
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Task
+from mmcl.testing.patterns import CLASSES, PatternModel, PatternSource
 from tests.arithmetic import network_tolerance
 from tests.evaluate.test_few_label import small_model
-from tests.evaluate.toys import CLASSES, PatternModel, PatternSource
 
 
 def test_counts_the_largest_logits() -> None:

@@ -16,7 +16,7 @@ from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
 from mmcl.evaluate.measures.outcomes import Rows
 from mmcl.evaluate.measures.paired_tests import paired_difference, paired_shares, paired_test, swap_test
 from mmcl.evaluate.reporting.metric import Provenance
-from tests.evaluate.toys import PatternModel, PatternSource
+from mmcl.testing.patterns import PatternModel, PatternSource
 
 
 def hits(n: int, share: float, seed: int) -> np.ndarray:

@@ -12,7 +12,8 @@ import pytest
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, check, run
 from mmcl.evaluate.task import NeedsTexts, captions_of
-from tests.evaluate.toys import ARGS, CLASSES, NAMES, PatternModel, PatternSource
+from mmcl.testing.patterns import CLASSES, NAMES, PatternModel, PatternSource
+from tests.evaluate.toys import ARGS
 
 HEADLINES = {
     "retrieval": "text_to_image_R@1",
@@ -32,16 +33,10 @@ def by_model(report: Report, metric: str) -> dict[str, float | None]:
 
 
 @pytest.mark.parametrize("name", EVALUATORS)
-def test_evaluator_contract(name: str, task: Task) -> None:
-    report = EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task)
-    assert report.metrics or report.figures
-    for row in report.metrics:
-        assert (row.evaluator, row.data) == (name, "patterns")
+def test_metrics_are_of_every_query(name: str, task: Task) -> None:
+    for row in EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task).metrics:
+        assert row.evaluator == name
         assert row.n == CLASSES if row.metric.startswith("text_to_image") else row.n == 36
-        assert row.low is None or row.low <= row.value <= row.high
-    alone = EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel(), "mine"), replace(task, baselines=False))
-    assert {row.model for row in alone.metrics} <= {"mine"}
-    assert all("mine" in figure for figure in alone.figures)
 
 
 @pytest.mark.parametrize("name", HEADLINES)

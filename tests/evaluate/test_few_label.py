@@ -13,7 +13,7 @@ from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.evaluate.evaluators.few_label import fine_tune
 from mmcl.evaluate.measures.statistics import exact, over_runs
 from mmcl.interop.model import Model
-from tests.evaluate.toys import CLASSES, PatternModel, PatternSource
+from mmcl.testing.patterns import CLASSES, PatternModel, PatternSource
 
 FAST = {"seeds": 2, "epochs": 20, "batch_size": 12, "lr": 1e-2}
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmcl.evaluate.reporting.figures import PALETTE, RIGHT, WRONG, loss_curve, retrieval_examples, scatter
-from tests.evaluate.toys import pattern
+from mmcl.testing.patterns import pattern
 
 AWKWARD = ["猫が笑う", "قطة", "बिल्ली", "cost $5 or $6_x^$", "a\nb", "", "<script>" * 30, "\U0001f600 \ud7ff"]
 

@@ -21,7 +21,8 @@ from mmcl.evaluate.evaluators.embedding_map import evaluate_embedding_map
 from mmcl.evaluate.evaluators.projection import chosen_rows, neighbours_kept, trustworthiness, tsne
 from mmcl.evaluate.reporting.map_page import SIDE
 from mmcl.terminal import printable
-from tests.evaluate.toys import NAMES, PatternModel, PatternSource, unit
+from mmcl.testing.patterns import NAMES, PatternModel, PatternSource
+from tests.evaluate.toys import unit
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -12,7 +12,7 @@ import pytest
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, compare, run
 from mmcl.evaluate.embedding_file import stored_task, write_embeddings
-from tests.evaluate.toys import PatternModel, PatternSource
+from mmcl.testing.patterns import PatternModel, PatternSource
 
 ARGS = {"knn": {"ks": [1, 5]}, "retrieval": {"examples": 0}}
 NAMES = ["retrieval", "zero_shot", "knn", "linear_probe"]

@@ -13,7 +13,8 @@ from mmcl.data.sources.emoji_texts import EmojiTextSource
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Task, sts
 from mmcl.evaluate.evaluators.sts import spearman
-from tests.evaluate.toys import PatternModel, PatternSource, unit
+from mmcl.testing.patterns import PatternModel, PatternSource
+from tests.evaluate.toys import unit
 
 
 class Pairs(Source):

@@ -21,7 +21,8 @@ from mmcl.errors import UserError
 from mmcl.evaluate import ZeroShotClassifier, class_embeddings, zero_shot
 from mmcl.evaluate.classifier import NONE_OF_THESE
 from mmcl.evaluate.evaluators.zero_shot import macro_f1
-from tests.evaluate.toys import NAMES, PatternModel, PatternSource, pattern, unit
+from mmcl.testing.patterns import NAMES, PatternModel, PatternSource, pattern
+from tests.evaluate.toys import unit
 
 CLASSES = 7
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
 from mmcl.methods.simclr import SimCLR
+from mmcl.testing.toys import toy_method
 from mmcl.types import Batch, Embeddings
 from tests.core.loops import info_nce_loop
-from tests.methods.toy import random_rows, toy_method
+from tests.methods.toy import random_rows
 
 
 def random_embeddings(views: tuple[str, str], rows: int, ids: torch.Tensor | None = None) -> Embeddings:

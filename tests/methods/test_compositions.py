@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from mmcl.errors import UserError
 from mmcl.methods.distillation import Distillation
 from mmcl.methods.method import Method
+from mmcl.testing.toys import embed, toy_batch, toy_method, toy_tower, train_step
 from mmcl.types import Batch, Embeddings, RunFacts
-from tests.methods.toy import embed, random_rows, toy_batch, toy_method, toy_tower, train_step
+from tests.methods.toy import random_rows
 
 
 def loss_of(method: Method, rows: dict[str, Tensor], ids: Tensor) -> Tensor:

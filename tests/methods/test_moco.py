@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmcl.methods.moco import MoCo
+from mmcl.testing.toys import embed, toy_batch, toy_method
 from mmcl.types import Batch, Embeddings
-from tests.methods.toy import embed, random_rows, toy_batch, toy_method
+from tests.methods.toy import random_rows
 
 
 def moco(**arguments: object) -> MoCo:

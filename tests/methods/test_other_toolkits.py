@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcl.testing.toys import toy_method
 from mmcl.types import Batch, Embeddings
-from tests.methods.toy import random_rows, toy_method
+from tests.methods.toy import random_rows
 
 ROWS = 12
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mmcl.methods.siglip import SigLIP
+from mmcl.testing.toys import toy_method
 from mmcl.types import RunFacts
 from tests.core.loops import sigmoid_loop
 from tests.methods.test_clip_and_simclr import batch_of, random_embeddings
-from tests.methods.toy import toy_method
 
 
 def siglip(**arguments: float) -> SigLIP:

@@ -15,8 +15,9 @@ from mmcl.encoders.small_text import SmallText
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 from mmcl.methods.simcse import SimCSE
+from mmcl.testing.toys import toy_method
 from mmcl.types import Batch, Embeddings
-from tests.methods.toy import random_rows, toy_method
+from tests.methods.toy import random_rows
 
 TRIPLET = ("text", "positive", "negative")
 SENTENCES = ["a dog runs", "two men sit on a bench", "it rains", "the cat, which sleeps, is grey", "a dog runs fast"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmcl.testing.toys import toy_method
 from mmcl.types import Batch, Embeddings
 from tests.core.loops import info_nce_loop
-from tests.methods.toy import random_rows, toy_method
+from tests.methods.toy import random_rows
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 3])
 

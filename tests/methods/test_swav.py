@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from mmcl.core.clustering import sinkhorn
 from mmcl.methods import swav as swav_module
 from mmcl.methods.swav import SwAV
+from mmcl.testing.toys import embed, toy_batch, toy_method, train_step
 from mmcl.types import Batch, Embeddings, RunFacts
-from tests.methods.toy import embed, random_rows, toy_batch, toy_method, train_step
+from tests.methods.toy import random_rows
 
 FACTS = RunFacts(global_batch=8, total_steps=20, steps_per_epoch=2)
 

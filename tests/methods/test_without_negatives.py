@@ -11,8 +11,9 @@ from mmcl.core.ema import cosine_momentum
 from mmcl.core.geometry import is_collapsed
 from mmcl.methods.byol import BYOL
 from mmcl.methods.method import Method
+from mmcl.testing.toys import WIDTH, embed, toy_batch, toy_method, train_step
 from mmcl.types import Batch, Embeddings, RunFacts
-from tests.methods.toy import WIDTH, embed, random_rows, toy_batch, toy_method, train_step
+from tests.methods.toy import random_rows
 
 
 def random_embeddings(*names: str) -> tuple[Embeddings, Batch]:

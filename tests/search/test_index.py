@@ -12,8 +12,8 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.search import Hits, Index
+from mmcl.testing.patterns import CLASSES, NAMES, SIZE, PatternModel, PatternSource, pattern
 from mmcl.types import Preprocess
-from tests.evaluate.toys import CLASSES, NAMES, SIZE, PatternModel, PatternSource, pattern
 
 
 @pytest.fixture

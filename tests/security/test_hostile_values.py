@@ -40,8 +40,8 @@ from mmcl.interop.save import save_model
 from mmcl.runs.resume import compare as compare_identities
 from mmcl.runs.resume import read_identity
 from mmcl.search import Index
+from mmcl.testing.patterns import PatternModel, PatternSource
 from mmcl.types import Preprocess
-from tests.evaluate.toys import PatternModel, PatternSource
 from tests.interop.test_model import TOKENIZER, make_towers
 
 NESTED: list[Any] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ class Affine(Augmentation):
         elastic_grid: points per side of the elastic grid.
         fill: grey value of what comes in from outside, in [0, 1].
     """
+
+    test_args: ClassVar[Mapping[str, Any]] = {"rotation": 30, "scale": (0.7, 1.4), "elastic": 0.1}
 
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +30,15 @@ class Augmentation(ABC):
 
     Args:
         p: probability with which a picture is changed at all.
+
+    Attributes:
+        test_args: arguments with which it changes images visibly, for `mmcl.testing.check_augmentation`, where the defaults do
+            not.
     """
 
     p: float = 1.0
+
+    test_args: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         self.require(0 <= self.p <= 1, "p", "a probability from 0 to 1")

@@ -38,7 +38,7 @@ def _check(
         _part(task.bank_labels, amount, seed=0)
 
 
-@needs(_check)
+@needs(_check, test_args={"amounts": [0.2], "seeds": 2, "epochs": 2, "batch_size": 12})
 def evaluate_few_label(
     model: CachedModel,
     task: Task,

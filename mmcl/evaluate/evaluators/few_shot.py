@@ -82,7 +82,7 @@ def _check(task: Task, has_text: bool, *, shots: Sequence[int], seeds: int, prob
     _ = cutoffs(shots, "shots")
 
 
-@needs(_check)
+@needs(_check, test_args={"shots": [1, 4], "seeds": 2})
 def evaluate_few_shot(
     model: CachedModel,
     task: Task,

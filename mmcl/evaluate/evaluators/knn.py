@@ -77,7 +77,7 @@ def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float 
     task.require_labels(bank=True)
 
 
-@needs(_check)
+@needs(_check, test_args={"ks": [1, 5]})
 def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 20), temperature: float | None = None) -> Report:
     """`knn` of a model on a source, with the training data as the bank; with chance, majority, raw pixels and PCA-50.
 

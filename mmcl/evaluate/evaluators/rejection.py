@@ -87,7 +87,7 @@ def _check(task: Task, has_text: bool, *, unknown: Sequence[str], **_: Any) -> N
         raise UserError(f"{EVALUATOR}: {task.name} must have images of the unknown classes and of others")
 
 
-@needs(_check)
+@needs(_check, test_args={"unknown": ["pattern 0"], "background": ["pattern 1"]})
 def evaluate_zero_shot_reject(
     model: CachedModel,
     task: Task,

@@ -111,7 +111,7 @@ def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
         raise UserError(f"{task.name}: no sample has a caption, which {EVALUATOR} needs; choose another source or evaluator")
 
 
-@needs(_check)
+@needs(_check, test_args={"examples": 1})
 def evaluate_retrieval(
     model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
 ) -> Report:

@@ -157,7 +157,7 @@ def _check(task: Task, has_text: bool, *, top_k: Sequence[int], **_: Any) -> Non
     task.require_labels()
 
 
-@needs(_check)
+@needs(_check, test_args={"templates": ["{}", "a {}"]})
 def evaluate_zero_shot(
     model: CachedModel,
     task: Task,

@@ -1,0 +1,17 @@
+"""How a check says what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raises AssertionError, also where Python runs without assertions."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def small_args(factory: Callable[..., Any], args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments for a test: those given, else the entry's own `test_args`, else none: its defaults."""
+    return dict(getattr(factory, "test_args", {}) if args is None else args)

@@ -1,0 +1,80 @@
+"""That each check of a source finds one that breaks it; `tests/data/test_sources.py` runs them over the registry."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmcl.data.source import Sample, SampleList
+from mmcl.files.digest import digest
+from mmcl.testing import check_source
+
+
+class Greys(SampleList):
+    """Grey images in two classes; keeps all rules, but for the changes."""
+
+    class_names = ("dark", "light")
+
+    def __init__(self, **changes: Any):
+        self._samples = [self._sample(number, changes) for number in range(4)]
+        for name in ("ids", "templates", "labels"):
+            if name in changes:
+                setattr(self, name, changes[name])
+
+    def _sample(self, number: int, changes: dict[str, Any]) -> Sample:
+        image = np.full((4, 4, 3), 60 * number, np.uint8)
+        facts = {"name": f"grey {number}", "image": image, "captions": ("grey",), "label": number // 2}
+        return Sample(**{**facts, **{key: value for key, value in changes.items() if key in facts}})
+
+    @property
+    def fingerprint(self) -> str:
+        return digest("greys", len(self))
+
+
+def test_one_that_keeps_all_rules_passes() -> None:
+    check_source(Greys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "one"}, "two samples have one name"),
+        ({"name": ""}, "give a Sample with a name"),
+        ({"image": None, "captions": ()}, "neither an image nor a caption"),
+        ({"captions": (1,)}, "a text is no str"),
+        ({"label": 2}, "the label 2 is no int from 0 to below 2"),
+        ({"label": np.int64(1)}, "is no int"),
+        ({"labels": np.zeros(4, np.int64)}, "labels are not those of the samples"),
+        ({"labels": None}, "labels is None, and samples have labels"),
+        ({"ids": np.zeros(3, np.int64)}, "ids are no int64 for each sample"),
+        ({"templates": ("a photo",)}, "each has one {}"),
+    ],
+)
+def test_one_that_breaks_a_rule_is_found(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_source(lambda: Greys(**changes))
+
+
+def test_a_fingerprint_that_is_not_of_the_data_and_an_end_that_is_none_are_found() -> None:
+    numbers = itertools.count()
+
+    class Unstable(Greys):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = next(numbers)
+
+        @property
+        def fingerprint(self) -> str:
+            return str(self.number)
+
+    class Endless(Greys):
+        def __getitem__(self, index: int) -> Sample:
+            return super().__getitem__(index % 4)
+
+    with pytest.raises(AssertionError, match="fingerprint changes"):
+        check_source(Unstable)
+    with pytest.raises(AssertionError, match="no IndexError"):
+        check_source(Endless)
