@@ -1,4 +1,4 @@
-"""`mmcl embed`: pictures, captions and classes to a parquet file of embeddings."""
+"""`mmcl embed`: pictures, captions and classes to a file of embeddings."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def embed(
     *,
     model: str = "runs/clip_emoji",
     out: Path,
+    features: bool = False,
     data_args: str = "{}",
     root: Root = None,
     json: Json = False,
@@ -35,25 +36,27 @@ def embed(
     """Embed pictures, their captions and their classes: mmcl embed photos/ --out photos.parquet
 
     `mmcl eval knn --embeddings photos.parquet ...` reads the file, and so does anything that reads parquet. Its columns: id,
-    kind (image, text, class), label, name, embedding. Samples whose picture cannot be read are listed, and the exit code is
-    then 1.
+    kind (image, text, class), label, name, embedding. A .csv has columns e0, e1, ... for the embedding; beside a .npy,
+    photos.rows.csv has the columns but the embedding, in the order of its rows. Samples whose picture cannot be read are
+    listed, and the exit code is then 1.
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         model: A run directory, open_clip:ARCH/PRETRAINED, hf:ID, timm:NAME or torchvision:NAME.
-        out: The .parquet to write.
+        out: The .parquet, .csv or .npy to write.
+        features: Write what the image encoder gives before the head, at its own length, of the pictures alone.
         data_args: The source's arguments as YAML, e.g. "{fold: test}".
     """
-    check_file(out, flag="--out", suffixes=(".parquet",), inputs=(data,))
+    check_file(out, flag="--out", suffixes=(".parquet", ".csv", ".npy"), inputs=(data,))
     from mmcl.runs.build_data import build_source
 
     source = build_source(parse_source(data, data_args, flag="--data-args"), root, "data")
-    rows, bad = _written(out, source, load_cached(model, no_cache))
+    rows, bad = _written(out, source, load_cached(model, no_cache), features)
     say(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{counted(rows, 'row')} in {out}")
     end_partly(bad)
 
 
-def _written(out: Path, source: Source, model: CachedModel) -> tuple[int, list[BadSample]]:
+def _written(out: Path, source: Source, model: CachedModel, features: bool) -> tuple[int, list[BadSample]]:
     """The number of rows, and the samples that cannot be read. Raises UserError where none can."""
     import numpy as np
 
@@ -62,10 +65,10 @@ def _written(out: Path, source: Source, model: CachedModel) -> tuple[int, list[B
     from mmcl.evaluate.embedding_file import write_embeddings
 
     try:
-        return write_embeddings(out, source, model), []
+        return write_embeddings(out, source, model, features=features), []
     except UserError:
         bad = unreadable(source, getattr(model.model, "preprocess", None))
         if len(bad) in (0, len(source)):
             raise
         good = np.setdiff1d(np.arange(len(source)), [one.index for one in bad])
-        return write_embeddings(out, Subset(source, good), model), bad
+        return write_embeddings(out, Subset(source, good), model, features=features), bad

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from mmcl.config import from_dict
@@ -33,8 +34,11 @@ from mmcl.evaluate.task import CachedModel, Task, captions_of
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.files.untrusted import parse_json
+from mmcl.types import EmbeddingModel
 
 KINDS = ("image", "text", "class")
+SUFFIXES = (".parquet", ".csv", ".npy")
+"""Of the files that `write_embeddings` writes; `stored_task` reads the first."""
 _CLASS = "class: "
 _SAID = "mmcl"
 """The key of the file's metadata under which mmcl says of which model and data the embeddings are."""
@@ -118,33 +122,80 @@ def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task
     return model, Task(path.stem, sources[0], sources[1] if bank else None, baselines=False)
 
 
-def write_embeddings(path: Path, source: Source, model: CachedModel) -> int:
-    """Encodes a source, its captions and its classes into a file. Returns the number of rows.
+def write_embeddings(path: Path, source: Source, model: CachedModel, *, features: bool = False) -> int:
+    """Encodes a source, its captions and its classes into a file, which appears when it is complete.
 
     Args:
-        path: a .parquet; it appears when it is complete.
+        path: its suffix is one of `SUFFIXES`. A .csv has a column for each dimension, e0, e1, ...; a .npy, float32 [N, D], has
+            the other columns in a table beside it, see `rows_beside`.
+        source: the data.
+        model: what encodes.
+        features: write `model.image_features` of the pictures, and neither texts nor classes, whose features are others.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: a picture cannot be read, or the model has no encoder of its own for `features`.
     """
-    samples = [source[index] for index in range(len(source))]
-    captions = captions_of(source)
-    labels = [None] * len(samples) if source.labels is None else [None if n < 0 else int(n) for n in source.labels]
-    names = source.class_names
-    parts = [(model.images(source), "image", captions.image_ids.tolist(), _named(labels, names), [s.name for s in samples])]
-    if model.model.has_text and captions.texts:
-        ids, texts = captions.text_ids.tolist(), list(captions.texts)
-        parts.append((model.encode_text(texts), "text", ids, [None] * len(texts), texts))
-    if model.model.has_text and names:
-        rows = class_embeddings(model, names, source.templates)
-        parts.append((rows, "class", [None] * len(names), list(names), list(names)))
-    columns: dict[str, list[Any]] = {"id": [], "kind": [], "label": [], "name": []}
-    for rows, kind, ids, own_labels, own_names in parts:
-        for column, values in zip(columns, (ids, [kind] * len(rows), own_labels, own_names), strict=True):
-            columns[column] += values
-    embeddings = np.concatenate([part[0] for part in parts]).astype(np.float32)
-    table = pa.table({**columns, "embedding": pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])})
-    said = _Said(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
-    with staged(path) as stage:
-        pq.write_table(table.replace_schema_metadata({_SAID: json.dumps(asdict(said))}), stage)
+    table, embeddings = _pictures(source, model.model) if features else _everything(source, model)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        with staged(path) as stage, stage.open("wb") as file:
+            np.save(file, embeddings)
+        with staged(rows_beside(path)) as stage:
+            pa.csv.write_csv(table, stage)
+    elif suffix == ".csv":
+        numbers = {f"e{number}": embeddings[:, number] for number in range(embeddings.shape[1])}
+        with staged(path) as stage:
+            pa.csv.write_csv(pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **numbers}), stage)
+    else:
+        column = pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])
+        said = _Said(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
+        with staged(path) as stage:
+            pq.write_table(
+                table.append_column("embedding", column).replace_schema_metadata({_SAID: json.dumps(asdict(said))}), stage
+            )
     return len(embeddings)
+
+
+def rows_beside(path: Path) -> Path:
+    """The table with id, kind, label and name of each row of a .npy: e.rows.csv beside e.npy."""
+    return path.with_suffix(".rows.csv")
+
+
+def _pictures(source: Source, model: EmbeddingModel) -> tuple[pa.Table, np.ndarray]:
+    """Rows and raw features of the pictures alone."""
+    if not hasattr(model, "image_features"):
+        raise UserError("this model has no features before its embeddings; leave out --features")
+    ids = captions_of(source).image_ids.tolist()
+    names = [source[index].name for index in range(len(source))]
+    return _rows_table([(ids, "image", _label_names(source), names)]), model.image_features(source).astype(np.float32)
+
+
+def _everything(source: Source, model: CachedModel) -> tuple[pa.Table, np.ndarray]:
+    """Rows and embeddings of pictures, texts and classes."""
+    captions = captions_of(source)
+    names = [source[index].name for index in range(len(source))]
+    parts, rows = [(captions.image_ids.tolist(), "image", _label_names(source), names)], [model.images(source)]
+    if model.model.has_text and captions.texts:
+        texts = list(captions.texts)
+        parts.append((captions.text_ids.tolist(), "text", [None] * len(texts), texts))
+        rows.append(model.encode_text(texts))
+    classes = source.class_names
+    if model.model.has_text and classes:
+        parts.append(([None] * len(classes), "class", list(classes), list(classes)))
+        rows.append(class_embeddings(model, classes, source.templates))
+    return _rows_table(parts), np.concatenate(rows).astype(np.float32)
+
+
+def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]]) -> pa.Table:
+    """Columns id, kind, label and name from ids, kind, labels and names."""
+    columns: dict[str, list[Any]] = {"id": [], "kind": [], "label": [], "name": []}
+    for ids, kind, labels, names in parts:
+        for column, values in zip(columns, (ids, [kind] * len(names), labels, names), strict=True):
+            columns[column] += values
+    return pa.table(columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +217,7 @@ class _File:
 
     def __init__(self, path: Path):
         if not path.is_file() or path.suffix != ".parquet":
-            raise UserError(f"{path}: no such .parquet file of embeddings")
+            raise UserError(f"{path}: no such .parquet file of embeddings, which is what evaluators read")
         table = read_table(path)
         missing = [column for column in ("kind", "embedding") if column not in table.column_names]
         if missing or len(table) == 0:
@@ -249,5 +300,9 @@ def _optional(table: pa.Table, column: str) -> list[Any]:
     return table[column].to_pylist() if column in table.column_names else [None] * len(table)
 
 
-def _named(labels: Sequence[int | None], names: Sequence[str] | None) -> list[str | None]:
-    return [None if n is None else str(n) if names is None else names[n] for n in labels]
+def _label_names(source: Source) -> list[str | None]:
+    """The classes of the pictures, None where one has none."""
+    if source.labels is None:
+        return [None] * len(source)
+    names = source.class_names
+    return [None if n < 0 else str(n) if names is None else names[n] for n in source.labels.tolist()]

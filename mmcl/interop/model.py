@@ -121,6 +121,16 @@ class Model:
             batches = self._pixels(tower, _as_many(images), batch_size)
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
+    def image_features(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
+        """What the encoder makes of pictures, before the head and at its own length: float32 [N, F].
+
+        Args, Raises: as for `encode_image`.
+        """
+        tower = self._tower("image", "image_features")
+        with torch.inference_mode():
+            batches = self._pixels(tower, _as_many(images), batch_size)
+            return np.concatenate([tower.encoder(batch).float().cpu().numpy() for batch in batches])
+
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Embeds a string, which is always a text and never a path, or a list of strings.
 

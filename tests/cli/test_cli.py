@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import mmcl
@@ -137,6 +139,45 @@ def test_embeddings_are_evaluated_as_the_model_is(
     assert any("map" in path.name for path in (tmp_path / "map").glob("*.png"))
 
 
+def test_embeddings_in_every_format_are_the_same(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for features in ([], ["--features"]):
+        for name in ("e.parquet", "e.csv", "e.npy"):
+            assert main(["embed", str(folder), "--model", str(run_dir), "--out", str(tmp_path / name), *features]) == 0
+        capsys.readouterr()
+        table = pq.read_table(tmp_path / "e.parquet")
+        expected = np.array(table["embedding"].to_pylist(), np.float32)
+        columns = ["id", "kind", "label", "name"]
+        csv, rows = (pyarrow.csv.read_csv(tmp_path / name) for name in ("e.csv", "e.rows.csv"))
+        assert np.array_equal(np.load(tmp_path / "e.npy"), expected)
+        numbers = [csv[f"e{number}"].to_numpy().astype(np.float32) for number in range(expected.shape[1])]
+        assert np.array_equal(np.stack(numbers, axis=1), expected)
+        assert csv.column_names == [*columns, *(f"e{number}" for number in range(expected.shape[1]))]
+        assert rows.column_names == columns
+        for column in ("kind", "name"):
+            assert csv[column].to_pylist() == rows[column].to_pylist() == table[column].to_pylist()
+
+
+def test_features_are_those_before_the_head(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "f.parquet"
+    assert main(["embed", str(folder), "--model", str(run_dir), "--out", str(file), "--features"]) == 0
+    table, model = pq.read_table(file), mmcl.load_model(str(run_dir), device="cpu")
+    assert set(table["kind"].to_pylist()) == {"image"}
+    rows = np.array(table["embedding"].to_pylist(), np.float32)
+    assert rows.shape[1] == model.towers["image"].encoder.feature_dim
+    assert not np.allclose(np.linalg.norm(rows, axis=1), 1)
+    head = model.towers["image"].head
+    with torch.inference_mode():
+        projected = torch.nn.functional.normalize(head(torch.from_numpy(rows)), dim=1).numpy()
+    names = table["name"].to_pylist()
+    assert np.allclose(projected, model.encode_image(names), atol=1e-5)
+    capsys.readouterr()
+    assert run_json(capsys, "eval", "map", "--embeddings", str(file)) is not None
+
+
 def test_the_second_evaluation_encodes_nothing(
     run_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +274,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "knn", "--embeddings", "{folder}/e.parquet"], "no such .parquet file"),
         (["eval", "suite"], "no suite given"),
         (["eval", "suite", "{folder}/none.yaml"], "no such suite"),
-        (["embed", "{folder}", "--model", "{run}", "--out", "{folder}/e.csv"], ".parquet"),
+        (["embed", "{folder}", "--model", "{run}", "--out", "{folder}/e.h5"], ".parquet or .csv or .npy"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

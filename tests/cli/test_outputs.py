@@ -81,7 +81,7 @@ def test_a_full_disk(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "No space left on device" in refused(name, "new", capsys)
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".npy", ""])
+@pytest.mark.parametrize("suffix", [".txt", ".h5", ""])
 @pytest.mark.parametrize("name", FILES)
 def test_a_suffix_that_is_not_written(name: str, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word.format("new").removesuffix(".png").removesuffix(".parquet") for word in COMMANDS[name]]
