@@ -179,14 +179,11 @@ def _evaluator(word: str) -> str | None:
 
 
 def _of_embeddings(evaluator: str, path: Path, bank: Path | None, args: dict[str, object]) -> Report:
-    from dataclasses import replace
 
     from mmcl.evaluate import CachedModel, run
     from mmcl.evaluate.embedding_file import stored_task
 
     model, task = stored_task(path, bank)
-    if evaluator == "embedding_map":
-        task = replace(task, baselines=True)  # It has none, but a picture.
     return run([(evaluator, args)], [CachedModel(model)], [task])
 
 

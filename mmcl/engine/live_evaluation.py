@@ -43,7 +43,7 @@ class LiveEvaluation:
     def __init__(self, config: Config, accelerator: Accelerator, method: Method, tasks: Sequence[Task], *, total_steps: int):
         self.config, self.accelerator, self.method, self.total_steps = config, accelerator, method, total_steps
         self.evaluators = [
-            (evaluator, replace(task, baselines=False))
+            (evaluator, replace(task, baselines=False, figures=False))
             for evaluator, task in zip(config.evaluate, tasks, strict=True)
             if evaluator.every is not None
         ]

@@ -122,7 +122,9 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
         for number, model in enumerate(models):
             try:
                 EVALUATORS.check(name, args)
-                own: Report = EVALUATORS[name](model, task if number == 0 else replace(task, baselines=False), **args)
+                own: Report = EVALUATORS[name](
+                    model, task if number == 0 else replace(task, baselines=False, figures=False), **args
+                )
                 report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
             except Exception as error:  # a bug, too, must not cost what hours of training and evaluation gave
                 if not isinstance(error, UserError):

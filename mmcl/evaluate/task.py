@@ -111,8 +111,9 @@ class Task:
         name: what the report calls it, e.g. "emoji/unseen_style".
         source: the samples that are scored.
         bank: the training samples: neighbours for k-NN, training rows of the linear probe, memory of the raw-pixel baseline.
-        baselines: whether the evaluators also report chance, majority and raw pixels, and draw pictures; once is enough where
-            several models are compared.
+        baselines: whether the evaluators also report chance, majority and raw pixels; once is enough where several models are
+            compared.
+        figures: whether they also draw figures: examples and maps.
         pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode pictures once.
     """
 
@@ -120,6 +121,7 @@ class Task:
     source: Source
     bank: Source | None = None
     baselines: bool = True
+    figures: bool = True
     pixel_models: dict[Preprocess, CachedModel] = field(default_factory=dict)
 
     @cached_property
@@ -129,6 +131,11 @@ class Task:
         if not captions.texts:
             raise UserError(f"{self.name}: no sample has a caption, which retrieval needs; choose another source or evaluator")
         return captions
+
+    @cached_property
+    def has_images(self) -> bool:
+        """True if the samples have images; those of a file of embeddings have none."""
+        return len(self.source) > 0 and self.source[0].image is not None
 
     @cached_property
     def has_labels(self) -> bool:

@@ -69,6 +69,15 @@ class Model:
         self.class_names: Sequence[str] | None = None if class_names is None else list(class_names)
         self.provenance = dict(provenance or {})
 
+    def __repr__(self) -> str:
+        towers = ", ".join(f"{name}={_tower_in_words(tower)}" for name, tower in self.towers.items())  # type: ignore[arg-type]
+        facts = [towers, f"embed_dim={self.embed_dim}", f"embedding={self.embedding!r}"]
+        if self.logit_scale is not None:
+            facts.append(f"logit_scale={self.logit_scale:.4g}")
+        if self.class_names is not None:
+            facts.append(f"classes={len(self.class_names)}")
+        return f"Model({', '.join(facts)}, device={str(self.device)!r})"
+
     @property
     def has_image(self) -> bool:
         """Whether `encode_image` works."""
@@ -236,6 +245,12 @@ def _description(item: tuple[str, nn.Module]) -> list[Any]:
     architecture = repr(tower) if spec is None else asdict(spec)  # type: ignore[call-overload]
     inputs = asdict(encoder.preprocess) if isinstance(encoder, ImageEncoder) else encoder.tokenizer.to_json()  # type: ignore[union-attr,operator]
     return [name, architecture, inputs]
+
+
+def _tower_in_words(tower: Tower) -> str:
+    """Name of the encoder, and number of parameters: "vit_base_patch16 (86.6 M)"."""
+    encoder = type(tower.encoder).__name__ if tower.spec is None else tower.spec.encoder
+    return f"{encoder} ({sum(p.numel() for p in tower.parameters()) / 1e6:.3g} M)"
 
 
 def build_model(method: Method) -> Model:

@@ -48,7 +48,7 @@ def scores(one: Model, task: Task) -> dict[str, tuple[float | None, int]]:
 
 
 def task(source: PatternSource | None = None) -> Task:
-    return Task("patterns", source or PatternSource(ROWS, seed=0), PatternSource(BANK, seed=1), baselines=False)
+    return Task("patterns", source or PatternSource(ROWS, seed=0), PatternSource(BANK, seed=1), baselines=False, figures=False)
 
 
 @cache

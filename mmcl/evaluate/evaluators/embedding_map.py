@@ -85,7 +85,7 @@ def evaluate_embedding_map(
     Args:
         method, max_points, neighbours, perplexity, seed: as in `embedding_map`.
     """
-    if not task.baselines:
+    if not task.figures:
         return Report()
     if len(task.source) < FEWEST:
         return Report(

@@ -133,7 +133,7 @@ def evaluate_retrieval(
         "data": task.name,
     }
     report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
-    if examples and task.baselines:
+    if examples and task.figures and task.has_images:
         report += Report(
             figures={file_name(EVALUATOR, task.name, model.name): _examples(model.name, task, image_emb, text_emb, examples)}
         )
