@@ -13,6 +13,7 @@ from commands import help_of_commands
 from components import entries, table_of_losses
 from docstrings import translate
 from mathml import visit_block, visit_inline
+from methods import facts_of_method
 from settings import settings_reference
 from sphinx.application import Sphinx
 
@@ -22,6 +23,7 @@ _MAKERS: dict[str, Callable[..., str]] = {
     "api": public_names,
     "commands": help_of_commands,
     "entries": entries,
+    "method": facts_of_method,
     "losses": table_of_losses,
     "settings": settings_reference,
 }
