@@ -1,0 +1,74 @@
+"""Every block of code in the README and in the documentation runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmcl.cli.list import _registries
+from mmcl.losses import LOSSES
+from tests.documentation.snippets import LANGUAGES, Block, blocks_of, run_page
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [page for page in PAGES if any(block.language in LANGUAGES[:3] for block in blocks_of(page))]
+
+
+@pytest.fixture
+def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page registers components of its own."""
+    for registry in [*_registries().values(), LOSSES]:
+        monkeypatch.setattr(registry, "_table", dict(registry._table))
+        monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(LOSSES, "_lines", dict(LOSSES._lines))
+
+
+@pytest.mark.usefixtures("_registries_as_they_were")
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "place"
+    shutil.copytree(place, folder, copy_function=os.link)  # files that a run writes are new ones, under the old name
+    monkeypatch.chdir(folder)
+    run_page(page)
+
+
+def test_a_block_that_fails_is_named(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```python\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_page(page)
+    assert caught.value.__notes__ == [f"{page}, the block in line 3"]
+
+
+def test_a_command_that_fails_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nmmcl data stats nowhere/\n```\n")
+    with pytest.raises(AssertionError, match="exit code 2"):
+        run_page(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_says_its_language_and_few_are_not_run(page: Path) -> None:
+    blocks = blocks_of(page)
+    assert all(block.language in LANGUAGES for block in blocks)
+    assert all(_says_what_it_needs(block) for block in blocks)
+
+
+def _says_what_it_needs(block: Block) -> bool:
+    """A block that is not run names what it needs, in a sentence."""
+    needs = r"# Needs [^\n]*(network|MNIST|GPU|nodes|SLURM|clone|module|minutes)[^\n]*\.\n"
+    return not block.needs_more or re.match(needs, block.text) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_only_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:mmcl|configs|scripts|examples|tests)/[\w/.]+\.\w+)`", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.-]+\.(?:md|png|py|yaml))\)", text):
+        assert (page.parent / path).exists(), path
