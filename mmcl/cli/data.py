@@ -84,7 +84,8 @@ def verify(
     from mmcl.data.inspection import inspect_source
 
     source = _open(data, args, root)
-    found = inspect_source(source, decoded=decode, **_seen(channels, intensity)).findings
+    progress = sys.stderr.isatty()
+    found = inspect_source(source, decoded=decode, progress=progress, **_seen(channels, intensity)).findings
     if json:
         facts = {"samples": len(source), "findings": found, "usage": [usage.to_dict() for usage in source.usage]}
         show(json_module.dumps(facts, ensure_ascii=False, indent=1))
@@ -125,7 +126,7 @@ def stats(
     from mmcl.evaluate.reporting.data_figures import histograms
 
     source = _open(data, args, root)
-    found = inspect_source(source, **_seen(channels, intensity))
+    found = inspect_source(source, progress=sys.stderr.isatty(), **_seen(channels, intensity))
     if picture is not None:
         write_file(picture, histograms(found))
     show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
@@ -143,6 +144,7 @@ def preview(
     root: str | None = None,
     count: int = 24,
     seed: int = 0,
+    channels: int = 3,
     intensity: str = "null",
 ) -> None:
     """Draw some pictures with their captions: mmcl data preview photos/ sheet.png
@@ -154,6 +156,7 @@ def preview(
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         count: How many, at most 1,000.
         seed: Decides which.
+        channels: Of the model that is to see the pictures; of many bands, the first three are drawn as colours.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
     """
     if not 1 <= count <= MOST_DRAWN:
@@ -164,18 +167,18 @@ def preview(
     from mmcl.evaluate.reporting.data_figures import contact_sheet
     from mmcl.rng import permutation
 
-    levels = _intensity(intensity)
+    seen = _seen(channels, intensity)
     source = _open(data, args, root)
     rows = permutation(len(source), seed)[:count]
-    write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names, levels))
+    write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names, **seen))
     say(f"{len(rows)} of {counted(len(source), 'sample')} in {out}")
 
 
 def _seen(channels: int, intensity: str) -> dict[str, Any]:
-    """How a model is to see pictures, as arguments of `inspect_source`."""
+    """How a model is to see pictures, as arguments of `inspect_source` and `contact_sheet`."""
     if not 1 <= channels <= MAX_SIDE:
         raise UserError(f"--channels is {channels}: give 1 to {MAX_SIDE:,}")
-    return {"channels": channels, "intensity": _intensity(intensity), "progress": sys.stderr.isatty()}
+    return {"channels": channels, "intensity": _intensity(intensity)}
 
 
 def _intensity(text: str) -> Intensity:

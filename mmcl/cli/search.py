@@ -50,9 +50,12 @@ def search(
     if not (text or "").strip() and image is None:
         raise UserError("nothing to look for: give a text in quotes, or --image PICTURE")
     _check(image, save, picture)
+    from mmcl.data.images.resize import read_pixels
     from mmcl.interop.load import load_model
 
     loaded = load_model(model)
+    if image is not None:
+        read_pixels(image, loaded.preprocess)
     index = _index(model, images, loaded)
     if save is not None:
         index.save(save)
@@ -69,7 +72,8 @@ def search(
 
 def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     """Raises UserError for what would fail only after a collection is embedded."""
-    from mmcl.data.images.decode import decode
+    from mmcl.data.images.decode import MAX_BYTES
+    from mmcl.data.images.levels import check_file as check_image
     from mmcl.search import Index
     from mmcl.search.hits import SUFFIXES
 
@@ -79,7 +83,7 @@ def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     if picture is not None:
         check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
     if image is not None:
-        decode(image)
+        check_image(image, str(image), MAX_BYTES)
 
 
 def _index(model: str, images: str | None, loaded: Model) -> Index:

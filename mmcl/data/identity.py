@@ -129,7 +129,8 @@ def _content(image: ImageLike) -> Facts:
     if isinstance(image, FilePart):
         return (image.read(),)
     if isinstance(image, Image.Image):
-        pixels = decode(image)
+        # Greys beyond 8 bits have no levels but by a model's intensity.
+        pixels = image if image.mode.startswith(("F", "I")) else decode(image)
         return pixels.mode, pixels.size, pixels.tobytes()
     if isinstance(image, np.ndarray):
         return image.shape, image.dtype.str, image.tobytes()

@@ -43,10 +43,18 @@ class RawPixels(_Pixels):
         self.fingerprint = f"raw pixels {preprocess}"
 
     @classmethod
-    def like(cls, source: Source) -> RawPixels:
-        """Pixels of 32 x 32, or the pictures' own size where that is smaller; grey where the first picture is."""
-        first = decode_sample(source[0])
-        return cls(Preprocess(size=min(32, *first.size), channels=1 if first.mode == "L" else 3))
+    def like(cls, source: Source, preprocess: Preprocess | None = None) -> RawPixels:
+        """Pixels of 32 x 32, or the pictures' own size where that is smaller; grey where the first picture is.
+
+        Args:
+            source: of the pictures.
+            preprocess: of the model that is compared, whose intensity, and bands beyond colours, these have too.
+        """
+        first = decode_sample(source[0], preprocess)
+        channels, intensity = (3, None) if preprocess is None else (preprocess.channels, preprocess.intensity)
+        if channels in (1, 3):
+            channels = 1 if first.mode == "L" else 3
+        return cls(Preprocess(size=min(32, *first.size), channels=channels, intensity=intensity))
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
         """Pixels of a source: float32 [N, C * size * size], unit length. Raises UserError for a picture that cannot be read."""

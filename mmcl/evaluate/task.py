@@ -53,6 +53,11 @@ class CachedModel:
         self._images: dict[int, tuple[Source, np.ndarray]] = {}
         self._texts: dict[str, np.ndarray] = {}
 
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the model sees images; None of a model that does not say."""
+        return getattr(self.model, "preprocess", None)
+
     def images(self, source: Source) -> np.ndarray:
         """Embeddings of every picture of a source: float32 [N, D]."""
         if id(source) not in self._images:
@@ -115,6 +120,7 @@ class Task:
             compared.
         figures: whether they also draw figures: examples and maps.
         pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode pictures once.
+        pca_models: the baseline "PCA-50", likewise, of this task alone.
     """
 
     name: str
@@ -123,6 +129,7 @@ class Task:
     baselines: bool = True
     figures: bool = True
     pixel_models: dict[Preprocess, CachedModel] = field(default_factory=dict)
+    pca_models: dict[Preprocess, CachedModel] = field(default_factory=dict, init=False)
 
     @cached_property
     def captions(self) -> Captions:
@@ -223,16 +230,18 @@ class Task:
             raise UserError(f"{self.name}: this evaluator needs training data to compare with; set the task's `bank`")
         return self.bank
 
-    @cached_property
-    def pixels(self) -> CachedModel:
-        """The baseline "raw pixels"."""
-        model = RawPixels.like(self.source)
+    def pixels(self, beside: CachedModel) -> CachedModel:
+        """The baseline "raw pixels", of the levels and bands that the model beside it sees."""
+        model = RawPixels.like(self.source, beside.preprocess)
         return self.pixel_models.setdefault(model.preprocess, CachedModel(model, "raw pixels"))
 
-    @cached_property
-    def pca(self) -> CachedModel:
-        """The baseline "PCA-50" of the training pictures."""
-        return CachedModel(PCAPixels(self.pixels.images(self.required_bank), self.pixels.images), "PCA-50")
+    def pca(self, beside: CachedModel) -> CachedModel:
+        """The baseline "PCA-50" of the training pictures, likewise."""
+        pixels = self.pixels(beside)
+        key = pixels.model.preprocess  # type: ignore[attr-defined]
+        if key not in self.pca_models:
+            self.pca_models[key] = CachedModel(PCAPixels(pixels.images(self.required_bank), pixels.images), "PCA-50")
+        return self.pca_models[key]
 
 
 class NeedsTexts(UserError):

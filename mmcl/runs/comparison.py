@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from mmcl.config import EvaluatorConfig
 from mmcl.core.nearest import nearest
@@ -57,11 +58,16 @@ def _changes(comparison: Comparison, evaluator: EvaluatorConfig, root: str | Non
         text_emb, image_emb = torch.from_numpy(model.encode_text(texts)), torch.from_numpy(model.images(source))
         found.append(nearest(text_emb, image_emb, min(_FOUND, len(source)))[1].tolist())
 
-    def hits(text: str, rows: list[int]) -> list[tuple[object, bool]]:
-        return [(decode_sample(source[i]), bool(captions.image_ids[i] == captions.text_ids[row[text]])) for i in rows]
+    def hits(model: CachedModel, text: str, rows: list[int]) -> list[tuple[Image.Image, bool]]:
+        """The images as that model sees them, and whether each is right."""
+        is_right = captions.image_ids[rows] == captions.text_ids[row[text]]
+        return [(decode_sample(source[i], model.preprocess), right) for i, right in zip(rows, is_right.tolist(), strict=True)]
 
     return retrieval_changes(
-        [(text, hits(text, ours), hits(text, theirs)) for text, ours, theirs in zip(texts, *found, strict=True)],
+        [
+            (text, hits(models[0], text, ours), hits(models[1], text, theirs))
+            for text, ours, theirs in zip(texts, *found, strict=True)
+        ],
         names=(comparison.a, comparison.b),
         title=f"What changed, {evaluator.label}",
     )

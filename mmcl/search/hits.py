@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-from mmcl.data.images.decode import decode
-from mmcl.data.source import ImageLike
+from mmcl.data.images.image_cache import decode_sample
+from mmcl.data.source import ImageLike, Sample
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, staged
+from mmcl.types import Preprocess
 
 CELL, GAP = 160, 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
@@ -45,7 +47,16 @@ class Hit:
 
 
 class Hits(list[Hit]):
-    """Hits, best first."""
+    """Hits, best first.
+
+    Args:
+        hits: each of them.
+        preprocess: of the model that found them, whose levels and bands are shown; None of one that does not say.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), *, preprocess: Preprocess | None = None):
+        super().__init__(hits)
+        self.preprocess = preprocess
 
     def save(self, path: str | Path, *, columns: int = 5) -> None:
         """Writes the pictures as one picture: best first, row by row.
@@ -62,7 +73,7 @@ class Hits(list[Hit]):
         for number, hit in enumerate(self):
             if hit.image is None:
                 raise UserError(f"{hit.name}: the index knows no picture of it; build it again from the data")
-            picture = ImageOps.contain(decode(hit.image, name=hit.name), (CELL, CELL))
+            picture = ImageOps.contain(decode_sample(Sample(hit.name, hit.image), self.preprocess), (CELL, CELL))
             row, column = divmod(number, columns)
             left, top = (
                 GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), picture.size, strict=True)

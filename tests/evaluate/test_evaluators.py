@@ -67,7 +67,7 @@ def test_raw_pixel_retrieval_equals_a_loop(task: Task) -> None:
     bank = PatternSource(9, seed=3)  # Patterns 0 to 2 twice, 3 to 5 once.
     task = replace(task, bank=bank)
     report = EVALUATORS["retrieval"](CachedModel(PatternModel()), task, ks=(1, 3, 7), examples=0)
-    test, train = (task.pixels.images(source).astype(np.float64) for source in (task.source, bank))
+    test, train = (task.pixels(CachedModel(PatternModel())).images(source).astype(np.float64) for source in (task.source, bank))
     score = np.array([[max(row @ train[j] for j in range(9) if j % CLASSES == c) for c in range(CLASSES)] for row in test])
     labels = np.arange(36) % CLASSES
     image_hits = [labels[n] in np.argsort(-score[n])[:1] for n in range(36)]

@@ -1,4 +1,4 @@
-"""Images of any number of channels, none of which is a transparency."""
+"""Images of any number of channels, none of which is a transparency, and how people are shown them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,33 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mmcl.data.images.decode import MAX_BYTES, allowed_pixels, checked
+from mmcl.data.images.decode import MAX_BYTES, allowed_pixels, checked, decode
 from mmcl.data.images.deep import is_deep, is_tiff, read_deep, read_tiff
 from mmcl.data.images.levels import check_file, read_array, read_file, to_levels
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
 from mmcl.types import Intensity
+
+
+def decode_to_show(image: ImageLike, *, channels: int = 3, intensity: Intensity = None, name: str | None = None) -> Image.Image:
+    """An image for people to look at, with the levels that a model sees: of many bands the first three as colours, of two the
+    first as greys.
+
+    Args:
+        image: as `decode` takes it or, where `channels` is neither 1 nor 3, `read_bands`.
+        channels, intensity: of the model, see `Preprocess`.
+        name: what an error message calls it; by default its path.
+
+    Returns:
+        A PIL image of mode "RGB" or "L".
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if channels in (1, 3):
+        return decode(image, name=name, intensity=intensity)
+    bands = read_bands(image, channels, intensity, name=name or "image")
+    return Image.fromarray(np.ascontiguousarray(bands[..., :3] if channels > 2 else bands[..., 0]))
 
 
 def read_bands(image: ImageLike, channels: int, intensity: Intensity, *, name: str) -> np.ndarray:

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mmcl.data.images.decode import decode
+from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.resize import pixel_dtype, read_pixels
 from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
-from mmcl.types import BadSample, Intensity, Preprocess
+from mmcl.types import BadSample, Preprocess
 
 T = TypeVar("T")
 
@@ -26,9 +26,15 @@ _QUEUED = 4096
 """Calls that wait for a thread at a time."""
 
 
-def decode_sample(sample: Sample, intensity: Intensity = None) -> Image.Image:
-    """The picture of a sample. Raises UserError with its name when it has none, or none that can be read."""
-    return decode(required_image(sample), name=sample.name, intensity=intensity)
+def decode_sample(sample: Sample, preprocess: Preprocess | None = None) -> Image.Image:
+    """The picture of a sample, at its own size, to be looked at. Raises UserError with its name when it cannot be read.
+
+    Args:
+        sample: with the picture.
+        preprocess: of the model whose levels and bands are shown, where there is one.
+    """
+    channels, intensity = (3, None) if preprocess is None else (preprocess.channels, preprocess.intensity)
+    return decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmcl.data.source import ImageLike
+from mmcl.data.images.image_cache import decode_sample, in_threads
+from mmcl.data.source import ImageLike, Sample
 from mmcl.evaluate.evaluators.projection import FEWEST, NAMES, ProjectionMethod, check_arguments, chosen_rows, project
 from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.map_page import thumbnail
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report, file_name
 from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.evaluate.validation import Array
+from mmcl.types import Preprocess
 
 EVALUATOR = "embedding_map"
 
@@ -93,13 +96,13 @@ def evaluate_embedding_map(
         )
     rows = chosen_rows(len(task.source), max_points, seed)
     samples = [task.source[row] for row in rows.tolist()]
-    pictures = [sample.image for sample in samples if sample.image is not None]
+    has_pictures = all(sample.image is not None for sample in samples)
     return embedding_map(
         model.images(task.source)[rows],
         task.labels[rows] if task.has_labels else None,
         class_names=task.source.class_names,
         captions=[sample.captions[0] if sample.captions else sample.name for sample in samples],
-        pictures=pictures if len(pictures) == len(samples) else None,
+        pictures=_thumbnails(samples, model.preprocess) if has_pictures else None,
         method=method,
         max_points=max_points,
         neighbours=neighbours,
@@ -108,3 +111,8 @@ def evaluate_embedding_map(
         data=task.name,
         model=model.name,
     )
+
+
+def _thumbnails(samples: Sequence[Sample], preprocess: Preprocess | None) -> list[ImageLike]:
+    """As small as the page shows them, with the levels and bands that the model sees."""
+    return list(in_threads(lambda row: thumbnail(decode_sample(samples[row], preprocess)), range(len(samples))))

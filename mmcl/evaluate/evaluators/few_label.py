@@ -86,7 +86,7 @@ def evaluate_few_label(
 
         name = f"few_label_{_amount_name(amount)}"
         report += _rows(task, model.name, f"{name}_finetuned_top1", finetuned, parts)
-        probes = [model, task.pixels, task.pca] if task.baselines else [model]
+        probes = [model, task.pixels(model), task.pca(model)] if task.baselines else [model]
         for one in probes:
             report += _rows(task, one.name, f"{name}_linear_top1", probed(one), parts)
         if task.baselines:

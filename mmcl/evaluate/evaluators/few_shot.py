@@ -109,7 +109,7 @@ def evaluate_few_shot(
 
     report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
-        report += score(task.pixels) + score(task.pca)
+        report += score(task.pixels(model)) + score(task.pca(model))
         names = [f"few_shot_{shot}_top1" for shot in usable]
         report += class_baselines(EVALUATOR, task.name, names, task.labels, task.bank_labels)
     return report

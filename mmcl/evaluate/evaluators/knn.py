@@ -96,7 +96,7 @@ def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 2
 
     report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
-        report += score(task.pixels) + score(task.pca)
+        report += score(task.pixels(model)) + score(task.pca(model))
         report += class_baselines(EVALUATOR, task.name, [f"knn{k}_top1" for k in usable], task.labels, task.bank_labels)
     return report
 

@@ -207,7 +207,7 @@ def evaluate_linear_probe(
 
     report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
-        report += score(task.pixels) + score(task.pca)
+        report += score(task.pixels(model)) + score(task.pca(model))
         report += class_baselines(EVALUATOR, task.name, ["linear_top1"], task.labels, task.bank_labels)
     return report
 

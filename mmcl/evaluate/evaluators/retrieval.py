@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mmcl.core.nearest import nearest
 from mmcl.data.captions import caption_key
@@ -135,10 +136,10 @@ def evaluate_retrieval(
     report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
     if examples and task.figures and task.has_images:
         report += Report(
-            figures={file_name(EVALUATOR, task.name, model.name): _examples(model.name, task, image_emb, text_emb, examples)}
+            figures={file_name(EVALUATOR, task.name, model.name): _examples(model, task, image_emb, text_emb, examples)}
         )
     if task.baselines:
-        report += _chance(captions, ks, task.name) + _raw_pixels(task, ties=ties, **options)
+        report += _chance(captions, ks, task.name) + _raw_pixels(task, task.pixels(model), ties=ties, **options)
     return report
 
 
@@ -191,7 +192,7 @@ def _chance(captions: Captions, ks: Sequence[int], data: str) -> Report:
     return Report(metric_rows(EVALUATOR, data, "chance", estimates))
 
 
-def _raw_pixels(task: Task, **options: Any) -> Report:
+def _raw_pixels(task: Task, pixels: CachedModel, **options: Any) -> Report:
     texts = task.captions.texts
     columns: dict[str, list[int]] = {}
     for column, text in enumerate(texts):
@@ -202,16 +203,16 @@ def _raw_pixels(task: Task, **options: Any) -> Report:
         reason = "there are no training data" if task.bank is None else "no training picture has a caption of the test set"
         return Report(notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as {reason}.",))
     row, group = torch.tensor(pairs).T
-    member = torch.from_numpy(task.pixels.images(task.required_bank))[row]
-    image = torch.from_numpy(task.pixels.images(task.source))
+    member = torch.from_numpy(pixels.images(task.required_bank))[row]
+    image = torch.from_numpy(pixels.images(task.source))
     scores = {
         "text_to_image": group_to_queries(image, member, group),
         "image_to_text": best_of_group(image, member, group, len(texts)),
     }
-    return retrieval_from_scores(scores, model=task.pixels.name, **options)
+    return retrieval_from_scores(scores, model=pixels.name, **options)
 
 
-def _examples(model: str, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
+def _examples(model: CachedModel, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
     """A picture of `count` texts with their first five images and of `count` images with their first five texts."""
     source, captions = task.source, task.captions
     image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
@@ -219,14 +220,21 @@ def _examples(model: str, task: Task, image_emb: np.ndarray, text_emb: np.ndarra
     images = captions.first_image[permutation(len(text), 1)[:count]]
     _, image_rows = nearest(text[texts], image, min(5, len(image)))
     _, text_rows = nearest(image[images], text, min(5, len(text)))
+
+    def shown(row: int) -> Image.Image:
+        return decode_sample(source[row], model.preprocess)
+
+    def is_right(row: int, text_row: int) -> bool:
+        return bool(captions.image_ids[row] == captions.text_ids[text_row])
+
     return retrieval_examples(
         [
-            (captions.texts[t], [(decode_sample(source[i]), captions.image_ids[i] == captions.text_ids[t]) for i in found])
-            for t, found in zip(texts, image_rows.tolist(), strict=True)
+            (captions.texts[t], [(shown(i), is_right(i, t)) for i in found])
+            for t, found in zip(texts.tolist(), image_rows.tolist(), strict=True)
         ],
         [
-            (decode_sample(source[i]), [(captions.texts[t], captions.image_ids[i] == captions.text_ids[t]) for t in found])
+            (shown(i), [(captions.texts[t], is_right(i, t)) for t in found])
             for i, found in zip(images.tolist(), text_rows.tolist(), strict=True)
         ],
-        title=f"Retrieval, {task.name}, {model}",
+        title=f"Retrieval, {task.name}, {model.name}",
     )

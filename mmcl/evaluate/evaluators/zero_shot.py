@@ -181,11 +181,12 @@ def evaluate_zero_shot(
     if task.baselines:
         report += _constant_baselines(task.labels, len(names), cutoffs(top_k, "top_k"), task.name)
     if task.baselines and task.bank is not None:
-        image, member = (torch.from_numpy(task.pixels.images(source)) for source in (task.source, task.bank))
+        pixels = task.pixels(model)
+        image, member = (torch.from_numpy(pixels.images(source)) for source in (task.source, task.bank))
         own = torch.from_numpy(task.bank_labels)
         scores = best_of_group(image, member[own < len(names)], own[own < len(names)], len(names))
         report += zero_shot_from_scores(
-            scores, torch.from_numpy(task.labels), len(names), ties=ties, model=task.pixels.name, **options
+            scores, torch.from_numpy(task.labels), len(names), ties=ties, model=pixels.name, **options
         )
     return report
 

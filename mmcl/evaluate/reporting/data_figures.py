@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from mmcl.data.images.image_cache import decode_sample
+from mmcl.data.images.bands import decode_to_show
+from mmcl.data.images.image_cache import required_image
 from mmcl.data.inspection import BINS, Inspection
 from mmcl.data.source import Sample
 from mmcl.errors import UserError
@@ -16,8 +17,16 @@ from mmcl.types import Intensity
 COLUMNS = 6
 
 
-def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None = None, intensity: Intensity = None) -> bytes:
-    """The pictures of samples above their first captions, or the names of their classes; what is unusable is said in red."""
+def contact_sheet(
+    samples: Sequence[Sample], class_names: Sequence[str] | None = None, *, channels: int = 3, intensity: Intensity = None
+) -> bytes:
+    """The pictures of samples above their first captions, or the names of their classes; what is unusable is said in red.
+
+    Args:
+        samples: what is drawn.
+        class_names: of their labels.
+        channels, intensity: of the model that is to see the pictures, see `Preprocess`.
+    """
     rows = -(-len(samples) // COLUMNS)
     figure = new_figure(11, 2.3 * rows, "")
     for number, sample in enumerate(samples, 1):
@@ -26,7 +35,7 @@ def contact_sheet(samples: Sequence[Sample], class_names: Sequence[str] | None =
         text, colour = _description(sample, class_names), INK
         if sample.image is not None or sample.problem is not None:
             try:
-                picture = decode_sample(sample, intensity)
+                picture = decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
                 axes.imshow(picture, cmap="gray" if picture.mode == "L" else None)
             except UserError as error:
                 text, colour = str(error), WRONG
