@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+
 from mmcl.errors import UserError
 
 UTF8 = "utf-8-sig"
@@ -57,7 +59,20 @@ def read_utf8(path: Path, encoding: str) -> memoryview:
         return memoryview(b"")  # It cannot be mapped.
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _without_nul(path, memoryview(mapped)[3 if mapped[:3] == codecs.BOM_UTF8 else 0 :])
+    text = memoryview(mapped)[3 if mapped[:3] == codecs.BOM_UTF8 else 0 :]
+    if not _is_utf8(text):
+        raise undecodable(path, encoding)
+    return _without_nul(path, text)
+
+
+def _is_utf8(text: memoryview) -> bool:
+    """As fast as memory is read, and without a copy: Arrow looks at the whole as one text."""
+    ends = pa.array([0, len(text)], pa.int64()).buffers()[1]
+    try:
+        pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(text)]).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _without_nul(path: Path, text: memoryview) -> memoryview:

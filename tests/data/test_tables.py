@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import pickle
@@ -24,6 +25,8 @@ from mmcl.data.sources.tables.csv_table import LONGEST_ROW
 from mmcl.data.sources.tables.source import TableSource
 from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError
+from mmcl.evaluate.evaluators.sts import evaluate_sts
+from mmcl.evaluate.task import CachedModel, Task
 from mmcl.testing.patterns import PatternModel
 from tests.data.tars import write_tar
 from tests.data.test_loader import batches
@@ -147,9 +150,13 @@ class TestRows:
             ("a.csv", "image,caption\na,b\nc,d\0e\n", "line 3: holds NUL characters"),
             ("a.txt", "one\ntwo\0\n", "line 2: holds NUL characters"),
             ("a.jsonl", '{"text": "one"}\n\0\n', "line 2: holds NUL characters"),
-            ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', "line 2: is not JSON: the key 'text' stands twice"),
-            ("a.jsonl", '{"text": "a"}\n{"text": "b"} {"text": "c"}\n', "line 2: is not JSON: Extra data"),
-            ("a.jsonl", '{"text": "a"}\n{"text": "b"', "line 2: is not JSON"),
+            (
+                "a.jsonl",
+                '{"text": "a"}\n\n' + '{"text": "b", "text": "c"}\n' * 2,
+                "line 3 is not JSON: the key 'text' stands twice",
+            ),
+            ("a.jsonl", '{"text": "a"}\n' + '{"text": "b"} {"text": "c"}\n' * 2, "line 2 is not JSON: Extra data"),
+            ("a.jsonl", '{"text": "a"}\n[1]\n{"text": "b"', "line 2 must be an object"),
         ],
     )
     def test_the_line_is_named(self, name, content, message, tmp_path):
@@ -495,7 +502,46 @@ class TestRaggedRows:
             }
             assert "row 2: has 2 fields, and the header 3; complete the row" in "\n".join(found)
             assert "row 4: has 4 fields, and the header 3; put a field that holds '|' in quotes" in "\n".join(found)
-        assert opened(path).usage[1].to_text() == "3 of 5 rows used; not used: 2 with another number of fields (row 2, row 4)"
+        assert opened(path).usage[1].to_text() == "3 of 5 rows used; not used: 2 broken (row 2, row 4)"
+
+    @pytest.mark.parametrize("bad", [0, 1, 2, 3])
+    @pytest.mark.parametrize(
+        "line", ['{"text": ', "[1]", "<html>", '{"text": "\\ud83d"}', '{"\\u0000problem": "x"}', "9" * 5_000]
+    )
+    def test_lines_of_json_up_to_half_of_all(self, line: str, bad: int, tmp_path: Path) -> None:
+        lines = ['{"text": "one"}', "", *[line] * bad, '{"text": "two", "n": 2}', ""]
+        path = write(tmp_path / "a.jsonl", "\n".join(lines))
+        if bad == 3:
+            with pytest.raises(UserError, match=r"a\.jsonl, line 3 "):
+                opened(path)
+            return
+        source = opened(path)
+        assert [source[row].captions for row in range(len(source))] == [("one",), *[()] * bad, ("two",)]
+        found = inspect_source(source).findings
+        assert len(found) == bad
+        assert all(f"a.jsonl, row {row}: line {row + 1} " in text for row, text in enumerate(found, 2))
+
+    @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+    def test_a_score_beside_a_broken_row(self, suffix: str, tmp_path: Path) -> None:
+        rows = {
+            "csv": "caption,positive,score\na,b,1\na,b\nc,d,3.5\n",
+            "jsonl": '{"caption": "a", "positive": "b", "score": 1}\n{"cap\n{"caption": "c", "positive": "d", "score": 3.5}',
+        }
+        source = opened(write(tmp_path / f"a.{suffix}", rows[suffix]))
+        np.testing.assert_array_equal(source.scores, [1, np.nan, 3.5])
+        assert len(inspect_source(source).findings) == 1
+        with pytest.raises(UserError, match=rf"a\.{suffix}, row 2: (line 2 is not JSON|has 2 fields)"):
+            evaluate_sts(CachedModel(PatternModel()), Task("pairs", source))
+
+    @pytest.mark.parametrize("line", [1, 2, 5, 6])
+    def test_a_bad_byte_is_one_error_and_nothing_else(self, line: int, tmp_path: Path, capfd: Any) -> None:
+        rows = [b"image,caption", b"a.png,one", b"b.png,two,more", b"c.png,three", b"d.png,four,more", b"e.png,five"]
+        rows[line - 1] += b"\xff,x"
+        (tmp_path / "a.csv").write_bytes(b"\n".join(rows))
+        with pytest.raises(UserError, match=rf"a\.csv, line {line}: is not UTF-8"):
+            opened(tmp_path / "a.csv")
+        gc.collect()
+        assert "".join(capfd.readouterr()) == ""
 
     def test_in_a_file_of_several_blocks(self, tmp_path: Path) -> None:
         text, bad = "x" * 2000, {0, 1, 7_000, 8_387, 8_388, 8_389, 20_000, 20_001, 24_999}

@@ -109,7 +109,7 @@ def _pairs(task: Task) -> tuple[list[str], list[str], np.ndarray]:
         raise UserError(f"{task.name}: has no scores of pairs, which {EVALUATOR} needs; in a table, `score_column` names them")
     samples = [source[index] for index in range(len(source))]
     for sample in samples:
-        if not sample.captions or not sample.positives:
+        if not sample.check().captions or not sample.positives:
             raise UserError(f"{sample.name}: lacks a text of the pair")
     return [sample.captions[0] for sample in samples], [sample.positives[0] for sample in samples], source.scores
 

@@ -76,7 +76,7 @@ class ArrowSource(Source):
             label_N, self.class_names = _class_numbers(cells, class_names, where) if class_names else _labels_of(cells, where)
             self._labels, self._has_second_label = _sample_labels(label_N, *rows)
         if columns.score:
-            scores = scores_of(table[columns.score], f"{name}: {columns.score}")
+            scores = scores_of(table[columns.score], f"{name}: {columns.score}", self._problems)
             self.scores = scores[self._rows[self._first_row[:-1]]]
         self._check_paths()
 
@@ -140,7 +140,7 @@ class ArrowSource(Source):
     def _rows_used(self) -> Usage:
         captions = self._texts.get("captions")
         reasons = {
-            "with another number of fields": self._with_problem(),
+            "broken": self._with_problem(),
             "without image": None if self._images is None else missing_cells(self._images),
             "without caption": np.logical_and.reduce([missing_cells(cells) for cells in captions]) if captions else None,
             "without file": self._without_file() if len(self) <= LOOKED_FOR else None,

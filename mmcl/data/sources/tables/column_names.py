@@ -7,7 +7,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -254,13 +254,24 @@ def _path_in(cell: bytes) -> str | None:
     return path if path.isprintable() else None
 
 
-def scores_of(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """A column of numbers, or of texts that are numbers: float64 [N]. Raises UserError with the first that is none."""
+def scores_of(column: pa.ChunkedArray, where: str, broken: Container[int] = ()) -> np.ndarray:
+    """A column of numbers, or of texts that are numbers: float64 [N], NaN in broken rows.
+
+    Args:
+        column: the cells.
+        where: put in front of an error.
+        broken: rows that cannot be used, from 0.
+
+    Raises:
+        UserError: names the first of the other cells that is no number.
+    """
     with suppress(pa.ArrowException):  # It casts no JSON, and says not where a text is no number.
         scores: np.ndarray = column.cast(pa.float64()).to_numpy()
         if np.isfinite(scores).all():
             return scores
-    return np.array([_number_of(cell.as_py(), f"{where}, row {row}") for row, cell in enumerate(column, 1)])
+    return np.array(
+        [np.nan if row in broken else _number_of(cell.as_py(), f"{where}, row {row + 1}") for row, cell in enumerate(column)]
+    )
 
 
 def _number_of(cell: Any, where: str) -> float:

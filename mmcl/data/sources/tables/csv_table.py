@@ -15,11 +15,11 @@ import pyarrow.csv
 
 from mmcl.data.sources.tables.column_names import USUAL_NAMES
 from mmcl.errors import UserError, first_line
-from mmcl.files.text_file import LINE_END, UTF8, line_at, read_utf8, undecodable
+from mmcl.files.text_file import LINE_END, line_at, read_utf8
 from mmcl.terminal import counted
 
 PROBLEMS = "\0problem"
-"""The column that says why a row cannot be used; no file can hold one of this name."""
+"""The column that says why a row cannot be used; no text file may hold a NUL, so that none has a column of this name."""
 SEPARATORS = (",", "\t", ";", "|")
 LONGEST_ROW = 2**24
 """Bytes. Arrow reads blocks of this size."""
@@ -84,10 +84,10 @@ def csv_batches(path: Path, encoding: str, header: Sequence[str] | None) -> tupl
     dialect = find_dialect(path, text, header)
     _check_quotes(path, text, dialect)
     schema = pa.schema([(name, pa.string()) for name in (*dialect.names, PROBLEMS)])
-    return schema, _batches(path, encoding, text, dialect, schema)
+    return schema, _batches(path, text, dialect, schema)
 
 
-def _batches(path: Path, encoding: str, text: memoryview, dialect: Dialect, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, text: memoryview, dialect: Dialect, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """All rows; one with too few or too many fields, which costs no other, is null but for what is wrong with it.
 
     Raises:
@@ -117,8 +117,6 @@ def _batches(path: Path, encoding: str, text: memoryview, dialect: Dialect, sche
             raise wrong
         yield rest
     except pa.ArrowException as error:
-        if "UTF8" in str(error):
-            raise undecodable(path, encoding) from None
         raise _wrong_row(path, text, dialect) or UserError(f"{path}: cannot be read as csv: {first_line(error)}") from None
 
 
@@ -176,10 +174,7 @@ def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = No
     separators: Sequence[str] = (own, *(separator for separator in SEPARATORS if separator != own))
     if excel := _EXCEL.fullmatch(line[1]):
         separators, line = [excel[1].decode()], _LINE.match(text, line.end()) or line
-    try:
-        first = line[1].decode()
-    except UnicodeDecodeError:
-        raise undecodable(path, UTF8) from None
+    first = line[1].decode()
     if not first.strip():
         raise UserError(f"{path}: is empty; its first line must name the columns")
     fields = {separator: next(csv.reader([first], delimiter=separator)) for separator in separators}

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmcl.data.sources.tables.arrow_types import JsonType
+from mmcl.data.sources.tables.csv_table import PROBLEMS
 from mmcl.errors import UserError, first_line
 from mmcl.files.text_file import text_lines
 
@@ -21,14 +22,21 @@ def json_batches(path: Path, encoding: str) -> tuple[pa.Schema, Iterator[pa.Reco
     """Reads the file twice, for the columns and then for the cells. A column of texts becomes one; any other keeps its cells as
     they are, whatever their kinds, as JSON: nothing is guessed from the first rows, and no cell has to fit the others.
 
+    A line that is not a record costs no other: its row is empty but for `PROBLEMS`, which says why.
+
     Raises:
-        UserError: names the line.
+        UserError: most lines are such; names the first.
     """
     is_text: dict[str, bool] = {}
+    total, problems = 0, []
     for rows in _pieces(path, encoding):
+        total += len(rows)
         for row in rows:
+            problems += [row[PROBLEMS]] if PROBLEMS in row else []
             for key, cell in row.items():
                 is_text[key] = is_text.get(key, True) and (cell is None or isinstance(cell, str))
+    if 2 * len(problems) > total:
+        raise UserError(f"{path}, {problems[0]}")
     schema = pa.schema([(key, pa.string() if is_text[key] else JsonType()) for key in is_text])
     return schema, (pa.record_batch([_column(rows, field) for field in schema], schema) for rows in _pieces(path, encoding))
 
@@ -42,22 +50,23 @@ def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
 
 
 def _pieces(path: Path, encoding: str) -> Iterator[list[dict[str, Any]]]:
-    rows = (_row(f"{path}, line {number}", line) for number, line in text_lines(path, encoding) if line.strip())
+    rows = (_row(number, line) for number, line in text_lines(path, encoding) if line.strip())
     while piece := list(itertools.islice(rows, PIECE)):
         yield piece
 
 
-def _row(where: str, line: str) -> dict[str, Any]:
+def _row(number: int, line: str) -> dict[str, Any]:
+    """The record on a line, or why there is none."""
     try:
         row = json.loads(line, object_pairs_hook=_object)
         if "\\ud" in line.lower():  # JSON can spell halves of characters; a table, and a tokenizer, cannot.
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half a character (a lone surrogate); write the whole") from None
+        return {PROBLEMS: f"line {number} holds half a character (a lone surrogate); write the whole"}
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: is not JSON: {first_line(error)}; a line must hold one whole record") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: must be an object with the keys image and caption")
+        return {PROBLEMS: f"line {number} is not JSON: {first_line(error)}; a line must hold one whole record"}
+    if not isinstance(row, dict) or PROBLEMS in row:
+        return {PROBLEMS: f"line {number} must be an object with the keys image and caption"}
     return row
 
 

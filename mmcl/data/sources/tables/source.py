@@ -30,7 +30,7 @@ class TableSource(ArrowSource):
     may be several columns, caption_0, caption_1 ... Images are not told apart by their captions where those are equal:
     equal captions are positives. Images alone will do, and so will texts alone: then a row is a sample. A .txt file is one
     column of captions, a line each, unless its first line names a column of images and one of captions. A row of a .csv or
-    .tsv with too few or too many fields is a bad sample.
+    .tsv with too few or too many fields is a bad sample, and so is a line of a .jsonl that is not a record.
 
     Args:
         path: the file. A comma, a tab, a semicolon or a bar separates the columns of a .csv or .tsv, whichever its first line
