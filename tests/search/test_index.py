@@ -234,7 +234,7 @@ def test_empty_collections_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is empty"):
         Index.build([], PatternModel())
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"none of the 1 pictures can be read; the first: .*a\.png"):
+    with pytest.raises(UserError, match=r"none of 1 picture can be read; the first: .*a\.png"):
         Index.build([tmp_path / "a.png"], PatternModel())
     with pytest.raises(UserError, match="no hits"):
         Hits().save(tmp_path / "hits.png")
