@@ -28,7 +28,7 @@ MOST_DRAWN = 1_000
 
 @dataclass(frozen=True)
 class Data:
-    """Index, verify, count or show a data set: mmcl data verify photos/ --decode
+    """Index, verify, count or show a data set: mmcl data verify photos/
 
     Attributes:
         verb: `mmcl data VERB --help` explains each.
@@ -65,18 +65,18 @@ def verify(
     *,
     args: str = "{}",
     root: str | None = None,
-    decode: bool = False,
+    decode: bool = True,
     channels: int = 3,
     intensity: str = "null",
     json: bool = False,
 ) -> None:
-    """Read everything, list what cannot be used, and exit with 1 if there is any: mmcl data verify photos/ --decode
+    """Read everything, list what cannot be used, and exit with 1 if there is any: mmcl data verify photos/
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        decode: Decode every picture to its last pixel; else only its header is understood.
+        decode: Decode every image to its last pixel; with --no-decode only its header is read, which misses what is cut off.
         channels: Of the model that is to see the pictures, such as 4 for red, green, blue and infrared.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON with all findings: {"samples": ..., "findings": [...], "usage": [...]}.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmcl.cli.main import main
 from mmcl.data.images.decode import decode
@@ -30,17 +32,27 @@ def test_index(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_verify_exits_with_1_where_something_is_wrong(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("verify", shard, "--root", tmp_path, "--decode") == 0
+    assert run("verify", shard, "--root", tmp_path) == 0
     assert capsys.readouterr().out == "16 of 16 members used\n8 samples, 0 findings\n"
     write_tar(shard, {**pairs(0, 3), "0001.png": b"<html>"})
     with pytest.raises(SystemExit) as stopped:
         run("verify", shard, "--root", tmp_path)
     assert stopped.value.code == 1
-    assert "0001: not a picture" in capsys.readouterr().out
+    assert "0001: is a web page" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("verify", shard, "--root", tmp_path, "--json")
     found = json.loads(capsys.readouterr().out)
     assert (found["samples"], len(found["findings"]), found["usage"][0]["used"]) == (3, 1, 6)
+
+
+def test_verify_decodes_unless_told_otherwise(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = io.BytesIO()
+    Image.effect_noise((64, 64), 99).save(noise, "PNG")
+    write_tar(shard, {**pairs(0, 3), "0001.png": noise.getvalue()[:2000]})
+    with pytest.raises(SystemExit):
+        run("verify", shard, "--root", tmp_path)
+    assert "0001: cannot be decoded" in capsys.readouterr().out
+    assert run("verify", shard, "--root", tmp_path, "--no-decode") == 0
 
 
 def test_stats(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +89,7 @@ def test_all_troubles_of_a_folder_are_in_one_list(write, tmp_path: Path, capsys:
     bad, unused = write(tmp_path / "all")
     assert len(bad) >= 20
     with pytest.raises(SystemExit) as stopped:
-        run("verify", tmp_path / "all", "--decode", "--json")
+        run("verify", tmp_path / "all", "--json")
     assert stopped.value.code == 1
     found = json.loads(capsys.readouterr().out)
     findings = found["findings"]

@@ -93,7 +93,7 @@ VERBS = {
     "compare": ("compare", "{run}", "{run}", "--models", "trained", "untrained"),
     "embed": ("embed", "{place}/broken", "--model", "{run}", "--out", "{place}/{evil}.parquet"),
     "index": ("data", "index", "{captions}"),
-    "verify": ("data", "verify", "{place}/broken", "--decode"),
+    "verify": ("data", "verify", "{place}/broken"),
     "stats": ("data", "stats", "{captions}"),
     "stats of classes": ("data", "stats", "{classes}"),
     "preview": ("data", "preview", "{classes}", "{place}/{evil}.png"),

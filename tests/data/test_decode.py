@@ -37,6 +37,26 @@ def test_formats(kind, tmp_path):
         assert difference.max() <= (4 if kind in ("JPEG", "GIF") else 0)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC image"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0", "is a HEIC image"),
+        (b"\xff\x0a\x7f\x0b", "is a JPEG XL image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL image"),
+        (b"%PDF-1.7\n", "is a PDF"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg">', "is SVG or XML"),
+        (b"\n  <!DOCTYPE HTML><html>", "is a web page"),
+        (b"<html><body>404", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        (b"plain text", "not an image"),
+    ],
+)
+def test_what_is_not_an_image_is_called_what_it_is(content: bytes, named: str) -> None:
+    with pytest.raises(UserError, match=f"^a.jpg: {named}"):
+        decode(content, name="a.jpg")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(orientation):
     upright = Image.fromarray(noise(4, 6))

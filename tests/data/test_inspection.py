@@ -50,7 +50,7 @@ def test_findings(decoded, tmp_path):
     path.write_bytes(path.read_bytes()[: 4 * 512 * 2])
     source = open_source("auto", str(tmp_path), str(tmp_path))
     found = inspect_source(source, decoded=decoded).findings
-    expected = ["b.tar: ends at byte 4096", "a.tar, bad: not a picture"]
+    expected = ["b.tar: ends at byte 4096", "a.tar, bad: is a web page"]
     expected += ["a.tar, cut: cannot be decoded"] if decoded else []
     expected += ["a.tar, long: the caption has 30000 characters", "a.tar, x: has no caption", "a.tar, y: has no picture"]
     assert len(found) == len(expected)

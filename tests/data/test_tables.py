@@ -543,6 +543,16 @@ class TestRaggedRows:
         gc.collect()
         assert "".join(capfd.readouterr()) == ""
 
+    def test_with_any_number_of_threads(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "caption,label\none,a\ntwo\nthree,c\nfour,d,e\n")
+        threads, found = pa.cpu_count(), []
+        for number in (1, 4):
+            pa.set_cpu_count(number)
+            found.append(inspect_source(open_source("table", str(path), str(tmp_path))).findings)
+        pa.set_cpu_count(threads)
+        assert found[0] == found[1]
+        assert [("row 2" in line, "row 4" in line) for line in found[0]] == [(True, False), (False, True)]
+
     def test_in_a_file_of_several_blocks(self, tmp_path: Path) -> None:
         text, bad = "x" * 2000, {0, 1, 7_000, 8_387, 8_388, 8_389, 20_000, 20_001, 24_999}
         lines = [f"{row}.png,{text}" + ",y" * (row in bad) for row in range(25_000)]

@@ -84,7 +84,7 @@ def write_listed(folder: Path) -> tuple[list[str], list[str]]:
     rows = [f'"{name}",of {name}' for name in bad] + [f"whole{n}.png,whole {n}" for n in range(WHOLE)]
     rows += ["nocaption.png, ", f"long.png,{'a' * 30_000}", ",of no image"]
     (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]))
-    return [*bad, "nocaption.png", "long.png", f"row {len(rows)}"], [
+    return [*bad, "nocaption.png", "long.png", f"captions.csv, row {len(rows)}"], [
         "unlisted.png",
         "photo.heic",
         "film.mp4",

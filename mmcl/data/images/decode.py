@@ -26,6 +26,7 @@ from mmcl.errors import UserError, first_line
 from mmcl.files.listing import LFS_POINTER
 from mmcl.types import Intensity
 
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
 
@@ -202,11 +203,28 @@ def checked(
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {first_line(error)}; {_RAISE_LIMIT}") from None
     except Image.UnidentifiedImageError:
-        if not isinstance(image, Image.Image) and read_file(image).startswith(LFS_POINTER):
-            raise UserError(f"{name}: is a pointer of Git LFS; fetch the file by `git lfs pull`") from None
-        raise UserError(f"{name}: not a picture, or in none of the formats {', '.join(FORMATS)}") from None
+        content = b"" if isinstance(image, Image.Image) else read_file(image)
+        raise UserError(f"{name}: {_what_it_is(content)}") from None
     except Exception as error:  # Hostile files make Pillow's parsers raise almost anything.
         raise UserError(f"{name}: cannot be decoded: {first_line(error)}") from error
+
+
+def _what_it_is(content: bytes) -> str:
+    """Why a file cannot be an image for us, and what to do, by how it begins."""
+    start = content[:256].lstrip().lower()
+    if content.startswith(LFS_POINTER):
+        return "is a pointer of Git LFS; fetch the file by `git lfs pull`"
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        return "is a HEIC image, which is not read; convert it, such as by `heif-convert a.heic a.jpg`"
+    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "is a JPEG XL image, which is not read; convert it, such as by `djxl a.jxl a.png`"
+    if start.startswith(b"%pdf"):
+        return "is a PDF, not an image; convert its pages, such as by `pdftoppm -png a.pdf a`"
+    if start.startswith((b"<svg", b"<?xml")):
+        return "is SVG or XML, not an image of pixels; convert it, such as by `rsvg-convert -o a.png a.svg`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not an image: the download gave an error page"
+    return f"not an image, or in none of the formats {', '.join(FORMATS)}"
 
 
 def _check_and_load(

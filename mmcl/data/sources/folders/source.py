@@ -144,7 +144,7 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
         found = None if line.image is None else images.find(line.image)
         if found is None and layout.split and not inside.startswith(layout.split):
             continue  # Of another split, whose images are not looked for.
-        name = found or (f"{place}row {line.row}" if line.image is None else (Path(place) / line.image).as_posix())
+        name = found or (f"{place}{path.name}, row {line.row}" if line.image is None else (Path(place) / line.image).as_posix())
         if name not in number:
             number[name] = len(number)
             content.add(name, problem=None if found else _missing(folder / name, line, path))

@@ -100,7 +100,8 @@ def _batches(path: Path, text: memoryview, dialect: Dialect, schema: pa.Schema) 
     try:
         reader = pa.csv.open_csv(
             pa.BufferReader(pa.py_buffer(rows)),
-            read_options=pa.csv.ReadOptions(column_names=dialect.names, block_size=LONGEST_ROW),
+            # One thread: several know no numbers of rows.
+            read_options=pa.csv.ReadOptions(column_names=dialect.names, block_size=LONGEST_ROW, use_threads=False),
             parse_options=pa.csv.ParseOptions(
                 delimiter=dialect.separator, newlines_in_values=True, invalid_row_handler=aside.add
             ),
