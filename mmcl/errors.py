@@ -1,13 +1,12 @@
-"""One kind of error for everything that a user can mend: a line that names the thing and the fix; and notes, which go on."""
+"""The error for everything that a user can fix: one line that names the thing and the fix."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterable
 
-from mmcl.terminal import printable_line, say
+from mmcl.terminal import printable_line
 
 
 class UserError(ValueError):
@@ -37,9 +36,3 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = 
 def first_line(error: BaseException) -> str:
     """What another library's error says, for a message of one line: its first line, or its type where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def note(line: str) -> None:
-    """Says on standard error what was decided for the user, once for all processes of a run."""
-    if os.environ.get("RANK", "0") == "0":
-        say(f"note: {line}", error=True)

@@ -7,14 +7,16 @@ import io
 import json
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.errors import UserError, note
-from mmcl.terminal import printable, printable_line, say, show
+from mmcl.cli.output import say, show
+from mmcl.errors import UserError
+from mmcl.terminal import printable, printable_line
 
 PACKAGE = Path(__file__).parents[1] / "mmcl"
 BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -63,11 +65,10 @@ def test_what_is_printable_stays_so(text: str) -> None:
 
 def test_a_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     say("a\nb\r\x85\u2028c")
-    note("d\ne")
     show("one\ntwo\x1b[2J", error=True)
     said = capsys.readouterr()
     assert said.out == "a\\u000ab\\u000d\\u0085\\u2028c\n"
-    assert said.err == "note: d\\u000ae\none\ntwo\\u001b[2J\n"
+    assert said.err == "one\ntwo\\u001b[2J\n"
 
 
 def test_an_error_names_a_file_by_its_characters_on_one_line() -> None:
@@ -85,12 +86,13 @@ def test_a_terminal_of_any_encoding_is_written_to(encoding: str, monkeypatch: py
     assert ("👍" in written) == (encoding == "utf-8")
 
 
-PRINTING = {"print", "print_exc", "print_exception", "print_stack", "input"}
+PRINTING = {"print", "print_exc", "print_exception", "print_stack", "input", "warn", "showwarning"}
 STREAMS = {"stdout", "stderr", "__stdout__", "__stderr__"}
+OUTPUT = PACKAGE / "cli" / "output.py"
 
 
 def prints(call: ast.AST) -> bool:
-    """Whether code prints past `mmcl.terminal`: `print(...)`, `traceback.print_exc()`, `sys.stderr.write(...)`."""
+    """True for code that prints past the command line: `print(...)`, `sys.stderr.write(...)`, `warnings.warn(...)`."""
     if not isinstance(call, ast.Call):
         return False
     if isinstance(call.func, ast.Name):
@@ -101,8 +103,20 @@ def prints(call: ast.AST) -> bool:
     return call.func.attr in PRINTING or (written and call.func.attr in ("write", "writelines"))
 
 
-def test_nothing_is_printed_elsewhere() -> None:
-    for code in ("print(1)", "traceback.print_exc()", "sys.stderr.write('')"):
-        assert any(map(prints, ast.walk(ast.parse(code)))), "the test finds it"
-    found = {path for path in PACKAGE.rglob("*.py") if any(map(prints, ast.walk(ast.parse(path.read_text("utf-8")))))}
-    assert found == {PACKAGE / "terminal.py"}
+def imports_output(node: ast.AST) -> bool:
+    return isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmcl.cli")
+
+
+def files_with(check: Callable[[ast.AST], bool]) -> set[Path]:
+    return {path for path in PACKAGE.rglob("*.py") if any(map(check, ast.walk(ast.parse(path.read_text("utf-8")))))}
+
+
+@pytest.mark.parametrize("code", ["print(1)", "traceback.print_exc()", "sys.stderr.write('')", "warnings.warn('')"])
+def test_printing_is_recognised(code: str) -> None:
+    assert any(map(prints, ast.walk(ast.parse(code))))
+
+
+def test_only_the_command_line_prints() -> None:
+    assert files_with(prints) == {OUTPUT}
+    outside = {path for path in files_with(imports_output) if "cli" not in path.parts}
+    assert outside == {PACKAGE / "__main__.py"}

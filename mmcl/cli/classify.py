@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from mmcl.cli.exit import end_partly
+from mmcl.cli.output import say, show
 from mmcl.errors import UserError
-from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.evaluate.classifier import Classifier

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from mmcl.cli.output import show
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
-from mmcl.terminal import show
 
 if TYPE_CHECKING:
     from mmcl.evaluate import Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tyro.conf import Positional
 
-from mmcl.terminal import show
+from mmcl.cli.output import show
 
 
 def print_config(name: Positional[str], /) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from mmcl.cli.output import say, show
 from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_source
 from mmcl.config import parse_value
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, write_file
-from mmcl.terminal import counted, say, show
+from mmcl.terminal import counted
 from mmcl.types import MAX_SIDE, Intensity, as_intensity
 
 if TYPE_CHECKING:

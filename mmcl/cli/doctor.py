@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import tyro
 from tyro.conf import Positional
 
+from mmcl.cli.output import show
 from mmcl.cli.parse import one_line
-from mmcl.terminal import show
 
 
 @dataclass(frozen=True)

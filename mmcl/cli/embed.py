@@ -10,10 +10,11 @@ from tyro.conf import Positional
 
 from mmcl.cli.evaluate import Json, NoCache, Root, load_cached
 from mmcl.cli.exit import end_partly
+from mmcl.cli.output import say
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file
-from mmcl.terminal import counted, say
+from mmcl.terminal import counted
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source

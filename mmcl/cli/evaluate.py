@@ -11,12 +11,12 @@ import tyro
 from tyro.conf import Positional
 
 from mmcl.cli.exit import PART
+from mmcl.cli.output import say, show
 from mmcl.cli.parse import parse_call
 from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
-from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.evaluate import CachedModel, Report

@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
+from mmcl.cli.output import printed_log, say, show
 from mmcl.errors import UserError
-from mmcl.terminal import printable, printable_line, say, show
+from mmcl.terminal import printable, printable_line
 
 if TYPE_CHECKING:
     from mmcl.types import BadSample
@@ -41,7 +42,8 @@ def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
     """
     try:
         try:
-            command()
+            with printed_log():
+                command()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

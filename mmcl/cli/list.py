@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from mmcl.terminal import printable_line, show
+from mmcl.cli.output import show
+from mmcl.terminal import printable_line
 
 Kind = Literal["all", "configs", "methods", "losses", "encoders", "heads", "sources", "augmentations", "evaluators"]
 

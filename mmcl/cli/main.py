@@ -15,11 +15,11 @@ from mmcl.cli.embed import embed
 from mmcl.cli.evaluate import evaluate, evaluate_run
 from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
 from mmcl.cli.list import list_components
+from mmcl.cli.output import say
 from mmcl.cli.parse import parse_call
 from mmcl.cli.search import search
 from mmcl.cli.train import Train, train
 from mmcl.plugins import add_plugins
-from mmcl.terminal import say
 
 _VERBS: dict[str, Callable[..., object]] = {
     "train": Train,

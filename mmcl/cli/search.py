@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from mmcl.cli.exit import end_partly
+from mmcl.cli.output import say, show
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder
-from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.interop.model import Model

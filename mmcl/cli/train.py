@@ -11,8 +11,8 @@ import tyro
 from tyro.conf import Positional
 
 from mmcl.cli.exit import PART
+from mmcl.cli.output import say, show
 from mmcl.config import Config, load_config
-from mmcl.terminal import say, show
 
 if TYPE_CHECKING:
     from mmcl.runs.run import RunResult

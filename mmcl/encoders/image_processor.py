@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
-from mmcl.errors import UserError, note
+from mmcl.errors import UserError
+from mmcl.logging import get_logger, note
 from mmcl.types import TORCHVISION_LANCZOS, Interpolation, Preprocess, Resize
+
+logger = get_logger(__name__)
 
 Size = int | tuple[int, int]
 
@@ -67,8 +70,9 @@ def preprocess_of(processor: Any, name: str) -> Preprocess:
     interpolation, on_tensors = _interpolation(given), _works_on_tensors(processor)
     if on_tensors and interpolation == "lanczos" and torch.__version__ < TORCHVISION_LANCZOS:
         note(
+            logger,
             f"{name}: torch {torch.__version__} resizes no tensors by Lanczos, as {given.kind}ImageProcessor asks, and "
-            f"{TORCHVISION_LANCZOS} does; images are resized by Pillow, whose Lanczos differs by some levels of 255"
+            f"{TORCHVISION_LANCZOS} does; images are resized by Pillow, whose Lanczos differs by some levels of 255",
         )
         on_tensors = False
     # DINOv3's rescales first.

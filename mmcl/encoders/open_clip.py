@@ -27,9 +27,12 @@ from mmcl.encoders.open_clip_weights import load_towers
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length, say_preprocess
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
-from mmcl.errors import UserError, note, unknown_name
+from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import hub_errors, read_json
+from mmcl.logging import get_logger, note
 from mmcl.types import Preprocess, Resize, Tokens
+
+logger = get_logger(__name__)
 
 _IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "preprocess_cfg", "preprocess")
 _TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu", "hf_config")
@@ -92,7 +95,7 @@ def dual_encoder(arch: str, pretrained: str | None = None, *, preprocess: Mappin
         scale, bias, is_original = load_towers(checkpoint, config, visual=image.visual, text=text.text)
         _settle_preprocess(checkpoint, arch, image, config, is_original)
         if scale is None:
-            note(f"{checkpoint}: holds no logit_scale; embeddings and similarities work, probabilities do not")
+            note(logger, f"{checkpoint}: holds no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image, text, None if scale is None else math.exp(scale), bias)
 
 
@@ -251,7 +254,7 @@ def _settle_preprocess(
     usual = {_preprocess(cfg, encoder.visual.image_size) for cfg in released}
     if is_original and len(usual) == 1:
         encoder.show({**encoder.rebuild_args["config"], "preprocess_cfg": released[0]})
-        note(f"{path}: images are shown as to the released weights of {arch}")
+        note(logger, f"{path}: images are shown as to the released weights of {arch}")
         return
     if "preprocess" in encoder.rebuild_args["config"]:
         return

@@ -16,8 +16,11 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from torch import Tensor, nn
 
 from mmcl.encoders.timm import resample_positions
-from mmcl.errors import UserError, note
+from mmcl.errors import UserError
 from mmcl.files.untrusted import check_unpacked, existing_file, load_into, read_tensors, reason
+from mmcl.logging import get_logger, note
+
+logger = get_logger(__name__)
 
 _OLD_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 _FOREIGN_IMAGE_KEY = "image_encoder.model."
@@ -62,7 +65,7 @@ def load_towers(
             load_into(tower, part, where=str(path))
     for name, tensor in resampled.items():
         if tensor.shape != state[name].shape:
-            note(f"{path}: {name} is resampled from {list(state[name].shape)} to {list(tensor.shape)}")
+            note(logger, f"{path}: {name} is resampled from {list(state[name].shape)} to {list(tensor.shape)}")
     return Loaded(_number(state, "logit_scale", path), _number(state, "logit_bias", path), is_original)
 
 

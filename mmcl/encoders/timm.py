@@ -15,9 +15,12 @@ from timm.models._hub import download_from_hf, load_model_config_from_hf, load_m
 from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
-from mmcl.errors import UserError, note, unknown_name
+from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import hub_errors, hub_reason, load_into, offline_if_unreachable, read_tensors, reason
+from mmcl.logging import get_logger, note
 from mmcl.types import Preprocess
+
+logger = get_logger(__name__)
 
 _PLACES = ("local-dir:", "hf-hub:")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -133,7 +136,7 @@ def _load(model: Any, path: str) -> None:
     load_into(model, tensors, where=path)
     for name, tensor in tensors.items():
         if tensor.shape != found[name].shape:
-            note(f"{path}: {name} is resampled from {list(found[name].shape)} to {list(tensor.shape)}")
+            note(logger, f"{path}: {name} is resampled from {list(found[name].shape)} to {list(tensor.shape)}")
 
 
 def resample_positions(model: Any, tensors: dict[str, Tensor], prefix: str = "") -> None:

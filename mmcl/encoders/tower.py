@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
-from mmcl.errors import UserError, note
+from mmcl.errors import UserError
+from mmcl.logging import get_logger, note
 from mmcl.types import Features, Preprocess, Tokens
 
 if TYPE_CHECKING:
     from mmcl.encoders.tokenizers import Tokenizer
+
+logger = get_logger(__name__)
 
 
 GIVEN = "custom"
@@ -85,7 +88,7 @@ def say_preprocess(path: str | Path, preprocess: Preprocess, rest: str = "") -> 
     """Notes what was taken for weights from a file, which does not say how it was trained."""
     numbers = ", ".join(f"{name} {' '.join(f'{value:.4g}' for value in getattr(preprocess, name))}" for name in ("mean", "std"))
     shown = f"{preprocess.height} x {preprocess.width} pixels, {preprocess.interpolation}, resize {preprocess.resize!r}"
-    note(f"{path} does not say its preprocessing; taken is {numbers}, {shown}{rest}; give preprocess if it is another")
+    note(logger, f"{path} does not say its preprocessing; taken is {numbers}, {shown}{rest}; give preprocess if it is another")
 
 
 def check_tokenizer(tokenizer: Tokenizer, limit: int, model: nn.Module, encoder: str) -> None:

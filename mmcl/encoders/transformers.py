@@ -25,9 +25,12 @@ from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
-from mmcl.errors import UserError, note, unknown_name
+from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import hub_errors, read_json, reason
+from mmcl.logging import get_logger, note
 from mmcl.types import Preprocess, Tokens
+
+logger = get_logger(__name__)
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]
 """From a row of hidden states to one feature: the model's own pooler, the first token, the mean over the text, its last token,
@@ -112,7 +115,7 @@ def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> D
     text_encoder = TransformersText(text, "auto", missing, tokenizer)
     scale, bias = (_trained_value(model, key, missing) for key in ("logit_scale", "logit_bias"))
     if scale is None:
-        note(f"{name}: holds no logit_scale; embeddings and similarities work, probabilities do not")
+        note(logger, f"{name}: holds no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image_encoder, text_encoder, None if scale is None else math.exp(scale), bias)
 
 

@@ -12,8 +12,11 @@ from tokenizers import Regex, normalizers
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
-from mmcl.errors import UserError, note
+from mmcl.errors import UserError
 from mmcl.files.untrusted import hub_errors
+from mmcl.logging import get_logger, note
+
+logger = get_logger(__name__)
 
 _SIGLIP = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
 
@@ -41,8 +44,9 @@ def load_tokenizer(
     if clean == "canonicalize" or (model_type in _SIGLIP and declared.startswith("SiglipTokenizer")):
         library = "transformers" if clean == "none" else "open_clip"
         note(
+            logger,
             f"{name}: texts are lower-cased and lose their punctuation, as {library} and Google's zero-shot evaluation do it; "
-            "SigLIP was trained on lower-cased texts with punctuation, which hf: names of SigLIP 2 keep"
+            "SigLIP was trained on lower-cased texts with punctuation, which hf: names of SigLIP 2 keep",
         )
     # Some classes pad at the start where nothing is said, as one does for generation; no text tower was trained so.
     theirs.padding_side = says.get("padding_side", "right")

@@ -11,7 +11,9 @@ from mmcl.config import TrainConfig
 from mmcl.engine.checkpoint import checkpoint_of_step
 from mmcl.errors import UserError
 from mmcl.evaluate.reporting.metric import lower_is_better
-from mmcl.terminal import say
+from mmcl.logging import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +73,6 @@ class Best:
         try:
             checkpoint_of_step(checkpoints, state.step)
         except UserError as error:
-            say(f"warning: {error}; the best {self.metric} before this step is forgotten")
+            logger.warning(f"{error}; the best {self.metric} before this step is forgotten")
             return
         self.value, self.step, self.waiting = state.value, state.step, state.waiting

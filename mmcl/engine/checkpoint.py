@@ -23,7 +23,9 @@ from mmcl.config import from_dict
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
 from mmcl.files.untrusted import read_json, read_safetensors, reason
-from mmcl.terminal import say
+from mmcl.logging import get_logger
+
+logger = get_logger(__name__)
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "MANIFEST.json"
@@ -121,7 +123,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             return verify(path)
         except UserError as error:
-            say(f"warning: {error}; trying the checkpoint before it")
+            logger.warning(f"{error}; trying the checkpoint before it")
     return None
 
 

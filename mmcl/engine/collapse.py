@@ -17,9 +17,11 @@ from mmcl.core.geometry import (
     pair_similarities,
     uniformity,
 )
+from mmcl.logging import get_logger
 from mmcl.methods.method import Method
-from mmcl.terminal import say
 from mmcl.types import Embeddings
+
+logger = get_logger(__name__)
 
 _ROWS = 256
 
@@ -36,7 +38,7 @@ class Health:
         found = verdicts(method, numbers)
         for verdict in found:
             if verdict not in self._holding:
-                say(f"warning: step {step}: {verdict}")
+                logger.warning(f"step {step}: {verdict}")
         self._holding = set(found)
         return {**numbers, **({"verdict": "; ".join(found)} if found else {})}
 

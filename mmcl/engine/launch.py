@@ -12,12 +12,14 @@ import threadpoolctl
 import torch
 
 from mmcl.errors import UserError
-from mmcl.terminal import say
+from mmcl.logging import get_logger
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mmcl.config import Config, TrainConfig
+
+logger = get_logger(__name__)
 
 SLOW_SECONDS = 1800.0
 """How long processes wait for each other outside of steps: one may still decode pictures, or compute features or scores."""
@@ -113,8 +115,7 @@ def as_launched(config: Config) -> Config:
             raise UserError(f"the launcher asks for {name}, which is not used here: launch with --multi_gpu or --use_fsdp")
     if _asked_for("FSDP"):
         os.environ["ACCELERATE_USE_FSDP"] = "false"
-        if os.environ.get("RANK", "0") == "0":
-            say("--use_fsdp is taken as --train.fsdp true; Accelerate's other FSDP settings are not read")
+        logger.info("--use_fsdp is taken as --train.fsdp true; Accelerate's other FSDP settings are not read")
         config = replace(config, train=replace(config.train, fsdp=True))
     if config.train.fsdp and config.train.precision == "fp16":
         raise UserError("train.fsdp does not go with train.precision fp16, whose scaler knows whole gradients only: use bf16")

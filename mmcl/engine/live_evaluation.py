@@ -20,11 +20,13 @@ from mmcl.engine.weight_layout import whole_weights
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.interop.model import Model, build_model
+from mmcl.logging import get_logger
 from mmcl.methods.method import Method
-from mmcl.terminal import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = get_logger(__name__)
 
 Due = Sequence[tuple[EvaluatorConfig, Task]]
 
@@ -79,7 +81,7 @@ class LiveEvaluation:
             try:
                 found: Report = EVALUATORS[evaluator.name](cached, task, **evaluator.args)
             except UserError as error:  # such as embeddings that are not finite: a run does not end for it
-                say(f"warning: {evaluator.name} of {evaluator.label}: not evaluated: {error}")
+                logger.warning(f"{evaluator.name} of {evaluator.label}: not evaluated: {error}")
                 continue
             if not found.metrics:
                 raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} has no numbers to follow; remove its `every`")

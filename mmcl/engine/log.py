@@ -15,13 +15,15 @@ from tqdm.auto import tqdm
 from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
 from mmcl.files.untrusted import reason
-from mmcl.terminal import say
+from mmcl.logging import get_logger
 from mmcl.types import BadSample, Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mmcl.config import TrainConfig
+
+logger = get_logger(__name__)
 
 WAIT_SHARE, WAIT_SECONDS = 0.2, 10.0
 """Waiting for data is worth a word from this share of the time on, and when it has taken so long in all."""
@@ -101,7 +103,7 @@ class Logbook:
         self.read_step, self.read_at, self.waited = step, now, 0.0
         if share >= WAIT_SHARE and self.waited_in_all >= WAIT_SECONDS and not self.has_warned:
             self.has_warned = True
-            say(f"warning: waiting for data {share:.0%} of the time: raise --data.workers")
+            logger.warning(f"waiting for data {share:.0%} of the time: raise --data.workers")
         return {"samples_per_second": rate, "data_wait": share}
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder
-from mmcl.terminal import say
+from mmcl.logging import get_logger
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+logger = get_logger(__name__)
 
 
 FOLDERS, FILES = ("checkpoints", "features", "model", "report"), ("config.yaml", "metrics.jsonl", "bad_samples.jsonl", ".lock")
@@ -49,7 +51,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise UserError(f"{run_dir} is being written by {holder}: wait for it, or give another --run_dir") from None
         except OSError:
-            say(f"warning: {run_dir} is on a file system without locks: let no second run write there")
+            logger.warning(f"{run_dir} is on a file system without locks: let no second run write there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

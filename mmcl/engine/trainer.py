@@ -40,14 +40,16 @@ from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import learning_rate
 from mmcl.engine.weight_layout import SpreadWeights, WholeWeights
 from mmcl.errors import UserError
+from mmcl.logging import get_logger
 from mmcl.methods.method import Method
-from mmcl.terminal import say
 from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mmcl.engine.checkpoint import Checkpoint
+
+logger = get_logger(__name__)
 
 
 class Ending(NamedTuple):
@@ -287,7 +289,7 @@ class Trainer:
             raise UserError(message)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()  # it has looked at this step's gradients, and waits for the end of the step
-        say(f"warning: {message}")
+        logger.warning(message)
 
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
         """Lists what could not be read, in rank order; stops every process when it is too much."""

@@ -8,7 +8,6 @@ data; `run` runs several of them.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,8 +33,10 @@ from mmcl.evaluate.reporting.compare import Comparison, Difference, compare
 from mmcl.evaluate.reporting.metric import Metric, Provenance
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
+from mmcl.logging import get_logger
 from mmcl.registry import Registry
-from mmcl.terminal import show
+
+logger = get_logger(__name__)
 
 __all__ = [
     "EVALUATORS",
@@ -128,7 +129,7 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
                 report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
             except Exception as error:  # a bug, too, must not cost what hours of training and evaluation gave
                 if not isinstance(error, UserError):
-                    show(traceback.format_exc(), error=True)
+                    logger.exception(f"{name} of {model.name}: not evaluated")
                 errors.append(error)
                 what = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
                 report += Report(failures=(f"{', '.join(filter(None, (name, task.name, model.name)))}: {what}",))

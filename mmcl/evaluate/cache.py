@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
 from mmcl.files.digest import digest
 from mmcl.files.untrusted import read_json
-from mmcl.terminal import printable_line
+from mmcl.logging import get_logger
+
+logger = get_logger(__name__)
 
 MAX_BYTES = 4 * 2**30
 
@@ -37,7 +38,7 @@ class EmbeddingCache:
         self.max_bytes = max_bytes
 
     def load(self, depends_on: Mapping[str, str]) -> np.ndarray | None:
-        """The rows that `save` stored under the same facts, or None. Damaged ones are warned about and removed."""
+        """The rows that `save` stored under the same facts, or None. Damaged ones are removed, with a warning."""
         from safetensors.numpy import load
 
         entry, data = self._paths(depends_on)
@@ -51,13 +52,12 @@ class EmbeddingCache:
             os.utime(entry)
             return load(content)["rows"]
         except (UserError, OSError, KeyError) as error:
-            message = printable_line(f"{data}: a cached embedding is damaged ({error}) and is computed again")
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            logger.warning(f"{data}: a cached embedding is damaged ({error}) and is computed again")
             self._remove(entry)
             return None
 
     def save(self, depends_on: Mapping[str, str], rows: np.ndarray) -> None:
-        """Stores float32 [N, D], and removes what then is too much. A disk that is full or read-only is warned about."""
+        """Stores float32 [N, D], and removes what then is too much. Logs a warning where the disk is full or read-only."""
         from safetensors.numpy import save
 
         entry, data = self._paths(depends_on)
@@ -70,8 +70,7 @@ class EmbeddingCache:
             write_file(entry, json.dumps(facts, indent=1))
             self._make_room()
         except (UserError, OSError) as error:
-            message = printable_line(f"{self.folder}: embeddings are not cached: {error}")
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            logger.warning(f"{self.folder}: embeddings are not cached: {error}")
 
     def _paths(self, depends_on: Mapping[str, str]) -> tuple[Path, Path]:
         key = digest(sorted(depends_on.items()))[:32]

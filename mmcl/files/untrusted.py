@@ -20,10 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmcl.errors import UserError, note
+from mmcl.errors import UserError
+from mmcl.logging import get_logger, note
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+logger = get_logger(__name__)
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Larger than any tokenizer of the field (about 35 MB), small enough to parse."""
@@ -295,7 +298,7 @@ def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         average = next((key for key in _AVERAGED if _holds_tensors(state.get(key))), "")
         last = next((key for key in _NESTED if isinstance(state.get(key), Mapping)), "")
         if average and last:
-            note(f"{path}: holds {last!r} and {average!r}, a running average of them; the average is taken")
+            note(logger, f"{path}: holds {last!r} and {average!r}, a running average of them; the average is taken")
         state = state[average or last] if average or last else state
     parts = {str(key): _tensors(part) for key, part in state.items() if isinstance(part, Mapping) and _tensors(part)}
     tensors = _tensors(state) or (next(iter(parts.values())) if len(parts) == 1 else {})

@@ -28,12 +28,14 @@ from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 from mmcl.interop.model import Model
+from mmcl.logging import get_logger
 from mmcl.methods.method import Method
-from mmcl.terminal import say
 from mmcl.types import Batch, Features, Tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = get_logger(__name__)
 
 
 class FeatureBatches(Dataset[Batch]):
@@ -102,7 +104,7 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
     try:
         _fill(stage, kind, tower, config, source, accelerator)
     except UserError as error:
-        say(f"note: features of the frozen {kind} encoder are not kept between epochs: {error}")
+        logger.warning(f"features of the frozen {kind} encoder are not kept between epochs: {error}")
         failed = 1
     failed = int(accelerator.reduce(torch.tensor(failed, device=accelerator.device), "sum"))
     if accelerator.is_main_process:
@@ -124,7 +126,7 @@ def _reserve(stage: Path, shape: tuple[int, int]) -> None:
                 os.posix_fallocate(file.fileno(), 0, stage.stat().st_size)
     except OSError as error:
         stage.unlink(missing_ok=True)
-        say(f"note: features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})")
+        logger.warning(f"features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})")
 
 
 def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> str:

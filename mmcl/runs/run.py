@@ -26,6 +26,7 @@ from mmcl.evaluate import Report
 from mmcl.files.atomic import write_file
 from mmcl.interop.model import build_model
 from mmcl.interop.save import save_model
+from mmcl.logging import get_logger
 from mmcl.methods.method import Method
 from mmcl.runs.build import build_method, class_names
 from mmcl.runs.components import check_components
@@ -35,10 +36,11 @@ from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.resume import compare, identify, lasting, read_identity, write_identity
 from mmcl.runs.towers import with_given_encoders
 from mmcl.runs.warnings import find_warnings
-from mmcl.terminal import say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> R
             trained under the head of the configuration. No name builds them again: give them to `mmcl.load_model` and to a
             resumed run, too.
 
+    Progress is a bar on standard error and lines of information to the logger "mmcl", which Python does not show by default:
+    `logging.basicConfig(level=logging.INFO)` does. Warnings appear in any case.
+
     Raises:
         UserError: anything that the user can mend; before training where it can be known by then.
     """
@@ -92,9 +97,9 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
         _open_run_dir(run_dir, plan.config, checkpoint, identity)
         _say_what_starts(plan, accelerator, checkpoint)
         for difference in differences:
-            say(f"changed on resume: {difference}")
+            logger.info(f"changed on resume: {difference}")
         for warning in find_warnings(plan):
-            say(f"warning: {warning}")
+            logger.warning(warning)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("mmcl", config={"config": to_yaml(plan.config)})
     ending = _fit(plan, batches, accelerator, checkpoint, identity)
@@ -103,7 +108,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     if ending.is_complete:
         report = done_by_the_first(accelerator, lambda: _finish(plan, run_dir, accelerator, ending))
     elif accelerator.is_main_process:
-        say(f"stopped by a signal after step {ending.step} of {plan.facts.total_steps}; continue with --resume")
+        logger.warning(f"stopped by a signal after step {ending.step} of {plan.facts.total_steps}; continue with --resume")
     accelerator.end_training()
     return RunResult(run_dir, report or Report())
 
@@ -145,7 +150,7 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, ending: Ending)
     )
     given = ", ".join(f"'{name}': MODULE" for name in model.towers if model.towers[name].spec.encoder == GIVEN)  # type: ignore[union-attr]
     if given:
-        say(f"no name builds this model again: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
+        logger.info(f"no name builds this model again: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
         return Report()
     report = evaluate_run(config, model, plan.tasks)
@@ -161,11 +166,11 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Endin
     """
     best = ending.best
     if best.metric is not None:
-        say(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}")
+        logger.info(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}")
     exported: dict[str, Any] = {"export": "last", "steps": ending.step}
     if config.train.export == "best":
         if best.step is None or best.value is None:
-            say("warning: no score was a number, so that the last weights are exported")
+            logger.warning("no score was a number, so that the last weights are exported")
         else:
             exported = {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
     if config.train.fsdp or exported["steps"] != ending.step:
@@ -247,8 +252,10 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     parameters = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
     device = accelerator.device.type
     threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
-    say(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
-    say(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
+    logger.info(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
+    logger.info(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
-    say(f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}")
-    say(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}")
+    logger.info(
+        f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}"
+    )
+    logger.info(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}")

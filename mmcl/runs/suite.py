@@ -18,8 +18,11 @@ from mmcl.evaluate.task import NeedsTexts, library_versions
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.interop.load import load_model
+from mmcl.logging import get_logger
 from mmcl.runs.evaluation import build_tasks
-from mmcl.terminal import printable_line, say
+from mmcl.terminal import printable_line
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +110,7 @@ def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: 
         try:
             return Report.load(place)
         except UserError as error:
-            say(f"warning: {error}", error=True)
+            logger.warning(str(error))
     try:
         report = run([(evaluator.name, evaluator.args)], [model], [task])
     except NeedsTexts as error:

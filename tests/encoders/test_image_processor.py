@@ -132,11 +132,11 @@ def test_images_of_every_shape(name: str, shape: str) -> None:
 
 @pytest.mark.parametrize("name", ["CLIPImageProcessor", "ViTImageProcessor"])
 def test_lanczos_on_tensors_is_pillows_where_torch_has_none(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.11.0"))
     assert _check(name, VARIANTS["lanczos"], list(SHAPES))
-    assert f"as {name} asks, and 2.12 does; images are resized by Pillow" in capsys.readouterr().err
+    assert f"as {name} asks, and 2.12 does; images are resized by Pillow" in caplog.text
 
 
 def test_a_saved_lanczos_on_tensors_is_refused_at_once_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

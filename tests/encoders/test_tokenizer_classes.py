@@ -175,18 +175,18 @@ def test_both_forms_of_siglip_2_see_lower_cased_texts(saved: Path, model_type: s
 
 
 @pytest.mark.parametrize("saved", ["SigLIP 2"], indirect=True)
-def test_where_names_of_one_siglip_release_differ_is_said(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_names_of_one_siglip_release_differ_is_said(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     by_hf = load_tokenizer(str(saved), context_length=CONTEXT, model_type="siglip")
-    assert not capsys.readouterr().err
+    assert not caplog.text
     options = {"hf_tokenizer_name": str(saved), "tokenizer_kwargs": {"clean": "canonicalize"}}
     by_open_clip = _tokenizer(options, CONTEXT)
-    assert "trained on lower-cased texts with punctuation, which hf: names of SigLIP 2 keep" in capsys.readouterr().err
+    assert "trained on lower-cased texts with punctuation, which hf: names of SigLIP 2 keep" in caplog.text
     plain = ["a photo of a cat", "A Photo of a CAT", "two dogs on a hill", "\u00c9t\u00e9"]
     assert _rows(by_hf, plain) == _rows(by_open_clip, plain)
     for text in ("a photo of a cat.", "it's a cat", "cat &amp; dog", "a_cat"):
         assert _rows(by_hf, [text]) != _rows(by_open_clip, [text]), text
 
 
-def test_the_first_siglip_says_what_it_does_to_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_siglip_says_what_it_does_to_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_tokenizer(str(_siglip_folder(tmp_path)), model_type="siglip")
-    assert "lose their punctuation, as transformers and Google's zero-shot evaluation do it" in capsys.readouterr().err
+    assert "lose their punctuation, as transformers and Google's zero-shot evaluation do it" in caplog.text

@@ -104,7 +104,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_damage_is_named_and_the_checkpoint_before_is_used(
-    tmp_path: Path, damage: object, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1)
     damaged = save(tmp_path, 2)
@@ -114,7 +114,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 1
-    assert "step-0000002" in capsys.readouterr().out
+    assert "step-0000002" in caplog.text
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:

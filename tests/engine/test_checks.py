@@ -226,7 +226,7 @@ def test_six_images_end_in_a_report(tmp_path: Path) -> None:
 
 
 def test_embeddings_that_are_no_numbers_cost_neither_the_run_nor_the_other_scores(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lost(model: CachedModel, task: Task) -> Report:
         raise UserError("image_emb has 5 rows that are not finite")
@@ -236,7 +236,7 @@ def test_embeddings_that_are_no_numbers_cost_neither_the_run_nor_the_other_score
     report = train(evaluated(folder, tmp_path, asked, "--data.holdout", "0.2")).report
     assert {row.evaluator for row in report.metrics} == {"retrieval"}
     assert any(line.startswith("geometry, a, trained: image_emb has 5 rows") for line in report.failures)
-    assert "geometry of a: not evaluated: image_emb has 5 rows" in capsys.readouterr().out
+    assert "geometry of a: not evaluated: image_emb has 5 rows" in caplog.text
     assert "b/text_to_image_R@1" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 

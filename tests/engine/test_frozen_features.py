@@ -95,12 +95,12 @@ def test_the_key_goes_by_weights_and_data_not_by_the_head(folder: Path, tmp_path
 
 
 def test_an_unreadable_picture_leaves_the_images_as_they_were(
-    tmp_path: Path, encoded: dict[str, int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, encoded: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_folder(tmp_path / "squares")
     (folder / "red_tiny.png").write_bytes(b"not a picture")
     train(tiny_config(folder, tmp_path / "run", *FROZEN, "--data.max_bad_fraction", "0.5"))
-    assert "features of the frozen image encoder are not kept between epochs" in capsys.readouterr().out
+    assert "features of the frozen image encoder are not kept between epochs" in caplog.text
     assert encoded["image"] >= 96
     assert encoded["text"] == 25
     assert [path.name.split("-")[0] for path in (tmp_path / "run/features").iterdir()] == ["text"]
@@ -127,7 +127,7 @@ def test_what_is_drawn_is_not_fixed(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_training_as_it_was(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file that is mapped before the disk has room for all of it would end the process later."""
 
@@ -136,5 +136,5 @@ def test_a_full_disk_leaves_training_as_it_was(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     train(tiny_config(folder, tmp_path / "run", *FROZEN, "--train.steps", "1"))
-    assert capsys.readouterr().out.count("features cannot be written (No space left on device)") == 2
+    assert caplog.text.count("features cannot be written (No space left on device)") == 2
     assert list((tmp_path / "run" / "features").iterdir()) == []

@@ -90,9 +90,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(run_dir: Path, folder: Path, 
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_the_run_says_that_no_name_builds_it_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_says_that_no_name_builds_it_again(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mmcl")
     mmcl.train(config_of(folder, tmp_path / "run", "--evaluate", "[]", "--train.steps", "1"), towers={"image": images()})
-    said = capsys.readouterr().out
+    said = caplog.text
     assert f"no name builds this model again: mmcl.load_model('{tmp_path}/run', towers={{'image': MODULE}})" in said
     assert mmcl.load_model(tmp_path / "run", towers={"image": images()}).has_text
 

@@ -69,16 +69,16 @@ def test_a_batch_without_pairs_has_no_numbers() -> None:
     assert measure(toy_method("simclr"), embeddings(a=rows(1), b=rows(1))) == {}
 
 
-def test_a_collapse_is_told_once_when_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapse_is_told_once_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
     health, method = Health(), toy_method("simclr")
     healthy, collapsed = embeddings(a=rows(), b=rows()), embeddings(a=rows(1).expand(64, -1), b=rows())
     for step, batch in enumerate([healthy, collapsed, collapsed, healthy, collapsed], 1):
         assert ("verdict" in health.look(step, method, batch)) == (batch is collapsed)
-    told = [line for line in capsys.readouterr().out.splitlines() if "rows have collapsed" in line]
+    told = [line for line in caplog.text.splitlines() if "rows have collapsed" in line]
     assert [line.split(":")[1].strip() for line in told] == ["step 2", "step 5"]
 
 
-def test_a_temperature_at_its_bound(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_temperature_at_its_bound(caplog: pytest.LogCaptureFixture) -> None:
     method = toy_method("clip", dtype=torch.float32)
     batch = embeddings(image=rows(seed=0), text=rows(seed=1))
     assert "verdict" not in Health().look(1, method, batch)
@@ -100,7 +100,7 @@ def test_costs_little() -> None:
 
 
 def test_a_run_logs_it_and_a_lame_one_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "digits.yaml"
     path.write_text(
@@ -115,7 +115,7 @@ def test_a_run_logs_it_and_a_lame_one_is_told(
     assert [row["step"] for row in log] == [1, 2, 4]
     assert all({"effective_rank", "feature_std", "uniformity", "alignment"} <= row.keys() for row in log)
     assert not any("verdict" in row for row in log)
-    assert "collapsed" not in capsys.readouterr().out
+    assert "collapsed" not in caplog.text
 
     honest = Method.embed
     monkeypatch.setattr(
@@ -123,4 +123,4 @@ def test_a_run_logs_it_and_a_lame_one_is_told(
     )
     train(dataclasses.replace(config, run_dir=str(tmp_path / "lame"), method=ComponentConfig(name="byol")))
     assert "collapsed" in read_log(tmp_path / "lame" / "metrics.jsonl")[0]["verdict"]
-    assert capsys.readouterr().out.count("rows have collapsed") == 1
+    assert caplog.text.count("rows have collapsed") == 1

@@ -174,13 +174,14 @@ class TestBestCheckpoint:
         run_dir = self.run(folder, tmp_path / "run", [0.5, 0.1, 0.9], "--train.export", "best", "--train.best_is", "min")
         assert mmcl.load_model(run_dir).provenance["steps"] == 4
 
-    def test_patience(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_patience(self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """The best at step 4; two that are no better; stopped after step 8, and no step is taken when it is resumed."""
+        caplog.set_level("INFO", "mmcl")
         flags = ("--train.patience", "2", "--train.export", "best")
         scores = [0.1, 0.7, 0.7, 0.3, 0.9, 0.9]
         run_dir = self.run(folder, tmp_path / "run", scores, *flags)
         assert [step for step, _ in losses_of(run_dir)] == list(range(1, 9))
-        assert f"best {SCORE}: 0.7 at step 4 of 8" in capsys.readouterr().out
+        assert f"best {SCORE}: 0.7 at step 4 of 8" in caplog.text
         first = (run_dir / "model/model.safetensors").read_bytes()
         self.run(folder, run_dir, scores, *flags, "--resume")
         assert [step for step, _ in losses_of(run_dir)] == list(range(1, 9))
@@ -199,10 +200,10 @@ class TestBestCheckpoint:
         assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step-0000002", "step-0000008"]
 
     def test_scores_that_are_no_numbers_export_the_last(
-        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         run_dir = self.run(folder, tmp_path / "run", [float("nan")] * 2, "--train.export", "best")
-        assert "no score was a number" in capsys.readouterr().out
+        assert "no score was a number" in caplog.text
         assert mmcl.load_model(run_dir).provenance["export"] == "last"
 
 
@@ -221,7 +222,7 @@ class TestBest:
         assert seen == [(None, 1, False), (2, 0, False), *no_better, (5, 0, False), (5, 1, False), (5, 2, True)]
 
     def test_a_best_checkpoint_that_is_damaged_is_forgotten_with_a_word(
-        self, finished: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, finished: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         shutil.copytree(finished / "checkpoints", tmp_path / "c")
         best, state = self.best(folder), BestState(metric=SCORE, value=0.5, step=2, waiting=1)
@@ -233,7 +234,7 @@ class TestBest:
         best = self.best(folder)
         best.restore(state, tmp_path / "c")
         assert best.step is None
-        assert "step-0000002: model.safetensors is damaged" in capsys.readouterr().out
+        assert "step-0000002: model.safetensors is damaged" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -37,19 +37,19 @@ def train(run_dir: Path, clock: Clock, *, waiting: float, working: float, steps:
     return [row["data_wait"] for row in read_log(run_dir / "metrics.jsonl")]
 
 
-def test_the_share_of_waiting_is_in_the_log_and_said_once(tmp_path, monkeypatch, capsys):
+def test_the_share_of_waiting_is_in_the_log_and_said_once(tmp_path, monkeypatch, caplog):
     shares = train(tmp_path, Clock(monkeypatch), waiting=1.0, working=3.0)
     # The first batch waits for the processes of the loader to start.
     assert shares == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
-    told = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
-    assert told == ["warning: waiting for data 25% of the time: raise --data.workers"]
+    told = [line for line in caplog.messages if "waiting for data" in line]
+    assert told == ["waiting for data 25% of the time: raise --data.workers"]
 
 
 @pytest.mark.parametrize(("waiting", "working"), [(1.0, 9.0), (0.1, 0.1)], ids=["small share", "short time"])
-def test_a_little_waiting_is_no_warning(tmp_path, monkeypatch, capsys, waiting, working):
+def test_a_little_waiting_is_no_warning(tmp_path, monkeypatch, caplog, waiting, working):
     shares = train(tmp_path, Clock(monkeypatch), waiting=waiting, working=working)
     assert shares[1:] == pytest.approx([waiting / (waiting + working)] * 4)
-    assert "waiting for data" not in capsys.readouterr().out
+    assert "waiting for data" not in caplog.text
 
 
 def test_lines_that_no_run_wrote_are_left_out(tmp_path: Path) -> None:

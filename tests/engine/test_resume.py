@@ -94,12 +94,13 @@ def test_replaced_images_are_refused_by_name(started: Started, tmp_path: Path, s
 
 
 def test_a_copy_at_another_place_and_time_is_the_same_data(
-    started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    started: Started, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = started("--verify_data")
     copy = shutil.move(shutil.copytree(place, tmp_path / "copy", copy_function=shutil.copyfile), tmp_path / "elsewhere")
+    caplog.set_level("INFO", "mmcl")
     train(configured(tmp_path, "--data.train.path", str(copy), "--resume", "--verify_data"))
-    changes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed on resume")]
+    changes = [line for line in caplog.messages if line.startswith("changed on resume")]
     assert changes == [f"changed on resume: data.train.path: {place} -> {copy}"]
 
 
@@ -131,13 +132,14 @@ def test_other_settings_are_refused(started: Started, tmp_path: Path, saved: boo
 
 @pytest.mark.parametrize("saved", [True, False], ids=["with a checkpoint", "before the first"])
 def test_other_threads_and_versions_are_listed(
-    started: Started, tmp_path: Path, saved: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    started: Started, tmp_path: Path, saved: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     started(saved=saved)
     honest = resume.metadata.version
     monkeypatch.setattr(resume.metadata, "version", lambda name: "0.0.1" if name == "numpy" else honest(name))
+    caplog.set_level("INFO", "mmcl")
     train(configured(tmp_path, "--resume", "--train.threads", "2"))
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "changed on resume: threads: 1 -> 2\n" in said
     assert f"changed on resume: numpy: {honest('numpy')} -> 0.0.1\n" in said
     assert said.count("changed on resume") == 3, "and train.threads"

@@ -172,10 +172,10 @@ def test_too_many_broken_pictures_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_lowered_and_said(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tiny_config(folder, tmp_path / "run", "--train.batch_size", "400", "--train.steps", "1"))
-    assert "using 24" in capsys.readouterr().out
+    assert "using 24" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -315,9 +315,9 @@ def test_spread_weights_do_not_go_with_fp16(folder: Path, tmp_path: Path) -> Non
         train(tiny_config(folder, tmp_path / "run", "--train.fsdp", "true", "--train.precision", "fp16"))
 
 
-def test_spread_weights_of_one_process_are_whole(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_spread_weights_of_one_process_are_whole(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tiny_config(folder, tmp_path / "run", "--train.fsdp", "true"))
-    assert "warning: train.fsdp has no effect: there is one process" in capfd.readouterr().out
+    assert "train.fsdp has no effect: there is one process" in caplog.text
     train(tiny_config(folder, tmp_path / "whole"))
     assert largest_difference(tmp_path / "run", tmp_path / "whole") == 0
 

@@ -87,7 +87,7 @@ def test_a_stopped_suite_goes_on(file: Path, tmp_path: Path, computed: list[str]
 
 
 def test_other_arguments_and_a_damaged_result_are_computed_again(
-    file: Path, tmp_path: Path, computed: list[str], capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, computed: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     suite = load_suite([file], models=["one"])
     run_suite(suite, tmp_path / "out")
@@ -98,7 +98,7 @@ def test_other_arguments_and_a_damaged_result_are_computed_again(
         metrics.write_text("[")
     run_suite(suite, tmp_path / "out")
     assert computed[3:] == ["one zero_shot", "one knn"]
-    assert "is not of the same report" in capsys.readouterr().err
+    assert "is not of the same report" in caplog.text
 
 
 def test_what_a_model_cannot_do_is_a_note(file: Path, tmp_path: Path, computed: list[str]) -> None:

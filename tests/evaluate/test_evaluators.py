@@ -230,7 +230,7 @@ def test_a_map_of_few_images_is_left_out_with_a_note(rows: int, task: Task) -> N
 
 
 def test_what_cannot_be_evaluated_costs_itself_alone(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(model: CachedModel, task: Task) -> Report:
         return Report(notes=(str(1 / 0),))
@@ -243,7 +243,7 @@ def test_what_cannot_be_evaluated_costs_itself_alone(
     probe, bug = report.failures
     assert probe.startswith("linear_probe, patterns, trained: linear_probe: the training data of patterns have one class")
     assert bug == "broken, patterns, trained: ZeroDivisionError: division by zero"
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in caplog.text
     report.write(tmp_path)
     assert Report.load(tmp_path).failures == report.failures
     for shown in (report.to_text(), report.to_markdown(), report.to_html()):

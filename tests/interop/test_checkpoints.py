@@ -125,27 +125,27 @@ def test_a_container_that_holds_itself_ends(tmp_path: Path) -> None:
 
 
 def test_without_a_temperature_similarities_work(
-    arch: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = _state(arch)
     whole = _load(state, tmp_path / "whole.pt")
     del state["logit_scale"]
     model = _load(state, tmp_path / "weights.pt")
     assert model.logit_scale is None
-    assert "weights.pt: holds no logit_scale" in capsys.readouterr().err
+    assert "weights.pt: holds no logit_scale" in caplog.text
     np.testing.assert_array_equal(model.encode_text(["a cat"]), whole.encode_text(["a cat"]))
     with pytest.raises(UserError, match="temperature"):
         model.probs(model.encode_text(["a cat"]), model.encode_text(["a dog"]))
 
 
-def test_without_a_temperature_a_folder_of_transformers_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_temperature_a_folder_of_transformers_loads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tiny.transformers_model("siglip", tmp_path)
     weights = tmp_path / "model.safetensors"
     state = {name: tensor for name, tensor in load_file(weights).items() if not name.startswith("logit_")}
     save_file(state, weights, metadata={"format": "pt"})
     model = load_model(f"hf:{tmp_path}", device="cpu")
     assert (model.logit_scale, model.logit_bias) == (None, None)
-    assert "holds no logit_scale" in capsys.readouterr().err
+    assert "holds no logit_scale" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [[1], [1, 1]])
@@ -171,7 +171,7 @@ def test_a_clip_and_a_siglip_start_from_each_other(target: str, arch: dict[str, 
 
 
 def test_positions_are_resampled_as_open_clip_does(
-    arch: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = _state(arch)
     torch.save(state, tmp_path / "small.pt")
@@ -182,18 +182,18 @@ def test_positions_are_resampled_as_open_clip_does(
     for part, own in (("image", theirs.visual), ("text", theirs.text)):
         ours = getattr(model.towers[part].encoder, "visual" if part == "image" else "text")
         torch.testing.assert_close(ours.positional_embedding, own.positional_embedding, rtol=0, atol=0)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "visual.positional_embedding is resampled from [5, 32] to [17, 32]" in said
     assert "text.positional_embedding is resampled from [20, 16] to [30, 16]" in said
 
 
-def test_positions_of_timm_are_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_positions_of_timm_are_resampled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = tiny.shaken(timm.create_model("test_vit", num_classes=0)).state_dict()
     torch.save(state, tmp_path / "weights.pt")
     args = {"name": "test_vit", "pretrained": str(tmp_path / "weights.pt"), "image_size": 96}
     expected = timm.layers.resample_abs_pos_embed(state["pos_embed"], new_size=[6, 6], num_prefix_tokens=1)
     torch.testing.assert_close(IMAGE_ENCODERS.build("timm", args).model.pos_embed, expected, rtol=0, atol=0)  # type: ignore[attr-defined]
-    assert "pos_embed is resampled from [1, 101, 64] to [1, 37, 64]" in capsys.readouterr().err
+    assert "pos_embed is resampled from [1, 101, 64] to [1, 37, 64]" in caplog.text
 
 
 def test_positions_of_another_width_are_refused(arch: dict[str, Any], tmp_path: Path) -> None:
@@ -219,23 +219,24 @@ def _weights(library: str, folder: Path, arch: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("library", ["open_clip", "timm", "torchvision"])
 def test_a_file_gets_the_preprocessing_that_is_said_or_given(
-    library: str, arch: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    library: str, arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = _weights(library, tmp_path, arch)
     usual = load_model(name, device="cpu").towers["image"].encoder.preprocess
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "weights.pth does not say its preprocessing; taken is mean " in said
     assert " ".join(f"{value:.4g}" for value in usual.mean) in said
     assert f"resize {usual.resize!r}" in said
 
     fields = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize": "squash", "interpolation": "bilinear"}
     expected = replace(usual, mean=(0.5,) * 3, std=(0.5,) * 3, resize="squash", interpolation="bilinear")
+    caplog.clear()
     for given in (fields, expected):
         model = load_model(name, device="cpu", preprocess=given)
         encoder = model.towers["image"].encoder
         assert encoder.preprocess == expected
         assert encoder.norm.mean.flatten().tolist() == [0.5] * 3
-    assert "does not say" not in capsys.readouterr().err
+    assert "does not say" not in caplog.text
     save_model(tmp_path / "ours", model.towers)
     again = load_model(tmp_path / "ours", device="cpu")
     assert again.towers["image"].encoder.preprocess == expected
@@ -244,29 +245,30 @@ def test_a_file_gets_the_preprocessing_that_is_said_or_given(
 
 
 def test_the_line_names_the_activation_and_that_released_weights_differ(
-    arch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
         "mmcl.encoders.open_clip.get_pretrained_cfg", lambda arch, tag: {"mean": (0.5,) * 3} if tag == "a" else {}
     )
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda arch: ["a"])
     load_model(_weights("open_clip", tmp_path, arch), device="cpu")
-    assert "(released weights of Tiny have others), and GELU" in capsys.readouterr().err
+    assert "(released weights of Tiny have others), and GELU" in caplog.text
+    caplog.clear()
     arch["quick_gelu"] = True
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda arch: ["b"])
     load_model(_weights("open_clip", tmp_path, arch), device="cpu")
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "others" not in said
     assert "and QuickGELU" in said
 
 
 def test_preprocessing_of_another_size_resamples_positions(
-    arch: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = _weights("open_clip", tmp_path, arch)
     model = load_model(name, device="cpu", preprocess={"size": 48})
     assert model.encode_image(np.zeros((50, 60, 3), np.uint8)).shape == (1, 16)
-    assert "visual.positional_embedding is resampled from [5, 32] to [10, 32]" in capsys.readouterr().err
+    assert "visual.positional_embedding is resampled from [5, 32] to [10, 32]" in caplog.text
 
 
 def test_a_size_that_patches_do_not_divide_is_refused_at_once(arch: dict[str, Any], tmp_path: Path) -> None:

@@ -41,12 +41,12 @@ def _last(state: Mapping[str, torch.Tensor]) -> State:
     ],
 )
 def test_of_weights_and_their_average_the_average_is_taken_and_said(
-    wrapped: Any, average: str, net: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrapped: Any, average: str, net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = net.state_dict()
     found = read_tensors(_torch_file(wrapped(own), tmp_path))
     assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
-    assert f"{average!r}, a running average" in capsys.readouterr().err
+    assert f"{average!r}, a running average" in caplog.text
 
 
 def test_what_is_called_an_average_and_holds_no_weights_is_left_aside(net: nn.Module, tmp_path: Path) -> None:

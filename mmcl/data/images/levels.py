@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +12,10 @@ import numpy as np
 
 from mmcl.errors import UserError, first_line
 from mmcl.files.byte_range import FilePart
+from mmcl.logging import get_logger
 from mmcl.types import Intensity, Percentiles
+
+logger = get_logger(__name__)
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
@@ -54,9 +57,10 @@ def to_levels(values: np.ndarray, intensity: Intensity, name: str) -> np.ndarray
     return (values // 257).astype(np.uint8)
 
 
+@functools.cache
 def warn_of_darkness() -> None:
-    """Says that 16 bits are taken for full where they are not; Python shows it once."""
-    warnings.warn(f"images of 16 bits with values of 12 bits at most are shown nearly black; set {INTENSITY}", stacklevel=2)
+    """Logs, once in a process, that 12 bits are read as 16."""
+    logger.warning(f"images of 16 bits with values of 12 bits at most are shown nearly black; set {INTENSITY}")
 
 
 def _range(values: np.ndarray, intensity: tuple[float, float] | Percentiles) -> tuple[float, float]:

@@ -1,0 +1,68 @@
+"""Everything that the command line prints, and the handler that prints the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmcl.logging import label
+from mmcl.terminal import escaped, printable, printable_line
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Prints one line; a name with a line break in it cannot fake a second one.
+
+    Args:
+        line: the text.
+        error: print to standard error instead of standard output.
+    """
+    show(printable_line(line), error=error)
+
+
+def show(text: str, *, error: bool = False) -> None:
+    """Prints text of several lines, such as a table or JSON.
+
+    Args:
+        text: names in it that may have line breaks must be `printable_line` already.
+        error: print to standard error instead of standard output.
+    """
+    stream = sys.stderr if error else sys.stdout
+    safe = printable(text.removesuffix("\n"))
+    print(_encodable(safe, getattr(stream, "encoding", None) or "utf-8"), file=stream, flush=True)
+
+
+class LogPrinter(logging.Handler):
+    """Prints information as plain lines to standard output, the rest as `warning: ...` or `note: ...` to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record. An error of the stream, such as a closed pipe, ends the command (`mmcl.cli.exit`)."""
+        prefix = label(record)
+        say(f"{prefix}: {record.getMessage()}" if prefix else record.getMessage(), error=bool(prefix))
+        if record.exc_text:
+            show(record.exc_text, error=True)
+
+
+@contextmanager
+def printed_log() -> Iterator[None]:
+    """Prints what the library logs."""
+    logger, handler = logging.getLogger("mmcl"), LogPrinter()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """Escapes all but ASCII where the terminal's encoding lacks a character."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return re.sub(r"[^\0-\x7f]", escaped, text)
+    return text
