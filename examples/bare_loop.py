@@ -17,7 +17,7 @@ CONCEPTS, PIXELS, WORDS, WIDTH = 64, 192, 32, 48
 
 
 def make_pairs(concept: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Synthetic pairs: picture and text are noisy, different views of one concept."""
+    """Synthetic pairs: image and text are noisy, different views of one concept."""
     world = torch.Generator().manual_seed(0)
     look, name = (torch.randn(CONCEPTS, width, generator=world) for width in (PIXELS, WORDS))
     noise = [torch.randn(len(concept), width, generator=rng) for width in (PIXELS, WORDS)]

@@ -1,4 +1,4 @@
-"""Image-text retrieval over a folder: texts find pictures, pictures find pictures, pictures find texts.
+"""Image-text retrieval over a folder: texts find images, images find images, images find texts.
 
     python examples/image_text_retrieval.py photos/ "a dog on a beach" --model runs/clip_emoji
 

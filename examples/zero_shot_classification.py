@@ -1,4 +1,4 @@
-"""Zero-shot classification: pictures and label names in, probabilities out; no training.
+"""Zero-shot classification: images and label names in, probabilities out; no training.
 
     python examples/zero_shot_classification.py cat.png --model runs/clip_emoji --labels cat dog car
 
@@ -14,7 +14,7 @@ import mmcl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", help="picture files")
+    parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--model", default="runs/clip_emoji")
     parser.add_argument("--labels", nargs="+", required=True)
     parser.add_argument("--templates", nargs="+", default=["a picture of a {}", "a small icon showing a {}"])

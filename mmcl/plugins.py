@@ -66,7 +66,7 @@ def _refused(module: str, error: BaseException) -> UserError:
         return UserError(f"plug-in {module}: {error}")
     frames = traceback.extract_tb(error.__traceback__)
     what = f"{type(error).__name__}: {first_line(error)}, {frames[-1].filename}:{frames[-1].lineno}"
-    return UserError(f"plug-in {module} cannot be imported ({what}); mend it, or remove it from {VARIABLE} and the environment")
+    return UserError(f"plug-in {module} cannot be imported ({what}); fix it, or remove it from {VARIABLE} and the environment")
 
 
 _PLUGINS = _Plugins()

@@ -82,7 +82,7 @@ class Batch:
     Attributes:
         views: the towers' inputs by view name, `b` rows each.
         ids: int64 [b]; rows with equal ids are positives of each other, never negatives.
-        index: int64 [b]; the rows' numbers in the data set.
+        index: int64 [b]; the rows' numbers in the dataset.
         bad_samples: what could not be read and was replaced, for the log.
         labels: int64 [b], class numbers, -1 where there is none; None for data without classes.
         bad_rows: numbers, in the global batch as the order of the run has it, of the samples that were replaced.

@@ -190,7 +190,7 @@ class TestMix:
     @pytest.mark.parametrize(
         ("data", "message"),
         [
-            ("{mix: {}}", "name at least one data set"),
+            ("{mix: {}}", "name at least one dataset"),
             ("{mix: {a: {path: x}}, train: {path: y}}", r"data\.mix and data\.train exclude each other"),
             ("{mix: {a: {path: x}}, samples_per_class: 2}", r"data\.mix and data\.samples_per_class exclude each other"),
             ("{mix: {a: {path: x, weight: 0}}}", r"data\.mix\.a\.weight is 0\.0: give null or a number above 0"),

@@ -133,7 +133,7 @@ CLASH = "from mmcl.methods import METHODS\nclass Mine: pass\nMETHODS.register('{
 BROKEN = {
     "raises.py": (
         "1 / 0\n",
-        r"plug-in raises cannot be imported \(ZeroDivisionError: division by zero, .*raises\.py:1\); mend it",
+        r"plug-in raises cannot be imported \(ZeroDivisionError: division by zero, .*raises\.py:1\); fix it",
     ),
     "needs.py": ("import no_such_module\n", r"plug-in needs cannot be imported \(ModuleNotFoundError: .*'no_such_module'"),
     "syntax.py": ("def\n", r"plug-in syntax cannot be imported \(SyntaxError: invalid syntax"),

@@ -24,7 +24,7 @@ BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 
 
 
 def is_obeyed(character: str) -> bool:
-    """Whether a terminal does something at a character other than to show it, or cannot be given it."""
+    """True if a terminal does something at a character other than to show it, or cannot be given it."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or ord(character) in BIDI_CONTROLS
 
 

@@ -1,4 +1,4 @@
-"""`mmcl classify`: pictures to labels, from text prompts or by a classifier that was trained with labels."""
+"""`mmcl classify`: images to labels, from text prompts or by a classifier that was trained with labels."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def classify(
     top_k: int = 5,
     json: bool = False,
 ) -> None:
-    """Classify pictures by text prompts, without training: mmcl classify cat.png --labels cat dog
+    """Classify images by text prompts, without training: mmcl classify cat.png --labels cat dog
 
     Without --labels, by the classes of a model that was trained with labels: mmcl classify 7.png --model runs/supervised_digits
 
-    Pictures that cannot be read are listed, and the exit code is then 1.
+    Images that cannot be read are listed, and the exit code is then 1.
 
     Args:
-        images: Picture files.
+        images: Image files.
         labels: The candidate labels, e.g. cat dog "red car".
         template: Sentences with {} where the label goes; several are averaged. Default: the label alone.
         model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
-        top_k: How many labels to show per picture, the likeliest first.
+        top_k: How many labels to show per image, the likeliest first.
         json: Print one JSON list: [{"image": ..., "labels": [{"label": ..., "score": ...}]}].
     """
     if not images:
-        raise UserError("no picture given: mmcl classify PICTURE ... --labels LABEL ...")
+        raise UserError("no image given: mmcl classify IMAGE ... --labels LABEL ...")
     if template and not labels:
         raise UserError("--template has no use without --labels")
     from mmcl.evaluate.classifier import TrainedClassifier, ZeroShotClassifier

@@ -32,18 +32,18 @@ def compare(
         a: A run directory, a report folder, or the metrics.json in it.
         b: The other; the same one to compare two of its columns.
         models: The column of each that is compared, e.g. --models "raw pixels" trained.
-        out: Write comparison.html, .md, .json and the pictures into this folder.
+        out: Write comparison.html, .md, .json and the figures into this folder.
         json: Print JSON instead of tables.
     """
     if out is not None:
         check_folder(out, flag="--out")
     from mmcl.evaluate import compare as compare_reports
-    from mmcl.runs.comparison import with_pictures
+    from mmcl.runs.comparison import with_figures
 
     comparison = compare_reports(_report(a), _report(b), names=(str(a), str(b)), models=models)
     if out is not None:
         trained = models == ("trained", "trained")
-        comparison = with_pictures(comparison, a, b) if trained else comparison
+        comparison = with_figures(comparison, a, b) if trained else comparison
         comparison.write(out)
     show(comparison.to_json() if json else comparison.to_text())
     if out is not None and not json:

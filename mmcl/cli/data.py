@@ -29,7 +29,7 @@ MOST_DRAWN = 1_000
 
 @dataclass(frozen=True)
 class Data:
-    """Index, verify, count or show a data set: mmcl data verify photos/
+    """Index, verify, count or show a dataset: mmcl data verify photos/
 
     Attributes:
         verb: `mmcl data VERB --help` explains each.
@@ -47,12 +47,12 @@ def data(words: Sequence[str]) -> None:
 
 
 def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None) -> None:
-    """Open a data set once, so that its indices are there when a run starts: mmcl data index "shards/{00000..00099}.tar"
+    """Open a dataset once, so that its indices are there when a run starts: mmcl data index "shards/{00000..00099}.tar"
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
     """
     source = _open(data, args, root)
     say(f"{counted(len(source), 'sample')}, fingerprint {source.fingerprint[:16]}")
@@ -76,9 +76,9 @@ def verify(
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         decode: Decode every image to its last pixel; with --no-decode only its header is read, which misses what is cut off.
-        channels: Of the model that is to see the pictures, such as 4 for red, green, blue and infrared.
+        channels: Of the model that is to see the images, such as 4 for red, green, blue and infrared.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON with all findings: {"samples": ..., "findings": [...], "usage": [...]}.
     """
@@ -105,31 +105,31 @@ def stats(
     *,
     args: str = "{}",
     root: str | None = None,
-    picture: Path | None = None,
+    figure: Path | None = None,
     channels: int = 3,
     intensity: str = "null",
     json: bool = False,
 ) -> None:
-    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --picture stats.png
+    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --figure stats.png
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        picture: Draw the histograms into this PNG file.
-        channels: Of the model that is to see the pictures, such as 4 for red, green, blue and infrared.
+        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        figure: Draw the histograms into this PNG file.
+        channels: Of the model that is to see the images, such as 4 for red, green, blue and infrared.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON instead of text.
     """
-    if picture is not None:
-        check_file(picture, flag="--picture", suffixes=(".png",), inputs=(data,))
+    if figure is not None:
+        check_file(figure, flag="--figure", suffixes=(".png",), inputs=(data,))
     from mmcl.data.inspection import inspect_source
     from mmcl.evaluate.reporting.data_figures import histograms
 
     source = _open(data, args, root)
     found = inspect_source(source, progress=sys.stderr.isatty(), **_seen(channels, intensity))
-    if picture is not None:
-        write_file(picture, histograms(found))
+    if figure is not None:
+        write_file(figure, histograms(found))
     show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
     used = [usage.to_text() for usage in source.usage]
     for warning in [line for line in source.warnings if line not in used]:
@@ -148,16 +148,16 @@ def preview(
     channels: int = 3,
     intensity: str = "null",
 ) -> None:
-    """Draw some pictures with their captions: mmcl data preview photos/ sheet.png
+    """Draw some images with their captions: mmcl data preview photos/ sheet.png
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         out: The PNG file.
         args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded data sets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
         count: How many, at most 1,000.
         seed: Decides which.
-        channels: Of the model that is to see the pictures; of many bands, the first three are drawn as colours.
+        channels: Of the model that is to see the images; of many bands, the first three are drawn as colours.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
     """
     if not 1 <= count <= MOST_DRAWN:
@@ -176,7 +176,7 @@ def preview(
 
 
 def _seen(channels: int, intensity: str) -> dict[str, Any]:
-    """How a model is to see pictures, as arguments of `inspect_source` and `contact_sheet`."""
+    """How a model is to see images, as arguments of `inspect_source` and `contact_sheet`."""
     if not 1 <= channels <= MAX_SIDE:
         raise UserError(f"--channels is {channels}: give 1 to {MAX_SIDE:,}")
     return {"channels": channels, "intensity": _intensity(intensity)}

@@ -1,4 +1,4 @@
-"""`mmcl doctor`: what a configuration will be when it is trained, and what would go wrong without a word."""
+"""`mmcl doctor`: what a configuration will be when it is trained, and what would silently go wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmcl embed`: pictures, captions and classes to a file of embeddings."""
+"""`mmcl embed`: images, captions and classes to a file of embeddings."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def embed(
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Embed pictures, their captions and their classes: mmcl embed photos/ --out photos.parquet
+    """Embed images, their captions and their classes: mmcl embed photos/ --out photos.parquet
 
     `mmcl eval knn --embeddings photos.parquet ...` reads the file, and so does anything that reads parquet. Its columns: id,
     kind (image, text, class), label, name, embedding. A .csv has columns e0, e1, ... for the embedding; beside a .npy,
-    photos.rows.csv has the columns but the embedding, in the order of its rows. Samples whose picture cannot be read are
+    photos.rows.csv has the columns but the embedding, in the order of its rows. Samples whose image cannot be read are
     listed, and the exit code is then 1.
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         model: A run directory, open_clip:ARCH/PRETRAINED, hf:ID, timm:NAME or torchvision:NAME.
         out: The .parquet, .csv or .npy to write.
-        features: Write what the image encoder gives before the head, at its own length, of the pictures alone.
+        features: Write what the image encoder gives before the head, at its own length, of the images alone.
         data_args: The source's arguments as YAML, e.g. "{fold: test}".
     """
     check_file(out, flag="--out", suffixes=(".parquet", ".csv", ".npy"), inputs=(data,))

@@ -31,7 +31,7 @@ Out = Annotated[Path | None, tyro.conf.arg(help="Write report.html, report.md, m
 Root = Annotated[
     str | None,
     tyro.conf.arg(
-        help="Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."
+        help="Folder with downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."
     ),
 ]
 Json = Annotated[bool, tyro.conf.arg(help="Print the metrics as JSON instead of tables.")]
@@ -41,7 +41,7 @@ def evaluate(words: Sequence[str]) -> None:
     """Parses the words after `mmcl eval`: the first one says which of the three forms it is.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     first, prog = words[0] if words else "", "mmcl eval"
     form: Callable[..., None] = evaluate_run
@@ -59,7 +59,7 @@ def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False
 
     Embeddings from anywhere: mmcl eval retrieval --embeddings e.parquet
 
-    Many models on many data sets: mmcl eval suite eval/emoji --models runs/a runs/b
+    Many models on many datasets: mmcl eval suite eval/emoji --models runs/a runs/b
 
     Args:
         run: A run directory; or one of the words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite,
@@ -100,9 +100,9 @@ def evaluate_one(
         data_args: The source's arguments as YAML, e.g. "{fold: test}".
         bank: The labelled data that knn and probe learn from; a path or a name.
         bank_args: Its arguments.
-        embeddings: A parquet file instead of model and data; as `mmcl embed` writes it, with a row for each picture, text or
+        embeddings: A parquet file instead of model and data; as `mmcl embed` writes it, with a row for each image, text or
             class: the columns kind (image, text, class), embedding, id (equal ones belong together), label and name.
-        bank_embeddings: One with the labelled pictures that knn and probe learn from.
+        bank_embeddings: One with the labelled images that knn and probe learn from.
         args: The evaluator's arguments as YAML, e.g. "{ks: [1, 5]}" (`mmcl list evaluators --args`).
     """
     _check(out)
@@ -141,7 +141,7 @@ def evaluate_suite(
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Evaluate many models on many data sets: mmcl eval suite eval/emoji --models runs/a runs/b
+    """Evaluate many models on many datasets: mmcl eval suite eval/emoji --models runs/a runs/b
 
     Every result is kept as soon as it is there: a suite that was stopped goes on where it was, and one with a new model or data
     set computes only what is new.

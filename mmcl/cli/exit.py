@@ -1,6 +1,6 @@
 """How a command ends, whatever happens in it: one line for what went wrong, and an exit code.
 
-0 done; 1 part of it could not be done, and is listed; 2 an error that the user can mend; 70 a bug in mmcl;
+0 done; 1 part of it could not be done, and is listed; 2 an error that the user can fix; 70 a bug in mmcl;
 130 Ctrl-C; 141 the reader of the output is gone (as in `mmcl list | head -1`).
 """
 
@@ -133,7 +133,7 @@ def _say(line: str, code: int) -> int:
 
 
 def _is_unread(stream: IO[str] | None) -> bool:
-    """Whether the reader of a stream is gone; otherwise a broken pipe is another one, such as a worker's or a server's."""
+    """True if the reader of a stream is gone; otherwise a broken pipe is another one, such as a worker's or a server's."""
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)  # type: ignore[union-attr]

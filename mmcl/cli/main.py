@@ -1,4 +1,4 @@
-"""`mmcl VERB ...`: errors that a user can mend are one line and exit code 2."""
+"""`mmcl VERB ...`: errors that a user can fix are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DESCRIPTION = (
     "Contrastive image-text models: train one, classify images by text prompts, search them, evaluate a run.\n"
     "`mmcl VERB --help` explains each verb; `mmcl --version` prints the version.\n"
     "--plugins MODULE (or MMCL_PLUGINS) imports a module that registers methods, sources, encoders, ... of yours.\n"
-    "Exit codes: 0 done, 1 in part (the rest is listed), 2 an error to mend, 70 a bug (--debug shows its traceback)."
+    "Exit codes: 0 done, 1 in part (the rest is listed), 2 an error to fix, 70 a bug (--debug shows its traceback)."
 )
 
 

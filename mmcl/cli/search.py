@@ -1,4 +1,4 @@
-"""`mmcl search`: pictures by text, pictures by picture, texts by picture."""
+"""`mmcl search`: images by text, images by image, texts by image."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def search(
     target: Literal["images", "texts"] = "images",
     top_k: int = 10,
     save: Path | None = None,
-    picture: Path | None = None,
+    figure: Path | None = None,
     json: bool = False,
 ) -> None:
     """Search images by a text, by an image, or by both: mmcl search runs/clip_emoji "a smiling cat"
 
-    Pictures of the collection that cannot be read are listed, and the exit code is then 1.
+    Images of the collection that cannot be read are listed, and the exit code is then 1.
 
     Args:
         model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
         text: What to look for.
-        image: A picture to look for; with a text, both count the same.
+        image: An image to look for; with a text, both count the same.
         images: A folder, a table or a saved index to search in; default: what the run was evaluated on.
         target: Find images, or the captions that the images carry.
         top_k: How many to find.
         save: Keep the index in this folder: give it as --images next time, and nothing is encoded again.
-        picture: Write the found pictures as one PNG.
+        figure: Write the found images as one PNG.
         json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
     """
     if not (text or "").strip() and image is None:
-        raise UserError("nothing to look for: give a text in quotes, or --image PICTURE")
-    _check(image, save, picture)
+        raise UserError("nothing to look for: give a text in quotes, or --image IMAGE")
+    _check(image, save, figure)
     from mmcl.data.images.resize import read_pixels
     from mmcl.interop.load import load_model
 
@@ -60,8 +60,8 @@ def search(
     if save is not None:
         index.save(save)
     hits = index.search(text, image=image, top_k=top_k, target=target)
-    if picture is not None:
-        hits.save(picture)
+    if figure is not None:
+        hits.save(figure)
     if json:
         show(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
     else:
@@ -70,7 +70,7 @@ def search(
     end_partly([] if images is not None and index.is_saved(images) else index.bad)
 
 
-def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
+def _check(image: Path | None, save: Path | None, figure: Path | None) -> None:
     """Raises UserError for what would fail only after a collection is embedded."""
     from mmcl.data.images.decode import MAX_BYTES
     from mmcl.data.images.levels import check_file as check_image
@@ -80,8 +80,8 @@ def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     if save is not None:
         check_folder(save, flag="--save")
         Index.check_place(save)
-    if picture is not None:
-        check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
+    if figure is not None:
+        check_file(figure, flag="--figure", suffixes=SUFFIXES, inputs=(image,))
     if image is not None:
         check_image(image, str(image), MAX_BYTES)
 

@@ -47,7 +47,7 @@ def train(words: Sequence[str]) -> None:
         words: of the command line after the verb; a first one without dashes is the configuration.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can fix.
     """
     settings = list(words)
     name = settings.pop(0) if settings and not settings[0].startswith("-") else _DEFAULT
@@ -92,8 +92,8 @@ def _next_commands(result: RunResult) -> tuple[str, ...]:
     if "retrieval" in evaluators:
         return (
             f'mmcl search {result.run_dir} "a smiling cat"',
-            f'mmcl classify PICTURE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',
+            f'mmcl classify IMAGE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',
         )
     if "classification" in evaluators:
-        return f"mmcl classify PICTURE.png --model {result.run_dir}", f"mmcl eval {result.run_dir}"
-    return f"mmcl search {result.run_dir} --image PICTURE.png", f"mmcl eval {result.run_dir}"
+        return f"mmcl classify IMAGE.png --model {result.run_dir}", f"mmcl eval {result.run_dir}"
+    return f"mmcl search {result.run_dir} --image IMAGE.png", f"mmcl eval {result.run_dir}"

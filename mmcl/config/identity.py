@@ -51,10 +51,10 @@ def config_hash(config: Config) -> str:
 
 
 def is_decisive(key: str) -> bool:
-    """Whether a setting of `flat_settings` decides what is learned; a run continues only under equal ones."""
+    """True if a setting of `flat_settings` decides what is learned; a run continues only under equal ones."""
     return decides(Config, key)
 
 
 def is_within(key: str, path: str) -> bool:
-    """Whether a dotted key is `path` or lies below it."""
+    """True if a dotted key is `path` or lies below it."""
     return f"{key}.".startswith(f"{path}.")

@@ -43,7 +43,7 @@ class TowerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """A data set."""
+    """A dataset."""
 
     name: str = "auto"
     """The kind of source; "auto" goes by what lies at `path`."""
@@ -55,7 +55,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartConfig(SourceConfig):
-    """A data set among others."""
+    """A dataset among others."""
 
     weight: float | None = setting(None, above=0)
     """Its share of the rows, relative to those of the others; an epoch then has as many rows as there are samples."""
@@ -65,10 +65,10 @@ class PartConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropConfig:
-    """Random-resized crop, drawn per picture and view."""
+    """Random-resized crop, drawn per image and view."""
 
     scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the picture's area, from and to."""
+    """Share of the image's area, from and to."""
     ratio: tuple[float, float] = (0.75, 1.3333)
     """Aspect ratio, from and to."""
 
@@ -90,11 +90,11 @@ class DataConfig:
     """What is trained on, and how it is shown."""
 
     root: str | None = setting(None, decides=False)
-    """Folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
+    """Folder with downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
     train: SourceConfig = field(default_factory=SourceConfig)
     """The training data."""
     mix: dict[str, PartConfig] | None = None
-    """Several training data sets by names of your own, in place of `train`, each with a weight or a number of epochs."""
+    """Several training datasets by names of your own, in place of `train`, each with a weight or a number of epochs."""
     templates: tuple[str, ...] | None = None
     """Sentences with one "{}" each, such as "a photo of a {}.": captions for labelled training data that have none."""
     caption_weights: tuple[float, ...] | None = setting(None, at_least=0)
@@ -109,15 +109,15 @@ class DataConfig:
     """Make every batch of so many samples from each of train.batch_size / samples_per_class classes, as supervised
     contrastive and metric learning want it; null takes samples in random order, whatever their class."""
     cache: Literal["auto"] | bool = setting("auto", decides=False)
-    """Keep the decoded pictures in memory; "auto" does so below 1 GB and without a crop."""
+    """Keep the decoded images in memory; "auto" does so below 1 GB and without a crop."""
     crop: CropConfig | None = None
-    """Random-resized crop at decoding; null shows the whole picture."""
+    """Random-resized crop at decoding; null shows the whole image."""
     augment: tuple[ComponentConfig, ...] = ()
-    """Augmentations, in order, each drawn per picture and view."""
+    """Augmentations, in order, each drawn per image and view."""
     views: dict[str, ViewConfig] = field(default_factory=dict)
     """Image views that are shown otherwise, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
     workers: int = setting(0, at_least=0, decides=False)
-    """Loader processes per training process; 0 loads in the training process, which is best for cached pictures."""
+    """Loader processes per training process; 0 loads in the training process, which is best for cached images."""
     max_pixels: int | None = setting(None, at_least=1, decides=False)
     """Width x height of the largest image; larger ones are unusable. Null: the environment variable MMCL_MAX_PIXELS, else 64
     million."""
@@ -272,7 +272,7 @@ class Config:
     """Read every training image before the first step, so that a resume with this flag can tell whether any has changed.
     Without it a resume compares the samples' number, order, texts and labels, in folders the sizes of the files, and of tar
     shards the members' names, sizes and times; and the images of up to 1,000 samples spread over the data. That is all of a
-    small data set; of a large one it shows that the images were replaced, but not that a few of them were. Images are read
+    small dataset; of a large one it shows that the images were replaced, but not that a few of them were. Images are read
     again only where a file's path, size or time is new."""
     allow_change: tuple[str, ...] = setting((), decides=False)
     """Settings in which a resumed run may differ although they change what is learned, e.g. optim.lr; "data.train" allows other
@@ -341,7 +341,7 @@ class Config:
         data = self.data
         if data.mix is None:
             return
-        _require(bool(data.mix), "data.mix", data.mix, "name at least one data set")
+        _require(bool(data.mix), "data.mix", data.mix, "name at least one dataset")
         given = {"train": data.train != SourceConfig(), "labels": data.labels, "samples_per_class": data.samples_per_class}
         for key in (key for key, value in given.items() if value):
             raise UserError(f"data.mix and data.{key} exclude each other: remove one of them")

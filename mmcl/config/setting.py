@@ -30,7 +30,7 @@ class Facts:
     used_by: tuple[str, ...] = ()
 
     def allow(self, value: float) -> bool:
-        """Whether a number is in range; NaN never is in one."""
+        """True if a number is in range; NaN never is in one."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -94,7 +94,7 @@ def check_ranges(settings: Any, where: str = "") -> None:
 
 
 def decides(schema: Any, key: str) -> bool:
-    """Whether the setting of a dotted key decides what is learned; a key that the schema does not have does."""
+    """True if the setting of a dotted key decides what is learned; a key that the schema does not have does."""
     name, _, rest = key.partition(".")
     one = {one.name: one for one in dataclasses.fields(schema)}.get(name)
     if one is None:

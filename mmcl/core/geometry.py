@@ -94,12 +94,12 @@ def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def is_collapsed(x_ND: Tensor) -> bool:
-    """Whether the rows no longer tell samples apart, see `is_collapse`."""
+    """True if the rows no longer tell samples apart, see `is_collapse`."""
     return is_collapse(float(feature_std(x_ND)), float(effective_rank(x_ND)))
 
 
 def is_collapse(feature_std: float, effective_rank: float) -> bool:
-    """Whether rows of such a spread and rank are nearly one point, or nearly one line through the origin.
+    """True if rows of such a spread and rank are nearly one point, or nearly one line through the origin.
 
     The bounds, an average cosine above 0.9996 or an effective rank below 1.1, lie far beyond the narrow cone in which the rows
     of an untrained network lie.

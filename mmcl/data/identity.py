@@ -1,6 +1,6 @@
-"""The identity of a data set: a digest of all that its samples show, wherever they lie and whatever they are called.
+"""The identity of a dataset: a digest of all that its samples show, wherever they lie and whatever they are called.
 
-`Source.fingerprint` reads no image, so that two data sets under equal lists have the same one. Results that outlive the process
+`Source.fingerprint` reads no image, so that two datasets under equal lists have the same one. Results that outlive the process
 are kept under `Source.identity`, which reads every image once: the digest is kept below the data root until the path, size,
 inode or a time of some image file changes.
 """
@@ -100,7 +100,7 @@ def _texts(texts: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _is_marked(image: ImageLike) -> bool:
-    """Whether a file can be told from another without reading it: by a server's mark, where it gives one."""
+    """True if a file can be told from another without reading it: by a server's mark, where it gives one."""
     return isinstance(image, str | Path) or (isinstance(image, FilePart) and bool(image.file.version))
 
 

@@ -1,4 +1,4 @@
-"""Every sample of a source looked at once: what cannot be used, what repeats, how long captions are and how large pictures."""
+"""Every sample of a source looked at once: what cannot be used, what repeats, how long captions are and how large images."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Inspection:
         findings: what is wrong, one line each: broken files first, then samples.
         caption_lengths: int64 [captions], characters.
         captions_per_sample: int64 [samples].
-        sides: int64 [pictures, 2], width and height of those that can be read.
+        sides: int64 [images, 2], width and height of those that can be read.
         classes: samples of every class that has some, by name.
-        repeated_captions, repeated_pictures: how many are equal to an earlier one; pictures byte by byte.
+        repeated_captions, repeated_images: how many are equal to an earlier one; images byte by byte.
         usage: what of the files, rows or members is used, see `Source`.
     """
 
@@ -47,17 +47,17 @@ class Inspection:
     sides: np.ndarray
     classes: dict[str, int]
     repeated_captions: int
-    repeated_pictures: int
+    repeated_images: int
     usage: Sequence[Usage]
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, and quantiles and histograms of the lengths and sides, as JSON values."""
         return {
             "samples": self.samples,
-            "pictures": len(self.sides),
+            "images": len(self.sides),
             "captions": len(self.caption_lengths),
             "repeated_captions": self.repeated_captions,
-            "repeated_pictures": self.repeated_pictures,
+            "repeated_images": self.repeated_images,
             "unusable": len(self.findings),
             "captions_per_sample": _summary(self.captions_per_sample),
             "caption_characters": _summary(self.caption_lengths),
@@ -97,8 +97,8 @@ def inspect_source(
 
     Args:
         source: the data.
-        decoded: whether pictures are decoded to the last pixel; else their bytes are read, and their headers understood.
-        channels, intensity: of the model that is to see the pictures, see `Preprocess`; channels other than 1 and 3 are always
+        decoded: whether images are decoded to the last pixel; else their bytes are read, and their headers understood.
+        channels, intensity: of the model that is to see the images, see `Preprocess`; channels other than 1 and 3 are always
             decoded.
         progress: whether a progress bar is shown.
     """
@@ -110,7 +110,7 @@ def inspect_source(
 
     looks = in_threads(lambda index: _look(source[index], size), range(len(source)))
     findings, bare, blind = list(source.broken_files()), [], []
-    lengths, counts, sides, texts, pictures = [], [], [], [], []
+    lengths, counts, sides, texts, image_hashes = [], [], [], [], []
     for look in tqdm(looks, total=len(source), desc="read", unit="sample", disable=not progress, leave=False):
         findings += look.findings
         counts.append(len(look.lengths))
@@ -118,14 +118,14 @@ def inspect_source(
         texts += look.texts
         if not look.lengths and not look.findings:
             bare.append(look.name)
-        if look.picture is None and not look.findings:
+        if look.image_hash is None and not look.findings:
             blind.append(look.name)
-        if look.picture is not None:
+        if look.image_hash is not None:
             sides.append(look.sides)
-            pictures.append(look.picture)
+            image_hashes.append(look.image_hash)
     # A half pair is a mistake only among whole ones.
     findings += [f"{name}: has no caption" for name in bare if lengths]
-    findings += [f"{name}: has no picture" for name in blind if sides]
+    findings += [f"{name}: has no image" for name in blind if sides]
     names, labels = source.class_names or [], source.labels
     return Inspection(
         samples=len(source),
@@ -135,25 +135,25 @@ def inspect_source(
         sides=np.array(sides, np.int64).reshape(-1, 2),
         classes={} if labels is None else dict(Counter(names[label] for label in labels.tolist() if label >= 0)),
         repeated_captions=len(texts) - len(set(texts)),
-        repeated_pictures=len(pictures) - len(set(pictures)),
+        repeated_images=len(image_hashes) - len(set(image_hashes)),
         usage=source.usage,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One sample: lengths and hashes of its captions, sides and hash of its picture."""
+    """One sample: lengths and hashes of its captions, sides and hash of its image."""
 
     name: str
     findings: list[str]
     lengths: list[int]
     texts: list[bytes]
     sides: tuple[int, int] | None
-    picture: bytes | None
+    image_hash: bytes | None
 
 
 def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> _Look:
-    findings, captions, sides, picture = [], [], None, None
+    findings, captions, sides, image_hash = [], [], None, None
     try:
         sample.check()
         captions = [checked_caption(caption, sample.name) for caption in sample.captions]
@@ -162,16 +162,16 @@ def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> 
             image = image.read() if isinstance(image, FilePart) else image
             # First, as it refuses what must not be read whole: a pipe, or a file of any size.
             sides = size(image, sample.name)
-            picture = _hash(_content(image, sample.name))
+            image_hash = _hash(_content(image, sample.name))
     except UserError as error:
         findings.append(str(error))
     return _Look(
-        sample.name, findings, [len(text) for text in captions], [_hash(text.encode()) for text in captions], sides, picture
+        sample.name, findings, [len(text) for text in captions], [_hash(text.encode()) for text in captions], sides, image_hash
     )
 
 
 def _content(image: ImageLike, name: str) -> bytes:
-    """An encoded picture as it is stored, the pixels of others."""
+    """An encoded image as it is stored, the pixels of others."""
     if isinstance(image, str | Path):
         try:
             return Path(image).read_bytes()

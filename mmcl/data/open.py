@@ -31,7 +31,7 @@ def open_source(
     Args:
         name: a name in `SOURCES`, or "auto" to go by what lies at `path`.
         path: file or folder, for sources that read one; "~" is the home folder.
-        root: folder with downloaded data sets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        root: folder with downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl.
         args: the source's own arguments.
         where: put in front of an error about the arguments, e.g. "data.train".
 
@@ -122,7 +122,7 @@ def _described(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _outweigh(folder: Path, images: Sequence[str], packed: Sequence[str]) -> bool:
-    """Whether most of the data are images in files of their own."""
+    """True if most of the data are images in files of their own."""
     return len(images) > FEW and _bytes(folder, images) > _bytes(folder, packed)
 
 

@@ -1,4 +1,4 @@
-"""What a data set is to mmcl: samples by number, in an order that is its own."""
+"""What a dataset is to mmcl: samples by number, in an order that is its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sample:
 
     Attributes:
         name: what an error message calls it: a path, or a key within its file.
-        image: the picture, or None for a text-only source.
+        image: the image, or None for a text-only source.
         captions: every text that describes it; may be empty.
         label: class number, or None.
         positives: texts that mean the same as the captions, as in an entailment.
@@ -54,10 +54,10 @@ class Sample:
 
 
 class Source(ABC):
-    """A random-access data set. `source[i]` is cheap and the same in every process; nothing is decoded.
+    """A random-access dataset. `source[i]` is cheap and the same in every process; nothing is decoded.
 
     A registered source is built as `Source(path, root, **args)`: `path` is the user's file or folder, `root` the folder with
-    downloaded data sets, both or either None.
+    downloaded datasets, both or either None.
 
     Attributes:
         class_names: names of the labels, or None without labels.

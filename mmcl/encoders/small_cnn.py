@@ -1,4 +1,4 @@
-"""The smallest useful picture encoder: two convolutions, for MNIST and for reading."""
+"""The smallest useful image encoder: two convolutions, for MNIST and for reading."""
 
 from __future__ import annotations
 

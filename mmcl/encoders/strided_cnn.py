@@ -1,4 +1,4 @@
-"""A picture encoder for CPUs: strided convolutions, then one linear layer over every position."""
+"""An image encoder for CPUs: strided convolutions, then one linear layer over every position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmcl.types import Preprocess, as_size
 class StridedCNN(ImageEncoder):
     """Each stage halves the resolution by a strided convolution with batch norm and ReLU, and may go on with residual blocks.
 
-    The last stage is flattened and not averaged: where things are is kept, which suits pictures that are centred on one thing
+    The last stage is flattened and not averaged: where things are is kept, which suits images that are centred on one thing
     (digits, icons), and costs a fraction of the convolutions that an average would need to make up for it.
 
     Args:

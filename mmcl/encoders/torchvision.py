@@ -24,7 +24,7 @@ class TorchvisionEncoder(ImageEncoder):
         pretrained: true downloads the released weights; a path loads a state dict that torchvision saved; false: random ones.
         image_size: side in pixels, or height and width; None takes the size of the released weights, the only one that
             transformers accept.
-        small_stem: for ResNets on pictures of about 32 pixels (CIFAR): a 3x3 convolution in place of the strided 7x7 one, and
+        small_stem: for ResNets on images of about 32 pixels (CIFAR): a 3x3 convolution in place of the strided 7x7 one, and
             no pooling behind it (Chen et al., "SimCLR", 2020, appendix B.9).
         preprocess: fields of `Preprocess` that are otherwise than torchvision has them for its released weights.
 

@@ -225,7 +225,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def is_dual(model: object) -> bool:
-    """Whether a model, or its class, embeds both images and texts, as CLIP does."""
+    """True if a model, or its class, embeds both images and texts, as CLIP does."""
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 

@@ -58,7 +58,7 @@ class Best:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is no use to wait longer."""
+        """True if patience has run out."""
         return self.patience is not None and self.waiting >= self.patience
 
     @property

@@ -1,4 +1,4 @@
-"""Whether the rows of a step still tell samples apart, in numbers for the log and, when they do not, in words."""
+"""Detection of collapsed embeddings during training: numbers for the log, and warnings."""
 
 from __future__ import annotations
 

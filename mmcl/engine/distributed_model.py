@@ -42,7 +42,7 @@ class SharedModel(Model):
 
     Args:
         model: the same in all processes.
-        sources: data that all processes hold in this order; pictures of any others are encoded by the first process alone.
+        sources: data that all processes hold in this order; images of any others are encoded by the first process alone.
     """
 
     def __init__(self, model: Model, sources: Sequence[Source]):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 SLOW_SECONDS = 1800.0
-"""How long processes wait for each other outside of steps: one may still decode pictures, or compute features or scores."""
+"""How long processes wait for each other outside of steps: one may still decode images, or compute features or scores."""
 
 _TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 

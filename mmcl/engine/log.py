@@ -63,7 +63,7 @@ class Logbook:
             self.waited += time.perf_counter() - began
 
     def takes(self, step: int) -> bool:
-        """Whether this process writes the metrics of a step."""
+        """True if this process writes the metrics of a step."""
         return self.is_kept and (step % self.train.log_every == 0 or step in (1, self.total))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:

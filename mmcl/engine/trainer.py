@@ -265,7 +265,7 @@ class Trainer:
         return {name: next(summed) for name in shares}, {name: next(summed) for name in wishes}
 
     def _is_finite(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the step may be taken.
+        """True if the step may be taken.
 
         Under fp16 the scaler answers an infinite gradient by leaving the step out and halving the scale of the loss. From a
         scale of 1 on down it is not the scale that makes a gradient infinite.

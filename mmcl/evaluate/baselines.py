@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.data.images.image_cache import decode_sample, pictures
+from mmcl.data.images.image_cache import decode_sample, decoded_batches
 from mmcl.data.source import Source
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.rank_counts import Scores
@@ -17,7 +17,7 @@ from mmcl.evaluate.reporting.report import Report
 from mmcl.types import Preprocess
 
 BELOW_ALL = -2.0
-"""The score of a class that no training picture has: lower than any cosine."""
+"""The score of a class that no training image has: lower than any cosine."""
 
 
 class _Pixels:
@@ -32,10 +32,10 @@ class _Pixels:
 
 
 class RawPixels(_Pixels):
-    """A model whose embedding is the picture: pixels in [0, 1], flattened, scaled to unit length (so not centred).
+    """A model whose embedding is the image: pixels in [0, 1], flattened, scaled to unit length (so not centred).
 
     Args:
-        preprocess: size and channels; everything else about the picture is lost.
+        preprocess: size and channels; everything else about the image is lost.
     """
 
     def __init__(self, preprocess: Preprocess):
@@ -44,10 +44,10 @@ class RawPixels(_Pixels):
 
     @classmethod
     def like(cls, source: Source, preprocess: Preprocess | None = None) -> RawPixels:
-        """Pixels of 32 x 32, or the pictures' own size where that is smaller; grey where the first picture is.
+        """Pixels of 32 x 32, or the images' own size where that is smaller; grey where the first image is.
 
         Args:
-            source: of the pictures.
+            source: of the images.
             preprocess: of the model that is compared, whose intensity, and bands beyond colours, these have too.
         """
         first = decode_sample(source[0], preprocess)
@@ -57,8 +57,8 @@ class RawPixels(_Pixels):
         return cls(Preprocess(size=min(32, *first.size), channels=channels, intensity=intensity))
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
-        """Pixels of a source: float32 [N, C * size * size], unit length. Raises UserError for a picture that cannot be read."""
-        pixels = torch.cat(list(pictures(images, self.preprocess, batch_size or 1024))).flatten(1).float()
+        """Pixels of a source: float32 [N, C * size * size], unit length. Raises UserError for an image that cannot be read."""
+        pixels = torch.cat(list(decoded_batches(images, self.preprocess, batch_size or 1024))).flatten(1).float()
         return torch.nn.functional.normalize(pixels, dim=1).numpy()
 
 
@@ -66,7 +66,7 @@ class PCAPixels(_Pixels):
     """The first 50 principal components of the pixels, fitted on training images; of n images no more than n - 1 are there.
 
     Args:
-        bank_pixels: float32 [T, P], the training pictures as `RawPixels` gives them.
+        bank_pixels: float32 [T, P], the training images as `RawPixels` gives them.
         pixels: a source to its pixels, so that they are decoded once.
     """
 
@@ -87,7 +87,7 @@ class PCAPixels(_Pixels):
 
 
 def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: int) -> Scores:
-    """Scores queries with groups of pictures: the highest cosine with any member; `BELOW_ALL` for an empty group.
+    """Scores queries with groups of images: the highest cosine with any member; `BELOW_ALL` for an empty group.
 
     Args:
         query_ND, member_TD: unit-length rows.

@@ -1,4 +1,4 @@
-"""Classifiers of pictures: from nothing but class names, or trained with labels."""
+"""Classifiers of images: from nothing but class names, or trained with labels."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Embeddings in a parquet file, from anywhere: evaluated as if a model gave them.
 
-A row is a picture, a text or a class, and its columns are
+A row is an image, a text or a class, and its columns are
 
-    id          rows with equal ids belong together, as a picture and its captions do; for retrieval
+    id          rows with equal ids belong together, as an image and its captions do; for retrieval
     kind        "image", "text" or "class"
     embedding   list of numbers, of one length in the whole file
-    label       of pictures, their class; of classes, which one it is; null elsewhere
+    label       of images, their class; of classes, which one it is; null elsewhere
     name        what it is called, of a text the text itself; may be missing
 
-ids and labels are whole numbers or texts. A row of kind "class" is what zero-shot classification compares pictures with.
+ids and labels are whole numbers or texts. A row of kind "class" is what zero-shot classification compares images with.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SAID = "mmcl"
 
 
 class StoredSource(SampleList):
-    """The pictures of a file: their names, ids, labels and captions, but not the pictures themselves."""
+    """The images of a file: their names, ids, labels and captions, but not the images themselves."""
 
     templates = (f"{_CLASS}{{}}",)
 
@@ -98,9 +98,9 @@ class StoredModel:
 
 
 def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task]:
-    """What evaluators need, from a file, and from another one of training pictures for k-NN and probes.
+    """What evaluators need, from a file, and from another one of training images for k-NN and probes.
 
-    There are no pictures, so there are no baselines of pixels.
+    There are no images, so there are no baselines of pixels.
 
     Raises:
         UserError: a file is not as this module says; names the column or the row.
@@ -130,15 +130,15 @@ def write_embeddings(path: Path, source: Source, model: CachedModel, *, features
             the other columns in a table beside it, see `rows_beside`.
         source: the data.
         model: what encodes.
-        features: write `model.image_features` of the pictures, and neither texts nor classes, whose features are others.
+        features: write `model.image_features` of the images, and neither texts nor classes, whose features are others.
 
     Returns:
         The number of rows.
 
     Raises:
-        UserError: a picture cannot be read, or the model has no encoder of its own for `features`.
+        UserError: an image cannot be read, or the model has no encoder of its own for `features`.
     """
-    table, embeddings = _pictures(source, model.model) if features else _everything(source, model)
+    table, embeddings = _images_only(source, model.model) if features else _everything(source, model)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         with staged(path) as stage, stage.open("wb") as file:
@@ -164,8 +164,8 @@ def rows_beside(path: Path) -> Path:
     return path.with_suffix(".rows.csv")
 
 
-def _pictures(source: Source, model: EmbeddingModel) -> tuple[pa.Table, np.ndarray]:
-    """Rows and raw features of the pictures alone."""
+def _images_only(source: Source, model: EmbeddingModel) -> tuple[pa.Table, np.ndarray]:
+    """Rows and raw features of the images alone."""
     if not hasattr(model, "image_features"):
         raise UserError("this model has no features before its embeddings; leave out --features")
     ids = captions_of(source).image_ids.tolist()
@@ -174,7 +174,7 @@ def _pictures(source: Source, model: EmbeddingModel) -> tuple[pa.Table, np.ndarr
 
 
 def _everything(source: Source, model: CachedModel) -> tuple[pa.Table, np.ndarray]:
-    """Rows and embeddings of pictures, texts and classes."""
+    """Rows and embeddings of images, texts and classes."""
     captions = captions_of(source)
     names = [source[index].name for index in range(len(source))]
     parts, rows = [(captions.image_ids.tolist(), "image", _label_names(source), names)], [model.images(source)]
@@ -240,16 +240,14 @@ class _File:
         return np.flatnonzero(self.kinds == kind)
 
     def source(self, numbers: Sequence[int | None], class_names: Sequence[str] | None) -> StoredSource:
-        """The pictures. `numbers`: the class of every row of the file."""
+        """The images. `numbers`: the class of every row of the file."""
         captions: dict[Any, list[str]] = {}
         for row in self.of_kind("text"):
             captions.setdefault(self.ids[row], []).append(self.names[row])
-        pictures = self.of_kind("image")
+        rows = self.of_kind("image")
         number: dict[Any, int] = {}
-        # A picture without an id belongs to nothing else.
-        ids = [
-            number.setdefault(("row", int(row)) if self.ids[row] is None else self.ids[row], len(number)) for row in pictures
-        ]
+        # An image without an id belongs to nothing else.
+        ids = [number.setdefault(("row", int(row)) if self.ids[row] is None else self.ids[row], len(number)) for row in rows]
         samples = [
             Sample(
                 self.names[row],
@@ -257,7 +255,7 @@ class _File:
                 () if self.ids[row] is None else tuple(captions.get(self.ids[row], ())),
                 label=numbers[row],
             )
-            for row in pictures
+            for row in rows
         ]
         return StoredSource(samples, np.array(ids, np.int64), class_names, self.data)
 
@@ -301,7 +299,7 @@ def _optional(table: pa.Table, column: str) -> list[Any]:
 
 
 def _label_names(source: Source) -> list[str | None]:
-    """The classes of the pictures, None where one has none."""
+    """The classes of the images, None where one has none."""
     if source.labels is None:
         return [None] * len(source)
     names = source.class_names

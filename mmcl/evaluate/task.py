@@ -33,7 +33,7 @@ class CachedModel:
     Args:
         model: what embeds.
         name: its column in the report: "trained", "untrained", ...
-        batch_size: pictures per batch; by default the model chooses.
+        batch_size: images per batch; by default the model chooses.
         cache: where embeddings are kept from one process to the next; None for nowhere.
     """
 
@@ -59,7 +59,7 @@ class CachedModel:
         return getattr(self.model, "preprocess", None)
 
     def images(self, source: Source) -> np.ndarray:
-        """Embeddings of every picture of a source: float32 [N, D]."""
+        """Embeddings of every image of a source: float32 [N, D]."""
         if id(source) not in self._images:
             rows = self._stored(
                 lambda: self.model.encode_image(source, batch_size=self.batch_size), lambda: {"data": source.identity}
@@ -110,7 +110,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set to evaluate.
+    """A dataset to evaluate.
 
     Attributes:
         name: what the report calls it, e.g. "emoji/unseen_style".
@@ -119,7 +119,7 @@ class Task:
         baselines: whether the evaluators also report chance, majority and raw pixels; once is enough where several models are
             compared.
         figures: whether they also draw figures: examples and maps.
-        pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode pictures once.
+        pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode images once.
         pca_models: the baseline "PCA-50", likewise, of this task alone.
     """
 
@@ -236,7 +236,7 @@ class Task:
         return self.pixel_models.setdefault(model.preprocess, CachedModel(model, "raw pixels"))
 
     def pca(self, beside: CachedModel) -> CachedModel:
-        """The baseline "PCA-50" of the training pictures, likewise."""
+        """The baseline "PCA-50" of the training images, likewise."""
         pixels = self.pixels(beside)
         key = pixels.model.preprocess  # type: ignore[attr-defined]
         if key not in self.pca_models:
@@ -291,7 +291,7 @@ def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callab
 def captions_of(source: Source) -> Captions:
     """Collects the captions of a source.
 
-    Without `source.ids`, pictures that share a caption (up to case and white space, see `caption_key`) have equal ids, and so
+    Without `source.ids`, images that share a caption (up to case and white space, see `caption_key`) have equal ids, and so
     have those that a chain of such pairs links.
     """
     captions = [source[index].captions for index in range(len(source))]
@@ -305,7 +305,7 @@ def captions_of(source: Source) -> Captions:
 
 
 def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
-    """Connected components of the graph of pictures and captions: int64 [N]."""
+    """Connected components of the graph of images and captions: int64 [N]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -28,7 +28,7 @@ def features(rows: Array, name: str) -> Tensor:
     bad = torch.cat([~part.isfinite().all(dim=1) for part in feature_ND.split(_PART)]).nonzero().flatten()
     if len(bad):
         raise UserError(
-            f"{name} has {len(bad)} rows that are not finite, first row {int(bad[0])}; mend the model, not the score"
+            f"{name} has {len(bad)} rows that are not finite, first row {int(bad[0])}; fix the model, not the score"
         )
     return feature_ND
 

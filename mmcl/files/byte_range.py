@@ -1,4 +1,4 @@
-"""Parts of files, read by offset: a picture in a shard is no file of its own."""
+"""Parts of files, read by offset: an image in a shard is no file of its own."""
 
 from __future__ import annotations
 

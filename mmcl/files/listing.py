@@ -86,12 +86,12 @@ def suffix_of(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image that can be read, by its name."""
+    """True if a file is an image that can be read, by its name."""
     return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder's name is that of a part of a data set, such as "train", "Val" or "test2017", and not of a class."""
+    """True if a folder's name is that of a part of a dataset, such as "train", "Val" or "test2017", and not of a class."""
     return _SPLIT.fullmatch(name) is not None
 
 

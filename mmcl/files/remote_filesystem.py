@@ -28,7 +28,7 @@ _REFUSALS = set(range(400, 500)) - {408, 425, 429}
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL.
+    """True if a path is a URL.
 
     Raises:
         UserError: it is one that is not read: of another scheme, a shell command, or one that may hold a secret.

@@ -1,4 +1,4 @@
-"""Where downloaded data sets lie."""
+"""Where downloaded datasets lie."""
 
 from __future__ import annotations
 

@@ -321,7 +321,7 @@ def _check_storages(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _holds_tensors(part: object) -> bool:
-    """Whether a part of a checkpoint is weights, perhaps with one more key around them."""
+    """True if a part of a checkpoint is weights, perhaps with one more key around them."""
     return isinstance(part, Mapping) and any(_tensors(held) for held in (part, *part.values()) if isinstance(held, Mapping))
 
 

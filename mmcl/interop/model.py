@@ -1,4 +1,4 @@
-"""A model as its users see it: pictures and texts in, unit-length vectors out."""
+"""A model as its users see it: images and texts in, unit-length vectors out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mmcl.methods.method import Method
 from mmcl.terminal import counted
 from mmcl.types import Preprocess, Tokens
 
-# Pixels in one forward pass, where 64 pictures have fewer: small batches of small pictures are slow.
+# Pixels in one forward pass, where 64 images have fewer: small batches of small images are slow.
 _BATCH_PIXELS = 2**18
 
 Embedding = Literal["projection", "features"]
@@ -96,32 +96,32 @@ class Model:
 
     @property
     def embed_dim(self) -> int:
-        """Width D of the embeddings; of pictures, where features of pictures and texts differ in width."""
+        """Width D of the embeddings; of images, where features of images and texts differ in width."""
         return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]
 
     def encode_image(
         self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None, progress: bool = False
     ) -> np.ndarray:
-        """Embeds pictures.
+        """Embeds images.
 
         Args:
             images: a path (every `str` is one), PIL image, uint8 array [H, W] or [H, W, C], or encoded file; a sequence of
                 these; or a data source.
-            batch_size: pictures in one forward pass; by default 64, and more of small ones.
+            batch_size: images in one forward pass; by default 64, and more of small ones.
             progress: show a progress bar.
 
         Returns:
-            float32 [N, D], unit length, in the order given; N is 1 for a single picture.
+            float32 [N, D], unit length, in the order given; N is 1 for a single image.
 
         Raises:
-            UserError: the model has no image tower, or a picture is missing or cannot be read; names the file.
+            UserError: the model has no image tower, or an image is missing or cannot be read; names the file.
         """
         tower = self._tower("image", "encode_image")
         many = _as_many(images)
         return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress)
 
     def image_logits(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
-        """What the head makes of pictures, at its own length: the logits of a classifier, float32 [N, C].
+        """What the head makes of images, at its own length: the logits of a classifier, float32 [N, C].
 
         Args, Raises: as for `encode_image`.
         """
@@ -131,7 +131,7 @@ class Model:
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
     def image_features(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
-        """What the encoder makes of pictures, before the head and at its own length: float32 [N, F].
+        """What the encoder makes of images, before the head and at its own length: float32 [N, F].
 
         Args, Raises: as for `encode_image`.
         """
@@ -194,7 +194,7 @@ class Model:
         return self.towers[name]  # type: ignore[return-value]
 
     def _pixels(self, tower: Tower, images: Sequence[ImageLike] | Source, batch_size: int | None) -> Iterator[Tensor]:
-        """Pictures as the tower takes them, in batches."""
+        """Images as the tower takes them, in batches."""
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
         preprocess = encoder.preprocess
         size = batch_size or max(64, _BATCH_PIXELS // (preprocess.height * preprocess.width))

@@ -37,7 +37,7 @@ def gathered(loss: Callable[..., Tensor] | nn.Module, *, gradient_reduction: Lit
         A module that is called like the loss; its parameters are those of the loss.
 
     Requirements:
-        Ids that are given are compared across processes: number samples over the whole data set, not anew in each process.
+        Ids that are given are compared across processes: number samples over the whole dataset, not anew in each process.
         Every process must call the loss and its backward pass. Without `torch.distributed` it is the loss itself. Each process
         does the work of the whole batch; `mmcl.train` divides that, too.
 

@@ -1,4 +1,4 @@
-"""Distillation of a classifier on pictures without labels (Chen et al., "SimCLRv2", 2020, section 2.3)."""
+"""Distillation of a classifier on images without labels (Chen et al., "SimCLRv2", 2020, section 2.3)."""
 
 from __future__ import annotations
 

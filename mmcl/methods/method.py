@@ -91,7 +91,7 @@ class Method(nn.Module):
     def embed(self, towers: nn.ModuleDict, views: Views, *, unit: bool = True) -> dict[str, Tensor]:
         """Every view through its tower: name -> rows [b, D], of unit length or of their own.
 
-        Pictures of one tower and one shape share a pass (and its batch norm); texts, each padded to its own length, do not.
+        Images of one tower and one shape share a pass (and its batch norm); texts, each padded to its own length, do not.
         """
         passes: dict[Any, list[str]] = {}
         for name, view in views.items():

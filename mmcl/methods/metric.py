@@ -1,4 +1,4 @@
-"""Metric learning: three losses of Euclidean distances between pictures of the same class and of others.
+"""Metric learning: three losses of Euclidean distances between images of the same class and of others.
 
 Three methods and not one with a choice of losses, because each has arguments of its own.
 """
@@ -19,7 +19,7 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class MetricMethod(Method):
-    """Both views of every picture as rows, positives by label; every process computes the loss of all rows.
+    """Both views of every image as rows, positives by label; every process computes the loss of all rows.
 
     A row without label is a negative of all others. What the losses draw depends on the step alone: all processes, and a run
     that was resumed, draw the same.

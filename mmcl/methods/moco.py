@@ -17,9 +17,9 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, Views
 
 
 class MoCo(Method):
-    """A query against a momentum teacher's key of the same picture and a queue of keys of past batches (equation 1).
+    """A query against a momentum teacher's key of the same image and a queue of keys of past batches (equation 1).
 
-    Keys of the same batch are no negatives. A key that the queue still holds of the query's own picture counts for nothing. The
+    Keys of the same batch are no negatives. A key that the queue still holds of the query's own image counts for nothing. The
     queue begins empty: the first loss is 0. v1 and v2 differ in the head, the augmentation and the temperature.
 
     Args:
@@ -85,7 +85,7 @@ class MoCo(Method):
             self.queue.keys,
             query_id_N=ids,
             key_id_M=stale_ids,
-            # "The same row" is no pair: this is what makes a stale key of the same picture count for nothing.
+            # "The same row" is no pair: this is what makes a stale key of the same image count for nothing.
             query_row_N=ids,
             key_row_M=stale_ids,
             own_key_ND=embeddings.local[key].detach(),

@@ -15,7 +15,7 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class SimCLR(Method):
-    """Two augmented views of every picture, each the other's positive among all 2B rows: NT-Xent (equation 1 of the paper).
+    """Two augmented views of every image, each the other's positive among all 2B rows: NT-Xent (equation 1 of the paper).
 
     What is evaluated and exported are the features before the projection head (section 4.2). The first loss of an untrained
     model is at most about ln(2B - 1).

@@ -17,7 +17,7 @@ class Supervised(Method):
 
     A linear classifier is the head `{name: mlp, args: {layers: 1, embed_dim: CLASSES, final: bias}}`. With `layers: 2` and
     `init_head_layers: 1` it stands on the first layer of a trained projection head (Chen et al., "SimCLRv2", 2020, section
-    2.2). Pictures without a label count for nothing. The first loss is about the log of the number of classes.
+    2.2). Images without a label count for nothing. The first loss is about the log of the number of classes.
 
     What is evaluated and exported are the features; the evaluator `classification` scores the classifier.
 

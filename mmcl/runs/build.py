@@ -60,12 +60,12 @@ def _teacher(config: Config, towers: nn.ModuleDict) -> list[Any]:
     teacher, student = load_model(config.teacher).towers["image"], towers["image"]
     sizes = [(tower.encoder.preprocess.size, tower.encoder.preprocess.channels) for tower in (teacher, student)]  # type: ignore[union-attr]
     if sizes[0] != sizes[1]:
-        raise UserError(f"the teacher {config.teacher} sees pictures of {sizes[0]} (size, channels), the student of {sizes[1]}")
+        raise UserError(f"the teacher {config.teacher} sees images of {sizes[0]} (size, channels), the student of {sizes[1]}")
     return [teacher]
 
 
 def image_views(config: Config, method: Method) -> dict[str, ImageView]:
-    """How each image view of a method shows the pictures. Raises UserError for `data.views` that it does not have."""
+    """How each image view of a method shows the images. Raises UserError for `data.views` that it does not have."""
     names = [view for view, tower in method.views.items() if tower == "image"]
     if not names and config.data.views:
         raise UserError(f"data.views: method {config.method.name} has no image views; remove it")

@@ -1,4 +1,4 @@
-"""What two runs found for the queries on which they differ, as a picture."""
+"""What two runs found for the queries on which they differ, as a figure."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ METRIC = "text_to_image_R@1"
 _QUERIES, _FOUND = 4, 3
 
 
-def with_pictures(comparison: Comparison, a: Path, b: Path) -> Comparison:
-    """The comparison of two trained models with a picture for every data set of retrieval: texts, what A found, what B found.
+def with_figures(comparison: Comparison, a: Path, b: Path) -> Comparison:
+    """The comparison of two trained models with a figure for every dataset of retrieval: texts, what A found, what B found.
 
     Needs the models and the data. Where one of them is not a run directory, or its data are gone, a note says so instead.
     """
@@ -38,7 +38,7 @@ def with_pictures(comparison: Comparison, a: Path, b: Path) -> Comparison:
             if evaluator.name == "retrieval" and evaluator.data is not None
         }
     except UserError as error:
-        return dataclasses.replace(comparison, notes=(*comparison.notes, f"No pictures of what changed: {error}"))
+        return dataclasses.replace(comparison, notes=(*comparison.notes, f"No figures of what changed: {error}"))
     found = {name: png for name, png in figures.items() if png}
     return dataclasses.replace(comparison, figures={**comparison.figures, **found})
 

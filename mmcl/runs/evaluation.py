@@ -54,7 +54,7 @@ def build_tasks(
     """What each evaluator evaluates on. A source that is named twice is opened once, and its task is one.
 
     Args:
-        root: folder with downloaded data sets.
+        root: folder with downloaded datasets.
         training_data: the bank of k-NN and probes that name no other.
         held_out: what evaluators without data of their own are evaluated on.
 

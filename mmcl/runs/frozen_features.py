@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mmcl.config import Config
 from mmcl.data.captions import checked_caption
 from mmcl.data.derived.subset import Subset
-from mmcl.data.images.image_cache import pictures
+from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Source
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Tower
@@ -60,7 +60,7 @@ class FeatureBatches(Dataset[Batch]):
 
 
 def has_fixed_inputs(kind: str, config: Config, source: Source) -> bool:
-    """Whether the inputs of a tower ("image" or "text") are the same in every epoch."""
+    """True if the inputs of a tower ("image" or "text") are the same in every epoch."""
     if kind == "image":
         return not config.data.augment and config.data.crop is None and not config.data.views
     return all(_has_one_caption(source, index) for index in range(len(source)))
@@ -157,7 +157,7 @@ def _fill(stage: Path, kind: str, tower: Tower, config: Config, source: Source, 
 def _inputs(kind: str, encoder: Any, source: Source, size: int) -> Iterator[Tensor | Tokens]:
     """What training would show the encoder, in the order of the source."""
     if kind == "image":
-        yield from (batch.float().div_(255) for batch in pictures(source, encoder.preprocess, size))
+        yield from (batch.float().div_(255) for batch in decoded_batches(source, encoder.preprocess, size))
         return
     for start in range(0, len(source), size):
         samples = [source[index] for index in range(start, min(start + size, len(source)))]

@@ -80,7 +80,7 @@ def make_plan(config: Config, processes: int) -> Plan:
 
 
 def fit_batch(config: Config, samples: int, processes: int) -> Config:
-    """A batch larger than the data set would show samples twice in a step: it becomes what of the data set 1, 2, 4 or 8
+    """A batch larger than the dataset would show samples twice in a step: it becomes what of the dataset 1, 2, 4 or 8
     processes can share, whatever the number of those that there are, so that they all train the same.
 
     Raises:

@@ -72,7 +72,7 @@ def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> R
     `logging.basicConfig(level=logging.INFO)` does. Warnings appear in any case.
 
     Raises:
-        UserError: anything that the user can mend; before training where it can be known by then.
+        UserError: anything that the user can fix; before training where it can be known by then.
     """
     with given_encoders(towers):
         return _launched(with_given_encoders(config, towers or {}))

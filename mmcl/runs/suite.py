@@ -1,4 +1,4 @@
-"""Many models on many data sets. Every result is written when it is there, and found again by everything that it depends on."""
+"""Many models on many datasets. Every result is written when it is there, and found again by everything that it depends on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run_suite(
 
     Args:
         folder: results are kept in `folder/results`.
-        root: folder with downloaded data sets.
+        root: folder with downloaded datasets.
         cache: where embeddings are kept, if anywhere.
         progress: whether a progress bar is shown.
 

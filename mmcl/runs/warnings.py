@@ -119,7 +119,7 @@ def _about_run(plan: Plan) -> list[str]:
 
 
 def _has_batch_norm(method: Method) -> bool:
-    """Whether anything normalises by the batch, a predictor or a teacher too; the batch norms of frozen encoders do not."""
+    """True if anything normalises by the batch, a predictor or a teacher too; the batch norms of frozen encoders do not."""
     frozen = {module for name in method.towers for module in _frozen_modules(method.towers[name])}  # type: ignore[arg-type]
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in frozen)
 

@@ -1,4 +1,4 @@
-"""Search a collection of pictures, or of their captions, by text, by picture, or by both."""
+"""Search a collection of images, or of their captions, by text, by image, or by both."""
 
 from __future__ import annotations
 

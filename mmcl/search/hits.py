@@ -17,7 +17,7 @@ from mmcl.types import Preprocess
 
 CELL, GAP = 160, 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
-"""Of the formats that Pillow writes such a picture in."""
+"""Of the formats that Pillow writes such a figure in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Hit:
     """One row of an index.
 
     Attributes:
-        name: the picture's path, or its key within a data set.
+        name: the image's path, or its key within a dataset.
         score: cosine with the query, -1 to 1.
-        caption: the text that was found, or the picture's first caption; "" where it has none.
-        image: the picture, not yet decoded.
+        caption: the text that was found, or the image's first caption; "" where it has none.
+        image: the image, not yet decoded.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Hit:
 
     @property
     def path(self) -> Path:
-        """The picture's path, for a collection of files."""
+        """The image's path, for a collection of files."""
         return Path(self.image if isinstance(self.image, str | Path) else self.name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,25 +59,25 @@ class Hits(list[Hit]):
         self.preprocess = preprocess
 
     def save(self, path: str | Path, *, columns: int = 5) -> None:
-        """Writes the pictures as one picture: best first, row by row.
+        """Writes the images as one figure: best first, row by row.
 
         Raises:
-            UserError: there are no hits, a picture is not there or cannot be read, or the file cannot be written.
+            UserError: there are no hits, an image is not there or cannot be read, or the file cannot be written.
         """
-        check_file(Path(path), flag="picture", suffixes=SUFFIXES)
+        check_file(Path(path), flag="path", suffixes=SUFFIXES)
         if not self:
-            raise UserError(f"{path}: no hits, so no picture is written")
+            raise UserError(f"{path}: no hits, so no figure is written")
         rows = -(-len(self) // columns)
         width, height = (min(columns, len(self)) * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP)
         sheet = Image.new("RGB", (width, height), "white")
         for number, hit in enumerate(self):
             if hit.image is None:
-                raise UserError(f"{hit.name}: the index knows no picture of it; build it again from the data")
-            picture = ImageOps.contain(decode_sample(Sample(hit.name, hit.image), self.preprocess), (CELL, CELL))
+                raise UserError(f"{hit.name}: the index has no image of it; build it again from the data")
+            thumbnail = ImageOps.contain(decode_sample(Sample(hit.name, hit.image), self.preprocess), (CELL, CELL))
             row, column = divmod(number, columns)
             left, top = (
-                GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), picture.size, strict=True)
+                GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), thumbnail.size, strict=True)
             )
-            sheet.paste(picture, (left, top))
+            sheet.paste(thumbnail, (left, top))
         with staged(path) as stage:
             sheet.save(stage)

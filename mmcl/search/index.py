@@ -36,14 +36,14 @@ _MAX_JSON_BYTES = 2**30
 
 
 class Index:
-    """A collection of pictures and of their captions, embedded. Made by `build` or `load`.
+    """A collection of images and of their captions, embedded. Made by `build` or `load`.
 
     Args:
         model: embeds the queries; the rows must come from the same one.
-        samples: the pictures, N of them, with all their captions, T of them.
+        samples: the images, N of them, with all their captions, T of them.
         image_emb: float32 [N, D], unit length.
         text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 where the model has no text tower.
-        bad: pictures that could not be read and are not in the index, and captions that are none.
+        bad: images that could not be read and are not in the index, and captions that are none.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Index:
         self.bad = tuple(bad)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.samples)
 
     @classmethod
@@ -78,17 +78,17 @@ class Index:
         """Embeds a collection, and its captions if it has any and the model a text tower.
 
         Args:
-            collection: a folder or table of pictures, a list of picture files, or a data source.
-            model: embeds the pictures.
+            collection: a folder or table of images, a list of image files, or a data source.
+            model: embeds the images.
             out: a directory to save the index in.
-            batch_size: pictures per batch; by default the model chooses.
+            batch_size: images per batch; by default the model chooses.
             progress: whether a progress bar is shown.
 
         Returns:
-            The index. Pictures that cannot be read are left out and listed in `bad`.
+            The index. Images that cannot be read are left out and listed in `bad`.
 
         Raises:
-            UserError: the collection is empty, none of its pictures can be read, or `out` cannot be written.
+            UserError: the collection is empty, none of its images can be read, or `out` cannot be written.
         """
         if out is not None:
             check_folder(Path(out), flag="out")
@@ -98,7 +98,7 @@ class Index:
         samples = [source[number] for number in range(len(source))]
         bad = [BadSample(number, samples[number].name, reason) for number, reason in sorted(images.unreadable.items())]
         if len(bad) == len(samples):
-            raise UserError(f"{name}: none of {counted(len(samples), 'picture')} can be read; the first: {bad[0].reason}")
+            raise UserError(f"{name}: none of {counted(len(samples), 'image')} can be read; the first: {bad[0].reason}")
         good = [number for number in range(len(samples)) if number not in images.unreadable]
         samples, image_emb = [_with_usable_captions(samples[number], number, bad) for number in good], image_emb[good]
         texts = [caption for sample in samples for caption in sample.captions]
@@ -111,11 +111,11 @@ class Index:
     def search(
         self, text: str | None = None, *, image: ImageLike | None = None, top_k: int = 20, target: Target = "images"
     ) -> Hits:
-        """Finds what is nearest to a text, to a picture, or to the two together (the mean of their embeddings).
+        """Finds what is nearest to a text, to an image, or to the two together (the mean of their embeddings).
 
         Args:
             text: what to look for, in words.
-            image: a picture; a string is its path.
+            image: an image; a string is its path.
             top_k: number of hits; all there are, if that is fewer.
             target: what to find: "images", or "texts", the captions in the collection.
 
@@ -123,7 +123,7 @@ class Index:
             Hits, best first; equal scores in the order of the collection.
 
         Raises:
-            UserError: neither text nor picture is given, the model has no text tower for the text, the picture cannot be read,
+            UserError: neither text nor image is given, the model has no text tower for the text, the image cannot be read,
                 or there are no texts to find.
         """
         if target not in get_args(Target):
@@ -250,7 +250,7 @@ def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Sou
         collection = open_source("auto", name)
     source = collection if isinstance(collection, Source) else _Files(collection)
     if not len(source):
-        raise UserError(f"{name} is empty; give it at least one picture")
+        raise UserError(f"{name} is empty; give it at least one image")
     return source, name
 
 

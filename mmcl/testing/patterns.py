@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmcl.data.images.image_cache import pictures
+from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Sample, Source
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import ImageEncoder, Tower
@@ -26,7 +26,7 @@ def pattern(number: int) -> np.ndarray:
 
 
 class PatternSource(Source):
-    """Noisy pictures of the patterns 0, 1, ..., 0, 1, ..., with their names as captions and the patterns as classes."""
+    """Noisy images of the patterns 0, 1, ..., 0, 1, ..., with their names as captions and the patterns as classes."""
 
     def __init__(self, rows: int, seed: int, *, labels: bool = True, captions: bool = True, scores: bool = True):
         noise = np.random.default_rng((seed, 99)).integers(-40, 41, size=(rows, SIZE, SIZE, 3))
@@ -73,7 +73,7 @@ class PatternEncoder(ImageEncoder):
 
 
 class PatternModel:
-    """Embeds a picture as its pixels, centred, and a name as the pattern it names. Counts its calls."""
+    """Embeds an image as its pixels, centred, and a name as the pattern it names. Counts its calls."""
 
     fingerprint = "patterns"
     logit_scale = 20.0
@@ -90,7 +90,7 @@ class PatternModel:
         if not isinstance(images, Source):
             images = _AsSource(images)
         self.image_calls.append(len(images))
-        pixels = torch.cat(list(pictures(images, preprocess, batch_size or 64)))
+        pixels = torch.cat(list(decoded_batches(images, preprocess, batch_size or 64)))
         return _unit(pixels.flatten(1).numpy())
 
     def image_logits(self, images: Source) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""How fast data come, next to other toolkits: photos from shards, augmentation of small pictures, an index of a million.
+"""How fast data come, next to other toolkits: photos from shards, augmentation of small images, an index of a million.
 
 Cases are named as they are printed. `photos 0.9 open_clip`: JPEG photos of 640 x 480 pixels, of which a random part of 0.9 to 1
 of the area becomes a normalised tensor of 224 x 224, from tar shards by mmcl's source and by open_clip's own pipeline;
 `ImageFolder` is torchvision's, of the same photos as files. `emoji tensor` and `mnist PIL`: the augmentation of these presets,
-of a batch at once and by torchvision v2 one picture at a time, as float tensors or from PIL pictures. `index`: opening shards
+of a batch at once and by torchvision v2 one one at a time, as float tensors or from PIL images. `index`: opening shards
 that were indexed before, up to the first batch. `order`: whether batches are the same for 0, 1, 2 and 4 loader processes.
 
-Rates are pictures per second of one core's time, loaded in one thread of the measuring process. The time to the first batch is
+Rates are images per second of one core's time, loaded in one thread of the measuring process. The time to the first batch is
 by the clock, from opening the data, imports not counted. Every value is measured in a process of its own, mmcl and the other in
 turn, and is the median over the rounds. The photos are parts of those that scikit-image and scikit-learn ship.
 
@@ -123,11 +123,11 @@ def prepare_photos(folder: Path, count: int) -> None:
 
 
 def prepare_index(folder: Path, count: int) -> None:
-    picture = encoded(next(photos(1, 8, 8)), "PNG")
+    one = encoded(next(photos(1, 8, 8)), "PNG")
     folder.mkdir(parents=True)
     for start in range(0, count, 10_000):
         keys = [f"{number:08}" for number in range(start, min(start + 10_000, count))]
-        pairs = (pair for key in keys for pair in ((f"{key}.png", picture), (f"{key}.txt", f"sample {key}".encode())))
+        pairs = (pair for key in keys for pair in ((f"{key}.png", one), (f"{key}.txt", f"sample {key}".encode())))
         write_shard(folder / f"{start // 10_000:05}.tar", pairs)
 
 
@@ -154,7 +154,7 @@ def data_of(case: str, arguments: argparse.Namespace) -> Path:
 
 
 def tokenizer(texts: Any) -> torch.Tensor:
-    """The same for both sides, and free: pictures are measured."""
+    """The same for both sides, and free: images are measured."""
     return torch.zeros(len(texts), 77, dtype=torch.long)
 
 
@@ -220,7 +220,7 @@ def measure_photos(data: Path, root: Path, area: str, peer: str, side: str) -> d
 
 
 def torchvision_twin(name: str, kind: str) -> Callable[[Any], torch.Tensor]:
-    """The same operations in torchvision, of one picture."""
+    """The same operations in torchvision, of one one."""
     from torchvision.transforms import v2 as T
 
     bilinear = T.InterpolationMode.BILINEAR
@@ -248,8 +248,8 @@ def measure_augmentation(data: Path, name: str, kind: str, side: str) -> dict[st
         augment = lambda: policy(tensor, seed=0, epoch=np.zeros_like(index), index=index)  # noqa: E731
     else:
         twin = torchvision_twin(name, kind)
-        pictures = small if kind == "PIL" else list(tensor)
-        augment = lambda: torch.stack([twin(picture) for picture in pictures])  # noqa: E731
+        images = small if kind == "PIL" else list(tensor)
+        augment = lambda: torch.stack([twin(one) for one in images])  # noqa: E731
     augment()
     started, times = time.process_time(), 0
     while time.process_time() - started < 1:

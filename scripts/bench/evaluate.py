@@ -3,7 +3,7 @@
 Cases are named as they are printed, and take other sizes:
 `retrieval 5000x25000x512`: images x captions x width, both directions, all metrics and intervals; beside it the scoring of
 CLIP_benchmark, R@1, R@5 and R@10. 100000x100000x256 and, with --large, 200000x200000x256 would be a matrix of 40 and 160 GB.
-`zero_shot 1000x100x7`: images x labels x templates from pictures to labels with a small CLIP of random weights; beside it the
+`zero_shot 1000x100x7`: images x labels x templates from images to labels with a small CLIP of random weights; beside it the
 pipeline of transformers, which takes one template at a time: it is run once for each, on some images, and its time multiplied.
 `knn 60000x10000x128`: bank x queries x width; beside it scikit-learn's KNeighborsClassifier.
 
@@ -99,7 +99,7 @@ def retrieval(side: str, images: int, texts: int, width: int) -> Side:
 
 
 def save_clip(folder: str) -> None:
-    """A small CLIP for pictures of 64 x 64 with random weights, as transformers saves one."""
+    """A small CLIP for images of 64 x 64 with random weights, as transformers saves one."""
     torch: Any = importlib.import_module("torch")
     hf: Any = importlib.import_module("transformers")
     backends: Any = importlib.import_module("tokenizers")

@@ -74,8 +74,8 @@ class Kind:
 
 def kill_again_and_again(kills: int, folder: Path) -> list[Row]:
     """Raises Failed at the first run that does not end as it should."""
-    pictures = make_folder(folder / "squares")
-    train(tiny_run(pictures, folder / "warm", "--train.steps", "1"))
+    image_folder = make_folder(folder / "squares")
+    train(tiny_run(image_folder, folder / "warm", "--train.steps", "1"))
     kinds = [
         Kind("one process", (1,)),
         Kind("two processes", (2,)),
@@ -83,7 +83,7 @@ def kill_again_and_again(kills: int, folder: Path) -> list[Row]:
     ]
     for kind in kinds:
         kind.flags += ("--train.steps", str(STEPS))
-        kind.whole = tiny_run(pictures, folder / f"whole, {kind.name}", *kind.flags)
+        kind.whole = tiny_run(image_folder, folder / f"whole, {kind.name}", *kind.flags)
         began = time.perf_counter()
         if any(run(kind.whole, kind.worlds[0])):
             raise Failed(f"the run without kills failed: {words(kind.whole)}")
@@ -93,19 +93,19 @@ def kill_again_and_again(kills: int, folder: Path) -> list[Row]:
         while bar.n < kills:
             kind = kinds[sum(kind.runs for kind in kinds) % len(kinds)]
             run_dir = folder / f"{kind.name}, run {kind.runs}"
-            config = kill_one_run(kind, pictures, run_dir, min(kills - bar.n, random.randint(4, MOST_KILLS)), bar)
+            config = kill_one_run(kind, image_folder, run_dir, min(kills - bar.n, random.randint(4, MOST_KILLS)), bar)
             compare(kind, config)
             kind.runs += 1
             shutil.rmtree(run_dir)
     return [row for kind in kinds for row in rows_of(kind)]
 
 
-def kill_one_run(kind: Kind, pictures: Path, run_dir: Path, kills: int, bar: tqdm) -> Config:
+def kill_one_run(kind: Kind, image_folder: Path, run_dir: Path, kills: int, bar: tqdm) -> Config:
     """Starts a run until it ends, killing it up to `kills` times."""
     resume: tuple[str, ...] = ()
     while True:
         workers = ("--data.workers", str(random.choice((0, 0, 1, 2))))
-        config = tiny_run(pictures, run_dir, *kind.flags, *workers, *resume)
+        config = tiny_run(image_folder, run_dir, *kind.flags, *workers, *resume)
         moment = random.choice([*kind.kills]) if kills else ""
         strike = random_strike() if moment.startswith("while") else lambda: None
         children = start(config, random.choice(kind.worlds), on_first_rank(strike))

@@ -51,7 +51,7 @@ def test_classify(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pictures in a folder for each class; the classifier keeps the names."""
+    """Images in a folder for each class; the classifier keeps the names."""
     for number, colour in enumerate(("red", "green", "blue")):
         (tmp_path / "squares" / f"{colour}s").mkdir(parents=True)
         for copy in range(4):
@@ -97,7 +97,7 @@ def test_search_by_image_finds_itself(run_dir: Path, folder: Path, tmp_path: Pat
         str(folder),
         "--save",
         str(index),
-        "--picture",
+        "--image",
         str(sheet),
     ]
     hits = run_json(capsys, *words)
@@ -248,7 +248,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["doctor", "{folder}/none.yaml"], "none.yaml"),
         (["doctor", "{folder}/../tiny.yaml", "--optim.rl", "3"], "did you mean 'lr'"),
-        (["classify", "--labels", "a", "b"], "no picture given"),
+        (["classify", "--labels", "a", "b"], "no image given"),
         (["classify", "{folder}/none.png", "--labels", "a", "b", "--model", "{run}"], "none.png"),
         (["classify", "{folder}/captions.csv", "--labels", "a", "b", "--model", "{run}"], "captions.csv"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "a", "--model", "{run}"], "'a'"),
@@ -290,7 +290,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 @pytest.fixture
 def broken(folder: Path, tmp_path: Path) -> dict[str, Path]:
     """Images that cannot be read among some that can."""
-    pictures = tmp_path / "pictures"
+    pictures = tmp_path / "images"
     pictures.mkdir()
     for name in ("red_tiny.png", "blue_huge.png", "green_small.png"):
         (pictures / name).write_bytes((folder / name).read_bytes())

@@ -31,7 +31,7 @@ def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]]
 
 
 def pairs(first: int, stop: int) -> dict[str, bytes]:
-    """Pictures of grey 0, 1, ... and captions that say it."""
+    """Images of grey 0, 1, ... and captions that say it."""
     return {
         f"{number:04}.{suffix}": content
         for number in range(first, stop)

@@ -1,4 +1,4 @@
-"""Every augmentation against torchvision or a loop, one picture at a time, and as a pure function of its draws."""
+"""Every augmentation against torchvision or a loop, one image at a time, and as a pure function of its draws."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_nothing_happens_at_zero_strength(name, channels):
 
 
 @pytest.mark.parametrize("name", STRONG)
-def test_some_pictures_are_changed_after_all_were(name):
+def test_some_images_are_changed_after_all_were(name):
     images, rows = pictures(20, height=11), list(range(20))
     both = Policy((build(name, **STRONG[name] | {"p": 1.0}), build("invert", p=0.5)))
     first = run(Policy(both.operations[:1]), images, rows)
@@ -87,7 +87,7 @@ def test_some_pictures_are_changed_after_all_were(name):
     assert any(kept)
 
 
-def test_large_pictures_are_done_in_parts():
+def test_large_images_are_done_in_parts():
     images, one = pictures(5, 3, 200, 200), policy("color_jitter", "affine")
     whole = run(one, images, list(range(5)))
     assert all(torch.equal(run(one, images, [row])[0], whole[row]) for row in range(5))
@@ -102,7 +102,7 @@ def test_an_operation_twice_in_a_policy_draws_twice():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_p_is_the_share_of_pictures_that_change(p):
+def test_p_is_the_share_of_images_that_change(p):
     changed = run(Policy((build("invert", p=p),)), torch.ones(2000, 1, 1, 1), list(range(2000))) == 0
     assert changed.float().mean() == pytest.approx(p, abs=0.04)
 
@@ -153,7 +153,7 @@ def test_color_jitter_is_torchvisions():
         assert torch.allclose(ours, expected, atol=1e-4)
 
 
-def test_grey_pictures_have_brightness_and_contrast_only():
+def test_grey_images_have_brightness_and_contrast_only():
     operation = build("color_jitter", saturation=0, hue=0)
     images, draw = pictures(channels=1), draws(7, operation)
     for image, (b, c, _, _), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
@@ -204,7 +204,7 @@ def test_crop_is_pillows_resize_of_a_box(size):
     ("scale", "ratio"), [((0.08, 1.0), (0.75, 1.3333)), ((1.0, 1.0), (0.5, 2.0)), ((0.9, 1.0), (1.0, 1.0))]
 )
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (9, 100)])
-def test_boxes_of_a_batch_are_those_of_single_pictures(scale, ratio, width, height):
+def test_boxes_of_a_batch_are_those_of_single_images(scale, ratio, width, height):
     draw = np.random.default_rng(0).random((500, BOX_DRAWS))
     ours = random_boxes(draw, width, height, scale, ratio)
     expected = [random_box(lambda k, row=row: row[k], width, height, scale, ratio) for row in draw.tolist()]

@@ -28,7 +28,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 def test_formats(kind, tmp_path):
     grey = np.linspace(0, 255, 40 * 30).reshape(40, 30).astype(np.uint8)
     image = Image.fromarray(np.stack([grey] * 3, axis=2))
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
     for given in (path, str(path), path.read_bytes()):
         decoded = decode(given)
@@ -60,7 +60,7 @@ def test_what_is_not_an_image_is_called_what_it_is(content: bytes, named: str) -
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(orientation):
     upright = Image.fromarray(noise(4, 6))
-    # What the EXIF standard says each value means: how row 0 and column 0 of the stored picture lie.
+    # What the EXIF standard says each value means: how row 0 and column 0 of the stored image lie.
     stored = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -139,7 +139,7 @@ def test_an_animation_is_its_first_frame(kind):
     assert np.abs(np.asarray(decoded).astype(int) - (255, 0, 0)).max() <= 6
 
 
-def test_the_given_picture_is_neither_changed_nor_closed():
+def test_the_given_image_is_neither_changed_nor_closed():
     image = Image.fromarray(noise(4, 4))
     decode(image).paste("white", (0, 0, 4, 4))
     assert np.array_equal(np.asarray(image), noise(4, 4))
@@ -172,7 +172,7 @@ class TestShrunk:
         with opened(encode(photo.crop((0, 0, 101, 17)), "JPEG")) as picture:
             assert picture.pixels(8).size == (13, 3)
 
-    def test_other_files_and_pictures_of_the_caller_keep_their_size(self, photo):
+    def test_other_files_and_images_of_the_caller_keep_their_size(self, photo):
         file = encode(photo, "JPEG")
         callers = Image.open(io.BytesIO(file))
         for image in (encode(photo), np.asarray(photo), photo, callers):

@@ -81,7 +81,7 @@ def test_classes(labels, count):
         assert source.class_names[source[i].label] == classes[source[i].label]["name"]
 
 
-def test_names_captions_and_pictures():
+def test_names_captions_and_images():
     source = emoji(fold="test")
     sample = source[next(i for i in range(len(source)) if source.concept[i] == "1f648")]
     assert sample.name == "twemoji/1f648"
@@ -91,7 +91,7 @@ def test_names_captions_and_pictures():
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_equal_ids_are_equal_pictures_within_a_vendor(vendor):
+def test_equal_ids_are_equal_images_within_a_vendor(vendor):
     source = emoji(fold="all", vendors=[vendor])
     twins = splits("duplicates")["exact"][vendor]
     pairs = {frozenset(pair) for pair in twins.items()}
@@ -138,10 +138,10 @@ def test_keywords_are_mixed_in():
         ({"split": "unseen_styles"}, "did you mean 'unseen_style'"),
         ({"fold": "tests"}, "did you mean 'test'"),
         ({"vendors": ["apple"]}, "unknown vendor 'apple'; known"),
-        ({"vendors": []}, "no picture has"),
+        ({"vendors": []}, "no image has"),
         ({"labels": "groups"}, "did you mean 'group'"),
         ({"keyword_share": 1.5}, "keyword_share is 1.5"),
-        ({"fold": "test", "vendors": ["noto"]}, "no picture has split=unseen_style, fold=test"),
+        ({"fold": "test", "vendors": ["noto"]}, "no image has split=unseen_style, fold=test"),
     ],
 )
 def test_wrong_arguments(args, message):

@@ -179,7 +179,7 @@ class TestNotUsed:
             assert part in line
         write_tar(tmp_path / "1.tar", {f"a.{n}.jpg": picture() for n in range(9)})
         with pytest.raises(
-            UserError, match=r"no picture or text .* not used: 9 \.jpg whose names have another dot \(a\.0\.jpg, "
+            UserError, match=r"no image or text .* not used: 9 \.jpg whose names have another dot \(a\.0\.jpg, "
         ):
             open_source("auto", str(tmp_path / "1.tar"), str(tmp_path))
 

@@ -19,7 +19,7 @@ def test_counts_of_the_digits():
     found = inspect_source(source)
     assert found.findings == []
     assert found.sides.tolist() == [[8, 8]] * len(source)
-    assert found.repeated_pictures == len(source) - len({np.asarray(source[i].image).tobytes() for i in range(len(source))})
+    assert found.repeated_images == len(source) - len({np.asarray(source[i].image).tobytes() for i in range(len(source))})
     assert found.classes == {name: int((source.labels == i).sum()) for i, name in enumerate(source.class_names)}
     assert found.to_dict()["captions"] == 0
 
@@ -30,10 +30,10 @@ def test_lengths_and_repetitions(tmp_path):
     found = inspect_source(open_source("auto", str(tmp_path / "a.tar"), str(tmp_path)), decoded=True)
     assert found.findings == []
     assert found.caption_lengths.tolist() == [6, 13, 6, 13, 6, 13, 6, 3]
-    assert (found.repeated_captions, found.repeated_pictures) == (1, 1)
+    assert (found.repeated_captions, found.repeated_images) == (1, 1)
     facts = found.to_dict()
     assert facts["caption_characters"]["most"] == 13
-    assert sum(facts["width"]["histogram"]["counts"]) == facts["pictures"] == 4
+    assert sum(facts["width"]["histogram"]["counts"]) == facts["images"] == 4
     text = found.to_text()
     assert "repeated captions" in text
     assert "unusable" in text
@@ -43,7 +43,7 @@ def test_lengths_and_repetitions(tmp_path):
 def test_findings(decoded, tmp_path):
     whole, noise = picture(), io.BytesIO()
     Image.effect_noise((64, 64), 99).save(noise, "PNG")
-    spoilt = {"bad.png": b"<html>", "cut.png": noise.getvalue()[:1000], "x.png": whole, "y.txt": b"no picture"}
+    spoilt = {"bad.png": b"<html>", "cut.png": noise.getvalue()[:1000], "x.png": whole, "y.txt": b"no image"}
     spoilt |= {"long.txt": b"a" * 30_000}
     write_tar(tmp_path / "a.tar", {**pairs(0, 3), **spoilt, "cut.txt": b"cut", "bad.txt": b"bad", "long.png": whole})
     path = write_tar(tmp_path / "b.tar", pairs(3, 6))
@@ -52,7 +52,7 @@ def test_findings(decoded, tmp_path):
     found = inspect_source(source, decoded=decoded).findings
     expected = ["b.tar: ends at byte 4096", "a.tar, bad: is a web page"]
     expected += ["a.tar, cut: cannot be decoded"] if decoded else []
-    expected += ["a.tar, long: the caption has 30000 characters", "a.tar, x: has no caption", "a.tar, y: has no picture"]
+    expected += ["a.tar, long: the caption has 30000 characters", "a.tar, x: has no caption", "a.tar, y: has no image"]
     assert len(found) == len(expected)
     for line, part in zip(found, expected, strict=True):
         assert part in line
@@ -69,7 +69,7 @@ def test_bits_that_rot_without_a_trace(tmp_path):
     assert "differ from its index" in line
 
 
-def test_any_kind_of_picture(tmp_path):
+def test_any_kind_of_image(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     found = inspect_source(open_source("folder", str(tmp_path)))

@@ -22,7 +22,7 @@ from mmcl.data.batches.order import Order
 from mmcl.data.batches.views import ImageView
 from mmcl.data.captions import token_ids
 from mmcl.data.images.crop import RandomResizedCrop
-from mmcl.data.images.image_cache import pictures
+from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.images.resize import to_tensor
 from mmcl.data.source import Sample, Source
 from mmcl.data.sources.tables.column_names import captions_of
@@ -40,26 +40,26 @@ AUGMENT = Policy.build(
 
 
 class Toy(Source):
-    """40 pictures of noise with captions of their own, some of them spoilt."""
+    """40 images of noise with captions of their own, some of them spoilt."""
 
     def __init__(
         self,
         size: int = 40,
-        bad_pictures: tuple[int, ...] = (),
+        bad_images: tuple[int, ...] = (),
         captions: dict[int, object] | None = None,
         ids=None,
         labels=None,
     ):
         generator = np.random.default_rng(0)
         self.pixels = generator.integers(0, 256, (size, 12, 10, 3), dtype=np.uint8)
-        self.bad_pictures, self.replaced, self.ids = bad_pictures, captions or {}, ids
+        self.bad_images, self.replaced, self.ids = bad_images, captions or {}, ids
         self.label_of = labels or [None] * size
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Sample:
-        image = b"<html>" if index in self.bad_pictures else self.pixels[index]
+        image = b"<html>" if index in self.bad_images else self.pixels[index]
         captions = self.replaced.get(index, (f"caption {index}", f"text {index}"))
         return Sample(f"toy/{index}", image, captions, self.label_of[index])  # type: ignore[arg-type]
 
@@ -124,7 +124,7 @@ def test_one_seed_one_batch():
 
 @pytest.mark.parametrize("options", [{}, {"crop": RandomResizedCrop(scale=(0.3, 1.0))}], ids=["cached", "cropped"])
 def test_ranks_one_after_the_other_are_one_process(options):
-    source = Toy(bad_pictures=(3, 17, 30), captions={5: ()})
+    source = Toy(bad_images=(3, 17, 30), captions={5: ()})
     whole = batches(source, augment=AUGMENT, **options)
     for world in (2, 3, 4):
         ranks = [batches(source, augment=AUGMENT, rank=rank, world=world, **options) for rank in range(world)]
@@ -136,14 +136,14 @@ def test_ranks_one_after_the_other_are_one_process(options):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_and_resuming_change_nothing(workers):
-    made = batches(Toy(bad_pictures=(3,)), augment=AUGMENT)
+    made = batches(Toy(bad_images=(3,)), augment=AUGMENT)
     expected = [rows(made[step]) for step in range(2, 9)]
     loader = DataLoader(made, sampler=range(2, 9), batch_size=None, num_workers=workers)
     assert [rows(batch) for batch in loader] == expected
 
 
 def test_the_cache_changes_nothing_but_the_speed():
-    source = Toy(bad_pictures=(3, 4))
+    source = Toy(bad_images=(3, 4))
     cached, uncached = batches(source, cache=True, augment=AUGMENT), batches(source, cache=False, augment=AUGMENT)
     for step in range(5):
         assert rows(cached[step]) == rows(uncached[step])
@@ -177,7 +177,7 @@ class TestIds:
         batch = batches(Toy(ids=ids))[0]
         assert batch.ids.tolist() == ids[batch.index].tolist()
 
-    def test_all_captions_of_a_picture_are_its_positives(self):
+    def test_all_captions_of_an_image_are_its_positives(self):
         ids = np.arange(40) // 5
         source = Toy(ids=ids, captions={n: (f"one of {n // 5}", f"two of {n // 5}", f"three of {n // 5}") for n in range(40)})
         batch = batches(source, 40)[0]
@@ -250,7 +250,7 @@ class TestIds:
 
 class TestLabels:
     def test_of_the_rows_that_are_shown(self):
-        source = Toy(bad_pictures=(3, 17), labels=[None if i % 5 == 0 else i % 3 for i in range(40)])
+        source = Toy(bad_images=(3, 17), labels=[None if i % 5 == 0 else i % 3 for i in range(40)])
         made = batches(source, views=TWO)
         for step in range(4):
             batch = made[step]
@@ -300,7 +300,7 @@ class TestBadSamples:
             assert [len(made[step].ids) for step in range(10)] == [4] * 10
 
     def test_the_batch_keeps_its_size_and_its_other_rows(self):
-        good, spoilt = batches(), batches(Toy(bad_pictures=(3, 8)))
+        good, spoilt = batches(), batches(Toy(bad_images=(3, 8)))
         for step in range(10):
             expected, batch = rows(good[step]), rows(spoilt[step])
             assert len(batch) == len(expected)
@@ -309,14 +309,14 @@ class TestBadSamples:
                 assert other[0] not in (3, 8)
 
     def test_a_replacement_may_be_bad_too(self):
-        source = Toy(bad_pictures=tuple(range(0, 40, 2)) + tuple(range(1, 30, 2)))
+        source = Toy(bad_images=tuple(range(0, 40, 2)) + tuple(range(1, 30, 2)))
         batch = batches(source)[0]
         assert set(batch.index.tolist()) <= set(range(31, 40, 2))
         assert len(batch.bad_samples) >= 7
 
     def test_nothing_can_be_read(self):
         with pytest.raises(UserError, match="100 samples in a row could not be used"):
-            batches(Toy(bad_pictures=tuple(range(40))))[0]
+            batches(Toy(bad_images=tuple(range(40))))[0]
 
     def test_the_budget(self):
         budget = BadSampleBudget(0.01, 100)
@@ -349,10 +349,10 @@ class TestBadSamples:
                         budget.add(bad_samples(len(rows_of_batch)), rows_of_batch, seen=size)
 
     def test_rows_with_a_replacement_are_numbered_in_the_global_batch(self):
-        source = Toy(bad_pictures=(3, 8, 9, 20, 33))
+        source = Toy(bad_images=(3, 8, 9, 20, 33))
         for step in range(6):
             _, wanted = Order(40, 12, 3).rows(step)
-            expected = tuple(np.flatnonzero(np.isin(wanted, source.bad_pictures)).tolist())
+            expected = tuple(np.flatnonzero(np.isin(wanted, source.bad_images)).tolist())
             parts = [batches(source, rank=rank, world=3)[step].bad_rows for rank in range(3)]
             assert sum(parts, ()) == batches(source)[step].bad_rows == expected
 
@@ -364,7 +364,7 @@ class TestRowsByLength:
 
     @pytest.mark.parametrize("world", [1, 2, 3])
     def test_the_rows_are_those_of_the_plain_order(self, world):
-        source = Toy(bad_pictures=(3, 17), captions=self.captions)
+        source = Toy(bad_images=(3, 17), captions=self.captions)
         for rank, step in itertools.product(range(world), range(5)):
             options = {"augment": AUGMENT, "rank": rank, "world": world}
             plain, sorted_ = (batches(source, by_length=by_length, **options)[step] for by_length in (False, True))
@@ -439,12 +439,12 @@ class TestChecks:
         with pytest.raises(UserError, match="the data have no captions, which the view 'text' needs"):
             batches(Toy(captions=dict.fromkeys(range(40), ())))
 
-    def test_no_pictures_at_all(self):
+    def test_no_images_at_all(self):
         class Texts(Toy):
             def __getitem__(self, index: int) -> Sample:
                 return Sample(f"toy/{index}", None, (f"caption {index}",))
 
-        with pytest.raises(UserError, match="the data have no pictures"):
+        with pytest.raises(UserError, match="the data have no images"):
             batches(Texts())
         assert texts(batches(Texts(), views={"a": "text"})[0].views["a"])
 
@@ -480,7 +480,7 @@ class TestCrop:
         boxes = self.boxes(100, 10, count=3, scale=(1.0, 1.0), ratio=(0.5, 2.0))
         assert boxes.tolist() == [[40, 0, 60, 10]] * 3
 
-    def test_the_whole_picture(self):
+    def test_the_whole_image(self):
         assert self.boxes(20, 20, count=3, scale=(1.0, 1.0), ratio=(1.0, 1.0)).tolist() == [[0, 0, 20, 20]] * 3
 
     def test_something_is_left_of_the_narrowest(self):
@@ -488,11 +488,11 @@ class TestCrop:
         assert ((left == 0) & (right == 1) & (top >= 0) & (top < bottom) & (bottom <= 3)).all()
 
 
-def test_pictures_in_order_in_batches():
+def test_images_in_order_in_batches():
     source = Toy(10)
-    parts = list(pictures(source, PREPROCESS, 4))
+    parts = list(decoded_batches(source, PREPROCESS, 4))
     assert [len(part) for part in parts] == [4, 4, 2]
     expected = [to_tensor(Image.fromarray(pixels), PREPROCESS) for pixels in source.pixels]
     assert torch.equal(torch.cat(parts), torch.stack(expected))
     with pytest.raises(UserError, match="toy/6"):
-        list(pictures(Toy(10, bad_pictures=(6,)), PREPROCESS, 4))
+        list(decoded_batches(Toy(10, bad_images=(6,)), PREPROCESS, 4))

@@ -155,7 +155,7 @@ class TestSamples:
         assert ids[0] == ids[2] != ids[1] == ids[3] == ids[4]
 
     def test_bad_samples_are_replaced_from_their_own_part(self):
-        source = Mixture({"one": Toy(40, bad_pictures=tuple(range(30))), "other": Toy(40)})
+        source = Mixture({"one": Toy(40, bad_images=tuple(range(30))), "other": Toy(40)})
         order = MixedOrder(source.sizes, {"one": 20, "other": 60}, 16, 0)
         made = batches(source, order=order)
         shown = np.concatenate([made[step].index.numpy() for step in range(5)])
@@ -163,7 +163,7 @@ class TestSamples:
         assert set(shown[shown < 40].tolist()) <= set(range(30, 40))
 
     def test_processes_change_nothing(self):
-        source = Mixture({"one": Toy(10, bad_pictures=(3,)), "other": Toy(7)})
+        source = Mixture({"one": Toy(10, bad_images=(3,)), "other": Toy(7)})
 
         def part(rank: int, world: int):
             return batches(source, order=MixedOrder(source.sizes, {"one": 10, "other": 21}, 12, 5), rank=rank, world=world)

@@ -76,7 +76,7 @@ class TestUrls:
         assert guess_source("s3://bucket/{0..9}.tar") == "webdataset"
         assert guess_source("https://host/pairs.parquet") == "table"
         with pytest.raises(UserError, match="is no table and no shard"):
-            guess_source("https://host/pictures/")
+            guess_source("https://host/images/")
 
 
 class TestFiles:
@@ -229,9 +229,9 @@ class TestSources:
         url = write(server, "pairs.csv", b"image,caption,label\na.png,one,x\nb.png,two,y\n")
         with pytest.raises(UserError, match=r"names its images by path .*; set `image_root`"):
             open_source("auto", url, str(tmp_path))
-        source = open_source("auto", url, str(tmp_path), {"image_root": "/pictures"})
-        assert source[1].image == "/pictures/b.png"
-        assert source.fingerprint == open_source("table", url, str(tmp_path), {"image_root": "/pictures"}).fingerprint
+        source = open_source("auto", url, str(tmp_path), {"image_root": "/images"})
+        assert source[1].image == "/images/b.png"
+        assert source.fingerprint == open_source("table", url, str(tmp_path), {"image_root": "/images"}).fingerprint
         assert server.requests("GET") == [("/pairs.csv", "bytes=0-43")]
         with pytest.raises(UserError, match=rf"{server.url}/pairs.csv: no column 'text'"):
             open_source("table", url, str(tmp_path), {"caption_column": "text"})

@@ -1,4 +1,4 @@
-"""Resizing against Pillow and torchvision, of whole pictures and of parts."""
+"""Resizing against Pillow and torchvision, of whole images and of parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from mmcl.data.images.decode import decode, opened
-from mmcl.data.images.image_cache import ReadableImages, pictures
+from mmcl.data.images.image_cache import ReadableImages, decoded_batches
 from mmcl.data.images.resize import _shrink, part_to_tensor, read_pixels, to_tensor
 from mmcl.data.source import Sample, SampleList
 from mmcl.errors import UserError
@@ -68,8 +68,8 @@ def test_a_part_is_cut_out_and_resized(photo, channels, box, interpolation):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_part_of_a_picture_whose_memory_is_in_blocks(mode):
-    """Pillow allocates large pictures piece by piece, and lends the memory of none of them."""
+def test_a_part_of_an_image_whose_memory_is_in_blocks(mode):
+    """Pillow allocates large images piece by piece, and lends the memory of none of them."""
     image = Image.fromarray(np.tile(noise(500, 600), (9, 9, 1))).convert(mode)
     box = (0, 0, image.width, image.height)
     if mode == "RGB":
@@ -152,7 +152,7 @@ def test_images_that_are_read_for_an_index_are_resized_once():
         _samples = (Sample("a", noise(20, 30)),)
 
     preprocess = Preprocess(size=9, resize_size=11)
-    [once] = pictures(ReadableImages(OneImage(), preprocess), preprocess, 1)
+    [once] = decoded_batches(ReadableImages(OneImage(), preprocess), preprocess, 1)
     assert torch.equal(once[0], read_pixels(noise(20, 30), preprocess))
 
 

@@ -309,7 +309,7 @@ class TestFolder:
                 r"captions\.csv: none of the images .* the first is missing\.png",
             ),
             ("image,caption\n", "has no rows"),
-            ("picture,words\na.png,1\n", "Its columns are picture, words"),
+            ("image,words\na.png,1\n", "Its columns are image, words"),
             ("", "its first line must name the columns"),
         ],
     )
@@ -358,14 +358,14 @@ class TestTable:
         assert source[0].name == str(table.parent / "a.png")
 
     def test_tabs_other_columns_and_another_root(self, tmp_path):
-        write_image(tmp_path / "pictures" / "a.png")
+        write_image(tmp_path / "images" / "a.png")
         path = tmp_path / "pairs.csv"
         path.write_text("\ufeffwhere\twhat\tkind\na.png\ta, b\tx\n", encoding="utf-8")
         args = {
             "image_column": "where",
             "caption_column": "what",
             "label_column": "kind",
-            "image_root": str(tmp_path / "pictures"),
+            "image_root": str(tmp_path / "images"),
         }
         source = open_source("table", str(path), None, args)
         assert source[0].captions == ("a, b",)
@@ -381,7 +381,7 @@ class TestTable:
         assert source.class_names == ["3", "7"]
         assert [source[i].label for i in range(2)] == [1, 0]
 
-    def test_parquet_with_encoded_pictures(self):
+    def test_parquet_with_encoded_images(self):
         source = open_source("table", str(TINY / "twemoji.parquet"), None, {"label_column": "group"})
         rows = pq.read_table(TINY / "twemoji.parquet").to_pylist()
         assert len(source) == len(rows) == 128
@@ -423,7 +423,7 @@ class TestTable:
         write_table(tmp_path / "a.csv", [{"caption": "a", "score": "high"}])
         assert TableSource(str(tmp_path / "a.csv"), None).scores is None
 
-    def test_texts_of_one_picture_stay_in_their_order(self, tmp_path):
+    def test_texts_of_one_image_stay_in_their_order(self, tmp_path):
         rows = [{"image": "x.png", "caption": f"c{n}", "negative": f"n{n}"} for n in range(4)]
         write_table(tmp_path / "a.csv", rows)
         sample = TableSource(str(tmp_path / "a.csv"), None)[0]
@@ -608,7 +608,7 @@ class TestTorchvision:
             with pytest.raises(UserError, match=message):
                 open_source("torchvision", None, str(tmp_path), {"dataset": "MNIST", "rows": rows})
 
-    def test_any_data_set_of_pictures(self, tmp_path):
+    def test_any_data_set_of_images(self, tmp_path):
         source = open_source(
             "torchvision", None, str(tmp_path), {"dataset": "FakeData", "args": {"size": 5, "image_size": [3, 8, 8]}}
         )

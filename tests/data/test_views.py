@@ -1,4 +1,4 @@
-"""Views that differ: by name or by family, at decoding or on cached pictures, the same for any processes and workers."""
+"""Views that differ: by name or by family, at decoding or on cached images, the same for any processes and workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def views(data: dict, names: list[str] = NAMES) -> dict[str, ImageView]:
 
 
 def multi_crop(data: dict, **options):
-    source = Toy(bad_pictures=(3, 17), labels=[i % 3 for i in range(40)])
+    source = Toy(bad_images=(3, 17), labels=[i % 3 for i in range(40)])
     return batches(source, views={}, images=views(data), **options)
 
 
@@ -106,7 +106,7 @@ class TestShow:
         whole_blocks = photo.crop((0, 0, 640, 424))
         file = encode(whole_blocks, "JPEG", quality=90, exif=oriented(orientation))
         views = self.views(size)
-        # A picture of the caller's is never shrunk.
+        # An image of the caller's is never shrunk.
         [shown], [full] = (show(image, views, **self.DRAW).values() for image in (file, decode(file)))
         assert 0 < (shown.int() - full.int()).abs().float().mean() < 3
         # The rest is detail: a pixel further, the difference would be of another size.

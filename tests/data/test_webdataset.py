@@ -27,7 +27,7 @@ def samples(source):
 
 
 class TestSamples:
-    def test_pictures_and_captions_of_several_shards(self, tmp_path):
+    def test_images_and_captions_of_several_shards(self, tmp_path):
         for number in range(3):
             write_tar(tmp_path / f"{number:05}.tar", pairs(4 * number, 4 * number + 4))
         source = open_tar(tmp_path / "{00000..00002}.tar", tmp_path)
@@ -161,7 +161,7 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("members", "problem"),
         [
-            ([("a.png", picture()), ("a.jpg", picture())], "two members of kind picture"),
+            ([("a.png", picture()), ("a.jpg", picture())], "two members of kind image"),
             ([("a.txt", b"1"), ("a.txt", b"2")], r"two members of kind \.txt"),
             ([("a.png", picture()), ("a.txt", b"\xff\xfe")], r"its \.txt cannot be read: .*utf-8"),
             ([("a.json", b"{")], r"its \.json cannot be read: Expecting"),
@@ -185,7 +185,7 @@ class TestFaults:
     def test_half_pairs_are_told(self, tmp_path):
         write_tar(tmp_path / "a.tar", {**pairs(0, 2), "x.png": picture(), "y.txt": b"a text"})
         (warning,) = open_tar(tmp_path / "a.tar", tmp_path).warnings
-        assert "of 4 samples in shards: 1 with no picture, 1 with no caption;" in warning
+        assert "of 4 samples in shards: 1 with no image, 1 with no caption;" in warning
 
     def test_of_a_shard(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
@@ -196,7 +196,7 @@ class TestFaults:
         assert "1 of 2 shards broken" in source.warnings[0]
         assert "a.tar ends at byte 6144 without the mark of an end" in source.warnings[0]
         path.write_bytes(b"<html>" * 300)
-        with pytest.raises(UserError, match=r"no picture or text in it: .*no tar file"):
+        with pytest.raises(UserError, match=r"no image or text in it: .*no tar file"):
             open_tar(path, tmp_path)
 
     def test_a_shard_that_changes_under_a_run(self, tmp_path):

@@ -25,10 +25,10 @@ EVALUATORS: list[tuple[str, dict[str, Any]]] = [("retrieval", {"examples": 0}), 
 
 
 class Broken(PatternSource):
-    """Its last picture is none; only the last process meets it."""
+    """Its last image is none; only the last process meets it."""
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample("row 16", b"not a picture") if index == ROWS - 1 else super().__getitem__(index)
+        return Sample("row 16", b"not an image") if index == ROWS - 1 else super().__getitem__(index)
 
 
 def model() -> Model:
@@ -74,7 +74,7 @@ def together(rank: int, world: int) -> dict[str, Any]:
     broken = task(Broken(ROWS, seed=0))
     shared = SharedModel(model(), [broken.source])
     for name, work in {
-        "picture": lambda: scores(shared, broken),
+        "image": lambda: scores(shared, broken),
         "evaluator": lambda: run([("knn", {"ks": [0]})], [CachedModel(shared)], [data]),
     }.items():
         with pytest.raises(UserError) as error:
@@ -116,5 +116,5 @@ def test_every_item_is_encoded_once(world: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_failure_is_the_same_error_in_all_processes(world: int) -> None:
     for found in all_ranks(world):
-        assert "row 16" in found["picture"]
+        assert "row 16" in found["image"]
         assert "ks must be a list of one or more integers of at least 1" in found["evaluator"]

@@ -99,7 +99,7 @@ def _check_equal(processor: Any, preprocess: Preprocess, shape: str) -> None:
 
 
 def _check(name: str, settings: dict[str, Any], shapes: list[str]) -> bool:
-    """Whether the processor works and is supported; if so, it must be equal."""
+    """True if the processor works and is supported; if so, it must be equal."""
     try:
         processor = getattr(transformers, name)(**settings)
         preprocess = preprocess_of(processor, "model")

@@ -25,7 +25,7 @@ def test_image_tower_shapes_and_rebuild(name: str, args: dict[str, object]) -> N
     encoder.eval()
     features = encoder(images)
     assert features.shape == (5, encoder.feature_dim)
-    # In evaluation mode no picture depends on its neighbours.
+    # In evaluation mode no image depends on its neighbours.
     torch.testing.assert_close(encoder(images[2:3]), features[2:3], rtol=1e-4, atol=1e-5)
     assert rebuilt(IMAGE_ENCODERS.build(name, encoder.rebuild_args), encoder)(images).equal(features)
 

@@ -1,4 +1,4 @@
-"""Images that only the model's intensity and channels make readable, from training to every picture of the report."""
+"""Images that only the model's intensity and channels make readable, from training to every image of the report."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ SLOW = (two_bands, float_tiff)
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else [], id=kind.__name__) for kind in KINDS]
 )
-def test_a_run_reports_with_all_its_pictures(kind: Any, tmp_path: Path) -> None:
+def test_a_run_reports_with_all_its_images(kind: Any, tmp_path: Path) -> None:
     run = trained(config_of(kind, tmp_path), 0)
     report = Report.load(run / "report")
     assert not report.failures

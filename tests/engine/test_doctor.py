@@ -28,7 +28,7 @@ def look(folder: Path, *flags: str, processes: int = 1) -> Diagnosis:
 
 
 def test_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """25 pictures in batches of 12 over 2 processes; the widths are those of the tiny configuration."""
+    """25 images in batches of 12 over 2 processes; the widths are those of the tiny configuration."""
     monkeypatch.setattr(CLIP, "describe", lambda self, batch: LossFacts(first_loss=math.log(batch), negatives=batch - 1))
     found = look(folder, "--train.micro_batch", "4", "--optim.warmup", "0.25", "--image.freeze", "true", processes=2)
     assert (found.samples, found.global_batch, found.share, found.pieces) == (25, 12, 6, 2)

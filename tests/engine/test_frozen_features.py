@@ -94,11 +94,11 @@ def test_the_key_goes_by_weights_and_data_not_by_the_head(folder: Path, tmp_path
     assert not names(3, other) & first
 
 
-def test_an_unreadable_picture_leaves_the_images_as_they_were(
+def test_an_unreadable_image_leaves_the_images_as_they_were(
     tmp_path: Path, encoded: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_folder(tmp_path / "squares")
-    (folder / "red_tiny.png").write_bytes(b"not a picture")
+    (folder / "red_tiny.png").write_bytes(b"not an image")
     train(tiny_config(folder, tmp_path / "run", *FROZEN, "--data.max_bad_fraction", "0.5"))
     assert "features of the frozen image encoder are not kept between epochs" in caplog.text
     assert encoded["image"] >= 96

@@ -99,7 +99,7 @@ def test_resume_is_bit_exact_under_muon(folder: Path, tmp_path: Path) -> None:
 
 
 def same_end(a: Path, b: Path) -> bool:
-    """Whether two runs end with the same bits and went there by the same losses."""
+    """True if two runs end with the same bits and went there by the same losses."""
     keys = ("step", "loss", "lr", "temperature")
     before, after = ([[row[key] for key in keys] for row in read_log(d / "metrics.jsonl")] for d in (a, b))
     files = [f"checkpoints/step-0000008/{name}.safetensors" for name in ("model", "optimizer")]
@@ -155,18 +155,18 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
     assert (run_dir / "checkpoints" / "step-0000003").exists()
 
 
-def test_a_broken_picture_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_broken_image_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "squares")
-    (folder / "red_tiny.png").write_bytes(b"not a picture")
+    (folder / "red_tiny.png").write_bytes(b"not an image")
     train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0.5"))
     assert len(read_log(tmp_path / "run" / "metrics.jsonl")) == 8
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert {Path(row["name"]).name for row in listed} == {"red_tiny.png"}
 
 
-def test_too_many_broken_pictures_stop_the_run(tmp_path: Path) -> None:
+def test_too_many_broken_images_stop_the_run(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "squares")
-    (folder / "red_tiny.png").write_bytes(b"not a picture")
+    (folder / "red_tiny.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"red_tiny\.png"):
         train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0"))
 
@@ -323,7 +323,7 @@ def test_spread_weights_of_one_process_are_whole(folder: Path, tmp_path: Path, c
 
 
 class TestImageData:
-    """What data settings do to a method of pictures, on the digits."""
+    """What data settings do to a method of images, on the digits."""
 
     @pytest.fixture
     def digits(self, tmp_path: Path) -> Config:

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(folder: Path, tmp_path: Path) -> Path:
-    """The same pictures in three shards."""
+    """The same images in three shards."""
     pictures = sorted(folder.glob("*.png"))
     for number in range(3):
         members = {}
@@ -84,7 +84,7 @@ def test_a_server_with_faults_changes_nothing(shards: Path, tmp_path: Path, monk
         for name, place in places.items():
             data = f'train: {{path: "{place}", args: {{cache_gb: 0}}}}'
             train(configuration(tmp_path, name, data, *flags, "--data.workers", "2" if name == "remote" else "0"))
-        assert len(server.requests()) > 25, "pictures were read by range: the last shard alone has a copy"
+        assert len(server.requests()) > 25, "images were read by range: the last shard alone has a copy"
     assert same_tensors(*(tmp_path / name / "model" / "model.safetensors" for name in places))
 
 
@@ -139,7 +139,7 @@ def test_captions_by_weight(folder: Path, tmp_path: Path) -> None:
 
 def test_truncated_texts_are_counted(folder: Path, tmp_path: Path) -> None:
     pictures = sorted(folder.glob("*.png"))
-    words = [("word " * 100 if number % 3 == 0 else f"picture {number}") for number in range(len(pictures))]
+    words = [("word " * 100 if number % 3 == 0 else f"image {number}") for number in range(len(pictures))]
     rows = [{"image": str(picture), "caption": text} for picture, text in zip(pictures, words, strict=True)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = configuration(tmp_path, "cut", f"train: {{path: {tmp_path}/pairs.jsonl}}", "--train.log_every", "1")

@@ -25,7 +25,7 @@ train: {batch_size: 12, steps: 8, log_every: 1, threads: 1}
 
 
 def make_folder(folder: Path) -> Path:
-    """25 pictures, `captions.csv` beside them."""
+    """25 images, `captions.csv` beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -40,7 +40,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def tiny_config(folder: Path, run_dir: Path, *flags: str) -> Config:
-    """The configuration above on pictures in `folder`, written to `run_dir`."""
+    """The configuration above on images in `folder`, written to `run_dir`."""
     path = folder.parent / "tiny.yaml"
     path.write_text(YAML)
     return load_config(path, ["--data.train.path", str(folder), "--run_dir", str(run_dir), *flags])

@@ -33,7 +33,7 @@ def cache(tmp_path: Path) -> EmbeddingCache:
 
 
 def encoded(cache: EmbeddingCache | None, source: Source, model: PatternModel | None = None) -> tuple[np.ndarray, int]:
-    """The rows, and how many pictures had to be encoded for them."""
+    """The rows, and how many images had to be encoded for them."""
     model = model or PatternModel()
     before = len(model.image_calls)
     rows = CachedModel(model, cache=cache).images(source)
@@ -89,7 +89,7 @@ def folder(path: Path, *, grey: int) -> Path:
 
 
 @pytest.mark.parametrize("opened", [FolderSource, lambda path, root: TableSource(f"{path}/pairs.csv", root)])
-def test_a_picture_changed_in_place_is_encoded_again(
+def test_an_image_changed_in_place_is_encoded_again(
     cache: EmbeddingCache, tmp_path: Path, opened: Callable[[str, None], Source]
 ) -> None:
     """Same name and same size: the fingerprint of the source does not see it, its identity does."""

@@ -59,7 +59,7 @@ def test_run_encodes_each_source_once_and_each_text_once(task: Task) -> None:
         assert sorted(model.image_calls) == [36, 60]
         assert sum(model.text_calls) == 2 * CLASSES  # The bare names, shared with retrieval, and "a {}".
     assert {"trained", "untrained", "raw pixels", "chance"} <= {row.model for row in report.metrics}
-    # Pictures are drawn of the first model alone.
+    # Images are drawn of the first model alone.
     assert set(report.figures) == {"retrieval_patterns_trained", "embedding_map_patterns_trained"}
 
 
@@ -84,7 +84,7 @@ def test_raw_pixels_are_left_out_where_no_caption_is_shared(task: Task) -> None:
     assert any("no raw pixels" in note for note in report.notes)
 
 
-def test_pictures_that_share_a_caption_have_equal_ids() -> None:
+def test_images_that_share_a_caption_have_equal_ids() -> None:
     class Shared(PatternSource):
         def __getitem__(self, index: int) -> object:
             captions = [("a", "b"), ("c",), ("b",), (), ("c", "d")][index]
@@ -99,7 +99,7 @@ def test_pictures_that_share_a_caption_have_equal_ids() -> None:
     assert found.first_image.tolist() == [0, 0, 1, 4]
 
 
-def test_pictures_whose_captions_differ_in_case_or_white_space_share_them() -> None:
+def test_images_whose_captions_differ_in_case_or_white_space_share_them() -> None:
     class Shared(PatternSource):
         def __getitem__(self, index: int) -> object:
             captions = [("A cat",), ("a  cat\n",), ("fish &amp; chips",), ("Fish & chips",)][index]

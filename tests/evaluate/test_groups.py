@@ -72,7 +72,7 @@ def test_geometry_is_that_of_the_core_on_unit_rows() -> None:
 @pytest.mark.parametrize(
     ("function", "args", "message"),
     [
-        (lambda: robustness({"a": [1]}, reference="b"), (), "reference 'b' is not among the data sets: a"),
+        (lambda: robustness({"a": [1]}, reference="b"), (), "reference 'b' is not among the datasets: a"),
         (lambda: robustness({"a": [1], "b": []}, reference="a"), (), "outcomes of b"),
         (lambda: robustness({"a": [np.nan]}, reference="a"), (), "outcomes of a"),
         (lambda: effective_robustness(1.0, 0.5, [(0.5, 0.4), (0.6, 0.5)]), (), "above 0 and below 1"),

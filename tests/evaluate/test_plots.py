@@ -1,4 +1,4 @@
-"""The pictures are pictures, show what they should, and no caption can break them. Warnings are errors here."""
+"""The images are images, show what they should, and no caption can break them. Warnings are errors here."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def has_colour(png: bytes, colour: str) -> bool:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_hits_are_green_and_misses_red(right: bool) -> None:
-    picture = Image.fromarray(pattern(0)).convert("L")
-    png = retrieval_examples([("a text", [(picture, right)])], [(picture, [("a text", right)])], title="Examples")
+    image = Image.fromarray(pattern(0)).convert("L")
+    png = retrieval_examples([("a text", [(image, right)])], [(image, [("a text", right)])], title="Examples")
     assert has_colour(png, RIGHT) == right
     assert has_colour(png, WRONG) == (not right)
 
 
-def test_no_caption_breaks_a_picture() -> None:
-    picture = Image.fromarray(pattern(0))
-    texts = [(text, [(picture, True)] * 3) for text in AWKWARD]
-    examples = retrieval_examples(texts, [(picture, [(text, False) for text in AWKWARD])], title="猫 $x$")
+def test_no_caption_breaks_an_image() -> None:
+    image = Image.fromarray(pattern(0))
+    texts = [(text, [(image, True)] * 3) for text in AWKWARD]
+    examples = retrieval_examples(texts, [(image, [(text, False) for text in AWKWARD])], title="猫 $x$")
     points = scatter(np.random.default_rng(0).normal(size=(8, 2)), np.arange(8), AWKWARD, title="猫")
     assert pixels(examples).size > 0
     assert pixels(points).size > 0

@@ -95,7 +95,7 @@ def test_rows_are_chosen_once() -> None:
         ({"emb": np.full((9, 2), np.nan)}, "not finite"),
         ({"method": "lda"}, "method is 'lda'; choose one of tsne, umap, pca"),
         ({"captions": ["a"]}, "9 rows and 1 captions"),
-        ({"pictures": [Path("none.png")] * 9}, r"none\.png"),
+        ({"images": [Path("none.png")] * 9}, r"none\.png"),
         ({"neighbours": 0}, "neighbours of at least 1"),
     ],
 )
@@ -146,8 +146,8 @@ def test_nothing_from_the_data_becomes_markup() -> None:
 
 
 def test_a_page_needs_nothing_from_outside() -> None:
-    pictures = [Image.new("RGB", (30, 20), "red")] * 6
-    page = project(unit((6, 3), 0), method="pca", captions=["a"] * 6, pictures=pictures).to_html()
+    images = [Image.new("RGB", (30, 20), "red")] * 6
+    page = project(unit((6, 3), 0), method="pca", captions=["a"] * 6, images=images).to_html()
     assert not re.search(r"https?:|//[a-z]", page.replace("base64,//", ""))
     assert all({"src", "href"}.isdisjoint(attributes) for _, attributes in Page(page).tags)
     (policy,) = (attributes["content"] for tag, attributes in Page(page).tags if "http-equiv" in attributes)
@@ -155,14 +155,14 @@ def test_a_page_needs_nothing_from_outside() -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_every_point_has_its_own_picture_caption_and_class() -> None:
-    """Where rows are left out too: their pictures are not even read."""
+def test_every_point_has_its_own_image_caption_and_class() -> None:
+    """Where rows are left out too: their images are not even read."""
     rows, labels = clusters(30)
     kept = chosen_rows(30, 7, seed=0).tolist()
     shades = [8 * row for row in range(30)]
-    pictures = [Image.new("L", (9, 9), shades[row]) if row in kept else Path("missing.png") for row in range(30)]
+    images = [Image.new("L", (9, 9), shades[row]) if row in kept else Path("missing.png") for row in range(30)]
     captions = [f"row {row}" for row in range(30)]
-    drawn = project(rows, labels, captions=captions, pictures=pictures, max_points=7, method="pca", class_names=list("abcd"))
+    drawn = project(rows, labels, captions=captions, images=images, max_points=7, method="pca", class_names=list("abcd"))
     data = Page(drawn.to_html()).data
     assert data["captions"] == [captions[row] for row in kept]
     assert [data["classes"][label] for label in data["label"]] == ["abcd"[labels[row]] for row in kept]
@@ -180,7 +180,7 @@ def test_every_point_has_its_own_picture_caption_and_class() -> None:
 
 def test_pages_stay_small() -> None:
     noise = np.random.default_rng(0).integers(256, size=(100, 300, 200, 3)).astype(np.uint8)
-    page = project(unit((100, 4), 0), method="pca", pictures=list(noise), captions=["long " * 9999] * 100).to_html()
+    page = project(unit((100, 4), 0), method="pca", images=list(noise), captions=["long " * 9999] * 100).to_html()
     assert len(page) < 400_000
 
 
@@ -204,7 +204,7 @@ def test_report_of_a_map() -> None:
     assert list(report.figures) == list(report.pages) == ["embedding_map_a_b_mine"]
 
 
-def test_evaluator_shows_pictures_captions_and_classes() -> None:
+def test_evaluator_shows_images_captions_and_classes() -> None:
     source = PatternSource(36, seed=0)
     report = evaluate_embedding_map(CachedModel(PatternModel()), Task("patterns", source), max_points=20, method="pca")
     (page,) = report.pages.values()

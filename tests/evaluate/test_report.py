@@ -203,9 +203,9 @@ def test_markdown_keeps_the_markup_of_names_as_text() -> None:
 
 
 def test_the_chart_shows_scores_and_leaves_out_ranks() -> None:
-    picture = Image.open(io.BytesIO(report().plot()))
+    image = Image.open(io.BytesIO(report().plot()))
     alone = Image.open(io.BytesIO(Report((report().metrics[3],)).plot()))
-    assert picture.height > alone.height  # The only metric there is a rank: an empty chart, and no error.
+    assert image.height > alone.height  # The only metric there is a rank: an empty chart, and no error.
 
 
 def test_the_folder_has_the_chart_and_the_pages_show_it(tmp_path: Path) -> None:

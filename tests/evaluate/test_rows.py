@@ -45,7 +45,7 @@ def test_rows_are_named_after_their_queries(report: Report) -> None:
     assert list(names["image_to_text_R@1"]) == list(names["knn5_top1"]) == [f"row {row}" for row in range(36)]
 
 
-def test_pictures_without_a_caption_are_no_queries() -> None:
+def test_images_without_a_caption_are_no_queries() -> None:
     class Uncaptioned(PatternSource):
         def __init__(self) -> None:
             super().__init__(8, seed=0)

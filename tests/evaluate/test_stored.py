@@ -49,7 +49,7 @@ def write(path: Path, **columns: object) -> Path:
 
 
 def test_any_writer_will_do_captions_may_be_several(tmp_path: Path) -> None:
-    """Plain lists, texts as ids, no names: two pictures, the first with two captions, the second with one."""
+    """Plain lists, texts as ids, no names: two images, the first with two captions, the second with one."""
     path = write(
         tmp_path / "e.parquet",
         id=["a", "b", "b", "a", "a"],
@@ -76,7 +76,7 @@ def test_a_class_that_only_the_bank_has(tmp_path: Path) -> None:
     [
         ({"kind": ["image"]}, "no column 'embedding'"),
         ({"embedding": [[1.0]]}, "no column 'kind'"),
-        ({"kind": ["picture"], "embedding": [[1.0]]}, "row 1: kind is 'picture'"),
+        ({"kind": ["image"], "embedding": [[1.0]]}, "row 1: kind is 'image'"),
         ({"kind": ["text"], "embedding": [[1.0]]}, "no row of kind 'image'"),
         ({"kind": ["image"] * 2, "embedding": [[1.0], [1.0, 2.0]]}, "of one length"),
         ({"kind": ["image"] * 2, "embedding": [[1.0], None]}, "of one length"),

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: pictures, and runs that nothing happened to."""
+"""What the tests of this folder share: images, and runs that nothing happened to."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tests.faults.runs import run, small_vocabulary, tiny_run
 
 
 @pytest.fixture(scope="package")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("faults") / "squares")
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _warm(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _warm(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A run in this process imports all that a run needs, so that its children need not."""
     with small_vocabulary():
-        train(tiny_run(pictures, tmp_path_factory.mktemp("warm") / "run", "--train.steps", "1"))
+        train(tiny_run(image_folder, tmp_path_factory.mktemp("warm") / "run", "--train.steps", "1"))
         yield
 
 
 @pytest.fixture(scope="package")
-def unharmed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+def unharmed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """The run that nothing happened to, by world size and flags."""
 
     @cache
     def made(world: int = 1, *flags: str) -> Config:
-        config = tiny_run(pictures, tmp_path_factory.mktemp("unharmed") / "run", *flags)
+        config = tiny_run(image_folder, tmp_path_factory.mktemp("unharmed") / "run", *flags)
         assert run(config, world) == [0] * world
         return config
 

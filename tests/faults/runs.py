@@ -56,11 +56,11 @@ def small_vocabulary() -> Iterator[None]:
         yield
 
 
-def tiny_run(pictures: Path, run_dir: Path, *flags: str) -> Config:
+def tiny_run(image_folder: Path, run_dir: Path, *flags: str) -> Config:
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     path = run_dir.with_suffix(".yaml")
     path.write_text(YAML)
-    return load_config(path, ["--data.train.path", str(pictures), "--run_dir", str(run_dir), *flags])
+    return load_config(path, ["--data.train.path", str(image_folder), "--run_dir", str(run_dir), *flags])
 
 
 def start(config: Config, world: int = 1, harm: Harm = lambda rank: None) -> list[mp.Process]:

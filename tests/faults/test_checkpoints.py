@@ -150,21 +150,21 @@ def fill_the_disk(trainer: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
 
 
-def test_a_run_on_a_full_disk_stops_with_a_message(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_full_disk_stops_with_a_message(image_folder: Path, tmp_path: Path) -> None:
     """Only the first process writes; every process says what went wrong. The run goes on when there is room."""
-    config = tiny_run(pictures, tmp_path / "run")
+    config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, fill_the_disk, ranks=[0])) == [2, 2]
     said = [[line for line in words(config, rank).splitlines() if "cannot be written" in line] for rank in (0, 1)]
     assert len(said[0]) == 1
     assert said[0] == said[1]
     assert read_log(tmp_path / "run/metrics.jsonl")[-1]["step"] < STEPS, "it does not train on for nothing"
     assert {path.name[:5] for path in (tmp_path / "run/checkpoints").iterdir()} == {"step-"}
-    assert run(tiny_run(pictures, tmp_path / "run", "--resume")) == [0]
+    assert run(tiny_run(image_folder, tmp_path / "run", "--resume")) == [0]
 
 
-def test_the_last_checkpoint_too_fails_everywhere(pictures: Path, tmp_path: Path) -> None:
+def test_the_last_checkpoint_too_fails_everywhere(image_folder: Path, tmp_path: Path) -> None:
     """There is no step after it in which the processes could agree."""
-    config = tiny_run(pictures, tmp_path / "run", "--train.save_every", "100")
+    config = tiny_run(image_folder, tmp_path / "run", "--train.save_every", "100")
     assert run(config, 2, before_step(STEPS, fill_the_disk, ranks=[0])) == [2, 2]
     assert all("cannot be written" in words(config, rank) for rank in (0, 1))
 
@@ -182,16 +182,16 @@ def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
-    pictures: Path, unharmed: Callable[..., Any], tmp_path: Path
+    image_folder: Path, unharmed: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config = tiny_run(pictures, tmp_path / "run")
+    config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, harm=before_step(7, kill)) == [-9]
     newest = latest_checkpoint(tmp_path / "run/checkpoints")
     assert newest is not None
     content = bytearray((newest.path / checkpoints.MODEL).read_bytes())
     content[-1] ^= 1
     (newest.path / checkpoints.MODEL).write_bytes(content)
-    config = tiny_run(pictures, tmp_path / "run", "--resume")
+    config = tiny_run(image_folder, tmp_path / "run", "--resume")
     assert run(config) == [0]
     assert f"{newest.path.name}: model.safetensors is damaged" in words(config)
     assert (newest.path.parent / f"damaged-{newest.path.name}").exists()

@@ -45,27 +45,27 @@ def fail_otherwise() -> None:
     raise ZeroDivisionError("division by zero")
 
 
-def launch(pictures: Path, tmp_path: Path, harm: Callable[[], Any]) -> tuple[Config, list[int]]:
-    config = tiny_run(pictures, tmp_path / "run", "--train.steps", "1")
+def launch(image_folder: Path, tmp_path: Path, harm: Callable[[], Any]) -> tuple[Config, list[int]]:
+    config = tiny_run(image_folder, tmp_path / "run", "--train.steps", "1")
     return config, runs.run(config, world=2, harm=then_load(harm))
 
 
-def test_the_model_is_there_for_every_process(pictures: Path, tmp_path: Path) -> None:
-    config, codes = launch(pictures, tmp_path, lambda: time.sleep(2))
+def test_the_model_is_there_for_every_process(image_folder: Path, tmp_path: Path) -> None:
+    config, codes = launch(image_folder, tmp_path, lambda: time.sleep(2))
     assert codes == [0, 0]
     assert [words(config, rank).splitlines()[-1] for rank in (0, 1)] == ["width 16", "width 16"]
 
 
 @pytest.mark.parametrize("harm", [fail, fail_otherwise])
-def test_nobody_waits_for_a_first_process_that_failed(harm: Callable[[], Any], pictures: Path, tmp_path: Path) -> None:
-    config, codes = launch(pictures, tmp_path, harm)
+def test_nobody_waits_for_a_first_process_that_failed(harm: Callable[[], Any], image_folder: Path, tmp_path: Path) -> None:
+    config, codes = launch(image_folder, tmp_path, harm)
     said = {"fail": "the disk is full", "fail_otherwise": "division by zero"}[harm.__name__]
     assert codes[1] == 2
     assert codes[0] != 0
     assert words(config, 1).splitlines()[-1] == f"error: the first process failed after training: {said}"
 
 
-def test_nobody_waits_for_a_first_process_that_is_gone(pictures: Path, tmp_path: Path) -> None:
-    config, codes = launch(pictures, tmp_path, kill)
+def test_nobody_waits_for_a_first_process_that_is_gone(image_folder: Path, tmp_path: Path) -> None:
+    config, codes = launch(image_folder, tmp_path, kill)
     assert codes == [KILLED, 2]
     assert words(config, 1).splitlines()[-1].startswith("error: another process of this run died")

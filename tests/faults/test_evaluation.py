@@ -36,7 +36,7 @@ def test_scores_of_many_processes_are_those_of_one(world: int, unharmed: Unharme
         assert ours[step] == pytest.approx(values)
 
 
-def test_a_kill_in_an_evaluation_costs_nothing(pictures: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, unharmed: Unharmed, tmp_path: Path) -> None:
     """The first process dies in the second evaluation: the other ends with a word, and the run goes on from that step, whose
     checkpoint does not wait for its evaluation."""
     checkpoint = tmp_path / "run/checkpoints/step-0000006"
@@ -54,10 +54,10 @@ def test_a_kill_in_an_evaluation_costs_nothing(pictures: Path, unharmed: Unharme
 
         LiveEvaluation._score = deadly  # type: ignore[method-assign]
 
-    config = tiny_run(pictures, tmp_path / "run", *EVALUATED)
+    config = tiny_run(image_folder, tmp_path / "run", *EVALUATED)
     assert run(config, 2, harm) == [KILLED, 2]
     assert "another process of this run died" in words(config, rank=1)
-    config = tiny_run(pictures, tmp_path / "run", *EVALUATED, "--resume")
+    config = tiny_run(image_folder, tmp_path / "run", *EVALUATED, "--resume")
     assert run(config, 2) == [0, 0]
     assert f"continuing from {checkpoint}" in words(config)
     assert ending(config) == ending(unharmed(2, *EVALUATED))

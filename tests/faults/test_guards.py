@@ -60,9 +60,9 @@ def poison_gradient(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
 def test_no_number_on_one_process_stops_all_before_the_update(
-    poison: Callable[[Trainer], None], pictures: Path, unharmed: Unharmed, tmp_path: Path
+    poison: Callable[[Trainer], None], image_folder: Path, unharmed: Unharmed, tmp_path: Path
 ) -> None:
-    config = tiny_run(pictures, tmp_path / "run")
+    config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, poison, ranks=[1])) == [2, 2]
     for rank in (0, 1):
         assert "the loss of step 4 is" in words(config, rank)
@@ -70,7 +70,7 @@ def test_no_number_on_one_process_stops_all_before_the_update(
         assert bundle["samples"] == samples(unharmed(2), 2)[4][6 * rank : 6 * rank + 6]
         assert bundle["config"]["train"]["steps"] == STEPS
     assert not list(tmp_path.glob("run/checkpoints/step-0000004"))
-    config = tiny_run(pictures, tmp_path / "run", "--resume")
+    config = tiny_run(image_folder, tmp_path / "run", "--resume")
     assert run(config, 2) == [0, 0]
     assert ending(config) == ending(unharmed(2))
 
@@ -104,36 +104,36 @@ def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> 
 
 
 def test_gradients_that_are_never_a_number_end_a_run_in_fp16(
-    pictures: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler halves the scale from 2^16 on, and then it is not the scale."""
     poison_gradients(monkeypatch, range(1000))
     with pytest.raises(UserError, match="the norm of its gradient nan; nothing was updated"):
-        train(tiny_run(pictures, tmp_path / "run", "--train.steps", "60"))
+        train(tiny_run(image_folder, tmp_path / "run", "--train.steps", "60"))
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, 17))
     assert scaled[0].get_scale() == 1.0
 
 
 def test_gradients_that_are_no_number_for_a_while_cost_their_steps(
-    pictures: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison_gradients(monkeypatch, (2, 3))
-    train(tiny_run(pictures, tmp_path / "run"))
+    train(tiny_run(image_folder, tmp_path / "run"))
     assert 2.0**10 < scaled[0].get_scale() <= 2.0**14, "halved for each, and for what overflows by itself"
 
 
 def test_a_skipped_loss_leaves_the_scaler_ready_for_the_next_step(
-    pictures: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "_step", Trainer._step)  # put back afterwards
     before_step(4, poison_loss)(0)
-    train(tiny_run(pictures, tmp_path / "run", "--train.on_nonfinite", "skip"))
+    train(tiny_run(image_folder, tmp_path / "run", "--train.on_nonfinite", "skip"))
     assert len(read_log(tmp_path / "run/metrics.jsonl")) == STEPS
 
 
-def test_a_skipped_step_changes_nothing(pictures: Path, tmp_path: Path) -> None:
+def test_a_skipped_step_changes_nothing(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--train.on_nonfinite", "skip", "--train.keep_checkpoints", "9")
-    config = tiny_run(pictures, tmp_path / "run", *flags)
+    config = tiny_run(image_folder, tmp_path / "run", *flags)
     assert run(config, 2, before_step(4, poison_loss, ranks=[1])) == [0, 0]
     for name in ("model", "optimizer"):
         before, skipped, after = (load_file(tmp_path / f"run/checkpoints/step-000000{n}/{name}.safetensors") for n in (3, 4, 5))
@@ -142,7 +142,7 @@ def test_a_skipped_step_changes_nothing(pictures: Path, tmp_path: Path) -> None:
     assert [row["loss"] is None for row in read_log(tmp_path / "run/metrics.jsonl")] == [n == 4 for n in range(1, STEPS + 1)]
 
 
-def test_skipped_steps_have_a_budget(pictures: Path, tmp_path: Path) -> None:
+def test_skipped_steps_have_a_budget(image_folder: Path, tmp_path: Path) -> None:
     """Counted over a resume: one at step 3 before it, one at step 5 after it, and only one is allowed."""
     flags = ("--train.on_nonfinite", "skip", "--train.max_skipped", "1")
     first = before_step(3, poison_loss)
@@ -151,14 +151,14 @@ def test_skipped_steps_have_a_budget(pictures: Path, tmp_path: Path) -> None:
         first(rank)
         before_step(5, lambda trainer: (trainer.writer.wait(), kill()))(rank)
 
-    assert run(tiny_run(pictures, tmp_path / "run", *flags), harm=killed_later) == [KILLED]
-    config = tiny_run(pictures, tmp_path / "run", *flags, "--resume")
+    assert run(tiny_run(image_folder, tmp_path / "run", *flags), harm=killed_later) == [KILLED]
+    config = tiny_run(image_folder, tmp_path / "run", *flags, "--resume")
     assert run(config, harm=before_step(5, poison_loss)) == [2]
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
 def test_a_signal_to_one_process_saves_and_ends_all(
-    number: signal.Signals, rank: int, pictures: Path, unharmed: Unharmed, tmp_path: Path
+    number: signal.Signals, rank: int, image_folder: Path, unharmed: Unharmed, tmp_path: Path
 ) -> None:
     """The whole process group gets it, loader processes too, as from a scheduler."""
 
@@ -176,24 +176,24 @@ def test_a_signal_to_one_process_saves_and_ends_all(
         before_step(4, signalled, ranks=[rank])(own)
 
     # No checkpoint is due: the one of step 4 is the signal's.
-    config = tiny_run(pictures, tmp_path / "run", "--train.save_every", "100", "--data.workers", "2")
+    config = tiny_run(image_folder, tmp_path / "run", "--train.save_every", "100", "--data.workers", "2")
     assert run(config, 2, harm) == [0, 0]
     assert "stopped by a signal after step 4 of 8; continue with --resume" in words(config)
     assert [path.name for path in tmp_path.glob("run/checkpoints/*")] == ["step-0000004"]
     assert not (tmp_path / "run/model").exists()
-    config = tiny_run(pictures, tmp_path / "run", "--resume", "--train.save_every", "100")
+    config = tiny_run(image_folder, tmp_path / "run", "--resume", "--train.save_every", "100")
     assert run(config, 2) == [0, 0]
     assert ending(config) == ending(unharmed(2))
 
 
-def test_a_dead_process_ends_the_run(pictures: Path, tmp_path: Path) -> None:
-    config = tiny_run(pictures, tmp_path / "run")
+def test_a_dead_process_ends_the_run(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, kill, ranks=[1]), seconds=30) == [2, KILLED]
     assert "another process of this run died" in words(config)
 
 
-def test_a_stuck_process_ends_the_run(pictures: Path, tmp_path: Path) -> None:
-    config = tiny_run(pictures, tmp_path / "run", "--train.timeout_seconds", "3")
+def test_a_stuck_process_ends_the_run(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny_run(image_folder, tmp_path / "run", "--train.timeout_seconds", "3")
     began = time.monotonic()
     waiting, stuck = start(config, 2, before_step(4, lambda trainer: time.sleep(60), ranks=[1]))
     waiting.join(40)
@@ -203,9 +203,9 @@ def test_a_stuck_process_ends_the_run(pictures: Path, tmp_path: Path) -> None:
     assert "did not answer within 3 s" in words(config)
 
 
-def corrupted(pictures: Path, folder: Path) -> Path:
-    """40 pictures, of which 5 % cannot be read."""
-    shutil.copytree(pictures, folder)
+def corrupted(image_folder: Path, folder: Path) -> Path:
+    """40 images, of which 5 % cannot be read."""
+    shutil.copytree(image_folder, folder)
     listing = folder / "captions.csv"
     rows = listing.read_text().splitlines()
     for row in rows[1:16]:
@@ -214,13 +214,13 @@ def corrupted(pictures: Path, folder: Path) -> Path:
         rows.append(f"second_{name},another {caption}")
     listing.write_text("\n".join(rows))
     for name in ("red_tiny", "blue_huge"):
-        (folder / f"{name}.png").write_bytes(b"not a picture")
+        (folder / f"{name}.png").write_bytes(b"not an image")
     return folder
 
 
-def test_bad_samples_are_replaced_alike_everywhere(pictures: Path, tmp_path: Path) -> None:
+def test_bad_samples_are_replaced_alike_everywhere(image_folder: Path, tmp_path: Path) -> None:
     """By any number of processes and loaders, and after a kill: the same rows, each bad one listed once a step."""
-    folder = corrupted(pictures, tmp_path / "squares")
+    folder = corrupted(image_folder, tmp_path / "squares")
     flags = ("--data.max_bad_fraction", "0.05", "--text.encoder.args.dropout", "0")
     found = []
     for name, world, workers in (("a", 1, "0"), ("b", 2, "2")):
@@ -240,8 +240,8 @@ def test_bad_samples_are_replaced_alike_everywhere(pictures: Path, tmp_path: Pat
     assert (state["bad"], state["seen"]) == (len(listed), 12 * STEPS)
 
 
-def test_the_budget_of_bad_samples_is_that_of_all_processes(pictures: Path, tmp_path: Path) -> None:
-    folder = corrupted(pictures, tmp_path / "squares")
+def test_the_budget_of_bad_samples_is_that_of_all_processes(image_folder: Path, tmp_path: Path) -> None:
+    folder = corrupted(image_folder, tmp_path / "squares")
     config = tiny_run(folder, tmp_path / "run", "--data.max_bad_fraction", "0")
     assert run(config, 2) == [2, 2]
     first, second = ([line for line in words(config, rank).splitlines() if "could not be used" in line] for rank in (0, 1))
@@ -249,9 +249,9 @@ def test_the_budget_of_bad_samples_is_that_of_all_processes(pictures: Path, tmp_
     assert len(first) == 1
 
 
-def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(pictures: Path, tmp_path: Path) -> None:
-    """Of 25 pictures 22 are gone; one row fewer is allowed than the longest run, which goes on over a kill."""
-    folder = shutil.copytree(pictures, tmp_path / "squares")
+def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(image_folder: Path, tmp_path: Path) -> None:
+    """Of 25 images 22 are gone; one row fewer is allowed than the longest run, which goes on over a kill."""
+    folder = shutil.copytree(image_folder, tmp_path / "squares")
     wanted = np.concatenate([Order(25, 12, 0).rows(step)[1] for step in range(STEPS)])
     lengths = list(accumulate(wanted >= 3, lambda length, is_bad: (length + 1) * is_bad, initial=0))[1:]
     longest = max(lengths)
@@ -268,9 +268,9 @@ def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(pictures: P
     assert read_log(tmp_path / "run/bad_samples.jsonl")[-1]["step"] == step + 1
 
 
-def test_a_replacement_is_no_negative_of_itself(pictures: Path, tmp_path: Path) -> None:
+def test_a_replacement_is_no_negative_of_itself(image_folder: Path, tmp_path: Path) -> None:
     """Where the replacement is in the batch already, both rows have one id: positives of each other."""
-    source = open_source("auto", str(corrupted(pictures, tmp_path / "squares")), None, {}, where="data.train")
+    source = open_source("auto", str(corrupted(image_folder, tmp_path / "squares")), None, {}, where="data.train")
     images = {name: ImageView(preprocess=Preprocess(size=8), number=number) for number, name in enumerate("ab")}
     batches = StepBatches(source, Order(25, 20, 0), images=images, cache=False)
     twice = 0
@@ -282,13 +282,13 @@ def test_a_replacement_is_no_negative_of_itself(pictures: Path, tmp_path: Path) 
     assert twice > 0
 
 
-def test_a_run_directory_has_one_writer(pictures: Path, tmp_path: Path) -> None:
-    config = tiny_run(pictures, tmp_path / "run")
+def test_a_run_directory_has_one_writer(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny_run(image_folder, tmp_path / "run")
     (holder,) = start(config, 1, before_step(3, lambda trainer: (trainer.writer.wait(), time.sleep(60))))
     deadline = time.monotonic() + 30
     while not (tmp_path / "run/checkpoints/step-0000002").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    second = tiny_run(pictures, tmp_path / "run", "--resume")
+    second = tiny_run(image_folder, tmp_path / "run", "--resume")
     try:
         with pytest.raises(UserError, match=f"is being written by process {holder.pid} on"):
             train(second)
@@ -298,15 +298,15 @@ def test_a_run_directory_has_one_writer(pictures: Path, tmp_path: Path) -> None:
     assert run(second) == [0], "the lock of a dead process does not block"
 
 
-def test_a_change_is_refused_unless_it_is_allowed(pictures: Path, tmp_path: Path) -> None:
-    config = tiny_run(pictures, tmp_path / "run")
+def test_a_change_is_refused_unless_it_is_allowed(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, harm=before_step(5, kill)) == [KILLED]
     changes = ("--resume", "--optim.lr", "5e-4", "--train.log_every", "2")
-    config = tiny_run(pictures, tmp_path / "run", *changes)
+    config = tiny_run(image_folder, tmp_path / "run", *changes)
     assert run(config) == [2]
     assert "optim.lr: 0.001 -> 0.0005" in words(config)
     assert "--allow_change optim.lr" in words(config)
-    config = tiny_run(pictures, tmp_path / "run", *changes, "--allow_change", "optim.lr")
+    config = tiny_run(image_folder, tmp_path / "run", *changes, "--allow_change", "optim.lr")
     assert run(config) == [0]
     assert "changed on resume: optim.lr: 0.001 -> 0.0005" in words(config)
     assert "changed on resume: train.log_every: 1 -> 2" in words(config)
@@ -320,19 +320,19 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         StepLog(tmp_path / "gone" / "metrics.jsonl").write({"step": 1})
 
 
-def test_minutes_make_a_checkpoint_due(pictures: Path, tmp_path: Path) -> None:
+def test_minutes_make_a_checkpoint_due(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--train.save_every", "100", "--train.save_minutes", "1", "--train.keep_checkpoints", "9")
 
     def a_minute_later(trainer: Trainer) -> None:
         trainer.saved_at -= 60
 
-    config = tiny_run(pictures, tmp_path / "run", *flags)
+    config = tiny_run(image_folder, tmp_path / "run", *flags)
     assert run(config, 2, before_step(5, a_minute_later, ranks=[0])) == [0, 0]
     assert sorted(path.name for path in tmp_path.glob("run/checkpoints/*")) == ["step-0000005", "step-0000008"]
 
 
-def test_what_a_loader_process_fails_with_is_one_line(pictures: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(pictures, tmp_path / "squares")
+def test_what_a_loader_process_fails_with_is_one_line(image_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(image_folder, tmp_path / "squares")
     for file in folder.glob("*.png"):
         file.write_bytes(b"gone")
     config = tiny_run(folder, tmp_path / "run", "--data.workers", "1")

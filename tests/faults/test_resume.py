@@ -18,10 +18,10 @@ Unharmed = Callable[..., Config]
 WORKERS = (0, 2, 1, 3)
 
 
-def resumed(pictures: Path, run_dir: Path, number: int, *flags: str) -> Config:
+def resumed(image_folder: Path, run_dir: Path, number: int, *flags: str) -> Config:
     """The configuration of a start: all but the first resume, each with another number of loader processes."""
     resume = ("--resume",) if number else ()
-    return tiny_run(pictures, run_dir, *flags, *resume, "--data.workers", str(WORKERS[number % len(WORKERS)]))
+    return tiny_run(image_folder, run_dir, *flags, *resume, "--data.workers", str(WORKERS[number % len(WORKERS)]))
 
 
 @pytest.mark.parametrize(
@@ -29,25 +29,25 @@ def resumed(pictures: Path, run_dir: Path, number: int, *flags: str) -> Config:
     [(1, range(1, STEPS + 1)), (2, (2, 3, 6)), (3, (3, 4, 7))],
     ids=["every step", "2 processes", "3 processes"],
 )
-def test_resume_is_bit_exact(world: int, kills: list[int], pictures: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+def test_resume_is_bit_exact(world: int, kills: list[int], image_folder: Path, unharmed: Unharmed, tmp_path: Path) -> None:
     """Killed when step k begins, while a checkpoint may still be on its way to the disk; resumed, killed again, ..."""
     for number, step in enumerate(kills):
-        config = resumed(pictures, tmp_path / "run", number)
+        config = resumed(image_folder, tmp_path / "run", number)
         assert run(config, world, before_step(step, kill)) == [KILLED] * world
-    config = resumed(pictures, tmp_path / "run", len(kills))
+    config = resumed(image_folder, tmp_path / "run", len(kills))
     assert run(config, world) == [0] * world
     assert ending(config) == ending(unharmed(world))
     assert samples(config, world) == samples(unharmed(world), world)
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
-def test_queue_and_teacher_go_on_where_they_were(pictures: Path, tmp_path: Path) -> None:
+def test_queue_and_teacher_go_on_where_they_were(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
-    whole = tiny_run(pictures, tmp_path / "whole", *flags)
+    whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, 2) == [0, 0]
     for number, step in enumerate((3, 6)):
-        assert run(resumed(pictures, tmp_path / "run", number, *flags), 2, before_step(step, kill)) == [KILLED] * 2
-    config = resumed(pictures, tmp_path / "run", 2, *flags)
+        assert run(resumed(image_folder, tmp_path / "run", number, *flags), 2, before_step(step, kill)) == [KILLED] * 2
+    config = resumed(image_folder, tmp_path / "run", 2, *flags)
     assert run(config, 2) == [0, 0]
     assert ending(config) == ending(whole)
     assert any("queue" in key for key in ending(config))
@@ -55,14 +55,14 @@ def test_queue_and_teacher_go_on_where_they_were(pictures: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("worlds", [(1, 3), (3, 2, 1)], ids=str)
 def test_another_number_of_processes_is_the_same_run(
-    worlds: tuple[int, ...], pictures: Path, unharmed: Unharmed, tmp_path: Path
+    worlds: tuple[int, ...], image_folder: Path, unharmed: Unharmed, tmp_path: Path
 ) -> None:
     """The same samples in the same order and the same learning rates to the bit, losses and weights but for rounding."""
     flags = ("--text.encoder.args.dropout", "0")
     for number, world in enumerate(worlds[:-1]):
-        config = resumed(pictures, tmp_path / "run", number, *flags)
+        config = resumed(image_folder, tmp_path / "run", number, *flags)
         assert run(config, world, before_step(3 * number + 4, kill)) == [KILLED] * world
-    config = resumed(pictures, tmp_path / "run", len(worlds) - 1, *flags)
+    config = resumed(image_folder, tmp_path / "run", len(worlds) - 1, *flags)
     assert run(config, worlds[-1]) == [0] * worlds[-1]
     assert f"changed on resume: processes: {worlds[-2]} -> {worlds[-1]}\n" in words(config)
     whole = unharmed(1, *flags)
@@ -76,9 +76,11 @@ def test_another_number_of_processes_is_the_same_run(
     assert samples(config, last).items() <= samples(whole, 1).items()
 
 
-def test_a_batch_larger_than_the_data_is_the_same_run_too(pictures: Path, tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_is_the_same_run_too(image_folder: Path, tmp_path: Path) -> None:
     """25 samples: what two processes can share is what one takes."""
-    configs = [tiny_run(pictures, tmp_path / str(world), "--train.batch_size", "64", "--train.steps", "2") for world in (1, 2)]
+    configs = [
+        tiny_run(image_folder, tmp_path / str(world), "--train.batch_size", "64", "--train.steps", "2") for world in (1, 2)
+    ]
     for world, config in enumerate(configs, 1):
         assert run(config, world) == [0] * world
     assert samples(configs[0], 1) == samples(configs[1], 2)
@@ -90,28 +92,28 @@ SPREAD = ("--train.fsdp", "true")
 
 
 @pytest.mark.parametrize(("world", "kills"), [(2, (6,)), (3, (4,))])
-def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], pictures: Path, tmp_path: Path) -> None:
+def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], image_folder: Path, tmp_path: Path) -> None:
     """With a teacher, queues, micro-batches and an evaluation of uneven shares on the way."""
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 3}]")
     momentum = ("--method", "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}", "--text.encoder.args.layers", "2")
     flags = (*SPREAD, *momentum, *evaluated, "--train.micro_batch", "2")
-    whole = tiny_run(pictures, tmp_path / "whole", *flags)
+    whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
     for number, step in enumerate(kills):
-        config = resumed(pictures, tmp_path / "run", number, *flags)
+        config = resumed(image_folder, tmp_path / "run", number, *flags)
         assert run(config, world, before_step(step, kill)) == [KILLED] * world
-    config = resumed(pictures, tmp_path / "run", len(kills), *flags)
+    config = resumed(image_folder, tmp_path / "run", len(kills), *flags)
     assert run(config, world) == [0] * world
     assert ending(config) == ending(whole)
     assert f"{world} processes on cpu, 1 threads each, the weights spread over them" in words(config)
 
 
-def test_a_run_may_change_how_its_weights_lie(pictures: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+def test_a_run_may_change_how_its_weights_lie(image_folder: Path, unharmed: Unharmed, tmp_path: Path) -> None:
     """Spread over three processes, whole in one, spread over two: the losses, norms and exported weights of a run in one."""
     flags = ("--text.encoder.args.dropout", "0", "--optim.clip", "0.5")
     starts = [(3, SPREAD), (1, ()), (2, SPREAD)]
     for number, (world, layout) in enumerate(starts):
-        config = resumed(pictures, tmp_path / "run", number, *flags, *layout)
+        config = resumed(image_folder, tmp_path / "run", number, *flags, *layout)
         if number < 2:
             assert run(config, world, before_step(3 * number + 3, kill)) == [KILLED] * world
         else:
@@ -125,13 +127,13 @@ def test_a_run_may_change_how_its_weights_lie(pictures: Path, unharmed: Unharmed
 
 
 @pytest.mark.parametrize("method", [(), ("--image", "null", "--method.name", "simcse")], ids=["clip", "a tower used twice"])
-def test_spread_weights_in_mixed_precision(method: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+def test_spread_weights_in_mixed_precision(method: tuple[str, ...], image_folder: Path, tmp_path: Path) -> None:
     """Processes compute what they would with whole weights; only sums of gradients are taken in another order."""
     low = (*method, "--train.precision", "bf16", "--text.encoder.args.layers", "2")
     layouts = {"whole": low, "spread": (*low, *SPREAD), "exact": (*low, *SPREAD, "--train.precision", "fp32")}
     logs = {}
     for name, flags in layouts.items():
-        config = tiny_run(pictures, tmp_path / name, *flags)
+        config = tiny_run(image_folder, tmp_path / name, *flags)
         assert run(config, 2) == [0, 0]
         logs[name] = read_log(tmp_path / name / "metrics.jsonl")
     for key in ("loss", "gradient_norm"):
@@ -140,10 +142,10 @@ def test_spread_weights_in_mixed_precision(method: tuple[str, ...], pictures: Pa
     assert logs["spread"][0]["loss"] != logs["exact"][0]["loss"], "it was bfloat16"
 
 
-def test_the_best_of_a_spread_run_is_exported(pictures: Path, tmp_path: Path) -> None:
+def test_the_best_of_a_spread_run_is_exported(image_folder: Path, tmp_path: Path) -> None:
     score = ("--train.keep_best", "held_out/text_to_image_mean_rank", "--train.export", "best")
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 1}]")
-    config = tiny_run(pictures, tmp_path / "run", *SPREAD, *score, *evaluated)
+    config = tiny_run(image_folder, tmp_path / "run", *SPREAD, *score, *evaluated)
     assert run(config, 2) == [0, 0]
     best = json.loads((tmp_path / "run/model/config.json").read_text())
     steps = best["provenance"]["steps"]

@@ -44,7 +44,7 @@ def arrays(rng: torch.Generator) -> list[np.ndarray]:
     return [torch.randint(0, 256, (40, 30 + i, 3), generator=rng, dtype=torch.uint8).numpy() for i in range(5)]
 
 
-class _Pictures(Source):
+class _Images(Source):
     def __init__(self, images: list[Any]):
         self.images = images
 
@@ -52,14 +52,14 @@ class _Pictures(Source):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(f"picture {index}", self.images[index])
+        return Sample(f"image {index}", self.images[index])
 
     @property
     def fingerprint(self) -> str:
-        return "pictures"
+        return "images"
 
 
-def test_every_form_of_picture_gives_the_same_rows(model: Model, arrays: list[np.ndarray], tmp_path: Path) -> None:
+def test_every_form_of_image_gives_the_same_rows(model: Model, arrays: list[np.ndarray], tmp_path: Path) -> None:
     pictures = [Image.fromarray(array) for array in arrays]
     paths = [tmp_path / f"{i}.png" for i in range(len(pictures))]
     for picture, path in zip(pictures, paths, strict=True):
@@ -73,7 +73,7 @@ def test_every_form_of_picture_gives_the_same_rows(model: Model, arrays: list[np
         paths,
         [str(p) for p in paths],
         [p.read_bytes() for p in paths],
-        _Pictures(paths),
+        _Images(paths),
         tuple(arrays),
     ]
     for form in forms:
@@ -106,16 +106,16 @@ def test_a_string_is_a_path_for_images_and_a_text_for_texts(model: Model, tmp_pa
         model.encode_image("a photo of a cat")
 
 
-def test_a_picture_that_cannot_be_read_is_named(model: Model, arrays: list[np.ndarray], tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+def test_an_image_that_cannot_be_read_is_named(model: Model, arrays: list[np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"broken\.jpg"):
         model.encode_image([arrays[0], tmp_path / "broken.jpg"])
     with pytest.raises(UserError, match="image 1"):
-        model.encode_image([arrays[0], b"not a picture"])
-    with pytest.raises(UserError, match="picture 1"):
-        model.encode_image(_Pictures([arrays[0], b"not a picture"]))
-    with pytest.raises(UserError, match="picture 0: has no picture"):
-        model.encode_image(_Pictures([None]))
+        model.encode_image([arrays[0], b"not an image"])
+    with pytest.raises(UserError, match="image 1"):
+        model.encode_image(_Images([arrays[0], b"not an image"]))
+    with pytest.raises(UserError, match="image 0: has no image"):
+        model.encode_image(_Images([None]))
 
 
 def test_a_missing_tower_is_said(arrays: list[np.ndarray]) -> None:

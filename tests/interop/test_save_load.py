@@ -38,14 +38,14 @@ _IMAGE = {"modality": "image", "encoder": "small_cnn", "encoder_args": {}, "head
 TEXTS = ["a cat", "the red dog on a hill", ""]
 
 
-def _pictures(model: Model) -> list[Image.Image]:
+def _images(model: Model) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (50, 60, 3), dtype=np.uint8)) for _ in range(2)]
 
 
 def _assert_same(a: Model, b: Model) -> None:
     tolerance = network_tolerance(a.towers)
-    np.testing.assert_allclose(a.encode_image(_pictures(a)), b.encode_image(_pictures(b)), atol=tolerance)
+    np.testing.assert_allclose(a.encode_image(_images(a)), b.encode_image(_images(b)), atol=tolerance)
     if a.has_text:
         np.testing.assert_allclose(a.encode_text(TEXTS), b.encode_text(TEXTS), atol=tolerance)
     assert (a.logit_scale, a.logit_bias, a.embedding) == (b.logit_scale, b.logit_bias, b.embedding)
@@ -119,7 +119,7 @@ def test_probabilities_equal_transformers(tmp_path: Path) -> None:
 
     theirs = tiny.transformers_model("clip", tmp_path)
     model = load_model(f"hf:{tmp_path}", device="cpu")
-    pictures, texts = _pictures(model), ["a cat", "the red dog", "one bird"]
+    pictures, texts = _images(model), ["a cat", "the red dog", "one bird"]
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     tokens = tiny.word_tokenizer()(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -291,7 +291,7 @@ def test_every_field_of_preprocessing_is_saved(tmp_path: Path) -> None:
     again = load_model(tmp_path / "ours", device="cpu")
     encoder: Any = again.towers["image"].encoder
     assert encoder.preprocess == preprocess
-    images = _pictures(model)
+    images = _images(model)
     np.testing.assert_array_equal(again.encode_image(images), model.encode_image(images))
 
 

@@ -35,7 +35,7 @@ def test_is_equation_1_as_a_cross_entropy() -> None:
 
 
 def test_keys_of_the_same_batch_are_no_negatives() -> None:
-    """Five pictures that look the same: against each other the loss could not fall below ln 5."""
+    """Five images that look the same: against each other the loss could not fall below ln 5."""
     method = moco()
     with torch.no_grad():
         method.queue.key_KD.copy_(F.normalize(torch.tensor([[0.0, 1, 0, 0, 0, 0]]), dim=1).expand(20, -1))
@@ -52,7 +52,7 @@ def test_an_empty_queue_costs_nothing() -> None:
     assert abs(loss.item()) < 1e-12
 
 
-def test_a_stale_key_of_the_same_picture_counts_for_nothing() -> None:
+def test_a_stale_key_of_the_same_image_counts_for_nothing() -> None:
     method, (embeddings, batch) = moco(), random_embeddings("a", "teacher_b")
     method.queue.push(embeddings.all["teacher_b"], embeddings.all_ids)
     with_stale = method.loss(embeddings, batch).loss

@@ -18,19 +18,19 @@ from mmcl.types import Preprocess
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures of the patterns 0 to 5 with their names beside them, a broken picture and an empty one."""
+    """Images of the patterns 0 to 5 with their names beside them, a broken image and an empty one."""
     place = tmp_path / "photos"
     (place / "more").mkdir(parents=True)
     for number in range(CLASSES):
         file = place / ("more" if number % 2 else ".") / f"{number}.png"
         Image.fromarray(pattern(number)).save(file)
         file.with_suffix(".txt").write_text(f"{NAMES[number]}\nalso pattern {number}\n")
-    (place / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    (place / "broken.jpg").write_bytes(b"\xff\xd8\xff not an image")
     (place / "empty.png").touch()
     return place
 
 
-def test_finds_pictures_by_text_and_lists_the_unreadable_ones(folder: Path) -> None:
+def test_finds_images_by_text_and_lists_the_unreadable_ones(folder: Path) -> None:
     index = Index.build(folder, PatternModel())
     assert len(index) == CLASSES
     assert sorted(Path(bad.name).name for bad in index.bad) == ["broken.jpg", "empty.png"]
@@ -103,10 +103,10 @@ def test_order_and_scores_equal_brute_force() -> None:
     hits = index.search(NAMES[4], image=pattern(1), top_k=50)
     assert [hit.name for hit in hits] == [f"row {row}" for row in np.argsort(-score, kind="stable")]
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(score)[::-1], atol=1e-6)
-    assert {int(hit.name[4:]) % CLASSES for hit in hits[:16]} == {1, 4}, "text and picture both count"
+    assert {int(hit.name[4:]) % CLASSES for hit in hits[:16]} == {1, 4}, "text and image both count"
 
 
-def test_finds_captions_by_picture(folder: Path) -> None:
+def test_finds_captions_by_image(folder: Path) -> None:
     hits = Index.build(folder, PatternModel()).search(image=str(folder / "2.png"), target="texts", top_k=2)
     assert {hit.caption for hit in hits} == {"pattern 2", "also pattern 2"}
     assert {hit.path for hit in hits} == {folder / "2.png"}
@@ -127,7 +127,7 @@ def test_saved_index_finds_the_same_after_loading(folder: Path, tmp_path: Path) 
     assert loaded.bad == built.bad
 
 
-def test_hits_are_drawn_as_one_picture(folder: Path, tmp_path: Path) -> None:
+def test_hits_are_drawn_as_one_image(folder: Path, tmp_path: Path) -> None:
     Index.build(folder, PatternModel()).search(NAMES[3]).save(tmp_path / "hits.png", columns=4)
     with Image.open(tmp_path / "hits.png") as sheet:
         assert sheet.size == (4 * 168 + 8, 2 * 168 + 8)
@@ -206,7 +206,7 @@ def test_a_flipped_bit_is_seen(folder: Path, tmp_path: Path) -> None:
         Index.load(index, PatternModel())
 
 
-def test_a_model_without_texts_searches_by_picture(folder: Path) -> None:
+def test_a_model_without_texts_searches_by_image(folder: Path) -> None:
     index = Index.build(folder, PatternModel(has_text=False))
     assert index.search(image=folder / "4.png")[0].path == folder / "4.png"
     with pytest.raises(UserError, match="search by text needs a model with a text tower"):
@@ -233,8 +233,8 @@ def test_empty_collections_are_user_errors(tmp_path: Path) -> None:
         Index.build(tmp_path / "empty", PatternModel())
     with pytest.raises(UserError, match="is empty"):
         Index.build([], PatternModel())
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"none of 1 picture can be read; the first: .*a\.png"):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"none of 1 image can be read; the first: .*a\.png"):
         Index.build([tmp_path / "a.png"], PatternModel())
     with pytest.raises(UserError, match="no hits"):
         Hits().save(tmp_path / "hits.png")

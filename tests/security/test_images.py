@@ -1,4 +1,4 @@
-"""Pictures are untrusted: whatever a file holds, the answer is a picture or one line that names the file, within bounds."""
+"""Images are untrusted: whatever a file holds, the answer is an image or one line that names the file, within bounds."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_truncated_file_is_an_error(kind, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\x00" * 50, b"<html>not found</html>", b"GIF89a", b"\xff\xd8\xff", b"%PDF-1.7", b"8BPS"]
 )
-def test_what_is_no_picture(content, tmp_path):
+def test_what_is_no_image(content, tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"photo\.jpg"):
@@ -85,7 +85,7 @@ def test_rare_parsers_are_never_tried(kind):
 
 
 @given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]), seed=st.integers(0, 10**6))
-def test_flipped_bytes_give_a_picture_or_a_user_error(kind, seed):
+def test_flipped_bytes_give_an_image_or_a_user_error(kind, seed):
     content = bytearray(_encoded(kind))
     generator = np.random.default_rng(seed)
     for position in generator.integers(0, min(len(content), 200), 4):
@@ -123,6 +123,6 @@ def test_arrays_of_another_form(array):
         decode(array)
 
 
-def test_floating_point_pictures():
+def test_floating_point_images():
     with pytest.raises(UserError, match="no known range"):
         decode(Image.fromarray(np.zeros((2, 2), np.float32)))

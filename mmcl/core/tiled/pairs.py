@@ -112,7 +112,7 @@ class Pairs:
                     yield rows, columns
 
     def any_equal_id(self, rows: slice, columns: slice) -> bool:
-        """Whether a tile has a pair of equal ids; far cheaper than the mask."""
+        """True if a tile has a pair of equal ids; far cheaper than the mask."""
         return bool(torch.isin(self.query_group_N[rows], self.key_group_M[columns]).any())
 
     def equal_id(self, rows: slice, columns: slice) -> Tensor:

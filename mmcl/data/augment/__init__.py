@@ -1,4 +1,4 @@
-"""Augmentation: every operation is a pure function of the pictures and of draws that belong to (seed, epoch, sample, view)."""
+"""Augmentation: every operation is a pure function of the images and of draws that belong to (seed, epoch, sample, view)."""
 
 from __future__ import annotations
 

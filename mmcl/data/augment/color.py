@@ -99,7 +99,7 @@ class Solarize(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Invert(Augmentation):
-    """Turns the picture into its negative."""
+    """Turns the image into its negative."""
 
     p: float = 0.5
 
@@ -144,7 +144,7 @@ def _grey(image_BCHW: Tensor) -> Tensor:
 
 
 def _mean(grey_B1HW: Tensor) -> Tensor:
-    """Per picture, [B, 1, 1, 1]; summed in float64, whose last bit (where the order of a sum shows) is then rounded away."""
+    """Per image, [B, 1, 1, 1]; summed in float64, whose last bit (where the order of a sum shows) is then rounded away."""
     return grey_B1HW.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
 
 
@@ -155,5 +155,5 @@ def _blend(image: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def _require_colours(image_BCHW: Tensor, what: str) -> None:
     if image_BCHW.shape[1] != 3:
         raise UserError(
-            f"augmentation {what} needs pictures with 3 channels, not {image_BCHW.shape[1]}; set it to 0 or leave it out"
+            f"augmentation {what} needs images with 3 channels, not {image_BCHW.shape[1]}; set it to 0 or leave it out"
         )

@@ -1,4 +1,4 @@
-"""Random-resized crop of pictures that are decoded already."""
+"""Random-resized crop of images that are decoded already."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmcl.data.images.crop import ATTEMPTS, BOX_DRAWS, whole_box
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(Augmentation):
-    """Shows a part of random area and aspect, as `data.crop` does at decoding, but of the pictures as they are cached.
+    """Shows a part of random area and aspect, as `data.crop` does at decoding, but of the images as they are cached.
 
     Resized as by Pillow's bilinear filter, which averages over all pixels where it shrinks. What `data.crop` sees of a larger
-    picture's details is lost here; in return nothing is decoded again.
+    image's details is lost here; in return nothing is decoded again.
 
     Args:
-        scale: share of the picture's area, from and to.
+        scale: share of the image's area, from and to.
         ratio: width by height, from and to; drawn on a logarithmic scale.
         size: height and width that come out, in pixels; by default those that come in. It takes p = 1.
     """
@@ -36,7 +36,7 @@ class Crop(Augmentation):
         self.require(is_range(self.scale, 0.001, 1), "scale", "[from, to], both from 0.001 to 1")
         self.require(is_range(self.ratio, 0.01, 100), "ratio", "[from, to], both from 0.01 to 100")
         self.require(self.size is None or self.size >= 1, "size", "null or 1 pixel or more")
-        self.require(self.size is None or self.p == 1, "p", "1 where `size` is set: the pictures of a batch have one size")
+        self.require(self.size is None or self.p == 1, "p", "1 where `size` is set: the images of a batch have one size")
 
     @property
     def draws(self) -> int:
@@ -52,7 +52,7 @@ class Crop(Augmentation):
 
 
 def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
-    """`random_box` for many pictures of one size: draws float64 [B, K] to float64 [B, 4]."""
+    """`random_box` for many images of one size: draws float64 [B, K] to float64 [B, 4]."""
     area_BA = (scale[0] + draw_BK[:, :ATTEMPTS] * (scale[1] - scale[0])) * (width * height)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_BA = np.exp(low + draw_BK[:, ATTEMPTS:-2] * (high - low))

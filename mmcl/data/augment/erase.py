@@ -15,10 +15,10 @@ from mmcl.data.augment.pipeline import Augmentation, between, is_range
 class Erase(Augmentation):
     """Fills a rectangle (Zhong et al., "Random Erasing Data Augmentation", 2017).
 
-    Sides are cut at the picture's, where the paper would draw again.
+    Sides are cut at the image's, where the paper would draw again.
 
     Args:
-        area: share of the picture, from and to.
+        area: share of the image, from and to.
         ratio: height by width, from and to; drawn on a logarithmic scale.
         fill: its grey value, in [0, 1].
     """

@@ -39,7 +39,7 @@ class Blur(Augmentation):
         weight_BR = torch.exp(-0.5 * (offset / sigma_B[:, None]) ** 2)
         weight_BR = weight_BR / weight_BR.sum(1, keepdim=True)
         down = _weigh_rows(image_BCHW, weight_BR)
-        # Whole rows at a time also for the columns: parts of rows take longer than turning the picture twice.
+        # Whole rows at a time also for the columns: parts of rows take longer than turning the image twice.
         across = _weigh_rows(down.transpose(2, 3).contiguous(), weight_BR)
         return across.transpose(2, 3).contiguous().clamp_(0, 1)
 
@@ -79,7 +79,7 @@ def _of_nine(padded_BCHW: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def _weigh_rows(image_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
-    """Convolves down with a symmetric kernel per picture, tap by tap: conv2d may sum in another order in another batch."""
+    """Convolves down with a symmetric kernel per image, tap by tap: conv2d may sum in another order in another batch."""
     radius, height = weight_BR.shape[1] // 2, image_BCHW.shape[2]
     padded = F.pad(image_BCHW, (0, 0, radius, radius), mode="reflect")
     total = image_BCHW * per_image(weight_BR[:, radius])

@@ -1,4 +1,4 @@
-"""A list of augmentations, applied to a whole batch at once with every picture's own draws."""
+"""A list of augmentations, applied to a whole batch at once with every image's own draws."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _CHUNK = 2**18
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(ABC):
-    """One operation on a batch of pictures. What happens to a picture does not depend on the others, not even in the last bit.
+    """One operation on a batch of images. What happens to an image does not depend on the others, not even in the last bit.
 
     So parameters are float64 (a library's vectorised and scalar functions may differ in the last bit of their type, which the
     rounding to float32 removes), and pixels are only added, multiplied, compared and gathered.
 
     Args:
-        p: probability with which a picture is changed at all.
+        p: probability with which an image is changed at all.
 
     Attributes:
         test_args: arguments with which it changes images visibly, for `mmcl.testing.check_augmentation`, where the defaults do
@@ -51,11 +51,11 @@ class Augmentation(ABC):
     @property
     @abstractmethod
     def draws(self) -> int:
-        """How many uniform numbers per picture it takes."""
+        """How many uniform numbers per image it takes."""
 
     @abstractmethod
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
-        """Changes every picture.
+        """Changes every image.
 
         Args:
             image_BCHW: float32 in [0, 1]; not modified.
@@ -71,7 +71,7 @@ class Policy:
     """Augmentations in order.
 
     Attributes:
-        operations: what is done to every picture.
+        operations: what is done to every image.
     """
 
     operations: tuple[Augmentation, ...]
@@ -87,8 +87,8 @@ class Policy:
         Args:
             image_BCHW: float32 in [0, 1].
             seed: of the run.
-            epoch, index: int64 [B]; with `seed` and `view` they decide what happens to each picture.
-            view: number of the view, so that two views of a picture differ.
+            epoch, index: int64 [B]; with `seed` and `view` they decide what happens to each image.
+            view: number of the view, so that two views of an image differ.
 
         Returns:
             float32 [B, C, H, W] in [0, 1].
@@ -98,7 +98,7 @@ class Policy:
         return torch.cat([self._augment(image_BCHW[rows].clone(), seed, epoch[rows], index[rows], view) for rows in chunks])
 
     def _augment(self, image_BCHW: Tensor, seed: int, epoch: np.ndarray, index: np.ndarray, view: int) -> Tensor:
-        """The pictures are changed in place."""
+        """The images are changed in place."""
         for number, operation in enumerate(self.operations):
             keys = np.arange(1 + operation.draws)
             draw_BK = uniform(seed, Stream.AUGMENT, epoch[:, None], index[:, None], view, number, keys)
@@ -118,7 +118,7 @@ def between(draw: Tensor, low: float, high: float) -> Tensor:
 
 
 def per_image(parameter_B: Tensor) -> Tensor:
-    """A parameter of every picture, [B] to float32 [B, 1, 1, 1]."""
+    """A parameter of every image, [B] to float32 [B, 1, 1, 1]."""
     return parameter_B.float()[:, None, None, None]
 
 

@@ -53,7 +53,7 @@ class BadSampleBudget:
         if self.count > self.max_fraction * max(self.seen, GRACE):
             raise UserError(
                 f"{self.count} of {self.seen} samples could not be used, more than data.max_bad_fraction {self.max_fraction} "
-                f"allows; mend or remove them, or raise it. The first: {_listing(self._first.values())}"
+                f"allows; fix or remove them, or raise it. The first: {_listing(self._first.values())}"
             )
         if self._longest_run(bad_rows, seen) > self.max_consecutive:
             raise UserError(

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from mmcl.data.batches.order import BatchOrder
 from mmcl.data.batches.views import ImageView, show
 from mmcl.data.captions import checked_caption, token_ids
-from mmcl.data.images.image_cache import PictureCache, required_image
+from mmcl.data.images.image_cache import ImageCache, required_image
 from mmcl.data.random_streams import Stream
 from mmcl.data.source import OWN_TEXTS, Sample, Source
 from mmcl.errors import UserError
@@ -32,23 +32,23 @@ class _Row:
 
     epoch: int
     index: int
-    pictures: dict[str, Tensor]
+    pixels: dict[str, Tensor]
     captions: dict[str, str]
     is_replacement: bool
 
 
 class StepBatches(Dataset[Batch]):
-    """A map-style data set whose item number is the training step.
+    """A map-style dataset whose item number is the training step.
 
     `DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=w)` gives the same batches for every number of
     workers, and after every resume. The rows of all ranks, one after the other, are the same for every number of processes.
 
-    A sample that cannot be used (an unreadable picture, a missing caption) is replaced by another, drawn by (seed, epoch,
+    A sample that cannot be used (an unreadable image, a missing caption) is replaced by another, drawn by (seed, epoch,
     sample, attempt), and listed in the batch; the batch keeps its size.
 
     Ids, where there are captions, are the source's own, else hashes of the first text view's tokens: captions that the encoder
     cannot tell apart are positives of each other.
-    Between views of pictures alone every sample is its own class. Labels that a source knows are beside the ids, in
+    Between views of images alone every sample is its own class. Labels that a source knows are beside the ids, in
     `Batch.labels`: they reach only a method that asks for them.
 
     Args:
@@ -57,13 +57,13 @@ class StepBatches(Dataset[Batch]):
         images: image views by name.
         texts: names of the text views; each has its own draws.
         tokenizer: texts to `Tokens`, for text views.
-        cache: decode every picture once and keep it in memory; "auto" does so where no view crops, and below 1 GB.
+        cache: decode every image once and keep it in memory; "auto" does so where no view crops, and below 1 GB.
         rank, world: which share of the global batch, of how many.
         by_length: puts the rows of a step in the order of the length of their texts, so that pieces of it are padded less.
         progress: whether filling the cache shows a progress bar.
 
     Raises:
-        UserError: a view needs captions or pictures and there are none; the batch cannot be shared equally.
+        UserError: a view needs captions or images and there are none; the batch cannot be shared equally.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class StepBatches(Dataset[Batch]):
         self.labels = source.labels
         self.order.rows(0, rank, world)
         self._check_source()
-        self._cache: PictureCache | None = None
+        self._cache: ImageCache | None = None
         if images and all(view.crop is None for view in images.values()):
             preprocess = next(iter(images.values())).preprocess
-            fits = PictureCache.nbytes(source, preprocess) <= CACHE_BYTES
+            fits = ImageCache.nbytes(source, preprocess) <= CACHE_BYTES
             if cache is True or (cache == "auto" and fits):
-                self._cache = PictureCache(source, preprocess, progress=progress)
+                self._cache = ImageCache(source, preprocess, progress=progress)
 
     def __getitem__(self, step: int) -> Batch:
         epoch, wanted = self.order.rows(step, self.rank, self.world)
@@ -104,7 +104,7 @@ class StepBatches(Dataset[Batch]):
         epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
         views: dict[str, Tensor | Tokens] = {}
         for name, view in self.images.items():
-            image = torch.stack([row.pictures[name] for row in rows]).float().div_(255)
+            image = torch.stack([row.pixels[name] for row in rows]).float().div_(255)
             if view.augment:
                 image = view.augment(image, seed=self.order.seed, epoch=epoch, index=index, view=view.number)
             views[name] = image
@@ -122,8 +122,8 @@ class StepBatches(Dataset[Batch]):
         for attempt in range(MAX_ATTEMPTS):
             try:
                 sample = self.source[index].check()
-                pictures = self._pictures(epoch, index, sample)
-                return _Row(epoch, index, pictures, self._captions(index, sample.name, caption_draw_V), attempt > 0)
+                pixels = self._pixels(epoch, index, sample)
+                return _Row(epoch, index, pixels, self._captions(index, sample.name, caption_draw_V), attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
@@ -131,7 +131,7 @@ class StepBatches(Dataset[Batch]):
                 caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
         raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
 
-    def _pictures(self, epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
+    def _pixels(self, epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
         if not self.images:
             return {}
         if self._cache:
@@ -188,7 +188,7 @@ class StepBatches(Dataset[Batch]):
         return _smallest(groups.values())
 
     def _check_source(self) -> None:
-        """A source without any caption or picture is one mistake of the user's, and no series of bad samples."""
+        """A source without any caption or image is one mistake of the user's, and no series of bad samples."""
         first = [self.source[index] for index in range(min(len(self.source), MAX_ATTEMPTS))]
         for view in self.texts:
             field = OWN_TEXTS.get(view, "captions")
@@ -196,7 +196,7 @@ class StepBatches(Dataset[Batch]):
                 raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none")
         if self.images and all(sample.image is None for sample in first):
             raise UserError(
-                f"the data have no pictures, which the view {next(iter(self.images))!r} needs: {first[0].name} has none "
+                f"the data have no images, which the view {next(iter(self.images))!r} needs: {first[0].name} has none "
                 "(in a table, `image_column` names them)"
             )
 

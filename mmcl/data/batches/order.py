@@ -30,7 +30,7 @@ class BatchOrder(ABC):
         """One process's share of a step: a contiguous slice, so that the shares in rank order are the global batch.
 
         Returns:
-            The epoch of every row and its number in the data set, both int64 [batch_size / world]. No pair of them comes
+            The epoch of every row and its number in the dataset, both int64 [batch_size / world]. No pair of them comes
             twice: they decide what is drawn for the row.
 
         Raises:
@@ -60,7 +60,7 @@ class BatchOrder(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Order(BatchOrder):
-    """An endless stream of permutations of the data set, one per epoch, cut into global batches.
+    """An endless stream of permutations of the dataset, one per epoch, cut into global batches.
 
     A batch may cross the end of an epoch. So every sample is seen exactly once per epoch, no tail is dropped, and all batches
     have the same size.
@@ -80,7 +80,7 @@ class Order(BatchOrder):
 
     def __post_init__(self) -> None:
         if self.size == 0:
-            raise UserError("the data set is empty")
+            raise UserError("the dataset is empty")
         if not 1 <= self.batch_size <= self.size:
             raise UserError(f"train.batch_size is {self.batch_size}: choose 1 to {self.size}, the number of samples")
 

@@ -1,4 +1,4 @@
-"""How each image view shows a picture: which part of it, at what size, changed how.
+"""How each image view shows an image: which part of it, at what size, changed how.
 
 A part is chosen by the header of a file, so that a JPEG is decoded only as finely as its parts are shown.
 """
@@ -26,11 +26,11 @@ from mmcl.types import Preprocess
 
 
 class Part(NamedTuple):
-    """What is seen of a picture.
+    """The part of an image that a view shows.
 
     Attributes:
         box: left, top, right, bottom, each a multiple of `scale`; None for the whole.
-        scale: the picture's sides may be divided by this before, and still have a pixel for each that is shown.
+        scale: the image's sides may be divided by this before, and still have a pixel for each that is shown.
     """
 
     box: Box | None
@@ -39,13 +39,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageView:
-    """One view of every picture.
+    """One view of every image.
 
     Attributes:
         number: of the view among the image views; with (seed, epoch, sample) it decides every draw, so that views differ.
         preprocess: size and channels in which it is shown.
         crop: the part that is shown, drawn at decoding; None shows what `preprocess` leaves.
-        augment: what is done to the pictures of a batch, in [0, 1].
+        augment: what is done to the images of a batch, in [0, 1].
     """
 
     number: int
@@ -54,9 +54,9 @@ class ImageView:
     augment: Policy | None = None
 
     def part(self, width: int, height: int, *, seed: int, epoch: int, index: int) -> Part:
-        """What is seen of a picture, given its size.
+        """What is seen of an image, given its size.
 
-        A picture without a crop is decoded in full, as in an evaluation, whose figures are to be those of other toolkits.
+        An image without a crop is decoded in full, as in an evaluation, whose figures are to be those of other toolkits.
         """
         if self.crop is None:
             return Part(None, 1)
@@ -77,16 +77,16 @@ class ImageView:
 def show(
     image: ImageLike, views: Mapping[str, ImageView], *, name: str | None = None, seed: int, epoch: int, index: int
 ) -> dict[str, Tensor]:
-    """Every view of a picture, before augmentation: [C, H, W].
+    """Every view of an image, before augmentation: [C, H, W].
 
     Args:
         image: decoded once for all views, at the coarsest scale that suffices for each.
         views: by name.
-        name: what an error message calls the picture.
+        name: what an error message calls the image.
         seed, epoch, index: they decide, with the number of a view, which part it shows.
 
     Raises:
-        UserError: the picture cannot be read; see `decode`.
+        UserError: the image cannot be read; see `decode`.
     """
     preprocess = next(iter(views.values())).preprocess
 
@@ -97,10 +97,10 @@ def show(
         bands = read_bands(image, preprocess.channels, preprocess.intensity, name=name or "image")
         parts = parts_of(bands.shape[1], bands.shape[0])
         return {key: view.cut(bands, parts[key].box, 1) for key, view in views.items()}
-    with opened(image, name=name, intensity=preprocess.intensity) as picture:
-        parts = parts_of(picture.width, picture.height)
-        scale = min(part.scale for part in parts.values()) if picture.may_shrink else 1
-        pixels = picture.pixels(scale)
+    with opened(image, name=name, intensity=preprocess.intensity) as header:
+        parts = parts_of(header.width, header.height)
+        scale = min(part.scale for part in parts.values()) if header.may_shrink else 1
+        pixels = header.pixels(scale)
     return {key: view.cut(pixels, parts[key].box, scale) for key, view in views.items()}
 
 

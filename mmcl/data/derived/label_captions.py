@@ -1,4 +1,4 @@
-"""Class names as captions: labelled pictures teach an image-text model through sentences."""
+"""Class names as captions: labelled images teach an image-text model through sentences."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ class LabelCaptions(DerivedSource):
 
 
 def has_captions(source: Source) -> bool:
-    """Whether a source has captions: one among its first samples has."""
+    """True if a source has captions: one among its first samples has."""
     return any(source[index].captions for index in range(min(len(source), 100)))

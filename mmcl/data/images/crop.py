@@ -1,4 +1,4 @@
-"""Random-resized crop: the part of a picture that a view shows."""
+"""Random-resized crop: the part of an image that a view shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOX_DRAWS = 2 * ATTEMPTS + 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomResizedCrop:
-    """A part of random area and aspect of a picture that is being decoded, see `random_box`."""
+    """A part of random area and aspect of an image that is being decoded, see `random_box`."""
 
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
@@ -34,7 +34,7 @@ class RandomResizedCrop:
         """The part of one view, in whole pixels."""
         draw = few_uniform(seed, Stream.CROP, epoch, index, view)
         left, top, right, bottom = map(round, random_box(draw, width, height, self.scale, self.ratio))
-        # Of a picture that is a few pixels wide, rounding may leave nothing.
+        # Of an image that is a few pixels wide, rounding may leave nothing.
         left, top = min(left, width - 1), min(top, height - 1)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
@@ -44,12 +44,12 @@ def random_box(
 ) -> tuple[float, float, float, float]:
     """A part of random area and aspect (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
 
-    Of ten draws the first that fits in, else the whole picture, cut to an allowed aspect.
+    Of ten draws the first that fits in, else the whole image, cut to an allowed aspect.
 
     Args:
         draw: k in range(`BOX_DRAWS`) to a number, uniform in [0, 1).
-        width, height: of the picture.
-        scale: share of the picture's area, from and to.
+        width, height: of the image.
+        scale: share of the image's area, from and to.
         ratio: width by height, from and to; drawn on a logarithmic scale.
 
     Returns:
@@ -67,7 +67,7 @@ def random_box(
 
 
 def whole_box(width: int, height: int, ratio: Sequence[float]) -> tuple[float, float, float, float]:
-    """The middle of a picture, in full where its own aspect is allowed."""
+    """The middle of an image, in full where its own aspect is allowed."""
     inner_width, inner_height = min(width, height * ratio[1]), min(height, width / ratio[0])
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
     return left, top, left + inner_width, top + inner_height

@@ -28,7 +28,7 @@ from mmcl.types import Intensity
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-"""The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in data sets and had the security holes."""
+"""The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in datasets and had the security holes."""
 
 MAX_PIXELS = 64_000_000
 """Width x height of the largest image, unless the environment variable MMCL_MAX_PIXELS says otherwise."""
@@ -97,8 +97,8 @@ def decode(
     Raises:
         UserError: the file is missing, too large, truncated, corrupt, or in none of `FORMATS`.
     """
-    with opened(image, name=name, max_pixels=max_pixels, max_bytes=max_bytes, intensity=intensity) as picture:
-        pixels = picture.pixels()
+    with opened(image, name=name, max_pixels=max_pixels, max_bytes=max_bytes, intensity=intensity) as header:
+        pixels = header.pixels()
         return pixels.copy() if pixels is image else pixels
 
 
@@ -109,7 +109,7 @@ def measure(image: ImageLike, *, name: str, intensity: Intensity = None) -> tupl
 
 
 class Opened:
-    """A picture between its header and its pixels, so that what is to be seen of it can be chosen first.
+    """An image between its header and its pixels, so that what is to be seen of it can be chosen first.
 
     Attributes:
         width, height: of the whole, upright.
@@ -137,7 +137,7 @@ class Opened:
         upright = self._stored if self._transpose is None else self._stored.transpose(self._transpose)
         pixels = _to_rgb_or_grey(upright, self._intensity, self._name)
         if pixels is not self._stored:
-            pixels.info.clear()  # Or the orientation would be undone again, were this picture decoded.
+            pixels.info.clear()  # Or the orientation would be undone again, were this image decoded.
         return pixels
 
 
@@ -150,10 +150,10 @@ def opened(
     max_bytes: int = MAX_BYTES,
     intensity: Intensity = None,
 ) -> Iterator[Opened]:
-    """A picture whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
+    """An image whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
     name = name or (str(image) if isinstance(image, str | Path) else "image")
     with checked(image, name, max_pixels, max_bytes, loads=True, intensity=intensity) as stored:
-        # Shrinking is for good: not for a picture of the caller's.
+        # Shrinking is for good: not for an image of the caller's.
         yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image), intensity=intensity)
 
 

@@ -27,12 +27,12 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def is_tiff(file: bytes) -> bool:
-    """Whether an encoded image is a TIFF file."""
+    """True if an encoded image is a TIFF file."""
     return file.startswith(_TIFF)
 
 
 def is_deep(stored: Image.Image) -> TypeGuard[ImageFile]:
-    """Whether Pillow will not give the values of an image that it has opened: by the header, before anything is decoded."""
+    """True if Pillow will not give the values of an image that it has opened: by the header, before anything is decoded."""
     if not isinstance(stored, ImageFile) or not stored.tile:
         return False
     if stored.format == "PPM":
@@ -41,7 +41,7 @@ def is_deep(stored: Image.Image) -> TypeGuard[ImageFile]:
 
 
 def is_misread(stored: Image.Image) -> bool:
-    """Whether Pillow takes each byte of an opened TIFF file of 16 bits for a pixel, as it does with planes of their own."""
+    """True if Pillow takes each byte of an opened TIFF file of 16 bits for a pixel, as it does with planes of their own."""
     if not isinstance(stored, TiffImageFile) or stored.mode not in _COLOURS:
         return False
     return max(stored.tag_v2.get(_BITS, (8,))) > 8 and ";16" not in _raw_mode(stored)

@@ -1,4 +1,4 @@
-"""Decoded pictures of a whole source: kept in memory for training, or batch by batch for evaluation."""
+"""Decoded images of a whole source: kept in memory for training, or batch by batch for evaluation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _QUEUED = 4096
 
 
 def decode_sample(sample: Sample, preprocess: Preprocess | None = None) -> Image.Image:
-    """The picture of a sample, at its own size, to be looked at. Raises UserError with its name when it cannot be read.
+    """The image of a sample, at its own size, to be looked at. Raises UserError with its name when it cannot be read.
 
     Args:
-        sample: with the picture.
+        sample: with the image.
         preprocess: of the model whose levels and bands are shown, where there is one.
     """
     channels, intensity = (3, None) if preprocess is None else (preprocess.channels, preprocess.intensity)
@@ -38,23 +38,23 @@ def decode_sample(sample: Sample, preprocess: Preprocess | None = None) -> Image
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
-    """The picture of a sample, [C, H, W] as `to_tensor` gives it. Raises UserError as `decode_sample` does."""
+    """The image of a sample, [C, H, W] as `to_tensor` gives it. Raises UserError as `decode_sample` does."""
     return read_pixels(required_image(sample), preprocess, name=sample.name)
 
 
 def required_image(sample: Sample) -> ImageLike:
-    """The picture of a sample, as it is stored. Raises UserError with its name when it has none, or cannot be used."""
+    """The image of a sample, as it is stored. Raises UserError with its name when it has none, or cannot be used."""
     image = sample.check().image
     if image is None:
-        raise UserError(f"{sample.name}: has no picture")
+        raise UserError(f"{sample.name}: has no image")
     return image
 
 
 def unreadable(samples: Sequence[Sample] | Source, preprocess: Preprocess | None) -> list[BadSample]:
-    """Those whose picture is not there or cannot be read, and why; each is decoded, in parallel threads.
+    """Those whose image is not there or cannot be read, and why; each is decoded, in parallel threads.
 
     Args:
-        samples: with the pictures.
+        samples: with the images.
         preprocess: of the model that is to see them, where it has one.
     """
 
@@ -72,11 +72,11 @@ def unreadable(samples: Sequence[Sample] | Source, preprocess: Preprocess | None
     return [BadSample(index, samples[index].name, why) for index, why in enumerate(reasons) if why is not None]
 
 
-def pictures(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
-    """All pictures of a source, in its order: [b, C, H, W] as `to_tensor` gives them, each, the last batch shorter.
+def decoded_batches(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
+    """All images of a source, in its order: [b, C, H, W] as `to_tensor` gives them, each, the last batch shorter.
 
     Raises:
-        UserError: a picture cannot be read; names it. An evaluation that left it out would be of other data.
+        UserError: an image cannot be read; names it. An evaluation that left it out would be of other data.
     """
     return in_batches(lambda index: read_sample(source[index], preprocess), len(source), batch_size)
 
@@ -133,8 +133,8 @@ class ReadableImages(DerivedSource):
         return self.source.fingerprint
 
 
-class PictureCache:
-    """All pictures of a source in memory, at the model's size.
+class ImageCache:
+    """All images of a source in memory, at the model's size.
 
     Args:
         source: what is decoded, once, in parallel threads.
@@ -144,28 +144,28 @@ class PictureCache:
 
     def __init__(self, source: Source, preprocess: Preprocess, *, progress: bool = False):
         shape = (len(source), preprocess.channels, preprocess.height, preprocess.width)
-        self._pictures = torch.empty(shape, dtype=pixel_dtype(preprocess))
+        self._images = torch.empty(shape, dtype=pixel_dtype(preprocess))
         self._unreadable: dict[int, str] = {}
 
         def store(index: int) -> None:
             try:
-                self._pictures[index] = read_sample(source[index], preprocess)
+                self._images[index] = read_sample(source[index], preprocess)
             except UserError as error:
                 self._unreadable[index] = str(error)
 
         done = in_threads(store, range(len(source)))
-        for _ in tqdm(done, total=len(source), desc="decode", unit="picture", disable=not progress, leave=False):
+        for _ in tqdm(done, total=len(source), desc="decode", unit="image", disable=not progress, leave=False):
             pass
 
     def __getitem__(self, index: int) -> Tensor:
         """[C, H, W]. Raises UserError as decoding did."""
         if index in self._unreadable:
             raise UserError(self._unreadable[index])
-        return self._pictures[index]
+        return self._images[index]
 
     @staticmethod
     def nbytes(source: Source, preprocess: Preprocess) -> int:
-        """The memory that the pictures of a source take."""
+        """The memory that the images of a source take."""
         numbers = len(source) * preprocess.channels * preprocess.height * preprocess.width
         return numbers * pixel_dtype(preprocess).itemsize
 

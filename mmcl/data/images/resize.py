@@ -21,7 +21,7 @@ from mmcl.errors import UserError
 from mmcl.types import TORCHVISION_LANCZOS, CropRounding, Interpolation, Preprocess
 
 Box = tuple[int, int, int, int]
-"""A part of a picture: left, top, right, bottom in pixels."""
+"""A part of an image: left, top, right, bottom in pixels."""
 
 _OF_PILLOW = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 _OF_TORCHVISION = {"nearest": "nearest-exact"}
@@ -202,10 +202,10 @@ def part_to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess, box:
 
 
 def _borrowed(image: Image.Image) -> Tensor:
-    """A picture's own memory, to be read only: uint8 [C, H, W], C being 4 where it has three channels, as Pillow keeps them."""
+    """An image's own memory, to be read only: uint8 [C, H, W], C being 4 where it has three channels, as Pillow keeps them."""
     try:
         pixels = pyarrow.array(image)
-    except ValueError:  # The rows of a very large picture lie in several blocks.
+    except ValueError:  # The rows of a very large image lie in several blocks.
         return _channels_first(image)
     values = torch.from_dlpack(pixels if image.mode == "L" else pixels.values)
     return values.view(image.height, image.width, -1).permute(2, 0, 1)

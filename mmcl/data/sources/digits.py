@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 pictures of 8 x 8, offline and in memory at once."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8, offline and in memory at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DigitsSource(Source):
 
         digits = load_digits()
         self._rows = _fold(digits.target, fold)
-        self._pictures = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        self._images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         self._labels = digits.target
         self.class_names = [str(name) for name in digits.target_names]
 
@@ -40,11 +40,11 @@ class DigitsSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
-        return Sample(f"digits, row {row}", self._pictures[row], label=int(self._labels[row]))
+        return Sample(f"digits, row {row}", self._images[row], label=int(self._labels[row]))
 
     @property
     def fingerprint(self) -> str:
-        return digest(self._rows.tolist(), self._pictures.tobytes(), self._labels.tolist())
+        return digest(self._rows.tolist(), self._images.tobytes(), self._labels.tolist())
 
 
 def _fold(labels: np.ndarray, fold: str) -> np.ndarray:

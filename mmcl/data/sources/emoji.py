@@ -22,12 +22,12 @@ Fold = Literal["train", "val", "test", "all"]
 
 
 class EmojiSource(SampleList):
-    """Pictures of 64 x 64 pixels, captioned with the emoji's name ("see-no-evil monkey") and labelled with its group.
+    """Images of 64 x 64 pixels, captioned with the emoji's name ("see-no-evil monkey") and labelled with its group.
 
     Ids say which rows a retrieval may take for each other. A row's id is its concept, but concepts that any vendor among the
-    selected rows draws with the very same picture share one: two flags, or a family and its namesake. With the rows of one
-    vendor that is exactly "a hit on an identical picture is right"; with several, concepts that only one of them fails to
-    tell apart (80 of 1,906 in the default training fold) are not taught as different, which no single picture could teach.
+    selected rows draws with the very same image share one: two flags, or a family and its namesake. With the rows of one
+    vendor that is exactly "a hit on an identical image is right"; with several, concepts that only one of them fails to
+    tell apart (80 of 1,906 in the default training fold) are not taught as different, which no single image could teach.
 
     Args:
         split: "unseen_style" trains on three vendors and tests on the fourth, same concepts; "unseen_concept" holds out whole
@@ -35,7 +35,7 @@ class EmojiSource(SampleList):
         fold: the part of that split.
         concepts: only the concepts of this fold of "unseen_concept"; zero-shot classes are scored on "test".
         vendors: only these; all by default.
-        flags: whether flags are kept; they are the easiest pictures and 270 of the concepts.
+        flags: whether flags are kept; they are the easiest images and 270 of the concepts.
         labels: the zero-shot classes, 9 groups or 98 subgroups.
         keyword_share: how often, from 0 to 1, a training caption (`caption`) goes on with one or two of the emoji's keywords.
             `Sample.captions`, by which a model is evaluated, is the plain name.
@@ -116,7 +116,7 @@ def _select(split: str, fold: str, concepts: str, vendors: Sequence[str], flags:
         if fold in (row[column], "all") and concepts in (row["fold_concept"], "all") and (flags or row["group"] != "flags")
     ]
     if not rows:
-        raise UserError(f"emoji: no picture has split={split}, fold={fold}, concepts={concepts}, vendors={list(vendors)}")
+        raise UserError(f"emoji: no image has split={split}, fold={fold}, concepts={concepts}, vendors={list(vendors)}")
     return rows
 
 
@@ -126,7 +126,7 @@ def _check_choice(what: str, name: str, choices: Sequence[str]) -> None:
 
 
 def _ids(rows: Sequence[Mapping[str, Any]], number: Mapping[str, int]) -> np.ndarray:
-    """Union-find over "same picture": a row's id is the smallest number among the concepts that its own is linked to."""
+    """Union-find over "same image": a row's id is the smallest number among the concepts that its own is linked to."""
     parent = list(range(len(number)))
 
     def find(concept: str) -> int:

@@ -1,4 +1,4 @@
-"""The texts of the bundled emoji without the pictures: names, and the keywords that Unicode's editors gave to each."""
+"""The texts of the bundled emoji without the images: names, and the keywords that Unicode's editors gave to each."""
 
 from __future__ import annotations
 

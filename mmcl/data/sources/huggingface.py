@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face `datasets` library: saved to disk, in Arrow or parquet files, or by name from the hub."""
+"""Datasets of the Hugging Face `datasets` library: saved to disk, in Arrow or parquet files, or by name from the hub."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class HuggingFaceSource(ArrowSource):
     """Rows of a memory-mapped `datasets.Dataset`. Images are decoded by mmcl, within its bounds, not by the library.
 
     Args:
-        path: a folder written by `save_to_disk`, a folder of parquet or Arrow files, or the name of a data set on the hub.
-        split: which part, of data sets that have several.
-        subset: the configuration, of hub data sets that have several.
+        path: a folder written by `save_to_disk`, a folder of parquet or Arrow files, or the name of a dataset on the hub.
+        split: which part, of datasets that have several.
+        subset: the configuration, of hub datasets that have several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
         image_column, caption_column, label_column, positive_column, negative_column, score_column: as in `TableSource`.
         image_root: folder that image paths are relative to; by default `path`, if it is a folder.
 
     Raises:
-        UserError: the data set cannot be loaded, has no such split, or lacks a column.
+        UserError: the dataset cannot be loaded, has no such split, or lacks a column.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class HuggingFaceSource(ArrowSource):
 
     @property
     def fingerprint(self) -> str:
-        """Of texts, labels and the number of rows; pictures in the library's files are not read for it."""
+        """Of texts, labels and the number of rows; images in the library's files are not read for it."""
         parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
         for column in itertools.chain.from_iterable(self._texts.values()):
             parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
@@ -130,7 +130,7 @@ def _load(path: str, cache: str, split: str, subset: str | None, revision: str |
     except UserError:
         raise
     except Exception as error:  # The library, and the network under it, raise many kinds.
-        raise UserError(f"{path}: cannot be loaded as a Hugging Face data set: {first_line(error)}") from error
+        raise UserError(f"{path}: cannot be loaded as a Hugging Face dataset: {first_line(error)}") from error
     if isinstance(loaded, datasets.Dataset):
         asked = split.partition("[")[0]  # The default means the only part, whatever that is called.
         loaded = {asked if asked == "train" or loaded.split is None else str(loaded.split): loaded}

@@ -1,4 +1,4 @@
-"""Any data set of `torchvision.datasets`, below the data root: found where it lies, downloaded only when it is nowhere."""
+"""Any dataset of `torchvision.datasets`, below the data root: found where it lies, downloaded only when it is nowhere."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mmcl.files.root import data_root
 
 
 class TorchvisionSource(Source):
-    """Pictures with class labels or captions, as the data set gives them.
+    """Images with class labels or captions, as the dataset gives them.
 
     Args:
-        root: the data root; a copy is looked for in it, and in the subfolder named like the data set in lower case.
+        root: the data root; a copy is looked for in it, and in the subfolder named like the dataset in lower case.
         dataset: name of the class, e.g. "MNIST", "CIFAR10", "CocoCaptions".
-        train: the training or the test part, of data sets that have this argument.
-        split: the part, of data sets that have this argument instead.
+        train: the training or the test part, of datasets that have this argument.
+        split: the part, of datasets that have this argument instead.
         rows: only these, as "start:stop" with the meaning of a Python slice, e.g. "0:8000" or "-2000:".
         args: further arguments of the class, e.g. {"annFile": "captions.json"}.
 
     Raises:
-        UserError: there is no such data set or argument, or no copy and no download.
+        UserError: there is no such dataset or argument, or no copy and no download.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TorchvisionSource(Source):
         self._rows = range(len(self._dataset))[_slice(rows)]
         if not self._rows:
             raise UserError(f"{dataset}: rows {rows!r} leaves none of {len(self._dataset)}")
-        self._pictures, self._targets = _arrays(self._dataset)
+        self._images, self._targets = _arrays(self._dataset)
         classes = getattr(self._dataset, "classes", None)
         self.class_names = [str(name) for name in classes] if classes is not None else None
         self._what = (dataset, sorted(given.items()), rows)
@@ -64,8 +64,8 @@ class TorchvisionSource(Source):
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         name = f"{self._what[0]}, row {row}"
-        if self._pictures is not None and self._targets is not None:
-            return Sample(name, self._pictures[row], label=_label(self._targets[row]))
+        if self._images is not None and self._targets is not None:
+            return Sample(name, self._images[row], label=_label(self._targets[row]))
         try:
             image, target = self._dataset[row]
         except Exception as error:  # It reads files itself, and what is wrong with one is any exception.
@@ -75,7 +75,7 @@ class TorchvisionSource(Source):
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Of the list that most data sets of classes hold in memory, else by reading every sample."""
+        """Of the list that most datasets of classes hold in memory, else by reading every sample."""
         first = next((sample for sample in map(self.__getitem__, range(len(self))) if sample.problem is None), None)
         if first is None or first.label is None:
             return None
@@ -87,15 +87,15 @@ class TorchvisionSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Of the pixels and labels where they are in memory, else of the data set's name, arguments and size."""
-        if self._pictures is None:
+        """Of the pixels and labels where they are in memory, else of the dataset's name, arguments and size."""
+        if self._images is None:
             return digest(self._what, len(self))
         rows = slice(self._rows.start, self._rows.stop)
-        return digest(self._what, self._pictures[rows].tobytes(), (self._targets or [])[rows])
+        return digest(self._what, self._images[rows].tobytes(), (self._targets or [])[rows])
 
 
 def _label(target: Any) -> int | None:
-    """The class number that a data set gives with a picture, if that is what it gives; some hold it as a tensor of one."""
+    """The class number that a dataset gives with an image, if that is what it gives; some hold it as a tensor of one."""
     if isinstance(target, torch.Tensor) and target.ndim == 0:
         target = target.item()
     return int(target) if isinstance(target, int | np.integer) else None
@@ -106,7 +106,7 @@ def _factory(dataset: str) -> Any:
 
     names = [name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))]
     if dataset not in names:
-        raise unknown_name("torchvision data set", dataset, names)
+        raise unknown_name("torchvision dataset", dataset, names)
     return getattr(datasets, dataset)
 
 
@@ -118,21 +118,21 @@ def _find_or_download(factory: Any, name: str, root: Path, args: dict[str, Any])
             return factory(**{key: value for key, value in place.items() if key in accepted} | args)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {first_line(error)}") from error
-        except (RuntimeError, OSError) as error:  # What torchvision says of a folder without the data set.
+        except (RuntimeError, OSError) as error:  # What torchvision says of a folder without the dataset.
             reason = first_line(error)
     raise UserError(f"{name}: no copy below the data root {root}, and no download: {reason}")
 
 
 def _arrays(dataset: Any) -> tuple[np.ndarray | None, list[int] | None]:
-    """Pictures, uint8 [N, H, W] or [N, H, W, C], and labels, of data sets that hold them in memory in this form."""
-    pictures, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
-    if pictures is None or targets is None or not hasattr(pictures, "shape"):
+    """Images, uint8 [N, H, W] or [N, H, W, C], and labels, of datasets that hold them in memory in this form."""
+    images, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    if images is None or targets is None or not hasattr(images, "shape"):
         return None, None
-    pictures = np.asarray(pictures)
+    images = np.asarray(images)
     image, target = dataset[0]
-    if not np.array_equal(pictures[0], np.asarray(image)) or target != targets[0]:
+    if not np.array_equal(images[0], np.asarray(image)) or target != targets[0]:
         return None, None
-    return pictures, np.asarray(targets).tolist()
+    return images, np.asarray(targets).tolist()
 
 
 def _slice(rows: str | None) -> slice:

@@ -1,4 +1,4 @@
-"""A map of a model's embedding, as a picture and as a page to explore, coloured by class."""
+"""A map of a model's embedding, as an image and as a page to explore, coloured by class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def embedding_map(
     *,
     class_names: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
-    pictures: Sequence[ImageLike] | None = None,
+    images: Sequence[ImageLike] | None = None,
     method: ProjectionMethod = "tsne",
     max_points: int = 2000,
     neighbours: int = 10,
@@ -52,7 +52,7 @@ def embedding_map(
         method=method,
         class_names=class_names,
         captions=captions,
-        pictures=pictures,
+        images=images,
         max_points=max_points,
         neighbours=neighbours,
         perplexity=perplexity,
@@ -83,7 +83,7 @@ def evaluate_embedding_map(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Report:
-    """`embedding_map` of a source's pictures, with their captions, coloured by label where every sample has one.
+    """`embedding_map` of a source's images, with their captions, coloured by label where every sample has one.
 
     Args:
         method, max_points, neighbours, perplexity, seed: as in `embedding_map`.
@@ -96,13 +96,13 @@ def evaluate_embedding_map(
         )
     rows = chosen_rows(len(task.source), max_points, seed)
     samples = [task.source[row] for row in rows.tolist()]
-    has_pictures = all(sample.image is not None for sample in samples)
+    has_images = all(sample.image is not None for sample in samples)
     return embedding_map(
         model.images(task.source)[rows],
         task.labels[rows] if task.has_labels else None,
         class_names=task.source.class_names,
         captions=[sample.captions[0] if sample.captions else sample.name for sample in samples],
-        pictures=_thumbnails(samples, model.preprocess) if has_pictures else None,
+        images=_thumbnails(samples, model.preprocess) if has_images else None,
         method=method,
         max_points=max_points,
         neighbours=neighbours,

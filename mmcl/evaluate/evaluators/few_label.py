@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmcl.config import ComponentConfig
 from mmcl.data.augment.pipeline import Policy
 from mmcl.data.derived.subset import Subset, label_subset
-from mmcl.data.images.image_cache import pictures
+from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Source
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
@@ -70,7 +70,7 @@ def evaluate_few_label(
     """
     tower = _image_tower(model)
     policy = Policy.build([ComponentConfig(**component) for component in augment])
-    bank, test = (_Pictures(source, tower) for source in (task.required_bank, task.source))
+    bank, test = (_Images(source, tower) for source in (task.required_bank, task.source))
     report = Report(notes=task.about_bank(EVALUATOR))
     for amount in amounts:
         parts = [_part(task.bank_labels, amount, seed) for seed in range(seeds)]
@@ -108,13 +108,13 @@ def fine_tune(
     policy: Policy,
     seed: int,
 ) -> nn.Module:
-    """A copy of a tower's encoder with a linear classifier, trained on labelled pictures.
+    """A copy of a tower's encoder with a linear classifier, trained on labelled images.
 
     Args:
         tower: not changed.
         image_NCHW: uint8.
         label_N: int64, from 0.
-        number_N: int64, the pictures' numbers, which decide their augmentation.
+        number_N: int64, the images' numbers, which decide their augmentation.
 
     Returns:
         In evaluation mode: float32 [B, C, H, W] in [0, 1] to logits.
@@ -124,7 +124,7 @@ def fine_tune(
         torch.manual_seed(sample_seed(seed))
         encoder = copy.deepcopy(tower.encoder).requires_grad_(True)
         classifier = nn.Sequential(encoder, nn.Linear(encoder.feature_dim, int(label_N.max()) + 1)).to(device).train()
-        # Whole batches alone, so that batch norm never sees one picture; who is left out changes with the epoch.
+        # Whole batches alone, so that batch norm never sees one image; who is left out changes with the epoch.
         size = min(batch_size, len(label_N))
         steps = epochs * (len(label_N) // size)
         optimiser = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=1e-2)
@@ -143,8 +143,8 @@ def fine_tune(
     return classifier.eval()
 
 
-class _Pictures:
-    """Pictures of a source at a tower's size, uint8 [n, C, H, W]; all of them are decoded once, or only the rows asked for."""
+class _Images:
+    """Images of a source at a tower's size, uint8 [n, C, H, W]; all of them are decoded once, or only the rows asked for."""
 
     def __init__(self, source: Source, tower: Tower):
         self.source, self.preprocess = source, tower.encoder.preprocess
@@ -158,7 +158,7 @@ class _Pictures:
         return self._all
 
     def _decoded(self, source: Source) -> Tensor:
-        return torch.cat(list(pictures(source, self.preprocess, 256)))  # type: ignore[arg-type]
+        return torch.cat(list(decoded_batches(source, self.preprocess, 256)))  # type: ignore[arg-type]
 
 
 def _image_tower(model: CachedModel) -> Tower:

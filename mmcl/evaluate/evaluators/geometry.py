@@ -1,4 +1,4 @@
-"""How embeddings lie on the sphere: whether they have collapsed, and whether pictures and texts share one space."""
+"""How embeddings lie on the sphere: whether they have collapsed, and whether images and texts share one space."""
 
 from __future__ import annotations
 

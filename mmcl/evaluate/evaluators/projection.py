@@ -42,7 +42,7 @@ class Projection:
         neighbours_kept: the share of the k nearest neighbours by cosine that are among the k nearest on the map.
         labels: int64 [n], or None.
         class_names, captions: of the labels and of the points, or None.
-        pictures: of the points, as small as the page shows them, or None.
+        images: of the points, as small as the page shows them, or None.
         title: of the map.
     """
 
@@ -55,20 +55,20 @@ class Projection:
     labels: np.ndarray | None
     class_names: Sequence[str] | None
     captions: Sequence[str] | None
-    pictures: Sequence[Image.Image] | None
+    images: Sequence[Image.Image] | None
     title: str
 
     def to_png(self) -> bytes:
-        """A picture of the map, coloured by class."""
+        """A image of the map, coloured by class."""
         return scatter(self.points, self.labels, self.class_names, title=self.title)
 
     def to_html(self) -> str:
-        """A page to explore the map: pictures and captions under the pointer, search, classes to hide. It needs no network."""
+        """A page to explore the map: images and captions under the pointer, search, classes to hide. It needs no network."""
         note = (
             f"Neighbourhoods count; distances and sizes on a map mean little. Trustworthiness {self.trustworthiness:.3f}; "
             f"of {self.neighbours} nearest neighbours {self.neighbours_kept:.0%} are nearest here too."
         )
-        return map_page(self.points, self.labels, self.class_names, self.captions, self.pictures, title=self.title, note=note)
+        return map_page(self.points, self.labels, self.class_names, self.captions, self.images, title=self.title, note=note)
 
     def save(self, path: str | Path) -> None:
         """Writes map.html or map.png, by the ending. Raises UserError for any other."""
@@ -88,14 +88,14 @@ def project(
     method: ProjectionMethod = "tsne",
     class_names: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
-    pictures: Sequence[ImageLike] | None = None,
+    images: Sequence[ImageLike] | None = None,
     max_points: int = 2000,
     neighbours: int = 10,
     perplexity: float = 30.0,
     seed: int = 0,
     title: str = "",
 ) -> Projection:
-    """Draws rows in the plane by their cosines: `project(emb, labels, captions=texts, pictures=paths).save("map.html")`.
+    """Draws rows in the plane by their cosines: `project(emb, labels, captions=texts, images=paths).save("map.html")`.
 
     Args:
         emb: finite rows [N, D], at least 5; they are scaled to unit length.
@@ -103,7 +103,7 @@ def project(
         method: "tsne" (van der Maaten and Hinton, 2008), "umap" (McInnes et al., 2018; needs the extra `umap`) or "pca".
         class_names: of the labels; None shows their numbers.
         captions: N texts, shown and searched on the page.
-        pictures: N pictures or paths, shown on the page; only those of rows that are drawn are read.
+        images: N images or paths, shown on the page; only those of rows that are drawn are read.
         max_points: rows drawn, chosen at random where there are more.
         neighbours: k of the two measures of quality, and of UMAP at least; at most half of the rows.
         perplexity: of t-SNE, about the number of neighbours that a row has; at most a third of the rows.
@@ -111,14 +111,14 @@ def project(
         title: of the map.
 
     Raises:
-        UserError: fewer than 5 rows, shapes that do not fit, embeddings that are not finite, a picture that cannot be read, a
+        UserError: fewer than 5 rows, shapes that do not fit, embeddings that are not finite, a image that cannot be read, a
             method that does not exist or is not installed.
     """
     check_arguments(method, max_points, neighbours)
     unit = unit_rows(emb, "emb").cpu().numpy()
     if len(unit) < FEWEST:
         raise UserError(f"a map needs at least {FEWEST} rows, not {len(unit)}")
-    for name, given in (("captions", captions), ("pictures", pictures)):
+    for name, given in (("captions", captions), ("images", images)):
         if given is not None and len(given) != len(unit):
             raise UserError(f"project: there are {len(unit)} rows and {len(given)} {name}; give one for each row")
     label = None if labels is None else integers(labels, "labels", len(unit)).cpu().numpy()
@@ -141,7 +141,7 @@ def project(
         labels=None if label is None else label[rows],
         class_names=class_names,
         captions=None if captions is None else [captions[row] for row in rows.tolist()],
-        pictures=None if pictures is None else _thumbnails(pictures, rows),
+        images=None if images is None else _thumbnails(images, rows),
         title=title,
     )
 
@@ -158,10 +158,10 @@ def check_arguments(method: str, max_points: int, neighbours: int) -> None:
         raise UserError(_NO_UMAP)
 
 
-def _thumbnails(pictures: Sequence[ImageLike], rows: np.ndarray) -> list[Image.Image]:
+def _thumbnails(images: Sequence[ImageLike], rows: np.ndarray) -> list[Image.Image]:
     def read(row: int) -> Image.Image:
-        picture = pictures[row]
-        return thumbnail(decode(picture, name=None if isinstance(picture, str | Path) else f"picture {row}"))
+        image = images[row]
+        return thumbnail(decode(image, name=None if isinstance(image, str | Path) else f"image {row}"))
 
     with ThreadPoolExecutor() as pool:  # Pillow works without the interpreter's lock.
         return list(pool.map(read, rows.tolist()))
@@ -173,7 +173,7 @@ def chosen_rows(count: int, max_points: int, seed: int) -> np.ndarray:
 
 
 def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """t-SNE of rows: float32 [N, 2]. 500 iterations, enough for a picture; equal rows fall together."""
+    """t-SNE of rows: float32 [N, 2]. 500 iterations, enough for a image; equal rows fall together."""
     from sklearn.manifold import TSNE
 
     # The usual start, principal components, divides by their deviation.
@@ -205,7 +205,7 @@ def pca(row_ND: np.ndarray) -> np.ndarray:
 
 
 def _is_collapsed(row_ND: np.ndarray) -> bool:
-    """Whether the rows are one point but for rounding, and have no direction of their own."""
+    """True if the rows are one point but for rounding, and have no direction of their own."""
     return bool(row_ND.std(axis=0).max() <= 1e-6)
 
 

@@ -116,14 +116,14 @@ def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
 def evaluate_retrieval(
     model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
 ) -> Report:
-    """`retrieval` of a model on a source, with chance and raw pixels, and a picture of some queries.
+    """`retrieval` of a model on a source, with chance and raw pixels, and a figure of some queries.
 
-    Raw pixels score an image with a caption as the highest cosine with a training picture that has the same caption (up to
+    Raw pixels score an image with a caption as the highest cosine with a training image that has the same caption (up to
     case and white space), so they exist only where training and test data have captions in common.
 
     Args:
         ks, ties: as in `retrieval`.
-        examples: queries of each direction in the picture; 0 for no picture.
+        examples: queries of each direction in the figure; 0 for no figure.
     """
     captions = task.captions
     image_emb, text_emb = model.images(task.source), model.encode_text(captions.texts)
@@ -200,7 +200,7 @@ def _raw_pixels(task: Task, pixels: CachedModel, **options: Any) -> Report:
     bank = () if task.bank is None else [task.bank[row].captions for row in range(len(task.bank))]
     pairs = [(row, column) for row, own in enumerate(bank) for text in own for column in columns.get(caption_key(text), ())]
     if not pairs:
-        reason = "there are no training data" if task.bank is None else "no training picture has a caption of the test set"
+        reason = "there are no training data" if task.bank is None else "no training image has a caption of the test set"
         return Report(notes=(f"{EVALUATOR}, {task.name}: no raw pixels, as {reason}.",))
     row, group = torch.tensor(pairs).T
     member = torch.from_numpy(pixels.images(task.required_bank))[row]
@@ -213,7 +213,7 @@ def _raw_pixels(task: Task, pixels: CachedModel, **options: Any) -> Report:
 
 
 def _examples(model: CachedModel, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
-    """A picture of `count` texts with their first five images and of `count` images with their first five texts."""
+    """A figure of `count` texts with their first five images and of `count` images with their first five texts."""
     source, captions = task.source, task.captions
     image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
     texts = permutation(len(text), 0)[:count]

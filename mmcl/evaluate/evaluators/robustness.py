@@ -16,22 +16,22 @@ EVALUATOR = "robustness"
 
 
 def robustness(right: Mapping[str, Array | Sequence[float]], *, reference: str, model: str = "trained") -> Report:
-    """Accuracy on each data set, and how much lower it is than on the reference.
+    """Accuracy on each dataset, and how much lower it is than on the reference.
 
     Args:
-        right: by data set, an outcome for each sample: 1 or true where the model is right, else 0.
-        reference: the data set that the others are compared with.
+        right: by dataset, an outcome for each sample: 1 or true where the model is right, else 0.
+        reference: the dataset that the others are compared with.
         model: what the rows of the report call it.
 
     Returns:
-        By data set, `accuracy`; and `accuracy_gap`, accuracy on the reference minus that on the data set, with an interval
+        By dataset, `accuracy`; and `accuracy_gap`, accuracy on the reference minus that on the dataset, with an interval
         from those of the two, see `statistics.difference`.
 
     Raises:
-        UserError: the reference is not among the data sets, or outcomes are missing or not finite.
+        UserError: the reference is not among the datasets, or outcomes are missing or not finite.
     """
     if reference not in right:
-        raise UserError(f"robustness: reference {reference!r} is not among the data sets: {', '.join(right) or 'none'}")
+        raise UserError(f"robustness: reference {reference!r} is not among the datasets: {', '.join(right) or 'none'}")
     outcomes = {name: _outcomes(name, values) for name, values in right.items()}
     report = Report()
     for name, own in outcomes.items():

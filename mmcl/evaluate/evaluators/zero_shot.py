@@ -166,7 +166,7 @@ def evaluate_zero_shot(
     top_k: Sequence[int] = (1, 5),
     ties: Ties = "mean",
 ) -> Report:
-    """`zero_shot` of a model on a source, with chance, majority and raw pixels (the class of the nearest training picture).
+    """`zero_shot` of a model on a source, with chance, majority and raw pixels (the class of the nearest training image).
 
     Args:
         templates: by default those of the source.

@@ -24,7 +24,7 @@ class Rows:
         values: float32 [N], such as 0 or 1 for a miss or a hit, or a rank.
         statistic: what the metric is of them; "class_mean" is the mean over the classes of the mean of their rows.
         labels: int64 [N], the classes of "class_mean".
-        names: what the N queries are called, a picture's name or a text; None where nobody said.
+        names: what the N queries are called, an image's name or a text; None where nobody said.
         clusters: int64 [N], equal for rows that were drawn together, such as the captions of one image; None where none were.
         within: what an outcome can be at least and at most, perhaps infinite; None where nobody said.
     """

@@ -230,7 +230,7 @@ def score_rivals(scores: Scores, query_id_N: Tensor, key_id_M: Tensor, *, chunk_
     for rows in _slices(len(query_id_N), chunk_size or max(1, _BLOCK // len(key_id_M))):
         score_NM = scores(rows).clone()
         if not bool(score_NM.isfinite().all()):
-            raise ValueError("a score is not a finite number; mend the model, not the score")
+            raise ValueError("a score is not a finite number; fix the model, not the score")
         pairs = rivals.of(rows)
         row, column = rivals.query[pairs] - rows.start, rivals.key[pairs]
         rivals.score[pairs] = score_NM[row, column]

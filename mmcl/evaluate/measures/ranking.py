@@ -55,7 +55,7 @@ class Ranks:
         return above + (positives + negatives + 1) / (positives + 1)
 
     def hits(self, k: int) -> np.ndarray:
-        """Whether a positive is among the first k, or the probability of it: float64 [Q]."""
+        """Probability that a positive is among the first k, 0 or 1 without ties: float64 [Q]."""
         return sum((chance for _, chance in self._first_at(k)), np.zeros(len(self)))
 
     def reciprocal(self, k: int) -> np.ndarray:

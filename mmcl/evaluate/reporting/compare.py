@@ -108,7 +108,7 @@ class Comparison:
         return [f"A: {self.a}", f"B: {self.b}", *self.notes]
 
     def _tables(self) -> list[tables.Table]:
-        """For each evaluator and data set the differences, and some of the queries that changed."""
+        """For each evaluator and dataset the differences, and some of the queries that changed."""
         found = []
         for evaluator, data in dict.fromkeys((one.evaluator, one.data) for one in self.differences):
             own = [one for one in self.differences if (one.evaluator, one.data) == (evaluator, data)]
@@ -171,7 +171,7 @@ def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str
 
 
 def _are_same_data(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> bool:
-    """Whether both reports say so; False where one says nothing. Raises UserError where they say that the data differ."""
+    """True if both reports say so; False where one says nothing. Raises UserError where they say that the data differ."""
     found = [{one.data_identity for one in _made(report, evaluator, data)} for report in (a, b)]
     if not all(found):
         return False

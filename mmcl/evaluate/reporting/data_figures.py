@@ -1,4 +1,4 @@
-"""Pictures of data, as PNG bytes: some samples with their captions, and how the lengths and sizes are distributed."""
+"""Figures of data, as PNG bytes: some samples with their captions, and how the lengths and sizes are distributed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COLUMNS = 6
 def contact_sheet(
     samples: Sequence[Sample], class_names: Sequence[str] | None = None, *, channels: int = 3, intensity: Intensity = None
 ) -> bytes:
-    """The pictures of samples above their first captions, or the names of their classes; what is unusable is said in red.
+    """The images of samples above their first captions, or the names of their classes; what is unusable is said in red.
 
     Args:
         samples: what is drawn.
         class_names: of their labels.
-        channels, intensity: of the model that is to see the pictures, see `Preprocess`.
+        channels, intensity: of the model that is to see the images, see `Preprocess`.
     """
     rows = -(-len(samples) // COLUMNS)
     figure = new_figure(11, 2.3 * rows, "")
@@ -35,8 +35,8 @@ def contact_sheet(
         text, colour = _description(sample, class_names), INK
         if sample.image is not None or sample.problem is not None:
             try:
-                picture = decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
-                axes.imshow(picture, cmap="gray" if picture.mode == "L" else None)
+                image = decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
+                axes.imshow(image, cmap="gray" if image.mode == "L" else None)
             except UserError as error:
                 text, colour = str(error), WRONG
         lines = textwrap.wrap(text, 26, max_lines=3, placeholder=" …")
@@ -47,7 +47,7 @@ def contact_sheet(
 
 
 def histograms(found: Inspection) -> bytes:
-    """Lengths of the captions, and widths and heights of the pictures, in samples each."""
+    """Lengths of the captions, and widths and heights of the images, in samples each."""
     panels = {
         "characters of a caption": found.caption_lengths,
         "captions of a sample": found.captions_per_sample,

@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG bytes. Only matplotlib's objects are used, never pyplot, which keeps global state."""
+"""Figures of results, as PNG bytes. Only matplotlib's objects are used, never pyplot, which keeps global state."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def retrieval_examples(
     grid = figure.add_gridspec(rows, 6, left=0.03, right=0.98, bottom=0.02, top=1 - 0.65 / (1.35 * rows + 0.8), hspace=0.25)
     for row, (text, hits) in enumerate(texts):
         _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=16, ha="center", fontsize=11, weight="bold")
-        for column, (picture, right) in enumerate(hits[:5], 1):
-            _show(figure.add_subplot(grid[row, column]), picture, RIGHT if right else WRONG)
-    for row, (picture, hits) in enumerate(images, len(texts)):
-        _show(figure.add_subplot(grid[row, 0]), picture, PALE)
+        for column, (image, right) in enumerate(hits[:5], 1):
+            _show(figure.add_subplot(grid[row, column]), image, RIGHT if right else WRONG)
+    for row, (image, hits) in enumerate(images, len(texts)):
+        _show(figure.add_subplot(grid[row, 0]), image, PALE)
         axes = _empty(figure.add_subplot(grid[row, 1:]))
         for line, (text, right) in enumerate(hits[:5]):
             mark, colour = ("\u2713", RIGHT) if right else ("\u2717", WRONG)
@@ -80,8 +80,8 @@ def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[st
     for row, (text, *found) in enumerate(rows):
         _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=14, ha="center", fontsize=10, weight="bold")
         for first, hits in zip((1, 5), found, strict=True):
-            for column, (picture, right) in enumerate(hits[:3], first):
-                _show(figure.add_subplot(grid[row, column]), picture, RIGHT if right else WRONG)
+            for column, (image, right) in enumerate(hits[:3], first):
+                _show(figure.add_subplot(grid[row, column]), image, RIGHT if right else WRONG)
     return png_bytes(figure)
 
 
@@ -111,7 +111,7 @@ def loss_curve(
 
 
 def metric_chart(metrics: Sequence[Metric]) -> bytes:
-    """Values with their intervals on one axis, a panel for each evaluator and data set, a line for each metric.
+    """Values with their intervals on one axis, a panel for each evaluator and dataset, a line for each metric.
 
     Scores alone are shown: no metric that is better when it is smaller, no rank, no share of ties, and nothing without a value.
     """
@@ -234,7 +234,7 @@ def _empty(axes: Axes) -> Axes:
     return axes
 
 
-def _show(axes: Axes, picture: Image.Image, frame: str) -> None:
-    axes.imshow(np.asarray(picture), cmap="gray" if picture.mode == "L" else None)
+def _show(axes: Axes, image: Image.Image, frame: str) -> None:
+    axes.imshow(np.asarray(image), cmap="gray" if image.mode == "L" else None)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color=frame, linewidth=2.5)

@@ -1,4 +1,4 @@
-"""A map that one can explore: a single HTML page with points, captions and pictures inside, which asks no network for anything.
+"""A map that one can explore: a single HTML page with points, captions and images inside, which asks no network for anything.
 
 Captions and names come from data and are not trusted. In the page's text they are escaped; in its JSON no "<" is left, so that
 none of them can end the script element; and the page itself writes them as text, never as markup.
@@ -24,7 +24,7 @@ from mmcl.evaluate.reporting.figures import point_groups
 from mmcl.terminal import printable
 
 SIDE = 48
-"""Of a picture on the page, in pixels."""
+"""Of an image on the page, in pixels."""
 _CAPTION = 300
 
 
@@ -33,7 +33,7 @@ def map_page(
     labels: np.ndarray | None,
     names: Sequence[str] | None,
     captions: Sequence[str] | None,
-    pictures: Sequence[Image.Image] | None,
+    images: Sequence[Image.Image] | None,
     *,
     title: str,
     note: str,
@@ -45,7 +45,7 @@ def map_page(
         labels: int64 [N], or None for one colour.
         names: of the labels; None shows their numbers.
         captions: N texts to show and to search; the first 300 characters of each are kept.
-        pictures: N pictures, as `thumbnail` makes them.
+        images: N images, as `thumbnail` makes them.
         title, note: above and below the map.
     """
     x, y = _in_unit_square(points_N2)
@@ -62,7 +62,7 @@ def map_page(
         "groups": [{"name": printable(name), "colour": colour, "count": int(member.sum())} for name, colour, member in groups],
         "label": None if label is None else label.tolist(),
         "classes": None if classes is None else [str(c) if names is None else printable(names[c]) for c in classes.tolist()],
-        "sheet": _sheet(pictures) if pictures else None,
+        "sheet": _sheet(images) if images else None,
     }
     values = {"title": html.escape(printable(title)), "note": html.escape(printable(note)), "data": _json(data)}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _template())
@@ -86,17 +86,17 @@ def _in_unit_square(points_N2: np.ndarray) -> tuple[list[float], list[float]]:
     return x, y
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """The whole picture on a white square of the page's size."""
-    return ImageOps.pad(picture.convert("RGB"), (SIDE, SIDE), color="white")
+def thumbnail(image: Image.Image) -> Image.Image:
+    """The whole image on a white square of the page's size."""
+    return ImageOps.pad(image.convert("RGB"), (SIDE, SIDE), color="white")
 
 
-def _sheet(pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """All pictures in one, row by row, as a data URI."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(pictures) / columns) * SIDE), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * SIDE, number // columns * SIDE))
+def _sheet(images: Sequence[Image.Image]) -> dict[str, Any]:
+    """All images in one, row by row, as a data URI."""
+    columns = math.ceil(math.sqrt(len(images)))
+    sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(images) / columns) * SIDE), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * SIDE, number // columns * SIDE))
     buffer = io.BytesIO()
     sheet.save(buffer, "WEBP", quality=75)
     return {"columns": columns, "side": SIDE, "image": f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"}

@@ -56,7 +56,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a model's numbers on a data set hang on.
+    """What a model's numbers on a dataset hang on.
 
     Attributes:
         evaluator, data, model: as the metrics call them.

@@ -75,7 +75,7 @@ def page(
 
 
 def metric_tables(metrics: Iterable[Metric]) -> Iterator[Table]:
-    """One table for each evaluator and data set."""
+    """One table for each evaluator and dataset."""
     metrics = list(metrics)
     for evaluator, data in dict.fromkeys((metric.evaluator, metric.data) for metric in metrics):
         own = [metric for metric in metrics if (metric.evaluator, metric.data) == (evaluator, data)]
@@ -116,7 +116,7 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text of others on one line: a name must not become a link, a picture, a tag or another cell."""
+    """Text of others on one line: a name must not become a link, an image, a tag or another cell."""
     return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", printable(" ".join(text.split())))
 
 

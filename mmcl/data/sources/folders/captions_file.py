@@ -136,7 +136,7 @@ class ImageNames:
 
 
 def _is_meant(path: Path) -> bool:
-    """Whether a file of a usual name is a captions file, where other files have such names too: its first line tells."""
+    """True if a file of a usual name is a captions file, where other files have such names too: its first line tells."""
     name = path.name.lower()
     if name.endswith((".token", ".token.txt")):
         return _TOKEN.match(_first_line(path)) is not None

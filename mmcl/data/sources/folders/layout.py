@@ -31,7 +31,7 @@ class Layout:
     captions: Path | None = None
 
     def is_of_others(self, name: str) -> bool:
-        """Whether a file lies in a folder beside the chosen split."""
+        """True if a file lies in a folder beside the chosen split."""
         around = self.split[: self.split.rstrip("/").rfind("/") + 1]
         beside = self.split != "" and name.startswith(around) and not name.startswith(self.split)
         return beside and "/" in name[len(around) :]
@@ -103,7 +103,7 @@ def _only(folder: Path, names: Sequence[str]) -> str:
 
 
 def _is_of(name: str, split: str | None) -> bool:
-    """Whether a captions file says in its name that it is of a split, as `captions_train2017.json` is of train."""
+    """True if a captions file says in its name that it is of a split, as `captions_train2017.json` is of train."""
     words = re.split(r"[-_.]", Path(name).stem.lower())
     return any(word == split or (is_split(word) and word.rstrip("0123456789") == split) for word in words)
 

@@ -1,7 +1,7 @@
-"""The index of a tar shard: what its samples are and where their pictures lie, as columns in a file that is mapped, not read.
+"""The index of a tar shard: what its samples are and where their images lie, as columns in a file that is mapped, not read.
 
 A shard is scanned once; its index is an Arrow file in a cache folder, which opens in a moment and shares its memory between
-processes. Captions are in the index, pictures are not. An index belongs to a shard's size and time: another shard of the same
+processes. Captions are in the index, images are not. An index belongs to a shard's size and time: another shard of the same
 name is scanned anew.
 """
 
@@ -81,7 +81,7 @@ class Shard:
     Attributes:
         path: of the tar file, or its URL.
         facts: of the whole.
-        columns: a row per sample; offset and size are -1 without a picture, label is -1 without one.
+        columns: a row per sample; offset and size are -1 without an image, label is -1 without one.
     """
 
     def __init__(self, file: LocalFile | RemoteFile, index: Path):
@@ -206,15 +206,15 @@ def _add(member: Member, file: BinaryIO, rows: dict[str, _Row], fields: Sequence
     """Adds a member to its sample. Returns whether it belongs to one."""
     match = _NAME.fullmatch(member.name)
     extension = match[2].lower() if match else ""
-    kind = "picture" if f".{extension}" in IMAGE_SUFFIXES else ".cls" if extension == "cls" else kind_of_member(extension)
+    kind = "image" if f".{extension}" in IMAGE_SUFFIXES else ".cls" if extension == "cls" else kind_of_member(extension)
     if match is None or kind is None:
         return False
     key = valid_name(match[1])
     row = rows.setdefault(key, _Row(key))
-    which = kind if kind == "picture" else f".{extension}"
+    which = kind if kind == "image" else f".{extension}"
     if which in row.members:
         row.problem = f"the shard has two members of kind {which} under its key"
-    elif kind == "picture":
+    elif kind == "image":
         row.offset, row.size = member.offset, member.size
     else:
         _read_text(member, kind, file, row, fields, state)

@@ -24,7 +24,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shards(path: str) -> bool:
-    """Whether a path means tar shards by its name; says nothing of whether they are there."""
+    """True if a path means tar shards by its name; says nothing of whether they are there."""
     return all(part.lower().endswith((".tar", *COMPRESSED)) for part in path.split(SEPARATOR))
 
 
@@ -139,7 +139,7 @@ def stated_samples(shard: str) -> tuple[int, int] | None:
         stats = json.loads(side.read_text(encoding="utf-8"))
         return int(stats["successes"]), int(stats["count"]) - int(stats["successes"])
     except (ValueError, KeyError, TypeError, OSError):
-        raise UserError(f"{side}: is no statistics file of img2dataset; mend or remove it") from None
+        raise UserError(f"{side}: is no statistics file of img2dataset; fix or remove it") from None
 
 
 def side_file(shard: str) -> str:

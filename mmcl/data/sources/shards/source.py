@@ -35,12 +35,12 @@ _QUERIES = 16
 
 
 class WebDatasetSource(Source):
-    """Pictures in tar shards, with captions in a .txt or .caption (a line each) or .json of the same key, and class numbers in
-    a .cls. A key goes up to the first dot of a name, so that `photo.v1.jpg` is not the picture of the key `photo`; `usage`
+    """Images in tar shards, with captions in a .txt or .caption (a line each) or .json of the same key, and class numbers in
+    a .cls. A key goes up to the first dot of a name, so that `photo.v1.jpg` is not the image of the key `photo`; `usage`
     counts such members. Further texts of a key may be called `key.0.txt`, `key.caption.txt` or `key.jpg.txt`.
 
     Shards are indexed when they are first opened, and read by offset from then on, so that order, resume and the number of
-    workers mean what they mean for every source. A sample that is not whole (no picture, two of them, a text that is no UTF-8)
+    workers mean what they mean for every source. A sample that is not whole (no image, two of them, a text that is no UTF-8)
     keeps its number, and is replaced in training like any other bad sample; a shard that is cut short gives the samples before
     the cut, with a warning. `mmcl data verify` lists both.
 
@@ -80,7 +80,7 @@ class WebDatasetSource(Source):
         self._starts = np.cumsum([0, *map(len, self.shards)])
         if len(self) == 0:
             reason = next((f": {shard.path} {shard.facts.broken}" for shard in self.shards if shard.facts.broken), "")
-            raise UserError(f"{path}: no picture or text in it{reason or f', {self._members.to_text()}'}")
+            raise UserError(f"{path}: no image or text in it{reason or f', {self._members.to_text()}'}")
         folder = Path(path) / (split or "")
         self._files = _files_used(folder, files, cache) if folder.is_dir() else None
         self.class_names = self._names_of_classes(_side_file(files[0], CLASS_NAMES))
@@ -120,8 +120,8 @@ class WebDatasetSource(Source):
                 f"{len(broken)} of {counted(len(self.shards), 'shard')} broken, of which only a part can be read; the first: "
                 f"{broken[0].path} {broken[0].facts.broken}"
             )
-        pictures, captions, problems = np.sum([_counts(shard) for shard in self.shards], axis=0).tolist()
-        missing = {"no picture": len(self) - pictures, "no caption": len(self) - captions}
+        images, captions, problems = np.sum([_counts(shard) for shard in self.shards], axis=0).tolist()
+        missing = {"no image": len(self) - images, "no caption": len(self) - captions}
         return [*found, *incomplete(len(self), "samples in shards", missing, problems), *super().warnings]
 
     @property
@@ -175,7 +175,7 @@ def _files_used(folder: Path, shards: Sequence[LocalFile | RemoteFile], cache: P
 
 
 def _counts(shard: Shard) -> tuple[int, int, int]:
-    """Samples with a picture, with a caption, and with a problem."""
+    """Samples with an image, with a caption, and with a problem."""
     captions = pc.list_value_length(shard.columns["captions"]).to_numpy()
     return int((shard.offset >= 0).sum()), int((captions > 0).sum()), len(shard) - shard.columns["problem"].null_count
 

@@ -156,13 +156,13 @@ class ArrowSource(Source):
         return Usage(unit="rows", used=int(used.sum()), unused=unused)
 
     def _with_problem(self) -> np.ndarray:
-        """Whether a row is known to be unusable: bool [N]."""
+        """Mask of the rows that are known to be unusable: bool [N]."""
         rows = np.zeros(len(self._rows), bool)
         rows[list(self._problems)] = True
         return rows
 
     def _without_file(self) -> np.ndarray:
-        """Whether a row names an image by a path at which there is no file: bool [N]."""
+        """Mask of the rows that name an image file that does not exist: bool [N]."""
         missing = np.zeros(len(self._rows), bool)
         for sample in range(len(self)):
             rows = self._rows[self._first_row[sample] : self._first_row[sample + 1]]

@@ -154,7 +154,7 @@ def _numbered_captions(columns: Sequence[str], caption: str | None, *, has_image
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, or a text without a character."""
+    """True if a cell holds nothing: null, NaN, or a text without a character."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell)) or (isinstance(cell, str) and not cell.strip())
 
 

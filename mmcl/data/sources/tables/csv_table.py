@@ -197,7 +197,7 @@ def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = No
 
 
 def is_delimited(path: Path, encoding: str) -> bool:
-    """Whether a .txt file is a table: its first line names a column of images and one of captions."""
+    """True if a .txt file is a table: its first line names a column of images and one of captions."""
     try:
         names = {name.lower() for name in find_dialect(path, read_utf8(path, encoding)).names}
     except UserError:

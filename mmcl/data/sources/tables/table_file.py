@@ -28,7 +28,7 @@ Batches = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether a file is a table, by its suffix in any case."""
+    """True if a file is a table, by its suffix in any case."""
     return str(path).lower().endswith(SUFFIXES)
 
 

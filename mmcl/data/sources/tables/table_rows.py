@@ -82,7 +82,7 @@ def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def missing_cells(column: pa.ChunkedArray) -> np.ndarray:
-    """Whether the cells of a column of images or texts hold nothing, see `is_missing`: bool [N]."""
+    """Mask of the cells of a column of images or texts that hold nothing (`is_missing`): bool [N]."""
     if column.type == JsonType():
         texts = pa.chunked_array([chunk.storage for chunk in column.chunks], pa.string())
         return np.asarray(pc.or_(pc.is_null(texts), pc.is_in(texts, pa.array(['""', "[]", "NaN"]))))
