@@ -309,7 +309,7 @@ class TestFolder:
                 r"captions\.csv: none of the images .* the first is missing\.png",
             ),
             ("image,caption\n", "has no rows"),
-            ("image,words\na.png,1\n", "Its columns are image, words"),
+            ("drawing,words\na.png,1\n", "Its columns are drawing, words"),
             ("", "its first line must name the columns"),
         ],
     )

@@ -76,7 +76,7 @@ def test_a_class_that_only_the_bank_has(tmp_path: Path) -> None:
     [
         ({"kind": ["image"]}, "no column 'embedding'"),
         ({"embedding": [[1.0]]}, "no column 'kind'"),
-        ({"kind": ["image"], "embedding": [[1.0]]}, "row 1: kind is 'image'"),
+        ({"kind": ["photo"], "embedding": [[1.0]]}, "row 1: kind is 'photo'"),
         ({"kind": ["text"], "embedding": [[1.0]]}, "no row of kind 'image'"),
         ({"kind": ["image"] * 2, "embedding": [[1.0], [1.0, 2.0]]}, "of one length"),
         ({"kind": ["image"] * 2, "embedding": [[1.0], None]}, "of one length"),
