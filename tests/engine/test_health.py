@@ -74,8 +74,8 @@ def test_a_collapse_is_told_once_when_it_begins(caplog: pytest.LogCaptureFixture
     healthy, collapsed = embeddings(a=rows(), b=rows()), embeddings(a=rows(1).expand(64, -1), b=rows())
     for step, batch in enumerate([healthy, collapsed, collapsed, healthy, collapsed], 1):
         assert ("verdict" in health.look(step, method, batch)) == (batch is collapsed)
-    told = [line for line in caplog.text.splitlines() if "rows have collapsed" in line]
-    assert [line.split(":")[1].strip() for line in told] == ["step 2", "step 5"]
+    told = [line for line in caplog.messages if "rows have collapsed" in line]
+    assert [line.split(":")[0] for line in told] == ["step 2", "step 5"]
 
 
 def test_a_temperature_at_its_bound(caplog: pytest.LogCaptureFixture) -> None:
