@@ -95,6 +95,8 @@ def verify(
         used = [usage.to_text() for usage in source.usage]
         for line in (*found[:SHOWN], *more, *used, f"{counted(len(source), 'sample')}, {counted(len(found), 'finding')}"):
             say(line)
+    for note in source.notes:
+        say(f"warning: {note}", error=True)
     if found:
         sys.exit(1)
 

@@ -14,13 +14,48 @@ from mmcl.data.sources.huggingface import is_saved_to_disk
 from mmcl.data.sources.shards.paths import COMPRESSED, is_shards
 from mmcl.data.sources.tables.table_file import SUFFIXES as TABLE_SUFFIXES
 from mmcl.data.sources.tables.table_file import is_table
+from mmcl.data.sources.torchvision import known_copy
 from mmcl.data.usage import count_unused, counts_to_text
 from mmcl.errors import UserError, first_line
-from mmcl.files.listing import is_image, list_files, reason_unused, suffix_of
+from mmcl.files.listing import (
+    CONVERTIBLE_SUFFIXES,
+    PACKED_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_image,
+    list_files,
+    reason_unused,
+    suffix_of,
+)
 from mmcl.files.remote_filesystem import is_url
 
 FEW = 10
 """So many images, such as a logo, may lie beside shards or parquet files without being what is meant, whatever their size."""
+
+_BY_PANDAS = "is no table that can be read; save it as .parquet, e.g. pandas.{}({}).to_parquet(...)"
+_OTHER_FILES = {
+    ".json": "is read with the images that it describes: give their folder, and this file as `captions` in its args; write "
+    "records of another kind as .jsonl, one a line; images that it names by URL are to be downloaded, as with img2dataset",
+    ".feather": _BY_PANDAS.format("read_feather", "..."),
+    ".orc": _BY_PANDAS.format("read_orc", "..."),
+    ".db": _BY_PANDAS.format("read_sql", '"SELECT ...", sqlite3.connect(...)'),
+    ".sqlite": _BY_PANDAS.format("read_sql", '"SELECT ...", sqlite3.connect(...)'),
+    ".arrow": "is one of the files of a data set; give the folder it is in",
+    **dict.fromkeys(
+        (".pkl", ".pickle"),
+        "can run code when it is read; where you trust it, save it as .parquet, e.g. pandas.read_pickle(...).to_parquet(...)",
+    ),
+    **dict.fromkeys(
+        (".h5", ".hdf5", ".mat"),
+        "holds arrays; save each image as .png or .npy, and name these files in a table: image, caption",
+    ),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is no table that can be read; save it as .csv"),
+    **dict.fromkeys(PACKED_SUFFIXES, "is packed; unpack it, and give what was in it"),
+    **dict.fromkeys(
+        VIDEO_SUFFIXES, "is a video; save frames as images and give their folder, e.g. ffmpeg -i ... -vf fps=1 frames/%06d.jpg"
+    ),
+    **dict.fromkeys(CONVERTIBLE_SUFFIXES, "is of a kind of image that is not read; convert it to .jpg or .png"),
+}
+"""What to do with a file that is not data by itself, by its suffix."""
 
 
 def open_source(
@@ -66,26 +101,15 @@ def guess_source(path: str | None) -> str:
         return "huggingface" if is_saved_to_disk(place) else _guess_folder(place)
     if is_table(place):
         return "table"
-    raise UserError(f"{place}: {_why_not(place.name)}")
+    raise UserError(f"{place}: {known_copy([str(place)]) or _why_not(place.name)}")
 
 
 def _why_not(name: str) -> str:
     """What to do with a file that is not data by itself."""
-    suffix = suffix_of(name)
     if is_image(name):
         return "is one image; give the folder it is in"
-    if suffix == ".json":
-        return (
-            "is read with the images that it describes: give their folder, and this file as `captions` in its args; write "
-            "records of another kind as .jsonl, one a line"
-        )
-    if suffix in (".feather", ".arrow", ".pkl", ".pickle", ".h5", ".hdf5", ".orc", ".db", ".sqlite"):
-        return "is no table that can be read; save it as .parquet, e.g. by `to_parquet` of pandas or polars"
-    if suffix in (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"):
-        return "is packed; unpack it, and give what was in it"
-    if suffix in (".xlsx", ".xls", ".ods"):
-        return "is no table that can be read; save it as .csv"
-    return f"is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}"
+    kinds = f"is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}"
+    return _OTHER_FILES.get(suffix_of(name), kinds)
 
 
 def _guess_folder(folder: Path) -> str:
@@ -103,6 +127,8 @@ def _guess_folder(folder: Path) -> str:
         return "folder"
     if packed:
         return "webdataset" if any(is_shards(name) for name in packed) else "huggingface"
+    if copy := known_copy(str(folder / name) for name in names):
+        raise UserError(f"{folder}: {copy}")
     found = counts_to_text(count_unused((reason_unused(name), name) for name in names))
     kinds = "no images, shards, parquet or Arrow files in it"
     table = next(filter(is_table, names), None)

@@ -66,7 +66,8 @@ class Source(ABC):
         places: what names of samples may begin with that a copy of the data has otherwise, such as the folder of its files.
         scores: float64 [N], how alike people find a row's caption and its positive; None where nobody was asked.
         usage: how much of its files, rows or members it uses, one for each unit; () where it always uses all.
-        warnings: what is wrong with the data as a whole, a line each; said when a run starts.
+        notes: what a user may not expect of the data as a whole, a line each, such as captions that are not read.
+        warnings: what is not used, and the notes; said when a run starts.
     """
 
     class_names: Sequence[str] | None = None
@@ -80,9 +81,13 @@ class Source(ABC):
         return ()
 
     @property
+    def notes(self) -> Sequence[str]:
+        return ()
+
+    @property
     def warnings(self) -> Sequence[str]:
-        """By default what is not used; a source that adds to it begins with these."""
-        return [usage.to_text() for usage in self.usage if usage.unused]
+        """By default what is not used, and the notes; a source that adds to it begins with these."""
+        return [*(usage.to_text() for usage in self.usage if usage.unused), *self.notes]
 
     def broken_files(self) -> Iterator[str]:
         """What is wrong with its files beyond single samples, a line each; reads them anew."""
@@ -159,6 +164,10 @@ class DerivedSource(Source):
     @property
     def usage(self) -> Sequence[Usage]:
         return self.source.usage
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.source.notes
 
     @property
     def warnings(self) -> Sequence[str]:

@@ -18,9 +18,21 @@ IMAGE_SUFFIXES = (
 
 CONVERTIBLE_SUFFIXES = (
     *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf", ".eps", ".ico", ".tga", ".exr", ".hdr"),
-    *(".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+    *(".dcm", ".nii", ".mha", ".nrrd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
 )
 """Of images that can be read when they have been converted."""
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".m4v", ".wmv")
+PACKED_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+ARRAY_SUFFIXES = (".npy", ".npz")
+
+_FIXES = {
+    **dict.fromkeys(CONVERTIBLE_SUFFIXES, "to convert to .jpg or .png"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "to take frames from"),
+    **dict.fromkeys(PACKED_SUFFIXES, "to unpack"),
+    **dict.fromkeys(ARRAY_SUFFIXES, "to name in a table"),
+}
+"""What makes files of a suffix images that can be read."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS left in place of the real one."""
@@ -118,7 +130,7 @@ def in_any_form(path: Path) -> Path:
 def reason_unused(name: str) -> str:
     """Why a file is not used, by its name: its kind, and what would make it an image that can be read."""
     suffix = suffix_of(name)
-    return f"{suffix} to convert to .jpg or .png" if suffix in CONVERTIBLE_SUFFIXES else suffix or "without suffix"
+    return f"{suffix} {_FIXES[suffix]}" if suffix in _FIXES else suffix or "without suffix"
 
 
 def valid_name(path: object) -> str:

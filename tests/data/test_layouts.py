@@ -298,7 +298,11 @@ class TestFilesThatAreNotData:
             ("captions.csv.gz", "is packed; unpack it"),
             ("pairs.xlsx", r"save it as \.csv"),
             ("pairs.feather", r"save it as \.parquet"),
-            ("pairs.arrow", r"save it as \.parquet"),
+            ("pairs.arrow", "give the folder it is in"),
+            ("a.heic", "convert it to"),
+            ("a.mp4", "save frames as images"),
+            ("a.pkl", r"where you trust it, save it as \.parquet"),
+            ("a.h5", r"as \.png or \.npy"),
             ("pairs.json", r"as \.jsonl, one a line"),
         ],
     )

@@ -12,12 +12,12 @@ import numpy as np
 
 from mmcl.errors import UserError, first_line
 from mmcl.files.byte_range import FilePart
+from mmcl.files.listing import ARRAY_SUFFIXES
 from mmcl.logging import get_logger
 from mmcl.types import Intensity, Percentiles
 
 logger = get_logger(__name__)
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
 _TWELVE_BITS = 4095
 INTENSITY = "image.preprocess.intensity: [low, high], or {percentiles: [1, 99]} of each image"

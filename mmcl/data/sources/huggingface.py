@@ -10,6 +10,7 @@ from typing import Any
 from mmcl.data.sources.tables.arrow_source import ArrowSource
 from mmcl.data.sources.tables.arrow_types import plain_table
 from mmcl.data.sources.tables.column_names import Columns, find_columns
+from mmcl.data.sources.tables.image_urls import LOOKED_AT, find_url_column
 from mmcl.data.sources.tables.table_file import LARGE
 from mmcl.data.sources.tables.table_rows import sample_rows
 from mmcl.data.usage import Usage, count_unused
@@ -83,9 +84,17 @@ class HuggingFaceSource(ArrowSource):
         many = chosen.data.nbytes >= LARGE
         rows = kept_array(kept, lambda: sample_rows(table, columns)) if many else sample_rows(table, columns)
         label = dataset.features[columns.label] if columns.label else None
+        urls = find_url_column(dataset.column_names, lambda name: dataset.select_columns([name])[:LOOKED_AT][name])
         names = label.names if isinstance(label, ClassLabel) else None
         super().__init__(
-            table, columns, rows, name=path, image_root=folder, class_names=names, all_columns=dataset.column_names
+            table,
+            columns,
+            rows,
+            name=path,
+            image_root=folder,
+            class_names=names,
+            all_columns=dataset.column_names,
+            url_column=urls,
         )
 
     def __getstate__(self) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import posixpath
+import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,17 @@ from mmcl.data.source import Sample, Source, label_array, refuse_path
 from mmcl.errors import UserError, first_line, unknown_name
 from mmcl.files.digest import digest
 from mmcl.files.root import data_root
+
+_COPIES = {
+    "CIFAR10": r"cifar-10-batches-py/(?:data_batch_\d|test_batch|batches\.meta)",
+    "CIFAR100": r"cifar-100-python/(?:train|test|meta)",
+    "STL10": r"stl10_binary/\w+\.bin",
+    "SVHN": r"(?:train|test|extra)_32x32\.mat",
+    **{name: rf"{name}/raw/[\w-]+-ubyte(?:\.gz)?" for name in ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST")},
+}
+"""Data sets in files of their own, and how the path of such a file ends below the folder that torchvision is given."""
+_VERIFY = 'mmcl data verify torchvision --args "{{dataset: {}}}"'
+_IDX = re.compile(r"(?:.*/)?(?:train|t10k)-(?:images|labels)[-.]idx\d-ubyte(?:\.gz)?")
 
 
 class TorchvisionSource(Source):
@@ -92,6 +106,21 @@ class TorchvisionSource(Source):
             return digest(self._what, len(self))
         rows = slice(self._rows.start, self._rows.stop)
         return digest(self._what, self._images[rows].tobytes(), (self._targets or [])[rows])
+
+
+def known_copy(files: Iterable[str]) -> str | None:
+    """How to read the copy of a data set of torchvision, by the paths of its files; None where they are of none."""
+    for file in map(posixpath.normpath, files):
+        for name, end in _COPIES.items():
+            if match := re.fullmatch(rf"(?:(.*)/)?{end}", file):
+                root = match[1] or ("/" if file.startswith("/") else ".")
+                return f"is {name}, which the source torchvision reads: {_VERIFY.format(name)} --root {root}"
+        if _IDX.fullmatch(file):
+            one = (
+                "is MNIST, or FashionMNIST or KMNIST, which the source torchvision reads from a folder MNIST/raw: move it there"
+            )
+            return f"{one}, and give the folder around it: {_VERIFY.format('MNIST')} --root ..."
+    return None
 
 
 def _label(target: Any) -> int | None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmcl.data.sources.sidecar import find_sidecars
 from mmcl.data.sources.tables.column_names import USUAL_NAMES, captions_of, find_columns, image_of
 from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError, first_line
@@ -19,9 +20,10 @@ from mmcl.files.text_file import find_encoding, text_lines
 
 _USUAL = re.compile(
     r"(?:captions?|metadata|results)(?:[-_.].*)?\.(?:csv|tsv|jsonl|ndjson|parquet)|captions?(?:[-_.].*)?\.(?:json|txt)"
-    r"|.*\.token(?:\.txt)?",
+    r"|(?!.*\.lemma\.).*\.token(?:\.txt)?",  # The lemmas beside Flickr's captions are no sentences.
     re.IGNORECASE,
 )
+_KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _TOKEN = re.compile(r"(.+)#\d+\t(.*)")
 """A line of Flickr's own files of captions: image, number of the caption, caption."""
 
@@ -56,19 +58,32 @@ class Described:
 
 
 def usual_captions_files(folder: Path, names: Sequence[str], part: str) -> list[str]:
-    """The captions files that lie in a part of a folder, or in the annotations beside it.
+    """The captions files that lie in a part of a folder, or in a folder in it that holds no image, such as "annotations".
 
     Args:
         folder: the whole.
         names: all files in it.
         part: path of the part, "" or with "/" at its end.
     """
-    places = (part, f"{part}{ANNOTATIONS}/")
-    usual = [name for name in names if name[: name.rfind("/") + 1] in places and _USUAL.fullmatch(name.rpartition("/")[2])]
+    inside = (name for name in names if name.startswith(part) and name[len(part) :].count("/") <= 1)
+    usual = [name for name in inside if _USUAL.fullmatch(name.rpartition("/")[2])]
     if not usual:
         return []
     images = {without_suffix(name) for name in names if is_image(name)}
-    return [name for name in usual if without_suffix(name) not in images and _is_meant(folder / name)]
+    below = (name[len(part) :] for name in images if name.startswith(part))
+    holding_images = {part + name.partition("/")[0] for name in below if "/" in name}
+    meant = (name for name in usual if name.rpartition("/")[0] not in holding_images and without_suffix(name) not in images)
+    return [name for name in meant if _is_meant(folder / name)]
+
+
+def possible_captions_files(names: Sequence[str]) -> list[str]:
+    """The files whose kind could say captions of images, and which belong to no single one, by their names."""
+    beside = {text for texts in find_sidecars(names).values() for text in texts}
+    return [
+        name
+        for name in names
+        if name not in beside and (suffix_of(name) in _KINDS or _USUAL.fullmatch(name.rpartition("/")[2]))
+    ]
 
 
 def captions_above(folder: Path) -> Path | None:
@@ -191,8 +206,8 @@ def _from_json(path: Path) -> Iterator[Described]:
         pairs = list(_json_pairs(content, str(path)))
     except (KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{path}: has neither COCO's images and annotations with captions, nor a list of images with captions, nor "
-            'captions by the names of images; write {"a.jpg": "a caption", ...}'
+            f"{path}: has neither COCO's images and annotations with captions, nor Karpathy's images with sentences, nor a "
+            'list of images with captions, nor captions by the names of images; write {"a.jpg": "a caption", ...}'
         ) from None
     for row, (image, captions) in enumerate(pairs, 1):
         yield Described(row, image, captions_of(captions))
@@ -203,7 +218,11 @@ def _texts_in(cells: list[Any]) -> Any:
 
 
 def _json_pairs(content: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Names and captions of COCO's form, of a list of records, or of a mapping from names to captions."""
+    """Names and captions of COCO's form, of Karpathy's, of a list of records, or of a mapping from names to captions."""
+    if isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" not in content:
+        for image in content["images"]:
+            yield posixpath.join(image.get("filepath", ""), image["filename"]), image["sentences"]
+        return
     if isinstance(content, dict) and "annotations" in content:
         captions: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:

@@ -73,7 +73,7 @@ def _find(folder: Path, names: Sequence[str], part: str, split: str | None) -> L
     splits = sorted(child for child in children if child is not None and is_split(child))
     if split is None and len(splits) > 1:
         listing = f"{folder / part}: has the splits {', '.join(splits)}"
-        choice = f"choose one by {_by_argument('split', splits[-1])}, or give its folder"
+        choice = f"choose one by {by_argument('split', splits[-1])}, or give its folder"
         raise UserError(f"{listing}; {choice}; `split: {WHOLE}` takes them together")
     only = next(iter(children)) if len(children) == 1 else None
     if only is not None:
@@ -97,7 +97,7 @@ def _refuse_several(folder: Path, names: Sequence[str], parts: Sequence[str]) ->
 
 def _only(folder: Path, names: Sequence[str]) -> str:
     if len(names) > 1:
-        choice = f"choose one by {_by_argument('captions', names[0])}"
+        choice = f"choose one by {by_argument('captions', names[0])}"
         raise UserError(f"{folder}: both {names[0]} and {names[1]} describe its images; {choice}")
     return names[0]
 
@@ -108,5 +108,5 @@ def _is_of(name: str, split: str | None) -> bool:
     return any(word == split or (is_split(word) and word.rstrip("0123456789") == split) for word in words)
 
 
-def _by_argument(argument: str, value: str) -> str:
+def by_argument(argument: str, value: str) -> str:
     return f'`args: {{{argument}: {value}}}` of the data (mmcl data: --args "{{{argument}: {value}}}")'

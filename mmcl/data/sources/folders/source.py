@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.source import Sample, Source, required_path
-from mmcl.data.sources.folders.captions_file import Described, ImageNames, read_captions_file
-from mmcl.data.sources.folders.layout import Layout, find_layout
+from mmcl.data.sources.folders.captions_file import Described, ImageNames, possible_captions_files, read_captions_file
+from mmcl.data.sources.folders.layout import Layout, by_argument, find_layout
 from mmcl.data.sources.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read_captions
 from mmcl.data.sources.tables.column_names import is_missing, number_labels
 from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete
@@ -67,6 +67,8 @@ class FolderSource(Source):
             numbers, self.class_names = number_labels(labels)
             self._labels = np.array([-1 if number is None else number for number in numbers], np.int64)
         self._usage = _usage(ours, listing, content, layout)
+        if self.class_names is None and not any(content.captions):
+            self._notes = [*self._notes, *(_without_texts(layout.captions) if layout.captions else _unread(ours))]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -91,9 +93,13 @@ class FolderSource(Source):
         return [self._usage]
 
     @property
+    def notes(self) -> Sequence[str]:
+        return self._notes
+
+    @property
     def warnings(self) -> Sequence[str]:
         bare = {"no caption": sum(not texts for texts in self._captions)}
-        return [*super().warnings, *self._notes, *incomplete(len(self), "images", bare, len(self._problems))]
+        return [*super().warnings, *incomplete(len(self), "images", bare, len(self._problems))]
 
     def broken_files(self) -> Iterator[str]:
         yield from (f"{valid_name(self.path / name)}: cannot be read: {reason}" for name, reason in self._unreadable)
@@ -234,6 +240,20 @@ def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list
         some = f"{len(strays):,} of {counted(len(classes), 'image')} in no subfolder ({valid_name(strays[0])})"
         return nothing, [f"no labels: {some}; were all in subfolders, these would be their classes"]
     return nothing, [f"no labels: all images are in one folder, {valid_name(part)}"]
+
+
+def _without_texts(captions: Path) -> list[str]:
+    return [f"{captions.name} names images and has no captions and no labels; call their field `caption` or `label`"]
+
+
+def _unread(names: Sequence[str]) -> list[str]:
+    """A line that names files which may hold the captions that no image has."""
+    files = possible_captions_files(names)
+    if not files:
+        return []
+    more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+    choice = f"if it does, choose it by {by_argument('captions', files[0])}"
+    return [f"no captions: {files[0]}{more} may describe the images, and is not read; {choice}"]
 
 
 def _usage(names: Sequence[str], listing: Listing, content: _Content, layout: Layout) -> Usage:

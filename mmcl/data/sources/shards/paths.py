@@ -16,7 +16,8 @@ from mmcl.terminal import counted
 SEPARATOR = "::"
 MAX_SHARDS = 1_000_000
 NUMBER_OF_SHARDS = "nshards.txt"
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_UNPACKERS = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd"}
+COMPRESSED = tuple(_UNPACKERS)
 """Of archives in which no sample can be read without all before it."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -127,7 +128,8 @@ def _tars_in(folder: Path, split: str | None) -> tuple[Path, list[str]]:
 def _refuse_compressed(*paths: str) -> None:
     for path in paths:
         if path.lower().endswith(COMPRESSED):
-            raise UserError(f"{path}: is compressed, so that no sample can be read by itself; unpack it to a .tar (gunzip)")
+            tool = next(tool for end, tool in _UNPACKERS.items() if path.lower().endswith(end))
+            raise UserError(f"{path}: is compressed, so that no sample can be read by itself; unpack it to a .tar ({tool})")
 
 
 def stated_samples(shard: str) -> tuple[int, int] | None:

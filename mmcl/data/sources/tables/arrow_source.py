@@ -17,6 +17,7 @@ import pyarrow as pa
 from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.data.sources.tables.arrow_types import JsonType
 from mmcl.data.sources.tables.column_names import Columns, captions_of, image_of, number_labels, scores_of
+from mmcl.data.sources.tables.image_urls import how_to_download, is_url_of_image
 from mmcl.data.sources.tables.table_rows import distinct, missing_cells
 from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
 from mmcl.errors import UserError
@@ -44,6 +45,7 @@ class ArrowSource(Source):
         class_names: where the column of labels holds the classes' numbers, -1 for none.
         all_columns: of the data, where `table` has some of them.
         problems: row -> why it cannot be used.
+        url_column: that holds URLs of the images, where no column has the images.
 
     Raises:
         UserError: images are named by relative path and there is no folder, or by URL; a label or a score is none.
@@ -60,9 +62,11 @@ class ArrowSource(Source):
         class_names: Sequence[str] | None = None,
         all_columns: Sequence[str] | None = None,
         problems: Mapping[int, str] | None = None,
+        url_column: str | None = None,
     ):
         self._name, self._image_root, self._problems = name, image_root, dict(problems or {})
         self.places = (f"{name}, ", *([f"{image_root}/"] if image_root else []))
+        self._url_column = None if columns.image else url_column
         self._columns, self._all_columns = columns, list(all_columns or table.column_names)
         self._images = table[columns.image] if columns.image else None
         self._texts = {field: [table[column] for column in names] for field, names in columns.texts.items()}
@@ -115,6 +119,15 @@ class ArrowSource(Source):
         left = count_unused(("other", column) for column in present if column not in asked)
         used = sum(column in asked for column in present)
         return [Usage(unit="columns", used=used, unused=left), self._rows_used]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        if self._url_column is None:
+            return ()
+        command = how_to_download(self._name, self._url_column, self._columns.caption)
+        return [
+            f"texts alone: the images are URLs, in the column {self._url_column}; download them, and give images/: {command}"
+        ]
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -184,8 +197,10 @@ class ArrowSource(Source):
         """The first path speaks for all."""
         images = (self._image(row)[0] for row in range(min(len(self._rows), 100)))
         path = next((image for image in images if isinstance(image, str)), None)
-        if path and path.lower().startswith(("http://", "https://")):
-            raise UserError(f"{self._name}: names its images by URL ({path:.60}); download them, as with img2dataset")
+        if path and is_url_of_image(path):
+            assert self._columns.image
+            command = how_to_download(self._name, self._columns.image, self._columns.caption)
+            raise UserError(f"{self._name}: names its images by URL ({path:.60}); download them, and give images/: {command}")
         if path and self._image_root is None and not Path(path).is_absolute():
             raise UserError(f"{self._name}: names its images by path ({path:.60}); set `image_root` to the folder they are in")
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmcl.data.source import ImageLike
+from mmcl.data.sources.tables.image_urls import find_url_column, how_to_download
 from mmcl.errors import UserError
 
 MAX_PATH_BYTES = 4096
@@ -130,7 +131,10 @@ def find_columns(
         found["caption"] = further[0]
         found["positive"] = found["positive"] if found["positive"] not in further else None
     if found["image"] is None and found["caption"] is None:
-        raise UserError(f"{where}: which column holds the images, or the captions? Its columns are {', '.join(columns)}; {fix}")
+        urls = find_url_column(columns)
+        more = f"; the images are URLs, to be downloaded: {how_to_download(where, urls)}" if urls else ""
+        listing = f"Its columns are {', '.join(columns)}"
+        raise UserError(f"{where}: which column holds the images, or the captions? {listing}; {fix}{more}")
     if found["positive"] is None and given.get("score") is None:
         found["score"] = None  # A score of something else.
     return Columns(**found, more_captions=further[1:])

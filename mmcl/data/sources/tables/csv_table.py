@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from mmcl.data.sources.tables.column_names import USUAL_NAMES
+from mmcl.data.sources.tables.image_urls import how_to_download, is_url_of_image
 from mmcl.errors import UserError, first_line
 from mmcl.files.text_file import LINE_END, line_at, read_utf8
 from mmcl.terminal import counted
@@ -188,10 +189,11 @@ def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = No
     separator = max(fields, key=lambda separator: (_known(fields[separator]), len(fields[separator])))
     names = [name.strip() for name in header or fields[separator]]
     if header is None and not _known(names) and any(map(_DATA.search, names)):
-        raise UserError(
-            f"{path}: its first line is a row, and does not name the columns: {first[:100]!r}; set `header` to their names, "
-            "such as [image, caption]"
-        )
+        fix = "set `header` to their names, such as [image, caption]"
+        if any(map(is_url_of_image, names)):
+            command = how_to_download(str(path), "url", "caption")
+            fix = f"write a first line that does, such as caption and url, and download the images: {command}"
+        raise UserError(f"{path}: its first line is a row, and does not name the columns: {first[:100]!r}; {fix}")
     padded = len(names) > 1 and all(field.startswith(" ") for field in fields[separator][1:])
     return Dialect(separator, tuple(names), line.start() if header else line.end(), padded)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from mmcl.data.source import given_path
 from mmcl.data.sources.tables.arrow_source import ArrowSource
 from mmcl.data.sources.tables.column_names import Columns, find_columns
+from mmcl.data.sources.tables.image_urls import LOOKED_AT, find_url_column
 from mmcl.data.sources.tables.table_file import LARGE, file_digest, open_table, without_problems
 from mmcl.data.sources.tables.table_rows import sample_rows
 from mmcl.errors import UserError
@@ -86,7 +87,9 @@ class TableSource(ArrowSource):
         folder = None if is_url(self.path) else local.parent
         rows = self._sample_rows(table, columns, local, f"rows 3 of {columns} {reading}")
         place = Path(image_root) if image_root else folder
-        super().__init__(table, columns, rows, name=self.path, image_root=place, problems=problems)
+        names = table.column_names
+        urls = find_url_column(names, lambda name: table.column(names.index(name)).slice(0, LOOKED_AT).to_pylist())
+        super().__init__(table, columns, rows, name=self.path, image_root=place, problems=problems, url_column=urls)
 
     def _sample_rows(self, table: pa.Table, columns: Columns, local: Path, what: str) -> np.ndarray:
         """`sample_rows`, kept in a file for tables above 32 MB, as it takes a while for millions."""

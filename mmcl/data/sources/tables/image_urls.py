@@ -1,0 +1,44 @@
+"""Tables that name their images by URL, as LAION, CC12M and WIT do: mmcl downloads none, and says how it is done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+LOOKED_AT = 100
+"""Rows in which URLs are looked for."""
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_COLUMN = re.compile(
+    r"(?:(?:image|img|photo|picture|thumb(?:nail)?|coco|flickr|original)[ _-]?)?(?:ur[li]s?|links?)", re.IGNORECASE
+)
+"""A column of URLs of images; not such as page_url."""
+
+
+def is_url_of_image(text: str) -> bool:
+    """Whether a cell is a URL."""
+    return _URL.match(text) is not None
+
+
+def find_url_column(columns: Iterable[str], first_cells: Callable[[str], Sequence[Any]] | None = None) -> str | None:
+    """The column that holds URLs of images, by its name and its first cells; None where there is none.
+
+    Args:
+        columns: their names.
+        first_cells: what the first `LOOKED_AT` rows of a column hold; None goes by the names alone.
+    """
+    named = max(filter(_COLUMN.fullmatch, columns), key=len, default=None)  # image_url before url
+    if named is None or first_cells is None:
+        return named
+    holds_urls = any(isinstance(cell, str) and is_url_of_image(cell) for cell in first_cells(named))
+    return named if holds_urls else None
+
+
+def how_to_download(path: str, url_column: str, caption_column: str | None = None) -> str:
+    """The command that downloads the images of a table as shards, with their captions."""
+    kind = "jsonl" if path.lower().endswith(".ndjson") else path.rpartition(".")[2].lower()
+    return (
+        f"img2dataset --url_list {path} --input_format {kind} --url_col {url_column} --caption_col {caption_column or '...'} "
+        "--output_format webdataset --output_folder images"
+    )
