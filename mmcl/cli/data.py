@@ -107,31 +107,31 @@ def stats(
     *,
     args: str = "{}",
     root: str | None = None,
-    figure: Path | None = None,
+    picture: Path | None = None,
     channels: int = 3,
     intensity: str = "null",
     json: bool = False,
 ) -> None:
-    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --figure stats.png
+    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --picture stats.png
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        figure: Draw the histograms into this PNG file.
+        picture: Draw the histograms into this PNG file.
         channels: Of the model that is to see the images, such as 4 for red, green, blue and infrared.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON instead of text.
     """
-    if figure is not None:
-        check_file(figure, flag="--figure", suffixes=(".png",), inputs=(data,))
+    if picture is not None:
+        check_file(picture, flag="--picture", suffixes=(".png",), inputs=(data,))
     from mmcl.data.inspection import inspect_source
     from mmcl.evaluate.reporting.data_figures import histograms
 
     source = _open(data, args, root)
     found = inspect_source(source, progress=sys.stderr.isatty(), **_seen(channels, intensity))
-    if figure is not None:
-        write_file(figure, histograms(found))
+    if picture is not None:
+        write_file(picture, histograms(found))
     show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
     used = [usage.to_text() for usage in source.usage]
     for warning in [line for line in source.warnings if line not in used]:

@@ -29,7 +29,7 @@ def search(
     target: Literal["images", "texts"] = "images",
     top_k: int = 10,
     save: Path | None = None,
-    figure: Path | None = None,
+    picture: Path | None = None,
     json: bool = False,
 ) -> None:
     """Search images by a text, by an image, or by both: mmcl search runs/clip_emoji "a smiling cat"
@@ -44,12 +44,12 @@ def search(
         target: Find images, or the captions that the images carry.
         top_k: How many to find.
         save: Keep the index in this folder: give it as --images next time, and nothing is encoded again.
-        figure: Write the found images as one PNG.
+        picture: Write the found images as one PNG.
         json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
     """
     if not (text or "").strip() and image is None:
         raise UserError("nothing to look for: give a text in quotes, or --image IMAGE")
-    _check(image, save, figure)
+    _check(image, save, picture)
     from mmcl.data.images.resize import read_pixels
     from mmcl.interop.load import load_model
 
@@ -60,8 +60,8 @@ def search(
     if save is not None:
         index.save(save)
     hits = index.search(text, image=image, top_k=top_k, target=target)
-    if figure is not None:
-        hits.save(figure)
+    if picture is not None:
+        hits.save(picture)
     if json:
         show(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
     else:
@@ -70,7 +70,7 @@ def search(
     end_partly([] if images is not None and index.is_saved(images) else index.bad)
 
 
-def _check(image: Path | None, save: Path | None, figure: Path | None) -> None:
+def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     """Raises UserError for what would fail only after a collection is embedded."""
     from mmcl.data.images.decode import MAX_BYTES
     from mmcl.data.images.levels import check_file as check_image
@@ -80,8 +80,8 @@ def _check(image: Path | None, save: Path | None, figure: Path | None) -> None:
     if save is not None:
         check_folder(save, flag="--save")
         Index.check_place(save)
-    if figure is not None:
-        check_file(figure, flag="--figure", suffixes=SUFFIXES, inputs=(image,))
+    if picture is not None:
+        check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
     if image is not None:
         check_image(image, str(image), MAX_BYTES)
 
