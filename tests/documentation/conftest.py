@@ -9,7 +9,7 @@ import pytest
 
 from mmcl.cli.train import train
 from mmcl.data.sources.emoji import EmojiSource
-from tests.documentation.snippets import QUICK, RETRIEVAL
+from tests.documentation.snippets import QUICK, RETRIEVAL, SMALL_TEXT
 
 _PHOTOS = {"cat face": "cat", "dog face": "dog", "red apple": "apple", "automobile": "car", "sun": "sun"}
 
@@ -19,7 +19,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photos/ with captions, labelled/ with classes, and runs/clip_emoji, runs/a and runs/b, trained for a step."""
     folder = tmp_path_factory.mktemp("place")
     _write_images(folder)
-    short = ["--train.steps", "1", "--train.batch_size", "16", *QUICK, "--evaluate", RETRIEVAL]
+    short = ["--train.steps", "1", "--train.batch_size", "16", *QUICK, *SMALL_TEXT, "--evaluate", RETRIEVAL]
     before = Path.cwd()
     os.chdir(folder)  # the runs name their data from here
     try:

@@ -27,9 +27,11 @@ LANGUAGES = ("python", "bash", "yaml", "text", "toml")
 """Of these, `text` and `toml` are shown and not run."""
 
 QUICK = ("--train.threads", "1", "--data.cache", "false", "--optim.muon_lr", "null")
-"""Options with which a step of any configuration is quick."""
+SMALL_TEXT = ("--text.encoder.args.width", "32")
+"""Options with which a step of any configuration is quick, and a checkpoint of one with the text encoder `small_text` small."""
 
-RETRIEVAL = "[{name: retrieval, label: photos, data: {name: auto, path: photos/}, args: {ks: [1, 2]}}]"
+_PHOTOS = "{name: auto, path: photos/}"
+RETRIEVAL = f"[{{name: retrieval, label: photos, data: {_PHOTOS}, bank: {_PHOTOS}, args: {{ks: [1, 2]}}}}]"
 """An evaluation that takes no time, in place of those of a configuration with images and texts."""
 
 _QUICK_EVALUATORS = ("knn", "classification")
@@ -127,4 +129,5 @@ def _shortened(words: list[str]) -> list[str]:
     quick = [one for one in to_dict(config)["evaluate"] if one["name"] in _QUICK_EVALUATORS]
     has_both = config.image is not None and config.text is not None
     evaluate = RETRIEVAL if has_both else yaml.safe_dump(quick, default_flow_style=True, width=10_000)
-    return ["train", name, *own, *QUICK, "--train.steps", "2", "--train.batch_size", "2", "--evaluate", evaluate]
+    small = SMALL_TEXT if config.text and config.text.encoder and config.text.encoder.name == "small_text" else ()
+    return ["train", name, *own, *QUICK, *small, "--train.steps", "2", "--train.batch_size", "2", "--evaluate", evaluate]
