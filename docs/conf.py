@@ -18,7 +18,7 @@ copyright = "The mmcl authors"
 version = release = mmcl.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "generated"]
-exclude_patterns = ["extensions", "figures.py"]
+exclude_patterns = ["extensions"]
 root_doc = "index"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
