@@ -17,7 +17,7 @@ _TITLES = {
     "Config": "The run as a whole",
     "ComponentConfig": "Components by name",
     "TowerConfig": "`image` and `text`",
-    "SourceConfig": "Data sets",
+    "SourceConfig": "Datasets",
     "EvaluatorConfig": "`evaluate`",
 }
 
