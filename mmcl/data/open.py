@@ -39,7 +39,7 @@ _OTHER_FILES = {
     ".orc": _BY_PANDAS.format("read_orc", "..."),
     ".db": _BY_PANDAS.format("read_sql", '"SELECT ...", sqlite3.connect(...)'),
     ".sqlite": _BY_PANDAS.format("read_sql", '"SELECT ...", sqlite3.connect(...)'),
-    ".arrow": "is one of the files of a data set; give the folder it is in",
+    ".arrow": "is one of the files of a dataset; give the folder it is in",
     **dict.fromkeys(
         (".pkl", ".pickle"),
         "can run code when it is read; where you trust it, save it as .parquet, e.g. pandas.read_pickle(...).to_parquet(...)",

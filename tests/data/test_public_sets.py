@@ -1,4 +1,4 @@
-"""Data sets as they are published: what is in their files is read, or what is not is said with a way to read it."""
+"""Datasets as they are published: what is in their files is read, or what is not is said with a way to read it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _COPIES = {
     "SVHN": r"(?:train|test|extra)_32x32\.mat",
     **{name: rf"{name}/raw/[\w-]+-ubyte(?:\.gz)?" for name in ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST")},
 }
-"""Data sets in files of their own, and how the path of such a file ends below the folder that torchvision is given."""
+"""Datasets in files of their own, and how the path of such a file ends below the folder that torchvision is given."""
 _VERIFY = 'mmcl data verify torchvision --args "{{dataset: {}}}"'
 _IDX = re.compile(r"(?:.*/)?(?:train|t10k)-(?:images|labels)[-.]idx\d-ubyte(?:\.gz)?")
 
@@ -109,7 +109,7 @@ class TorchvisionSource(Source):
 
 
 def known_copy(files: Iterable[str]) -> str | None:
-    """How to read the copy of a data set of torchvision, by the paths of its files; None where they are of none."""
+    """How to read the copy of a dataset of torchvision, by the paths of its files; None where they are of none."""
     for file in map(posixpath.normpath, files):
         for name, end in _COPIES.items():
             if match := re.fullmatch(rf"(?:(.*)/)?{end}", file):
