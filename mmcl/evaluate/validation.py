@@ -18,7 +18,7 @@ _PART = 4096
 
 def features(rows: Array, name: str) -> Tensor:
     """Checks rows of features: float32 [N, D] on the device they came on. Raises UserError unless 2-D, not empty and finite."""
-    feature_ND = _tensor(rows, name).detach()
+    feature_ND = as_tensor(rows, name).detach()
     if feature_ND.is_complex():
         raise UserError(f"{name} must be real numbers, not {feature_ND.dtype}")
     if feature_ND.ndim != 2 or 0 in feature_ND.shape:
@@ -47,7 +47,7 @@ def _at_unit_length(row_ND: Tensor) -> Tensor:
 
 def integers(values: Values, name: str, length: int) -> Tensor:
     """Checks ids or labels: int64 [length]. Raises UserError for another length or for numbers with a fraction."""
-    vector = _tensor(values, name)
+    vector = as_tensor(values, name)
     if vector.shape != (length,):
         raise UserError(f"{name} must be [{length}], one for each row, not {list(vector.shape)}")
     if vector.is_floating_point() or vector.is_complex():
@@ -80,8 +80,16 @@ def _is_text(values: Values) -> bool:
     return np.asarray(values).dtype.kind in "US" or (all(isinstance(value, str) for value in values) and len(values) > 0)
 
 
-def _tensor(values: Values, name: str) -> Tensor:
+def as_tensor(values: object, name: str) -> Tensor:
+    """An array as a tensor of the same memory; a copy of what torch does not share: reversed, read-only, of other byte order.
+
+    Raises:
+        UserError: it does not hold numbers, or of a type that torch does not know.
+    """
     try:
+        if isinstance(values, np.ndarray):
+            values = np.require(values, values.dtype.newbyteorder("="), "W")
+            values = values.copy() if min(values.strides, default=0) < 0 else values
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name} must be an array of numbers ({' '.join(first_line(error).split())})") from None
