@@ -10,7 +10,12 @@ from mmcl.terminal import printable_line
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the thing and the fix; the command line prints it and exits with 2."""
+    """Bad input. The message is one line that names the thing and the fix; the command line prints it and exits with 2.
+
+    Example:
+        >>> str(UserError("no file a.png:" + chr(10) + "check the path"))
+        'no file a.png: check the path'
+    """
 
     def __init__(self, message: str):
         # What it quotes may have line breaks, and a file name any character.

@@ -24,7 +24,8 @@ from mmcl.files.digest import digest
 from mmcl.losses import LOSSES, LossEntry
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossOutput, Preprocess
+from mmcl.preprocess import Preprocess
+from mmcl.types import Batch, Embeddings, LossOutput
 
 
 class ImageToText(Method):

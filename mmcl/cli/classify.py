@@ -15,7 +15,8 @@ from mmcl.errors import UserError
 
 if TYPE_CHECKING:
     from mmcl.evaluate.classifier import Classifier
-    from mmcl.types import BadSample, Preprocess
+    from mmcl.preprocess import Preprocess
+    from mmcl.types import BadSample
 
 
 def classify(

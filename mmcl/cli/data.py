@@ -17,8 +17,8 @@ from mmcl.cli.sources import parse_source
 from mmcl.config import parse_value
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, write_file
+from mmcl.preprocess import MAX_SIDE, Intensity, as_intensity
 from mmcl.terminal import counted
-from mmcl.types import MAX_SIDE, Intensity, as_intensity
 
 if TYPE_CHECKING:
     from mmcl.data.source import Source

@@ -207,6 +207,7 @@ def _cache(no_cache: bool) -> EmbeddingCache | None:
 
 
 def load_cached(name: str, no_cache: bool) -> CachedModel:
+    """The model of a name, with the cache of embeddings unless `no_cache`."""
     from mmcl.evaluate import CachedModel
     from mmcl.interop.load import load_model
 

@@ -31,6 +31,11 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
 
     Raises:
         UserError: names the file, the key and the fix.
+
+    Example:
+        >>> config = load_config("clip_emoji", ["--optim.lr", "3e-4"])
+        >>> config.optim.lr, config.run_dir
+        (0.0003, 'runs/clip_emoji')
     """
     path = find_config(path)
     with _refused_if_too_deep(path):

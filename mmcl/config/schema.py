@@ -34,9 +34,9 @@ class TowerConfig:
     init_head_layers: int = setting(0, at_least=0)
     """How many of its first layers a new head takes from the head of `init`, as for fine-tuning in SimCLRv2."""
     preprocess: dict[str, Any] = field(default_factory=dict)
-    """How images are shown, where it is to be otherwise than the encoder asks for; the fields of mmcl.types.Preprocess, such
-    as {intensity: [0, 4095]} for 12 bits in files of 16, or {intensity: {percentiles: [1, 99]}} for the range of each image. It
-    is saved with the model."""
+    """How images are shown, where it is to be otherwise than the encoder asks for; the fields of mmcl.preprocess.Preprocess,
+    such as {intensity: [0, 4095]} for 12 bits in files of 16, or {intensity: {percentiles: [1, 99]}} for the range of each
+    image. It is saved with the model."""
     freeze: bool = False
     """Keep the encoder as it is, in evaluation mode; the head still learns."""
 
@@ -242,7 +242,13 @@ def refuse_equal_labels(evaluators: Sequence[EvaluatorConfig], where: str = "eva
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """One run."""
+    """One run.
+
+    Example:
+        >>> from mmcl.config import load_config
+        >>> load_config("clip_emoji").method.name
+        'clip'
+    """
 
     method: ComponentConfig
     """What is learned, and by which loss."""

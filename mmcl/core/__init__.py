@@ -1,0 +1,1 @@
+"""The mathematics: losses, queues and averages of tensors, which import nothing but torch."""

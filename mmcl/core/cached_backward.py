@@ -67,6 +67,18 @@ def cached_backward(
 
     Returns:
         What `loss` returned.
+
+    Example:
+        >>> tower = torch.nn.Linear(4, 3)
+        >>> views = {"a": torch.randn(6, 4), "b": torch.randn(6, 4)}
+        >>> def encode(views):
+        ...     return {name: tower(rows) for name, rows in views.items()}
+        >>> def loss(rows):
+        ...     return (rows["a"] @ rows["b"].T).logsumexp(1).mean()
+        >>> pieces, seed = split_views(views, 2), torch.manual_seed
+        >>> value = cached_backward(encode, pieces, loss=loss, backward=torch.Tensor.backward, seed=seed)
+        >>> torch.allclose(tower.weight.grad, torch.autograd.grad(loss(encode(views)), tower.weight)[0], atol=1e-6)
+        True
     """
     if len(pieces) == 1:
         seed(0)

@@ -34,6 +34,7 @@ class KeyQueue(nn.Module):
 
     @property
     def full(self) -> bool:
+        """Whether there are K keys."""
         return len(self) == self.size
 
     @property

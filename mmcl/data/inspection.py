@@ -20,7 +20,7 @@ from mmcl.data.source import ImageLike, Sample, Source
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
-from mmcl.types import Intensity
+from mmcl.preprocess import Intensity
 
 BINS = 20
 

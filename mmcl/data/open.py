@@ -72,6 +72,11 @@ def open_source(
 
     Raises:
         UserError: names what is wrong with the name, the path, the arguments or the data.
+
+    Example:
+        >>> source = open_source("digits")
+        >>> len(source), source[0].label
+        (1352, 0)
     """
     path = path and os.path.expanduser(path)
     name = guess_source(path) if name == "auto" else name

@@ -68,6 +68,16 @@ class Source(ABC):
         usage: how much of its files, rows or members it uses, one for each unit; () where it always uses all.
         notes: what a user may not expect of the data as a whole, a line each, such as captions that are not read.
         warnings: what is not used, and the notes; said when a run starts.
+
+    Example:
+        >>> class Numbers(Source):
+        ...     fingerprint = "numbers"
+        ...     def __len__(self):
+        ...         return 3
+        ...     def __getitem__(self, index):
+        ...         return Sample(str(index), None, captions=(f"the number {index}",))
+        >>> [sample.captions[0] for sample in map(Numbers().__getitem__, range(2))]
+        ['the number 0', 'the number 1']
     """
 
     class_names: Sequence[str] | None = None
@@ -78,10 +88,12 @@ class Source(ABC):
 
     @property
     def usage(self) -> Sequence[Usage]:
+        """By default (): all of it is used."""
         return ()
 
     @property
     def notes(self) -> Sequence[str]:
+        """By default ()."""
         return ()
 
     @property
@@ -163,10 +175,12 @@ class DerivedSource(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
+        """That of what it is derived from."""
         return self.source.usage
 
     @property
     def notes(self) -> Sequence[str]:
+        """Those of what it is derived from."""
         return self.source.notes
 
     @property

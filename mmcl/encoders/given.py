@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import GIVEN, ImageEncoder, TextEncoder
 from mmcl.errors import UserError
-from mmcl.types import Preprocess, Tokens, as_size
+from mmcl.preprocess import Preprocess, as_size
+from mmcl.types import Tokens
 
 _MODULES: ContextVar[Mapping[str, nn.Module] | None] = ContextVar("given modules", default=None)
 

@@ -10,7 +10,7 @@ import torch
 
 from mmcl.errors import UserError
 from mmcl.logging import get_logger, note
-from mmcl.types import TORCHVISION_LANCZOS, Interpolation, Preprocess, Resize
+from mmcl.preprocess import TORCHVISION_LANCZOS, Interpolation, Preprocess, Resize
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
-from mmcl.types import Preprocess, as_size
+from mmcl.preprocess import Preprocess, as_size
 
 
 class SmallCNN(ImageEncoder):

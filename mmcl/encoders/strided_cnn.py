@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
 from mmcl.errors import UserError
-from mmcl.types import Preprocess, as_size
+from mmcl.preprocess import Preprocess, as_size
 
 
 class StridedCNN(ImageEncoder):

@@ -18,7 +18,7 @@ from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import hub_errors, hub_reason, load_into, offline_if_unreachable, read_tensors, reason
 from mmcl.logging import get_logger, note
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 logger = get_logger(__name__)
 

@@ -94,6 +94,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
+        """Rows that an embedding of its tokens needs: one more than the highest id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import load_into, read_tensors
-from mmcl.types import Preprocess, as_size
+from mmcl.preprocess import Preprocess, as_size
 
 _WITH_EXTRA_CLASSIFIERS = ("googlenet", "inception_v3")
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.errors import UserError
 from mmcl.logging import get_logger, note
-from mmcl.types import Features, Preprocess, Tokens
+from mmcl.preprocess import Preprocess
+from mmcl.types import Features, Tokens
 
 if TYPE_CHECKING:
     from mmcl.encoders.tokenizers import Tokenizer

@@ -28,7 +28,8 @@ from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import hub_errors, read_json, reason
 from mmcl.logging import get_logger, note
-from mmcl.types import Preprocess, Tokens
+from mmcl.preprocess import Preprocess
+from mmcl.types import Tokens
 
 logger = get_logger(__name__)
 

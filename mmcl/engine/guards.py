@@ -157,6 +157,7 @@ class BuffersKept:
 
     @torch.no_grad()
     def restore(self) -> None:
+        """Gives the buffers the values that they had."""
         for buffer, copy in self._pairs:
             buffer.copy_(copy)
 

@@ -87,6 +87,7 @@ class Logbook:
             self.unusable.write(*({"step": step, **asdict(sample)} for sample in samples))
 
     def close(self) -> None:
+        """Ends the progress bar."""
         self.progress.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -167,6 +168,7 @@ class Progress:
         )
 
     def advance(self, metrics: Mapping[str, Any]) -> None:
+        """One step further; shows the losses, temperatures and ranks among its metrics."""
         shown = {name: value for name, value in metrics.items() if name.startswith(("loss", "temperature", "effective_rank"))}
         self.show({name.replace("effective_rank", "rank"): value for name, value in shown.items()})
         self.bar.update(self.batch_size)
@@ -177,4 +179,5 @@ class Progress:
         self.bar.set_postfix(self.shown, refresh=False)
 
     def close(self) -> None:
+        """Ends the bar."""
         self.bar.close()

@@ -104,6 +104,13 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
     Raises:
         UserError: two evaluators, models or tasks have one name: their results would replace each other; or nothing could be
             evaluated, see `run_all`.
+
+    Example:
+        >>> from mmcl import load_model, open_source
+        >>> model, source = CachedModel(load_model("runs/clip_emoji")), open_source("digits")
+        >>> report = run([("geometry", {})], [model], [Task("digits", source, baselines=False)])
+        >>> report["effective_rank"] > 1
+        True
     """
     evaluators, models, tasks = list(evaluators), list(models), list(tasks)
     _refuse_equal_names("evaluators", [name for name, _ in evaluators])
@@ -117,6 +124,14 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
 
     What cannot be evaluated costs itself alone, and is listed in the report's `failures`. Only where nothing can be, the first
     error is raised.
+
+    Example:
+        >>> from mmcl import load_model, open_source
+        >>> model, source = CachedModel(load_model("runs/clip_emoji")), open_source("digits")
+        >>> task = Task("digits", source, baselines=False)
+        >>> report = run_all([("geometry", {}, task), ("retrieval", {}, task)], [model])
+        >>> report["effective_rank"] > 1, report.failures[0].partition(";")[0]
+        (True, 'retrieval, digits, trained: digits: no sample has a caption, which retrieval needs')
     """
     report, errors = Report(), []
     for name, args, task in jobs:
@@ -146,6 +161,11 @@ def check(name: str, args: Mapping[str, Any], task: Task, *, has_text: bool) -> 
 
     Raises:
         UserError: it cannot run.
+
+    Example:
+        >>> from mmcl import open_source
+        >>> source = open_source("digits")
+        >>> check("knn", {"ks": [5]}, Task("digits", source, bank=source), has_text=False)
     """
     EVALUATORS.check(name, args)
     own = getattr(EVALUATORS[name], "check", None)  # see `needs`; an evaluator from elsewhere may have none

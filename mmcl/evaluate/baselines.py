@@ -14,7 +14,7 @@ from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.rank_counts import Scores
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 BELOW_ALL = -2.0
 """The score of a class that no training image has: lower than any cosine."""

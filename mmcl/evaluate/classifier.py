@@ -91,6 +91,12 @@ class ZeroShotClassifier(Classifier):
 
     Raises:
         UserError: the model has no text tower, a label is empty or double, a template has no slot, or `reject` is out of range.
+
+    Example:
+        >>> from mmcl import load_model
+        >>> classify = ZeroShotClassifier(load_model("runs/clip_emoji"), ["cat", "dog"], "a photo of a {}")
+        >>> [sorted(label) for label in classify(np.zeros((32, 32, 3), np.uint8))]
+        [['label', 'score'], ['label', 'score']]
     """
 
     def __init__(
@@ -124,6 +130,14 @@ class TrainedClassifier(Classifier):
 
     Raises:
         UserError: the model has no classes, or `reject` is out of range.
+
+    Example:
+        >>> class Brightness:
+        ...     class_names = ("dark", "bright")
+        ...     def image_logits(self, images, *, batch_size=None):
+        ...         return np.array([[128 - image.mean(), image.mean() - 128] for image in images], np.float32)
+        >>> TrainedClassifier(Brightness())(np.full((8, 8), 255, np.uint8), top_k=1)
+        [{'label': 'bright', 'score': 1.0}]
     """
 
     def __init__(self, model: ClassifierModel, *, reject: float | None = None):

@@ -85,9 +85,11 @@ class StoredModel:
         self.has_text = bool(texts)
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+        """The rows of a source of this file: float32 [N, D]."""
         return self._images[images]
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """The rows of texts: float32 [M, D]. Raises UserError for a text that the file has no row of."""
         missing = next((text for text in texts if text not in self._texts), None)
         if missing is not None:
             kind = "class" if missing.startswith(_CLASS) else "text"

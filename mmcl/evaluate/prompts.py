@@ -22,7 +22,9 @@ TEMPLATE_SETS = ("openai_imagenet", "simple_imagenet")
 class TextEncoder(Protocol):
     """The part of a model that class embeddings need."""
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray: ...
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts: float32 [M, D]."""
+        ...
 
 
 def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: Templates = "{}") -> np.ndarray:
@@ -39,6 +41,12 @@ def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: 
     Raises:
         UserError: no names, an empty or a double one, a template without a slot that is no name of a set, or a class without
             sentences.
+
+    Example:
+        >>> from mmcl import load_model
+        >>> model = load_model("runs/clip_emoji")
+        >>> class_embeddings(model, ["cat", "dog"], ["a photo of a {}", "a drawing of a {}"]).shape
+        (2, 256)
     """
     check_class_names(class_names)
     if isinstance(templates, str) and not _slot(templates):

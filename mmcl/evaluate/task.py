@@ -21,7 +21,8 @@ from mmcl.evaluate.measures.statistics import SEED
 from mmcl.evaluate.reporting.metric import Provenance
 from mmcl.evaluate.reporting.report import Report
 from mmcl.files.digest import digest
-from mmcl.types import EmbeddingModel, Preprocess
+from mmcl.preprocess import Preprocess
+from mmcl.types import EmbeddingModel
 
 DTYPE = "float32"
 """Of the embeddings that every model gives, see `EmbeddingModel`."""
@@ -35,6 +36,12 @@ class CachedModel:
         name: its column in the report: "trained", "untrained", ...
         batch_size: images per batch; by default the model chooses.
         cache: where embeddings are kept from one process to the next; None for nowhere.
+
+    Example:
+        >>> from mmcl import load_model, open_source
+        >>> model, source = CachedModel(load_model("runs/clip_emoji")), open_source("digits")
+        >>> model.images(source) is model.images(source)  # encoded once
+        True
     """
 
     def __init__(
@@ -121,6 +128,12 @@ class Task:
         figures: whether they also draw figures: examples and maps.
         pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode images once.
         pca_models: the baseline "PCA-50", likewise, of this task alone.
+
+    Example:
+        >>> from mmcl import open_source
+        >>> task = Task("digits", open_source("digits"))
+        >>> task.has_labels, task.labels[:3]
+        (True, array([0, 1, 2]))
     """
 
     name: str
@@ -146,6 +159,7 @@ class Task:
 
     @cached_property
     def has_labels(self) -> bool:
+        """Whether every sample has a label."""
         return self.source.labels is not None and bool((self.source.labels >= 0).all())
 
     @cached_property
@@ -266,6 +280,15 @@ def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callab
             UserError where the evaluator cannot run. It may read labels, sizes and texts, but embeds nothing.
         test_args: arguments with which `mmcl.testing.check_evaluator` runs it on the patterns of `mmcl.testing.patterns`, where
             the defaults are too slow or do not suit them.
+
+    Example:
+        >>> def has_labels(task, has_text):
+        ...     task.require_labels()
+        >>> @needs(has_labels)
+        ... def class_count(model, task):
+        ...     return Report(notes=(f"{len(set(task.labels.tolist()))} classes",))
+        >>> from mmcl import open_source
+        >>> class_count.check(Task("digits", open_source("digits")), has_text=False)
     """
 
     def checked(evaluate: Evaluator) -> Evaluator:

@@ -48,6 +48,7 @@ class LocalFile:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def local(self) -> Path:
+        """Its path."""
         return Path(self.path)
 
     def nearby(self, name: str) -> Path | None:

@@ -61,6 +61,7 @@ class RefusedError(UserError):
 
 
 def changed(url: str) -> UserError:
+    """The error for a file that is no longer the one that was indexed."""
     return UserError(f"{url}: has changed since it was indexed; start again")
 
 

@@ -22,7 +22,7 @@ from mmcl.interop.meant import unknown_model
 from mmcl.interop.model import Model
 from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_file
 from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
-from mmcl.types import OF_THE_ENCODER, Preprocess
+from mmcl.preprocess import OF_THE_ENCODER, Preprocess
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
@@ -54,6 +54,11 @@ def load_model(
         UserError: there is no such model, it cannot be downloaded, it needs a plug-in that is not loaded or an encoder in
             `towers`, its files are damaged or of another version, or a model of ours is to be shown images otherwise than in
             training.
+
+    Example:
+        >>> model = load_model("runs/clip_emoji")  # after `mmcl train`
+        >>> model.encode_text(["a cat", "a dog"]).shape
+        (2, 256)
     """
     scheme, _, rest = str(name).partition(":")
     if rest and scheme in _LIBRARIES:

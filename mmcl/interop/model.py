@@ -23,8 +23,9 @@ from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 from mmcl.methods.method import Method
+from mmcl.preprocess import Preprocess
 from mmcl.terminal import counted
-from mmcl.types import Preprocess, Tokens
+from mmcl.types import Tokens
 
 # Pixels in one forward pass, where 64 images have fewer: small batches of small images are slow.
 _BATCH_PIXELS = 2**18
@@ -46,6 +47,12 @@ class Model:
 
     Raises:
         UserError: images are to be resized in a way that the installed libraries do not have.
+
+    Example:
+        >>> from mmcl import load_model
+        >>> model = load_model("runs/clip_emoji")
+        >>> model.encode_image(np.zeros((32, 32, 3), np.uint8)).shape, model.has_text
+        ((1, 256), True)
     """
 
     def __init__(

@@ -126,7 +126,13 @@ class NTXentLoss(Loss):
 
 
 class DCLLoss(Loss):
-    """`dcl_loss` at a fixed temperature."""
+    """`dcl_loss` at a fixed temperature.
+
+    Example:
+        >>> criterion = DCLLoss(temperature=0.5)
+        >>> round(criterion(torch.eye(3), torch.eye(3)).item(), 4)  # ln 4 - 2
+        -0.6137
+    """
 
     def __init__(self, *, temperature: float = 0.1):
         super().__init__(temperature=temperature)
@@ -136,7 +142,13 @@ class DCLLoss(Loss):
 
 
 class SupConLoss(Loss):
-    """`supcon_loss` at a fixed temperature."""
+    """`supcon_loss` at a fixed temperature.
+
+    Example:
+        >>> criterion, ids = SupConLoss(temperature=0.5), torch.tensor([0, 1, 1, 0, 1, 1])
+        >>> round(criterion(torch.eye(3).repeat(2, 1), ids).item(), 4)
+        1.3215
+    """
 
     def __init__(self, *, temperature: float = 0.1, positives: Literal["outside", "inside"] = "outside"):
         super().__init__(temperature=temperature, positives=positives)
@@ -146,7 +158,13 @@ class SupConLoss(Loss):
 
 
 class SimCSELoss(Loss):
-    """`simcse_loss` at a fixed temperature."""
+    """`simcse_loss` at a fixed temperature.
+
+    Example:
+        >>> criterion = SimCSELoss(temperature=0.5)
+        >>> round(criterion(torch.eye(3), torch.eye(3)).item(), 4)
+        0.2395
+    """
 
     def __init__(self, *, temperature: float = 0.05, negative_log_weight: float = 0.0):
         super().__init__(temperature=temperature, negative_log_weight=negative_log_weight)
@@ -187,7 +205,13 @@ class MoCoLoss(Loss):
 
 
 class ContrastivePairLoss(Loss):
-    """`contrastive_pair_loss`."""
+    """`contrastive_pair_loss`.
+
+    Example:
+        >>> criterion = ContrastivePairLoss(margin=2.0)
+        >>> round(criterion(torch.eye(3), torch.tensor([0, 0, 1])).item(), 4)
+        0.8954
+    """
 
     def __init__(self, *, margin: float = 1.0, normalize: bool = False):
         super().__init__(margin=margin, normalize=normalize)
@@ -239,6 +263,11 @@ class MarginLoss(_DrawingLoss):
 
     Attributes:
         beta: scalar; give it no weight decay.
+
+    Example:
+        >>> criterion = MarginLoss(negatives="all")
+        >>> round(criterion(torch.eye(3), torch.tensor([0, 0, 1])).item(), 4)
+        0.4142
     """
 
     def __init__(
@@ -257,7 +286,13 @@ class MarginLoss(_DrawingLoss):
 
 
 class BarlowTwinsLoss(Loss):
-    """`barlow_twins_loss`."""
+    """`barlow_twins_loss`.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> round(BarlowTwinsLoss()(a, -a).item(), 4)  # two correlations of -1 that should be 1
+        7.9999
+    """
 
     def __init__(self, *, off_diagonal: float = 0.0051):
         super().__init__(off_diagonal=off_diagonal)
@@ -267,7 +302,13 @@ class BarlowTwinsLoss(Loss):
 
 
 class VICRegLoss(Loss):
-    """`vicreg_loss`."""
+    """`vicreg_loss`.
+
+    Example:
+        >>> a = 2 * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> round(VICRegLoss()(a, a + 1).item(), 4)  # 25 times the mean square of the difference
+        25.0
+    """
 
     def __init__(self, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0):
         super().__init__(invariance=invariance, variance=variance, covariance=covariance)
@@ -277,7 +318,12 @@ class VICRegLoss(Loss):
 
 
 class BYOLLoss(Loss):
-    """`byol_loss`."""
+    """`byol_loss`.
+
+    Example:
+        >>> round(BYOLLoss()(torch.eye(3), -torch.eye(3)).item(), 4)  # opposite directions
+        4.0
+    """
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         return byol_loss(prediction, target)

@@ -27,6 +27,11 @@ class LossEntry:
         unit: whether the length of a row changes nothing.
         extreme: arguments with which the loss is sharpest, and still finite in float32.
         tolerance: relative error allowed between float32 and float64 rows.
+
+    Example:
+        >>> entry = LossEntry(function="mmcl.losses.softmax:clip_loss", needs="pairs", rows=("image", "text"))
+        >>> entry.load().__name__
+        'clip_loss'
     """
 
     function: str | Callable[..., Any]

@@ -60,6 +60,7 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
     def to_text(self) -> str:
+        """Everything it found, a line each."""
         names = f" ({', '.join(self.frozen_encoders)})" if self.frozen_encoders else ""  # A teacher is frozen, and no encoder.
         locked = f", {self.frozen / 1e6:.2f} M frozen{names}" if self.frozen else ""
         pieces = f" in {self.pieces} micro-batches" if self.pieces > 1 else ""

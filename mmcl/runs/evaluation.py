@@ -13,9 +13,9 @@ from mmcl.evaluate import CachedModel, Report, Task, run_all
 from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.reporting.figures import loss_curve
 from mmcl.interop.model import Model, build_model
+from mmcl.preprocess import Preprocess
 from mmcl.runs.build import build_method
 from mmcl.runs.build_data import build_source, build_training_data
-from mmcl.types import Preprocess
 
 
 def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:

@@ -73,6 +73,12 @@ def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> R
 
     Raises:
         UserError: anything that the user can fix; before training where it can be known by then.
+
+    Example:
+        >>> from mmcl.config import load_config
+        >>> flags = ["--train.steps", "1", "--train.batch_size", "16", "--evaluate", "[]", "--run_dir", "runs/one_step"]
+        >>> train(load_config("clip_emoji", flags)).run_dir.as_posix()
+        'runs/one_step'
     """
     with given_encoders(towers):
         return _launched(with_given_encoders(config, towers or {}))

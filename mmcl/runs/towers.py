@@ -15,7 +15,7 @@ from mmcl.encoders.tower import GIVEN, ImageEncoder, Tower, TowerSpec, build_tow
 from mmcl.errors import UserError
 from mmcl.interop.model import Model
 from mmcl.methods import METHODS
-from mmcl.types import OF_THE_ENCODER
+from mmcl.preprocess import OF_THE_ENCODER
 
 _ENCODERS = {"image": IMAGE_ENCODERS, "text": TEXT_ENCODERS}
 _LINEAR = ComponentConfig(name="linear")

@@ -13,7 +13,7 @@ from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.source import ImageLike, Sample
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, staged
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 CELL, GAP = 160, 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")

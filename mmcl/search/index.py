@@ -44,6 +44,15 @@ class Index:
         image_emb: float32 [N, D], unit length.
         text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 where the model has no text tower.
         bad: images that could not be read and are not in the index, and captions that are none.
+
+    Example:
+        >>> from PIL import Image
+        >>> from mmcl import load_model
+        >>> for level in (0, 255):
+        ...     Image.new("L", (32, 32), level).save(f"{level}.png")
+        >>> index = Index.build(["0.png", "255.png"], load_model("runs/clip_emoji"))
+        >>> [hit.name for hit in index.search(image="255.png", top_k=1)]
+        ['255.png']
     """
 
     def __init__(

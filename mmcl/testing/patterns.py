@@ -13,7 +13,7 @@ from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Sample, Source
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import ImageEncoder, Tower
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 SIZE = 8
 CLASSES = 6
@@ -86,6 +86,7 @@ class PatternModel:
         self.text_calls: list[int] = []
 
     def encode_image(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+        """The pixels of images at unit length: float32 [N, D]."""
         preprocess = Preprocess(size=SIZE)
         if not isinstance(images, Source):
             images = _AsSource(images)
@@ -99,6 +100,7 @@ class PatternModel:
         return knows.encode_image(images) @ knows.encode_text(NAMES).T
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """The pixels of the pattern whose number a text names: float32 [M, D], unit length."""
         self.text_calls.append(len(texts))
         numbers = [int("".join(c for c in text if c.isdigit()) or 77) for text in texts]
         return _unit(np.stack([pattern(number).transpose(2, 0, 1).ravel() for number in numbers]))

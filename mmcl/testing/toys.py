@@ -45,6 +45,7 @@ def toy_method(method: str | type[Method], dtype: torch.dtype = torch.float64, *
 
 
 def toy_tower() -> Tower:
+    """A tower of `ToyEncoder` and a linear head, 6 wide."""
     encoder = ToyEncoder()
     return Tower(encoder, LinearHead(encoder.feature_dim, embed_dim=6))
 

@@ -41,7 +41,8 @@ from mmcl.data.batches.order import Order
 from mmcl.data.batches.views import ImageView
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.sources.shards.source import WebDatasetSource
-from mmcl.types import Preprocess, Tokens
+from mmcl.preprocess import Preprocess
+from mmcl.types import Tokens
 
 SIZE, BATCH = 224, 64
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -13,8 +13,9 @@ from mmcl.encoders.given import given_encoders
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.encoders.small_text import SmallText
 from mmcl.encoders.tower import ImageEncoder
+from mmcl.preprocess import Preprocess
 from mmcl.testing import check_encoder
-from mmcl.types import Preprocess, Tokens
+from mmcl.types import Tokens
 from tests.encoders import tiny
 
 NAMES = [("image", name) for name in IMAGE_ENCODERS] + [("text", name) for name in TEXT_ENCODERS]

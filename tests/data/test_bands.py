@@ -24,7 +24,7 @@ from mmcl.data.images.levels import warn_of_darkness
 from mmcl.data.images.resize import read_pixels, to_tensor
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.errors import UserError
-from mmcl.types import Percentiles, Preprocess
+from mmcl.preprocess import Percentiles, Preprocess
 from tests.data.test_decode import encode, noise
 
 

@@ -17,7 +17,7 @@ from mmcl.data.images.image_cache import ReadableImages, decoded_batches
 from mmcl.data.images.resize import _shrink, part_to_tensor, read_pixels, to_tensor
 from mmcl.data.source import Sample, SampleList
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 from tests.data.test_decode import encode, noise, oriented
 
 

@@ -16,7 +16,7 @@ from mmcl.data.images.decode import decode
 from mmcl.data.images.resize import part_to_tensor, read_pixels
 from mmcl.data.source import Sample
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 from tests.data.test_decode import encode, oriented
 from tests.data.test_loader import AUGMENT, PREPROCESS, Toy, batches, rows
 

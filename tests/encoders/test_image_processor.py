@@ -24,7 +24,7 @@ from mmcl.encoders.tower import PixelNorm, TowerSpec, wrap_encoder
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 from tests.encoders import tiny
 
 SHAPES = {"portrait": (48, 83), "landscape": (131, 48), "square": (61, 61), "tiny": (3, 2), "huge": (1000, 700)}

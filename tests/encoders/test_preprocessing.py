@@ -19,7 +19,7 @@ from mmcl.encoders import open_clip as our_open_clip
 from mmcl.encoders import timm as our_timm
 from mmcl.encoders import torchvision as our_torchvision
 from mmcl.errors import UserError
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 SHAPES = {
     "portrait": (48, 83),

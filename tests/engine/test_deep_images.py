@@ -17,11 +17,11 @@ from mmcl.evaluate import compare
 from mmcl.evaluate.baselines import RawPixels
 from mmcl.evaluate.reporting.report import Report
 from mmcl.interop.load import load_model
+from mmcl.preprocess import Preprocess
 from mmcl.runs.build_data import build_source
 from mmcl.runs.comparison import METRIC, with_pictures
 from mmcl.runs.run import train
 from mmcl.search import Index
-from mmcl.types import Preprocess
 
 COUNT = 24
 

@@ -20,8 +20,8 @@ from mmcl.evaluate import cache as cache_module
 from mmcl.evaluate.cache import EmbeddingCache, default_cache
 from mmcl.evaluate.task import CachedModel
 from mmcl.interop.model import Model
+from mmcl.preprocess import Preprocess
 from mmcl.testing.patterns import PatternEncoder, PatternModel, PatternSource
-from mmcl.types import Preprocess
 
 FACTS = {"model": "m", "data": "d", "dtype": "float32"}
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)

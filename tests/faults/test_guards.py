@@ -26,9 +26,10 @@ from mmcl.engine.checkpoint import verify
 from mmcl.engine.log import StepLog, read_log
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
+from mmcl.preprocess import Preprocess
 from mmcl.runs import run as run_module
 from mmcl.runs.run import train
-from mmcl.types import LossOutput, Preprocess
+from mmcl.types import LossOutput
 from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, start, tiny_run, words
 
 Unharmed = Callable[..., Config]

@@ -14,7 +14,6 @@ import open_clip
 import pytest
 import timm
 import torch
-import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -39,22 +38,13 @@ NESTS: dict[str, Callable[[State], Any]] = {
 }
 
 
-@pytest.fixture
-def arch(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A small CLIP that open_clip knows as "Tiny"; the configuration may be changed."""
-    config = tiny.open_clip_config("clip", Path())
-    monkeypatch.setattr(open_clip, "list_models", lambda: ["Tiny"])
-    monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
-    return config
-
-
-def _state(config: dict[str, Any], model: type[nn.Module] = open_clip.CLIP) -> State:
+def clip_state(config: dict[str, Any], model: type[nn.Module] = open_clip.CLIP) -> State:
     torch.manual_seed(0)
     state = tiny.shaken(model(**copy.deepcopy(config))).state_dict()
     return {name: tensor.clone() for name, tensor in state.items() if name != "attn_mask"}
 
 
-def _load(state: Any, path: Path) -> Any:
+def load(state: Any, path: Path) -> Any:
     torch.save(state, path)
     return load_model(f"open_clip:Tiny/{path}", device="cpu")
 
@@ -80,10 +70,10 @@ def test_weights_are_found_in_every_wrapping(nest: str, prefix: str, tmp_path: P
     ],
 )
 def test_a_wrapped_clip_gives_the_embeddings_of_the_bare_one(rename: Any, arch: dict[str, Any], tmp_path: Path) -> None:
-    state = _state(arch)
+    state = clip_state(arch)
     wrapped = {rename(name): tensor for name, tensor in state.items()}
     lightning = {"state_dict": {**wrapped, "loss.weight": torch.ones(3)}, "epoch": 2, "global_step": 10}
-    bare, found = _load(state, tmp_path / "bare.pt"), _load(lightning, tmp_path / "wrapped.ckpt")
+    bare, found = load(state, tmp_path / "bare.pt"), load(lightning, tmp_path / "wrapped.ckpt")
     assert found.fingerprint == bare.fingerprint
     assert found.logit_scale == bare.logit_scale == pytest.approx(state["logit_scale"].exp().item())
 
@@ -127,10 +117,10 @@ def test_a_container_that_holds_itself_ends(tmp_path: Path) -> None:
 def test_without_a_temperature_similarities_work(
     arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = _state(arch)
-    whole = _load(state, tmp_path / "whole.pt")
+    state = clip_state(arch)
+    whole = load(state, tmp_path / "whole.pt")
     del state["logit_scale"]
-    model = _load(state, tmp_path / "weights.pt")
+    model = load(state, tmp_path / "weights.pt")
     assert model.logit_scale is None
     assert "weights.pt: holds no logit_scale" in caplog.text
     np.testing.assert_array_equal(model.encode_text(["a cat"]), whole.encode_text(["a cat"]))
@@ -150,30 +140,30 @@ def test_without_a_temperature_a_folder_of_transformers_loads(tmp_path: Path, ca
 
 @pytest.mark.parametrize("shape", [[1], [1, 1]])
 def test_a_temperature_of_any_shape_is_one_number(shape: list[int], arch: dict[str, Any], tmp_path: Path) -> None:
-    state = _state(arch)
+    state = clip_state(arch)
     expected = state["logit_scale"].exp().item()
-    assert _load({**state, "logit_scale": state["logit_scale"].reshape(shape)}, tmp_path / "a.pt").logit_scale == pytest.approx(
+    assert load({**state, "logit_scale": state["logit_scale"].reshape(shape)}, tmp_path / "a.pt").logit_scale == pytest.approx(
         expected
     )
     with pytest.raises(UserError, match=r"logit_scale has shape \[2\]"):
-        _load({**state, "logit_scale": torch.ones(2)}, tmp_path / "b.pt")
+        load({**state, "logit_scale": torch.ones(2)}, tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize("target", ["clip", "siglip"])
 def test_a_clip_and_a_siglip_start_from_each_other(target: str, arch: dict[str, Any], tmp_path: Path) -> None:
     """With a bias that the weights lack, or without one that they have; what the weights have decides."""
-    state = _state(arch)
+    state = clip_state(arch)
     if target == "siglip":
         arch["init_logit_bias"] = -10
     else:
         state["logit_bias"] = torch.tensor(-3.0)
-    assert _load(state, tmp_path / "weights.pt").logit_bias == (None if target == "siglip" else -3.0)
+    assert load(state, tmp_path / "weights.pt").logit_bias == (None if target == "siglip" else -3.0)
 
 
 def test_positions_are_resampled_as_open_clip_does(
     arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = _state(arch)
+    state = clip_state(arch)
     torch.save(state, tmp_path / "small.pt")
     arch["vision_cfg"]["image_size"], arch["text_cfg"]["context_length"] = 64, 30
     theirs = open_clip.CustomTextCLIP(**copy.deepcopy(arch))
@@ -197,121 +187,18 @@ def test_positions_of_timm_are_resampled(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_positions_of_another_width_are_refused(arch: dict[str, Any], tmp_path: Path) -> None:
-    state = _state(arch)
+    state = clip_state(arch)
     for wrong in (torch.ones(5, 8), torch.ones(7, 32)):
         with pytest.raises(UserError, match="not of this architecture"):
-            _load({**state, "visual.positional_embedding": wrong}, tmp_path / "a.pt")
+            load({**state, "visual.positional_embedding": wrong}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="not of this architecture"):
-        _load({**state, "positional_embedding": torch.ones(30, 8)}, tmp_path / "b.pt")
-
-
-def _weights(library: str, folder: Path, arch: dict[str, Any]) -> str:
-    """What `load_model` is given for weights of a library that lie in a file."""
-    path = folder / "weights.pth"
-    if library == "open_clip":
-        torch.save(_state(arch), path)
-        return f"open_clip:Tiny/{path}"
-    name = {"timm": "test_vit", "torchvision": "squeezenet1_1"}[library]
-    model = timm.create_model(name) if library == "timm" else torchvision.models.get_model(name, weights=None)
-    torch.save(tiny.shaken(model).state_dict(), path)
-    return f"{library}:{name}/{path}"
-
-
-@pytest.mark.parametrize("library", ["open_clip", "timm", "torchvision"])
-def test_a_file_gets_the_preprocessing_that_is_said_or_given(
-    library: str, arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    name = _weights(library, tmp_path, arch)
-    usual = load_model(name, device="cpu").towers["image"].encoder.preprocess
-    said = caplog.text
-    assert "weights.pth does not say its preprocessing; taken is mean " in said
-    assert " ".join(f"{value:.4g}" for value in usual.mean) in said
-    assert f"resize {usual.resize!r}" in said
-
-    fields = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize": "squash", "interpolation": "bilinear"}
-    expected = replace(usual, mean=(0.5,) * 3, std=(0.5,) * 3, resize="squash", interpolation="bilinear")
-    caplog.clear()
-    for given in (fields, expected):
-        model = load_model(name, device="cpu", preprocess=given)
-        encoder = model.towers["image"].encoder
-        assert encoder.preprocess == expected
-        assert encoder.norm.mean.flatten().tolist() == [0.5] * 3
-    assert "does not say" not in caplog.text
-    save_model(tmp_path / "ours", model.towers)
-    again = load_model(tmp_path / "ours", device="cpu")
-    assert again.towers["image"].encoder.preprocess == expected
-    image = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(again.encode_image(image), model.encode_image(image))
-
-
-def test_the_line_names_the_activation_and_that_released_weights_differ(
-    arch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(
-        "mmcl.encoders.open_clip.get_pretrained_cfg", lambda arch, tag: {"mean": (0.5,) * 3} if tag == "a" else {}
-    )
-    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda arch: ["a"])
-    load_model(_weights("open_clip", tmp_path, arch), device="cpu")
-    assert "(released weights of Tiny have others), and GELU" in caplog.text
-    caplog.clear()
-    arch["quick_gelu"] = True
-    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda arch: ["b"])
-    load_model(_weights("open_clip", tmp_path, arch), device="cpu")
-    said = caplog.text
-    assert "others" not in said
-    assert "and QuickGELU" in said
-
-
-def test_preprocessing_of_another_size_resamples_positions(
-    arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    name = _weights("open_clip", tmp_path, arch)
-    model = load_model(name, device="cpu", preprocess={"size": 48})
-    assert model.encode_image(np.zeros((50, 60, 3), np.uint8)).shape == (1, 16)
-    assert "visual.positional_embedding is resampled from [5, 32] to [10, 32]" in caplog.text
-
-
-def test_a_size_that_patches_do_not_divide_is_refused_at_once(arch: dict[str, Any], tmp_path: Path) -> None:
-    name = _weights("timm", tmp_path, arch)
-    with pytest.raises(UserError, match="image size 97 x 97 must be a multiple of its patches of 16 x 16"):
-        load_model(name, device="cpu", preprocess={"size": 97})
-    assert load_model(name, device="cpu", preprocess={"size": 96}).encode_image(np.zeros((5, 6, 3), np.uint8)).shape == (1, 64)
+        load({**state, "positional_embedding": torch.ones(30, 8)}, tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize("setting", [{"resize_mode": 3}, {"interpolation": 3}])
 def test_a_setting_of_open_clip_that_is_no_text_is_named(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"unknown {next(iter(setting))} 3"):
         _preprocess(setting, 64)
-
-
-def test_a_folder_of_transformers_takes_a_given_preprocessing(tmp_path: Path) -> None:
-    tiny.transformers_model("clip", tmp_path)
-    model = load_model(f"hf:{tmp_path}", device="cpu", preprocess={"mean": [0.1, 0.2, 0.3]})
-    assert model.towers["image"].encoder.preprocess.mean == (0.1, 0.2, 0.3)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"means": [0.5]}, "did you mean 'mean'"),
-        ({"mean": [0.5]}, "mean"),
-        ({"mean": "abc"}, "mean"),
-        ({"mean": [None, None, None]}, "mean"),
-        ({"std": [0.5, 0.5, np.nan]}, "std"),
-        ({"size": "big"}, "size"),
-    ],
-)
-def test_a_preprocessing_that_is_not_possible_is_named(
-    fields: dict[str, Any], message: str, arch: dict[str, Any], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=message):
-        load_model(_weights("open_clip", tmp_path, arch), device="cpu", preprocess=fields)
-
-
-def test_a_model_of_ours_keeps_its_preprocessing(arch: dict[str, Any], tmp_path: Path) -> None:
-    save_model(tmp_path / "ours", load_model(_weights("open_clip", tmp_path, arch), device="cpu").towers)
-    with pytest.raises(UserError, match="was saved with its preprocessing"):
-        load_model(tmp_path / "ours", preprocess={"size": 8})
 
 
 def _big_vision(model: Any) -> dict[str, np.ndarray]:

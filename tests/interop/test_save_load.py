@@ -27,7 +27,7 @@ from mmcl.files import atomic as files
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.interop.save import save_model
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 from tests.arithmetic import network_tolerance
 from tests.encoders import tiny
 from tests.faults.runs import kill_at

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from mmcl.errors import UserError
+from mmcl.preprocess import Preprocess
 from mmcl.search import Hits, Index
 from mmcl.testing.patterns import CLASSES, NAMES, SIZE, PatternModel, PatternSource, pattern
-from mmcl.types import Preprocess
 
 
 @pytest.fixture

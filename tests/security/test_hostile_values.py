@@ -37,11 +37,11 @@ from mmcl.evaluate.reporting.report import Report
 from mmcl.interop.bounds import bounded_build
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
+from mmcl.preprocess import Preprocess
 from mmcl.runs.resume import compare as compare_identities
 from mmcl.runs.resume import read_identity
 from mmcl.search import Index
 from mmcl.testing.patterns import PatternModel, PatternSource
-from mmcl.types import Preprocess
 from tests.interop.test_model import TOKENIZER, make_towers
 
 NESTED: list[Any] = []

@@ -70,6 +70,7 @@ class Pairs:
         return self.query_group_N, self.key_group_M, self.self_query_S, self.self_key_S
 
     def with_tensors(self, query_group_N: Tensor, key_group_M: Tensor, self_query_S: Tensor, self_key_S: Tensor) -> Pairs:
+        """The same pairs with other tensors in place of its own, as autograd hands them back."""
         return Pairs(query_group_N, key_group_M, self.groups, self_query_S, self_key_S)
 
     @property

@@ -74,6 +74,7 @@ class RowGradients:
         self.grad_key_MD = self.grad_query_ND if mirrored else torch.zeros_like(key_MD) if key_needed else None
 
     def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
+        """Adds what a tile of logits' gradients, [n, m], sends to its query and key rows."""
         if self.grad_query_ND is not None:
             self.grad_query_ND[rows].addmm_(grad_logits, self.key_MD[columns], alpha=self.scale)
         if self.grad_key_MD is not None:

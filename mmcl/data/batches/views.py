@@ -22,7 +22,7 @@ from mmcl.data.images.decode import SCALES, opened
 from mmcl.data.images.resize import Box, part_to_tensor, to_tensor
 from mmcl.data.source import ImageLike
 from mmcl.errors import unknown_name
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 
 class Part(NamedTuple):

@@ -63,6 +63,7 @@ class Mixture(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
+        """That of every part, with the part's name in the unit."""
         return [
             dataclasses.replace(usage, unit=f"{usage.unit} of {name}")
             for name, source in self.parts.items()

@@ -11,7 +11,7 @@ from mmcl.data.images.deep import is_deep, is_tiff, read_deep, read_tiff
 from mmcl.data.images.levels import check_file, read_array, read_file, to_levels
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
-from mmcl.types import Intensity
+from mmcl.preprocess import Intensity
 
 
 def decode_to_show(image: ImageLike, *, channels: int = 3, intensity: Intensity = None, name: str | None = None) -> Image.Image:

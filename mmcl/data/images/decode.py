@@ -24,7 +24,7 @@ from mmcl.data.images.metadata import without_metadata
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, first_line
 from mmcl.files.listing import LFS_POINTER
-from mmcl.types import Intensity
+from mmcl.preprocess import Intensity
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")

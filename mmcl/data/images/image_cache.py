@@ -18,7 +18,8 @@ from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.resize import pixel_dtype, read_pixels
 from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
-from mmcl.types import BadSample, Preprocess
+from mmcl.preprocess import Preprocess
+from mmcl.types import BadSample
 
 T = TypeVar("T")
 

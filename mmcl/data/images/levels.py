@@ -14,7 +14,7 @@ from mmcl.errors import UserError, first_line
 from mmcl.files.byte_range import FilePart
 from mmcl.files.listing import ARRAY_SUFFIXES
 from mmcl.logging import get_logger
-from mmcl.types import Intensity, Percentiles
+from mmcl.preprocess import Intensity, Percentiles
 
 logger = get_logger(__name__)
 

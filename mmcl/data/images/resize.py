@@ -18,7 +18,7 @@ from mmcl.data.images.bands import read_bands
 from mmcl.data.images.decode import SCALES, Opened, opened
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError
-from mmcl.types import TORCHVISION_LANCZOS, CropRounding, Interpolation, Preprocess
+from mmcl.preprocess import TORCHVISION_LANCZOS, CropRounding, Interpolation, Preprocess
 
 Box = tuple[int, int, int, int]
 """A part of an image: left, top, right, bottom in pixels."""

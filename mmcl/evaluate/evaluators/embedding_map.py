@@ -14,7 +14,7 @@ from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report, file_name
 from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.evaluate.validation import Array
-from mmcl.types import Preprocess
+from mmcl.preprocess import Preprocess
 
 EVALUATOR = "embedding_map"
 
@@ -45,6 +45,12 @@ def embedding_map(
 
     Raises:
         UserError: as `project` does.
+
+    Example:
+        >>> emb = np.random.default_rng(0).normal(size=(30, 8))
+        >>> report = embedding_map(emb, method="pca")
+        >>> [metric.metric for metric in report.metrics], len(report.figures), len(report.pages)
+        (['pca_trustworthiness@10', 'pca_neighbours_kept@10'], 1, 1)
     """
     drawn = project(
         emb,

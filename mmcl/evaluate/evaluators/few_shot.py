@@ -50,6 +50,11 @@ def few_shot(
 
     Raises:
         UserError: a class has fewer rows than `shots` asks for, an argument is out of range, or what `linear_probe` refuses.
+
+    Example:
+        >>> rows, labels = np.repeat(np.eye(2), 4, axis=0), np.repeat([0, 1], 4)
+        >>> few_shot(rows, labels, rows, labels, shots=[1], seeds=2)["few_shot_1_top1"]
+        1.0
     """
     train = features(train_emb, "train_emb")
     sizes = len(train), len(test_labels)

@@ -13,7 +13,7 @@ from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
-from mmcl.evaluate.validation import Array, same_width, unit_rows
+from mmcl.evaluate.validation import Array, as_tensor, same_width, unit_rows
 from mmcl.rng import permutation
 
 EVALUATOR = "geometry"
@@ -43,6 +43,11 @@ def geometry(
 
     Raises:
         UserError: shapes do not fit, an embedding is not finite or all zeros, or a side has one row only.
+
+    Example:
+        >>> report = geometry(np.eye(4), np.eye(4))
+        >>> round(report["effective_rank"], 4), round(report["alignment"], 4)
+        (4.0, 0.0)
     """
     image = unit_rows(image_emb, "image_emb")
     values = _of_rows(image, "image_emb", "")
@@ -92,7 +97,7 @@ def _of_rows(x_ND: torch.Tensor, name: str, suffix: str) -> dict[str, float]:
 def _pairs(pairs: Sequence[tuple[int, int]] | np.ndarray | None, images: int, texts: int) -> torch.Tensor:
     if pairs is None and images != texts:
         raise UserError(f"{images} images and {texts} texts: say by `pairs` which rows belong together")
-    row = torch.arange(images)[:, None].expand(-1, 2) if pairs is None else torch.as_tensor(pairs)
+    row = torch.arange(images)[:, None].expand(-1, 2) if pairs is None else as_tensor(pairs, "pairs")
     if row.ndim != 2 or row.shape[1] != 2 or row.is_floating_point() or len(row) == 0:
         raise UserError(f"pairs must be integers [P, 2] with P >= 1, not {row.dtype} {list(row.shape)}")
     if bool((row < 0).any()) or bool((row >= torch.tensor([images, texts])).any()):

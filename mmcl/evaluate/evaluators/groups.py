@@ -38,6 +38,11 @@ def groups(
 
     Raises:
         UserError: shapes do not fit, an outcome is not finite, or there is one group only.
+
+    Example:
+        >>> report = groups([1, 1, 1, 0], by=["day", "day", "night", "night"])
+        >>> report["accuracy_of_night"], report["accuracy_largest_gap"]
+        (0.5, 0.5)
     """
     values, names = np.asarray(outcomes, np.float64), np.array([str(group) for group in by])
     if values.ndim != 1 or values.shape != names.shape or not np.isfinite(values).all():

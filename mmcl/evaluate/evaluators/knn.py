@@ -51,6 +51,11 @@ def knn(
 
     Raises:
         UserError: a k is larger than the bank, shapes do not fit, or an embedding is not finite.
+
+    Example:
+        >>> bank, query = np.eye(3), np.array([[1.0, 0.1, 0.0], [0.1, 1.0, 0.0]])
+        >>> knn(bank, ["cat", "dog", "cat"], query, ["cat", "cat"], ks=[1])["knn1_top1"]
+        0.5
     """
     bank, query = unit_rows(bank_emb, "bank_emb"), unit_rows(query_emb, "query_emb")
     same_width(bank, query, "bank_emb and query_emb")

@@ -12,7 +12,7 @@ from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.ranking import cosine_scores
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
-from mmcl.evaluate.validation import Array, same_width, unit_rows
+from mmcl.evaluate.validation import Array, as_tensor, same_width, unit_rows
 
 EVALUATOR = "zero_shot_multilabel"
 _BLOCK = 2**22
@@ -45,12 +45,16 @@ def zero_shot_multilabel(
 
     Raises:
         UserError: shapes do not fit, a target is not 0 or 1 or no image shows a class, or an embedding is not finite.
+
+    Example:
+        >>> zero_shot_multilabel(np.eye(2), [[1, 0], [1, 1]], np.eye(2))["zero_shot_mAP"]
+        1.0
     """
     from sklearn.metrics import average_precision_score
 
     image, classes = unit_rows(image_emb, "image_emb"), unit_rows(class_emb, "class_emb")
     same_width(image, classes, "image_emb and class_emb")
-    target = torch.as_tensor(target_NC).cpu().numpy()
+    target = as_tensor(target_NC, "target_NC").cpu().numpy()
     if target.shape != (len(image), len(classes)) or not np.isin(target, (0, 1)).all():
         raise UserError(f"target_NC must be {len(image)} x {len(classes)} of 0 and 1, not {target.dtype} {list(target.shape)}")
     if class_names is not None and len(class_names) != len(classes):

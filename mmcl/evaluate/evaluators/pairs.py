@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mmcl.errors import UserError
@@ -16,7 +15,7 @@ from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
-from mmcl.evaluate.validation import Array, integers, same_width, unit_rows
+from mmcl.evaluate.validation import Array, as_tensor, integers, same_width, unit_rows
 
 EVALUATOR = "pairs"
 
@@ -42,6 +41,11 @@ def pairs(
 
     Raises:
         UserError: shapes do not fit, or an embedding is not finite.
+
+    Example:
+        >>> image, text = np.eye(2), np.array([[1.0, 0.1], [0.1, 1.0]])
+        >>> pairs(image, text, text[::-1])["pairs_accuracy"]
+        1.0
     """
     image, positive = unit_rows(image_emb, "image_emb"), unit_rows(positive_emb, "positive_emb")
     negative = unit_rows(negative_emb, "negative_emb")
@@ -67,6 +71,11 @@ def winoground(image_emb: Array, text_emb: Array, *, data: str = "", model: str 
 
     Raises:
         UserError: shapes do not fit, or an embedding is not finite.
+
+    Example:
+        >>> rows = np.eye(2)[None]  # one example of two images and their two texts
+        >>> winoground(rows, rows)["winoground_group"]
+        1.0
     """
     image, text = _twos(image_emb, "image_emb"), _twos(text_emb, "text_emb")
     same_width(image[0], text[0], "image_emb and text_emb")
@@ -113,7 +122,7 @@ def _cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def _twos(rows: Array, name: str) -> tuple[Tensor, Tensor]:
-    emb_N2D = torch.as_tensor(rows)
+    emb_N2D = as_tensor(rows, name)
     if emb_N2D.ndim != 3 or emb_N2D.shape[1] != 2:
         raise UserError(f"{name} must be [N, 2, D], not {list(emb_N2D.shape)}")
     return unit_rows(emb_N2D[:, 0], f"{name}[:, 0]"), unit_rows(emb_N2D[:, 1], f"{name}[:, 1]")

@@ -44,6 +44,10 @@ class Projection:
         class_names, captions: of the labels and of the points, or None.
         images: of the points, as small as the page shows them, or None.
         title: of the map.
+
+    Example:
+        >>> project(np.eye(6), method="pca", neighbours=2, title="six directions").points.shape
+        (6, 2)
     """
 
     points: np.ndarray
@@ -113,6 +117,13 @@ def project(
     Raises:
         UserError: fewer than 5 rows, shapes that do not fit, embeddings that are not finite, a image that cannot be read, a
             method that does not exist or is not installed.
+
+    Example:
+        >>> emb = np.random.default_rng(0).normal(size=(30, 8))
+        >>> found = project(emb, [0, 1, 2] * 10, method="pca")
+        >>> found.points.shape, 0 <= found.neighbours_kept <= 1
+        ((30, 2), True)
+        >>> found.save("map.html")
     """
     check_arguments(method, max_points, neighbours)
     unit = unit_rows(emb, "emb").cpu().numpy()

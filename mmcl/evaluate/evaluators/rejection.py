@@ -54,6 +54,11 @@ def zero_shot_reject(
 
     Raises:
         UserError: shapes do not fit, or an embedding is not finite.
+
+    Example:
+        >>> known, unknown, classes = np.eye(4)[:2], np.eye(4)[2:], np.eye(4)[:2]
+        >>> zero_shot_reject(known, unknown, classes)["reject_max_cosine_auroc"]
+        1.0
     """
     known, unknown = unit_rows(known_emb, "known_emb"), unit_rows(unknown_emb, "unknown_emb")
     classes = unit_rows(class_emb, "class_emb")

@@ -22,7 +22,7 @@ from mmcl.evaluate.reporting.figures import retrieval_examples
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report, file_name
 from mmcl.evaluate.task import CachedModel, Captions, Task, needs, require_text
-from mmcl.evaluate.validation import Array, Values, cutoffs, features, labels_or_ids, same_width, unit_rows
+from mmcl.evaluate.validation import Array, Values, as_tensor, cutoffs, features, labels_or_ids, same_width, unit_rows
 from mmcl.rng import permutation
 
 EVALUATOR = "retrieval"
@@ -65,6 +65,13 @@ def retrieval(
 
     Raises:
         UserError: shapes or ids do not fit, an embedding is not finite, or no query has a positive.
+
+    Example:
+        >>> image = np.eye(3)
+        >>> text = np.eye(3)[[0, 1, 0]]  # the last text is nearest to the wrong image
+        >>> report = retrieval(image, text, image_ids=[0, 1, 2], text_image_ids=[0, 1, 2])
+        >>> round(report["text_to_image_R@1"], 4)
+        0.6667
     """
     image, text = features(image_emb, "image_emb"), features(text_emb, "text_emb")
     same_width(image, text, "image_emb and text_emb")
@@ -79,7 +86,7 @@ def retrieval(
 
 
 def retrieval_from_scores(
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, Callable[[slice], Array]],
     *,
     image_ids: Values,
     text_image_ids: Values,
@@ -94,15 +101,26 @@ def retrieval_from_scores(
     Args:
         scores: by direction, "text_to_image" and "image_to_text": a function from a slice of the queries to their scores with
             all keys, float32 [n, keys].
+
+    Example:
+        >>> scores = np.eye(3, dtype=np.float32)
+        >>> directions = {"text_to_image": lambda rows: scores[rows]}
+        >>> report = retrieval_from_scores(directions, image_ids=[0, 1, 2], text_image_ids=[0, 1, 2])
+        >>> report["text_to_image_R@1"]
+        1.0
     """
     sizes = len(image_ids), len(text_image_ids)
     image, text = labels_or_ids(image_ids, text_image_ids, ("image_ids", "text_image_ids"), sizes)
     ids = {"text_to_image": (text, image), "image_to_text": (image, text)}
     found = {
-        name: (score_ranks(score, *ids[name], ties=ties, chunk_size=chunk_size), _answered(*ids[name]))
+        name: (score_ranks(_tensors(score, name), *ids[name], ties=ties, chunk_size=chunk_size), _answered(*ids[name]))
         for name, score in scores.items()
     }
     return _report(found, cutoffs(ks), data, model)
+
+
+def _tensors(scores: Callable[[slice], Array], direction: str) -> Scores:
+    return lambda rows: as_tensor(scores(rows), f"the scores of {direction}")
 
 
 def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:

@@ -29,6 +29,11 @@ def robustness(right: Mapping[str, Array | Sequence[float]], *, reference: str, 
 
     Raises:
         UserError: the reference is not among the datasets, or outcomes are missing or not finite.
+
+    Example:
+        >>> report = robustness({"photos": [1, 1, 1, 0], "sketches": [1, 0, 0, 0]}, reference="photos")
+        >>> report["accuracy_gap"]
+        0.5
     """
     if reference not in right:
         raise UserError(f"robustness: reference {reference!r} is not among the datasets: {', '.join(right) or 'none'}")
@@ -54,6 +59,11 @@ def effective_robustness(accuracy: float, shifted_accuracy: float, baselines: Se
 
     Raises:
         UserError: a number is not above 0 and below 1, or the baselines do not determine a line.
+
+    Example:
+        >>> baselines = [(0.6, 0.4), (0.8, 0.6)]
+        >>> round(effective_robustness(0.8, 0.7, baselines), 4)
+        0.1
     """
     points = np.array([*baselines, (accuracy, shifted_accuracy)], np.float64)
     if not ((points > 0) & (points < 1)).all():

@@ -38,6 +38,11 @@ def sts(
 
     Raises:
         UserError: shapes do not fit, a number is not finite, there are fewer than two pairs, or all scores are equal.
+
+    Example:
+        >>> first, second = np.eye(2)[[0, 0, 0]], np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+        >>> round(sts(first, second, scores=[5.0, 3.0, 0.0])["sts_spearman"], 4)
+        1.0
     """
     first, second = unit_rows(first_emb, "first_emb"), unit_rows(second_emb, "second_emb")
     same_width(first, second, "first_emb and second_emb")

@@ -63,6 +63,11 @@ def zero_shot(
 
     Raises:
         UserError: shapes or labels do not fit, or an embedding is not finite.
+
+    Example:
+        >>> report = zero_shot(np.eye(4), [0, 1, 2, 2], np.eye(4), top_k=[1])
+        >>> report["zero_shot_top1"]
+        0.75
     """
     image, classes = unit_rows(image_emb, "image_emb"), unit_rows(class_emb, "class_emb")
     same_width(image, classes, "image_emb and class_emb")

@@ -57,6 +57,7 @@ class Calibration:
 
     @classmethod
     def join(cls, blocks: list[Calibration]) -> Calibration:
+        """One of all images from those of blocks of images."""
         fields = ("confidence", "right", "brier", "nll")
         columns = (np.concatenate([getattr(block, name) for block in blocks]) for name in fields)
         confidence, right, brier, nll = columns

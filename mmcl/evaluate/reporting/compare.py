@@ -41,6 +41,13 @@ class Difference:
         n: queries.
         won, lost: names of the queries on which B is better, and worse, the largest change first; their numbers, from 0, where
             the report does not name its rows.
+
+    Example:
+        >>> from mmcl import evaluate
+        >>> a, b = (evaluate.groups(right, by=[0, 0, 1, 1]) for right in ([1, 0, 1, 0], [1, 1, 1, 0]))
+        >>> difference = evaluate.compare(a, b)["accuracy_of_0"]
+        >>> difference.a, difference.b, difference.difference, difference.n
+        (0.5, 1.0, 0.5, 2)
     """
 
     evaluator: str
@@ -66,6 +73,12 @@ class Comparison:
         differences: one for each metric that both reports have row by row.
         notes: what the numbers mean, and what could not be compared.
         figures: PNG files by name, without ".png".
+
+    Example:
+        >>> from mmcl import evaluate
+        >>> a, b = (evaluate.groups(right, by=[0, 0, 1, 1]) for right in ([1, 0, 1, 0], [1, 1, 1, 0]))
+        >>> [difference.metric for difference in evaluate.compare(a, b).differences]
+        ['accuracy_of_0', 'accuracy_of_1']
     """
 
     a: str
@@ -82,13 +95,16 @@ class Comparison:
         return found[0]
 
     def to_json(self) -> str:
+        """The two names, every difference and the notes."""
         content: dict[str, Any] = {"a": self.a, "b": self.b, "differences": [asdict(one) for one in self.differences]}
         return json.dumps(content | {"notes": self.notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_text(self) -> str:
+        """The tables for a terminal, and the notes."""
         return tables.text(self._tables(), self._notes())
 
     def to_markdown(self) -> str:
+        """The tables and notes, with links to the figures beside it."""
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
         return tables.markdown("Comparison", self._tables(), self._notes(), figures)
 
@@ -138,6 +154,14 @@ def compare(
 
     Raises:
         UserError: a report has no such model, there is no metric with rows in both, or the queries are not the same.
+
+    Example:
+        >>> from mmcl import evaluate
+        >>> rows, ids = np.eye(3), {"image_ids": [0, 1, 2], "text_image_ids": [0, 1, 2]}
+        >>> a, b = (evaluate.retrieval(rows, text, **ids) for text in (rows[[0, 1, 0]], rows))
+        >>> difference = compare(a, b)["text_to_image_R@1"]
+        >>> round(difference.difference, 4), round(difference.p, 4)
+        (0.3333, 0.3173)
     """
     ours, theirs = (_of_model(report, model, name) for report, model, name in zip((a, b), models, names, strict=True))
     shared = [key for key in ours if key in theirs]

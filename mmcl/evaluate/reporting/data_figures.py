@@ -12,7 +12,7 @@ from mmcl.data.inspection import BINS, Inspection
 from mmcl.data.source import Sample
 from mmcl.errors import UserError
 from mmcl.evaluate.reporting.figures import INK, PALETTE, WRONG, font_families, new_figure, png_bytes
-from mmcl.types import Intensity
+from mmcl.preprocess import Intensity
 
 COLUMNS = 6
 

@@ -33,6 +33,10 @@ class Metric:
         low, high: 95 % interval; None for exact numbers.
         n: rows that it was computed from.
         rows: the outcomes of these rows, where it is a plain statistic of them; no part of metrics.json, nor of equality.
+
+    Example:
+        >>> Metric("knn", "digits", "knn5_top1", "trained", 0.9, 0.85, 0.94, 180).key
+        ('knn', 'digits', 'knn5_top1', 'trained')
     """
 
     evaluator: str
@@ -47,6 +51,7 @@ class Metric:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
+        """What no two metrics of a report share."""
         return self.evaluator, self.data, self.metric, self.model
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +72,13 @@ class Provenance:
         dtype: of the embeddings.
         seed: of what is drawn.
         versions: of the libraries that computed it.
+
+    Example:
+        >>> from mmcl import evaluate, load_model, open_source
+        >>> model, source = evaluate.CachedModel(load_model("runs/clip_emoji")), open_source("digits")
+        >>> report = evaluate.run([("geometry", {})], [model], [evaluate.Task("digits", source, baselines=False)])
+        >>> report.provenance[0].data, report.provenance[0].n
+        ('digits', 1352)
     """
 
     evaluator: str

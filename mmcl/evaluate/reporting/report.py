@@ -36,6 +36,15 @@ class Report:
         pages: HTML files by name, without ".html"; each needs no other file.
         failures: one line for each evaluator that could not run, see `run`.
         provenance: no two with the same evaluator, data and model.
+
+    Example:
+        >>> from mmcl import evaluate
+        >>> report = evaluate.groups([1, 1, 1, 0], by=["day", "day", "night", "night"])
+        >>> report["accuracy_of_night"], len(report.metrics)
+        (0.5, 4)
+        >>> report.write("report")
+        >>> Report.load("report") == report
+        True
     """
 
     metrics: tuple[Metric, ...] = ()
@@ -97,6 +106,7 @@ class Report:
         return tables.text(tables.metric_tables(quoted(self.metrics) if brief else self.metrics), self._remarks())
 
     def to_markdown(self) -> str:
+        """The tables and notes, with links to the figures and pages beside it."""
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
         notes = (tables.INTERVALS, *self._remarks())
         return tables.markdown("Evaluation", tables.metric_tables(self.metrics), notes, figures, self._links())

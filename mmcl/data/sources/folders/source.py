@@ -90,6 +90,7 @@ class FolderSource(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
+        """Of the files in the folder, those that are samples."""
         return [self._usage]
 
     @property

@@ -109,6 +109,7 @@ class WebDatasetSource(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
+        """Of the files in the folder, where there is one, and of the members of the shards."""
         return [self._members] if self._files is None else [self._files, self._members]
 
     @property

@@ -38,14 +38,17 @@ pa.register_extension_type(JsonType())  # A mapped file names its types.
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes, such as encoded images."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists, of any or of one length."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -96,4 +99,5 @@ def plain_table(table: pa.Table) -> pa.Table:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """A schema with the plain type of every column, see `plain_type`."""
     return pa.schema([field.with_type(plain_type(field.type)) for field in schema], metadata=schema.metadata)
