@@ -1,0 +1,41 @@
+# The menu: `make` prints it. What each of these takes stands in CONTRIBUTING.md.
+
+.DEFAULT_GOAL := help
+.PHONY: help lint format test test-fast test-slow docs bench build ci
+
+# What rests on no other room, and the methods.
+fast := tests/core tests/losses tests/methods tests/search
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+lint:  ## what a pull request must pass before its tests: ruff, import-linter, mypy
+	ruff check .
+	ruff format --check .
+	lint-imports
+	mypy
+
+format:  ## mends what ruff can mend
+	ruff check --fix .
+	ruff format .
+
+test:  ## everything but the slow tests
+	pytest -n auto
+
+test-fast:  ## the mathematics, the methods, the index: while you work
+	pytest $(fast)
+
+test-slow:  ## whole registries and grids
+	pytest -n auto -m slow
+
+docs:  ## the documentation, into build/docs; needs the extra `docs`
+	sphinx-build -W docs build/docs
+
+bench:  ## names the benchmarks; each says with --help what it measures
+	@grep -l __main__ scripts/bench/*.py
+
+build:  ## a wheel and a source archive, into dist/
+	hatchling build
+
+ci:  ## what a pull request runs, in a fresh environment
+	.ci/run
