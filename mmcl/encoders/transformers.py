@@ -1,8 +1,6 @@
-"""Vision, text and CLIP-like models of Hugging Face transformers, from a folder or the hub. With transformers_tokenizer.py
-the only file that imports it.
+"""Vision, text and CLIP-like models of Hugging Face transformers, from a folder or the hub.
 
-Remote code is never trusted. A model's configuration is kept with it, so that it is built again without the hub.
-"""
+Remote code is never trusted. A model's configuration is kept with it, so that it is built again without the hub."""
 
 from __future__ import annotations
 

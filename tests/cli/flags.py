@@ -33,6 +33,7 @@ def flags_of(form: Callable[..., object]) -> Iterator[tuple[str, str, str]]:
         kind = re.sub(r"^Positional\[(.*)\]$", r"\1", str(parameter.annotation))
         is_flag = kind == parameter.annotation
         default = "required" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
+        name = f"no_{name}" if parameter.default is True else name  # the flag that changes it
         yield f"--{name.replace('_', '-')}" if is_flag else f"<{name}>", spelt_out(kind, form), default
 
 
