@@ -1,4 +1,4 @@
-"""What travels between the rooms: frozen dataclasses, with shapes in their docstrings.
+"""Data types passed between packages: frozen dataclasses, with shapes in their docstrings.
 
 Shape suffixes, here and everywhere: B rows of the global batch, N query rows, M key rows, D embedding width, F feature width,
 L tokens, C channels, H height, W width.
@@ -124,7 +124,7 @@ class BadSample:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What a loss sees: this process's rows and the rows of all processes, in rank order, with gradient.
+    """Inputs of a loss: this process's rows and the rows of all processes, in rank order, with gradient.
 
     Attributes:
         local: name -> rows of this process, [b, D], as the method's `encode` named them.
@@ -163,7 +163,7 @@ class LossOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
-    """What a method may depend on besides its data: the size and the length of the run.
+    """Facts of a run that a method may depend on: the size of the batch, the length of training.
 
     Attributes:
         global_batch: rows of one step over all processes.
@@ -178,7 +178,7 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossFacts:
-    """What a method knows of its loss before training; None for what it does not.
+    """Properties of a loss that are known before training; None where unknown.
 
     Attributes:
         first_loss: about the first loss of an untrained model, to which all pairs look alike.
@@ -190,7 +190,7 @@ class LossFacts:
 
 
 class EmbeddingModel(Protocol):
-    """What evaluators and search ask of a model; `mmcl.load_model` returns one, and any object with these members will do.
+    """Interface of a model for evaluators and search; `mmcl.load_model` returns one, and any object with these members will do.
 
     Attributes:
         fingerprint: changes with the architecture, the weights or the preprocessing.
@@ -229,7 +229,7 @@ class EmbeddingModel(Protocol):
 
 
 class ClassifierModel(Protocol):
-    """What a classifier that was trained with labels offers; `mmcl.load_model` returns one.
+    """Interface of a classifier that was trained with labels; `mmcl.load_model` returns one.
 
     Attributes:
         class_names: one for each logit; None where the model knows no classes.

@@ -101,7 +101,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}.{number}") for number, item in enumerate(value)]
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
-        raise UserError(f"{where} is {_shown(value)}, which is no valid Unicode text")
+        raise UserError(f"{where} is {_shown(value)}, which is not valid Unicode")
     if isinstance(value, int | float) and not abs(value) < 2**63:
         raise UserError(f"{where} is {_shown(value)}: give a finite number below 2^63")
     if value is not None and not isinstance(value, str | int | float):

@@ -106,7 +106,7 @@ class DataConfig:
     """Train on a stratified part alone, as for learning from few labels: below 1 a share of every class (0.01), from 1 a
     number of samples of every class. `train.seed` draws it, and a smaller part lies within a larger one."""
     samples_per_class: int | None = setting(None, at_least=1)
-    """Make every batch of so many samples from each of train.batch_size / samples_per_class classes, as supervised
+    """Samples per class in every batch (P x K sampling), from train.batch_size / samples_per_class classes, as supervised
     contrastive and metric learning want it; null takes samples in random order, whatever their class."""
     cache: Literal["auto"] | bool = setting("auto", decides=False)
     """Keep the decoded images in memory; "auto" does so below 1 GB and without a crop."""
@@ -195,11 +195,11 @@ class TrainConfig:
     best_is: Literal["max", "min"] | None = setting(None, decides=False)
     """Which score is the best; null goes by the metric's name: the lowest rank, loss, error or gap, the highest of all else."""
     patience: int | None = setting(None, at_least=1, decides=False)
-    """Stop after so many evaluations of `keep_best` in a row that were no better than the best before; null never does."""
+    """Stop after this number of evaluations without an improvement of `keep_best`; null never stops."""
     export: Literal["last", "best"] = setting("last", decides=False)
     """The weights that become `model/`: of the last step, or of the best score of `keep_best`."""
     on_nonfinite: Literal["stop", "skip"] = setting("stop", decides=False)
-    """What to do when a loss or gradient is no finite number: stop before the update, or leave the step out."""
+    """Reaction to a non-finite loss or gradient: stop before the update, or skip the step."""
     max_skipped: int = setting(10, at_least=0, decides=False)
     """Stop when more steps than this were left out."""
     timeout_seconds: float = setting(600.0, above=0, decides=False)
@@ -251,7 +251,7 @@ class Config:
     """
 
     method: ComponentConfig
-    """What is learned, and by which loss."""
+    """The method: its views and its loss."""
     init: str | None = None
     """The model to start from, instead of random weights: a run directory, open_clip:ARCH/PRETRAINED or hf:ID."""
     teacher: str | None = None
@@ -269,7 +269,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
     evaluate: tuple[EvaluatorConfig, ...] = setting((), decides=False)
-    """What is evaluated, at the end next to its baselines."""
+    """Evaluators run at the end, next to their baselines."""
     run_dir: str | None = setting(None, decides=False)
     """Where everything is written; default: runs/<name of the configuration>."""
     resume: bool = setting(False, decides=False)

@@ -1,4 +1,4 @@
-"""What the core computes, it computes in float32 or better, whatever comes in and whatever the autocast type."""
+"""Computation in float32 or better, whatever the dtype of the inputs and of autocast."""
 
 from __future__ import annotations
 

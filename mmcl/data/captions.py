@@ -1,4 +1,4 @@
-"""What counts as a caption, and which captions are equal: captions come from untrusted files too."""
+"""Validation and comparison of captions, which come from untrusted files too."""
 
 from __future__ import annotations
 

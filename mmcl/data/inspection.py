@@ -1,4 +1,4 @@
-"""Every sample of a source looked at once: what cannot be used, what repeats, how long captions are and how large images."""
+"""Inspection of every sample of a source: what cannot be used, what repeats, how long captions are and how large images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BINS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What a source holds.
+    """Contents of a source.
 
     Attributes:
         samples: their number.

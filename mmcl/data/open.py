@@ -31,7 +31,7 @@ from mmcl.files.remote_filesystem import is_url
 FEW = 10
 """So many images, such as a logo, may lie beside shards or parquet files without being what is meant, whatever their size."""
 
-_BY_PANDAS = "is no table that can be read; save it as .parquet, e.g. pandas.{}({}).to_parquet(...)"
+_BY_PANDAS = "is not a readable table; save it as .parquet, e.g. pandas.{}({}).to_parquet(...)"
 _OTHER_FILES = {
     ".json": "is read with the images that it describes: give their folder, and this file as `captions` in its args; write "
     "records of another kind as .jsonl, one a line; images that it names by URL are to be downloaded, as with img2dataset",
@@ -48,7 +48,7 @@ _OTHER_FILES = {
         (".h5", ".hdf5", ".mat"),
         "holds arrays; save each image as .png or .npy, and name these files in a table: image, caption",
     ),
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is no table that can be read; save it as .csv"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is not a readable table; save it as .csv"),
     **dict.fromkeys(PACKED_SUFFIXES, "is packed; unpack it, and give what was in it"),
     **dict.fromkeys(
         VIDEO_SUFFIXES, "is a video; save frames as images and give their folder, e.g. ffmpeg -i ... -vf fps=1 frames/%06d.jpg"
@@ -100,7 +100,7 @@ def guess_source(path: str | None) -> str:
     if path is not None and is_url(path):
         if is_table(path):
             return "table"
-        raise UserError(f"{path}: is no table and no shard; of URLs only .tar and {', '.join(TABLE_SUFFIXES)} are read")
+        raise UserError(f"{path}: is neither a table nor a shard; of URLs only .tar and {', '.join(TABLE_SUFFIXES)} are read")
     place = required_path(path, "auto")
     if place.is_dir():
         return "huggingface" if is_saved_to_disk(place) else _guess_folder(place)
@@ -113,7 +113,7 @@ def _why_not(name: str) -> str:
     """What to do with a file that is not data by itself."""
     if is_image(name):
         return "is one image; give the folder it is in"
-    kinds = f"is no table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}"
+    kinds = f"is not a table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}"
     return _OTHER_FILES.get(suffix_of(name), kinds)
 
 

@@ -1,4 +1,4 @@
-"""What a dataset is to mmcl: samples by number, in an order that is its own."""
+"""The interface of a data source: samples by number, in a fixed order."""
 
 from __future__ import annotations
 

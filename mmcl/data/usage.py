@@ -14,7 +14,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """What is left out for one reason.
+    """Files that are left out for one reason.
 
     Attributes:
         count: how many.

@@ -98,7 +98,7 @@ class MLPHead(nn.Module):
             ValueError: the head has not so many layers.
         """
         if not 0 <= layers <= len(self.layers):
-            raise ValueError(f"a head of {counted(len(self.layers), 'layer')} has no first {layers}")
+            raise ValueError(f"a head of {counted(len(self.layers), 'layer')} has fewer than {layers}")
         return self.layers[:layers]
 
 

@@ -47,7 +47,7 @@ _CONVNEXT_SQUASHES_FROM = 384
 
 
 def preprocess_of(processor: Any, name: str) -> Preprocess:
-    """What an image processor does.
+    """Settings of an image processor.
 
     Args:
         processor: as `transformers.AutoImageProcessor` builds it. Those that work on tensors resize otherwise than those that

@@ -201,7 +201,7 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
         return found, _download(tag, f"{arch}/{pretrained}")
     if not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
-        raise UserError(f"open_clip {arch}: {pretrained!r} is no file and no tag of released weights; tags: {tags}")
+        raise UserError(f"open_clip {arch}: {pretrained!r} is neither a file nor a tag of released weights; tags: {tags}")
     return found, Path(pretrained)
 
 

@@ -185,7 +185,7 @@ class Tokenizer:
                 text.encode("utf-8")
             except UnicodeEncodeError:
                 raise UserError(
-                    f"text {number} holds a lone surrogate and is no valid Unicode; decode its file as UTF-8"
+                    f"text {number} holds a lone surrogate and is not valid Unicode; decode its file as UTF-8"
                 ) from None
         with _contained(self._where):
             return list(self._backend.encode_batch([clean(text) for text in texts]))

@@ -76,7 +76,7 @@ def _remove_last_layer(model: nn.Module) -> tuple[str, int]:
 
 def _make_stem_small(model: nn.Module, name: str, *, pretrained: bool) -> None:
     if not isinstance(model, torchvision.models.ResNet):
-        raise UserError(f"torchvision {name} is no ResNet: remove small_stem")
+        raise UserError(f"torchvision {name} is not a ResNet: remove small_stem")
     if pretrained:
         raise UserError(f"torchvision {name}: pretrained weights are those of the large stem; remove small_stem or pretrained")
     model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)

@@ -128,7 +128,7 @@ def _check_dual(name: str) -> None:
 
 
 def _not_dual(name: str, kind: str) -> UserError:
-    return UserError(f"{name}: {kind} is no CLIP-like model with image and text; use it as one tower's encoder")
+    return UserError(f"{name}: {kind} is not a CLIP-like model of image and text; use it as one tower's encoder")
 
 
 def _trained_value(model: Any, name: str, missing: frozenset[str]) -> float | None:

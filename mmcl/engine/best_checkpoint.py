@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestState:
-    """What a checkpoint keeps of `Best`, under its names."""
+    """State of `Best` in a checkpoint."""
 
     metric: str | None = None
     value: float | None = None
@@ -27,7 +27,7 @@ class BestState:
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.step is None) or self.waiting < 0 or (self.step or 0) < 0:
-            raise UserError("state.best is no score of a step")
+            raise UserError("state.best is not the score of a step")
 
 
 class Best:

@@ -1,7 +1,7 @@
 """Checkpoints: weights, optimiser and one step number, in safetensors and JSON. Order and randomness need no state.
 
 A checkpoint is written beside its place, synced, and renamed into it, so that a folder named step-* is always whole. The last
-file written is its manifest: size and sha256 of each file, because safetensors loads a flipped bit without a word, and a sha256
+file written is its manifest: size and sha256 of each file, because safetensors silently loads a flipped bit, and a sha256
 of itself. Old checkpoints go only when the new one is in place, and are renamed before they are deleted.
 """
 
@@ -128,7 +128,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def checkpoint_of_step(folder: Path, step: int) -> Checkpoint:
-    """Raises UserError when it is gone or damaged."""
+    """Returns the checkpoint of a step. Raises UserError when it is missing or damaged."""
     return verify(folder / _name(step))
 
 

@@ -39,7 +39,7 @@ class CheckpointWriter:
 
     @property
     def failure(self) -> BaseException | None:
-        """What a finished write failed with; None while it goes on, and where it went well."""
+        """The error of a finished write; None while it goes on, and after success."""
         return self._pending.exception() if self._pending and self._pending.done() else None
 
     def wait(self) -> None:

@@ -74,7 +74,7 @@ def measure(method: Method, embeddings: Embeddings) -> dict[str, float]:
 
 
 def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
-    """What is wrong, in words."""
+    """Returns a warning for each problem."""
     found = []
     for name in numbers:
         if name.startswith("feature_std"):
@@ -87,8 +87,8 @@ def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
     scale, bound = method.logit_scale, method.max_log_scale
     if scale is not None and bound is not None and math.log(float(scale.detach())) >= bound - 1e-6:
         found.append(
-            f"the temperature has reached its bound 1 / {math.exp(bound):g}: it can fall no further, and the loss lives "
-            "on the hardest few pairs. Look for pairs that are no pairs, or lower optim.lr"
+            f"the temperature has reached its bound 1 / {math.exp(bound):g}: it cannot decrease further, and the loss "
+            "is dominated by the hardest pairs. Check for mislabelled pairs, or lower optim.lr"
         )
     return found
 

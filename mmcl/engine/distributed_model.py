@@ -31,7 +31,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _End:
-    """What the work in the first process came to."""
+    """Outcome of the work in the first process."""
 
     result: Any = None
     failure: str | None = None

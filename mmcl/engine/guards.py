@@ -1,4 +1,4 @@
-"""What can end a run early: a signal to stop, a process that is gone, a number that is none."""
+"""Conditions that end a run early: a stop signal, a lost process, a non-finite loss."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class LiveEvaluation:
         ]
 
     def due(self, step: int) -> Due:
-        """What is to be evaluated after a step."""
+        """Evaluators that are due after a step."""
         return [
             (evaluator, task)
             for evaluator, task in self.evaluators

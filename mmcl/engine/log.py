@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress bar for people, metrics.jsonl for programs, trackers for teams."""
+"""Progress bar, metrics.jsonl and experiment trackers of a training run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Logbook:
         return self.is_kept and (step % self.train.log_every == 0 or step in (1, self.total))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """The metrics of a step."""
+        """Records the metrics of a step."""
         self.progress.advance(metrics)
         if self.takes(step):
             self._write({"step": step, **metrics, **self._pace(step)})
@@ -82,7 +82,7 @@ class Logbook:
             self._write({"step": step, **scores, EVALUATION: seconds})
 
     def bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
-        """What could not be read in a step."""
+        """Records the samples of a step that could not be read."""
         if self.is_kept and samples:
             self.unusable.write(*({"step": step, **asdict(sample)} for sample in samples))
 

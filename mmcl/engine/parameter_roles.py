@@ -1,4 +1,4 @@
-"""What a parameter is to its module: decides who decays and who moves by Muon.
+"""Role of a parameter in its module: decides about weight decay and Muon.
 
 The number of dimensions does not tell: the layer scale of a ConvNeXt is stored as [C, 1, 1], a class token as [1, 1, D], the
 temperature of an attention as [H, 1, 1], and none of them maps features to features.

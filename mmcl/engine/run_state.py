@@ -1,4 +1,4 @@
-"""What a run counts besides its weights, as a checkpoint keeps it."""
+"""State of a run besides its weights, as saved in a checkpoint."""
 
 from __future__ import annotations
 

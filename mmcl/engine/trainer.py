@@ -276,7 +276,7 @@ class Trainer:
         return math.isfinite(metrics["gradient_norm"]) or (scaler is not None and scaler.get_scale() > 1)
 
     def _skip_or_stop(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
-        """Every process comes here at the same step, before the update."""
+        """Every process calls this at the same step, before the update."""
         train, rank = self.config.train, self.accelerator.process_index
         bundle = write_crash_bundle(self.run_dir / "crash", step, rank, batch, metrics, self.config)
         self.skipped += 1

@@ -1,4 +1,4 @@
-"""What takes a while to make is kept in files: of another file for as long as that does not change, or of samples."""
+"""On-disk cache for slow computations; an entry of a source file expires when that file changes."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ _SYSTEM = frozenset(
     ("@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "$recycle.bin", "system volume information")
     + ("lost+found", "__macosx", "thumbs.db", "desktop.ini")
 )
-"""What operating systems and network drives put beside people's files, such as thumbnails and what was deleted."""
+"""Files of operating systems and network drives, such as thumbnails and deleted files."""
 
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?)([-_]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a folder holds.
+    """Contents of a folder.
 
     Attributes:
         names: paths of all files from the folder on, "/" between their parts, in the order of these parts.

@@ -1,4 +1,4 @@
-"""The one door for files that others wrote: weights and JSON. Nothing that comes through it can run code.
+"""Safe loading of untrusted files, weights and JSON; the only entry point. Nothing that comes through it can run code.
 
 Weights are safetensors, or a pickle that torch reads with `weights_only=True`, which refuses everything but tensors and plain
 containers. There is no switch to turn that off: a file that needs it is converted elsewhere, by someone who trusts it.
@@ -229,7 +229,9 @@ def _read_shards(path: Path) -> Mapping[str, Any]:
     """All tensors of the safetensors files that an index names, which lie beside it."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
-        raise UserError(f"{path}: no index of shards, whose weight_map has the file of every tensor; give a file of weights")
+        raise UserError(
+            f"{path}: not an index of shards, whose weight_map has the file of every tensor; give a file of weights"
+        )
     shards = [read_safetensors(existing_file(path.parent / name)) for name in sorted(set(places.values()))]
     return {name: tensor for shard in shards for name, tensor in shard.items()}
 

@@ -23,14 +23,14 @@ def unknown_model(name: str, prefixes: Sequence[str], *, holds: str) -> UserErro
     """
     prefix, colon, rest = name.partition(":")
     if colon and not rest and prefix in prefixes:
-        return UserError(f"{name}: there is no name behind the prefix; see mmcl.load_model for what it takes")
+        return UserError(f"{name}: the name after the prefix is missing; see mmcl.load_model for what it takes")
     meant = list(_meant(name))
     if meant:
-        return UserError(f"{name}: no run and no model folder; did you mean {' or '.join(meant)}?")
+        return UserError(f"{name}: neither a run nor a model folder; did you mean {' or '.join(meant)}?")
     if colon and re.fullmatch(r"[A-Za-z][\w-]+", prefix):
         return unknown_name("prefix", prefix, prefixes, where=name)
     named = ", ".join(f"{one}:NAME" for one in prefixes)
-    return UserError(f"{name}: no run and no model folder; give one that holds {holds}, or {named}")
+    return UserError(f"{name}: neither a run nor a model folder; give one that holds {holds}, or {named}")
 
 
 def _meant(name: str) -> Iterator[str]:

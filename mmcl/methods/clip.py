@@ -77,4 +77,5 @@ class CLIP(Method):
 
     @torch.no_grad()
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        # Prevents scaling the logits by more than 100, for stability (Radford et al., 2021, section 2.5).
         self.log_scale.clamp_(0, self.max_log_scale)

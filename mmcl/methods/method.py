@@ -81,7 +81,7 @@ class Method(nn.Module):
         return
 
     def describe(self, global_batch: int) -> LossFacts:
-        """What is known of the loss before training, for a batch of `global_batch` pairs with different ids."""
+        """Returns properties of the loss known before training, for a batch of `global_batch` pairs with different ids."""
         return LossFacts()
 
     def encode(self, views: Views) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ class Method(nn.Module):
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """What is added to the logits, scalar; None for softmax methods."""
+        """Bias added to the logits, a scalar; None for softmax methods."""
         return None
 
 
@@ -152,9 +152,7 @@ def _check_signature(method: type[Method]) -> None:
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
     for name in method.init_args:
         if name not in ("temperature", "bias") or not (takes_any or name in keywords):
-            raise UserError(
-                f"{method.__name__}.init_args: {name!r} is no keyword-only parameter of it called temperature or bias"
-            )
+            raise UserError(f"{method.__name__}.init_args: {name!r} is not a keyword-only parameter called temperature or bias")
 
 
 def _shape(view: Tensor | Features) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What can be known before the first step is said before it: the start of a run and `mmcl doctor` refuse the same."""
+"""Checks before the first step, shared by training and `mmcl doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two runs found for the queries on which they differ, as a figure."""
+"""Figure of the results of two runs for the queries on which they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration chooses by name, checked against the registries before anything is built."""
+"""Check of the component names of a configuration against the registries, before anything is built."""
 
 from __future__ import annotations
 

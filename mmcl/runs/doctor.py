@@ -1,4 +1,4 @@
-"""What a run will be, before it starts: its sizes, what to expect of it, and what would silently go wrong."""
+"""Diagnosis of a run before it starts: its sizes, its expected first loss, and warnings."""
 
 from __future__ import annotations
 

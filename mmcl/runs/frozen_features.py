@@ -1,4 +1,4 @@
-"""What frozen encoders make of the data, computed once: training reads it in every epoch instead of encoding again.
+"""Features of frozen encoders, computed once: training reads it in every epoch instead of encoding again.
 
 This takes an encoder with nothing random in front of it, as in LiT (Zhai et al., 2022). The features are a file in the run
 directory, mapped into memory: the system keeps in memory what fits, and a resumed run finds them.

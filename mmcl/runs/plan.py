@@ -1,4 +1,4 @@
-"""What a configuration describes, built and checked once: what training, `mmcl doctor` and evaluation share."""
+"""The plan of a run: everything that a configuration describes, built and checked once for training and `mmcl doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run depends on, recorded when it starts and with each checkpoint; `--resume` compares it before the first step."""
+"""Record of everything a run depends on, saved at its start and with each checkpoint; `--resume` compares it."""
 
 from __future__ import annotations
 

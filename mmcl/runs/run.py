@@ -45,7 +45,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves behind.
+    """Result of a run.
 
     Attributes:
         run_dir: where everything lies.
@@ -185,7 +185,7 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Endin
 
 
 def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelerator) -> Checkpoint | None:
-    """What to resume from; None for a new run.
+    """Returns the checkpoint to resume from; None for a new run.
 
     Raises:
         UserError: the run directory holds a run and `resume` is not set, it is set and there is nothing to resume, or the

@@ -1,4 +1,4 @@
-"""Many models on many datasets. Every result is written when it is there, and found again by everything that it depends on."""
+"""Evaluation of many models on many datasets; results are cached by a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite:
-    """What a file describes."""
+    """Contents of a suite file."""
 
     evaluate: tuple[EvaluatorConfig, ...]
     """Evaluators with their data, as in the configuration of a run; each needs data of its own."""

@@ -1,4 +1,4 @@
-"""What would silently go wrong in a run, or be other than it looks; each finding is one line."""
+"""Warnings about what would silently go wrong in a run, a line each."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class TestUrls:
     def test_the_source_is_guessed_by_the_suffix(self):
         assert guess_source("s3://bucket/{0..9}.tar") == "webdataset"
         assert guess_source("https://host/pairs.parquet") == "table"
-        with pytest.raises(UserError, match="is no table and no shard"):
+        with pytest.raises(UserError, match="is neither a table nor a shard"):
             guess_source("https://host/images/")
 
 

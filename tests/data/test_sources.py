@@ -200,7 +200,7 @@ class TestAuto:
 
     def test_files_and_paths_that_are_none(self, tmp_path):
         (tmp_path / "data.xlsx").write_text("")
-        with pytest.raises(UserError, match=r"data\.xlsx: is no table .* save it as \.csv"):
+        with pytest.raises(UserError, match=r"data\.xlsx: is not a readable table.* save it as \.csv"):
             guess_source(str(tmp_path / "data.xlsx"))
         with pytest.raises(UserError, match="no such file or folder"):
             guess_source(str(tmp_path / "nowhere"))

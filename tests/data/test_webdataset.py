@@ -169,7 +169,7 @@ class TestFaults:
             ([("a.json", b'{"caption": "\\ud800"}')], r"its \.json cannot be read: .*surrogates"),
             ([("a.json", b"[1]")], "it is no object"),
             ([("a.json", b'{"caption": [{"a": 1}]}')], "a caption is of type dict, not a text"),
-            ([("a.cls", b"cat")], "'cat' is no class number"),
+            ([("a.cls", b"cat")], "'cat' is not a class number"),
             ([("a.txt", b"x" * (2**20 + 1))], "more than the limit"),
         ],
     )

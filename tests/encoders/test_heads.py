@@ -78,7 +78,7 @@ def test_a_small_stem_keeps_the_resolution() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"name": "squeezenet1_1"}, "is no ResNet"),
+        ({"name": "squeezenet1_1"}, "is not a ResNet"),
         ({"name": "resnet18", "pretrained": True}, "weights are those of the large stem"),
     ],
 )

@@ -256,7 +256,7 @@ def test_a_model_of_another_kind_is_refused_before_weights_are_downloaded(
 ) -> None:
     tiny.transformers_model(kind, tmp_path)
     monkeypatch.delattr(transformers.AutoModel, "from_pretrained")
-    with pytest.raises(UserError, match="is no CLIP-like model with image and text"):
+    with pytest.raises(UserError, match="is not a CLIP-like model of image and text"):
         load_model(f"hf:{tmp_path}")
 
 

@@ -59,7 +59,7 @@ def test_a_hub_that_is_switched_off_is_named(name: str, monkeypatch: pytest.Monk
         ("hf-hub:timm/ViT-B-16-SigLIP2", "open_clip:hf-hub:timm/ViT-B-16-SigLIP2 or timm:hf-hub:timm/ViT-B-16-SigLIP2?"),
         ("open-clip:ViT-B-32", "unknown prefix 'open-clip'; did you mean 'open_clip'?"),
         ("torchvison:resnet18", "unknown prefix 'torchvison'; did you mean 'torchvision'?"),
-        ("hf:", "hf:: there is no name behind the prefix"),
+        ("hf:", "hf:: the name after the prefix is missing"),
         ("nothing like it", "give one that holds config.json, or open_clip:NAME"),
         ("nothing_like_it", "give one that holds config.json, or open_clip:NAME"),
     ],
@@ -76,5 +76,5 @@ def test_the_nearest_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs" / "notes").mkdir()
     with pytest.raises(UserError, match=r"did you mean .*clip_emoji\?"):
         load_model(tmp_path / "runs" / "clip_emojis")
-    with pytest.raises(UserError, match="no run and no model folder; give one that holds"):
+    with pytest.raises(UserError, match="neither a run nor a model folder; give one that holds"):
         load_model(tmp_path / "runs" / "note")

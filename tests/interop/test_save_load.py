@@ -223,7 +223,7 @@ def _cut(file: Path) -> None:
         (lambda path: _cut(path / "tokenizer.json"), "no valid JSON"),
         (lambda path: (path / "model.safetensors").unlink(), r"model\.safetensors: no such file"),
         (lambda path: (path / "tokenizer.json").unlink(), r"tokenizer\.json: no such file"),
-        (lambda path: (path / "config.json").unlink(), "no run and no model folder"),
+        (lambda path: (path / "config.json").unlink(), "neither a run nor a model folder"),
         (lambda path: _drop_tensor(path), r"text\.head\.weight is missing"),
     ],
 )
@@ -298,10 +298,10 @@ def test_every_field_of_preprocessing_is_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere/at/all", "no run and no model folder"),
+        ("nowhere/at/all", "neither a run nor a model folder"),
         ("open_clip:ViT-B-33", "did you mean"),
         ("open_clip:ViT-B-32/laion3b", "laion2b_s34b_b79k"),
-        ("timm:", "no name behind the prefix"),
+        ("timm:", "the name after the prefix is missing"),
         ("timm:resnet5", "did you mean"),
         ("torchvision:resnet19", "did you mean"),
     ],

@@ -1,4 +1,4 @@
-"""What colour things have: one pixel at a time, but for the contrast's mean."""
+"""Colour augmentations: pixel by pixel, but for the mean that contrast needs."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mmcl.rng import permutation
 
 
 class BatchOrder(ABC):
-    """What all orders have in common.
+    """Base class of the sample orders.
 
     Attributes:
         size: number of samples.

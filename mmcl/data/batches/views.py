@@ -67,7 +67,7 @@ class ImageView:
         return Part((left, top, right, bottom), scale)
 
     def cut(self, pixels: Image.Image | np.ndarray, box: Box | None, scale: int) -> Tensor:
-        """What is shown of an image, or of the bands of one, that was shrunk by `scale`: [C, H, W]."""
+        """The visible part of an image, or of the bands of one, that was shrunk by `scale`: [C, H, W]."""
         if box is None:
             return to_tensor(pixels, self.preprocess)
         left, top, right, bottom = (side // scale for side in box)

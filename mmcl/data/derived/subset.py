@@ -1,4 +1,4 @@
-"""Parts of a source: any rows, a part to test on, a part with so many labels."""
+"""Subsets of a source: given rows, a held-out part, a part with few labels."""
 
 from __future__ import annotations
 

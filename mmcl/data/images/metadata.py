@@ -10,7 +10,7 @@ _JFIF, _EXIF, _ADOBE, _COMMENT, _SCAN = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA
 
 
 def without_metadata(file: bytes) -> bytes | None:
-    """What makes up the pixels of a PNG or JPEG file, and the EXIF data as far as they are whole; None for another file."""
+    """The parts of a PNG or JPEG file that make up its pixels, and intact EXIF data; None for another file."""
     if file.startswith(_PNG):
         return _bare_png(file)
     return _bare_jpeg(file) if file.startswith(_JPEG) else None

@@ -225,7 +225,7 @@ def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     foreign = [name for name in given if name not in own and not (name == "val_emb" and solver == "adamw")]
     if foreign:
-        raise UserError(f"linear_probe: {foreign[0]} is no option of the solver {solver}; its options are {', '.join(own)}")
+        raise UserError(f"linear_probe: {foreign[0]} is not an option of the solver {solver}; its options are {', '.join(own)}")
     options = own | {name: value for name, value in given.items() if name in own}
     low = [name for name, value in options.items() if name != "seed" and not value > 0]
     if low:

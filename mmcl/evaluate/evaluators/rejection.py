@@ -1,4 +1,4 @@
-"""Does a zero-shot classifier know when an image is none of its classes? Open-set rejection by a threshold on one score."""
+"""Open-set rejection of a zero-shot classifier by a threshold on one score."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: 
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of so many inches, with a title where it is not ""."""
+    """An empty figure of the given size in inches, with a title where it is not ""."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

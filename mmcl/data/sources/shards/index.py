@@ -243,5 +243,5 @@ def _read_text(member: Member, kind: str, file: BinaryIO, row: _Row, fields: Seq
 
 def _class_number(text: str) -> int:
     if not text.strip().isdecimal() or len(text) > 18:
-        raise ValueError(f"{text.strip()[:20]!r} is no class number")
+        raise ValueError(f"{text.strip()[:20]!r} is not a class number")
     return int(text)

@@ -52,7 +52,7 @@ def _find(part: str, split: str | None) -> list[str]:
         return _in_folder(Path(part), split)
     _refuse_compressed(part)
     if split is not None:
-        raise UserError(f"{part}: is no folder, so that it has no split {split!r}; remove `split`")
+        raise UserError(f"{part}: is not a folder and has no split {split!r}; remove `split`")
     if any(mark in part for mark in "*?["):
         found = sorted(find_matches(part) if remote else glob.glob(part), key=_by_number)
         if not found:
@@ -141,7 +141,7 @@ def stated_samples(shard: str) -> tuple[int, int] | None:
         stats = json.loads(side.read_text(encoding="utf-8"))
         return int(stats["successes"]), int(stats["count"]) - int(stats["successes"])
     except (ValueError, KeyError, TypeError, OSError):
-        raise UserError(f"{side}: is no statistics file of img2dataset; fix or remove it") from None
+        raise UserError(f"{side}: is not an img2dataset statistics file; fix or remove it") from None
 
 
 def side_file(shard: str) -> str:

@@ -1,4 +1,4 @@
-"""What the columns of other people's tables are called, and what their cells may hold."""
+"""Names of the columns of tables, and types of their cells."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def _number_of(cell: Any, where: str) -> float:
     with suppress(TypeError, ValueError):
         if np.isfinite(number := float(cell)):
             return number
-    raise UserError(f"{where}: {cell!r} is no number; every pair needs its score")
+    raise UserError(f"{where}: {cell!r} is not a number; every pair needs a score")
 
 
 def number_labels(values: Iterable[Any], where: str = "label") -> tuple[list[int | None], list[str]]:
