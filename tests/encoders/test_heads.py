@@ -57,7 +57,7 @@ def test_a_prefix_is_the_head_cut_there(layers: int) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="no first 3"):
+    with pytest.raises(ValueError, match="fewer than 3"):
         MLPHead(5).prefix(3)
     with pytest.raises(UserError, match="'batch_norm' one of norm, fixed_norm, bias, plain"):
         HEADS.build("mlp", {"final": "batch_norm"}, 5)

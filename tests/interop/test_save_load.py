@@ -329,7 +329,7 @@ def test_without_a_network_a_download_is_one_clear_line(name: str, tmp_path: Pat
 
 def test_a_text_only_model_is_not_dual(tmp_path: Path) -> None:
     tiny.transformers_model("bert", tmp_path)
-    with pytest.raises(UserError, match="no CLIP-like model"):
+    with pytest.raises(UserError, match="not a CLIP-like model"):
         load_model(f"hf:{tmp_path}", device="cpu")
 
 
