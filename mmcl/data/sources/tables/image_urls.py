@@ -11,13 +11,13 @@ LOOKED_AT = 100
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _COLUMN = re.compile(
-    r"(?:(?:image|img|photo|picture|thumb(?:nail)?|coco|flickr|original)[ _-]?)?(?:ur[li]s?|links?)", re.IGNORECASE
+    r"(?:(?:image|img|photo|image|thumb(?:nail)?|coco|flickr|original)[ _-]?)?(?:ur[li]s?|links?)", re.IGNORECASE
 )
 """A column of URLs of images; not such as page_url."""
 
 
 def is_url_of_image(text: str) -> bool:
-    """Whether a cell is a URL."""
+    """True if a cell is a URL."""
     return _URL.match(text) is not None
 
 
