@@ -112,19 +112,19 @@ def stats(
     intensity: str = "null",
     json: bool = False,
 ) -> None:
-    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --image stats.png
+    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --picture stats.png
 
     Args:
         data: A path, or the name of a source (`mmcl list sources`).
         args: The source's arguments as YAML, e.g. "{split: train}".
         root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        image: Draw the histograms into this PNG file.
+        picture: Draw the histograms into this PNG file.
         channels: Of the model that is to see the images, such as 4 for red, green, blue and infrared.
         intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
         json: Print JSON instead of text.
     """
     if picture is not None:
-        check_file(picture, flag="--image", suffixes=(".png",), inputs=(data,))
+        check_file(picture, flag="--picture", suffixes=(".png",), inputs=(data,))
     from mmcl.data.inspection import inspect_source
     from mmcl.evaluate.reporting.data_figures import histograms
 

@@ -44,7 +44,7 @@ def search(
         target: Find images, or the captions that the images carry.
         top_k: How many to find.
         save: Keep the index in this folder: give it as --images next time, and nothing is encoded again.
-        image: Write the found images as one PNG.
+        picture: Write the found images as one PNG.
         json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
     """
     if not (text or "").strip() and image is None:
@@ -81,7 +81,7 @@ def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
         check_folder(save, flag="--save")
         Index.check_place(save)
     if picture is not None:
-        check_file(picture, flag="--image", suffixes=SUFFIXES, inputs=(image,))
+        check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
     if image is not None:
         check_image(image, str(image), MAX_BYTES)
 

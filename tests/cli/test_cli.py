@@ -97,7 +97,7 @@ def test_search_by_image_finds_itself(run_dir: Path, folder: Path, tmp_path: Pat
         str(folder),
         "--save",
         str(index),
-        "--image",
+        "--picture",
         str(sheet),
     ]
     hits = run_json(capsys, *words)

@@ -56,7 +56,7 @@ def test_verify_decodes_unless_told_otherwise(shard: Path, tmp_path: Path, capsy
 
 
 def test_stats(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("stats", shard, "--root", tmp_path, "--json", "--image", tmp_path / "stats.png") == 0
+    assert run("stats", shard, "--root", tmp_path, "--json", "--picture", tmp_path / "stats.png") == 0
     assert json.loads(capsys.readouterr().out)["captions"] == 16
     assert decode(tmp_path / "stats.png").width > 500
     assert run("stats", "digits") == 0

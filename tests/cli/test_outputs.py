@@ -14,9 +14,9 @@ from mmcl.cli.train import train
 
 # The models and the data are not there: a line about them would mean that they were looked for first.
 FILES = {
-    "search --image": ("search", "none", "a cat", "--images", "nowhere", "--image", "{}.png"),
+    "search --picture": ("search", "none", "a cat", "--images", "nowhere", "--picture", "{}.png"),
     "embed --out": ("embed", "nowhere", "--model", "none", "--out", "{}.parquet"),
-    "data stats --image": ("data", "stats", "nowhere", "--image", "{}.png"),
+    "data stats --picture": ("data", "stats", "nowhere", "--picture", "{}.png"),
     "data preview OUT": ("data", "preview", "nowhere", "{}.png"),
 }
 FOLDERS = {
@@ -90,7 +90,7 @@ def test_a_suffix_that_is_not_written(name: str, suffix: str, capsys: pytest.Cap
     assert "give a file that ends in ." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", [("stats", "in.png", "--image", "in.png"), ("preview", "./in.png", "in.png")])
+@pytest.mark.parametrize("verb", [("stats", "in.png", "--picture", "in.png"), ("preview", "./in.png", "in.png")])
 def test_an_output_does_not_replace_what_is_read(verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     Path("in.png").write_text("mine")
     assert main(["data", *verb]) == 2
