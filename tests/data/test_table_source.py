@@ -121,7 +121,7 @@ class TestTable:
                 "photo,label\na.png,one\n",
                 "which column holds the images, or the captions.*columns are photo, label",
             ),
-            ("a.csv", "sentence1,sentence2,score\na,b,1.5\na,b,much\n", "a.csv: score, row 2: 'much' is no number"),
+            ("a.csv", "sentence1,sentence2,score\na,b,1.5\na,b,much\n", "a.csv: score, row 2: 'much' is not a number"),
             ("a.jsonl", '{"image": "a"}\n{"image": \n{', r"a\.jsonl, line 2 is not JSON"),
             ("a.jsonl", "[1]\n", r"a\.jsonl, line 1 must be an object"),
             ("a.jsonl", "[" * 100_000, r"a\.jsonl, line 1 is not JSON"),
