@@ -43,7 +43,8 @@ class Data:
 def data(words: Sequence[str]) -> None:
     """Runs the verb that the words name. Raises UserError as the verb does."""
     verbs: dict[str, Callable[..., object]] = {"index": index, "verify": verify, "stats": stats, "preview": preview}
-    parse_call(verbs, words, prog="mmcl data", description=Data.__doc__)()
+    summary = (Data.__doc__ or "").partition("\n\n")[0]
+    parse_call(verbs, words, prog="mmcl data", description=summary)()
 
 
 def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None) -> None:
