@@ -16,8 +16,7 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     """The optimiser of the parameters that require a gradient, in two groups, with and without decay.
 
     - AdamW (Loshchilov & Hutter, 2019). With `muon_lr`, what maps features to features (weights of linear layers, kernels of
-      convolutions as out x rest) is a third group and moves by Muon (Jordan et al., 2024; its steps scaled as in Liu et al.,
-      "Muon is Scalable for LLM Training", 2025, section 2.2); tables stay with AdamW.
+      convolutions as out x rest) is a third group and moves by Muon; tables stay with AdamW.
     - SGD with momentum; decay is added to the gradient.
     - LARS (You et al., "Large Batch Training of Convolutional Networks", 2017, trust coefficient 0.001): SGD in which each
       matrix moves in proportion to its norm. Biases and norms do not, as in SimCLR, whatever the decay is.
@@ -37,13 +36,10 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     )
     optimiser = _build(decayed, spared, config, trained[0][0].device.type)
     if config.muon_lr is not None:
-        from timm.optim import Muon
+        from mmcl.engine.muon import Muon
 
-        matrices = _by_layout(
-            [p for p, role in trained if role in by_muon], weight_decay=config.weight_decay, use_fallback=False
-        )
-        muon = Muon(matrices, lr=config.muon_lr, nesterov=True, adjust_lr_fn="match_rms_adamw")
-        optimiser = _Together(optimiser, muon)
+        matrices = _by_layout([p for p, role in trained if role in by_muon], weight_decay=config.weight_decay)
+        optimiser = _Together(optimiser, Muon(matrices, lr=config.muon_lr))
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser

@@ -20,7 +20,7 @@ from open_clip.loss import ClipLoss
 from side_by_side import Row, row, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+from transformers.models.clip.modeling_clip import contrastive_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -85,7 +85,8 @@ def step_transformers(method: CLIP, batch: Batch, pieces: int, rank: int, world:
     """CLIPModel's loss: no gathering, and the mean of the losses of the micro-batches, as its Trainer accumulates."""
     for part in split_views(batch.views, len(batch.ids) // pieces):
         rows = method.encode(part)
-        (image_text_contrastive_loss(method.logit_scale * rows["text"] @ rows["image"].T) / pieces).backward()
+        logits = method.logit_scale * rows["text"] @ rows["image"].T
+        ((contrastive_loss(logits) + contrastive_loss(logits.T)) / 2 / pieces).backward()
 
 
 Step = Callable[[CLIP, Batch, int, int, int], None]

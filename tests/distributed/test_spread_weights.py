@@ -6,11 +6,9 @@ import functools
 import math
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -42,12 +40,8 @@ CASES = [(name, "adamw") for name in METHODS] + [("byol", "sgd"), ("clip", "lars
 
 State = dict[str, Tensor]
 
-EXACT_MUON = functools.partial(zeropower_via_newtonschulz, dtype=torch.float64)
-"""Its iteration runs in bfloat16 else, where the order of a sum makes itself felt in the third digit."""
-
 
 @functools.cache
-@mock.patch("timm.optim.muon.zeropower_via_newtonschulz", EXACT_MUON)
 def alone(name: str, optimiser_name: str) -> State:
     """The reference: one process, plain autograd, torch's own clipping."""
     config = OPTIMISERS[optimiser_name]
@@ -72,7 +66,6 @@ def accelerator() -> Any:
     return SimpleNamespace(device=torch.device("cpu"), **keep)
 
 
-@mock.patch("timm.optim.muon.zeropower_via_newtonschulz", EXACT_MUON)
 def spread_over(rank: int, world: int, name: str, optimiser_name: str, pieces: int) -> State:
     config, method = OPTIMISERS[optimiser_name], configured(name, torch.float64)
     weights = SpreadWeights(accelerator(), method, config)
