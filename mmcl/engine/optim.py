@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmcl.config import OptimConfig
+from mmcl.engine.lars import Lars
 from mmcl.engine.parameter_roles import parameter_roles
 
 
@@ -56,11 +57,8 @@ def _build(
     decayed: list[dict[str, Any]], spared: list[dict[str, Any]], config: OptimConfig, device: str
 ) -> torch.optim.Optimizer:
     if config.name == "lars":
-        from timm.optim import Lars
-
-        # Else it would adapt a group if it has weight decay, and a run without any would be plain SGD.
-        adapted = [{**group, "always_adapt": True} for group in decayed]
-        return Lars([*adapted, *spared], lr=config.lr, momentum=config.momentum)
+        others = [{**group, "adapted": False} for group in spared]
+        return Lars([*decayed, *others], lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD([*decayed, *spared], lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(

@@ -32,7 +32,7 @@ CLIP = 0.05
 OPTIMISERS = {
     "adamw": OptimConfig(lr=1e-3, eps=1e-3, weight_decay=0.1, clip=CLIP),
     "sgd": OptimConfig(name="sgd", lr=1e-2),
-    "lars": OptimConfig(name="lars", lr=1e-1),
+    "lars": OptimConfig(name="lars", lr=1e-1, weight_decay=0.1),
     "muon": OptimConfig(lr=1e-3, eps=1e-3, muon_lr=1e-3),
 }
 STEPS = 3
