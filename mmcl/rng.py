@@ -25,7 +25,8 @@ Integers = int | np.ndarray
 def _finalise(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MUL_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MUL_2)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def hash_integers(*parts: Integers) -> np.ndarray:

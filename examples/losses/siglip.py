@@ -24,6 +24,7 @@ def read(fold: str) -> tuple[Tensor, Tensor, Tensor]:
     source = mmcl.open_source("emoji", args={"fold": fold})
     images, texts = [], []
     for sample in (source[row] for row in range(len(source))):
+        assert isinstance(sample.image, bytes)  # an encoded file
         image = Image.open(io.BytesIO(sample.image)).convert("RGB").resize((16, 16))
         images.append(np.asarray(image, dtype=np.float32) / 255)
         words = [1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in sample.captions[0].split()]

@@ -35,12 +35,14 @@ def parse_call(
     Raises:
         UserError: a word is wrong or missing.
     """
+    call: Callable[[], object]
     if callable(form):
-        call: Callable[[], object] = one_line(prog, lambda: tyro.cli(_deferred(form), prog=prog, args=words, config=_CONFIG))
+        call = one_line(prog, lambda: tyro.cli(_deferred(form), prog=prog, args=words, config=_CONFIG))
         return call
     verbs = {name: _deferred(verb) for name, verb in form.items()}
     several = functools.partial(tyro.extras.subcommand_cli_from_dict, prog=prog, description=description, config=_CONFIG)
-    return one_line(prog, lambda: several(verbs, args=words))
+    call = one_line(prog, lambda: several(verbs, args=words))
+    return call
 
 
 def one_line(prog: str, parse: Callable[[], Any]) -> Any:

@@ -127,7 +127,8 @@ def _shown(value: Any) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain data that `from_dict` turns back into an equal configuration: tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def to_yaml(config: Any) -> str:

@@ -48,7 +48,7 @@ class MomentumTeacher(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentumTeacher:
         """Another type for the weights is none for their averages."""
         before = {name: value for name, value in self._buffers.items() if name.startswith("average_")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without types
         for name, average in before.items():
             now = self._buffers[name]
             assert average is not None

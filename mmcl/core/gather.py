@@ -37,7 +37,8 @@ class _SumOfLocalRows(torch.autograd.Function):
         # Autograd may hand the same tensor to other nodes: it must not be reduced in place.
         total = rows.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.split(counts)[dist.get_rank()]
+        own: Tensor = total.split(counts)[dist.get_rank()]
+        return own
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:

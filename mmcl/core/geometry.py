@@ -90,7 +90,8 @@ def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     Liang et al., "Mind the Gap: Understanding the Modality Gap in Multi-modal Contrastive Representation Learning", 2022,
     section 4.2.
     """
-    return (_double(a_ND).mean(0) - _double(b_ND).mean(0)).norm()
+    distance: Tensor = (_double(a_ND).mean(0) - _double(b_ND).mean(0)).norm()
+    return distance
 
 
 def is_collapsed(x_ND: Tensor) -> bool:

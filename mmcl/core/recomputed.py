@@ -25,7 +25,8 @@ def recomputed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
 
     All tensors that the function needs must be inputs, integers too: a transform of `torch.func` knows those alone.
     """
-    return _Recomputed.apply(function, *inputs)
+    outputs: tuple[Tensor, ...] = _Recomputed.apply(function, *inputs)
+    return outputs
 
 
 def gradients(
@@ -76,7 +77,9 @@ class _Recomputed(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         inputs, moving = ctx.saved_tensors, [tangent is not None for tangent in tangents]
         function = _of_chosen(ctx.function, inputs, moving)
-        return torch.func.jvp(function, tuple(compress(inputs, moving)), tuple(compress(tangents, moving)))[1]
+        primals, directions = tuple(compress(inputs, moving)), tuple(compress(tangents, moving))
+        derivatives: tuple[Tensor, ...] = torch.func.jvp(function, primals, directions)[1]
+        return derivatives
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Function, *inputs: Tensor) -> tuple[Any, Any]:

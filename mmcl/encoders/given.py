@@ -67,7 +67,8 @@ class GivenImageEncoder(ImageEncoder):
         self.feature_dim = _width("image", self.module, torch.zeros(shape))
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.module(image_BCHW)
+        feature_BF: Tensor = self.module(image_BCHW)
+        return feature_BF
 
 
 class GivenTextEncoder(TextEncoder):
@@ -90,7 +91,8 @@ class GivenTextEncoder(TextEncoder):
         self.feature_dim = _width("text", self.module, self.tokenizer(["a", "two words"]))
 
     def forward(self, tokens: Tokens) -> Tensor:
-        return self.module(tokens)
+        feature_BF: Tensor = self.module(tokens)
+        return feature_BF
 
 
 def _copy_of(modality: str) -> nn.Module:

@@ -86,7 +86,8 @@ class MLPHead(nn.Module):
         self.layers = nn.Sequential(*hidden, _final_layer(widths[-2], embed_dim, final))
 
     def forward(self, feature_BF: Tensor) -> Tensor:
-        return self.layers(feature_BF)
+        projected_BD: Tensor = self.layers(feature_BF)
+        return projected_BD
 
     def prefix(self, layers: int) -> nn.Sequential:
         """The first layers, sharing their weights: [B, F] to the width of the last of them.
@@ -123,4 +124,5 @@ class TanhHead(nn.Module):
         self.linear = nn.Linear(feature_dim, feature_dim)
 
     def forward(self, feature_BF: Tensor) -> Tensor:
-        return self.linear(feature_BF).tanh()
+        pooled_BF: Tensor = self.linear(feature_BF).tanh()
+        return pooled_BF

@@ -176,8 +176,8 @@ def _constants(given: _Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _per_channel(values: Any) -> tuple[float, ...]:
-    values = tuple(values) if isinstance(values, list | tuple) else (values,)
-    return values * 3 if len(values) == 1 else values
+    channels: tuple[float, ...] = tuple(values) if isinstance(values, list | tuple) else (values,)
+    return channels * 3 if len(channels) == 1 else channels
 
 
 def _interpolation(given: _Settings) -> Interpolation:

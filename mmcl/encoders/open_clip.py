@@ -124,7 +124,8 @@ class OpenClipImage(ImageEncoder):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         output = self.visual(self.norm(image_BCHW))
-        return output[0] if isinstance(output, tuple) else output  # CoCa's tower also gives its patches
+        feature_BF: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa's tower also gives its patches
+        return feature_BF
 
 
 class OpenClipText(TextEncoder):
@@ -154,7 +155,8 @@ class OpenClipText(TextEncoder):
             output = self.text(fixed_length(tokens, self.context_length, self.tokenizer))
         else:
             output = self._encode_causal(tokens.ids)
-        return output[0] if isinstance(output, tuple) else output
+        feature_BF: Tensor = output[0] if isinstance(output, tuple) else output
+        return feature_BF
 
     @property
     def _reads_padding(self) -> bool:
@@ -166,12 +168,12 @@ class OpenClipText(TextEncoder):
         dtype = text.transformer.get_cast_dtype()
         hidden_BLF = text.token_embedding(ids_BL).to(dtype) + text.positional_embedding[:length].to(dtype)
         hidden_BLF = text.ln_final(text.transformer(hidden_BLF, attn_mask=text.attn_mask[:length, :length]))
-        pooled_BF = text_global_pool(hidden_BLF, ids_BL, text.pool_type, eos_token_id=text.eos_id)
+        pooled_BF: Tensor = text_global_pool(hidden_BLF, ids_BL, text.pool_type, eos_token_id=text.eos_id)
         if text.text_projection is None:
             return pooled_BF
-        return (
-            text.text_projection(pooled_BF) if isinstance(text.text_projection, nn.Linear) else pooled_BF @ text.text_projection
-        )
+        is_linear = isinstance(text.text_projection, nn.Linear)
+        projected_BF: Tensor = text.text_projection(pooled_BF) if is_linear else pooled_BF @ text.text_projection
+        return projected_BF
 
 
 def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], Path | None]:

@@ -92,7 +92,8 @@ def _big_vision_state(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor
     # Opened here, as open_clip would not close it.
     with _refusal(path, "Google's SigLIP"), path.open("rb") as arrays:
         load_big_vision_weights(whole, arrays)
-    return whole.state_dict()
+    weights: dict[str, Tensor] = whole.state_dict()
+    return weights
 
 
 def _whole(config: Mapping[str, Any]) -> Any:

@@ -37,4 +37,5 @@ class SmallCNN(ImageEncoder):
         )
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.layers(image_BCHW)
+        feature_BF: Tensor = self.layers(image_BCHW)
+        return feature_BF

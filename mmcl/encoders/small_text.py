@@ -70,7 +70,8 @@ class SmallText(TextEncoder):
         for block in self.blocks:
             hidden_BLW = block(hidden_BLW)
         present_BL1 = tokens.mask[..., None]
-        return (self.final_norm(hidden_BLW) * present_BL1).sum(1) / present_BL1.sum(1)
+        mean_BW: Tensor = (self.final_norm(hidden_BLW) * present_BL1).sum(1) / present_BL1.sum(1)
+        return mean_BW
 
 
 class _Block(nn.Module):
@@ -96,10 +97,12 @@ class _Block(nn.Module):
 
     def forward(self, hidden_BLW: Tensor) -> Tensor:
         hidden_BLW = hidden_BLW + self.dropout(self._attend(self.attention_norm(hidden_BLW)))
-        return hidden_BLW + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BLW)))))
+        changed: Tensor = self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BLW)))))
+        return hidden_BLW + changed
 
     def _attend(self, hidden_BLW: Tensor) -> Tensor:
         split = self.query_key_value(hidden_BLW).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.attention_out(attended.transpose(1, 2).flatten(2))
+        mixed_BLW: Tensor = self.attention_out(attended.transpose(1, 2).flatten(2))
+        return mixed_BLW

@@ -64,7 +64,8 @@ class StridedCNN(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         # On a CPU, convolutions over channels-last memory take about half the time.
         maps_BCHW = self.stages(image_BCHW.contiguous(memory_format=torch.channels_last))
-        return self.norm(self.project(maps_BCHW.flatten(1))).relu()
+        feature_BF: Tensor = self.norm(self.project(maps_BCHW.flatten(1))).relu()
+        return feature_BF
 
 
 def _convolution(width_in: int, width_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -82,4 +83,5 @@ class _Residual(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.norm(self.second(self.first(x)))).relu()
+        maps_BCHW: Tensor = (x + self.norm(self.second(self.first(x)))).relu()
+        return maps_BCHW

@@ -85,7 +85,8 @@ class TimmEncoder(ImageEncoder):
         }
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.model(self.norm(image_BCHW))
+        feature_BF: Tensor = self.model(self.norm(image_BCHW))
+        return feature_BF
 
 
 def _read_place(place: str, model_args: dict[str, Any] | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -106,8 +107,10 @@ def _weights_of_place(place: str) -> str:
         return found[0]
     with hub_errors(name):
         with suppress(EntryNotFoundError):
-            return download_from_hf(name, _WEIGHTS[0])
-        return download_from_hf(name, _WEIGHTS[1])
+            safetensors: str = download_from_hf(name, _WEIGHTS[0])
+            return safetensors
+        pickled: str = download_from_hf(name, _WEIGHTS[1])
+        return pickled
 
 
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:

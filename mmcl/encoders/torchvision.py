@@ -62,7 +62,8 @@ class TorchvisionEncoder(ImageEncoder):
         self.rebuild_args = {"name": name, "image_size": image_size, "small_stem": small_stem, "preprocess": preprocess}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.model(self.norm(image_BCHW))
+        feature_BF: Tensor = self.model(self.norm(image_BCHW))
+        return feature_BF
 
 
 def _remove_last_layer(model: nn.Module) -> tuple[str, int]:

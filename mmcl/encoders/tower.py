@@ -175,7 +175,7 @@ class Tower(nn.Module):
 
     def project(self, inputs: Tensor | Tokens | Features) -> Tensor:
         """The head's output at its own length: float32 [B, D] (float64 for a float64 tower)."""
-        projected = self.head(self.features(inputs).rows)
+        projected: Tensor = self.head(self.features(inputs).rows)
         return projected.to(torch.promote_types(projected.dtype, torch.float32))
 
     def forward(self, inputs: Tensor | Tokens | Features, *, unit: bool = True) -> Tensor:

@@ -160,8 +160,9 @@ class TransformersImage(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         output = self._output(self.norm(image_BCHW))
         if self.pooling == "pooler":
-            return output.pooler_output.flatten(1)
-        hidden = output.last_hidden_state
+            pooled_BF: Tensor = output.pooler_output.flatten(1)
+            return pooled_BF
+        hidden: Tensor = output.last_hidden_state
         hidden_BLF = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
         return hidden_BLF.mean(1) if self.pooling == "mean" else hidden_BLF[:, 0]
 
@@ -196,8 +197,10 @@ class TransformersText(TextEncoder):
     def forward(self, tokens: Tokens) -> Tensor:
         output = self._output(tokens)
         if self.pooling == "pooler":
-            return output.pooler_output
-        hidden_BLF, mask_BL = output.last_hidden_state, tokens.mask
+            pooled_BF: Tensor = output.pooler_output
+            return pooled_BF
+        hidden_BLF: Tensor = output.last_hidden_state
+        mask_BL = tokens.mask
         if self.pooling == "mean":
             weight_BL1 = mask_BL[..., None].to(hidden_BLF.dtype)
             return (hidden_BLF * weight_BL1).sum(1) / weight_BL1.sum(1)
@@ -297,7 +300,8 @@ def _part_config(config: Any, part: str) -> Any:
 
 
 def _encoder_of(model: Any) -> nn.Module:
-    return model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
+    encoder: nn.Module = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
+    return encoder
 
 
 def _side(model: nn.Module, modality: Literal["image", "text"]) -> nn.Module:

@@ -58,7 +58,8 @@ class SharedModel(Model):
             UserError: in all processes, where `work` raises one in the first; any other error as it is there.
         """
         if rank() > 0:
-            return self._serve()
+            served: T = self._serve()
+            return served
         try:
             result = work()
         except Exception as error:

@@ -68,13 +68,15 @@ class WholeWeights(Weights):
         self.encode, self.optimiser = accelerator.prepare(method, build_optimiser(method, config))
 
     def no_sync(self) -> AbstractContextManager[object]:
-        return self.accelerator.no_sync(self.encode)
+        context: AbstractContextManager[object] = self.accelerator.no_sync(self.encode)
+        return context
 
     def reduce(self) -> None:
         """DDP has averaged everything."""
 
     def clip(self, bound: float | None) -> Tensor:
-        return self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if bound is None else bound)
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if bound is None else bound)
+        return norm
 
 
 class SpreadWeights(Weights):

@@ -280,7 +280,7 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
     widths = set(pa.compute.list_value_length(array).to_pylist())
     if len(widths) != 1 or widths & {None, 0} or values.dtype.kind != "f":
         raise UserError(f"{path}: the column embedding must hold lists of decimal numbers of one length, none missing")
-    rows = values.astype(np.float32).reshape(len(array), -1)
+    rows: np.ndarray = values.astype(np.float32).reshape(len(array), -1)
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(wrong):
         raise UserError(f"{path}, row {wrong[0] + 1}: its embedding is not finite in float32; leave the row out")

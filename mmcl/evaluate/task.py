@@ -184,7 +184,8 @@ class Task:
                 f"of both; give both the same class names"
             )
         number = {name: place for place, name in enumerate(dict.fromkeys([*ours, *theirs]))}
-        return np.array([number[name] for name in theirs], np.int64)[labels]
+        renumbered: np.ndarray = np.array([number[name] for name in theirs], np.int64)[labels]
+        return renumbered
 
     def about_bank(self, evaluator: str) -> tuple[str, ...]:
         """A note where test samples are of classes that no training sample has, which are wrong whatever the model."""
@@ -338,7 +339,8 @@ def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
     text = [node[key] for own in keys for key in own]
     size = len(captions) + len(node)
     _, component = connected_components(coo_array((np.ones(len(text)), (image, text)), shape=(size, size)), directed=False)
-    return component[: len(captions)].astype(np.int64)
+    ids: np.ndarray = component[: len(captions)].astype(np.int64)
+    return ids
 
 
 def library_versions() -> dict[str, str]:

@@ -64,7 +64,7 @@ def check_unpacked(path: Path) -> int:
             size += sum(map(_text_bytes, batch.columns))
             if size > limit:
                 raise _too_much(path, size, limit)
-    per_row = _values(file.metadata, None, texts) // max(1, file.metadata.num_rows)
+    per_row: int = _values(file.metadata, None, texts) // max(1, file.metadata.num_rows)
     return max(longest, default=0) * max(1, per_row)
 
 

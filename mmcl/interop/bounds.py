@@ -67,7 +67,7 @@ class _Allocations(TorchDispatchMode):
     """Computes the shape of every new tensor before the tensor."""
 
     def __init__(self, limit: int, refuse: Any):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self.limit, self.refuse, self.calls = limit, refuse, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -226,7 +226,8 @@ class Model:
 
     def _embed(self, tower: Tower, batch: Tensor | Tokens) -> Tensor:
         if self.embedding == "projection":
-            return tower(batch).float()
+            projected: Tensor = tower(batch).float()
+            return projected
         return nn.functional.normalize(tower.encoder(batch).float(), dim=-1)
 
 

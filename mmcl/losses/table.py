@@ -50,7 +50,8 @@ class LossEntry:
         if not isinstance(self.function, str):
             return self.function
         module, name = self.function.split(":")
-        return getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
 
 
 class LossRegistry(Registry):

@@ -161,7 +161,8 @@ def _shape(view: Tensor | Features) -> tuple[int, ...]:
 
 def _joined(inputs: Sequence[Any]) -> Tensor | Tokens | Features:
     if len(inputs) == 1:
-        return inputs[0]
+        only: Tensor | Tokens | Features = inputs[0]
+        return only
     if isinstance(inputs[0], Features):
         return Features(torch.cat([features.rows for features in inputs]))
     return torch.cat(list(inputs))

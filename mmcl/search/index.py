@@ -237,7 +237,8 @@ class Index:
         parts = [] if image is None else [self.model.encode_image([image])]
         parts += [] if text is None else [self.model.encode_text([text])]
         query = np.sum(parts, axis=0)
-        return query / np.linalg.norm(query)
+        unit: np.ndarray = query / np.linalg.norm(query)
+        return unit
 
 
 def _with_usable_captions(sample: Sample, number: int, bad: list[BadSample]) -> Sample:

@@ -92,7 +92,8 @@ def check_gradients(entry: LossEntry) -> None:
     leaves = [arguments[name].requires_grad_() for name in names]
 
     def loss(*values: Tensor) -> Tensor:
-        return entry.load()(**arguments | dict(zip(names, values, strict=True)))
+        value: Tensor = entry.load()(**arguments | dict(zip(names, values, strict=True)))
+        return value
 
     torch.autograd.gradcheck(loss, leaves)
     try:

@@ -97,7 +97,8 @@ class PatternModel:
     def image_logits(self, images: Source) -> np.ndarray:
         """Cosines with the patterns; a classifier's pass of its own, which `image_calls` does not count."""
         knows = PatternModel()
-        return knows.encode_image(images) @ knows.encode_text(NAMES).T
+        cosine: np.ndarray = knows.encode_image(images) @ knows.encode_text(NAMES).T
+        return cosine
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """The pixels of the pattern whose number a text names: float32 [M, D], unit length."""
@@ -123,4 +124,5 @@ class _AsSource(Source):
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     centred = rows.astype(np.float32) - 127.5
-    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    unit: np.ndarray = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    return unit

@@ -26,7 +26,8 @@ class ToyEncoder(ImageEncoder):
         self.layers = nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh(), nn.Linear(16, 8))
 
     def forward(self, vector_BW: Tensor) -> Tensor:
-        return self.layers(vector_BW)
+        feature_BF: Tensor = self.layers(vector_BW)
+        return feature_BF
 
 
 def toy_method(method: str | type[Method], dtype: torch.dtype = torch.float64, **args: Any) -> Method:

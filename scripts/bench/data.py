@@ -225,15 +225,18 @@ def torchvision_twin(name: str, kind: str) -> Callable[[Any], torch.Tensor]:
     from torchvision.transforms import v2 as T
 
     bilinear = T.InterpolationMode.BILINEAR
+    twin: Callable[[Any], torch.Tensor]
     to_tensor = [T.ToImage(), T.ToDtype(torch.float32, scale=True)] if kind == "PIL" else []
     if name == "mnist":
         affine = T.RandomAffine(15, (0.1, 0.1), (0.85, 1.15), 10, interpolation=bilinear)
-        return T.Compose([affine, *to_tensor, T.RandomErasing(0.3, (0.02, 0.2), value=0.5)])
+        twin = T.Compose([affine, *to_tensor, T.RandomErasing(0.3, (0.02, 0.2), value=0.5)])
+        return twin
     white = 255 if kind == "PIL" else 1.0
     affine = T.RandomApply([T.RandomAffine(7, (0.08, 0.08), (0.87, 1.15), 5, interpolation=bilinear, fill=white)], 0.95)
     jitter = T.RandomApply([T.ColorJitter(0.2, 0.2, 0.2, 0.05)], 0.8)
     blur = T.RandomApply([T.GaussianBlur(13, (0.1, 2.0))], 0.1)
-    return T.Compose([affine, jitter, T.RandomGrayscale(0.05), blur, *to_tensor])
+    twin = T.Compose([affine, jitter, T.RandomGrayscale(0.05), blur, *to_tensor])
+    return twin
 
 
 def measure_augmentation(data: Path, name: str, kind: str, side: str) -> dict[str, float]:
@@ -243,6 +246,7 @@ def measure_augmentation(data: Path, name: str, kind: str, side: str) -> dict[st
     count = len(small)
     stacked = torch.from_numpy(np.stack([np.array(image).reshape(size, size, channels) for image in small]))
     tensor = stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    augment: Callable[[], torch.Tensor]
     if side == "mmcl":
         policy = Policy.build([ComponentConfig(name=operation, args=args) for operation, args in AUGMENTATIONS[name]])
         index = np.arange(count)

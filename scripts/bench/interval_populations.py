@@ -95,17 +95,22 @@ def _paired_shares(differ: float, won: float, rng: Generator, n: int) -> Drawn:
 
 def reciprocal_ranks() -> Iterator[Population]:
     for easy in (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0):
-        yield of(f"{easy}", statistics.mean, lambda rng, n, e=easy: _reciprocal(_ranks(e, rng, n)))
+        yield of(f"{easy}", statistics.mean, partial(_reciprocal_ranks, easy))
 
 
-def _reciprocal(rank: np.ndarray) -> np.ndarray:
+def _reciprocal_ranks(easy: float, rng: Generator, n: int) -> np.ndarray:
+    rank = _ranks(easy, rng, n)
     return np.where(rank <= 10, 1 / rank, 0.0)
 
 
 def average_precisions() -> Iterator[Population]:
     named = {"low": (0.3, 3.0), "U-shaped": (0.5, 0.5), "uniform": (1.0, 1.0), "high": (4.0, 0.5), "narrow": (50.0, 50.0)}
     for name, (a, b) in named.items():
-        yield of(name, statistics.mean, lambda rng, n, a=a, b=b: rng.beta(a, b, n))
+        yield of(name, statistics.mean, partial(_average_precisions, a, b))
+
+
+def _average_precisions(a: float, b: float, rng: Generator, n: int) -> np.ndarray:
+    return rng.beta(a, b, n)
 
 
 def recalls() -> Iterator[Population]:
@@ -186,9 +191,13 @@ def mean_ranks() -> Iterator[Population]:
 def medians() -> Iterator[Population]:
     for easy in (-1.0, 0.0, 0.5):
         truth = float(np.median(_ranks(easy, np.random.default_rng(0), POPULATION + 1)))
-        yield Population(f"{easy}", lambda rng, n, e=easy, t=truth: (statistics.median(_ranks(e, rng, n)), t), has_ties=True)
+        yield Population(f"{easy}", partial(_median_rank, easy, truth), has_ties=True)
     yield Population("long tail", lambda rng, n: (statistics.median(rng.lognormal(size=n)), 1.0))
     yield Population("normal", lambda rng, n: (statistics.median(rng.normal(size=n)), 0.0))
+
+
+def _median_rank(easy: float, truth: float, rng: Generator, n: int) -> Drawn:
+    return statistics.median(_ranks(easy, rng, n)), truth
 
 
 def class_means() -> Iterator[Population]:
@@ -223,7 +232,11 @@ def correlations() -> Iterator[Population]:
         for kind in ("normal", "five levels", "uneven"):
             truth = spearman(*_pairs(r, kind, np.random.default_rng(0), POPULATION)).value
             assert truth is not None
-            yield Population(f"{r} {kind}", lambda rng, n, r=r, k=kind, t=truth: (spearman(*_pairs(r, k, rng, n)), t))
+            yield Population(f"{r} {kind}", partial(_correlation, r, kind, truth))
+
+
+def _correlation(r: float, kind: str, truth: float, rng: Generator, n: int) -> Drawn:
+    return spearman(*_pairs(r, kind, rng, n)), truth
 
 
 def _pairs(r: float, kind: str, rng: Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -286,7 +299,8 @@ def _over_runs(results: np.ndarray) -> Estimate:
 
 def _ranks(easy: float, rng: Generator, n: int) -> np.ndarray:
     """Of the positive among keys whose scores are normal, as its own is, shifted by `easy`."""
-    return 1.0 + rng.binomial(KEYS, norm.sf(easy + rng.normal(size=n)))
+    rank: np.ndarray = 1.0 + rng.binomial(KEYS, norm.sf(easy + rng.normal(size=n)))
+    return rank
 
 
 def _both_ranks(easy: float, gain: float, rng: Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

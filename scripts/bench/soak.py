@@ -93,14 +93,14 @@ def kill_again_and_again(kills: int, folder: Path) -> list[Row]:
         while bar.n < kills:
             kind = kinds[sum(kind.runs for kind in kinds) % len(kinds)]
             run_dir = folder / f"{kind.name}, run {kind.runs}"
-            config = kill_one_run(kind, image_folder, run_dir, min(kills - bar.n, random.randint(4, MOST_KILLS)), bar)
+            config = kill_one_run(kind, image_folder, run_dir, min(kills - int(bar.n), random.randint(4, MOST_KILLS)), bar)
             compare(kind, config)
             kind.runs += 1
             shutil.rmtree(run_dir)
     return [row for kind in kinds for row in rows_of(kind)]
 
 
-def kill_one_run(kind: Kind, image_folder: Path, run_dir: Path, kills: int, bar: tqdm) -> Config:
+def kill_one_run(kind: Kind, image_folder: Path, run_dir: Path, kills: int, bar: tqdm[Any]) -> Config:
     """Starts a run until it ends, killing it up to `kills` times."""
     resume: tuple[str, ...] = ()
     while True:

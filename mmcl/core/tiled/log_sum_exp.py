@@ -62,7 +62,9 @@ def pair_log_sum_exp(
             if is_transformed():
                 by_row, *by_column = _sums_of_recomputed_tiles(pairs, tile, kept, both, query_ND, key_MD, scale)
                 return by_row, by_column[0] if both else None
-            return _TiledLogSumExp.apply(query_ND, key_MD, scale, pairs, kept, both, mirrored, tile)
+            sums: tuple[Tensor, Tensor | None]
+            sums = _TiledLogSumExp.apply(query_ND, key_MD, scale, pairs, kept, both, mirrored, tile)
+            return sums
         everything = slice(0, len(query_ND)), slice(0, len(key_MD))
         by_row, *by_column = _sums(kept, both, pairs, everything, query_ND, key_MD, scale)
         return by_row, by_column[0] if both else None

@@ -29,7 +29,8 @@ def positive_dot_sum(query_ND: Tensor, key_MD: Tensor, pairs: Pairs) -> Tensor:
     """
     if is_transformed():
         return _in_one_piece(pairs, query_ND, key_MD)[0]
-    return _PositiveDotSum.apply(query_ND, key_MD, pairs)
+    sum_N: Tensor = _PositiveDotSum.apply(query_ND, key_MD, pairs)
+    return sum_N
 
 
 class _PositiveDotSum(torch.autograd.Function):

@@ -157,7 +157,8 @@ class StepBatches(Dataset[Batch]):
         if not self.texts:
             return index
         if self.source.ids is not None:
-            return self.source.ids[index]
+            ids: np.ndarray = self.source.ids[index]
+            return ids
         ids, same = token_ids(views[self.texts[0]]), self._same_ids(step)
         return np.array([same.get(number, number) for number in ids.tolist()], np.int64)
 

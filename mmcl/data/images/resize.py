@@ -143,7 +143,7 @@ def _resize_by_torchvision(image: Image.Image, size: tuple[int, int], preprocess
     if preprocess.backend == "torchvision_float":
         pixels = pixels / 255
     mode = InterpolationMode(_OF_TORCHVISION.get(preprocess.interpolation, preprocess.interpolation))
-    resized = resize(pixels, list(size), interpolation=mode, antialias=True)
+    resized: Tensor = resize(pixels, list(size), interpolation=mode, antialias=True)
     return resized * 255 if preprocess.backend == "torchvision_float" else resized
 
 

@@ -190,7 +190,9 @@ def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.n
     # The usual start, principal components, divides by their deviation.
     start = "pca" if row_ND.shape[1] > 1 and not _is_collapsed(row_ND) else "random"
     perplexity = min(perplexity, (len(row_ND) - 1) / 3)
-    return TSNE(init=start, perplexity=perplexity, max_iter=_ITERATIONS, random_state=seed).fit_transform(row_ND)
+    tsne = TSNE(init=start, perplexity=perplexity, max_iter=_ITERATIONS, random_state=seed)
+    place_N2: np.ndarray = tsne.fit_transform(row_ND)
+    return place_N2
 
 
 def umap(row_ND: np.ndarray, *, neighbours: int, seed: int = 0) -> np.ndarray:
@@ -237,6 +239,6 @@ def _nearest_others(row_ND: np.ndarray, k: int) -> np.ndarray:
     """Row numbers, int64 [N, k]."""
     from sklearn.metrics.pairwise import euclidean_distances
 
-    distance = euclidean_distances(row_ND.astype(np.float64))
+    distance: np.ndarray = euclidean_distances(row_ND.astype(np.float64))
     np.fill_diagonal(distance, np.inf)
     return distance.argsort(axis=1, kind="stable")[:, :k]

@@ -52,7 +52,8 @@ class Ranks:
         """Rank of the first positive, from 1: float64 [Q]."""
         above, positives, negatives = self._first_groups()
         # The first of b positives among b + t keys in random order is expected at (b + t + 1) / (b + 1).
-        return above + (positives + negatives + 1) / (positives + 1)
+        rank: np.ndarray = above + (positives + negatives + 1) / (positives + 1)
+        return rank
 
     def hits(self, k: int) -> np.ndarray:
         """Probability that a positive is among the first k, 0 or 1 without ties: float64 [Q]."""
@@ -64,7 +65,8 @@ class Ranks:
 
     def recall(self, k: int) -> np.ndarray:
         """Share of a query's positives that are among the first k: float64 [Q]."""
-        return self._sum(self._share * self._places(k)) / self.total
+        share: np.ndarray = self._sum(self._share * self._places(k)) / self.total
+        return share
 
     def average_precision(self, k: int | None = None) -> np.ndarray:
         """Sum of the precision at the rank of each positive, over the number of positives: float64 [Q].
@@ -79,14 +81,16 @@ class Ranks:
         harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, self.keys + 1))])
         inverse_ranks = harmonic[self.above + places] - harmonic[self.above]
         precision = c * places + (self.found + 1 - c * (self.above + 1)) * inverse_ranks
-        return self._sum(self._share * precision) / (self.total if k is None else np.minimum(self.total, k))
+        mean: np.ndarray = self._sum(self._share * precision) / (self.total if k is None else np.minimum(self.total, k))
+        return mean
 
     def ndcg(self, k: int) -> np.ndarray:
         """Normalised discounted cumulative gain of the first k: gain 1 for a positive, discount log2(rank + 1): float64 [Q]."""
         discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
         first = np.minimum(self.above, k)
         gain = self._sum(self._share * (discounts[first + self._places(k)] - discounts[first]))
-        return gain / discounts[np.minimum(self.total, k)]
+        normalised: np.ndarray = gain / discounts[np.minimum(self.total, k)]
+        return normalised
 
     @property
     def total(self) -> np.ndarray:
@@ -95,11 +99,13 @@ class Ranks:
 
     @property
     def _share(self) -> np.ndarray:
-        return self.positives / (self.positives + self.negatives)
+        share: np.ndarray = self.positives / (self.positives + self.negatives)
+        return share
 
     def _places(self, k: int) -> np.ndarray:
         """Places of each group among the first k: int64 [G]."""
-        return np.clip(k - self.above, 0, self.positives + self.negatives)
+        places: np.ndarray = np.clip(k - self.above, 0, self.positives + self.negatives)
+        return places
 
     def _sum(self, value_G: np.ndarray) -> np.ndarray:
         return np.bincount(self.query, value_G, len(self))

@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 _PLAIN = {"string_view": pa.large_string(), "binary_view": pa.large_binary(), "null": pa.string()}
 
 
-class _JsonScalar(pa.ExtensionScalar):
+class _JsonScalar(pa.ExtensionScalar):  # type: ignore[misc]  # pyarrow has no types
     def as_py(self, **options: Any) -> Any:
         return None if self.value is None else json.loads(self.value.as_py())
 
 
-class JsonType(pa.ExtensionType):
+class JsonType(pa.ExtensionType):  # type: ignore[misc]
     """Cells of any kind and mixed kinds, each stored as its JSON text; `as_py` gives the value."""
 
     def __init__(self) -> None:

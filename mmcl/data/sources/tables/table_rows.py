@@ -89,7 +89,8 @@ def missing_cells(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_struct(column.type):
         keys = [field.name for field in column.type if field.name in ("bytes", "path", *TEXT_KEYS)]
         parts = [missing_cells(pc.struct_field(column, key)) for key in keys]
-        return np.logical_and.reduce([np.asarray(pc.is_null(column) if not parts else parts[0]), *parts])
+        missing: np.ndarray = np.logical_and.reduce([np.asarray(pc.is_null(column) if not parts else parts[0]), *parts])
+        return missing
     empty = pc.is_null(column, nan_is_null=True)
     if is_text(column.type):
         trimmed = pc.utf8_trim_whitespace(column)
