@@ -33,11 +33,12 @@ def test_the_wheel_holds_every_file_that_the_package_reads(wheel: Path) -> None:
 def test_an_unpacked_wheel_finds_its_configurations(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = "import mmcl; print(mmcl.__file__, mmcl.load_config('simclr_mnist').run_dir)"
-    for words in (["-c", code], ["-m", "mmcl", "config", "simclr_mnist"], ["-m", "mmcl", "list", "configs"]):
+    commands = {"simclr_mnist": ["-c", code], "name: simclr": ["-m", "mmcl", "config", "simclr_mnist"]}
+    for expected, words in {**commands, "  simclr_mnist ": ["-m", "mmcl", "list", "configs"]}.items():
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "simclr_mnist" in done.stdout
+        assert expected in done.stdout
         assert "-c" not in words or done.stdout.startswith(str(tmp_path / "site"))
 
 
