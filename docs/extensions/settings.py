@@ -54,7 +54,8 @@ def _dataclasses_of(hint: Any) -> Iterator[tuple[type, str]]:
 
 def _section(schema: type, paths: list[str]) -> str:
     title = _TITLES.get(schema.__name__) or f"`{paths[0].removesuffix('.')}`"
-    lines = [f"## {title}", "", schema.__doc__ or "", ""]
+    purpose = (schema.__doc__ or "").partition("\n\n")[0]  # what follows is for Python
+    lines = [f"## {title}", "", purpose, ""]
     if len(paths) > 1:
         names = ", ".join(f"`{path.removesuffix('.')}`" for path in dict.fromkeys(paths))
         lines += [f"Stands at {names}.", ""]
