@@ -12,9 +12,9 @@ from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, words
 from mmcl.terminal import printable, printable_line
 
 COVERAGE = (
-    "Intervals hold the truth in 93 to 97 % of test sets; in up to 100 % where fewer than about 3 rows are expected to differ "
-    "from the rest, such as misses at an accuracy near 1. Where none holds, none is given. Intervals over runs take their "
-    "results as normal."
+    "Intervals hold the truth in about 93 to 97 % of test sets; in up to 100 % where fewer than about 3 rows are expected to "
+    "differ from the rest, such as misses at an accuracy near 1. Where none holds, none is given. Intervals over runs take "
+    "their results as normal."
 )
 INTERVALS = f"In brackets: 95 % confidence intervals over the rows of the test set. {COVERAGE}"
 
