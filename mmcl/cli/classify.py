@@ -83,4 +83,4 @@ def _classified(
         left_out = {one.index for one in bad}
         images = [path for number, path in enumerate(images) if number not in left_out]
         labels = classifier(list(images), top_k=top_k)
-    return list(zip(images, labels, strict=True)), bad  # type: ignore[arg-type]
+    return list(zip(images, labels, strict=True)), bad

@@ -189,18 +189,14 @@ class TransformersText(TextEncoder):
         if self.pooling == "eot" and tokenizer.end_id is None:
             raise UserError("pooling 'eot' needs a tokenizer with an end token; take 'last' or 'mean'")
         self.feature_dim = _feature_dim(self, probe)
-        self.rebuild_args = {
-            "config": _plain_config(model.config),
-            "pooling": "auto" if is_dual(model) else self.pooling,
-        }
+        self.rebuild_args = {"config": _plain_config(model.config), "pooling": "auto" if is_dual(model) else self.pooling}
 
     def forward(self, tokens: Tokens) -> Tensor:
-        output = self._output(tokens)
+        output, mask_BL = self._output(tokens), tokens.mask
         if self.pooling == "pooler":
             pooled_BF: Tensor = output.pooler_output
             return pooled_BF
         hidden_BLF: Tensor = output.last_hidden_state
-        mask_BL = tokens.mask
         if self.pooling == "mean":
             weight_BL1 = mask_BL[..., None].to(hidden_BLF.dtype)
             return (hidden_BLF * weight_BL1).sum(1) / weight_BL1.sum(1)

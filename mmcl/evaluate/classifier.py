@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mmcl.data.source import ImageLike, Source
 from mmcl.errors import UserError
 from mmcl.evaluate.measures.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings
 from mmcl.evaluate.validation import unit_rows
 from mmcl.types import ClassifierModel, EmbeddingModel
 
+OneImage = str | Path | bytes | Image.Image | np.ndarray
 Scored = list[dict[str, Any]]
 """The best labels of an image, [{"label": str, "score": float}, ...], best first."""
 
@@ -47,6 +49,17 @@ class Classifier(ABC):
     def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
         """By what the labels are ordered, [N, C], and their probabilities, [N, C]: rounding makes different ones equal."""
 
+    # A text and bytes are sequences too: they are one image, as the first that fits is taken.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: OneImage, *, top_k: int | None = 5, batch_size: int | None = None
+    ) -> Scored: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[ImageLike] | Source, *, top_k: int | None = 5, batch_size: int | None = None
+    ) -> list[Scored]: ...
+
     def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int | None = None) -> Scored | list[Scored]:
         """Scores images with the labels.
 
@@ -60,7 +73,7 @@ class Classifier(ABC):
         """
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k must be at least 1, not {top_k}")
-        one = isinstance(images, str | Path | bytes | Image.Image | np.ndarray)
+        one = isinstance(images, OneImage)
         if not one and len(images) == 0:
             return []
         logits, score = self._scores([images] if one else images, batch_size)
