@@ -1,7 +1,7 @@
-"""Configurations: frozen dataclasses as the only schema. YAML in, YAML out; no torch.
+"""Configurations: frozen dataclasses as the only schema, read from and written to YAML; does not import torch.
 
-Precedence: defaults < YAML < flags. A flag is a dotted path into the same tree and its value is YAML too, so one set of checks
-serves both: `--optim.lr 3e-4`, `--image.encoder.args.width 64`, `--data.train.path photos/`.
+Precedence: defaults < YAML < flags. A flag is a dotted path into the same tree, and its value is YAML too, so the same checks
+apply to both: `--optim.lr 3e-4`, `--image.encoder.args.width 64`, `--data.train.path photos/`.
 """
 
 from mmcl.config.convert import from_dict, to_dict, to_yaml

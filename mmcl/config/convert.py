@@ -1,4 +1,4 @@
-"""Plain data, as YAML and JSON files hold them, to dataclasses and back: keys, types and values are checked by name."""
+"""Conversion between plain data (from YAML or JSON) and dataclasses, with checks of keys, types and values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     """Builds a dataclass from plain data, checking keys and types.
 
     Raises:
-        UserError: "where: key ...", with the nearest key for an unknown one.
+        UserError: "where: key ..."; suggests the nearest key for an unknown one.
     """
     hints = get_type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A value that YAML and JSON files hold and give back as it was; YAML also knows dates, sets, infinities, ..."""
+    """Returns a value that YAML and JSON both preserve; YAML also has dates, sets, infinities and others, which are refused."""
     if isinstance(value, dict):
         keys = [_key(key, where) for key in value]
         return {key: _plain(item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
@@ -118,7 +118,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def _shown(value: Any) -> str:
-    """A value as an error message quotes it."""
+    """Formats a value for an error message."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python does not write integers of more than 4300 digits.
@@ -126,11 +126,11 @@ def _shown(value: Any) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain data that `from_dict` turns back into an equal configuration: tuples become lists."""
+    """Converts a configuration to plain data, with lists for tuples; `from_dict` gives back an equal one."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def to_yaml(config: Any) -> str:
-    """The whole configuration, defaults included."""
+    """Writes the whole configuration as YAML, including defaults."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)

@@ -1,4 +1,4 @@
-"""Which settings decide what a run learns, and the digest of them: what `--resume` compares."""
+"""Settings that determine what a run learns, and their digest, which `--resume` compares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmcl.config.setting import decides
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
-    """All settings as {"optim.lr": 0.001, ...}, JSON values."""
+    """All settings as {"optim.lr": 0.001, ...}, with JSON values."""
     return flattened(to_dict(config))
 
 
@@ -33,7 +33,7 @@ def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflattened(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flattened` was made of."""
+    """Inverse of `flattened`."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *above, last = key.split(".")
@@ -45,16 +45,16 @@ def unflattened(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """Hex digest of the decisive settings: equal for two runs that learn the same, given the same data."""
+    """Hex digest of the decisive settings: equal for two runs that learn the same model from the same data."""
     decisive = {key: value for key, value in flat_settings(config).items() if is_decisive(key)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def is_decisive(key: str) -> bool:
-    """True if a setting of `flat_settings` decides what is learned; a run continues only under equal ones."""
+    """True if a setting of `flat_settings` determines what is learned; a resume requires equal decisive settings."""
     return decides(Config, key)
 
 
 def is_within(key: str, path: str) -> bool:
-    """True if a dotted key is `path` or lies below it."""
+    """True if a dotted key is `path` or below it."""
     return f"{key}.".startswith(f"{path}.")

@@ -1,4 +1,4 @@
-"""Reading configurations: YAML files with a `base`, and the flags of a command line on top of them."""
+"""Reading of configurations: YAML files, which may extend a `base`, and command-line flags that override them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ T = TypeVar("T")
 
 
 def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
-    """Reads a configuration and applies flags on top.
+    """Reads a configuration and applies flags to it.
 
     Args:
-        path: a YAML file, or the name of a shipped configuration such as "clip_emoji". What it does not say is taken from its
-            `base`, if it names one: a file beside it, or a shipped configuration.
-        flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]; several values make a list, none means true.
+        path: a YAML file, or the name of a shipped configuration such as "clip_emoji". Settings that it omits come from its
+            `base`, if it has one: a file in the same folder, or a shipped configuration.
+        flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]. Several values form a list; a flag without a
+            value is true.
 
     Returns:
         The checked configuration; its `run_dir` is set.
@@ -47,7 +48,7 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
 
 
 def read_as(schema: type[T], path: Path) -> T:
-    """A dataclass from a YAML file. Raises UserError: names the file, the key and the fix."""
+    """Reads a dataclass from a YAML file. Raises UserError that names the file, the key and the fix."""
     with _refused_if_too_deep(path):
         return from_dict(schema, _read_mapping(path), str(path))
 
@@ -55,7 +56,7 @@ def read_as(schema: type[T], path: Path) -> T:
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, no such date, too many digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, an invalid date, too many digits
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
@@ -71,7 +72,7 @@ def _refused_if_too_deep(path: Path) -> Iterator[None]:
 
 
 def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The settings of a file, on top of those of its `base`; `above` are the files whose base this is."""
+    """Reads the settings of a file, merged over those of its `base`; `above` are the files that extend this one."""
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
         raise UserError(
@@ -89,7 +90,7 @@ def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key. A component of another name replaces that of the base: its arguments are its own."""
+    """Merges mappings key by key. A component with another name replaces that of the base, since its arguments differ."""
     merged = dict(base)
     for key, value in top.items():
         below: Any = base.get(key)
@@ -115,7 +116,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_value(word: str) -> Any:
-    """One word of a command line as YAML; what is no YAML is a text."""
+    """Parses one command-line word as YAML; a word that is not valid YAML is a string."""
     try:
         return yaml.safe_load(word)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -123,7 +124,7 @@ def parse_value(word: str) -> Any:
 
 
 def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets one leaf; a number in the path picks from a list. Unknown keys are left for the schema to refuse by name."""
+    """Sets one leaf; a number in the path indexes a list. Unknown keys are left to the schema, which refuses them by name."""
     node: Any = tree
     for depth, key in enumerate(path):
         last = depth == len(path) - 1

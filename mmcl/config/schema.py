@@ -17,9 +17,9 @@ class ComponentConfig:
     """A registered component, by name."""
 
     name: str
-    """Its name; `mmcl list` shows what there is."""
+    """Name of the component; `mmcl list` shows all names."""
     args: dict[str, Any] = field(default_factory=dict)
-    """The keyword arguments of its factory, checked against the signature before anything is built."""
+    """Keyword arguments of its factory, checked against the signature before anything is built."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,18 +27,17 @@ class TowerConfig:
     """Encoder and projection head of one modality."""
 
     encoder: ComponentConfig | None = None
-    """The encoder: pixels or tokens to features; null takes the tower of `init`, head included."""
+    """Encoder: pixels or tokens to features. Null uses the tower of `init`, including its head."""
     head: ComponentConfig | None = None
-    """The projection head: features to the embedding that the loss compares. Null takes a linear one, or that of `init`; given
-    without an encoder, it is a new head on the encoder of `init`."""
+    """Projection head: features to the embedding that the loss compares. Null uses a linear head, or the head of `init`. A head
+    given without an encoder is a new head on the encoder of `init`."""
     init_head_layers: int = setting(0, at_least=0)
-    """How many of its first layers a new head takes from the head of `init`, as for fine-tuning in SimCLRv2."""
+    """Number of first layers that a new head copies from the head of `init`, as for fine-tuning in SimCLRv2."""
     preprocess: dict[str, Any] = field(default_factory=dict)
-    """How images are shown, where it is to be otherwise than the encoder asks for; the fields of mmcl.preprocess.Preprocess,
-    such as {intensity: [0, 4095]} for 12 bits in files of 16, or {intensity: {percentiles: [1, 99]}} for the range of each
-    image. It is saved with the model."""
+    """Overrides of the encoder's image preprocessing: fields of mmcl.preprocess.Preprocess, such as {intensity: [0, 4095]} for
+    12-bit values in 16-bit files, or {intensity: {percentiles: [1, 99]}} for the range of each image. Saved with the model."""
     freeze: bool = False
-    """Keep the encoder as it is, in evaluation mode; the head still learns."""
+    """Freeze the encoder and keep it in evaluation mode; the head is still trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,21 +45,21 @@ class SourceConfig:
     """A dataset."""
 
     name: str = "auto"
-    """The kind of source; "auto" goes by what lies at `path`."""
+    """Kind of source; "auto" detects it from the content of `path`."""
     path: str | None = setting(None, decides=False)
-    """File or folder, for sources that read one."""
+    """File or folder, for sources that read from one."""
     args: dict[str, Any] = field(default_factory=dict)
-    """The source's own arguments."""
+    """Arguments of the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartConfig(SourceConfig):
-    """A dataset among others."""
+    """A dataset in a mixture."""
 
     weight: float | None = setting(None, above=0)
-    """Its share of the rows, relative to those of the others; an epoch then has as many rows as there are samples."""
+    """Share of the rows, relative to the other datasets; an epoch then has as many rows as there are samples in total."""
     epochs: float | None = setting(None, above=0)
-    """How often an epoch of the mixture shows each of its samples; 1 where no part has a weight."""
+    """Number of times that an epoch of the mixture shows each sample of this dataset; 1 if no dataset has a weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,168 +67,171 @@ class CropConfig:
     """Random-resized crop, drawn per image and view."""
 
     scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the image's area, from and to."""
+    """Smallest and largest share of the image's area."""
     ratio: tuple[float, float] = (0.75, 1.3333)
-    """Aspect ratio, from and to."""
+    """Smallest and largest aspect ratio (width / height)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewConfig:
-    """What one image view shows otherwise than the others."""
+    """Overrides for one image view."""
 
     crop: CropConfig | None = None
-    """Random-resized crop at decoding; null is that of `data.crop`."""
+    """Random-resized crop during decoding; null uses `data.crop`."""
     augment: tuple[ComponentConfig, ...] | None = None
-    """Augmentations in place of all those of `data.augment`; null is those."""
+    """Augmentations that replace those of `data.augment`; null uses `data.augment`."""
     size: int | None = setting(None, at_least=1)
-    """Height and width in pixels to which the crop is resized; null is the encoder's."""
+    """Height and width in pixels to which the crop is resized; null uses the encoder's input size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """What is trained on, and how it is shown."""
+    """Training data, views and augmentation."""
 
     root: str | None = setting(None, decides=False)
-    """Folder with downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
+    """Folder of downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
     train: SourceConfig = field(default_factory=SourceConfig)
-    """The training data."""
+    """Training data."""
     mix: dict[str, PartConfig] | None = None
-    """Several training datasets by names of your own, in place of `train`, each with a weight or a number of epochs."""
+    """Several training datasets in place of `train`, under names of your choice, each with a weight or a number of epochs."""
     templates: tuple[str, ...] | None = None
-    """Sentences with one "{}" each, such as "a photo of a {}.": captions for labelled training data that have none."""
+    """Prompt templates with one "{}" each, such as "a photo of a {}.": captions for labelled training data without captions."""
     caption_weights: tuple[float, ...] | None = setting(None, at_least=0)
-    """How often each of a sample's captions is shown, in their order and relative to its others: [3, 1] shows the first three
-    times as often as the second. Null shows all equally often."""
+    """Relative frequencies of a sample's captions, in their order: [3, 1] shows the first caption three times as often as the
+    second. Null shows all captions equally often."""
     holdout: float = setting(0.0, at_least=0, below=1)
-    """Share of the training data that is set aside for the evaluators that name no data of their own."""
+    """Share of the training data that is held out for evaluators without `data` of their own."""
     labels: float | None = None
-    """Train on a stratified part alone, as for learning from few labels: below 1 a share of every class (0.01), from 1 a
-    number of samples of every class. `train.seed` draws it, and a smaller part lies within a larger one."""
+    """Train on a stratified subset only, as for learning from few labels: a share of every class if below 1 (0.01), else the
+    number of samples per class. `train.seed` determines the subset; a smaller subset is contained in a larger one."""
     samples_per_class: int | None = setting(None, at_least=1)
-    """Samples per class in every batch (P x K sampling), from train.batch_size / samples_per_class classes, as supervised
-    contrastive and metric learning want it; null takes samples in random order, whatever their class."""
+    """Samples per class in every batch (P x K sampling, with P = train.batch_size / samples_per_class classes), for supervised
+    contrastive and metric learning. Null draws samples in random order, regardless of class."""
     cache: Literal["auto"] | bool = setting("auto", decides=False)
-    """Keep the decoded images in memory; "auto" does so below 1 GB and without a crop."""
+    """Keep the decoded images in memory; "auto" does so if they take less than 1 GB and are not cropped."""
     crop: CropConfig | None = None
-    """Random-resized crop at decoding; null shows the whole image."""
+    """Random-resized crop during decoding; null shows the whole image."""
     augment: tuple[ComponentConfig, ...] = ()
-    """Augmentations, in order, each drawn per image and view."""
+    """Augmentations in the order of application, each drawn per image and view."""
     views: dict[str, ViewConfig] = field(default_factory=dict)
-    """Image views that are shown otherwise, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
+    """Overrides for individual image views, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
     workers: int = setting(0, at_least=0, decides=False)
     """Loader processes per training process; 0 loads in the training process, which is best for cached images."""
     max_pixels: int | None = setting(None, at_least=1, decides=False)
-    """Width x height of the largest image; larger ones are unusable. Null: the environment variable MMCL_MAX_PIXELS, else 64
-    million."""
+    """Largest number of pixels (width x height) of an image; larger images are unusable. Null uses the environment variable
+    MMCL_MAX_PIXELS, else 64 million."""
     max_bad_fraction: float = setting(0.01, at_least=0, at_most=1, decides=False)
-    """Stop when more than this share of the samples read so far was unusable; unusable ones are replaced and listed."""
+    """Stop when more than this share of the samples read so far was unusable; unusable samples are replaced and listed."""
     max_bad_consecutive: int = setting(100, at_least=0, decides=False)
-    """Stop when more samples than this, one after the other in the order of the run, were unusable."""
+    """Stop when more than this number of consecutive samples, in the order of the run, were unusable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """The optimiser, with linear warm-up and cosine decay; weight decay on matrices and tables of tokens only."""
+    """Optimiser, with linear warm-up and cosine decay; weight decay applies to matrices and token embeddings only."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
-    """AdamW, with Muon on request; SGD with momentum; or LARS, which is that with a rate of its own for every matrix."""
+    """AdamW, optionally with Muon; SGD with momentum; or LARS: SGD with momentum and a layer-wise rate for every matrix."""
     lr: float = setting(1e-3, above=0)
-    """Peak learning rate. It is not scaled with the batch: give that of the batch that you use."""
+    """Peak learning rate. It is not scaled with the batch size: give the rate for your batch size."""
     bias_lr: float | None = setting(None, above=0)
-    """Peak learning rate of what has no weight decay (biases, norms, the temperature), as in Barlow Twins; null is `lr`."""
+    """Peak learning rate of parameters without weight decay (biases, norms, the temperature), as in Barlow Twins; null uses
+    `lr`."""
     muon_lr: float | None = setting(None, above=0, used_by=("adamw",))
     """Peak learning rate of the hidden matrices (linear layers, convolutions) under Muon; null leaves them to AdamW."""
     betas: tuple[float, float] = setting((0.9, 0.98), at_least=0, below=1, used_by=("adamw",))
-    """Decay rates of AdamW's first and second moment."""
+    """Decay rates of AdamW's first and second moments."""
     eps: float = setting(1e-6, above=0, used_by=("adamw",))
-    """Added to the root of AdamW's second moment."""
+    """Constant added to the square root of AdamW's second moment."""
     momentum: float = setting(0.9, at_least=0, below=1, used_by=("sgd", "lars"))
-    """Of SGD and LARS."""
+    """Momentum of SGD and LARS."""
     weight_decay: float = setting(0.2, at_least=0)
-    """Weight decay, none on biases, norms, scales, temperatures, nor on embeddings of positions, classes and registers. AdamW
-    and Muon decouple it from the gradient; SGD and LARS add it to the gradient and want another one, such as 1e-4 and 1e-6."""
+    """Weight decay; not applied to biases, norms, scales, temperatures, or position, class and register embeddings. AdamW and
+    Muon decouple it from the gradient; SGD and LARS add it to the gradient and need smaller values, such as 1e-4 and 1e-6."""
     warmup: float = setting(0.05, at_least=0, below=1)
-    """Share of all steps in which the learning rate rises from 0."""
+    """Share of all steps over which the learning rate rises from 0."""
     final_lr: float = setting(0.0, at_least=0)
-    """Learning rate at the end of the cosine, as a share of the peak."""
+    """Learning rate at the end of the cosine decay, as a share of the peak."""
     milestones: tuple[float, ...] = setting((), above=0, below=1)
-    """Shares of the run at which the learning rate falls tenfold, in place of the cosine: 0.6 0.8 in MoCo v1."""
+    """Points of the run, as shares of its length, at which the learning rate is divided by 10, in place of the cosine decay:
+    0.6 0.8 in MoCo v1."""
     clip: float | None = setting(1.0, above=0)
-    """Largest norm of the gradient; null does not clip."""
+    """Maximum gradient norm; null disables clipping."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How long, how large, how exact."""
+    """Run length, batch size, precision and checkpointing."""
 
     batch_size: int = setting(256, at_least=1)
-    """Pairs in one step over all processes; the loss sees them all."""
+    """Pairs per step over all processes; the loss is computed over all of them."""
     micro_batch: int | None = setting(None, at_least=1, decides=False)
-    """Pairs that a process encodes at a time, to save memory; the loss still sees the whole batch, so that the gradient is the
-    same (batch norm excepted), for one more forward pass. Texts of like lengths come together, so that they are padded less.
-    Null encodes its share of the batch at once."""
+    """Pairs that a process encodes at a time, to save memory. The loss is still computed over the whole batch, so the gradient
+    is the same (except with batch norm), at the cost of one more forward pass. Texts of similar length are grouped, to reduce
+    padding. Null encodes the process's share of the batch at once."""
     epochs: float | None = setting(None, above=0)
-    """Length of the run in passes over the data; give this or `steps`."""
+    """Length of the run in passes over the data; give either this or `steps`."""
     steps: int | None = setting(None, at_least=1)
     """Length of the run in steps; overrides `epochs`."""
     seed: int = 0
-    """Decides initial weights, order, augmentation and dropout."""
+    """Random seed of the initial weights, sample order, augmentation and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the encoders; the loss is always float32."""
+    """Precision of the encoders; the loss is always computed in float32."""
     fsdp: bool = setting(False, decides=False)
-    """Spread the towers' weights, gradients and moments over the processes (FSDP), for towers that are too large for one
-    device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
+    """Shard the towers' weights, gradients and optimiser state over the processes (FSDP), for towers that are too large for
+    one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
     threads: int | None = setting(None, at_least=1, decides=False)
     """CPU threads per process; default: cores / local processes."""
     log_every: int = setting(10, at_least=1, decides=False)
-    """Steps between two lines of metrics.jsonl."""
+    """Number of steps between two lines of metrics.jsonl."""
     save_every: int | None = setting(None, at_least=1, decides=False)
-    """Steps between two checkpoints; the last step is always saved."""
+    """Number of steps between two checkpoints; the last step is always saved."""
     save_minutes: float | None = setting(15.0, above=0, decides=False)
-    """Minutes between two checkpoints, besides those of `save_every`; null saves by steps alone."""
+    """Minutes between two checkpoints, in addition to `save_every`; null saves by steps only."""
     keep_checkpoints: int = setting(2, at_least=1, decides=False)
-    """How many of the newest checkpoints stay on disk."""
+    """Number of most recent checkpoints to keep."""
     keep_best: str | None = setting(None, decides=False)
-    """Keep the checkpoint with the best score too: an evaluator's label and a metric, "emoji/unseen_style/text_to_image_R@1".
-    That evaluator needs a cadence, `every`."""
+    """Also keep the checkpoint with the best score: evaluator, label and metric, as in "emoji/unseen_style/text_to_image_R@1".
+    That evaluator must run during training (`every`)."""
     best_is: Literal["max", "min"] | None = setting(None, decides=False)
-    """Which score is the best; null goes by the metric's name: the lowest rank, loss, error or gap, the highest of all else."""
+    """Direction of the best score. Null infers it from the metric's name: the lowest for ranks, losses, errors and gaps, the
+    highest for all others."""
     patience: int | None = setting(None, at_least=1, decides=False)
-    """Stop after this number of evaluations without an improvement of `keep_best`; null never stops."""
+    """Stop after this number of evaluations without an improvement of `keep_best`; null disables early stopping."""
     export: Literal["last", "best"] = setting("last", decides=False)
-    """The weights that become `model/`: of the last step, or of the best score of `keep_best`."""
+    """Weights to export to `model/`: those of the last step, or those with the best score of `keep_best`."""
     on_nonfinite: Literal["stop", "skip"] = setting("stop", decides=False)
     """Reaction to a non-finite loss or gradient: stop before the update, or skip the step."""
     max_skipped: int = setting(10, at_least=0, decides=False)
-    """Stop when more steps than this were left out."""
+    """Stop when more than this number of steps were skipped."""
     timeout_seconds: float = setting(600.0, above=0, decides=False)
-    """How long a process waits in a step for the others; one that died or hangs ends the run."""
+    """Seconds that a process waits for the others within a step; a process that died or hangs ends the run."""
     trackers: tuple[str, ...] = setting((), decides=False)
-    """Where the metrics go besides metrics.jsonl: tensorboard, wandb, trackio."""
+    """Experiment trackers that receive the metrics in addition to metrics.jsonl: tensorboard, wandb, trackio."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatorConfig:
-    """One evaluation: at the end of the run next to its baselines, and while it trains where it has a cadence."""
+    """One evaluation: at the end of the run next to its baselines, and also during training if `every` is set."""
 
     name: str
-    """The evaluator."""
+    """Name of the evaluator."""
     label: str
-    """What the data are called in the report."""
+    """Name of the data in the report."""
     every: int | None = setting(None, at_least=1)
-    """Steps between two evaluations while training, the last step included; all processes share the encoding. Null evaluates
-    at the end alone."""
+    """Number of steps between two evaluations during training, which include the last step; all processes share the encoding.
+    Null evaluates only at the end."""
     data: SourceConfig | None = None
-    """The data to evaluate on; null takes the share that `data.holdout` sets aside."""
+    """Data to evaluate on; null uses the share held out by `data.holdout`."""
     bank: SourceConfig | None = None
-    """The labelled data that k-NN and probes learn from; default: the training data."""
+    """Labelled data for fitting k-NN and probes; default: the training data."""
     args: dict[str, Any] = field(default_factory=dict)
-    """The evaluator's own arguments."""
+    """Arguments of the evaluator."""
 
 
 def refuse_equal_labels(evaluators: Sequence[EvaluatorConfig], where: str = "evaluate") -> None:
-    """Raises UserError for an evaluator that is there twice under one label, or under two that give files of one name: its
-    results would replace each other."""
+    """Raises UserError if an evaluator appears twice under one label, or under two labels that give the same file name: one
+    result would overwrite the other."""
     first: dict[tuple[str, str], int] = {}
     for number, one in enumerate(evaluators):
         other = first.setdefault((one.name, re.sub(r"[^\w-]+", "_", one.label).strip("_")), number)
@@ -242,7 +244,7 @@ def refuse_equal_labels(evaluators: Sequence[EvaluatorConfig], where: str = "eva
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """One run.
+    """Configuration of one run.
 
     Example:
         >>> from mmcl.config import load_config
@@ -251,42 +253,42 @@ class Config:
     """
 
     method: ComponentConfig
-    """The method: its views and its loss."""
+    """Method: its views and its loss."""
     init: str | None = None
-    """The model to start from, instead of random weights: a run directory, open_clip:ARCH/PRETRAINED or hf:ID."""
+    """Model to start from instead of random weights: a run directory, open_clip:ARCH/PRETRAINED or hf:ID."""
     teacher: str | None = None
-    """The trained classifier of a method that distils one: a run directory."""
+    """Trained classifier for a distillation method: a run directory."""
     init_missing: Literal["error", "random"] = "error"
-    """What to do when `init` is a path at which there is nothing: stop, or say so and start from random weights."""
+    """Reaction to an `init` path that does not exist: stop with an error, or report it and start from random weights."""
     image: TowerConfig | None = None
-    """The image tower."""
+    """Image tower."""
     text: TowerConfig | None = None
-    """The text tower."""
+    """Text tower."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The training data and its augmentation."""
+    """Training data, views and augmentation."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """The optimiser."""
+    """Optimiser and learning-rate schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """The run."""
+    """Run length, batch size, precision and checkpointing."""
     evaluate: tuple[EvaluatorConfig, ...] = setting((), decides=False)
-    """Evaluators run at the end, next to their baselines."""
+    """Evaluators to run at the end, next to their baselines."""
     run_dir: str | None = setting(None, decides=False)
-    """Where everything is written; default: runs/<name of the configuration>."""
+    """Output directory; default: runs/<name of the configuration>."""
     resume: bool = setting(False, decides=False)
     """Continue the run in `run_dir` from its last checkpoint."""
     verify_data: bool = setting(False, decides=False)
     """Read every training image before the first step, so that a resume with this flag can tell whether any has changed.
-    Without it a resume compares the samples' number, order, texts and labels, in folders the sizes of the files, and of tar
-    shards the members' names, sizes and times; and the images of up to 1,000 samples spread over the data. That is all of a
-    small dataset; of a large one it shows that the images were replaced, but not that a few of them were. Images are read
-    again only where a file's path, size or time is new."""
+    Without it, a resume compares the number, order, texts and labels of the samples; the file sizes of folders; the names,
+    sizes and times of members of tar shards; and the images of up to 1,000 samples spread over the data. This covers a small
+    dataset completely; in a large one it detects that the images were replaced, but may miss a change to a few of them.
+    Images are read again only if a file's path, size or time has changed."""
     allow_change: tuple[str, ...] = setting((), decides=False)
-    """Settings in which a resumed run may differ although they change what is learned, e.g. optim.lr; "data.train" allows other
+    """Settings that may change on resume although they affect what is learned, e.g. optim.lr; "data.train" allows different
     training data."""
 
     @property
     def training_parts(self) -> dict[str, SourceConfig]:
-        """The training data by where the configuration names them."""
+        """Training data, by the dotted key under which the configuration names them."""
         if self.data.mix is None:
             return {"data.train": self.data.train}
         return {f"data.mix.{name}": part for name, part in self.data.mix.items()}
@@ -318,7 +320,7 @@ class Config:
 
     @property
     def watched(self) -> tuple[EvaluatorConfig, ...]:
-        """The evaluators with a cadence that may give the score of `train.keep_best`."""
+        """Evaluators run during training that may give the score of `train.keep_best`."""
         best = self.train.keep_best or ""
         return tuple(one for one in self.evaluate if one.every and best.startswith(f"{one.label}/"))
 

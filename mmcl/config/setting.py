@@ -1,4 +1,4 @@
-"""Facts about a setting, kept at its field: the range of its values, who uses it, and whether it decides what is learned."""
+"""Metadata of a setting, stored on its field: allowed range, where it is used, and whether it affects what is learned."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _FACTS = "facts"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is known of a setting besides its type and its default.
+    """Metadata of a setting besides its type and default.
 
     Attributes:
-        at_least, above, at_most, below: the range of the value, or of each value of several; None where there is no such end.
-        decides: whether another value learns another model; a run continues only under equal settings that do.
-        used_by: the values of `name` beside it under which it is used; () under all.
+        at_least, above, at_most, below: the bounds of the value, or of each element of a sequence; None if unbounded.
+        decides: whether the value affects what is learned; a resume requires such settings to be equal.
+        used_by: the values of the sibling `name` for which the setting is used; () for all.
     """
 
     at_least: float | None = None
@@ -30,7 +30,7 @@ class Facts:
     used_by: tuple[str, ...] = ()
 
     def allow(self, value: float) -> bool:
-        """True if a number is in range; NaN never is in one."""
+        """True if a number is in range; NaN never is."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -40,7 +40,7 @@ class Facts:
 
     @property
     def range(self) -> str:
-        """The range in words, such as "from 0 to below 1"; "" where any number will do."""
+        """The range in words, such as "from 0 to below 1"; "" if any number is allowed."""
         low = (
             f"from {self.at_least:g}"
             if self.at_least is not None
@@ -59,7 +59,7 @@ class Facts:
 
 
 def setting(default: Any = MISSING, *, default_factory: Any = MISSING, **facts: Any) -> Any:
-    """A dataclass field with `Facts`.
+    """Returns a dataclass field with `Facts`.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def setting(default: Any = MISSING, *, default_factory: Any = MISSING, **facts: 
 
 
 def facts_of(one: dataclasses.Field[Any]) -> Facts:
-    """The facts of a field, those of an ordinary one included."""
+    """Returns the facts of a field; an ordinary field has default facts."""
     facts: Facts = one.metadata.get(_FACTS, Facts())
     return facts
 
 
 def check_ranges(settings: Any, where: str = "") -> None:
-    """Raises UserError for a value out of its range, anywhere in a dataclass: "train.batch_size is 0: give ..."."""
+    """Raises UserError for a value out of range anywhere in a dataclass: "train.batch_size is 0: give ..."."""
     hints = get_type_hints(type(settings))
     for one in dataclasses.fields(settings):
         path, value = f"{where}{one.name}", getattr(settings, one.name)
@@ -94,7 +94,7 @@ def check_ranges(settings: Any, where: str = "") -> None:
 
 
 def decides(schema: Any, key: str) -> bool:
-    """True if the setting of a dotted key decides what is learned; a key that the schema does not have does."""
+    """True if the setting with a dotted key affects what is learned; a key that is not in the schema is taken to do so."""
     name, _, rest = key.partition(".")
     one = {one.name: one for one in dataclasses.fields(schema)}.get(name)
     if one is None:
@@ -108,7 +108,7 @@ def decides(schema: Any, key: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as messages quote it: a tuple as the list that it is in YAML."""
+    """Formats a value for messages; a tuple as a YAML list."""
     return str(list(value) if isinstance(value, tuple) else value)
 
 
@@ -122,7 +122,7 @@ def _dataclasses_in(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _kind(hint: Any) -> str:
-    """ "null or a whole number", "numbers", ..."""
+    """Describes a type in words: "null or a whole number", "numbers", ..."""
     kind = _without_none(hint)
     null = "" if kind is hint else "null or "
     if getattr(kind, "__origin__", None) is tuple:

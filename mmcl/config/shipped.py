@@ -1,4 +1,4 @@
-"""The configurations that come with mmcl, by name: those of `configs/` in a clone, which a wheel holds as `mmcl/configs/`."""
+"""Configurations shipped with mmcl, by name: `configs/` in a clone, `mmcl/configs/` in a wheel."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name -> file: "clip_emoji" for `clip_emoji.yaml`, "eval/emoji" for the suite `eval/emoji.yaml`."""
+    """Maps names to files: "clip_emoji" to `clip_emoji.yaml`, "eval/emoji" to the suite `eval/emoji.yaml`."""
     package = Path(__file__).resolve().parents[1]
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
 
 
 def shipped_config(name: str, *, where: str = "") -> Path:
-    """The file of a shipped configuration. Raises UserError where there is none of that name."""
+    """Returns the file of a shipped configuration. Raises UserError for an unknown name."""
     configs = shipped_configs()
     if name not in configs:
         raise unknown_name("configuration", name, configs, where=where)
@@ -26,16 +26,16 @@ def shipped_config(name: str, *, where: str = "") -> Path:
 
 
 def find_config(path_or_name: str | Path, *, beside: Path = Path(), where: str = "") -> Path:
-    """What a user means by a configuration: a file, or a shipped configuration by its name.
+    """Finds a configuration given as a file or as the name of a shipped one.
 
     Args:
-        path_or_name: an existing file or what ends in .yaml is a path, anything else a name.
+        path_or_name: a path if the file exists or it ends in .yaml, else a name.
         beside: the folder to which a path is relative.
-        where: put in front of an error.
+        where: prefix of error messages.
 
     Raises:
-        UserError: there is neither a file nor a shipped configuration of that name. Whether there is a file at a path that
-            ends in .yaml is left to the reader.
+        UserError: there is neither a file nor a shipped configuration with that name. A path that ends in .yaml is not checked
+            for existence here; reading it is.
     """
     path = beside / path_or_name
     if path.suffix in SUFFIXES or os.path.isfile(path):
@@ -44,5 +44,5 @@ def find_config(path_or_name: str | Path, *, beside: Path = Path(), where: str =
 
 
 def summary(config: Path) -> str:
-    """One line about a shipped configuration: its first line, a comment."""
+    """One-line description of a shipped configuration: its first line, a comment."""
     return config.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
