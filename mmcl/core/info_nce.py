@@ -77,7 +77,7 @@ def info_nce(
         query_ND, key_MD: unit-length rows, any floating type. Where queries and keys are the same tensors, ids and row numbers
             included, every pair is computed once for both of its rows: half of the work.
         query_id_N, key_id_M: int64 ids; equal ids are positives.
-        scale: inverse temperature, positive, a number or a tensor of one element (with gradient, if it is learned).
+        scale: inverse temperature, positive, a number or a one-element tensor (with a gradient if it is learned).
         query_row_N, key_row_M: int64 row numbers; a query and a key of equal number are the same row and no pair. Give both or
             neither.
         key_valid_M: bool; the other keys do not exist.
@@ -100,7 +100,7 @@ def info_nce(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, only one of the row numbers is given, or a number or option is unknown or out of range.
+        ValueError: shapes do not match, only one of the row numbers is given, or a number or option is unknown or out of range.
     """
     check_rows(query_ND, key_MD, query_id_N, key_id_M)
     _check_shape("key_valid_M", key_valid_M, key_id_M.shape)
@@ -147,7 +147,7 @@ def symmetric_info_nce(
     Args:
         a_ND, b_ND: unit-length rows, any floating type.
         id_N: int64 ids of the pairs; equal ids are positives.
-        scale: inverse temperature, positive, a number or a tensor of one element (with gradient, if it is learned).
+        scale: inverse temperature, positive, a number or a one-element tensor (with a gradient if it is learned).
         reduction: "mean" over the N pairs or "sum" over them.
         tile: rows of a and of b compared at once; by default chosen from the shapes.
 
@@ -155,7 +155,7 @@ def symmetric_info_nce(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, the scale is out of range, or there is no such reduction.
+        ValueError: shapes do not match, the scale is out of range, or there is no such reduction.
     """
     check_rows(a_ND, b_ND, id_N, id_N)
     _check_choice("reduction", reduction, ("mean", "sum"))

@@ -42,13 +42,13 @@ def triplet_loss(
         id_N: int64; equal ids are positives.
         margin: m.
         miner: see above.
-        generator: of the draws, on the device of the rows; needed for "distance_weighted" alone.
+        generator: source of the random draws, on the device of the rows; required only for "distance_weighted".
 
     Returns:
-        A scalar; 0 with a usable gradient where there is no triple.
+        A scalar; 0 with a usable gradient if there are no triplets.
 
     Raises:
-        ValueError: shapes do not fit, there is no such miner, or it needs a generator.
+        ValueError: shapes do not match, there is no such miner, or it needs a generator.
     """
     pairs = _distances(row_ND, id_N)
     if miner in ("all", "semi_hard"):
@@ -73,13 +73,13 @@ def contrastive_pair_loss(row_ND: Tensor, id_N: Tensor, *, margin: float = 1.0) 
     Args:
         row_ND: [N, D].
         id_N: int64; equal ids are positives.
-        margin: m, the distance from which negatives are far enough.
+        margin: m, the distance beyond which negatives have no loss.
 
     Returns:
         A scalar; 0 with a usable gradient for a single row.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not match.
     """
     pairs = _distances(row_ND, id_N)
     loss_NN = torch.where(pairs.positive_NN, pairs.distance_NN.square(), F.relu(margin - pairs.distance_NN).square())
@@ -96,7 +96,7 @@ def margin_loss(
     negatives: Literal["all", "distance_weighted"] = "distance_weighted",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""The mean of $\max(0, \alpha \pm (d - \beta))$ over the pairs that cost something; plus: positives, minus: negatives.
+    r"""The mean of $\max(0, \alpha \pm (d - \beta))$ over the pairs with a positive loss; plus: positives, minus: negatives.
 
     Wu et al., "Sampling Matters in Deep Embedding Learning", 2017, section 4.2. Of the negatives, one is drawn for each
     positive pair (section 4.1, see `draw_negatives`), or "all" count.
@@ -105,15 +105,15 @@ def margin_loss(
         row_ND: [N, D]; of unit length for "distance_weighted".
         id_N: int64; equal ids are positives.
         alpha: half of the margin between positives and negatives.
-        beta: the distance between them, a number or a scalar tensor (with gradient, if it is learned).
+        beta: the distance between them, a number or a scalar tensor (with a gradient if it is learned).
         negatives: see above.
-        generator: of the draws, on the device of the rows; needed for "distance_weighted" alone.
+        generator: source of the random draws, on the device of the rows; required only for "distance_weighted".
 
     Returns:
-        A scalar; 0 with a usable gradient where no pair costs anything.
+        A scalar; 0 with a usable gradient if no pair has a loss.
 
     Raises:
-        ValueError: shapes do not fit, there is no such choice of negatives, or it needs a generator.
+        ValueError: shapes do not match, there is no such choice of negatives, or it needs a generator.
     """
     pairs = _distances(row_ND, id_N)
     valid_NN = pairs.positive_NN & pairs.negative_NN.any(1, keepdim=True)

@@ -47,8 +47,8 @@ def sigmoid_loss(
     Args:
         image_ND, text_MD: unit-length rows, any floating type.
         image_id_N, text_id_M: int64 ids; equal ids are positives.
-        scale: inverse temperature, positive, a number or a tensor of one element (with gradient, if it is learned).
-        bias: added to every logit, a number or a tensor of one element; -log(B - 1) gives each pair its prior in a
+        scale: inverse temperature, positive, a number or a one-element tensor (with a gradient if it is learned).
+        bias: added to every logit, a number or a one-element tensor; -log(B - 1) gives each pair its prior in a
             batch of B pairs.
         reduction: "mean" divides the sum by the number of images N, as the paper does.
         tile: images and texts compared at once; by default chosen from the shapes.
@@ -57,7 +57,7 @@ def sigmoid_loss(
         A scalar.
 
     Raises:
-        ValueError: shapes do not fit, scale or bias is out of range, or there is no such reduction.
+        ValueError: shapes do not match, scale or bias is out of range, or there is no such reduction.
     """
     check_rows(image_ND, text_MD, image_id_N, text_id_M)
     if reduction not in ("mean", "sum"):

@@ -1,9 +1,9 @@
-"""How good an embedding is: plain functions on arrays, and the same as evaluators of a model on a data source.
+"""Evaluation of embeddings: functions of arrays, and evaluators that apply them to a model and a data source.
 
-The functions need no model: arrays in, `Report` out. `compare` takes two reports of the same data,
-`project` draws a map to look at.
-An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`, decorated by `needs` with what it needs of the
-data; `run` runs several of them.
+The functions need no model: they take arrays and return a `Report`. `compare` compares two reports on the same data, and
+`project` draws a two-dimensional map.
+An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`. The decorator `needs` states its requirements
+on the data; `run` runs several evaluators.
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ EVALUATORS = Registry(
 
 
 def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[CachedModel], tasks: Iterable[Task]) -> Report:
-    """Runs every evaluator with every model on every task, and says what the numbers hang on and which rows they are of.
+    """Runs every evaluator with every model on every task. The report includes provenance and the names of the rows.
 
     Args:
         evaluators: names in `EVALUATORS`, each with its arguments.
-        models: one column of the report each: trained, untrained. Baselines are computed with the first one only.
-        tasks: what to evaluate on.
+        models: one column of the report each, such as trained and untrained. Baselines are computed for the first model only.
+        tasks: datasets to evaluate on.
 
     Raises:
-        UserError: two evaluators, models or tasks have one name: their results would replace each other; or nothing could be
-            evaluated, see `run_all`.
+        UserError: two evaluators, models or tasks have the same name, so that their results would replace each other; or
+            nothing could be evaluated, see `run_all`.
 
     Example:
         >>> from mmcl import load_model, open_source
@@ -120,10 +120,10 @@ def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[Ca
 
 
 def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequence[CachedModel]) -> Report:
-    """`run` of evaluators that have each a task of their own: (name, arguments, task).
+    """Runs jobs of one evaluator and one task each: (name, arguments, task); see `run`.
 
-    What cannot be evaluated costs itself alone, and is listed in the report's `failures`. Only where nothing can be, the first
-    error is raised.
+    A job that fails does not stop the others; it is listed in the report's `failures`. If all jobs fail, the first error is
+    raised.
 
     Example:
         >>> from mmcl import load_model, open_source
@@ -142,7 +142,7 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
                     model, task if number == 0 else replace(task, baselines=False, figures=False), **args
                 )
                 report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
-            except Exception as error:  # a bug, too, must not cost what hours of training and evaluation gave
+            except Exception as error:  # even a bug must not discard the results of hours of training and evaluation
                 if not isinstance(error, UserError):
                     logger.exception(f"{name} of {model.name}: not evaluated")
                 errors.append(error)
@@ -154,13 +154,13 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
 
 
 def check(name: str, args: Mapping[str, Any], task: Task, *, has_text: bool) -> None:
-    """What can be known of an evaluator before there is a model: whether its arguments and its data are right.
+    """Checks the arguments and the data of an evaluator before a model exists.
 
     Args:
-        has_text: whether the model will embed texts.
+        has_text: True if the model will embed texts.
 
     Raises:
-        UserError: it cannot run.
+        UserError: the evaluator cannot run.
 
     Example:
         >>> from mmcl import open_source
@@ -168,7 +168,7 @@ def check(name: str, args: Mapping[str, Any], task: Task, *, has_text: bool) -> 
         >>> check("knn", {"ks": [5]}, Task("digits", source, bank=source), has_text=False)
     """
     EVALUATORS.check(name, args)
-    own = getattr(EVALUATORS[name], "check", None)  # see `needs`; an evaluator from elsewhere may have none
+    own = getattr(EVALUATORS[name], "check", None)  # set by `needs`; third-party evaluators may not have one
     if own is not None:
         own(task, has_text, **args)
 

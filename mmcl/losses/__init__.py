@@ -1,7 +1,7 @@
 """The losses, for a training loop of your own: plain functions of tensors, and the same as modules.
 
 One vocabulary: pairs are `image` and `text`, views `a` and `b`, otherwise `query` and `key`; rows with equal `ids` belong
-together. Rows are brought to unit length where the paper does so. All compute in float32 whatever comes in (float64 for float64
+together. Rows are scaled to unit length where the paper does so. All compute in float32 whatever comes in (float64 for float64
 rows), with exact derivatives of any order, and without an N x M matrix where rows are many. Names are imported when they are
 first used. Over several processes: `gathered`.
 """

@@ -33,22 +33,22 @@ def triplet_loss(
         miner: which triples count. "all"; "batch_hard", for each anchor the farthest positive and the nearest negative (Hermans
             et al., 2017, eq. 5); "semi_hard", those with $d_{ap} < d_{an} < d_{ap} + m$ (section 3.2 of the paper);
             "distance_weighted", for each anchor and positive one drawn negative (Wu et al., 2017, section 4.1).
-        normalize: bring the rows to unit length first, as the paper does; distances are then at most 2.
-        generator: of the draws, on the device of the rows; "distance_weighted" needs it.
+        normalize: scale the rows to unit length first, as the paper does; distances are then at most 2.
+        generator: source of the random draws, on the device of the rows; required for "distance_weighted".
 
     Shape:
-        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient where there is no triple.
+        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient if there are no triplets.
 
     Requirements:
-        Several rows of a class in a batch. The mean is over the mined triples of the whole batch: see `gathered`. Memory is
+        Several rows per class in a batch. The mean is over the mined triples of the whole batch: see `gathered`. Memory is
         O(N^2).
 
     Relations:
         Distances, not their squares as in the paper. `margin_loss` learns where positives end.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
-        ValueError: there is no such miner, or it needs a generator.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
+        ValueError: the miner is unknown, or it needs a generator and none is given.
 
     Source:
         Schroff et al., "FaceNet: A Unified Embedding for Face Recognition and Clustering", 2015, eq. 3.
@@ -72,8 +72,8 @@ def contrastive_pair_loss(rows: Tensor, ids: Tensor, *, margin: float = 1.0, nor
     Args:
         rows: embeddings.
         ids: classes; equal ids are positives.
-        margin: m, the distance from which negatives are far enough.
-        normalize: bring the rows to unit length first; the paper does not.
+        margin: m, the distance beyond which negatives have no loss.
+        normalize: scale the rows to unit length first; the paper does not.
 
     Shape:
         rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient for a single row.
@@ -85,7 +85,7 @@ def contrastive_pair_loss(rows: Tensor, ids: Tensor, *, margin: float = 1.0, nor
         Twice the paper's loss, which has a factor 1/2. `margin_loss` leaves positives a distance of their own.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Hadsell et al., "Dimensionality Reduction by Learning an Invariant Mapping", 2006, eq. 4.
@@ -114,7 +114,7 @@ def margin_loss(
 
     $$\ell = \mathrm{mean} \max\big(0, \alpha + y_{ij} (d_{ij} - \beta)\big), \quad y = 1 \text{ for equal ids, else } -1$$
 
-    over the pairs that cost something.
+    over the pairs with a positive loss.
 
     Args:
         rows: embeddings.
@@ -122,21 +122,21 @@ def margin_loss(
         alpha: half of the margin between positives and negatives.
         beta: the distance between them, a number or a tensor of one (with gradient, if it is learned, see `MarginLoss`).
         negatives: "distance_weighted", one drawn for each positive pair (section 4.1), or "all".
-        normalize: bring the rows to unit length first, as the paper does.
-        generator: of the draws, on the device of the rows; "distance_weighted" needs it.
+        normalize: scale the rows to unit length first, as the paper does.
+        generator: source of the random draws, on the device of the rows; required for "distance_weighted".
 
     Shape:
-        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient where no pair costs anything.
+        rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient if no pair has a loss.
 
     Requirements:
-        Several rows of a class in a batch. The mean is over the pairs of the whole batch: see `gathered`. Memory is O(N^2).
+        Several rows per class in a batch. The mean is over the pairs of the whole batch: see `gathered`. Memory is O(N^2).
 
     Relations:
         `triplet_loss` compares distances with each other; this one compares them with $\beta$.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
-        ValueError: there is no such choice of negatives, or it needs a generator.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
+        ValueError: `negatives` is unknown, or it needs a generator and none is given.
 
     Source:
         Wu et al., "Sampling Matters in Deep Embedding Learning", 2017, section 4.2.

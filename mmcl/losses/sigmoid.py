@@ -26,11 +26,11 @@ def siglip_loss(
     with the cosines $s_{ij}$, the scale $\tau$, the bias $b$, and $z_{ij} = 1$ for pairs and $-1$ for others.
 
     Args:
-        image, text: row i of both is a pair; brought to unit length.
+        image, text: row i of each forms a pair; scaled to unit length.
         ids: pairs with equal ids belong together too; without them, none do.
-        scale: inverse temperature, a number above 0 or a tensor of one. The paper learns its logarithm from ln 10 on, see
+        scale: inverse temperature, a number above 0 or a one-element tensor. The paper learns its logarithm from ln 10 on, see
             `SigLipLoss`.
-        bias: b, a number or a tensor of one; the paper learns it from -10 on. -ln(N - 1) gives each pair its prior.
+        bias: b, a number or a one-element tensor; the paper learns it from -10 on. -ln(N - 1) gives each pair its prior.
         tile: images and texts compared at once; by default chosen from the shapes.
 
     Shape:
@@ -43,7 +43,7 @@ def siglip_loss(
         `clip_loss` couples the pairs by a softmax; this one does not.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, section 3.2.

@@ -46,7 +46,7 @@ def info_nce(
         ids, key_ids: equal ids are positives. Without them, query i and key i are a pair.
         rows, key_rows: row numbers, where the queries are some of the rows among the keys (those of one process, say): a query
             and a key of equal number are the same row and no pair.
-        temperature: T, a number above 0 or a tensor of one (with gradient, if it is learned).
+        temperature: T, a number above 0 or a one-element tensor (with a gradient if it is learned).
         similarity: "cosine" brings rows to unit length; "dot" takes them as they are; "euclidean" is
             $-\frac{1}{2} \|q - k\|^2$, for rows of unit length the same loss as "cosine".
         positives, denominator, hardness, positive_prior: variants, see `nt_xent`, `dcl_loss` and `supcon_loss`; the last one
@@ -115,13 +115,13 @@ def clip_loss(
     $$\ell = -\frac{1}{2N} \sum_i \Big( \log \frac{e^{\tau s_{ii}}}{\sum_j e^{\tau s_{ij}}}
     + \log \frac{e^{\tau s_{ii}}}{\sum_j e^{\tau s_{ji}}} \Big)$$
 
-    with the cosines $s_{ij}$ of image i and text j and the scale $\tau$.
+    where $s_{ij}$ is the cosine of image i and text j, and $\tau$ the scale.
 
     Args:
-        image, text: row i of both is a pair; brought to unit length.
+        image, text: row i of each forms a pair; scaled to unit length.
         ids: pairs with equal ids are positives of each other, such as two captions of one image; without them, none are.
-        scale: inverse temperature, a number above 0 or a tensor of one. The paper learns its logarithm from ln(1 / 0.07) on and
-            keeps it below ln 100, see `ClipLoss`.
+        scale: inverse temperature, a number above 0 or a one-element tensor. The paper learns its logarithm, which starts at
+            ln(1 / 0.07) and stays below ln 100, see `ClipLoss`.
         tile: images and texts compared at once; by default chosen from the shapes.
 
     Shape:
@@ -134,7 +134,7 @@ def clip_loss(
         The mean of both directions of `info_nce`. `siglip_loss` judges each pair by itself. Constant rows give ln N.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, fig. 3.
@@ -167,12 +167,12 @@ def moco_loss(
     $$\ell = -\frac{1}{N} \sum_i \log \frac{e^{q_i^\top k_i / T}}{e^{q_i^\top k_i / T} + \sum_{j=1}^{K} e^{q_i^\top n_j / T}}$$
 
     Args:
-        query: the student's rows; brought to unit length.
-        key: the teacher's, row i of the same sample; brought to unit length. No gradient reaches it.
+        query: the student's rows; scaled to unit length.
+        key: the teacher's, row i of the same sample; scaled to unit length. No gradient reaches it.
         ids: numbers of the samples; only together with `queue_ids`.
         queue: keys of past batches, of unit length when they came; the same on all processes. No gradient reaches it.
         queue_ids: numbers of their samples: a key of the query's own sample, which the queue still holds, counts for nothing.
-        temperature: T, a number above 0 or a tensor of one; 0.07 in v1, 0.2 in v2.
+        temperature: T, a number above 0 or a one-element tensor; 0.07 in v1, 0.2 in v2.
         tile: queries and keys compared at once; by default chosen from the shapes.
 
     Shape:
@@ -185,7 +185,7 @@ def moco_loss(
         `info_nce` with the queue as keys. Constant rows give ln(K + 1); an empty queue gives 0.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, eq. 1.
@@ -233,11 +233,11 @@ def simcse_loss(
     {\sum_j \big( e^{s(a_i, b_j) / T} + \alpha^{[i = j]} e^{s(a_i, n_j) / T} \big)}$$
 
     Args:
-        a: sentences; brought to unit length.
-        b: their positives: the same sentences under another dropout mask, or entailments; brought to unit length.
+        a: sentences; scaled to unit length.
+        b: their positives: the same sentences under another dropout mask, or entailments; scaled to unit length.
         ids: sentences with equal ids are positives too; without them, every sentence is of its own.
-        negative: hard negatives, such as contradictions, row i that of sentence i; brought to unit length.
-        temperature: T, a number above 0 or a tensor of one; the paper's 0.05.
+        negative: hard negatives, such as contradictions, row i that of sentence i; scaled to unit length.
+        temperature: T, a number above 0 or a one-element tensor; the paper's 0.05.
         negative_log_weight: $\log \alpha$ of a sentence's own hard negative; minus infinity removes it.
         tile: sentences and keys compared at once; by default chosen from the shapes.
 
@@ -251,7 +251,7 @@ def simcse_loss(
         Without hard negatives `info_nce(a, b)`; in one direction, where `clip_loss` takes both. Constant rows give ln N.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Gao, Yao, Chen, "SimCSE: Simple Contrastive Learning of Sentence Embeddings", 2021, eq. 4 and 5, section 5.2.

@@ -30,9 +30,9 @@ def nt_xent(
     with the cosines $s$ of all rows and $p(i)$ the other view.
 
     Args:
-        a, b: two views, row i of both of the same sample; brought to unit length.
-        ids: samples with equal ids are positives too; without them, every sample is of its own.
-        temperature: T, a number above 0 or a tensor of one; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
+        a, b: two views; row i of each belongs to the same sample. Scaled to unit length.
+        ids: samples with equal ids are positives too; without ids, every sample is its own class.
+        temperature: T, a number above 0 or a one-element tensor; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
         hardness: $\beta \ge 0$, negatives weigh $\propto e^{\beta s / T}$ (Robinson et al., "Contrastive Learning with Hard
             Negative Samples", 2021, section 3).
         positive_prior: $\tau^+ \in [0, 1)$, the share of negatives that are positives in truth (Chuang et al., "Debiased
@@ -50,7 +50,7 @@ def nt_xent(
         denominator. Constant rows give ln(2N - 1).
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020, eq. 1.
@@ -73,9 +73,9 @@ def dcl_loss(
     $$\ell = -\frac{1}{2N} \sum_{i=1}^{2N} \Big( s_{i p(i)} / T - \log \sum_{k \ne i, p(i)} e^{s_{ik} / T} \Big)$$
 
     Args:
-        a, b: two views, row i of both of the same sample; brought to unit length.
-        ids: samples with equal ids are positives too; without them, every sample is of its own.
-        temperature: T, a number above 0 or a tensor of one; the paper's 0.1.
+        a, b: two views; row i of each belongs to the same sample. Scaled to unit length.
+        ids: samples with equal ids are positives too; without ids, every sample is its own class.
+        temperature: T, a number above 0 or a one-element tensor; the paper's 0.1.
         tile: rows compared at once; by default chosen from the shapes.
 
     Shape:
@@ -89,7 +89,7 @@ def dcl_loss(
         may be negative.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 5.
@@ -115,9 +115,9 @@ def supcon_loss(
     $$\ell = \frac{1}{N} \sum_i \frac{-1}{|P(i)|} \sum_{p \in P(i)} \log \frac{e^{s_{ip} / T}}{\sum_{a \ne i} e^{s_{ia} / T}}$$
 
     Args:
-        rows: of any number of views, stacked; brought to unit length.
+        rows: of any number of views, stacked; scaled to unit length.
         ids: classes; a row that is alone in its class is a negative for the others and no query.
-        temperature: T, a number above 0 or a tensor of one; the paper's 0.1.
+        temperature: T, a number above 0 or a one-element tensor; the paper's 0.1.
         positives: the mean over the positives "outside" of the logarithm (eq. 2, as above, the better one) or "inside" of it
             (eq. 3).
         tile: rows compared at once; by default chosen from the shapes.
@@ -126,13 +126,13 @@ def supcon_loss(
         rows [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        Several rows of a class in a batch. Two views: `torch.cat([a, b])` with `ids.repeat(2)`.
+        Several rows per class in a batch. Two views: `torch.cat([a, b])` with `ids.repeat(2)`.
 
     Relations:
         `nt_xent(a, b)` is `supcon_loss` of both views with one id for each sample. "inside" is never larger than "outside".
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2 and 3.

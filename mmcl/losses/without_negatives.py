@@ -21,7 +21,7 @@ def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> 
     $$\ell = \sum_i (1 - C_{ii})^2 + \lambda \sum_i \sum_{j \ne i} C_{ij}^2$$
 
     Args:
-        a, b: two views, row i of both of the same sample; at their own length.
+        a, b: two views; row i of each belongs to the same sample. Not scaled.
         off_diagonal: $\lambda$.
 
     Shape:
@@ -34,7 +34,7 @@ def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> 
         `vicreg_loss` decorrelates each view by itself.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", 2021, eq. 1 and 2.
@@ -60,7 +60,7 @@ def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: flo
     divided by D.
 
     Args:
-        a, b: two views, row i of both of the same sample; at their own length.
+        a, b: two views; row i of each belongs to the same sample. Not scaled.
         invariance, variance, covariance: $\lambda$, $\mu$, $\nu$.
 
     Shape:
@@ -74,7 +74,7 @@ def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: flo
         `barlow_twins_loss` compares the dimensions of one view with those of the other.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Bardes et al., "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", 2022, eq. 1 to 6.
@@ -96,8 +96,8 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     = \frac{1}{N} \sum_i (2 - 2 \cos(p_i, z_i))$$
 
     Args:
-        prediction: the student's, behind the predictor; brought to unit length.
-        target: the teacher's, row i of the same sample; brought to unit length. No gradient reaches it.
+        prediction: the student's, behind the predictor; scaled to unit length.
+        target: the teacher's, row i of the same sample; scaled to unit length. No gradient reaches it.
 
     Shape:
         prediction, target [N, D]; returns a scalar from 0 to 4.
@@ -110,7 +110,7 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
         SimSiam's loss, $-\cos$ (Chen & He, 2021, eq. 1), is half of it less 1, with the student's own rows as targets.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Grill et al., "Bootstrap Your Own Latent", 2020, eq. 2.
@@ -143,10 +143,10 @@ def swav_loss(
     cosines with the prototypes, over T.
 
     Args:
-        a, b: rows of the two large crops; brought to unit length.
-        small: rows of further crops, which predict the codes of both and give none; brought to unit length.
-        prototypes: the clusters, learned; brought to unit length.
-        temperature: T of the predictions, a number above 0 or a tensor of one.
+        a, b: rows of the two large crops; scaled to unit length.
+        small: rows of further crops, which predict the codes of both and give none; scaled to unit length.
+        prototypes: the clusters, learned; scaled to unit length.
+        temperature: T of the predictions, a number above 0 or a one-element tensor.
         epsilon, iterations: of the codes; no gradient flows through them.
 
     Shape:
@@ -159,7 +159,7 @@ def swav_loss(
         With small crops, the mean over the predictions of each code. Constant rows give ln K.
 
     Raises:
-        UserError: shapes, types or devices do not fit, or a number is not finite.
+        UserError: shapes, dtypes or devices do not match, or a value is not finite.
 
     Source:
         Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020, eq. 2 and 6.

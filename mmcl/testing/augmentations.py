@@ -22,8 +22,8 @@ def check_augmentation(augmentation: str | type[Augmentation], args: Mapping[str
         args: its arguments, under which it changes images visibly; by default its `test_args`.
 
     Raises:
-        AssertionError: says what is broken.
-        UserError: there is no augmentation of this name, or it does not take the arguments.
+        AssertionError: a check failed; the message says what is broken.
+        UserError: the augmentation is unknown, or does not accept the arguments.
 
     Example:
         >>> check_augmentation("hflip")

@@ -32,8 +32,8 @@ def check_encoder(
         modality: which of the two it is.
 
     Raises:
-        AssertionError: says what is broken.
-        UserError: there is no encoder of this name, or it does not take the arguments.
+        AssertionError: a check failed; the message says what is broken.
+        UserError: the encoder is unknown, or does not accept the arguments.
 
     Example:
         >>> check_encoder("small_cnn")

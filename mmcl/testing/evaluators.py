@@ -38,8 +38,8 @@ def check_evaluator(evaluator: str | Callable[..., Report], args: Mapping[str, A
         args: its arguments; by default its `test_args`.
 
     Raises:
-        AssertionError: says what is broken.
-        UserError: there is no evaluator of this name, or it does not take the arguments.
+        AssertionError: a check failed; the message says what is broken.
+        UserError: the evaluator is unknown, or does not accept the arguments.
 
     Example:
         >>> check_evaluator("geometry")

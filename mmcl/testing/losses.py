@@ -29,8 +29,8 @@ def check_loss(loss: str | LossEntry, reference: Reference | None = None, *, com
         compiled: also check that `torch.compile` takes the loss in one graph, which takes seconds.
 
     Raises:
-        AssertionError: names the check and what is broken.
-        UserError: there is no loss of this name.
+        AssertionError: a check failed; the message names it and says what is broken.
+        UserError: the loss is unknown.
 
     Example:
         >>> check_loss("clip")

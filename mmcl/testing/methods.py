@@ -29,8 +29,8 @@ def check_method(method: Entry) -> None:
         method: a name in `METHODS`, or the class.
 
     Raises:
-        AssertionError: says what is broken.
-        UserError: there is no method of this name.
+        AssertionError: a check failed; the message says what is broken.
+        UserError: the method is unknown.
 
     Example:
         >>> check_method("simclr")

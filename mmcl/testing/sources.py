@@ -22,7 +22,7 @@ def check_source(open_again: Open) -> None:
         open_again: opens it, each time anew, on at least two samples.
 
     Raises:
-        AssertionError: says what is broken.
+        AssertionError: a check failed; the message says what is broken.
 
     Example:
         >>> from mmcl.data.open import open_source

@@ -45,7 +45,7 @@ def pair_log_sum_exp(
     Args:
         query_ND, key_MD: rows of one type, float32 or float64.
         pairs: which rows are positives, and which the same.
-        scale: inverse temperature, not 0, a number or a scalar tensor (with gradient, if it is learned).
+        scale: inverse temperature, not 0, a number or a scalar tensor (with a gradient if it is learned).
         kept: the pairs that take part; self pairs never do.
         both: also give the sums over the queries.
         mirrored: queries and keys are the same tensor. Then every product of two rows is computed once and serves both, for

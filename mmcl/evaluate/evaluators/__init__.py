@@ -1,1 +1,1 @@
-"""The evaluators, see `mmcl.evaluate.EVALUATORS`: each as a function of arrays and as one of a model and a task."""
+"""The evaluators in `mmcl.evaluate.EVALUATORS`, each as a function of arrays and as a function of a model and a task."""

@@ -1,4 +1,4 @@
-"""A linear classifier by a few epochs of AdamW: the protocol of CLIP_benchmark's linear probe."""
+"""A linear classifier trained for a few epochs with AdamW, following CLIP_benchmark's linear probe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmcl.rng import permutation, sample_seed
 
 DECAYS = np.logspace(-6, 2, 97)
-"""Weight decays to choose from: first every sixteenth, then from the best one 8, 4, 2 and 1 to either side."""
+"""Candidate weight decays: first every sixteenth, then those 8, 4, 2 and 1 places to either side of the best one."""
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -17,12 +17,12 @@ Labelled = tuple[Tensor, Tensor]
 def fit_adamw(
     feature_ND: Tensor, class_N: Tensor, *, weight_decay: float, lr: float, epochs: int, batch_size: int, seed: int
 ) -> nn.Linear:
-    """Minimises the cross-entropy by AdamW; the learning rate falls from `lr` to 0 along a cosine, step by step.
+    """Minimises the cross-entropy with AdamW; the learning rate decays from `lr` to 0 along a cosine, updated every step.
 
     Args:
         feature_ND: float32 [N, D].
         class_N: int64 [N], from 0 without gaps.
-        seed: of the first weights and the order of the rows.
+        seed: seed of the initial weights and the order of the rows.
     """
     with torch.random.fork_rng():
         torch.manual_seed(sample_seed(seed))
@@ -42,7 +42,7 @@ def fit_adamw(
 
 
 def choose_weight_decay(train: Labelled, validation: Labelled, **options: float | int) -> float:
-    """The weight decay with the best accuracy on validation rows, the smaller of equal ones.
+    """Chooses the weight decay with the best accuracy on validation rows; ties go to the smaller one.
 
     Args:
         train, validation: features [N, D] and classes [N].

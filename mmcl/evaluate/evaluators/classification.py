@@ -1,4 +1,4 @@
-"""Accuracy of a classifier that was trained with labels: its head gives the logits."""
+"""Accuracy of a classifier trained with labels, from the logits of its head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _check(task: Task, has_text: bool) -> None:
 
 @needs(_check)
 def evaluate_classification(model: CachedModel, task: Task) -> Report:
-    """How often the largest logit is that of the label; with chance and majority where there are training data.
+    """Evaluates the accuracy of the largest logit; with chance, and with majority if there is training data.
 
     Raises:
-        UserError: the model has no head that gives a logit for every class of the source.
+        UserError: the model has no head with a logit for every class of the source.
     """
     logits_of, names = getattr(model.model, "image_logits", None), task.source.class_names or ()
     if logits_of is None:

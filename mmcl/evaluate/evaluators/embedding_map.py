@@ -1,4 +1,4 @@
-"""A map of a model's embedding, as an image and as a page to explore, coloured by class."""
+"""A map of a model's embeddings as an image and as an interactive page, coloured by class."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def embedding_map(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """`project` of rows as a report: a figure, a page, and how far they can be trusted.
+    """Projects rows with `project` and returns a report: a figure, a page, and quality measures of the projection.
 
     Args:
-        data, model: what the title and the rows of the report call them.
+        data, model: names of the data and the model in the title and in the report.
         Others: as in `project`.
 
     Returns:
-        `tsne_trustworthiness@10` and `tsne_neighbours_kept@10`, named after method and neighbours, see `Projection`.
+        `tsne_trustworthiness@10` and `tsne_neighbours_kept@10`, named after the method and the neighbours, see `Projection`.
 
     Raises:
         UserError: as `project` does.
@@ -89,7 +89,7 @@ def evaluate_embedding_map(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Report:
-    """`embedding_map` of a source's images, with their captions, coloured by label where every sample has one.
+    """Draws `embedding_map` of a source's images with their captions, coloured by label if every sample has one.
 
     Args:
         method, max_points, neighbours, perplexity, seed: as in `embedding_map`.
@@ -120,5 +120,5 @@ def evaluate_embedding_map(
 
 
 def _thumbnails(samples: Sequence[Sample], preprocess: Preprocess | None) -> list[ImageLike]:
-    """As small as the page shows them, with the levels and bands that the model sees."""
+    """Thumbnails in the size of the page, with the intensity range and the channels that the model sees."""
     return list(in_threads(lambda row: thumbnail(decode_sample(samples[row], preprocess)), range(len(samples))))

@@ -1,4 +1,4 @@
-"""Learning from few labels: the model fine-tuned, and a linear probe of it, on a stratified part of the training data."""
+"""Learning from few labels: fine-tuning and a linear probe on a stratified subset of the training data."""
 
 from __future__ import annotations
 
@@ -50,20 +50,21 @@ def evaluate_few_label(
     lr: float = 1e-3,
     augment: Sequence[dict[str, Any]] = (),
 ) -> Report:
-    """Accuracy with few labels, as in SimCLRv2 (Chen et al., 2020, section 3): fine-tuned as a whole, and by a linear probe.
+    """Evaluates accuracy with few labels, as in SimCLRv2 (Chen et al., 2020, section 3): full fine-tuning and a linear probe.
 
-    Fine-tuning trains a copy of the image encoder with a linear classifier on its features, by AdamW with cosine decay; the
-    model itself is not touched. The untrained model, in a column of its own, is the same net from scratch. Raw pixels and
-    PCA-50 have the linear probe alone.
+    Fine-tuning trains a copy of the image encoder with a linear classifier on its features, using AdamW with cosine decay; the
+    model itself does not change. The untrained model, in a column of its own, is the same network trained from scratch. Raw
+    pixels and PCA-50 have only the linear probe.
 
     Args:
-        amounts: labels of the training data: below 1 a share of every class, from 1 a number of samples of every class.
-        seeds: how many parts are drawn, each with a classifier and an order of its own; the interval is Student's over them.
-        epochs, batch_size, lr: of the fine-tuning.
-        augment: augmentations of the fine-tuning, as in a configuration.
+        amounts: amounts of labelled training data: below 1, a share of every class; from 1, a number of samples per class.
+        seeds: number of random subsets, each with its own initial classifier and data order; the interval is Student's over
+            them.
+        epochs, batch_size, lr: settings of the fine-tuning.
+        augment: augmentations for the fine-tuning, as in a configuration.
 
     Returns:
-        `few_label_1pct_finetuned_top1`, `few_label_1pct_linear_top1` and so on; 10 per class is `few_label_10_per_class_...`.
+        `few_label_1pct_finetuned_top1`, `few_label_1pct_linear_top1` and so on; for 10 per class `few_label_10_per_class_...`.
 
     Raises:
         UserError: the model has no image tower, labels are missing, or an argument is out of range.
@@ -108,23 +109,23 @@ def fine_tune(
     policy: Policy,
     seed: int,
 ) -> nn.Module:
-    """A copy of a tower's encoder with a linear classifier, trained on labelled images.
+    """Trains a copy of a tower's encoder with a linear classifier on labelled images.
 
     Args:
-        tower: not changed.
+        tower: the image tower; it is not changed.
         image_NCHW: uint8.
         label_N: int64, from 0.
-        number_N: int64, the images' numbers, which decide their augmentation.
+        number_N: int64, sample numbers of the images, which determine their augmentation.
 
     Returns:
-        In evaluation mode: float32 [B, C, H, W] in [0, 1] to logits.
+        A module in evaluation mode that maps float32 [B, C, H, W] in [0, 1] to logits.
     """
     device = next(tower.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(sample_seed(seed))
         encoder = copy.deepcopy(tower.encoder).requires_grad_(True)
         classifier = nn.Sequential(encoder, nn.Linear(encoder.feature_dim, int(label_N.max()) + 1)).to(device).train()
-        # Whole batches alone, so that batch norm never sees one image; who is left out changes with the epoch.
+        # Only full batches, so that batch norm never sees a single image; the images left out differ in every epoch.
         size = min(batch_size, len(label_N))
         steps = epochs * (len(label_N) // size)
         optimiser = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=1e-2)
@@ -144,7 +145,7 @@ def fine_tune(
 
 
 class _Images:
-    """Images of a source at a tower's size, uint8 [n, C, H, W]; all of them are decoded once, or only the rows asked for."""
+    """Images of a source at a tower's size, uint8 [n, C, H, W]; decodes all of them once, or only the requested rows."""
 
     def __init__(self, source: Source, tower: Tower):
         self.source, self.preprocess = source, tower.encoder.preprocess

@@ -1,4 +1,4 @@
-"""Linear probes on a few samples of each class, drawn several times: what a handful of labels is worth."""
+"""Few-shot linear probes: fitted on a few samples of each class, with several random draws."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def few_shot(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Fits `linear_probe` on a few training rows of every class, and scores it on all test rows.
+    """Fits `linear_probe` on a few training rows of every class, and evaluates it on all test rows.
 
     Args:
         train_emb, test_emb: finite rows [N, D], [M, D].
-        train_labels, test_labels: integers [N], [M], in any range; or texts.
-        shots: rows of every class; under one seed fewer rows are among more.
-        seeds: how many times the rows are drawn.
+        train_labels, test_labels: integers [N], [M], in any range; or strings.
+        shots: numbers of rows per class; for one seed, a smaller selection is a subset of a larger one.
+        seeds: number of random draws.
         probe: arguments of `linear_probe`, such as {"c": 1.0} or {"solver": "adamw"}.
-        data, model: what the rows of the report call them.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `few_shot_1_top1` and so on: the mean over the draws, with Student's interval over them.
 
     Raises:
-        UserError: a class has fewer rows than `shots` asks for, an argument is out of range, or what `linear_probe` refuses.
+        UserError: a class has fewer rows than `shots` asks for, an argument is out of range, or `linear_probe` raises it.
 
     Example:
         >>> rows, labels = np.repeat(np.eye(2), 4, axis=0), np.repeat([0, 1], 4)
@@ -96,10 +96,10 @@ def evaluate_few_shot(
     seeds: int = 5,
     probe: dict[str, Any] | None = None,
 ) -> Report:
-    """`few_shot` of a model, drawn from the training data, scored on the source; with chance, majority, raw pixels and PCA-50.
+    """Evaluates `few_shot` on a source, with rows drawn from the training data, and chance, majority, raw pixels and PCA-50.
 
     Args:
-        shots: as in `few_shot`, but where a class has fewer rows, there is no value.
+        shots: as in `few_shot`, but without a value if a class has fewer rows.
         seeds, probe: as in `few_shot`.
     """
     fewest = int(np.unique(task.bank_labels, return_counts=True)[1].min())

@@ -1,4 +1,4 @@
-"""How embeddings lie on the sphere: whether they have collapsed, and whether images and texts share one space."""
+"""Geometry of embeddings on the unit sphere: collapse, and the gap between images and texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmcl.rng import permutation
 
 EVALUATOR = "geometry"
 ROWS = 4096
-"""Uniformity is about all pairs; of more rows, it is computed from so many drawn ones."""
+"""Maximum number of rows for uniformity, which compares all pairs; more rows are subsampled at random."""
 
 
 def geometry(
@@ -29,20 +29,20 @@ def geometry(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """The geometry of rows of unit length, see core/geometry.py for the papers.
+    """Measures the geometry of unit-length embeddings; see core/geometry.py for the papers.
 
     Args:
         image_emb: finite rows [N, D], N at least 2; they are scaled to unit length.
         text_emb: finite rows [M, D] of the other modality.
-        pairs: integers [P, 2], rows of an image and a text that belong together; by default row i with row i.
-        data, model: what the rows of the report call them.
+        pairs: integers [P, 2], row numbers of an image and a text that belong together; by default row i with row i.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `uniformity`, `effective_rank` and `feature_std` of the images; with texts also `uniformity_text` and so on,
-        `alignment` of the pairs and `modality_gap`. They are numbers of this set of rows and have no interval.
+        `alignment` of the pairs and `modality_gap`. They describe this set of rows and have no confidence interval.
 
     Raises:
-        UserError: shapes do not fit, an embedding is not finite or all zeros, or a side has one row only.
+        UserError: shapes do not match, an embedding is not finite or all zeros, or a side has only one row.
 
     Example:
         >>> report = geometry(np.eye(4), np.eye(4))
@@ -64,9 +64,9 @@ def geometry(
 
 @needs(lambda task, has_text: None)
 def evaluate_geometry(model: CachedModel, task: Task) -> Report:
-    """`geometry` of the images of a source and, where the model and the source have them, of their first captions.
+    """Evaluates `geometry` of a source's images and, if the model and the source support texts, of their first captions.
 
-    One image has none, and is left out with a note.
+    A single image has no geometry; it is left out with a note.
     """
     if len(task.source) < 2:
         return Report(notes=(f"{EVALUATOR}, {task.name}: nothing, as it is about pairs, and there is one image.",))

@@ -1,4 +1,4 @@
-"""A metric by subgroup: the mean hides whom a model serves badly."""
+"""Metrics by subgroup: an overall mean can hide groups on which a model performs badly."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def groups(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """The mean outcome of each group, of the worst of them, and the largest gap between two.
+    """Computes the mean outcome of each group and of the worst group, and the largest gap between two groups.
 
     Args:
-        outcomes: a finite number for each sample, such as 1 where the model is right, else 0.
-        by: the group of each sample: any values that print differently.
-        metric: what the outcomes are.
-        data, model: what the rows of the report call them.
+        outcomes: a finite number per sample, such as 1 if the model is right, else 0.
+        by: the group of each sample: any values whose string forms differ.
+        metric: name of the metric that the outcomes are of.
+        data, model: names of the data and the model in the report.
 
     Returns:
-        `accuracy_of_<group>` for every group, `accuracy_worst_group`, and `accuracy_largest_gap`, best minus worst. These two
-        have no interval: which group is worst is chance too. The worst of small groups is low, and their gap large, by chance
-        alone; look at the intervals of the groups.
+        `accuracy_of_<group>` for every group, `accuracy_worst_group`, and `accuracy_largest_gap`, best minus worst. The last
+        two have no interval, because which group is worst depends on chance too. Among small groups, the worst is low and the
+        gap large by chance alone; look at the intervals of the groups.
 
     Raises:
-        UserError: shapes do not fit, an outcome is not finite, or there is one group only.
+        UserError: shapes do not match, an outcome is not finite, or there is only one group.
 
     Example:
         >>> report = groups([1, 1, 1, 0], by=["day", "day", "night", "night"])

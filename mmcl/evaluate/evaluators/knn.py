@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification: what the embedding knows without any training."""
+"""k-nearest-neighbour classification of embeddings, without any training."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def knn(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Classifies each query by the labels of its k most similar bank rows, by cosine.
+    """Classifies each query by the labels of its k most similar bank rows, by cosine similarity.
 
-    The votes count 1 each, or exp(cosine / temperature) as in Wu et al. ("Instance discrimination", 2018, sec. 3.4). Equal
-    votes go to the class that has the nearest of these neighbours; equally near neighbours are taken in the order of the bank.
+    Each vote has weight 1, or exp(cosine / temperature) as in Wu et al. ("Instance discrimination", 2018, sec. 3.4). Ties go to
+    the class of the nearest of these neighbours; equally near neighbours are taken in the order of the bank.
 
     Args:
         bank_emb, query_emb: finite rows [M, D], [N, D]; they are scaled to unit length.
-        bank_labels, query_labels: integers [M], [N], in any range, with any gaps; or texts.
-        ks: numbers of neighbours; the neighbours are sought once for all.
+        bank_labels, query_labels: integers [M], [N], in any range, with any gaps; or strings.
+        ks: numbers of neighbours; one search serves all of them.
         temperature: above 0; None for a majority vote.
-        chunk_size: queries per block of scores; changes memory and nothing else.
-        data, model: what the rows of the report call them.
+        chunk_size: queries per block of scores; affects only memory use.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `knn5_top1`, the accuracy with 5 neighbours, and so on.
 
     Raises:
-        UserError: a k is larger than the bank, shapes do not fit, or an embedding is not finite.
+        UserError: a k is larger than the bank, shapes do not match, or an embedding is not finite.
 
     Example:
         >>> bank, query = np.eye(3), np.array([[1.0, 0.1, 0.0], [0.1, 1.0, 0.0]])
@@ -84,10 +84,10 @@ def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float 
 
 @needs(_check, test_args={"ks": [1, 5]})
 def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 20), temperature: float | None = None) -> Report:
-    """`knn` of a model on a source, with the training data as the bank; with chance, majority, raw pixels and PCA-50.
+    """Evaluates `knn` of a model on a source with the training data as the bank, and chance, majority, raw pixels and PCA-50.
 
     Args:
-        ks: as in `knn`, but where the bank has fewer than k rows, there is no value.
+        ks: as in `knn`, but a k larger than the bank has no value.
         temperature: as in `knn`.
     """
     usable = [k for k in cutoffs(ks) if k <= len(task.bank_labels)] or [1]
@@ -112,13 +112,13 @@ def _positive(temperature: float | None) -> None:
 
 
 def _vote(neighbour_NK: Tensor, score_NK: Tensor, classes: int, temperature: float | None) -> Tensor:
-    """The class with the most votes, int64 [N]; of equal ones the class of the nearest neighbour."""
+    """Class with the most votes, int64 [N]; ties go to the class of the nearest neighbour."""
     predicted = []
     rows = max(1, _BLOCK // classes)
     for neighbour, score in zip(neighbour_NK.split(rows), score_NK.split(rows), strict=True):
-        # Relative to the nearest one: the same ratios of the weights, without overflow.
+        # Subtracting the largest cosine keeps the ratios of the weights and avoids overflow.
         weight = torch.ones_like(score) if temperature is None else ((score - score[:, :1]) / temperature).exp()
         votes = score.new_zeros(len(score), classes).scatter_add_(1, neighbour, weight)
-        winner = votes.gather(1, neighbour).argmax(dim=1, keepdim=True)  # The first of the largest is the nearest.
+        winner = votes.gather(1, neighbour).argmax(dim=1, keepdim=True)  # the first maximum is the nearest
         predicted.append(neighbour.gather(1, winner).flatten())
     return torch.cat(predicted)

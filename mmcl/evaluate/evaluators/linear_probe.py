@@ -37,7 +37,7 @@ class LogisticRegression:
         weight, bias: float32 [D, C], [C].
         steps: L-BFGS iterations.
         gradient: largest component of the gradient of the mean loss at the end.
-        converged: whether that is at most the tolerance.
+        converged: True if `gradient` is at most the tolerance.
     """
 
     weight: Tensor
@@ -54,8 +54,8 @@ def fit_logistic_regression(
 
     $$\frac{1}{N} \sum_i -\log \mathrm{softmax}(W^\top x_i + b)_{y_i} + \frac{\lVert W \rVert^2}{2 c N}$$
 
-    which is scikit-learn's `LogisticRegression(C=c)`: the bias is not penalised, and it ends when no component of the gradient
-    exceeds `tolerance`.
+    which is scikit-learn's `LogisticRegression(C=c)`: the bias is not penalised, and the solver stops when no component of the
+    gradient exceeds `tolerance`.
 
     Args:
         feature_ND: float32 or float64 [N, D].
@@ -87,7 +87,7 @@ def fit_logistic_regression(
 
 
 class _Objective:
-    """The loss and its gradient, written out: with the classes as rows, twice as fast as autograd with the samples as rows."""
+    """Loss with a hand-written gradient. With classes as rows, it is twice as fast as autograd with samples as rows."""
 
     def __init__(self, feature_ND: Tensor, class_N: Tensor, classes: int, penalty: float):
         self.feature_ND, self.penalty = feature_ND, penalty
@@ -123,31 +123,32 @@ def linear_probe(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Fits a linear classifier on training rows and scores it on test rows.
+    """Fits a linear classifier on training rows and evaluates it on test rows.
 
-    "lbfgs" is logistic regression, solved to convergence. Features are standardised first: mean 0 and deviation 1 over the
-    training rows (constant ones stay 0), so that `c` means the same for embeddings of any scale. "adamw" is the short training
-    of CLIP_benchmark, see `fit_adamw`, on rows of unit length; expect up to a point of difference. A note says how it ended.
+    "lbfgs" is logistic regression, solved to convergence. Features are standardised first: mean 0 and standard deviation 1 over
+    the training rows (constant features stay 0), so that `c` means the same for embeddings of any scale. "adamw" is the short
+    training of CLIP_benchmark, see `fit_adamw`, on rows of unit length. The two accuracies may differ by up to one percentage
+    point. A note in the report says how the solver ended.
 
     Args:
         train_emb, test_emb: finite rows [N, D], [M, D].
-        train_labels, test_labels: integers [N], [M], in any range, with any gaps; or texts.
+        train_labels, test_labels: integers [N], [M], in any range, with any gaps; or strings.
         solver: "lbfgs" or "adamw".
-        c: of lbfgs: inverse strength of the L2 penalty, as in scikit-learn; by default .316, CLIP's (Radford et al., 2021,
-            app. A.3).
-        max_iter: of lbfgs: most iterations, by default 1000.
-        tolerance: of lbfgs: largest component of the gradient at which it ends, by default 1e-4.
-        lr, epochs, batch_size, seed: of adamw; by default .1, 10, 64, 0.
-        val_emb, val_labels: of adamw: rows by which the weight decay is chosen, and on which the last fit trains too; without
-            them it is 0.
-        data, model: what the rows of the report call them.
+        c: lbfgs only: inverse strength of the L2 penalty, as in scikit-learn; by default .316, CLIP's value (Radford et al.,
+            2021, app. A.3).
+        max_iter: lbfgs only: maximum number of iterations, by default 1000.
+        tolerance: lbfgs only: stops when no component of the gradient is larger, by default 1e-4.
+        lr, epochs, batch_size, seed: adamw only; by default .1, 10, 64, 0.
+        val_emb, val_labels: adamw only: rows for choosing the weight decay, which the final fit also trains on; without them
+            the weight decay is 0.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `linear_top1`, the test accuracy.
 
     Raises:
-        UserError: fewer than two classes, an argument out of range or of the other solver, shapes that do not fit, or features
-            that are not finite.
+        UserError: there are fewer than two classes, an argument is out of range or belongs to the other solver, shapes do not
+            match, or a feature is not finite.
 
     Example:
         >>> rows, labels = np.repeat(np.eye(2), 4, axis=0), np.repeat([0, 1], 4)
@@ -198,7 +199,7 @@ def evaluate_linear_probe(
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> Report:
-    """`linear_probe` of a model, fitted on the training data, scored on the source; with chance, majority, raw pixels, PCA-50.
+    """Fits `linear_probe` on a model's training data and evaluates it on the source; with chance, majority, raw pixels, PCA-50.
 
     Args:
         solver, c, max_iter, lr, epochs, batch_size, seed: as in `linear_probe`.
@@ -218,7 +219,7 @@ def evaluate_linear_probe(
 
 
 def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
-    """The solver's options, defaults filled in; one of the other solver is an error."""
+    """Options of the solver, with defaults filled in. Raises UserError for an option of the other solver."""
     if solver not in OPTIONS:
         raise unknown_name("solver", solver, OPTIONS)
     own = OPTIONS[solver]
@@ -235,7 +236,7 @@ def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
 
 def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
-    # A column that varies by rounding alone, of its mean or of a projection's large columns, would weigh as much as any.
+    # After standardisation, a column that varies only by rounding error would weigh as much as any other.
     is_alive = (deviation > 1e-6 * mean.abs()) & (deviation > _DEAD * deviation.max())
     scale = torch.where(is_alive, deviation, torch.inf)
     fit = fit_logistic_regression((train - mean) / scale, train_class, **options)
@@ -258,7 +259,7 @@ def _fit_adamw(
 
 
 def _classes(train_labels: Values, val_labels: Values, sizes: tuple[int, int]) -> Tensor:
-    """The classes of validation rows as numbers among those of the training rows."""
+    """Class numbers of the validation rows, as used for the training rows."""
     train, val = labels_or_ids(train_labels, val_labels, ("train_labels", "val_labels"), sizes)
     classes = train.unique()
     place = torch.searchsorted(classes, val).clamp(max=len(classes) - 1)

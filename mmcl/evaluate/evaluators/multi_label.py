@@ -1,4 +1,4 @@
-"""Zero-shot classification where an image may show several classes, or none."""
+"""Multi-label zero-shot classification: an image may show several classes, or none."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def zero_shot_multilabel(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Mean average precision: for each class, how far up its images stand when all images are sorted by their cosine with it.
+    """Computes mean average precision: the images are ranked for each class by their cosine with it.
 
-    Average precision is scikit-learn's `average_precision_score`: equal scores are one threshold. A class that no image shows
-    has none, and is left out of the mean.
+    Average precision equals scikit-learn's `average_precision_score`: equal scores form one threshold. Classes that no image
+    shows are left out of the mean.
 
     Args:
         image_emb: finite rows [N, D], scaled to unit length.
         target_NC: [N, C], 1 where the image shows the class, else 0.
-        class_emb: [C, D], as `class_embeddings` gives them.
+        class_emb: [C, D], as returned by `class_embeddings`.
         class_names: C names, for the details.
-        data, model: what the rows of the report call them.
+        data, model: names of the data and the model in the report.
 
     Returns:
-        `zero_shot_mAP`; its n is the number of classes that some image shows, and its interval is over these. `details` has
-        the average precision and the number of images of each class.
+        `zero_shot_mAP`; n is the number of classes that at least one image shows, and the interval is over these classes.
+        `details` contains the average precision and the number of images of each class.
 
     Raises:
-        UserError: shapes do not fit, a target is not 0 or 1 or no image shows a class, or an embedding is not finite.
+        UserError: shapes do not match, a target is not 0 or 1 or no image shows a class, or an embedding is not finite.
 
     Example:
         >>> zero_shot_multilabel(np.eye(2), [[1, 0], [1, 1]], np.eye(2))["zero_shot_mAP"]
@@ -64,7 +64,7 @@ def zero_shot_multilabel(
         raise UserError("target_NC is 0 everywhere: no image shows a class, so there is nothing to find")
     precision: list[float | None] = [None] * len(classes)
     for part in np.array_split(shown, -(-len(shown) * len(image) // _BLOCK)):
-        # One class is one query: of N x C scores only some columns exist at a time.
+        # Each class is a query, so that only some columns of the N x C scores are in memory at a time.
         score = cosine_scores(classes[torch.from_numpy(part)], image)(slice(0, len(part))).cpu().numpy()
         for number, row in zip(part.tolist(), score, strict=True):
             precision[number] = float(average_precision_score(target[:, number], row))

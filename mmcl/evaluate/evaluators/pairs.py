@@ -1,6 +1,7 @@
-"""Does the model tell the right text from one that only looks like it? Each is compared with its own image, strictly.
+"""Hard-negative tests of images and texts: SugarCrepe and Winoground.
 
-Equal scores are wrong, so that a model that scores everything the same gets 0, and not 100 % as by an argmax.
+Comparisons are strict. Ties count as wrong, so a model that gives every pair the same score gets 0 and not 100 %, as an argmax
+would give it.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ def pairs(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Share of images that are closer to their text than to a hard negative, as SugarCrepe scores (Hsieh et al., 2023).
+    """Computes the share of images closer to their text than to a hard negative, as in SugarCrepe (Hsieh et al., 2023).
 
     Args:
-        image_emb, positive_emb, negative_emb: finite rows [N, D]: each image, its text, and the text that is wrong.
-        clusters: integers [N], equal for comparisons of one image, which count as drawn together in the interval.
-        data, model: what the rows of the report call them.
+        image_emb, positive_emb, negative_emb: finite rows [N, D]: each image, its text, and a wrong text.
+        clusters: integers [N], equal for comparisons that share an image; the interval treats them as one cluster.
+        data, model: names of the data and the model in the report.
 
     Returns:
-        `pairs_accuracy`; 1/2 is chance.
+        `pairs_accuracy`; chance is 1/2.
 
     Raises:
-        UserError: shapes do not fit, or an embedding is not finite.
+        UserError: shapes do not match, or an embedding is not finite.
 
     Example:
         >>> image, text = np.eye(2), np.array([[1.0, 0.1], [0.1, 1.0]])
@@ -59,18 +60,18 @@ def pairs(
 
 
 def winoground(image_emb: Array, text_emb: Array, *, data: str = "", model: str = "trained") -> Report:
-    """Two images and two texts that share their words, as Winoground scores (Thrush et al., 2022, equations 1 to 3).
+    """Evaluates pairs of images with texts of the same words, as in Winoground (Thrush et al., 2022, equations 1 to 3).
 
     Args:
         image_emb, text_emb: finite [N, 2, D]; text 0 describes image 0, and text 1 image 1.
-        data, model: what the rows of the report call them.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `winoground_text` (each image is closer to its own text), `winoground_image` (each text is closer to its own image)
         and `winoground_group` (both); chance is 1/4, 1/4 and 1/6.
 
     Raises:
-        UserError: shapes do not fit, or an embedding is not finite.
+        UserError: shapes do not match, or an embedding is not finite.
 
     Example:
         >>> rows = np.eye(2)[None]  # one example of two images and their two texts
@@ -100,10 +101,10 @@ def _check(task: Task, has_text: bool) -> None:
 
 @needs(_check)
 def evaluate_pairs(model: CachedModel, task: Task) -> Report:
-    """`pairs` of a source with hard negatives, each image with its first caption and every negative text of it; with chance.
+    """Evaluates `pairs` on a source with hard negatives: each image's first caption against its negative texts; with chance.
 
     Raises:
-        UserError: the model has no text tower, or a sample has no caption or no negative.
+        UserError: the model has no text tower, or a sample has no caption or no negative text.
     """
     samples = [task.source[index] for index in range(len(task.source))]
     rows = np.repeat(np.arange(len(samples)), [len(sample.negatives) for sample in samples])

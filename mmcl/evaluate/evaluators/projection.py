@@ -1,4 +1,7 @@
-"""Embeddings in the plane, with how far the plane can be trusted. It shows neighbourhoods; distances and sizes mean nothing."""
+"""Two-dimensional projections of embeddings, with measures of their quality.
+
+A projection shows neighbourhoods; distances between clusters and their sizes have no meaning.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +33,21 @@ _NO_UMAP = "method umap needs umap-learn: pip install 'mmcl[umap]', or choose ts
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Points in the plane and what they are of.
+    """A two-dimensional map of embeddings.
 
     Attributes:
-        points: float32 [n, 2].
-        rows: int64 [n], the numbers of the embeddings that were drawn.
-        method: how.
-        neighbours: k, for the next two.
-        trustworthiness: 1 where no point has a neighbour among its k nearest on the map that was far away in the embedding
-            (Venna and Kaski, 2001; of ranks, from 0 to 1); about 0.5 for points at random.
-        neighbours_kept: the share of the k nearest neighbours by cosine that are among the k nearest on the map.
+        points: float32 [n, 2], the coordinates.
+        rows: int64 [n], the row numbers of the embeddings that were drawn.
+        method: projection method, see `project`.
+        neighbours: k, for the next two measures.
+        trustworthiness: 1 if the k nearest neighbours of every point on the map are near it in the embedding too (Venna and
+            Kaski, 2001; rank-based, from 0 to 1); about 0.5 for random points.
+        neighbours_kept: share of the k nearest neighbours by cosine that are among the k nearest on the map.
         labels: int64 [n], or None.
-        class_names, captions: of the labels and of the points, or None.
-        images: of the points, as small as the page shows them, or None.
-        title: of the map.
+        class_names: names of the labels, or None.
+        captions: captions of the points, or None.
+        images: thumbnails of the points, or None.
+        title: title of the map.
 
     Example:
         >>> project(np.eye(6), method="pca", neighbours=2, title="six directions").points.shape
@@ -63,11 +67,11 @@ class Projection:
     title: str
 
     def to_png(self) -> bytes:
-        """A image of the map, coloured by class."""
+        """Returns an image of the map, coloured by class."""
         return scatter(self.points, self.labels, self.class_names, title=self.title)
 
     def to_html(self) -> str:
-        """A page to explore the map: images and captions under the pointer, search, classes to hide. It needs no network."""
+        """Returns an interactive page: hover for image and caption, search, hide classes. It works offline."""
         note = (
             f"Neighbourhoods count; distances and sizes on a map mean little. Trustworthiness {self.trustworthiness:.3f}; "
             f"of {self.neighbours} nearest neighbours {self.neighbours_kept:.0%} are nearest here too."
@@ -99,24 +103,24 @@ def project(
     seed: int = 0,
     title: str = "",
 ) -> Projection:
-    """Draws rows in the plane by their cosines: `project(emb, labels, captions=texts, images=paths).save("map.html")`.
+    """Projects rows to two dimensions by cosine: `project(emb, labels, captions=texts, images=paths).save("map.html")`.
 
     Args:
         emb: finite rows [N, D], at least 5; they are scaled to unit length.
-        labels: integers [N], for the colours; None for one colour.
+        labels: integers [N], shown as colours; None for a single colour.
         method: "tsne" (van der Maaten and Hinton, 2008), "umap" (McInnes et al., 2018; needs the extra `umap`) or "pca".
-        class_names: of the labels; None shows their numbers.
+        class_names: names of the labels; None shows their numbers.
         captions: N texts, shown and searched on the page.
-        images: N images or paths, shown on the page; only those of rows that are drawn are read.
-        max_points: rows drawn, chosen at random where there are more.
-        neighbours: k of the two measures of quality, and of UMAP at least; at most half of the rows.
-        perplexity: of t-SNE, about the number of neighbours that a row has; at most a third of the rows.
-        seed: of that choice and of the method.
-        title: of the map.
+        images: N images or paths, shown on the page; only those of the drawn rows are read.
+        max_points: maximum number of rows drawn; more rows are subsampled at random.
+        neighbours: k of the two quality measures, capped at half of the rows; UMAP uses k too, but at least 15.
+        perplexity: t-SNE only: roughly the number of effective neighbours, capped at a third of the rows.
+        seed: seed of the subsampling and of the method.
+        title: title of the map.
 
     Raises:
-        UserError: fewer than 5 rows, shapes that do not fit, embeddings that are not finite, a image that cannot be read, a
-            method that does not exist or is not installed.
+        UserError: there are fewer than 5 rows, shapes do not match, an embedding is not finite, an image cannot be read, or
+            the method is unknown or not installed.
 
     Example:
         >>> emb = np.random.default_rng(0).normal(size=(30, 8))
@@ -158,7 +162,7 @@ def project(
 
 
 def check_arguments(method: str, max_points: int, neighbours: int) -> None:
-    """Raises UserError for arguments of `project` that no rows would suit, or a method that is not installed."""
+    """Raises UserError for arguments of `project` that are invalid for any rows, or a method that is not installed."""
     if method not in get_args(ProjectionMethod):
         raise UserError(f"project: method is {method!r}; choose one of {', '.join(get_args(ProjectionMethod))}")
     if max_points < FEWEST:
@@ -174,20 +178,20 @@ def _thumbnails(images: Sequence[ImageLike], rows: np.ndarray) -> list[Image.Ima
         image = images[row]
         return thumbnail(decode(image, name=None if isinstance(image, str | Path) else f"image {row}"))
 
-    with ThreadPoolExecutor() as pool:  # Pillow works without the interpreter's lock.
+    with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while it decodes.
         return list(pool.map(read, rows.tolist()))
 
 
 def chosen_rows(count: int, max_points: int, seed: int) -> np.ndarray:
-    """The rows that are drawn, int64 [n]: all, or `max_points` at random; in their order, so that choosing again keeps all."""
+    """Rows to draw, int64 [n]: all, or `max_points` at random, in ascending order, so that choosing again keeps them all."""
     return np.sort(permutation(count, seed)[:max_points])
 
 
 def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """t-SNE of rows: float32 [N, 2]. 500 iterations, enough for a image; equal rows fall together."""
+    """t-SNE of rows: float32 [N, 2]. Runs 500 iterations, which suffice for a map; equal rows get equal points."""
     from sklearn.manifold import TSNE
 
-    # The usual start, principal components, divides by their deviation.
+    # The default initialisation by principal components divides by their standard deviation.
     start = "pca" if row_ND.shape[1] > 1 and not _is_collapsed(row_ND) else "random"
     perplexity = min(perplexity, (len(row_ND) - 1) / 3)
     tsne = TSNE(init=start, perplexity=perplexity, max_iter=_ITERATIONS, random_state=seed)
@@ -196,18 +200,18 @@ def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.n
 
 
 def umap(row_ND: np.ndarray, *, neighbours: int, seed: int = 0) -> np.ndarray:
-    """UMAP of rows: float32 [N, 2]. Raises UserError when umap-learn is not installed."""
+    """UMAP of rows: float32 [N, 2]. Raises UserError if umap-learn is not installed."""
     try:
         from umap import UMAP
     except ImportError:
         raise UserError(_NO_UMAP) from None
-    start = "random" if len(row_ND) < 20 else "spectral"  # The spectral one needs more rows than neighbours and dimensions.
+    start = "random" if len(row_ND) < 20 else "spectral"  # Spectral needs more rows than neighbours and dimensions.
     model = UMAP(n_neighbors=min(max(15, neighbours), len(row_ND) - 1), init=start, random_state=seed, n_jobs=1)
     return np.asarray(model.fit_transform(row_ND), np.float32)
 
 
 def pca(row_ND: np.ndarray) -> np.ndarray:
-    """The first two principal components of rows: float32 [N, 2]; zeros where there are fewer."""
+    """First two principal components of rows: float32 [N, 2]; missing components are zero."""
     from sklearn.decomposition import PCA
 
     width = min(2, row_ND.shape[1])
@@ -218,25 +222,25 @@ def pca(row_ND: np.ndarray) -> np.ndarray:
 
 
 def _is_collapsed(row_ND: np.ndarray) -> bool:
-    """True if the rows are one point but for rounding, and have no direction of their own."""
+    """True if all rows are equal up to rounding, so that they have no principal direction."""
     return bool(row_ND.std(axis=0).max() <= 1e-6)
 
 
 def trustworthiness(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
-    """See `Projection`; `k` below N / 2."""
+    """Trustworthiness of a map, see `Projection`; `k` must be below N / 2."""
     from sklearn.manifold import trustworthiness as measure
 
     return float(measure(row_ND, point_N2, n_neighbors=k))
 
 
 def neighbours_kept(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
-    """The share of each row's `k` nearest others that are among the `k` nearest on the map too; equal ones by row number."""
+    """Share of each row's `k` nearest neighbours that are among the `k` nearest on the map; ties go to the lower row number."""
     before, after = _nearest_others(row_ND, k), _nearest_others(point_N2, k)
     return float((before[:, :, None] == after[:, None, :]).any(axis=2).mean())
 
 
 def _nearest_others(row_ND: np.ndarray, k: int) -> np.ndarray:
-    """Row numbers, int64 [N, k]."""
+    """Row numbers of the k nearest other rows, int64 [N, k]."""
     from sklearn.metrics.pairwise import euclidean_distances
 
     distance: np.ndarray = euclidean_distances(row_ND.astype(np.float64))

@@ -35,25 +35,26 @@ def zero_shot_reject(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Scores how well images of the classes are told from images of none of them.
+    """Evaluates how well images of the classes are separated from images of other classes.
 
     Args:
-        known_emb, unknown_emb: finite rows [N, D], [M, D]: images of one of the classes, and of none.
-        class_emb: [C, D], as `class_embeddings` gives them.
+        known_emb, unknown_emb: finite rows [N, D], [M, D]: images of one of the classes, and of none of them.
+        class_emb: [C, D], as returned by `class_embeddings`.
         background_emb: [B, D], prompts that stand for everything else, such as "a photo".
-        logit_scale, logit_bias: the model's own; without a scale there are no probabilities.
-        data, model: what the rows of the report call them.
+        logit_scale, logit_bias: those of the model; without a scale, probabilities are left out.
+        data, model: names of the data and the model in the report.
 
     Returns:
-        For each score that says "known", the higher the surer:
-        `max_cosine`, with the nearest class; with a scale `max_probability`, of the likeliest class (Hendrycks & Gimpel, 2017);
-        with background prompts `background`, how much nearer the nearest class is than the nearest of them, by cosine:
-        `reject_max_cosine_auroc`, the chance that a known image scores higher than an unknown one, ties counted half, and
-        `reject_max_cosine_fpr95`, the share of unknown images that are let in where at least 95 % of the known ones are.
-        The latter has an interval from 100 known images, see `false_positive_rate`.
+        Two metrics for each score, where a higher score means "known". The scores:
+        `max_cosine`, the cosine with the nearest class; with a scale, `max_probability`, that of the most probable class
+        (Hendrycks & Gimpel, 2017); with background prompts, `background`, the largest cosine with a class minus the largest
+        cosine with a background prompt. The metrics, here of the first score:
+        `reject_max_cosine_auroc`, the probability that a known image scores higher than an unknown one, ties counted half, and
+        `reject_max_cosine_fpr95`, the share of unknown images accepted at a threshold that accepts at least 95 % of the known
+        ones. The latter has an interval only for 100 or more known images, see `false_positive_rate`.
 
     Raises:
-        UserError: shapes do not fit, or an embedding is not finite.
+        UserError: shapes do not match, or an embedding is not finite.
 
     Example:
         >>> known, unknown, classes = np.eye(4)[:2], np.eye(4)[2:], np.eye(4)[:2]
@@ -101,12 +102,12 @@ def evaluate_zero_shot_reject(
     background: Sequence[str] = ("a photo",),
     templates: Templates | None = None,
 ) -> Report:
-    """`zero_shot_reject` of a model on a source some of whose classes it is not told; with chance.
+    """Evaluates `zero_shot_reject` of a model on a source, with some of its classes held out as unknown; with chance.
 
     Args:
-        unknown: names of the classes that it is not told.
+        unknown: names of the held-out classes.
         background: prompts that stand for everything else.
-        templates: by default those of the source.
+        templates: prompt templates; by default those of the source.
     """
     names = list(task.source.class_names or ())
     outside = np.isin(task.labels, [names.index(name) for name in unknown])
@@ -129,14 +130,14 @@ def evaluate_zero_shot_reject(
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:
-    """Chance that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs.
+    """Probability that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs.
 
-    Its variance is that of DeLong, DeLong and Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves",
-    1988); as draws count those of the smaller sample. With fewer than 5 images on a side there is no interval.
+    The variance is that of DeLong, DeLong and Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves",
+    1988); the number of draws is the size of the smaller sample. With fewer than 5 images on a side, the interval is omitted.
     """
     m, n = len(known), len(unknown)
     rank = rankdata(np.concatenate([known, unknown]))
-    below = (rank[:m] - rankdata(known)) / n  # Of each known score, the share of the unknown ones that it is above.
+    below = (rank[:m] - rankdata(known)) / n  # For each known score, the share of unknown scores below it.
     above = 1 - (rank[m:] - rankdata(unknown)) / m
     value, fewer = float(below.mean()), min(m, n)
     if fewer < statistics.FEWEST_DRAWS:
@@ -148,8 +149,9 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:
 def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> Estimate:
     """Share of unknown scores at or above the highest threshold that at least 95 % of the known ones reach.
 
-    The interval joins that of the share at this threshold with that of the threshold, between order statistics of the known
-    scores (MOVER, see statistics.py). Of fewer than 100 known scores, too few lie beyond it for one; 5 unknown ones are needed.
+    The interval combines that of the share at this threshold with that of the threshold itself, between order statistics of the
+    known scores (MOVER, see statistics.py). It needs at least 100 known scores, because otherwise too few of them are below the
+    threshold, and at least 5 unknown ones.
     """
     m, n = len(known), len(unknown)
     ordered = np.sort(known)

@@ -40,31 +40,32 @@ def retrieval(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Scores retrieval by cosine: for each text the images, for each image the texts.
+    """Evaluates retrieval by cosine similarity, from texts to images and from images to texts.
 
-    Positives have equal ids, n of them to m. Queries without a positive are left out; they are candidates all the same.
-    Scores are computed in tiles and never exist as a whole, see core/rivals.py; one product serves both directions.
+    A query and a candidate with equal ids are a positive pair; n images may match m texts. Queries without a positive are left
+    out, but remain candidates in the other direction. Scores are computed in tiles, so the full matrix never exists, see
+    measures/rank_counts.py; one matrix product serves both directions.
 
     Args:
         image_emb, text_emb: finite rows [N, D], [M, D], of any length.
-        image_ids, text_image_ids: integers or texts [N], [M]: of each image, and of the image that each text describes.
-        ks: cut-offs. What is cut at k has no value where there are fewer than k candidates.
-        ties: what equal scores count: "mean" is the exact expectation over a random order, so that a collapsed model scores
-            k / N; "optimistic", "pessimistic", or "index", the order of the rows.
-        chunk_size: rows of either side in a tile of scores; changes time and memory and nothing else.
-        data, model: what the rows of the report call them.
+        image_ids, text_image_ids: integers or strings [N], [M]: ids of the images, and of the image that each text describes.
+        ks: cut-offs. A metric at k has no value if there are fewer than k candidates.
+        ties: how equal scores are ranked: "mean" is the exact expectation over a random order, so that a collapsed model scores
+            k / N; "optimistic" ranks positives first, "pessimistic" last; "index" keeps the order of the rows.
+        chunk_size: rows of either side in a tile of scores; affects only time and memory.
+        data, model: names of the data and the model in the report.
 
     Returns:
-        For `text_to_image`, and the same for `image_to_text`, means over the queries:
-        `text_to_image_R@k`, the hit rate that CLIP papers print: whether at least one positive is among the first k;
-        `text_to_image_recall@k`, the share of the positives that are;
+        Means over the queries, for `text_to_image` and likewise for `image_to_text`:
+        `text_to_image_R@k`, the hit rate reported in CLIP papers: 1 if at least one positive is among the first k;
+        `text_to_image_recall@k`, the share of the positives that are among the first k;
         `text_to_image_mAP`, mean average precision, and at the largest k `text_to_image_mAP@k` (over min(k, positives)),
         `text_to_image_MRR@k` (1 / rank of the first positive) and `text_to_image_nDCG@k` (gain 1, discount log2(rank + 1));
         `text_to_image_mean_rank` and `text_to_image_median_rank` of the first positive, from 1;
-        `text_to_image_tied`, the share of the queries whose best positive shares its score with a negative.
+        `text_to_image_tied`, the share of the queries whose best positive has the same score as a negative.
 
     Raises:
-        UserError: shapes or ids do not fit, an embedding is not finite, or no query has a positive.
+        UserError: shapes or ids do not match, an embedding is not finite, or no query has a positive.
 
     Example:
         >>> image = np.eye(3)
@@ -96,11 +97,11 @@ def retrieval_from_scores(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """`retrieval` for anything that scores pairs, not only for embeddings.
+    """Evaluates retrieval like `retrieval`, but from any function that scores pairs.
 
     Args:
-        scores: by direction, "text_to_image" and "image_to_text": a function from a slice of the queries to their scores with
-            all keys, float32 [n, keys].
+        scores: for each direction, "text_to_image" and "image_to_text", a function that maps a slice of the queries to their
+            scores with all keys, float32 [n, keys].
 
     Example:
         >>> scores = np.eye(3, dtype=np.float32)
@@ -134,14 +135,14 @@ def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
 def evaluate_retrieval(
     model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
 ) -> Report:
-    """`retrieval` of a model on a source, with chance and raw pixels, and a figure of some queries.
+    """Evaluates `retrieval` of a model on a source, with the baselines chance and raw pixels, and a figure of example queries.
 
-    Raw pixels score an image with a caption as the highest cosine with a training image that has the same caption (up to
-    case and white space), so they exist only where training and test data have captions in common.
+    The raw-pixel score of an image and a caption is the image's highest cosine with a training image that has the same caption
+    (up to case and white space). The baseline exists only if training and test data have captions in common.
 
     Args:
         ks, ties: as in `retrieval`.
-        examples: queries of each direction in the figure; 0 for no figure.
+        examples: number of queries per direction in the figure; 0 for no figure.
     """
     captions = task.captions
     image_emb, text_emb = model.images(task.source), model.encode_text(captions.texts)
@@ -162,7 +163,7 @@ def evaluate_retrieval(
 
 
 def _answered(query_ids: torch.Tensor, key_ids: torch.Tensor) -> np.ndarray:
-    """The ids of the queries that have a positive, as `Ranks` has them: equal ones were drawn together."""
+    """Ids of the queries that have a positive, in the order of `Ranks`; queries with equal ids form a cluster."""
     return query_ids[torch.isin(query_ids, key_ids)].cpu().numpy()
 
 
@@ -182,7 +183,7 @@ def _report(directions: Mapping[str, tuple[Ranks, np.ndarray]], ks: Sequence[int
 
 
 def _outcomes(found: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray | None]:
-    """Each metric that is a mean over the queries, before the mean: float64 [Q]; None where the metric does not exist."""
+    """Per-query values of each metric that is a mean over the queries: float64 [Q]; None if the metric does not exist."""
 
     def cut(name: str, metric: Callable[[int], np.ndarray], cutoffs: Sequence[int]) -> dict[str, np.ndarray | None]:
         return {f"{name}@{k}": metric(k) if k <= found.keys else None for k in cutoffs}
@@ -231,7 +232,7 @@ def _raw_pixels(task: Task, pixels: CachedModel, **options: Any) -> Report:
 
 
 def _examples(model: CachedModel, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
-    """A figure of `count` texts with their first five images and of `count` images with their first five texts."""
+    """Figure of `count` texts with their top five images and of `count` images with their top five texts."""
     source, captions = task.source, task.captions
     image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
     texts = permutation(len(text), 0)[:count]

@@ -1,4 +1,4 @@
-"""What accuracy is left when the data change: another camera, another style, another year."""
+"""Robustness to distribution shifts, such as another camera, style or year."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ EVALUATOR = "robustness"
 
 
 def robustness(right: Mapping[str, Array | Sequence[float]], *, reference: str, model: str = "trained") -> Report:
-    """Accuracy on each dataset, and how much lower it is than on the reference.
+    """Computes the accuracy on each dataset, and how much lower it is than on the reference.
 
     Args:
-        right: by dataset, an outcome for each sample: 1 or true where the model is right, else 0.
+        right: for each dataset, an outcome per sample: 1 or true if the model is right, else 0.
         reference: the dataset that the others are compared with.
-        model: what the rows of the report call it.
+        model: name of the model in the report.
 
     Returns:
-        By dataset, `accuracy`; and `accuracy_gap`, accuracy on the reference minus that on the dataset, with an interval
-        from those of the two, see `statistics.difference`.
+        For each dataset `accuracy` and `accuracy_gap`, the accuracy on the reference minus that on the dataset. The interval of
+        the gap combines those of the two, see `statistics.difference`.
 
     Raises:
         UserError: the reference is not among the datasets, or outcomes are missing or not finite.
@@ -48,17 +48,17 @@ def robustness(right: Mapping[str, Array | Sequence[float]], *, reference: str, 
 
 
 def effective_robustness(accuracy: float, shifted_accuracy: float, baselines: Sequence[tuple[float, float]]) -> float:
-    """How much higher the accuracy under a shift is than that of ordinary models with the same accuracy without it.
+    """Returns the accuracy under a shift minus that expected of standard models with the same accuracy on the reference.
 
-    The expectation is a line through the baselines' logits, as in Taori et al., "Measuring robustness to natural distribution
-    shifts in image classification", 2020, section 2.
+    The expected accuracy is a line fitted to the baselines' logits, as in Taori et al., "Measuring robustness to natural
+    distribution shifts in image classification", 2020, section 2.
 
     Args:
-        accuracy, shifted_accuracy: of the model, on the reference and under the shift, above 0 and below 1.
-        baselines: the same two numbers of two or more ordinary models.
+        accuracy, shifted_accuracy: accuracy of the model on the reference and under the shift, above 0 and below 1.
+        baselines: the same two numbers for two or more standard models.
 
     Raises:
-        UserError: a number is not above 0 and below 1, or the baselines do not determine a line.
+        UserError: a number is not between 0 and 1 (exclusive), or the baselines do not determine a line.
 
     Example:
         >>> baselines = [(0.6, 0.4), (0.8, 0.6)]

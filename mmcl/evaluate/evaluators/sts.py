@@ -1,4 +1,4 @@
-"""Semantic textual similarity: does the cosine of two texts order pairs as people do?"""
+"""Semantic textual similarity: rank correlation of cosines with human scores."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ METRIC = "sts_spearman"
 def sts(
     first_emb: Array, second_emb: Array, scores: Array | Sequence[float], *, data: str = "", model: str = "trained"
 ) -> Report:
-    """Spearman's rank correlation of cosines and human scores over pairs of texts, as for SentEval's STS tasks.
+    """Computes Spearman's rank correlation of cosines and human scores over pairs of texts, as in SentEval's STS tasks.
 
-    Equal values take the mean of their ranks, so a model whose cosines are all equal has no correlation, which counts as 0.
+    Equal values get the mean of their ranks. If all cosines are equal, the correlation is undefined and counts as 0.
 
     Args:
         first_emb, second_emb: finite rows [N, D] of the two texts of every pair; they are scaled to unit length.
-        scores: finite numbers [N], in any range; higher is more alike.
-        data, model: what the rows of the report call them.
+        scores: finite numbers [N], in any range; higher means more similar.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `sts_spearman`, from -1 to 1.
 
     Raises:
-        UserError: shapes do not fit, a number is not finite, there are fewer than two pairs, or all scores are equal.
+        UserError: shapes do not match, a number is not finite, there are fewer than two pairs, or all scores are equal.
 
     Example:
         >>> first, second = np.eye(2)[[0, 0, 0]], np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -59,7 +59,7 @@ def _check(task: Task, has_text: bool) -> None:
 
 @needs(_check)
 def evaluate_sts(model: CachedModel, task: Task) -> Report:
-    """`sts` of a source with scores, between each caption and its positive; with chance and the cosine of bags of words."""
+    """Evaluates `sts` on a source with scores, between each caption and its positive; with chance and bag-of-words cosines."""
     first, second, scores = _pairs(task)
     report = sts(model.encode_text(first), model.encode_text(second), scores, data=task.name, model=model.name)
     if task.baselines:
@@ -71,14 +71,14 @@ def evaluate_sts(model: CachedModel, task: Task) -> Report:
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray) -> Estimate:
-    """Pearson's correlation of the ranks; 0, without an interval, where one side is constant."""
+    """Pearson's correlation of the ranks; 0, without an interval, if one side is constant."""
     n = len(x_N)
     x, y = ((rankdata(values) - (n + 1) / 2) / n for values in (x_N, y_N))
     xx, yy, xy = (float((a * b).mean()) for a, b in ((x, x), (y, y), (x, y)))
     if xx * yy == 0:
         return statistics.exact(0.0, n)
     value = float(np.clip(xy / np.sqrt(xx * yy), -1, 1))
-    # A row counts in the mean by its own ranks, and by one step that it adds to the ranks of the rows above it.
+    # A row affects the mean through its own ranks, and by adding one to the ranks of the rows above it.
     part_xy = x * y + _mean_above(x, y) + _mean_above(y, x)
     part_xx, part_yy = (a * a + 2 * _mean_above(a, a) for a in (x, y))
     influence = part_xy / np.sqrt(xx * yy) - value / 2 * (part_xx / xx + part_yy / yy)
@@ -86,7 +86,7 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> Estimate:
 
 
 def _mean_above(place_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
-    """For each row, the sum of the weights of the rows that stand above it, and half of those beside it, over N."""
+    """For each row, the summed weights of the rows ranked above it, plus half of those tied with it, divided by N."""
     levels, level = np.unique(place_N, return_inverse=True)
     own = np.bincount(level, weight_N, len(levels))
     return np.asarray((own[::-1].cumsum()[::-1] - own / 2)[level] / len(place_N))
@@ -95,7 +95,7 @@ def _mean_above(place_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
 def _correlation(cosine_N: np.ndarray, scores: Array | Sequence[float]) -> Estimate:
     try:
         score_N = np.asarray(scores, np.float64)
-    except (TypeError, ValueError):  # not numbers, or rows of different lengths
+    except (TypeError, ValueError):  # not numeric, or rows of different lengths
         score_N = np.full(1, np.nan)
     if score_N.shape != cosine_N.shape or not np.isfinite(score_N).all():
         raise UserError(f"scores must be {len(cosine_N)} finite numbers, one for each pair")

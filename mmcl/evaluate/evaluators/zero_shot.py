@@ -1,4 +1,4 @@
-"""Zero-shot classification: each class is a text, and an image belongs to the class whose text is nearest."""
+"""Zero-shot classification: each class is described by text, and an image gets the class with the most similar text."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def zero_shot(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """Scores zero-shot classification by cosine.
+    """Evaluates zero-shot classification by cosine similarity.
 
     Args:
         image_emb: finite rows [N, D], scaled to unit length.
         labels: integers [N], 0 to C - 1.
-        class_emb: [C, D], as `class_embeddings` gives them.
+        class_emb: [C, D], as returned by `class_embeddings`.
         class_names: C names, for the details.
-        top_k: cut-offs; a top-k accuracy has no value where there are fewer than k classes.
-        ties: what equal scores count, as in `retrieval`; with "mean" a collapsed model scores k / C.
-        logit_scale, logit_bias: with a scale, the probabilities are scored too: softmax(scale * cosine), or
+        top_k: cut-offs; a top-k accuracy has no value if there are fewer than k classes.
+        ties: how equal scores are ranked, as in `retrieval`; with "mean" a collapsed model scores k / C.
+        logit_scale, logit_bias: with a scale, the probabilities are evaluated too: softmax(scale * cosine), or
             sigmoid(scale * cosine + bias) with a bias.
-        chunk_size: images per block of scores; changes memory and nothing else.
-        data, model: what the rows of the report call them.
+        chunk_size: images per block of scores; affects only memory use.
+        data, model: names of the data and the model in the report.
 
     Returns:
         `zero_shot_top1`, ..., `zero_shot_mean_class_recall` (over the classes that have samples), `zero_shot_macro_f1` (over
-        those that have samples or are predicted, see `macro_f1`), `zero_shot_tied` (share of images whose class shares its
-        score with another); with `logit_scale` also `zero_shot_ece`, `zero_shot_brier` and `zero_shot_nll`, see `Calibration`.
-        `details` has the confusion matrix, rows true and columns predicted, and recall, precision and F1 of each class.
+        those that have samples or are predicted, see `macro_f1`), `zero_shot_tied` (share of images whose class has the same
+        score as another class); with `logit_scale` also `zero_shot_ece`, `zero_shot_brier`, `zero_shot_nll`, see `Calibration`.
+        `details` contains the confusion matrix (rows: true, columns: predicted) and recall, precision and F1 of each class.
 
     Raises:
-        UserError: shapes or labels do not fit, or an embedding is not finite.
+        UserError: shapes or labels do not match, or an embedding is not finite.
 
     Example:
         >>> report = zero_shot(np.eye(4), [0, 1, 2, 2], np.eye(4), top_k=[1])
@@ -100,7 +100,7 @@ def zero_shot_from_scores(
     data: str = "",
     model: str = "trained",
 ) -> Report:
-    """`zero_shot` for anything that scores images with classes: rows of images -> float32 [n, classes]."""
+    """Evaluates classification like `zero_shot`, from any function of image rows that returns scores, float32 [n, classes]."""
     names = _names(class_names, classes)
     outside = ((labels < 0) | (labels >= classes)).nonzero().flatten()
     if len(outside):
@@ -137,10 +137,10 @@ def zero_shot_from_scores(
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimate:
-    """Mean of the classes' F1 over those that are a label or a prediction: scikit-learn's `f1_score(average="macro")`.
+    """Mean F1 over the classes that occur as a label or a prediction: scikit-learn's `f1_score(average="macro")`.
 
-    Its interval has the variance of the rows' influence (the delta method); there is none where one of these classes is the
-    label and the prediction of fewer than 10 rows, counted together.
+    The interval uses the variance of the rows' influence (the delta method). It is omitted if one of these classes is the label
+    or the prediction of fewer than 10 rows, counted together.
     """
     n, hit = len(labels), labels == predicted
     rows = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
@@ -171,10 +171,10 @@ def evaluate_zero_shot(
     top_k: Sequence[int] = (1, 5),
     ties: Ties = "mean",
 ) -> Report:
-    """`zero_shot` of a model on a source, with chance, majority and raw pixels (the class of the nearest training image).
+    """Evaluates `zero_shot` of a model on a source, with chance, majority and raw pixels (class of the nearest training image).
 
     Args:
-        templates: by default those of the source.
+        templates: prompt templates; by default those of the source.
         top_k, ties: as in `zero_shot`.
     """
     names = task.source.class_names
@@ -197,7 +197,7 @@ def evaluate_zero_shot(
 
 
 def _constant_baselines(labels: np.ndarray, classes: int, ks: Sequence[int], data: str) -> Report:
-    """A random order of the classes, and always the order of how common they are in the test set itself."""
+    """Chance (a random order of the classes) and majority (always the classes by their frequency in the test set itself)."""
     n, counts = len(labels), np.bincount(labels, minlength=classes)
     order = np.argsort(-counts, kind="stable")
     chance = {f"zero_shot_top{k}": statistics.exact(k / classes if k <= classes else None, n) for k in ks}
@@ -216,7 +216,7 @@ def _constant_baselines(labels: np.ndarray, classes: int, ks: Sequence[int], dat
 def _predictions(
     scores: Scores, labels: Tensor, rows: int, scale: float | None, bias: float | None
 ) -> tuple[np.ndarray, Calibration | None]:
-    """The class with the highest score, the first of equal ones, int64 [N]; and with a scale what the probabilities come to."""
+    """Class with the highest score (the first of equal ones), int64 [N]; and, given a scale, the calibration."""
     predicted, calibration = [], []
     for start in range(0, len(labels), rows):
         part = slice(start, min(start + rows, len(labels)))
@@ -228,7 +228,7 @@ def _predictions(
 
 
 def _per_class(names: list[str], confusion: np.ndarray) -> dict[str, list[Any]]:
-    """Columns with one entry for each class; None where a class has no samples, or is never predicted."""
+    """Columns with one entry per class; None for a class that has no samples or is never predicted."""
     right, true, guessed = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
 
     def ratio(part: np.ndarray, whole: np.ndarray) -> list[float | None]:

@@ -189,7 +189,7 @@ def cosine_rivals(
     Args:
         a_ND, b_MD: finite rows of any length, on one device.
         a_id_N, b_id_M: int64; equal ids are positives.
-        chunk_size: rows of either side in a tile, 1024 by default; changes time and memory and nothing else.
+        chunk_size: rows of either side in a tile, 1024 by default; affects only time and memory.
     """
     size = chunk_size or _TILE
     row_P, column_P = positive_pairs(a_id_N, b_id_M)
