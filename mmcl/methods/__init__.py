@@ -1,4 +1,4 @@
-"""One file per method: which views, which towers, which loss, what is committed after the step."""
+"""Training methods, one per file: views, towers, loss, and state updated after each step."""
 
 from __future__ import annotations
 

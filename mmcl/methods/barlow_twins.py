@@ -13,12 +13,12 @@ from mmcl.types import Batch, Embeddings, LossOutput
 
 
 class BarlowTwins(Method):
-    """The cross-correlation of two views over the global batch is brought to the identity (equation 1 of the paper).
+    """Push the cross-correlation matrix of two views over the global batch towards the identity (equation 1 of the paper).
 
     Args:
         towers: "image", with a wide head (8192 in the paper, 2048 for CIFAR-10).
         off_diagonal: weight of the off-diagonal terms.
-        scale: of the whole loss; 1 in the paper, 0.1 for CIFAR-10.
+        scale: factor applied to the whole loss; 1 in the paper, 0.1 for CIFAR-10.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}

@@ -17,15 +17,15 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts, Views
 
 
 class BYOL(Method):
-    """Each view predicts what a momentum teacher makes of the other: no negatives (equation 2 of the paper, both ways).
+    """Predict a momentum teacher's embedding of one view from the other, without negatives (equation 2, symmetrised).
 
-    The teacher's momentum rises from its start to 1 over the run (section 3.3). The first loss is about 4; a loss near 0 from
-    the first steps on means that all rows have become one.
+    The teacher's momentum rises from its initial value to 1 over the run (section 3.3). The initial loss is about 4. A loss
+    near 0 from the first steps means that the embeddings have collapsed to a single vector.
 
     Args:
         towers: "image".
-        predictor_dim: hidden width of the predictor, linear, batch norm, ReLU, linear.
-        momentum: at the start; the paper's 0.996 is for 1000 epochs, 0.99 for 300, 0.97 for 40.
+        predictor_dim: hidden width of the predictor (linear, batch norm, ReLU, linear).
+        momentum: initial momentum of the teacher; the paper uses 0.996 for 1000 epochs, 0.99 for 300 and 0.97 for 40.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
@@ -46,7 +46,7 @@ class BYOL(Method):
         return LossFacts(first_loss=4.0)
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """The predictions of every view, and the teacher's rows as "teacher_a" and "teacher_b"."""
+        """Return the predictions for each view, and the teacher's embeddings as "teacher_a" and "teacher_b"."""
         rows = predict(self.predictor, self.embed(self.towers, views, unit=False))
         return rows | teacher_rows(self, self.teacher, views)
 
@@ -60,13 +60,13 @@ class BYOL(Method):
 
 
 def predict(predictor: nn.Module, projections: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A predictor's unit-length rows of every view, in one pass."""
+    """Return the predictor's unit-length output for each view, computed in one pass."""
     predictions = unit_rows(predictor(torch.cat(list(projections.values()))))
     return dict(zip(projections, predictions.chunk(len(projections)), strict=True))
 
 
 @torch.no_grad()
 def teacher_rows(method: Method, teacher: MomentumTeacher, views: Views) -> dict[str, Tensor]:
-    """What a teacher of the towers makes of the views, under their names with "teacher_" in front."""
+    """Return the teacher's embeddings of the views; each key is the view's name prefixed with "teacher_"."""
     assert isinstance(teacher.net, nn.ModuleDict)
     return {f"teacher_{name}": row for name, row in method.embed(teacher.net, views).items()}

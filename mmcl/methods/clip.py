@@ -16,19 +16,19 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class CLIP(Method):
-    """Images and texts as two views of one thing: symmetric InfoNCE with a learned temperature (figure 3 of the paper).
+    """Align images and texts with symmetric InfoNCE and a learned temperature (figure 3 of the paper).
 
-    Pairs with equal ids are positives of each other. The first loss of an untrained model is about ln B.
+    Pairs with equal ids are positives of each other. The initial loss of an untrained model is about ln B for B pairs.
 
-    With hard negatives, every text of the view "negative" is one more key of every image, and nobody's positive (Yuksekgonul
-    et al., "When and Why Vision-Language Models Behave Like Bags-of-Words", 2023, section 4, "NegCLIP"); one that is a caption
-    of the batch is that caption, and no second key.
+    With hard negatives, every text of the view "negative" is an additional key for every image and a positive of none
+    (Yuksekgonul et al., "When and Why Vision-Language Models Behave Like Bags-of-Words", 2023, section 4, "NegCLIP"). A hard
+    negative that is also a caption of the batch is not added a second time.
 
     Args:
         towers: "image" and "text", of equal embedding width.
         temperature: initial temperature.
         max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
-        hard_negatives: read a hard negative for every text from the data.
+        hard_negatives: whether to read a hard negative for every text from the data.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
@@ -57,7 +57,7 @@ class CLIP(Method):
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all
         batch_size = len(embeddings.all_ids)
-        # Where this process has all rows, both directions come from the same products.
+        # If this process has all rows, both directions share one similarity matrix.
         if len(embeddings.ids) == batch_size and not self.hard_negatives:
             total = symmetric_info_nce(
                 local["image"], local["text"], id_N=embeddings.ids, scale=self.logit_scale, reduction="sum"
@@ -77,5 +77,5 @@ class CLIP(Method):
 
     @torch.no_grad()
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
-        # Prevents scaling the logits by more than 100, for stability (Radford et al., 2021, section 2.5).
+        # CLIP clips the scale of the logits, at 100 by default, to keep training stable (Radford et al., 2021, section 2.5).
         self.log_scale.clamp_(0, self.max_log_scale)

@@ -1,4 +1,4 @@
-"""Distillation of a classifier on images without labels (Chen et al., "SimCLRv2", 2020, section 2.3)."""
+"""Distillation of a classifier on unlabelled images (Chen et al., "SimCLRv2", 2020, section 2.3)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mmcl.types import Batch, Embeddings, LossOutput, Views
 
 
 class Distillation(Method):
-    r"""The student learns the probabilities that a trained classifier gives (equation 2 of the paper).
+    r"""Train a student to match the class probabilities of a trained classifier (equation 2 of the paper).
 
-    $-\sum_x \sum_y P^T(y | x; \tau) \log P^S(y | x; \tau)$ over the batch, by its size, with
-    $P(y | x; \tau) = \mathrm{softmax}(\mathrm{logits} / \tau)$. The head of the image tower gives the logits, as in
-    `Supervised`; labels are not read. A student that equals its teacher has no gradient.
+    The loss is $-\sum_x \sum_y P^T(y | x; \tau) \log P^S(y | x; \tau)$ over the batch, divided by the batch size, with
+    $P(y | x; \tau) = \mathrm{softmax}(\mathrm{logits} / \tau)$. The head of the image tower outputs the logits, as in
+    `Supervised`; labels are not read. The gradient is zero when the student equals its teacher.
 
     Args:
         towers: "image", the student.
-        teacher: the trained classifier's image tower, from `teacher` of the configuration; in evaluation mode for good, and
-            without gradient.
+        teacher: image tower of the trained classifier that `teacher` of the configuration names; it stays in evaluation mode
+            and receives no gradient.
         tau: temperature of both softmaxes.
 
     Raises:
-        UserError: there is no teacher, or it tells another number of classes apart.
+        UserError: there is no teacher, or its number of classes differs from the student's.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image"}
@@ -60,7 +60,7 @@ class Distillation(Method):
         return self
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """The student's logits, and the teacher's as "teacher"."""
+        """Return the student's logits, and the teacher's as "teacher"."""
         with torch.no_grad():
             teacher_BC = self.teacher(views["image"], unit=False)
         return super().encode(views) | {"teacher": teacher_BC}

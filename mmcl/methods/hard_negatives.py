@@ -1,4 +1,4 @@
-"""Hard negatives: keys that are nobody's positive."""
+"""Hard negatives: additional keys that are not positives of any query."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mmcl.types import Embeddings
 
 
 def unused_ids(id_N: Tensor, count: int) -> Tensor:
-    """Ids for rows without a positive: int64 [count], all different and none of them in `id_N`."""
+    """Return ids for rows without a positive: int64 [count], all distinct and not in `id_N`."""
     return id_N.min() - 1 - torch.arange(count, device=id_N.device)
 
 
 def is_own_text(embeddings: Embeddings) -> Tensor:
-    """Which hard negatives of all processes are a text of their own row, bool [B]."""
+    """Return a mask, bool [B], of the hard negatives of all processes that equal a text of their own row."""
     text_ids = embeddings.all_text_ids
     if text_ids is None:
         return torch.zeros_like(embeddings.all_ids, dtype=torch.bool)
@@ -22,10 +22,10 @@ def is_own_text(embeddings: Embeddings) -> Tensor:
 
 
 def truly_negative(embeddings: Embeddings) -> Tensor:
-    """Which hard negatives of all processes are no text of the batch, bool [B].
+    """Return a mask, bool [B], of the hard negatives of all processes that do not equal any text of the batch.
 
-    One that is, is among the keys already, under an id that says whose positive it is; once more, it would be a negative of
-    its own image.
+    A hard negative that equals a text of the batch is already a key, with the id of its image. Adding it again under an
+    unused id would make it a negative of that image.
     """
     text_ids = embeddings.all_text_ids
     if text_ids is None:

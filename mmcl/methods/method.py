@@ -1,7 +1,8 @@
 """The contract of every method: encode, loss, commit.
 
-`encode` is all the expensive work per sample; `loss` sees the rows of all processes, is cheap and changes nothing; `commit` is
-the one place where state other than weights moves. Because `loss` is pure, one process and many give the same gradient.
+`encode` does all the expensive work per sample. `loss` sees the rows of all processes, is cheap and changes no state. `commit`
+is the only place that updates state other than weights. Because `loss` is pure, the gradient does not depend on the number of
+processes.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ class Method(nn.Module):
     """Base of all methods.
 
     Attributes:
-        views: view name -> name of the tower that encodes it; of the class, or of the instance where arguments decide.
-        embedding: what a trained model gives its users: the "projection" or the "features" before the head.
-        unit_rows: whether the loss is one of cosines, and the rows are of unit length.
-        max_log_scale: logarithm of the largest inverse temperature, where `commit` keeps it below one.
-        positives: which rows belong together, as `Embeddings.ids`: those with equal "ids" or those with equal "labels".
-        init_args: which of its keyword-only arguments, "temperature" and "bias", are taken from the model that `init` of a
-            configuration names, where the configuration does not give them.
-        takes_teacher: whether it is built as `Method(towers, teacher, ...)`, with the image tower of the model that `teacher`
-            of a configuration names, or None where it names none.
-        test_args: arguments that bring it down to the size of a test, for `mmcl.testing.check_method`.
+        views: view name -> name of the tower that encodes it; set on the class, or on the instance if it depends on arguments.
+        embedding: output of a trained model: the "projection", or the "features" before the head.
+        unit_rows: whether the loss compares cosines, that is, rows of unit length.
+        max_log_scale: logarithm of the largest inverse temperature, if `commit` limits it.
+        positives: which rows are positives of each other, as `Embeddings.ids`: those with equal "ids" or equal "labels".
+        init_args: keyword-only arguments, "temperature" or "bias", that are taken from the model that `init` of the
+            configuration names unless the configuration sets them.
+        takes_teacher: whether the method is built as `Method(towers, teacher, ...)`, where `teacher` is the image tower of the
+            model that `teacher` of the configuration names, or None if it names none.
+        test_args: arguments that make the method small enough for a test, for `mmcl.testing.check_method`.
 
     Raises:
-        UserError: when a class is defined that cannot be built so.
+        UserError: the signature of a subclass does not allow this; raised when the subclass is defined.
     """
 
     views: Mapping[str, Literal["image", "text"]]
@@ -67,31 +68,32 @@ class Method(nn.Module):
         self.towers = towers
 
     def tower(self, view: str) -> Tower:
-        """The tower that encodes a view."""
+        """Return the tower that encodes a view."""
         return self.towers[self.views[view]]  # type: ignore[return-value]
 
     @property
     def loss_parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters on which `loss` may depend besides the rows: not those of `encode`, towers and predictor."""
+        """Trainable parameters used by `loss` itself, excluding those used by `encode` (towers and predictor)."""
         encoding = ("towers.", "predictor.")
         return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(encoding)]
 
     def configure(self, facts: RunFacts) -> None:
-        """Called once, on a method just built, before the first step; sets what depends on the size or length of the run."""
+        """Set what depends on the size or length of the run. Called once, before the first step."""
         return
 
     def describe(self, global_batch: int) -> LossFacts:
-        """Returns properties of the loss known before training, for a batch of `global_batch` pairs with different ids."""
+        """Return properties of the loss known before training, for a batch of `global_batch` pairs with different ids."""
         return LossFacts()
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """Embeds every view: name -> rows [b, D]. A method may add rows under other names, such as those of a teacher."""
+        """Embed every view: name -> rows [b, D]. A method may add rows under other names, such as those of a teacher."""
         return self.embed(self.towers, views, unit=self.unit_rows)
 
     def embed(self, towers: nn.ModuleDict, views: Views, *, unit: bool = True) -> dict[str, Tensor]:
-        """Every view through its tower: name -> rows [b, D], of unit length or of their own.
+        """Encode every view with its tower: name -> rows [b, D], normalised to unit length if `unit`.
 
-        Images of one tower and one shape share a pass (and its batch norm); texts, each padded to its own length, do not.
+        Image views with the same tower and shape share a forward pass (and its batch-norm statistics). Text views, each padded
+        to its own length, do not.
         """
         passes: dict[Any, list[str]] = {}
         for name, view in views.items():
@@ -103,9 +105,9 @@ class Method(nn.Module):
         return rows
 
     def forward(self, views: Views, *, frozen_only: bool = False) -> Mapping[str, Tensor | Tokens | Features]:
-        """`encode`; with `frozen_only`, the views again, those of frozen encoders replaced by their features.
+        """Call `encode`; with `frozen_only`, return the views with those of frozen encoders replaced by their features.
 
-        Both through the one call that a wrapper of the method (DDP, FSDP, mixed precision) sees.
+        Both go through `forward` because wrappers of the method (DDP, FSDP, mixed precision) intercept only this call.
         """
         return self._encode_frozen(views) if frozen_only else self.encode(views)
 
@@ -115,20 +117,20 @@ class Method(nn.Module):
 
     @abstractmethod
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
-        """This process's share of the loss of the global batch. Changes no state."""
+        """Return this process's share of the loss of the global batch. Does not change state."""
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
-        """Called once after every optimiser step; moves state other than weights."""
+        """Update state other than weights. Called once after every optimiser step."""
         return
 
     @property
     def logit_scale(self) -> Tensor | None:
-        """Inverse temperature, scalar, positive; None where the loss has none."""
+        """Inverse temperature, a positive scalar; None if the loss has none."""
         return None
 
     @property
     def classes(self) -> int | None:
-        """How many classes a classifier tells apart; None for a method that knows no classes."""
+        """Number of classes of a classifier; None for other methods."""
         return None
 
     @property
@@ -138,7 +140,7 @@ class Method(nn.Module):
 
 
 def _check_signature(method: type[Method]) -> None:
-    """Raises UserError where the engine could not build a method, or not give it what it asks for."""
+    """Raise UserError if the engine cannot build a method or cannot supply an argument that it requires."""
     parameters = list(inspect.signature(method).parameters.values())
     keywords = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
     given = [one.name for one in parameters if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]

@@ -1,6 +1,6 @@
-"""Metric learning: three losses of Euclidean distances between images of the same class and of others.
+"""Metric learning: three losses on Euclidean distances between images of the same and of different classes.
 
-Three methods and not one with a choice of losses, because each has arguments of its own.
+Each loss is a separate method because each has its own arguments.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class MetricMethod(Method):
-    """Both views of every image as rows, positives by label; every process computes the loss of all rows.
+    """Base of the metric-learning methods: both views of every image are rows, and rows with equal labels are positives.
 
-    A row without label is a negative of all others. What the losses draw depends on the step alone: all processes, and a run
-    that was resumed, draw the same.
+    Every process computes the loss of all rows. A row without a label is a negative of all others. Random sampling in the
+    losses depends only on the step, so all processes and resumed runs draw the same samples.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
@@ -45,22 +45,22 @@ class MetricMethod(Method):
 
     @abstractmethod
     def row_loss(self, row_ND: Tensor, id_N: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of the global batch."""
+        """Return the loss of the global batch."""
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
         self.step += 1
 
 
 class Triplet(MetricMethod):
-    """Every positive nearer than every negative, by a margin (Schroff et al., "FaceNet", 2015, eq. 3).
+    """Keep every positive closer than every negative by a margin (Schroff et al., "FaceNet", 2015, eq. 3).
 
     Args:
         towers: "image".
-        margin: the paper's 0.2.
-        miner: which triples count: "all", "batch_hard", "semi_hard" or "distance_weighted", see `triplet_loss`.
+        margin: required difference between the two distances; 0.2 in the paper.
+        miner: selection of triplets: "all", "batch_hard", "semi_hard" or "distance_weighted", see `triplet_loss`.
     """
 
-    # The mean over the triples of another miner does not fall as fast as their number.
+    # With another miner the mean is over the selected triplets, and it falls more slowly than their number.
     test_args: ClassVar[Mapping[str, Any]] = {"miner": "all"}
 
     def __init__(self, towers: nn.ModuleDict, *, margin: float = 0.2, miner: Miner = "semi_hard"):
@@ -72,11 +72,11 @@ class Triplet(MetricMethod):
 
 
 class ContrastivePair(MetricMethod):
-    """Positives together, negatives at least a margin apart (Hadsell et al., 2006, eq. 4).
+    """Pull positives together and push negatives at least a margin apart (Hadsell et al., 2006, eq. 4).
 
     Args:
         towers: "image".
-        margin: at most 2, the largest distance of unit-length rows.
+        margin: at most 2, the largest distance between unit-length rows.
     """
 
     def __init__(self, towers: nn.ModuleDict, *, margin: float = 1.0):
@@ -88,16 +88,16 @@ class ContrastivePair(MetricMethod):
 
 
 class Margin(MetricMethod):
-    """Positives within a learned distance and negatives beyond it (Wu et al., "Sampling Matters", 2017, section 4.2).
+    """Keep positives within a learned distance and negatives beyond it (Wu et al., "Sampling Matters", 2017, section 4.2).
 
     Args:
         towers: "image".
         alpha: half of the margin.
-        beta: the distance, to begin with; it is learned.
-        negatives: "distance_weighted" draws one for each positive pair (section 4.1); "all" counts every negative.
+        beta: initial value of the learned distance.
+        negatives: "distance_weighted" draws one negative for each positive pair (section 4.1); "all" uses every negative.
     """
 
-    # What is drawn depends on the order of the rows.
+    # The drawn negatives depend on the order of the rows.
     test_args: ClassVar[Mapping[str, Any]] = {"negatives": "all"}
 
     def __init__(

@@ -17,19 +17,22 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, Views
 
 
 class MoCo(Method):
-    """A query against a momentum teacher's key of the same image and a queue of keys of past batches (equation 1).
+    """Match each query to a momentum teacher's key of the same image, against a queue of past keys (equation 1).
 
-    Keys of the same batch are no negatives. A key that the queue still holds of the query's own image counts for nothing. The
-    queue begins empty: the first loss is 0. v1 and v2 differ in the head, the augmentation and the temperature.
+    The negatives are the keys in the queue; keys of the current batch are not used as negatives. Older keys of the query's
+    own image in the queue are ignored. The queue starts empty, so the first loss is 0. v1 and v2 differ in the head, the
+    augmentation and the temperature.
 
     Args:
         towers: "image".
-        queue: K, the number of keys.
-        momentum: of the teacher, constant; 0.99 for CIFAR.
-        temperature: v2's 0.2; 0.07 in v1, 0.1 for CIFAR.
-        symmetric: adds the other direction, with the same queue; the keys of both views then join it.
-        bn_groups: the teacher sees the keys shuffled and in this many groups, so that batch norm does not give a key away by
-            the company that it shares with its query ("Shuffling BN", section 3.3). Without batch norm, 1 is the same, faster.
+        queue: K, number of keys in the queue.
+        momentum: constant momentum of the teacher; 0.99 for CIFAR.
+        temperature: fixed; 0.2 in v2, 0.07 in v1, 0.1 for CIFAR.
+        symmetric: whether to add the loss with the two views swapped. It shares the queue, which then stores the keys of both
+            views.
+        bn_groups: number of groups into which the keys are shuffled before the teacher encodes them, so that batch-norm
+            statistics do not reveal which key belongs to which query ("Shuffling BN", section 3.3). Without batch norm, 1
+            gives the same result faster.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
@@ -61,14 +64,14 @@ class MoCo(Method):
         return LossFacts(negatives=self.queue.size)
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """The queries, and the teacher's keys as "teacher_a" and "teacher_b"; of one direction, one of each."""
+        """Return the queries and the teacher's keys ("teacher_a", "teacher_b"); one of each unless `symmetric`."""
         queries = self.embed(self.towers, {name: views[name] for name in self.key_of})
         return queries | self._keys({name: views[name] for name in sorted(self.key_of.values())})
 
     def _keys(self, views: Views) -> dict[str, Tensor]:
         rows = len(next(iter(views.values())))
         order = torch.randperm(rows)
-        # Batch norm needs two rows.
+        # Batch norm needs at least two rows per group.
         groups = order.chunk(max(1, min(self.bn_groups, rows // 2)))
         parts = [teacher_rows(self, self.teacher, {name: view[group] for name, view in views.items()}) for group in groups]
         back = order.argsort()
@@ -85,7 +88,7 @@ class MoCo(Method):
             self.queue.keys,
             query_id_N=ids,
             key_id_M=stale_ids,
-            # "The same row" is no pair: this is what makes a stale key of the same image count for nothing.
+            # `info_nce` ignores pairs of the same row. Passing ids as row numbers excludes stale keys of the same image.
             query_row_N=ids,
             key_row_M=stale_ids,
             own_key_ND=embeddings.local[key].detach(),

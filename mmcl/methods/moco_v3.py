@@ -16,15 +16,16 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class MoCoV3(BYOL):
-    """BYOL's network under InfoNCE: each view's prediction against the teacher's rows of the other views of the global batch.
+    """Match BYOL's predictions to the teacher's embeddings of the other views in the global batch with InfoNCE.
 
-    Both directions, times 2 T (algorithm 1 of the paper). The first loss is about 4 T ln B.
+    The loss is the sum over both directions, multiplied by 2 T (algorithm 1 of the paper). The initial loss is about
+    4 T ln B.
 
     Args:
         towers: "image".
-        temperature: T; the paper's 0.2 for transformers, 1.0 for ResNets.
+        temperature: T, fixed; the paper uses 0.2 for transformers and 1.0 for ResNets.
         predictor_dim: hidden width of the predictor.
-        momentum: of the teacher at the start; rises to 1 over the run.
+        momentum: initial momentum of the teacher; rises to 1 over the run.
     """
 
     predictor_final: ClassVar[FinalLayer] = "fixed_norm"

@@ -1,4 +1,4 @@
-"""CLIP against the keys of a momentum teacher and of past batches (Li et al., "Align before Fuse", 2021, section 3.2)."""
+"""CLIP with a momentum teacher and queues of past keys (Li et al., "Align before Fuse", 2021, section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts, Views
 
 
 class MomentumCLIP(CLIP):
-    """CLIP whose keys a momentum teacher makes, of the batch and of queues of images and texts (equation 1 of the paper).
+    """Train CLIP against a momentum teacher's keys of the batch and of queues of images and texts (equation 1 of the paper).
 
-    Rows of a queue with a query's own id are stale: they are neither its positives nor its negatives. Early in a run from
-    random weights the teacher's keys are all alike and a queue of them stops all learning, so the queues are filled from the
-    first step and used from a share of the run on.
+    Queued rows with the query's own id are stale and are used neither as positives nor as negatives. Early in a run from
+    random weights the teacher's keys are nearly identical, and using a queue of them prevents learning. The queues are
+    therefore filled from the first step but used only after a share of the run, `queue_start`.
 
     Args:
         towers, temperature, max_scale: as in `CLIP`.
-        queue: K, keys of each kind; 0 leaves those of the batch.
-        momentum: of the teacher, constant; the paper's 0.995.
-        queue_start: share of the run after which the queues are used; 0 where the towers are trained already.
+        queue: K, number of keys in each queue; 0 uses only the keys of the batch.
+        momentum: constant momentum of the teacher; 0.995 in the paper.
+        queue_start: share of the run after which the queues are used; 0 is suitable for towers that are already trained.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
@@ -57,7 +57,7 @@ class MomentumCLIP(CLIP):
         return LossFacts(negatives=global_batch - 1 + self.queue_size)
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """The queries, and the teacher's keys as "teacher_image" and "teacher_text"."""
+        """Return the queries, and the teacher's keys as "teacher_image" and "teacher_text"."""
         return super().encode(views) | teacher_rows(self, self.teacher, views)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
@@ -66,7 +66,7 @@ class MomentumCLIP(CLIP):
 
     def _against_keys(self, embeddings: Embeddings, query: str, key: str) -> Tensor:
         keys, key_ids = embeddings.all[f"teacher_{key}"], embeddings.all_ids
-        # "The same row" is no pair: this is what makes a stale key count for nothing. Keys of the batch are nobody's row.
+        # `info_nce` ignores pairs of the same row: ids as row numbers exclude stale keys. Keys of the batch stay included.
         key_rows = unused_ids(key_ids, len(keys))
         queue: KeyQueue = self.queues[key]  # type: ignore[assignment]
         if int(self.teacher.step) >= self.first_queue_step:

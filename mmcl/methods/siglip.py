@@ -18,16 +18,17 @@ _PAPER_BIAS = -10.0
 
 
 class SigLIP(Method):
-    """Images and texts as two views of one thing: each pair is judged by itself, with a learned temperature and bias.
+    """Classify each image-text pair as matching or not with a sigmoid, a learned temperature and a learned bias.
 
-    The loss is section 3.2 of the paper, over the global batch and divided by its size B. A bias of -log(B - 1) gives a pair
-    the probability 1 / B, the share of true pairs.
+    The loss follows section 3.2 of the paper: a sum over the global batch, divided by its size B. A bias of -log(B - 1) gives
+    a pair with logit 0 the probability 1 / B, which is the share of matching pairs.
 
     Args:
         towers: "image" and "text", of equal embedding width.
-        temperature: initial temperature; the paper's 0.1.
-        bias: initial bias; by default -log(B - 1), set by `configure`, and the paper's -10 (for B about 22,000) before it.
-        max_scale: largest inverse temperature, kept after every step; by default none, as in the paper.
+        temperature: initial temperature; 0.1 in the paper.
+        bias: initial bias. By default `configure` sets it to -log(B - 1); until then it is -10, as in the paper, which
+            corresponds to B of about 22,000.
+        max_scale: largest inverse temperature, enforced after every step; by default there is no limit, as in the paper.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
@@ -57,7 +58,7 @@ class SigLIP(Method):
             self.bias.fill_(-math.log(max(facts.global_batch - 1, 1)))
 
     def describe(self, global_batch: int) -> LossFacts:
-        """Rows of untrained towers are nearly orthogonal to each other's, so every logit is about the bias."""
+        """Estimate the initial loss: rows of untrained towers are nearly orthogonal, so every logit is about the bias."""
         bias = self.bias.detach()
         first_loss = softplus(-bias) + (global_batch - 1) * softplus(bias)
         return LossFacts(first_loss=float(first_loss), negatives=global_batch - 1)
@@ -76,5 +77,6 @@ class SigLIP(Method):
 
     @torch.no_grad()
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
+        # Unlike CLIP, the paper does not limit the scale (Zhai et al., 2023).
         if self.max_log_scale is not None:
             self.log_scale.clamp_(max=self.max_log_scale)

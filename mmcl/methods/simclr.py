@@ -15,19 +15,20 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class SimCLR(Method):
-    """Two augmented views of every image, each the other's positive among all 2B rows: NT-Xent (equation 1 of the paper).
+    """Match two augmented views of every image among all 2B rows of the batch with NT-Xent (equation 1 of the paper).
 
-    What is evaluated and exported are the features before the projection head (section 4.2). The first loss of an untrained
-    model is at most about ln(2B - 1).
+    Evaluation and export use the features before the projection head (section 4.2). The initial loss of an untrained model is
+    at most about ln(2B - 1).
 
     Args:
         towers: "image".
-        temperature: fixed; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
-        decoupled: leaves the positive out of the denominator (Yeh et al., "Decoupled Contrastive Learning", 2022, eq. 5).
-        hardness: beta of Robinson et al. ("Contrastive Learning with Hard Negative Samples", 2021, eq. 4): weighs negatives by
-            their similarity; 0 weighs them all alike, the paper's 1 is for CIFAR-10.
-        positive_prior: tau+ of Chuang et al. ("Debiased Contrastive Learning", 2020, eq. 8): the probability that a negative is
-            of the query's class; the paper's 0.1 is for ten classes.
+        temperature: fixed; the paper uses 0.1 for ImageNet and 0.5 for CIFAR-10.
+        decoupled: whether to remove the positive from the denominator (Yeh et al., "Decoupled Contrastive Learning", 2022,
+            eq. 5).
+        hardness: beta of Robinson et al. ("Contrastive Learning with Hard Negative Samples", 2021, eq. 4), which weights
+            negatives by their similarity; 0 weights them equally, and the paper uses 1 for CIFAR-10.
+        positive_prior: tau+ of Chuang et al. ("Debiased Contrastive Learning", 2020, eq. 8), the probability that a negative
+            is of the query's class; the paper uses 0.1 for ten classes.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}

@@ -23,22 +23,23 @@ _VIEWS: Mapping[str, Mapping[str, Literal["image", "text"]]] = {
 
 
 class SimCSE(Method):
-    r"""Sentences and their positives, in one direction, with a fixed temperature.
+    r"""Match sentences to their positives with one-directional InfoNCE and a fixed temperature.
 
-    Unsupervised (equation 4), the positive of a sentence is itself under another dropout mask: the text tower needs dropout,
-    without which both rows are the same and only uniformity is learned. Supervised (equation 5), positives and hard negatives
-    come from the data, an entailment and a contradiction for instance. The hard negatives of the other sentences count as any
-    key, the sentence's own as $e^\mathrm{hard\_negative\_log\_weight}$ keys (section 5.2). A hard negative that is a text of
-    the batch counts for no other sentence, and one that is the sentence itself or its positive for none.
+    Unsupervised (equation 4): the positive of a sentence is the same sentence under another dropout mask. The text tower must
+    have dropout; without it both rows are equal and only uniformity is learned. Supervised (equation 5): positives and hard
+    negatives come from the data, for example an entailment and a contradiction. Hard negatives of other sentences have the
+    weight of one key; the sentence's own has the weight of $e^\mathrm{hard\_negative\_log\_weight}$ keys (section 5.2). A hard
+    negative that equals a text of the batch is not used for other sentences. One that equals the sentence itself or its
+    positive is not used at all.
 
-    What is evaluated and exported are the features; the paper's head (`tanh`, behind the first token) is for training alone
-    (section 6.3). The first loss of an untrained model is at most about the log of the number of keys.
+    Evaluation and export use the features; the paper's head (`tanh` on the first token) is used only for training (section
+    6.3). The initial loss of an untrained model is at most about the logarithm of the number of keys.
 
     Args:
         towers: "text".
-        supervision: "none", "positives" or "hard_negatives": what the data say besides the sentence.
-        temperature: the paper's 0.05.
-        hard_negative_log_weight: see above; minus infinity removes a sentence's own hard negative.
+        supervision: what the data contain besides the sentences: "none", "positives" or "hard_negatives".
+        temperature: fixed; 0.05 in the paper.
+        hard_negative_log_weight: log-weight of a sentence's own hard negative, see above; minus infinity removes it.
     """
 
     views: Mapping[str, Literal["image", "text"]] = _VIEWS["none"]
@@ -71,7 +72,7 @@ class SimCSE(Method):
     def encode(self, views: Views) -> dict[str, Tensor]:
         rows = super().encode(views)
         if "positive" not in self.views:
-            # A pass of its own draws masks of its own.
+            # A separate forward pass draws a different dropout mask.
             rows["positive"] = self.tower("text")(views["text"])
         return rows
 
@@ -85,7 +86,7 @@ class SimCSE(Method):
             kept = truly_negative(embeddings)
             keys = torch.cat([keys, everything["negative"][kept]])
             key_ids = torch.cat([key_ids, unused_ids(key_ids, batch_size)[kept]])
-            key_row = torch.cat([key_row, row[kept]])  # A sentence's own hard negative comes with its weight instead.
+            key_row = torch.cat([key_row, row[kept]])  # A sentence's own hard negative is added below, weighted.
         total = info_nce(
             local["text"],
             keys,

@@ -16,13 +16,13 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, Views
 
 
 class SimSiam(Method):
-    """BYOL without a teacher: each view predicts the other's projection, through which no gradient flows (equation 2).
+    """Predict each view's projection from the other with a stop-gradient; BYOL without a teacher (equation 2).
 
-    The loss is that of the paper plus 1, so that 0 is the best and the first loss is about 1.
+    The loss is the paper's plus 1, so its minimum is 0 and the initial loss is about 1.
 
     Args:
         towers: "image".
-        predictor_dim: hidden width of the predictor, a quarter of the paper's 2048-wide projection.
+        predictor_dim: hidden width of the predictor; the default is a quarter of the projection's width of 2048 in the paper.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
@@ -38,7 +38,7 @@ class SimSiam(Method):
         return LossFacts(first_loss=1.0)
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """The predictions of every view, and the projections that they are compared with as "target_a" and "target_b"."""
+        """Return the predictions for each view, and their target projections as "target_a" and "target_b"."""
         projections = self.embed(self.towers, views, unit=False)
         targets = {f"target_{name}": unit_rows(row.detach()) for name, row in projections.items()}
         return predict(self.predictor, projections) | targets

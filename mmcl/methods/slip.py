@@ -15,15 +15,15 @@ from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, Token
 
 
 class SLIP(CLIP):
-    """CLIP, and SimCLR of the same image encoder with a head of its own: the sum of both losses (algorithm 1 of the paper).
+    """Add a SimCLR loss on the same image encoder, with a separate head, to CLIP's loss (algorithm 1 of the paper).
 
-    The view "image" is CLIP's and "a" and "b" are SimCLR's, which want stronger augmentation: set `data.views`.
+    CLIP uses the view "image"; SimCLR uses the views "a" and "b", which need stronger augmentation: set `data.views`.
 
     Args:
         towers, temperature, max_scale: as in `CLIP`.
-        ssl_scale: weight of SimCLR's loss; 0 is CLIP.
-        ssl_temperature: of SimCLR, fixed.
-        ssl_hidden_dim, ssl_embed_dim: widths of SimCLR's head, three linear layers as in the paper.
+        ssl_scale: weight of SimCLR's loss; 0 is plain CLIP.
+        ssl_temperature: fixed temperature of SimCLR's loss.
+        ssl_hidden_dim, ssl_embed_dim: widths of SimCLR's head, which has three linear layers as in the paper.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text", "a": "image", "b": "image"}

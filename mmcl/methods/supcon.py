@@ -14,15 +14,15 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class SupCon(Method):
-    """SimCLR in which all rows of one class are positives of each other.
+    """Extend SimCLR's loss to labelled data: all rows of one class are positives of each other.
 
-    Rows without label have no positives: no query, but a key for the others. The loss is the mean over the rows with label.
+    Rows without a label have no positives: they serve as keys but not as queries. The loss is the mean over the labelled rows.
 
     Args:
         towers: "image".
-        temperature: fixed; the paper's 0.1.
-        mean: over the positives, "outside" of the logarithm (L_out, equation 2, the better one) or "inside" of it
-            (L_in, equation 3).
+        temperature: fixed; 0.1 in the paper.
+        mean: position of the mean over the positives: "outside" the logarithm (L_out, equation 2, which the paper found
+            better) or "inside" it (L_in, equation 3).
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}

@@ -1,4 +1,4 @@
-"""Cross-entropy with class labels: fine-tuning, and the same net from scratch beside it."""
+"""Cross-entropy with class labels, for fine-tuning or for training from scratch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class Supervised(Method):
-    """A classifier: the image tower's head gives the logits, one for each class, so that the saved model classifies too.
+    """Train a classifier whose logits, one per class, are the output of the image tower's head.
 
-    A linear classifier is the head `{name: mlp, args: {layers: 1, embed_dim: CLASSES, final: bias}}`. With `layers: 2` and
-    `init_head_layers: 1` it stands on the first layer of a trained projection head (Chen et al., "SimCLRv2", 2020, section
-    2.2). Images without a label count for nothing. The first loss is about the log of the number of classes.
+    The saved model can therefore classify images. A linear classifier is the head
+    `{name: mlp, args: {layers: 1, embed_dim: CLASSES, final: bias}}`. With `layers: 2` and `init_head_layers: 1` the
+    classifier is trained on top of the first layer of a trained projection head (Chen et al., "SimCLRv2", 2020, section 2.2).
+    Images without a label are ignored. The initial loss is about the logarithm of the number of classes.
 
-    What is evaluated and exported are the features; the evaluator `classification` scores the classifier.
+    Evaluation and export use the features; the evaluator `classification` scores the classifier.
 
     Args:
         towers: "image".

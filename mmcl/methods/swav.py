@@ -19,21 +19,21 @@ _GLOBAL_CROPS: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "ima
 
 
 class SwAV(Method):
-    """Every crop predicts the cluster to which each of the two large crops was assigned (equations 2 and 6 of the paper).
+    """Predict from every crop the cluster assignments of the two large crops (equations 2 and 6 of the paper).
 
-    Codes come from the large crops alone, balanced over the global batch, and no gradient flows through them. The first loss is
-    about ln(prototypes).
+    The assignments (codes) are computed from the large crops only, balanced over the global batch, and receive no gradient.
+    The initial loss is about ln(prototypes).
 
     Args:
         towers: "image".
-        prototypes: number of clusters, about ten times that of the classes.
-        small_crops: number of views `small_0`, `small_1`, ... besides `a` and `b`; `data.views.small` says how small.
-        temperature: of the predictions.
-        epsilon, iterations: of the codes, see `sinkhorn`.
-        queue: past rows of each large crop that are clustered with those of the batch, where the batch is small beside the
-            number of prototypes; used only once it is full. 0: none.
-        queue_from_epoch: from which epoch on it is filled.
-        freeze_epochs: how long the prototypes stay as they are.
+        prototypes: number of clusters; about ten times the number of classes.
+        small_crops: number of views `small_0`, `small_1`, ... besides `a` and `b`; `data.views.small` sets their size.
+        temperature: temperature of the predictions.
+        epsilon, iterations: parameters of the codes, see `sinkhorn`.
+        queue: number of past rows of each large crop that are clustered together with the batch, for batches that are small
+            relative to the number of prototypes; used only once the queue is full. 0 disables it.
+        queue_from_epoch: epoch from which the queue is filled.
+        freeze_epochs: number of initial epochs in which the prototypes are not updated.
     """
 
     views: Mapping[str, Literal["image", "text"]] = _GLOBAL_CROPS
@@ -82,7 +82,7 @@ class SwAV(Method):
 
     @torch.no_grad()
     def _codes(self, embeddings: Embeddings, view: str) -> Tensor:
-        """The codes of the local rows, among those of all processes and of the queue, if it is full."""
+        """Return the codes of the local rows, balanced over the rows of all processes and of the queue once it is full."""
         queue, rows = self._queue(view), embeddings.all[view]
         past = queue.keys if queue.full else rows[:0]
         code_MK = sinkhorn(self.prototypes(torch.cat([past, rows])), epsilon=self.epsilon, iterations=self.iterations)

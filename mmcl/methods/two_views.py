@@ -1,4 +1,4 @@
-"""Two views of a batch as one set of 2B rows, for the losses that compare every row with all others."""
+"""Two views of a batch as one set of 2B rows, for losses that compare every row with all others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmcl.types import Embeddings
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows with their ids and their numbers among the 2B rows of all processes.
+    """Rows with their ids and their row numbers among the 2B rows of all processes.
 
     Attributes:
         row_ND: [N, D].
@@ -27,25 +27,25 @@ class Rows:
 
 
 def all_rows(embeddings: Embeddings, views: tuple[str, str] = ("a", "b")) -> Rows:
-    """The rows of both views of every process: first the one view, then the other."""
+    """Return the rows of both views of all processes: the first view, then the second."""
     rows = torch.cat([embeddings.all[view] for view in views])
     return Rows(rows, embeddings.all_ids.repeat(2), torch.arange(len(rows), device=rows.device))
 
 
 def local_rows(embeddings: Embeddings, views: tuple[str, str] = ("a", "b")) -> Rows:
-    """Those of this process, numbered as in `all_rows`."""
+    """Return the rows of this process, numbered as in `all_rows`."""
     first = torch.arange(len(embeddings.ids), device=embeddings.ids.device) + embeddings.offset
     rows = torch.cat([embeddings.local[view] for view in views])
     return Rows(rows, embeddings.ids.repeat(2), torch.cat([first, first + len(embeddings.all_ids)]))
 
 
 def label_ids(rows: Rows) -> Rows:
-    """Labels as ids: a row without label (-1) belongs with no other, so it gets a negative id of its own."""
+    """Replace ids by labels; a row without a label (-1) has no positives, so it gets a unique negative id."""
     return Rows(rows.row_ND, torch.where(rows.id_N < 0, -1 - rows.number_N, rows.id_N), rows.number_N)
 
 
 def nt_xent(queries: Rows, keys: Rows, *, scale: Tensor | float, **options: Any) -> Tensor:
-    """Sum over the queries of InfoNCE against all rows but themselves; the options are those of `info_nce`."""
+    """Return InfoNCE against all other rows, summed over the queries; the options are those of `info_nce`."""
     return info_nce(
         queries.row_ND,
         keys.row_ND,

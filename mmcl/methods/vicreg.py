@@ -13,7 +13,9 @@ from mmcl.types import Batch, Embeddings, LossOutput
 
 
 class VICReg(Method):
-    """Two views agree, every dimension varies and no two vary together, over the global batch (equation 6 of the paper).
+    """Match two views while every dimension keeps its variance and no two are correlated (equation 6 of the paper).
+
+    Variances and covariances are computed over the global batch.
 
     Args:
         towers: "image", with a wide head (8192 in the paper).
