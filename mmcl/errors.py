@@ -1,4 +1,4 @@
-"""The error for everything that a user can fix: one line that names the thing and the fix."""
+"""The exception for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        # What it quotes may have line breaks, and a file name any character.
+        # Quoted values may contain line breaks, and file names any character.
         super().__init__(printable_line(" ".join(re.split("\r?\n", message.strip()))))
 
 
@@ -26,10 +26,10 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = 
     """Returns the error for a name that does not exist: it suggests the nearest one, else lists them all.
 
     Args:
-        kind: what the name should have named, e.g. "encoder" or "key".
-        name: what was given; of files, perhaps no text.
-        known: every name that would have been right.
-        where: where it was given, e.g. "configs/a.yaml: optim"; put in front of the message.
+        kind: kind of thing that the name refers to, e.g. "encoder" or "key".
+        name: the given name; if read from a file, it may not be a string.
+        known: all valid names.
+        where: where the name was given, e.g. "configs/a.yaml: optim"; prefix of the message.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
@@ -39,5 +39,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = 
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for a message of one line: its first line, or its type where it says nothing."""
+    """Returns the first line of an exception's message, or its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

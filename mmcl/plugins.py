@@ -1,18 +1,18 @@
-"""Plug-ins: modules of other packages that register methods, encoders, sources, losses, augmentations and evaluators of theirs.
+"""Plug-ins: modules of other packages that register their own methods, encoders, sources, losses, augmentations and evaluators.
 
-A plug-in is a module that calls `register` of the registries when it is imported, such as
+A plug-in is a module that calls `register` on the registries when it is imported:
 
     from mmcl.methods import METHODS
     METHODS.register("mine", Mine)
 
-It is found by the entry-point group `mmcl.plugins` of an installed package, as by this in its pyproject.toml,
+An installed package declares it in the entry-point group `mmcl.plugins` in its pyproject.toml:
 
     [project.entry-points."mmcl.plugins"]
     mine = "my_package.plugin"
 
-or named by the user: `mmcl --plugins my_package.plugin ...`, or the environment variable MMCL_PLUGINS, several separated by
-commas. All are imported once, before a registry is first asked. No file says what is imported, neither a configuration nor a
-model.
+Alternatively, the user names it: `mmcl --plugins my_package.plugin ...`, or the environment variable MMCL_PLUGINS, with commas
+between several. All plug-ins are imported once, before the first lookup in a registry. For security, neither a configuration
+nor a model file can name modules to import.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROUP, VARIABLE = "mmcl.plugins", "MMCL_PLUGINS"
 
 
 class _Plugins:
-    """What has been imported, and what is being imported now."""
+    """State of the plug-in imports: done and in progress."""
 
     def __init__(self) -> None:
         self.begun = False
@@ -38,7 +38,7 @@ class _Plugins:
 
     def load(self) -> None:
         if not self.begun:
-            self.begun, self.failure = True, None  # before the imports: a plug-in may ask a registry, too
+            self.begun, self.failure = True, None  # before the imports, since a plug-in may look up names in a registry
             try:
                 for module in plugin_modules():
                     self._import(module)
@@ -55,7 +55,7 @@ class _Plugins:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise _refused(module, error) from error
             raise UserError(f"plug-in {module} is not found: install it, or put its folder on PYTHONPATH") from error
-        except (Exception, SystemExit) as error:  # whatever the code of others raises
+        except (Exception, SystemExit) as error:  # third-party code may raise anything
             raise _refused(module, error) from error
         finally:
             self.current = None
@@ -73,24 +73,24 @@ _PLUGINS = _Plugins()
 
 
 def load_plugins() -> None:
-    """Imports all plug-ins, once in a process. Raises UserError, each time, when one cannot be imported; names it."""
+    """Imports all plug-ins, once per process. Raises UserError on every call if one cannot be imported; names it."""
     _PLUGINS.load()
 
 
 def plugin_being_loaded() -> str | None:
-    """The plug-in whose import is going on; None outside of `load_plugins`."""
+    """Returns the plug-in that is being imported; None outside `load_plugins`."""
     return _PLUGINS.current
 
 
 def plugin_modules() -> list[str]:
-    """The modules of all plug-ins: those of installed packages by name, then those that the user names."""
+    """Returns the modules of all plug-ins: those of installed packages, sorted by name, then those named by the user."""
     installed = sorted(entry.module for entry in importlib.metadata.entry_points(group=GROUP))
     named = (word.strip() for word in os.environ.get(VARIABLE, "").split(","))
     return list(dict.fromkeys([*installed, *filter(None, named)]))
 
 
 def add_plugins(modules: Sequence[str]) -> None:
-    """Names further plug-ins, for this process and its children. Raises UserError when one cannot be imported."""
+    """Adds plug-ins for this process and its children. Raises UserError if one cannot be imported."""
     if modules:
         os.environ[VARIABLE] = ",".join(filter(None, [os.environ.get(VARIABLE), *modules]))
         _PLUGINS.begun = False

@@ -1,4 +1,4 @@
-"""How an image becomes the input of an image encoder: a frozen dataclass, saved with every model."""
+"""Image preprocessing settings: a frozen dataclass that is saved with every model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ChannelOrder = Literal["rgb", "bgr"]
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """The range of an image's own values, from one percentile to another.
+    """Intensity range of each image, between two percentiles of its values.
 
     Attributes:
         percentiles: low and high, from 0 to 100.
@@ -36,45 +36,45 @@ class Percentiles:
 Intensity = tuple[float, float] | Percentiles | None
 
 MAX_SIDE = 2**14
-"""Pixels of a side that an image is resized to, and channels: a file that says 10^9 must not make an image of that size."""
+"""Largest side to resize to, and largest number of channels: a file that states 10^9 must not allocate such an image."""
 
 TORCHVISION_LANCZOS = "2.12"
-"""The version of torch whose torchvision is the first to resize tensors by Lanczos."""
+"""First torch version whose torchvision can resize tensors with Lanczos interpolation."""
 
 OF_THE_ENCODER = ("size", "channels", "mean", "std", "channel_order")
-"""The fields of `Preprocess` that an encoder was built with."""
+"""Fields of `Preprocess` that are fixed by how the encoder was built."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:
-    """How an image of any size becomes the input of an image encoder; saved with the model.
+    """Preprocessing that turns an image of any size into the input of an image encoder; saved with the model.
 
-    The whole image is resized as `resize` says; what then lies beyond `size` around the centre is cropped, and what is missing
-    is filled. Lists, as JSON has them, become tuples, and two equal sides one number.
+    The whole image is resized according to `resize`, then cropped or padded around its centre to `size`. Lists, as read from
+    JSON, become tuples, and two equal sides become one number.
 
     Attributes:
-        size: height and width of the input in pixels; one number where they are equal.
-        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
-        mean, std: per channel in the order of `channel_order`, in the [0, 1] scale; the encoder applies them itself.
-        interpolation: of the resize, as in Pillow; "lanczos" by torchvision is offered from torch 2.12 on.
+        size: height and width of the input in pixels; one number if they are equal.
+        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
+        mean, std: per channel in the order of `channel_order`, on the [0, 1] scale; the encoder applies them itself.
+        interpolation: of the resize, as in Pillow; "lanczos" with torchvision requires torch 2.12 or later.
         resize: "shortest" (keep the aspect and cover `resize_size`), "squash" (ignore the aspect), "pad" (keep the aspect and
             fit into `resize_size`) or "none".
-        resize_size: height and width to which the image is resized before the crop; None takes `size`.
-        crop_rounding: where the crop begins if an odd number of pixels is cut off or filled in: "round" as torchvision,
-            open_clip and timm do (half to even; fills the smaller part first), "truncate" as transformers does on tensors,
-            "floor" as transformers does on Pillow images.
-        fill: grey, or colour per channel, from 0 to 255, of what is filled in.
-        backend: whose resize, bit for bit: "pillow", "torchvision" (its kernel for uint8 tensors; up to 2 of 255 levels from
-            Pillow's) or "torchvision_float" (the same in float32 and not rounded to levels).
-        channel_order: in which the encoder takes the three channels; images are RGB until then.
-        intensity: the values of images beyond 8 bits that become the levels 0 and 255, low and high, or the `Percentiles` of
-            each image's own values, {"percentiles": [1, 99]} in JSON; what lies beyond is cut off. None takes all of 16 bits.
-            Images of 8 bits are as they are.
-        shrink_on_load: whether a JPEG of at least four times the size to which it is resized is decoded at a half, a quarter or
-            an eighth, and so in a fraction of the time; on photos within 4 of 255 levels on average, and not bit for bit.
+        resize_size: height and width to which the image is resized before the crop; None uses `size`.
+        crop_rounding: rounding of the crop's offset if an odd number of pixels is cropped or padded: "round" as in torchvision,
+            open_clip and timm (half to even; pads the smaller part first), "truncate" as in transformers for tensors, "floor"
+            as in transformers for Pillow images.
+        fill: padding value, grey or per channel, from 0 to 255.
+        backend: resize implementation, matched bit for bit: "pillow", "torchvision" (its kernel for uint8 tensors; differs from
+            Pillow's by up to 2 of 255 levels) or "torchvision_float" (the same in float32, not rounded to levels).
+        channel_order: order in which the encoder expects the three channels; images are RGB until then.
+        intensity: low and high value that map to the levels 0 and 255 in images of more than 8 bits, or `Percentiles` of each
+            image's own values, {"percentiles": [1, 99]} in JSON; values outside are clipped. None uses the full 16-bit range.
+            8-bit images are unchanged.
+        shrink_on_load: whether a JPEG of at least four times its target size is decoded at 1/2, 1/4 or 1/8 of its size, which
+            takes a fraction of the time; on photos the result differs by at most 4 of 255 levels on average.
 
     Raises:
-        UserError: a value is not one of the above; names it.
+        UserError: a value is invalid; names it.
     """
 
     size: int | tuple[int, int]
@@ -128,7 +128,7 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocess:
-        """From what `dataclasses.asdict` gave. Raises UserError for an unknown field or a value that is not possible."""
+        """Builds from the output of `dataclasses.asdict`. Raises UserError for an unknown field or an invalid value."""
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -140,23 +140,23 @@ class Preprocess:
 
     @property
     def height(self) -> int:
-        """Of the input, in pixels."""
+        """Height of the input in pixels."""
         return self.size[0] if isinstance(self.size, tuple) else self.size
 
     @property
     def width(self) -> int:
-        """Of the input, in pixels."""
+        """Width of the input in pixels."""
         return self.size[1] if isinstance(self.size, tuple) else self.size
 
     def changed(self, values: Mapping[str, Any] | None) -> Preprocess:
-        """With some fields as in `values`; at another size it shows the same part. Raises UserError as `from_json` does."""
+        """Returns a copy with the fields in `values` replaced; another size shows the same part. Raises as `from_json` does."""
         if not values:
             return self
         base = self.at(values["size"]) if "size" in values and _is_size(_plain(values["size"], pair=True)) else self
         return Preprocess.from_json({**{field.name: getattr(base, field.name) for field in fields(base)}, **values})
 
     def at(self, size: int | tuple[int, int]) -> Preprocess:
-        """Shows the same part of every image at another size."""
+        """Returns a copy that shows the same part of every image at another size."""
         if self.resize_size is None:
             return replace(self, size=size)
         to, now, before = (side if isinstance(side, tuple) else (side, side) for side in (size, self.size, self.resize_size))
@@ -165,7 +165,7 @@ class Preprocess:
 
 
 def as_intensity(value: Any) -> Intensity:
-    """What becomes black and white, as a configuration gives it. Raises UserError for what is no range and no percentiles."""
+    """Parses `intensity` from a configuration. Raises UserError if it is neither a range nor percentiles."""
     if value is None or isinstance(value, Percentiles):
         return value
     if isinstance(value, Mapping) and list(value) == ["percentiles"]:
@@ -177,12 +177,12 @@ def as_intensity(value: Any) -> Intensity:
 
 
 def as_size(size: int | Sequence[int]) -> int | tuple[int, int]:
-    """A side, or height and width, as a configuration gives them."""
+    """Parses a side, or height and width, from a configuration."""
     return size if isinstance(size, int) else (size[0], size[1])
 
 
 def _plain(value: Any, *, pair: bool) -> Any:
-    """Lists as tuples, and a pair of equal sides as one."""
+    """Converts lists to tuples, and a pair of equal sides to one number."""
     value = tuple(value) if isinstance(value, list) else value
     return value[0] if pair and isinstance(value, tuple) and len(value) == 2 and value[0] == value[1] else value
 

@@ -1,7 +1,7 @@
-"""Names to factories: one explicit line per entry, imported when first used, so that listing names costs nothing.
+"""Registries: explicit mappings from names to factories, which are imported on first use.
 
-The keyword-only parameters of a factory are the `args` that a configuration may give; its positional parameters are given by
-mmcl itself (the data root, the seed, ...). That one rule is what lets a configuration be checked before anything is built.
+The keyword-only parameters of a factory are the `args` that a configuration may give; mmcl itself passes its positional
+parameters (the data root, the seed, ...). This rule makes it possible to check a configuration before anything is built.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 class Registry(Mapping[str, Callable[..., Any]]):
     """A mapping from a name to a factory: `"module:attribute"`, imported on first use, or the callable itself.
 
-    Whoever asks it sees the entries of all plug-ins too (see `mmcl.plugins`).
+    It includes the entries of all plug-ins (see `mmcl.plugins`).
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str | Callable[..., Any]]):
@@ -54,15 +54,15 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return len(self._entries)
 
     def register(self, name: str, factory: str | Callable[..., Any]) -> None:
-        """Adds an entry of your own, as a plug-in does when it is imported.
+        """Adds an entry; a plug-in calls this when it is imported.
 
         Args:
-            name: what configurations call it.
+            name: name of the entry in configurations.
             factory: a class or function, or "module:attribute" to import it on first use; its keyword-only parameters are the
                 `args` of a configuration.
 
         Raises:
-            UserError: the name is taken; says by whom.
+            UserError: the name is already registered; says by which module.
         """
         if name in self._table:
             raise UserError(f"{self.kind} {name!r} is already registered by {self.plugin(name) or 'mmcl'}; choose another name")
@@ -71,11 +71,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         self._plugins[name] = plugin_being_loaded() or own_module
 
     def plugin(self, name: str) -> str | None:
-        """The module that registered an entry, a plug-in; None for what comes with mmcl."""
+        """Returns the plug-in module that registered an entry; None for the entries of mmcl itself."""
         return self._plugins.get(name)
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """The arguments that a configuration may give to this entry, by name."""
+        """Returns the arguments that a configuration may give to this entry, by name."""
         parameters = inspect.signature(self[name]).parameters
         return {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -96,7 +96,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """Builds the entry from checked `args`; `given` are the positional parameters, which mmcl itself supplies.
 
         Raises:
-            UserError: an argument does not exist, or has a value with which nothing can be built.
+            UserError: an argument does not exist or has an invalid value.
         """
         self.check(name, args)
         try:
@@ -105,6 +105,6 @@ class Registry(Mapping[str, Callable[..., Any]]):
             raise
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if not args:
-                raise  # nobody's value is to blame
+                raise  # not caused by a value from the configuration
             shown = ", ".join(f"{key}: {_SHORT.repr(value)}" for key, value in args.items())
             raise UserError(f"{self.kind} {name!r} cannot be built with {shown} ({first_line(error)})") from error

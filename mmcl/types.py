@@ -1,6 +1,6 @@
 """Data types passed between packages: frozen dataclasses, with shapes in their docstrings.
 
-Shape suffixes, here and everywhere: B rows of the global batch, N query rows, M key rows, D embedding width, F feature width,
+Shape suffixes used throughout: B rows of the global batch, N query rows, M key rows, D embedding width, F feature width,
 L tokens, C channels, H height, W width.
 """
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A batch of tokenised texts, padded at the end to the longest of them; a part of the rows is padded to its own longest.
+    """A batch of tokenised texts, padded at the end to the longest text; a subset of rows is padded to its own longest text.
 
     Attributes:
         ids: int64 [B, L].
-        mask: bool [B, L], true where there is a token; never all false in a row.
-        truncated: how many of the texts were cut to the context length; 0 for some rows of others, which do not know it.
+        mask: bool [B, L], true where there is a token; every row has at least one.
+        truncated: number of texts cut to the context length; 0 for a subset of rows, for which it is unknown.
     """
 
     ids: Tensor
@@ -30,12 +30,12 @@ class Tokens:
     truncated: int = 0
 
     def to(self, device: device | str, *, non_blocking: bool = False) -> Tokens:
-        """The same on a device."""
+        """Copies it to a device."""
         ids, mask = (part.to(device, non_blocking=non_blocking) for part in (self.ids, self.mask))
         return Tokens(ids, mask, self.truncated)
 
     def pin_memory(self) -> Tokens:
-        """The same in page-locked memory."""
+        """Copies it to page-locked memory."""
         return Tokens(self.ids.pin_memory(), self.mask.pin_memory(), self.truncated)
 
     def __len__(self) -> int:
@@ -43,13 +43,13 @@ class Tokens:
 
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
         ids, mask = self.ids[rows], self.mask[rows]
-        longest = int(mask.any(0).sum()) or mask.shape[1]  # without rows there is no longest
+        longest = int(mask.any(0).sum()) or mask.shape[1]  # the mask may have zero rows
         return Tokens(ids[:, :longest], mask[:, :longest])
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What an encoder has computed already, in place of its inputs: a tower that is given it applies its head alone.
+    """Precomputed encoder outputs in place of inputs: the tower applies only its head to them.
 
     Attributes:
         rows: [B, F].
@@ -58,11 +58,11 @@ class Features:
     rows: Tensor
 
     def to(self, device: device | str, *, non_blocking: bool = False) -> Features:
-        """The same on a device."""
+        """Copies it to a device."""
         return Features(self.rows.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Features:
-        """The same in page-locked memory."""
+        """Copies it to page-locked memory."""
         return Features(self.rows.pin_memory())
 
     def __len__(self) -> int:
@@ -73,22 +73,22 @@ class Features:
 
 
 Views = Mapping[str, "Tensor | Tokens | Features"]
-"""The inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], `Tokens`, or the `Features` of either."""
+"""Inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], `Tokens`, or the `Features` of either."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's share of one process.
+    """Input of one training step for one process.
 
     Attributes:
         views: the towers' inputs by view name, `b` rows each.
         ids: int64 [b]; rows with equal ids are positives of each other, never negatives.
-        index: int64 [b]; the rows' numbers in the dataset.
-        bad_samples: what could not be read and was replaced, for the log.
-        labels: int64 [b], class numbers, -1 where there is none; None for data without classes.
-        bad_rows: numbers, in the global batch as the order of the run has it, of the samples that were replaced.
-        text_ids: int64 [b, V], equal for equal texts: those of every text view, the last of them hard negatives; None without
-            hard negatives.
+        index: int64 [b]; the rows' indices in the dataset.
+        bad_samples: samples that could not be read and were replaced, for the log.
+        labels: int64 [b], class indices, -1 for unlabelled rows; None for data without classes.
+        bad_rows: positions of the replaced samples in the global batch, in the sample order of the run.
+        text_ids: int64 [b, V], equal for equal texts: one column per text view, the last for hard negatives; None without hard
+            negatives.
     """
 
     views: Views
@@ -100,11 +100,11 @@ class Batch:
     text_ids: Tensor | None = None
 
     def to(self, device: device | str) -> Batch:
-        """The same on a device; the copies may still be under way."""
+        """Copies it to a device; the copies may still be in progress on return."""
         return self._mapped(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """In page-locked memory, from which a GPU copies while others work; a `DataLoader` with `pin_memory` calls it."""
+        """Copies it to page-locked memory for asynchronous transfers to a GPU; called by a `DataLoader` with `pin_memory`."""
         return self._mapped(lambda part: part.pin_memory())
 
     def _mapped(self, change: Callable[[Any], Any]) -> Batch:
@@ -115,7 +115,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that could not be used, and why."""
+    """A sample that could not be used, and the reason."""
 
     index: int
     name: str
@@ -127,11 +127,11 @@ class Embeddings:
     """Inputs of a loss: this process's rows and the rows of all processes, in rank order, with gradient.
 
     Attributes:
-        local: name -> rows of this process, [b, D], as the method's `encode` named them.
-        all: name -> the rows of every process, [B, D]; rows `offset` to `offset + b` are the local ones.
-        ids: int64 [b], the local rows' ids.
-        all_ids: int64 [B].
-        offset: number of this process's first row in `all`.
+        local: name -> rows of this process, [b, D]; the names are those that the method's `encode` returns.
+        all: name -> rows of all processes, [B, D]; rows `offset` to `offset + b` are the local ones.
+        ids: int64 [b], ids of the local rows.
+        all_ids: int64 [B], ids of all rows.
+        offset: index of this process's first row in `all`.
         all_text_ids: `Batch.text_ids` of every process, [B, V], or None.
     """
 
@@ -144,17 +144,17 @@ class Embeddings:
 
     @property
     def share(self) -> float:
-        """b / B, this process's share of a loss that every process computes from all rows."""
+        """b / B: this process's share of a loss that every process computes from all rows."""
         return len(self.ids) / max(len(self.all_ids), 1)
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss and what is worth logging with it.
+    """A loss and the metrics to log with it.
 
     Attributes:
-        loss: scalar; this process's share. The sum of the shares over all processes is the loss of the global batch.
-        metrics: name -> scalar without gradient; shares likewise (they are summed over the processes).
+        loss: scalar, this process's share. The sum of the shares over all processes is the loss of the global batch.
+        metrics: name -> scalar without gradient; also shares, which are summed over the processes.
     """
 
     loss: Tensor
@@ -163,11 +163,11 @@ class LossOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
-    """Facts of a run that a method may depend on: the size of the batch, the length of training.
+    """Facts about a run that a method may depend on: batch size and length of training.
 
     Attributes:
         global_batch: rows of one step over all processes.
-        total_steps: optimiser steps of the whole run, those before a resume included.
+        total_steps: optimiser steps of the whole run, including those before a resume.
         steps_per_epoch: optimiser steps of one pass over the data.
     """
 
@@ -181,8 +181,8 @@ class LossFacts:
     """Properties of a loss that are known before training; None where unknown.
 
     Attributes:
-        first_loss: about the first loss of an untrained model, to which all pairs look alike.
-        negatives: number of rows that each row is compared with besides its positive.
+        first_loss: approximate first loss of an untrained model, for which all pairs are equally similar.
+        negatives: number of negatives per row.
     """
 
     first_loss: float | None = None
@@ -190,11 +190,11 @@ class LossFacts:
 
 
 class EmbeddingModel(Protocol):
-    """Interface of a model for evaluators and search; `mmcl.load_model` returns one, and any object with these members will do.
+    """Interface of a model for evaluators and search. `mmcl.load_model` returns one; any object with these members is accepted.
 
     Attributes:
         fingerprint: changes with the architecture, the weights or the preprocessing.
-        logit_scale: inverse temperature with which the model turns cosines into logits; None where it was trained without one.
+        logit_scale: inverse temperature that turns cosines into logits; None if the model was trained without one.
         logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
         has_text: whether `encode_text` works.
     """
@@ -206,7 +206,7 @@ class EmbeddingModel(Protocol):
 
     @property
     def logit_scale(self) -> float | None:
-        """Inverse temperature of its logits; None where it was trained without one."""
+        """Inverse temperature of the logits; None if the model was trained without one."""
         ...
 
     @property
@@ -229,17 +229,17 @@ class EmbeddingModel(Protocol):
 
 
 class ClassifierModel(Protocol):
-    """Interface of a classifier that was trained with labels; `mmcl.load_model` returns one.
+    """Interface of a classifier trained with labels; `mmcl.load_model` returns one.
 
     Attributes:
-        class_names: one for each logit; None where the model knows no classes.
+        class_names: one per logit; None if the class names are unknown.
     """
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """One for each logit; None where the model knows no classes."""
+        """Names of the classes, one per logit; None if they are unknown."""
         ...
 
     def image_logits(self, images: Any, *, batch_size: int | None = None) -> np.ndarray:
-        """Of what `EmbeddingModel.encode_image` takes: float32 [N, C]."""
+        """Computes the logits of images, given as to `EmbeddingModel.encode_image`: float32 [N, C]."""
         ...

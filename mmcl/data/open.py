@@ -1,4 +1,4 @@
-"""One call from a name or a path to a source."""
+"""Opening of data sources by name or path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mmcl.files.listing import (
 from mmcl.files.remote_filesystem import is_url
 
 FEW = 10
-"""So many images, such as a logo, may lie beside shards or parquet files without being what is meant, whatever their size."""
+"""Largest number of images, such as a logo, that are ignored beside shards or parquet files, whatever their size."""
 
 _BY_PANDAS = "is not a readable table; save it as .parquet, e.g. pandas.{}({}).to_parquet(...)"
 _OTHER_FILES = {
@@ -55,7 +55,7 @@ _OTHER_FILES = {
     ),
     **dict.fromkeys(CONVERTIBLE_SUFFIXES, "is of a kind of image that is not read; convert it to .jpg or .png"),
 }
-"""What to do with a file that is not data by itself, by its suffix."""
+"""Advice for a file that is not a data source itself, by its suffix."""
 
 
 def open_source(
@@ -64,14 +64,14 @@ def open_source(
     """Opens a data source.
 
     Args:
-        name: a name in `SOURCES`, or "auto" to go by what lies at `path`.
-        path: file or folder, for sources that read one; "~" is the home folder.
-        root: folder with downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        args: the source's own arguments.
-        where: put in front of an error about the arguments, e.g. "data.train".
+        name: a name in `SOURCES`, or "auto" to detect it from the content of `path`.
+        path: file or folder, for sources that read from one; "~" is the home folder.
+        root: folder of downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        args: arguments of the source.
+        where: prefix of errors about the arguments, e.g. "data.train".
 
     Raises:
-        UserError: names what is wrong with the name, the path, the arguments or the data.
+        UserError: the name, the path, the arguments or the data are invalid; says what is wrong.
 
     Example:
         >>> source = open_source("digits")
@@ -90,10 +90,10 @@ def open_source(
 
 
 def guess_source(path: str | None) -> str:
-    """The name of the source that reads what lies at a path.
+    """Detects which source reads a path.
 
     Raises:
-        UserError: there is nothing, or nothing that a source reads; says what was found.
+        UserError: the path does not exist, or has nothing that a source can read; says what was found.
     """
     if path is not None and is_shards(path):
         return "webdataset"
@@ -110,7 +110,7 @@ def guess_source(path: str | None) -> str:
 
 
 def _why_not(name: str) -> str:
-    """What to do with a file that is not data by itself."""
+    """Returns advice for a file that is not a data source itself."""
     if is_image(name):
         return "is one image; give the folder it is in"
     kinds = f"is not a table; give a folder, or a file of one of the kinds {', '.join(TABLE_SUFFIXES)}"
@@ -118,9 +118,9 @@ def _why_not(name: str) -> str:
 
 
 def _guess_folder(folder: Path) -> str:
-    """Images that a captions file describes come first, then shards, then parquet and Arrow files, then other images.
+    """Detects the source of a folder: captioned images first, then shards, parquet and Arrow files, then other images.
 
-    An archive beside the folder that was unpacked from it, or written with it, does not count.
+    An archive is ignored if it lies beside the folder that was unpacked from it or written with it.
     """
     names = list_files(folder).names
     images = [name for name in names if is_image(name)]
@@ -142,7 +142,7 @@ def _guess_folder(folder: Path) -> str:
 
 
 def _unpacked(archive: str) -> str:
-    """The folder in which the content of an archive would lie."""
+    """Returns the folder name that an archive would unpack to."""
     place, slash, name = archive.rpartition("/")
     return place + slash + name.partition(".")[0]
 
@@ -153,7 +153,7 @@ def _described(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _outweigh(folder: Path, images: Sequence[str], packed: Sequence[str]) -> bool:
-    """True if most of the data are images in files of their own."""
+    """True if most of the data are individual image files."""
     return len(images) > FEW and _bytes(folder, images) > _bytes(folder, packed)
 
 

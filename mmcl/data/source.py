@@ -1,4 +1,4 @@
-"""The interface of a data source: samples by number, in a fixed order."""
+"""Interface of data sources: random access to samples in a fixed order."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 
 ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray | Tensor
-"""An image that may still have to be read: a path, an encoded file or its place in another, a PIL image, or uint8 [H, W] or
-[H, W, C]. A tensor [C, H, W] has been read and brought to a model's size already, and is taken as it is."""
+"""An image, read or not: a path, an encoded file or its byte range in another file, a PIL image, or a uint8 array [H, W] or
+[H, W, C]. A tensor [C, H, W] is already decoded and resized for a model, and is used unchanged."""
 
 OWN_TEXTS = {"positive": "positives", "negative": "negatives"}
-"""Text views that show other texts than the captions, and the field of `Sample` that holds these."""
+"""Text views with texts other than the captions, and the field of `Sample` that holds those texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class Sample:
     """One item, not yet decoded.
 
     Attributes:
-        name: what an error message calls it: a path, or a key within its file.
+        name: name in error messages: a path, or a key within its file.
         image: the image, or None for a text-only source.
-        captions: every text that describes it; may be empty.
-        label: class number, or None.
-        positives: texts that mean the same as the captions, as in an entailment.
-        negatives: texts that only look as if they did, as in a contradiction: hard negatives.
-        problem: why it cannot be used, where the source knows that already.
+        captions: all texts that describe the sample; may be empty.
+        label: class index, or None.
+        positives: texts with the same meaning as the captions, as in entailment pairs.
+        negatives: hard negatives: similar texts with another meaning, as in contradiction pairs.
+        problem: reason why the sample cannot be used, if the source already knows one.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Sample:
     problem: str | None = None
 
     def check(self) -> Sample:
-        """Itself. Raises UserError when it cannot be used."""
+        """Returns the sample itself. Raises UserError if it cannot be used."""
         if self.problem is not None:
             raise UserError(f"{self.name}: {self.problem}")
         return self
@@ -56,18 +56,18 @@ class Sample:
 class Source(ABC):
     """A random-access dataset. `source[i]` is cheap and the same in every process; nothing is decoded.
 
-    A registered source is built as `Source(path, root, **args)`: `path` is the user's file or folder, `root` the folder with
-    downloaded datasets, both or either None.
+    A registered source is built as `Source(path, root, **args)`: `path` is the user's file or folder, `root` the folder of
+    downloaded datasets; either may be None.
 
     Attributes:
         class_names: names of the labels, or None without labels.
-        templates: the sentences into which zero-shot classification puts a class name, each with one "{}".
-        ids: int64 [N], or None. Rows with equal ids are positives of each other; None lets equal captions be positives.
-        places: what names of samples may begin with that a copy of the data has otherwise, such as the folder of its files.
-        scores: float64 [N], how alike people find a row's caption and its positive; None where nobody was asked.
-        usage: how much of its files, rows or members it uses, one for each unit; () where it always uses all.
-        notes: what a user may not expect of the data as a whole, a line each, such as captions that are not read.
-        warnings: what is not used, and the notes; said when a run starts.
+        templates: prompt templates for zero-shot classification, each with one "{}" for the class name.
+        ids: int64 [N], or None. Rows with equal ids are positives of each other; if None, equal captions are positives.
+        places: prefixes of sample names that differ between copies of the data, such as the folder of its files.
+        scores: float64 [N], human similarity ratings of each row's caption and its positive; None without ratings.
+        usage: how much of its files, rows or members are used, one entry per unit; () if all are always used.
+        notes: properties of the whole dataset that may surprise a user, such as captions that are not read; one line each.
+        warnings: unused data and the notes; printed when a run starts.
 
     Example:
         >>> class Numbers(Source):
@@ -88,21 +88,21 @@ class Source(ABC):
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """By default (): all of it is used."""
+        """Default: (), all data are used."""
         return ()
 
     @property
     def notes(self) -> Sequence[str]:
-        """By default ()."""
+        """Default: ()."""
         return ()
 
     @property
     def warnings(self) -> Sequence[str]:
-        """By default what is not used, and the notes; a source that adds to it begins with these."""
+        """Default: unused data and the notes; an override appends to these."""
         return [*(usage.to_text() for usage in self.usage if usage.unused), *self.notes]
 
     def broken_files(self) -> Iterator[str]:
-        """What is wrong with its files beyond single samples, a line each; reads them anew."""
+        """Yields one line per problem of its files that is not specific to a sample; reads the files again."""
         return iter(())
 
     @abstractmethod
@@ -114,36 +114,36 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest that changes when the number of samples, their order or their texts change.
+        """Hex digest that changes with the number, order or texts of the samples.
 
-        It is cheap, reads no image where these are files, and is therefore not the identity of the images: see `identity`.
+        It is cheap because it does not read image files, so it does not identify the images: see `identity`.
         """
 
     @cached_property
     def identity(self) -> str:
-        """Hex digest of all that the samples show, see `identity_of`: what results are kept under. Reads every image once."""
-        from mmcl.data.identity import identity_of  # which reads sources
+        """Hex digest of all sample contents, used as the cache key of results; reads every image once. See `identity_of`."""
+        from mmcl.data.identity import identity_of  # circular import: it reads sources
 
         return identity_of(self)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Class numbers, int64 [N], -1 where a sample has none; None where none has one.
+        """Class indices, int64 [N], -1 for unlabelled samples; None if no sample has a label.
 
-        A source whose samples are slow to make overrides this.
+        A source whose samples are slow to build should override this.
         """
         return label_array(self[index].label for index in range(len(self)))
 
     def peers(self, index: int) -> range:
-        """The rows from which an unusable one's replacement is drawn."""
+        """Returns the rows from which a replacement for an unusable sample is drawn."""
         return range(len(self))
 
     def caption(self, index: int, draw: float) -> str:
-        """The caption of one epoch: `draw`, uniform in [0, 1), picks one; "" where there is none."""
+        """Returns the caption for one epoch, chosen by `draw`, uniform in [0, 1); "" if the sample has none."""
         return _drawn(self[index].captions, draw)
 
     def view_text(self, view: str, index: int, draw: float) -> str:
-        """What a text view shows in one epoch: views "positive" and "negative" have texts of their own, others the captions."""
+        """Returns a text view's text for one epoch: its own texts for "positive" and "negative", else a caption."""
         return _drawn(getattr(self[index], OWN_TEXTS[view]), draw) if view in OWN_TEXTS else self.caption(index, draw)
 
 
@@ -160,7 +160,7 @@ class SampleList(Source):
 
 
 class DerivedSource(Source):
-    """Shows the samples of another source otherwise; what it does not say itself is as in the other."""
+    """Base class of sources derived from another source; delegates to it unless overridden."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -175,12 +175,12 @@ class DerivedSource(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """That of what it is derived from."""
+        """Usage of the underlying source."""
         return self.source.usage
 
     @property
     def notes(self) -> Sequence[str]:
-        """Those of what it is derived from."""
+        """Notes of the underlying source."""
         return self.source.notes
 
     @property
@@ -200,20 +200,20 @@ def _drawn(texts: Sequence[str], draw: float) -> str:
 
 
 def label_array(labels: Iterable[int | None]) -> np.ndarray | None:
-    """`Source.labels` from the labels of the samples."""
+    """Builds `Source.labels` from the labels of the samples."""
     array = np.array([-1 if label is None else label for label in labels], np.int64)
     return None if (array < 0).all() else array
 
 
 def given_path(path: str | None, source: str) -> str:
-    """The path or URL of a source that reads one. Raises UserError when there is none; "" is not the folder at hand."""
+    """Returns the path or URL given to a source. Raises UserError if it is missing or ""."""
     if not path:
         raise UserError(f"data source {source!r} needs a path: set `path`")
     return path
 
 
 def required_path(path: str | None, source: str) -> Path:
-    """The path of a source that reads local files. Raises UserError when there is none, or nothing at it."""
+    """Returns the path given to a source that reads local files. Raises UserError if it is missing or does not exist."""
     place = Path(given_path(path, source))
     if not place.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -221,6 +221,6 @@ def required_path(path: str | None, source: str) -> Path:
 
 
 def refuse_path(path: str | None, source: str) -> None:
-    """Raises UserError when a path is given to a source that reads none."""
+    """Raises UserError if a path is given to a source that does not take one."""
     if path is not None:
         raise UserError(f"data source {source!r} reads no path: remove `path: {path}`, or choose another source")
