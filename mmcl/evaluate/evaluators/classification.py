@@ -30,7 +30,8 @@ def evaluate_classification(model: CachedModel, task: Task) -> Report:
     logits_NC = logits_of(task.source)
     if logits_NC.shape[1] != (len(names) or int(task.labels.max()) + 1):
         raise UserError(
-            f"{task.name}: number of classes {len(names)}, and of the model's logits {logits_NC.shape[1]}; they must be equal"
+            f"{task.name} has {len(names)} classes, and the head of the model gives {logits_NC.shape[1]} logits: evaluate "
+            "it on data with the classes that it was trained on"
         )
     right = statistics.mean(logits_NC.argmax(1) == task.labels)
     report = Report(metric_rows(EVALUATOR, task.name, model.name, {METRIC: right}))

@@ -109,4 +109,5 @@ def _is_of(name: str, split: str | None) -> bool:
 
 
 def by_argument(argument: str, value: str) -> str:
+    """How to give an argument to the source of a folder, in a configuration and on the command line."""
     return f'`args: {{{argument}: {value}}}` of the data (mmcl data: --args "{{{argument}: {value}}}")'
