@@ -1,1 +1,1 @@
-"""Files and servers: written whole, read within bounds, cached."""
+"""File access, local and remote: atomic writes, bounded reads and caches."""

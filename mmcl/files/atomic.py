@@ -1,4 +1,4 @@
-"""Writing files and folders: they appear complete or not at all, and others may read them as the user's umask says."""
+"""Atomic writing of files and folders, with the permissions given by the user's umask."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from mmcl.errors import UserError, first_line
 _ROOM = ".tmp-mmcl-"
 _LEFT_AFTER_SECONDS = 24 * 3600
 _PROBE = bytes(2**16)
-"""As little as any output has: what a full disk cannot take, though it may still have room for an empty file."""
+"""Test content as large as the smallest output: a full disk cannot store it, although an empty file may still fit."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
-    """Gives a place to write a file, or to make a folder, that becomes `path` when the block ends.
+    """Yields a temporary path for a file or folder, which is moved to `path` when the block ends.
 
-    Whatever ends the block, or the process, `path` is what it was before, or all of the new. Files are on the disk (fsync)
-    before they are renamed, and have the mode that `open` gives, which libraries that write through temporary files do not
-    keep to. A folder replaces the whole of the one before it; where the file system cannot exchange two names in one step,
-    the old one is for a moment at `.tmp-mmcl-*/old`. A link is followed, and a device or pipe is written to directly.
+    However the block or the process ends, `path` has either its old or its complete new content. Files are flushed to disk
+    (fsync) before they are renamed, and get the mode that `open` would give; libraries that write through temporary files may
+    set another mode. A folder replaces the old folder as a whole; if the file system cannot exchange two names atomically,
+    the old folder is briefly at `.tmp-mmcl-*/old`. A link is followed; a device or pipe is written to directly.
 
     Args:
-        path: its parents are made.
+        path: the target; missing parent folders are created.
 
     Raises:
-        UserError: it cannot be written; names the path and the reason.
+        UserError: `path` cannot be written; names it and the reason.
     """
     path = Path(os.path.realpath(path))
     try:
@@ -61,22 +61,22 @@ def staged(path: str | Path) -> Iterator[Path]:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Writes text (UTF-8) or bytes through `staged`. Raises UserError when it cannot be written."""
+    """Writes text (UTF-8) or bytes through `staged`. Raises UserError if the file cannot be written."""
     with staged(path) as stage:
         stage.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = (), inputs: Sequence[str | Path | None] = ()) -> None:
-    """Checks, before anything is computed, that a file can be written. Nothing is left there.
+    """Checks before a computation that a file can be written. Leaves no file behind.
 
     Args:
         path: the file; its folder must exist.
-        flag: what the user gave it as, such as "--out".
-        suffixes: those that can be written, with the dot; none for any.
-        inputs: what is read, which the output must not replace.
+        flag: the option that gave the path, such as "--out".
+        suffixes: the allowed suffixes, with the dot; empty allows any.
+        inputs: input files, which the output must not overwrite.
 
     Raises:
-        UserError: its suffix, its folder, a permission or the room on the disk is missing, or it is a folder or an input.
+        UserError: the suffix is not allowed, the folder, permission or disk space is missing, or the path is a folder or input.
     """
     where = f"{flag} {path}"
     if suffixes and path.suffix.lower() not in suffixes:
@@ -89,7 +89,7 @@ def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = (), inputs: S
         if not path.parent.is_dir():
             raise UserError(f"{where}: there is no folder {path.parent}; make it, or correct the path")
         if path.exists() and not path.is_file():
-            path.write_bytes(_PROBE[:1])  # a device: nothing else says whether it takes anything
+            path.write_bytes(_PROBE[:1])  # a device: only a write shows whether it accepts data
             return
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "it is read-only")
@@ -99,10 +99,10 @@ def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = (), inputs: S
 
 
 def check_folder(path: Path, *, flag: str) -> None:
-    """The same for a folder of outputs, which is made with its parents when it is written.
+    """Checks the same for an output folder, which is created with its parents when it is written.
 
     Raises:
-        UserError: a permission or the room on the disk is missing, or it, or what it would lie in, is a file.
+        UserError: permission or disk space is missing, or the path or one of its parents is a file.
     """
     where = f"{flag} {path}"
     try:
@@ -115,7 +115,7 @@ def check_folder(path: Path, *, flag: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Flushes a file, or the entries of a folder, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,7 +124,7 @@ def sync(path: Path) -> None:
 
 
 def _probe(folder: Path) -> None:
-    """Writes something small and removes it: permissions do not tell of full disks, nor of what even root may not."""
+    """Writes a small file and removes it: permissions show neither full disks nor locations that even root may not write."""
     probe = folder / f"{_ROOM}{secrets.token_hex(4)}"
     try:
         with probe.open("xb") as file:
@@ -136,7 +136,7 @@ def _probe(folder: Path) -> None:
 
 
 def _settle(stage: Path, *, mode: int) -> None:
-    """Gives files the mode of the umask, and waits until all is on the disk."""
+    """Sets the mode of files according to the umask, and flushes everything to disk."""
     files = [path for path in stage.rglob("*") if path.is_file()] if stage.is_dir() else [stage]
     for file in files:
         if file.stat().st_mode & 0o777 != mode:
@@ -148,7 +148,7 @@ def _settle(stage: Path, *, mode: int) -> None:
 
 def _put(stage: Path, path: Path) -> None:
     if not (path.is_dir() and stage.is_dir()):
-        stage.replace(path)  # which refuses a file for a folder, and a folder for a file
+        stage.replace(path)  # refuses to replace a folder by a file, and a file by a folder
     elif not _exchanged(stage, path):
         old = stage.with_name("old")
         path.rename(old)
@@ -160,7 +160,7 @@ def _put(stage: Path, path: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Swaps two names in one step; false where the system or the file system cannot (Linux can, NFS cannot)."""
+    """Exchanges two names atomically; returns false if the system or file system cannot (Linux can, NFS cannot)."""
     try:
         renameat2 = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
@@ -169,9 +169,9 @@ def _exchanged(one: Path, other: Path) -> bool:
     return done == 0
 
 
-@functools.cache  # once in a process: a folder of many files is slow to list
+@functools.cache  # once per process: a folder of many files is slow to list
 def _remove_leftovers(folder: Path) -> None:
-    """What a kill left here a day ago or longer; anything younger may be another process's."""
+    """Removes temporary files of killed processes that are at least a day old; newer ones may be in use."""
     for leftover in folder.glob(f"{_ROOM}*"):
         with suppress(OSError):  # another process removed it first
             if leftover.stat().st_mtime < time.time() - _LEFT_AFTER_SECONDS:

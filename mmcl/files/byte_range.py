@@ -1,4 +1,4 @@
-"""Parts of files, read by offset: an image in a shard is no file of its own."""
+"""Reading of byte ranges of files, such as an image in a shard."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmcl.files.remote import Copies, RemoteFile
 from mmcl.files.remote_filesystem import is_url
 
 _OPEN_FILES = 128
-"""Descriptors that a process keeps at a time, well below the usual limit of 1,024."""
+"""Maximum number of open file descriptors per process, well below the usual limit of 1,024."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file that is not changed while it is in use.
+    """A local file that must not change while it is in use.
 
     Attributes:
         path: of the file.
@@ -31,7 +31,7 @@ class LocalFile:
 
     @classmethod
     def find(cls, path: str) -> LocalFile:
-        """The file at a path. Raises UserError when there is none."""
+        """Finds the file at a path. Raises UserError if it does not exist."""
         try:
             stat = os.stat(path)
         except OSError as error:
@@ -39,36 +39,36 @@ class LocalFile:
         return cls(path, stat.st_size, str(stat.st_mtime_ns))
 
     def read(self, offset: int, size: int) -> bytes:
-        """Some bytes, fewer at its end. Raises UserError when the file is missing or has changed."""
+        """Reads `size` bytes, fewer at the end of the file. Raises UserError if the file is missing or has changed."""
         try:
-            file = _open(self)  # Held by a name: the cache may forget it, and it would be closed.
-            # Reading at an offset moves no cursor: threads, and processes after a fork, may share the descriptor.
+            file = _open(self)  # This reference keeps the file open if the cache evicts it.
+            # Reading at an offset does not move the file position: threads and forked processes may share the descriptor.
             return os.pread(file.descriptor, size, offset)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def local(self) -> Path:
-        """Its path."""
+        """Returns the path of the file."""
         return Path(self.path)
 
     def nearby(self, name: str) -> Path | None:
-        """A file in its folder, or in the one above."""
+        """Finds a file by name in the same folder or its parent."""
         folder = Path(self.path).parent
         return next((place for place in (folder / name, folder.parent / name) if place.is_file()), None)
 
 
 def find_file(path: str, copies: Copies) -> LocalFile | RemoteFile:
-    """The file at a path or URL. Raises UserError when there is none."""
+    """Finds the file at a path or URL. Raises UserError if it does not exist."""
     return RemoteFile.find(path, copies) if is_url(path) else LocalFile.find(path)
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Some bytes of a file.
+    """A byte range of a file.
 
     Attributes:
-        file: where they are.
-        offset, size: of the part, in bytes.
+        file: the file.
+        offset, size: of the range, in bytes.
     """
 
     file: LocalFile | RemoteFile
@@ -76,7 +76,7 @@ class FilePart:
     size: int
 
     def read(self) -> bytes:
-        """The bytes. Raises UserError when the file is missing, has changed or is too short."""
+        """Reads the bytes. Raises UserError if the file is missing, has changed or is too short."""
         content = self.file.read(self.offset, self.size)
         if len(content) < self.size:
             end = self.offset + len(content)
@@ -85,7 +85,7 @@ class FilePart:
 
 
 class _OpenFile:
-    """Closed when nobody holds it: a thread may still read when the cache below forgets it."""
+    """A file that is closed with its last reference: a thread may still be reading when the cache below evicts it."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor

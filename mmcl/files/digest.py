@@ -1,4 +1,4 @@
-"""A digest of values and files that is the same on every machine."""
+"""Digest of values and files that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def digest(*parts: object) -> str:
-    """Hex digest of values that print the same everywhere, of bytes, or of the files at paths."""
+    """Hex digest of values with a portable `repr`, of bytes, or of the files at paths."""
     state = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):

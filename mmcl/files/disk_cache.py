@@ -13,16 +13,16 @@ from mmcl.files.digest import digest
 
 
 def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
-    """Where something that was made of a file is kept, for as long as its size, its time and its inode stay."""
+    """Path of a cached result that was computed from a file; it changes with the file's size, time and inode."""
     stat = path.stat()
     marks = stat.st_size, stat.st_mtime_ns, stat.st_ino
     return cache / f"{path.stem}-{digest(os.path.abspath(path), *marks, what)[:16]}{suffix}"
 
 
 def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """A mapped array, made by the first process that wants it. Raises UserError where it cannot be written."""
+    """Returns a memory-mapped array, computed by the first process that needs it. Raises UserError if it cannot be written."""
     if not file.exists():
-        with staged(file) as stage:  # Found out before the work is done, where it cannot be written.
+        with staged(file) as stage:  # Opened first, so that an unwritable cache fails before the computation.
             np.save(stage, make())
     kept: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     return kept

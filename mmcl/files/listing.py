@@ -1,4 +1,4 @@
-"""The files in a folder, and what they are by their names."""
+"""Listing of the files in a folder, and their classification by name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Of the images that can be read."""
+"""Suffixes of readable images."""
 
 CONVERTIBLE_SUFFIXES = (
     *(".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".pdf", ".eps", ".ico", ".tga", ".exr", ".hdr"),
     *(".dcm", ".nii", ".mha", ".nrrd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
 )
-"""Of images that can be read when they have been converted."""
+"""Suffixes of images that must be converted before they can be read."""
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".m4v", ".wmv")
 PACKED_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -32,10 +32,10 @@ _FIXES = {
     **dict.fromkeys(PACKED_SUFFIXES, "to unpack"),
     **dict.fromkeys(ARRAY_SUFFIXES, "to name in a table"),
 }
-"""What makes files of a suffix images that can be read."""
+"""How to convert files with a given suffix to readable images."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS left in place of the real one."""
+"""First bytes of a Git LFS pointer file."""
 
 _SYSTEM = frozenset(
     ("@eadir", "#recycle", "#snapshot", "@recycle", "@tmp", "$recycle.bin", "system volume information")
@@ -51,9 +51,9 @@ class Listing:
     """Contents of a folder.
 
     Attributes:
-        names: paths of all files from the folder on, "/" between their parts, in the order of these parts.
+        names: paths of all files relative to the folder, with "/" as separator, sorted by their parts.
         unreadable: folders whose content cannot be listed, with the reason.
-        linked: folders that are not entered: links to what is in the folder anyway, or around it.
+        linked: linked folders that are not entered: links to folders inside this one, or to one of its parents.
     """
 
     names: list[str] = field(default_factory=list)
@@ -62,9 +62,9 @@ class Listing:
 
 
 def list_files(folder: Path) -> Listing:
-    """All files in a folder and below, hidden ones and those of operating systems left out.
+    """Lists all files in a folder and its subfolders, except hidden files and those of operating systems.
 
-    Linked folders are entered, once each. No file is opened, and none looked at beyond its name.
+    Linked folders are entered once each. Files are not opened; only their names are read.
 
     Raises:
         UserError: the folder itself cannot be read.
@@ -93,32 +93,32 @@ def list_files(folder: Path) -> Listing:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file name, dot included, in lower case; "" where it has none."""
+    """Returns the suffix of a file name in lower case, including the dot; "" if it has none."""
     return os.path.splitext(name)[1].lower()
 
 
 def is_image(name: str) -> bool:
-    """True if a file is an image that can be read, by its name."""
+    """True if a file is a readable image according to its name."""
     return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def is_split(name: str) -> bool:
-    """True if a folder's name is that of a part of a dataset, such as "train", "Val" or "test2017", and not of a class."""
+    """True if a folder is named after a split, such as "train", "Val" or "test2017", rather than a class."""
     return _SPLIT.fullmatch(name) is not None
 
 
 def without_suffix(name: str) -> str:
-    """The name up to its suffix, its Unicode composed, so that names that look the same are the same."""
+    """Returns the name without its suffix in composed Unicode, so that names that look the same compare equal."""
     return composed(os.path.splitext(name)[0])
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): some disks and archives store "é" as "e" and an accent, most lists do not."""
+    """Returns a name in composed Unicode (NFC): some disks and archives store "é" as "e" and an accent, most lists do not."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def in_any_form(path: Path) -> Path:
-    r"""A path in the form in which something lies there: Unicode composed or not, "/" for "\"; itself where nothing does."""
+    r"""Returns the spelling of a path that exists: Unicode composed or not, "/" for "\"; the path itself if none exists."""
     name = str(path)
     if name.isascii() and "\\" not in name:
         return path
@@ -128,18 +128,18 @@ def in_any_form(path: Path) -> Path:
 
 
 def reason_unused(name: str) -> str:
-    """Why a file is not used, by its name: its kind, and what would make it an image that can be read."""
+    """Returns why a file is not used, according to its name: its kind, and how to convert it to a readable image."""
     suffix = suffix_of(name)
     return f"{suffix} {_FIXES[suffix]}" if suffix in _FIXES else suffix or "without suffix"
 
 
 def valid_name(path: object) -> str:
-    r"""A path as valid Unicode, for messages and files: bytes that are not UTF-8 are escaped, as in "caf\udce9.jpg"."""
+    r"""Returns a path as valid Unicode, for messages and files: bytes that are not UTF-8 are escaped, as in "caf\udce9.jpg"."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def file_named(name: str) -> Path | None:
-    """The file that `valid_name` gave a name; None where there is none."""
+    """Finds the file for a name returned by `valid_name`; None if it does not exist."""
     unescaped = re.sub(r"\\udc([89a-f][0-9a-f])", lambda escape: chr(0xDC00 + int(escape[1], 16)), name)
     return next((Path(place) for place in (name, unescaped) if os.path.isfile(place)), None)
 

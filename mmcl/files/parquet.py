@@ -1,7 +1,7 @@
-"""Parquet files, in pieces and within a bound: a few bytes of one can stand for any number of rows.
+"""Bounded reading of Parquet files, in batches: a few bytes of a file can encode any number of rows.
 
-What a file unpacks to is known before memory is taken. Its footer says how many values there are; texts stand in a dictionary
-once, so the longest entry is looked up, and where that many may be too much, the lengths are added row by row.
+The unpacked size is checked before memory is allocated. The footer gives the number of values. Each text is stored once in a
+dictionary, so the longest entry gives an upper bound; if the bound is too large, the lengths are added up row by row.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from mmcl.errors import UserError, first_line
 
 UNPACKED_BYTES = 2**30
 UNPACKED_FOLD = 50
-"""A file may unpack to 1 GB whatever its size, which is room for millions of equal captions, and to fifty times its size."""
+"""A file may unpack to 1 GB whatever its size, enough for millions of equal captions, or to fifty times its size."""
 PIECE_ROWS, PIECE_BYTES = 2**16, 2**24
 _CELL_BYTES = 64
-"""Of a row, and of a text besides its characters: what Python takes for it."""
+"""Python's memory overhead per row, and per text in addition to its characters."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
 def parquet_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """A file as it is stored, in pieces.
+    """Reads a file as stored, in record batches.
 
     Raises:
-        UserError: it unpacks to more than `UNPACKED_BYTES` and `UNPACKED_FOLD` allow.
-        pyarrow.ArrowException, OSError, UnicodeError: it is damaged.
+        UserError: the file unpacks to more than `UNPACKED_BYTES` and `UNPACKED_FOLD` allow.
+        pyarrow.ArrowException, OSError, UnicodeError: the file is damaged.
     """
     file = pq.ParquetFile(path, memory_map=True)
     longest = check_unpacked(path)
     groups = range(file.metadata.num_row_groups)
     per_row = sum(file.metadata.row_group(group).total_byte_size for group in groups) // max(1, file.metadata.num_rows)
     rows = min(PIECE_ROWS, PIECE_BYTES // max(1, per_row, longest)) or 1
-    # Every group by itself: Arrow does not join dictionaries that lie within lists.
+    # One row group at a time: Arrow does not merge dictionaries nested in lists.
     batches = (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group]))
     return file.schema_arrow, (_validated(batch, path) for batch in batches)
 
 
 def _validated(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
-    """Arrow takes the bytes of a text for what the file says that they are."""
+    """Validates a batch: Arrow itself trusts the file that the bytes of a text are valid UTF-8."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -51,7 +51,7 @@ def _validated(batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
 
 
 def check_unpacked(path: Path) -> int:
-    """How many bytes a row may take by its longest texts. Raises as `parquet_batches` does."""
+    """Returns an upper bound of the bytes per row, from the longest texts. Raises as `parquet_batches` does."""
     limit = max(UNPACKED_BYTES, UNPACKED_FOLD * path.stat().st_size)
     texts = _text_columns(pq.ParquetFile(path, memory_map=True))
     file = pq.ParquetFile(path, memory_map=True, read_dictionary=texts)
@@ -75,7 +75,7 @@ def _text_columns(file: pq.ParquetFile) -> list[str]:
 
 
 def _declared(metadata: pq.FileMetaData) -> int:
-    """Bytes of all values but the characters of texts, by the footer; negative where its numbers cannot be."""
+    """Bytes of all values except the characters of texts, according to the footer; negative if its numbers are impossible."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     sizes = [metadata.num_rows * _CELL_BYTES]
     if metadata.num_rows != sum(group.num_rows for group in groups):
@@ -90,14 +90,14 @@ def _declared(metadata: pq.FileMetaData) -> int:
 
 
 def _values(metadata: pq.FileMetaData, group: int | None, texts: Sequence[str]) -> int:
-    """Number of texts in a group, or in all."""
+    """Number of texts in a row group, or in all of them."""
     groups = range(metadata.num_row_groups) if group is None else [group]
     columns = (metadata.row_group(each).column(c) for each in groups for c in range(metadata.num_columns))
     return sum(column.num_values for column in columns if column.path_in_schema in texts)
 
 
 def _longest(file: pq.ParquetFile, group: int, texts: Sequence[str]) -> int:
-    """Bytes of the longest text that a dictionary of a group holds: with the first row comes the whole dictionary."""
+    """Bytes of the longest text in the dictionaries of a row group; reading the first row loads the whole dictionary."""
     batch = next(file.iter_batches(1, row_groups=[group], columns=texts), None) if texts else None
     leaves = [] if batch is None else [leaf for column in batch.columns for leaf in _leaves(column)]
     return max((pc.max(pc.binary_length(leaf.dictionary)).as_py() or 0 for leaf in leaves), default=0)
@@ -109,7 +109,7 @@ def _text_bytes(column: pa.Array) -> int:
 
 
 def _leaves(array: pa.Array) -> Iterator[pa.DictionaryArray]:
-    """The texts in an array of any depth, by their dictionaries."""
+    """Yields the dictionary arrays of texts in an array, at any nesting depth."""
     if isinstance(array, pa.DictionaryArray):
         if pa.types.is_binary(array.type.value_type) or pa.types.is_string(array.type.value_type):
             yield array

@@ -1,7 +1,7 @@
-"""A range of a file on any server, of whose answer no more is read than was asked for.
+"""Bounded range requests to any server: at most the requested bytes of a response are read.
 
-fsspec and the libraries under it read the whole body of an answer, however long. So services that can be asked as web servers
-are, with the address and the headers that their library gives; of s3, the library's own answer is read in pieces.
+fsspec and its backends read the whole body of a response, however long. So services with an HTTP interface are accessed as web
+servers, with the address and headers from their library; for s3, the library's own response is read in chunks.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from mmcl.files.remote_filesystem import RefusedError, filesystem
 
 
 def read_range(url: str, offset: int, size: int, conditions: Mapping[str, str]) -> bytes:
-    """`size` bytes of a file, fewer at its end.
+    """Reads `size` bytes of a file, fewer at its end.
 
     Args:
-        conditions: headers by which a web server refuses to answer of another version.
+        conditions: request headers that make a web server refuse another version of the file.
 
     Raises:
-        NoRangesError: the server gives everything instead.
-        RefusedError: it sends more, another part, or something compressed.
-        Exception: others, of the service's library.
+        NoRangesError: the server sends the whole file instead of the range.
+        RefusedError: the server sends more than requested, another range, or a compressed body.
+        Exception: any other error of the service's library.
     """
     if urlsplit(url).scheme == "s3":
         files = filesystem("s3")
@@ -33,7 +33,7 @@ def read_range(url: str, offset: int, size: int, conditions: Mapping[str, str]) 
 
 
 def read_whole(url: str, size: int, write: Callable[[bytes], Any]) -> None:
-    """Sends a file of `size` bytes to `write`, in pieces, for servers that give no ranges. Raises as `read_range` does."""
+    """Passes a file of `size` bytes to `write` in chunks, for servers without range requests. Raises as `read_range` does."""
     address, headers = _address(url)
     web.read_whole(filesystem("https"), address, size, headers, write, name=url)
 
@@ -55,7 +55,7 @@ async def _from_s3(files: Any, url: str, offset: int, size: int) -> bytes:
 
 
 def _address(url: str) -> tuple[str, Mapping[str, str]]:
-    """Where a web server has a file, and the headers that open it. Neither is ever printed: they may hold secrets."""
+    """Returns a file's address on a web server and the required headers. Never print either: they may contain secrets."""
     scheme = urlsplit(url).scheme
     if scheme not in ("gs", "hf"):
         return url, {}

@@ -1,6 +1,6 @@
-"""Files on servers, by URL: parts of them by range, and whole ones as copies in a folder of bounded size.
+"""Remote files by URL: range requests for parts, and local copies of whole files in a folder of bounded size.
 
-An object that has changed or is short is named, and nothing of it is used.
+A file that has changed or is truncated raises an error that names it, and its content is not used.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mmcl.files.root import data_root
 
 PIECE = 2**24
 ROOM_WITHOUT_LIMIT = 10**10
-"""Bytes of a file that is copied however small the room for copies is: there is no other way to read a table."""
+"""Files of up to this size in bytes are copied even if the cache limit is smaller: a table cannot be read otherwise."""
 SIDE_FILE_BYTES = 2**24
-"""Of a file beside the shards, such as a list of names, at most."""
+"""Largest size in bytes of a file beside the shards, such as a list of names."""
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified")
-"""What the services call the mark of an object's content, the best first."""
+"""Keys under which services report the version of a file's content, most reliable first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """A folder of whole copies, of which the least recently used go.
+    """A cache folder of whole files, with eviction of the least recently used.
 
     Attributes:
-        folder: of the copies alone.
-        limit: bytes of all copies; the newest one is kept even if it is larger, up to 10 GB.
+        folder: contains only the copies.
+        limit: size of all copies in bytes; the newest copy is kept even if it is larger, up to 10 GB.
     """
 
     folder: Path
@@ -46,13 +46,13 @@ class Copies:
 
     @classmethod
     def below(cls, root: str | None, gigabytes: float) -> Copies:
-        """The folder below the data root. Raises UserError when the limit is negative."""
+        """Builds the cache below the data root. Raises UserError if the limit is negative."""
         if gigabytes < 0:
             raise UserError(f"cache_gb is {gigabytes}: give 0 or more")
         return cls(data_root(root) / "remote", int(gigabytes * 1e9))
 
     def make_room(self, size: int, url: str) -> None:
-        """Deletes copies until another of `size` bytes fits. Raises UserError, and deletes none, where it cannot."""
+        """Deletes copies until another of `size` bytes fits. Raises UserError, without deleting any, if it cannot fit."""
         stats = {file: file.stat() for file in self.folder.iterdir() if file.name != ".lock"}
         held = sum(stat.st_size for stat in stats.values())
         free, total = shutil.disk_usage(self.folder).free + held, size + held
@@ -69,14 +69,14 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file on a server, as it was when it was found.
+    """A file on a server, in the version that was found.
 
     Attributes:
         path: its URL.
         size: in bytes.
-        version: the server's mark of its content, such as an ETag or a time; "" where it gives none, and only the size tells
-            that the file has changed.
-        copies: where whole copies are kept.
+        version: the server's version of the content, such as an ETag or a time; "" if the server gives none, and then only the
+            size shows that the file has changed.
+        copies: cache of whole files.
     """
 
     path: str
@@ -86,7 +86,7 @@ class RemoteFile:
 
     @classmethod
     def find(cls, url: str, copies: Copies) -> RemoteFile:
-        """The file at a URL. Raises UserError when there is none, or the server cannot be reached or states no size."""
+        """Finds the file at a URL. Raises UserError if it does not exist, the server is unreachable, or it gives no size."""
         info = tried(lambda: _info(url), url)
         if info["type"] == "directory":
             raise UserError(f'{url}: is a folder; name its files, as in "{url.rstrip("/")}/{{00000..00099}}.tar"')
@@ -98,13 +98,13 @@ class RemoteFile:
         return cls(url, int(info["size"]), version, copies)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Some bytes: of the copy where there is one, else by a request for this range.
+        """Reads `size` bytes from the local copy if it exists, else by a range request.
 
-        A set that is larger than the room for copies would push out every copy before it is read again; so that copies are
-        made by `local` alone, and this reads what lies in none from the server.
+        A dataset larger than the cache would evict every copy before it is read again. So only `local` makes copies; ranges of
+        other files are read from the server.
 
         Raises:
-            UserError: the server cannot be reached, the object has changed or is too short, or the server gives no ranges.
+            UserError: the server is unreachable or has no range requests, or the file has changed or is too short.
         """
         try:
             descriptor = os.open(self._copy, os.O_RDONLY)
@@ -117,11 +117,11 @@ class RemoteFile:
             os.close(descriptor)
 
     def local(self) -> Path:
-        """A whole copy, which is fetched unless it is there. Raises UserError as `read`, or when it cannot be written."""
+        """Returns a whole copy, fetched if needed. Raises UserError as `read` does, or if the copy cannot be written."""
         copy = self._copy
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(copy.parent / ".lock"):  # Other processes wait, and find the copy.
+            with FileLock(copy.parent / ".lock"):  # Other processes wait and then find the copy.
                 if not copy.exists():
                     self.copies.make_room(self.size, self.path)
                     stage = copy.with_name(f"{copy.name}.tmp")
@@ -133,7 +133,7 @@ class RemoteFile:
         return copy
 
     def nearby(self, name: str) -> Path | None:
-        """A copy of another file in its folder, or in the one above; None where the server gives neither.
+        """Returns a copy of another file in the same folder or its parent; None if the server has neither.
 
         Raises:
             UserError: as `local`, or the file is larger than 16 MB.
@@ -156,14 +156,14 @@ class RemoteFile:
         return self.copies.folder / f"{hashlib.sha256(repr(self).encode()).hexdigest()[:16]}-{name}"
 
     def _fetch(self, target: Path) -> None:
-        """Piece by piece, so that a dropped connection costs one piece; at once where the server gives no ranges."""
+        """Downloads in chunks, so that a dropped connection costs one chunk; in one go if the server has no range requests."""
         try:
             with target.open("wb") as file:
                 while (at := file.tell()) < self.size:
                     file.write(self._range(at, min(PIECE, self.size - at)))
         except web.NoRangesError:
             tried(lambda: self._fetch_at_once(target), self.path)
-        self._check_unchanged()  # Not every service takes a condition with a request, and the pieces must be of one version.
+        self._check_unchanged()  # Not every service supports conditional requests, and all chunks must be of one version.
 
     def _fetch_at_once(self, target: Path) -> None:
         with target.open("wb") as file:
@@ -193,14 +193,14 @@ class RemoteFile:
             raise changed(self.path)
 
     def _condition(self) -> dict[str, str]:
-        """The headers by which a server refuses to answer of another version."""
+        """Request headers that make a server refuse another version of the file."""
         if self.version.startswith('"'):
             return {"If-Match": self.version}
         return {"If-Unmodified-Since": self.version} if self.version.endswith("GMT") else {}
 
 
 def _mark_used(copy: Path | int) -> None:
-    """The time of change stays: what was made of the copy belongs to it."""
+    """Updates the access time; keeps the modification time, since cached results depend on it."""
     os.utime(copy, ns=(time.time_ns(), os.stat(copy).st_mtime_ns))
 
 
@@ -212,7 +212,7 @@ def _info(url: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=2**16)
 def _check_unchanged_once(file: RemoteFile, process: int) -> None:
-    """In every process: for services that take no condition with a request."""
+    """Checks once per process, for services without conditional requests."""
     file._check_unchanged()
 
 

@@ -1,6 +1,6 @@
-"""fsspec's way to servers, with what a training run needs besides: patience, and silence about secrets.
+"""Remote access through fsspec, with retries and without printing secrets.
 
-A connection that drops is tried again. Nothing secret is printed or kept: credentials and endpoints come from where the library
+Dropped connections are retried. Secrets are neither printed nor stored: credentials and endpoints come from where the library
 of each service looks for them (environment variables, ~/.aws, ~/.netrc, a login), never from a URL.
 """
 
@@ -20,18 +20,18 @@ T = TypeVar("T")
 SCHEMES = ("http", "https", "s3", "gs", "hf")
 ATTEMPTS = 8
 PAUSE = 0.25
-"""Seconds before the second attempt; they double from one to the next, to half a minute in all."""
+"""Seconds before the first retry; doubles with every retry, up to half a minute in total."""
 WEB_HEADERS = {"Accept-Encoding": "identity"}
-"""Offsets are in the file itself, and not in a compressed form of it."""
+"""Offsets refer to the file itself, not to a compressed form of it."""
 _REFUSALS = set(range(400, 500)) - {408, 425, 429}
-"""HTTP's answers that will not be others a moment later; the exceptions mean too slow, too early and too many."""
+"""HTTP status codes that a retry will not change; the exceptions are timeout, too early and too many requests."""
 
 
 def is_url(path: str) -> bool:
     """True if a path is a URL.
 
     Raises:
-        UserError: it is one that is not read: of another scheme, a shell command, or one that may hold a secret.
+        UserError: the URL is not supported: an unknown scheme, a shell command, or a URL that may contain a secret.
     """
     if path.startswith("pipe:"):
         raise UserError("a path that starts with pipe: is a shell command, which is never run; give the URL itself")
@@ -49,7 +49,7 @@ def is_url(path: str) -> bool:
 
 
 def find_matches(pattern: str) -> list[str]:
-    """The URLs that match a pattern with *; there may be none. Raises UserError for a server that does not list its files."""
+    """Returns the URLs that match a pattern with *; may be empty. Raises UserError if the server does not list its files."""
     scheme = urlsplit(pattern).scheme
     if scheme in ("http", "https"):
         raise UserError(f'{pattern}: a web server lists no files; name them, as in "{{00000..00099}}.tar"')
@@ -57,16 +57,16 @@ def find_matches(pattern: str) -> list[str]:
 
 
 class RefusedError(UserError):
-    """A server has no such file, or does not give it; to try again is of no use."""
+    """The server does not have the file or refuses access; retrying does not help."""
 
 
 def changed(url: str) -> UserError:
-    """The error for a file that is no longer the one that was indexed."""
+    """Returns the error for a file that has changed since it was indexed."""
     return UserError(f"{url}: has changed since it was indexed; start again")
 
 
 def filesystem(scheme: str) -> Any:
-    """fsspec's object for a scheme; it keeps one per thread and process."""
+    """Returns fsspec's file system for a scheme; fsspec keeps one per thread and process."""
     try:
         import fsspec
 
@@ -80,25 +80,25 @@ def filesystem(scheme: str) -> Any:
 def _web_options() -> dict[str, Any]:
     from aiohttp import ClientTimeout
 
-    # Without a limit for the whole answer, as files are large; `trust_env` is for proxies and ~/.netrc.
+    # No timeout for the whole response, since files are large; `trust_env` enables proxies and ~/.netrc.
     client = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60), "trust_env": True}
     return {"client_kwargs": client | {"auto_decompress": False}, "headers": WEB_HEADERS}
 
 
 def tried(call: Callable[[], T], url: str) -> T:
-    """The result of a call to a server; what may pass is tried again.
+    """Returns the result of a call to a server; transient errors are retried.
 
     Raises:
-        RefusedError: the server has no such file, or does not give it.
-        UserError: it has changed, or every attempt failed. Without the words of the libraries, which may hold signed URLs.
+        RefusedError: the server does not have the file or refuses access.
+        UserError: the file has changed, or every attempt failed. Omits library messages, which may contain signed URLs.
     """
     for attempt in range(ATTEMPTS):
         try:
             return call()
         except UserError:
             raise
-        except Exception as error:  # aiohttp, botocore, huggingface_hub, ...: each has kinds of its own.
-            # fsspec's HTTP turns every failure of `info` into a missing file, and names the true one as its cause.
+        except Exception as error:  # aiohttp, botocore, huggingface_hub, ...: each has its own exception types.
+            # fsspec's HTTP turns every failure of `info` into a missing file, with the actual error as its cause.
             cause = (url.startswith("http") and error.__cause__) or error
             status = getattr(cause, "status", None) or getattr(getattr(cause, "response", None), "status_code", None)
             if status == 412:

@@ -1,4 +1,4 @@
-"""Where downloaded datasets lie."""
+"""Location of downloaded datasets."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def data_root(root: str | None) -> Path:
-    """The folder given, else the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
+    """Returns the given folder, else the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
     return Path(root or os.environ.get("MMCL_DATA_ROOT") or "~/.cache/mmcl").expanduser()

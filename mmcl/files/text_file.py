@@ -1,4 +1,4 @@
-"""Text files of other people: what encoding they are in, and their lines."""
+"""Untrusted text files: detection of their encoding, and their lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmcl.errors import UserError
 UTF8 = "utf-8-sig"
 """UTF-8 with or without a byte order mark."""
 LINE_END = rb"(?:\r\n|\r|\n)"
-"""Other characters that Unicode calls line breaks may stand within a caption."""
+"""Only CR and LF end a line: other Unicode line breaks may occur within a caption."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -26,10 +26,10 @@ _BLOCK = 2**20
 
 
 def find_encoding(path: Path, given: str | None) -> str:
-    """The encoding of a file: as given, else as its byte order mark says, else UTF-8.
+    """Returns the encoding of a file: the given one, else that of its byte order mark, else UTF-8.
 
     Raises:
-        UserError: Python knows no such encoding of texts.
+        UserError: Python does not have this text encoding.
     """
     if given is None:
         with path.open("rb") as file:
@@ -44,10 +44,10 @@ def find_encoding(path: Path, given: str | None) -> str:
 
 
 def read_utf8(path: Path, encoding: str) -> memoryview:
-    """A text file as UTF-8, without its byte order mark; mapped where it is UTF-8 already, else held in memory.
+    """Reads a text file as UTF-8 without byte order mark; memory-mapped if it is UTF-8 already, else held in memory.
 
     Raises:
-        UserError: it is in another encoding, or holds NUL characters; names the line.
+        UserError: the file is in another encoding or contains NUL characters; names the line.
     """
     if encoding != UTF8:
         try:
@@ -56,7 +56,7 @@ def read_utf8(path: Path, encoding: str) -> memoryview:
         except UnicodeError:
             raise undecodable(path, encoding) from None
     if path.stat().st_size == 0:
-        return memoryview(b"")  # It cannot be mapped.
+        return memoryview(b"")  # an empty file cannot be mapped
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     text = memoryview(mapped)[3 if mapped[:3] == codecs.BOM_UTF8 else 0 :]
@@ -66,7 +66,7 @@ def read_utf8(path: Path, encoding: str) -> memoryview:
 
 
 def _is_utf8(text: memoryview) -> bool:
-    """As fast as memory is read, and without a copy: Arrow looks at the whole as one text."""
+    """Checks at memory speed and without a copy: Arrow validates the whole file as one string."""
     ends = pa.array([0, len(text)], pa.int64()).buffers()[1]
     try:
         pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(text)]).validate(full=True)
@@ -82,10 +82,10 @@ def _without_nul(path: Path, text: memoryview) -> memoryview:
 
 
 def text_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, without their ends, and their numbers from 1.
+    """Yields the lines of a text file without line ends, with line numbers from 1.
 
     Raises:
-        UserError: a line is in another encoding, or holds NUL characters; names it.
+        UserError: a line is in another encoding or contains NUL characters; names it.
     """
     try:
         with path.open(encoding=encoding) as file:
@@ -98,12 +98,12 @@ def text_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 
 
 def line_at(text: memoryview, position: int) -> int:
-    """The number, from 1, of the line that holds a byte."""
+    """Returns the line number, from 1, of a byte position."""
     return 1 + sum(1 for _ in re.finditer(LINE_END, text[:position]))
 
 
 def undecodable(path: Path, encoding: str) -> UserError:
-    """The error for a file that is not in an encoding: names the first such line, which it looks for."""
+    """Returns the error for a file that cannot be decoded; finds and names the first such line."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line, name = 1, "UTF-8" if encoding == UTF8 else encoding
     with path.open("rb") as file:

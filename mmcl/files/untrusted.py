@@ -1,7 +1,7 @@
-"""Safe loading of untrusted files, weights and JSON; the only entry point. Nothing that comes through it can run code.
+"""Safe loading of untrusted files, weights and JSON; the only entry point. Loaded files cannot execute code.
 
-Weights are safetensors, or a pickle that torch reads with `weights_only=True`, which refuses everything but tensors and plain
-containers. There is no switch to turn that off: a file that needs it is converted elsewhere, by someone who trusts it.
+Weights are safetensors, or pickles read by torch with `weights_only=True`, which refuses everything but tensors and plain
+containers. This cannot be turned off: convert a file that needs unrestricted unpickling elsewhere, if you trust it.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
-"""Larger than any tokenizer of the field (about 35 MB), small enough to parse."""
+"""Larger than any common tokenizer (about 35 MB), small enough to parse."""
 
 _HUB_SECONDS = 5
-"""In which the hub must answer. Its client tries every file again for half a minute, even where there is no network."""
+"""Timeout of the reachability check of the hub: its client retries every file for half a minute even without a network."""
 
 MAX_JSON_DEPTH = 100
-"""Python gives up at some hundreds; configurations and tokenizers have about ten."""
+"""Python fails at a depth of several hundred; configurations and tokenizers have about ten levels."""
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 _MAX_DEPTH = 4
 _REPEATED_BYTES = 2**20
-"""Of a tensor that is stored as a view of fewer values, such as a row that was expanded."""
+"""Largest size of a tensor stored as a view of fewer values, such as an expanded row."""
 _POINTER = b"version https://git-lfs"
 _WRAPPERS = ("module.", "model.", "net.", "network.")
 _INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch.compile and others put into names, in the middle too."""
+"""Prefixes that torch.compile and other wrappers insert into parameter names, also in the middle."""
 
 
 def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError when the file is missing, larger than `max_bytes`, or no JSON object."""
+    """Reads a JSON object. Raises UserError if the file is missing, larger than `max_bytes`, or not a JSON object."""
     path = existing_file(path)
     if path.stat().st_size > max_bytes:
         raise UserError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file; at most {max_bytes} are read")
@@ -60,7 +60,7 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str,
 
 
 def parse_json(text: bytes | str, where: str) -> Any:
-    """A JSON value of others. Raises UserError when it is damaged, or nested more deeply than `MAX_JSON_DEPTH`."""
+    """Parses untrusted JSON. Raises UserError if it is invalid or nested more deeply than `MAX_JSON_DEPTH`."""
     try:
         content = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -79,18 +79,18 @@ def parse_json(text: bytes | str, where: str) -> Any:
 
 
 def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Reads a state dict from a `.safetensors`, or else from a torch file, on the CPU.
+    """Reads a state dict from a `.safetensors` or torch file, on the CPU.
 
-    Of a checkpoint that nests its weights (`state_dict`, `model`, ...), the weights are returned, with a note the averaged ones
-    where there are both, as timm does; the prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, ...) are taken off. An
-    index (`model.safetensors.index.json`) is read with the shards beside it.
+    If a checkpoint nests its weights (`state_dict`, `model`, ...), only the weights are returned. If it also has averaged
+    weights, those are preferred, as in timm, and a note is logged. Wrapper prefixes (`module.`, `_orig_mod.`, `model.`, ...)
+    are removed. An index (`model.safetensors.index.json`) is read together with its shards.
 
     Args:
-        names: of the model's own weights. Where most of them are there, but only behind one common prefix, as in a checkpoint
-            of a model and its loss, what has that prefix is returned, without it.
+        names: parameter names of the model. If most of them occur only behind one common prefix, as in a checkpoint of a model
+            and its loss, only the tensors with that prefix are returned, without the prefix.
 
     Raises:
-        UserError: the file is missing or damaged, holds anything but tensors and plain containers, or several models.
+        UserError: the file is missing or damaged, contains anything but tensors and plain containers, or several models.
     """
     path = existing_file(path)
     read = {".safetensors": read_safetensors, ".json": _read_shards}.get(path.suffix, _read_torch)
@@ -101,7 +101,7 @@ def read_tensors(path: str | Path, *, names: Iterable[str] = ()) -> dict[str, Te
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file, on the CPU. Raises UserError when the file is damaged or is another."""
+    """Reads the tensors of a safetensors file, on the CPU. Raises UserError if the file is damaged or of another format."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -113,9 +113,9 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Copies tensors into a module, which must have exactly these. Raises UserError that names the first that does not fit."""
+    """Copies tensors into a module, which must have exactly these. Raises UserError that names the first mismatch."""
     own = module.state_dict()
-    # Files of PyTorch before 0.4.1 lack the counters of batch norms, and PyTorch itself does without.
+    # Files from PyTorch before 0.4.1 lack the counters of batch norms, and PyTorch itself accepts that.
     needed = (name for name in own if not name.endswith("num_batches_tracked"))
     misfits = (
         *(f"{name} is missing" for name in needed if name not in tensors),
@@ -138,16 +138,16 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turns whatever loading a model by name may raise into one UserError with the fix.
+    """Converts any exception from loading a model by name into a UserError with the fix.
 
-    Where the hub does not answer, only its cache on this machine is read.
+    If the hub is unreachable, only the local cache is used.
     """
     try:
         with offline_if_unreachable():
             yield
     except UserError:
         raise
-    except Exception as error:  # of the hub client, the network, the file system, JSON, pickle and transformers
+    except Exception as error:  # from the hub client, the network, the file system, JSON, pickle or transformers
         if Path(name).is_dir():
             raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
         raise UserError(
@@ -158,7 +158,7 @@ def hub_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Lets the libraries of Hugging Face ask no hub: what is named must lie in a folder, or in the cache."""
+    """Keeps the Hugging Face libraries offline: files must be in a local folder or in the cache."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -171,16 +171,16 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """`offline` where the hub does not answer, so that what is in the cache is found at once, and what is not is missed."""
+    """Applies `offline` if the hub is unreachable, so that cached files load at once and missing ones fail at once."""
     with nullcontext() if _hub_answers() else offline():
         yield
 
 
 def hub_reason(error: Exception) -> str:
-    """Why something cannot be had from the hub, in few words."""
+    """Returns a short reason why a download from the hub failed."""
     from huggingface_hub import constants
 
-    if not isinstance(error, OSError):  # it was there, and is not what it should be
+    if not isinstance(error, OSError):  # the file exists but is invalid
         return reason(error)
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and it is not in the cache"
@@ -195,23 +195,23 @@ def _hub_answers() -> bool:
 
 @lru_cache(maxsize=1)
 def _answers(endpoint: str, minute: int) -> bool:
-    """Asked again every minute."""
+    """True if the hub answers; checked again every minute."""
     from huggingface_hub import get_session
 
     try:
         get_session().head(endpoint, timeout=_HUB_SECONDS)
-    except Exception:  # of an HTTP library that is another in each version of the hub's client
+    except Exception:  # the hub client's HTTP library depends on its version
         return False
     return True
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception says, or its name when it says nothing."""
+    """Returns the first line of an exception's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path, or a UserError when there is no such file."""
+    """Returns the path of an existing file. Raises UserError if it does not exist."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, where a file is expected' if path.is_dir() else 'no such file'}")
@@ -219,14 +219,14 @@ def existing_file(path: str | Path) -> Path:
 
 
 def _refuse_pointer(path: Path) -> None:
-    """What a clone without Git LFS has in place of every large file."""
+    """Raises UserError for a Git LFS pointer file, which a clone without Git LFS has in place of every large file."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise UserError(f"{path}: a pointer of Git LFS and not the file itself; run git lfs pull in its folder")
 
 
 def _read_shards(path: Path) -> Mapping[str, Any]:
-    """All tensors of the safetensors files that an index names, which lie beside it."""
+    """Reads all tensors from the safetensors files that an index names, in the same folder."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
         raise UserError(
@@ -242,11 +242,11 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     _refuse_pointer(path)
     try:
         is_archive = zipfile.is_zipfile(path)
-        if _names_bytearray(path, is_archive):  # of which torch lets a pickle make one of any length
+        if _names_bytearray(path, is_archive):  # torch lets a pickle create a bytearray of any length
             raise pickle.UnpicklingError
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual pickle protocols, which are read or refused all the same
-            # What is mapped cannot be read beyond its end, whatever length the pickle states.
+            warnings.simplefilter("ignore")  # unusual pickle protocols, which are read or refused anyway
+            # A mapped file cannot be read beyond its end, whatever length the pickle states.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except UserError:
         raise
@@ -254,7 +254,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{path}: holds more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
         ) from None
-    except Exception as error:  # whatever its reader makes of bytes that are something else
+    except Exception as error:  # the reader may raise anything on arbitrary bytes
         raise UserError(
             f"{path}: no readable weights ({reason(error)}); copy or save it again, as safetensors or by torch.save"
         ) from None
@@ -273,7 +273,7 @@ def _names_bytearray(path: Path, is_archive: bool) -> bool:
 
 @contextmanager
 def _stored_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An archive of torch.save, in which everything lies as it is; others unpack to any size."""
+    """Opens an archive written by torch.save, which is uncompressed; compressed archives could unpack to any size."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.filename.rpartition("/")[2] == "constants.pkl" for member in members):
@@ -288,14 +288,14 @@ def _stored_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def check_unpacked(path: Path, archive: zipfile.ZipFile, *, fold: int = 4, spare: int = 2**26) -> None:
-    """Raises UserError where a zip archive unpacks to more than `fold` times its size and `spare` bytes."""
+    """Raises UserError if a zip archive unpacks to more than `fold` times its size plus `spare` bytes."""
     size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     if unpacked > fold * size + spare:
         raise UserError(f"{path}: has {size:,} bytes that unpack to {unpacked:,}, and weights hardly shrink; save it again")
 
 
 def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: those under the usual names, at the top, or in the only part that holds some."""
+    """Finds the tensors of a checkpoint: under the usual keys, at the top level, or in the only part that has tensors."""
     for _ in range(_MAX_DEPTH):
         average = next((key for key in _AVERAGED if _holds_tensors(state.get(key))), "")
         last = next((key for key in _NESTED if isinstance(state.get(key), Mapping)), "")
@@ -311,7 +311,7 @@ def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _check_storages(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A few bytes of a file can stand for a tensor of any shape: one without storage, of few values, or that repeats them."""
+    """Raises UserError for tensors much larger than their data: without storage, or repeating a few stored values."""
     import torch
 
     limit = max(path.stat().st_size, _REPEATED_BYTES) if path.suffix != ".json" else None
@@ -323,7 +323,7 @@ def _check_storages(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _holds_tensors(part: object) -> bool:
-    """True if a part of a checkpoint is weights, perhaps with one more key around them."""
+    """True if a part of a checkpoint contains weights, possibly nested under one more key."""
     return isinstance(part, Mapping) and any(_tensors(held) for held in (part, *part.values()) if isinstance(held, Mapping))
 
 
@@ -334,7 +334,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that wrappers leave."""
+    """Removes the prefixes that wrappers add to names."""
     bare = {name: name for name in tensors}
     for wrapper in _INNER_WRAPPERS:
         bare = {name: short.replace(wrapper, "") for name, short in bare.items()}
@@ -345,7 +345,7 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _common_prefix(tensors: Iterable[str], names: frozenset[str], path: Path) -> str:
-    """What stands before most of `names` in the names of the tensors."""
+    """Finds the prefix that most of `names` have in the names of the tensors."""
     places = ((name, dot.end()) for name in tensors for dot in re.finditer(r"\.", name))
     found = Counter(name[:end] for name, end in places if name[end:] in names)
     prefixes = [prefix for prefix, count in found.items() if 2 * count > len(names)]

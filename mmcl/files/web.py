@@ -1,7 +1,7 @@
-"""Requests to web servers, which are not trusted: of an answer no more is read than was asked for, in no longer than a slow
-connection takes, and nothing is unpacked.
+"""Requests to untrusted web servers: responses are limited to the requested size and to the time of a slow connection, and are
+not decompressed.
 
-fsspec reads the whole body of an answer, however long; so that only its session is used here.
+fsspec reads the whole body of a response, however long, so only its session is used here.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 60.0
-"""Seconds until an answer has begun, redirects included."""
+"""Timeout in seconds until a response begins, including redirects."""
 SLOWEST = 2**14
-"""Bytes per second; a server that sends fewer is given up."""
+"""Minimum transfer rate in bytes per second; slower transfers are aborted."""
 _CHUNK = 2**16
 
 
 class NoRangesError(UserError):
-    """A server sent everything when it was asked for a part."""
+    """The server sent the whole file in response to a range request."""
 
 
 def describe(files: Any, url: str) -> dict[str, Any]:
-    """fsspec's `info` of a URL, within `PATIENCE`. Raises what fsspec and aiohttp raise."""
+    """Returns fsspec's `info` of a URL within `PATIENCE` seconds. Raises what fsspec and aiohttp raise."""
     return within(files, files._info(url), 0)
 
 
 def read_part(files: Any, url: str, offset: int, size: int, headers: Mapping[str, str], *, name: str) -> bytes:
-    """`size` bytes of a file, fewer at its end.
+    """Reads `size` bytes of a file, fewer at its end.
 
     Args:
         files: fsspec's HTTP file system.
-        headers: of the request, besides the range: conditions, or what opens the file.
-        name: what an error calls the file.
+        headers: request headers besides the range, such as conditions or authorisation.
+        name: name of the file in error messages.
 
     Raises:
-        NoRangesError: the server gives everything instead.
-        RefusedError: it sends more, another part, or something compressed.
-        Exception: others, of aiohttp.
+        NoRangesError: the server sends the whole file instead of the range.
+        RefusedError: the server sends more than requested, another range, or a compressed body.
+        Exception: any other error of aiohttp.
     """
     content = bytearray()
     asked = {**headers, **WEB_HEADERS, "Range": f"bytes={offset}-{offset + size - 1}"}
@@ -58,7 +58,7 @@ def read_part(files: Any, url: str, offset: int, size: int, headers: Mapping[str
 
     async def read() -> None:
         async with (await files.set_session()).get(files.encode_url(url), headers=asked) as answer:
-            if answer.status != 416:  # the file ends before
+            if answer.status != 416:  # 416: the range starts beyond the end of the file
                 await _receive(answer, name, size, check, content.extend)
 
     within(files, read(), size)
@@ -66,7 +66,7 @@ def read_part(files: Any, url: str, offset: int, size: int, headers: Mapping[str
 
 
 def check_range(said: str | None, offset: int, name: str) -> None:
-    """Raises RefusedError where an answer says that it begins elsewhere."""
+    """Raises RefusedError if the response states another start offset."""
     if said is not None and not said.startswith(f"bytes {offset}-"):
         raise RefusedError(f"{name}: cannot be read: the server sent another part ({said[:80]})")
 
@@ -74,7 +74,7 @@ def check_range(said: str | None, offset: int, name: str) -> None:
 def read_whole(
     files: Any, url: str, size: int, headers: Mapping[str, str], write: Callable[[bytes], Any], *, name: str
 ) -> None:
-    """Sends a file of `size` bytes to `write`, in pieces. Raises as `read_part` does."""
+    """Passes a file of `size` bytes to `write` in chunks. Raises as `read_part` does."""
 
     async def read() -> None:
         async with (await files.set_session()).get(files.encode_url(url), headers={**headers, **WEB_HEADERS}) as answer:
@@ -102,8 +102,8 @@ async def _receive(
 
 
 def within(files: Any, work: Coroutine[Any, Any, T], size: int) -> T:
-    """The result of work in the thread of fsspec's loop, which is given up after the time that a slow connection takes for an
-    answer of `size` bytes."""
+    """Returns the result of a coroutine run in fsspec's event-loop thread; aborts after the time that a slow connection takes
+    for a response of `size` bytes."""
     from fsspec.asyn import sync
 
     async def bounded() -> T:
