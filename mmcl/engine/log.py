@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 WAIT_SHARE, WAIT_SECONDS = 0.2, 10.0
-"""Waiting for data is worth a word from this share of the time on, and when it has taken so long in all."""
+"""Warn about waiting for data above this share of the time and this total in seconds."""
 
 EVALUATION = "evaluation_seconds"
-"""The key by which a line of metrics.jsonl is one of scores; the lines of steps have none."""
+"""Key that marks a line of metrics.jsonl as evaluation scores; the lines of training steps do not have it."""
 
 
 class Logbook:
-    """All that a run tells, at one place; only the first process tells it.
+    """Progress bar, log files and trackers of a run; only the first process writes.
 
     Args:
-        run_dir: of metrics.jsonl and bad_samples.jsonl.
-        accelerator: its trackers get what metrics.jsonl gets.
-        train: how often, and which score the progress bar shows.
-        done, total: steps of the run.
+        run_dir: folder of metrics.jsonl and bad_samples.jsonl.
+        accelerator: its trackers receive the same rows as metrics.jsonl.
+        train: sets how often metrics are written and which score the progress bar shows.
+        done, total: steps done and in total.
     """
 
     def __init__(self, run_dir: Path, accelerator: Accelerator, train: TrainConfig, *, done: int, total: int):
@@ -54,7 +54,7 @@ class Logbook:
             self.unusable = StepLog(run_dir / "bad_samples.jsonl", resume_from=done)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Hands batches on, and counts the time for which they are waited for; the first waits for the loader to start."""
+        """Yield the batches and measure the time spent waiting for them, except for the first, when the loader starts."""
         batch = next(batches, None)
         while batch is not None:
             yield batch
@@ -63,17 +63,17 @@ class Logbook:
             self.waited += time.perf_counter() - began
 
     def takes(self, step: int) -> bool:
-        """True if this process writes the metrics of a step."""
+        """Return True if this process writes the metrics of a step."""
         return self.is_kept and (step % self.train.log_every == 0 or step in (1, self.total))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Records the metrics of a step."""
+        """Record the metrics of a step."""
         self.progress.advance(metrics)
         if self.takes(step):
             self._write({"step": step, **metrics, **self._pace(step)})
 
     def evaluation(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
-        """The scores after a step. The time that they took is none of training."""
+        """Record the scores after a step. The time of the evaluation is not counted as training time."""
         self.read_at += seconds
         if self.is_kept:
             shown = self.train.keep_best or next(iter(scores))
@@ -82,12 +82,12 @@ class Logbook:
             self._write({"step": step, **scores, EVALUATION: seconds})
 
     def bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
-        """Records the samples of a step that could not be read."""
+        """Record the samples of a step that could not be read."""
         if self.is_kept and samples:
             self.unusable.write(*({"step": step, **asdict(sample)} for sample in samples))
 
     def close(self) -> None:
-        """Ends the progress bar."""
+        """Close the progress bar."""
         self.progress.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Logbook:
         self.accelerator.log(tracked, step=row["step"])
 
     def _pace(self, step: int) -> dict[str, float]:
-        """Samples per second, and the share of the time that was spent waiting for them, since the last reading."""
+        """Return samples per second, and the share of the time spent waiting for data, since the last call."""
         now = time.perf_counter()
         seconds = max(now - self.read_at, 1e-9)
         rate, share = (step - self.read_step) * self.train.batch_size / seconds, self.waited / seconds
@@ -109,10 +109,10 @@ class Logbook:
 
 
 class StepLog:
-    """A file of JSON lines, each with its "step"; what a step writes is in it once, whatever happened in between."""
+    """File of JSON lines, each with its "step"; each step is recorded once, even if the run was interrupted and resumed."""
 
     def __init__(self, path: Path, *, resume_from: int = 0):
-        """Opens the log; lines from after the checkpoint of step `resume_from` will be computed again, and go."""
+        """Open the log and remove lines after the checkpoint of step `resume_from`, which will be computed again."""
         self.path = path
         if not path.exists():
             return
@@ -120,7 +120,7 @@ class StepLog:
         write_file(path, "".join(lines))
 
     def write(self, *rows: Mapping[str, Any]) -> None:
-        """Appends lines; numbers that JSON does not have become null. Raises UserError where the disk is full."""
+        """Append lines; non-finite numbers become null. Raises UserError when the disk is full."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({key: _plain(value) for key, value in row.items()}) + "\n" for row in rows)
@@ -129,7 +129,7 @@ class StepLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one that a kill cut short, or that no run wrote, is left out."""
+    """Return all complete lines; truncated lines and lines that were not written by a run are skipped."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
@@ -142,7 +142,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_before(row: Mapping[str, Any], checkpoint: int) -> bool:
-    """A step is evaluated after its checkpoint is taken: an evaluation that is cut short costs no step."""
+    """Return True if a row need not be computed again. A step is evaluated after its checkpoint, so its scores must be."""
     return row["step"] < checkpoint or (row["step"] == checkpoint and EVALUATION not in row)
 
 
@@ -151,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 
 class Progress:
-    """A bar in samples, so that its rate is samples/s, with loss, temperature and the rank of the rows beside it."""
+    """Progress bar in samples, so its rate is samples/s, with the loss, temperature and rank of the embeddings."""
 
     def __init__(self, *, done: int, total: int, batch_size: int, enabled: bool):
         self.batch_size = batch_size
@@ -168,16 +168,16 @@ class Progress:
         )
 
     def advance(self, metrics: Mapping[str, Any]) -> None:
-        """One step further; shows the losses, temperatures and ranks among its metrics."""
+        """Advance by one step and show the losses, temperatures and ranks among its metrics."""
         shown = {name: value for name, value in metrics.items() if name.startswith(("loss", "temperature", "effective_rank"))}
         self.show({name.replace("effective_rank", "rank"): value for name, value in shown.items()})
         self.bar.update(self.batch_size)
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Puts numbers beside the bar; each stays until there is a new one."""
+        """Show numbers next to the bar; each stays until it is replaced."""
         self.shown |= {name: f"{value:.3g}" for name, value in values.items()}
         self.bar.set_postfix(self.shown, refresh=False)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Close the bar."""
         self.bar.close()

@@ -1,4 +1,4 @@
-"""Muon: each step of a matrix is its momentum with all singular values made about one."""
+"""Muon: momentum SGD in which the update of each matrix is orthogonalised."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ COEFFICIENTS = [
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 ]
-"""Of the five steps of the Newton-Schulz iteration (Cesista et al., "Squeezing 1-2% Efficiency Gains Out of Muon", 2025)."""
+"""Coefficients of the five Newton-Schulz steps (Cesista et al., "Squeezing 1-2% Efficiency Gains Out of Muon", 2025)."""
 
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) with Nesterov's momentum and decoupled weight decay.
 
-    A step is 0.2 sqrt(max(rows, columns)) times the learning rate, the size of AdamW's (Liu et al., "Muon is Scalable for LLM
-    Training", 2025, section 2.2). Differs from timm's in that every parameter is orthogonalised, whatever its shape, and as a
-    whole where it is spread over processes.
+    The orthogonalised update is scaled by 0.2 sqrt(max(rows, columns)) times the learning rate, which matches the size of
+    AdamW's updates (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2). In contrast to timm's Muon, every
+    parameter is orthogonalised, whatever its shape, and sharded parameters are orthogonalised as a whole.
 
     Args:
-        params: matrices, and kernels of convolutions, taken as out x rest; or groups of them.
+        params: matrices and convolution kernels, which are reshaped to out x rest; or groups of them.
         lr: learning rate.
-        weight_decay: subtracted from a weight with each step, times the learning rate and the weight.
+        weight_decay: decoupled weight decay; each step subtracts this times the learning rate times the weight.
 
     Example:
         >>> weight = torch.zeros(4, 6, requires_grad=True)
@@ -64,16 +64,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """The orthogonal factor of a matrix (its polar decomposition), approximately and in bfloat16.
+    """Return an approximation of the orthogonal polar factor of a matrix, in bfloat16.
 
-    One that is spread over processes is put together first: every process computes the same bits as a process alone, and keeps
-    its share of them. (The iteration on shares would round sums in bfloat16 in another order.)
+    A sharded matrix is gathered first: every process computes exactly the result of a single process and keeps its shard.
+    (Iterating on shards would round sums in bfloat16 in a different order.)
 
     Args:
         matrix: out x rest.
 
     Returns:
-        Of the same shape, bfloat16, spread as `matrix` is.
+        A matrix of the same shape, in bfloat16, sharded as `matrix` is.
     """
     if isinstance(matrix, DTensor):
         whole = orthogonalised(matrix.full_tensor())

@@ -1,4 +1,4 @@
-"""AdamW, SGD or LARS with weight decay on matrices and tables of tokens, and Muon for the matrices where it is asked for."""
+"""Optimisers: AdamW, SGD or LARS with weight decay on matrices and embedding tables, and optionally Muon for matrices."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mmcl.engine.parameter_roles import parameter_roles
 
 
 def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that require a gradient, in two groups, with and without decay.
+    """Build the optimiser for the parameters that require a gradient, in two groups, with and without weight decay.
 
-    - AdamW (Loshchilov & Hutter, 2019). With `muon_lr`, what maps features to features (weights of linear layers, kernels of
-      convolutions as out x rest) is a third group and moves by Muon; tables stay with AdamW.
-    - SGD with momentum; decay is added to the gradient.
+    - AdamW (Loshchilov & Hutter, 2019). With `muon_lr`, parameters that map features to features (weights of linear layers,
+      convolution kernels as out x rest) form a third group that is trained by Muon; tables stay with AdamW.
+    - SGD with momentum; weight decay is added to the gradient.
     - LARS (You et al., "Large Batch Training of Convolutional Networks", 2017, trust coefficient 0.001): SGD in which each
-      matrix moves in proportion to its norm. Biases and norms do not, as in SimCLR, whatever the decay is.
+      matrix is updated in proportion to its norm. Biases and norms are excluded, as in SimCLR, for any weight decay.
 
-    Every group holds its peak learning rate as "initial_lr".
+    Every group stores its peak learning rate as "initial_lr".
     """
     trained = [(parameter, role) for _, parameter, role in parameter_roles(module) if parameter.requires_grad]
     by_muon = {"matrix"} if config.muon_lr is not None else set()
@@ -47,7 +47,7 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 def _by_layout(parameters: list[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
-    """A group of parameters; two where some are spread over processes and some are whole, which no fused step mixes."""
+    """Return a group of parameters; two groups if only some are sharded, because a fused step cannot mix the two kinds."""
     spread = [p for p in parameters if isinstance(p, DTensor)]
     whole = [p for p in parameters if not isinstance(p, DTensor)]
     return [{"params": part, **options} for part in (spread, whole) if part] or [{"params": [], **options}]
@@ -67,7 +67,7 @@ def _build(
 
 
 class _Together(torch.optim.Optimizer):
-    """Optimisers of different parameters as one, with one state. (The AdamW within Muon is not fused, which costs time.)"""
+    """Combine optimisers of different parameters into one with a shared state. (The AdamW within Muon is not fused: slower.)"""
 
     def __init__(self, *optimisers: torch.optim.Optimizer):
         self.optimisers = optimisers
@@ -79,7 +79,7 @@ class _Together(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Gives the parts this optimiser's groups and state: one learning rate to set, one state to save."""
+        """Share this optimiser's groups and state with the parts: one learning rate to set, one state to save."""
         groups = iter(self.param_groups)
         for optimiser in self.optimisers:
             optimiser.param_groups = [next(groups) for _ in optimiser.param_groups]

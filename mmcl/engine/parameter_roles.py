@@ -1,7 +1,7 @@
-"""Role of a parameter in its module: decides about weight decay and Muon.
+"""Roles of parameters in their modules, which determine weight decay and the use of Muon.
 
-The number of dimensions does not tell: the layer scale of a ConvNeXt is stored as [C, 1, 1], a class token as [1, 1, D], the
-temperature of an attention as [H, 1, 1], and none of them maps features to features.
+The number of dimensions does not determine the role: the layer scale of a ConvNeXt has shape [C, 1, 1], a class token
+[1, 1, D] and an attention temperature [H, 1, 1], but none of them maps features to features.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 Role = Literal["matrix", "table", "other"]
-"""matrix: maps features to features. table: rows that are chosen, or mixed, one for a token or an expert. other: biases, norms,
+"""matrix: maps features to features. table: rows that are selected or mixed, one per token or expert. other: biases, norms,
 scales, temperatures, and embeddings of positions, classes and registers."""
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
@@ -22,7 +22,7 @@ _PROJECTION = re.compile(r"(^|_)proj(ection)?$")
 
 
 def parameter_roles(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]]:
-    """The parameters of a module in the order of `named_parameters`, each with its role in the submodule that owns it."""
+    """Yield a module's parameters in the order of `named_parameters`, each with its role in the submodule that owns it."""
     owners = dict(module.named_modules())
     for name, parameter in module.named_parameters():
         path, _, own_name = name.rpartition(".")

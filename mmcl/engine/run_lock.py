@@ -1,4 +1,4 @@
-"""One writer for a run directory."""
+"""Lock that ensures a single writer per run directory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FOLDERS, FILES = ("checkpoints", "features", "model", "report"), ("config.yaml",
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory, which is made if need be; another process cannot hold it meanwhile.
+    """Lock the run directory against other processes; it is created if necessary.
 
-    The lock is the operating system's (POSIX record lock): it ends with the process, however that ends, so no stale lock can
-    block a run, and loader processes do not inherit it. On a network file system it holds between machines where the system
-    supports such locks (NFS 4 does); where it has none, nothing is locked, and a warning says so.
+    The lock is a POSIX record lock. The operating system releases it however the process ends, so a stale lock cannot block a
+    run, and loader processes do not inherit it. On a network file system it works across machines if the system supports such
+    locks (NFS 4 does). If they are not supported, nothing is locked and a warning is logged.
 
     Raises:
-        UserError: it cannot be written, or another process holds it; says which.
+        UserError: the directory cannot be written, or another process holds the lock; the message names the process.
     """
     check_folder(run_dir, flag="run_dir")
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
@@ -58,8 +58,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in run_dir.iterdir()] == [".lock"]:  # the run was refused before it began
+            if [path.name for path in run_dir.iterdir()] == [".lock"]:  # the run was refused before it started
                 (run_dir / ".lock").unlink()
                 for folder in made:
-                    with suppress(OSError):  # another run has begun beside it
+                    with suppress(OSError):  # another run has started in the same directory
                         folder.rmdir()

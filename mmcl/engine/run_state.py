@@ -1,4 +1,4 @@
-"""State of a run besides its weights, as saved in a checkpoint."""
+"""State of a run other than its weights, as saved in a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmcl.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScalerState:
-    """Of torch's `GradScaler`, under its names."""
+    """State of torch's `GradScaler`, with the same names."""
 
     scale: float
     growth_factor: float
@@ -28,12 +28,12 @@ class ScalerState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """The counts of `mmcl.engine.trainer.Trainer`.
+    """State of `mmcl.engine.trainer.Trainer`.
 
     Attributes:
         bad, seen, bad_run: see `BadSampleBudget`.
-        skipped: steps that were left out.
-        scaler: of the loss under fp16; None otherwise.
+        skipped: number of skipped steps.
+        scaler: state of the loss scaler under fp16; None otherwise.
         best: see `Best`.
     """
 
@@ -50,7 +50,7 @@ class RunState:
 
 
 def read_run_state(checkpoint: Checkpoint) -> RunState:
-    """Raises UserError: a manifest holds no such counts."""
+    """Read the state of a run. Raises UserError when the manifest does not contain it."""
     try:
         return from_dict(RunState, checkpoint.manifest.get("state"), "state")  # type: ignore[arg-type]
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, the same on any number of processes."""
+"""Learning-rate schedule as a pure function of the step: stateless, and the same on any number of processes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 
 def warmup_steps(total: int, warmup: float) -> int:
-    """The steps that rise: `warmup` is their share of `total`."""
+    """Return the number of warm-up steps, where `warmup` is their share of `total`."""
     return round(warmup * total)
 
 
 def learning_rate(
     step: int, *, total: int, peak: float, warmup: float, final: float = 0.0, milestones: Sequence[float] = ()
 ) -> float:
-    """Linear warm-up, then half a cosine, or steps down by a factor of ten.
+    """Return the learning rate: linear warm-up, then cosine decay or tenfold drops at milestones.
 
     Args:
         step: from 0 to total - 1.
-        total: steps of the run.
+        total: number of steps of the run.
         peak: learning rate at the end of the warm-up.
-        warmup: share of the steps that rise; the first of them is already above 0.
+        warmup: share of steps in the warm-up; the learning rate of the first is already above 0.
         final: learning rate at the end of the cosine, as a share of the peak.
-        milestones: shares of all steps at which the rate falls tenfold; where there are any, there is no cosine.
+        milestones: shares of all steps at which the learning rate drops tenfold; if given, they replace the cosine.
     """
     rising = warmup_steps(total, warmup)
     if step < rising:

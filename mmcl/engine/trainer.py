@@ -53,12 +53,12 @@ logger = get_logger(__name__)
 
 
 class Ending(NamedTuple):
-    """How training came to an end.
+    """Outcome of training.
 
     Attributes:
-        step: the last one done.
-        is_complete: false where a signal came before the end.
-        best: of the scores that it looked at.
+        step: last completed step.
+        is_complete: false if a signal stopped the run early.
+        best: the best of the monitored scores.
     """
 
     step: int
@@ -67,17 +67,17 @@ class Ending(NamedTuple):
 
 
 class Trainer:
-    """Trains a method to the end of a run, from the beginning or from a checkpoint.
+    """Train a method to the end of a run, from the beginning or from a checkpoint.
 
     Args:
-        config: the run.
+        config: configuration of the run.
         accelerator: device, precision and processes.
-        method: what is trained; moved to the device and, over several processes, wrapped.
+        method: the method to train; it is moved to the device and, with several processes, wrapped.
         batches: item number s is this process's share of step s.
-        order: theirs, for the log.
-        evaluation: what is evaluated on the way.
+        order: order of the batches, for the log.
+        evaluation: evaluators that run during training.
         total_steps: length of the run.
-        identity: what a checkpoint must agree on before it may be continued, JSON values.
+        identity: JSON values that a checkpoint must match before training may continue from it.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class Trainer:
         self.evaluation, self.total_steps, self.identity = evaluation, total_steps, identity
         self.run_dir = Path(config.run_dir or "")
         method.to(accelerator.device)
-        # The loader and the schedule stay ours: Accelerate would reorder the one and step the other once per process.
+        # Accelerate gets neither the loader nor the schedule: it would reorder the data and advance the schedule once per
+        # process.
         layout = SpreadWeights if config.train.fsdp and accelerator.num_processes > 1 else WholeWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimiser = self.weights.encode, self.weights.optimiser
@@ -108,15 +109,14 @@ class Trainer:
         self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
 
     def fit(self, checkpoint: Checkpoint | None = None) -> Ending:
-        """Runs the steps that are left, saving and evaluating on the way and at the end; on a signal to stop, to the end of the
-        step at hand.
+        """Run the remaining steps, with saving and evaluation. On a stop signal, finish the current step and return.
 
         Args:
-            checkpoint: where to continue from.
+            checkpoint: checkpoint to continue from.
 
         Raises:
-            UserError: a loss or gradient is no number, too many samples cannot be used, a checkpoint cannot be written, or
-                another process is gone.
+            UserError: a loss or gradient is not finite, too many samples are unusable, a checkpoint cannot be written, or
+                another process has ended.
         """
         step = start = self._restore(checkpoint)
         train = self.config.train
@@ -140,7 +140,7 @@ class Trainer:
         return Ending(step, step == self.total_steps or self.best.is_over, self.best)
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:
-        """Puts everything where it was. Returns the number of steps done."""
+        """Restore the state of the run. Returns the number of steps done."""
         step = checkpoint.step if checkpoint else 0
         if checkpoint:
             state = read_run_state(checkpoint)
@@ -153,10 +153,10 @@ class Trainer:
         return step
 
     def _warm_up(self, step: int) -> None:
-        """One step for nothing, and undone.
+        """Run one throw-away step and undo it.
 
-        After its first backward pass DDP lays out its buckets anew, and with them the order of its sums. A resumed run would do
-        so later than one that was never stopped; over three or more processes, the last bits of its weights would differ.
+        After its first backward pass DDP rebuilds its buckets, which changes the order of its sums. A resumed run would do so
+        at a later step than an uninterrupted one, and with three or more processes the last bits of the weights would differ.
         """
         if self.accelerator.num_processes == 1 or step == self.total_steps:
             return
@@ -166,7 +166,7 @@ class Trainer:
         kept.restore()
 
     def _loader(self, steps: range) -> DataLoader[Batch]:
-        # Item numbers are steps and every batch is a pure function of its step: resuming is starting the range later.
+        # Item numbers are steps and every batch is a pure function of its step, so a resumed run starts the range later.
         return DataLoader(
             self.batches,
             sampler=steps,
@@ -177,7 +177,7 @@ class Trainer:
         )
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
-        """Returns the metrics, and what some process wishes for after this step."""
+        """Run one step. Returns the metrics, and the requests of any process after this step."""
         rate = self._set_rate(step)
         kept = BuffersKept(self.method) if self.config.train.on_nonfinite == "skip" else None
         embeddings, shares = self._backward(step, batch)
@@ -210,12 +210,12 @@ class Trainer:
         return {**metrics, **temperature, "lr": rate, **truncated, **shown, **health}, wishes
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
-        """Accumulates the gradient of a step. Returns what the loss saw, and this process's shares of loss and metrics."""
+        """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""
         embeddings, output = cached_backward(
             self.encode,
             self._pieces(batch),
             loss=lambda rows: self._loss(rows, batch),
-            # Accelerate averages gradients over the processes; the shares of the loss are to be summed.
+            # Accelerate averages gradients over the processes, but the shares of the loss must be summed.
             backward=lambda result: self.accelerator.backward(result[1].loss * self.accelerator.num_processes),
             seed=lambda piece: self._seed(step, piece),
             no_sync=self.weights.no_sync,
@@ -225,7 +225,7 @@ class Trainer:
         return embeddings, {"loss": output.loss, **output.metrics}
 
     def _set_rate(self, step: int) -> float:
-        """Sets every group's learning rate for this step; returns that of `optim.lr`."""
+        """Set every group's learning rate for this step. Returns that of `optim.lr`."""
         optim = self.config.optim
         share = learning_rate(
             step - 1,
@@ -240,11 +240,11 @@ class Trainer:
         return share * optim.lr
 
     def _pieces(self, batch: Batch) -> list[Views]:
-        """The micro-batches; with several, what frozen encoders do is done once and not in both passes."""
+        """Return the micro-batches; if there are several, frozen encoders run once instead of in both passes."""
         pieces = split_views(batch.views, self.config.train.micro_batch)
         if len(pieces) == 1:
             return pieces
-        # Without gradient already here: DDP must not prepare itself for a backward pass that never comes.
+        # Gradients are disabled here so that DDP does not prepare for a backward pass that never comes.
         with torch.no_grad():
             return [self.encode(piece, frozen_only=True) for piece in pieces]
 
@@ -258,17 +258,17 @@ class Trainer:
         return embeddings, self.method.loss(embeddings, batch)
 
     def _sum_over_processes(self, shares: Mapping[str, Tensor], **wishes: float) -> tuple[dict[str, float], dict[str, float]]:
-        """One collective for all that the processes must agree on in a step."""
+        """Sum everything that the processes must agree on in a step with a single collective."""
         flags = torch.tensor([float(wish) for wish in wishes.values()], device=self.accelerator.device)
         stacked = torch.stack([*(share.detach().float() for share in shares.values()), *flags])
         summed = iter(self.accelerator.reduce(stacked, "sum").tolist())
         return {name: next(summed) for name in shares}, {name: next(summed) for name in wishes}
 
     def _is_finite(self, metrics: Mapping[str, float]) -> bool:
-        """True if the step may be taken.
+        """Return True if the step may be taken.
 
-        Under fp16 the scaler answers an infinite gradient by leaving the step out and halving the scale of the loss. From a
-        scale of 1 on down it is not the scale that makes a gradient infinite.
+        Under fp16 the scaler handles an infinite gradient by skipping the step and halving the scale of the loss. At a scale
+        of 1 or below, the scale cannot be the cause of an infinite gradient.
         """
         if not math.isfinite(metrics["loss"]):
             return False
@@ -276,7 +276,7 @@ class Trainer:
         return math.isfinite(metrics["gradient_norm"]) or (scaler is not None and scaler.get_scale() > 1)
 
     def _skip_or_stop(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
-        """Every process calls this at the same step, before the update."""
+        """Skip a non-finite step or end the run. Every process calls this at the same step, before the update."""
         train, rank = self.config.train, self.accelerator.process_index
         bundle = write_crash_bundle(self.run_dir / "crash", step, rank, batch, metrics, self.config)
         self.skipped += 1
@@ -288,26 +288,26 @@ class Trainer:
         if train.on_nonfinite == "stop" or self.skipped > train.max_skipped:
             raise UserError(message)
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # it has looked at this step's gradients, and waits for the end of the step
+            self.accelerator.scaler.update()  # it has checked this step's gradients and expects the step to end
         logger.warning(message)
 
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
-        """Lists what could not be read, in rank order; stops every process when it is too much."""
+        """Log unreadable samples in rank order, and stop all processes if there are too many."""
         gathered = gather_object([(batch.bad_samples, batch.bad_rows)]) if any_bad else []
         bad: list[BadSample] = [sample for samples, _ in gathered for sample in samples]
         self.logbook.bad_samples(step, bad)
         self.bad_samples.add(bad, [row for _, rows in gathered for row in rows], seen=self.config.train.batch_size)
 
     def _stop_unwritten(self, any_failed: bool) -> None:
-        """The first process alone writes; what it failed with, every process says."""
+        """Stop all processes if the first, which alone writes checkpoints, failed; all raise its error."""
         if any_failed:
             [reason] = broadcast_object_list([str(self.writer.failure)])
             raise UserError(reason)
 
     def _evaluate(self, step: int) -> bool:
-        """Scores what is due. Returns whether the run has waited long enough for a better score.
+        """Run the evaluators that are due. Returns True if patience has run out.
 
-        The checkpoint of a step is taken before its evaluation, so a resumed run does this first of all.
+        The checkpoint of a step is saved before its evaluation, so a resumed run starts with this.
         """
         if due := self.evaluation.due(step):
             began = time.perf_counter()
@@ -322,14 +322,14 @@ class Trainer:
         return is_due or bool(wishes["save"] or wishes["stop"])
 
     def _save_is_due(self) -> bool:
-        """Only the first process looks at its clock, and only it writes."""
+        """Return True if a checkpoint is due. Only the first process writes, so only its clock counts."""
         minutes = self.config.train.save_minutes
         if minutes is None or not self.accelerator.is_main_process:
             return False
         return time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self, step: int) -> None:
-        """The first process writes; where weights are spread, all of them hand it their shares."""
+        """Save a checkpoint. The first process writes; sharded weights are gathered from all processes."""
         self.saved_at = time.monotonic()
         is_writer = self.accelerator.is_main_process
         if not (is_writer or self.weights.are_spread):

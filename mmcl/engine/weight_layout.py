@@ -1,4 +1,4 @@
-"""Where the weights of a run lie: whole in every process, or spread over all of them."""
+"""Layouts of the weights of a run: replicated in every process, or sharded over all of them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 class Weights(ABC):
-    """A method's weights as a layout keeps them, with their gradients and moments.
+    """A method's weights, gradients and optimiser moments in one layout.
 
     Args:
         accelerator: device, precision and processes.
-        method: what is trained; on its device already.
-        config: the optimiser's.
+        method: the method to train, already on its device.
+        config: configuration of the optimiser.
 
     Attributes:
-        encode: the method as it is to be called.
-        optimiser: of its parameters, wrapped by Accelerate.
-        are_spread: whether a process holds only its share.
+        encode: the callable that runs the method's forward pass.
+        optimiser: optimiser of its parameters, wrapped by Accelerate.
+        are_spread: whether a process holds only its shard of the weights.
     """
 
     are_spread: ClassVar[bool]
@@ -47,19 +47,19 @@ class Weights(ABC):
 
     @abstractmethod
     def no_sync(self) -> AbstractContextManager[object]:
-        """The context in which a backward pass leaves the gradients of this process to itself."""
+        """Return a context in which backward passes do not average gradients over the processes."""
 
     @abstractmethod
     def reduce(self) -> None:
-        """Averages what the backward passes of a step have not averaged over the processes; to be called after the last."""
+        """Average the gradients that backward passes did not average over the processes; call after a step's last pass."""
 
     @abstractmethod
     def clip(self, bound: float | None) -> Tensor:
-        """Bounds the gradient's norm, where a bound is given. Returns the norm before, a scalar, the same in all processes."""
+        """Clip the gradient's norm if a bound is given. Returns the norm before clipping, a scalar equal in all processes."""
 
 
 class WholeWeights(Weights):
-    """Every process holds all of them; over several processes DDP averages the gradients."""
+    """Replicated weights: every process holds all of them, and DDP averages the gradients."""
 
     are_spread = False
 
@@ -72,7 +72,7 @@ class WholeWeights(Weights):
         return context
 
     def reduce(self) -> None:
-        """DDP has averaged everything."""
+        """Do nothing: DDP has averaged all gradients."""
 
     def clip(self, bound: float | None) -> Tensor:
         norm: Tensor = self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if bound is None else bound)
@@ -80,11 +80,11 @@ class WholeWeights(Weights):
 
 
 class SpreadWeights(Weights):
-    """Every process holds an equal share of the towers' weights, gradients and moments (FSDP: Zhao et al., 2023).
+    """Sharded weights: every process holds an equal share of the towers' weights, gradients and moments (Zhao et al., 2023).
 
-    A block of layers is put together right before it is used and taken apart after. What lies outside the towers (temperature,
-    bias, predictor, prototypes, queues) is small and stays whole, so that losses need not know: its gradients are averaged
-    here. Weights and sums are float32 under mixed precision too, as with DDP; only the layout differs.
+    As in FSDP, a block of layers is gathered right before it is used and freed afterwards. Parameters and buffers outside the
+    towers (temperature, bias, predictor, prototypes, queues) are small and replicated, so losses are independent of the
+    layout; their gradients are averaged here. Weights and sums are float32 under mixed precision too, as with DDP.
     """
 
     are_spread = True
@@ -92,7 +92,7 @@ class SpreadWeights(Weights):
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
         self.accelerator, self.method = accelerator, method
         spread(method, accelerator.device)
-        # "Evaluation" is Accelerate's word for mixed precision without DDP.
+        # In Accelerate, evaluation mode means mixed precision without DDP.
         self.encode = accelerator.prepare_model(method, device_placement=False, evaluation_mode=True)
         self.optimiser = accelerator.prepare_optimizer(build_optimiser(method, config))
 
@@ -105,7 +105,7 @@ class SpreadWeights(Weights):
             unit.set_requires_gradient_sync(True)
 
     def reduce(self) -> None:
-        """Averages the gradients of what is whole, and gives all processes the first one's running statistics, as DDP does."""
+        """Average the gradients of replicated parameters and broadcast the first process's running statistics, as DDP does."""
         grads = [grad for grad in self._grads() if not isinstance(grad, DTensor)]
         if grads:
             joined = torch.cat([grad.flatten() for grad in grads])
@@ -138,30 +138,33 @@ def _square(tensors: list[Tensor], device: torch.device) -> Tensor:
 
 
 def spread(method: nn.Module, device: torch.device) -> None:
-    """Spreads the weights of every tower, those of teachers too, over all processes, in place and block by block.
+    """Shard the weights of every tower, including teachers, over all processes, in place and block by block.
 
-    The parameters become other objects: an optimiser is to be built afterwards.
+    The parameters are replaced by new objects, so the optimiser must be built afterwards.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for tower in [module for module in method.modules() if isinstance(module, Tower)]:
-        for part in (tower.encoder, tower.head):  # what `Tower` calls, be it for features or for embeddings
+        for part in (tower.encoder, tower.head):  # the modules that `Tower` calls, for features or for embeddings
             for unit in (*blocks(part), part):
-                scalars = {p for p in unit.parameters() if p.ndim == 0}  # which cannot be cut
+                scalars = {p for p in unit.parameters() if p.ndim == 0}  # scalars cannot be sharded
                 if len(scalars) < len(list(unit.parameters())):
                     unit.register_forward_hook(_own_outputs)
                     fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
 
 
 def _own_outputs(module: nn.Module, inputs: object, output: Any) -> Any:
-    """Copies what is a view of something else: FSDP hangs on the output what puts the weights together for the backward pass,
-    and an in-place operation on a view, such as the next layer's ReLU, would lose it."""
+    """Copy outputs that are views of other tensors.
+
+    FSDP attaches to the output the hook that gathers the weights for the backward pass. An in-place operation on a view, such
+    as the next layer's ReLU, would lose this hook.
+    """
     if isinstance(output, tuple):
         return tuple(_own_outputs(module, inputs, part) for part in output)
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: the outermost rows of several modules of one class, such as a transformer's layers."""
+    """Return the repeated blocks of a network: the outermost sequences of modules of one class, such as transformer layers."""
     children = list(module.children())
     if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1 and len({type(c) for c in children}) == 1:
         return [child for child in children if any(True for _ in child.parameters())]
@@ -170,8 +173,11 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Within it every process holds all weights and may encode what the others do not. All processes enter and leave together;
-    nothing may be changed or moved. Does nothing to a module whose weights are not spread."""
+    """Context in which every process holds all weights and may encode different inputs.
+
+    All processes must enter and leave it together, and the module must not be changed or moved in it. It does nothing for a
+    module whose weights are not sharded.
+    """
     for unit in _units(module):
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
