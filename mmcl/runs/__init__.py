@@ -1,1 +1,1 @@
-"""Runs as a configuration describes them: built, checked, trained, evaluated, compared."""
+"""Runs described by a configuration: building, checking, training, evaluation and comparison."""

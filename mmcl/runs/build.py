@@ -1,4 +1,4 @@
-"""From a configuration to the objects that it names, checked before anything slow happens."""
+"""Construction of the objects that a configuration names, with checks before anything slow happens."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mmcl.runs.towers import build_towers
 
 
 def build_method(config: Config) -> Method:
-    """Builds the towers and the method, always the same for a configuration: this is also the untrained model.
+    """Build the towers and the method. The result is deterministic, so it is also the untrained model.
 
     Raises:
-        UserError: `init` does not load, or does not fit the method.
+        UserError: `init` cannot be loaded, or does not fit the method.
     """
     torch.manual_seed(rng.sample_seed(config.train.seed))
     given = starting_model(config)
@@ -42,7 +42,7 @@ def build_method(config: Config) -> Method:
 
 
 def _method_class(config: Config) -> type[Method]:
-    """The class of a run's method. Raises UserError for that of a plug-in that is no `Method`."""
+    """Return the class of a run's method. Raises UserError if a plug-in's class is not a `Method`."""
     found: Any = METHODS[config.method.name]
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {config.method.name!r} is no subclass of mmcl.methods.method.Method: derive it from that")
@@ -50,7 +50,7 @@ def _method_class(config: Config) -> type[Method]:
 
 
 def _teacher(config: Config, towers: nn.ModuleDict) -> list[Any]:
-    """What a method gets besides its towers: the teacher's image tower, or None, where it takes one."""
+    """Return a method's arguments after the towers: [teacher's image tower or None] if it takes one, else []."""
     if not _method_class(config).takes_teacher:
         if config.teacher is not None:
             raise UserError(f"method {config.method.name} has no use for a teacher: remove `teacher`")
@@ -65,7 +65,7 @@ def _teacher(config: Config, towers: nn.ModuleDict) -> list[Any]:
 
 
 def image_views(config: Config, method: Method) -> dict[str, ImageView]:
-    """How each image view of a method shows the images. Raises UserError for `data.views` that it does not have."""
+    """Return the settings of each image view of a method. Raises UserError for `data.views` that it does not have."""
     names = [view for view, tower in method.views.items() if tower == "image"]
     if not names and config.data.views:
         raise UserError(f"data.views: method {config.method.name} has no image views; remove it")
@@ -76,10 +76,10 @@ def image_views(config: Config, method: Method) -> dict[str, ImageView]:
 
 
 def starting_model(config: Config) -> Model | None:
-    """The model that `init` names; None for random weights.
+    """Load the model that `init` names; None for random weights.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
     if config.init is None:
         return None
@@ -90,8 +90,10 @@ def starting_model(config: Config) -> Model | None:
 
 
 def class_names(config: Config, method: Method, source: Source) -> Sequence[str] | None:
-    """What a classifier tells apart: the classes of its teacher, or of the training data; a number where there is no name. None
-    for a method that knows no classes."""
+    """Return a classifier's class names, from its teacher or from the training data; None for other methods.
+
+    Classes without a name are named by their number.
+    """
     if method.classes is None:
         return None
     names = (load_model(config.teacher).class_names if config.teacher else source.class_names) or ()

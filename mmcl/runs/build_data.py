@@ -1,4 +1,4 @@
-"""The training data as a configuration describes them: opened, captioned, split, mixed, and in which order they are shown."""
+"""Construction of the training data: opening, captioning, splitting and mixing sources, and the order of batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from mmcl.methods.method import Method
 
 
 def build_source(config: SourceConfig, root: str | None, where: str) -> Source:
-    """Opens a data source."""
+    """Open a data source."""
     return open_source(config.name, config.path, root, config.args, where=where)
 
 
 def build_training_data(config: Config) -> tuple[Source, Source | None]:
-    """The training data, and the share of it that is set aside; None where `data.holdout` is 0. From here on images of up to
-    `data.max_pixels` are decoded."""
+    """Return the training data and the held-out share, which is None if `data.holdout` is 0.
+
+    Also sets the limit for decoding images to `data.max_pixels`.
+    """
     if config.data.max_pixels is not None:
         allow_pixels(config.data.max_pixels)
     sources = {where: build_source(part, config.data.root, where) for where, part in config.training_parts.items()}
@@ -50,14 +52,14 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
 
 
 def _captioned(sources: Mapping[str, Source], templates: Sequence[str]) -> dict[str, Source]:
-    """The same, with captions by class for those without any. Raises UserError when all have captions, or one has no labels."""
+    """Add captions by class to sources without captions. Raises UserError if all have captions, or one has no labels."""
     if all(has_captions(source) for source in sources.values()):
         raise UserError("data.templates has no use: the training data have captions of their own; remove it")
     return {where: source if has_captions(source) else LabelCaptions(source, templates) for where, source in sources.items()}
 
 
 def _joined(sources: Mapping[str, Source]) -> Source:
-    """The only source, or the mixture of several parts by their own names."""
+    """Return the only source, or the mixture of several sources with their names."""
     if "data.train" in sources:
         return sources["data.train"]
     return Mixture({where.removeprefix("data.mix."): source for where, source in sources.items()})
@@ -69,7 +71,7 @@ def _few_labels(source: Source, amount: float, seed: int) -> Subset:
 
 
 def required_labels(source: Source, needed_by: str) -> np.ndarray:
-    """Class numbers, int64 [N]. Raises UserError when the training data have none; names who needs them."""
+    """Return class numbers, int64 [N]. Raises UserError if the training data have none; the message names `needed_by`."""
     if source.labels is None:
         raise UserError(
             f"{needed_by} needs labels, and the training data have none: "
@@ -79,7 +81,7 @@ def required_labels(source: Source, needed_by: str) -> np.ndarray:
 
 
 def build_order(config: Config, source: Source) -> BatchOrder:
-    """Which samples make up a step. Raises UserError when the batch does not fit the data."""
+    """Build the order that selects the samples of each step. Raises UserError when the batch does not fit the data."""
     batch_size, seed, samples = config.train.batch_size, config.train.seed, config.data.samples_per_class
     if isinstance(source, Mixture):
         return MixedOrder(source.sizes, _rows_of_a_round(config, source), batch_size, seed)
@@ -96,11 +98,11 @@ def _rows_of_a_round(config: Config, source: Mixture) -> dict[str, int]:
 
 
 def check_data(config: Config, method: Method, source: Source) -> None:
-    """Refuses, before the first step, data without the labels by which a method finds its positives, and weights of captions
-    that no view shows.
+    """Check the data before the first step.
 
     Raises:
-        UserError: names the method.
+        UserError: the method finds its positives by labels and the data have none, or captions have weights but the method has
+            no view of texts. The message names the method.
     """
     if config.data.caption_weights is not None and "text" not in method.views.values():
         raise UserError(f"data.caption_weights has no use: method {config.method.name} shows no captions; remove it")

@@ -25,18 +25,18 @@ _TEXTS = ("a photo", "a longer text of several words")
 def check_run(
     config: Config, method: Method, source: Source, tasks: Sequence[Task], views: Mapping[str, ImageView], processes: int
 ) -> None:
-    """Refuses what would fail in the middle of training, or after it.
+    """Detect errors that would otherwise occur during or after training.
 
     Args:
-        config: with the batch that `fit_batch` gives it.
-        method: built from it; its weights and statistics are as before.
+        config: configuration with the batch size from `fit_batch`.
+        method: built from `config`; its weights and statistics are left unchanged.
         source: the training data.
-        tasks: of each of `config.evaluate`.
-        views: how each image view of the method shows an image.
-        processes: of the launch.
+        tasks: one for each evaluator in `config.evaluate`.
+        views: settings of each image view of the method.
+        processes: number of processes of the launch.
 
     Raises:
-        UserError: names the setting and the fix.
+        UserError: the run would fail; the message names the setting and the fix.
     """
     check_data(config, method, source)
     check_views(config, method, views)
@@ -45,7 +45,7 @@ def check_run(
 
 
 def check_evaluators(config: Config, tasks: Sequence[Task], *, has_text: bool) -> None:
-    """Raises UserError that names every evaluator which cannot run on its data, or not with this model."""
+    """Raise UserError that names every evaluator that cannot run on its data or with this model."""
     found = []
     for number, (evaluator, task) in enumerate(zip(config.evaluate, tasks, strict=True)):
         try:
@@ -59,10 +59,10 @@ def check_evaluators(config: Config, tasks: Sequence[Task], *, has_text: bool) -
 @torch.random.fork_rng(devices=[])
 @torch.no_grad()
 def check_views(config: Config, method: Method, views: Mapping[str, ImageView]) -> None:
-    """Sends two images, or texts, of every view through its tower, on the CPU.
+    """Encode two images or texts of every view with its tower, on the CPU.
 
     Raises:
-        UserError: an encoder cannot take them; names the view and the encoder.
+        UserError: an encoder cannot process them; the message names the view and the encoder.
     """
     modes = {module: module.training for module in method.modules()}
     method.eval()
@@ -75,7 +75,7 @@ def check_views(config: Config, method: Method, views: Mapping[str, ImageView]) 
 @torch.random.fork_rng(devices=[])
 @torch.no_grad()
 def check_single_rows(config: Config, method: Method, views: Mapping[str, ImageView], processes: int, samples: int) -> None:
-    """Encodes a single sample as training does, on the CPU, if that is what a pass will have.
+    """Encode a single sample as in training, on the CPU, if a forward pass in training will have only one.
 
     Raises:
         UserError: a batch norm cannot normalise it.
@@ -98,7 +98,7 @@ def check_single_rows(config: Config, method: Method, views: Mapping[str, ImageV
 
 
 def _why_single(config: Config, processes: int, samples: int) -> str:
-    """The cause of a pass of one sample, and what changes it."""
+    """Explain why a forward pass has a single sample, and how to change it."""
     if samples < 2 * processes:
         found = "1 sample" if samples == 1 else f"{samples} samples"
         return f"the training data have {found}, and a batch norm needs two in each process: give more data"
@@ -107,7 +107,7 @@ def _why_single(config: Config, processes: int, samples: int) -> str:
 
 
 def _batch_norms(method: Method) -> str:
-    """The parts that have one, such as image.head."""
+    """List the parts that contain a batch norm, such as image.head."""
     names = (name.removeprefix("towers.") for name, module in method.named_modules() if "BatchNorm" in type(module).__name__)
     return ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
 
@@ -118,7 +118,7 @@ def _try_view(name: str, view: ImageView | None, config: Config, method: Method)
     inputs = _two_texts(tower.encoder) if view is None else _two_images(view, config.train.seed)
     try:
         tower(inputs, unit=False)
-    except Exception as error:  # whatever another library says to a size that it cannot take
+    except Exception as error:  # other libraries raise various errors for an unsupported size
         if view is None:
             raise UserError(f"view {name!r}: the text encoder {encoder} cannot take its texts ({_why(error)})") from error
         size = " x ".join(map(str, inputs.shape[1:]))  # type: ignore[union-attr]
@@ -131,7 +131,7 @@ def _try_view(name: str, view: ImageView | None, config: Config, method: Method)
 
 
 def _two_images(view: ImageView, seed: int) -> Tensor:
-    """Black ones, changed as training changes them: an augmentation may give another size."""
+    """Return two black images, augmented as in training, because an augmentation may change the size."""
     image_BCHW = torch.zeros(2, view.preprocess.channels, view.preprocess.height, view.preprocess.width)
     if view.augment is None:
         return image_BCHW

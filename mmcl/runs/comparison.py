@@ -1,4 +1,4 @@
-"""Figure of the results of two runs for the queries on which they differ."""
+"""Figures of the queries on which the results of two runs differ."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _QUERIES, _FOUND = 4, 3
 
 
 def with_figures(comparison: Comparison, a: Path, b: Path) -> Comparison:
-    """The comparison of two trained models with a figure for every dataset of retrieval: texts, what A found, what B found.
+    """Add to a comparison of two models a figure for every retrieval dataset: texts, results of A, results of B.
 
-    Needs the models and the data. Where one of them is not a run directory, or its data are gone, a note says so instead.
+    This needs the models and the data. If one of the two is not a run directory, or its data are missing, a note is added
+    instead.
     """
     try:
         configs, models = [read_config(run) for run in (a, b)], [load_model(run) for run in (a, b)]
@@ -59,7 +60,7 @@ def _changes(comparison: Comparison, evaluator: EvaluatorConfig, root: str | Non
         found.append(nearest(text_emb, image_emb, min(_FOUND, len(source)))[1].tolist())
 
     def hits(model: CachedModel, text: str, rows: list[int]) -> list[tuple[Image.Image, bool]]:
-        """The images as that model sees them, and whether each is right."""
+        """Return the images as the model sees them, and whether each is a correct result."""
         is_right = captions.image_ids[rows] == captions.text_ids[row[text]]
         return [(decode_sample(source[i], model.preprocess), right) for i, right in zip(rows, is_right.tolist(), strict=True)]
 

@@ -16,7 +16,7 @@ from mmcl.registry import Registry
 
 
 def check_components(config: Config) -> None:
-    """Checks every name and argument of a configuration against its registry.
+    """Check every component name and argument of a configuration against its registry.
 
     Raises:
         UserError: "image.encoder: unknown argument ..."
@@ -26,7 +26,7 @@ def check_components(config: Config) -> None:
 
 
 def complete_settings(config: Config) -> dict[str, Any]:
-    """All settings as `flat_settings`, with the arguments that the configuration leaves out: they have their defaults."""
+    """Return all settings as `flat_settings` does, adding omitted arguments with their defaults."""
     tree = to_dict(config)
     for where, registry, component in _components(config):
         node: Any = tree
@@ -39,7 +39,7 @@ def complete_settings(config: Config) -> dict[str, Any]:
 
 
 def _components(config: Config) -> Iterator[tuple[str, Registry, ComponentConfig | SourceConfig | EvaluatorConfig]]:
-    """Everything that a configuration chooses by name: where it does so, from which registry, and what."""
+    """Yield each component that a configuration chooses by name: its setting, its registry and its configuration."""
     yield "method", METHODS, config.method
     for modality, tower, encoders in (("image", config.image, IMAGE_ENCODERS), ("text", config.text, TEXT_ENCODERS)):
         if tower is not None and tower.encoder is not None:

@@ -16,25 +16,25 @@ from mmcl.terminal import printable_line
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """The sizes of a run and what is questionable about it.
+    """Sizes of a run, and warnings about it.
 
     Attributes:
-        method: its name.
-        samples: of the training data.
-        processes, global_batch: the launch, and the pairs of one step over all its processes.
-        share: pairs of one process.
-        pieces: in how many micro-batches a process encodes its share.
+        method: name of the method.
+        samples: number of training samples.
+        processes, global_batch: number of processes, and pairs per step over all processes.
+        share: pairs per step in one process.
+        pieces: number of micro-batches in which a process encodes its share.
         steps, epochs: length of the run.
-        negatives: rows that each row is compared with besides its positive; None where the method does not say.
-        first_loss: expected of an untrained model; None where the method does not say.
-        loss_bytes: embeddings, their gradients, and scores that are kept, no more of them than of embeddings, in one process,
-            float32; the other scores live for the time of a tile.
-        whole_bytes: what it would be if all scores were kept.
-        optimiser: its name.
-        learning_rate, muon_learning_rate: their peaks; the second is None without Muon.
-        warmup_steps: the steps of the rise.
+        negatives: number of negatives per row; None if the method does not state it.
+        first_loss: expected loss of an untrained model; None if the method does not state it.
+        loss_bytes: float32 bytes of the embeddings, their gradients and stored scores (at most as many as embeddings) in one
+            process; the other scores are computed tile by tile and not stored.
+        whole_bytes: the same if all scores were stored.
+        optimiser: name of the optimiser.
+        learning_rate, muon_learning_rate: peak learning rates; the second is None without Muon.
+        warmup_steps: number of warm-up steps.
         trainable, frozen: numbers of parameters.
-        frozen_encoders: names of the locked towers.
+        frozen_encoders: names of the towers with frozen encoders.
         warnings: one line each.
     """
 
@@ -60,8 +60,8 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
     def to_text(self) -> str:
-        """Everything it found, a line each."""
-        names = f" ({', '.join(self.frozen_encoders)})" if self.frozen_encoders else ""  # A teacher is frozen, and no encoder.
+        """Format the diagnosis, one finding per line."""
+        names = f" ({', '.join(self.frozen_encoders)})" if self.frozen_encoders else ""  # A frozen teacher is not an encoder.
         locked = f", {self.frozen / 1e6:.2f} M frozen{names}" if self.frozen else ""
         pieces = f" in {self.pieces} micro-batches" if self.pieces > 1 else ""
         muon = f", Muon {self.muon_learning_rate:g}," if self.muon_learning_rate is not None else ""
@@ -81,10 +81,10 @@ class Diagnosis:
 
 
 def diagnose(config: Config, processes: int = 1) -> Diagnosis:
-    """Examines a configuration as if it were launched on so many processes; reads the data, trains nothing.
+    """Examine a configuration as if launched on `processes` processes; reads the data but does not train.
 
     Raises:
-        UserError: what training would refuse before it builds anything, or there are fewer samples than processes.
+        UserError: training would refuse the configuration before building anything, or there are fewer samples than processes.
     """
     plan = make_plan(config, processes)
     config, method, facts = plan.config, plan.method, plan.facts
@@ -122,7 +122,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
 
 
 def _size(count: int) -> str:
-    """1234567 -> "1.2 MB"."""
+    """Format a number of bytes: 1234567 -> "1.2 MB"."""
     value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while value >= 1000 and unit != "TB":

@@ -1,4 +1,4 @@
-"""Evaluation as a configuration describes it: at the end of a run, or of any model afterwards."""
+"""Evaluation described by a configuration, at the end of a run or of any model afterwards."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from mmcl.runs.build_data import build_source, build_training_data
 
 
 def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
-    """Runs a configuration's evaluators on the trained model and, in a column beside it, the one that the run started from.
+    """Run a configuration's evaluators on the trained model and on the model that the run started from; each is a column.
 
     Args:
-        config: the run's.
-        trained: the model.
-        tasks: of each of `config.evaluate`, see `build_tasks`.
-        cache: where embeddings are kept, if anywhere.
+        config: configuration of the run.
+        trained: the trained model.
+        tasks: one for each evaluator in `config.evaluate`, see `build_tasks`.
+        cache: cache for embeddings, if any.
     """
-    # Built again from the seed: keeping a copy through the run would take its memory.
+    # Rebuilt from the seed, because keeping a copy during the run would need memory.
     start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained", cache=cache)
     return evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
 
 
 def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:
-    """Runs evaluators on models; each model is a column.
+    """Run evaluators on models; each model is a column.
 
     Args:
-        models: the first is the one that baselines and figures belong to.
-        tasks: of each evaluator.
+        models: baselines and figures are computed for the first.
+        tasks: one for each evaluator.
 
     Raises:
-        UserError: nothing could be evaluated; what cannot be beside something that can is in the report's `failures`.
+        UserError: nothing could be evaluated. Partial failures are listed in the report's `failures` instead.
     """
     return run_all([(one.name, one.args, task) for one, task in zip(evaluators, tasks, strict=True)], models)
 
@@ -51,15 +51,15 @@ def build_tasks(
     training_data: Source | None = None,
     held_out: Source | None = None,
 ) -> list[Task]:
-    """What each evaluator evaluates on. A source that is named twice is opened once, and its task is one.
+    """Build the task of each evaluator. A source that is named several times is opened once and shares one task.
 
     Args:
         root: folder with downloaded datasets.
-        training_data: the bank of k-NN and probes that name no other.
-        held_out: what evaluators without data of their own are evaluated on.
+        training_data: default training data for k-NN and probes.
+        held_out: default data for evaluators that do not name any.
 
     Raises:
-        UserError: there are no such data.
+        UserError: the data do not exist.
     """
     opened: dict[str, Source] = {}
 
@@ -71,7 +71,7 @@ def build_tasks(
         return opened[repr(source)]
 
     chosen = []
-    # Evaluators of the same data share a task, and with it the pixels and components of the baselines.
+    # Evaluators of the same data share a task, and therefore the pixels and components of the baselines.
     tasks: dict[tuple[str, int, int], Task] = {}
     pixel_models: dict[Preprocess, CachedModel] = {}
     for number, evaluator in enumerate(evaluators):
@@ -87,10 +87,10 @@ def build_tasks(
 
 
 def evaluate_again(run_dir: Path, trained: Model, *, cache: EmbeddingCache | None = None) -> Report:
-    """Runs the evaluators of a finished run on its model again.
+    """Run the evaluators of a finished run on its model again.
 
     Raises:
-        UserError: the folder holds no run, or its configuration names no evaluator.
+        UserError: the folder does not contain a run, or its configuration has no evaluators.
     """
     config = read_config(run_dir)
     if not config.evaluate:
@@ -100,7 +100,7 @@ def evaluate_again(run_dir: Path, trained: Model, *, cache: EmbeddingCache | Non
 
 
 def read_config(run_dir: Path) -> Config:
-    """The configuration of a run. Raises UserError when the folder holds none."""
+    """Read the configuration of a run. Raises UserError when the folder does not contain one."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run directory (it has no config.yaml)")
@@ -108,13 +108,13 @@ def read_config(run_dir: Path) -> Config:
 
 
 def write_report(report: Report, run_dir: Path) -> None:
-    """Writes `report/` with the loss curve of the run."""
+    """Write `report/` with the loss curve of the run."""
     curve = loss_curve(read_log(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
     (report + Report(figures={"loss_curve": curve})).write(run_dir / "report")
 
 
 def evaluated_source(run_dir: Path) -> Source:
-    """The data of a run's first evaluator. Raises UserError when the folder holds no run, or nothing was evaluated."""
+    """Open the data of a run's first evaluator. Raises UserError if the folder is not a run, or nothing was evaluated."""
     config = read_config(run_dir)
     if not config.evaluate:
         raise UserError(f"{run_dir}/config.yaml names no data that were evaluated on; give a folder with --images")

@@ -1,7 +1,7 @@
-"""Features of frozen encoders, computed once: training reads it in every epoch instead of encoding again.
+"""Features of frozen encoders, computed once and read in every epoch instead of encoding again.
 
-This takes an encoder with nothing random in front of it, as in LiT (Zhai et al., 2022). The features are a file in the run
-directory, mapped into memory: the system keeps in memory what fits, and a resumed run finds them.
+The encoder's inputs must not be random, as in LiT (Zhai et al., 2022). The features are stored in a file in the run directory
+that is mapped into memory, so the operating system caches as much as fits, and resumed runs reuse the file.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ logger = get_logger(__name__)
 
 
 class FeatureBatches(Dataset[Batch]):
-    """Batches in which the inputs of frozen encoders are replaced, or supplied, by their features.
+    """Batches in which the views of frozen encoders hold features instead of inputs.
 
     Args:
         batches: item number s is a process's share of step s.
-        files: view name -> file of `store_features`.
+        files: view name -> file written by `store_features`.
     """
 
     def __init__(self, batches: Dataset[Batch], files: Mapping[str, Path]):
@@ -51,7 +51,7 @@ class FeatureBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         batch = self.batches[step]
-        # Mapped anew for each batch: loader processes must not be sent the whole of it.
+        # The file is mapped for each batch, so that its contents are not sent to loader processes.
         features = {
             view: Features(torch.from_numpy(np.load(file, mmap_mode="r")[batch.index.numpy()]))
             for view, file in self.files.items()
@@ -60,25 +60,25 @@ class FeatureBatches(Dataset[Batch]):
 
 
 def has_fixed_inputs(kind: str, config: Config, source: Source) -> bool:
-    """True if the inputs of a tower ("image" or "text") are the same in every epoch."""
+    """Return True if the inputs of a tower ("image" or "text") are the same in every epoch."""
     if kind == "image":
         return not config.data.augment and config.data.crop is None and not config.data.views
     return all(_has_one_caption(source, index) for index in range(len(source)))
 
 
 def _has_one_caption(source: Source, index: int) -> bool:
-    """A source may draw more than it lists: the ends of the draw must give the same."""
+    """Return True if a sample has one caption. A source may draw captions it does not list, so both ends of the draw count."""
     captions = source[index].captions
     return len(captions) == 1 and source.caption(index, 0.0) == source.caption(index, np.nextafter(1, 0)) == captions[0]
 
 
 def store_features(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, Path]:
-    """Computes what is not there yet, each process its part. All processes call this.
+    """Compute missing features, each process its share. All processes call this.
 
-    An encoder with a sample that cannot be read is left out, and training encodes as usual: it replaces such samples.
+    If a sample cannot be read, its encoder is skipped; training then encodes as usual and replaces such samples.
 
     Returns:
-        The name of each frozen tower with fixed inputs -> a file, float32 [N, F]: row i belongs to sample i.
+        Name of each frozen tower with fixed inputs -> file of features, float32 [N, F]; row i belongs to sample i.
     """
     files = {}
     for kind, tower in method.towers.items():
@@ -117,7 +117,7 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
 
 
 def _reserve(stage: Path, shape: tuple[int, int]) -> None:
-    """Makes the file with all its bytes: one that is mapped and meets a full disk later would end the process (SIGBUS)."""
+    """Create the file at its full size: if a mapped file met a full disk later, the process would be killed (SIGBUS)."""
     try:
         stage.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(stage, "w+", np.float32, shape).flush()
@@ -130,10 +130,10 @@ def _reserve(stage: Path, shape: tuple[int, int]) -> None:
 
 
 def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> str:
-    """Changes with anything that the features depend on; the head, which learns, is not among it."""
+    """Return a hash of everything that the features depend on; this excludes the head, which is trained."""
     encoder = nn.ModuleDict({kind: Tower(tower.encoder, NoHead(tower.encoder.feature_dim))})
     model = Model(encoder, device=accelerator.device)
-    with accelerator.main_process_first():  # The others find what it has read.
+    with accelerator.main_process_first():  # The others use what the first has cached.
         data = source.identity
     return digest(model.fingerprint, data, config.train.precision)[:16]
 
@@ -155,7 +155,7 @@ def _fill(stage: Path, kind: str, tower: Tower, config: Config, source: Source, 
 
 
 def _inputs(kind: str, encoder: Any, source: Source, size: int) -> Iterator[Tensor | Tokens]:
-    """What training would show the encoder, in the order of the source."""
+    """Yield the encoder's inputs in training, in the order of the source."""
     if kind == "image":
         yield from (batch.float().div_(255) for batch in decoded_batches(source, encoder.preprocess, size))
         return

@@ -1,4 +1,4 @@
-"""The plan of a run: everything that a configuration describes, built and checked once for training and `mmcl doctor`."""
+"""Plan of a run: everything that a configuration describes, built and checked once for training and `mmcl doctor`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from mmcl.types import RunFacts
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run before its first step, for a number of processes.
+    """A run before its first step, for a given number of processes.
 
     Attributes:
-        asked: the configuration as it was given.
-        config: the same with a batch that fits the data, see `fit_batch`.
-        processes: of the launch.
+        asked: the configuration as given.
+        config: the configuration with a batch size that fits the data, see `fit_batch`.
+        processes: number of processes of the launch.
         source: the training data.
-        tasks: of each of `config.evaluate`.
+        tasks: one for each evaluator in `config.evaluate`.
         method: configured for this run, with its initial weights, on the CPU.
-        views: how each image view of the method shows an image.
-        order: which samples make up a step.
-        facts: the size and length of the run.
+        views: settings of each image view of the method.
+        order: selects the samples of each step.
+        facts: size and length of the run.
     """
 
     asked: Config
@@ -49,10 +49,10 @@ class Plan:
 
 
 def make_plan(config: Config, processes: int) -> Plan:
-    """Builds everything that a configuration names; opens the data and trains nothing.
+    """Build everything that a configuration names and open the data, without training.
 
     Raises:
-        UserError: a name, an argument or the data are wrong, or the run would fail in the middle of training or after it.
+        UserError: a name, an argument or the data are wrong, or the run would fail during or after training.
     """
     check_components(config)
     if processes < 1:
@@ -80,11 +80,12 @@ def make_plan(config: Config, processes: int) -> Plan:
 
 
 def fit_batch(config: Config, samples: int, processes: int) -> Config:
-    """A batch larger than the dataset would show samples twice in a step: it becomes what of the dataset 1, 2, 4 or 8
-    processes can share, whatever the number of those that there are, so that they all train the same.
+    """Reduce a batch that is larger than the dataset, because it would contain samples twice.
+
+    The new size can be split over 1, 2, 4 or 8 processes, whatever the actual number, so that training is the same for all.
 
     Raises:
-        UserError: these processes cannot share it.
+        UserError: the batch cannot be split over these processes.
     """
     if config.train.batch_size < processes:
         raise UserError(f"train.batch_size {config.train.batch_size} cannot be split over {processes} processes; start fewer")
@@ -101,6 +102,6 @@ def fit_batch(config: Config, samples: int, processes: int) -> Config:
 
 
 def run_facts(config: Config, order: BatchOrder) -> RunFacts:
-    """The size and length of a run."""
+    """Return the size and length of a run."""
     total_steps = config.train.steps or order.steps(config.train.epochs or 1)
     return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=order.steps(1))

@@ -1,4 +1,4 @@
-"""Record of everything a run depends on, saved at its start and with each checkpoint; `--resume` compares it."""
+"""Record of everything a run depends on, saved at its start and with each checkpoint; `--resume` checks it."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 COMPARED = 1_000
-"""Samples of which every resume compares the images."""
+"""Number of samples whose images and texts every resume compares."""
 FILE = "identity.json"
 _KINDS = {"settings": dict, "data": str, "images": str | None, "all_images": str | None, "environment": dict | None}
 _DATA = "data.train"
-"""The data themselves, where settings are compared."""
+"""Name of the training data in the comparison of settings."""
 _LIBRARIES = {
     **{name: name for name in ("accelerate", "datasets", "numpy", "pyarrow", "safetensors", "timm", "tokenizers", "torch")},
     **{"PIL": "pillow", "open_clip": "open_clip_torch", "torchvision": "torchvision", "transformers": "transformers"},
 }
-"""What the bits of a run may depend on: module -> distribution."""
+"""Libraries that may affect the last bits of the results: module -> distribution."""
 
 
 def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[str, Any]:
-    """Settings, training data and environment of a run, JSON values. All processes call this.
+    """Return the settings, training data and environment of a run as JSON values. All processes call this.
 
-    The data are the source's `fingerprint`, the images and texts of up to 1,000 samples spread over it, and with
-    `verify_data` those of all samples.
+    The data are represented by the source's `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples,
+    or of all samples with `verify_data`.
     """
-    with accelerator.main_process_first():  # The others find what it has read.
+    with accelerator.main_process_first():  # The others use what the first has cached.
         images = Subset(source, spread_rows(len(source), COMPARED)).identity
         all_images = source.identity if config.verify_data else None
     return {
@@ -60,12 +60,12 @@ def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[s
 
 
 def lasting(config: Config) -> Config:
-    """The configuration without what holds for one start alone."""
+    """Return the configuration without the settings that apply to a single start."""
     return dataclasses.replace(config, resume=False, verify_data=False, allow_change=())
 
 
 def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[str]:
-    """How a run differs from the one that it continues, one line for each difference.
+    """Describe how a run differs from the one that it continues, one line per difference.
 
     Raises:
         UserError: a difference would change its order or its curve, and `allow_change` does not name it.
@@ -93,12 +93,12 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
 
 
 def write_identity(run_dir: Path, identity: dict[str, Any]) -> None:
-    """Keeps it for a run that is stopped before its first checkpoint."""
+    """Save the identity of a run, in case it is stopped before its first checkpoint."""
     write_file(run_dir / FILE, json.dumps(identity, indent=1) + "\n")
 
 
 def read_identity(run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Of a run: what its checkpoint says, or without one its own file. Raises UserError when there is none that can be read."""
+    """Read a run's identity from its checkpoint, or from its own file if there is none. Raises UserError if unreadable."""
     where = run_dir / FILE if checkpoint is None else checkpoint.path / MANIFEST
     identity = read_json(where) if checkpoint is None else checkpoint.manifest.get("identity")
     if not isinstance(identity, dict) or not all(isinstance(identity.get(key), kind) for key, kind in _KINDS.items()):
@@ -107,8 +107,10 @@ def read_identity(run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any
 
 
 def _with_defaults(*settings: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """The same with all that they leave out: what is given with its default is no change. As they are, where another version
-    of mmcl has written them."""
+    """Add omitted settings with their defaults, so that a default that is given explicitly does not count as a change.
+
+    Settings written by another version of mmcl are returned unchanged.
+    """
     try:
         return [complete_settings(from_dict(Config, unflattened(flat), "settings")) for flat in settings]
     except UserError:
@@ -124,7 +126,7 @@ def _changed_data(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def _changed_environment(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Changes the last bits of what is computed, and is no reason to stop."""
+    """Describe changes of the environment: they affect only the last bits of the results, so the run may continue."""
     before, after = saved.get("environment") or {}, now["environment"]
     return [f"{key}: {before[key]} -> {after[key]}" for key in after if key in before and before[key] != after[key]]
 

@@ -1,4 +1,4 @@
-"""A whole run: build, train, save the model, evaluate it next to its baselines, report."""
+"""A complete run: build, train, save the model, evaluate it against its baselines, report."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class RunResult:
     """Result of a run.
 
     Attributes:
-        run_dir: where everything lies.
-        report: the evaluation; empty on all processes but the first, and where nothing was evaluated.
+        run_dir: directory with all results.
+        report: the evaluation; empty on all processes but the first, and if nothing was evaluated.
     """
 
     run_dir: Path
@@ -57,22 +57,22 @@ class RunResult:
 
 
 def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> RunResult:
-    """Trains, saves and evaluates a model as a configuration says. Every process of a launch calls this.
+    """Train, save and evaluate a model as described by a configuration. Every process of a launch calls this.
 
     After SIGTERM or SIGUSR1 it saves a checkpoint at the end of the step and returns without a model or a report.
 
     Args:
-        config: the run.
-        towers: encoders of your own in place of those that the configuration names: "image", a module from pixels, float32
-            [B, C, H, W] in [0, 1], to features [B, F]; "text", one from `mmcl.types.Tokens` to [B, F]. A copy of each is
-            trained under the head of the configuration. No name builds them again: give them to `mmcl.load_model` and to a
-            resumed run, too.
+        config: configuration of the run.
+        towers: your own encoders, used instead of those that the configuration names: "image", a module from pixels, float32
+            [B, C, H, W] in [0, 1], to features [B, F]; "text", a module from `mmcl.types.Tokens` to features [B, F]. A copy of
+            each is trained with the head of the configuration. They cannot be rebuilt by name, so pass them to
+            `mmcl.load_model` and to a resumed run, too.
 
-    Progress is a bar on standard error and lines of information to the logger "mmcl", which Python does not show by default:
-    `logging.basicConfig(level=logging.INFO)` does. Warnings appear in any case.
+    Progress is shown as a bar on standard error and logged at level INFO to the logger "mmcl". Python hides this level by
+    default; `logging.basicConfig(level=logging.INFO)` shows it. Warnings are always shown.
 
     Raises:
-        UserError: anything that the user can fix; before training where it can be known by then.
+        UserError: the user can fix the error; raised before training if it can be detected by then.
 
     Example:
         >>> from mmcl.config import load_config
@@ -122,7 +122,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
 def _fit(
     plan: Plan, batches: FeatureBatches, accelerator: Accelerator, checkpoint: Checkpoint | None, identity: dict[str, Any]
 ) -> Ending:
-    """Runs the steps."""
+    """Run the training steps."""
     on_cpu, steps = accelerator.device.type == "cpu", plan.facts.total_steps
     if on_cpu:
         keep_freed_memory(True)
@@ -137,7 +137,7 @@ def _fit(
 
 
 def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, ending: Ending) -> Report:
-    """Writes the model, and evaluates it."""
+    """Write and evaluate the model."""
     config, source, method = plan.config, plan.source, plan.method
     if config.train.fsdp:
         method = build_method(config)  # whole again
@@ -165,7 +165,7 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, ending: Ending)
 
 
 def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Ending) -> dict[str, Any]:
-    """Loads the weights that are to be exported, where the method does not hold them. Returns which they are.
+    """Load the weights to export if the method does not hold them. Returns a description of them.
 
     Raises:
         UserError: their checkpoint is damaged.
@@ -185,11 +185,11 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Endin
 
 
 def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelerator) -> Checkpoint | None:
-    """Returns the checkpoint to resume from; None for a new run.
+    """Return the checkpoint to resume from; None for a new run.
 
     Raises:
-        UserError: the run directory holds a run and `resume` is not set, it is set and there is nothing to resume, or the
-            processes do not see the same.
+        UserError: the run directory contains a run and `resume` is not set, `resume` is set and there is nothing to resume, or
+            the processes see different checkpoints.
     """
     exists = (run_dir / "config.yaml").exists()
     if exists and not config.resume:
@@ -209,10 +209,10 @@ def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelera
 def _identity(
     plan: Plan, run_dir: Path, checkpoint: Checkpoint | None, accelerator: Accelerator
 ) -> tuple[dict[str, Any], list[str]]:
-    """What the run depends on, and how that differs from what it depended on when it was stopped.
+    """Return what the run depends on, and how this differs from the saved run.
 
     Raises:
-        UserError: it may not be continued so.
+        UserError: the differences do not allow the run to continue.
     """
     config = plan.config
     identity = identify(config, plan.source, accelerator)
@@ -220,7 +220,7 @@ def _identity(
         return identity, []
     saved = read_identity(run_dir, checkpoint)
     differences = compare(saved, identity, config)
-    # Not computed again without `verify_data`, and no less true.
+    # Without `verify_data` the saved value is not computed again; it is still valid.
     identity["all_images"] = identity["all_images"] or saved.get("all_images")
     return identity, differences
 
@@ -228,7 +228,7 @@ def _identity(
 def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None, identity: dict[str, Any]) -> None:
     if checkpoint:
         set_newer_aside(checkpoint)
-    write_identity(run_dir, identity)  # first: a folder with a configuration is a run, and every run can be compared
+    write_identity(run_dir, identity)  # written before the configuration, so every folder with one can be compared
     write_file(run_dir / "config.yaml", to_yaml(lasting(config)))
 
 
@@ -241,7 +241,7 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
         plan.source,
         plan.order,
         images={} if "image" in files else plan.views,
-        # Texts are read in any case: what belongs together goes by captions.
+        # Texts are always read, because samples with equal captions are positives.
         texts=[view for view, kind in method.views.items() if kind == "text"],
         tokenizer=text.tokenizer if text else None,
         cache=config.data.cache,

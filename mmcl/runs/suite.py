@@ -36,14 +36,14 @@ class Suite:
 
 
 def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
-    """Reads files into one suite.
+    """Read files into one suite.
 
     Args:
         files: paths, or names of shipped suites such as "eval/emoji".
-        models: take the place of those that the files name.
+        models: models to use instead of those in the files.
 
     Raises:
-        UserError: a file is missing or wrong, no model is named, an evaluator does not exist or lacks data.
+        UserError: a file is missing or invalid, there are no models, or an evaluator does not exist or lacks data.
     """
     parts = [_read(file) for file in files]
     evaluators = tuple(evaluator for part in parts for evaluator in part.evaluate)
@@ -57,16 +57,16 @@ def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
 def run_suite(
     suite: Suite, folder: Path, *, root: str | None = None, cache: EmbeddingCache | None = None, progress: bool = False
 ) -> Report:
-    """Runs what is not yet there, and joins it with what is. The first model has the baselines beside it.
+    """Run the evaluations that have no cached result, and combine all results. Baselines are computed for the first model.
 
-    A model without texts is left out of what needs them with a note; a model that cannot be loaded, and anything else that
-    cannot be evaluated, is in the report's `failures`.
+    A model without a text tower skips evaluators that need texts, with a note. Models that cannot be loaded, and other
+    evaluations that fail, are listed in the report's `failures`.
 
     Args:
-        folder: results are kept in `folder/results`.
+        folder: results are stored in `folder/results`.
         root: folder with downloaded datasets.
-        cache: where embeddings are kept, if anywhere.
-        progress: whether a progress bar is shown.
+        cache: cache for embeddings, if any.
+        progress: whether to show a progress bar.
 
     Raises:
         UserError: data cannot be loaded, or nothing could be evaluated.
@@ -104,7 +104,7 @@ def _read(file: Path) -> Suite:
 
 
 def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: Task) -> Report:
-    """From the folder, or computed and put there."""
+    """Return the cached result, or compute and cache it."""
     place = folder / _key(model, evaluator, task)
     if place.is_dir():
         try:
@@ -116,7 +116,7 @@ def _result(folder: Path, model: CachedModel, evaluator: EvaluatorConfig, task: 
     except NeedsTexts as error:
         return Report(notes=(f"{model.name}, {evaluator.name} of {evaluator.label}: not evaluated: {error}",))
     except UserError as error:
-        # No result: what is missing today may be there tomorrow.
+        # Failures are not cached, because missing data may exist in a later run.
         return Report(failures=(f"{model.name}, {evaluator.name} of {evaluator.label}: {error}",))
     with staged(place) as stage:
         report.save(stage)

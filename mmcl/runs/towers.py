@@ -1,4 +1,4 @@
-"""The towers of a run: built by name, or those of the model that it starts from, with their heads or new ones."""
+"""Towers of a run: built by name, or taken from the model that it starts from with the same or a new head."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LINEAR = ComponentConfig(name="linear")
 
 
 def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
-    """All towers that a configuration describes, and those of the model that it starts from which the method has a use for.
+    """Build all towers of a configuration, and add those of the initial model that the method uses.
 
     Args:
-        config: the run.
+        config: configuration of the run.
         given: the model that `init` names; None for random weights.
 
     Raises:
-        UserError: a tower is missing, is given twice, or its new head does not fit the old one.
+        UserError: a tower is missing or given twice, or its new head does not fit the old one.
     """
     configs = {name: tower for name, tower in (("image", config.image), ("text", config.text)) if tower is not None}
     needed = set(METHODS[config.method.name].views.values())  # type: ignore[attr-defined]
@@ -53,8 +53,10 @@ def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
 
 
 def with_given_encoders(config: Config, towers: Mapping[str, nn.Module]) -> Config:
-    """The configuration with the encoder "custom" in each of these towers. It is shown images of the size, and texts of the
-    length, that the configuration's own encoder would have been."""
+    """Return the configuration with the encoder "custom" in each of these towers.
+
+    Its image size and context length are those of the configuration's original encoder.
+    """
     for name in towers:
         tower = getattr(config, name) or TowerConfig()
         kept = _ENCODERS[name].parameters(GIVEN).keys()
@@ -88,7 +90,7 @@ def _build(name: str, config: TowerConfig) -> Tower:
 
 
 def _with_new_head(name: str, start: Tower, config: TowerConfig) -> Tower:
-    """The encoder of a tower with another head, which begins with the first layers of the old one where that is asked for."""
+    """Return a tower's encoder with a new head, which starts with the first layers of the old head if configured."""
     assert start.spec is not None, "a model that was loaded says how it is built"
     head = config.head or _LINEAR
     spec = TowerSpec(modality=start.spec.modality, encoder=start.spec.encoder, head=head.name, head_args=head.args)

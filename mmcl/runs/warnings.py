@@ -1,4 +1,4 @@
-"""Warnings about what would silently go wrong in a run, a line each."""
+"""Warnings about what would silently go wrong in a run, one line each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmcl.runs.plan import Plan
 
 
 def find_warnings(plan: Plan) -> list[str]:
-    """What is known without reading all samples."""
+    """Return the warnings that do not require reading all samples."""
     return [
         *plan.source.warnings,
         *_about_positives(plan),
@@ -93,7 +93,7 @@ def _about_images(plan: Plan) -> list[str]:
 
 
 def warnings_of_captions(plan: Plan) -> list[str]:
-    """What only shows when all captions are read, which is too slow to be done at every start."""
+    """Return the warnings that require reading all captions, which is too slow for every start."""
     method, source = plan.method, plan.source
     if "text" not in method.views.values() or source.ids is not None:
         return []
@@ -119,7 +119,7 @@ def _about_run(plan: Plan) -> list[str]:
 
 
 def _has_batch_norm(method: Method) -> bool:
-    """True if anything normalises by the batch, a predictor or a teacher too; the batch norms of frozen encoders do not."""
+    """Return True if a module, predictors and teachers included, uses batch statistics; frozen encoders do not."""
     frozen = {module for name in method.towers for module in _frozen_modules(method.towers[name])}  # type: ignore[arg-type]
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in frozen)
 
