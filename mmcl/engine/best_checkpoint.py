@@ -1,4 +1,4 @@
-"""The best score of a run so far: which checkpoint stays, and when to wait no longer for a better one."""
+"""Best score of a run so far, for keeping its checkpoint and for early stopping."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class BestState:
 
 
 class Best:
-    """Follows the score that `train.keep_best` names.
+    """Track the score that `train.keep_best` names.
 
     Attributes:
-        value, step: the best score and the step that had it; None before the first.
-        waiting: evaluations since then.
+        value, step: the best score and its step; None until there is a finite score.
+        waiting: number of evaluations since then.
     """
 
     def __init__(self, train: TrainConfig):
@@ -46,11 +46,11 @@ class Best:
         self.waiting = 0
 
     def look(self, step: int, scores: Mapping[str, float]) -> None:
-        """Takes note of an evaluation; one without the score is not counted."""
+        """Record an evaluation; evaluations without the score are not counted."""
         if self.metric is None or self.metric not in scores:
             return
         value = scores[self.metric]
-        # The first score is the best, unless it is no finite number.
+        # The first score is the best one unless it is not finite.
         if math.isfinite(value) and (self.value is None or self.sign * (value - self.value) > 0):
             self.value, self.step, self.waiting = value, step, 0
         else:
@@ -63,11 +63,11 @@ class Best:
 
     @property
     def state(self) -> BestState:
-        """For a checkpoint."""
+        """Return the state to save in a checkpoint."""
         return BestState(metric=self.metric, value=self.value, step=self.step, waiting=self.waiting)
 
     def restore(self, state: BestState, checkpoints: Path) -> None:
-        """Goes on from a `state`, where it is of the same score and its checkpoint is whole; says so where that is not."""
+        """Restore `state` if it is of the same score and its checkpoint is intact; log it otherwise."""
         if state.metric != self.metric or state.step is None:
             return
         try:

@@ -1,8 +1,8 @@
-"""Checkpoints: weights, optimiser and one step number, in safetensors and JSON. Order and randomness need no state.
+"""Checkpoints: weights, optimiser state and step number, in safetensors and JSON. Order and randomness need no state.
 
-A checkpoint is written beside its place, synced, and renamed into it, so that a folder named step-* is always whole. The last
-file written is its manifest: size and sha256 of each file, because safetensors silently loads a flipped bit, and a sha256
-of itself. Old checkpoints go only when the new one is in place, and are renamed before they are deleted.
+A checkpoint is written to a temporary folder, synced and then renamed, so a folder named step-* is always complete. The
+manifest is written last. It holds the size and sha256 of each file, because safetensors silently loads a flipped bit, and a
+sha256 of itself. Old checkpoints are removed only after the new one is in place, and are renamed before they are deleted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPARE_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a checkpoint will hold, copied: training may go on while it is written.
+    """Copy of a checkpoint's contents, so that training can continue while it is written.
 
     Attributes:
         step: the number of steps done.
@@ -59,7 +59,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _File:
-    """A file of a checkpoint, as its manifest has it."""
+    """A file of a checkpoint, as described in its manifest."""
 
     bytes: int
     sha256: str
@@ -67,7 +67,7 @@ class _File:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Manifest:
-    """The schema of a manifest, but for what a run adds to it (`Snapshot.facts`)."""
+    """The schema of a manifest, without the facts that a run adds (`Snapshot.facts`)."""
 
     step: int
     files: dict[str, _File]
@@ -81,9 +81,9 @@ class _Manifest:
 def take_snapshot(
     step: int, module: nn.Module, optimiser: torch.optim.Optimizer, *, keep: bool = True, **facts: Any
 ) -> Snapshot:
-    """Copies parameters, persistent buffers and the state of the optimiser.
+    """Copy parameters, persistent buffers and the state of the optimiser.
 
-    What is spread over processes is put together, for which all of them must call this; those without `keep` get no tensors.
+    Sharded tensors are gathered, so all processes must call this. Processes without `keep` get no tensors.
     """
 
     def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,10 +94,11 @@ def take_snapshot(
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int | None = None) -> Path:
-    """Writes `folder/step-<step>` atomically, then removes all but the newest `keep` and that of step `spare`.
+    """Write `folder/step-<step>` atomically, then remove all checkpoints but the newest `keep` and that of step `spare`.
 
     Raises:
-        UserError: it cannot be written, for want of space or otherwise; nothing of it is left, and what was there still is.
+        UserError: it cannot be written, for example because the disk is full. The partial checkpoint is removed and existing
+            checkpoints are kept.
     """
     final = folder / _name(snapshot.step)
     try:
@@ -118,7 +119,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int 
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose every file is whole, or None. Says which ones it passed over."""
+    """Return the newest checkpoint whose files are all intact, or None. Logs the ones it skips."""
     for path in _step_folders(folder):
         try:
             return verify(path)
@@ -128,12 +129,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def checkpoint_of_step(folder: Path, step: int) -> Checkpoint:
-    """Returns the checkpoint of a step. Raises UserError when it is missing or damaged."""
+    """Return the checkpoint of a step. Raises UserError when it is missing or damaged."""
     return verify(folder / _name(step))
 
 
 def set_newer_aside(checkpoint: Checkpoint) -> None:
-    """Renames the damaged checkpoints after this one: they would push whole ones out when only the newest are kept."""
+    """Rename damaged checkpoints newer than this one, so that they do not displace intact ones among the newest."""
     folders = _step_folders(checkpoint.path.parent)
     for path in folders[: folders.index(checkpoint.path)]:
         aside = path.with_name(f"damaged-{path.name}")
@@ -143,10 +144,10 @@ def set_newer_aside(checkpoint: Checkpoint) -> None:
 
 
 def verify(path: Path) -> Checkpoint:
-    """Reads the manifest and compares every file with it.
+    """Read the manifest and check every file against it.
 
     Raises:
-        UserError: names the file that is missing, cut short or changed.
+        UserError: a file is missing, truncated or changed; the message names it.
     """
     try:
         manifest = read_json(path / MANIFEST)
@@ -169,10 +170,10 @@ def verify(path: Path) -> Checkpoint:
 
 
 def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Restores weights, buffers and optimiser state in place.
+    """Restore weights, buffers and optimiser state in place.
 
     Raises:
-        UserError: the checkpoint holds other tensors than the model.
+        UserError: the checkpoint's tensors do not match the model's.
     """
     moments, parameters = read_safetensors(checkpoint.path / OPTIMIZER), dict(module.named_parameters())
     _refuse(checkpoint, sorted({path.rpartition("/")[0] for path in moments} - set(parameters)))
@@ -185,7 +186,7 @@ def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.
 
 
 def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
-    """Restores weights and buffers in place.
+    """Restore weights and buffers in place.
 
     Raises:
         UserError: as `load_checkpoint` does.
@@ -237,7 +238,7 @@ def _check_space(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each storage once: tied weights are restored through their first name."""
+    """Return parameters and persistent buffers, each storage once: tied weights are restored through their first name."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -248,7 +249,7 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state by parameter name: "name/exp_avg"."""
+    """Return the optimiser state by parameter name: "name/exp_avg"."""
     return {
         f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in module.named_parameters()
@@ -261,7 +262,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-    """The tensor, laid out as the parameter: another layout would be right, but neither bit for bit nor as fast as before."""
+    """Return the tensor in the parameter's memory layout; another layout would be slower and not bit-identical."""
     if tensor.shape != parameter.shape:
         return tensor.to(parameter.device)
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(_laid_out(tensor, parameter))
@@ -272,7 +273,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _laid_out(whole: Tensor, target: Tensor) -> Tensor:
-    """This process's share, where the target is spread: every process reads the whole from disk, and none needs to send."""
+    """Return this process's shard if the target is sharded; every process reads the whole file, so nothing is sent."""
     if not isinstance(target, DTensor):
         return whole
     return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
@@ -283,12 +284,12 @@ def _name(step: int) -> str:
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Return the checkpoint folders, newest first."""
     return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _remove(path: Path) -> None:
-    """Renamed first: what a kill leaves half deleted must not look like a checkpoint."""
+    """Delete a checkpoint. It is renamed first, so that an interrupted deletion does not look like a checkpoint."""
     doomed = path.with_name(f".del-{path.name}")
     path.rename(doomed)
     _delete(doomed)

@@ -1,4 +1,4 @@
-"""Checkpoints in the background: the training loop pays for a copy of the tensors, a thread for the disk."""
+"""Background writing of checkpoints: the training loop copies the tensors, and a thread writes them to disk."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mmcl.engine.checkpoint import Snapshot, write_checkpoint
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time; one that comes too early waits for the one before it. After a failure it writes nothing.
+    """Write one checkpoint at a time; a new one waits for the previous one. Nothing is written after a failure.
 
-    Only one process writes, so it must not raise on its own: the others would wait for it. The loop reads `failure`, and all
-    processes stop at the same step.
+    Only one process writes, so it must not raise on its own: the others would wait for it. Instead, the loop reads `failure`,
+    and all processes stop at the same step.
 
     Args:
-        folder: where the checkpoints lie.
-        keep: how many of the newest stay.
+        folder: folder of the checkpoints.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -28,21 +28,21 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Lets what is being written come to its end, whatever ended the run."""
+        """Wait for the current write to finish, however the run ended."""
         self._thread.shutdown()
 
     def save(self, snapshot: Snapshot, *, spare: int | None = None) -> None:
-        """Starts writing, once the checkpoint before is written. The checkpoint of step `spare` stays however old it is."""
+        """Start writing once the previous checkpoint is written. The checkpoint of step `spare` is kept whatever its age."""
         self.wait()
         if self.failure is None:
             self._pending = self._thread.submit(write_checkpoint, self.folder, snapshot, keep=self.keep, spare=spare)
 
     @property
     def failure(self) -> BaseException | None:
-        """The error of a finished write; None while it goes on, and after success."""
+        """Error of the finished write; None while it is in progress and after success."""
         return self._pending.exception() if self._pending and self._pending.done() else None
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Wait until nothing is being written."""
         if self._pending:
             self._pending.exception()

@@ -27,13 +27,13 @@ _ROWS = 256
 
 
 class Health:
-    """Measures steps of a run; each verdict is printed once, when it begins to hold."""
+    """Measure steps of a run; each verdict is logged once, when it first applies."""
 
     def __init__(self) -> None:
         self._holding: set[str] = set()
 
     def look(self, step: int, method: Method, embeddings: Embeddings) -> dict[str, float | str]:
-        """The numbers of a step, and under "verdict" what is wrong with them, if anything is."""
+        """Return the measurements of a step, with any problems under "verdict"."""
         numbers = measure(method, embeddings)
         found = verdicts(method, numbers)
         for verdict in found:
@@ -44,11 +44,11 @@ class Health:
 
 
 def measure(method: Method, embeddings: Embeddings) -> dict[str, float]:
-    """The geometry of up to 256 rows, spread evenly over the global batch, see core/geometry.py.
+    """Return the geometry of up to 256 rows, spaced evenly over the global batch, see core/geometry.py.
 
-    Spread, rank and uniformity are of the first view of each tower, and named after it where there are several:
-    `effective_rank_image`. What is about pairs is of the first two views. The spread is the smallest of all rows of the tower,
-    those of teachers and targets included: where a predictor has a batch norm, it hides a collapse of what it predicts from.
+    Spread, rank and uniformity are measured on the first view of each tower; with several towers the names have the tower as
+    a suffix, as in `effective_rank_image`. Measurements of pairs use the first two views. The spread is the smallest over all
+    outputs of the tower, including teachers and targets, because a batch norm in a predictor hides a collapse of its inputs.
     """
     rows = {name: _some(row) for name, row in embeddings.all.items()}
     views = [view for view in method.views if view in rows]
@@ -74,7 +74,7 @@ def measure(method: Method, embeddings: Embeddings) -> dict[str, float]:
 
 
 def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
-    """Returns a warning for each problem."""
+    """Return a warning for each problem."""
     found = []
     for name in numbers:
         if name.startswith("feature_std"):

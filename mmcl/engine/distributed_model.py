@@ -1,4 +1,4 @@
-"""One model in all processes: the first one evaluates it, and whatever it wants encoded, all encode together."""
+"""Distributed encoding: the first process evaluates the model, and all processes share the encoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Request:
-    """What to encode, and by which method of `Model`: the number of a source, or texts."""
+    """Inputs to encode (the number of a source, or texts) and the method of `Model` that encodes them."""
 
     method: str
     inputs: int | list[str]
@@ -38,11 +38,11 @@ class _End:
 
 
 class SharedModel(Model):
-    """A model of which every process encodes a contiguous share, in rank order: every item once, and none to fill up a share.
+    """A model whose inputs are split over the processes: contiguous shares in rank order, each item once, without padding.
 
     Args:
         model: the same in all processes.
-        sources: data that all processes hold in this order; images of any others are encoded by the first process alone.
+        sources: data that all processes hold in this order; images of other sources are encoded by the first process alone.
     """
 
     def __init__(self, model: Model, sources: Sequence[Source]):
@@ -52,10 +52,10 @@ class SharedModel(Model):
         self._number = {id(source): number for number, source in enumerate(sources)}
 
     def together(self, work: Callable[[], T]) -> T:
-        """Runs `work` in the first process, and encodes in the others what it asks for. All return its result.
+        """Run `work` in the first process while the others encode their shares of its requests. All return its result.
 
         Raises:
-            UserError: in all processes, where `work` raises one in the first; any other error as it is there.
+            UserError: in all processes, if `work` raises one in the first. Any other error is raised there unchanged.
         """
         if rank() > 0:
             served: T = self._serve()
@@ -69,17 +69,17 @@ class SharedModel(Model):
         return result
 
     def encode_image(self, images: ImageLike | Sequence[ImageLike] | Source, **options: Any) -> np.ndarray:
-        """As `Model.encode_image`; within `together` only."""
+        """Encode images as `Model.encode_image` does; only within `together`."""
         number = self._number.get(id(images))
         return super().encode_image(images, **options) if number is None else self._ask("encode_image", number, options)
 
     def image_logits(self, images: ImageLike | Sequence[ImageLike] | Source, **options: Any) -> np.ndarray:
-        """As `Model.image_logits`; within `together` only."""
+        """Compute logits as `Model.image_logits` does; only within `together`."""
         number = self._number.get(id(images))
         return super().image_logits(images, **options) if number is None else self._ask("image_logits", number, options)
 
     def encode_text(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
-        """As `Model.encode_text`; within `together` only."""
+        """Encode texts as `Model.encode_text` does; only within `together`."""
         return self._ask("encode_text", [texts] if isinstance(texts, str) else list(texts), options)
 
     def _ask(self, method: str, inputs: int | list[str], options: dict[str, Any]) -> np.ndarray:
@@ -89,14 +89,14 @@ class SharedModel(Model):
 
     def _serve(self) -> Any:
         while not isinstance(message := _broadcast(None), _End):
-            with suppress(UserError):  # The first process knows of it and says what follows.
+            with suppress(UserError):  # The first process has the error too and reports it.
                 self._encode_share(message)
         if message.failure is not None:
             raise UserError(message.failure)
         return message.result
 
     def _encode_share(self, request: _Request) -> np.ndarray:
-        """All rows. Raises UserError in every process when one of them could not encode its share."""
+        """Return all rows. Raises UserError in every process when one of them could not encode its share."""
         whole = self._sources[request.inputs] if isinstance(request.inputs, int) else request.inputs
         start, stop = (len(whole) * part // world_size() for part in (rank(), rank() + 1))
         share = Subset(whole, np.arange(start, stop)) if isinstance(whole, Source) else whole[start:stop]
@@ -113,7 +113,7 @@ class SharedModel(Model):
 
 
 def _broadcast(message: Any) -> Any:
-    """What the first process says, in all processes."""
+    """Return the first process's message in all processes."""
     box = [message]
     dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -34,10 +34,10 @@ _WEEK = 7 * 24 * 3600.0
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1, which schedulers send before they take a machine back, as a flag; within the context only.
+    """Context in which SIGTERM and SIGUSR1, which schedulers send before they reclaim a machine, only set a flag.
 
     Attributes:
-        received: whether one has come to this process.
+        received: whether this process has received one of them.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python knows signals nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -58,17 +58,17 @@ class StopSignals:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For loader processes: a signal to the whole group must not kill what the last step still needs."""
+    """Ignore stop signals in a loader process: one sent to the whole group must not kill loaders that the last step needs."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def lost_process_named(seconds: float) -> Iterator[None]:
-    """Turns the failure of a collective into one line: its cause is elsewhere.
+    """Report the failure of a collective in one line, because its cause is in another process.
 
     Raises:
-        UserError: another process of the run is gone, or was waited for longer than `seconds`.
+        UserError: another process of the run has ended, or did not respond within `seconds`.
     """
     try:
         yield
@@ -83,13 +83,13 @@ def lost_process_named(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def started(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
-    """The batches of a loader whose processes end with the context.
+    """Iterate over the batches of a loader whose processes end with the context.
 
-    An error of theirs keeps them alive through its traceback, and at exit Python waits for them forever: they ignore the signal
-    that would end them.
+    The traceback of a loader error keeps the processes alive, and at exit Python would wait for them forever, because they
+    ignore the signal that would end them.
 
     Raises:
-        UserError: as in a loader process, without the traceback in which that hands it on.
+        UserError: one was raised in a loader process; it is raised without the loader's traceback.
     """
     batches: Any = iter(loader)
     try:
@@ -102,7 +102,7 @@ def started(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
 
 
 def set_collective_timeout(seconds: float) -> None:
-    """How long a process waits for the others from now on."""
+    """Set how long a process waits for the others from now on."""
     if dist.is_initialized():
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
         set_timeout(timedelta(seconds=seconds), dist.group.WORLD)
@@ -110,7 +110,7 @@ def set_collective_timeout(seconds: float) -> None:
 
 @contextmanager
 def waiting(seconds: float, *, usual: float) -> Iterator[None]:
-    """A passage in which a process waits up to `seconds` for the others, and not the `usual` time of a step.
+    """Context in which a process waits up to `seconds` for the others instead of the `usual` time of a step.
 
     Raises:
         UserError: as `lost_process_named` does.
@@ -122,10 +122,10 @@ def waiting(seconds: float, *, usual: float) -> Iterator[None]:
 
 
 def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
-    """What the first process returns; the others wait for it, up to a week, and get None. All processes call this.
+    """Return the result of `work` in the first process; the others wait up to a week and get None. All processes call this.
 
     Raises:
-        UserError: on the others: the first process failed, or is gone.
+        UserError: on the other processes: the first process failed or has ended.
     """
     if accelerator.num_processes == 1:
         return work()
@@ -144,26 +144,26 @@ def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | No
         failure = [first_line(error)]
         raise
     finally:
-        with suppress(RuntimeError):  # another process is gone: that must not cost the result
+        with suppress(RuntimeError):  # another process has ended: the result must not be lost
             dist.broadcast_object_list(failure, src=0)
     return result
 
 
 class BuffersKept:
-    """A copy of a module's buffers, such as running statistics, to undo what a forward pass did to them."""
+    """Copy of a module's buffers, such as running statistics, for undoing the changes of a forward pass."""
 
     def __init__(self, module: nn.Module):
         self._pairs: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Gives the buffers the values that they had."""
+        """Restore the buffers to their copied values."""
         for buffer, copy in self._pairs:
             buffer.copy_(copy)
 
 
 def write_crash_bundle(folder: Path, step: int, rank: int, batch: Batch, metrics: dict[str, float], config: Config) -> Path:
-    """Writes what is needed to look at a step that went wrong: one JSON file for each process."""
+    """Write the information needed to debug a failed step: one JSON file per process."""
     path = folder / f"step-{step:07d}-rank-{rank}.json"
     bundle = {
         "step": step,

@@ -1,4 +1,4 @@
-"""LARS: SGD in which each matrix moves in proportion to its norm."""
+"""LARS: SGD in which each matrix is updated in proportion to its norm."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ TRUST = 0.001
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum and a rate of its own for every parameter of the groups that are `adapted`.
+    """SGD with momentum and an individual learning rate for every parameter of the groups that are `adapted`.
 
     You et al., "Large Batch Training of Convolutional Networks", 2017, equation 6: the decayed gradient g + b w is multiplied
-    by 0.001 |w| / (|g| + b |w|), and stays as it is where w or g is zero. The norms are those of whole parameters, also where
-    these are spread over processes; timm's `Lars` takes other ones there on torch 2.10.
+    by 0.001 |w| / (|g| + b |w|), and is unchanged if w or g is zero. Norms are computed over whole parameters, even if these
+    are sharded over processes; timm's `Lars` computes different norms in that case on torch 2.10.
 
     Args:
         params: parameters, or groups of them.
         lr: learning rate.
-        momentum: of the sum of steps, in [0, 1).
+        momentum: momentum factor, in [0, 1).
         weight_decay: b.
-        adapted: whether a group's parameters have rates of their own.
+        adapted: whether the parameters of a group have individual learning rates.
     """
 
     def __init__(
@@ -58,6 +58,6 @@ def _trust_ratio(parameter: Tensor, gradient: Tensor, weight_decay: float) -> Te
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    """Of all of it, a scalar that every process holds."""
+    """Return the norm of the whole tensor, a scalar that is the same in every process."""
     norm = torch.linalg.vector_norm(tensor)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,4 +1,4 @@
-"""From however the script was started to one Accelerator; a world that is not the one asked for is an error, never silence."""
+"""Setup of the Accelerator for any launcher; a number of processes other than the one requested is an error."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 SLOW_SECONDS = 1800.0
-"""How long processes wait for each other outside of steps: one may still decode images, or compute features or scores."""
+"""Seconds that processes wait for each other outside of steps: one may still decode images, or compute features or scores."""
 
 _TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 def start(config: TrainConfig, run_dir: str) -> Accelerator:
-    """Sets the threads and returns the Accelerator for this process.
+    """Set the number of threads and return the Accelerator for this process.
 
     Raises:
-        UserError: the launcher started another number of processes than it was asked for, the batch cannot be split over them,
+        UserError: the launcher started a different number of processes than requested, the batch cannot be split over them,
             or a tracker is not installed.
     """
     from accelerate import Accelerator
@@ -44,7 +44,7 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
     if config.precision == "fp16" and no_accelerator:
         raise UserError("train.precision fp16 needs an accelerator: use bf16 or fp32 on the CPU")
-    # Without cpu=True, two processes that torchrun starts on a machine without accelerator are two worlds of one.
+    # Without cpu=True, two processes of torchrun on a machine without an accelerator become two worlds of size one.
     accelerator = Accelerator(
         cpu=no_accelerator,
         mixed_precision=precision,
@@ -61,13 +61,13 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
             f"take a multiple of {accelerator.num_processes}"
         )
     _set_threads(config.threads)
-    # Denormal numbers, which tiny gradients turn into, slow a CPU down tenfold and change nothing.
+    # Very small gradients become denormal numbers, which slow a CPU down tenfold and have no effect on training.
     torch.set_flush_denormal(True)
     return accelerator
 
 
 def _refuse_lost_processes() -> None:
-    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; its environment gives it away."""
+    """Refuse `accelerate launch --cpu --num_processes 2`, which silently starts one process, by its environment variables."""
     env = os.environ
     if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
         raise UserError(
@@ -77,7 +77,7 @@ def _refuse_lost_processes() -> None:
 
 
 def _refuse_half_a_launch() -> None:
-    """Variables that a cluster or a shell has set, without a launcher that set them all."""
+    """Refuse an incomplete set of launch variables, as set by a cluster or a shell instead of a launcher."""
     env = os.environ
     numbers = {name: env[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in env}
     given = " ".join(f"{name}={value}" for name, value in numbers.items())
@@ -94,7 +94,7 @@ def _refuse_half_a_launch() -> None:
 
 
 def _forget_the_run_before() -> None:
-    """Accelerate keeps one state for the whole process, with the precision and the world of the run before."""
+    """Reset Accelerate's process-wide state, which keeps the precision and the processes of the previous run."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -102,13 +102,13 @@ def _forget_the_run_before() -> None:
 
 
 def as_launched(config: Config) -> Config:
-    """The configuration with what the launcher's environment asks for besides; Accelerate would ignore it on a CPU.
+    """Return the configuration with the launcher's environment settings applied; Accelerate would ignore them on a CPU.
 
-    `accelerate launch --use_fsdp` is another way to say `train.fsdp`. The spreading is ours (engine/weights.py), so Accelerate
-    must not do it again.
+    `accelerate launch --use_fsdp` is equivalent to `train.fsdp`. mmcl shards the weights itself (engine/weight_layout.py), so
+    Accelerate must not shard them again.
 
     Raises:
-        UserError: the launcher asks for what there is not, or it does not go with the precision.
+        UserError: the launcher requests an unsupported feature, or one that is incompatible with the precision.
     """
     for name in ("DEEPSPEED", "MEGATRON_LM"):
         if _asked_for(name):
@@ -127,14 +127,16 @@ def _asked_for(plugin: str) -> bool:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Every step frees and allocates the same large blocks. glibc returns them to the system and asks for them, zeroed, again,
-    which takes a tenth of the time of a small network. While training on a CPU it is told to keep them; afterwards, to go back
-    to its defaults and return what is free (mallopt(3), malloc_trim(3))."""
+    """Make glibc keep freed memory, or restore its defaults and release it (mallopt(3), malloc_trim(3)).
+
+    Every step frees and allocates the same large blocks. By default glibc returns them to the system and requests them again,
+    zeroed, which takes a tenth of the time of a small network. Memory is therefore kept while training on a CPU.
+    """
     try:
         libc = ctypes.CDLL(None)
         mallopt, trim = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):
-        return  # another system, another allocator
+        return  # not glibc
     max_mapped, trim_threshold = -4, -1
     mallopt(max_mapped, 0 if keep else 2**16)
     mallopt(trim_threshold, 2**30 if keep else 2**17)
@@ -143,7 +145,7 @@ def keep_freed_memory(keep: bool) -> None:
 
 
 def _set_threads(asked_for: int | None) -> None:
-    """Launchers set one thread per process; a process may use its share of the cores."""
+    """Set the number of threads. Launchers set one per process, but a process may use its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = asked_for or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Evaluation while a run trains: of the towers as they stand, by all processes, and without a trace in the run itself."""
+"""Evaluation of the current towers during training, by all processes, without affecting the run."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Due = Sequence[tuple[EvaluatorConfig, Task]]
 
 
 class LiveEvaluation:
-    """The evaluators of a run that have a cadence. All processes hold one and call it at the same steps.
+    """The evaluators of a run that are scheduled during training. All processes hold one and call it at the same steps.
 
     Args:
-        config: the run's.
-        accelerator: its processes.
-        method: what is trained.
-        tasks: of each of `config.evaluate`, in that order.
-        total_steps: length of the run; after its last step all evaluators are due.
+        config: configuration of the run.
+        accelerator: processes of the run.
+        method: the method being trained.
+        tasks: one for each evaluator in `config.evaluate`, in that order.
+        total_steps: length of the run; all evaluators are due after its last step.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, method: Method, tasks: Sequence[Task], *, total_steps: int):
@@ -51,7 +51,7 @@ class LiveEvaluation:
         ]
 
     def due(self, step: int) -> Due:
-        """Evaluators that are due after a step."""
+        """Return the evaluators that are due after a step."""
         return [
             (evaluator, task)
             for evaluator, task in self.evaluators
@@ -59,10 +59,10 @@ class LiveEvaluation:
         ]
 
     def scores(self, due: Due) -> dict[str, float]:
-        """Runs evaluators: "label/metric" -> value, the same in all processes. Metrics without a value are left out.
+        """Run evaluators: "label/metric" -> value, the same in all processes. Metrics without a value are omitted.
 
         Raises:
-            UserError: an evaluator has no numbers, or `train.keep_best` is none of them.
+            UserError: an evaluator returns no numbers, or `train.keep_best` is not among them.
         """
         usual = self.config.train.timeout_seconds
         with undisturbed(self.method.towers), waiting(max(SLOW_SECONDS, usual), usual=usual):
@@ -71,7 +71,7 @@ class LiveEvaluation:
                 return self._score(model, due)
             sources = [source for _, task in due for source in (task.source, task.bank) if source is not None]
             shared = SharedModel(model, sources)
-            # Processes encode uneven shares: where weights are spread, they could not keep handing theirs to each other.
+            # Processes encode shares of different sizes, so sharded weights cannot be gathered block by block.
             with whole_weights(self.method):
                 return shared.together(lambda: self._score(shared, due))
 
@@ -80,7 +80,7 @@ class LiveEvaluation:
         for evaluator, task in due:
             try:
                 found: Report = EVALUATORS[evaluator.name](cached, task, **evaluator.args)
-            except UserError as error:  # such as embeddings that are not finite: a run does not end for it
+            except UserError as error:  # such as non-finite embeddings: this does not end the run
                 logger.warning(f"{evaluator.name} of {evaluator.label}: not evaluated: {error}")
                 continue
             if not found.metrics:
@@ -93,7 +93,7 @@ class LiveEvaluation:
         return scores
 
     def _require_new(self, found: Report, before: Report) -> None:
-        """Scores are called by label and metric: an evaluator of others may name its metrics as another one does."""
+        """Refuse duplicate names: scores are named by label and metric, and evaluators of plug-ins may use the same names."""
         known = {(metric.data, metric.metric): metric.evaluator for metric in before.metrics}
         for metric in found.metrics:
             other = known.get((metric.data, metric.metric))
@@ -102,7 +102,7 @@ class LiveEvaluation:
                 raise UserError(f"evaluate: {other} and {metric.evaluator} both give {score}; give them different labels")
 
     def _require_watched(self, known: Collection[str], ran: Sequence[EvaluatorConfig]) -> None:
-        """A score that is not there although all that might give it have run is a mistake in its name."""
+        """Refuse the name of a score that is still missing after all evaluators that could produce it have run."""
         best, watched = self.config.train.keep_best, self.config.watched
         if best is not None and best not in known and all(evaluator in ran for evaluator in watched):
             raise UserError(f"train.keep_best is {best}, which no evaluator gives; there are {', '.join(sorted(known))}")
@@ -110,7 +110,7 @@ class LiveEvaluation:
 
 @contextmanager
 def undisturbed(towers: nn.Module) -> Iterator[None]:
-    """Puts the modes of all modules, and the states of all random generators, back to what they were."""
+    """Restore the modes of all modules and the states of all random generators on exit."""
     modes = {module: module.training for module in towers.modules()}
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
