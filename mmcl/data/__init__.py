@@ -1,4 +1,4 @@
-"""From files to batches: order -> read -> decode -> views -> collate, each a pure function of (seed, epoch, sample)."""
+"""Data pipeline: order -> read -> decode -> views -> collate, each a pure function of (seed, epoch, sample)."""
 
 from __future__ import annotations
 

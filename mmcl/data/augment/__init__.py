@@ -1,4 +1,4 @@
-"""Augmentation: every operation is a pure function of the images and of draws that belong to (seed, epoch, sample, view)."""
+"""Augmentations: pure functions of the images and of random draws keyed by (seed, epoch, sample, view)."""
 
 from __future__ import annotations
 

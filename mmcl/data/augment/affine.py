@@ -1,4 +1,4 @@
-"""Where things are: rotation, scale, shift, shear and elastic deformation in one interpolation, and the mirror."""
+"""Geometric augmentations: affine and elastic transforms in one interpolation, and horizontal flips."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mmcl.data.augment.pipeline import Augmentation, between, is_range
 
 @dataclass(frozen=True, kw_only=True)
 class Affine(Augmentation):
-    """Rotates, scales, shears and shifts about the centre, then deforms; bilinear, in one pass over the pixels.
+    """Rotates, scales, shears and shifts about the centre, then deforms; one bilinear interpolation.
 
-    The affine part has the meaning of torchvision's `affine`. The elastic part moves the points of a coarse grid, with what
-    lies between them interpolated bicubically, after Simard et al. ("Best Practices for Convolutional Neural Networks Applied
-    to Visual Document Analysis", 2003), whose field is noise smoothed by a Gaussian instead.
+    The affine part is defined as torchvision's `affine`. The elastic part shifts the points of a coarse grid and interpolates
+    the shifts bicubically, after Simard et al. ("Best Practices for Convolutional Neural Networks Applied to Visual Document
+    Analysis", 2003), who use noise smoothed by a Gaussian instead.
 
     Args:
-        rotation: largest angle either way, in degrees.
-        scale: magnification, from and to.
+        rotation: largest angle in either direction, in degrees.
+        scale: smallest and largest magnification.
         translation: largest shift in x and y, as a share of the side.
-        shear: largest angle either way, in degrees.
+        shear: largest angle in either direction, in degrees.
         elastic: largest shift of a grid point in x and y, as a share of the side.
         elastic_grid: points per side of the elastic grid.
-        fill: grey value of what comes in from outside, in [0, 1].
+        fill: grey value, in [0, 1], of pixels from outside the image.
     """
 
     test_args: ClassVar[Mapping[str, Any]] = {"rotation": 30, "scale": (0.7, 1.4), "elastic": 0.1}
@@ -62,12 +62,12 @@ class Affine(Augmentation):
         grid_BHW2 = self._grid(draw_BK[:, :5], height, width)
         if self.elastic:
             grid_BHW2 = grid_BHW2 + self._displacement(draw_BK[:, 5:], height, width)
-        # grid_sample brings in zeros from outside.
+        # grid_sample pads with zeros.
         sampled = F.grid_sample(image_BCHW - self.fill, grid_BHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
         return sampled.add_(self.fill).clamp_(0, 1)
 
     def _grid(self, draw_B5: Tensor, height: int, width: int) -> Tensor:
-        """Where each output pixel comes from, in grid_sample's units of half a side: float32 [B, H, W, 2]."""
+        """Source position of each output pixel, in grid_sample's units of half a side: float32 [B, H, W, 2]."""
         angle = between(draw_B5[:, 0], -self.rotation, self.rotation) * (math.pi / 180)
         scale = between(draw_B5[:, 1], *self.scale)
         shift_x, shift_y = (between(draw_B5[:, k], -self.translation, self.translation) for k in (2, 3))
@@ -89,7 +89,7 @@ class Affine(Augmentation):
         points = self.elastic_grid
         control_B2GG = between(draw_BK, -2 * self.elastic, 2 * self.elastic).float().reshape(-1, 2, points, points)
         down_GH, across_GW = (_bicubic_weights(points, side).to(draw_BK.device) for side in (height, width))
-        # Term by term and no matrix product, whose order of summation may change with the batch.
+        # Term by term: the summation order of a matrix product may change with the batch size.
         control_B2HG = control_B2GG.new_zeros(len(draw_BK), 2, height, points)
         for g in range(points):
             control_B2HG += control_B2GG[:, :, g, None] * down_GH[g, :, None]
@@ -101,14 +101,14 @@ class Affine(Augmentation):
 
 @lru_cache
 def _bicubic_weights(points: int, size: int) -> Tensor:
-    """What each of `points` control values, the first and last at the ends, adds to each of `size` values: [points, size]."""
+    """Weights of `points` control values, the first and last at the ends, in each of `size` values: [points, size]."""
     unit = torch.eye(points)[:, None, None, :].expand(-1, 1, 2, -1)
     return F.interpolate(unit, size=(2, size), mode="bicubic", align_corners=True)[:, 0, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HorizontalFlip(Augmentation):
-    """Mirrors left and right."""
+    """Flips horizontally."""
 
     p: float = 0.5
 

@@ -1,4 +1,4 @@
-"""Colour augmentations: pixel by pixel, but for the mean that contrast needs."""
+"""Colour augmentations; pixelwise except for the mean in contrast."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class ColorJitter(Augmentation):
-    """Changes brightness, contrast, saturation and hue, in this order, with torchvision's meaning of each.
+    """Changes brightness, contrast, saturation and hue, in this order, each defined as in torchvision.
 
     Args:
         brightness, contrast, saturation: the factor is drawn from [max(0, 1 - x), 1 + x].
-        hue: largest turn of the colour circle either way, in turns.
+        hue: largest hue shift in either direction, in turns of the colour circle.
     """
 
     p: float = 0.8
@@ -60,7 +60,7 @@ class ColorJitter(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Grayscale(Augmentation):
-    """Takes the colours away; three equal channels remain."""
+    """Converts to grey, with three equal channels."""
 
     p: float = 0.2
 
@@ -78,7 +78,7 @@ class Solarize(Augmentation):
     """Inverts the bright pixels.
 
     Args:
-        threshold: value in [0, 1] from which a pixel is inverted, channel by channel.
+        threshold: value in [0, 1] at and above which a pixel is inverted, per channel.
     """
 
     p: float = 0.2
@@ -93,13 +93,13 @@ class Solarize(Augmentation):
         return 0
 
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
-        # |1 - x| or |0 - x|: `where` takes ten times as long.
+        # |1 - x| or |0 - x|: ten times as fast as `where`.
         return _as_number(torch.ge, image_BCHW, self.threshold).sub_(image_BCHW).abs_()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invert(Augmentation):
-    """Turns the image into its negative."""
+    """Inverts the image."""
 
     p: float = 0.5
 
@@ -112,11 +112,11 @@ class Invert(Augmentation):
 
 
 def turn_hue(image_B3HW: Tensor, turn_B: Tensor) -> Tensor:
-    """Turns the hue of the HSV model by `turn_B` full circles; value and saturation stay."""
+    """Shifts the hue in the HSV model by `turn_B` full circles; value and saturation are unchanged."""
     red, green, blue = image_B3HW.unbind(1)
     value, low = image_B3HW.amax(1), image_B3HW.amin(1)
     chroma = value - low
-    # Position on the hexagon of hues, 0 to 6: red 0, green 2, blue 4. By masks of 0 and 1: `where` takes ten times as long.
+    # Position on the hexagon of hues, 0 to 6: red 0, green 2, blue 4. Masks of 0 and 1 are ten times as fast as `where`.
     is_red = _as_number(torch.eq, value, red)
     is_green = _as_number(torch.eq, value, green).mul_(1 - is_red)
     is_blue = 1 - is_red - is_green
@@ -144,7 +144,7 @@ def _grey(image_BCHW: Tensor) -> Tensor:
 
 
 def _mean(grey_B1HW: Tensor) -> Tensor:
-    """Per image, [B, 1, 1, 1]; summed in float64, whose last bit (where the order of a sum shows) is then rounded away."""
+    """Mean per image, [B, 1, 1, 1]; summed in float64 and rounded, so that the order of summation does not matter."""
     return grey_B1HW.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
 
 

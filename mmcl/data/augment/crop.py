@@ -1,4 +1,4 @@
-"""Random-resized crop of images that are decoded already."""
+"""Random-resized crop of decoded images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mmcl.data.images.crop import ATTEMPTS, BOX_DRAWS, whole_box
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(Augmentation):
-    """Shows a part of random area and aspect, as `data.crop` does at decoding, but of the images as they are cached.
+    """Crops a part of random area and aspect ratio, like `data.crop`, but from the cached images.
 
-    Resized as by Pillow's bilinear filter, which averages over all pixels where it shrinks. What `data.crop` sees of a larger
-    image's details is lost here; in return nothing is decoded again.
+    Resizes like Pillow's bilinear filter, which averages over all pixels when it shrinks. Unlike `data.crop`, it cannot use the
+    details of a larger original, but the image is not decoded again.
 
     Args:
-        scale: share of the image's area, from and to.
-        ratio: width by height, from and to; drawn on a logarithmic scale.
-        size: height and width that come out, in pixels; by default those that come in. It takes p = 1.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height; drawn on a logarithmic scale.
+        size: output height and width in pixels; default: those of the input. Requires p = 1.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -52,7 +52,7 @@ class Crop(Augmentation):
 
 
 def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
-    """`random_box` for many images of one size: draws float64 [B, K] to float64 [B, 4]."""
+    """Vectorised `random_box` for images of one size: draws float64 [B, K] to float64 [B, 4]."""
     area_BA = (scale[0] + draw_BK[:, :ATTEMPTS] * (scale[1] - scale[0])) * (width * height)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_BA = np.exp(low + draw_BK[:, ATTEMPTS:-2] * (high - low))
@@ -68,8 +68,8 @@ def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[f
 def _resize(image_BCHW: Tensor, start_B: Tensor, stop_B: Tensor, size: int) -> Tensor:
     """Resizes the part from `start` to `stop` of the last side to `size` pixels, with a triangle filter: [B, C, H, size].
 
-    The filter is one pixel wide either way, and where it shrinks one pixel of the result. Tap by tap and no matrix product,
-    whose order of summation may change with the batch.
+    The half-width of the filter is one pixel, of the result if it shrinks. Computed tap by tap, because the summation order of
+    a matrix product may change with the batch size.
     """
     side = image_BCHW.shape[3]
     step_B1 = (stop_B - start_B)[:, None] / size

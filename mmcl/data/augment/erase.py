@@ -15,12 +15,12 @@ from mmcl.data.augment.pipeline import Augmentation, between, is_range
 class Erase(Augmentation):
     """Fills a rectangle (Zhong et al., "Random Erasing Data Augmentation", 2017).
 
-    Sides are cut at the image's, where the paper would draw again.
+    A rectangle that is too long is cut to the image's side, whereas the paper draws again.
 
     Args:
-        area: share of the image, from and to.
-        ratio: height by width, from and to; drawn on a logarithmic scale.
-        fill: its grey value, in [0, 1].
+        area: smallest and largest share of the image's area.
+        ratio: smallest and largest height / width; drawn on a logarithmic scale.
+        fill: grey value of the rectangle, in [0, 1].
     """
 
     p: float = 0.5
@@ -49,7 +49,7 @@ class Erase(Augmentation):
 
 
 def _interval(side: int, length_B: Tensor, draw_B: Tensor) -> Tensor:
-    """Which of `side` pixels lie in an interval of a rounded length at a uniform place: bool [B, side]."""
+    """Mask of the pixels in an interval of rounded length at a uniform position: bool [B, side]."""
     length = length_B.round().clamp(max=side)
     start = (draw_B * (side - length + 1)).floor()
     pixel = torch.arange(side, device=draw_B.device)

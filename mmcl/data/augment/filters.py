@@ -1,4 +1,4 @@
-"""Operations in which a pixel takes from its neighbours: blur, and the thickness of strokes."""
+"""Neighbourhood augmentations: Gaussian blur and stroke thickness."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmcl.data.augment.pipeline import Augmentation, between, is_range, per_imag
 
 @dataclass(frozen=True, kw_only=True)
 class Blur(Augmentation):
-    """Convolves with a Gaussian, cut off at three deviations; the border is mirrored.
+    """Convolves with a Gaussian, truncated at three standard deviations; the border is mirrored.
 
     Args:
-        sigma: deviation in pixels, from and to.
+        sigma: smallest and largest standard deviation, in pixels.
     """
 
     p: float = 0.5
@@ -39,17 +39,17 @@ class Blur(Augmentation):
         weight_BR = torch.exp(-0.5 * (offset / sigma_B[:, None]) ** 2)
         weight_BR = weight_BR / weight_BR.sum(1, keepdim=True)
         down = _weigh_rows(image_BCHW, weight_BR)
-        # Whole rows at a time also for the columns: parts of rows take longer than turning the image twice.
+        # Transposing twice to convolve whole rows is faster than convolving along columns.
         across = _weigh_rows(down.transpose(2, 3).contiguous(), weight_BR)
         return across.transpose(2, 3).contiguous().clamp_(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stroke(Augmentation):
-    """Makes bright strokes thicker or thinner: moves towards the grey dilation or erosion of the 3 x 3 neighbourhood.
+    """Makes bright strokes thicker or thinner: interpolates towards the 3 x 3 grey dilation or erosion.
 
     Args:
-        strength: largest share of the way, from 0 to 1, either way.
+        strength: largest interpolation weight in either direction, from 0 to 1.
     """
 
     strength: float = 0.5
@@ -70,7 +70,7 @@ class Stroke(Augmentation):
 
 
 def _of_nine(padded_BCHW: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The extreme of every 3 x 3 neighbourhood, first down and then across: several times as fast as pooling."""
+    """Minimum or maximum of every 3 x 3 neighbourhood, first down and then across: several times as fast as pooling."""
     for dim in (2, 3):
         size = padded_BCHW.shape[dim] - 2
         before, here, after = (padded_BCHW.narrow(dim, start, size) for start in range(3))
@@ -79,7 +79,7 @@ def _of_nine(padded_BCHW: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def _weigh_rows(image_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
-    """Convolves down with a symmetric kernel per image, tap by tap: conv2d may sum in another order in another batch."""
+    """Convolves vertically with a symmetric kernel per image, tap by tap: conv2d's order of summation depends on the batch."""
     radius, height = weight_BR.shape[1] // 2, image_BCHW.shape[2]
     padded = F.pad(image_BCHW, (0, 0, radius, radius), mode="reflect")
     total = image_BCHW * per_image(weight_BR[:, radius])

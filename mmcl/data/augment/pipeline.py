@@ -1,4 +1,4 @@
-"""A list of augmentations, applied to a whole batch at once with every image's own draws."""
+"""Base class of augmentations, and their application to a whole batch with separate draws per image."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from mmcl.errors import UserError
 from mmcl.rng import uniform
 
 _CHUNK = 2**18
-"""Numbers that are augmented at a time: few enough to stay in the processor's cache from operation to operation."""
+"""Values augmented at a time; a chunk stays in the CPU cache between operations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(ABC):
-    """One operation on a batch of images. What happens to an image does not depend on the others, not even in the last bit.
+    """One operation on a batch of images. The result for an image does not depend on the others, bit for bit.
 
-    So parameters are float64 (a library's vectorised and scalar functions may differ in the last bit of their type, which the
-    rounding to float32 removes), and pixels are only added, multiplied, compared and gathered.
+    For this, parameters are float64: vectorised and scalar functions of a library may differ in the last bit, and the rounding
+    to float32 removes the difference. Pixels are only added, multiplied, compared and gathered.
 
     Args:
-        p: probability with which an image is changed at all.
+        p: probability that an image is changed.
 
     Attributes:
-        test_args: arguments with which it changes images visibly, for `mmcl.testing.check_augmentation`, where the defaults do
-            not.
+        test_args: arguments for `mmcl.testing.check_augmentation` that change images visibly, if the defaults do not.
     """
 
     p: float = 1.0
@@ -44,14 +43,14 @@ class Augmentation(ABC):
         self.require(0 <= self.p <= 1, "p", "a probability from 0 to 1")
 
     def require(self, holds: bool, argument: str, what: str) -> None:
-        """Raises UserError, naming the operation, unless an argument holds what it must."""
+        """Raises UserError that names the operation unless the condition on an argument holds."""
         if not holds:
             raise UserError(f"augmentation {type(self).__name__}: {argument} is {getattr(self, argument)}; give {what}")
 
     @property
     @abstractmethod
     def draws(self) -> int:
-        """How many uniform numbers per image it takes."""
+        """Number of uniform random numbers per image."""
 
     @abstractmethod
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
@@ -62,16 +61,16 @@ class Augmentation(ABC):
             draw_BK: float64, uniform in [0, 1), K = `draws`.
 
         Returns:
-            float32 [B, C, H, W] in [0, 1], no part of it twice in memory.
+            float32 [B, C, H, W] in [0, 1], without overlapping memory.
         """
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Augmentations in order.
+    """A sequence of augmentations.
 
     Attributes:
-        operations: what is done to every image.
+        operations: the augmentations, in the order of application.
     """
 
     operations: tuple[Augmentation, ...]
@@ -86,9 +85,9 @@ class Policy:
 
         Args:
             image_BCHW: float32 in [0, 1].
-            seed: of the run.
-            epoch, index: int64 [B]; with `seed` and `view` they decide what happens to each image.
-            view: number of the view, so that two views of an image differ.
+            seed: seed of the run.
+            epoch, index: int64 [B]; with `seed` and `view` they determine the draws of each image.
+            view: index of the view, so that two views of an image differ.
 
         Returns:
             float32 [B, C, H, W] in [0, 1].
@@ -98,7 +97,7 @@ class Policy:
         return torch.cat([self._augment(image_BCHW[rows].clone(), seed, epoch[rows], index[rows], view) for rows in chunks])
 
     def _augment(self, image_BCHW: Tensor, seed: int, epoch: np.ndarray, index: np.ndarray, view: int) -> Tensor:
-        """The images are changed in place."""
+        """Augments the images in place."""
         for number, operation in enumerate(self.operations):
             keys = np.arange(1 + operation.draws)
             draw_BK = uniform(seed, Stream.AUGMENT, epoch[:, None], index[:, None], view, number, keys)
@@ -118,10 +117,10 @@ def between(draw: Tensor, low: float, high: float) -> Tensor:
 
 
 def per_image(parameter_B: Tensor) -> Tensor:
-    """A parameter of every image, [B] to float32 [B, 1, 1, 1]."""
+    """Reshapes a parameter per image from [B] to float32 [B, 1, 1, 1]."""
     return parameter_B.float()[:, None, None, None]
 
 
 def is_range(value: Sequence[float], low: float = -float("inf"), high: float = float("inf")) -> bool:
-    """Whether `value` is a pair (from, to) within bounds."""
+    """True if `value` is a pair (from, to) within bounds."""
     return len(value) == 2 and low <= value[0] <= value[1] <= high

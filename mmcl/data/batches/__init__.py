@@ -1,1 +1,1 @@
-"""From samples to batches: which, in what order, shown how, and what replaces the unusable ones."""
+"""Batches from samples: sample order, loading, image views and replacement of bad samples."""

@@ -1,4 +1,4 @@
-"""How many samples may be unusable before a run stops."""
+"""Limit on the number of bad samples in a run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ GRACE = 1000
 
 
 class BadSampleBudget:
-    """Counts what the loader had to replace, over all processes.
+    """Counts the samples that the loader replaced, over all processes.
 
-    The share is judged as if at least `GRACE` samples had been seen, so that one bad file at the start of a run does not end
-    it; a budget of 0 does so at once. The share says little late in a long run, when a disk or a server goes away: that is seen
-    by the rows that were bad one after the other.
+    The share is computed as if at least `GRACE` samples had been seen, so that one bad file at the start does not end a run; a
+    budget of 0 ends it at once. Late in a long run, the share barely reacts when a disk or server fails; the number of
+    consecutive bad rows detects that.
 
     Args:
         max_fraction: largest share of bad samples among those seen.
-        max_consecutive: most rows in a row whose own sample was bad, in the order of the run.
+        max_consecutive: largest number of consecutive rows, in the order of the run, whose sample was bad.
 
     Attributes:
-        count: rows so far whose sample was bad; one that is met in every epoch counts every time.
+        count: rows so far whose sample was bad; the same sample counts again in every epoch.
         seen: rows so far.
-        run: rows whose sample was bad at the end of what was seen.
+        run: length of the current run of consecutive bad rows.
     """
 
     def __init__(self, max_fraction: float, max_consecutive: int):
@@ -37,12 +37,12 @@ class BadSampleBudget:
         """Counts one global batch.
 
         Args:
-            bad_samples: what could not be used, replacements included.
-            bad_rows: the rows, 0 to `seen` - 1 and rising, whose own sample is among them.
+            bad_samples: samples that could not be used, including bad replacements.
+            bad_rows: rows, 0 to `seen` - 1 in ascending order, whose own sample was bad.
             seen: rows of the batch.
 
         Raises:
-            UserError: the budget is spent; lists the first bad samples.
+            UserError: the budget is exceeded; lists the first bad samples.
         """
         bad_rows = list(bad_rows)
         self.count += len(bad_rows)
@@ -62,7 +62,7 @@ class BadSampleBudget:
             )
 
     def _longest_run(self, bad_rows: Iterable[int], seen: int) -> int:
-        """Of those that touch this batch; `run` becomes the one at its end."""
+        """Longest run of bad rows that overlaps this batch; sets `run` to the run at its end."""
         longest, before = 0, -1
         for row in bad_rows:
             self.run = self.run + 1 if row == before + 1 else 1

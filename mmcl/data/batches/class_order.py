@@ -1,4 +1,4 @@
-"""Batches of P classes with K samples each: what supervised contrastive and metric learning need to find positives."""
+"""P x K sampling for supervised contrastive and metric learning."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mmcl.rng import permutation
 class ClassOrder(BatchOrder):
     """P x K sampling (Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017, section 2).
 
-    Steps come in rounds of ceil(C / P), C the number of classes. A round shows every class, in an order of its own, and fills
-    its last step with classes that it has shown already; the P classes of a step are always different. Each class goes through
-    permutations of its own samples, K at a time, so small classes are seen more often than large ones.
+    Steps are grouped in rounds of ceil(C / P), with C the number of classes. A round shows every class, in its own random
+    order, and fills its last step with classes already shown; the P classes of a step are always distinct. Each class cycles
+    through permutations of its samples, K at a time, so samples of small classes are seen more often than those of large ones.
 
-    A class with fewer than K samples shows them several times in a step, each time with other draws for its views. Samples
-    without a label are never shown.
+    A class with fewer than K samples repeats them within a step, each time with different draws for the views. Unlabelled
+    samples are never shown.
 
     Args:
-        labels_N: int64 [N], negative where a sample has none.
+        labels_N: int64 [N], negative for unlabelled samples.
         batch_size: P * K.
         samples_per_class: K.
-        seed: of all permutations.
+        seed: seed of all permutations.
 
     Raises:
         UserError: K does not divide the batch, or there are fewer than P classes.
@@ -51,7 +51,7 @@ class ClassOrder(BatchOrder):
         class_b = _permutation(classes, self.seed, Stream.CLASSES, round_number)[slot_b % classes]
         size_b = np.array([len(rows) for rows in self.members])[class_b]
         lap_b, offset_b = np.divmod(round_number * self.samples_per_class + sample_b, size_b)
-        # What fills up a round goes through laps of its own: no sample gets the same draws twice.
+        # The classes that fill a round use separate permutations, so that no sample gets the same draws twice.
         epoch_b = 2 * lap_b + (slot_b >= classes)
         places = zip(class_b.tolist(), epoch_b.tolist(), offset_b.tolist(), strict=True)
         return epoch_b, np.array([self._sample(*place) for place in places], np.int64)

@@ -1,4 +1,4 @@
-"""Batches by step number. A batch is a pure function of the step, so a loader has no state to save."""
+"""Batches by step number: a batch is a pure function of the step, so the loader has no state to save."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_ATTEMPTS = 100
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row of a batch: the sample that was read, and its share of every view."""
+    """One row of a batch: the sample and its part of every view."""
 
     epoch: int
     index: int
@@ -40,30 +40,29 @@ class _Row:
 class StepBatches(Dataset[Batch]):
     """A map-style dataset whose item number is the training step.
 
-    `DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=w)` gives the same batches for every number of
-    workers, and after every resume. The rows of all ranks, one after the other, are the same for every number of processes.
+    `DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=w)` gives the same batches for any number of
+    workers and after any resume. The concatenated rows of all ranks are the same for any number of processes.
 
     A sample that cannot be used (an unreadable image, a missing caption) is replaced by another, drawn by (seed, epoch,
-    sample, attempt), and listed in the batch; the batch keeps its size.
+    sample, attempt), and listed in the batch, which keeps its size.
 
-    Ids, where there are captions, are the source's own, else hashes of the first text view's tokens: captions that the encoder
-    cannot tell apart are positives of each other.
-    Between views of images alone every sample is its own class. Labels that a source knows are beside the ids, in
-    `Batch.labels`: they reach only a method that asks for them.
+    With captions, ids are the source's own, else hashes of the first text view's tokens: captions that the encoder cannot
+    distinguish are positives of each other. With image views only, every sample is its own class. Labels of the source are
+    separate from the ids, in `Batch.labels`; only methods that request labels use them.
 
     Args:
         source: the samples.
-        order: which of them make up a step; its seed is that of every other draw too.
+        order: sample order; its seed is also used for all other draws.
         images: image views by name.
         texts: names of the text views; each has its own draws.
-        tokenizer: texts to `Tokens`, for text views.
-        cache: decode every image once and keep it in memory; "auto" does so where no view crops, and below 1 GB.
-        rank, world: which share of the global batch, of how many.
-        by_length: puts the rows of a step in the order of the length of their texts, so that pieces of it are padded less.
+        tokenizer: converts texts to `Tokens`, for text views.
+        cache: decode every image once and keep it in memory; "auto" does so without crops and below 1 GB.
+        rank, world: rank of this process, and number of processes that share the global batch.
+        by_length: sort the rows of a step by text length, so that micro-batches need less padding.
         progress: whether filling the cache shows a progress bar.
 
     Raises:
-        UserError: a view needs captions or images and there are none; the batch cannot be shared equally.
+        UserError: a view needs captions or images that the source lacks, or the batch cannot be shared equally.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class StepBatches(Dataset[Batch]):
     ):
         self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
         self.images, self.texts, self.tokenizer = images, texts, tokenizer
-        # Here and not at the first batch: every loader process would read the labels anew.
+        # Here rather than at the first batch, where every loader process would read the labels again.
         self.labels = source.labels
         self.order.rows(0, rank, world)
         self._check_source()
@@ -117,7 +116,7 @@ class StepBatches(Dataset[Batch]):
         return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced, text_ids=text_ids)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
-        """Reads a sample, or the first of its replacements that can be read; appends those that cannot to `bad`."""
+        """Reads a sample, or its first readable replacement; appends unreadable samples to `bad`."""
         wanted, peers = index, self.source.peers(index)
         for attempt in range(MAX_ATTEMPTS):
             try:
@@ -140,14 +139,14 @@ class StepBatches(Dataset[Batch]):
         return show(required_image(sample), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """The draws that choose captions, one for each text view: float64 [..., V]."""
+        """Draws that choose captions, one per text view: float64 [..., V]."""
         views = np.arange(len(self.texts))
         return uniform(self.order.seed, Stream.CAPTION, epoch[..., None], index[..., None], views)
 
     def _captions(self, index: int, sample_name: str, draw_V: np.ndarray) -> dict[str, str]:
         captions = {}
         for name, draw in zip(self.texts, draw_V.tolist(), strict=True):
-            # One draw for all of a sample's texts: its third caption goes with its third positive and negative.
+            # One draw for all texts of a sample: its third caption is paired with its third positive and negative.
             own = draw_V[0] if name in OWN_TEXTS else draw
             text = self.source.view_text(name, index, float(own))
             captions[name] = checked_caption(text, sample_name)
@@ -163,22 +162,22 @@ class StepBatches(Dataset[Batch]):
         return np.array([same.get(number, number) for number in ids.tolist()], np.int64)
 
     def _text_ids(self, views: Mapping[str, Any]) -> Tensor:
-        """Those of every text view, the hard negatives last: int64 [b, V]."""
+        """Text ids of every text view, hard negatives last: int64 [b, V]."""
         names = sorted(self.texts, key=lambda name: name == "negative")
         return torch.from_numpy(np.stack([token_ids(views[name]) for name in names], axis=1))
 
     def _same_ids(self, step: int) -> dict[int, int]:
-        """Ids of texts -> the smallest of those that belong together.
+        """Maps the ids of texts to the smallest id of their group of positives.
 
-        A batch over the end of an epoch may show a sample twice, with two of its captions: then all rows with either of them
-        are positives of each other. Found from the whole batch, so that every process finds the same.
+        A batch that crosses the end of an epoch may show a sample twice, with two captions; then all rows with either caption
+        are positives of each other. Computed from the whole batch, so that every process gets the same groups.
         """
         epoch, index = self.order.rows(step)
         everyone, times = np.unique(index, return_counts=True)
         again = np.isin(index, everyone[times > 1])
         shown: list[tuple[int, str]] = []
         for sample, draw_V in zip(index[again].tolist(), self._caption_draws(epoch[again], index[again]), strict=True):
-            with suppress(UserError):  # it is replaced, and shows no caption
+            with suppress(UserError):  # the sample is replaced, so its caption is not shown
                 shown.append((sample, self._captions(sample, "", draw_V)[self.texts[0]]))
         if not shown:
             return {}
@@ -189,7 +188,7 @@ class StepBatches(Dataset[Batch]):
         return _smallest(groups.values())
 
     def _check_source(self) -> None:
-        """A source without any caption or image is one mistake of the user's, and no series of bad samples."""
+        """Raises UserError for a source without any caption or image, instead of reporting every sample as bad."""
         first = [self.source[index] for index in range(min(len(self.source), MAX_ATTEMPTS))]
         for view in self.texts:
             field = OWN_TEXTS.get(view, "captions")
@@ -203,7 +202,7 @@ class StepBatches(Dataset[Batch]):
 
 
 def _smallest(groups: Iterable[set[int]]) -> dict[int, int]:
-    """Every number -> the smallest of its group, where groups that share a number are one."""
+    """Maps every number to the smallest of its group; groups that share a number are merged."""
     root: dict[int, int] = {}
 
     def find(number: int) -> int:

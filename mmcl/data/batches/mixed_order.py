@@ -1,4 +1,4 @@
-"""Batches from several sources in exact proportions: a pure function of (seed, step), like every order."""
+"""Sample order over several sources in exact proportions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mmcl.rng import permutation
 
 
 class MixedOrder(BatchOrder):
-    """An endless stream of rounds, cut into global batches. A round shows `counts[k]` rows of part k, in random places.
+    """An endless stream of rounds, cut into global batches. A round shows `counts[k]` rows of part k, in random positions.
 
-    Each part goes through permutations of its own samples, so that none is shown again before all others of its part were. The
-    stream's position alone says which sample comes: slot s of a round's permutation belongs to a part, and is its
+    Each part cycles through permutations of its samples, so that no sample repeats before all others of its part were shown.
+    The position in the stream determines the sample: slot s of a round's permutation belongs to a part, and is its
     (round * count + s)-th row.
 
     Args:
-        sizes: name -> samples of the part; the parts' samples are numbered one part after the other.
-        counts: name -> rows of it in a round, at least 1.
+        sizes: name -> number of samples of the part; indices run through the parts one after the other.
+        counts: name -> rows of the part per round, at least 1.
         batch_size: rows of the global batch; at most those of a round.
-        seed: of all permutations.
+        seed: seed of all permutations.
 
     Raises:
         UserError: the batch is larger than a round.
@@ -43,14 +43,14 @@ class MixedOrder(BatchOrder):
         self._first_slot_K = np.cumsum(self.counts_K) - self.counts_K
 
     def shown(self, step: int) -> dict[str, int]:
-        """Rows of every part in all steps before `step`."""
+        """Number of rows of every part in all steps before `step`."""
         rounds, rest = divmod(step * self.batch_size, self.size)
         known_round, known_rest, begun_K = self._told
         if known_round != rounds or known_rest > rest:
             known_rest, begun_K = 0, np.zeros_like(self.counts_K)
         part_b = self._part_of(self._rounds[rounds][known_rest:rest])
         begun_K = begun_K + np.bincount(part_b, minlength=len(self.names))
-        self._told = rounds, rest, begun_K  # Asked after every step, it counts the rows of one.
+        self._told = rounds, rest, begun_K  # Called after every step, it only counts the rows of that step.
         return dict(zip(self.names, (rounds * self.counts_K + begun_K).tolist(), strict=True))
 
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ class MixedOrder(BatchOrder):
 
 
 class _Permutations:
-    """Permutations of range(size) by number; keeps the last two, as a batch seldom touches more."""
+    """Permutations of range(size) by number; caches the last two, since a batch rarely needs more."""
 
     def __init__(self, size: int, *key: int):
         self.size, self.key = size, key
@@ -82,7 +82,7 @@ class _Permutations:
         return self._kept[number]
 
     def at(self, number_b: np.ndarray, place_b: np.ndarray) -> np.ndarray:
-        """Element `place_b` of permutation `number_b`, row by row."""
+        """Returns element `place_b` of permutation `number_b`, row by row."""
         found = np.empty(len(number_b), np.int64)
         for number in np.unique(number_b):
             here = number_b == number
@@ -93,22 +93,22 @@ class _Permutations:
 def rows_of_a_round(
     sizes: Mapping[str, int], *, weights: Mapping[str, float] | None = None, epochs: Mapping[str, float] | None = None
 ) -> dict[str, int]:
-    """How often a round shows each part.
+    """Computes the number of rows of each part per round.
 
     Args:
-        sizes: name -> samples.
-        weights: name -> its share of a round of as many rows as there are samples, up to a common factor.
-        epochs: name -> how often a round shows each of its samples; by default once.
+        sizes: name -> number of samples.
+        weights: name -> relative share of a round that has as many rows as there are samples.
+        epochs: name -> number of times a round shows each sample; default: once.
 
     Returns:
-        name -> rows, at least 1.
+        name -> rows per round, at least 1.
     """
     if weights is None:
         return {name: max(1, round((epochs or {}).get(name, 1.0) * size)) for name, size in sizes.items()}
     total, rows = sum(weights.values()), sum(sizes.values())
     exact = {name: weights[name] / total * rows for name in sizes}
     counts = {name: int(share) for name, share in exact.items()}
-    # The largest remainders make up the sum.
+    # Largest-remainder rounding.
     for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: rows - sum(counts.values())]:
         counts[name] += 1
     return {name: max(1, count) for name, count in counts.items()}

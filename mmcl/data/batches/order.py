@@ -1,4 +1,4 @@
-"""Which samples make up a step: a pure function of (seed, step), the same for any number of processes and workers."""
+"""Sample orders: pure functions of (seed, step) that are the same for any number of processes and workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BatchOrder(ABC):
     Attributes:
         size: number of samples.
         batch_size: rows of the global batch.
-        seed: of the order, and of every other draw for its batches.
+        seed: seed of the order and of all other draws for its batches.
     """
 
     size: int
@@ -27,11 +27,11 @@ class BatchOrder(ABC):
     seed: int
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """One process's share of a step: a contiguous slice, so that the shares in rank order are the global batch.
+        """Returns one process's share of a step: a contiguous slice, so that the shares in rank order form the global batch.
 
         Returns:
-            The epoch of every row and its number in the dataset, both int64 [batch_size / world]. No pair of them comes
-            twice: they decide what is drawn for the row.
+            The epoch of every row and its index in the dataset, both int64 [batch_size / world]. Every such pair is unique: it
+            determines the random draws for the row.
 
         Raises:
             UserError: `world` processes cannot share the batch equally.
@@ -43,18 +43,18 @@ class BatchOrder(ABC):
 
     @abstractmethod
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs and numbers of some rows, 0 to batch_size - 1, of a global batch."""
+        """Returns the epochs and dataset indices of given rows, 0 to batch_size - 1, of a global batch."""
 
     def shown(self, step: int) -> dict[str, int]:
-        """Rows of every named part in all steps before `step`; empty where there are no parts."""
+        """Number of rows of every named part in all steps before `step`; empty without parts."""
         return {}
 
     def steps(self, epochs: float) -> int:
-        """The number of steps in which as many rows are seen as `epochs` times the samples."""
+        """Number of steps in which `epochs` times the number of samples are seen."""
         return math.ceil(epochs * self.size / self.batch_size)
 
     def epochs(self, steps: int) -> float:
-        """How often as many rows as there are samples, or as a round of a mixture has, are seen in so many steps."""
+        """Number of epochs in a number of steps; an epoch has as many rows as samples, or as a round of a mixture."""
         return steps * self.batch_size / self.size
 
 
@@ -67,11 +67,11 @@ class Order(BatchOrder):
 
     Args:
         size: number of samples.
-        batch_size: rows of the global batch; at most `size`, so that no batch repeats a sample within an epoch.
-        seed: of the permutations.
+        batch_size: rows of the global batch; at most `size`, so that a batch never repeats a sample within an epoch.
+        seed: seed of the permutations.
 
     Raises:
-        UserError: there are no samples, or fewer than `batch_size`.
+        UserError: the dataset is empty or has fewer than `batch_size` samples.
     """
 
     size: int

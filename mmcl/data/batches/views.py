@@ -1,6 +1,6 @@
-"""How each image view shows an image: which part of it, at what size, changed how.
+"""Image views: crop, size and augmentation.
 
-A part is chosen by the header of a file, so that a JPEG is decoded only as finely as its parts are shown.
+The crop is chosen from the header of a file, so that a JPEG is decoded only at the resolution that its crops need.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Part(NamedTuple):
     """The part of an image that a view shows.
 
     Attributes:
-        box: left, top, right, bottom, each a multiple of `scale`; None for the whole.
-        scale: the image's sides may be divided by this before, and still have a pixel for each that is shown.
+        box: left, top, right, bottom, each a multiple of `scale`; None for the whole image.
+        scale: factor by which the image may be shrunk before cropping and still have a pixel for each output pixel.
     """
 
     box: Box | None
@@ -42,10 +42,10 @@ class ImageView:
     """One view of every image.
 
     Attributes:
-        number: of the view among the image views; with (seed, epoch, sample) it decides every draw, so that views differ.
-        preprocess: size and channels in which it is shown.
-        crop: the part that is shown, drawn at decoding; None shows what `preprocess` leaves.
-        augment: what is done to the images of a batch, in [0, 1].
+        number: index among the image views; with (seed, epoch, sample) it determines all draws, so that views differ.
+        preprocess: size and channels of the view.
+        crop: random crop during decoding; None uses only `preprocess`.
+        augment: augmentations of the images of a batch, in [0, 1].
     """
 
     number: int
@@ -54,9 +54,9 @@ class ImageView:
     augment: Policy | None = None
 
     def part(self, width: int, height: int, *, seed: int, epoch: int, index: int) -> Part:
-        """What is seen of an image, given its size.
+        """Returns the visible part of an image of a given size.
 
-        An image without a crop is decoded in full, as in an evaluation, whose figures are to be those of other toolkits.
+        An image without a crop is decoded in full, as in evaluation, so that results match those of other toolkits.
         """
         if self.crop is None:
             return Part(None, 1)
@@ -67,7 +67,7 @@ class ImageView:
         return Part((left, top, right, bottom), scale)
 
     def cut(self, pixels: Image.Image | np.ndarray, box: Box | None, scale: int) -> Tensor:
-        """The visible part of an image, or of the bands of one, that was shrunk by `scale`: [C, H, W]."""
+        """Cuts the visible part from an image, or its bands, shrunk by `scale`: [C, H, W]."""
         if box is None:
             return to_tensor(pixels, self.preprocess)
         left, top, right, bottom = (side // scale for side in box)
@@ -77,13 +77,13 @@ class ImageView:
 def show(
     image: ImageLike, views: Mapping[str, ImageView], *, name: str | None = None, seed: int, epoch: int, index: int
 ) -> dict[str, Tensor]:
-    """Every view of an image, before augmentation: [C, H, W].
+    """Reads all views of an image, before augmentation: [C, H, W].
 
     Args:
         image: decoded once for all views, at the coarsest scale that suffices for each.
         views: by name.
-        name: what an error message calls the image.
-        seed, epoch, index: they decide, with the number of a view, which part it shows.
+        name: name of the image in error messages.
+        seed, epoch, index: these and the number of a view determine the part that it shows.
 
     Raises:
         UserError: the image cannot be read; see `decode`.
@@ -105,14 +105,14 @@ def show(
 
 
 def build_image_views(names: Sequence[str], data: DataConfig, preprocess: Preprocess) -> dict[str, ImageView]:
-    """The image views of a method, as `data.crop` and `data.augment` show them, and `data.views` otherwise.
+    """Builds the image views of a method from `data.crop` and `data.augment`, with the overrides in `data.views`.
 
     Args:
-        names: of the views, in the order of their numbers.
-        preprocess: of the encoder.
+        names: names of the views, in the order of their numbers.
+        preprocess: preprocessing of the encoder.
 
     Raises:
-        UserError: `data.views` names a view that the method does not have; lists those that it has.
+        UserError: `data.views` names a view that the method does not have; lists the valid names.
     """
     known = dict.fromkeys([*names, *map(_family, names)])
     for given in data.views:
@@ -126,7 +126,7 @@ def _own(name: str, data: DataConfig) -> ViewConfig:
 
 
 def _family(name: str) -> str:
-    """The family of small_0, small_1, ... is small; other names are their own."""
+    """Returns the family of a view: "small" for small_0, small_1, ..., else the name itself."""
     return re.sub(r"_\d+$", "", name)
 
 
