@@ -1,4 +1,4 @@
-"""Classifiers of images: from nothing but class names, or trained with labels."""
+"""Image classifiers: zero-shot from class names, or trained with labels."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NONE_OF_THESE = "none of these"
 
 
 class Classifier(ABC):
-    """Gives images labels, with scores.
+    """Assigns scored labels to images.
 
     Args:
         candidate_labels: C different names.
-        reject: least score of the best label, above 0 and below 1: an image whose labels all score lower gets the one label
-            "none of these", with the score that fell short. `zero_shot_reject` measures how well a model can tell.
+        reject: minimum score of the best label, above 0 and below 1. An image whose labels all score lower gets the single
+            label "none of these" with its best score. `zero_shot_reject` measures how well this works.
 
     Raises:
         UserError: `reject` is out of range.
@@ -47,7 +47,7 @@ class Classifier(ABC):
 
     @abstractmethod
     def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
-        """By what the labels are ordered, [N, C], and their probabilities, [N, C]: rounding makes different ones equal."""
+        """Ranking scores [N, C] and probabilities [N, C]; separate, because rounding can make probabilities equal."""
 
     # A text and bytes are sequences too: they are one image, as the first that fits is taken.
     @overload
@@ -61,15 +61,15 @@ class Classifier(ABC):
     ) -> list[Scored]: ...
 
     def __call__(self, images: Any, *, top_k: int | None = 5, batch_size: int | None = None) -> Scored | list[Scored]:
-        """Scores images with the labels.
+        """Classifies images.
 
         Args:
             images: a path, an encoded file, a PIL image or a uint8 array; or a list of these, or a data source.
-            top_k: labels per image, all if there are fewer; None for all.
+            top_k: maximum number of labels per image; None for all.
             batch_size: images per batch; by default the model chooses.
 
         Returns:
-            For one image the best labels, [{"label", "score"}, ...], best first; for a list a list of these.
+            The best labels of one image, [{"label", "score"}, ...], best first; for a list of images, a list of these.
         """
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k must be at least 1, not {top_k}")
@@ -88,22 +88,23 @@ class Classifier(ABC):
 
 
 class ZeroShotClassifier(Classifier):
-    """Classifies images by the texts of their labels; the texts are encoded once, when it is made.
+    """Classifies images by the texts of the labels, which are encoded once at construction.
 
-    The scores are probabilities with the model's own scale: a softmax over the labels, or for a sigmoid model (SigLIP) each
-    label by itself, so that they need not add up to 1.
+    The scores are probabilities at the model's own scale: a softmax over the labels, or for a sigmoid model (SigLIP) a separate
+    probability per label, so that they need not sum to 1.
 
     Args:
-        model: with a text tower.
+        model: a model with a text tower.
         candidate_labels: C different names.
-        templates: sentences with a slot "{}" for the name, see `class_embeddings`; by default the bare name.
+        templates: sentences with a placeholder "{}" for the name, see `class_embeddings`; by default the name alone.
         reject: as in `Classifier`.
 
     Attributes:
         class_emb: float32 [C, D], unit length.
 
     Raises:
-        UserError: the model has no text tower, a label is empty or double, a template has no slot, or `reject` is out of range.
+        UserError: the model has no text tower, a label is empty or duplicated, a template has no placeholder, or `reject` is
+            out of range.
 
     Example:
         >>> from mmcl import load_model
@@ -133,7 +134,7 @@ class ZeroShotClassifier(Classifier):
 
 
 class TrainedClassifier(Classifier):
-    """Classifies images by what a model learned from labels (methods `supervised` and `distillation`).
+    """Classifies images with a model trained on labels (methods `supervised` and `distillation`).
 
     The scores are the softmax of its logits.
 

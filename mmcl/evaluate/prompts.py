@@ -1,4 +1,4 @@
-"""Class names to class embeddings: the sentences of a zero-shot classifier."""
+"""Prompt templates, and class embeddings for zero-shot classification."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mmcl.evaluate.validation import unit_rows
 
 Template = str | Callable[[str], str]
 Templates = Template | Sequence[Template] | Mapping[str, Sequence[str]]
-"""A sentence with a slot "{}" or "{c}" for the class name, a function of the name, several of these, or the sentences of each
-class by its name. Or the name of a set of templates: "openai_imagenet" (80) or "simple_imagenet" (7)."""
+"""A sentence with a slot "{}" or "{c}" for the class name, a function of the name, a sequence of these, or a mapping from class
+name to sentences. Or the name of a set of templates: "openai_imagenet" (80) or "simple_imagenet" (7)."""
 
 TEMPLATE_SETS = ("openai_imagenet", "simple_imagenet")
 
 
 class TextEncoder(Protocol):
-    """The part of a model that class embeddings need."""
+    """A model that can encode texts."""
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts: float32 [M, D]."""
@@ -28,19 +28,19 @@ class TextEncoder(Protocol):
 
 
 def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: Templates = "{}") -> np.ndarray:
-    """One unit vector per class: normalise(mean over the templates of normalise(text)), as in CLIP (Radford et al., 2021).
+    """Embeds each class as normalise(mean over the templates of normalise(text)), as in CLIP (Radford et al., 2021).
 
     Args:
-        model: its `encode_text` embeds the sentences, all in one call.
+        model: its `encode_text` embeds all sentences in one call.
         class_names: C different names.
-        templates: by default the bare name.
+        templates: prompt templates, see `Templates`; by default the name alone.
 
     Returns:
-        float32 [C, D].
+        float32 [C, D], unit length.
 
     Raises:
-        UserError: no names, an empty or a double one, a template without a slot that is no name of a set, or a class without
-            sentences.
+        UserError: there are no names, a name is empty or duplicated, a template has no placeholder and is not the name of a
+            template set, or a class has no sentences.
 
     Example:
         >>> from mmcl import load_model
@@ -58,7 +58,7 @@ def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: 
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Raises UserError unless there are names, all different and none of them blank."""
+    """Raises UserError unless there is at least one name, and the names are distinct and not blank."""
     if isinstance(class_names, str) or not class_names:
         raise UserError(f"class names must be a list of one or more names, not {class_names!r}")
     blank = [number for number, name in enumerate(class_names) if not name.strip()]
@@ -83,7 +83,7 @@ def _sentences(name: str, templates: Templates) -> list[str]:
 
 
 def template_set(name: str) -> list[Callable[[str], str]]:
-    """The templates of a set, as open_clip has them. Raises UserError for an unknown name, which may lack its slot instead."""
+    """Templates of a named set, from open_clip. Raises UserError for an unknown name, or a template without a slot."""
     if name not in TEMPLATE_SETS:
         raise UserError(
             f'template {name!r} has no slot for the class name; write it with "{{}}", as in "a photo of a {{}}.". '
@@ -95,7 +95,7 @@ def template_set(name: str) -> list[Callable[[str], str]]:
 
 
 def _fill(template: Template, name: str) -> str:
-    """Puts the name into the slot. Not `str.format`: a name or a template may contain other braces."""
+    """Inserts the name at the placeholder. Not with `str.format`, because a name or a template may contain other braces."""
     if callable(template):
         return template(name)
     slot = _slot(template)

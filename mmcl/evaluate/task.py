@@ -1,4 +1,4 @@
-"""What is evaluated, on what: a model that encodes everything once, and a source with the training source beside it."""
+"""Models and datasets for evaluation: a model that encodes everything once, and a source with its training source."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mmcl.preprocess import Preprocess
 from mmcl.types import EmbeddingModel
 
 DTYPE = "float32"
-"""Of the embeddings that every model gives, see `EmbeddingModel`."""
+"""Type of the embeddings of every model, see `EmbeddingModel`."""
 
 
 class CachedModel:
-    """A model that encodes each source and each text once, however many evaluators ask.
+    """Wraps a model so that each source and each text is encoded once, however many evaluators use it.
 
     Args:
-        model: what embeds.
-        name: its column in the report: "trained", "untrained", ...
+        model: the embedding model.
+        name: name of its column in the report: "trained", "untrained", ...
         batch_size: images per batch; by default the model chooses.
-        cache: where embeddings are kept from one process to the next; None for nowhere.
+        cache: on-disk cache that keeps embeddings between processes; None for no cache.
 
     Example:
         >>> from mmcl import load_model, open_source
@@ -56,13 +56,13 @@ class CachedModel:
         self.name = name
         self.batch_size = batch_size
         self.cache = cache
-        # By the object, which is held so that its number stays its own: no fingerprint says that images are the same.
+        # Keyed by object identity, and the object is kept so that its id is not reused: no fingerprint covers the images.
         self._images: dict[int, tuple[Source, np.ndarray]] = {}
         self._texts: dict[str, np.ndarray] = {}
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """How the model sees images; None of a model that does not say."""
+        """Image preprocessing of the model; None if unknown."""
         return getattr(self.model, "preprocess", None)
 
     def images(self, source: Source) -> np.ndarray:
@@ -100,13 +100,13 @@ class CachedModel:
 
 @dataclass(frozen=True)
 class Captions:
-    """Every caption of a source, once for each id it describes.
+    """Captions of a source, each once per image id that it describes.
 
     Attributes:
         texts: M texts.
-        text_ids: int64 [M], of the images that each describes.
-        image_ids: int64 [N].
-        first_image: int64 [M], an image that carries the text.
+        text_ids: int64 [M], ids of the images that the texts describe.
+        image_ids: int64 [N], ids of the images.
+        first_image: int64 [M], the first image with this text.
     """
 
     texts: tuple[str, ...]
@@ -120,14 +120,14 @@ class Task:
     """A dataset to evaluate.
 
     Attributes:
-        name: what the report calls it, e.g. "emoji/unseen_style".
-        source: the samples that are scored.
-        bank: the training samples: neighbours for k-NN, training rows of the linear probe, memory of the raw-pixel baseline.
-        baselines: whether the evaluators also report chance, majority and raw pixels; once is enough where several models are
-            compared.
-        figures: whether they also draw figures: examples and maps.
-        pixel_models: the baseline "raw pixels" by its preprocessing; tasks that share it decode images once.
-        pca_models: the baseline "PCA-50", likewise, of this task alone.
+        name: name in the report, e.g. "emoji/unseen_style".
+        source: the samples to evaluate on.
+        bank: training samples: neighbours for k-NN, training rows of the linear probe, references of the raw-pixel baseline.
+        baselines: whether the evaluators also report chance, majority and raw pixels; when several models are compared, once
+            is enough.
+        figures: whether the evaluators also draw figures: examples and maps.
+        pixel_models: the baseline "raw pixels" for each preprocessing; tasks that share this mapping decode images once.
+        pca_models: the baseline "PCA-50" for each preprocessing, for this task only.
 
     Example:
         >>> from mmcl import open_source
@@ -146,7 +146,7 @@ class Task:
 
     @cached_property
     def captions(self) -> Captions:
-        """Raises UserError when the source has no captions."""
+        """Captions of the source. Raises UserError if it has none."""
         captions = captions_of(self.source)
         if not captions.texts:
             raise UserError(f"{self.name}: no sample has a caption, which retrieval needs; choose another source or evaluator")
@@ -154,25 +154,25 @@ class Task:
 
     @cached_property
     def has_images(self) -> bool:
-        """True if the samples have images; those of a file of embeddings have none."""
+        """True if the samples have images; samples of an embedding file have none."""
         return len(self.source) > 0 and self.source[0].image is not None
 
     @cached_property
     def has_labels(self) -> bool:
-        """Whether every sample has a label."""
+        """True if every sample has a label."""
         return self.source.labels is not None and bool((self.source.labels >= 0).all())
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 [N]. Raises UserError when a sample has no label."""
+        """Labels of the source, int64 [N]. Raises UserError if a sample has no label."""
         return _labels(self.source, self.name)
 
     @cached_property
     def bank_labels(self) -> np.ndarray:
-        """int64 [M], classes numbered as in the source; those that it lacks come after its own.
+        """Labels of the bank, int64 [M]. Classes are numbered as in the source; classes that the source lacks follow.
 
         Raises:
-            UserError: a training sample has no label, or the two have class names and none in common.
+            UserError: a training sample has no label, or source and bank have class names but none in common.
         """
         bank = self.required_bank
         labels, ours, theirs = _labels(bank, f"the training data of {self.name}"), self.source.class_names, bank.class_names
@@ -188,7 +188,7 @@ class Task:
         return renumbered
 
     def about_bank(self, evaluator: str) -> tuple[str, ...]:
-        """A note where test samples are of classes that no training sample has, which are wrong whatever the model."""
+        """Note on test samples of classes without training samples, which every model gets wrong."""
         unseen = ~np.isin(self.labels, self.bank_labels)
         if not unseen.any():
             return ()
@@ -202,13 +202,13 @@ class Task:
         _ = bank and self.bank_labels, self.labels
 
     def require_classes(self, evaluator: str) -> None:
-        """Raises UserError where there are no labels to learn from, those of one class only, or none to score."""
+        """Raises UserError if the bank has no labels or only one class, or the source has no labels."""
         if len(np.unique(self.bank_labels)) < 2:
             raise UserError(f"{evaluator}: the training data of {self.name} have one class only; a classifier needs two")
         self.require_labels()
 
     def row_names(self, metric: str) -> Sequence[str]:
-        """What the rows of a metric are called: of text-to-image retrieval the captions, of all others the samples."""
+        """Names of the rows of a metric: captions for text-to-image retrieval, samples for all others."""
         if metric.startswith("text_to_image"):
             return self.captions.texts
         return self._described_names if metric.startswith("image_to_text") else self._sample_names
@@ -219,12 +219,12 @@ class Task:
 
     @cached_property
     def _described_names(self) -> tuple[str, ...]:
-        """Of the samples that have a caption, or share the id of one that has."""
+        """Names of the samples that have a caption or share an id with one that does."""
         described = np.isin(self.captions.image_ids, self.captions.text_ids)
         return tuple(name for name, here in zip(self._sample_names, described, strict=True) if here)
 
     def provenance(self, evaluator: str, model: CachedModel) -> Provenance:
-        """What the numbers of a model on this task hang on."""
+        """Provenance of a model's results on this task."""
         return Provenance(
             evaluator,
             self.name,
@@ -240,18 +240,18 @@ class Task:
 
     @property
     def required_bank(self) -> Source:
-        """The training samples. Raises UserError when there are none."""
+        """The training samples. Raises UserError if there are none."""
         if self.bank is None:
             raise UserError(f"{self.name}: this evaluator needs training data to compare with; set the task's `bank`")
         return self.bank
 
     def pixels(self, beside: CachedModel) -> CachedModel:
-        """The baseline "raw pixels", of the levels and bands that the model beside it sees."""
+        """The baseline "raw pixels", with the intensity range and channels of the model that is compared."""
         model = RawPixels.like(self.source, beside.preprocess)
         return self.pixel_models.setdefault(model.preprocess, CachedModel(model, "raw pixels"))
 
     def pca(self, beside: CachedModel) -> CachedModel:
-        """The baseline "PCA-50" of the training images, likewise."""
+        """The baseline "PCA-50" of the training images, with the same intensity range and channels as `pixels`."""
         pixels = self.pixels(beside)
         key = pixels.model.preprocess  # type: ignore[attr-defined]
         if key not in self.pca_models:
@@ -260,7 +260,7 @@ class Task:
 
 
 class NeedsTexts(UserError):
-    """The evaluator is not for models that embed images alone."""
+    """The evaluator needs a model with a text tower."""
 
 
 def require_text(evaluator: str, has_text: bool) -> None:
@@ -274,13 +274,13 @@ Check = Callable[..., None]
 
 
 def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callable[[Evaluator], Evaluator]:
-    """States what an evaluator needs, so that it can be said before there is a model: a decorator of evaluators.
+    """Decorates an evaluator with a check of its requirements, which can run before a model exists.
 
     Args:
-        check: gets the task, whether the model embeds texts, and the evaluator's arguments by name, defaults included; raises
-            UserError where the evaluator cannot run. It may read labels, sizes and texts, but embeds nothing.
-        test_args: arguments with which `mmcl.testing.check_evaluator` runs it on the patterns of `mmcl.testing.patterns`, where
-            the defaults are too slow or do not suit them.
+        check: called with the task, whether the model embeds texts, and the evaluator's arguments by name, defaults included;
+            raises UserError if the evaluator cannot run. It may read labels, sizes and texts, but must not embed anything.
+        test_args: arguments for `mmcl.testing.check_evaluator`, which runs the evaluator on `mmcl.testing.patterns`, if the
+            defaults are too slow or unsuitable.
 
     Example:
         >>> def has_labels(task, has_text):
@@ -315,8 +315,8 @@ def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callab
 def captions_of(source: Source) -> Captions:
     """Collects the captions of a source.
 
-    Without `source.ids`, images that share a caption (up to case and white space, see `caption_key`) have equal ids, and so
-    have those that a chain of such pairs links.
+    Without `source.ids`, images that share a caption (up to case and white space, see `caption_key`), directly or through a
+    chain of other images, have equal ids.
     """
     captions = [source[index].captions for index in range(len(source))]
     image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
@@ -344,7 +344,7 @@ def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides an embedding besides its model and data."""
+    """Versions of the libraries that influence an embedding besides its model and data."""
     return {name: str(sys.modules[name].__version__) for name in ("mmcl", "torch", "numpy", "PIL")}
 
 

@@ -1,1 +1,1 @@
-"""Models from and to disk and hub: our own format, open_clip, transformers, timm, torchvision."""
+"""Loading and saving models: mmcl's own format, open_clip, transformers, timm, torchvision."""

@@ -1,7 +1,8 @@
-"""A model that is built from a folder asks for no more memory than its weights can fill, and for nothing from the network.
+"""Memory limits for building a model from an untrusted folder.
 
-A few bytes of config.json can name a context of ten million tokens. What a build allocates and registers is therefore watched,
-and the first tensor that the file of weights could not hold ends it, before the memory is taken.
+A few bytes of config.json can request a context of ten million tokens. Allocations and registrations are therefore counted
+while a model is built, and the first tensor that the weights file could not fill stops the build before memory is allocated.
+Nothing is requested from the network.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from mmcl.errors import UserError
 
 SLACK = 2**26
-"""Elements that are allowed whatever the weights: masks, tables of positions, the part of a dual model that is not kept."""
+"""Elements allowed regardless of the weights: masks, position tables, the unused half of a dual model."""
 MODULES = 50_000
-"""Modules and parameters of a model; the largest public ones have some thousands."""
+"""Maximum number of modules and parameters of a model; the largest public models have a few thousand."""
 
 CALLS = 50_000
-"""Operations of a build; the largest public models take about five thousand."""
+"""Maximum number of operations in a build; the largest public models take about five thousand."""
 
 
 @contextmanager
 def bounded_build(weights: Sequence[Path], where: str) -> Iterator[None]:
-    """Builds within the size of the weights: at most four elements for each byte of their files, and `SLACK`.
+    """Limits a build to the size of the weights: four elements per byte of their files, plus `SLACK`.
 
     Args:
-        weights: the files that will fill the model.
-        where: what an error names, such as the folder.
+        weights: the files with the weights of the model.
+        where: location named in error messages, such as the folder.
 
     Raises:
-        UserError: something larger is asked for.
+        UserError: the build exceeds a limit.
     """
     limit = 4 * sum(file.stat().st_size for file in weights) + SLACK
     registered = {"parameters": 0, "modules": 0}

@@ -1,4 +1,4 @@
-"""One function for every model: `load_model("runs/a")`, `load_model("open_clip:ViT-B-32/laion2b_s34b_b79k")`, ..."""
+"""Loading models of any kind: `load_model("runs/a")`, `load_model("open_clip:ViT-B-32/laion2b_s34b_b79k")`, ..."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_model(
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     towers: Mapping[str, nn.Module] | None = None,
 ) -> Model:
-    """Loads a model, ready for use.
+    """Loads a model for inference.
 
     Args:
         name: one of
@@ -42,18 +42,18 @@ def load_model(
             `open_clip:ARCH`, with random weights, or `open_clip:ARCH/PRETRAINED`, a tag of released weights or a path;
             `open_clip:local-dir:FOLDER` or `open_clip:hf-hub:ID`, with open_clip_config.json and weights;
             `hf:ID_OR_DIR`, a CLIP-like model of transformers;
-            `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with those of a file;
-            `timm:local-dir:FOLDER` or `timm:hf-hub:ID`, as timm writes them.
-        device: where it runs; None takes the GPU if there is one.
-        preprocess: how images are shown to a model of another library, or the fields that are otherwise than the library has
-            them. Weights from a file do not say it; what was taken for them is then printed on standard error.
-        towers: the encoder of each tower, "image" or "text", that was given to `mmcl.train` as a module. Its weights do not
+            `timm:NAME` or `torchvision:NAME`, images only, with released weights, or `NAME/PATH` with weights from a file;
+            `timm:local-dir:FOLDER` or `timm:hf-hub:ID`, in timm's format.
+        device: device to run on; None uses the GPU if there is one.
+        preprocess: image preprocessing for a model of another library, or only the fields that differ from the library's
+            defaults. Weights from a file do not specify it; the values that are assumed are then printed on standard error.
+        towers: the encoder of each tower, "image" or "text", that was passed to `mmcl.train` as a module. Its weights do not
             matter: those of the folder are loaded into a copy of it.
 
     Raises:
-        UserError: there is no such model, it cannot be downloaded, it needs a plug-in that is not loaded or an encoder in
-            `towers`, its files are damaged or of another version, or a model of ours is to be shown images otherwise than in
-            training.
+        UserError: the model does not exist or cannot be downloaded, it needs a plug-in that is not loaded or an encoder in
+            `towers`, its files are damaged or of another version, or a model saved by mmcl would preprocess images differently
+            than in training.
 
     Example:
         >>> model = load_model("runs/clip_emoji")  # after `mmcl train`
@@ -90,8 +90,9 @@ def _model_folder(path: Path) -> Path | None:
 
 @contextmanager
 def _within_folder(folder: Path) -> Iterator[None]:
-    """Another library's folder is built from its own files: no larger than its weights, and without asking a hub. An adapter's
-    model may lie elsewhere, and what is no folder is trusted by its name."""
+    """Builds another library's folder from its own files alone: no larger than its weights, and without access to a hub.
+
+    Exceptions are an adapter, whose base model may be stored elsewhere, and a name that is not a folder, which is trusted."""
     weights = [file for file in folder.rglob("*") if file.suffix in _WEIGHT_SUFFIXES] if folder.is_dir() else []
     if not weights or (folder / "adapter_config.json").is_file():
         yield
@@ -101,7 +102,7 @@ def _within_folder(folder: Path) -> Iterator[None]:
 
 
 def _read_folder(folder: Path, given: Collection[str]) -> dict[str, Any]:
-    """The arguments of `Model`; `given` are the towers whose encoders the caller has."""
+    """Reads the arguments of `Model`; `given` holds the encoders that the caller passed."""
     file = read_model_file(folder / CONFIG)
     for entry in file.towers.values():
         _check_registered(folder, entry, file.plugins)
@@ -138,7 +139,7 @@ def _check_registered(folder: Path, entry: TowerEntry, plugins: Sequence[str]) -
 
 
 def _check_given(folder: Path, entry: TowerEntry, given: Collection[str]) -> None:
-    """Raises UserError where an encoder of the caller is missing, or has no place."""
+    """Raises UserError if an encoder that the caller must pass is missing, or one is passed that the model does not use."""
     modality = entry.modality
     if entry.encoder == GIVEN and modality not in given:
         raise UserError(
@@ -165,7 +166,7 @@ def _read_tower(folder: Path, entry: TowerEntry) -> Tower:
         if spec.encoder == GIVEN:
             raise
         raise damaged(folder / CONFIG, f"its {spec.modality} tower cannot be built ({reason(error)})") from None
-    except Exception as error:  # whatever the constructors of five libraries make of values that nobody trained with
+    except Exception as error:  # constructors of five libraries may raise anything for unusual values
         raise damaged(folder / CONFIG, f"its {spec.modality} tower cannot be built ({reason(error)})") from None
     if isinstance(tower.encoder, ImageEncoder):
         trained, where = entry.preprocess or {}, f"{folder}: {spec.encoder}"
@@ -175,7 +176,7 @@ def _read_tower(folder: Path, entry: TowerEntry) -> Tower:
 
 @torch.no_grad()
 def _check_encoding(towers: nn.ModuleDict, folder: Path) -> None:
-    """Encodes a blank input: with some arguments a tower can be built that cannot encode."""
+    """Encodes a blank input, because some arguments build a tower that cannot encode."""
     for name, tower in towers.eval().items():
         try:
             if isinstance(tower.encoder, ImageEncoder):
@@ -188,10 +189,10 @@ def _check_encoding(towers: nn.ModuleDict, folder: Path) -> None:
 
 
 def _trained_preprocess(values: Any, here: Preprocess, *, where: str) -> Preprocess:
-    """How a model's images were shown in training, whatever its library makes of them today.
+    """Preprocessing used in training, regardless of the library's current defaults.
 
     Raises:
-        UserError: the encoder that was built here applies other constants than it was trained with.
+        UserError: the encoder built here applies other constants than in training.
     """
     trained = Preprocess.from_json(values)
     for name in OF_THE_ENCODER:
@@ -239,7 +240,7 @@ def _image_only(library: str) -> Callable[[str, _Fields], dict[str, Any]]:
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """The name of an architecture and its weights; folders and repositories, whose names have slashes, bring their own."""
+    """Splits a name into architecture and weights; folders and repositories, whose names have slashes, include weights."""
     if rest.startswith(("local-dir:", "hf-hub:")):
         return rest, ""
     name, _, weights = rest.partition("/")

@@ -1,4 +1,4 @@
-"""What was probably meant by a name that no model has."""
+"""Suggestions for unknown model names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PLACES = ("hf-hub", "local-dir")
 
 
 def unknown_model(name: str, prefixes: Sequence[str], *, holds: str) -> UserError:
-    """The error for a name that is neither a folder of ours nor begins with a prefix.
+    """Builds the error for a name that is not a model folder and has no known prefix.
 
     Args:
-        name: as it was given.
-        prefixes: of the libraries.
-        holds: the file that a model folder has.
+        name: the name as given by the user.
+        prefixes: prefixes of the supported libraries.
+        holds: name of the file that identifies a model folder.
     """
     prefix, colon, rest = name.partition(":")
     if colon and not rest and prefix in prefixes:
@@ -47,7 +47,7 @@ def _meant(name: str) -> Iterator[str]:
 
 
 def _nearest_folder(path: Path) -> str | None:
-    """A model folder or a run beside where `path` would be."""
+    """The most similarly named model folder or run next to `path`, if any."""
     if not path.parent.is_dir() or path.exists():
         return None
     beside = [folder.name for folder in path.parent.iterdir() if any((folder / at).is_dir() for at in ("model", "checkpoints"))]
@@ -56,7 +56,7 @@ def _nearest_folder(path: Path) -> str | None:
 
 
 def _of_libraries(name: str) -> Iterator[str]:
-    """The libraries are loaded only to say that a name is theirs."""
+    """Suggestions from the libraries, which are imported only for this error."""
     import open_clip
     import timm
     import torchvision

@@ -1,4 +1,4 @@
-"""A model as its users see it: images and texts in, unit-length vectors out."""
+"""The model interface for users: encodes images and texts as unit-length vectors."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from mmcl.types import Tokens
 _BATCH_PIXELS = 2**18
 
 Embedding = Literal["projection", "features"]
-"""What a model gives: the output of the projection head, or the features before it."""
+"""Output of a model: that of the projection head, or the features before it."""
 
 
 class Model:
-    """Towers ready for use; an `EmbeddingModel` (see types.py).
+    """A model ready for inference; an `EmbeddingModel` (see types.py).
 
     Attributes:
-        towers: "image" and "text", or one of them; put into evaluation mode.
-        logit_scale: inverse temperature with which the model turns cosines into logits; None where it was trained without one.
-        logit_bias: added to the logits; None for softmax models, a number for sigmoid ones (SigLIP).
-        embedding: what is given, see `Embedding`.
-        class_names: of a classifier that was trained with labels, one for each of its image tower's logits; None for others.
-        provenance: where the model comes from, JSON values.
+        towers: "image" and "text", or one of them; set to evaluation mode.
+        logit_scale: inverse temperature that turns cosines into logits; None if the model was trained without one.
+        logit_bias: added to the logits; None for softmax models, a number for sigmoid models (SigLIP).
+        embedding: which output is returned, see `Embedding`.
+        class_names: for a classifier trained with labels, the name of each logit of its image tower; None for other models.
+        provenance: origin of the model, as JSON values.
 
     Raises:
-        UserError: images are to be resized in a way that the installed libraries do not have.
+        UserError: the installed libraries do not support the resizing of the images.
 
     Example:
         >>> from mmcl import load_model
@@ -87,23 +87,23 @@ class Model:
 
     @property
     def has_image(self) -> bool:
-        """Whether `encode_image` works."""
+        """True if the model has an image tower."""
         return "image" in self.towers
 
     @property
     def has_text(self) -> bool:
-        """Whether `encode_text` works."""
+        """True if the model has a text tower."""
         return "text" in self.towers
 
     @property
     def preprocess(self) -> Preprocess:
-        """How images become the input of the image tower. Raises UserError where there is none."""
+        """Image preprocessing. Raises UserError if there is no image tower."""
         encoder: ImageEncoder = self._tower("image", "preprocess").encoder  # type: ignore[assignment]
         return encoder.preprocess
 
     @property
     def embed_dim(self) -> int:
-        """Width D of the embeddings; of images, where features of images and texts differ in width."""
+        """Width D of the embeddings; that of the images if the features of images and texts differ in width."""
         return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]
 
     def encode_image(
@@ -112,23 +112,23 @@ class Model:
         """Embeds images.
 
         Args:
-            images: a path (every `str` is one), PIL image, uint8 array [H, W] or [H, W, C], or encoded file; a sequence of
-                these; or a data source.
-            batch_size: images in one forward pass; by default 64, and more of small ones.
-            progress: show a progress bar.
+            images: a path (any `str` is a path), a PIL image, a uint8 array [H, W] or [H, W, C], or an encoded file; a sequence
+                of these; or a data source.
+            batch_size: images per forward pass; by default 64, or more if the images are small.
+            progress: whether to show a progress bar.
 
         Returns:
             float32 [N, D], unit length, in the order given; N is 1 for a single image.
 
         Raises:
-            UserError: the model has no image tower, or an image is missing or cannot be read; names the file.
+            UserError: the model has no image tower, or an image is missing or cannot be read; the message names the file.
         """
         tower = self._tower("image", "encode_image")
         many = _as_many(images)
         return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress)
 
     def image_logits(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
-        """What the head makes of images, at its own length: the logits of a classifier, float32 [N, C].
+        """Outputs of the image head without normalisation, such as the logits of a classifier: float32 [N, C].
 
         Args, Raises: as for `encode_image`.
         """
@@ -138,7 +138,7 @@ class Model:
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
     def image_features(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
-        """What the encoder makes of images, before the head and at its own length: float32 [N, F].
+        """Outputs of the image encoder, before the head and without normalisation: float32 [N, F].
 
         Args, Raises: as for `encode_image`.
         """
@@ -148,13 +148,13 @@ class Model:
             return np.concatenate([tower.encoder(batch).float().cpu().numpy() for batch in batches])
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """Embeds a string, which is always a text and never a path, or a list of strings.
+        """Embeds a string or a list of strings. A string is always a text, never a path.
 
         Returns:
             float32 [N, D], unit length, in the order given; N is 1 for a single string.
 
         Raises:
-            UserError: the model has no text tower, or something is no string.
+            UserError: the model has no text tower, or an element is not a string.
         """
         tower = self._tower("text", "encode_text")
         encoder: TextEncoder = tower.encoder  # type: ignore[assignment]
@@ -168,10 +168,10 @@ class Model:
         return np.asarray(image_emb, np.float32) @ np.asarray(text_emb, np.float32).T
 
     def probs(self, image_emb: np.ndarray, text_emb: np.ndarray) -> np.ndarray:
-        """How well each text fits each image, float32 [N, M].
+        """Probabilities that each text matches each image, float32 [N, M].
 
-        A softmax model (CLIP) compares the texts: softmax(logit_scale * cosine), rows sum to 1. A sigmoid model (SigLIP) judges
-        each pair by itself: sigmoid(logit_scale * cosine + logit_bias).
+        A softmax model (CLIP) compares the texts: softmax(logit_scale * cosine), rows sum to 1. A sigmoid model (SigLIP) scores
+        each pair independently: sigmoid(logit_scale * cosine + logit_bias).
 
         Raises:
             UserError: the model has no temperature.
@@ -185,7 +185,7 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sha256 over architecture, weights, preprocessing and tokenizer, in hexadecimal; computed once."""
+        """SHA-256 of architecture, weights, preprocessing and tokenizer, in hexadecimal; computed once."""
         digest = hashlib.sha256(json.dumps([self.embedding, *map(_description, self.towers.items())]).encode())
         for name, tensor in sorted(self.towers.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -201,7 +201,7 @@ class Model:
         return self.towers[name]  # type: ignore[return-value]
 
     def _pixels(self, tower: Tower, images: Sequence[ImageLike] | Source, batch_size: int | None) -> Iterator[Tensor]:
-        """Images as the tower takes them, in batches."""
+        """Preprocessed images for the tower, in batches."""
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
         preprocess = encoder.preprocess
         size = batch_size or max(64, _BATCH_PIXELS // (preprocess.height * preprocess.width))
@@ -247,7 +247,7 @@ def _read(images: Sequence[ImageLike] | Source, number: int, preprocess: Preproc
 
 
 def _description(item: tuple[str, nn.Module]) -> list[Any]:
-    """What decides a tower's output besides its weights, as JSON values."""
+    """Everything but the weights that determines a tower's output, as JSON values."""
     name, tower = item
     spec, encoder = tower.spec, tower.encoder
     architecture = repr(tower) if spec is None else asdict(spec)  # type: ignore[call-overload]
@@ -256,13 +256,13 @@ def _description(item: tuple[str, nn.Module]) -> list[Any]:
 
 
 def _tower_in_words(tower: Tower) -> str:
-    """Name of the encoder, and number of parameters: "vit_base_patch16 (86.6 M)"."""
+    """Name of the encoder and number of parameters: "vit_base_patch16 (86.6 M)"."""
     encoder = type(tower.encoder).__name__ if tower.spec is None else tower.spec.encoder
     return f"{encoder} ({sum(p.numel() for p in tower.parameters()) / 1e6:.3g} M)"
 
 
 def build_model(method: Method) -> Model:
-    """What a method gives its users: its towers, in evaluation mode, and how it turns cosines into logits."""
+    """Builds the model that a method exports: its towers in evaluation mode, and the parameters of its logits."""
     scale, bias = method.logit_scale, method.logit_bias
     return Model(
         method.towers,

@@ -19,7 +19,7 @@ MAX_SCALE = 1e6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerEntry:
-    """A tower by name and arguments, as `TowerSpec`; of images also the preprocessing that it was trained with."""
+    """A tower by name and arguments, as in `TowerSpec`; for images also the preprocessing used in training."""
 
     modality: Literal["image", "text"]
     encoder: str
@@ -62,7 +62,7 @@ class ModelFile:
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """Reads a config.json. Raises UserError: it is missing, damaged, another library's, or of another version."""
+    """Reads a config.json. Raises UserError if it is missing, damaged, of another library or of another version."""
     content = read_json(path)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -76,5 +76,5 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The error for a file that does not hold what mmcl wrote."""
+    """Builds the error for a file whose content mmcl did not write."""
     return UserError(f"{path} is damaged: {what}; copy or save the model again")

@@ -1,7 +1,7 @@
-"""Our own format: a folder that explains itself. JSON for what the model is, safetensors for its weights, no pickle.
+"""mmcl's own model format: a self-contained folder with JSON for the architecture and safetensors for the weights; no pickle.
 
 config.json         towers by name and arguments, the plug-ins that registered these names, preprocessing, logit scale and bias,
-                    class names, where the model comes from
+                    class names, origin of the model
 model.safetensors   the weights, each stored once
 tokenizer.json      if there is a text tower
 """
@@ -36,15 +36,15 @@ def save_model(
     class_names: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a folder that `load_model` reads without further arguments. It appears when it is complete, or not at all.
+    """Writes a folder that `load_model` can read without further arguments. The write is atomic.
 
     Args:
-        path: the folder; that of another model is replaced, one that holds anything else is refused.
-        towers: "image" and "text", or one of them, as `build_tower` built them.
+        path: the folder; an existing model folder is replaced, a folder with other content is refused.
+        towers: "image" and "text", or one of them, as built by `build_tower`.
         logit_scale, logit_bias, embedding, class_names, provenance: as in `Model`.
 
     Raises:
-        UserError: a tower was made by hand, so nothing says how to build it again; or the folder cannot be written.
+        UserError: a tower was not built by `build_tower`, so it cannot be rebuilt; or the folder cannot be written.
     """
     _keep_what_is_no_model(Path(path))
     tensors, shared = _unique_tensors(towers)

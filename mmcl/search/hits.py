@@ -27,7 +27,7 @@ class Hit:
     Attributes:
         name: the image's path, or its key within a dataset.
         score: cosine with the query, -1 to 1.
-        caption: the text that was found, or the image's first caption; "" where it has none.
+        caption: the matching text, or the image's first caption; "" if it has none.
         image: the image, not yet decoded.
     """
 
@@ -38,7 +38,7 @@ class Hit:
 
     @property
     def path(self) -> Path:
-        """The image's path, for a collection of files."""
+        """Path of the image, in a collection of files."""
         return Path(self.image if isinstance(self.image, str | Path) else self.name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,11 +47,11 @@ class Hit:
 
 
 class Hits(list[Hit]):
-    """Hits, best first.
+    """A sequence of hits, best first.
 
     Args:
-        hits: each of them.
-        preprocess: of the model that found them, whose levels and bands are shown; None of one that does not say.
+        hits: the hits.
+        preprocess: preprocessing of the model, which decides the intensity range and channels shown; None if unknown.
     """
 
     def __init__(self, hits: Iterable[Hit] = (), *, preprocess: Preprocess | None = None):
@@ -62,7 +62,7 @@ class Hits(list[Hit]):
         """Writes the images as one figure: best first, row by row.
 
         Raises:
-            UserError: there are no hits, an image is not there or cannot be read, or the file cannot be written.
+            UserError: there are no hits, an image is missing or cannot be read, or the file cannot be written.
         """
         check_file(Path(path), flag="path", suffixes=SUFFIXES)
         if not self:

@@ -1,4 +1,4 @@
-"""An exact index in memory: every query is compared with every row, which is fast enough up to about half a million rows."""
+"""An exact in-memory index: every query is compared with every row, which is fast for up to about half a million rows."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _MAX_JSON_BYTES = 2**30
 
 
 class Index:
-    """A collection of images and of their captions, embedded. Made by `build` or `load`.
+    """A search index of images and their captions. Created by `build` or `load`.
 
     Args:
-        model: embeds the queries; the rows must come from the same one.
-        samples: the images, N of them, with all their captions, T of them.
+        model: embeds the queries; it must be the model that embedded the rows.
+        samples: the N images, with T captions in all.
         image_emb: float32 [N, D], unit length.
-        text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 where the model has no text tower.
-        bad: images that could not be read and are not in the index, and captions that are none.
+        text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 if the model has no text tower.
+        bad: unreadable images, which are not in the index, and unusable captions.
 
     Example:
         >>> from PIL import Image
@@ -84,14 +84,14 @@ class Index:
         batch_size: int | None = None,
         progress: bool = False,
     ) -> Index:
-        """Embeds a collection, and its captions if it has any and the model a text tower.
+        """Embeds a collection, and its captions if it has any and the model has a text tower.
 
         Args:
             collection: a folder or table of images, a list of image files, or a data source.
             model: embeds the images.
-            out: a directory to save the index in.
+            out: a directory to save the index in; None does not save it.
             batch_size: images per batch; by default the model chooses.
-            progress: whether a progress bar is shown.
+            progress: whether to show a progress bar.
 
         Returns:
             The index. Images that cannot be read are left out and listed in `bad`.
@@ -120,12 +120,12 @@ class Index:
     def search(
         self, text: str | None = None, *, image: ImageLike | None = None, top_k: int = 20, target: Target = "images"
     ) -> Hits:
-        """Finds what is nearest to a text, to an image, or to the two together (the mean of their embeddings).
+        """Finds the nearest neighbours of a text, an image, or both together (the mean of their embeddings).
 
         Args:
-            text: what to look for, in words.
-            image: an image; a string is its path.
-            top_k: number of hits; all there are, if that is fewer.
+            text: the query text.
+            image: the query image; a string is a path.
+            top_k: maximum number of hits.
             target: what to find: "images", or "texts", the captions in the collection.
 
         Returns:
@@ -133,7 +133,7 @@ class Index:
 
         Raises:
             UserError: neither text nor image is given, the model has no text tower for the text, the image cannot be read,
-                or there are no texts to find.
+                or the index has no texts to find.
         """
         if target not in get_args(Target):
             raise unknown_name("target", target, get_args(Target))
@@ -156,22 +156,22 @@ class Index:
 
     @staticmethod
     def is_saved(directory: str | Path) -> bool:
-        """Whether `save` wrote what lies there: other programs call files of theirs index.json too."""
+        """True if the folder holds an index written by `save`: other programs also write files named index.json."""
         return (Path(directory) / _LISTING).is_file() and any(Path(directory).glob(_TENSORS))
 
     @classmethod
     def check_place(cls, directory: str | Path) -> None:
-        """Raises UserError where `save` would replace an index.json that is not an index."""
+        """Raises UserError if `save` would replace an index.json that is not a search index."""
         if (Path(directory) / _LISTING).exists() and not cls.is_saved(directory):
             raise UserError(f"{directory}: holds an {_LISTING} that is not an index of mmcl; give another folder")
 
     def save(self, directory: str | Path) -> None:
-        """Writes index.json and one safetensors file. A crash at any moment leaves the old index or the new one.
+        """Writes index.json and one safetensors file. A crash at any moment leaves either the old index or the new one.
 
-        Names are kept as they are, so relative paths stay relative to the working directory.
+        Names are stored unchanged, so relative paths stay relative to the working directory.
 
         Raises:
-            UserError: there is an index.json of something else.
+            UserError: the folder has an index.json that is not a search index.
         """
         self.check_place(directory)
         from safetensors.numpy import save_file
@@ -194,10 +194,10 @@ class Index:
 
     @classmethod
     def load(cls, directory: str | Path, model: EmbeddingModel) -> Index:
-        """Reads what `save` wrote.
+        """Loads an index written by `save`.
 
         Raises:
-            UserError: there is no index, it is damaged, or another model made it.
+            UserError: there is no index, it is damaged, or it was built with another model.
         """
         directory = Path(directory)
         content = read_json(directory / _LISTING, max_bytes=_MAX_JSON_BYTES)
@@ -242,7 +242,7 @@ class Index:
 
 
 def _with_usable_captions(sample: Sample, number: int, bad: list[BadSample]) -> Sample:
-    """A sample with those of its captions that a tokenizer can take; appends why others cannot be used to `bad`."""
+    """The sample with only its usable captions; appends the reason for each removed caption to `bad`."""
     captions = []
     for caption in sample.captions:
         try:
@@ -253,7 +253,7 @@ def _with_usable_captions(sample: Sample, number: int, bad: list[BadSample]) -> 
 
 
 def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Source, str]:
-    """A collection as a source, and what to call it. Raises UserError when it is empty."""
+    """The collection as a source, and its name. Raises UserError if it is empty."""
     name = "the collection"
     if isinstance(collection, str | Path):
         name = str(collection)
@@ -276,7 +276,7 @@ class _Files(SampleList):
 
 
 def _sample(row: Any) -> Sample:
-    """From a row of index.json. Raises KeyError or TypeError for one that `save` does not write."""
+    """Sample of a row of index.json. Raises KeyError or TypeError for a row that `save` would not write."""
     name, captions = row["name"], row["captions"]
     if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(each, str) for each in captions):
         raise TypeError("samples have a name and a list of captions")
@@ -284,7 +284,7 @@ def _sample(row: Any) -> Sample:
 
 
 def _embeddings(tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Of images and texts. Raises KeyError or TypeError for others than `save` writes."""
+    """Embeddings of images and texts. Raises KeyError or TypeError for tensors that `save` would not write."""
     image, text = tensors["image"], tensors["text"]
     if any(part.dtype != torch.float32 or part.ndim != 2 or not part.isfinite().all() for part in (image, text)):
         raise TypeError("embeddings are finite float32 [N, D]")
@@ -301,7 +301,7 @@ def _digest(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _tensor_file(digest: Any) -> str:
-    """File name of the embeddings; the digest was read from a file, and must not lead elsewhere."""
+    """File name of the embeddings. The digest comes from a file, so it must not form a path to another place."""
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
         raise KeyError("digest")
     return _TENSORS.replace("*", digest)

@@ -1,4 +1,4 @@
-"""Two reports, query by query: which model is better, how sure that is, and what changed."""
+"""Paired comparison of two reports: differences with intervals and p-values, and the queries that changed."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One metric of two models on the same queries.
+    """Difference of one metric between two models on the same queries.
 
     Attributes:
         evaluator, data, metric: as in `Metric`.
         a, b: the two values.
-        difference, low, high: b - a, with its 95 % interval, or None where there is none.
+        difference, low, high: b - a with its 95 % interval; None if it does not exist.
         p: two-sided p-value, see `paired_test`.
-        n: queries.
-        won, lost: names of the queries on which B is better, and worse, the largest change first; their numbers, from 0, where
-            the report does not name its rows.
+        n: number of queries.
+        won, lost: names of the queries on which B is better or worse, largest change first; row numbers from 0 if the report
+            does not name its rows.
 
     Example:
         >>> from mmcl import evaluate
@@ -66,12 +66,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes:
-        a, b: what the two models are called.
-        differences: one for each metric that both reports have row by row.
-        notes: what the numbers mean, and what could not be compared.
+        a, b: names of the two models.
+        differences: one for each metric with per-row outcomes in both reports.
+        notes: how to read the numbers, and which metrics could not be compared.
         figures: PNG files by name, without ".png".
 
     Example:
@@ -88,28 +88,28 @@ class Comparison:
     figures: Mapping[str, bytes] = field(default_factory=dict)
 
     def __getitem__(self, metric: str) -> Difference:
-        """The difference of a metric whose name is there once. Raises KeyError for none, or for several."""
+        """Returns the difference of a metric by name. Raises KeyError unless exactly one metric has this name."""
         found = [one for one in self.differences if one.metric == metric]
         if len(found) != 1:
             raise KeyError(f"{len(found)} differences have the metric {metric!r}; look in .differences")
         return found[0]
 
     def to_json(self) -> str:
-        """The two names, every difference and the notes."""
+        """Names of the models, differences and notes."""
         content: dict[str, Any] = {"a": self.a, "b": self.b, "differences": [asdict(one) for one in self.differences]}
         return json.dumps(content | {"notes": self.notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_text(self) -> str:
-        """The tables for a terminal, and the notes."""
+        """Tables for a terminal, and the notes."""
         return tables.text(self._tables(), self._notes())
 
     def to_markdown(self) -> str:
-        """The tables and notes, with links to the figures beside it."""
+        """Tables and notes, with links to the figures in the same folder."""
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
         return tables.markdown("Comparison", self._tables(), self._notes(), figures)
 
     def to_html(self) -> str:
-        """One page that needs no other file."""
+        """A self-contained page."""
         return tables.page("Comparison", self._tables(), self._notes(), self.figures)
 
     def write(self, directory: str | Path) -> None:
@@ -124,7 +124,7 @@ class Comparison:
         return [f"A: {self.a}", f"B: {self.b}", *self.notes]
 
     def _tables(self) -> list[tables.Table]:
-        """For each evaluator and dataset the differences, and some of the queries that changed."""
+        """Tables of the differences and of some changed queries, for each evaluator and dataset."""
         found = []
         for evaluator, data in dict.fromkeys((one.evaluator, one.data) for one in self.differences):
             own = [one for one in self.differences if (one.evaluator, one.data) == (evaluator, data)]
@@ -144,16 +144,16 @@ def compare(
     """Compares two reports on the same queries.
 
     Args:
-        a, b: reports that carry rows: as `run` makes them, or loaded from a folder that `Report.write` wrote.
-        names: what the two are called.
-        models: the column of each report that is compared. With one report and two columns, a model and its baseline.
+        a, b: reports with per-row outcomes, from `run` or loaded from a folder written by `Report.write`.
+        names: names of the two in the comparison.
+        models: the column of each report to compare. To compare a model with its baseline, pass one report and two columns.
 
     Returns:
-        Differences b - a. Metrics that only one of them has, or without rows (a calibration error, a correlation), are left out
-        with a note; so are shares of ties, which are no scores.
+        Differences b - a. Metrics that are in only one report or have no per-row outcomes (a calibration error, a correlation)
+        are left out with a note; shares of ties are left out because they are not scores.
 
     Raises:
-        UserError: a report has no such model, there is no metric with rows in both, or the queries are not the same.
+        UserError: a report has no such model, the reports share no metric with rows, or the queries differ.
 
     Example:
         >>> from mmcl import evaluate
@@ -195,7 +195,7 @@ def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str
 
 
 def _are_same_data(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> bool:
-    """True if both reports say so; False where one says nothing. Raises UserError where they say that the data differ."""
+    """True if both reports state the same data; False if one does not state it. Raises UserError if the data differ."""
     found = [{one.data_identity for one in _made(report, evaluator, data)} for report in (a, b)]
     if not all(found):
         return False
@@ -206,7 +206,7 @@ def _are_same_data(a: Report, b: Report, evaluator: str, data: str, names: tuple
 
 
 def _about_banks(a: Report, b: Report, evaluator: str, data: str, names: tuple[str, str]) -> list[str]:
-    """A note where two models were not given the same training samples, as of two runs with data of their own."""
+    """Note if the two models did not get the same training samples, as in two runs on different data."""
     found = [{one.bank_identity for one in _made(report, evaluator, data)} for report in (a, b)]
     if not all(found) or found[0] & found[1]:
         return []
@@ -221,7 +221,7 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: boo
     assert a.rows is not None
     assert b.rows is not None
     place = ", ".join(filter(None, a.key[:3]))
-    # The same data may lie elsewhere, where they have other names.
+    # The same data may be stored in another place under other names.
     named = not are_same_data and a.rows.names is not None and b.rows.names is not None
     if named and tuple(a.rows.names or ()) != tuple(b.rows.names or ()):
         raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
@@ -248,7 +248,7 @@ def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...
 
 
 def _first_word(metric: str) -> str:
-    """What "text_to_image_R@1" begins with: text."""
+    """First word of a metric's name: "text" for "text_to_image_R@1"."""
     return re.match("[a-zA-Z]*", metric)[0]  # type: ignore[index]
 
 

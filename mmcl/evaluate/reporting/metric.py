@@ -1,4 +1,4 @@
-"""A metric: one number with its interval, what it hangs on, and what its name says of it."""
+"""Metrics: a value with its interval, its provenance, and the conventions of metric names."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority",
 """Order of the well-known models in a table; others come first."""
 
 _QUOTED = {"R", "top1", "top5", "median"}
-"""Words in the names of metrics that people quote, of evaluators that have many."""
+"""Words in the names of commonly quoted metrics, for evaluators with many metrics."""
 
 _LOW = {"rank", "loss", "error", "gap", "nll", "brier", "ece", "fpr95", "alignment", "uniformity"}
-"""Words in the names of metrics of which less is better."""
+"""Words in the names of metrics for which lower is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number.
+    """One metric of one model on one dataset.
 
     Attributes:
         evaluator: e.g. "retrieval".
         data: what it was measured on, e.g. "emoji/unseen_style".
         metric: name as in the literature, e.g. "text_to_image_R@1".
         model: "trained", "untrained", "chance", "raw pixels", ...
-        value: None where the metric does not exist, such as the top-5 accuracy of three classes.
+        value: None if the metric does not exist, such as the top-5 accuracy of three classes.
         low, high: 95 % interval; None for exact numbers.
-        n: rows that it was computed from.
-        rows: the outcomes of these rows, where it is a plain statistic of them; no part of metrics.json, nor of equality.
+        n: number of rows that it was computed from.
+        rows: outcomes of these rows, if the metric is a simple statistic of them; ignored by metrics.json and by equality.
 
     Example:
         >>> Metric("knn", "digits", "knn5_top1", "trained", 0.9, 0.85, 0.94, 180).key
@@ -51,27 +51,27 @@ class Metric:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What no two metrics of a report share."""
+        """Unique key of the metric within a report."""
         return self.evaluator, self.data, self.metric, self.model
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but `rows`: JSON values."""
+        """All fields except `rows`, as JSON values."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "rows"}
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a model's numbers on a dataset hang on.
+    """Provenance of a model's results on a dataset.
 
     Attributes:
-        evaluator, data, model: as the metrics call them.
-        n: samples of the data.
-        data_identity: of the samples, their images, texts, labels and order; see `Source.identity`.
-        bank_identity: of the training samples that the evaluator may have used; None without any.
-        model_fingerprint: of architecture, weights, preprocessing and tokenizer.
-        dtype: of the embeddings.
-        seed: of what is drawn.
-        versions: of the libraries that computed it.
+        evaluator, data, model: names, as in the metrics.
+        n: number of samples of the data.
+        data_identity: digest of the samples' images, texts, labels and order; see `Source.identity`.
+        bank_identity: digest of the training samples that the evaluator may have used; None if there are none.
+        model_fingerprint: digest of architecture, weights, preprocessing and tokenizer.
+        dtype: type of the embeddings.
+        seed: seed of the random draws.
+        versions: versions of the libraries used.
 
     Example:
         >>> from mmcl import evaluate, load_model, open_source
@@ -99,22 +99,22 @@ def metric_rows(evaluator: str, data: str, model: str, estimates: Mapping[str, E
 
 
 def by_column(models: Iterable[str]) -> list[str]:
-    """Names of models, each once, in the order of the columns of a table."""
+    """Distinct model names, in the order of the columns of a table."""
     return sorted(dict.fromkeys(models), key=lambda name: COLUMNS.index(name) if name in COLUMNS else -1)
 
 
 def words(metric: str) -> set[str]:
-    """The words of a metric's name, "retrieval/median_rank" or "R@1"; the label in front is none of them."""
+    """Words of a metric's name, such as "retrieval/median_rank" or "R@1", without the label in front."""
     return set(re.split(r"[_@]", metric.rpartition("/")[2]))
 
 
 def lower_is_better(metric: str) -> bool:
-    """By the words of its name: true of ranks, losses, errors and gaps; an effective rank is none."""
+    """True if the name is that of a rank, loss, error or gap; an effective rank is not a rank in this sense."""
     return bool(words(metric) & _LOW) and "effective" not in words(metric)
 
 
 def quoted(metrics: Iterable[Metric]) -> list[Metric]:
-    """Of an evaluator with metrics that people quote, R@k and the top-k accuracies, these alone; of others all."""
+    """Commonly quoted metrics of an evaluator, such as R@k and top-k accuracies, if it has any; otherwise all its metrics."""
     metrics = list(metrics)
     has_quoted = {metric.evaluator for metric in metrics if words(metric.metric) & _QUOTED}
     return [metric for metric in metrics if metric.evaluator not in has_quoted or words(metric.metric) & _QUOTED]

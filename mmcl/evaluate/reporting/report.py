@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics that anything can read, the rows behind them, and on disk the same as pages."""
+"""Evaluation reports: metrics, per-row outcomes, figures and pages, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _MAX_JSON_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics, and what belongs to them.
+    """Results of an evaluation.
 
     Attributes:
-        metrics: no two with the same evaluator, data, metric and model: when reports are added, the later one stays.
+        metrics: unique by evaluator, data, metric and model; when reports are added, the later metric replaces the earlier.
         notes: sentences printed below the tables, such as how a solver ended.
         details: JSON values by name that are too large for a table, such as a confusion matrix.
         figures: PNG files by name, without ".png".
         pages: HTML files by name, without ".html"; each needs no other file.
         failures: one line for each evaluator that could not run, see `run`.
-        provenance: no two with the same evaluator, data and model.
+        provenance: unique by evaluator, data and model.
 
     Example:
         >>> from mmcl import evaluate
@@ -65,17 +65,17 @@ class Report:
         return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages, failures)
 
     def __getitem__(self, metric: str) -> float | None:
-        """The value of a metric whose name is in the report once. Raises KeyError for none, or for several rows."""
+        """Returns the value of a metric by name. Raises KeyError unless the report has exactly one metric of this name."""
         found = [row.value for row in self.metrics if row.metric == metric]
         if len(found) != 1:
             raise KeyError(f"{len(found)} rows have the metric {metric!r}; look in .metrics")
         return found[0]
 
     def with_names(self, names: Callable[[str], Sequence[str] | None]) -> Report:
-        """The same with names for the rows of its metrics.
+        """Returns a copy with names for the rows of its metrics.
 
         Args:
-            names: a metric's name to the names of its rows; they are given where their number fits.
+            names: maps a metric's name to the names of its rows, which are used if their number matches.
         """
 
         def named(metric: Metric) -> Metric:
@@ -86,11 +86,11 @@ class Report:
         return replace(self, metrics=tuple(map(named, self.metrics)))
 
     def to_json(self) -> str:
-        """The metrics: a list of objects with the fields of `Metric` but `rows`."""
+        """Metrics as a list of objects with all fields of `Metric` except `rows`."""
         return _json([metric.to_dict() for metric in self.metrics])
 
     def to_csv(self) -> str:
-        """The same as a table for spreadsheets; an empty cell where there is no number, and no text that would be a formula."""
+        """Metrics as a table for spreadsheets. A missing number is an empty cell; text that looks like a formula is escaped."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "rows"])
         writer.writeheader()
@@ -98,21 +98,21 @@ class Report:
         return text.getvalue()
 
     def to_text(self, *, brief: bool = False) -> str:
-        """The tables for a terminal, and the notes. To fit its width, only the first model keeps its intervals.
+        """Tables for a terminal, and the notes. To fit the width, only the first model has intervals.
 
         Args:
-            brief: leaves the metrics of long tables to the reports, but for those that people quote.
+            brief: shows only the commonly quoted metrics in long tables.
         """
         return tables.text(tables.metric_tables(quoted(self.metrics) if brief else self.metrics), self._remarks())
 
     def to_markdown(self) -> str:
-        """The tables and notes, with links to the figures and pages beside it."""
+        """Tables and notes, with links to the figures and pages in the same folder."""
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
         notes = (tables.INTERVALS, *self._remarks())
         return tables.markdown("Evaluation", tables.metric_tables(self.metrics), notes, figures, self._links())
 
     def to_html(self) -> str:
-        """One page that needs no other file, but links to `pages`."""
+        """A self-contained page, with links to `pages`."""
         foot = tables.provenance_table(self.provenance) if self.provenance else None
         notes = (tables.INTERVALS, *self._remarks())
         return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot, self._links())
@@ -124,13 +124,13 @@ class Report:
         return {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages}
 
     def plot(self) -> bytes:
-        """A PNG of the scores with their intervals, the models and baselines of each on one line."""
+        """PNG chart of the scores with their intervals; each metric shows all models and baselines on one line."""
         from mmcl.evaluate.reporting.figures import metric_chart
 
         return metric_chart(self.metrics)
 
     def write(self, directory: str | Path) -> None:
-        """Writes what `save` does, and for readers report.md, report.html, metrics.csv and a chart of the metrics."""
+        """Writes the files of `save`, and report.md, report.html, metrics.csv and a chart of the metrics."""
         chart = {"metrics": self.plot()} if self.metrics else {}
         shown = replace(self, figures={**chart, **self.figures})
         texts = {"metrics.csv": self.to_csv(), "report.md": shown.to_markdown(), "report.html": shown.to_html()}
@@ -138,10 +138,10 @@ class Report:
         self._put(Path(directory), files)
 
     def save(self, directory: str | Path) -> None:
-        """Writes what `load` reads: metrics.json, rows.safetensors, figures, pages, and details.json (notes, provenance).
+        """Writes the files that `load` reads: metrics.json, rows.safetensors, figures, pages, details.json (notes, provenance).
 
-        Every file appears whole, details.json last: it has the digests of the others, so that what a kill, or a copy of some of
-        the files, leaves of two reports is not taken for one.
+        Every file is written atomically, details.json last. It holds the digests of the others, so that a mixture of two
+        reports, left by an interruption or by copying only some files, is detected.
         """
         self._put(Path(directory), {})
 
@@ -166,10 +166,10 @@ class Report:
 
     @classmethod
     def load(cls, directory: str | Path) -> Report:
-        """Reads what `save` or `write` wrote.
+        """Loads a report written by `save` or `write`.
 
         Raises:
-            UserError: there is no report, a file is not what it should be, or not of the same report as the others.
+            UserError: there is no report, a file is damaged, or a file belongs to another report.
         """
         directory = Path(directory)
         if not (directory / _DETAILS).is_file():
@@ -183,7 +183,7 @@ class Report:
             metrics = [from_dict(Metric, row, _METRICS) for row in parse_json(read(_METRICS), _METRICS)]
             if any((metric.low is None) != (metric.high is None) for metric in metrics):
                 raise UserError(f"{_METRICS}: an interval has one end")
-            if (directory / _ROWS).exists():  # without it there is nothing that could be compared, and no harm done
+            if (directory / _ROWS).exists():  # without rows, reports cannot be compared, but remain valid
                 read(_ROWS)
             figures = {name: read(f"{file_name(name)}.png") for name in more.figures}
             pages = {name: read(f"{file_name(name)}.html").decode() for name in more.pages}
@@ -214,13 +214,13 @@ class _Details:
 
 
 class _Tied:
-    """Reads the files of a folder that have the digests that they should have."""
+    """Reads files of a folder and verifies their digests."""
 
     def __init__(self, directory: Path, sha256: Mapping[str, str]):
         self.directory, self.sha256 = directory, sha256
 
     def __call__(self, name: str) -> bytes:
-        """Raises UserError for another file than the one that was written."""
+        """Reads a file. Raises UserError if its digest differs from that of the file that was written."""
         content = (self.directory / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != self.sha256.get(name):
             raise UserError(
@@ -236,7 +236,7 @@ def file_name(*parts: str) -> str:
 
 
 def _spreadsheet_cell(value: Any) -> Any:
-    """A text that would be a formula gets an apostrophe in front, which makes it a text again."""
+    """Prefixes text that a spreadsheet would take for a formula with an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
