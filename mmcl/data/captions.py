@@ -1,4 +1,4 @@
-"""Validation and comparison of captions, which come from untrusted files too."""
+"""Validation and comparison of captions, which may come from untrusted files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MAX_CHARACTERS = 20_000
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
-    """The captions in a text file: every line that is not empty. Only CR and LF end a line; a caption may hold the others."""
+    """Returns the captions in a text, one per non-empty line. Only CR and LF end a line; other Unicode breaks are kept."""
     return tuple(line.strip() for line in re.split(r"[\r\n]", text) if line.strip())
 
 
 def checked_caption(caption: object, name: str) -> str:
-    """A caption that a tokenizer can take: valid Unicode, neither empty nor absurdly long.
+    """Returns the caption if a tokenizer can process it: valid Unicode, neither empty nor absurdly long.
 
     Raises:
-        UserError: names the sample and what is wrong with its caption.
+        UserError: the caption is invalid; names the sample and the problem.
     """
     if not isinstance(caption, str):
         raise UserError(f"{name}: the caption is of type {type(caption).__name__}, not a text")
@@ -40,10 +40,10 @@ def checked_caption(caption: object, name: str) -> str:
 
 
 def token_ids(tokens: Tokens) -> np.ndarray:
-    """Ids of texts as their encoder reads them: equal for equal tokens, whatever the text or the padding.
+    """Ids of tokenised texts: equal for equal tokens, whatever the original text or the padding.
 
-    Two captions that differ only in what a tokenizer drops (case, white space, everything behind the context length) are one
-    text to the encoder. With two ids, a contrastive loss would push that text's embedding away from itself.
+    Captions that differ only in what the tokenizer discards (case, white space, everything beyond the context length) are the
+    same text to the encoder. With different ids, a contrastive loss would push that text's embedding away from itself.
 
     Returns:
         int64 [B], from 0 to 2^63 - 1; the same in every process.
@@ -53,16 +53,16 @@ def token_ids(tokens: Tokens) -> np.ndarray:
 
 
 def caption_key(text: object) -> str:
-    """A caption without case, runs of white space, HTML entities and the Unicode form of its accents.
+    """Normalises case, white space, HTML entities and the Unicode form of a caption.
 
-    Captions of equal keys are the same caption wherever no tokenizer is at hand to decide: in splits, mixtures, retrieval.
+    Captions with equal keys are treated as equal where no tokenizer is available: in splits, mixtures and retrieval.
     """
     plain = unicodedata.normalize("NFC", html.unescape(html.unescape(str(text))))
     return " ".join(plain.split()).casefold()
 
 
 def text_hash(text: str) -> int:
-    """63 bits that are equal for equal texts, in every process; also of texts that are not valid Unicode."""
+    """63-bit hash of a text, the same in every process; accepts invalid Unicode."""
     return _hash(text.encode("utf-8", "surrogatepass"))
 
 

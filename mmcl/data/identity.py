@@ -1,8 +1,8 @@
-"""The identity of a dataset: a digest of all that its samples show, wherever they lie and whatever they are called.
+"""Identity of a dataset: a digest of all sample contents, independent of their location and file names.
 
-`Source.fingerprint` reads no image, so that two datasets under equal lists have the same one. Results that outlive the process
-are kept under `Source.identity`, which reads every image once: the digest is kept below the data root until the path, size,
-inode or a time of some image file changes.
+`Source.fingerprint` does not read images, so two datasets with equal lists share it. Results that outlive the process are
+cached under `Source.identity`, which reads every image once: the digest is stored below the data root until the path, size,
+inode or a time of an image file changes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Facts = tuple[object, ...]
 
 
 def identity_of(source: Source) -> str:
-    """Hex digest of a source: the images, captions, other texts and labels of all samples in their order, and its `ids`,
-    `scores`, `class_names` and `templates`.
+    """Hex digest of a source: the images, captions, other texts and labels of all samples in order, and its `ids`, `scores`,
+    `class_names` and `templates`.
 
-    Names and places of files are no part of it: a copied folder is the same data, and so is one on a server, whose images are
-    read again when the URL, the size or the server's mark of the content, such as an ETag, is new. An image that cannot be read
-    counts as missing.
+    File names and locations are not included: a copy of a folder, or the same data on a server, has the same identity. Remote
+    images are read again when the URL, the size or the server's version of the content, such as an ETag, changes. An unreadable
+    image counts as missing.
     """
     in_files = False
 
@@ -56,13 +56,13 @@ def identity_of(source: Source) -> str:
         if re.fullmatch("[0-9a-f]{64}", found := kept.read_text()):
             return found
     identity = _digest_of(source, _content)
-    with suppress(UserError):  # Where nothing can be written, the images are read again next time.
+    with suppress(UserError):  # If the cache cannot be written, the images are read again next time.
         write_file(kept, identity)
     return identity
 
 
 def spread_rows(size: int, count: int) -> np.ndarray:
-    """All rows from 0 to `size` - 1, or about `count` of more, drawn once and for all: int64, ascending."""
+    """Returns all rows from 0 to `size` - 1, or about `count` if there are more, in a fixed random choice: int64, ascending."""
     if size <= count:
         return np.arange(size)
     return np.unique(hash_integers(np.arange(count)) % np.uint64(size)).astype(np.int64)
@@ -85,7 +85,7 @@ def _sample(source: Source, row: int, facts_of: Callable[[ImageLike], Facts]) ->
         return "unusable"
     try:
         image = None if sample.image is None else digest(*facts_of(sample.image))
-    except (ValueError, OSError):  # A UserError is a ValueError, and so is a path that no system takes.
+    except (ValueError, OSError):  # UserError is a ValueError; so is the error for an invalid path.
         image = "unreadable"
     return digest(*_said(sample), image)
 
@@ -100,12 +100,12 @@ def _texts(texts: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _is_marked(image: ImageLike) -> bool:
-    """True if a file can be told from another without reading it: by a server's mark, where it gives one."""
+    """True if a file can be identified without reading it; for a remote file, if the server gives a version."""
     return isinstance(image, str | Path) or (isinstance(image, FilePart) and bool(image.file.version))
 
 
 def _mark(image: ImageLike) -> Facts:
-    """What tells without reading a file that it is the one that was read before; of all else, the content."""
+    """Identifies a file without reading it, by its path, size, inode and times; all other images by their content."""
     if not _is_marked(image):
         return _content(image)
     if isinstance(image, str | Path):
@@ -129,7 +129,7 @@ def _content(image: ImageLike) -> Facts:
     if isinstance(image, FilePart):
         return (image.read(),)
     if isinstance(image, Image.Image):
-        # Greys beyond 8 bits have no levels but by a model's intensity.
+        # Greys of more than 8 bits have no levels without a model's intensity setting.
         pixels = image if image.mode.startswith(("F", "I")) else decode(image)
         return pixels.mode, pixels.size, pixels.tobytes()
     if isinstance(image, np.ndarray):

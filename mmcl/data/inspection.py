@@ -1,4 +1,4 @@
-"""Inspection of every sample of a source: what cannot be used, what repeats, how long captions are and how large images."""
+"""Inspection of all samples of a source: unusable samples, duplicates, caption lengths and image sizes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ BINS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """Contents of a source.
+    """Result of the inspection of a source.
 
     Attributes:
-        samples: their number.
-        findings: what is wrong, one line each: broken files first, then samples.
-        caption_lengths: int64 [captions], characters.
+        samples: number of samples.
+        findings: problems, one line each: broken files first, then samples.
+        caption_lengths: int64 [captions], in characters.
         captions_per_sample: int64 [samples].
-        sides: int64 [images, 2], width and height of those that can be read.
-        classes: samples of every class that has some, by name.
-        repeated_captions, repeated_images: how many are equal to an earlier one; images byte by byte.
-        usage: what of the files, rows or members is used, see `Source`.
+        sides: int64 [images, 2], width and height of the readable images.
+        classes: number of samples of every non-empty class, by name.
+        repeated_captions, repeated_images: number of duplicates of earlier ones; images are compared byte by byte.
+        usage: used files, rows or members, see `Source`.
     """
 
     samples: int
@@ -51,7 +51,7 @@ class Inspection:
     usage: Sequence[Usage]
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts, and quantiles and histograms of the lengths and sides, as JSON values."""
+        """Returns counts, and quantiles and histograms of lengths and sides, as JSON values."""
         return {
             "samples": self.samples,
             "images": len(self.sides),
@@ -68,7 +68,7 @@ class Inspection:
         }
 
     def to_text(self) -> str:
-        """What is used, counts, and a line for each distribution."""
+        """Formats usage, counts, and one line per distribution."""
         facts = self.to_dict()
         lines = [usage.to_text() for usage in self.usage]
         lines += [f"{name.replace('_', ' '):<20}{facts[name]:>12,}" for name, value in facts.items() if isinstance(value, int)]
@@ -97,8 +97,8 @@ def inspect_source(
 
     Args:
         source: the data.
-        decoded: whether images are decoded to the last pixel; else their bytes are read, and their headers understood.
-        channels, intensity: of the model that is to see the images, see `Preprocess`; channels other than 1 and 3 are always
+        decoded: whether images are fully decoded; else their bytes are read and only their headers parsed.
+        channels, intensity: settings of the model, see `Preprocess`; images with channels other than 1 and 3 are always
             decoded.
         progress: whether a progress bar is shown.
     """
@@ -123,7 +123,7 @@ def inspect_source(
         if look.image_hash is not None:
             sides.append(look.sides)
             image_hashes.append(look.image_hash)
-    # A half pair is a mistake only among whole ones.
+    # An incomplete pair is an error only if other pairs are complete.
     findings += [f"{name}: has no caption" for name in bare if lengths]
     findings += [f"{name}: has no image" for name in blind if sides]
     names, labels = source.class_names or [], source.labels
@@ -142,7 +142,7 @@ def inspect_source(
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One sample: lengths and hashes of its captions, sides and hash of its image."""
+    """Facts about one sample: lengths and hashes of its captions, sides and hash of its image."""
 
     name: str
     findings: list[str]
@@ -160,7 +160,7 @@ def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> 
         if sample.image is not None:
             image = required_image(sample)
             image = image.read() if isinstance(image, FilePart) else image
-            # First, as it refuses what must not be read whole: a pipe, or a file of any size.
+            # First, because it refuses what must not be read completely: a pipe, or an oversized file.
             sides = size(image, sample.name)
             image_hash = _hash(_content(image, sample.name))
     except UserError as error:
@@ -171,7 +171,7 @@ def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> 
 
 
 def _content(image: ImageLike, name: str) -> bytes:
-    """An encoded image as it is stored, the pixels of others."""
+    """Returns the bytes of an encoded image as stored, or the pixels of a decoded one."""
     if isinstance(image, str | Path):
         try:
             return Path(image).read_bytes()

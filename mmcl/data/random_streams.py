@@ -1,4 +1,4 @@
-"""Which decision a random number is for: the key after the seed in every hash, so that no two decisions share a draw."""
+"""Stream keys of random numbers: one per decision, hashed after the seed, so that no two decisions share a draw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Stream(IntEnum):
-    """Never renumber: the numbers are part of what a seed means."""
+    """Keys of the random streams. Never renumber: a change would alter the results of every seed."""
 
     AUGMENT = 1
     CROP = 2

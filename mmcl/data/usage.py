@@ -1,4 +1,4 @@
-"""How much of what lies there a source uses, and what it leaves out: one line wherever data are opened."""
+"""Report of used and unused files, rows and members of a source, in one line wherever data are opened."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """Files that are left out for one reason.
+    """Files that are not used for one reason.
 
     Attributes:
-        count: how many.
-        examples: names of the first, at most `EXAMPLES`.
+        count: number of files.
+        examples: the first names, at most `EXAMPLES`.
     """
 
     count: int
@@ -27,12 +27,12 @@ class Unused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """How many of its files, rows or members a source uses.
+    """Number of files, rows or members that a source uses.
 
     Attributes:
-        unit: what is counted, in the plural, e.g. "files".
-        used: how many are used.
-        unused: reason -> those that are left out for it; nothing is counted twice. A reason follows its count in a sentence:
+        unit: the counted unit in the plural, e.g. "files".
+        used: number of used units.
+        unused: reason -> units unused for that reason; each is counted once. A reason follows its count in a sentence:
             ".heic", "without image", "not in captions.csv".
     """
 
@@ -42,7 +42,7 @@ class Usage:
 
     @property
     def total(self) -> int:
-        """All, used and unused."""
+        """Number of used and unused units."""
         return self.used + sum(unused.count for unused in self.unused.values())
 
     def to_text(self) -> str:
@@ -51,13 +51,13 @@ class Usage:
         return f"{line}; not used: {counts_to_text(self.unused)}" if self.unused else line
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Converts to JSON values."""
         unused = {reason: asdict(unused) for reason, unused in self.unused.items()}
         return {"unit": self.unit, "used": self.used, "total": self.total, "unused": unused}
 
 
 def count_unused(unused: Iterable[tuple[str, str]]) -> dict[str, Unused]:
-    """`Usage.unused` from pairs (reason, name), of which only the first few names are kept."""
+    """Builds `Usage.unused` from pairs (reason, name); keeps only the first few names."""
     counts: dict[str, int] = {}
     examples: dict[str, list[str]] = {}
     for reason, name in unused:
@@ -68,19 +68,19 @@ def count_unused(unused: Iterable[tuple[str, str]]) -> dict[str, Unused]:
 
 
 def counts_to_text(unused: Mapping[str, Unused]) -> str:
-    """Reasons with their counts and examples, the most frequent first."""
+    """Formats reasons with their counts and examples, most frequent first."""
     most_first = sorted(unused.items(), key=lambda item: -item[1].count)
     return ", ".join(_shown(reason, unused) for reason, unused in most_first)
 
 
 def incomplete(total: int, unit: str, missing: Mapping[str, int], broken: int) -> list[str]:
-    """One line that says how many samples lack something, or none where all are whole.
+    """Returns one line with the number of incomplete samples, or an empty list if all are complete.
 
     Args:
-        total: samples.
-        unit: what they are, in the plural.
-        missing: what is missing -> in how many; what is missing in all is said of none.
-        broken: samples that cannot be used.
+        total: number of samples.
+        unit: name of the samples, in the plural.
+        missing: missing item -> number of samples that lack it; an item that all samples lack is not reported.
+        broken: number of samples that cannot be used.
     """
     said = [f"{count:,} with {what}" for what, count in missing.items() if 0 < count < total]
     said += [f"{broken:,} broken"] if broken else []
@@ -88,7 +88,7 @@ def incomplete(total: int, unit: str, missing: Mapping[str, int], broken: int) -
 
 
 def merge_unused(parts: Iterable[Mapping[str, Unused]]) -> dict[str, Unused]:
-    """`Usage.unused` of several parts as that of the whole."""
+    """Merges `Usage.unused` of several parts."""
     merged: dict[str, Unused] = {}
     for part in parts:
         for reason, unused in part.items():

@@ -1,1 +1,1 @@
-"""Sources made of other sources: parts, mixtures, and other captions."""
+"""Sources derived from other sources: subsets, mixtures and replaced captions."""

@@ -1,4 +1,4 @@
-"""Class names as captions: labelled images teach an image-text model through sentences."""
+"""Captions from class names, for image-text training on labelled images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mmcl.files.digest import digest
 
 
 class LabelCaptions(DerivedSource):
-    """A labelled source whose samples are captioned by the name of their class, in every template (Radford et al., "Learning
-    Transferable Visual Models From Natural Language Supervision", 2021, section 3.1.4).
+    """A labelled source whose captions are the class names in every prompt template (Radford et al., "Learning Transferable
+    Visual Models From Natural Language Supervision", 2021, section 3.1.4).
 
-    Samples of one class are positives of each other, whatever the templates drawn for them. A sample without a label has no
+    Samples of one class are positives of each other, whatever the templates drawn for them. An unlabelled sample has no
     caption, and is its own class.
 
     Args:
-        source: with labels; captions that it has are not used.
-        templates: sentences with one "{}" each.
+        source: a labelled source; its own captions are not used.
+        templates: prompt templates with one "{}" each.
 
     Raises:
-        UserError: the source has no labels, there is no template, or one has no "{}".
+        UserError: the source has no labels, `templates` is empty, or a template lacks "{}".
     """
 
     def __init__(self, source: Source, templates: Sequence[str]):
@@ -48,5 +48,5 @@ class LabelCaptions(DerivedSource):
 
 
 def has_captions(source: Source) -> bool:
-    """True if a source has captions: one among its first samples has."""
+    """True if any of the first samples of a source has a caption."""
     return any(source[index].captions for index in range(min(len(source), 100)))

@@ -1,4 +1,4 @@
-"""Several sources as one: their samples one source after the other, their classes joined by name."""
+"""Concatenation of several sources, with their classes merged by name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmcl.rng import hash_integers
 
 
 class Mixture(Source):
-    """The samples of all parts, in the order of the parts; `MixedOrder` decides how often each part is shown.
+    """The samples of all parts, in the order of the parts; `MixedOrder` determines how often each part is shown.
 
-    Equal captions (see `caption_key`) are positives across parts, as within one. Where a part has ids of its own, an id that
-    says no more than the caption does (all of its rows have one first caption, and no other row of the part has it) stands for
-    that caption, and meets it in the other parts; other ids are different in different parts. If any part has ids, the others
-    go by their first captions. Classes of the same name are the same class.
+    Equal captions (see `caption_key`) are positives across parts, as within one part. If a part has its own ids, an id that is
+    equivalent to a caption (all its rows share one first caption, and no other row of the part has it) matches that caption in
+    the other parts; other ids never match across parts. If any part has ids, the other parts are matched by their first
+    captions. Classes with the same name are merged.
 
     Args:
         parts: name -> source; at least one.
@@ -63,7 +63,7 @@ class Mixture(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """That of every part, with the part's name in the unit."""
+        """Usage of every part, with the part's name in the unit."""
         return [
             dataclasses.replace(usage, unit=f"{usage.unit} of {name}")
             for name, source in self.parts.items()
@@ -79,7 +79,7 @@ class Mixture(Source):
             yield from source.broken_files()
 
     def peers(self, index: int) -> range:
-        """The part's own rows: a replacement does not change the proportions."""
+        """Rows of the same part, so that replacements do not change the proportions."""
         part = self._place(index)[0]
         return range(int(self._starts[part]), int(self._starts[part + 1]))
 
@@ -103,7 +103,7 @@ class Mixture(Source):
 
 
 def _ids(part: int, source: Source) -> np.ndarray:
-    """The hashes of first captions, or ids that no other part has where the source's own say more than the captions."""
+    """Hashes of first captions, or ids unique to the part where the source's ids are not equivalent to captions."""
     captions_N = text_groups(source)
     if source.ids is None:
         return captions_N

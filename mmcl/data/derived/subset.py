@@ -1,4 +1,4 @@
-"""Subsets of a source: given rows, a held-out part, a part with few labels."""
+"""Subsets of a source: selected rows, random splits, and stratified few-label subsets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmcl.rng import hash_integers, uniform
 
 
 class Subset(DerivedSource):
-    """Some rows of another source.
+    """Selected rows of another source.
 
     Args:
-        source: the whole.
-        indices: int64, the rows' numbers in it.
+        source: the full source.
+        indices: int64, row indices in `source`.
     """
 
     warnings: Sequence[str] = ()
@@ -62,14 +62,14 @@ MANY = 100_000
 def split_source(source: Source, share: float, seed: int, *, cache: Path | None = None) -> tuple[Subset, Subset]:
     """Splits a source at random into (rest, held out).
 
-    What belongs together stays together: rows with equal ids, or, without ids, with the same first caption, see `caption_key`.
-    Groups have an order that the seed and the group alone decide, and are held out in it until the share is reached; one that
-    would go beyond it is passed over. So the share is exact where groups are small, and the nearest where they are not, which
-    the rest's `warnings` say; and adding data moves few groups across.
+    Groups are not split: rows with equal ids or, without ids, with the same first caption (see `caption_key`). Groups are
+    ordered by a hash of the seed and the group, and held out in this order until the share is reached; a group that would
+    exceed it is skipped. So the share is exact if groups are small, and otherwise the nearest possible, which the `warnings` of
+    the rest report. Adding data moves few groups between the parts.
 
     Args:
-        share: of the rows that are held out, above 0 and below 1, rounded, and at least one.
-        cache: folder where the groups of more than 100,000 samples are kept, as it takes a while to read all captions.
+        share: share of rows to hold out, above 0 and below 1; rounded to at least one row.
+        cache: folder in which the groups of more than 100,000 samples are cached, since reading all captions is slow.
 
     Raises:
         UserError: one of the parts would be empty.
@@ -92,7 +92,7 @@ def split_source(source: Source, share: float, seed: int, *, cache: Path | None 
 
 
 def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
-    """Places of sizes, taken in their order, whose sum is `wanted` or near it; at least one, never all."""
+    """Chooses indices of sizes greedily, in order, so that their sum is near `wanted`; at least one, never all."""
     left, taken = wanted, list[int]()
     for place, size in enumerate(sizes.tolist()):
         if size <= left:
@@ -107,19 +107,19 @@ def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
 
 
 def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class: int | None = None, seed: int) -> np.ndarray:
-    """A stratified random part of labelled rows, as for learning from few labels; give `share` or `per_class`.
+    """Draws a stratified random subset of labelled rows, as for learning from few labels; give `share` or `per_class`.
 
-    A class keeps its first rows in an order that the seed and the rows' numbers decide, so that under one seed a smaller part
-    lies within a larger one: 1 % within 10 %, 10 % within 25 per class where that is more.
+    A class keeps its first rows in an order determined by the seed and the row indices. So with one seed, a smaller subset is
+    contained in a larger one: 1 % in 10 %, and 10 % in 25 per class where that is more.
 
     Args:
-        labels_N: int64 [N]; rows with a negative label have none and are in no part.
-        share: of every class, above 0 up to 1, rounded, and at least one row of it.
+        labels_N: int64 [N]; rows with a negative label are unlabelled and never chosen.
+        share: share of every class, above 0 and up to 1; rounded to at least one row per class.
         per_class: rows of every class, 1 or more; a class with fewer keeps all.
-        seed: another one, another part.
+        seed: determines the subset.
 
     Returns:
-        int64 [n], the numbers of the rows, ascending.
+        int64 [n], the row indices, ascending.
 
     Raises:
         ValueError: neither or both sizes are given, or one is out of range.
@@ -140,7 +140,7 @@ def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class:
 
 
 def _groups(source: Source, cache: Path | None) -> np.ndarray:
-    """What every row belongs to: its id, else its `text_group`."""
+    """Group of every row: its id, else its `text_group`."""
     if source.ids is not None:
         return source.ids
     if cache is None or len(source) < MANY:
@@ -149,16 +149,16 @@ def _groups(source: Source, cache: Path | None) -> np.ndarray:
 
 
 def text_groups(source: Source) -> np.ndarray:
-    """`text_group` of every row, int64 [N]; many take a while."""
+    """`text_group` of every row, int64 [N]; slow for large sources."""
     rows = tqdm(range(len(source)), desc="captions", unit="row", disable=None if len(source) >= MANY else True, leave=False)
     return np.fromiter((text_group(source[row], source.places) for row in rows), np.int64, len(source))
 
 
 def text_group(sample: Sample, places: Sequence[str] = ()) -> int:
-    """A hash of the `caption_key` of a sample's first caption, or of its name where it has none; from 0 to 2^63 - 1.
+    """Hash of the `caption_key` of a sample's first caption, or of its name if it has no caption; from 0 to 2^63 - 1.
 
     Args:
-        places: see `Source`; they are taken off the name, so that a copy of the data is split alike.
+        places: see `Source`; these prefixes are removed from the name, so that a copy of the data is split equally.
     """
     if sample.captions:
         return text_hash(caption_key(sample.captions[0]))

@@ -1,4 +1,4 @@
-"""Captions that are shown more often than others, such as those of people more often than those of a model."""
+"""Weighted sampling of captions, for example human captions more often than generated ones."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mmcl.files.digest import digest
 from mmcl.terminal import counted
 
 _INSIDE = 1e-9
-"""Keeps a draw off the edges between captions, where rounding could choose the neighbour."""
+"""Keeps a draw away from the boundaries between captions, where rounding could select the neighbour."""
 
 
 class WeightedCaptions(DerivedSource):
-    """A source whose captions are drawn by weights: the first caption of every sample has the first weight, and so on.
+    """A source whose captions are drawn with weights: the first weight for the first caption of every sample, and so on.
 
-    A sample with fewer captions draws among those that it has; one with more, or with none of a weight above 0, is a bad
-    sample. What else a source does with a draw, such as going on with keywords, it still does.
+    A sample with fewer captions than weights draws among its own; a sample with more, or without any of weight above 0, is a
+    bad sample. Other uses of the draw by the source, such as appending keywords, are preserved.
 
     Args:
-        source: with captions.
-        weights: at least one, none negative, not all 0.
+        source: a source with captions.
+        weights: at least one; none negative, not all 0.
     """
 
     def __init__(self, source: Source, weights: Sequence[float]):
@@ -42,7 +42,7 @@ class WeightedCaptions(DerivedSource):
         return self.source.view_text(view, index, self._weighted(index, draw))
 
     def _weighted(self, index: int, draw: float) -> float:
-        """The draw with which the source shows the caption that the weights choose; uniform among those of one caption."""
+        """Returns a draw for which the source shows the caption chosen by the weights, uniform among all such draws."""
         sample = self.source[index]
         count = len(sample.captions)
         if count > len(self.weights):

@@ -1,1 +1,1 @@
-"""From the files of others to a model's input: decoding, levels, bands, resizing and crops."""
+"""Image input: decoding of untrusted files, intensity levels, bands, resizing and crops."""

@@ -1,4 +1,4 @@
-"""Images of any number of channels, none of which is a transparency, and how people are shown them."""
+"""Images with any number of channels (without transparency), and their display."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mmcl.preprocess import Intensity
 
 
 def decode_to_show(image: ImageLike, *, channels: int = 3, intensity: Intensity = None, name: str | None = None) -> Image.Image:
-    """An image for people to look at, with the levels that a model sees: of many bands the first three as colours, of two the
-    first as greys.
+    """Returns an image for display, with the levels that a model receives. Of three or more bands, the first three are shown
+    as RGB; of two, the first as grey.
 
     Args:
-        image: as `decode` takes it or, where `channels` is neither 1 nor 3, `read_bands`.
-        channels, intensity: of the model, see `Preprocess`.
-        name: what an error message calls it; by default its path.
+        image: input of `decode` or, if `channels` is neither 1 nor 3, of `read_bands`.
+        channels, intensity: settings of the model, see `Preprocess`.
+        name: name in error messages; default: its path.
 
     Returns:
         A PIL image of mode "RGB" or "L".
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the image cannot be read.
     """
     if channels in (1, 3):
         return decode(image, name=name, intensity=intensity)
@@ -36,17 +36,17 @@ def decode_to_show(image: ImageLike, *, channels: int = 3, intensity: Intensity 
 
 
 def read_bands(image: ImageLike, channels: int, intensity: Intensity, *, name: str) -> np.ndarray:
-    """An image of any number of channels: uint8 [H, W, C].
+    """Reads an image with any number of channels: uint8 [H, W, C].
 
     Args:
         image: an array [H, W], [H, W, C] or [C, H, W], a .npy or .npz file of one, a TIFF file with C bands or pages (extra
             `tiff`), or an image whose mode has C channels, such as RGBA.
         channels: C.
         intensity: see `Preprocess`.
-        name: what an error message calls it.
+        name: name in error messages.
 
     Raises:
-        UserError: it cannot be read, or has another number of channels.
+        UserError: the image cannot be read, or has another number of channels.
     """
     limit = allowed_pixels()
     values, file = image if isinstance(image, np.ndarray) else None, b""

@@ -1,4 +1,4 @@
-"""Random-resized crop: the part of an image that a view shows."""
+"""Random-resized crop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmcl.errors import UserError
 from mmcl.rng import few_uniform
 
 ATTEMPTS = 10
-"""How often an area and an aspect are drawn until they fit."""
+"""Maximum number of draws of an area and an aspect ratio until they fit."""
 BOX_DRAWS = 2 * ATTEMPTS + 2
-"""Areas, aspects, and the place."""
+"""Number of draws: areas, aspect ratios, and the position."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomResizedCrop:
-    """A part of random area and aspect of an image that is being decoded, see `random_box`."""
+    """Crop of random area and aspect ratio during decoding, see `random_box`."""
 
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
@@ -31,10 +31,10 @@ class RandomResizedCrop:
             raise UserError(f"ratio of a crop is {list(self.ratio)}: give [from, to], both above 0")
 
     def box(self, width: int, height: int, *, seed: int, epoch: int, index: int, view: int) -> Box:
-        """The part of one view, in whole pixels."""
+        """Returns the crop for one view, in whole pixels."""
         draw = few_uniform(seed, Stream.CROP, epoch, index, view)
         left, top, right, bottom = map(round, random_box(draw, width, height, self.scale, self.ratio))
-        # Of an image that is a few pixels wide, rounding may leave nothing.
+        # For an image a few pixels wide, rounding may give an empty box.
         left, top = min(left, width - 1), min(top, height - 1)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
@@ -42,15 +42,15 @@ class RandomResizedCrop:
 def random_box(
     draw: Callable[[int], float], width: int, height: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> tuple[float, float, float, float]:
-    """A part of random area and aspect (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
+    """Draws a box of random area and aspect ratio (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
 
-    Of ten draws the first that fits in, else the whole image, cut to an allowed aspect.
+    Uses the first of ten draws that fits into the image, else the largest centred box with an allowed aspect ratio.
 
     Args:
-        draw: k in range(`BOX_DRAWS`) to a number, uniform in [0, 1).
-        width, height: of the image.
-        scale: share of the image's area, from and to.
-        ratio: width by height, from and to; drawn on a logarithmic scale.
+        draw: function of k in range(`BOX_DRAWS`) to a uniform number in [0, 1).
+        width, height: size of the image.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height; drawn on a logarithmic scale.
 
     Returns:
         left, top, right, bottom in pixels.
@@ -67,7 +67,7 @@ def random_box(
 
 
 def whole_box(width: int, height: int, ratio: Sequence[float]) -> tuple[float, float, float, float]:
-    """The middle of an image, in full where its own aspect is allowed."""
+    """Returns the largest centred box with an allowed aspect ratio: the whole image if its own is allowed."""
     inner_width, inner_height = min(width, height * ratio[1]), min(height, width / ratio[0])
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
     return left, top, left + inner_width, top + inner_height

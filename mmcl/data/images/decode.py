@@ -1,7 +1,7 @@
-"""From an untrusted file to upright RGB or grey pixels, within bounds.
+"""Safe decoding of untrusted image files to upright RGB or grey pixels.
 
-The header is checked before a pixel is decoded, only the parsers of common formats are tried, and whatever goes wrong in them
-is one `UserError` that names the file.
+The header is checked before any pixel is decoded, only the parsers of common formats are tried, and any exception in them
+becomes a `UserError` that names the file.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from mmcl.preprocess import Intensity
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-"""The Pillow parsers that are tried. Others (PSD, FITS, PDF, EPS, ...) are rare in datasets and had the security holes."""
+"""Allowed Pillow parsers. Others (PSD, FITS, PDF, EPS, ...) are rare in datasets and had security vulnerabilities."""
 
 MAX_PIXELS = 64_000_000
-"""Width x height of the largest image, unless the environment variable MMCL_MAX_PIXELS says otherwise."""
+"""Default limit of width x height; overridden by the environment variable MMCL_MAX_PIXELS."""
 MAX_BYTES = 256 * 2**20
 
-# What Pillow says of damaged metadata, or of an image that is large but allowed here, is of no use to anyone.
+# Pillow's warnings about damaged metadata, or about large images that are allowed here, do not help the user.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
 
 SCALES = (1, 2, 4, 8)
-"""By what a JPEG can be shrunk while it is decoded."""
+"""Factors by which a JPEG can be shrunk during decoding."""
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,12 +58,12 @@ _RAISE_LIMIT = f"raise data.max_pixels, or {_LIMIT} in the environment"
 
 
 def allow_pixels(max_pixels: int) -> None:
-    """Lets this process, and those that it starts, decode images of up to `max_pixels`, width x height."""
+    """Sets the largest width x height that this process and its children decode."""
     os.environ[_LIMIT] = str(max_pixels)
 
 
 def allowed_pixels() -> int:
-    """Width x height of the largest image that is decoded. Raises UserError where MMCL_MAX_PIXELS is not a number."""
+    """Largest width x height that is decoded. Raises UserError if MMCL_MAX_PIXELS is not a number."""
     given = os.environ.get(_LIMIT, MAX_PIXELS)
     try:
         return int(given)
@@ -81,14 +81,14 @@ def decode(
 ) -> Image.Image:
     """Reads an image: first frame, upright by its EXIF orientation, transparency on white, 16 bits per channel cut to 8.
 
-    Damaged metadata cost nothing but what they say: without a readable orientation an image is taken to be upright.
+    Damaged metadata are ignored: without a readable orientation, the image is assumed to be upright.
 
     Args:
-        image: a path, an encoded file or its place in another, a PIL image, or an array, also in a .npy or .npz file, [H, W] or
-            [H, W, C] with C = 1, 3 or 4, of which the fourth is transparency.
-        name: what an error message calls it; by default its path.
-        max_pixels: most width x height, checked in the header before anything is decoded; default: `allowed_pixels`.
-        max_bytes: largest encoded file.
+        image: a path, an encoded file or its byte range in another file, a PIL image, or an array, also in a .npy or .npz file,
+            [H, W] or [H, W, C] with C = 1, 3 or 4; the fourth channel is transparency.
+        name: name in error messages; default: its path.
+        max_pixels: largest width x height, checked in the header before decoding; default: `allowed_pixels`.
+        max_bytes: size limit of the encoded file.
         intensity: see `Preprocess`.
 
     Returns:
@@ -103,17 +103,17 @@ def decode(
 
 
 def measure(image: ImageLike, *, name: str, intensity: Intensity = None) -> tuple[int, int]:
-    """Width and height by the header alone, as stored. Raises UserError where `decode` would, pixels excepted."""
+    """Reads the stored width and height from the header only. Raises UserError as `decode` does, except for pixel errors."""
     with checked(image, name, None, MAX_BYTES, intensity=intensity) as stored:
         return stored.width, stored.height
 
 
 class Opened:
-    """An image between its header and its pixels, so that what is to be seen of it can be chosen first.
+    """An opened image whose pixels are not yet decoded, so that the crop can be chosen first.
 
     Attributes:
-        width, height: of the whole, upright.
-        may_shrink: whether its pixels can be had at another of `SCALES` than 1: it is a JPEG file.
+        width, height: size of the whole upright image.
+        may_shrink: whether it can be decoded at any of `SCALES` (a JPEG file) or only at full size.
     """
 
     def __init__(self, stored: Image.Image, name: str, *, may_shrink: bool, intensity: Intensity = None):
@@ -125,11 +125,10 @@ class Opened:
         self.width, self.height = stored.size[::-1] if self._transpose in _SWAP_SIDES else stored.size
 
     def pixels(self, scale: int = 1) -> Image.Image:
-        """The whole, upright, of mode "RGB" or "L".
+        """Decodes the whole upright image, of mode "RGB" or "L".
 
         Args:
-            scale: its sides are divided by this, and rounded up, for which less of the file's cosine transform is undone
-                (Pillow's `draft`).
+            scale: divisor of the sides, which are rounded up; a partial inverse cosine transform (Pillow's `draft`).
         """
         if scale > 1:
             self._stored.draft(None, (self._stored.width // scale, self._stored.height // scale))
@@ -137,7 +136,7 @@ class Opened:
         upright = self._stored if self._transpose is None else self._stored.transpose(self._transpose)
         pixels = _to_rgb_or_grey(upright, self._intensity, self._name)
         if pixels is not self._stored:
-            pixels.info.clear()  # Or the orientation would be undone again, were this image decoded.
+            pixels.info.clear()  # Otherwise decoding this image again would apply the orientation twice.
         return pixels
 
 
@@ -150,10 +149,10 @@ def opened(
     max_bytes: int = MAX_BYTES,
     intensity: Intensity = None,
 ) -> Iterator[Opened]:
-    """An image whose header has been read and checked. Arguments and errors, also in the block, are those of `decode`."""
+    """Opens an image and checks its header. Arguments and errors, also within the block, are those of `decode`."""
     name = name or (str(image) if isinstance(image, str | Path) else "image")
     with checked(image, name, max_pixels, max_bytes, loads=True, intensity=intensity) as stored:
-        # Shrinking is for good: not for an image of the caller's.
+        # Shrinking modifies the image, so it must not be applied to the caller's.
         yield Opened(stored, name, may_shrink=not isinstance(image, Image.Image), intensity=intensity)
 
 
@@ -167,13 +166,13 @@ def checked(
     loads: bool = False,
     intensity: Intensity = None,
 ) -> Iterator[Image.Image]:
-    """An image whose header is within the bounds; what its parser raises in the block becomes a `UserError`.
+    """Opens an image whose header is within the limits; parser exceptions within the block become `UserError`.
 
-    With `loads` its pixels are there, but for a JPEG, which may be shrunk before.
+    With `loads`, its pixels are decoded, except for a JPEG, which may be shrunk first.
     """
     limit = allowed_pixels() if max_pixels is None else max_pixels
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = limit  # Pillow has a limit of its own.
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow has its own limit.
     if isinstance(image, Tensor):
         raise UserError(f"{name}: a tensor is a model's own input; give an array or a PIL image")
     if not isinstance(image, np.ndarray | Image.Image):
@@ -189,7 +188,7 @@ def checked(
                 raise
             except Exception as error:
                 file = b"" if isinstance(image, Image.Image) else read_file(image)
-                bare = without_metadata(file)  # The pixels may be whole.
+                bare = without_metadata(file)  # The pixels may be intact.
                 if bare is not None:
                     stored = files.enter_context(_open(bare, name, max_bytes))
                     stored = _check_and_load(stored, bare, name, limit, loads=loads, intensity=intensity)
@@ -210,7 +209,7 @@ def checked(
 
 
 def _what_it_is(content: bytes) -> str:
-    """Why a file cannot be an image for us, and what to do, by how it begins."""
+    """Explains from its first bytes why a file is not a supported image, and what to do."""
     start = content[:256].lstrip().lower()
     if content.startswith(LFS_POINTER):
         return "is a pointer of Git LFS; fetch the file by `git lfs pull`"
@@ -262,7 +261,7 @@ def _or_array(file: File, name: str, max_pixels: int, max_bytes: int) -> File | 
 
 def _open(image: File | Image.Image, name: str, max_bytes: int) -> AbstractContextManager[Image.Image]:
     if isinstance(image, Image.Image):
-        return nullcontext(image)  # It is the caller's, who may want its other frames.
+        return nullcontext(image)  # The image is the caller's, who may need its other frames.
     check_file(image, name, max_bytes)
     return Image.open(image if isinstance(image, Path | str) else io.BytesIO(read_file(image)), formats=FORMATS)
 
@@ -279,7 +278,7 @@ def _from_array(array: np.ndarray, intensity: Intensity, name: str) -> Image.Ima
 
 
 def _from_deep(values: np.ndarray, intensity: Intensity, name: str) -> Image.Image:
-    """As `read_deep` gives them: a transparency, which has 16 bits whatever the intensity of the colours, stays one."""
+    """Converts values from `read_deep`; an alpha channel always uses the full 16-bit range, whatever the intensity."""
     if values.ndim == 2 or values.shape[2] % 2:
         return Image.fromarray(to_levels(values, intensity, name))
     colours = to_levels(values[..., :-1], intensity, name)
@@ -288,7 +287,7 @@ def _from_deep(values: np.ndarray, intensity: Intensity, name: str) -> Image.Ima
 
 
 def _to_rgb_or_grey(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:
-    if image.mode.startswith(("F", "I")):  # greys of 16 bits and more, which Pillow's own conversion would cut off at 255
+    if image.mode.startswith(("F", "I")):  # greys of 16 bits and more, which Pillow's own conversion would clip at 255
         return Image.fromarray(to_levels(np.asarray(image), intensity, name))
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La")
