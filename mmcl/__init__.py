@@ -1,6 +1,6 @@
-"""mmcl: one embedding space for images and texts, learned by contrast.
+"""mmcl: contrastive learning of embeddings for images and texts.
 
-The public names are imported when they are first used, so `import mmcl` loads neither torch nor anything else that is slow.
+Public names are imported on first use, so `import mmcl` loads neither torch nor any other slow module.
 """
 
 from __future__ import annotations

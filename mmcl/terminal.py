@@ -1,8 +1,8 @@
-"""Text made safe for a terminal: names and captions come from data that others made.
+"""Escaping of untrusted text, such as file names and captions, for output on a terminal.
 
-Written raw, a file name or a caption could move the cursor, fill the clipboard (OSC 52) or show a text in another order than it
-has. Such characters are replaced by their code, such as \\u202e, as JSON writes it, so that printed JSON keeps its meaning.
-Emoji sequences, accents and text from right to left stay as they are.
+Printed unescaped, a file name or caption could move the cursor, write to the clipboard (OSC 52) or reorder the displayed text.
+Such characters are replaced by their JSON escape, such as \\u202e, so printed JSON keeps its meaning. Emoji sequences, accents
+and right-to-left text are unchanged.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _UNSAFE = re.compile(f"[{_CONTROLS}{_BIDIRECTIONAL}{_SEPARATORS}{_SURROGATES}]")
 
 
 def printable(text: str) -> str:
-    """Escapes the characters that a terminal obeys, such as control characters; tabs and line breaks stay."""
+    """Escape characters that a terminal interprets, such as control characters, except tabs and line breaks."""
     return _UNSAFE.sub(escaped, text)
 
 
 def printable_line(text: str) -> str:
-    """Escapes tabs and line breaks too, so that the text is one line."""
+    """Escape tabs and line breaks too, so that the text is one line."""
     return re.sub("[\t\n]", escaped, printable(text))
 
 
 def counted(number: int, unit: str) -> str:
-    """Formats a count with its unit, as in "1,234 findings" and "1 finding".
+    """Format a count with its unit, as in "1,234 findings" and "1 finding".
 
     Args:
         number: the count.
@@ -37,6 +37,6 @@ def counted(number: int, unit: str) -> str:
 
 
 def escaped(match: re.Match[str]) -> str:
-    """Returns the code of a matched character: \\u and four digits, twice for those beyond U+FFFF."""
+    """Return the escape of a matched character: \\u and four digits, twice for characters beyond U+FFFF."""
     units = match[0].encode("utf-16-be", "surrogatepass").hex(" ", 2)
     return "".join(f"\\u{unit}" for unit in units.split())

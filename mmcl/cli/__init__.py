@@ -1,1 +1,1 @@
-"""The command line: one file per verb. Nothing imports it, and it alone imports tyro."""
+"""Command line, one file per verb. No other package imports it, and only it imports tyro."""

@@ -1,4 +1,4 @@
-"""`mmcl classify`: images to labels, from text prompts or by a classifier that was trained with labels."""
+"""`mmcl classify`: classification of images by text prompts or by a trained classifier."""
 
 from __future__ import annotations
 

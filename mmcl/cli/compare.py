@@ -1,4 +1,4 @@
-"""`mmcl compare`: two runs or reports on the same queries."""
+"""`mmcl compare`: comparison of two runs or reports on the same queries."""
 
 from __future__ import annotations
 

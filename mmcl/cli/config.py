@@ -1,4 +1,4 @@
-"""`mmcl config`: a shipped configuration, to be written to a file and changed."""
+"""`mmcl config`: printing of a shipped configuration, as a starting point for your own."""
 
 from __future__ import annotations
 

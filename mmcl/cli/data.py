@@ -1,4 +1,4 @@
-"""`mmcl data`: build indices, find what is broken, count, and look at data before they are trained on."""
+"""`mmcl data`: indexing, validation, statistics and inspection of data before training."""
 
 from __future__ import annotations
 

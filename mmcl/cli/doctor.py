@@ -1,4 +1,4 @@
-"""`mmcl doctor`: what a configuration will be when it is trained, and what would silently go wrong."""
+"""`mmcl doctor`: sizes of the run that a configuration describes, and warnings about what would silently go wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmcl embed`: images, captions and classes to a file of embeddings."""
+"""`mmcl embed`: computation of a file of embeddings from images, captions and classes."""
 
 from __future__ import annotations
 

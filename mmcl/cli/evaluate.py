@@ -1,4 +1,4 @@
-"""`mmcl eval`: a run's own evaluators again, one evaluator on any model and data, or a suite of many."""
+"""`mmcl eval`: a run's own evaluators, a single evaluator on any model and data, or a suite."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How a command ends, whatever happens in it: one line for what went wrong, and an exit code.
+"""Exit codes and one-line error messages of all commands.
 
-0 done; 1 part of it could not be done, and is listed; 2 an error that the user can fix; 70 a bug in mmcl;
-130 Ctrl-C; 141 the reader of the output is gone (as in `mmcl list | head -1`).
+0: success; 1: partial failure, with a list of what failed; 2: an error that the user can fix; 70: a bug in mmcl; 130: Ctrl-C;
+141: the reader of the output has closed it (as in `mmcl list | head -1`).
 """
 
 from __future__ import annotations

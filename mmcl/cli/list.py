@@ -1,4 +1,4 @@
-"""`mmcl list`: what a configuration may name."""
+"""`mmcl list`: the components that a configuration may name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmcl VERB ...`: errors that a user can fix are one line and exit code 2."""
+"""Entry point `mmcl VERB ...`; errors that a user can fix are reported in one line with exit code 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that the command line prints, and the handler that prints the log."""
+"""Output of the command line, and the handler that prints the log."""
 
 from __future__ import annotations
 

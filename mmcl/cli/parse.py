@@ -1,4 +1,4 @@
-"""From the words of a command line to a call, or to one line that says which word is wrong."""
+"""Parsing of the command line into a call; an error is one line that names the wrong argument."""
 
 from __future__ import annotations
 

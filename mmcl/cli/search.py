@@ -1,4 +1,4 @@
-"""`mmcl search`: images by text, images by image, texts by image."""
+"""`mmcl search`: search for images by text, images by image, or texts by image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command line names data: a path, or the name of a source, and its arguments as YAML."""
+"""Data arguments of the command line: a path or the name of a source, and the source's arguments as YAML."""
 
 from __future__ import annotations
 

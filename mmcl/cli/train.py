@@ -1,4 +1,4 @@
-"""`mmcl train`: a configuration, flags on top, and at the end what was learned and what to try next."""
+"""`mmcl train`: training from a configuration and flags, with a summary and next steps at the end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Pixels or tokens to features. Each third-party library is imported in one file only.
+"""Image and text encoders. Each third-party library is imported in one file only.
 
-An image encoder is an `nn.Module` from pixels, float32 [B, C, H, W] in [0, 1] (it normalises them itself), to features [B, F];
-a text encoder one from `Tokens` to features [B, F]. See `tower.py` for what else they carry.
+An image encoder is an `nn.Module` from pixels, float32 [B, C, H, W] in [0, 1] (it normalises them itself), to features [B, F].
+A text encoder is an `nn.Module` from `Tokens` to features [B, F]. See `tower.py` for their other attributes.
 """
 
 from __future__ import annotations

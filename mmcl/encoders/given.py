@@ -1,7 +1,7 @@
-"""Encoders that are given as modules from Python, instead of being built by name: `mmcl.train(config, towers={"image": net})`.
+"""Encoders passed as modules from Python instead of being built by name: `mmcl.train(config, towers={"image": net})`.
 
-The registries know them as "custom". What is built is a copy of the module that was given, so that it can be built again, as
-the untrained model is.
+They are registered as "custom". Building one copies the given module, so it can be built again, for example for the untrained
+model.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MODULES: ContextVar[Mapping[str, nn.Module] | None] = ContextVar("given modules
 
 @contextmanager
 def given_encoders(towers: Mapping[str, nn.Module] | None) -> Iterator[None]:
-    """Within it, the encoder "custom" of a modality is a copy of this module.
+    """Context in which the encoder "custom" of a modality is a copy of the given module.
 
     Raises:
-        UserError: a name is neither image nor text, or something is no module.
+        UserError: a name is neither image nor text, or a value is not a module.
     """
     for name, module in (towers or {}).items():
         if name not in ("image", "text"):
@@ -46,11 +46,11 @@ class GivenImageEncoder(ImageEncoder):
     """A module from pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; it normalises the pixels itself.
 
     Args:
-        image_size: side in pixels of the images that it takes, or height and width; an `ImageEncoder` knows it.
-        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
+        image_size: side of its input images in pixels, or height and width; not needed for an `ImageEncoder`.
+        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
 
     Raises:
-        UserError: no module was given, its image size is not known, or it does not give features of that shape.
+        UserError: no module was given, its image size is unknown, or its output does not have that shape.
     """
 
     def __init__(self, *, image_size: int | Sequence[int] | None = None, channels: int = 3):
@@ -75,11 +75,11 @@ class GivenTextEncoder(TextEncoder):
     """A module from `Tokens` to features [B, F]. Padding must not change the features.
 
     Args:
-        tokenizer: what cuts texts into tokens; None takes that of the module, or CLIP's vocabulary.
+        tokenizer: splits texts into tokens; None uses the module's tokenizer, or else CLIP's vocabulary.
         context_length: longest text in tokens, for CLIP's vocabulary.
 
     Raises:
-        UserError: no module was given, or it does not give features of that shape.
+        UserError: no module was given, or its output does not have that shape.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, *, context_length: int = 77):
@@ -106,7 +106,7 @@ def _copy_of(modality: str) -> nn.Module:
 
 
 def _width(modality: str, module: nn.Module, inputs: Tensor | Tokens) -> int:
-    """F of the features [2, F] that a module makes of two inputs."""
+    """Return F, the width of the features [2, F] that a module outputs for two inputs."""
     training = [part for part in module.modules() if part.training]
     with torch.no_grad():
         features = module.eval()(inputs)

@@ -1,4 +1,4 @@
-"""Projection heads: features to the space in which the loss compares rows."""
+"""Projection heads: from features to the embedding space in which the loss compares rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mmcl.errors import UserError
 from mmcl.terminal import counted
 
 FinalLayer = Literal["norm", "fixed_norm", "bias", "plain"]
-"""What the last linear layer has behind it: a batch norm, one without learned scale and shift, a bias, or neither."""
+"""After the last linear layer: batch norm, batch norm without learned scale and shift, a bias, or nothing."""
 
 
 class NoHead(nn.Module):
-    """The features are the embedding, for encoders that carry their own projection."""
+    """Identity: the features are the embedding, for encoders with their own projection."""
 
     def __init__(self, feature_dim: int):
         super().__init__()
@@ -27,7 +27,7 @@ class NoHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """A linear projection without bias, initialised as in CLIP (Radford et al., 2021): normal with deviation F^-.5."""
+    """Linear projection without bias, initialised as in CLIP (Radford et al., 2021): normal with standard deviation F^-.5."""
 
     def __init__(self, feature_dim: int, *, embed_dim: int = 256):
         super().__init__()
@@ -39,7 +39,7 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """Linear layers with batch norm and ReLU between them: the projection heads and predictors of the published methods.
+    """Linear layers with batch norm and ReLU between them, as in the projection heads and predictors of published methods.
 
     | paper | arguments besides the widths |
     |---|---|
@@ -51,18 +51,18 @@ class MLPHead(nn.Module):
     | MoCo v3 | `final="fixed_norm"` (`layers=3` for transformers); its predictor the same (ResNets: `final="plain"`) |
     | Barlow Twins, VICReg | `layers=3, final="plain"` |
 
-    A linear layer with a norm behind it has no bias.
+    A linear layer that is followed by a norm has no bias.
 
     Args:
-        feature_dim: width F of what comes in.
-        embed_dim: width D of what goes out.
-        hidden_dim: width of the layers between; None takes F.
+        feature_dim: width F of the input.
+        embed_dim: width D of the output.
+        hidden_dim: width of the hidden layers; None uses F.
         layers: number of linear layers.
-        hidden_norm: batch norm in the layers between; without it they have a bias.
-        final: what the last linear layer has behind it, see `FinalLayer`.
+        hidden_norm: whether hidden layers have batch norm; without it they have a bias.
+        final: type of the last layer, see `FinalLayer`.
 
     Raises:
-        UserError: there is no layer, or no such `final`.
+        UserError: `layers` is below 1, or `final` is unknown.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class MLPHead(nn.Module):
         return projected_BD
 
     def prefix(self, layers: int) -> nn.Sequential:
-        """The first layers, sharing their weights: [B, F] to the width of the last of them.
+        """Return the first layers, sharing their weights: from [B, F] to the width of the last of them.
 
         Fine-tuning in SimCLRv2 (Chen et al., "Big Self-Supervised Models are Strong Semi-Supervised Learners", 2020, section
         2.2) starts from the head's first layer: `prefix(1)`.
 
         Raises:
-            ValueError: the head has not so many layers.
+            ValueError: the head has fewer layers.
         """
         if not 0 <= layers <= len(self.layers):
             raise ValueError(f"a head of {counted(len(self.layers), 'layer')} has fewer than {layers}")
@@ -116,7 +116,7 @@ def _final_layer(width_in: int, width_out: int, final: str) -> nn.Sequential:
 
 
 class TanhHead(nn.Module):
-    """A linear layer of the features' width and a tanh, as behind the first token in BERT and in SimCSE (Gao et al., 2021)."""
+    """Linear layer of the features' width and tanh, as applied to the first token in BERT and SimCSE (Gao et al., 2021)."""
 
     def __init__(self, feature_dim: int):
         super().__init__()

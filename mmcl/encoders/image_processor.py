@@ -1,4 +1,4 @@
-"""The image processors of transformers as `Preprocess`; what a processor does beyond that is refused by name."""
+"""Conversion of transformers' image processors to `Preprocess`; unsupported operations are refused by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RESAMPLE: Mapping[int, Interpolation] = {
     4: "box",
     5: "hamming",
 }
-"""Pillow's numbers, which the processors store."""
+"""Interpolation modes by Pillow's numbers, which the processors store."""
 
 _SUPPORTED = (
     *("Beit", "Bit", "Blip", "Chameleon", "ChineseCLIP", "CLIP", "ConvNext", "DeiT", "DINOv3ViT", "EfficientNet", "Flava"),
@@ -32,30 +32,30 @@ _SUPPORTED = (
     *("PPChart2Table", "Pvt", "RTDetr", "Sam2", "Sam3", "Sapiens2", "Segformer", "SegGpt", "Siglip", "Tipsv2", "Tipsv2Dpt"),
     "ViT",
 )
-"""Processors that resize, crop, rescale and normalise, in this order, and differ as the functions below say."""
+"""Processors that resize, crop, rescale and normalise, in this order; the functions below handle their differences."""
 
 _DOES_MORE = ("do_pad", "crop_to_patches", "do_pan_and_scan")
-"""Settings with which they do more than that."""
+"""Settings that enable other operations."""
 
 _NEVER_CROP = ("Gemma3", "GotOcr2", "RTDetr", "Segformer", "SegGpt")
-"""Processors that take no notice of `do_center_crop`."""
+"""Processors that ignore `do_center_crop`."""
 
 _GIVE = "give preprocess with size, mean and std"
 
 _CONVNEXT_SQUASHES_FROM = 384
-"""The size from which ConvNext's processor ignores the aspect; below, it resizes to `size / crop_pct` and crops."""
+"""Size from which ConvNext's processor ignores the aspect ratio; below it, it resizes to `size / crop_pct` and crops."""
 
 
 def preprocess_of(processor: Any, name: str) -> Preprocess:
-    """Settings of an image processor.
+    """Return the settings of an image processor.
 
     Args:
-        processor: as `transformers.AutoImageProcessor` builds it. Those that work on tensors resize otherwise than those that
-            work on Pillow images.
-        name: of the model, for the error.
+        processor: as built by `transformers.AutoImageProcessor`. Processors on tensors resize differently from processors on
+            Pillow images.
+        name: name of the model, for error messages.
 
     Raises:
-        UserError: the processor does something that `Preprocess` does not have; names its class or its setting.
+        UserError: `Preprocess` does not support an operation of the processor; the message names its class or setting.
     """
     given = _Settings(_kind(processor), processor.to_dict(), name)
     if given.kind == "Siglip2":
@@ -93,7 +93,7 @@ def preprocess_of(processor: Any, name: str) -> Preprocess:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """Of one image processor, with the defaults of its class."""
+    """Settings of one image processor, with the defaults of its class."""
 
     kind: str
     values: Mapping[str, Any]
@@ -118,7 +118,7 @@ def _works_on_tensors(processor: Any) -> bool:
 
 
 def _geometry(given: _Settings) -> tuple[Resize, Size | None, Size]:
-    """How and to what size an image is resized, and the size that is left after the crop."""
+    """Return the resize mode, the size after resizing, and the size after cropping."""
     for key in _DOES_MORE:
         if given.get(key):
             raise given.refusal(key)
@@ -132,7 +132,7 @@ def _geometry(given: _Settings) -> tuple[Resize, Size | None, Size]:
         if set(crop) != {"height", "width"}:
             raise given.refusal("crop_size")
         return resize, resize_size, (crop["height"], crop["width"])
-    if resize != "squash" or resize_size is None:  # Every image would have a size of its own.
+    if resize != "squash" or resize_size is None:  # Images would have different sizes.
         raise given.refusal("do_resize" if resize == "none" else "do_center_crop")
     return resize, resize_size, resize_size
 
@@ -162,7 +162,7 @@ def _sides(given: _Settings, key: str) -> dict[str, int]:
 
 
 def _constants(given: _Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation in the [0, 1] scale, of all that is done to the levels from 0 to 255."""
+    """Return mean and standard deviation on the [0, 1] scale for all operations on levels from 0 to 255."""
     scale = 255 * given.get("rescale_factor") if given.get("do_rescale") else 255.0
     mean, std = (_per_channel(given.get(key)) for key in ("image_mean", "image_std"))
     divisor = std

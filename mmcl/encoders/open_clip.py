@@ -1,9 +1,8 @@
-"""Both towers of any open_clip model: its architectures, its released weights, its folders. With open_clip_weights.py the only
-file that imports it.
+"""Both towers of any open_clip model: architectures, released weights and folders.
 
-A model is its configuration, as in open_clip's own JSON files: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ... and
-beside them `preprocess_cfg` and, for a Hugging Face text tower, `hf_config`. Each tower keeps its part of it, to be built again
-offline.
+Only this file and open_clip_weights.py import open_clip. A model is described by its configuration, as in open_clip's JSON
+files: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ..., and additionally `preprocess_cfg` and, for a Hugging Face text
+tower, `hf_config`. Each tower keeps its part of the configuration, so that it can be rebuilt offline.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _WEIGHT_NAMES = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
-"""In the order in which open_clip looks for weights in a folder."""
+"""Names of weight files, in the order in which open_clip looks for them in a folder."""
 _CLIP_SCALE = math.log(1 / 0.07)
 
 
@@ -55,14 +54,14 @@ def image_encoder(
     config: Mapping[str, Any] | None = None,
     preprocess: Mapping[str, Any] | None = None,
 ) -> OpenClipImage:
-    """The image tower, projection included.
+    """Build the image tower, including its projection.
 
     Args:
-        arch: an architecture that open_clip knows, e.g. "ViT-B-32"; or, with the weights there, "local-dir:FOLDER", a folder
-            with open_clip_config.json, or "hf-hub:ID", a repository of the hub with one.
+        arch: an architecture of open_clip, e.g. "ViT-B-32"; or, including weights, "local-dir:FOLDER", a folder with
+            open_clip_config.json, or "hf-hub:ID", a hub repository with this file.
         pretrained: a tag of released weights, or a path to a checkpoint; None for random weights.
-        config: a configuration of your own instead of `arch`.
-        preprocess: fields of `Preprocess` that are otherwise than there; position embeddings are resampled to another `size`.
+        config: your own configuration, instead of `arch`.
+        preprocess: fields of `Preprocess` to override; position embeddings are resampled if `size` changes.
     """
     config, checkpoint = _resolve(arch, pretrained, config)
     encoder = OpenClipImage(_with_preprocess(config, preprocess))
@@ -79,7 +78,10 @@ def text_encoder(
     pretrained: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> OpenClipText:
-    """The text tower, projection included; arguments as in `image_encoder`. Without `tokenizer` it takes the architecture's."""
+    """Build the text tower, including its projection; arguments as in `image_encoder`.
+
+    Without `tokenizer` it uses the tokenizer of the architecture.
+    """
     config, checkpoint = _resolve(arch, pretrained, config)
     encoder = OpenClipText(config, tokenizer)
     if checkpoint is not None:
@@ -88,7 +90,7 @@ def text_encoder(
 
 
 def dual_encoder(arch: str, pretrained: str | None = None, *, preprocess: Mapping[str, Any] | None = None) -> DualEncoder:
-    """Both towers of one model with its logit scale and bias; arguments, and UserError, as in `image_encoder`."""
+    """Build both towers of one model with its logit scale and bias; arguments and UserError as in `image_encoder`."""
     config, checkpoint = _resolve(arch, pretrained, None)
     image, text = OpenClipImage(_with_preprocess(config, preprocess)), OpenClipText(config, None)
     scale, bias = config.get("init_logit_scale", _CLIP_SCALE), config.get("init_logit_bias")
@@ -101,7 +103,7 @@ def dual_encoder(arch: str, pretrained: str | None = None, *, preprocess: Mappin
 
 
 def imagenet_templates(name: str) -> list[Callable[[str], str]]:
-    """Prompts of CLIP's authors for ImageNet: "openai_imagenet", all 80, or "simple_imagenet", the seven that do most."""
+    """Return the CLIP authors' prompts for ImageNet: "openai_imagenet" (all 80) or "simple_imagenet" (a subset of seven)."""
     templates: list[Callable[[str], str]] = getattr(open_clip, f"{name.upper()}_TEMPLATES")
     return list(templates)
 
@@ -116,7 +118,7 @@ class OpenClipImage(ImageEncoder):
         self.show(config)
 
     def show(self, config: Mapping[str, Any]) -> None:
-        """Takes the preprocessing of a configuration."""
+        """Set the preprocessing from a configuration."""
         shown = _preprocess(config.get("preprocess_cfg", {}), self.visual.image_size)
         self.preprocess = shown.changed(config.get("preprocess"))
         self.norm = PixelNorm(self.preprocess)
@@ -131,8 +133,8 @@ class OpenClipImage(ImageEncoder):
 class OpenClipText(TextEncoder):
     """The text tower of an open_clip configuration, with random weights.
 
-    Causal towers that pool at the end token, and Hugging Face ones, which have a mask, read batches padded to their longest
-    text. The others (SigLIP, CLIPA, CoCa) were trained at one length without a mask: to them the padding is part of the text.
+    Causal towers that pool at the end token, and Hugging Face towers, which have a mask, take batches padded to their longest
+    text. The others (SigLIP, CLIPA, CoCa) were trained at one length without a mask, so padding is part of their input.
     """
 
     def __init__(self, config: Mapping[str, Any], tokenizer: Tokenizer | None):
@@ -163,7 +165,7 @@ class OpenClipText(TextEncoder):
         return self.text.attn_mask is None or self.text.cls_emb is not None or self.text.pool_type in ("last", "none")
 
     def _encode_causal(self, ids_BL: Tensor) -> Tensor:
-        """open_clip's own forward, cut to L positions; it insists on the whole context length."""
+        """Run open_clip's forward pass on L positions only; open_clip itself requires the full context length."""
         text, length = self.text, ids_BL.shape[1]
         dtype = text.transformer.get_cast_dtype()
         hidden_BLF = text.token_embedding(ids_BL).to(dtype) + text.positional_embedding[:length].to(dtype)
@@ -177,7 +179,7 @@ class OpenClipText(TextEncoder):
 
 
 def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], Path | None]:
-    """The configuration, and the checkpoint where one was asked for (downloaded if it is a tag)."""
+    """Return the configuration, and the checkpoint if requested (downloaded if it is a tag)."""
     if (arch is None) == (config is None):
         raise UserError("open_clip: give either arch, e.g. ViT-B-32, or config")
     if config is not None:
@@ -196,8 +198,8 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
         return found, None
     tag = get_pretrained_cfg(arch, pretrained)
     if tag:
-        # The tag knows how the weights were trained, whichever architecture name they are asked for with; that they were
-        # trained with QuickGELU, either of the two may say.
+        # The tag states how the weights were trained, whichever architecture name they are requested with. Either of the
+        # two may state that they were trained with QuickGELU.
         quick_gelu = tag.get("quick_gelu", False) or found.get("quick_gelu", False)
         found.update(preprocess_cfg=_tag_preprocess(tag), quick_gelu=quick_gelu)
         return found, _download(tag, f"{arch}/{pretrained}")
@@ -208,7 +210,7 @@ def _resolve(arch: str | None, pretrained: str | None, config: Mapping[str, Any]
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The configuration and the weights of a folder; everything else that it names must lie there too."""
+    """Return the configuration and the weights of a folder; all other files that it names must be in the folder too."""
     config = _folder_config(read_json(folder / _FOLDER_CONFIG), folder / _FOLDER_CONFIG)
     text_cfg = config["text_cfg"]
     if text_cfg.get("hf_tokenizer_name"):
@@ -241,7 +243,7 @@ def _folder_config(values: Mapping[str, Any], where: Path) -> dict[str, Any]:
 def _with_preprocess(config: dict[str, Any], fields: Mapping[str, Any] | None) -> dict[str, Any]:
     if not fields:
         return config
-    Preprocess(size=1).changed(fields)  # refuses what is not possible before a tower is built of it
+    Preprocess(size=1).changed(fields)  # refuses invalid settings before a tower is built
     size = {"image_size": fields["size"]} if "size" in fields else {}
     return {**config, "vision_cfg": {**config["vision_cfg"], **size}, "preprocess": dict(fields)}
 
@@ -249,8 +251,11 @@ def _with_preprocess(config: dict[str, Any], fields: Mapping[str, Any] | None) -
 def _settle_preprocess(
     path: Path, arch: str | None, encoder: OpenClipImage, config: Mapping[str, Any], is_original: bool
 ) -> None:
-    """Released weights and folders say their preprocessing. A file of their authors' has that of the release; for others
-    open_clip takes OpenAI's, and so do we."""
+    """Set the preprocessing for weights from a file; released weights and folders state theirs.
+
+    A file in its authors' format has the preprocessing of the release. For other files open_clip uses OpenAI's, and so does
+    mmcl.
+    """
     if "preprocess_cfg" in config:
         return
     released = [_tag_preprocess(get_pretrained_cfg(arch, tag)) for tag in open_clip.list_pretrained_tags_by_model(arch or "")]
@@ -284,21 +289,21 @@ def _checked_build(build: Any, config: Mapping[str, Any], part: str, **overrides
 
 
 def _hf_text_tower(config: Mapping[str, Any]) -> Any:
-    """open_clip reads a Hugging Face configuration only by name; a folder that holds nothing else is such a name."""
+    """Build a Hugging Face text tower. open_clip reads its configuration only by name, so it is written to a folder."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config["hf_config"]), encoding="utf-8")
         return _checked_build(_build_text_tower, config, "text_cfg", hf_model_name=folder, hf_model_pretrained=False)
 
 
 def _preprocess(cfg: Mapping[str, Any], image_size: int | tuple[int, int]) -> Preprocess:
-    """What `open_clip.image_transform` makes of the same settings for evaluation."""
+    """Return the preprocessing that `open_clip.image_transform` applies in evaluation with the same settings."""
     height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     resize = _RESIZE.get(cfg.get("resize_mode") or "shortest")
     if resize is None:
         raise unknown_name("resize_mode", cfg["resize_mode"], _RESIZE, where="open_clip")
     if cfg.get("interpolation") not in (None, "bicubic", "bilinear", "random"):
         raise unknown_name("interpolation", cfg["interpolation"], ("bicubic", "bilinear", "random"), where="open_clip")
-    # "random" is bicubic in evaluation there, and so is whatever covers a frame that is not square.
+    # In open_clip, "random" is bicubic in evaluation, and so is any resize that covers a non-square image.
     is_bilinear = cfg.get("interpolation") == "bilinear" and (resize != "shortest" or height == width)
     return Preprocess(
         size=(height, width),

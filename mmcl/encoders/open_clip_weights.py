@@ -1,4 +1,4 @@
-"""Checkpoints for the towers of open_clip: of older models, of Google's and Apple's own code, of other resolutions."""
+"""Checkpoints for open_clip towers: older models, Google's and Apple's own formats, other resolutions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says besides the weights of towers.
+    """Contents of a checkpoint other than the weights of the towers.
 
     Attributes:
-        logit_scale: its logarithm, or None where the checkpoint has none.
-        logit_bias: None likewise.
-        is_original: whether it has the names of Google's or Apple's own code, and so their preprocessing.
+        logit_scale: logarithm of the logit scale; None if the checkpoint has none.
+        logit_bias: logit bias; None if the checkpoint has none.
+        is_original: whether it uses the names of Google's or Apple's own code, and therefore their preprocessing.
     """
 
     logit_scale: float | None
@@ -44,15 +44,15 @@ class Loaded(NamedTuple):
 def load_towers(
     path: Path, config: Mapping[str, Any], *, visual: nn.Module | None = None, text: nn.Module | None = None
 ) -> Loaded:
-    """Copies the weights of a checkpoint into one tower or both; says so where position embeddings had to be resampled.
+    """Copy the weights of a checkpoint into one tower or both, and log it if position embeddings are resampled.
 
     Args:
-        path: a state dict in any wrapping, or `.npz` for SigLIP models as Google released them.
-        config: of the whole model, as in open_clip.
-        visual, text: towers that open_clip built.
+        path: a state dict in any wrapping, or `.npz` for SigLIP models as released by Google.
+        config: configuration of the whole model, as in open_clip.
+        visual, text: towers built by open_clip.
 
     Raises:
-        UserError: the file is missing or damaged, or its weights are not of this architecture.
+        UserError: the file is missing or damaged, or its weights do not match the architecture.
     """
     if path.suffix == ".npz":
         state, is_original = _big_vision_state(path, config), True
@@ -72,7 +72,7 @@ def load_towers(
 def _state(
     path: Path, config: Mapping[str, Any], visual: nn.Module | None, text: nn.Module | None
 ) -> tuple[dict[str, Tensor], bool]:
-    """The tensors, with the text tower's under "text." as in newer open_clip models, and whether their names were Apple's."""
+    """Return the tensors, with the text tower's under "text." as in newer open_clip models, and whether names are Apple's."""
     prefix, tower = ("visual", visual) if visual is not None else ("text", text)
     state = read_tensors(path, names=() if tower is None else (f"{prefix}.{name}" for name in tower.state_dict()))
     is_apples = any(name.startswith(_FOREIGN_IMAGE_KEY) for name in state)
@@ -85,11 +85,11 @@ def _state(
 
 
 def _big_vision_state(path: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What open_clip makes of weights in the names of big_vision, Google's code for SigLIP."""
+    """Convert weights from the names of big_vision, Google's code for SigLIP, as open_clip does."""
     with _refusal(path, "Google's SigLIP"), zipfile.ZipFile(existing_file(path)) as archive:
         check_unpacked(path, archive)
     whole = _whole({"init_logit_bias": 0.0, **config})
-    # Opened here, as open_clip would not close it.
+    # Opened here because open_clip would not close it.
     with _refusal(path, "Google's SigLIP"), path.open("rb") as arrays:
         load_big_vision_weights(whole, arrays)
     weights: dict[str, Tensor] = whole.state_dict()
@@ -111,9 +111,9 @@ def _refusal(path: Path, kind: str) -> Iterator[None]:
 
 
 def _resampled(state: Mapping[str, Tensor], visual: Any, text: Any) -> dict[str, Tensor]:
-    """With the position embeddings of as many patches and tokens as the towers have, as open_clip and timm resample them."""
+    """Resample position embeddings to the towers' numbers of patches and tokens, as open_clip and timm do."""
     resampled, towers = dict(state), SimpleNamespace(visual=visual, text=text)
-    # What cannot be resampled stays, and is refused with its shape.
+    # Tensors that cannot be resampled are kept, and loading refuses them with their shape.
     if visual is not None:
         with suppress(RuntimeError):
             resize_pos_embed(resampled, towers)

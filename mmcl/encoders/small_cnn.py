@@ -1,4 +1,4 @@
-"""The smallest useful image encoder: two convolutions, for MNIST and for reading."""
+"""Minimal image encoder with two convolutions, for MNIST and as an example."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SmallCNN(ImageEncoder):
 
     Args:
         image_size: side in pixels, or height and width, at least 4.
-        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
+        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
         feature_dim: width F of the features.
     """
 

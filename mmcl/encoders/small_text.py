@@ -1,4 +1,4 @@
-"""A small text transformer in CLIP's form, sized for a CPU."""
+"""Small CLIP-style text transformer, sized for a CPU."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mmcl.types import Tokens
 class SmallText(TextEncoder):
     """A pre-norm transformer over CLIP's byte-pair tokens: `Tokens` to [B, width].
 
-    It keeps the causal attention and the initial weights of Radford et al. (2021; attention width^-.5, projections
-    width^-.5 (2 layers)^-.5), so padding behind a text is never seen. In two things it differs, because a small run has
-    thousands of steps and not hundreds of thousands: the features are the mean over the tokens, which from the first step on
-    tells texts by their words; and token embeddings are stored `embedding_scale` times smaller than they are used (Vaswani et
-    al., 2017, section 3.4), which under Adam is a learning rate that many times higher for rows that are seldom seen.
+    It has the initial weights of Radford et al. (2021; attention width^-.5, projections width^-.5 (2 layers)^-.5) and their
+    causal attention, so the padding after a text has no effect. It differs from CLIP in two ways, because a small run has
+    thousands of steps instead of hundreds of thousands. The features are the mean over the tokens, which distinguishes texts
+    by their words from the first step. Token embeddings are stored `embedding_scale` times smaller than they are used (Vaswani
+    et al., 2017, section 3.4), which under Adam multiplies the learning rate of rarely used rows by the same factor.
 
     Args:
-        tokenizer: what cuts texts into tokens; None takes CLIP's vocabulary, which needs no download.
-        width: of the residual stream, and of the features.
+        tokenizer: splits texts into tokens; None uses CLIP's vocabulary, which needs no download.
+        width: width of the residual stream and of the features.
         layers: number of blocks.
         heads: attention heads; divides `width`.
         context_length: longest text in tokens.
-        embedding_scale: see above, above 0.
-        dropout: probability, on the output of each attention and MLP.
+        embedding_scale: positive factor, see above.
+        dropout: dropout probability on the output of each attention and MLP.
     """
 
     def __init__(

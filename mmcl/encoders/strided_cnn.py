@@ -1,4 +1,4 @@
-"""An image encoder for CPUs: strided convolutions, then one linear layer over every position."""
+"""Image encoder for CPUs: strided convolutions, then one linear layer over all positions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mmcl.preprocess import Preprocess, as_size
 
 
 class StridedCNN(ImageEncoder):
-    """Each stage halves the resolution by a strided convolution with batch norm and ReLU, and may go on with residual blocks.
+    """Stages of a strided convolution, which halves the resolution, batch norm and ReLU, then optional residual blocks.
 
-    The last stage is flattened and not averaged: where things are is kept, which suits images that are centred on one thing
-    (digits, icons), and costs a fraction of the convolutions that an average would need to make up for it.
+    The output of the last stage is flattened instead of averaged. This keeps positions, which suits images centred on one
+    object (digits, icons), and needs a fraction of the convolutions that would compensate for average pooling.
 
     Args:
         image_size: side in pixels, or height and width.
-        channels: 1 (grey), 3 (RGB), or as many as the arrays have that are given.
-        widths: channels after each stage.
-        blocks: residual blocks of two 3x3 convolutions in each stage.
-        kernel: side of the first convolution.
+        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
+        widths: number of channels after each stage.
+        blocks: number of residual blocks of two 3x3 convolutions in each stage.
+        kernel: kernel size of the first convolution.
         feature_dim: width F of the features.
     """
 

@@ -1,4 +1,4 @@
-"""Any image backbone of timm, without its classifier. The only file that imports it."""
+"""Image backbones of timm, without their classifiers. Only this file imports timm."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class TimmEncoder(ImageEncoder):
     """A timm model up to its pooled features: [B, C, H, W] to [B, F].
 
     Args:
-        name: as timm lists it, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k"; or "local-dir:FOLDER" or "hf-hub:ID", a
-            folder or a repository as timm writes them.
-        pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false: random ones.
-        in_chans: 1 (grey), 3 (RGB), or as many as the arrays have that are given; timm folds or repeats released RGB weights.
-        image_size: side in pixels, or height and width; None takes the model's own.
-        preprocess: fields of `Preprocess` that are otherwise than timm has them for this model.
-        model_args: more arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
-        pretrained_cfg: what timm is to know of the weights, such as mean and std, otherwise than it does for this model.
+        name: name in timm, e.g. "resnet50" or "vit_base_patch16_224.augreg_in21k"; or "local-dir:FOLDER" or "hf-hub:ID", a
+            folder or repository in timm's format.
+        pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false uses random
+            weights.
+        in_chans: 1 (grey), 3 (RGB), or the number of channels of the input arrays; timm sums or repeats released RGB weights.
+        image_size: side in pixels, or height and width; None uses the model's own.
+        preprocess: fields of `Preprocess` that override timm's for this model.
+        model_args: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
+        pretrained_cfg: overrides for timm's description of the weights, such as mean and std.
     """
 
     test_args: ClassVar[Mapping[str, Any]] = {"name": "test_vit"}
@@ -90,7 +91,7 @@ class TimmEncoder(ImageEncoder):
 
 
 def _read_place(place: str, model_args: dict[str, Any] | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The architecture, its arguments and what is shown to it, from the config.json of a folder or repository."""
+    """Return the architecture, its arguments and its input settings from the config.json of a folder or repository."""
     scheme, _, name = place.partition(":")
     with hub_errors(name):
         read = load_model_config_from_path if scheme == "local-dir" else load_model_config_from_hf
@@ -121,7 +122,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
             return timm.create_model(name, **args)
         with offline_if_unreachable():
             return timm.create_model(name, pretrained=True, **args)
-    except Exception as error:  # of the hub client, the network, and any of a thousand constructors
+    except Exception as error:  # from the hub client, the network, or any model's constructor
         if not pretrained:
             raise UserError(f"timm {name} cannot be built: {reason(error)}; see in_chans and model_args") from None
         fix = "check the network, or give the path of a state dict as pretrained"
@@ -129,7 +130,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
 
 
 def _load(model: Any, path: str) -> None:
-    """Loads a state dict saved with or without the classifier."""
+    """Load a state dict saved with or without the classifier."""
     classifier = model.pretrained_cfg.get("classifier", ())
     prefixes = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     own = model.state_dict()
@@ -143,19 +144,19 @@ def _load(model: Any, path: str) -> None:
 
 
 def resample_positions(model: Any, tensors: dict[str, Tensor], prefix: str = "") -> None:
-    """Gives the position embeddings of a vision transformer of another resolution the model's number of patches, in place."""
+    """Resample a vision transformer's position embeddings to the model's number of patches, in place."""
     name, own = f"{prefix}pos_embed", getattr(model, "pos_embed", None)
     if own is None or name not in tensors or tensors[name].ndim != 3 or tensors[name].shape == own.shape:
         return
     extra = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-    with suppress(RuntimeError):  # not a square of patches: it stays, and is refused with its shape
+    with suppress(RuntimeError):  # the patches are not a square: kept, and refused with their shape
         tensors[name] = timm.layers.resample_abs_pos_embed(
             tensors[name], new_size=model.patch_embed.grid_size, num_prefix_tokens=extra
         )
 
 
 def _check_patches(model: Any, preprocess: Preprocess, name: str) -> None:
-    """Raises UserError for a size that the model would refuse when it is used."""
+    """Raise UserError for an image size that the model cannot process."""
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     if getattr(embed, "strict_img_size", True) or getattr(embed, "dynamic_img_pad", False) or not isinstance(patch, tuple):
@@ -166,7 +167,7 @@ def _check_patches(model: Any, preprocess: Preprocess, name: str) -> None:
 
 
 def _preprocess(model: Any, channels: int, image_size: int | Sequence[int] | None) -> Preprocess:
-    """What `timm.data.create_transform` makes of the model's settings for evaluation."""
+    """Return the preprocessing that `timm.data.create_transform` applies in evaluation with the model's settings."""
     data = timm.data.resolve_model_data_config(model)
     height, width = data["input_size"][-2:]
     size = (height, width) if image_size is None else to_2tuple(image_size)

@@ -1,7 +1,7 @@
-"""Text to token ids, for every text encoder: one class around the Rust `tokenizers` library.
+"""Tokenizers for all text encoders: one class around the Rust `tokenizers` library.
 
-A tokenizer is saved as one JSON file, so a saved model needs neither a hub nor a pickle to read text again. Batches are padded
-to their longest text, not to the context length: captions are short, and a text tower would spend most of its time on padding.
+A tokenizer is saved as one JSON file, so a saved model needs neither the hub nor pickle. Batches are padded to their longest
+text instead of the context length, because captions are short and a text tower would spend most of its time on padding.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from mmcl.errors import UserError, first_line, unknown_name
 from mmcl.files.untrusted import read_json
 from mmcl.types import Tokens
 
-# Loader workers are forked; the library's threads do not survive that and it says so once per worker.
+# Loader workers are forked. The library's threads do not survive this, and it would warn once per worker.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Clean = Literal["none", "whitespace", "lower", "canonicalize"]
-"""What is done to a text before it is split. All but "none" mend mojibake, decode HTML entities and collapse white space;
+"""Cleaning of a text before it is split. All but "none" repair mojibake, decode HTML entities and collapse white space;
 "lower" also lower-cases (CLIP), "canonicalize" lower-cases and drops ASCII punctuation (SigLIP)."""
 
 PadSide = Literal["left", "right"]
 
 FORMAT_VERSION = 1
 MAX_VOCAB = 2**24
-"""Far more than any vocabulary of the field (about 260,000), and an embedding that still fits a memory."""
+"""Largest vocabulary: far above any in use (about 260,000), with an embedding table that still fits into memory."""
 _PROBES = ("", "a photo of a cat.", "  Two\t spaces\n", "it's 1,234 €", "日本語 ไทย", "👩‍👩‍👧 🏳️‍🌈", "é e\u0301", "a" * 200)
 
 
 class Tokenizer:
-    """Texts to `Tokens`: special tokens added, cut to the context length with the end token kept, padded to the longest.
+    """Convert texts to `Tokens`: add special tokens, truncate to the context length, pad to the longest text.
 
-    Texts are cut at the end, or at the start where the backend's truncation says so.
+    Texts are truncated at the end, or at the start if the backend's truncation says so. The end token is always kept.
 
     Attributes:
         vocab_size: one more than the largest token id, special ones included.
         context_length: largest number of tokens of a text, special ones included.
-        pad_id: fills a row behind its text; not part of the text, see `Tokens.mask`.
-        begin_id, end_id: the special tokens around a text, or None where the tokenizer adds none.
-        blank_id: a token that is written as 0 wherever it stands, as CLIPA's models were trained (Li et al., 2023); or None.
-        pad_side: where padding goes for encoders that read all texts at one length; batches are always padded at the end.
+        pad_id: fills a row after its text; not part of the text, see `Tokens.mask`.
+        begin_id, end_id: the special tokens around a text, or None if the tokenizer adds none.
+        blank_id: a token that is always replaced by 0, as in the training of CLIPA (Li et al., 2023); or None.
+        pad_side: side of the padding for encoders that read all texts at one length; batches are always padded at the end.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows that an embedding of its tokens needs: one more than the highest id."""
+        """Number of rows needed in an embedding table: one more than the largest id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def check(self) -> None:
-        """Tries what a file made of it: its own ids, and texts that reach every part of it.
+        """Validate a tokenizer read from a file: its special ids, and texts that exercise all its parts.
 
         Raises:
-            UserError: an id is not in the vocabulary, or a text cannot be cut into tokens.
+            UserError: an id is not in the vocabulary, or a text cannot be tokenised.
         """
         size = self.vocab_size
         if not 0 < size <= MAX_VOCAB:
@@ -114,11 +114,11 @@ class Tokenizer:
             raise UserError(f"{self._where}: it gives token ids that are not in its vocabulary")
 
     def largest_id(self) -> int:
-        """The largest id in the padded tokens of texts that reach every part of the tokenizer."""
+        """Return the largest id in the padded tokens of texts that exercise all parts of the tokenizer."""
         return max(self.pad_id, *(max(encoding.ids, default=0) for encoding in self._encode(_PROBES)))
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
-        """Tokenises one text or several: `Tokens` of shape [B, L], L the longest of them. Raises UserError on a non-string."""
+        """Tokenise one or several texts to `Tokens` [B, L], L the longest of them. Raises UserError for a non-string."""
         encodings = self._encode(texts)
         rows = [encoding.ids or [self.pad_id] for encoding in encodings]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -131,14 +131,14 @@ class Tokenizer:
         return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated)
 
     def lengths(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Tokens of each text before truncation, int64 [B]; what exceeds `context_length` is cut off by a call."""
+        """Return the number of tokens of each text before truncation to `context_length`, int64 [B]."""
         special = self._backend.num_special_tokens_to_add(False)
         return np.array(
             [len(e.ids) + sum(len(rest.ids) - special for rest in e.overflowing) for e in self._encode(texts)], dtype=np.int64
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that the tokenizer is, as JSON values."""
+        """Return the complete state of the tokenizer as JSON values."""
         return {
             "format_version": FORMAT_VERSION,
             "context_length": self.context_length,
@@ -153,7 +153,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], *, where: str = "tokenizer") -> Tokenizer:
-        """The inverse of `to_json`. Raises UserError, prefixed with `where`, when the content is not a tokenizer's."""
+        """Build a tokenizer from the output of `to_json`. Raises UserError, prefixed with `where`, if it is invalid."""
         content = dict(content)
         backend = content.pop("backend", None)
         if content.pop("format_version", None) != FORMAT_VERSION:
@@ -167,12 +167,12 @@ class Tokenizer:
             return tokenizer
 
     def save(self, path: str | Path) -> None:
-        """Writes one JSON file."""
+        """Write the tokenizer to a JSON file."""
         Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Reads what `save` wrote. Raises UserError when the file is missing or damaged."""
+        """Read a file written by `save`. Raises UserError when the file is missing or damaged."""
         return cls.from_json(read_json(path), where=str(path))
 
     def _encode(self, texts: str | Sequence[str]) -> list[Any]:
@@ -193,7 +193,7 @@ class Tokenizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Settings:
-    """The schema of the file of a tokenizer, but for the Rust library's part and the version."""
+    """The schema of a tokenizer file, without the Rust library's part and the version."""
 
     context_length: int
     pad_id: int
@@ -206,7 +206,7 @@ class _Settings:
 
 @contextmanager
 def _contained(where: str) -> Iterator[None]:
-    """The Rust library raises bare Exceptions, and where it panics something that is not even an Exception."""
+    """Convert errors of the Rust library, which raises bare Exceptions, or a BaseException when it panics."""
     try:
         yield
     except UserError:
@@ -217,9 +217,9 @@ def _contained(where: str) -> Iterator[None]:
         raise UserError(f"{where}: damaged tokenizer ({first_line(error)}); copy or save the file again") from None
 
 
-@lru_cache(maxsize=2**16)  # captions come back every epoch, and mending takes longer than all the rest
+@lru_cache(maxsize=2**16)  # captions recur every epoch, and cleaning is the slowest part
 def _mended(text: str) -> str:
-    """Mojibake repaired, HTML entities decoded (twice: scraped captions are often escaped twice), white space collapsed."""
+    """Repair mojibake, decode HTML entities (twice, as scraped captions are often escaped twice), collapse white space."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
@@ -242,10 +242,10 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def clip_bpe(context_length: int = 77, *, clean: Clean = "lower") -> Tokenizer:
-    """CLIP's lower-cased byte-pair tokenizer (Radford et al., 2021), 49408 tokens, from the vocabulary that open_clip ships.
+    """Build CLIP's lower-cased byte-pair tokenizer (Radford et al., 2021; 49408 tokens) from open_clip's vocabulary file.
 
-    A special token written out in a text becomes that token, as in open_clip; it differs from open_clip only where such a token
-    is glued to punctuation before it, and for letters younger than the Rust library's Unicode tables.
+    A special token that is written out in a text becomes that token, as in open_clip. The results differ from open_clip only
+    if such a token directly follows punctuation, and for letters that are newer than the Rust library's Unicode tables.
     """
     merges = _clip_merges()
     alphabet = _byte_alphabet()
@@ -268,7 +268,7 @@ def clip_bpe(context_length: int = 77, *, clean: Clean = "lower") -> Tokenizer:
 
 
 def _clip_merges() -> list[tuple[str, str]]:
-    spec = importlib.util.find_spec("open_clip")  # finds the package without importing it, which would take seconds
+    spec = importlib.util.find_spec("open_clip")  # locates the package without importing it, which would take seconds
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the CLIP vocabulary comes with open_clip, which is not installed; pip install open_clip_torch")
     vocabulary = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
@@ -279,7 +279,7 @@ def _clip_merges() -> list[tuple[str, str]]:
 
 
 def _byte_alphabet() -> list[str]:
-    """One printable letter for each byte, in the order of CLIP's vocabulary: printable Latin-1 first, then the rest."""
+    """Return a printable character for each byte, in the order of CLIP's vocabulary: printable Latin-1 first, then the rest."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
 
@@ -287,16 +287,16 @@ def _byte_alphabet() -> list[str]:
 def from_transformers(
     tokenizer: Any, *, context_length: int | None = None, clean: Clean = "none", blank_end: bool = False
 ) -> Tokenizer:
-    """Takes over a fast tokenizer of transformers, with its special tokens.
+    """Convert a fast tokenizer of transformers, including its special tokens.
 
     Args:
         tokenizer: a `transformers` tokenizer.
-        context_length: of the text encoder; None takes the tokenizer's own limit.
-        clean: done to a text before the tokenizer's own normalisation.
-        blank_end: write the separator as token 0, see `Tokenizer.blank_id`.
+        context_length: context length of the text encoder; None uses the tokenizer's own limit.
+        clean: cleaning before the tokenizer's own normalisation.
+        blank_end: whether to replace the separator by token 0, see `Tokenizer.blank_id`.
 
     Raises:
-        UserError: the tokenizer is not backed by the Rust library, states no limit and none is given, or reads special tokens
+        UserError: the tokenizer is not backed by the Rust library, has no limit and none is given, or treats special tokens
             that are written out in a text as plain text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -310,7 +310,7 @@ def from_transformers(
     first = [tokenizer.bos_token_id, tokenizer.cls_token_id]
     last = [tokenizer.eos_token_id, tokenizer.sep_token_id]
     begin_id, end_id = (next((i for i in ids if i is not None), None) for ids in (first, last))
-    backend = Backend.from_str(backend.to_str())  # a copy: padding and truncation are settings of the object
+    backend = Backend.from_str(backend.to_str())  # a copy, because padding and truncation are set on the object
     pads = (tokenizer.pad_token_id, end_id, 0)
     pad_id = next(i for i in pads if i is not None)
     backend.enable_truncation(int(limit), direction=tokenizer.truncation_side)

@@ -1,4 +1,4 @@
-"""Any image classifier of torchvision, without its last layer."""
+"""Image classifiers of torchvision, without their last layer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class TorchvisionEncoder(ImageEncoder):
     """A torchvision classifier up to the input of its last layer: [B, 3, H, W] to [B, F].
 
     Args:
-        name: as torchvision lists it, e.g. "resnet18".
-        pretrained: true downloads the released weights; a path loads a state dict that torchvision saved; false: random ones.
-        image_size: side in pixels, or height and width; None takes the size of the released weights, the only one that
-            transformers accept.
-        small_stem: for ResNets on images of about 32 pixels (CIFAR): a 3x3 convolution in place of the strided 7x7 one, and
-            no pooling behind it (Chen et al., "SimCLR", 2020, appendix B.9).
-        preprocess: fields of `Preprocess` that are otherwise than torchvision has them for its released weights.
+        name: name in torchvision, e.g. "resnet18".
+        pretrained: true downloads the released weights; a path loads a torchvision state dict; false uses random weights.
+        image_size: side in pixels, or height and width; None uses the size of the released weights, which is the only size
+            that transformers accept.
+        small_stem: for ResNets on images of about 32 pixels (CIFAR): replaces the strided 7x7 convolution by a 3x3 one and
+            removes the pooling after it (Chen et al., "SimCLR", 2020, appendix B.9).
+        preprocess: fields of `Preprocess` that override torchvision's for its released weights.
 
     Raises:
-        UserError: there is no such model, or it has no such stem.
+        UserError: the model does not exist, or does not support `small_stem`.
     """
 
     test_args: ClassVar[Mapping[str, Any]] = {"name": "mobilenet_v3_small", "image_size": 64}
@@ -67,7 +67,7 @@ class TorchvisionEncoder(ImageEncoder):
 
 
 def _remove_last_layer(model: nn.Module) -> tuple[str, int]:
-    """Puts an identity in place of the layer that gives the class scores; its name, and the width of what it read."""
+    """Replace the layer that outputs class scores by an identity. Returns its name and the width of its input."""
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     name, last = layers[-1]
     parent, _, attribute = name.rpartition(".")
@@ -96,7 +96,7 @@ def _released(name: str) -> dict[str, Tensor]:
 
 
 def _preprocess(name: str, image_size: int | Sequence[int] | None) -> Preprocess:
-    """The transform of the released weights; at another size it shows the same part of every image."""
+    """Return the transform of the released weights, scaled to `image_size` so that it shows the same part of every image."""
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     released = Preprocess(
         size=transform.crop_size[0],

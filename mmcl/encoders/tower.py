@@ -1,4 +1,4 @@
-"""Encoder and projection head together, and what every encoder must carry so that a saved model explains itself."""
+"""Towers, which combine an encoder and a projection head, and the base classes of encoders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 
 
 GIVEN = "custom"
-"""The name of an encoder that is given as a module from Python, see `mmcl.encoders.given`."""
+"""Name of encoders that are passed as modules from Python, see `mmcl.encoders.given`."""
 
 
 class Encoder(nn.Module):
@@ -31,9 +31,9 @@ class Encoder(nn.Module):
 
     Attributes:
         feature_dim: width F of the features.
-        rebuild_args: arguments with which the registry builds this architecture again, without a download and with random
-            weights; JSON values only.
-        test_args: arguments that bring it down to the size of a test, for `mmcl.testing.check_encoder`.
+        rebuild_args: arguments with which the registry rebuilds this architecture with random weights and without a download;
+            JSON values only.
+        test_args: arguments that make the encoder small enough for a test, for `mmcl.testing.check_encoder`.
     """
 
     feature_dim: int
@@ -42,24 +42,24 @@ class Encoder(nn.Module):
 
 
 class ImageEncoder(Encoder):
-    """Pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; normalises with the mean and deviation of `preprocess`."""
+    """Encoder of pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; normalises with `preprocess`'s mean and std."""
 
     preprocess: Preprocess
 
 
 class TextEncoder(Encoder):
-    """`Tokens` to features [B, F]. Padding never changes the features."""
+    """Encoder of `Tokens` to features [B, F]. Padding never changes the features."""
 
     tokenizer: Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class DualEncoder:
-    """Both encoders of one CLIP-like model and what turns its cosines into logits: scale * cosine + bias.
+    """Both encoders of one CLIP-like model with the parameters of its logits, scale * cosine + bias.
 
     Attributes:
-        logit_scale: None where the checkpoint has none.
-        logit_bias: None for softmax models, a number for sigmoid ones (SigLIP).
+        logit_scale: None if the checkpoint has none.
+        logit_bias: None for softmax models, a number for sigmoid models (SigLIP).
     """
 
     image: ImageEncoder
@@ -69,9 +69,9 @@ class DualEncoder:
 
 
 class PixelNorm(nn.Module):
-    """RGB, or one channel, to the encoder's channel order, and there (pixels - mean) / std per channel.
+    """Convert RGB or single-channel images to the encoder's channel order and normalise: (pixels - mean) / std per channel.
 
-    The constants belong to the architecture and are not in the state dict.
+    The constants belong to the architecture and are not part of the state dict.
     """
 
     def __init__(self, preprocess: Preprocess):
@@ -86,14 +86,14 @@ class PixelNorm(nn.Module):
 
 
 def say_preprocess(path: str | Path, preprocess: Preprocess, rest: str = "") -> None:
-    """Notes what was taken for weights from a file, which does not say how it was trained."""
+    """Log the preprocessing assumed for weights from a file, which does not state how they were trained."""
     numbers = ", ".join(f"{name} {' '.join(f'{value:.4g}' for value in getattr(preprocess, name))}" for name in ("mean", "std"))
     shown = f"{preprocess.height} x {preprocess.width} pixels, {preprocess.interpolation}, resize {preprocess.resize!r}"
     note(logger, f"{path} does not say its preprocessing; taken is {numbers}, {shown}{rest}; give preprocess if it is another")
 
 
 def check_tokenizer(tokenizer: Tokenizer, limit: int, model: nn.Module, encoder: str) -> None:
-    """Raises UserError when the tokenizer lets more tokens pass than the encoder has positions, or other ids than it embeds."""
+    """Raise UserError if the tokenizer's context or ids exceed the encoder's positions or token embeddings."""
     tables = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
     if tables and tokenizer.largest_id() >= max(tables):  # the largest is that of the tokens, not of positions or segments
         raise UserError(
@@ -107,7 +107,7 @@ def check_tokenizer(tokenizer: Tokenizer, limit: int, model: nn.Module, encoder:
 
 
 def fixed_length(tokens: Tokens, length: int, tokenizer: Tokenizer) -> Tensor:
-    """Ids padded to `length`, int64 [B, length]: for encoders without a mask, to which the padding is part of the text."""
+    """Return ids padded to `length`, int64 [B, length], for encoders without a mask, where padding is part of the text."""
     ids_BL = tokens.ids.masked_fill(~tokens.mask, tokenizer.pad_id)
     ids_BL = nn.functional.pad(ids_BL, (0, length - ids_BL.shape[1]), value=tokenizer.pad_id)
     if tokenizer.pad_side == "right":
@@ -121,7 +121,7 @@ class TowerSpec:
     """The names and arguments from which the registries build a tower; JSON values only.
 
     Attributes:
-        modality: which registry `encoder` is a name of.
+        modality: registry that contains `encoder`.
         encoder, encoder_args: the encoder and its arguments.
         head, head_args: the projection head and its arguments.
     """
@@ -133,7 +133,7 @@ class TowerSpec:
     head_args: Mapping[str, Any] = field(default_factory=dict)
 
     def plugins(self) -> set[str]:
-        """The modules of the plug-ins that registered its encoder and head."""
+        """Return the modules of the plug-ins that registered its encoder and head."""
         encoders = IMAGE_ENCODERS if self.modality == "image" else TEXT_ENCODERS
         return {module for module in (encoders.plugin(self.encoder), HEADS.plugin(self.head)) if module is not None}
 
@@ -142,7 +142,8 @@ class Tower(nn.Module):
     """An encoder and its projection head.
 
     Attributes:
-        spec: how `build_tower` builds this architecture again; None for a tower made by hand, which cannot be saved.
+        spec: specification from which `build_tower` rebuilds the architecture; None for a hand-made tower, which cannot be
+            saved.
         frozen: whether the encoder is locked, see `freeze`.
     """
 
@@ -159,7 +160,7 @@ class Tower(nn.Module):
         return int(self.head.embed_dim)  # type: ignore[arg-type]
 
     def freeze(self) -> None:
-        """Locks the encoder: no gradient, and evaluation mode for good (Zhai et al., "LiT", 2022). The head still learns."""
+        """Freeze the encoder: no gradient and permanent evaluation mode (Zhai et al., "LiT", 2022). The head still trains."""
         self.frozen = True
         self.encoder.requires_grad_(False)
         self.encoder.eval()
@@ -170,26 +171,26 @@ class Tower(nn.Module):
         return self
 
     def features(self, inputs: Tensor | Tokens | Features) -> Features:
-        """What the encoder makes of a batch; `Features` pass as they are."""
+        """Return the encoder's features of a batch; `Features` are returned unchanged."""
         return inputs if isinstance(inputs, Features) else Features(self.encoder(inputs))
 
     def project(self, inputs: Tensor | Tokens | Features) -> Tensor:
-        """The head's output at its own length: float32 [B, D] (float64 for a float64 tower)."""
+        """Return the head's output without normalisation: float32 [B, D] (float64 for a float64 tower)."""
         projected: Tensor = self.head(self.features(inputs).rows)
         return projected.to(torch.promote_types(projected.dtype, torch.float32))
 
     def forward(self, inputs: Tensor | Tokens | Features, *, unit: bool = True) -> Tensor:
-        """Embeds a batch: float32 [B, D] (float64 for a float64 tower), rows of unit length unless `unit` is false."""
+        """Embed a batch: float32 [B, D] (float64 for a float64 tower), rows of unit length unless `unit` is false."""
         projected = self.project(inputs)
         return nn.functional.normalize(projected, dim=-1) if unit else projected
 
 
 def build_tower(spec: TowerSpec, *, tokenizer: Tokenizer | None = None) -> Tower:
-    """Builds a tower from names.
+    """Build a tower from names.
 
     Args:
-        spec: what to build; arguments are checked against the factories' signatures.
-        tokenizer: of a text tower; None lets the encoder bring its own.
+        spec: the tower to build; arguments are checked against the factories' signatures.
+        tokenizer: tokenizer of a text tower; None uses the encoder's own.
 
     Raises:
         UserError: a name or an argument does not exist.
@@ -203,6 +204,6 @@ def build_tower(spec: TowerSpec, *, tokenizer: Tokenizer | None = None) -> Tower
 
 
 def wrap_encoder(encoder: Encoder, spec: TowerSpec) -> Tower:
-    """Puts the head of `spec` on an encoder that exists; the tower's own spec holds the encoder's `rebuild_args`."""
+    """Add the head of `spec` to an existing encoder; the tower's own spec holds the encoder's `rebuild_args`."""
     head = HEADS.build(spec.head, spec.head_args, encoder.feature_dim)
     return Tower(encoder, head, spec=replace(spec, encoder_args=dict(encoder.rebuild_args)))

@@ -1,6 +1,6 @@
 """Vision, text and CLIP-like models of Hugging Face transformers, from a folder or the hub.
 
-Remote code is never trusted. A model's configuration is kept with it, so that it is built again without the hub."""
+Remote code is never executed. A model's configuration is saved with it, so it can be rebuilt without the hub."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from mmcl.types import Tokens
 logger = get_logger(__name__)
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last", "eot"]
-"""From a row of hidden states to one feature: the model's own pooler, the first token, the mean over the text, its last token,
-or its first end token. "auto" takes the pooler if the weights have one; else the last token of decoders, the mean of other text
-models, and the first token of vision models."""
+"""Pooling of hidden states: the model's own pooler, the first token, the mean over the text, its last token, or its first end
+token. "auto" uses the pooler if the weights have one; otherwise the last token for decoders, the mean for other text models,
+and the first token for vision models."""
 
 _POOLINGS = ("pooler", "cls", "mean", "last", "eot")
 _TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
 _ALL_NEEDED = {"size", "mean", "std"}
-"""Fields of `Preprocess` without which nobody knows what a model is to be shown."""
+"""Fields of `Preprocess` that must be known to prepare a model's input."""
 _READS_PATCHES = ("siglip2", "siglip2_vision_model")
 
 
@@ -51,17 +51,17 @@ def image_encoder(
     pooling: Pooling = "auto",
     preprocess: Mapping[str, Any] | None = None,
 ) -> TransformersImage:
-    """A vision model, or the image side of a CLIP-like one with its projection.
+    """Build a vision model, or the image side of a CLIP-like model with its projection.
 
     Args:
         name: a folder or a hub id.
-        pretrained: load the weights of `name`, not only its architecture.
+        pretrained: whether to load the weights of `name`, or only its architecture.
         config: a configuration with `model_type` instead of `name`, for random weights.
         pooling: see `Pooling`; CLIP-like models have their own.
-        preprocess: the fields of `Preprocess`; None does what the image processor of `name` does.
+        preprocess: fields of `Preprocess` to override; None uses the settings of `name`'s image processor.
     """
     name, adapter = _located(name, config)
-    shown = _preprocess(name, preprocess)  # read first: a refusal comes before the weights are downloaded
+    shown = _preprocess(name, preprocess)  # read first, so that errors come before the download of the weights
     model, missing = _build_model(name, config, pretrained, adapter)
     return TransformersImage(_side(model, "image"), pooling, missing, shown)
 
@@ -75,12 +75,12 @@ def text_encoder(
     pooling: Pooling = "auto",
     context_length: int | None = None,
 ) -> TransformersText:
-    """A text model, or the text side of a CLIP-like one with its projection.
+    """Build a text model, or the text side of a CLIP-like model with its projection.
 
     Args:
-        tokenizer: None takes the one of `name`.
+        tokenizer: None uses the tokenizer of `name`.
         name, pretrained, config, pooling: as in `image_encoder`.
-        context_length: longest text in tokens; None takes the largest that model and tokenizer allow.
+        context_length: longest text in tokens; None uses the largest that model and tokenizer allow.
     """
     name, adapter = _located(name, config)
     model, missing = _build_model(name, config, pretrained, adapter)
@@ -95,11 +95,11 @@ def text_encoder(
 
 
 def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> DualEncoder:
-    """Both sides of a CLIP-like model (CLIP, SigLIP, ...) with its logit scale and bias.
+    """Build both sides of a CLIP-like model (CLIP, SigLIP, ...) with its logit scale and bias.
 
     Args:
         name: a folder or a hub id.
-        preprocess: fields of `Preprocess` that are otherwise than the image processor of `name` has them.
+        preprocess: fields of `Preprocess` that override those of `name`'s image processor.
     """
     place, adapter = _located(name, None)
     name = str(place)
@@ -119,7 +119,7 @@ def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> D
 
 
 def _check_dual(name: str) -> None:
-    """Raises UserError for a model of another kind, before its weights are downloaded."""
+    """Raise UserError if a model is not CLIP-like, before its weights are downloaded."""
     with hub_errors(name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     kind = transformers.MODEL_MAPPING.get(type(config), None)
@@ -132,13 +132,13 @@ def _not_dual(name: str, kind: str) -> UserError:
 
 
 def _trained_value(model: Any, name: str, missing: frozenset[str]) -> float | None:
-    """Of a number among the parameters; one that the checkpoint lacks has the value at which training starts."""
+    """Return the value of a scalar parameter; None if the checkpoint lacks it, because it then has its initial value."""
     parameter = None if name in missing else getattr(model, name, None)
     return None if parameter is None else parameter.item()
 
 
 class TransformersImage(ImageEncoder):
-    """A vision model or the image side of a dual one; `missing` names the weights that its checkpoint did not have."""
+    """Vision model, or the image side of a dual model; `missing` names the weights that its checkpoint lacks."""
 
     def __init__(self, model: nn.Module, pooling: Pooling, missing: frozenset[str], preprocess: Preprocess):
         super().__init__()
@@ -174,9 +174,9 @@ class TransformersImage(ImageEncoder):
 
 
 class TransformersText(TextEncoder):
-    """A text model or the text side of a dual one; `missing` names the weights that its checkpoint did not have.
+    """Text model, or the text side of a dual model; `missing` names the weights that its checkpoint lacks.
 
-    Models that were trained without an attention mask (SigLIP) read every text padded to the context length, as in training.
+    Models that were trained without an attention mask (SigLIP) get every text padded to the context length, as in training.
     """
 
     def __init__(self, model: nn.Module, pooling: Pooling, missing: frozenset[str], tokenizer: Tokenizer):
@@ -217,20 +217,20 @@ class TransformersText(TextEncoder):
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The configuration of a folder or hub id, as JSON values."""
+    """Read the configuration of a folder or hub id, as JSON values."""
     with hub_errors(name):
         return _plain_config(transformers.AutoConfig.from_pretrained(name, trust_remote_code=False))
 
 
 def is_dual(model: object) -> bool:
-    """True if a model, or its class, embeds both images and texts, as CLIP does."""
+    """Return True if a model, or its class, embeds both images and texts, as CLIP does."""
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
 def _located(name: str | None, config: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
-    """Where the model lies, and the adapter on top of it or None.
+    """Return the location of the model, and of its adapter or None.
 
-    Folders of old sentence-transformers hold CLIP in a folder of its own; those of peft hold an adapter and name its model.
+    Folders of old sentence-transformers versions hold CLIP in a subfolder; those of peft hold an adapter and name its model.
     """
     if (name is None) == (config is None):
         raise UserError("transformers: give either name, a folder or a hub id, or config")
@@ -257,7 +257,7 @@ def _merged(model: Any, adapter: str) -> Any:
 def _build_model(
     name: str | None, config: Mapping[str, Any] | None, pretrained: bool, adapter: str | None
 ) -> tuple[Any, frozenset[str]]:
-    """The model, in float32, and the names of weights that it has but its checkpoint lacks."""
+    """Build the model in float32. Returns it, and the names of its weights that the checkpoint lacks."""
     if name is None or not pretrained:
         model = transformers.AutoModel.from_config(_make_config(config or read_config(str(name))), dtype=torch.float32)
         return _encoder_of(model), frozenset()
@@ -281,12 +281,12 @@ def _make_config(config: Mapping[str, Any]) -> Any:
         raise unknown_name("transformers model_type", str(model_type), list(transformers.CONFIG_MAPPING))
     try:
         return transformers.AutoConfig.for_model(model_type, **values)
-    except Exception as error:  # configurations validate themselves in their own ways
+    except Exception as error:  # configurations raise various errors when they are validated
         raise UserError(f"transformers: not a configuration of {model_type}: {reason(error)}") from None
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
-    """JSON values, without what depends on the place and time of loading."""
+    """Return a configuration as JSON values, without entries that depend on where and when it was loaded."""
     values = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version", "dtype")}
 
@@ -301,7 +301,7 @@ def _encoder_of(model: Any) -> nn.Module:
 
 
 def _side(model: nn.Module, modality: Literal["image", "text"]) -> nn.Module:
-    """A dual model without the modules of its other side and without its logit scale; any other model as it is."""
+    """Remove the other side and the logit scale from a dual model; return any other model unchanged."""
     if not is_dual(model):
         return model
     other = ("text_",) if modality == "image" else ("vision_", "visual_")
@@ -319,7 +319,7 @@ def _is_decoder(config: Any) -> bool:
 def _resolve_pooling(
     pooling: str, model: nn.Module, missing: frozenset[str], output: Any, probe: Any, *, without_pooler: str
 ) -> str:
-    """What "auto" means for this model. A pooler that is not used is removed: it would be parameters without a gradient."""
+    """Resolve "auto" for this model. An unused pooler is removed, because its parameters would have no gradient."""
     if pooling not in ("auto", *_POOLINGS):
         raise unknown_name("pooling", pooling, ("auto", *_POOLINGS))
     has_pooler = getattr(_quietly(model, output, probe), "pooler_output", None) is not None
@@ -339,7 +339,7 @@ def _feature_dim(encoder: nn.Module, probe: Any) -> int:
 
 
 def _quietly(model: nn.Module, call: Any, probe: Any) -> Any:
-    """One forward pass that leaves no trace: no gradient, no batch statistics."""
+    """Run a forward pass without side effects: no gradient, no update of batch statistics."""
     training = model.training
     model.eval()
     try:
@@ -352,16 +352,19 @@ def _quietly(model: nn.Module, call: Any, probe: Any) -> Any:
 
 
 def _positions(model: nn.Module) -> int:
-    """Longest text that the model can read, in tokens."""
+    """Return the length in tokens of the longest text that the model supports."""
     config = _part_config(model.config, "text_config")
     limit = getattr(config, "max_position_embeddings", None) or 1_000_000  # relative positions: no limit
     table = next((m for name, m in model.named_modules() if name.endswith("embeddings.position_embeddings")), None)
-    offset = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind the padding id
+    offset = getattr(table, "padding_idx", None)  # RoBERTa's positions start after the padding id
     return int(limit) - (0 if offset is None else offset + 1)
 
 
 def _changed_preprocess(name: str, fields: Mapping[str, Any] | None) -> Preprocess:
-    """As the image processor of `name` does it, but for some fields; with enough of them it need not be supported."""
+    """Return the settings of `name`'s image processor with some fields overridden.
+
+    If the fields include all that are needed, the image processor need not be supported.
+    """
     if fields and fields.keys() >= _ALL_NEEDED:
         with suppress(UserError):
             return _preprocess(name, None).changed(fields)
@@ -382,7 +385,7 @@ def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess
 
 
 def _check_patches(model: Any, preprocess: Preprocess) -> None:
-    """Raises UserError for images that a model that reads patches cannot be given."""
+    """Raise UserError if a model that takes patches cannot process images with these settings."""
     if model.config.model_type not in _READS_PATCHES:
         return
     patch = _part_config(model.config, "vision_config").patch_size
@@ -392,7 +395,7 @@ def _check_patches(model: Any, preprocess: Preprocess) -> None:
 
 
 def _patches(pixels_BCHW: Tensor, patch: int) -> dict[str, Tensor]:
-    """Pixels as SigLIP 2 reads them: rows of patches, each [patch, patch, C] flattened, with their grid and a mask."""
+    """Convert pixels to SigLIP 2's input: rows of patches, each [patch, patch, C] flattened, with their grid and a mask."""
     grid_BChpwp = pixels_BCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     patches_BLP = grid_BChpwp.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     shape = torch.tensor([grid_BChpwp.shape[2], grid_BChpwp.shape[4]], device=pixels_BCHW.device)

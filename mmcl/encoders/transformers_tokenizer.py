@@ -1,4 +1,4 @@
-"""The tokenizers of Hugging Face transformers, from a folder or the hub. Remote code is never trusted."""
+"""Tokenizers of Hugging Face transformers, from a folder or the hub. Remote code is never executed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def load_tokenizer(
     blank_end: bool = False,
     model_type: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a folder or hub id, as `from_transformers` takes it over.
+    """Load the tokenizer of a folder or hub id and convert it with `from_transformers`.
 
     Args:
-        context_length: None takes the smaller of the tokenizer's own limit and `most`.
-        most: positions that the model has.
-        model_type: of the model that reads the texts; those of SigLIP saw lower-cased texts alone.
+        context_length: None uses the smaller of the tokenizer's own limit and `most`.
+        most: number of positions of the model.
+        model_type: type of the text model; SigLIP models were trained only on lower-cased texts.
     """
     with hub_errors(name):
         says = get_tokenizer_config(name)
@@ -48,7 +48,7 @@ def load_tokenizer(
             f"{name}: texts are lower-cased and lose their punctuation, as {library} and Google's zero-shot evaluation do it; "
             "SigLIP was trained on lower-cased texts with punctuation, which hf: names of SigLIP 2 keep",
         )
-    # Some classes pad at the start where nothing is said, as one does for generation; no text tower was trained so.
+    # Some classes pad at the start by default, as is usual for generation; text towers are trained with padding at the end.
     theirs.padding_side = says.get("padding_side", "right")
     if model_type in _SIGLIP:
         backend = theirs.backend_tokenizer
@@ -59,7 +59,7 @@ def load_tokenizer(
 
 
 def _fast_tokenizer(name: str, declared: str) -> Any:
-    """The tokenizer in the Rust library; where transformers has only a slow class, as for SigLIP, by tokenizer.json itself."""
+    """Load a tokenizer backed by the Rust library; from tokenizer.json if transformers has only a slow class (SigLIP)."""
     for load in (transformers.AutoTokenizer.from_pretrained, transformers.PreTrainedTokenizerFast.from_pretrained):
         try:
             theirs = load(name, trust_remote_code=False)
@@ -68,7 +68,7 @@ def _fast_tokenizer(name: str, declared: str) -> Any:
         except ImportError:  # a slow class needs sentencepiece
             pass
         except ValueError as error:
-            if "backend tokenizer" not in str(error):  # there are only files of a slow class
+            if "backend tokenizer" not in str(error):  # only files of a slow class exist
                 raise
     raise UserError(
         f"{name}: {declared or 'its tokenizer'} has no fast version here, and there is no tokenizer.json; save one beside it"
@@ -76,8 +76,11 @@ def _fast_tokenizer(name: str, declared: str) -> Any:
 
 
 def _siglip_normalizers(declared: str) -> Sequence[normalizers.Normalizer]:
-    """What SigLIP's training did to texts before they were tokenised. Files may lack it: for the first generation it is code of
-    the tokenizer's slow class, and for the second the fixed-resolution releases name the plain Gemma class."""
+    """Return the normalisation applied to texts in SigLIP's training.
+
+    Tokenizer files may lack it: for the first generation it is code in the slow tokenizer class, and for the second the
+    fixed-resolution releases name the plain Gemma class.
+    """
     lower = [normalizers.Lowercase()]
     if not declared.startswith("SiglipTokenizer"):
         return lower
