@@ -1,9 +1,9 @@
-"""The losses, for a training loop of your own: plain functions of tensors, and the same as modules.
+"""Losses for your own training loop, as functions of tensors and as modules.
 
-One vocabulary: pairs are `image` and `text`, views `a` and `b`, otherwise `query` and `key`; rows with equal `ids` belong
-together. Rows are scaled to unit length where the paper does so. All compute in float32 whatever comes in (float64 for float64
-rows), with exact derivatives of any order, and without an N x M matrix where rows are many. Names are imported when they are
-first used. Over several processes: `gathered`.
+Arguments have the same names everywhere: `image` and `text` for pairs, `a` and `b` for views, otherwise `query` and `key`. Rows
+with equal `ids` belong together. Rows are scaled to unit length if the paper does so. All losses compute in float32 whatever
+the input type (float64 for float64 rows), have exact derivatives of any order, and form no N x M matrix for large inputs. Names
+are imported on first use. For training on several processes, see `gathered`.
 """
 
 from __future__ import annotations

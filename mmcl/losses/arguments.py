@@ -1,4 +1,4 @@
-"""Checks of what a loss is given: one line that names the argument and the fix, before anything is computed."""
+"""Checks of the arguments of losses, before anything is computed; errors name the argument and the fix."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def check_rows(given: Mapping[str, Tensor], *, paired: bool = True) -> None:
     """Checks matrices of rows against each other.
 
     Args:
-        given: the name under which the caller knows it -> [N, D].
+        given: maps argument names to rows [N, D].
         paired: whether all must have the same number of rows.
 
     Raises:
-        UserError: one is not a floating-point matrix, their shapes or devices differ, or a number in one is not finite.
+        UserError: an argument is not a floating-point matrix, shapes or devices differ, or a value is not finite.
     """
     for name, rows in given.items():
         if not isinstance(rows, Tensor):
@@ -42,11 +42,11 @@ def check_rows(given: Mapping[str, Tensor], *, paired: bool = True) -> None:
 
 
 def check_finite(given: Mapping[str, Tensor]) -> None:
-    """Raises UserError for a tensor with a NaN or an infinity; within a compiled graph or `torch.func`, looks at nothing."""
+    """Raises UserError for a tensor with a NaN or an infinity; skipped inside a compiled graph or `torch.func`."""
     if is_transformed() or not given:
         return
     device = next(iter(given.values())).device
-    finite = torch.stack([rows.detach().isfinite().all().to(device) for rows in given.values()])  # one wait for the device
+    finite = torch.stack([rows.detach().isfinite().all().to(device) for rows in given.values()])  # one device synchronisation
     for (name, rows), is_finite in zip(given.items(), finite.tolist(), strict=True):
         if not is_finite:
             row = "" if rows.ndim < 2 else f" (row {int((~rows.detach().isfinite()).any(1).nonzero()[0])})"
@@ -54,10 +54,10 @@ def check_finite(given: Mapping[str, Tensor]) -> None:
 
 
 def checked_ids(name: str, ids: Tensor | None, of: str, rows: Tensor) -> Tensor:
-    """Int64 ids of rows; None numbers them, so that each is of its own.
+    """Returns the int64 ids of rows; None gives each row a distinct id.
 
     Raises:
-        UserError: they are not a vector of integers, one for each row, on the device of the rows.
+        UserError: the ids are not a vector of integers, one per row, on the device of the rows.
     """
     if ids is None:
         return torch.arange(len(rows), device=rows.device)
@@ -76,8 +76,8 @@ def number(name: str, value: Tensor | float, rows: Tensor, *, positive: bool = F
     """A number, or a tensor of one, in the type in which the loss of these rows is computed.
 
     Raises:
-        UserError: it is neither, not finite or, if asked for, not above 0. Within a compiled graph or `torch.func`, the value
-            of a tensor is not looked at.
+        UserError: it is neither, is not finite or, if required, is not above 0. Inside a compiled graph or `torch.func`, the
+            value of a tensor is not checked.
     """
     if isinstance(value, Tensor) and value.numel() != 1:
         raise UserError(f"{name} has the shape {list(value.shape)}, and must be a number or a tensor of one element")
@@ -106,11 +106,11 @@ def check_positive(**given: float) -> None:
 
 
 def inverse(temperature: Tensor | float, rows: Tensor) -> Tensor | float:
-    """The scale that is 1 / temperature; raises UserError as `number` does."""
+    """Returns the scale, 1 / temperature; raises UserError like `number`."""
     return 1 / number("temperature", temperature, rows, positive=True)
 
 
 @in_float32
 def stacked(first: Tensor, second: Tensor) -> Tensor:
-    """The rows of both, in the type in which the loss is computed; autocast knows no `cat` of float64."""
+    """Concatenates the rows of both in the dtype of the loss, because `cat` under autocast does not support float64."""
     return torch.cat([first, second])

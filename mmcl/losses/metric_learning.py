@@ -1,4 +1,4 @@
-"""Losses of Euclidean distances between rows of the same class and of others: thin calls of `mmcl.core.metric_learning`."""
+"""Losses of Euclidean distances within and between classes: thin wrappers of `mmcl.core.metric_learning`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def triplet_loss(
     normalize: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Triplet loss: every positive nearer to the anchor than every negative, by a margin.
+    r"""Triplet loss: requires positives to be nearer to the anchor than negatives by a margin.
 
     $$\ell = \mathrm{mean}_{(a, p, n)} \max(0, d_{ap} - d_{an} + m)$$
 
@@ -30,9 +30,9 @@ def triplet_loss(
         rows: embeddings.
         ids: classes; equal ids are positives.
         margin: m.
-        miner: which triples count. "all"; "batch_hard", for each anchor the farthest positive and the nearest negative (Hermans
-            et al., 2017, eq. 5); "semi_hard", those with $d_{ap} < d_{an} < d_{ap} + m$ (section 3.2 of the paper);
-            "distance_weighted", for each anchor and positive one drawn negative (Wu et al., 2017, section 4.1).
+        miner: selection of the triplets: "all"; "batch_hard", for each anchor the farthest positive and the nearest negative
+            (Hermans et al., 2017, eq. 5); "semi_hard", those with $d_{ap} < d_{an} < d_{ap} + m$ (section 3.2 of the paper);
+            "distance_weighted", one sampled negative for each anchor and positive (Wu et al., 2017, section 4.1).
         normalize: scale the rows to unit length first, as the paper does; distances are then at most 2.
         generator: source of the random draws, on the device of the rows; required for "distance_weighted".
 
@@ -40,11 +40,11 @@ def triplet_loss(
         rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient if there are no triplets.
 
     Requirements:
-        Several rows per class in a batch. The mean is over the mined triples of the whole batch: see `gathered`. Memory is
-        O(N^2).
+        Several rows per class in a batch. The mean is over the selected triplets of the whole batch; on several processes,
+        use `gathered`. Memory is O(N^2).
 
     Relations:
-        Distances, not their squares as in the paper. `margin_loss` learns where positives end.
+        Uses distances, where the paper uses their squares. `margin_loss` learns the boundary between positives and negatives.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -64,7 +64,7 @@ def triplet_loss(
 
 
 def contrastive_pair_loss(rows: Tensor, ids: Tensor, *, margin: float = 1.0, normalize: bool = False) -> Tensor:
-    r"""Contrastive loss of pairs: positives together, negatives at least a margin apart.
+    r"""Contrastive loss of pairs: pulls positives together and pushes negatives at least a margin apart.
 
     $$\ell = \mathrm{mean}_{i < j} \begin{cases} d_{ij}^2 & \text{equal ids} \\ \max(0, m - d_{ij})^2 & \text{others}
     \end{cases}$$
@@ -79,10 +79,10 @@ def contrastive_pair_loss(rows: Tensor, ids: Tensor, *, margin: float = 1.0, nor
         rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient for a single row.
 
     Requirements:
-        The mean is over all pairs of the whole batch: see `gathered`. Memory is O(N^2).
+        The mean is over all pairs of the whole batch; on several processes, use `gathered`. Memory is O(N^2).
 
     Relations:
-        Twice the paper's loss, which has a factor 1/2. `margin_loss` leaves positives a distance of their own.
+        Twice the paper's loss, which has a factor of 1/2. `margin_loss` does not pull positives all the way together.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -110,7 +110,7 @@ def margin_loss(
     normalize: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Margin loss: positives within a distance that is learned, negatives beyond it.
+    r"""Margin loss: keeps positives within a learned distance and negatives beyond it.
 
     $$\ell = \mathrm{mean} \max\big(0, \alpha + y_{ij} (d_{ij} - \beta)\big), \quad y = 1 \text{ for equal ids, else } -1$$
 
@@ -120,8 +120,9 @@ def margin_loss(
         rows: embeddings.
         ids: classes; equal ids are positives.
         alpha: half of the margin between positives and negatives.
-        beta: the distance between them, a number or a tensor of one (with gradient, if it is learned, see `MarginLoss`).
-        negatives: "distance_weighted", one drawn for each positive pair (section 4.1), or "all".
+        beta: the boundary distance between them, a number or a one-element tensor (with a gradient if it is learned, see
+            `MarginLoss`).
+        negatives: "distance_weighted", one sampled for each positive pair (section 4.1), or "all".
         normalize: scale the rows to unit length first, as the paper does.
         generator: source of the random draws, on the device of the rows; required for "distance_weighted".
 
@@ -129,10 +130,11 @@ def margin_loss(
         rows [N, D]; ids [N], of integers; returns a scalar, 0 with a usable gradient if no pair has a loss.
 
     Requirements:
-        Several rows per class in a batch. The mean is over the pairs of the whole batch: see `gathered`. Memory is O(N^2).
+        Several rows per class in a batch. The mean is over the pairs of the whole batch; on several processes, use
+        `gathered`. Memory is O(N^2).
 
     Relations:
-        `triplet_loss` compares distances with each other; this one compares them with $\beta$.
+        `triplet_loss` compares distances with each other; this loss compares them with $\beta$.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.

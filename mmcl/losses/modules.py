@@ -1,7 +1,7 @@
-"""The losses as modules, with what is learned or kept between steps: scales, a bias, prototypes, a queue.
+"""The losses as modules, which hold learned parameters and state: scales, a bias, prototypes, a queue.
 
-A module that learns something belongs to the optimiser, and under DDP into the wrapped model: `nn.ModuleDict({"towers": ...,
-"loss": ClipLoss()})`, say. `forward` takes what the function takes before its `*`.
+Pass the parameters of a module to the optimiser and, under DDP, put the module into the wrapped model, for instance
+`nn.ModuleDict({"towers": ..., "loss": ClipLoss()})`. `forward` takes the arguments of the function before its `*`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmcl.losses.without_negatives import barlow_twins_loss, byol_loss, swav_los
 
 
 class Loss(nn.Module):
-    """Base: keeps the options of the function, and shows them."""
+    """Base class that stores the options of the function and shows them in its repr."""
 
     def __init__(self, **options: Any):
         super().__init__()
@@ -56,10 +56,10 @@ class ClipLoss(Loss):
     """`clip_loss` with a learned scale.
 
     Args:
-        temperature: to begin with; the paper's 0.07.
-        max_scale: largest inverse temperature: before each use the log-scale is brought back to [0, ln max_scale]. Without a
-            bound, training becomes unstable (section 2.5 of the paper).
-        learnable: whether the scale is learned; give its parameter no weight decay.
+        temperature: initial temperature; 0.07 in the paper.
+        max_scale: largest inverse temperature; before each use, the log-scale is clamped to [0, ln max_scale]. Without this
+            bound, training can become unstable (section 2.5 of the paper).
+        learnable: whether the scale is learned; exclude its parameter from weight decay.
 
     Attributes:
         log_scale: scalar.
@@ -87,11 +87,11 @@ class SigLipLoss(Loss):
     """`siglip_loss` with a learned scale and bias.
 
     Args:
-        temperature: to begin with; the paper's 0.1.
-        bias: to begin with; the paper's -10, for batches of about 22,000. For N pairs, -ln(N - 1) gives each its prior.
+        temperature: initial temperature; 0.1 in the paper.
+        bias: initial bias; -10 in the paper, for batches of about 22,000. For N pairs, -ln(N - 1) gives each pair its prior.
 
     Attributes:
-        log_scale, bias: scalars; give them no weight decay.
+        log_scale, bias: scalars; exclude them from weight decay.
 
     Example:
         >>> criterion = SigLipLoss(bias=-5.0)
@@ -174,12 +174,12 @@ class SimCSELoss(Loss):
 
 
 class MoCoLoss(Loss):
-    """`moco_loss` with its queue. In training mode, the keys join the queue after the loss: call it once for every step.
+    """`moco_loss` with its queue. In training mode, the keys are added to the queue after the loss, so call it once per step.
 
     Args:
-        size: K, the number of keys in the queue, which begins empty.
+        size: K, the capacity of the queue, which is initially empty.
         dim: width of the rows.
-        temperature: v2's 0.2; 0.07 in v1.
+        temperature: 0.2 in MoCo v2, 0.07 in v1.
 
     Attributes:
         queue: keys and ids of past batches; part of the state dict.
@@ -195,8 +195,8 @@ class MoCoLoss(Loss):
         self.queue = KeyQueue(size, dim)
 
     def forward(self, query: Tensor, key: Tensor, ids: Tensor | None = None) -> Tensor:
-        """`ids`: numbers of the samples, 0 or more; either always or never given."""
-        # A copy: the graph of the loss keeps the keys that were there, and the push changes the queue.
+        """Computes the loss. `ids` are sample numbers, 0 or more; give them in every call or in none."""
+        # A copy, because the graph of the loss refers to the old keys and `push` changes the queue in place.
         queue_ids = None if ids is None else self.queue.ids.clone()
         loss = moco_loss(query, key, ids, queue=self.queue.keys.clone(), queue_ids=queue_ids, **self.options)
         if self.training:
@@ -221,7 +221,7 @@ class ContrastivePairLoss(Loss):
 
 
 class _DrawingLoss(Loss):
-    """Draws from the number of the step alone: all processes, and a run that was resumed, draw the same."""
+    """Seeds the draws by the step number alone, so that all processes and a resumed run draw the same."""
 
     step: Tensor
 
@@ -238,7 +238,7 @@ class _DrawingLoss(Loss):
 
 
 class TripletLoss(_DrawingLoss):
-    """`triplet_loss`; what "distance_weighted" draws depends on the number of the step, which is part of the state dict.
+    """`triplet_loss`; the draws of "distance_weighted" depend on the step number, which is part of the state dict.
 
     Example:
         >>> criterion = TripletLoss(miner="all")
@@ -254,15 +254,15 @@ class TripletLoss(_DrawingLoss):
 
 
 class MarginLoss(_DrawingLoss):
-    """`margin_loss` with a learned distance; draws as `TripletLoss` does.
+    """`margin_loss` with a learned boundary distance; draws in the same way as `TripletLoss`.
 
     Args:
         alpha: half of the margin.
-        beta: the distance to begin with; the paper's 1.2.
+        beta: initial boundary distance; 1.2 in the paper.
         negatives, normalize: see `margin_loss`.
 
     Attributes:
-        beta: scalar; give it no weight decay.
+        beta: scalar; exclude it from weight decay.
 
     Example:
         >>> criterion = MarginLoss(negatives="all")
@@ -333,13 +333,13 @@ class SwAVLoss(Loss):
     """`swav_loss` with its prototypes.
 
     Args:
-        count: K, the number of prototypes; about ten times that of the classes.
+        count: K, the number of prototypes; about ten times the number of classes.
         dim: width of the rows.
-        temperature: of the predictions.
-        epsilon, iterations: of the codes.
+        temperature: temperature of the predictions.
+        epsilon, iterations: Sinkhorn options for the codes.
 
     Attributes:
-        prototypes: learned, brought back to unit length before each use. In the first epoch the paper keeps them as they are:
+        prototypes: learned; scaled to unit length before each use. The paper freezes them in the first epoch:
             `criterion.prototypes.requires_grad_(False)`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Losses over several processes: the one place in `mmcl.losses` that knows of them."""
+"""Losses over the batches of several processes."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from mmcl.errors import UserError
 
 
 def gathered(loss: Callable[..., Tensor] | nn.Module, *, gradient_reduction: Literal["mean", "sum"] = "mean") -> GatheredLoss:
-    r"""A loss of the rows of all processes, with the gradient of one process that has them all.
+    r"""Wraps a loss to use the rows of all processes, with the same gradient as a single process with all rows.
 
-    Every process gives its own rows and ids. The rows are gathered with their gradient, and each process computes the loss of
-    the whole batch: the value is the same everywhere, and the same as that of one process. Shares may be uneven.
+    Every process passes its own rows and ids. The rows are gathered with their gradient, and each process computes the loss of
+    the whole batch. The value is the same on all processes and equals that of a single process. Processes may have different
+    numbers of rows.
 
-    How the gradients of the weights must be reduced. The gradient of a row collects what all W processes make of it, so it is W
-    times the gradient of one process:
+    The gradients of the weights must be reduced over the processes. The gradient of a row sums the contributions of all W
+    processes, so it is W times the gradient of a single process:
 
-    - "mean", what `DistributedDataParallel` and FSDP do: the mean over the processes is the gradient of one process.
-    - "sum", where you add the gradients up yourself (`dist.all_reduce(p.grad)`): each is divided by W, so that their sum is.
+    - "mean", as in `DistributedDataParallel` and FSDP: the mean over the processes is the gradient of a single process.
+    - "sum", if you sum the gradients yourself (`dist.all_reduce(p.grad)`): each gradient is divided by W, so that the sum is
+      the gradient of a single process.
 
-    Parameters of the loss, such as the scale of `ClipLoss`, follow the same rule; with "mean" their gradients are equal on all
-    processes, and right without a reduction, too.
+    Parameters of the loss, such as the scale of `ClipLoss`, follow the same rule. With "mean" their gradients are equal on all
+    processes, and correct even without a reduction.
 
     Args:
-        loss: a function or a module of `mmcl.losses`, or one of your own by the same rule: its parameters before the `*` have a
-            row or an id for each sample of this process, and are gathered; what follows is the same on all processes.
-        gradient_reduction: how the gradients will be reduced, see above.
+        loss: a function or module of `mmcl.losses`, or your own loss with the same convention: arguments before the `*` have a
+            row or an id per sample of this process and are gathered; the other arguments are the same on all processes.
+        gradient_reduction: how the gradients are reduced, see above.
 
     Returns:
-        A module that is called like the loss; its parameters are those of the loss.
+        A module with the call signature and the parameters of the loss.
 
     Requirements:
-        Ids that are given are compared across processes: number samples over the whole dataset, not anew in each process.
-        Every process must call the loss and its backward pass. Without `torch.distributed` it is the loss itself. Each process
-        does the work of the whole batch; `mmcl.train` divides that, too.
+        Ids are compared across processes, so number the samples over the whole dataset and not within each process. Every
+        process must call the loss and its backward pass. Without `torch.distributed`, the loss itself is computed. Each process
+        does the work of the whole batch; `mmcl.train` divides this work as well.
 
     Raises:
-        UserError: there is no such reduction, or something before the `*` is not a tensor (or a sequence of them).
+        UserError: the reduction is unknown, or an argument before the `*` is not a tensor (or a sequence of tensors).
 
     Example:
         >>> from mmcl.losses import ClipLoss, gathered
@@ -56,11 +58,11 @@ def gathered(loss: Callable[..., Tensor] | nn.Module, *, gradient_reduction: Lit
 
 
 class GatheredLoss(nn.Module):
-    """What `gathered` returns.
+    """Module returned by `gathered`.
 
     Args:
-        loss: see there.
-        divisor: of the gradient; None is the number of processes.
+        loss: as in `gathered`.
+        divisor: divisor of the gradient; None for the number of processes.
     """
 
     def __init__(self, loss: Callable[..., Tensor] | nn.Module, divisor: int | None):
@@ -73,7 +75,7 @@ class GatheredLoss(nn.Module):
             return self.loss(*args, **kwargs)
         bound = self.signature.bind(*args, **kwargs)
         per_sample = [name for name in bound.arguments if self._is_per_sample(name)]
-        local: dict[int, Tensor] = {}  # what is one tensor in two places stays one
+        local: dict[int, Tensor] = {}  # a tensor that is passed twice stays one tensor
         for name in per_sample:
             for tensor in _tensors(name, bound.arguments[name]):
                 local[id(tensor)] = tensor
@@ -90,7 +92,7 @@ class GatheredLoss(nn.Module):
 
 
 def _tensors(name: str, value: Any) -> list[Tensor]:
-    """Those of one argument: a tensor, a sequence of them, or None."""
+    """Tensors of one argument: a tensor, a sequence of tensors, or None."""
     if value is None:
         return []
     found = [value] if isinstance(value, Tensor) else value
@@ -100,7 +102,7 @@ def _tensors(name: str, value: Any) -> list[Tensor]:
 
 
 def _gathered(local: list[Tensor]) -> list[Tensor]:
-    """The rows of all processes, in rank order."""
+    """Rows of all processes, in rank order."""
     lengths = torch.tensor([[len(rows) for rows in local]], device=local[0].device)
     counts = gather_rows(lengths).T.tolist()
     return [gather_rows(rows, count) for rows, count in zip(local, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""The pairwise sigmoid loss: a thin call of `mmcl.core.sigmoid`."""
+"""The pairwise sigmoid loss: a thin wrapper of `mmcl.core.sigmoid`."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ def siglip_loss(
     bias: Tensor | float,
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""SigLIP: judges every image with every text by itself, whether they belong together.
+    r"""SigLIP: classifies every pair of an image and a text independently as matching or not.
 
     $$\ell = -\frac{1}{N} \sum_{ij} \log \sigma\big(z_{ij} (\tau s_{ij} + b)\big)$$
 
-    with the cosines $s_{ij}$, the scale $\tau$, the bias $b$, and $z_{ij} = 1$ for pairs and $-1$ for others.
+    where $s_{ij}$ are the cosines, $\tau$ is the scale, $b$ the bias, and $z_{ij} = 1$ for matching pairs, else $-1$.
 
     Args:
         image, text: row i of each forms a pair; scaled to unit length.
-        ids: pairs with equal ids belong together too; without them, none do.
-        scale: inverse temperature, a number above 0 or a one-element tensor. The paper learns its logarithm from ln 10 on, see
-            `SigLipLoss`.
-        bias: b, a number or a one-element tensor; the paper learns it from -10 on. -ln(N - 1) gives each pair its prior.
+        ids: pairs with equal ids match too; without ids, only row i of both.
+        scale: inverse temperature, a number above 0 or a one-element tensor. The paper learns its logarithm, which starts at
+            ln 10, see `SigLipLoss`.
+        bias: b, a number or a one-element tensor; the paper learns it, starting at -10. -ln(N - 1) gives each pair its prior.
         tile: images and texts compared at once; by default chosen from the shapes.
 
     Shape:
         image, text [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        Divided by N and not by N^2, as in the paper: the sum over the negatives grows with the batch, and the bias with it.
+        The sum is divided by N and not by N^2, as in the paper: the part of the negatives grows with the batch, and so does
+        the size of the bias.
 
     Relations:
-        `clip_loss` couples the pairs by a softmax; this one does not.
+        `clip_loss` couples the pairs in a softmax; this loss does not.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.

@@ -1,4 +1,4 @@
-"""Softmax losses of queries and keys: thin calls of the one core function `mmcl.core.info_nce`."""
+"""Softmax losses of queries and keys: thin wrappers of `mmcl.core.info_nce`."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def info_nce(
     reduction: core.Reduction = "mean",
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""InfoNCE: every query against all keys, its positives being the keys of its id.
+    r"""InfoNCE: contrasts every query with all keys; the keys with the query's id are its positives.
 
     $$\ell_i = \log \sum_{a \in A(i)} e^{s_{ia} / T} - \frac{1}{|P(i)|} \sum_{p \in P(i)} s_{ip} / T$$
 
-    with $s_{ij}$ the similarity, $A(i)$ all keys but the query itself and $P(i) \subset A(i)$ those with its id.
+    where $s_{ij}$ is the similarity, $A(i)$ all keys but the query itself, and $P(i) \subset A(i)$ those with the query's id.
 
     Args:
-        query, key: any floating type, any length. The same tensor in both places is one set of rows that are compared with
-            each other: the pair of a row with itself is dropped.
-        ids, key_ids: equal ids are positives. Without them, query i and key i are a pair.
-        rows, key_rows: row numbers, where the queries are some of the rows among the keys (those of one process, say): a query
-            and a key of equal number are the same row and no pair.
+        query, key: rows of any floating type and any length. If both are the same tensor, its rows are compared with each
+            other, and the pair of a row with itself is excluded.
+        ids, key_ids: equal ids are positives. Without ids, query i and key i are a pair.
+        rows, key_rows: row numbers, needed if the queries are some of the rows in the keys, such as those of one process. A
+            query and a key with equal numbers are the same row, and the pair is excluded.
         temperature: T, a number above 0 or a one-element tensor (with a gradient if it is learned).
-        similarity: "cosine" brings rows to unit length; "dot" takes them as they are; "euclidean" is
-            $-\frac{1}{2} \|q - k\|^2$, for rows of unit length the same loss as "cosine".
+        similarity: "cosine" scales rows to unit length; "dot" uses them unscaled; "euclidean" is $-\frac{1}{2} \|q - k\|^2$,
+            which for unit-length rows gives the same loss as "cosine".
         positives, denominator, hardness, positive_prior: variants, see `nt_xent`, `dcl_loss` and `supcon_loss`; the last one
             needs "cosine".
         reduction: "mean" over the queries that have a positive, or "sum" over them.
@@ -59,15 +59,16 @@ def info_nce(
 
     Requirements:
         Equal ids in one batch, for instance of two captions of one image, are positives, never negatives. Ids are compared over
-        the whole batch: they must not be numbered anew in each process.
+        the whole batch, so they must be unique across processes.
 
     Relations:
-        `clip_loss` is the mean of both directions, `nt_xent` compares two views with each other, `supcon_loss` takes labels as
-        ids, `moco_loss` has a queue as keys, `simcse_loss` hard negatives, `dcl_loss` leaves the positives out of the
+        `clip_loss` is the mean of both directions, `nt_xent` compares two views with each other, `supcon_loss` uses labels as
+        ids, `moco_loss` uses a queue as keys, `simcse_loss` adds hard negatives, and `dcl_loss` leaves the positives out of the
         denominator. Constant rows give ln |A|.
 
     Raises:
-        UserError: shapes, types, devices or options do not fit, a number is not finite, ids are needed and missing.
+        UserError: shapes, dtypes or devices do not match, an option is invalid, a value is not finite, or required ids are
+            missing.
 
     Source:
         van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, eq. 4; with several positives
@@ -110,7 +111,7 @@ def info_nce(
 def clip_loss(
     image: Tensor, text: Tensor, ids: Tensor | None = None, *, scale: Tensor | float, tile: Tile | None = None
 ) -> Tensor:
-    r"""CLIP: every image finds its text among all texts, and every text its image among all images.
+    r"""CLIP: classifies the text of each image among all texts, and the image of each text among all images.
 
     $$\ell = -\frac{1}{2N} \sum_i \Big( \log \frac{e^{\tau s_{ii}}}{\sum_j e^{\tau s_{ij}}}
     + \log \frac{e^{\tau s_{ii}}}{\sum_j e^{\tau s_{ji}}} \Big)$$
@@ -119,7 +120,7 @@ def clip_loss(
 
     Args:
         image, text: row i of each forms a pair; scaled to unit length.
-        ids: pairs with equal ids are positives of each other, such as two captions of one image; without them, none are.
+        ids: pairs with equal ids, such as two captions of one image, are positives of each other; without ids, none are.
         scale: inverse temperature, a number above 0 or a one-element tensor. The paper learns its logarithm, which starts at
             ln(1 / 0.07) and stays below ln 100, see `ClipLoss`.
         tile: images and texts compared at once; by default chosen from the shapes.
@@ -128,10 +129,10 @@ def clip_loss(
         image, text [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        Large batches: every pair has the others as negatives. Split over processes only by `gathered`.
+        Large batches, because each pair's negatives are the other pairs. On several processes, use `gathered`.
 
     Relations:
-        The mean of both directions of `info_nce`. `siglip_loss` judges each pair by itself. Constant rows give ln N.
+        The mean of both directions of `info_nce`. `siglip_loss` scores each pair independently. Constant rows give ln N.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -162,16 +163,16 @@ def moco_loss(
     temperature: Tensor | float,
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""MoCo: a query against the momentum teacher's key of the same sample and a queue of keys of past batches.
+    r"""MoCo: contrasts a query with the momentum teacher's key of the same sample and a queue of keys from past batches.
 
     $$\ell = -\frac{1}{N} \sum_i \log \frac{e^{q_i^\top k_i / T}}{e^{q_i^\top k_i / T} + \sum_{j=1}^{K} e^{q_i^\top n_j / T}}$$
 
     Args:
-        query: the student's rows; scaled to unit length.
-        key: the teacher's, row i of the same sample; scaled to unit length. No gradient reaches it.
-        ids: numbers of the samples; only together with `queue_ids`.
-        queue: keys of past batches, of unit length when they came; the same on all processes. No gradient reaches it.
-        queue_ids: numbers of their samples: a key of the query's own sample, which the queue still holds, counts for nothing.
+        query: rows of the student; scaled to unit length.
+        key: rows of the teacher, row i of the same sample as query i; scaled to unit length. Receives no gradient.
+        ids: sample numbers of the queries; only together with `queue_ids`.
+        queue: keys of past batches, already of unit length; the same on all processes. Receives no gradient.
+        queue_ids: sample numbers of the queue; keys of the query's own sample that are still in the queue are ignored.
         temperature: T, a number above 0 or a one-element tensor; 0.07 in v1, 0.2 in v2.
         tile: queries and keys compared at once; by default chosen from the shapes.
 
@@ -179,7 +180,7 @@ def moco_loss(
         query, key [N, D]; queue [K, D], K may be 0; ids [N] and queue_ids [K], of integers; returns a scalar.
 
     Requirements:
-        Keys of the same batch are not negatives: put them into the queue after the loss, see `MoCoLoss`.
+        Keys of the same batch are not negatives: add them to the queue after computing the loss, see `MoCoLoss`.
 
     Relations:
         `info_nce` with the queue as keys. Constant rows give ln(K + 1); an empty queue gives 0.
@@ -200,7 +201,7 @@ def moco_loss(
     if (ids is None) != (queue_ids is None):
         raise UserError("give ids and queue_ids, or neither: keys of the query's own sample are found by both")
     query_ids = checked_ids("ids", ids, "query", query)
-    # Without ids no key of the queue is of a sample of this batch.
+    # Without ids, no key in the queue belongs to a sample of this batch.
     stale_ids = -1 - checked_ids("queue_ids", None, "queue", queue) if queue_ids is None else queue_ids
     stale_ids = checked_ids("queue_ids", stale_ids, "queue", queue)
     return core.info_nce(
@@ -208,7 +209,7 @@ def moco_loss(
         unit_rows(queue.detach()),
         query_id_N=query_ids,
         key_id_M=stale_ids,
-        # "The same row" is no pair: this is what makes a key of the query's own sample count for nothing.
+        # Equal row numbers exclude a pair, so keys of the query's own sample are ignored.
         query_row_N=query_ids,
         key_row_M=stale_ids,
         own_key_ND=unit_rows(key.detach()),
@@ -227,16 +228,16 @@ def simcse_loss(
     negative_log_weight: float = 0.0,
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""SimCSE: a sentence finds its positive among those of the batch and, if there are any, hard negatives.
+    r"""SimCSE: classifies a sentence's positive among those of the batch and optional hard negatives.
 
     $$\ell = -\frac{1}{N} \sum_i \log \frac{e^{s(a_i, b_i) / T}}
     {\sum_j \big( e^{s(a_i, b_j) / T} + \alpha^{[i = j]} e^{s(a_i, n_j) / T} \big)}$$
 
     Args:
-        a: sentences; scaled to unit length.
-        b: their positives: the same sentences under another dropout mask, or entailments; scaled to unit length.
-        ids: sentences with equal ids are positives too; without them, every sentence is of its own.
-        negative: hard negatives, such as contradictions, row i that of sentence i; scaled to unit length.
+        a: embeddings of the sentences; scaled to unit length.
+        b: their positives: the same sentences with another dropout mask, or entailments; scaled to unit length.
+        ids: sentences with equal ids are positives too; without ids, only row i of both.
+        negative: hard negatives, such as contradictions; row i belongs to sentence i. Scaled to unit length.
         temperature: T, a number above 0 or a one-element tensor; the paper's 0.05.
         negative_log_weight: $\log \alpha$ of a sentence's own hard negative; minus infinity removes it.
         tile: sentences and keys compared at once; by default chosen from the shapes.
@@ -245,10 +246,10 @@ def simcse_loss(
         a, b, negative [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        The two passes without supervision need dropout that differs: a tower in training mode, called twice.
+        Without supervision, the two passes need different dropout masks: call a tower in training mode twice.
 
     Relations:
-        Without hard negatives `info_nce(a, b)`; in one direction, where `clip_loss` takes both. Constant rows give ln N.
+        Without hard negatives, equal to `info_nce(a, b)`. It uses one direction, `clip_loss` both. Constant rows give ln N.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -270,7 +271,7 @@ def simcse_loss(
     if negative is not None:
         keys = stacked(b, negative)
         key_ids = torch.cat([own_ids, _unused_ids(own_ids)])
-        key_row = torch.cat([key_row, row])  # A sentence's own hard negative comes with its weight instead.
+        key_row = torch.cat([key_row, row])  # A sentence's own hard negative is added separately, with its weight.
     return core.info_nce(
         unit_rows(a),
         unit_rows(keys),
@@ -314,17 +315,17 @@ def _rows_of_both(
 
 
 def _refuse_a_copy(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor) -> None:
-    """A set of views against a copy of itself: without row numbers, every row would be its own positive."""
+    """Refuses rows against a copy of themselves: without row numbers, every row would be its own positive."""
     if is_transformed() or query.shape != key.shape or not torch.equal(query, key) or not torch.equal(query_ids, key_ids):
         return
-    # Where all rows are one, there is no telling.
+    # If all rows are equal, a copy cannot be detected.
     if len(query_ids.unique()) < len(query_ids) and not torch.equal(query, query[:1].expand_as(query)):
         raise UserError("key is a copy of query, so each row would be its own positive: pass the same tensor for both")
 
 
 @in_float32
 def _comparable(query: Tensor, key: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
-    """Rows whose scalar products are the similarities, up to a term of the query alone, which a softmax does not see."""
+    """Rows whose scalar products are the similarities, up to a term of the query alone, which cancels in a softmax."""
     if similarity == "dot":
         return query, key
     if similarity == "cosine":
@@ -342,6 +343,6 @@ def _comparable(query: Tensor, key: Tensor, similarity: str) -> tuple[Tensor, Te
 
 
 def _unused_ids(ids: Tensor) -> Tensor:
-    """As many ids as there are, all different and none of them among these."""
+    """As many distinct ids as given, none of which is among the given ones."""
     lowest = ids.min() if len(ids) else 0
     return lowest - 1 - torch.arange(len(ids), device=ids.device)

@@ -1,4 +1,4 @@
-"""The table of the losses: name -> function, what it needs, and the small arguments with which it is tested. No torch."""
+"""The table of losses: functions, requirements and test arguments by name. It does not import torch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mmcl.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class LossEntry:
-    """A loss, and what its contract suite (`mmcl.testing.check_loss`) has to know of it.
+    """A loss, with the information that its contract suite (`mmcl.testing.check_loss`) needs.
 
     Attributes:
-        function: "module:name", or the function itself. Parameters before the `*` are tensors with one row or one id for each
-            sample of this process; those after it are the same on all processes.
-        needs: what the loss needs of the data or of the model, in words.
+        function: "module:name", or the function itself. Parameters before the `*` are tensors with one row or one id per sample
+            of this process; those after it are the same on all processes.
+        needs: requirements on the data or the model, in words.
         rows: names of the parameters that are rows [N, D].
-        shared: names of the parameters that are rows on all processes alike, such as a queue, and how many a test draws.
-        args: the other arguments, as in a test; small enough for a loop in float64.
-        learned: which of `args` may be a tensor with gradient.
-        differentiable: which rows the gradient reaches, all of them by default; none where a part of the loss is held constant
-            whichever row changes, so that finite differences would be another gradient.
-        unit: whether the length of a row changes nothing.
-        extreme: arguments with which the loss is sharpest, and still finite in float32.
+        shared: names of the parameters that are rows shared by all processes, such as a queue, and their number in tests.
+        args: the other arguments for tests; small enough for a loop in float64.
+        learned: which of `args` may be a tensor with a gradient.
+        differentiable: rows that receive a gradient, by default all. Empty if a part of the loss that depends on every row is
+            treated as constant, because finite differences would then give another gradient.
+        unit: whether the loss is invariant to the length of the rows.
+        extreme: arguments with which the loss is sharpest, but still finite in float32.
         tolerance: relative error allowed between float32 and float64 rows.
 
     Example:
@@ -46,7 +46,7 @@ class LossEntry:
     tolerance: float = 1e-5
 
     def load(self) -> Callable[..., Any]:
-        """The function, imported when it is first asked for."""
+        """Returns the function, imported on first use."""
         if not isinstance(self.function, str):
             return self.function
         module, name = self.function.split(":")
@@ -55,19 +55,19 @@ class LossEntry:
 
 
 class LossRegistry(Registry):
-    """A registry of losses: `LOSSES["clip"]` is the function, `LOSSES.entry("clip")` its line in the table."""
+    """A registry of losses: `LOSSES["clip"]` is the function, `LOSSES.entry("clip")` its entry in the table."""
 
     def __init__(self, entries: Mapping[str, LossEntry]):
         super().__init__("loss", {name: entry.function for name, entry in entries.items()})
         self._lines = dict(entries)
 
     def entry(self, name: str) -> LossEntry:
-        """The line of a loss. Raises UserError where there is none of this name."""
+        """Returns the entry of a loss. Raises UserError if the name is unknown."""
         self[name]
         return self._lines[name]
 
     def add(self, name: str, entry: LossEntry) -> None:
-        """Adds a loss of your own, which `mmcl.testing.check_loss` then tests. Raises UserError when the name is taken."""
+        """Registers your own loss, so that `mmcl.testing.check_loss` can test it. Raises UserError if the name is taken."""
         self.register(name, entry.function)
         self._lines[name] = entry
 

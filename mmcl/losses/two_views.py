@@ -1,4 +1,4 @@
-"""Softmax losses of rows among themselves, two views or classes: thin calls of the one core function `mmcl.core.info_nce`."""
+"""Softmax losses within one set of rows, such as two views or classes: thin wrappers of `mmcl.core.info_nce`."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ def nt_xent(
     positive_prior: float = 0.0,
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""NT-Xent, the loss of SimCLR: each of 2N views finds the other view of its sample among the 2N - 1 other rows.
+    r"""NT-Xent, the loss of SimCLR: classifies the other view of each sample among the 2N - 1 other rows.
 
     $$\ell = -\frac{1}{2N} \sum_{i=1}^{2N} \log \frac{e^{s_{i p(i)} / T}}{\sum_{k \ne i} e^{s_{ik} / T}}$$
 
-    with the cosines $s$ of all rows and $p(i)$ the other view.
+    where $s$ are the cosines of all rows and $p(i)$ is the other view of row i.
 
     Args:
         a, b: two views; row i of each belongs to the same sample. Scaled to unit length.
         ids: samples with equal ids are positives too; without ids, every sample is its own class.
         temperature: T, a number above 0 or a one-element tensor; the paper's 0.1 for ImageNet, 0.5 for CIFAR-10.
-        hardness: $\beta \ge 0$, negatives weigh $\propto e^{\beta s / T}$ (Robinson et al., "Contrastive Learning with Hard
-            Negative Samples", 2021, section 3).
-        positive_prior: $\tau^+ \in [0, 1)$, the share of negatives that are positives in truth (Chuang et al., "Debiased
-            Contrastive Learning", 2020, eq. 7 and 8).
+        hardness: $\beta \ge 0$; the weight of a negative is $\propto e^{\beta s / T}$ (Robinson et al., "Contrastive Learning
+            with Hard Negative Samples", 2021, section 3).
+        positive_prior: $\tau^+ \in [0, 1)$, the expected share of false negatives (Chuang et al., "Debiased Contrastive
+            Learning", 2020, eq. 7 and 8).
         tile: rows compared at once; by default chosen from the shapes.
 
     Shape:
         a, b [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        Large batches and strong augmentation. Apply it behind a projection head, and evaluate before it.
+        Large batches and strong augmentation. Apply the loss after a projection head, and evaluate the features before it.
 
     Relations:
-        `info_nce` of the stacked views with themselves; `supcon_loss` of unique labels; `dcl_loss` without the positive in the
-        denominator. Constant rows give ln(2N - 1).
+        Equals `info_nce` of the stacked views with themselves, and `supcon_loss` with unique labels. `dcl_loss` omits the
+        positive from the denominator. Constant rows give ln(2N - 1).
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -82,11 +82,11 @@ def dcl_loss(
         a, b [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        At least two different ids: a row without negatives is left out. Works with smaller batches than `nt_xent`.
+        At least two different ids, because rows without negatives are left out. Works with smaller batches than `nt_xent`.
 
     Relations:
-        `nt_xent` is larger, by $\log(1 + e^{s_{ip}/T} / \sum_k e^{s_{ik}/T})$ in each row. Constant rows give ln(2N - 2). It
-        may be negative.
+        `nt_xent` is larger by $\log(1 + e^{s_{ip}/T} / \sum_k e^{s_{ik}/T})$ in each row. Constant rows give ln(2N - 2). The
+        loss may be negative.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -115,21 +115,21 @@ def supcon_loss(
     $$\ell = \frac{1}{N} \sum_i \frac{-1}{|P(i)|} \sum_{p \in P(i)} \log \frac{e^{s_{ip} / T}}{\sum_{a \ne i} e^{s_{ia} / T}}$$
 
     Args:
-        rows: of any number of views, stacked; scaled to unit length.
-        ids: classes; a row that is alone in its class is a negative for the others and no query.
+        rows: embeddings of any number of views, stacked; scaled to unit length.
+        ids: classes; a row that is alone in its class is only a negative for the others, not a query.
         temperature: T, a number above 0 or a one-element tensor; the paper's 0.1.
-        positives: the mean over the positives "outside" of the logarithm (eq. 2, as above, the better one) or "inside" of it
-            (eq. 3).
+        positives: takes the mean over the positives "outside" the logarithm (eq. 2, as above, the better one in the paper) or
+            "inside" it (eq. 3).
         tile: rows compared at once; by default chosen from the shapes.
 
     Shape:
         rows [N, D]; ids [N], of integers; returns a scalar.
 
     Requirements:
-        Several rows per class in a batch. Two views: `torch.cat([a, b])` with `ids.repeat(2)`.
+        Several rows per class in a batch. For two views, use `torch.cat([a, b])` with `ids.repeat(2)`.
 
     Relations:
-        `nt_xent(a, b)` is `supcon_loss` of both views with one id for each sample. "inside" is never larger than "outside".
+        `nt_xent(a, b)` is `supcon_loss` of both views with a distinct id per sample. "inside" is never larger than "outside".
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -153,7 +153,7 @@ def _two_views(a: Tensor, b: Tensor, ids: Tensor | None, temperature: Tensor | f
 
 
 def _among_themselves(rows: Tensor, ids: Tensor, temperature: Tensor | float, **options: object) -> Tensor:
-    """Every row against all others. One tensor in both places: each product of two rows serves both."""
+    """Contrasts every row with all others. Passing one tensor as queries and keys halves the number of products."""
     unit, number = unit_rows(rows), torch.arange(len(rows), device=rows.device)
     return core.info_nce(
         unit,

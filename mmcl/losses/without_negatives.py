@@ -1,4 +1,4 @@
-"""Losses of two views that need no negatives: thin calls of the core."""
+"""Losses of two views without negatives: thin wrappers of `mmcl.core`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmcl.losses.arguments import check_numbers, check_positive, check_rows, inv
 
 
 def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> Tensor:
-    r"""Barlow Twins: the cross-correlation of two views is brought to the identity.
+    r"""Barlow Twins: makes the cross-correlation matrix of two views close to the identity.
 
     $$\ell = \sum_i (1 - C_{ii})^2 + \lambda \sum_i \sum_{j \ne i} C_{ij}^2$$
 
@@ -28,10 +28,11 @@ def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> 
         a, b [N, D]; returns a scalar.
 
     Requirements:
-        Wide rows (8192 in the paper). C is that of the whole batch, with biased deviations: see `gathered`.
+        Wide rows (8192 in the paper). C is computed over the whole batch, with biased standard deviations; on several
+        processes, use `gathered`.
 
     Relations:
-        `vicreg_loss` decorrelates each view by itself.
+        `vicreg_loss` decorrelates each view separately.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -52,12 +53,12 @@ def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> 
 
 
 def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> Tensor:
-    r"""VICReg: two views agree, every dimension varies, and no two vary together.
+    r"""VICReg: pulls two views together, keeps the variance of every dimension, and decorrelates the dimensions.
 
     $$\ell = \lambda \, s(a, b) + \mu \, (v(a) + v(b)) / 2 + \nu \, (c(a) + c(b))$$
 
-    with the mean square difference s, the hinge v of deviations below 1, and the squared covariances c of different dimensions,
-    divided by D.
+    where s is the mean squared difference, v the hinge loss of standard deviations below 1, and c the sum of squared
+    covariances of different dimensions, divided by D.
 
     Args:
         a, b: two views; row i of each belongs to the same sample. Not scaled.
@@ -67,10 +68,10 @@ def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: flo
         a, b [N, D]; returns a scalar.
 
     Requirements:
-        Wide rows (8192 in the paper). Statistics are those of the whole batch: see `gathered`.
+        Wide rows (8192 in the paper). Statistics are computed over the whole batch; on several processes, use `gathered`.
 
     Relations:
-        As in the published code, s is the mean over all N D numbers, and the hinges of both views are averaged.
+        As in the published code, s is the mean over all N D values, and the hinge losses of both views are averaged.
         `barlow_twins_loss` compares the dimensions of one view with those of the other.
 
     Raises:
@@ -90,24 +91,24 @@ def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: flo
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    r"""BYOL: the prediction of one view regresses on the teacher's row of the other.
+    r"""BYOL: regresses the prediction of one view on the teacher's embedding of the other view.
 
     $$\ell = \frac{1}{N} \sum_i \Big\| \frac{p_i}{\|p_i\|} - \frac{z_i}{\|z_i\|} \Big\|^2
     = \frac{1}{N} \sum_i (2 - 2 \cos(p_i, z_i))$$
 
     Args:
-        prediction: the student's, behind the predictor; scaled to unit length.
-        target: the teacher's, row i of the same sample; scaled to unit length. No gradient reaches it.
+        prediction: output of the student's predictor; scaled to unit length.
+        target: output of the teacher, row i of the same sample; scaled to unit length. Receives no gradient.
 
     Shape:
         prediction, target [N, D]; returns a scalar from 0 to 4.
 
     Requirements:
-        A predictor and a momentum teacher: without them all rows become one, at a loss of 0. The paper's loss is the sum of
-        both directions, `byol_loss(predict(a), teach(b)) + byol_loss(predict(b), teach(a))`.
+        A predictor and a momentum teacher; without them, embeddings collapse to a point with a loss of 0. The paper's loss is
+        the sum of both directions, `byol_loss(predict(a), teach(b)) + byol_loss(predict(b), teach(a))`.
 
     Relations:
-        SimSiam's loss, $-\cos$ (Chen & He, 2021, eq. 1), is half of it less 1, with the student's own rows as targets.
+        SimSiam's loss, $-\cos$ (Chen & He, 2021, eq. 1), is half of this loss minus 1, with the student's own rows as targets.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
@@ -135,28 +136,29 @@ def swav_loss(
     epsilon: float = 0.05,
     iterations: int = 3,
 ) -> Tensor:
-    r"""SwAV: every crop predicts the cluster to which the other crop of its sample was assigned.
+    r"""SwAV: predicts from every crop the cluster assigned to another crop of the same sample.
 
     $$\ell = \frac{1}{2N} \sum_i \big( H(q_{a_i}, p_{b_i}) + H(q_{b_i}, p_{a_i}) \big)$$
 
-    with the cross-entropy H, the codes q, balanced over the batch (`mmcl.core.clustering.sinkhorn`), and the softmax p of the
-    cosines with the prototypes, over T.
+    where H is the cross-entropy, q the codes, balanced over the batch (`mmcl.core.clustering.sinkhorn`), and p the softmax of
+    the cosines with the prototypes, divided by T.
 
     Args:
         a, b: rows of the two large crops; scaled to unit length.
-        small: rows of further crops, which predict the codes of both and give none; scaled to unit length.
-        prototypes: the clusters, learned; scaled to unit length.
+        small: rows of additional crops, which predict the codes of both large crops; scaled to unit length.
+        prototypes: learned cluster centres; scaled to unit length.
         temperature: T of the predictions, a number above 0 or a one-element tensor.
-        epsilon, iterations: of the codes; no gradient flows through them.
+        epsilon, iterations: Sinkhorn options for the codes, which receive no gradient.
 
     Shape:
         a, b and each of small [N, D]; prototypes [K, D]; returns a scalar.
 
     Requirements:
-        A batch that is not small beside K: codes are balanced over it. They need the rows of all processes: see `gathered`.
+        A batch that is not small compared with K, because codes are balanced over it. Codes need the rows of all processes; on
+        several processes, use `gathered`.
 
     Relations:
-        With small crops, the mean over the predictions of each code. Constant rows give ln K.
+        With small crops, the loss is the mean over the predictions of each code. Constant rows give ln K.
 
     Raises:
         UserError: shapes, dtypes or devices do not match, or a value is not finite.
