@@ -361,10 +361,7 @@ def _positions(model: nn.Module) -> int:
 
 
 def _changed_preprocess(name: str, fields: Mapping[str, Any] | None) -> Preprocess:
-    """Return the settings of `name`'s image processor with some fields overridden.
-
-    If the fields include all that are needed, the image processor need not be supported.
-    """
+    """Return the settings of `name`'s image processor with overrides; if these suffice, it need not be supported."""
     if fields and fields.keys() >= _ALL_NEEDED:
         with suppress(UserError):
             return _preprocess(name, None).changed(fields)
