@@ -1,1 +1,1 @@
-"""The mathematics: losses, queues and averages of tensors, which import nothing but torch."""
+"""Losses, key queues and moving averages of tensors; depends only on torch."""

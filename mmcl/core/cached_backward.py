@@ -1,13 +1,15 @@
-"""The gradient of a large batch in the memory of a small one: GradCache.
+"""GradCache: the gradient of a large batch in the memory of a small one.
 
 Gao, Zhang, Han, Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, section 3.2.
 
-A contrastive loss does not split into micro-batches, because each row needs all others as negatives. But it needs them as
-embeddings only, and these are small. So all pieces are encoded without a graph; the loss of the whole batch gives each row its
-gradient; then each piece is encoded again, with a graph, through which the gradients of its rows are sent. That costs one more
-forward pass and is exact, where the mean of the losses of micro-batches is another loss, with fewer negatives.
+A contrastive loss cannot be split into micro-batches, because each row needs all others as negatives. It needs only their
+embeddings, which are small. Therefore all pieces are first encoded without a graph, and the loss of the whole batch gives the
+gradient of each row. Then each piece is encoded again with a graph, and the gradients of its rows are propagated through it.
+This costs one more forward pass and is exact. The mean of the losses of micro-batches would be another loss, with fewer
+negatives.
 
-Batch norm in training is the exception: it normalises each piece by itself. Only the second pass moves its running statistics.
+Batch norm in training mode is the exception: it normalises each piece separately. Only the second pass updates its running
+statistics.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ T = TypeVar("T")
 
 
 def split_views(views: Views, size: int | None) -> list[Views]:
-    """Cuts a batch into pieces of `size` rows; None leaves it whole.
+    """Splits a batch into pieces of `size` rows; None leaves it whole.
 
-    Where it does not divide, the last piece is shorter. A row that would be alone joins the piece before: a batch norm cannot
-    normalise it.
+    The last piece may be shorter. A single remaining row is added to the previous piece, because batch norm cannot normalise
+    it.
     """
     rows = len(next(iter(views.values())))
     if size is None or size >= rows:
@@ -50,23 +52,23 @@ def cached_backward(
     no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
     loss_parameters: Sequence[Tensor] = (),
 ) -> T:
-    """Accumulates the gradient of one loss of all pieces together. A single piece is encoded once and needs no second pass.
+    """Accumulates the gradient of one loss over all pieces. A single piece is encoded once and needs no second pass.
 
-    Every process must bring the same number of pieces where `encode` communicates, as sharded weights do.
+    If `encode` communicates between processes, as with sharded weights, every process must pass the same number of pieces.
 
     Args:
-        encode: a piece to its rows, view name -> [b, D], of any type; integers have no gradient. A module, wrapped or not (DDP,
-            FSDP, mixed precision), or any function; batch norms that a function hides count both passes.
+        encode: maps a piece to its rows, view name -> [b, D], of any type; integers have no gradient. A module, wrapped or not
+            (DDP, FSDP, mixed precision), or any function. Batch norms inside a plain function are updated in both passes.
         pieces: the local batch in order, see `split_views`.
-        loss: the rows of all pieces to what `backward` takes; called once.
-        backward: back-propagates, scaled as it has to be; called once.
-        seed: seeds the generators that `encode` draws from. Called with the piece's number before each of its passes: the
-            masks of dropout are the same in both, and afterwards the generators are where the last piece leaves them.
-        no_sync: the context in which `encode` reduces no gradients; of every piece but the last.
-        loss_parameters: leaves on which the loss depends besides the rows, such as a temperature.
+        loss: maps the rows of all pieces to the argument of `backward`; called once.
+        backward: runs the backward pass, including any scaling of the loss; called once.
+        seed: seeds the generators that `encode` uses. It is called with the number of the piece before each of its passes, so
+            that both passes have the same dropout masks; afterwards the generators have the state after the last piece.
+        no_sync: context in which `encode` does not reduce gradients; used for every piece but the last.
+        loss_parameters: leaves other than the rows that the loss depends on, such as a temperature.
 
     Returns:
-        What `loss` returned.
+        The result of `loss`.
 
     Example:
         >>> tower = torch.nn.Linear(4, 3)
@@ -114,7 +116,7 @@ def cached_backward(
 def _encode_without_graph(
     encode: Callable[[Views], Mapping[str, Tensor]], pieces: Sequence[Views], seed: Callable[[int], object]
 ) -> dict[str, list[Tensor]]:
-    """The rows of every view, one tensor for each piece."""
+    """Rows of every view, one tensor per piece."""
     parts: dict[str, list[Tensor]] = {}
     with _running_statistics_kept(encode):
         for number, piece in enumerate(pieces):
@@ -126,7 +128,7 @@ def _encode_without_graph(
 
 @contextmanager
 def _running_statistics_kept(encode: object) -> Iterator[None]:
-    """Batch norms in training go on normalising by their batch, but do not count it; of a method, those of its module."""
+    """Batch norms in training mode still normalise by their batch, but do not update their running statistics."""
     module = getattr(encode, "__self__", encode)
     modules = module.modules() if isinstance(module, nn.Module) else ()
     tracking: list[Any] = [m for m in modules if m.training and getattr(m, "track_running_stats", False)]

@@ -1,4 +1,4 @@
-"""Online clustering: prototypes, and the balanced assignment of rows to them (SwAV)."""
+"""Online clustering: prototypes and the balanced assignment of rows to them (SwAV)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmcl.core.precision import in_float32, unit_rows
 
 
 class Prototypes(nn.Module):
-    """K unit vectors without bias; the scores of a row are its cosines with them.
+    """K learned unit vectors without bias; the scores of a row are its cosines with them.
 
     Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020, section 3.1.
 
@@ -25,13 +25,13 @@ class Prototypes(nn.Module):
     @in_float32
     def forward(self, row_ND: Tensor, *, frozen: bool = False) -> Tensor:
         """Unit-length rows [N, D] to scores [N, K]; frozen, the prototypes get a gradient of zero."""
-        # Of zero and not of none: DDP waits for the gradient of every parameter.
+        # A zero gradient rather than None, because DDP waits for the gradient of every parameter.
         weight = self.weight.detach() + 0 * self.weight if frozen else self.weight
         return row_ND @ weight.to(row_ND).T
 
     @torch.no_grad()
     def normalise(self) -> None:
-        """Brings them back to unit length; after every step."""
+        """Scales the prototypes to unit length; call it after every step."""
         self.weight.copy_(unit_rows(self.weight))
 
 
@@ -46,8 +46,8 @@ def sinkhorn(score_NK: Tensor, *, epsilon: float = 0.05, iterations: int = 3) ->
 
     Args:
         score_NK: the scores of the rows of all processes.
-        epsilon: of the entropy; the smaller, the harder the assignment.
-        iterations: of the alternation; the paper's 3.
+        epsilon: weight of the entropy; smaller values give harder assignments.
+        iterations: number of alternations; 3 in the paper.
     """
     log_NK = score_NK / epsilon
     for _ in range(iterations):

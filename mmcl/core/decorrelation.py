@@ -1,6 +1,6 @@
-"""Losses of the dimensions instead of the pairs: two views agree, and no two dimensions say the same.
+"""Decorrelation losses of two views, Barlow Twins and VICReg, which compare dimensions instead of pairs of rows.
 
-Both need the statistics of the whole batch: they take the rows of all processes.
+Both need the statistics of the whole batch, so they take the rows of all processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def barlow_twins_loss(a_BD: Tensor, b_BD: Tensor, *, off_diagonal: float = 0.005
 
     Args:
         a_BD, b_BD: rows of all processes, at their own length.
-        off_diagonal: $\lambda$.
+        off_diagonal: $\lambda$, the weight of the terms off the diagonal.
 
     Returns:
         A scalar.
@@ -79,7 +79,7 @@ def _standardised(row_BD: Tensor, eps: float) -> Tensor:
 
 
 def _covariance(row_BD: Tensor) -> Tensor:
-    """Unbiased, [D, D]; of a single row, zero."""
+    """Unbiased covariance, [D, D]; zero for a single row."""
     centred_BD = row_BD - row_BD.mean(0)
     return centred_BD.T @ centred_BD / max(len(row_BD) - 1, 1)
 

@@ -1,4 +1,4 @@
-"""The momentum teacher: a copy of a network whose weights follow those of the network slowly."""
+"""The momentum teacher: an exponential moving average of a network."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mmcl.core.precision import statistics_dtype
 class MomentumTeacher(nn.Module):
     r"""A copy that learns nothing by itself: $\theta' \leftarrow m \theta' + (1 - m) \theta$ (He et al., "MoCo", 2020, eq. 2).
 
-    Averages are float32 or better: where weights are of lower precision, which rounds a small step away, they are kept beside
-    them, as buffers. Only weights are averaged. Batch-norm statistics are the teacher's own, from the batches that it sees in
-    training mode, as in the published code of MoCo and BYOL.
+    Averages are float32 or better. For weights of lower precision, which would round small updates away, the averages are
+    stored as separate buffers. Only weights are averaged. The teacher computes its own batch-norm statistics from the batches
+    that it sees in training mode, as in the published code of MoCo and BYOL.
 
     Args:
-        student: what is followed; copied as it is.
-        momentum: m, in [0, 1]; at the first update where `cosine` is set.
-        cosine: lets m rise to 1 over the run, see `cosine_momentum`; needs `total_steps`, and without it m stays.
+        student: the network to average; it is copied.
+        momentum: m, in [0, 1]; with `cosine`, the value at the first update.
+        cosine: increases m to 1 over the run, see `cosine_momentum`; requires `total_steps`, otherwise m is constant.
 
     Attributes:
-        net: the copy, without gradient.
+        net: the copy, without gradients.
         total_steps: number of updates of the whole run, or None; not part of the state.
-        step: int64 scalar, the updates so far.
+        step: int64 scalar, number of updates so far.
 
     Raises:
         ValueError: the momentum is out of range.
@@ -46,7 +46,7 @@ class MomentumTeacher(nn.Module):
         self._keep_averages()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentumTeacher:
-        """Another type for the weights is none for their averages."""
+        """Keeps the dtype of the averages when that of the weights changes."""
         before = {name: value for name, value in self._buffers.items() if name.startswith("average_")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without types
         for name, average in before.items():
@@ -64,14 +64,14 @@ class MomentumTeacher(nn.Module):
 
     @property
     def momentum(self) -> float:
-        """m of the next update."""
+        """Momentum m of the next update."""
         if not self.cosine or self.total_steps is None:
             return self.start
         return cosine_momentum(int(self.step), self.total_steps, self.start)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Moves the weights towards those of the student; once per optimiser step, after it."""
+        """Moves the weights towards those of the student; call it once after every optimiser step."""
         share = 1 - self.momentum
         for number, (ours, theirs) in enumerate(zip(self.net.parameters(), student.parameters(), strict=True)):
             average = self._buffers.get(f"average_{number}")

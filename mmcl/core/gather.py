@@ -1,4 +1,4 @@
-"""Rows of all processes, with their exact gradient: the one place where embeddings cross process borders."""
+"""Gathering of rows from all processes, with exact gradients; all exchange of embeddings is in this module."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mmcl.types import Embeddings
 class _AllGatherRows(torch.autograd.Function):
     """Forward: concatenate all ranks' rows. Backward: sum all ranks' gradients of these rows, return the local slice.
 
-    Each rank computes its own share of the loss from all rows, so the gradient of a rank's rows is spread over all ranks: to
-    leave out the sum is the well-known way to train on a wrong gradient.
+    Each rank computes its own share of the loss from all rows, so every rank contributes to the gradient of a rank's rows.
+    Omitting the sum is a well-known bug that gives a wrong gradient.
     """
 
     @staticmethod
@@ -29,7 +29,7 @@ class _AllGatherRows(torch.autograd.Function):
 
 
 class _SumOfLocalRows(torch.autograd.Function):
-    """The transpose of `_AllGatherRows`, and the other way round: so gradients of gradients cross process borders too."""
+    """Transpose of `_AllGatherRows`. Each is the backward pass of the other, so higher derivatives are exact too."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -46,7 +46,7 @@ class _SumOfLocalRows(torch.autograd.Function):
 
 
 def _all_gather(local: Tensor, counts: Sequence[int]) -> Tensor:
-    """Collectives want equal shares: shorter ones are padded to the longest, and cut again."""
+    """Gathers shares of any length: collectives need equal shapes, so shorter shares are padded and then cut."""
     longest = max(counts)
     if len(local) < longest:
         local = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
@@ -58,34 +58,34 @@ def _all_gather(local: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def world_size() -> int:
-    """The number of processes; 1 where torch.distributed is not initialised."""
+    """Number of processes; 1 if torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def row_counts(local: Tensor) -> list[int]:
-    """The number of rows on every process, in rank order: for `gather_rows`, where shares may be uneven."""
+    """Number of rows on every process, in rank order; needed by `gather_rows` if the numbers may differ."""
     count = torch.tensor([len(local)], device=local.device)
     return [len(local)] if world_size() == 1 else _all_gather(count, [1] * world_size()).tolist()
 
 
 def gather_rows(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """Concatenates the rows of all processes in rank order, with exact gradient; the identity for one process.
+    """Concatenates the rows of all processes in rank order, with an exact gradient; the identity for one process.
 
     Args:
-        local: [b, ...], the same trailing shape on every process.
-        counts: `row_counts`, the same list on every process; None where all processes have the same number of rows, which
-            saves that collective.
+        local: [b, ...], with the same trailing shape on every process.
+        counts: result of `row_counts`, the same list on every process; None if all processes have the same number of rows,
+            which saves a collective.
 
     Returns:
-        [B, ...], B the sum of the counts; this process's rows begin where those of the ranks before it end.
+        [B, ...], where B is the sum of the counts; the rows of this process follow those of lower ranks.
 
     Raises:
-        ValueError: `counts` does not fit the processes or the local rows.
+        ValueError: `counts` does not match the processes or the local rows.
     """
     counts = [len(local)] * world_size() if counts is None else counts
     if len(counts) != world_size() or counts[rank()] != len(local):
@@ -98,7 +98,7 @@ def gather_rows(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 def gather_embeddings(
     local: Mapping[str, Tensor], ids: Tensor, counts: Sequence[int] | None = None, *, text_ids: Tensor | None = None
 ) -> Embeddings:
-    """What a loss sees: the local rows of every view and, in one collective for all views, those of all processes.
+    """Collects the inputs of a loss: the local rows of every view and, with one collective for all views, the global rows.
 
     Args:
         local: view name -> rows [b, D]; the widths may differ.

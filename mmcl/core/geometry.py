@@ -1,7 +1,7 @@
-"""How rows of unit length lie on the sphere: what tells a healthy embedding from a collapsed one.
+"""Geometry of unit-length embeddings on the sphere, with measures that detect collapse.
 
-Rows are [N, D] of unit length. All functions compute in float64 and return a scalar without gradient. They raise ValueError
-where there are no rows.
+Rows are [N, D] of unit length. All functions compute in float64 and return a scalar without a gradient. They raise ValueError
+if there are no rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _COLLAPSED_RANK = 1.1
 
 @torch.no_grad()
 def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Mean squared distance of positive pairs, 0 to 4: 0 where the two views of a thing fall on one point.
+    """Mean squared distance of positive pairs, 0 to 4: 0 if the two views of every sample have the same embedding.
 
     Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere", 2020,
     equation 4 with alpha = 2.
@@ -41,10 +41,10 @@ def uniformity(x_ND: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(x_ND: Tensor) -> Tensor:
-    """Number of dimensions that the rows really use, 1 to min(N, D): the exponential of the entropy of the singular values.
+    """Effective number of dimensions of the rows, 1 to min(N, D): the exponential of the entropy of the singular values.
 
-    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows need no unit length;
-    rows of zeros use no dimension: 0.
+    Roy & Vetterli, "The effective rank: A measure of effective dimensionality", 2007, definition 1. Rows may have any length;
+    the rank of zero rows is 0.
 
     Raises:
         ValueError: a row is not finite.
@@ -70,9 +70,9 @@ def feature_std(x_ND: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pair_similarities(a_ND: Tensor, b_ND: Tensor, id_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cosine of the positive pairs (a_i, b_i), and of the pairs (a_i, b_j) with different ids (NaN where all are equal).
+    """Mean cosine of the positive pairs (a_i, b_i), and of the pairs (a_i, b_j) with different ids (NaN if there are none).
 
-    Linear in N: the sum over all pairs is the product of the sums.
+    Takes time linear in N, because the sum over all pairs is the product of the sums.
     """
     a_ND, b_ND = _double(a_ND), b_ND.double()
     group_N = torch.unique(id_N, return_inverse=True)[1]
@@ -85,7 +85,7 @@ def pair_similarities(a_ND: Tensor, b_ND: Tensor, id_N: Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Distance of the means of two modalities, 0 to 2.
+    """Distance between the means of two modalities, 0 to 2.
 
     Liang et al., "Mind the Gap: Understanding the Modality Gap in Multi-modal Contrastive Representation Learning", 2022,
     section 4.2.
@@ -95,15 +95,15 @@ def modality_gap(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def is_collapsed(x_ND: Tensor) -> bool:
-    """True if the rows no longer tell samples apart, see `is_collapse`."""
+    """True if the rows have collapsed, so that they no longer distinguish samples; see `is_collapse`."""
     return is_collapse(float(feature_std(x_ND)), float(effective_rank(x_ND)))
 
 
 def is_collapse(feature_std: float, effective_rank: float) -> bool:
-    """True if rows of such a spread and rank are nearly one point, or nearly one line through the origin.
+    """True if the spread and rank are those of rows close to a single point, or to a line through the origin.
 
-    The bounds, an average cosine above 0.9996 or an effective rank below 1.1, lie far beyond the narrow cone in which the rows
-    of an untrained network lie.
+    The bounds are an average cosine above 0.9996 or an effective rank below 1.1. The embeddings of an untrained network form a
+    narrow cone, but are far from these bounds.
     """
     return feature_std < _COLLAPSED_STD or effective_rank < _COLLAPSED_RANK
 

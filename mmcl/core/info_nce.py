@@ -1,7 +1,7 @@
-"""InfoNCE keyed by ids: CLIP, NT-Xent, SupCon, MoCo, SimCSE, DCL and HCL are calls of this one function.
+"""InfoNCE with positives defined by ids; CLIP, NT-Xent, SupCon, MoCo, SimCSE, DCL and HCL are special cases.
 
-A positive pair is a pair of equal ids; a self pair is a pair of equal row numbers and leaves the softmax. Queries may be a part
-of the rows (those of one process) and keys all of them, so the loss never has to know about processes. Denominators are tiled
+A pair of equal ids is a positive pair. A pair of equal row numbers is a self pair and is excluded from the softmax. Queries may
+be some of the rows (those of one process) and keys all of them, so the loss is independent of processes. Denominators are tiled
 (see log_sum_exp.py) and positives are sums over equal ids, so the memory is O((N + M) D) plus one tile.
 """
 
@@ -44,7 +44,7 @@ def info_nce(
     reduction: Reduction = "mean",
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""Softmax contrast of every query with all keys.
+    r"""Contrasts every query with all keys in a softmax.
 
     With $s_{ij} = \mathrm{scale} \cdot q_i^\top k_j$, $A(i)$ all keys but the query itself and $P(i) \subset A(i)$ those with
     the query's id:
@@ -78,11 +78,11 @@ def info_nce(
             included, every pair is computed once for both of its rows: half of the work.
         query_id_N, key_id_M: int64 ids; equal ids are positives.
         scale: inverse temperature, positive, a number or a one-element tensor (with a gradient if it is learned).
-        query_row_N, key_row_M: int64 row numbers; a query and a key of equal number are the same row and no pair. Give both or
-            neither.
-        key_valid_M: bool; the other keys do not exist.
-        own_key_ND: one more key for every query, its positive, which the other queries do not see.
-        own_negative_ND: one more key for every query, a negative, which the other queries do not see; not together with
+        query_row_N, key_row_M: int64 row numbers; a query and a key with equal numbers are the same row, and the pair is
+            excluded. Give both or neither.
+        key_valid_M: bool; the other keys are ignored.
+        own_key_ND: one additional positive key for every query, not used by the other queries.
+        own_negative_ND: one additional negative key for every query, not used by the other queries; not together with
             `hardness` or `positive_prior`.
         own_negative_log_weight: log of how many keys it counts as (the log of alpha in Gao et al., "SimCSE", 2021, section
             5.2), a number or one for every query [N]; minus infinity removes it.
@@ -125,7 +125,7 @@ def info_nce(
     if own_negative_ND is not None:
         own_negative_N = scale * (query_ND * own_negative_ND).sum(1) + own_negative_log_weight
     contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored, own_negative_N)
-    # The positives first: what comes last goes backward first, and the tiles that it kept are free before the other begins.
+    # Positives first: the last part runs backward first, which frees its tiles before the other part begins.
     positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
     log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
     counts_N = contrast.positive_count_N > 0
@@ -155,7 +155,7 @@ def symmetric_info_nce(
         A scalar.
 
     Raises:
-        ValueError: shapes do not match, the scale is out of range, or there is no such reduction.
+        ValueError: shapes do not match, the scale is out of range, or the reduction is unknown.
     """
     check_rows(a_ND, b_ND, id_N, id_N)
     _check_choice("reduction", reduction, ("mean", "sum"))

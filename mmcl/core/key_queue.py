@@ -1,4 +1,4 @@
-"""A queue of the keys of past batches: more negatives than one batch has (He et al., "MoCo", 2020, section 3.2)."""
+"""A queue of keys from past batches, for more negatives than one batch has (He et al., "MoCo", 2020, section 3.2)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class KeyQueue(nn.Module):
-    """The last K keys with their ids, first in, first out. Buffers: a resumed run finds them.
+    """FIFO queue of the last K keys with their ids. They are buffers, so a resumed run restores them.
 
     Args:
-        size: K; 0 keeps nothing.
+        size: K; with 0, the queue stays empty.
         dim: width D of a key.
 
     Attributes:
-        pushed: int64 scalar, the keys that were ever pushed.
+        pushed: int64 scalar, total number of keys pushed so far.
     """
 
     key_KD: Tensor
@@ -29,27 +29,27 @@ class KeyQueue(nn.Module):
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
-        """How many keys there are, at most K."""
+        """Number of keys, at most K."""
         return min(int(self.pushed), self.size)
 
     @property
     def full(self) -> bool:
-        """Whether there are K keys."""
+        """True if the queue holds K keys."""
         return len(self) == self.size
 
     @property
     def keys(self) -> Tensor:
-        """The keys that there are, [len, D], in no order; a view of the buffer, which the next push changes."""
+        """Keys, [len, D], in no particular order; a view of the buffer, which the next push changes."""
         return self.key_KD[: len(self)]
 
     @property
     def ids(self) -> Tensor:
-        """Their ids, int64 [len]."""
+        """Ids of the keys, int64 [len]."""
         return self.id_K[: len(self)]
 
     @torch.no_grad()
     def push(self, key_BD: Tensor, id_B: Tensor) -> None:
-        """Puts keys in the place of the oldest; of more than K keys, the last K stay. On all processes the same keys."""
+        """Replaces the oldest keys; of more than K new keys, the last K are kept. Push the same keys on all processes."""
         kept = slice(max(len(key_BD) - self.size, 0), None)
         number_B = self.pushed + torch.arange(len(key_BD), device=self.pushed.device)
         place = number_B[kept] % max(self.size, 1)

@@ -1,8 +1,8 @@
-"""Losses of metric learning, on Euclidean distances: triplets, pairs and margins, with their miners.
+"""Metric-learning losses of Euclidean distances: triplet, contrastive and margin loss, with their miners.
 
-All take the rows of all processes, since a mean over triples that are worth a loss needs to know them all. Memory is O(N^2):
-triples are counted by sorting, never listed. Second derivatives come from autograd (`create_graph=True`); of the transforms of
-`torch.func`, `torch.cdist` takes first derivatives in reverse mode and `vmap` alone, and raises an error otherwise.
+All take the rows of all processes, because the mean is over the triplets of the whole batch. Memory is O(N^2): triplets are
+counted by sorting, never listed. Second derivatives come from autograd (`create_graph=True`). Of the transforms of
+`torch.func`, `torch.cdist` supports only first derivatives in reverse mode and `vmap`, and raises an error otherwise.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def margin_loss(
         row_ND: [N, D]; of unit length for "distance_weighted".
         id_N: int64; equal ids are positives.
         alpha: half of the margin between positives and negatives.
-        beta: the distance between them, a number or a scalar tensor (with a gradient if it is learned).
-        negatives: see above.
+        beta: the boundary distance between them, a number or a scalar tensor (with a gradient if it is learned).
+        negatives: "distance_weighted" or "all", see above.
         generator: source of the random draws, on the device of the rows; required only for "distance_weighted".
 
     Returns:
@@ -129,11 +129,11 @@ def margin_loss(
 
 
 class PairDistances(NamedTuple):
-    """All pairs of N rows.
+    """Distances of all pairs of N rows.
 
     Attributes:
-        distance_NN: Euclidean, with gradient (of rows at the same place: zero).
-        positive_NN, negative_NN: bool; a row is neither to itself.
+        distance_NN: Euclidean distances with a gradient, which is zero for equal rows.
+        positive_NN, negative_NN: bool; a row is neither for itself.
     """
 
     distance_NN: Tensor
@@ -164,7 +164,7 @@ def draw_negatives(pairs: PairDistances, dim: int, generator: torch.Generator) -
 def _distances(row_ND: Tensor, id_N: Tensor) -> PairDistances:
     if row_ND.ndim != 2 or id_N.shape != row_ND.shape[:1]:
         raise ValueError(f"rows {tuple(row_ND.shape)} must be [N, D] and ids {tuple(id_N.shape)} [N]")
-    # Through the scalar products, small distances would be rounding.
+    # Computed from scalar products, small distances would be mostly rounding error.
     distance_NN = torch.cdist(row_ND, row_ND, compute_mode="donot_use_mm_for_euclid_dist")
     equal_NN = id_N[:, None] == id_N
     self_NN = torch.eye(len(id_N), dtype=torch.bool, device=id_N.device)
@@ -172,7 +172,7 @@ def _distances(row_ND: Tensor, id_N: Tensor) -> PairDistances:
 
 
 def _hardest(pairs: PairDistances) -> tuple[Tensor, Tensor]:
-    """Each row's distance to its farthest positive and its nearest negative; 0 where there is none."""
+    """Distance of each row to its farthest positive and its nearest negative; 0 if there is none."""
     if not len(pairs.distance_NN):
         return pairs.distance_NN.sum(1), pairs.distance_NN.sum(1)
     positive_N = pairs.distance_NN.masked_fill(~pairs.positive_NN, 0).amax(1)
@@ -199,13 +199,13 @@ def _sum_of_triples(pairs: PairDistances, margin: float, *, semi_hard: bool) -> 
 
 
 def _count_below(value_NN: Tensor, kept_NN: Tensor, limit_NN: Tensor, *, or_equal: bool = False) -> Tensor:
-    """For every limit, how many kept values of its row are below it."""
+    """Number of kept values in the row that are below each limit."""
     sorted_NN = value_NN.masked_fill(~kept_NN, torch.inf).sort(1).values
     return torch.searchsorted(sorted_NN, limit_NN.contiguous(), right=or_equal)
 
 
 def _count_above(value_NN: Tensor, kept_NN: Tensor, limit_NN: Tensor, *, or_equal: bool = False) -> Tensor:
-    """For every limit, how many kept values of its row are above it."""
+    """Number of kept values in the row that are above each limit."""
     return _count_below(-value_NN, kept_NN, -limit_NN, or_equal=or_equal)
 
 

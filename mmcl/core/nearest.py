@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by inner product, in blocks of queries: the whole N x M matrix never exists."""
+"""Exact nearest neighbours by inner product, in blocks of queries, without the full N x M matrix."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _GROUP = 32
 @torch.no_grad()
 @in_float32
 def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """The k keys with the highest inner product with each query, best first; equal scores in the order of the key rows.
+    """Finds the k keys with the highest inner product with each query, best first; ties in the order of the key rows.
 
-    The last bit of a float32 matrix product depends on the shape of the block. So candidates (16 more than asked for) are found
-    in float32, then scored again in float64 and rounded: equal keys score the same, and the answer does not depend on
-    `chunk_size`, unless more than 16 keys tie at the edge.
+    The last bit of a float32 matrix product depends on the shape of the block. Therefore 16 more candidates than requested are
+    found in float32, then scored again in float64 and rounded. Equal keys get equal scores, and the result does not depend on
+    `chunk_size`, unless more than 16 keys tie at the k-th place.
 
     Args:
         query_ND, key_MD: rows of any floating type; of unit length for cosine.
@@ -35,7 +35,7 @@ def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None 
     rows = chunk_size or max(1, _BLOCK // max(len(key_MD), wide * key_MD.shape[1]))
     score_NK = torch.empty(len(query_ND), k, device=query_ND.device)
     row_NK = torch.empty(len(query_ND), k, dtype=torch.int64, device=query_ND.device)
-    # The same memory for every block: fresh memory would cost as much time as the product.
+    # Memory is reused for every block; allocating it would take as long as the product.
     memory = query_ND.new_empty(min(rows, len(query_ND)), len(key_MD))
     for start in range(0, len(query_ND), rows):
         query = query_ND[start : start + rows]
@@ -52,8 +52,8 @@ def nearest(query_ND: Tensor, key_MD: Tensor, k: int, *, chunk_size: int | None 
 def _largest(score_NM: Tensor, k: int) -> Tensor:
     """Columns of the k largest scores of every row, in any order, int64 [N, k].
 
-    Columns are put into groups: the k groups with the largest maxima hold the k largest scores. Maxima are far cheaper than a
-    partial sort of everything.
+    Columns are divided into groups; the k groups with the largest maxima contain the k largest scores. Maxima are far cheaper
+    than a partial sort of all columns.
     """
     rows, groups = len(score_NM), score_NM.shape[1] // _GROUP
     if groups < 2 * k:

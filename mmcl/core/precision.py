@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def statistics_dtype(*rows: Tensor) -> torch.dtype:
-    """The type of sums and statistics: float32, float64 where an input is."""
+    """Dtype for sums and statistics: float64 if an input is float64, else float32."""
     dtype = torch.float32
     for tensor in rows:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -24,9 +24,10 @@ def statistics_dtype(*rows: Tensor) -> torch.dtype:
 
 
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function of rows: its floating-point tensors arrive in `statistics_dtype` of the rows, with autocast off.
+    """Decorates a function of rows: casts its floating-point tensors to the `statistics_dtype` of the rows, with autocast off.
 
-    Rows are the tensors of two or more dimensions; scalars and weights follow them. What is one tensor in two places stays one.
+    Rows are the tensors of two or more dimensions; scalars and weights get the same dtype. A tensor passed twice stays one
+    tensor.
     """
 
     @wraps(function)
@@ -66,5 +67,5 @@ def as_scalar(name: str, value: Tensor | float, like: Tensor, *, positive: bool 
 
 @in_float32
 def unit_rows(row_ND: Tensor) -> Tensor:
-    """Rows at unit length, float32 (float64 for float64 rows); rows of zeros stay zero."""
+    """Scales rows to unit length, in float32 (float64 for float64 rows); zero rows stay zero."""
     return F.normalize(row_ND, dim=-1)

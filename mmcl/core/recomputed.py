@@ -1,9 +1,9 @@
-"""Gradients of gradients for the losses with a backward pass of their own: by recomputation, so that they need no more memory.
+"""Higher derivatives, by recomputation, of losses with a hand-written backward pass.
 
-A backward pass that is written by hand is fast because it records nothing, so what it returns has no gradient. Where one is
-asked for (`create_graph=True`: gradient penalties, meta-learning, Hessian-vector products), the same function is written once
-more in PyTorch's operations, a tile at a time, and each tile is computed anew whenever its derivative is needed. Derivatives of
-any order are exact; besides rows and sums, only the tile at hand is in memory.
+A hand-written backward pass is fast because it records no graph, so its result has no gradient. If one is requested
+(`create_graph=True`: gradient penalties, meta-learning, Hessian-vector products), the same function is computed with PyTorch's
+operations one tile at a time, and each tile is recomputed whenever its derivative is needed. Derivatives of any order are
+exact; apart from rows and sums, only the current tile is in memory.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def recomputed(function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """`function(*inputs)`, of which nothing but the inputs is kept: every derivative begins by computing it again.
+    """Computes `function(*inputs)` and keeps only the inputs: every derivative recomputes the function first.
 
-    All tensors that the function needs must be inputs, integers too: a transform of `torch.func` knows those alone.
+    All tensors that the function needs must be inputs, including integers, because transforms of `torch.func` see only inputs.
     """
     outputs: tuple[Tensor, ...] = _Recomputed.apply(function, *inputs)
     return outputs
@@ -36,9 +36,9 @@ def gradients(
 
     Args:
         function: see `Function`.
-        inputs: one tensor in two places has two gradients.
-        grads: one for each output; None where there is no output.
-        needed: of which inputs; the others get None.
+        inputs: a tensor passed twice has two gradients.
+        grads: one for each output; None for an output that is None.
+        needed: which inputs get a gradient; the others get None.
     """
     with torch.autocast(inputs[0].device.type, enabled=False):
         pull_back = torch.func.vjp(_of_chosen(function, inputs, needed), *compress(inputs, needed))[1]
@@ -47,7 +47,7 @@ def gradients(
 
 
 def _of_chosen(function: Function, inputs: Sequence[Tensor], chosen: Sequence[bool]) -> Function:
-    """The function of some of the inputs, the others as they are."""
+    """The function of some of the inputs, with the others fixed."""
 
     def of_chosen(*given: Tensor) -> tuple[Tensor, ...]:
         rest = iter(given)
@@ -57,7 +57,7 @@ def _of_chosen(function: Function, inputs: Sequence[Tensor], chosen: Sequence[bo
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` or `torch.compile` is at work, which cannot follow a backward pass that is written by hand."""
+    """True inside `torch.func` or `torch.compile`, which do not support a hand-written backward pass."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
@@ -83,7 +83,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Function, *inputs: Tensor) -> tuple[Any, Any]:
-        """One after the other: what is vast alone would be far too vast together."""
+        """Runs the batch elements one after the other, because together they would need too much memory."""
         dims = in_dims[1:]
         outputs = [
             recomputed(function, *(x if dim is None else x.select(dim, i) for x, dim in zip(inputs, dims, strict=True)))

@@ -1,4 +1,4 @@
-"""Regression of one unit vector on another: no negatives (BYOL, SimSiam)."""
+"""Regression of one unit vector on another, without negatives (BYOL, SimSiam)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmcl.core.precision import in_float32
 
 @in_float32
 def cosine_regression(prediction_ND: Tensor, target_ND: Tensor) -> Tensor:
-    r"""The sum over the rows of $\|p - z\|^2 = 2 - 2 \cos(p, z)$; no gradient reaches the targets.
+    r"""Computes the sum over the rows of $\|p - z\|^2 = 2 - 2 \cos(p, z)$; the targets receive no gradient.
 
     This is Grill et al., "Bootstrap Your Own Latent", 2020, eq. 2. The loss of SimSiam (Chen & He, "Exploring Simple Siamese
     Representation Learning", 2021, eq. 1), $-\cos(p, z)$, is half of it less 1.

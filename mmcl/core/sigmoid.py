@@ -14,7 +14,7 @@ from mmcl.core.recomputed import gradients, is_transformed
 from mmcl.core.tiled.pairs import Pairs, Tile, check_rows, choose_tile
 from mmcl.core.tiled.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
-# Up to here e^x is far from the end of float32.
+# Below this, e^x is far from the limit of float32.
 _HIGHEST = 80.0
 
 
@@ -30,15 +30,15 @@ def sigmoid_loss(
     reduction: Literal["mean", "sum"] = "mean",
     tile: Tile | None = None,
 ) -> Tensor:
-    r"""Judges every pair by itself: does this text belong to this image?
+    r"""SigLIP loss: classifies every pair of an image and a text independently as matching or not.
 
     With $z_{ij} = 1$ for equal ids and $-1$ for others (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023,
     section 3.2):
 
     $$\ell = -\sum_{ij} \log \sigma\big(z_{ij} (\mathrm{scale} \cdot q_i^\top k_j + \mathrm{bias})\big)$$
 
-    An image may have several texts, and a text several images. No softmax couples the pairs, so sums over parts of the images
-    add up to the whole.
+    An image may have several texts, and a text several images. No softmax couples the pairs, so the sums over parts of the
+    images add up to the loss of the whole batch.
 
     Logits, loss, scale and bias are float32 (float64 for float64 inputs) whatever the autocast type.
     Derivatives of every order are exact, as are the transforms of `torch.func`, in tiles too. `torch.compile` takes up to 2^26
@@ -78,7 +78,7 @@ def sigmoid_loss(
 def _total(
     pairs: Pairs, tile: tuple[slice, slice], image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor]:
-    """The loss of one tile in plain autograd."""
+    """Loss of one tile in plain autograd."""
     logits = (scale * image_ND) @ text_MD.T + bias
     return (_softplus(torch.where(pairs.equal_id(*tile), -logits, logits)).sum(),)
 
@@ -86,16 +86,16 @@ def _total(
 def _total_of_recomputed_tiles(
     pairs: Pairs, tile: Tile, image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor]:
-    """The loss of all tiles in plain autograd, which keeps none of them."""
+    """Loss of all tiles in plain autograd, without storing the tiles."""
     totals = recomputed_tiles(_total, pairs, tile, image_ND, text_MD, scale, bias)
     return (sum((total for _, (total,) in totals), start=image_ND.new_zeros(())),)
 
 
 class _TiledSigmoid(torch.autograd.Function):
-    """A plain sum: its gradient needs nothing that only the end of the forward pass knows, so it is computed on the way.
+    """Tiled loss whose gradient is computed in the forward pass, which is possible because the loss is a plain sum.
 
-    A tile is visited once, for 3 matrix products in all, and what is saved for the backward pass is the gradient itself. Only
-    a gradient of the gradient goes back to the rows.
+    Each tile is visited once, with 3 matrix products in all, and the gradient itself is saved for the backward pass. Only
+    second derivatives need the rows again.
     """
 
     @staticmethod
@@ -119,7 +119,7 @@ class _TiledSigmoid(torch.autograd.Function):
             logits = logits_of(rows, columns)
             positive = pairs.positives(rows, columns)
             negated = -(logits[positive] + bias)
-            logits[positive] = -torch.inf  # as a negative it has neither loss nor gradient
+            logits[positive] = -torch.inf  # excluded as a negative: neither loss nor gradient
             strips = (tensor.split(STRIP) for tensor in (logits, loss_N[rows], grad_bias_N[rows]))
             for strip, loss, grad_bias in zip(*strips, strict=True):
                 loss += _softplus_then_sigmoid_(strip.add_(bias), one_exp).sum(1)
@@ -146,7 +146,7 @@ class _TiledSigmoid(torch.autograd.Function):
 
 
 def _softplus_then_sigmoid_(logits: Tensor, one_exp: bool) -> Tensor:
-    """Returns log(1 + e^x), and overwrites the logits with its derivative."""
+    """Returns log(1 + e^x) and overwrites the logits with its derivative."""
     if not one_exp:
         loss = _softplus(logits)
         logits.sigmoid_()
