@@ -1,4 +1,4 @@
-"""The values of images of more than 8 bits that Pillow opens cut to 8, or rescaled, or not at all."""
+"""Reading of images of more than 8 bits that Pillow truncates, rescales or cannot open."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mmcl.data.images.levels import check_shape
 from mmcl.errors import UserError, first_line
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""The opposite order of bytes: big, little, or that of this machine."""
+"""Opposite byte order of big-endian, little-endian and native."""
 _COLOURS = ("RGB", "RGBA", "RGBX", "CMYK", "LAB")
 _BITS, _LAYOUT, _IN_PLANES = 258, 284, 2
-"""The tags of TIFF files that say the bits of each channel and how these lie, and the value for channels in planes."""
+"""TIFF tags for bits per channel and planar configuration, and the latter's value for separate planes."""
 _DEFLATED = (8, 32946)
-"""Compressions of TIFF files that shrink a thousandfold, and which tifffile undoes by itself."""
+"""TIFF compressions with ratios of up to a thousand that tifffile decompresses itself."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -32,7 +32,7 @@ def is_tiff(file: bytes) -> bool:
 
 
 def is_deep(stored: Image.Image) -> TypeGuard[ImageFile]:
-    """True if Pillow will not give the values of an image that it has opened: by the header, before anything is decoded."""
+    """True if Pillow will not return the stored values of an opened image; known from the header, before decoding."""
     if not isinstance(stored, ImageFile) or not stored.tile:
         return False
     if stored.format == "PPM":
@@ -41,20 +41,20 @@ def is_deep(stored: Image.Image) -> TypeGuard[ImageFile]:
 
 
 def is_misread(stored: Image.Image) -> bool:
-    """True if Pillow takes each byte of an opened TIFF file of 16 bits for a pixel, as it does with planes of their own."""
+    """True if Pillow reads each byte of an opened 16-bit TIFF file as a pixel, as it does for separate planes."""
     if not isinstance(stored, TiffImageFile) or stored.mode not in _COLOURS:
         return False
     return max(stored.tag_v2.get(_BITS, (8,))) > 8 and ";16" not in _raw_mode(stored)
 
 
 def read_deep(file: bytes, stored: ImageFile, name: str) -> np.ndarray:
-    """The values in the file of an image that `is_deep`, and is not loaded.
+    """Reads the stored values of an image for which `is_deep` is true, and which is not loaded yet.
 
     Returns:
-        uint16 [H, W] or [H, W, C], of which the second or fourth channel is a transparency.
+        uint16 [H, W] or [H, W, C]; with C = 2 or 4, the last channel is transparency.
 
     Raises:
-        UserError: the file is of a kind that cannot be read so.
+        UserError: this kind of file cannot be read at full depth.
     """
     if isinstance(stored, TiffImageFile) and stored.tag_v2.get(_LAYOUT) == _IN_PLANES:
         return read_tiff(file, name, stored.width * stored.height)
@@ -62,11 +62,11 @@ def read_deep(file: bytes, stored: ImageFile, name: str) -> np.ndarray:
     if stored.format == "PPM":
         return _from_ppm(file, stored, name)
     if channels == "LA":
-        # Pillow is told that the two bytes of each value are channels of their own.
+        # Makes Pillow treat the two bytes of each value as separate channels.
         return _decoded(file, stored, "RGBA").view(">u2").astype(np.uint16)
     if channels not in ("RGB", "RGBA", "RGBX"):
         raise UserError(f"{name}: an image of {channels} in 16 bits cannot be read with an intensity; save it as PNG")
-    # Of every value, Pillow takes the byte that is the higher one in the order that it is told.
+    # Pillow keeps the high byte of every value, according to the given byte order.
     low = _decoded(file, stored, f"{channels};16{_OTHER_ORDER[order]}").astype(np.uint16)
     values = (_decoded(file, stored, _raw_mode(stored)).astype(np.uint16) << 8) | low
     invisible = stored.info.get("transparency")
@@ -77,13 +77,13 @@ def read_deep(file: bytes, stored: ImageFile, name: str) -> np.ndarray:
 
 
 def read_tiff(file: bytes, name: str, max_pixels: int, *, pages: bool = False) -> np.ndarray:
-    """The values of a TIFF file: [H, W, C].
+    """Reads the values of a TIFF file: [H, W, C].
 
     Args:
         file: the encoded image.
-        name: what an error message calls it.
+        name: name in error messages.
         max_pixels: see `check_shape`.
-        pages: whether pages of one size are channels; else the first is the image.
+        pages: whether pages of equal size are channels; else the first page is the image.
 
     Raises:
         UserError: tifffile is missing, or the file cannot be read.
@@ -111,7 +111,7 @@ def read_tiff(file: bytes, name: str, max_pixels: int, *, pages: bool = False) -
 
 
 def _check_strips(page: Any, max_pixels: int) -> None:
-    """Raises UserError where a strip or tile unpacks to more than its pixels: tifffile unpacks all of it."""
+    """Raises UserError if a strip or tile unpacks to more than its pixels, since tifffile unpacks all of it."""
     check_shape(page.chunks, max_pixels)
     if page.compression not in _DEFLATED:
         return
@@ -124,7 +124,7 @@ def _check_strips(page: Any, max_pixels: int) -> None:
 
 
 def _decoded(file: bytes, stored: ImageFile, raw_mode: str) -> np.ndarray:
-    """The pixels of an image, uint8 [H, W, C], as Pillow reads them from another mode of raw data than the file's."""
+    """Decodes an image with a raw mode other than the file's: uint8 [H, W, C]."""
     with Image.open(io.BytesIO(file), formats=[str(stored.format)]) as image:
         image.tile = [
             tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *(tile.args or ())[1:]))
@@ -135,7 +135,7 @@ def _decoded(file: bytes, stored: ImageFile, raw_mode: str) -> np.ndarray:
 
 
 def _from_ppm(file: bytes, stored: ImageFile, name: str) -> np.ndarray:
-    """As they are written, where Pillow takes the largest value that the header allows for that of 16 bits."""
+    """Reads PNM values as stored; Pillow would rescale the header's largest value to 16 bits."""
     if stored.tile[0].codec_name != "ppm":
         raise UserError(f"{name}: a plain-text PNM file of more than 8 bits cannot be read with an intensity; save it as PNG")
     shape = (stored.height, stored.width) + ((3,) if stored.mode == "RGB" else ())
@@ -149,6 +149,6 @@ def _raw_mode(stored: ImageFile) -> str:
 
 
 def _top(stored: ImageFile) -> int:
-    """The largest value that a PNM file may hold."""
+    """Largest value that a PNM header allows."""
     args = stored.tile[0].args
     return int(args[1]) if isinstance(args, tuple) and len(args) > 1 else 0

@@ -1,4 +1,4 @@
-"""Decoded images of a whole source: kept in memory for training, or batch by batch for evaluation."""
+"""Decoding of all images of a source: into memory for training, or in batches for evaluation."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from mmcl.types import BadSample
 T = TypeVar("T")
 
 _QUEUED = 4096
-"""Calls that wait for a thread at a time."""
+"""Maximum number of calls queued for the threads."""
 
 
 def decode_sample(sample: Sample, preprocess: Preprocess | None = None) -> Image.Image:
-    """The image of a sample, at its own size, to be looked at. Raises UserError with its name when it cannot be read.
+    """Decodes a sample's image at its own size, for display. Raises UserError with its name if it cannot be read.
 
     Args:
-        sample: with the image.
-        preprocess: of the model whose levels and bands are shown, where there is one.
+        sample: the sample.
+        preprocess: preprocessing of the model whose levels and bands are shown, if any.
     """
     channels, intensity = (3, None) if preprocess is None else (preprocess.channels, preprocess.intensity)
     return decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
-    """The image of a sample, [C, H, W] as `to_tensor` gives it. Raises UserError as `decode_sample` does."""
+    """Reads a sample's image, [C, H, W] as from `to_tensor`. Raises UserError as `decode_sample` does."""
     return read_pixels(required_image(sample), preprocess, name=sample.name)
 
 
 def required_image(sample: Sample) -> ImageLike:
-    """The image of a sample, as it is stored. Raises UserError with its name when it has none, or cannot be used."""
+    """Returns a sample's image as stored. Raises UserError with its name if it has none or cannot be used."""
     image = sample.check().image
     if image is None:
         raise UserError(f"{sample.name}: has no image")
@@ -52,11 +52,11 @@ def required_image(sample: Sample) -> ImageLike:
 
 
 def unreadable(samples: Sequence[Sample] | Source, preprocess: Preprocess | None) -> list[BadSample]:
-    """Those whose image is not there or cannot be read, and why; each is decoded, in parallel threads.
+    """Finds the samples whose image is missing or unreadable, with the reason; decodes all in parallel threads.
 
     Args:
-        samples: with the images.
-        preprocess: of the model that is to see them, where it has one.
+        samples: the samples.
+        preprocess: preprocessing of the model that will receive them, if any.
     """
 
     def reason(index: int) -> str | None:
@@ -74,19 +74,19 @@ def unreadable(samples: Sequence[Sample] | Source, preprocess: Preprocess | None
 
 
 def decoded_batches(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Tensor]:
-    """All images of a source, in its order: [b, C, H, W] as `to_tensor` gives them, each, the last batch shorter.
+    """Yields all images of a source in order, in batches [b, C, H, W] as from `to_tensor`; the last may be smaller.
 
     Raises:
-        UserError: an image cannot be read; names it. An evaluation that left it out would be of other data.
+        UserError: an image cannot be read; names it. Skipping it would evaluate on different data.
     """
     return in_batches(lambda index: read_sample(source[index], preprocess), len(source), batch_size)
 
 
 def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> Iterator[Tensor]:
-    """`read(0)` to `read(total - 1)`, stacked in batches; threads read the next batch while one is in use.
+    """Yields `read(0)` to `read(total - 1)`, stacked in batches; threads read the next batch while one is in use.
 
-    Pillow decodes without the interpreter's lock. Every thread reads a run of items: for small ones, handing out each by itself
-    would cost more than to read it.
+    Pillow releases the GIL while decoding. Every thread reads several consecutive items: scheduling small ones individually
+    would cost more than reading them.
     """
     workers = min(8, os.cpu_count() or 1)
 
@@ -104,14 +104,14 @@ def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> It
 
 
 class ReadableImages(DerivedSource):
-    """A source with a black image in place of each one that cannot be read, so that it costs the others nothing.
+    """A source with a black image in place of each unreadable one, so that the other images can still be processed.
 
     Args:
         source: the images.
-        preprocess: of the model that will look at them, if it is known: they are then given at its size.
+        preprocess: preprocessing of the model, if known: images are then returned at its size.
 
     Attributes:
-        unreadable: why an image cannot be read, by number; complete when all have been asked for.
+        unreadable: index of an unreadable image -> reason; complete after all images have been read.
     """
 
     def __init__(self, source: Source, preprocess: Preprocess | None = None):
@@ -138,9 +138,9 @@ class ImageCache:
     """All images of a source in memory, at the model's size.
 
     Args:
-        source: what is decoded, once, in parallel threads.
+        source: the images, which are decoded once, in parallel threads.
         preprocess: size and channels.
-        progress: whether a progress bar is shown.
+        progress: whether to show a progress bar.
     """
 
     def __init__(self, source: Source, preprocess: Preprocess, *, progress: bool = False):
@@ -159,20 +159,20 @@ class ImageCache:
             pass
 
     def __getitem__(self, index: int) -> Tensor:
-        """[C, H, W]. Raises UserError as decoding did."""
+        """Returns an image, [C, H, W]. Raises UserError if it could not be decoded."""
         if index in self._unreadable:
             raise UserError(self._unreadable[index])
         return self._images[index]
 
     @staticmethod
     def nbytes(source: Source, preprocess: Preprocess) -> int:
-        """The memory that the images of a source take."""
+        """Memory in bytes for all images of a source."""
         numbers = len(source) * preprocess.channels * preprocess.height * preprocess.width
         return numbers * pixel_dtype(preprocess).itemsize
 
 
 def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
-    """`map` in threads, in order; Pillow works without the interpreter's lock."""
+    """Maps a function in threads, in order; Pillow releases the GIL."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(indices), _QUEUED):  # A million calls at once would be a million objects.
+        for start in range(0, len(indices), _QUEUED):  # Bounded, since a million queued calls would be a million objects.
             yield from pool.map(function, indices[start : start + _QUEUED])

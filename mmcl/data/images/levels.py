@@ -1,4 +1,4 @@
-"""From values of any type to levels from 0 to 255, and the files that hold arrays: .npy and .npz."""
+"""Conversion of values of any type to levels from 0 to 255, and reading of .npy and .npz files."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ logger = get_logger(__name__)
 _NPY, _NPZ = b"\x93NUMPY", b"PK\x03\x04"
 _TWELVE_BITS = 4095
 INTENSITY = "image.preprocess.intensity: [low, high], or {percentiles: [1, 99]} of each image"
-"""The setting that says the range of values, for messages."""
+"""Description of the setting for the range of values, for messages."""
 _HEADER_BYTES = 2**16
-"""Of an array file, at most."""
+"""Size limit of the header of an array file."""
 
 File = Path | str | bytes | FilePart
-"""A path, an encoded file, or its place in another."""
+"""A path, an encoded file, or its byte range in another file."""
 
 
 def to_levels(values: np.ndarray, intensity: Intensity, name: str) -> np.ndarray:
-    """Values of any type as levels from 0 to 255, uint8; those of 8 bits are levels already, whatever `intensity` says.
+    """Converts values of any type to levels from 0 to 255, uint8; 8-bit values are returned unchanged, whatever `intensity`.
 
     Args:
         values: [H, W] or [H, W, C].
-        intensity: see `Preprocess`. Percentiles are those of all values, but for a fourth channel, which is a transparency or
+        intensity: see `Preprocess`. Percentiles are computed over all values except a fourth channel, which is transparency or
             infrared.
-        name: what an error message calls the image.
+        name: name of the image in error messages.
 
     Raises:
-        UserError: nothing says the range of the values, or they are not finite.
+        UserError: the range of the values is unknown, or they are not finite.
     """
     if values.dtype in (np.uint8, np.bool_):
         return values if values.dtype == np.uint8 else values.astype(np.uint8) * 255
@@ -60,12 +60,12 @@ def to_levels(values: np.ndarray, intensity: Intensity, name: str) -> np.ndarray
 
 @functools.cache
 def warn_of_darkness() -> None:
-    """Logs, once in a process, that 12 bits are read as 16."""
+    """Warns, once per process, that 12-bit values are read as 16-bit ones."""
     logger.warning(f"images of 16 bits with values of 12 bits at most are shown nearly black; set {INTENSITY}")
 
 
 def _range(values: np.ndarray, intensity: tuple[float, float] | Percentiles) -> tuple[float, float]:
-    """What becomes 0 and 255. Of an image of one value, this becomes 0."""
+    """Returns the values that map to 0 and 255. In a constant image, the value maps to 0."""
     if not isinstance(intensity, Percentiles):
         return intensity
     colours = values[..., :3] if values.ndim == 3 and values.shape[2] == 4 else values
@@ -74,7 +74,7 @@ def _range(values: np.ndarray, intensity: tuple[float, float] | Percentiles) -> 
 
 
 def read_array(file: File, name: str, *, max_pixels: int, max_bytes: int) -> np.ndarray | None:
-    """The array in a .npy or .npz file; None for what is neither. Raises UserError for one that is damaged or too large."""
+    """Reads the array in a .npy or .npz file; None for other files. Raises UserError if it is damaged or too large."""
     is_array = file.startswith((_NPY, _NPZ)) if isinstance(file, bytes) else _path_of(file, name).endswith(ARRAY_SUFFIXES)
     if not is_array:
         return None
@@ -90,7 +90,7 @@ def read_array(file: File, name: str, *, max_pixels: int, max_bytes: int) -> np.
 
 
 def check_file(file: File, name: str, max_bytes: int) -> None:
-    """Raises UserError where there is no file, or it is empty or too large."""
+    """Raises UserError if the file is missing, empty or too large."""
     if isinstance(file, Path | str):
         path = Path(file)
         if not path.is_file():
@@ -105,14 +105,14 @@ def check_file(file: File, name: str, max_bytes: int) -> None:
 
 
 def read_file(file: File) -> bytes:
-    """The whole of it."""
+    """Reads the whole file."""
     if isinstance(file, FilePart):
         return file.read()
     return file if isinstance(file, bytes) else Path(file).read_bytes()
 
 
 def _path_of(file: Path | str | FilePart, name: str) -> str:
-    """What tells the kind of a file: a part of another file has no path of its own."""
+    """Returns the path that shows the file type; a byte range of another file has no path of its own, so its name is used."""
     return (name if isinstance(file, FilePart) else str(file)).lower()
 
 
@@ -141,12 +141,12 @@ def _from_npy(stream: io.BytesIO, max_pixels: int) -> np.ndarray:
 
 
 def check_shape(shape: tuple[int, ...], max_pixels: int) -> None:
-    """Before anything is decompressed: as many values as an image of that many pixels in four channels."""
+    """Limits the number of values, before decompression, to that of a four-channel image of `max_pixels`."""
     if any(side < 1 for side in shape) or math.prod(shape) > 4 * max_pixels:
         raise UserError(f"an array of shape {list(shape)}, more values than the limit of {4 * max_pixels}")
 
 
 def _check_bytes(size: int, max_pixels: int) -> None:
-    """As many as those values take in 64 bits."""
+    """Limits the bytes to those of the allowed number of values at 64 bits each."""
     if size > 32 * max_pixels:
         raise UserError(f"an array of {size} bytes, more than the limit of {32 * max_pixels}")

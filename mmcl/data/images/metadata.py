@@ -1,4 +1,4 @@
-"""Image files without their metadata, for those whose metadata keep the pixels from being read."""
+"""Removal of damaged metadata from image files, which may prevent the pixels from being read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _JFIF, _EXIF, _ADOBE, _COMMENT, _SCAN = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA
 
 
 def without_metadata(file: bytes) -> bytes | None:
-    """The parts of a PNG or JPEG file that make up its pixels, and intact EXIF data; None for another file."""
+    """Returns the pixel data and intact EXIF data of a PNG or JPEG file; None for other files."""
     if file.startswith(_PNG):
         return _bare_png(file)
     return _bare_jpeg(file) if file.startswith(_JPEG) else None
@@ -29,7 +29,7 @@ def _bare_png(file: bytes) -> bytes:
 
 
 def _bare_jpeg(file: bytes) -> bytes:
-    """Without application segments and comments; those of JFIF and Adobe, which state the colour space, stay."""
+    """Removes application segments and comments, except those of JFIF and Adobe, which state the colour space."""
     kept, at = [_JPEG], len(_JPEG)
     while at + 4 <= len(file) and file[at] == 0xFF and file[at + 1] != _SCAN:
         marker, length = file[at + 1], int.from_bytes(file[at + 2 : at + 4], "big")

@@ -1,4 +1,4 @@
-"""From decoded pixels to a model's input: a whole image as `Preprocess` says, or a part of it."""
+"""Resizing of decoded images, or parts of them, to a model's input."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mmcl.errors import UserError
 from mmcl.preprocess import TORCHVISION_LANCZOS, CropRounding, Interpolation, Preprocess
 
 Box = tuple[int, int, int, int]
-"""A part of an image: left, top, right, bottom in pixels."""
+"""Box in an image: left, top, right, bottom in pixels."""
 
 _OF_PILLOW = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 _OF_TORCHVISION = {"nearest": "nearest-exact"}
-"""The names of interpolations in torchvision, where they are others than Pillow's."""
+"""torchvision's names of interpolations that differ from Pillow's."""
 
 _WHOLE_PIXELS = 16_000_000
-"""Most pixels to which an image is resized as a whole; of a longer one only the part that is shown is resized."""
+"""Largest resized image in pixels; of a larger one, only the visible part is resized."""
 
 
 def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = None) -> Tensor:
-    """`decode` and `to_tensor` in one: [C, H, W]. An array that has the model's size already is taken as it is, if nothing
-    would be cropped from it; so is a tensor."""
+    """Reads an image with `decode` and `to_tensor`: [C, H, W]. Tensors, and arrays that already have the model's size and would
+    not be cropped, are used unchanged."""
     if isinstance(image, Tensor):
         return _checked_pixels(image, preprocess, name or "image")
     if preprocess.channels not in (1, 3):
@@ -49,7 +49,7 @@ def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = 
 
 
 def _shrink(stored: Opened, preprocess: Preprocess) -> int:
-    """By what an image may be shrunk while it is decoded, with two pixels left for each that it is resized to."""
+    """Largest factor by which an image may be shrunk during decoding with two pixels left per resized pixel."""
     if not (preprocess.shrink_on_load and stored.may_shrink) or preprocess.resize == "none":
         return 1
     height, width = _resized_size(stored, preprocess)
@@ -66,15 +66,14 @@ def _checked_pixels(pixels: Tensor, preprocess: Preprocess, name: str) -> Tensor
 
 
 def to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess) -> Tensor:
-    """Brings a decoded image to a model's size, before normalisation.
+    """Resizes and crops a decoded image to a model's input size, before normalisation.
 
-    Equal, bit for bit, to torchvision, open_clip, timm and transformers with the settings in `preprocess`. Of an image so long
-    that it would have more than 16 million pixels when resized, only the part that is shown is resized, which may differ by
-    2 of 255 levels.
+    Bit for bit equal to torchvision, open_clip, timm and transformers with the settings in `preprocess`. If the resized image
+    would have more than 16 million pixels, only the visible part is resized, which may differ by 2 of 255 levels.
 
     Args:
-        image: of mode "RGB" or "L", as `decode` returns it, or the bands of one, as `read_bands` does.
-        preprocess: of the model.
+        image: image of mode "RGB" or "L", as from `decode`, or bands, as from `read_bands`.
+        preprocess: preprocessing of the model.
 
     Returns:
         Levels from 0 to 255, [C, H, W]: uint8, or float32 where `preprocess.backend` is "torchvision_float".
@@ -96,7 +95,7 @@ def _resize_and_crop(image: Image.Image, size: tuple[int, int], preprocess: Prep
 
 
 def _by_band(bands_HWC: np.ndarray, preprocess: Preprocess) -> Iterator[tuple[Image.Image, Preprocess]]:
-    """Every channel as a grey image, and how that is shown."""
+    """Yields every channel as a grey image, with its preprocessing."""
     for channel in range(preprocess.channels):
         fill = preprocess.fill[channel] if isinstance(preprocess.fill, tuple) else preprocess.fill
         grey = replace(preprocess, channels=1, mean=(0.0,), std=(1.0,), fill=fill, channel_order="rgb")
@@ -104,7 +103,7 @@ def _by_band(bands_HWC: np.ndarray, preprocess: Preprocess) -> Iterator[tuple[Im
 
 
 def pixel_dtype(preprocess: Preprocess) -> torch.dtype:
-    """Of what `to_tensor` returns."""
+    """Data type of the result of `to_tensor`."""
     return torch.float32 if preprocess.backend == "torchvision_float" else torch.uint8
 
 
@@ -119,13 +118,13 @@ def _resized_size(image: Image.Image | Opened, preprocess: Preprocess) -> tuple[
     to_height, to_width = target if isinstance(target, tuple) else (target, target)
     if preprocess.resize == "squash":
         return to_height, to_width
-    # Rounds as timm and open_clip do where they fit an image into a frame, or cover one that is not square.
+    # Rounds as timm and open_clip do when they fit an image into a frame or cover a frame that is not square.
     ratio = (max if preprocess.resize == "pad" else min)(height / to_height, width / to_width)
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
 def check_resize(preprocess: Preprocess) -> None:
-    """Raises UserError for a resize that the installed libraries do not have."""
+    """Raises UserError for a resize that the installed libraries do not support."""
     by_torchvision = preprocess.backend != "pillow" and preprocess.resize != "none"
     if by_torchvision and preprocess.interpolation == "lanczos" and torch.__version__ < TORCHVISION_LANCZOS:
         raise UserError(
@@ -139,7 +138,7 @@ def _resize_by_torchvision(image: Image.Image, size: tuple[int, int], preprocess
     from torchvision.transforms import InterpolationMode  # slow to import
     from torchvision.transforms.v2.functional import resize
 
-    pixels = _channels_first(image).contiguous()  # with channels last its kernel rounds otherwise
+    pixels = _channels_first(image).contiguous()  # its kernel rounds differently for channels-last memory
     if preprocess.backend == "torchvision_float":
         pixels = pixels / 255
     mode = InterpolationMode(_OF_TORCHVISION.get(preprocess.interpolation, preprocess.interpolation))
@@ -148,7 +147,7 @@ def _resize_by_torchvision(image: Image.Image, size: tuple[int, int], preprocess
 
 
 def _resize_centre(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> Tensor:
-    """What is shown of an image whose height and width are to be `size`; nothing else is resized."""
+    """Resizes an image to height and width `size`, but computes only the part that is visible after the crop."""
     taken = [_overlap(side, to, preprocess.crop_rounding)[0] for side, to in zip(size, _sides(preprocess), strict=True)]
     rows, columns = taken
     per_row, per_column = image.height / size[0], image.width / size[1]
@@ -160,7 +159,7 @@ def _resize_centre(image: Image.Image, size: tuple[int, int], preprocess: Prepro
 
 
 def _crop_or_fill(pixels_CHW: Tensor, preprocess: Preprocess) -> Tensor:
-    """The centre, of the model's size; where there is nothing, the fill."""
+    """Crops or pads around the centre to the model's size."""
     height, width = _sides(preprocess)
     from_rows, to_rows = _overlap(pixels_CHW.shape[1], height, preprocess.crop_rounding)
     from_columns, to_columns = _overlap(pixels_CHW.shape[2], width, preprocess.crop_rounding)
@@ -174,7 +173,7 @@ def _crop_or_fill(pixels_CHW: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def _overlap(side: int, wanted: int, rounding: CropRounding) -> tuple[slice, slice]:
-    """Which pixels of a side are shown, and where, if `wanted` pixels around its centre are."""
+    """Returns the source and target slices for `wanted` pixels around the centre of a side."""
     excess = (side - wanted) / 2
     if rounding == "floor":
         start = math.floor(excess)
@@ -189,9 +188,9 @@ def _sides(preprocess: Preprocess) -> tuple[int, int]:
 
 
 def part_to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess, box: Box) -> Tensor:
-    """A part of a decoded image, resized to the model's size, whatever `preprocess.resize` says: uint8 [C, H, W].
+    """Resizes a part of a decoded image to the model's size, regardless of `preprocess.resize`: uint8 [C, H, W].
 
-    By torch, whose kernel for bytes gives what Pillow's gives, but for one level of 256, in less than half the time.
+    Uses torch's uint8 kernel, which matches Pillow's up to one level of 256 in less than half the time.
     """
     if isinstance(image, np.ndarray):
         return torch.cat([part_to_tensor(band, grey, box) for band, grey in _by_band(image, preprocess)])
@@ -202,10 +201,10 @@ def part_to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess, box:
 
 
 def _borrowed(image: Image.Image) -> Tensor:
-    """An image's own memory, to be read only: uint8 [C, H, W], C being 4 where it has three channels, as Pillow keeps them."""
+    """Read-only view of an image's memory: uint8 [C, H, W]; C is 4 for three channels, as Pillow stores them."""
     try:
         pixels = pyarrow.array(image)
-    except ValueError:  # The rows of a very large image lie in several blocks.
+    except ValueError:  # Pillow stores a very large image in several blocks.
         return _channels_first(image)
     values = torch.from_dlpack(pixels if image.mode == "L" else pixels.values)
     return values.view(image.height, image.width, -1).permute(2, 0, 1)
@@ -217,6 +216,6 @@ def _in_channels(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 def _channels_first(image: Image.Image | np.ndarray) -> Tensor:
-    """A copy: uint8 [C, H, W], whose memory still has the channels last."""
+    """Copies an image to uint8 [C, H, W], in channels-last memory."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)

@@ -1,1 +1,1 @@
-"""The sources that a configuration can name, see `mmcl.data.SOURCES`."""
+"""Sources that a configuration can name, see `mmcl.data.SOURCES`."""

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8 x 8, offline and in memory at once."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels, available offline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DigitsSource(Source):
     """The digits with their labels, white on black.
 
     Args:
-        fold: "test" is a quarter of every class, drawn once and for all; "train" the rest.
+        fold: "test" is a fixed random quarter of every class; "train" the rest.
     """
 
     templates = ('a photo of the number: "{}".',)
@@ -48,7 +48,7 @@ class DigitsSource(Source):
 
 
 def _fold(labels: np.ndarray, fold: str) -> np.ndarray:
-    """Rows of a stratified split, in their own order."""
+    """Rows of a stratified split, in ascending order."""
     test = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

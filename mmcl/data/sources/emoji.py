@@ -1,4 +1,4 @@
-"""The bundled pairs: 1,906 emoji as four vendors draw them, with their names and keywords. Licences: `bundled/NOTICE.md`."""
+"""Bundled pairs: 1,906 emoji as drawn by four vendors, with names and keywords. Licences: `bundled/NOTICE.md`."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Fold = Literal["train", "val", "test", "all"]
 class EmojiSource(SampleList):
     """Images of 64 x 64 pixels, captioned with the emoji's name ("see-no-evil monkey") and labelled with its group.
 
-    Ids say which rows a retrieval may take for each other. A row's id is its concept, but concepts that any vendor among the
-    selected rows draws with the very same image share one: two flags, or a family and its namesake. With the rows of one
-    vendor that is exactly "a hit on an identical image is right"; with several, concepts that only one of them fails to
-    tell apart (80 of 1,906 in the default training fold) are not taught as different, which no single image could teach.
+    Rows with equal ids count as the same in retrieval. A row's id is its concept, but concepts for which any vendor among the
+    selected rows uses an identical image share an id, such as two flags. With one vendor, this means that retrieving an
+    identical image is correct. With several, concepts that only one vendor draws identically (80 of 1,906 in the default
+    training fold) are not trained as different, since that vendor's image cannot distinguish them.
 
     Args:
-        split: "unseen_style" trains on three vendors and tests on the fourth, same concepts; "unseen_concept" holds out whole
-            families of concepts, in every vendor.
-        fold: the part of that split.
+        split: "unseen_style" trains on three vendors and tests on the fourth, with the same concepts; "unseen_concept" holds
+            out whole families of concepts, for all vendors.
+        fold: fold of the split.
         concepts: only the concepts of this fold of "unseen_concept"; zero-shot classes are scored on "test".
-        vendors: only these; all by default.
-        flags: whether flags are kept; they are the easiest images and 270 of the concepts.
-        labels: the zero-shot classes, 9 groups or 98 subgroups.
-        keyword_share: how often, from 0 to 1, a training caption (`caption`) goes on with one or two of the emoji's keywords.
-            `Sample.captions`, by which a model is evaluated, is the plain name.
+        vendors: only these vendors; default: all.
+        flags: whether to include flags, which are the easiest images and 270 of the concepts.
+        labels: zero-shot classes: 9 groups or 98 subgroups.
+        keyword_share: probability, from 0 to 1, that a training caption (`caption`) appends one or two of the emoji's keywords.
+            `Sample.captions`, used in evaluation, is the plain name.
 
     Attributes:
-        vendor, group, subgroup, concept: of every row, as str.
+        vendor, group, subgroup, concept: values of every row, as str.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class EmojiSource(SampleList):
         return digest(rows, self._keywords, self._keyword_share)
 
     def caption(self, index: int, draw: float) -> str:
-        """The name, and below `keyword_share` also two draws from the keywords: "monkey face, animal, banana"."""
+        """Returns the name, with two draws from the keywords if below `keyword_share`: "monkey face, animal, banana"."""
         (name,), keywords = self._samples[index].captions, self._keywords[index]
         if draw >= self._keyword_share or not keywords:
             return name
@@ -101,7 +101,7 @@ class EmojiSource(SampleList):
 
 
 def _select(split: str, fold: str, concepts: str, vendors: Sequence[str], flags: bool) -> list[dict[str, Any]]:
-    """The rows of the bundled tables that the arguments ask for, vendor by vendor."""
+    """Selects rows of the bundled tables by the arguments, vendor by vendor."""
     _check_choice("split", split, ("unseen_style", "unseen_concept"))
     _check_choice("fold", fold, FOLDS)
     _check_choice("concepts", concepts, FOLDS)
@@ -126,7 +126,7 @@ def _check_choice(what: str, name: str, choices: Sequence[str]) -> None:
 
 
 def _ids(rows: Sequence[Mapping[str, Any]], number: Mapping[str, int]) -> np.ndarray:
-    """Union-find over "same image": a row's id is the smallest number among the concepts that its own is linked to."""
+    """Ids by union-find over "same image": a row's id is the smallest number among the concepts linked to its own."""
     parent = list(range(len(number)))
 
     def find(concept: str) -> int:

@@ -1,4 +1,4 @@
-"""The texts of the bundled emoji without the images: names, and the keywords that Unicode's editors gave to each."""
+"""Texts of the bundled emoji without images: names, and the keywords assigned by Unicode's editors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _RELATIONS = ("concept_id", "subgroup", "group")
 class EmojiTextSource(SampleList):
     """Names of emoji ("see-no-evil monkey"), each with a list of keywords as its positive ("evil, forbidden, gesture").
 
-    Keywords that are words of the name are left out, so that common words alone do not tell what belongs together.
+    Keywords that occur in the name are removed, so that pairs cannot be matched by shared words alone.
 
     Args:
-        fold: the concepts of this fold of "unseen_concept".
-        pairs: instead of names with their own keywords, names with keywords of four kinds, for the evaluator `sts`: the own
-            (score 3), those of another emoji of the subgroup (2), of the group (1), and of any other (0). The scores are
-            Unicode's classification, which is the work of its editors and not the judgement of readers.
+        fold: only the concepts of this fold of "unseen_concept".
+        pairs: for the evaluator `sts`, pair each name with four kinds of keywords: its own (score 3), and those of another emoji
+            of the same subgroup (2), of the same group (1), and of any other (0). The scores follow Unicode's
+            classification by its editors, not similarity ratings by readers.
 
     Attributes:
         scores: float64 [N] for pairs.
@@ -60,7 +60,7 @@ def _keywords(row: dict[str, Any]) -> str:
 
 
 def _graded(rows: list[dict[str, Any]]) -> list[tuple[int, int, float]]:
-    """(name, keywords, score): for every name its own keywords, and one of each looser relation where there is one."""
+    """Pairs (name, keywords, score): every name with its own keywords, and one of each weaker relation if available."""
     matches: list[tuple[int, int, float]] = []
     for number, row in enumerate(rows):
         order = permutation(len(rows), number).tolist()
