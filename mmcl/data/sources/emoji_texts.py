@@ -23,7 +23,7 @@ class EmojiTextSource(SampleList):
 
     Args:
         fold: only the concepts of this fold of "unseen_concept".
-        pairs: for the evaluator `sts`, pair each name with four kinds of keywords: its own (score 3), and those of another emoji
+        pairs: for the evaluator `sts`, pair each name with four kinds of keywords: its own (score 3), or those of another emoji
             of the same subgroup (2), of the same group (1), and of any other (0). The scores follow Unicode's
             classification by its editors, not similarity ratings by readers.
 

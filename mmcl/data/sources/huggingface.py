@@ -23,22 +23,22 @@ from mmcl.files.root import data_root
 
 _PIECE = 10_000
 _SUFFIXES = (".parquet", ".arrow", ".json")
-"""Of the files that the library reads in a folder of these, or writes there."""
+"""Suffixes of the files that the library reads or writes in a dataset folder."""
 
 
 class HuggingFaceSource(ArrowSource):
-    """Rows of a memory-mapped `datasets.Dataset`. Images are decoded by mmcl, within its bounds, not by the library.
+    """Rows of a memory-mapped `datasets.Dataset`. Images are decoded by mmcl, with its limits, not by the library.
 
     Args:
         path: a folder written by `save_to_disk`, a folder of parquet or Arrow files, or the name of a dataset on the hub.
-        split: which part, of datasets that have several.
-        subset: the configuration, of hub datasets that have several.
+        split: split to use, if the dataset has several.
+        subset: configuration of a hub dataset, if it has several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
         image_column, caption_column, label_column, positive_column, negative_column, score_column: as in `TableSource`.
-        image_root: folder that image paths are relative to; by default `path`, if it is a folder.
+        image_root: folder that image paths are relative to; default: `path`, if it is a folder.
 
     Raises:
-        UserError: the dataset cannot be loaded, has no such split, or lacks a column.
+        UserError: the dataset cannot be loaded, or the split or a column is missing.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class HuggingFaceSource(ArrowSource):
         )
 
     def __getstate__(self) -> Any:
-        """The library's own object, which names its files to another process and does not send them."""
+        """Pickles the library's dataset object, which refers to its files instead of copying them."""
         return self._state
 
     def __setstate__(self, state: Any) -> None:
@@ -106,7 +106,7 @@ class HuggingFaceSource(ArrowSource):
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """Of the files in its folder too; which of them belong to a split, the library does not say."""
+        """Usage of rows, and of the files in the folder; the library does not report which files belong to a split."""
         folder = Path(self._state[2])
         if not folder.is_dir():
             return super().usage
@@ -119,7 +119,7 @@ class HuggingFaceSource(ArrowSource):
 
     @property
     def fingerprint(self) -> str:
-        """Of texts, labels and the number of rows; images in the library's files are not read for it."""
+        """Digest of texts, labels and the number of rows; does not read the images in the library's files."""
         parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
         for column in itertools.chain.from_iterable(self._texts.values()):
             parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
@@ -132,22 +132,22 @@ def _load(path: str, cache: str, split: str, subset: str | None, revision: str |
     folder = Path(path)
     try:
         if not is_saved_to_disk(folder):
-            for file in folder.rglob("*.parquet"):  # read by the library, all of it
+            for file in folder.rglob("*.parquet"):  # the library reads each file completely
                 check_unpacked(file)
             return datasets.load_dataset(path, subset, split=split, revision=revision, cache_dir=cache)
         loaded = datasets.load_from_disk(path)
     except UserError:
         raise
-    except Exception as error:  # The library, and the network under it, raise many kinds.
+    except Exception as error:  # The library and the network raise many types.
         raise UserError(f"{path}: cannot be loaded as a Hugging Face dataset: {first_line(error)}") from error
     if isinstance(loaded, datasets.Dataset):
-        asked = split.partition("[")[0]  # The default means the only part, whatever that is called.
+        asked = split.partition("[")[0]  # The default selects the only split, whatever its name.
         loaded = {asked if asked == "train" or loaded.split is None else str(loaded.split): loaded}
     return _part(loaded, split, path)
 
 
 def _part(parts: Mapping[str, Any], split: str, path: str) -> Any:
-    """The rows that a split names in the library's form, such as "train[:10%]" or "train+test"."""
+    """Selects rows by a split in the library's syntax, such as "train[:10%]" or "train+test"."""
     import datasets
 
     try:
@@ -158,5 +158,5 @@ def _part(parts: Mapping[str, Any], split: str, path: str) -> Any:
 
 
 def is_saved_to_disk(folder: Path) -> bool:
-    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
+    """True if `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()

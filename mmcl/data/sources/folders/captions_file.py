@@ -1,4 +1,4 @@
-"""A file that names the images of a folder and says their captions: a table, or JSON as COCO and others write it."""
+"""Captions files, which list the images of a folder with their captions: tables, or JSON as in COCO."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mmcl.files.text_file import find_encoding, text_lines
 
 _USUAL = re.compile(
     r"(?:captions?|metadata|results)(?:[-_.].*)?\.(?:csv|tsv|jsonl|ndjson|parquet)|captions?(?:[-_.].*)?\.(?:json|txt)"
-    r"|(?!.*\.lemma\.).*\.token(?:\.txt)?",  # The lemmas beside Flickr's captions are no sentences.
+    r"|(?!.*\.lemma\.).*\.token(?:\.txt)?",  # The lemma files beside Flickr's captions do not contain sentences.
     re.IGNORECASE,
 )
 _KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _TOKEN = re.compile(r"(.+)#\d+\t(.*)")
-"""A line of Flickr's own files of captions: image, number of the caption, caption."""
+"""A line of Flickr's caption files: image, number of the caption, caption."""
 
 _NAME_COLUMNS = (
     "call that of the images `image`, or give the table itself with `image_column` and `image_root`; a file that does not "
@@ -35,19 +35,19 @@ _NAME_COLUMNS = (
 _LINE_BYTES = 2**16
 
 ANNOTATIONS = "annotations"
-"""The folder in which COCO keeps the captions of the image folders beside it."""
+"""COCO's folder with the captions of its sibling image folders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a row says of an image.
+    """One row of a captions file.
 
     Attributes:
-        row: its number, from 1.
-        image: how the file names the image; None where it does not.
-        captions: as the cell holds them.
-        label: the cell of the label column.
-        problem: why the row cannot be used, where that is known.
+        row: row number, from 1.
+        image: name of the image in the file; None if missing.
+        captions: content of the caption cell.
+        label: content of the label cell.
+        problem: why the row cannot be used, if known.
     """
 
     row: int
@@ -58,12 +58,12 @@ class Described:
 
 
 def usual_captions_files(folder: Path, names: Sequence[str], part: str) -> list[str]:
-    """The captions files that lie in a part of a folder, or in a folder in it that holds no image, such as "annotations".
+    """Finds the captions files in a part of a folder, or in a subfolder of it without images, such as "annotations".
 
     Args:
-        folder: the whole.
+        folder: the whole folder.
         names: all files in it.
-        part: path of the part, "" or with "/" at its end.
+        part: path of the part; "" or ending in "/".
     """
     inside = (name for name in names if name.startswith(part) and name[len(part) :].count("/") <= 1)
     usual = [name for name in inside if _USUAL.fullmatch(name.rpartition("/")[2])]
@@ -77,7 +77,7 @@ def usual_captions_files(folder: Path, names: Sequence[str], part: str) -> list[
 
 
 def possible_captions_files(names: Sequence[str]) -> list[str]:
-    """The files whose kind could say captions of images, and which belong to no single one, by their names."""
+    """Returns the files that, by their names, could contain captions of several images."""
     beside = {text for texts in find_sidecars(names).values() for text in texts}
     return [
         name
@@ -87,16 +87,16 @@ def possible_captions_files(names: Sequence[str]) -> list[str]:
 
 
 def captions_above(folder: Path) -> Path | None:
-    """COCO's captions of an image folder: `captions_NAME.json` beside it, or in the annotations beside it."""
+    """Finds COCO's captions of an image folder: `captions_NAME.json` beside it, or in the sibling folder "annotations"."""
     name, above = f"captions_{folder.absolute().name}.json", folder.absolute().parent
     return next((place for place in (above / ANNOTATIONS / name, above / name) if place.is_file()), None)
 
 
 def read_captions_file(path: Path) -> Iterator[Described]:
-    """The rows of a captions file.
+    """Yields the rows of a captions file.
 
     Raises:
-        UserError: it cannot be read, or does not name images; says what it lacks.
+        UserError: the file cannot be read, or does not name images; says what is missing.
     """
     if suffix_of(path.name) == ".json":
         return _from_json(path)
@@ -104,15 +104,15 @@ def read_captions_file(path: Path) -> Iterator[Described]:
 
 
 class ImageNames:
-    """Finds the images that a captions file means among those that are there.
+    """Matches the image names in a captions file to existing files.
 
-    Names are paths from the folder of the file on, or from the whole folder on, or the ends of paths where only one fits:
-    many lists leave out the folder of the images, or their suffix. Accents may be composed or not, and "./" and "\\" are
-    understood.
+    A name is a path relative to the folder of the captions file or to the whole folder, or the end of a path if only one file
+    matches, since many lists omit the image folder or the suffix. Accents may be composed or decomposed; "./" and "\\" are
+    accepted.
 
     Args:
-        names: the files that are there, as paths from the whole folder on.
-        part: folder of the captions file, "" or with "/" at its end.
+        names: existing files, as paths relative to the whole folder.
+        part: folder of the captions file; "" or ending in "/".
     """
 
     def __init__(self, names: Sequence[str], part: str):
@@ -120,7 +120,7 @@ class ImageNames:
         self._composed = {composed(name): name for name in names if not name.isascii()}
 
     def find(self, name: str) -> str | None:
-        """The file that is meant; None where there is none, or more than one might be."""
+        """Returns the matching file; None if there is no match or more than one."""
         plain = posixpath.normpath(name if name in self._names else name.replace("\\", "/"))
         for path in (posixpath.normpath(self._part + plain), plain):
             if path in self._names:
@@ -135,7 +135,7 @@ class ImageNames:
 
     @cached_property
     def _by_last(self) -> dict[str, list[str]]:
-        """Files by their names without folders; made when it is needed."""
+        """Files by their names without folders; built on first use."""
         files: dict[str, list[str]] = {}
         for name in self._names:
             files.setdefault(composed(name.rpartition("/")[2]), []).append(name)
@@ -151,7 +151,7 @@ class ImageNames:
 
 
 def _is_meant(path: Path) -> bool:
-    """True if a file of a usual name is a captions file, where other files have such names too: its first line tells."""
+    """True if a file with a usual name is a captions file according to its first line; other files may have such names."""
     name = path.name.lower()
     if name.endswith((".token", ".token.txt")):
         return _TOKEN.match(_first_line(path)) is not None
@@ -218,7 +218,7 @@ def _texts_in(cells: list[Any]) -> Any:
 
 
 def _json_pairs(content: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Names and captions of COCO's form, of Karpathy's, of a list of records, or of a mapping from names to captions."""
+    """Yields names and captions from COCO's or Karpathy's format, a list of records, or a mapping from names to captions."""
     if isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" not in content:
         for image in content["images"]:
             yield posixpath.join(image.get("filepath", ""), image["filename"]), image["sentences"]

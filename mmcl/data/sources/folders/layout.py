@@ -1,4 +1,4 @@
-"""Which part of a folder of images is meant, and which file describes the images in it."""
+"""Detection of the split and the captions file in a folder of images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mmcl.errors import UserError
 from mmcl.files.listing import is_image, is_split
 
 WHOLE = "all"
-"""The split that takes all splits together."""
+"""Name that selects all splits together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How a folder is to be read.
+    """Layout of an image folder.
 
     Attributes:
-        part: folder in it below which the images lie, "" for the whole, else with "/" at its end.
-        split: the split in it that was chosen, likewise; the folders beside it belong to other data.
-        captions: the file that names the images and says their captions.
+        part: subfolder that contains the images; "" for the whole folder, else ending in "/".
+        split: subfolder of the chosen split, in the same form; its sibling folders belong to other data.
+        captions: the captions file.
     """
 
     part: str = ""
@@ -31,23 +31,23 @@ class Layout:
     captions: Path | None = None
 
     def is_of_others(self, name: str) -> bool:
-        """True if a file lies in a folder beside the chosen split."""
+        """True if a file is in a sibling folder of the chosen split."""
         around = self.split[: self.split.rstrip("/").rfind("/") + 1]
         beside = self.split != "" and name.startswith(around) and not name.startswith(self.split)
         return beside and "/" in name[len(around) :]
 
 
 def find_layout(folder: Path, names: Sequence[str], *, split: str | None = None, captions: str | None = None) -> Layout:
-    """Goes down as long as all images are in one subfolder, and into the chosen split, until a captions file is found.
+    """Descends while all images are in one subfolder, and into the chosen split, until a captions file is found.
 
     Args:
-        folder: the whole.
-        names: all files in it, as `list_files` gives them.
-        split: name of the subfolder, or of the captions file's part, that was asked for; `WHOLE` takes splits together.
-        captions: path of the captions file from the folder on, where it was given.
+        folder: the whole folder.
+        names: all files in it, as returned by `list_files`.
+        split: name of the requested subfolder or split of the captions file; `WHOLE` combines all splits.
+        captions: path of the captions file relative to the folder, if given.
 
     Raises:
-        UserError: there are several splits or captions files and none was chosen, or the one that was chosen is missing.
+        UserError: several splits or captions files exist and none was chosen, or the chosen one is missing.
     """
     if captions is not None:
         if not (folder / captions).is_file():
@@ -86,7 +86,7 @@ def _find(folder: Path, names: Sequence[str], part: str, split: str | None) -> L
 
 
 def _refuse_several(folder: Path, names: Sequence[str], parts: Sequence[str]) -> None:
-    """Raises UserError where parts that would be read together have captions files of their own."""
+    """Raises UserError if parts that would be read together have separate captions files."""
     own = [name for part in parts for name in usual_captions_files(folder, names, part)]
     if own:
         raise UserError(
@@ -103,7 +103,7 @@ def _only(folder: Path, names: Sequence[str]) -> str:
 
 
 def _is_of(name: str, split: str | None) -> bool:
-    """True if a captions file says in its name that it is of a split, as `captions_train2017.json` is of train."""
+    """True if a captions file's name contains the split, as `captions_train2017.json` contains train."""
     words = re.split(r"[-_.]", Path(name).stem.lower())
     return any(word == split or (is_split(word) and word.rstrip("0123456789") == split) for word in words)
 

@@ -1,4 +1,4 @@
-"""A folder of images, described by a captions file, by a text file beside each image, or by class subfolders."""
+"""Folders of images with a captions file, a text file beside each image, or class subfolders."""
 
 from __future__ import annotations
 
@@ -22,31 +22,30 @@ from mmcl.files.listing import IMAGE_SUFFIXES, Listing, is_image, is_split, list
 from mmcl.terminal import counted
 
 _IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "jpegimages", "photos", "pictures"))
-"""Names of folders of images of any class, beside which others lie, such as masks."""
+"""Names of folders with images of all classes, which may have siblings such as masks."""
 
 
 class FolderSource(Source):
-    """All images in a folder and below, in the order of their paths; hidden files, and those of operating systems, are no
-    part of it.
+    """All images in a folder and its subfolders, sorted by path; hidden files and those of operating systems are ignored.
 
     - With a captions file in it (`captions`, `metadata` or `results`, also `captions_NAME`, as .csv, .tsv, .jsonl or .parquet,
-      or `captions_NAME.json` as COCO writes it, also in or beside the folder `annotations`): the images that the file names,
-      with its captions, or its labels.
-    - With `name.txt`, `name.caption`, `name.0.txt`, ... or `name.jpg.txt` beside `name.jpg`: every line is a caption; so is
-      the field "caption", or another usual one, of a `name.json`.
-    - With all images in two or more subfolders, and no captions file: the first subfolder is the label. A folder around these
-      is passed over. The numbered folders of img2dataset are no labels, nor are a folder called "images" and those beside it.
+      or `captions_NAME.json` as written by COCO, also in or beside the folder `annotations`): the images listed in the file,
+      with its captions or labels.
+    - With `name.txt`, `name.caption`, `name.0.txt`, ... or `name.jpg.txt` beside `name.jpg`: every line is a caption. In a
+      `name.json`, the captions are in the field "caption" or another usual one.
+    - With all images in two or more subfolders, and no captions file: the first subfolder is the label. A folder that contains
+      all of these is skipped. The numbered folders of img2dataset, a folder called "images" and its siblings are not labels.
 
-    An image that is missing, or a text that cannot be read, is a bad sample. `usage` says what in the folder is not used.
+    A missing image or an unreadable text is a bad sample. `usage` reports unused files.
 
     Args:
         path: the folder.
-        split: the subfolder, of a folder with several such as train and test, or the part of the captions file; "all" makes no
-            distinction.
-        captions: path of the captions file from the folder on, if it is none of the usual, or if there are several.
+        split: subfolder of a folder with several splits such as train and test, or the split in the captions file; "all"
+            combines them.
+        captions: path of the captions file relative to the folder, if it has an unusual name or there are several.
 
     Raises:
-        UserError: there is no image, or it must be said which split or captions file is meant.
+        UserError: the folder has no images, or the split or captions file is ambiguous.
     """
 
     def __init__(self, path: str | None, root: str | None, *, split: str | None = None, captions: str | None = None):
@@ -59,7 +58,7 @@ class FolderSource(Source):
         names = [name for name in listing.names if name.startswith(layout.split)]
         content = _listed(self.path, names, layout, layout.captions) if layout.captions else _found(self.path, names)
         ours = [name for name in listing.names if not layout.is_of_others(name)] if layout.split else names
-        # No sample is held: of millions they would take gigabytes.
+        # Samples are not stored: millions of them would take gigabytes.
         self._names, self._captions, self._problems = content.names, content.captions, content.problems
         self._unreadable = listing.unreadable
         labels, self._notes = (content.labels, content.notes) if layout.captions else _class_folders(content, layout.part)
@@ -90,7 +89,7 @@ class FolderSource(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """Of the files in the folder, those that are samples."""
+        """Files in the folder, and those used as samples."""
         return [self._usage]
 
     @property
@@ -109,20 +108,20 @@ class FolderSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Of paths within the folder, file sizes, captions and labels, so that a copy of the folder has the same."""
+        """Digest of relative paths, file sizes, captions and labels, so that a copy of the folder has the same one."""
         labels = None if self.class_names is None else (self.class_names, self._labels.tolist())
         return digest(self._names, [_size(self.path / name) for name in self._names], self._captions, labels)
 
 
 @dataclass(slots=True)
 class _Content:
-    """The samples of a folder.
+    """Contents of a folder.
 
     Attributes:
-        names, captions, labels: of every image; paths are from the folder on.
-        problems: why an image cannot be used, by its number.
-        texts: the files that were read for captions.
-        notes: what to say of them when a run starts.
+        names, captions, labels: values of every image; names are paths relative to the folder.
+        problems: image index -> why it cannot be used.
+        texts: files that were read for captions.
+        notes: notes to print when a run starts.
     """
 
     names: list[str] = field(default_factory=list)
@@ -141,7 +140,7 @@ class _Content:
 
 
 def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _Content:
-    """The images that a captions file names, in its order."""
+    """Collects the images listed in a captions file, in its order."""
     inside = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
     place = inside[: inside.rfind("/") + 1]
     images, content = ImageNames(names, place), _Content(texts={inside})
@@ -150,7 +149,7 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
     for line in read_captions_file(path):
         found = None if line.image is None else images.find(line.image)
         if found is None and layout.split and not inside.startswith(layout.split):
-            continue  # Of another split, whose images are not looked for.
+            continue  # Rows of other splits are skipped without a check of their images.
         name = found or (f"{place}{path.name}, row {line.row}" if line.image is None else (Path(place) / line.image).as_posix())
         if name not in number:
             number[name] = len(number)
@@ -171,14 +170,14 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
 
 
 def _missing(image: Path, line: Described, captions: Path) -> str | None:
-    """What is wrong with an image that is not among the files of the folder; it may be outside of it."""
+    """Returns the problem of an image that is not in the listing; None if it exists outside the folder."""
     if line.image is None:
         return line.problem or f"{captions.name} names no image in this row"
     return None if os.path.exists(image) else f"no such file; {captions.name} names it in row {line.row}"
 
 
 def _found(folder: Path, names: Sequence[str]) -> _Content:
-    """All images, and the captions beside each."""
+    """Collects all images and the captions beside each."""
     content, sidecars = _Content(), find_sidecars(names)
     for name in filter(is_image, names):
         captions: dict[str, None] = {}
@@ -189,7 +188,7 @@ def _found(folder: Path, names: Sequence[str]) -> _Content:
             except UserError as error:
                 problem, found = str(error), ()
             captions |= dict.fromkeys(found)
-            # A text or record without captions, such as the boxes of an annotation tool, is none of ours.
+            # A text or record without captions, such as boxes from an annotation tool, is ignored.
             content.texts |= {text} if found else set()
         content.add(name, tuple(captions), problem)
     if not content.names:
@@ -201,7 +200,7 @@ def _found(folder: Path, names: Sequence[str]) -> _Content:
 
 
 def _captions_in(text: Path) -> tuple[str, ...]:
-    """The captions in a file beside an image; none in a record that is no description. Raises UserError for a text."""
+    """Reads the captions in a file beside an image; a record without captions gives none. Raises UserError for a bad text."""
     suffix = suffix_of(text.name)
     try:
         with text.open("rb") as file:
@@ -219,9 +218,9 @@ def _captions_in(text: Path) -> tuple[str, ...]:
 
 
 def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list[str]]:
-    """The subfolder of every image as its class, or None, and what to say where there are no classes for one reason."""
+    """Returns the class of every image, from its subfolder, or None; and notes if classes are omitted for a reason."""
     folders = [name[len(part) :].split("/")[:-1] for name in content.names]
-    if all(path and is_split(path[0]) for path in folders):  # All splits together: classes are those below.
+    if all(path and is_split(path[0]) for path in folders):  # All splits are combined: the classes are one level below.
         folders = [path[1:] for path in folders]
     classes = [path[0] if path else None for path in folders]
     present = {name for name in classes if name is not None}
@@ -248,7 +247,7 @@ def _without_texts(captions: Path) -> list[str]:
 
 
 def _unread(names: Sequence[str]) -> list[str]:
-    """A line that names files which may hold the captions that no image has."""
+    """Returns a note that names unread files that may contain captions, if no image has any."""
     files = possible_captions_files(names)
     if not files:
         return []
@@ -267,7 +266,7 @@ def _usage(names: Sequence[str], listing: Listing, content: _Content, layout: La
 
 
 def _size(file: Path) -> int | None:
-    """Bytes; None of a link that leads nowhere, which is a bad sample."""
+    """File size in bytes; None for a broken link, which is a bad sample."""
     try:
         return file.stat().st_size
     except OSError:

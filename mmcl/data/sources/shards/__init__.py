@@ -1,1 +1,1 @@
-"""Tar shards of images with captions, read by offset through an index: nothing is extracted, nothing is streamed."""
+"""Tar shards of images with captions, with random access through an index and without extraction."""

@@ -1,8 +1,7 @@
-"""The index of a tar shard: what its samples are and where their images lie, as columns in a file that is mapped, not read.
+"""Index of a tar shard: its samples and the byte ranges of their images, as columns of a memory-mapped file.
 
-A shard is scanned once; its index is an Arrow file in a cache folder, which opens in a moment and shares its memory between
-processes. Captions are in the index, images are not. An index belongs to a shard's size and time: another shard of the same
-name is scanned anew.
+A shard is scanned once. Its index is an Arrow file in a cache folder, which opens quickly and is shared between processes.
+Captions are in the index, images are not. An index is valid for a shard's size and time; a changed shard is scanned again.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFacts:
-    """What is known of a shard as a whole.
+    """Facts about a whole shard.
 
     Attributes:
-        format: version of the index's format.
-        bytes, version: of the shard when it was scanned.
+        format: version of the index format.
+        bytes, version: size and version of the shard when it was scanned.
         fingerprint: digest of its members' names, sizes and times, and of all texts.
-        broken: why it could not be read to its end; None where it could.
-        failed: samples that img2dataset could not download, and which are therefore not in it.
-        members: how many belong to samples.
-        other: the others, by suffix.
+        broken: why it could not be read to its end; None if it could.
+        failed: number of samples that img2dataset could not download, which the shard therefore lacks.
+        members: number of members that belong to samples.
+        other: unused members, by suffix.
     """
 
     format: int
@@ -65,7 +64,7 @@ class ShardFacts:
 
     @classmethod
     def from_json(cls, text: str) -> ShardFacts:
-        """What `json.dumps(asdict(facts))` wrote. Raises KeyError, TypeError or ValueError of anything else."""
+        """Parses the output of `json.dumps(asdict(facts))`. Raises KeyError, TypeError or ValueError for anything else."""
         stored = json.loads(text)
         other = {reason: Unused(part["count"], tuple(part["examples"])) for reason, part in stored.pop("other").items()}
         return cls(other=other, **stored)
@@ -76,12 +75,12 @@ class Shard:
 
     Args:
         file: the tar file.
-        index: of the Arrow file.
+        index: path of the Arrow file.
 
     Attributes:
-        path: of the tar file, or its URL.
-        facts: of the whole.
-        columns: a row per sample; offset and size are -1 without an image, label is -1 without one.
+        path: path or URL of the tar file.
+        facts: facts about the whole shard.
+        columns: one row per sample; offset and size are -1 without an image, label is -1 without a label.
     """
 
     def __init__(self, file: LocalFile | RemoteFile, index: Path):
@@ -110,7 +109,7 @@ class Shard:
 
 
 def open_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Shard | None:
-    """A shard by its index; None where there is no index of it as it is now.
+    """Opens a shard through its index; None if there is no up-to-date index.
 
     Args:
         file: the tar file.
@@ -120,22 +119,22 @@ def open_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] 
     try:
         shard = Shard(file, _index_file(file, cache, fields))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None  # Not there, of another version, or spoilt: it is made anew.
+        return None  # Missing, of another version, or damaged: it is built again.
     same = (shard.facts.format, shard.facts.bytes, shard.facts.version) == (FORMAT, file.size, file.version)
     return shard if same else None
 
 
 def index_shard(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str] | None) -> Shard:
-    """Scans a shard and writes its index. One on a server is copied for that.
+    """Scans a shard and writes its index. A remote shard is copied first.
 
     Args:
         file: the tar file.
         cache: folder of the indices.
-        fields: of a sample's .json that hold its captions. None takes the lines of its .txt, and, where there is none, a usual
-            field such as "caption".
+        fields: caption fields of a sample's .json. None uses the lines of its .txt or, without one, a usual field such as
+            "caption".
 
     Raises:
-        UserError: the shard cannot be opened, or its index not be written. A damaged shard is indexed up to the damage.
+        UserError: the shard cannot be opened, or its index cannot be written. A damaged shard is indexed up to the damage.
     """
     rows, facts = scan_shard(file, fields)
     columns = [pa.array([getattr(row, column.name) for row in rows], column.type) for column in _SCHEMA]
@@ -153,7 +152,7 @@ def _index_file(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str]
 
 @dataclass(slots=True)
 class _Row:
-    """A sample whose members are being found."""
+    """A sample whose members are being collected."""
 
     key: str
     offset: int = -1
@@ -166,7 +165,7 @@ class _Row:
 
 
 def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
-    """Reads the headers and texts of a shard. Raises UserError when it cannot be opened."""
+    """Reads the headers and texts of a shard. Raises UserError if it cannot be opened."""
     rows: dict[str, _Row] = {}
     other: list[tuple[str, str]] = []
     state, broken = hashlib.sha256(), None
@@ -197,13 +196,13 @@ def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> t
 
 
 def _reason_unused(name: str) -> str:
-    """Its suffix; and that there is another dot before it, at which the key ends."""
+    """Returns the suffix of an unused member, and notes an earlier dot in the name, at which the key ends."""
     reason = reason_unused(name)
     return f"{reason} whose names have another dot" if name.rpartition("/")[2].lstrip(".").count(".") > 1 else reason
 
 
 def _add(member: Member, file: BinaryIO, rows: dict[str, _Row], fields: Sequence[str] | None, state: Any) -> bool:
-    """Adds a member to its sample. Returns whether it belongs to one."""
+    """Adds a member to its sample. Returns false if it belongs to none."""
     match = _NAME.fullmatch(member.name)
     extension = match[2].lower() if match else ""
     kind = "image" if f".{extension}" in IMAGE_SUFFIXES else ".cls" if extension == "cls" else kind_of_member(extension)
@@ -235,7 +234,7 @@ def _read_text(member: Member, kind: str, file: BinaryIO, row: _Row, fields: Seq
         elif kind == RECORD_SUFFIX and (fields is not None or not row.has_text):
             row.captions = read_captions(kind, raw, fields)
         elif kind in TEXT_SUFFIXES and fields is None:
-            before = row.captions if row.has_text else ()  # Captions of a record give way to those of a text.
+            before = row.captions if row.has_text else ()  # Captions in a text take precedence over those in a record.
             row.captions, row.has_text = tuple(dict.fromkeys([*before, *read_captions(kind, raw)])), True
     except (ValueError, RecursionError) as error:
         row.problem = f"its {kind} cannot be read: {first_line(error)}"

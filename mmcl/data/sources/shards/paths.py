@@ -1,4 +1,4 @@
-"""Which files a user means: one tar, a folder of them, a glob, or braces such as `{00000..00099}.tar`."""
+"""Resolution of shard paths: a tar file, a folder, a glob, or braces such as `{00000..00099}.tar`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ MAX_SHARDS = 1_000_000
 NUMBER_OF_SHARDS = "nshards.txt"
 _UNPACKERS = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd"}
 COMPRESSED = tuple(_UNPACKERS)
-"""Of archives in which no sample can be read without all before it."""
+"""Suffixes of compressed archives, which do not allow random access."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_shards(path: str) -> bool:
-    """True if a path means tar shards by its name; says nothing of whether they are there."""
+    """True if a path names tar shards; does not check that they exist."""
     return all(part.lower().endswith((".tar", *COMPRESSED)) for part in path.split(SEPARATOR))
 
 
 def find_shards(path: str, split: str | None = None) -> list[str]:
-    """The shards in the order in which they are read: as braces spell them, else by name, numbers by value.
+    """Returns the shards in reading order: the order of the braces, else by name with numbers by value.
 
     Args:
-        path: one or several, joined by "::"; URLs too, whose files are not looked for here.
-        split: subfolder of a folder that has several with shards, such as "train".
+        path: one or several paths, joined by "::"; may be URLs, whose existence is not checked here.
+        split: subfolder such as "train", if several subfolders contain shards.
 
     Raises:
-        UserError: nothing is there, or some shard of a braced range or of a counted folder is missing.
+        UserError: no shard exists, or a shard of a braced range or of a counted folder is missing.
     """
     shards = [shard for part in path.split(SEPARATOR) for shard in _find(part, split)]
     if len(set(shards)) < len(shards):
@@ -67,10 +67,10 @@ def _find(part: str, split: str | None) -> list[str]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """`{08..10}` counts with its zeros, `{a,b}` lists; several multiply, the last one fastest.
+    """Expands ranges `{08..10}`, with leading zeros, and lists `{a,b}`; several multiply, and the last varies fastest.
 
     Raises:
-        UserError: the braces hold neither, or more than `MAX_SHARDS`.
+        UserError: the braces contain neither, or expand to more than `MAX_SHARDS`.
     """
     match = _BRACES.search(pattern)
     if match is None:
@@ -107,7 +107,7 @@ def _in_folder(folder: Path, split: str | None) -> list[str]:
 
 
 def _tars_in(folder: Path, split: str | None) -> tuple[Path, list[str]]:
-    """The folder itself, its split, or the only one below with shards; and the shards' names in it."""
+    """Returns the folder itself, its split or its only subfolder with shards, and the names of the shards in it."""
     files = list_files(folder).names
     by_place: dict[str, list[str]] = {}
     for name in files:
@@ -133,7 +133,7 @@ def _refuse_compressed(*paths: str) -> None:
 
 
 def stated_samples(shard: str) -> tuple[int, int] | None:
-    """How many samples img2dataset says to have written to a shard, and how many it failed to; None without its side file."""
+    """Numbers of written and failed samples of a shard according to img2dataset; None without its statistics file."""
     side = Path(side_file(shard))
     if not side.is_file():
         return None
@@ -145,7 +145,7 @@ def stated_samples(shard: str) -> tuple[int, int] | None:
 
 
 def side_file(shard: str) -> str:
-    """Where img2dataset writes what it knows of a shard."""
+    """Path of img2dataset's statistics file of a shard."""
     return f"{shard[: -len('.tar')]}_stats.json"
 
 
