@@ -12,7 +12,7 @@ from mmcl.errors import UserError
 from mmcl.terminal import counted
 
 FinalLayer = Literal["norm", "fixed_norm", "bias", "plain"]
-"""After the last linear layer: batch norm, batch norm without learned scale and shift, a bias, or nothing."""
+"""Addition after the last linear layer: batch norm, batch norm without learned scale and shift, a bias, or nothing."""
 
 
 class NoHead(nn.Module):

@@ -67,7 +67,7 @@ class Best:
         return BestState(metric=self.metric, value=self.value, step=self.step, waiting=self.waiting)
 
     def restore(self, state: BestState, checkpoints: Path) -> None:
-        """Restore `state` if it is of the same score and its checkpoint is intact; log it otherwise."""
+        """Restore `state` if it is of the same score; if its checkpoint is damaged, warn and start without a best score."""
         if state.metric != self.metric or state.step is None:
             return
         try:

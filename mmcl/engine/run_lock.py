@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 
 
 FOLDERS, FILES = ("checkpoints", "features", "model", "report"), ("config.yaml", "metrics.jsonl", "bad_samples.jsonl", ".lock")
-"""Contents of a run directory: none of the folders may be a file, none of the files a folder."""
+"""Names of the folders and files in a run directory; a folder's name must not be a file, nor the reverse."""
 
 
 @contextmanager

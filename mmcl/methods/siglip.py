@@ -27,7 +27,7 @@ class SigLIP(Method):
         towers: "image" and "text", of equal embedding width.
         temperature: initial temperature; 0.1 in the paper.
         bias: initial bias. By default `configure` sets it to -log(B - 1); until then it is -10, as in the paper, which
-            corresponds to B of about 22,000.
+            corresponds to a batch of about 22,000 pairs.
         max_scale: largest inverse temperature, enforced after every step; by default there is no limit, as in the paper.
     """
 

@@ -30,9 +30,9 @@ class Suite:
     """Contents of a suite file."""
 
     evaluate: tuple[EvaluatorConfig, ...]
-    """Evaluators with their data, as in the configuration of a run; each needs data of its own."""
+    """Evaluators as in the configuration of a run; each must name its data."""
     models: tuple[str, ...] = ()
-    """Run directories or other names that `load_model` takes; each is a column."""
+    """Run directories or other names that `load_model` accepts; each is a column."""
 
 
 def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
