@@ -1,4 +1,4 @@
-"""What a model must beat: its own input. Pixels and their principal components, as models; and scores by memory alone."""
+"""Baselines: raw pixels and their principal components as models, nearest training images, chance and majority."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmcl.evaluate.reporting.report import Report
 from mmcl.preprocess import Preprocess
 
 BELOW_ALL = -2.0
-"""The score of a class that no training image has: lower than any cosine."""
+"""Score of a class without training images: lower than any cosine."""
 
 
 class _Pixels:
-    """What pixel models have in common: no texts, and no scale of their own."""
+    """Base class of pixel models, which have no text tower and no logit scale."""
 
     logit_scale = 1.0
     logit_bias = None
@@ -32,10 +32,10 @@ class _Pixels:
 
 
 class RawPixels(_Pixels):
-    """A model whose embedding is the image: pixels in [0, 1], flattened, scaled to unit length (so not centred).
+    """A model whose embedding is the image: pixels in [0, 1], flattened and scaled to unit length, without centring.
 
     Args:
-        preprocess: size and channels; everything else about the image is lost.
+        preprocess: size and channels of the pixels.
     """
 
     def __init__(self, preprocess: Preprocess):
@@ -44,11 +44,11 @@ class RawPixels(_Pixels):
 
     @classmethod
     def like(cls, source: Source, preprocess: Preprocess | None = None) -> RawPixels:
-        """Pixels of 32 x 32, or the images' own size where that is smaller; grey where the first image is.
+        """Creates a model of 32 x 32 pixels, or of the image size if that is smaller; grey if the first image is grey.
 
         Args:
-            source: of the images.
-            preprocess: of the model that is compared, whose intensity, and bands beyond colours, these have too.
+            source: source of the images.
+            preprocess: preprocessing of the model to compare with; its intensity range and extra channels are used here too.
         """
         first = decode_sample(source[0], preprocess)
         channels, intensity = (3, None) if preprocess is None else (preprocess.channels, preprocess.intensity)
@@ -63,11 +63,11 @@ class RawPixels(_Pixels):
 
 
 class PCAPixels(_Pixels):
-    """The first 50 principal components of the pixels, fitted on training images; of n images no more than n - 1 are there.
+    """The first 50 principal components of the pixels, fitted on training images; at most n - 1 for n images.
 
     Args:
-        bank_pixels: float32 [T, P], the training images as `RawPixels` gives them.
-        pixels: a source to its pixels, so that they are decoded once.
+        bank_pixels: float32 [T, P], the training images as encoded by `RawPixels`.
+        pixels: maps a source to its pixels, so that images are decoded once.
     """
 
     def __init__(self, bank_pixels: np.ndarray, pixels: Callable[[Source], np.ndarray]):
@@ -76,18 +76,18 @@ class PCAPixels(_Pixels):
         self.fingerprint = "PCA-50"
         self._pixels = pixels
         components = min(50, len(bank_pixels) - 1, bank_pixels.shape[1])
-        # Images that are all the same have none.
+        # Identical images have no components.
         varies = components > 0 and bool(np.ptp(bank_pixels, axis=0).any())
         self._pca = PCA(components, random_state=0).fit(bank_pixels) if varies else None
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
-        """Components of a source: float32 [N, 50], or fewer; one column of zeros where there are none."""
+        """Components of a source: float32 [N, 50] or fewer columns; one column of zeros if there are no components."""
         pixels = self._pixels(images)
         return np.zeros((len(pixels), 1), np.float32) if self._pca is None else self._pca.transform(pixels).astype(np.float32)
 
 
 def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: int) -> Scores:
-    """Scores queries with groups of images: the highest cosine with any member; `BELOW_ALL` for an empty group.
+    """Scores queries against groups of images by the highest cosine with any member; `BELOW_ALL` for an empty group.
 
     Args:
         query_ND, member_TD: unit-length rows.
@@ -106,7 +106,7 @@ def best_of_group(query_ND: Tensor, member_TD: Tensor, group_T: Tensor, groups: 
 
 
 def group_to_queries(query_ND: Tensor, member_TD: Tensor, group_T: Tensor) -> Scores:
-    """The same scores the other way round: rows of groups -> float32 [n, N]."""
+    """The transposed scores of `best_of_group`: rows of groups -> float32 [n, N]."""
 
     def scores(part: slice) -> Tensor:
         own = (group_T >= part.start) & (group_T < part.stop)
@@ -119,16 +119,16 @@ def group_to_queries(query_ND: Tensor, member_TD: Tensor, group_T: Tensor) -> Sc
 
 
 def _cosine(a_ND: Tensor, b_MD: Tensor) -> Tensor:
-    """float32 [N, M], computed in float64. A block of `b` at a time: all pixels as float64 would be the peak of a whole run."""
+    """Cosines, float32 [N, M], in float64 in blocks of `b`, because float64 copies of all pixels would need too much memory."""
     a = a_ND.double()
     return torch.cat([(a @ block.double().T).float() for block in b_MD.split(512)], dim=1)
 
 
 def class_baselines(evaluator: str, data: str, metrics: Sequence[str], labels: np.ndarray, bank_labels: np.ndarray) -> Report:
-    """Top-1 accuracy without looking: a class at random, and always the most common class of the training data.
+    """Top-1 accuracy without a model: chance (a random class) and majority (the most common class of the training data).
 
     Args:
-        metrics: names of the top-1 accuracies that these stand beside.
+        metrics: names of the top-1 accuracies that the baselines are for.
         labels, bank_labels: int64, of the test and of the training rows.
     """
     classes, counts = np.unique(bank_labels, return_counts=True)

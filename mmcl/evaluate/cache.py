@@ -1,7 +1,8 @@
-"""Embeddings on disk, so that nothing is encoded twice: an entry is found only by everything that it depends on.
+"""On-disk cache of embeddings, keyed by everything that they depend on.
 
-An entry is `KEY.safetensors` and `KEY.json`, which says what it holds, how many bytes it has and their sha256. Both are written
-aside and renamed, the JSON last: an entry is whole, or there is none. The entries that were not used for longest make room.
+An entry consists of `KEY.safetensors` and `KEY.json`, which records the content, its size in bytes and its SHA-256. Both are
+written to temporary files and renamed, the JSON last, so that an entry is complete or absent. The least recently used entries
+are evicted.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ MAX_BYTES = 4 * 2**30
 
 
 class EmbeddingCache:
-    """A folder of embeddings.
+    """A folder of cached embeddings.
 
     Args:
-        folder: made when it is first written to.
-        max_bytes: of all entries together; an array that is larger is not kept.
+        folder: created at the first write.
+        max_bytes: maximum size of all entries together; a larger array is not stored.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES):
@@ -38,7 +39,7 @@ class EmbeddingCache:
         self.max_bytes = max_bytes
 
     def load(self, depends_on: Mapping[str, str]) -> np.ndarray | None:
-        """The rows that `save` stored under the same facts, or None. Damaged ones are removed, with a warning."""
+        """Returns the rows that `save` stored with the same key, or None. Removes damaged entries with a warning."""
         from safetensors.numpy import load
 
         entry, data = self._paths(depends_on)
@@ -57,7 +58,7 @@ class EmbeddingCache:
             return None
 
     def save(self, depends_on: Mapping[str, str], rows: np.ndarray) -> None:
-        """Stores float32 [N, D], and removes what then is too much. Logs a warning where the disk is full or read-only."""
+        """Stores float32 [N, D] and evicts entries above the limit. Logs a warning if the disk is full or read-only."""
         from safetensors.numpy import save
 
         entry, data = self._paths(depends_on)
@@ -89,12 +90,12 @@ class EmbeddingCache:
 
     @staticmethod
     def _remove(entry: Path) -> None:
-        # The JSON first: without it there is no entry, at whatever moment this ends.
+        # The JSON first, so that an interruption never leaves an entry without its data.
         entry.unlink(missing_ok=True)
         entry.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def default_cache() -> EmbeddingCache | None:
-    """The cache in the folder that the environment variable MMCL_CACHE names, else ~/.cache/mmcl/embeddings; "off" for none."""
+    """The cache in the folder of the environment variable MMCL_CACHE, else ~/.cache/mmcl/embeddings; None if it is "off"."""
     place = os.environ.get("MMCL_CACHE") or "~/.cache/mmcl/embeddings"
     return None if place == "off" else EmbeddingCache(Path(place).expanduser())

@@ -1,14 +1,14 @@
-"""Embeddings in a parquet file, from anywhere: evaluated as if a model gave them.
+"""Embeddings in parquet files, from any source, evaluated like those of a model.
 
-A row is an image, a text or a class, and its columns are
+Each row is an image, a text or a class, with the columns
 
-    id          rows with equal ids belong together, as an image and its captions do; for retrieval
+    id          for retrieval: rows with equal ids belong together, such as an image and its captions
     kind        "image", "text" or "class"
-    embedding   list of numbers, of one length in the whole file
-    label       of images, their class; of classes, which one it is; null elsewhere
-    name        what it is called, of a text the text itself; may be missing
+    embedding   list of numbers, of the same length in the whole file
+    label       for images and classes: the class; null otherwise
+    name        optional name; for a text, the text itself
 
-ids and labels are whole numbers or texts. A row of kind "class" is what zero-shot classification compares images with.
+ids and labels are integers or strings. Zero-shot classification compares images with the rows of kind "class".
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from mmcl.types import EmbeddingModel
 
 KINDS = ("image", "text", "class")
 SUFFIXES = (".parquet", ".csv", ".npy")
-"""Of the files that `write_embeddings` writes; `stored_task` reads the first."""
+"""Suffixes of the files that `write_embeddings` writes; `stored_task` reads the first."""
 _CLASS = "class: "
 _SAID = "mmcl"
-"""The key of the file's metadata under which mmcl says of which model and data the embeddings are."""
+"""Key of the file's metadata that records the model and the data of the embeddings."""
 
 
 class StoredSource(SampleList):
-    """The images of a file: their names, ids, labels and captions, but not the images themselves."""
+    """The image rows of a file: names, ids, labels and captions, without the images themselves."""
 
     templates = (f"{_CLASS}{{}}",)
 
@@ -61,13 +61,13 @@ class StoredSource(SampleList):
 
 
 class StoredModel:
-    """An `EmbeddingModel` that looks its embeddings up.
+    """An `EmbeddingModel` that looks up stored embeddings.
 
     Args:
-        images: by the source, float32 [N, D].
+        images: embeddings of each source, float32 [N, D].
         texts: text -> float32 [D].
-        fingerprint: of the model that made them, or of the file.
-        logit_scale, logit_bias: of that model.
+        fingerprint: fingerprint of the model that computed the embeddings, or of the file.
+        logit_scale, logit_bias: those of that model.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class StoredModel:
         self.has_text = bool(texts)
 
     def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
-        """The rows of a source of this file: float32 [N, D]."""
+        """Embeddings of a source of this file: float32 [N, D]."""
         return self._images[images]
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """The rows of texts: float32 [M, D]. Raises UserError for a text that the file has no row of."""
+        """Embeddings of texts: float32 [M, D]. Raises UserError for a text that is not in the file."""
         missing = next((text for text in texts if text not in self._texts), None)
         if missing is not None:
             kind = "class" if missing.startswith(_CLASS) else "text"
@@ -100,12 +100,12 @@ class StoredModel:
 
 
 def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task]:
-    """What evaluators need, from a file, and from another one of training images for k-NN and probes.
+    """Creates a model and a task from a file, and optionally a file of training images for k-NN and probes.
 
-    There are no images, so there are no baselines of pixels.
+    Without images, the pixel baselines are not available.
 
     Raises:
-        UserError: a file is not as this module says; names the column or the row.
+        UserError: a file does not have the format described in this module; the message names the column or the row.
     """
     files = [_File(place) for place in (path, bank) if place is not None]
     if len({file.rows.shape[1] for file in files}) > 1:
@@ -125,20 +125,21 @@ def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task
 
 
 def write_embeddings(path: Path, source: Source, model: CachedModel, *, features: bool = False) -> int:
-    """Encodes a source, its captions and its classes into a file, which appears when it is complete.
+    """Encodes a source, its captions and its classes into a file, which is written atomically.
 
     Args:
-        path: its suffix is one of `SUFFIXES`. A .csv has a column for each dimension, e0, e1, ...; a .npy, float32 [N, D], has
-            the other columns in a table beside it, see `rows_beside`.
+        path: file with one of the suffixes in `SUFFIXES`. A .csv has a column for each dimension, e0, e1, ...; a .npy, float32
+            [N, D], has the other columns in a separate table, see `rows_beside`.
         source: the data.
-        model: what encodes.
-        features: write `model.image_features` of the images, and neither texts nor classes, whose features are others.
+        model: the model that encodes the data.
+        features: write `model.image_features` of the images only; texts and classes are left out, because their features are
+            not comparable.
 
     Returns:
         The number of rows.
 
     Raises:
-        UserError: an image cannot be read, or the model has no encoder of its own for `features`.
+        UserError: an image cannot be read, or `features` is set and the model does not provide features.
     """
     table, embeddings = _images_only(source, model.model) if features else _everything(source, model)
     suffix = path.suffix.lower()
@@ -162,12 +163,12 @@ def write_embeddings(path: Path, source: Source, model: CachedModel, *, features
 
 
 def rows_beside(path: Path) -> Path:
-    """The table with id, kind, label and name of each row of a .npy: e.rows.csv beside e.npy."""
+    """Path of the table with id, kind, label and name of each row of a .npy file: e.rows.csv for e.npy."""
     return path.with_suffix(".rows.csv")
 
 
 def _images_only(source: Source, model: EmbeddingModel) -> tuple[pa.Table, np.ndarray]:
-    """Rows and raw features of the images alone."""
+    """Rows and raw features of the images only."""
     if not hasattr(model, "image_features"):
         raise UserError("this model has no features before its embeddings; leave out --features")
     ids = captions_of(source).image_ids.tolist()
@@ -192,7 +193,7 @@ def _everything(source: Source, model: CachedModel) -> tuple[pa.Table, np.ndarra
 
 
 def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]]) -> pa.Table:
-    """Columns id, kind, label and name from ids, kind, labels and names."""
+    """Table with the columns id, kind, label and name."""
     columns: dict[str, list[Any]] = {"id": [], "kind": [], "label": [], "name": []}
     for ids, kind, labels, names in parts:
         for column, values in zip(columns, (ids, [kind] * len(names), labels, names), strict=True):
@@ -202,7 +203,7 @@ def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]]) ->
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """Of which model and data the embeddings are; nothing in a file of others."""
+    """Model and data of the embeddings; empty for a file that mmcl did not write."""
 
     model: str | None = None
     data: str | None = None
@@ -248,7 +249,7 @@ class _File:
             captions.setdefault(self.ids[row], []).append(self.names[row])
         rows = self.of_kind("image")
         number: dict[Any, int] = {}
-        # An image without an id belongs to nothing else.
+        # An image without an id has no matching rows.
         ids = [number.setdefault(("row", int(row)) if self.ids[row] is None else self.ids[row], len(number)) for row in rows]
         samples = [
             Sample(
@@ -262,7 +263,7 @@ class _File:
         return StoredSource(samples, np.array(ids, np.int64), class_names, self.data)
 
     def texts(self) -> dict[str, np.ndarray]:
-        """What a text model would be asked for."""
+        """Embeddings by text."""
         found: dict[str, np.ndarray] = {}
         for row in np.flatnonzero(self.kinds != "image"):
             text = self.names[row] if self.kinds[row] == "text" else f"{_CLASS}{self.labels[row]}"
@@ -288,7 +289,7 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
 
 
 def _said(metadata: dict[bytes, bytes] | None, path: Path) -> _Said:
-    """What `write_embeddings` wrote about a file."""
+    """Metadata that `write_embeddings` stored in the file."""
     try:
         said = parse_json((metadata or {}).get(_SAID.encode(), b"{}"), str(path))
         return from_dict(_Said, said, str(path))
@@ -301,7 +302,7 @@ def _optional(table: pa.Table, column: str) -> list[Any]:
 
 
 def _label_names(source: Source) -> list[str | None]:
-    """The classes of the images, None where one has none."""
+    """Classes of the images; None if an image has no class."""
     if source.labels is None:
         return [None] * len(source)
     names = source.class_names

@@ -1,4 +1,4 @@
-"""What evaluators accept: NumPy arrays or tensors, checked once, so that a bad number is an error and never a score."""
+"""Validation of the arrays and tensors passed to evaluators, so that bad values raise errors and never affect a score."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PART = 4096
 
 
 def features(rows: Array, name: str) -> Tensor:
-    """Checks rows of features: float32 [N, D] on the device they came on. Raises UserError unless 2-D, not empty and finite."""
+    """Checks rows of features: float32 [N, D] on their device. Raises UserError unless they are 2-D, not empty and finite."""
     feature_ND = as_tensor(rows, name).detach()
     if feature_ND.is_complex():
         raise UserError(f"{name} must be real numbers, not {feature_ND.dtype}")
     if feature_ND.ndim != 2 or 0 in feature_ND.shape:
         raise UserError(f"{name} must be [N, D] with N, D >= 1, not {list(feature_ND.shape)}")
     feature_ND = feature_ND.float()
-    # In parts: the check would take twice the memory of the rows.
+    # In parts, because checking all rows at once would take twice their memory.
     bad = torch.cat([~part.isfinite().all(dim=1) for part in feature_ND.split(_PART)]).nonzero().flatten()
     if len(bad):
         raise UserError(
@@ -34,7 +34,7 @@ def features(rows: Array, name: str) -> Tensor:
 
 
 def unit_rows(rows: Array, name: str) -> Tensor:
-    """`features`, each row scaled to unit length; a row of zeros stays zero and has cosine 0 with everything."""
+    """Checks rows like `features` and scales them to unit length; a zero row stays zero and has cosine 0 with every row."""
     return torch.cat([_at_unit_length(part) for part in features(rows, name).split(_PART)])
 
 
@@ -56,10 +56,10 @@ def integers(values: Values, name: str, length: int) -> Tensor:
 
 
 def labels_or_ids(first: Values, second: Values, names: tuple[str, str], lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Two sides' labels or ids, equal where they mean the same: integers as `integers` checks them, or texts as numbers.
+    """Checks the labels or ids of two sides and returns them as integers; equal strings get equal numbers on both sides.
 
     Raises:
-        UserError: a side is neither, or has another length; one has numbers and the other texts.
+        UserError: a side has neither integers nor strings, a length is wrong, or one side has integers and the other strings.
     """
     texts = [_is_text(values) for values in (first, second)]
     if texts[0] != texts[1]:
@@ -81,10 +81,10 @@ def _is_text(values: Values) -> bool:
 
 
 def as_tensor(values: object, name: str) -> Tensor:
-    """An array as a tensor of the same memory; a copy of what torch does not share: reversed, read-only, of other byte order.
+    """Returns an array as a tensor that shares its memory; reversed, read-only or byte-swapped arrays are copied.
 
     Raises:
-        UserError: it does not hold numbers, or of a type that torch does not know.
+        UserError: the array is not numeric, or torch does not support its type.
     """
     try:
         if isinstance(values, np.ndarray):
@@ -102,10 +102,10 @@ def same_width(first: Tensor, second: Tensor, names: str) -> None:
 
 
 def cutoffs(ks: Sequence[int], name: str = "ks") -> tuple[int, ...]:
-    """Checks a list of cut-offs k: each at least 1; returns them in ascending order without repetition."""
+    """Checks a list of cut-offs k, each at least 1; returns the distinct values in ascending order."""
     try:
         given = [(int(k), k) for k in ks]
-    except (TypeError, ValueError, OverflowError):  # no list, or of something else than numbers
+    except (TypeError, ValueError, OverflowError):  # not a list, or not of numbers
         given = []
     if not given or any(number != k or number < 1 for number, k in given):
         raise UserError(f"{name} must be a list of one or more integers of at least 1, not {ks!r}")

@@ -1,6 +1,6 @@
-"""Contract suites for what you add to mmcl: each checks one entry of a registry; an AssertionError says what is broken.
+"""Contract suites for your own extensions of mmcl. Each checks one registry entry; an AssertionError says what is broken.
 
-The same suites run over all registries in the tests of mmcl. They need no test framework:
+The tests of mmcl run the same suites over all registries. No test framework is needed:
 
     from mmcl.testing import check_method
     check_method(MyMethod)

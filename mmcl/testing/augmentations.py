@@ -1,4 +1,4 @@
-"""The contract of an augmentation: what must hold for every entry of `AUGMENTATIONS`, and for one of your own."""
+"""Contract suite for augmentations: the properties of every entry of `AUGMENTATIONS`, and of your own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_augmentation(augmentation: str | type[Augmentation], args: Mapping[str
 
     Args:
         augmentation: a name in `AUGMENTATIONS`, or the class.
-        args: its arguments, under which it changes images visibly; by default its `test_args`.
+        args: its arguments, which must change images visibly; by default its `test_args`.
 
     Raises:
         AssertionError: a check failed; the message says what is broken.
@@ -36,7 +36,7 @@ def check_augmentation(augmentation: str | type[Augmentation], args: Mapping[str
 
 
 def check_range(operation: Augmentation) -> None:
-    """Pixels stay float32 in [0, 1], and the input as it was."""
+    """Checks that pixels stay float32 in [0, 1] and the input is not modified."""
     images = _images(64)
     before = images.clone()
     after = _run(operation, images, range(64))
@@ -48,7 +48,7 @@ def check_range(operation: Augmentation) -> None:
 
 
 def check_independence(operation: Augmentation) -> None:
-    """An image does not depend on its batch, bit for bit."""
+    """Checks that the result of an image does not depend on its batch, bit for bit."""
     images = _images(37)
     whole = _run(operation, images, range(37))
     for rows in ([5], [36, 5], list(range(36, -1, -1))):
@@ -56,7 +56,7 @@ def check_independence(operation: Augmentation) -> None:
 
 
 def check_draws(operation: Augmentation) -> None:
-    """What happens is a pure function of seed, epoch, sample and view, and differs by each."""
+    """Checks that the result is a pure function of seed, epoch, sample and view, and differs between them."""
     same, rows = _images(1).expand(64, -1, -1, -1), range(64)
     first = _run(operation, same, rows)
     require(len(torch.unique(first, dim=0)) > 1, "all samples are changed alike")

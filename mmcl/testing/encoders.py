@@ -1,4 +1,4 @@
-"""The contract of an encoder: what must hold for every entry of the registries of `mmcl.encoders`, and for one of your own."""
+"""Contract suite for encoders: the properties of every entry of the registries in `mmcl.encoders`, and of your own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def check_encoder(
 
     Args:
         encoder: a name in `IMAGE_ENCODERS` or `TEXT_ENCODERS`, or the factory.
-        args: its arguments, small ones; by default its `test_args`.
-        modality: which of the two it is.
+        args: its arguments, for a small encoder; by default its `test_args`.
+        modality: "image" or "text".
 
     Raises:
         AssertionError: a check failed; the message says what is broken.
@@ -57,7 +57,7 @@ Build = Callable[..., Encoder]
 
 
 def check_features(encoder: Encoder, build: Build) -> None:
-    """A batch of B becomes finite features [B, feature_dim] with a gradient."""
+    """Checks that a batch of B inputs gives finite features [B, feature_dim] with a gradient."""
     for rows in (1, 3):
         features = encoder(_inputs(encoder, rows))
         expected = [rows, encoder.feature_dim]
@@ -68,7 +68,7 @@ def check_features(encoder: Encoder, build: Build) -> None:
 
 
 def check_independence(encoder: Encoder, build: Build) -> None:
-    """In evaluation mode a row does not depend on its batch, nor a text on its padding, up to rounding."""
+    """Checks that in evaluation mode a row does not depend on its batch, nor a text on its padding, up to rounding."""
     with torch.no_grad():
         whole = encoder(_inputs(encoder, 3))
         for row in range(3):

@@ -1,4 +1,4 @@
-"""The contract of an evaluator: what must hold for every entry of `mmcl.evaluate.EVALUATORS`, and for one of your own."""
+"""Contract suite for evaluators: the properties of every entry of `mmcl.evaluate.EVALUATORS`, and of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a loss: what must hold for every entry of `mmcl.losses.LOSSES`, and for one of your own."""
+"""Contract suite for losses: the properties of every entry of `mmcl.losses.LOSSES`, and of your own."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def check_loss(loss: str | LossEntry, reference: Reference | None = None, *, com
     """Runs every check on a loss.
 
     Args:
-        loss: a name in `LOSSES`, or a line for the table.
-        reference: the same loss written slowly and independently, called with the same arguments in float64.
-        compiled: also check that `torch.compile` takes the loss in one graph, which takes seconds.
+        loss: a name in `LOSSES`, or an entry for the table.
+        reference: a slow, independent implementation of the loss, called with the same arguments in float64.
+        compiled: also check that `torch.compile` compiles the loss to one graph, which takes seconds.
 
     Raises:
         AssertionError: a check failed; the message names it and says what is broken.
@@ -47,14 +47,14 @@ def check_loss(loss: str | LossEntry, reference: Reference | None = None, *, com
 def toy_loss_arguments(
     entry: LossEntry, rows: int = 8, *, dtype: torch.dtype = torch.float64, ids: bool = True, seed: int = 0
 ) -> Arguments:
-    """Arguments with which a loss can be called: random rows, of which some have equal ids; the same for the same seed.
+    """Returns random arguments for a loss, in which some rows have equal ids; the same for equal seeds.
 
     Args:
-        entry: the line of the loss.
+        entry: table entry of the loss.
         rows: N.
-        dtype: of the rows.
-        ids: whether to give ids where they may be left out.
-        seed: of the draws.
+        dtype: dtype of the rows.
+        ids: whether to pass ids if they are optional.
+        seed: seed of the random draws.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = dict.fromkeys(entry.rows, rows) | dict(entry.shared)

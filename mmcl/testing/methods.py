@@ -1,6 +1,6 @@
-"""The contract of a method: what must hold for every entry of `mmcl.methods.METHODS`, and for one of your own.
+"""Contract suite for methods: the properties of every entry of `mmcl.methods.METHODS`, and of your own.
 
-The towers are two layers without batch norm, so that the exactness of everything else can be asked for; arguments are those of
+The towers have two layers and no batch norm, so that everything else can be tested exactly. The arguments are those of
 `Method.test_args`.
 """
 

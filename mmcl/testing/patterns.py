@@ -1,4 +1,4 @@
-"""A source of drawn patterns and a model that knows them, so that evaluators run on something with a known answer."""
+"""A source of synthetic patterns and a model that recognises them, for testing evaluators against known results."""
 
 from __future__ import annotations
 

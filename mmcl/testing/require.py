@@ -1,4 +1,4 @@
-"""How a check says what is broken."""
+"""Assertions and arguments for the checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def require(holds: bool, otherwise: str) -> None:
-    """Raises AssertionError, also where Python runs without assertions."""
+    """Raises AssertionError unless the condition holds, even if Python runs with assertions disabled."""
     if not holds:
         raise AssertionError(otherwise)
 

@@ -1,4 +1,4 @@
-"""The contract of a data source: what must hold for every entry of `mmcl.data.SOURCES`, and for one of your own."""
+"""Contract suite for data sources: the properties of every entry of `mmcl.data.SOURCES`, and of your own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_source(open_again: Open) -> None:
     """Runs every check on a source.
 
     Args:
-        open_again: opens it, each time anew, on at least two samples.
+        open_again: opens a new instance of the source, with at least two samples.
 
     Raises:
         AssertionError: a check failed; the message says what is broken.

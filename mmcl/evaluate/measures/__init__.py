@@ -1,1 +1,1 @@
-"""What metrics are computed from: ranks, intervals, calibration, paired tests."""
+"""Building blocks of metrics: ranks, confidence intervals, calibration, paired tests."""

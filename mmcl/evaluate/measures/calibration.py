@@ -1,4 +1,4 @@
-"""How good the probabilities of a classifier are, not only its first choice: calibration error, Brier score, likelihood.
+"""Quality of a classifier's probabilities: calibration error, Brier score, negative log-likelihood.
 
 Shape suffixes: N images, C classes.
 """
@@ -20,15 +20,15 @@ BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What each image's probabilities come to.
+    """Per-image terms of the calibration metrics.
 
     Attributes:
         confidence: float64 [N], the highest probability.
-        right: float64 [N], 1 where the class with that probability is the label, else 0.
+        right: float64 [N], 1 if the class with that probability is the label, else 0.
         brier: float64 [N], sum over the classes of (probability - truth)^2 (Brier, 1950).
-        nll: float64 [N], -log of the probability of the label; of a sigmoid model, the sum over the classes of the binary
+        nll: float64 [N], -log of the probability of the label; for a sigmoid model, the sum over the classes of the binary
             cross-entropies, in nats.
-        one_by_one: whether each class has a probability by itself, as a sigmoid model gives it.
+        one_by_one: whether each class has an independent probability, as in a sigmoid model.
     """
 
     confidence: np.ndarray
@@ -39,7 +39,7 @@ class Calibration:
 
     @classmethod
     def of(cls, cosine_NC: Tensor, label_N: Tensor, scale: float, bias: float | None) -> Calibration:
-        """From a block of cosines and a model's own scale and bias."""
+        """Computes the terms from a block of cosines and the model's scale and bias."""
         logit_NC = cosine_NC.double() * scale
         target_NC = torch.nn.functional.one_hot(label_N, cosine_NC.shape[1]).double()
         if bias is None:
@@ -57,7 +57,7 @@ class Calibration:
 
     @classmethod
     def join(cls, blocks: list[Calibration]) -> Calibration:
-        """One of all images from those of blocks of images."""
+        """Concatenates the terms of several blocks of images."""
         fields = ("confidence", "right", "brier", "nll")
         columns = (np.concatenate([getattr(block, name) for block in blocks]) for name in fields)
         confidence, right, brier, nll = columns
@@ -66,10 +66,10 @@ class Calibration:
     def estimates(self) -> dict[str, Estimate]:
         """`ece` (Guo et al., "On calibration of modern neural networks", 2017, equation 3, 15 equal bins), `brier`, `nll`.
 
-        The calibration error has no interval: of a perfectly calibrated model it is above 0 by chance, and a bootstrap adds to
-        that, so that its interval lies above the truth.
+        The calibration error has no interval: even for a perfectly calibrated model it is above 0 by chance, and a bootstrap
+        increases this bias, so that its interval is above the true value.
         """
-        # Probabilities that add up to 1 are at most 2 from the truth; those of a sigmoid model can each be 1 off.
+        # The Brier score is at most 2 for probabilities that sum to 1; for a sigmoid model, every class can add 1.
         brier = statistics.mean(self.brier, within=statistics.ANYTHING if self.one_by_one else (0.0, 2.0))
         return {"ece": self._error(), "brier": brier, "nll": statistics.mean(self.nll, within=statistics.ANYTHING)}
 
@@ -81,7 +81,7 @@ class Calibration:
 
 
 def probabilities(score_NC: Tensor, scale: float | None, bias: float | None) -> Tensor:
-    """Cosines to probabilities: softmax over the classes, or for a sigmoid model (`bias` not None) each class by itself.
+    """Probabilities from cosines: a softmax over the classes, or for a sigmoid model (`bias` not None) a sigmoid per class.
 
     Raises:
         UserError: the model has no temperature.

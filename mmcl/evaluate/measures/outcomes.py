@@ -1,4 +1,4 @@
-"""What a metric was computed from, row by row: with it, two models are compared on the same queries. One safetensors file."""
+"""Per-row outcomes of metrics, stored in one safetensors file, for comparing two models on the same queries."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Statistic = Literal["mean", "median", "class_mean"]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The outcome of every query.
+    """Outcomes of all queries of a metric.
 
     Attributes:
         values: float32 [N], such as 0 or 1 for a miss or a hit, or a rank.
-        statistic: what the metric is of them; "class_mean" is the mean over the classes of the mean of their rows.
-        labels: int64 [N], the classes of "class_mean".
-        names: what the N queries are called, an image's name or a text; None where nobody said.
-        clusters: int64 [N], equal for rows that were drawn together, such as the captions of one image; None where none were.
-        within: what an outcome can be at least and at most, perhaps infinite; None where nobody said.
+        statistic: how the metric is computed from the values; "class_mean" is the mean over the classes of the class means.
+        labels: int64 [N], the classes for "class_mean".
+        names: names of the N queries, such as an image's name or a text; None if unknown.
+        clusters: int64 [N], equal for rows that were drawn together, such as the captions of one image; None if there are none.
+        within: lower and upper bound of an outcome, possibly infinite; None if unknown.
     """
 
     values: np.ndarray
@@ -64,7 +64,7 @@ def rows_file(rows_by_key: Mapping[Key, Rows]) -> bytes:
 
 
 def read_rows(path: Path) -> dict[Key, Rows]:
-    """Reads what `rows_file` gives; nothing where there is no file. Raises UserError for a damaged one."""
+    """Reads a file made by `rows_file`; a missing file is empty. Raises UserError if the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -94,7 +94,7 @@ def read_rows(path: Path) -> dict[Key, Rows]:
 
 
 def _checked(values: Any, statistic: Any, labels: Any, names: Any, clusters: Any, within: Any) -> Rows:
-    """Raises TypeError for what `rows_file` does not write."""
+    """Raises TypeError for content that `rows_file` would not write."""
     parts = [("labels", labels, np.int64), ("clusters", clusters, np.int64), ("values", values, np.float32)]
     wrong = [name for name, part, kind in parts if part is not None and (part.dtype != kind or part.shape != (len(values),))]
     wrong += ["statistic"] if statistic not in get_args(Statistic) or (statistic == "class_mean" and labels is None) else []

@@ -1,4 +1,4 @@
-"""Results for readers: tables as text, as markdown and as one page of HTML, whatever names the data brought."""
+"""Tables of results as text, Markdown and HTML, with untrusted names escaped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def text(tables: Iterable[Table], notes: Iterable[str]) -> str:
-    """The tables for a terminal, and the notes. To fit its width, only the second column keeps its intervals."""
+    """Tables for a terminal, and the notes. To fit the width, only the second column has intervals."""
     parts = []
     for title, header, full_rows in tables:
         short_rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
@@ -58,7 +58,7 @@ def page(
     foot: Table | None = None,
     links: Mapping[str, str] = NOTHING,
 ) -> str:
-    """One page of HTML that shows all of itself without another file.
+    """A self-contained HTML page.
 
     Args:
         figures: PNG by name.
@@ -96,7 +96,7 @@ def format_metric(metric: Metric) -> str:
 
 
 def provenance_table(entries: Iterable[Provenance]) -> Table:
-    """What the numbers hang on."""
+    """Table of the provenance of the results."""
     header = ["evaluator", "data", "model", "samples", "data identity", "bank identity", "model fingerprint"]
     header += ["dtype", "seed", "versions"]
     rows = [
@@ -116,7 +116,7 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text of others on one line: a name must not become a link, an image, a tag or another cell."""
+    """Escapes untrusted text to one line, so that a name cannot become a link, an image, a tag or another cell."""
     return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", printable(" ".join(text.split())))
 
 
