@@ -1,4 +1,4 @@
-"""Texts beside an image, under its name: files in a folder, or members of a shard."""
+"""Sidecar files: texts named after an image, in a folder or a shard."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmcl.data.sources.tables.column_names import USUAL_NAMES, captions_of
 from mmcl.files.listing import IMAGE_SUFFIXES, composed, is_image, suffix_of, without_suffix
 
 TEXT_SUFFIXES = (".txt", ".caption")
-"""Of a text with a caption on every line."""
+"""Suffixes of texts with one caption per line."""
 
 RECORD_SUFFIX = ".json"
-"""Of an object with the captions in one of its fields; only where there is no text."""
+"""Suffix of a JSON object with captions in one of its fields; used only without a text."""
 
 MAX_TEXT_BYTES = 2**20
 
@@ -25,15 +25,15 @@ _BOX = re.compile(r"\d+(?:\s+(?:[01](?:\.\d*)?|\.\d+|\d(?:\.\d+)?e-\d+)){4,}")
 
 
 def owner(stem: str, images: Iterable[str]) -> str | None:
-    """The image that a text belongs to; None of a text beside no image.
+    """Finds the image that a text belongs to; None if there is none.
 
     Args:
         stem: the text's name without its suffix.
-        images: what images are called, with and without their suffixes; a set or a mapping.
+        images: names of images, with and without their suffixes; a set or a mapping.
 
     Returns:
-        The one of `images`: that of the same name ("a.txt" or "a.jpg.txt" beside "a.jpg"), or the one of which it is a further
-        text ("a.0.txt", "a.1.txt", "a.caption.txt").
+        One of `images`: the image with the same name ("a.txt" or "a.jpg.txt" beside "a.jpg"), or the one of which this is a
+        further text ("a.0.txt", "a.1.txt", "a.caption.txt").
     """
     if stem in images:
         return stem
@@ -42,10 +42,10 @@ def owner(stem: str, images: Iterable[str]) -> str | None:
 
 
 def kind_of_member(extension: str) -> str | None:
-    """The suffix of a text in a shard, where a name is the sample's key up to its first dot; None of what is no such text.
+    """Returns the suffix of a text in a shard, where a name is the sample's key up to its first dot; None for other members.
 
     Args:
-        extension: all after that dot, in lower case: "txt" and "json", but also "jpg.txt", "0.txt" and "caption.txt".
+        extension: everything after that dot, in lower case: "txt" and "json", but also "jpg.txt", "0.txt" and "caption.txt".
     """
     before, _, last = extension.rpartition(".")
     is_text = f".{last}" in (*TEXT_SUFFIXES, RECORD_SUFFIX)
@@ -54,7 +54,7 @@ def kind_of_member(extension: str) -> str | None:
 
 
 def find_sidecars(names: Sequence[str]) -> dict[str, list[str]]:
-    """The texts beside every image that has some, in the order of the names: those that are read, records or texts."""
+    """Maps images to the sidecar files that are read for them, texts or records, in the order of their names."""
     keys = {key: name for name in names if is_image(name) for key in (without_suffix(name), composed(name))}
     beside: dict[str, list[str]] = {}
     for name in names:
@@ -72,15 +72,15 @@ def find_sidecars(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_captions(suffix: str, raw: bytes, fields: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The captions in a text or a record; none in a text of boxes, as object detectors are trained on.
+    """Parses the captions in a text or a record; a text of bounding boxes for object detection gives none.
 
     Args:
         suffix: one of `TEXT_SUFFIXES`, or `RECORD_SUFFIX`.
-        raw: the content, UTF-8.
-        fields: of a record that hold captions; by default the first of the usual ones.
+        raw: the content, in UTF-8.
+        fields: caption fields of a record; default: the first usual one that it has.
 
     Raises:
-        ValueError: says what is wrong with it.
+        ValueError: the content is invalid; says why.
     """
     text = raw.decode("utf-8-sig")
     if suffix == RECORD_SUFFIX:
@@ -98,5 +98,5 @@ def _record_captions(record: Any, fields: Sequence[str] | None) -> tuple[str, ..
     for text in captions:
         if not isinstance(text, str):
             raise ValueError(f"a caption is of type {type(text).__name__}, not a text")
-        text.encode()  # JSON can spell halves of characters; an index, and a tokenizer, cannot.
+        text.encode()  # JSON may contain lone surrogates, which an index and a tokenizer cannot encode.
     return captions

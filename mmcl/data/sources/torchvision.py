@@ -1,4 +1,4 @@
-"""Any dataset of `torchvision.datasets`, below the data root: found where it lies, downloaded only when it is nowhere."""
+"""Any dataset of `torchvision.datasets`, from a copy below the data root or, without one, by download."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _COPIES = {
     "SVHN": r"(?:train|test|extra)_32x32\.mat",
     **{name: rf"{name}/raw/[\w-]+-ubyte(?:\.gz)?" for name in ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST")},
 }
-"""Datasets in files of their own, and how the path of such a file ends below the folder that torchvision is given."""
+"""Datasets with characteristic files, and the end of such a file's path below the folder passed to torchvision."""
 _VERIFY = 'mmcl data verify torchvision --args "{{dataset: {}}}"'
 _IDX = re.compile(r"(?:.*/)?(?:train|t10k)-(?:images|labels)[-.]idx\d-ubyte(?:\.gz)?")
 
 
 class TorchvisionSource(Source):
-    """Images with class labels or captions, as the dataset gives them.
+    """Images with the class labels or captions of the dataset.
 
     Args:
-        root: the data root; a copy is looked for in it, and in the subfolder named like the dataset in lower case.
+        root: the data root; a copy is searched in it, and in the subfolder with the dataset's name in lower case.
         dataset: name of the class, e.g. "MNIST", "CIFAR10", "CocoCaptions".
-        train: the training or the test part, of datasets that have this argument.
-        split: the part, of datasets that have this argument instead.
-        rows: only these, as "start:stop" with the meaning of a Python slice, e.g. "0:8000" or "-2000:".
+        train: training or test split, for datasets with this argument.
+        split: split, for datasets with this argument instead.
+        rows: only these rows, as "start:stop" like a Python slice, e.g. "0:8000" or "-2000:".
         args: further arguments of the class, e.g. {"annFile": "captions.json"}.
 
     Raises:
-        UserError: there is no such dataset or argument, or no copy and no download.
+        UserError: the dataset or an argument does not exist, or there is no copy and the download is not possible.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class TorchvisionSource(Source):
             return Sample(name, self._images[row], label=_label(self._targets[row]))
         try:
             image, target = self._dataset[row]
-        except Exception as error:  # It reads files itself, and what is wrong with one is any exception.
+        except Exception as error:  # It reads files itself, and may raise anything for a damaged one.
             return Sample(name, None, problem=f"cannot be read: {first_line(error)}")
         texts = [target] if isinstance(target, str) else target if isinstance(target, list) else []
         return Sample(name, image, tuple(text for text in texts if isinstance(text, str)), _label(target))
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Of the list that most datasets of classes hold in memory, else by reading every sample."""
+        """Labels from the list that most labelled datasets hold in memory, else by reading every sample."""
         first = next((sample for sample in map(self.__getitem__, range(len(self))) if sample.problem is None), None)
         if first is None or first.label is None:
             return None
@@ -101,7 +101,7 @@ class TorchvisionSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Of the pixels and labels where they are in memory, else of the dataset's name, arguments and size."""
+        """Digest of pixels and labels if they are in memory, else of the dataset's name, arguments and size."""
         if self._images is None:
             return digest(self._what, len(self))
         rows = slice(self._rows.start, self._rows.stop)
@@ -109,7 +109,7 @@ class TorchvisionSource(Source):
 
 
 def known_copy(files: Iterable[str]) -> str | None:
-    """How to read the copy of a dataset of torchvision, by the paths of its files; None where they are of none."""
+    """Returns how to read a copy of a torchvision dataset, recognised by its file paths; None if it is not one."""
     for file in map(posixpath.normpath, files):
         for name, end in _COPIES.items():
             if match := re.fullmatch(rf"(?:(.*)/)?{end}", file):
@@ -124,7 +124,7 @@ def known_copy(files: Iterable[str]) -> str | None:
 
 
 def _label(target: Any) -> int | None:
-    """The class number that a dataset gives with an image, if that is what it gives; some hold it as a tensor of one."""
+    """Returns the target as a class index if it is one, possibly a tensor of one element; else None."""
     if isinstance(target, torch.Tensor) and target.ndim == 0:
         target = target.item()
     return int(target) if isinstance(target, int | np.integer) else None
@@ -147,13 +147,13 @@ def _find_or_download(factory: Any, name: str, root: Path, args: dict[str, Any])
             return factory(**{key: value for key, value in place.items() if key in accepted} | args)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {first_line(error)}") from error
-        except (RuntimeError, OSError) as error:  # What torchvision says of a folder without the dataset.
+        except (RuntimeError, OSError) as error:  # torchvision raises these for a folder without the dataset.
             reason = first_line(error)
     raise UserError(f"{name}: no copy below the data root {root}, and no download: {reason}")
 
 
 def _arrays(dataset: Any) -> tuple[np.ndarray | None, list[int] | None]:
-    """Images, uint8 [N, H, W] or [N, H, W, C], and labels, of datasets that hold them in memory in this form."""
+    """Returns images, uint8 [N, H, W] or [N, H, W, C], and labels, for datasets that hold them in memory in this form."""
     images, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
     if images is None or targets is None or not hasattr(images, "shape"):
         return None, None

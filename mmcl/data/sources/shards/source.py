@@ -1,4 +1,4 @@
-"""The `webdataset` source: tar shards as img2dataset, CLIP_benchmark and webdataset write them, with random access."""
+"""The `webdataset` source: random access to tar shards written by img2dataset, CLIP_benchmark or webdataset."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from mmcl.terminal import counted
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 MAX_CLASSES = 2**20
-"""More than any numbered classes of the field; each gets a name."""
+"""Upper limit of class indices, above any common dataset; each class gets a name."""
 _QUERIES = 16
-"""Servers' files that are asked for at a time."""
+"""Maximum number of concurrent queries for remote files."""
 
 
 class WebDatasetSource(Source):
-    """Images in tar shards, with captions in a .txt or .caption (a line each) or .json of the same key, and class numbers in
-    a .cls. A key goes up to the first dot of a name, so that `photo.v1.jpg` is not the image of the key `photo`; `usage`
-    counts such members. Further texts of a key may be called `key.0.txt`, `key.caption.txt` or `key.jpg.txt`.
+    """Images in tar shards, with captions in a .txt or .caption (one per line) or .json with the same key, and class indices in
+    a .cls. A key ends at the first dot of a name, so `photo.v1.jpg` is not the image of the key `photo`; `usage` counts such
+    members. Further texts of a key may be called `key.0.txt`, `key.caption.txt` or `key.jpg.txt`.
 
-    Shards are indexed when they are first opened, and read by offset from then on, so that order, resume and the number of
-    workers mean what they mean for every source. A sample that is not whole (no image, two of them, a text that is no UTF-8)
-    keeps its number, and is replaced in training like any other bad sample; a shard that is cut short gives the samples before
-    the cut, with a warning. `mmcl data verify` lists both.
+    Shards are indexed when they are first opened, and then read by offset, so order, resume and the number of workers behave as
+    for every source. An incomplete sample (no image, two images, a text that is not UTF-8) keeps its index, and is replaced in
+    training like any other bad sample. A truncated shard gives the samples before the cut, with a warning. `mmcl data verify`
+    lists both.
 
     With `classnames.txt` and `zeroshot_classification_templates.txt` beside the shards or one folder above, as CLIP_benchmark
-    writes them, labels have names and zero-shot classification its sentences.
+    writes them, labels have names and zero-shot classification uses these templates.
 
     Args:
         path: a .tar file, a folder of them, a glob, braces such as "data/{00000..00099}.tar", or several of these joined
-            by "::". URLs too (http, https, s3, gs, hf): their shards are copied when they are indexed, and parts of those whose
-            copies had to go are read by range.
-        root: indices are kept in its subfolder "index", copies of shards on servers in "remote".
-        split: subfolder, of a folder that has several with shards.
-        fields: of the .json that hold captions, texts or lists of texts; by default the .txt, and where there is none the
-            field "caption" or another usual one.
-        cache_gb: room for the copies; the least recently used go.
+            by "::". May also be URLs (http, https, s3, gs, hf): shards are copied when they are indexed, and those evicted from
+            the cache are read by range requests.
+        root: indices are stored in its subfolder "index", copies of remote shards in "remote".
+        split: subfolder to use, if several contain shards.
+        fields: caption fields of the .json, with a text or a list of texts; default: the .txt or, without one, the field
+            "caption" or another usual one.
+        cache_gb: size limit of the copies; the least recently used are deleted.
 
     Raises:
-        UserError: a shard is missing, there is no sample, or a label has no name.
+        UserError: a shard is missing, there are no samples, or a label has no name.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class WebDatasetSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Of all members' names, sizes and times, and of all texts; pixels are not read for it."""
+        """Digest of all members' names, sizes and times, and of all texts; does not read pixels."""
         return digest([shard.facts.fingerprint for shard in self.shards])
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """Of the files in the folder, where there is one, and of the members of the shards."""
+        """Usage of the files in the folder, if it is one, and of the members of the shards."""
         return [self._members] if self._files is None else [self._files, self._members]
 
     @property
@@ -152,21 +152,21 @@ class WebDatasetSource(Source):
 
 
 def open_shards(files: Sequence[LocalFile | RemoteFile], cache: Path, fields: Sequence[str] | None) -> list[Shard]:
-    """Shards by their indices; those without one are indexed now, one process at a time.
+    """Opens shards through their indices; builds missing indices, one process at a time.
 
-    What was indexed before an interruption is not done again.
+    Indices that were built before an interruption are reused.
     """
     shards = [open_shard(file, cache, fields) for file in files]
     if None in shards:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / ".lock"):  # The others wait, and find what the first has done.
+        with FileLock(cache / ".lock"):  # Other processes wait and then find the indices.
             for number, file in enumerate(tqdm(files, desc="index", unit="shard", disable=None, leave=False)):
                 shards[number] = shards[number] or open_shard(file, cache, fields) or index_shard(file, cache, fields)
     return [shard for shard in shards if shard is not None]
 
 
 def _files_used(folder: Path, shards: Sequence[LocalFile | RemoteFile], cache: Path) -> Usage:
-    """What of a folder of shards is read: they, and what describes them."""
+    """Usage of the files in a folder of shards: the shards and the files that describe them."""
     paths = {os.path.relpath(shard.path, folder) for shard in shards}
     known = {CLASS_NAMES, TEMPLATES, NUMBER_OF_SHARDS, *(side_file(path) for path in paths)}
     own = f"{os.path.relpath(cache, folder)}/"
@@ -176,13 +176,13 @@ def _files_used(folder: Path, shards: Sequence[LocalFile | RemoteFile], cache: P
 
 
 def _counts(shard: Shard) -> tuple[int, int, int]:
-    """Samples with an image, with a caption, and with a problem."""
+    """Numbers of samples with an image, with a caption, and with a problem."""
     captions = pc.list_value_length(shard.columns["captions"]).to_numpy()
     return int((shard.offset >= 0).sum()), int((captions > 0).sum()), len(shard) - shard.columns["problem"].null_count
 
 
 def _side_file(shard: LocalFile | RemoteFile, name: str) -> list[str] | None:
-    """Lines of a file in the folder of a shard or in the one above; None where it is in neither."""
+    """Lines of a file in the folder of a shard or its parent; None if it is in neither."""
     place = shard.nearby(name)
     if place is None:
         return None

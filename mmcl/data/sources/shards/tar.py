@@ -1,7 +1,8 @@
-"""Where the members of a tar archive lie. Nothing is extracted, and no name becomes a path.
+"""Location of the members of a tar archive. Nothing is extracted, and member names are never used as paths.
 
-The standard library's `tarfile` takes an archive that is cut between two members, or has a spoilt header, for a short one, and
-reads extended headers of any size. Here the end must be marked, and headers have a bound; one header is parsed by the library.
+The standard library's `tarfile` treats an archive that is truncated between two members, or has a damaged header, as complete,
+and reads extended headers of any size. Here the end marker is required and header sizes are limited; single headers are parsed
+by the library.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PLAIN = re.compile(rb"([0-7]{11})[ \0]([0-7]{11})[ \0]([0-7]{6})[ \0]{2}([0\0x]
 
 
 class BrokenTarError(ValueError):
-    """An archive cannot be read further; says where and why."""
+    """The archive cannot be read further; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ class Member:
     """A regular file in an archive.
 
     Attributes:
-        name: as the archive spells it; untrusted.
-        offset, size: of its content, in bytes.
-        mtime: its time in the archive.
+        name: name in the archive; untrusted.
+        offset, size: position and size of its content, in bytes.
+        mtime: modification time in the archive.
     """
 
     name: str
@@ -40,14 +41,14 @@ class Member:
 
 
 def members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The regular files of an archive, in order; ustar, pax and GNU long names. Links, devices and folders are left out.
+    """Yields the regular files of an archive in order; ustar, pax and GNU long names. Skips links, devices and folders.
 
     Args:
-        file: seekable.
-        size: of the archive, in bytes.
+        file: the archive; seekable.
+        size: size of the archive in bytes.
 
     Raises:
-        BrokenTarError: a header is spoilt, or the archive ends without its mark.
+        BrokenTarError: a header is damaged, or the end marker is missing.
     """
     at = 0
     extended: dict[str, str] = {}
@@ -57,7 +58,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
             return
         info = _parse(block, at)
         content = at + BLOCK
-        # As in the library: links, devices and folders have no content, whatever size they state.
+        # As in the library, links, devices and folders have no content, whatever size they state.
         length = info.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             extended |= _extended(info, _read(file, content, _bounded(info.size, at)), at)
@@ -100,7 +101,7 @@ def _parse(block: bytes, at: int) -> tarfile.TarInfo:
 
 
 def _plain(block: bytes) -> tarfile.TarInfo | None:
-    """What the library says of the header of nearly every member, in a tenth of the time; None for the others."""
+    """Parses the usual kind of header in a tenth of the library's time; None for other headers."""
     match = _PLAIN.match(block, 124)
     name, prefix = block[:100].partition(b"\0")[0], block[345:500].partition(b"\0")[0]
     if match is None or name.endswith(b"/"):
@@ -114,14 +115,14 @@ def _plain(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _extended(info: tarfile.TarInfo, content: bytes, at: int) -> dict[str, str]:
-    """What an extended header says of the member after it."""
+    """Parses an extended header, which describes the member after it."""
     if info.type == tarfile.GNUTYPE_LONGLINK:
         return {}
     if info.type == tarfile.GNUTYPE_LONGNAME:
         return {"path": _text(content.rstrip(b"\0"))}
     records: dict[str, str] = {}
     position = 0
-    # A record is "25 ctime=1084839148.1212\n", its own length first.
+    # A record starts with its own length: "25 ctime=1084839148.1212\n".
     while position < len(content) and content[position]:
         space = content.find(b" ", position, position + 20)
         length = _number(_text(content[position : max(position, space)]), at)

@@ -1,1 +1,1 @@
-"""Tables with a row per sample: csv, tsv, jsonl, parquet, txt."""
+"""Tables with one row per sample: csv, tsv, jsonl, parquet, txt."""

@@ -1,4 +1,4 @@
-"""Samples from the rows of an Arrow table, wherever it comes from."""
+"""Source over the rows of an Arrow table."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from mmcl.errors import UserError
 from mmcl.files.listing import in_any_form
 
 LOOKED_FOR = 100_000
-"""Samples of a table whose image files are looked for when it is opened for a run; `verify` looks for those of any."""
+"""Largest table whose image files are checked for existence when a run opens it; `verify` checks tables of any size."""
 
 _LOOKED_INTO = 100
-"""Folders beside a table in which its images are looked for."""
+"""Maximum number of folders beside a table in which its images are searched."""
 
 _NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
-"""What pandas calls the column of row numbers that it adds."""
+"""Names of the row-number column that pandas adds."""
 
 
 class ArrowSource(Source):
-    """Rows with the same image are one sample with several texts, and every other row is one.
+    """Samples from a table: rows with the same image form one sample with several texts; every other row is a sample.
 
     Args:
-        table: of types of `plain_type`; it is held as it is, and no column becomes Python objects.
-        columns: its columns by what they hold.
-        rows: which rows are one sample, as of `sample_rows`.
-        name: of the whole, for the names of samples.
-        image_root: folder that image paths are relative to; None where there is none.
-        class_names: where the column of labels holds the classes' numbers, -1 for none.
-        all_columns: of the data, where `table` has some of them.
+        table: a table of `plain_type` types; it stays in Arrow format, without conversion to Python objects.
+        columns: roles of its columns.
+        rows: grouping of rows into samples, as returned by `sample_rows`.
+        name: name of the data, a prefix of sample names.
+        image_root: folder that image paths are relative to; None without one.
+        class_names: names of the classes, if the label column contains class indices, -1 for none.
+        all_columns: all columns of the data, if `table` has only some of them.
         problems: row -> why it cannot be used.
-        url_column: that holds URLs of the images, where no column has the images.
+        url_column: column with image URLs, if no column has the images.
 
     Raises:
-        UserError: images are named by relative path and there is no folder, or by URL; a label or a score is none.
+        UserError: image paths are relative but there is no folder, images are given by URL, or a label or score is invalid.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ArrowSource(Source):
 
     @property
     def usage(self) -> Sequence[Usage]:
-        """Of its columns, and of its rows."""
+        """Usage of columns and rows."""
         asked = self._columns.names
         present = [column for column in self._all_columns if not _NUMBERS.fullmatch(column)]
         left = count_unused(("other", column) for column in present if column not in asked)
@@ -137,7 +137,7 @@ class ArrowSource(Source):
         return self._misplaced()
 
     def _misplaced(self) -> Iterator[str]:
-        """A line where none of the image files that the rows name is there: the paths are relative to another folder."""
+        """Yields a warning if none of the image files exist, so that the paths are relative to another folder."""
         images = (self._image(int(self._rows[row]))[0] for row in self._first_row[:-1])
         paths = (image for image in images if isinstance(image, str))
         first = next(paths, None)
@@ -169,13 +169,13 @@ class ArrowSource(Source):
         return Usage(unit="rows", used=int(used.sum()), unused=unused)
 
     def _with_problem(self) -> np.ndarray:
-        """Mask of the rows that are known to be unusable: bool [N]."""
+        """Mask of rows known to be unusable: bool [N]."""
         rows = np.zeros(len(self._rows), bool)
         rows[list(self._problems)] = True
         return rows
 
     def _without_file(self) -> np.ndarray:
-        """Mask of the rows that name an image file that does not exist: bool [N]."""
+        """Mask of rows whose image file does not exist: bool [N]."""
         missing = np.zeros(len(self._rows), bool)
         for sample in range(len(self)):
             rows = self._rows[self._first_row[sample] : self._first_row[sample + 1]]
@@ -187,14 +187,14 @@ class ArrowSource(Source):
         return in_any_form((self._image_root or Path()) / path)
 
     def _image(self, row: int) -> tuple[ImageLike | None, str | None]:
-        """The image of a row, a path not yet joined to the folder, and what is wrong with it."""
+        """Returns the image of a row, with paths not yet joined to the folder, and its problem, if any."""
         try:
             return None if self._images is None else image_of(self._images[row].as_py()), None
         except UserError as error:
             return None, str(error)
 
     def _check_paths(self) -> None:
-        """The first path speaks for all."""
+        """Checks only the first path, which represents all."""
         images = (self._image(row)[0] for row in range(min(len(self._rows), 100)))
         path = next((image for image in images if isinstance(image, str)), None)
         if path and is_url_of_image(path):
@@ -206,7 +206,7 @@ class ArrowSource(Source):
 
 
 def _folder_with(path: str, folder: Path) -> Path | None:
-    """The folder in or around another one from which a path leads to a file."""
+    """Finds the folder, inside or above another one, in which a relative path exists."""
     entries = os.scandir(folder) if folder.is_dir() else ()
     inside = itertools.islice((entry for entry in entries if entry.is_dir()), _LOOKED_INTO)
     near = [folder.parent, *sorted(Path(entry.path) for entry in inside)]
@@ -214,18 +214,18 @@ def _folder_with(path: str, folder: Path) -> Path | None:
 
 
 def _sample_labels(label_N: np.ndarray, rows: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first label of every sample, int64, -1 where it has none; and whether a row has another than its sample, bool [N]."""
+    """First label of every sample, int64, -1 if it has none; and mask of rows with a different label, bool [N]."""
     labels = label_N[rows]
     present = np.flatnonzero(labels >= 0)[::-1]
     first = np.full(sample[-1] + 1, -1, np.int64)
-    first[sample[present]] = labels[present]  # The last write is that of the first row.
+    first[sample[present]] = labels[present]  # In reverse order, so that the first row is written last.
     is_second = np.empty(len(rows), bool)
     is_second[rows] = (labels >= 0) & (labels != first[sample])
     return first, is_second
 
 
 def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) -> tuple[np.ndarray, Sequence[str]]:
-    """Class numbers, int64, as they are stored. Raises UserError for one without a name."""
+    """Returns stored class indices, int64. Raises UserError for an index without a name."""
     numbers = column.fill_null(-1).to_numpy().astype(np.int64)
     if len(numbers) and numbers.max() >= len(names):
         raise UserError(f"{where}: holds {numbers.max()}, and the largest class number is {len(names) - 1}")
@@ -233,7 +233,7 @@ def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) ->
 
 
 def _labels_of(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, Sequence[str]]:
-    """Class numbers, int64, -1 where the cell is empty, and the classes' names."""
+    """Returns class indices, int64, -1 for empty cells, and the class names."""
     try:
         if column.type == JsonType():
             code, texts = distinct(pa.chunked_array([chunk.storage for chunk in column.chunks]))

@@ -1,4 +1,4 @@
-"""Arrow has many types for one thing: a text may be stored plainly, by a dictionary, in runs, as JSON. Here they become one."""
+"""Conversion of Arrow's equivalent types (plain, dictionary, run-end encoded, views, JSON) to one plain type."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ class JsonType(pa.ExtensionType):  # type: ignore[misc]
         return _JsonScalar
 
 
-pa.register_extension_type(JsonType())  # A mapped file names its types.
+pa.register_extension_type(JsonType())  # Needed to read mapped files, which refer to the type by name.
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts."""
+    """True if a column contains texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds bytes, such as encoded images."""
+    """True if a column contains bytes, such as encoded images."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists, of any or of one length."""
+    """True if a column contains lists, of variable or fixed length."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that `plain` gives: without dictionaries, runs, views and others' extensions, at any depth."""
+    """Returns the type that `plain` converts to: without dictionaries, runs, views and foreign extensions, at any depth."""
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -73,7 +73,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """The same cells in their plain type; itself where it has that already."""
+    """Converts an array to its plain type; returns it unchanged if it has that type already."""
     kind = plain_type(array.type)
     if kind == array.type:
         return array
@@ -81,23 +81,23 @@ def plain(array: pa.Array) -> pa.Array:
         return pa.ExtensionArray.from_storage(kind, array.storage) if kind == JsonType() else plain(array.storage)
     if pa.types.is_run_end_encoded(array.type):
         return plain(pc.run_end_decode(array))
-    if "list_view" not in str(array.type):  # Of these, a cast loses cells (seen in Arrow 26).
-        with suppress(pa.ArrowException):  # Nor does it take runs and extensions that lie within other types.
+    if "list_view" not in str(array.type):  # A cast of list views loses cells (seen in Arrow 26).
+        with suppress(pa.ArrowException):  # A cast does not support nested runs and extensions either.
             return array.cast(kind)
     return pa.array(array.to_pylist(), kind)
 
 
 def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """`plain`, column by column."""
+    """Applies `plain` to every column."""
     return pa.record_batch([plain(column) for column in batch.columns], schema=plain_schema(batch.schema))
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """`plain`, column by column; what is plain already is not copied."""
+    """Applies `plain` to every column; plain columns are not copied."""
     columns = [pa.chunked_array(map(plain, column.chunks), plain_type(column.type)) for column in table.columns]
     return pa.table(columns, schema=plain_schema(table.schema))
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """A schema with the plain type of every column, see `plain_type`."""
+    """Returns a schema with the plain type of every column, see `plain_type`."""
     return pa.schema([field.with_type(plain_type(field.type)) for field in schema], metadata=schema.metadata)

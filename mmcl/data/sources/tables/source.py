@@ -1,4 +1,4 @@
-"""A csv, tsv, jsonl, parquet or txt file with a row per sample: an image (a path, or the encoded file) and its texts."""
+"""Tables with one row per sample: an image (a path or the encoded file) and its texts, as csv, tsv, jsonl, parquet or txt."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ from mmcl.files.root import data_root
 
 
 class TableSource(ArrowSource):
-    """Samples from one file. It is held in memory in Arrow's compact form, which worker processes share; a file above 32 MB is
-    copied once to a mapped one, which opens in a moment and takes no memory of its own.
+    """Samples from one table file. It is held in memory in Arrow format, shared by worker processes; a file above 32 MB is
+    copied once to a memory-mapped file, which opens quickly and takes no memory of its own.
 
-    Rows with the same image are one sample with several texts, see `sample_rows`; a cell of texts may also be a list, and there
-    may be several columns, caption_0, caption_1 ... Images are not told apart by their captions where those are equal:
-    equal captions are positives. Images alone will do, and so will texts alone: then a row is a sample. A .txt file is one
-    column of captions, a line each, unless its first line names a column of images and one of captions. A row of a .csv or
-    .tsv with too few or too many fields is a bad sample, and so is a line of a .jsonl that is not a record.
+    Rows with the same image form one sample with several texts, see `sample_rows`. A text cell may also be a list, and there
+    may be several caption columns: caption_0, caption_1, ... Equal captions of different images are positives of each other.
+    A table may also have only images or only texts; with only texts, each row is a sample. A .txt file is a single column of
+    captions, one per line, unless its first line names an image and a caption column. A row of a .csv or .tsv with too few or
+    too many fields is a bad sample, and so is a line of a .jsonl that is not a record.
 
     Args:
-        path: the file. A comma, a tab, a semicolon or a bar separates the columns of a .csv or .tsv, whichever its first line
-            has. A URL too (http, https, s3, gs, hf): the file is copied once.
-        root: copies of large files are kept in its subfolder "index", of files on servers in "remote".
-        image_column, caption_column, label_column: by default the usual names ("image", "filepath", "caption", "text", ...).
-        positive_column, negative_column: further texts, see `Sample`; by default the usual names ("positive", "sentence2",
+        path: the file. The separator of a .csv or .tsv is a comma, tab, semicolon or bar, detected from its first line. May
+            also be a URL (http, https, s3, gs, hf), which is copied once.
+        root: copies of large files are stored in its subfolder "index", those of remote files in "remote".
+        image_column, caption_column, label_column: default: the usual names ("image", "filepath", "caption", "text", ...).
+        positive_column, negative_column: further texts, see `Sample`; default: the usual names ("positive", "sentence2",
             "negative", "hard_neg", ...).
-        score_column: how alike people find caption and positive, a number; by default "score", where there are positives.
-        image_root: folder that image paths are relative to; by default that of the file. A table on a server
-            needs it, if it names its images by path.
-        encoding: of a text file, such as "cp1252", "gbk" or "utf-16"; by default what its byte order mark says, else UTF-8.
-        header: names of the columns of a .csv, .tsv or .txt whose first line is a row already.
-        cache_gb: room for copies of files on servers; the least recently used go.
+        score_column: numeric human similarity ratings of caption and positive; default: "score", if there are positives.
+        image_root: folder that image paths are relative to; default: the folder of the file. Required for a remote table with
+            image paths.
+        encoding: encoding of a text file, such as "cp1252", "gbk" or "utf-16"; default: that of its byte order mark, else
+            UTF-8.
+        header: column names of a .csv, .tsv or .txt without a header line.
+        cache_gb: size limit of the copies of remote files; the least recently used are deleted.
 
     Raises:
-        UserError: names the file and the line, or lists the columns.
+        UserError: the table is invalid; names the file and the line, or lists the columns.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class TableSource(ArrowSource):
         super().__init__(table, columns, rows, name=self.path, image_root=place, problems=problems, url_column=urls)
 
     def _sample_rows(self, table: pa.Table, columns: Columns, local: Path, what: str) -> np.ndarray:
-        """`sample_rows`, kept in a file for tables above 32 MB, as it takes a while for millions."""
+        """Returns `sample_rows`, cached in a file for tables above 32 MB, since it is slow for millions of rows."""
         if local.stat().st_size < LARGE:
             return sample_rows(table, columns)
         return kept_array(cached_file(local, self._cache, what, ".npy"), lambda: sample_rows(table, columns))
