@@ -1,4 +1,4 @@
-"""Names of the columns of tables, and types of their cells."""
+"""Detection of the columns of tables by name, and parsing of their cells."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ USUAL_NAMES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """The columns of a table, as it spells them; None where it has none.
+    """Column names of a table, as spelt in it; None for missing columns.
 
     Attributes:
-        image, caption, label: of the sample itself.
-        positive, negative: texts that mean the same as the caption, and that only seem to.
-        score: how alike people find caption and positive.
-        more_captions: of the same images: caption_1 to caption_4 beside caption_0.
+        image, caption, label: columns of the sample itself.
+        positive, negative: texts with the same meaning as the caption, and hard negatives.
+        score: human similarity ratings of caption and positive.
+        more_captions: further captions of the same images: caption_1 to caption_4 beside caption_0.
     """
 
     image: str | None = None
@@ -62,12 +62,12 @@ class Columns:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All columns of captions."""
+        """All caption columns."""
         return (self.caption, *self.more_captions) if self.caption else ()
 
     @property
     def texts(self) -> dict[str, tuple[str, ...]]:
-        """Fields of `Sample` -> their columns."""
+        """Maps text fields of `Sample` to their columns."""
         fields: dict[str, tuple[str | None, ...]] = {
             "captions": self.captions,
             "positives": (self.positive,),
@@ -86,17 +86,17 @@ class Columns:
 _NUMBERED = re.compile(r"(caption|text|title|sentence|description|comment|sent)s?[ _-]?(\d*)")
 
 TEXT_KEYS = ("raw", *USUAL_NAMES["caption"])
-"""Where a caption lies that is an object, as in {"raw": ..., "tokens": ...}."""
+"""Keys of the text in a caption that is an object, as in {"raw": ..., "tokens": ...}."""
 
 
 def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str], *, argument: str, where: str) -> str | None:
-    """Finds a column by the name that the user gave, else by the usual names, whatever their case.
+    """Finds a column by the user's name, else by the usual names, ignoring case.
 
     Returns:
-        The column as the table spells it, or None when no name was given and no usual one is there.
+        The column name as spelt in the table, or None if no name was given and there is no usual one.
 
     Raises:
-        UserError: the given column is not there (lists those that are), or there are two of the name.
+        UserError: the given column does not exist (lists the existing ones), or the name occurs twice.
     """
     if given is not None and given not in columns:
         raise UserError(f"{where}: no column {given!r} for `{argument}`; it has {', '.join(columns)}")
@@ -110,16 +110,16 @@ def find_column(columns: Sequence[str], given: str | None, usual: Sequence[str],
 def find_columns(
     columns: Sequence[str], given: Mapping[str, str | None], where: str, *, fix: str = "set `image_column` or `caption_column`"
 ) -> Columns:
-    """The columns that the user gave or that have a usual name. An image or a caption must be there.
+    """Finds the columns given by the user or with a usual name. An image or a caption column is required.
 
     Args:
         columns: all columns of the table.
         given: fields of `Columns` -> the user's names.
-        where: put in front of an error.
-        fix: what to do where no column has a usual name.
+        where: prefix of error messages.
+        fix: advice if no column has a usual name.
 
     Raises:
-        UserError: names what is missing and lists the columns that are there.
+        UserError: names the missing column and lists the existing ones.
     """
     found = {
         kind: find_column(columns, given.get(kind), usual, argument=f"{kind}_column", where=where)
@@ -136,14 +136,14 @@ def find_columns(
         listing = f"Its columns are {', '.join(columns)}"
         raise UserError(f"{where}: which column holds the images, or the captions? {listing}; {fix}{more}")
     if found["positive"] is None and given.get("score") is None:
-        found["score"] = None  # A score of something else.
+        found["score"] = None  # Without positives, the score has another meaning.
     return Columns(**found, more_captions=further[1:])
 
 
 def _numbered_captions(columns: Sequence[str], caption: str | None, *, has_images: bool) -> tuple[str, ...]:
-    """The columns caption_0, caption_1, ... of the captions of one image, after `caption` where that is one of them.
+    """Returns the columns caption_0, caption_1, ... with further captions of an image, if `caption` is one of them.
 
-    Of texts without images, sentence1 and sentence2 are a pair.
+    Without images, sentence1 and sentence2 are a pair rather than two captions.
     """
     families: dict[str, list[tuple[int, str]]] = {}
     for column in columns:
@@ -158,18 +158,18 @@ def _numbered_captions(columns: Sequence[str], caption: str | None, *, has_image
 
 
 def is_missing(cell: Any) -> bool:
-    """True if a cell holds nothing: null, NaN, or a text without a character."""
+    """True if a cell is empty: null, NaN, or a blank text."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell)) or (isinstance(cell, str) and not cell.strip())
 
 
 def captions_of(cell: Any) -> tuple[str, ...]:
-    """A cell of a caption column as captions; missing ones are left out, numbers become texts, bytes are UTF-8.
+    """Parses a caption cell; skips missing captions, converts numbers to texts, and decodes bytes as UTF-8.
 
     Args:
-        cell: a text, an object that holds one ({"raw": ...}), or a list of these.
+        cell: a text, an object that contains one ({"raw": ...}), or a list of these.
 
     Returns:
-        The captions. What is none, such as a list within a list, stays as it is, for `checked_caption` to refuse by name.
+        The captions. Invalid values, such as nested lists, are returned unchanged; `checked_caption` refuses them by name.
     """
     cell = _caption_in(cell)
     cells = cell if isinstance(cell, list | tuple | np.ndarray) else [cell]
@@ -186,7 +186,7 @@ def _caption_in(cell: Any) -> Any:
 
 
 def _list_in(text: str) -> Any:
-    """The list of texts that a text spells, as pandas writes one to a csv file; else the text."""
+    """Parses a list of texts as written by pandas to a csv file; returns other texts unchanged."""
     for parse in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             cells = parse(text)
@@ -198,17 +198,17 @@ def _list_in(text: str) -> Any:
 def _text_of(cell: Any) -> Any:
     if isinstance(cell, bytes):
         try:
-            return cell.rstrip(b"\0").decode()  # Arrow fills up bytes of a fixed length.
+            return cell.rstrip(b"\0").decode()  # Arrow pads fixed-length bytes.
         except UnicodeDecodeError:
             return cell
     return str(cell) if isinstance(cell, int | float | np.number | Decimal) and not is_missing(cell) else cell
 
 
 def image_of(cell: Any) -> ImageLike | None:
-    """A cell of an image column: a path, encoded bytes, the {"bytes", "path"} of a Hugging Face `Image`, or a list of one such.
+    """Parses an image cell: a path, encoded bytes, the {"bytes", "path"} of a Hugging Face `Image`, or a list of one of these.
 
     Raises:
-        UserError: it is something else; says what.
+        UserError: the cell is something else; says what.
     """
     if isinstance(cell, dict) and {"bytes", "path"} & cell.keys():
         cell = cell.get("bytes") or cell.get("path")
@@ -235,7 +235,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _pixels_of(cell: Sequence[Any]) -> np.ndarray:
-    """Pixels that are spelt out as numbers: uint8 [H, W] or [H, W, C]. Raises UserError for another list."""
+    """Converts nested lists of pixel values to uint8 [H, W] or [H, W, C]. Raises UserError for any other list."""
     if not isinstance(cell[0], list | tuple):
         raise UserError(f"its cell of images holds {len(cell)}; write a row for each")
     try:
@@ -248,7 +248,7 @@ def _pixels_of(cell: Sequence[Any]) -> np.ndarray:
 
 
 def _path_in(cell: bytes) -> str | None:
-    """The path that bytes spell, if they do: no encoded image is a line of printable text."""
+    """Decodes bytes that contain a path; None for an encoded image, which is never a line of printable text."""
     if len(cell) > MAX_PATH_BYTES:
         return None
     try:
@@ -259,17 +259,17 @@ def _path_in(cell: bytes) -> str | None:
 
 
 def scores_of(column: pa.ChunkedArray, where: str, broken: Container[int] = ()) -> np.ndarray:
-    """A column of numbers, or of texts that are numbers: float64 [N], NaN in broken rows.
+    """Converts a column of numbers, or of texts with numbers, to float64 [N], NaN in broken rows.
 
     Args:
         column: the cells.
-        where: put in front of an error.
-        broken: rows that cannot be used, from 0.
+        where: prefix of error messages.
+        broken: indices of unusable rows, from 0.
 
     Raises:
-        UserError: names the first of the other cells that is no number.
+        UserError: a cell in another row is not a number; names the first.
     """
-    with suppress(pa.ArrowException):  # It casts no JSON, and says not where a text is no number.
+    with suppress(pa.ArrowException):  # The cast does not support JSON, and its error does not name the cell.
         scores: np.ndarray = column.cast(pa.float64()).to_numpy()
         if np.isfinite(scores).all():
             return scores
@@ -286,7 +286,7 @@ def _number_of(cell: Any, where: str) -> float:
 
 
 def number_labels(values: Iterable[Any], where: str = "label") -> tuple[list[int | None], list[str]]:
-    """Class names in sorted order (numbers by value) and the number of each value's class; that of a missing value is None.
+    """Returns the class index of each value, None if missing, and the sorted class names (numbers by value).
 
     Raises:
         UserError: a label is a list or an object.
@@ -308,5 +308,5 @@ def _label_of(value: Any, where: str) -> Any:
         return _text_of(value)
     if isinstance(value, str):
         return value.strip()
-    # A column of whole numbers in which one is missing becomes one of fractions in many tools.
+    # Many tools convert a column of integers with a missing value to floats.
     return int(value) if isinstance(value, float) and value.is_integer() else value

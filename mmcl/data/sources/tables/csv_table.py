@@ -1,4 +1,4 @@
-"""Tables of delimited text: which separator, which columns, and no row lost to a quote that opens and never closes."""
+"""Delimited text tables: detection of separator and columns, and checks for unclosed quotes, which would swallow rows."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from mmcl.files.text_file import LINE_END, line_at, read_utf8
 from mmcl.terminal import counted
 
 PROBLEMS = "\0problem"
-"""The column that says why a row cannot be used; no text file may hold a NUL, so that none has a column of this name."""
+"""Column with the reasons why rows cannot be used. Text files must not contain NUL, so no file has a column of this name."""
 SEPARATORS = (",", "\t", ";", "|")
 LONGEST_ROW = 2**24
-"""Bytes. Arrow reads blocks of this size."""
+"""Largest row in bytes, and the block size with which Arrow reads."""
 
 _LINE = re.compile(rb"([^\r\n]*+)(?:%b|\Z)" % LINE_END)
 _EXCEL = re.compile(rb"sep=(.)", re.IGNORECASE)
 _DATA = re.compile(r"://|\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?$", re.IGNORECASE)
-"""What a cell of images looks like, and the name of a column does not."""
+"""Pattern of image cells, which column names do not match."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file is written.
+    """Format of a delimited text file.
 
     Attributes:
-        separator: of its columns.
-        names: of its columns; two may be the same.
+        separator: separator of the columns.
+        names: names of the columns; may contain duplicates.
         start: offset of the first row, in bytes.
         padded: whether a space follows every separator.
     """
@@ -49,10 +49,10 @@ class Dialect:
 
     @property
     def quoted(self) -> bytes:
-        """A quoted field, as a regular expression: text between quotes at the start of a field, quotes within it doubled.
+        """Regular expression of a quoted field: text between quotes at the start of a field, with quotes inside doubled.
 
-        What follows the closing quote belongs to the field, as Arrow reads it, but only where the quotes are on one line: there
-        it hides no row.
+        As in Arrow, text after the closing quote belongs to the field, but only if both quotes are on one line, where it cannot
+        hide a row.
         """
         separator = re.escape(self.separator).encode()
         start, end = rb"(?<![^%b\r\n])" % separator, rb"(?![^%b\r\n])" % separator
@@ -60,26 +60,26 @@ class Dialect:
 
     @property
     def escaped_quote(self) -> re.Pattern[bytes]:
-        """A field in quotes up to a quote that follows a backslash and does not end the field."""
+        """Pattern of a quoted field up to a backslash-escaped quote that does not end the field."""
         separator = re.escape(self.separator).encode()
         return re.compile(rb'(?<![^%b\r\n])"[^"\r\n]*+(?<=\\)"(?!["%b\r\n]|\Z)' % (separator, separator))
 
     def run_of(self, characters: bytes) -> re.Pattern[bytes]:
-        """Fields, quoted or of some characters, which may have a quote within."""
+        """Pattern of fields that are quoted or consist of given characters, with quotes allowed inside."""
         within = rb'(?<=[^%b\r\n])"' % re.escape(self.separator).encode()
         return re.compile(rb"(?:%b++|%b|%b)*+" % (characters, self.quoted, within))
 
 
 def csv_batches(path: Path, encoding: str, header: Sequence[str] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The rows of a file, all cells as texts: a caption "12" is no number and "NA" is not missing.
+    """Reads the rows of a file with all cells as texts: a caption "12" is not a number and "NA" is not missing.
 
     Args:
         path: the file.
         encoding: see `find_encoding`.
-        header: names of the columns of a file whose first line is a row.
+        header: column names of a file without a header line.
 
     Raises:
-        UserError: names the line; some are found with the batches.
+        UserError: the file is invalid; names the line. May also be raised while the batches are read.
     """
     text = read_utf8(path, encoding)
     dialect = find_dialect(path, text, header)
@@ -89,10 +89,10 @@ def csv_batches(path: Path, encoding: str, header: Sequence[str] | None) -> tupl
 
 
 def _batches(path: Path, text: memoryview, dialect: Dialect, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """All rows; one with too few or too many fields, which costs no other, is null but for what is wrong with it.
+    """Yields all rows; a row with too few or too many fields is null except for its problem, and does not affect others.
 
     Raises:
-        UserError: most rows are such: the separator or the header is not what it seems.
+        UserError: most rows are invalid, so the separator or the header was misdetected.
     """
     rows = text[dialect.start :]
     if not re.search(rb"[^\r\n]", rows):
@@ -101,7 +101,7 @@ def _batches(path: Path, text: memoryview, dialect: Dialect, schema: pa.Schema) 
     try:
         reader = pa.csv.open_csv(
             pa.BufferReader(pa.py_buffer(rows)),
-            # One thread: several know no numbers of rows.
+            # Single-threaded, because Arrow reports row numbers only then.
             read_options=pa.csv.ReadOptions(column_names=dialect.names, block_size=LONGEST_ROW, use_threads=False),
             parse_options=pa.csv.ParseOptions(
                 delimiter=dialect.separator, newlines_in_values=True, invalid_row_handler=aside.add
@@ -123,7 +123,7 @@ def _batches(path: Path, text: memoryview, dialect: Dialect, schema: pa.Schema) 
 
 
 class _SetAside:
-    """The rows of a file that have too few or too many fields, while it is read."""
+    """Collects the rows with too few or too many fields while a file is read."""
 
     def __init__(self, dialect: Dialect):
         self._dialect = dialect
@@ -131,19 +131,19 @@ class _SetAside:
         self.count = 0
 
     def add(self, row: pa.csv.InvalidRow) -> str:
-        """Takes a row from Arrow, whose numbers begin with 1 and leave out empty lines."""
+        """Adds an invalid row reported by Arrow, which numbers rows from 1 and skips empty lines."""
         self._waiting[row.number - 1] = _misfit(row.actual_columns, row.expected_columns, self._dialect.separator)
         self.count += 1
         return "skip"
 
     def put_back(self, columns: list[pa.Array], done: int, schema: pa.Schema, *, last: bool = False) -> pa.RecordBatch:
-        """The next rows, with those that were set aside before each in its place.
+        """Returns the next rows, with the invalid rows inserted at their original positions.
 
         Args:
-            columns: of rows that are whole.
-            done: rows before them, of both kinds.
-            schema: of the table.
-            last: whether no row follows.
+            columns: columns of the valid rows.
+            done: number of rows before them, valid and invalid.
+            schema: schema of the table.
+            last: whether these are the last rows.
         """
         size = len(columns[0])
         places: list[int] = []
@@ -166,10 +166,10 @@ def _misfit(count: int, expected: int, separator: str) -> str:
 
 
 def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = None) -> Dialect:
-    """How a file is written, by its first line: the separator that gives most known names of columns, then most columns.
+    """Detects the format from the first line: the separator that gives most known column names, then most columns.
 
     Raises:
-        UserError: there is no line, it is a row and not names, or it has not as many fields as the header given.
+        UserError: the file is empty, its first line is not a header, or the number of fields differs from the given header.
     """
     line = next(line for line in _LINE.finditer(text) if line[1].strip() or line.end() == len(text))
     own = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -199,7 +199,7 @@ def find_dialect(path: Path, text: memoryview, header: Sequence[str] | None = No
 
 
 def is_delimited(path: Path, encoding: str) -> bool:
-    """True if a .txt file is a table: its first line names a column of images and one of captions."""
+    """True if a .txt file is a table: its first line names an image column and a caption column."""
     try:
         names = {name.lower() for name in find_dialect(path, read_utf8(path, encoding)).names}
     except UserError:
@@ -213,12 +213,12 @@ def _known(names: Sequence[str]) -> int:
 
 
 def _check_quotes(path: Path, text: memoryview, dialect: Dialect) -> None:
-    """Raises UserError for a quote that opens and does not close, or closes lines later within a field: rows would vanish.
+    """Raises UserError for a quote that is not closed, or is closed lines later within a field, since rows would be lost.
 
-    Also for one that only a backslash keeps from closing: its field would be garbled.
+    Also raises for a quote escaped only by a backslash, since its field would be garbled.
     """
     match = dialect.run_of(rb'[^"]').match(text)
-    assert match  # It matches the empty text too.
+    assert match  # The pattern also matches the empty text.
     if match.end() < len(text):
         closing = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"').match(text, match.end())
         where = f"only closes on line {line_at(text, closing.end())}, within a field" if closing else "never closes"
@@ -233,7 +233,7 @@ def _check_quotes(path: Path, text: memoryview, dialect: Dialect) -> None:
 
 
 def _wrong_row(path: Path, text: memoryview, dialect: Dialect) -> UserError | None:
-    """The error for the first row that has too many or too few fields, or is too long; None where there is no such row."""
+    """Returns the error for the first row with too many or too few fields, or of excessive length; None if there is none."""
     fields, quoted = dialect.run_of(rb'[^"\r\n]'), re.compile(dialect.quoted)
     position = dialect.start
     while position < len(text):

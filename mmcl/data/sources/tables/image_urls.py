@@ -1,4 +1,4 @@
-"""Tables that name their images by URL, as LAION, CC12M and WIT do: mmcl downloads none, and says how it is done."""
+"""Tables with image URLs, such as LAION, CC12M and WIT. mmcl does not download the images, but prints the command for it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 LOOKED_AT = 100
-"""Rows in which URLs are looked for."""
+"""Number of rows that are searched for URLs."""
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _COLUMN = re.compile(
     r"(?:(?:image|img|photo|image|thumb(?:nail)?|coco|flickr|original)[ _-]?)?(?:ur[li]s?|links?)", re.IGNORECASE
 )
-"""A column of URLs of images; not such as page_url."""
+"""Names of image URL columns; excludes others such as page_url."""
 
 
 def is_url_of_image(text: str) -> bool:
@@ -22,11 +22,11 @@ def is_url_of_image(text: str) -> bool:
 
 
 def find_url_column(columns: Iterable[str], first_cells: Callable[[str], Sequence[Any]] | None = None) -> str | None:
-    """The column that holds URLs of images, by its name and its first cells; None where there is none.
+    """Finds the column with image URLs by its name and first cells; None if there is none.
 
     Args:
-        columns: their names.
-        first_cells: what the first `LOOKED_AT` rows of a column hold; None goes by the names alone.
+        columns: names of the columns.
+        first_cells: returns the first `LOOKED_AT` cells of a column; None uses only the names.
     """
     named = max(filter(_COLUMN.fullmatch, columns), key=len, default=None)  # image_url before url
     if named is None or first_cells is None:
@@ -36,7 +36,7 @@ def find_url_column(columns: Iterable[str], first_cells: Callable[[str], Sequenc
 
 
 def how_to_download(path: str, url_column: str, caption_column: str | None = None) -> str:
-    """The command that downloads the images of a table as shards, with their captions."""
+    """Returns the command that downloads the images of a table as shards, with their captions."""
     kind = "jsonl" if path.lower().endswith(".ndjson") else path.rpartition(".")[2].lower()
     return (
         f"img2dataset --url_list {path} --input_format {kind} --url_col {url_column} --caption_col {caption_column or '...'} "

@@ -1,4 +1,4 @@
-"""Tables of JSON: an object on every line."""
+"""JSON Lines tables: one object per line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PIECE = 10_000
 
 
 def json_batches(path: Path, encoding: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Reads the file twice, for the columns and then for the cells. A column of texts becomes one; any other keeps its cells as
-    they are, whatever their kinds, as JSON: nothing is guessed from the first rows, and no cell has to fit the others.
+    """Reads the file twice, first for the columns and then for the cells. A column with only texts becomes a text column; other
+    columns store their cells as JSON, so types are not guessed from the first rows and may differ between cells.
 
-    A line that is not a record costs no other: its row is empty but for `PROBLEMS`, which says why.
+    A line that is not a record does not affect others: its row is empty except for `PROBLEMS`, which gives the reason.
 
     Raises:
-        UserError: most lines are such; names the first.
+        UserError: most lines are not records; names the first.
     """
     is_text: dict[str, bool] = {}
     total, problems = 0, []
@@ -56,10 +56,10 @@ def _pieces(path: Path, encoding: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _row(number: int, line: str) -> dict[str, Any]:
-    """The record on a line, or why there is none."""
+    """Parses the record on a line, or returns the reason why there is none."""
     try:
         row = json.loads(line, object_pairs_hook=_object)
-        if "\\ud" in line.lower():  # JSON can spell halves of characters; a table, and a tokenizer, cannot.
+        if "\\ud" in line.lower():  # JSON may contain lone surrogates, which a table and a tokenizer cannot encode.
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return {PROBLEMS: f"line {number} holds half a character (a lone surrogate); write the whole"}

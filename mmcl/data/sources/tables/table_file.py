@@ -1,4 +1,4 @@
-"""Table files: small ones are read, large ones are copied once to a file that is mapped."""
+"""Reading of table files: small ones into memory, large ones through a memory-mapped copy."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def is_table(path: str | Path) -> bool:
 
 
 def open_table(path: Path, cache: Path, *, encoding: str | None = None, header: Sequence[str] | None = None) -> pa.Table:
-    """`read_table`, but a file above 32 MB is mapped from a copy, which takes no memory of its own.
+    """Reads a table as `read_table` does, but memory-maps a copy of a file above 32 MB.
 
     Args:
         path: the file.
-        cache: folder of the copies; one belongs to the file's size and time.
+        cache: folder of the copies; a copy is valid for the file's size and time.
         encoding, header: see `read_table`.
 
     Raises:
-        UserError: the file is no table, or its copy cannot be written.
+        UserError: the file is not a table, or its copy cannot be written.
     """
     if path.stat().st_size < LARGE:
         return read_table(path, encoding=encoding, header=header)
@@ -56,7 +56,7 @@ def open_table(path: Path, cache: Path, *, encoding: str | None = None, header: 
 
 
 def file_digest(path: Path, cache: Path) -> str:
-    """Of a file's content; that of a file above 32 MB is kept, so that it is read once. Raises UserError where it cannot be."""
+    """Digest of a file's content, cached for files above 32 MB. Raises UserError if the cache cannot be written."""
     if path.stat().st_size < LARGE:
         return digest(path)
     kept = cached_file(path, cache, "digest", ".txt")
@@ -66,15 +66,15 @@ def file_digest(path: Path, cache: Path) -> str:
 
 
 def read_table(path: Path, *, encoding: str | None = None, header: Sequence[str] | None = None) -> pa.Table:
-    """Reads a table into memory. Its columns have types of `plain_type`; the cells of text files are texts, or JSON.
+    """Reads a table into memory. Its columns have `plain_type` types; the cells of text files are texts or JSON.
 
     Args:
         path: a .csv, .tsv, .jsonl, .ndjson, .parquet or .txt file.
-        encoding: of a text file; by default what its byte order mark says, else UTF-8.
-        header: names of the columns of a .csv, .tsv or .txt file whose first line is a row.
+        encoding: encoding of a text file; default: that of its byte order mark, else UTF-8.
+        header: column names of a .csv, .tsv or .txt file without a header line.
 
     Raises:
-        UserError: names the file and, where it is text, the line; or a .parquet unpacks to more than is read.
+        UserError: the file is invalid (names it and, for text, the line), or a .parquet file unpacks to more than the limit.
     """
     try:
         schema, batches = _batches(path, encoding, header)
@@ -84,7 +84,7 @@ def read_table(path: Path, *, encoding: str | None = None, header: Sequence[str]
 
 
 def without_problems(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
-    """A table as it was read, and its rows that cannot be used, with the reason. Their cells are null."""
+    """Splits off the problems: returns the table, in which unusable rows have null cells, and row -> reason for those rows."""
     if PROBLEMS not in table.column_names:
         return table, {}
     problems = table[PROBLEMS]
@@ -93,7 +93,7 @@ def without_problems(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
 
 
 def _copy(table: Batches, target: Path) -> None:
-    """Piece by piece, so that no more than a piece is in memory."""
+    """Copies batch by batch, so that only one batch is in memory."""
     schema, batches = table
     with pa.ipc.new_file(str(target), schema) as writer:
         for batch in batches:
@@ -101,7 +101,7 @@ def _copy(table: Batches, target: Path) -> None:
 
 
 def _batches(path: Path, encoding: str | None, header: Sequence[str] | None) -> Batches:
-    """A table in pieces. Raises UserError, now or with any piece."""
+    """Reads a table in batches. Raises UserError, immediately or with any batch."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: a table must be one of {', '.join(SUFFIXES)}")
@@ -128,7 +128,7 @@ def _parquet_batches(path: Path) -> Batches:
 
 
 def _line_batches(path: Path, encoding: str) -> Batches:
-    """A caption on every line that is not empty."""
+    """Reads one caption per non-empty line."""
     schema = pa.schema([("text", pa.string())])
     lines = (line for _, line in text_lines(path, encoding) if line.strip())
     pieces = iter(lambda: list(itertools.islice(lines, PIECE_ROWS)), [])

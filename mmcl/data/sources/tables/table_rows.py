@@ -1,4 +1,4 @@
-"""Which rows of a table are one sample: those with the same image."""
+"""Grouping of table rows with the same image into samples."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _DOTS, _SLASHES = r"(^|/)(?:\./+)+", "/{2,}"
 
 
 def sample_rows(table: pa.Table, columns: Columns) -> np.ndarray:
-    """The rows of each sample, as of `group_rows`: those of one image path or, in a table of captions, of one encoded image.
+    """Groups rows as `group_rows` does, by image path or, in a table of captions, by encoded image.
 
-    With labels or without captions, equal encoded images stay apart: a labelled set keeps its size.
+    With labels or without captions, equal encoded images are not merged, so that a labelled dataset keeps its size.
     """
     images = table[columns.image] if columns.image else None
     return group_rows(images, len(table), by_content=columns.caption is not None and columns.label is None)
 
 
 def group_rows(images: pa.ChunkedArray | None, total: int, *, by_content: bool = False) -> np.ndarray:
-    """Rows in the order of their image's first appearance; missing images count as distinct.
+    """Sorts rows by the first appearance of their image; missing images count as distinct.
 
     Args:
-        images: of a type of `plain_type`; None where the table has none.
+        images: column of a `plain_type` type; None if the table has no images.
         total: number of rows.
-        by_content: whether encoded images are the same where their bytes are; else they count as distinct.
+        by_content: whether encoded images with equal bytes are the same; else all count as distinct.
 
     Returns:
-        int64 [2, total]: the rows, and the number of the sample that each belongs to, which rises from 0.
+        int64 [2, total]: the rows, and the index of each row's sample, ascending from 0.
     """
     row_N = np.arange(total)
     paths = None if images is None else image_paths(images)
@@ -44,7 +44,7 @@ def group_rows(images: pa.ChunkedArray | None, total: int, *, by_content: bool =
     code_N, values = distinct(pc.coalesce(*keys))
     first_V = np.empty(len(values), np.int64)
     present = np.flatnonzero(code_N >= 0)
-    first_V[code_N[present[::-1]]] = present[::-1]  # The last write is that of the smallest row.
+    first_V[code_N[present[::-1]]] = present[::-1]  # In reverse order, so that the smallest row is written last.
     first_N = row_N.copy()
     first_N[present] = first_V[code_N[present]]
     order_N = np.argsort(first_N, kind="stable")
@@ -52,13 +52,13 @@ def group_rows(images: pa.ChunkedArray | None, total: int, *, by_content: bool =
 
 
 def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The path in every cell of a column of images, null where there is none; None where no cell has one.
+    """Extracts the path from every image cell, null if it has none; None if no cell has a path.
 
     Args:
-        images: of a type of `plain_type`.
+        images: column of a `plain_type` type.
 
     Returns:
-        Texts. Paths that lead to the same file by "." or by double slashes are equal.
+        Texts, normalised so that "." and double slashes do not make paths of the same file differ.
     """
     if is_text(images.type):
         return _normal(images)
@@ -67,7 +67,7 @@ def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_struct(images.type):
         return _paths_in_structs(images)
     if is_bytes(images.type) and (pc.max(pc.binary_length(images)).as_py() or 0) > MAX_PATH_BYTES:
-        return None  # Encoded images: their lengths tell, and they are not read.
+        return None  # Encoded images, recognised by their lengths without reading them.
     if not is_bytes(images.type) and images.type != JsonType():
         return None
     chunks = [pa.array(map(_path_in, chunk), pa.large_string()) for chunk in images.chunks]
@@ -75,14 +75,14 @@ def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """The number of every cell's value among the distinct ones, int64, -1 for a missing cell; and these values."""
+    """Returns the index of every cell's value among the distinct values, int64, -1 if missing; and the distinct values."""
     encoded = column.dictionary_encode()  # All chunks share one dictionary.
     codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     return np.concatenate(codes).astype(np.int64), encoded.chunk(0).dictionary
 
 
 def missing_cells(column: pa.ChunkedArray) -> np.ndarray:
-    """Mask of the cells of a column of images or texts that hold nothing (`is_missing`): bool [N]."""
+    """Mask of the empty cells (`is_missing`) of a column of images or texts: bool [N]."""
     if column.type == JsonType():
         texts = pa.chunked_array([chunk.storage for chunk in column.chunks], pa.string())
         return np.asarray(pc.or_(pc.is_null(texts), pc.is_in(texts, pa.array(['""', "[]", "NaN"]))))
@@ -114,14 +114,14 @@ def _normal(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _encoded(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The column that holds the encoded images."""
+    """Returns the column with the encoded images."""
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pc.struct_field(images, "bytes")
     return images if is_bytes(images.type) else None
 
 
 def _content_keys(images: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A digest of every encoded image that may be there twice. Of the others, which are null, little is read."""
+    """Digests of encoded images that may be duplicates; the others are null, and only a few bytes of them are read."""
     glance_N = np.array([_glance(cell.as_buffer()) for cell in images], np.int64)
     _, number_N, count_V = np.unique(glance_N, return_inverse=True, return_counts=True)
     again_N = (count_V[number_N] > 1) & (glance_N != 0)
@@ -130,7 +130,7 @@ def _content_keys(images: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _glance(image: pa.Buffer | None) -> int:
-    """Equal for equal bytes; 0 for none."""
+    """Cheap key of an encoded image: equal for equal bytes; 0 for None."""
     if not image:
         return 0
     view, middle = memoryview(image), len(image) // 2
@@ -138,7 +138,7 @@ def _glance(image: pa.Buffer | None) -> int:
 
 
 def _digest(image: pa.Buffer) -> str:
-    """Never equal to a path."""
+    """Digest of an encoded image; never equal to a path."""
     return "\0" + hashlib.blake2b(image, digest_size=16).hexdigest()
 
 
@@ -151,7 +151,7 @@ def _path_in(cell: pa.Scalar) -> str | None:
 
 
 def _paths_in_lists(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Of lists of one image; a longer one is a bad sample of its own."""
+    """Extracts paths from single-element lists; a longer list is a bad sample of its own."""
     paths = image_paths(pa.chunked_array([chunk.flatten() for chunk in images.chunks], images.type.value_type))
     if paths is None:
         return None
