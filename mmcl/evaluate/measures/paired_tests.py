@@ -1,4 +1,4 @@
-"""The difference of two models on the same queries. Pairing takes out what both find hard, so it needs far fewer of them."""
+"""Paired tests of two models on the same queries. Pairing removes the shared difficulty, so far fewer queries are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many negatives rival each positive, exactly and in tiles: what every metric of a ranking is made of.
+"""For each positive pair, exact counts of the negatives that score higher or tie; all ranking metrics follow from them.
 
 The cosine of two rows is their float64 cosine, rounded to float32: equal rows have equal scores whatever the tile, and ties are
 ties. Tiles are multiplied in float32, which is several times faster; the few scores that lie within the error bound of such a
@@ -92,7 +92,7 @@ class Rivals:
 
 
 class _Scratch:
-    """Memory that is written anew again and again: to ask for it each time would cost more than what is done in it."""
+    """Reusable scratch buffer; allocating it per tile would cost more than the work itself."""
 
     def __init__(self) -> None:
         self._flat = torch.empty(0)
@@ -105,7 +105,7 @@ class _Scratch:
 
 
 class Tile:
-    """Exact scores, float32 [n, m], from which the positives are struck out."""
+    """Exact scores, float32 [n, m], with the positives masked."""
 
     error = 0.0
 
@@ -215,7 +215,7 @@ def _add_tile(forward: Rivals, backward: Rivals, cosine: _Cosine, a: tuple[slice
 
 @torch.no_grad()
 def score_rivals(scores: Scores, query_id_N: Tensor, key_id_M: Tensor, *, chunk_size: int | None = None) -> Rivals:
-    """The same for anything that scores pairs, in one direction.
+    """Counts rivals like `cosine_rivals`, in one direction, from any function that scores pairs.
 
     Args:
         scores: its scores are taken as exact.

@@ -1,4 +1,4 @@
-"""Metrics of a ranking from where its positives stand, with exact expectations where scores are equal.
+"""Ranking metrics from the ranks of the positives, with exact expectations over tied scores.
 
 With ties in random order, the expectation of each metric has a closed form or a short sum (McSherry & Najork, "Computing
 information retrieval performance measures efficiently in the presence of tied scores", 2008): no order is drawn.
@@ -126,10 +126,10 @@ class Ranks:
 
 
 def ranks(rivals: Rivals, ties: Ties = "mean") -> Ranks:
-    """Where the positives stand, equal scores taken as `ties` says.
+    """Computes the ranks of the positives, with ties treated as in `ties`.
 
     Raises:
-        UserError: no query has a positive, or there is no such policy.
+        UserError: no query has a positive, or the policy is unknown.
     """
     if ties not in get_args(Ties):
         raise unknown_name("tie policy", ties, get_args(Ties))
@@ -172,7 +172,7 @@ def cosine_scores(query_ND: Tensor, key_MD: Tensor) -> Scores:
 
 
 def chance_ranks(query_ids: Tensor, key_ids: Tensor) -> Ranks:
-    """The ranks of a model that scores everything the same: the exact expectation of a random ranking."""
+    """Ranks of a model that gives all pairs the same score: the exact expectation of a random ranking."""
     ids, counts = np.unique(key_ids.cpu().numpy(), return_counts=True)
     queries = query_ids.cpu().numpy()
     place = np.searchsorted(ids, queries).clip(max=len(ids) - 1)

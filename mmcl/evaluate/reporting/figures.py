@@ -41,7 +41,7 @@ Hits = Sequence[tuple[Any, bool]]
 def retrieval_examples(
     texts: Sequence[tuple[str, Hits]], images: Sequence[tuple[Image.Image, Hits]], *, title: str = ""
 ) -> bytes:
-    """Texts with the images found for them, and images with the texts found, right ones in green and wrong ones in red.
+    """Draws texts with their retrieved images, and images with their retrieved texts; correct hits green, wrong ones red.
 
     Args:
         texts: queries, each with its hits from the best on: (PIL image, whether it is right).
@@ -65,7 +65,7 @@ def retrieval_examples(
 
 
 def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[str, str], title: str = "") -> bytes:
-    """Texts with the images that two models found, right ones in green and wrong ones in red.
+    """Draws texts with the images retrieved by two models; correct hits green, wrong ones red.
 
     Args:
         rows: texts, each with up to three hits of either model: (PIL image, whether it is right).
@@ -88,7 +88,7 @@ def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[st
 def loss_curve(
     rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str] = ("loss", "logit_scale", "lr"), title: str = ""
 ) -> bytes:
-    """What a run logged, one panel for each of `keys` that any row has.
+    """Draws the logged values of a run, with one panel for each of `keys` that occurs.
 
     Args:
         rows: of metrics.jsonl, such as {"step": 10, "loss": 4.1, "lr": 1e-3}; rows without a key, or with

@@ -1,4 +1,4 @@
-"""A map that one can explore: a single HTML page with points, captions and images inside, which asks no network for anything.
+"""An interactive map: a self-contained HTML page with points, captions and images, which works offline.
 
 Captions and names come from data and are not trusted. In the page's text they are escaped; in its JSON no "<" is left, so that
 none of them can end the script element; and the page itself writes them as text, never as markup.
