@@ -1,8 +1,8 @@
 """Log-sum-exp over pairs of rows: the denominator of every softmax contrast, in memory O((N + M) D) plus one tile.
 
-Logits live for the time of one tile. The forward pass keeps their log-sum-exps, and the backward pass computes each tile again:
-one more matrix product, and no N x M matrix is ever held or saved (as Dao et al., "FlashAttention", 2022, for attention). Only
-some tiles are kept, as many as fit into the memory of the rows.
+Logits exist only for one tile at a time. The forward pass keeps their log-sum-exps, and the backward pass recomputes each tile.
+This costs one more matrix product, but no N x M matrix is ever stored (like Dao et al., "FlashAttention", 2022, for attention).
+Some tiles are kept, as many as fit into the memory of the rows.
 """
 
 from __future__ import annotations

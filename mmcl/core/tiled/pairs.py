@@ -1,4 +1,4 @@
-"""Which rows make a pair: kept as ids and row numbers, O(N + M), never as an N x M mask."""
+"""Positive and self pairs, stored as ids and row numbers in O(N + M) memory, never as an N x M mask."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Pairs:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All that it holds but the number of groups; `with_tensors` puts them back."""
+        """All fields except the number of groups; `with_tensors` restores them."""
         return self.query_group_N, self.key_group_M, self.self_query_S, self.self_key_S
 
     def with_tensors(self, query_group_N: Tensor, key_group_M: Tensor, self_query_S: Tensor, self_key_S: Tensor) -> Pairs:

@@ -1,4 +1,4 @@
-"""The positives of a softmax contrast: sums of logits over equal ids, in memory O((N + M) D) and little on top."""
+"""The positives of a softmax loss: sums of logits over equal ids, in little more than O((N + M) D) memory."""
 
 from __future__ import annotations
 

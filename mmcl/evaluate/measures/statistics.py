@@ -1,10 +1,10 @@
-"""95 % confidence intervals. Rows are taken as independent draws; what varies is the test set, not the training.
+"""95 % confidence intervals. Rows are treated as independent draws; intervals cover the test set, not the training.
 
-An interval stands only where it holds: of 100 test sets, the intervals of 93 to 97 hold the truth, from the fewest rows for
-which one is given. It is more, up to all of them, at the edge (`EDGE`): where fewer than about three rows are expected to
-differ from the rest, what has not been seen decides, and a valid interval is wide. Counts of few rows make coverage jump with
-the rate: it may be 91 % at a single one, and the mean over a few rates is what holds (Brown, Cai and DasGupta, 2001).
-`scripts/bench/interval_coverage.py` prints the table and says whether it does.
+An interval is given only if its coverage is 93 to 97 %, from the smallest number of rows for which one is given. Coverage is
+higher, up to 100 %, at the edge (`EDGE`): if fewer than about three rows are expected to differ from the rest, unseen outcomes
+dominate, and a valid interval is wide. With few rows, counts are discrete and coverage varies with the rate: it may be 91 % at
+a single rate, and only the mean over a few rates is in the range (Brown, Cai and DasGupta, 2001).
+`scripts/bench/interval_coverage.py` prints the coverage table and checks it.
 
 share of 0/1 outcomes           mid-p binomial (Lancaster, "Significance tests in discrete distributions", 1961)
 mean within known bounds        `within_bounds`; with classes the mean over them
@@ -137,7 +137,7 @@ def median(outcomes: np.ndarray, *, clusters: np.ndarray | None = None) -> Estim
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """Mean of one sample minus the mean of another that was drawn apart, by the intervals of both (MOVER)."""
+    """Difference of the means of two independent samples, with an interval from those of both (MOVER)."""
     a, b = mean(first), mean(second)
     return Estimate(*_mover(a, b), a.n + b.n)
 
@@ -186,7 +186,7 @@ def over_runs(values: Sequence[float], n: int, *, within: Interval = (0.0, 1.0))
 
 
 def exact(value: float | None, n: int) -> Estimate:
-    """A number without an interval: the expectation of chance, or a statistic that has none that holds."""
+    """A number without an interval: the expectation of chance, or a statistic without a valid interval."""
     return Estimate(value, None, None, n)
 
 
