@@ -141,7 +141,7 @@ def find_columns(
 
 
 def _numbered_captions(columns: Sequence[str], caption: str | None, *, has_images: bool) -> tuple[str, ...]:
-    """Returns the columns caption_0, caption_1, ... with further captions of an image, if `caption` is one of them.
+    """Returns the numbered caption columns (caption_0, caption_1, ...): those that include `caption`, or the first such set.
 
     Without images, sentence1 and sentence2 are a pair rather than two captions.
     """
