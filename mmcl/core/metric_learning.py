@@ -48,7 +48,7 @@ def triplet_loss(
         A scalar; 0 with a usable gradient if there are no triplets.
 
     Raises:
-        ValueError: shapes do not match, there is no such miner, or it needs a generator.
+        ValueError: shapes do not match, the miner is unknown, or it needs a generator.
     """
     pairs = _distances(row_ND, id_N)
     if miner in ("all", "semi_hard"):
@@ -113,7 +113,7 @@ def margin_loss(
         A scalar; 0 with a usable gradient if no pair has a loss.
 
     Raises:
-        ValueError: shapes do not match, there is no such choice of negatives, or it needs a generator.
+        ValueError: shapes do not match, `negatives` is unknown, or it needs a generator.
     """
     pairs = _distances(row_ND, id_N)
     valid_NN = pairs.positive_NN & pairs.negative_NN.any(1, keepdim=True)

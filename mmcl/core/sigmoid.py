@@ -57,7 +57,7 @@ def sigmoid_loss(
         A scalar.
 
     Raises:
-        ValueError: shapes do not match, scale or bias is out of range, or there is no such reduction.
+        ValueError: shapes do not match, scale or bias is out of range, or the reduction is unknown.
     """
     check_rows(image_ND, text_MD, image_id_N, text_id_M)
     if reduction not in ("mean", "sum"):

@@ -70,7 +70,7 @@ AUGMENTATION_CHECKS: dict[str, Callable[[Augmentation], None]] = {
     "independence": check_independence,
     "draws": check_draws,
 }
-"""What `check_augmentation` runs, by name."""
+"""The checks of `check_augmentation`, by name."""
 
 
 def _images(batch: int) -> Tensor:

@@ -95,11 +95,11 @@ ENCODER_CHECKS: dict[str, Callable[[Encoder, Build], None]] = {
     "independence": check_independence,
     "rebuilding": check_rebuilding,
 }
-"""What `check_encoder` runs, by name."""
+"""The checks of `check_encoder`, by name."""
 
 
 def _inputs(encoder: nn.Module, rows: int, only: int | None = None) -> Tensor | Tokens:
-    """What the encoder takes; `only` one of the rows."""
+    """Inputs of the encoder; with `only`, a single row."""
     wanted = slice(None) if only is None else slice(only, only + 1)
     if isinstance(encoder, TextEncoder):
         return encoder.tokenizer(TEXTS[:rows][wanted])

@@ -92,7 +92,7 @@ def _check_rows(metric: Metric, rows: Rows) -> None:
 
 
 def check_repetition(run: Run) -> None:
-    """Two runs give the same numbers."""
+    """Checks that two runs give the same numbers."""
     first, second = (run(CachedModel(PatternModel()), _task()).metrics for _ in range(2))
     require(first == second, "two runs give other numbers")
 
@@ -114,7 +114,7 @@ EVALUATOR_CHECKS: dict[str, Callable[[Run], None]] = {
     "repetition": check_repetition,
     "other data": check_other_data,
 }
-"""What `check_evaluator` runs, by name."""
+"""The checks of `check_evaluator`, by name."""
 
 
 def _task() -> Task:

@@ -127,7 +127,7 @@ def check_length(entry: LossEntry) -> None:
 
 
 def check_tiles(entry: LossEntry) -> None:
-    """The loss in tiles is that in one piece, gradients included."""
+    """Checks that the tiled loss equals the loss in one piece, including gradients."""
     if "tile" not in inspect.signature(entry.load()).parameters:
         return
     arguments = toy_loss_arguments(entry, 11)
@@ -197,7 +197,7 @@ def check_extremes(entry: LossEntry) -> None:
 
 
 def check_wrong_input(entry: LossEntry) -> None:
-    """What is wrong with an argument is said in one line that names it, and never computed with."""
+    """Checks that an invalid argument raises an error of one line that names it."""
     arguments = toy_loss_arguments(entry)
     for name in (*entry.rows, *entry.shared):
         rows = arguments[name]
@@ -269,7 +269,7 @@ LOSS_CHECKS: Mapping[str, Callable[[LossEntry], None]] = {
     "extremes": check_extremes,
     "wrong_input": check_wrong_input,
 }
-"""What `check_loss` runs, by name."""
+"""The checks of `check_loss`, by name."""
 
 
 def _differentiable(entry: LossEntry) -> tuple[str, ...]:

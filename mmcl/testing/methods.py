@@ -56,7 +56,7 @@ def check_unit_rows(entry: Entry) -> None:
 
 
 def check_pure_loss(entry: Entry) -> None:
-    """`loss` is the same twice, and changes no state."""
+    """Checks that `loss` gives the same value twice and changes no state."""
     method = toy_method(entry)
     batch = toy_batch(method, 6)
     before = copy.deepcopy(method.state_dict())
@@ -79,7 +79,7 @@ def check_commit(entry: Entry) -> None:
 
 
 def check_order_of_rows(entry: Entry) -> None:
-    """Another order of the same samples is the same loss."""
+    """Checks that the order of the samples does not change the loss."""
     method = toy_method(entry)
     batch = toy_batch(method, 9)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
@@ -112,7 +112,7 @@ def check_sizes_of_batches(entry: Entry) -> None:
 
 
 def check_gradients(entry: Entry) -> None:
-    """Every parameter learns but those of a teacher, which want no gradient."""
+    """Checks that every parameter gets a gradient, except those of a teacher."""
     method = toy_method(entry)
     _loss(method, toy_batch(method, 8)).backward()
     idle = [key for key, p in method.named_parameters() if p.grad is None or not p.grad.any()]
@@ -122,7 +122,7 @@ def check_gradients(entry: Entry) -> None:
 
 
 def check_learning(entry: Entry) -> None:
-    """A hundred steps on one batch halve the loss."""
+    """Checks that a hundred steps on one batch halve the loss."""
     method = toy_method(entry)
     batch = toy_batch(method, 8)
     optimiser = _optimiser(method)
@@ -157,7 +157,7 @@ METHOD_CHECKS: dict[str, Callable[[Entry], None]] = {
     "learning": check_learning,
     "resume": check_resume,
 }
-"""What `check_method` runs, by name."""
+"""The checks of `check_method`, by name."""
 
 
 def _loss(method: Method, batch: Batch) -> Tensor:

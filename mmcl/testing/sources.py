@@ -100,7 +100,7 @@ def check_fingerprint(open_again: Open) -> None:
 
 
 def check_pickling(open_again: Open) -> None:
-    """A loader's process gets the same samples."""
+    """Checks that a pickled copy, as in a loader process, gives the same samples."""
     source = open_again()
     sent: Source = pickle.loads(pickle.dumps(source))
     require(sent.fingerprint == source.fingerprint, "the fingerprint is another one in another process")
@@ -118,4 +118,4 @@ SOURCE_CHECKS: dict[str, Callable[[Open], None]] = {
     "fingerprint": check_fingerprint,
     "pickling": check_pickling,
 }
-"""What `check_source` runs, by name."""
+"""The checks of `check_source`, by name."""

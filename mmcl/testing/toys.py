@@ -71,7 +71,7 @@ def toy_batch(method: Method, rows: int, dtype: torch.dtype = torch.float64) -> 
 
 
 def positives_of(method: Method, batch: Batch) -> Tensor:
-    """What the engine hands to the loss as ids."""
+    """Ids as the engine passes them to the loss."""
     if method.positives == "ids":
         return batch.ids
     assert batch.labels is not None
@@ -79,7 +79,7 @@ def positives_of(method: Method, batch: Batch) -> Tensor:
 
 
 def embed(method: Method, batch: Batch) -> Embeddings:
-    """What the loss of one process sees."""
+    """Inputs of the loss on one process."""
     torch.manual_seed(4)
     rows, ids = method.encode(batch.views), positives_of(method, batch)
     return Embeddings(rows, rows, ids, ids)

@@ -172,7 +172,7 @@ def _span(logits: Tensor) -> tuple[float, float]:
 
 
 def _centre(low: float, high: float) -> float:
-    """What is taken off before a common exponential; nothing, and no time, where the logits are small as they are."""
+    """The centre to subtract before a common exponential; 0, without extra work, if the logits are small."""
     return 0.0 if low >= -_SMALL and high <= _SMALL else (low + high) / 2
 
 

@@ -48,7 +48,7 @@ def paired_test(first: Rows, second: Rows, *, seed: int = SEED) -> tuple[Estimat
     The p-value is twice the smallest tail whose interval leaves out 0: it is below .05 exactly where the 95 % interval does. Of
     0/1 outcomes that is McNemar's test without a correction, (won - lost)^2 / (won + lost) against chi-squared, which Tango's
     interval inverts (Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for paired binomial
-    proportions", 2014). Where there is no interval, it is that of `swap_test`.
+    proportions", 2014). Without an interval, the p-value is that of `swap_test`.
 
     Args, Raises: as for `paired_difference` and `swap_test`.
     """

@@ -22,7 +22,7 @@ _TILE = 1024
 _BLOCK = 2**22
 _PAIRS = 2**18
 _PASS = 512
-# One score in so many is computed again one by one; where there are more, the whole tile is, in float64.
+# Up to one score in `_DENSE` is recomputed individually; with more, the whole tile is recomputed in float64.
 _DENSE = 32
 
 

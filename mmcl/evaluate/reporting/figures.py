@@ -208,7 +208,7 @@ def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A script for which no font is installed is drawn as boxes; that is no reason to fail or to fill the log.
+        # A script without an installed font is drawn as boxes; this must neither fail nor fill the log.
         warnings.filterwarnings("ignore", message="(Glyph|Matplotlib currently does not support)")
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -223,7 +223,7 @@ def font_families() -> list[str]:
 
 
 def _write(axes: Axes, x: float, y: float, text: str, *, width: int = 80, color: str = INK, **style: Any) -> None:
-    """Text in the axes' own units, wrapped; dollar signs are no formulas."""
+    """Writes wrapped text in the units of the axes; dollar signs are not parsed as formulas."""
     lines = textwrap.wrap(text, width, max_lines=4, placeholder=" \u2026")
     axes.text(x, y, "\n".join(lines), color=color, va="center", parse_math=False, fontfamily=font_families(), **style)
 
