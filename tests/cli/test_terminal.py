@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from mmcl.cli.exit import exit_cleanly
 from mmcl.cli.main import main
+from mmcl.cli.output import printed_log
 from mmcl.cli.train import train
 from mmcl.evaluate.reporting import tables
 from tests.engine.tiny import COLOURS, YAML
@@ -69,10 +71,11 @@ def trained(place: Path) -> bytes:
     evaluate = json.dumps([{"name": "retrieval", "label": f"held out {EVIL}"}])
     words = ["--data.train.path", str(place / "captions"), "--data.holdout", "0.3", "--evaluate", evaluate]
     words += ["--run_dir", run_of(place), "--train.steps", "2"]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    said, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors), printed_log():
         train([str(place / "clip.yaml"), *words])
-    return said.getvalue().encode()
+    warnings = re.findall(r"warning: [^\r\n]*", errors.getvalue())  # between what progress bars draw
+    return "\n".join([said.getvalue(), *warnings]).encode()
 
 
 def test_training(trained: bytes) -> None:
