@@ -129,7 +129,7 @@ def test_what_the_engine_gives_a_method_is_declared() -> None:
                 super().__init__(towers)
 
     for name in ("temperature", "momentum"):
-        with pytest.raises(UserError, match=f"Warm.init_args: '{name}' is no keyword-only parameter"):
+        with pytest.raises(UserError, match=f"Warm.init_args: '{name}' is not a keyword-only parameter"):
 
             class Warm(Method):
                 init_args: ClassVar[tuple[str, ...]] = (name,)

@@ -49,7 +49,7 @@ class TestNames:
     def test_backslashes_of_a_table_from_windows(self, name, tmp_path):
         write(tmp_path, images("x/1.png", unicodedata.normalize("NFD", "é/1.png")) | {"a.csv": f"image,caption\n{name},one\n"})
         source = open_source("auto", str(tmp_path / "a.csv"))
-        assert source.usage[1].to_text() == "1 of 1 rows used"
+        assert source.usage[1].to_text() == "1 of 1 row used"
         decode(source[0].image)
 
     def test_of_two_images_is_no_name(self, tmp_path):
@@ -127,7 +127,7 @@ class TestNotUsed:
         system += ("__MACOSX/._a.png", ".thumbnails/a.png", "sub/.ipynb_checkpoints/a.png", "System Volume Information/a.png")
         write(tmp_path / "a", images("sub/a.png", *system) | {"Thumbs.db": b"", ".DS_Store": b"", "desktop.ini": b""})
         source = open_source("auto", str(tmp_path / "a"))
-        assert source.usage[0].to_text() == "1 of 1 files used"
+        assert source.usage[0].to_text() == "1 of 1 file used"
 
     def test_links_are_followed_once(self, tmp_path):
         folder = write(tmp_path / "a", images("sub/a.png"))

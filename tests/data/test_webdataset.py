@@ -78,7 +78,7 @@ class TestSamples:
         source = open_tar(tmp_path / "a.tar", tmp_path)
         assert len(source) == 1
         assert source.usage[0].to_text() == (
-            "1 of 4 members used; not used: 1 .npy (a.npy), 1 .png (._a.png), 1 without suffix (README)"
+            "1 of 4 members used; not used: 1 .npy to name in a table (a.npy), 1 .png (._a.png), 1 without suffix (README)"
         )
 
 

@@ -69,7 +69,7 @@ def test_batches_are_the_same_again_and_bad_samples_are_replaced():
         "toy/4: has 3 captions, and data.caption_weights 2",
         "toy/5: the caption is empty",
     }
-    with pytest.raises(UserError, match="are 0 for all of its 1 captions"):
+    with pytest.raises(UserError, match="are 0 for all of its 1 caption"):
         of_one_sample(1, [0.0, 1.0]).caption(0, 0.5)
 
 

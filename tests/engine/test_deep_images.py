@@ -19,7 +19,7 @@ from mmcl.evaluate.reporting.report import Report
 from mmcl.interop.load import load_model
 from mmcl.preprocess import Preprocess
 from mmcl.runs.build_data import build_source
-from mmcl.runs.comparison import METRIC, with_pictures
+from mmcl.runs.comparison import METRIC, with_figures
 from mmcl.runs.run import train
 from mmcl.search import Index
 
@@ -125,7 +125,7 @@ def test_a_comparison_shows_what_two_runs_found(tmp_path: Path) -> None:
         dataclasses.replace(one, won=("thing number 1",), lost=("thing number 2",)) if one.metric == METRIC else one
         for one in found.differences
     )
-    shown = with_pictures(dataclasses.replace(found, differences=differences), run, run)
+    shown = with_figures(dataclasses.replace(found, differences=differences), run, run)
     assert [name for name in shown.figures if name not in found.figures] == ["what_changed_test"]
 
 

@@ -131,7 +131,7 @@ def test_captions_by_weight(folder: Path, tmp_path: Path) -> None:
         assert source is not None
         assert [source.caption(0, draw / 100).split()[0] for draw in range(100)] == ["a"] * 25 + ["the"] * 75
     train(configuration(tmp_path, "weighted", data))
-    with pytest.raises(UserError, match=r"data\.caption_weights is .*: give numbers from 0 on"):
+    with pytest.raises(UserError, match=r"data\.caption_weights is .*: give null or numbers of 0 or more"):
         configuration(tmp_path, "a", data.replace("[1, 0, 3]", "[1, -1]"))
     with pytest.raises(UserError, match=r"data\.caption_weights has no use: method clip shows no captions"):
         check_data(configuration(tmp_path, "a", data), toy_method("simclr"), source)
