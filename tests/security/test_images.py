@@ -80,7 +80,7 @@ def test_what_is_no_image(content, tmp_path):
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PCX", "TGA", "SGI", "DDS"])
 def test_rare_parsers_are_never_tried(kind):
     assert kind not in FORMATS
-    with pytest.raises(UserError, match="none of the formats|is a PDF"):
+    with pytest.raises(UserError, match=r"none of the formats|is a PDF"):
         decode(_encoded(kind))
 
 
