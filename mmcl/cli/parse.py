@@ -58,7 +58,7 @@ def one_line(prog: str, parse: Callable[[], Any]) -> Any:
 
 
 def _deferred(verb: Callable[..., object]) -> Callable[..., object]:
-    """A form of the same arguments that gives the call instead of making it: an error of the call is no error of parsing."""
+    """Returns a function with the same arguments that defers the call, so that only errors of parsing are caught as such."""
     if isinstance(verb, type):
         return verb
 
@@ -70,7 +70,7 @@ def _deferred(verb: Callable[..., object]) -> Callable[..., object]:
 
 
 def _unframed(text: str) -> str:
-    """The first paragraph in a frame, and the hint in the second where it is one."""
+    """Returns the first paragraph of a framed message, and the second one if it is a hint."""
     plain = re.sub("\x1b\\[[0-9;]*m", "", text)
     lines = [re.sub("^[-─]+$", "", line.strip(_FRAME)) for line in plain.splitlines()]
     title = next((number for number, line in enumerate(lines) if line), 0)

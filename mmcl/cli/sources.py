@@ -9,10 +9,10 @@ from mmcl.errors import UserError
 
 
 def parse_source(name_or_path: str, args: str, *, flag: str) -> SourceConfig:
-    """A source by name, where there is no such file, else what lies at the path.
+    """Returns the source of that name, or the one at that path; an existing file takes precedence.
 
     Raises:
-        UserError: the arguments are no mapping.
+        UserError: the arguments are not a mapping.
     """
     from mmcl.data import SOURCES
 

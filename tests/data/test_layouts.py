@@ -198,7 +198,7 @@ class TestWhatIsMeant:
             (("cat/1.png", "cat/2.png"), "no labels: all images are in one folder, cat/"),
             (("1.png", "2.png"), None),
             (("cat/1.png", "dog/a/1.png"), None),
-            (("images/1.png", "masks/1.png"), "no labels: images/ beside masks/ is no class; .* give images/"),
+            (("images/1.png", "masks/1.png"), "no labels: images/ beside masks/ is not a class; .* give images/"),
             (("Annotations/trimaps/1.png", "JPEGImages/1.jpg", "x/1.jpg"), "no labels: JPEGImages/ beside Annotations/"),
             (("maskss/1.png", "imagery/1.png"), None),
         ],

@@ -98,7 +98,9 @@ class TestFilesThatMayDescribeTheImages:
 class TestImagesByUrl:
     COMMAND = "img2dataset --url_list {} --input_format {} --url_col {} --caption_col {} --output_format webdataset"
 
-    @pytest.mark.parametrize("column", ["URL", "url", "image_url", "img url", "coco_url"])
+    @pytest.mark.parametrize(
+        "column", ["URL", "url", "image_url", "img url", "coco_url", "picture_url", "photo_url", "thumbnail_link"]
+    )
     @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
     def test_texts_alone_are_said_with_the_command(self, column: str, suffix: str, tmp_path: Path) -> None:
         path = tmp_path / f"a.{suffix}"

@@ -235,7 +235,7 @@ def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list
         return nothing, []
     if general and len(present) > 1:
         one, another = general[0], min(present - {general[0]})
-        return nothing, [f"no labels: {one}/ beside {another}/ is no class; if they hold other kinds of images, give {one}/"]
+        return nothing, [f"no labels: {one}/ beside {another}/ is not a class; if they hold other kinds of images, give {one}/"]
     if present:
         some = f"{len(strays):,} of {counted(len(classes), 'image')} in no subfolder ({valid_name(strays[0])})"
         return nothing, [f"no labels: {some}; were all in subfolders, these would be their classes"]

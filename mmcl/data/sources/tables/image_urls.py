@@ -11,7 +11,7 @@ LOOKED_AT = 100
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _COLUMN = re.compile(
-    r"(?:(?:image|img|photo|image|thumb(?:nail)?|coco|flickr|original)[ _-]?)?(?:ur[li]s?|links?)", re.IGNORECASE
+    r"(?:(?:image|img|photo|picture|thumb(?:nail)?|coco|flickr|original)[ _-]?)?(?:ur[li]s?|links?)", re.IGNORECASE
 )
 """Names of image URL columns; excludes others such as page_url."""
 
