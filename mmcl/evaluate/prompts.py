@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate.validation import unit_rows
@@ -48,13 +49,31 @@ def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: 
         >>> class_embeddings(model, ["cat", "dog"], ["a photo of a {}", "a drawing of a {}"]).shape
         (2, 256)
     """
+    return mean_embeddings(prompt_embeddings(model, class_names, templates))
+
+
+def mean_embeddings(prompts: Sequence[Tensor]) -> np.ndarray:
+    """Averages the sentences of each class as `prompt_embeddings` returns them: float32 [C, D], unit length."""
+    return torch.nn.functional.normalize(torch.stack([own.mean(dim=0) for own in prompts]), dim=1).cpu().numpy()
+
+
+def prompt_embeddings(model: TextEncoder, class_names: Sequence[str], templates: Templates) -> list[Tensor]:
+    """Embeds the sentences of each class: C tensors, float32 [sentences of the class, D], unit length.
+
+    The arguments and errors are those of `class_embeddings`.
+    """
     check_class_names(class_names)
-    if isinstance(templates, str) and not _slot(templates):
-        templates = template_set(templates)
+    templates = _resolved(templates)
     sentences = [_sentences(name, templates) for name in class_names]
     text_emb = unit_rows(model.encode_text([text for own in sentences for text in own]), "the text embeddings")
-    parts = text_emb.split([len(own) for own in sentences])
-    return torch.nn.functional.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=1).cpu().numpy()
+    return list(text_emb.split([len(own) for own in sentences]))
+
+
+def template_names(templates: Templates) -> list[str]:
+    """The templates as sentences with the slot "{}", other than those by class."""
+    several = _resolved(templates)
+    assert not isinstance(several, Mapping)
+    return [_fill(template, "{}") for template in _as_list(several)]
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
@@ -76,10 +95,19 @@ def _sentences(name: str, templates: Templates) -> list[str]:
         if not own:
             raise UserError(f"the templates have no sentences for class {name!r}; add them, or give templates for all classes")
         return own
+    return [_fill(template, name) for template in _as_list(templates)]
+
+
+def _as_list(templates: Template | Sequence[Template]) -> list[Template]:
     several = [templates] if isinstance(templates, str) or callable(templates) else list(templates)
     if not several:
         raise UserError('no templates; give at least one, such as "a photo of a {}."')
-    return [_fill(template, name) for template in several]
+    return several
+
+
+def _resolved(templates: Templates) -> Templates:
+    """The templates of a named set, or those given."""
+    return template_set(templates) if isinstance(templates, str) and not _slot(templates) else templates
 
 
 def template_set(name: str) -> list[Callable[[str], str]]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmcl.data.images.decode import decode
-from mmcl.data.sources.emoji import FOLDER, VENDORS, EmojiSource
+from mmcl.data.sources.emoji import FOLDER, SENTENCES, VENDORS, EmojiSource
 from mmcl.errors import UserError
 
 BUNDLED = FOLDER.parent
@@ -132,6 +132,42 @@ def test_keywords_are_mixed_in():
     assert len({source.fingerprint, plain.fingerprint, always.fingerprint}) == 3
 
 
+def test_names_are_put_into_sentences():
+    source = emoji(keyword_share=0.0, sentence_share=0.5)
+    captions = Counter(source.caption(0, draw) for draw in np.arange(8000) / 8000)
+    assert captions.pop("grinning face") == pytest.approx(4000, abs=1)
+    assert set(captions) == {sentence.format("grinning face") for sentence in SENTENCES}
+    assert max(captions.values()) - min(captions.values()) <= 1
+    assert source.fingerprint != emoji(keyword_share=0.0).fingerprint
+
+
+def test_sentences_and_keywords_are_drawn_independently():
+    source = emoji(keyword_share=0.25, sentence_share=0.5)
+    captions = [source.caption(0, draw) for draw in np.arange(16000) / 16000]
+    with_keywords = [caption.rsplit(", ", 1)[-1] in source._keywords[0] for caption in captions]
+    assert sum(with_keywords) == pytest.approx(16000 * 0.25, rel=0.01)
+    assert captions.count("grinning face") == pytest.approx(16000 * 0.5 * 0.75, rel=0.01)
+
+
+def test_no_sentence_is_a_template_of_the_evaluation():
+    assert not set(SENTENCES) & set(emoji(fold="test").templates)
+    assert len(set(SENTENCES)) == len(SENTENCES)
+
+
+def test_things_are_emoji_named_by_one_word():
+    source = emoji(fold="test", labels="thing")
+    assert len(source) == len(source.class_names) == len(set(source.class_names)) >= 400
+    assert {"cat", "pizza", "airplane", "guitar", "violin"} <= set(source.class_names)
+    assert not {"locked", "T-Rex", "plus", "polar bear", "flag: France"} & set(source.class_names)
+    assert all(source.class_names[sample.label] == sample.captions[0] for sample in source)
+    assert len(set(source.ids.tolist())) == len(source), "no two of them look the same"
+
+
+def test_things_have_the_same_numbers_in_every_fold():
+    train, test = emoji(labels="thing"), emoji(fold="test", labels="thing")
+    assert train.class_names == test.class_names
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -141,6 +177,7 @@ def test_keywords_are_mixed_in():
         ({"vendors": []}, "no image has"),
         ({"labels": "groups"}, "did you mean 'group'"),
         ({"keyword_share": 1.5}, "keyword_share is 1.5"),
+        ({"sentence_share": -0.1}, "sentence_share is -0.1"),
         ({"fold": "test", "vendors": ["noto"]}, "no image has split=unseen_style, fold=test"),
     ],
 )

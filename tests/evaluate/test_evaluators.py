@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,29 @@ def test_results_that_would_replace_each_other_are_refused(kind: str, task: Task
     given[kind] *= 2
     with pytest.raises(UserError, match=f"two {kind} are called"):
         run(given["evaluators"], given["models"], given["tasks"])
+
+
+class LowerCaseModel(PatternModel):
+    """A model that takes a name for another one if the text has a capital."""
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        right = super().encode_text([text.lower() for text in texts])
+        return np.stack([row if text.islower() else np.roll(row, 1) for row, text in zip(right, texts, strict=True)])
+
+
+def test_the_worst_template_is_the_one_with_the_lowest_accuracy_alone(task: Task) -> None:
+    task, templates = replace(task, baselines=False), ["{}", "A {}"]
+    alone = [
+        EVALUATORS.build("zero_shot", {"templates": [template]}, CachedModel(LowerCaseModel()), task)["zero_shot_top1"]
+        for template in templates
+    ]
+    report = EVALUATORS.build("zero_shot", {"templates": templates}, CachedModel(LowerCaseModel()), task)
+    assert alone[0] == 1 > alone[1]
+    assert report["zero_shot_top1_worst_template"] == min(alone)
+    assert report.details["per template: zero_shot, patterns, trained"] == dict(zip(templates, alone, strict=True))
+
+
+@pytest.mark.parametrize("templates", ["{}", {name: [name, f"a {name}"] for name in NAMES}])
+def test_one_template_or_sentences_by_class_have_no_worst(task: Task, templates: object) -> None:
+    report = EVALUATORS.build("zero_shot", {"templates": templates}, CachedModel(PatternModel()), task)
+    assert "zero_shot_top1_worst_template" not in {metric.metric for metric in report.metrics}

@@ -18,7 +18,57 @@ FOLDER = Path(__file__).parents[1] / "bundled" / "emoji"
 VENDORS = ("noto", "twemoji", "openmoji", "fluent")
 FOLDS = ("train", "val", "test", "all")
 
+LABELS = ("group", "subgroup", "thing")
+
 Fold = Literal["train", "val", "test", "all"]
+Labels = Literal["group", "subgroup", "thing"]
+
+_GROUPS_OF_THINGS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
+_OTHER_WORDS = ("locked", "unlocked", "foggy", "camping", "cooking", "construction")
+
+SENTENCES = (
+    "a photo of {}",
+    "a photo of a {}",
+    "a photo of the {}, close up",
+    "a picture of a {}",
+    "an image of {}",
+    "this image shows a {}",
+    "a drawing of {}",
+    "a pencil drawing of a {}",
+    "a painting of {}",
+    "a painting of a {} on a wall",
+    "an illustration of {}",
+    "an illustration of a {} in a book",
+    "a cartoon of a {}",
+    "a symbol of {}",
+    "a symbol for {}",
+    "a sign that shows a {}",
+    "an icon of a {}",
+    "an icon for a {} app",
+    "emoji: {}",
+    "{} emoji",
+    "{}, clip art",
+    "{} in the style of a sticker",
+    "a sticker with a {} on it",
+    "a {}",
+    "the {}",
+    "a {} in the middle",
+    "this is a {}",
+    "it is a {}",
+    "there is a {} here",
+    "I see a {}",
+    "we can see the {} in this one",
+    "look at this {}",
+    "a small {}",
+    "one large {}",
+    "my favorite {}",
+    "a nice {} for you",
+    "{} without a background",
+    "{} in front of a blue background",
+    "{} in color",
+    "what a {} looks like",
+)
+"""Sentences around training captions; none of them is among the templates of zero-shot classification."""
 
 
 class EmojiSource(SampleList):
@@ -36,9 +86,12 @@ class EmojiSource(SampleList):
         concepts: only the concepts of this fold of "unseen_concept"; zero-shot classes are scored on "test".
         vendors: only these vendors; default: all.
         flags: whether to include flags, which are the easiest images and 270 of the concepts.
-        labels: zero-shot classes: 9 groups or 98 subgroups.
+        labels: zero-shot classes: 9 groups ("an animal or a plant"), 98 subgroups, or 410 everyday things ("cat"), where emoji
+            that are none of them are left out.
         keyword_share: probability, from 0 to 1, that a training caption (`caption`) appends one or two of the emoji's keywords.
             `Sample.captions`, used in evaluation, is the plain name.
+        sentence_share: probability, from 0 to 1, that a training caption puts the name into one of
+            `SENTENCES`: "a drawing of a cat".
 
     Attributes:
         vendor, group, subgroup, concept: values of every row, as str.
@@ -54,33 +107,40 @@ class EmojiSource(SampleList):
         concepts: Fold = "all",
         vendors: Sequence[str] | None = None,
         flags: bool = True,
-        labels: Literal["group", "subgroup"] = "group",
+        labels: Labels = "group",
         keyword_share: float = 0.5,
+        sentence_share: float = 0.0,
     ):
         refuse_path(path, "emoji")
-        _check_choice("labels", labels, ("group", "subgroup"))
-        if not 0 <= keyword_share <= 1:
-            raise UserError(f"emoji: keyword_share is {keyword_share}; choose a share from 0 to 1")
-        rows = _select(split, fold, concepts, VENDORS if vendors is None else vendors, flags)
-        table = pq.read_table(FOLDER / "concepts.parquet", columns=["concept_id", "concept_index", "keywords"]).to_pylist()
+        _check_choice("labels", labels, LABELS)
+        _check_share("keyword_share", keyword_share)
+        _check_share("sentence_share", sentence_share)
+        selected = _select(split, fold, concepts, VENDORS if vendors is None else vendors, flags)
+        columns = ["concept_id", "concept_index", "keywords", "caption", "group"]
+        table = pq.read_table(FOLDER / "concepts.parquet", columns=columns).to_pylist()
         keywords = {concept["concept_id"]: tuple(concept["keywords"]) for concept in table}
-        classes = json.loads((FOLDER / "splits" / "zeroshot_classes.json").read_text(encoding="utf-8"))
-        label_number = {entry["slug"]: entry["index"] for entry in classes[labels]}
+        zero_shot = json.loads((FOLDER / "splits" / "zeroshot_classes.json").read_text(encoding="utf-8"))
+        names, column = _classes(labels, table, zero_shot)
+        rows = [row for row in selected if row[column] in names]
+        if not rows:
+            asked = {"split": split, "fold": fold, "concepts": concepts, "vendors": vendors, "labels": labels}
+            raise UserError("emoji: no image has " + ", ".join(f"{key}={value}" for key, value in asked.items()))
+        label_number = {value: number for number, value in enumerate(names)}
 
-        self.class_names = [entry["name"] for entry in classes[labels]]
-        self.templates = classes["templates"]
+        self.class_names = list(names.values())
+        self.templates = zero_shot["templates"]
         self.ids = _ids(rows, {concept["concept_id"]: concept["concept_index"] for concept in table})
         self.vendor, self.group, self.subgroup, self.concept = (
             [row[column] for row in rows] for column in ("vendor", "group", "subgroup", "concept_id")
         )
         self._keywords = [keywords[concept] for concept in self.concept]
-        self._keyword_share = keyword_share
+        self._keyword_share, self._sentence_share = keyword_share, sentence_share
         self._samples = [
             Sample(
                 name=f"{row['vendor']}/{row['concept_id']}",
                 image=row["image"]["bytes"],
                 captions=(row["caption"],),
-                label=label_number[row[labels]],
+                label=label_number[row[column]],
             )
             for row in rows
         ]
@@ -88,16 +148,48 @@ class EmojiSource(SampleList):
     @property
     def fingerprint(self) -> str:
         rows = [(sample.name, sample.captions, sample.label, digest(sample.image)) for sample in self._samples]
-        return digest(rows, self._keywords, self._keyword_share)
+        return digest(rows, self._keywords, self._keyword_share, SENTENCES, self._sentence_share)
 
     def caption(self, index: int, draw: float) -> str:
-        """Returns the name, with two draws from the keywords if below `keyword_share`: "monkey face, animal, banana"."""
-        (name,), keywords = self._samples[index].captions, self._keywords[index]
-        if draw >= self._keyword_share or not keywords:
-            return name
-        count = len(keywords)
-        first, second = divmod(int(draw / self._keyword_share * count**2), count)
-        return ", ".join(dict.fromkeys([name, keywords[first], keywords[second]]))
+        """Returns the name, at times in a sentence, with keywords, or both: "a drawing of a monkey face, animal, banana"."""
+        (text,), keywords = self._samples[index].captions, self._keywords[index]
+        in_sentence, draw = _event(draw, self._sentence_share)
+        if in_sentence:
+            sentence, draw = _choice(draw, SENTENCES)
+            text = sentence.format(text)
+        with_keywords, draw = _event(draw, self._keyword_share)
+        if with_keywords and keywords:
+            first, draw = _choice(draw, keywords)
+            second, draw = _choice(draw, keywords)
+            text = ", ".join(dict.fromkeys([text, first, second]))
+        return text
+
+
+def _classes(labels: Labels, concepts: Sequence[Mapping[str, Any]], zero_shot: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+    """The class names by the value that a row of the class has in a column, and that column."""
+    if labels == "thing":
+        return {concept["caption"]: concept["caption"] for concept in concepts if _is_thing(concept)}, "caption"
+    return {entry["slug"]: entry["name"] for entry in zero_shot[labels]}, labels
+
+
+def _is_thing(concept: Mapping[str, Any]) -> bool:
+    """True for emoji named by one common noun: "cat", but not "polar bear", "T-Rex" or "locked"."""
+    name = concept["caption"]
+    is_word = name.isascii() and name.isalpha() and name.islower()
+    return is_word and concept["group"] in _GROUPS_OF_THINGS and name not in _OTHER_WORDS
+
+
+def _event(draw: float, probability: float) -> tuple[bool, float]:
+    """Whether an event of this probability occurs, and a uniform number in [0, 1) that is independent of it."""
+    if draw < probability:
+        return True, draw / probability
+    return False, (draw - probability) / (1 - probability)
+
+
+def _choice(draw: float, choices: Sequence[str]) -> tuple[str, float]:
+    """One of the choices, all equally probable, and a uniform number in [0, 1) that is independent of it."""
+    number, rest = divmod(draw * len(choices), 1)
+    return choices[int(number)], rest
 
 
 def _select(split: str, fold: str, concepts: str, vendors: Sequence[str], flags: bool) -> list[dict[str, Any]]:
@@ -108,16 +200,18 @@ def _select(split: str, fold: str, concepts: str, vendors: Sequence[str], flags:
     for vendor in vendors:
         _check_choice("vendor", vendor, VENDORS)
     column = "fold_style" if split == "unseen_style" else "fold_concept"
-    rows = [
+    return [
         row
         for vendor in VENDORS
         if vendor in vendors
         for row in pq.read_table(FOLDER / f"{vendor}.parquet").to_pylist()
         if fold in (row[column], "all") and concepts in (row["fold_concept"], "all") and (flags or row["group"] != "flags")
     ]
-    if not rows:
-        raise UserError(f"emoji: no image has split={split}, fold={fold}, concepts={concepts}, vendors={list(vendors)}")
-    return rows
+
+
+def _check_share(argument: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"emoji: {argument} is {value}; choose a share from 0 to 1")
 
 
 def _check_choice(what: str, name: str, choices: Sequence[str]) -> None:

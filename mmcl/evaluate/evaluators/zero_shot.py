@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from mmcl.evaluate.measures.calibration import Calibration
 from mmcl.evaluate.measures.rank_counts import Scores
 from mmcl.evaluate.measures.ranking import Ties, cosine_scores, score_ranks
 from mmcl.evaluate.measures.statistics import Estimate
-from mmcl.evaluate.prompts import Templates, class_embeddings
+from mmcl.evaluate.prompts import Templates, mean_embeddings, prompt_embeddings, template_names
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
@@ -173,16 +173,22 @@ def evaluate_zero_shot(
 ) -> Report:
     """Evaluates `zero_shot` of a model on a source, with chance, majority and raw pixels (class of the nearest training image).
 
+    With several templates, `zero_shot_top1_worst_template` is the accuracy with the one that does worst when used alone,
+    and `details` has the accuracy with each.
+
     Args:
         templates: prompt templates; by default those of the source.
         top_k, ties: as in `zero_shot`.
     """
     names = task.source.class_names
     assert names is not None, "checked"
-    class_emb = class_embeddings(model, names, task.source.templates if templates is None else templates)
+    templates = task.source.templates if templates is None else templates
+    prompts = prompt_embeddings(model, names, templates)
+    image_emb, class_emb = model.images(task.source), mean_embeddings(prompts)
     scale: dict[str, Any] = {"logit_scale": model.model.logit_scale, "logit_bias": model.model.logit_bias}
     options: dict[str, Any] = {"class_names": names, "top_k": top_k, "data": task.name}
-    report = zero_shot(model.images(task.source), task.labels, class_emb, ties=ties, model=model.name, **scale, **options)
+    report = zero_shot(image_emb, task.labels, class_emb, ties=ties, model=model.name, **scale, **options)
+    report += _by_template(image_emb, task.labels, prompts, templates, ties, task.name, model.name)
     if task.baselines:
         report += _constant_baselines(task.labels, len(names), cutoffs(top_k, "top_k"), task.name)
     if task.baselines and task.bank is not None:
@@ -194,6 +200,26 @@ def evaluate_zero_shot(
             scores, torch.from_numpy(task.labels), len(names), ties=ties, model=pixels.name, **options
         )
     return report
+
+
+def _by_template(
+    image_emb: np.ndarray, labels: np.ndarray, prompts: list[Tensor], templates: Templates, ties: Ties, data: str, model: str
+) -> Report:
+    """The top-1 accuracy with each template alone; nothing for one template, or for classes with sentences of their own."""
+    if isinstance(templates, Mapping) or len(prompts[0]) < 2:
+        return Report()
+    image, label = unit_rows(image_emb, "image_emb"), torch.from_numpy(labels)
+    class_ids = torch.arange(len(prompts))
+    accuracy = [
+        float(score_ranks(cosine_scores(image, class_emb), label.to(image.device), class_ids, ties=ties).hits(1).mean())
+        for class_emb in torch.stack(prompts, dim=1)
+    ]
+    # Chosen by the rows that it is measured on, so an interval would be wrong.
+    worst = {"zero_shot_top1_worst_template": statistics.exact(min(accuracy), len(labels))}
+    return Report(
+        metric_rows(EVALUATOR, data, model, worst),
+        details={f"per template: {EVALUATOR}, {data}, {model}": dict(zip(template_names(templates), accuracy, strict=True))},
+    )
 
 
 def _constant_baselines(labels: np.ndarray, classes: int, ks: Sequence[int], data: str) -> Report:
