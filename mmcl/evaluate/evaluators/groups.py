@@ -50,8 +50,10 @@ def groups(
     samples = {name: values[names == name] for name in sorted(set(names.tolist()))}
     if len(samples) < 2:
         raise UserError("groups: all samples are of one group; give two groups or more to compare")
-    estimates = {f"{metric}_of_{name}": statistics.mean(sample) for name, sample in samples.items()}
     means = [float(sample.mean()) for sample in samples.values()]
-    estimates[f"{metric}_worst_group"] = statistics.exact(min(means), len(values))
-    estimates[f"{metric}_largest_gap"] = statistics.exact(max(means) - min(means), len(values))
-    return Report(metric_rows(EVALUATOR, data, model, estimates))
+    overall = {
+        f"{metric}_worst_group": statistics.exact(min(means), len(values)),
+        f"{metric}_largest_gap": statistics.exact(max(means) - min(means), len(values)),
+    }
+    by_group = {f"{metric}_of_{name}": statistics.mean(sample) for name, sample in samples.items()}
+    return Report(metric_rows(EVALUATOR, data, model, overall | by_group))

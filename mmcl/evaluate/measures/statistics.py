@@ -138,8 +138,22 @@ def median(outcomes: np.ndarray, *, clusters: np.ndarray | None = None) -> Estim
 
 def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
     """Difference of the means of two independent samples, with an interval from those of both (MOVER)."""
-    a, b = mean(first), mean(second)
-    return Estimate(*_mover(a, b), a.n + b.n)
+    return subtract(mean(first), mean(second))
+
+
+def subtract(a: Estimate, b: Estimate) -> Estimate:
+    """Difference of two values, a - b, with an interval from those of both if both have one (MOVER).
+
+    It holds for independent samples; for two results on the same rows, which agree on easy and on hard ones, it is too wide.
+    """
+    assert a.value is not None
+    assert b.value is not None
+    value, n = a.value - b.value, a.n + b.n
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Estimate(value, None, None, n)
+    low = value - float(np.hypot(a.value - a.low, b.high - b.value))
+    high = value + float(np.hypot(a.high - a.value, b.value - b.low))
+    return Estimate(value, low, high, n)
 
 
 def correlation(value: float, influence: np.ndarray) -> Estimate:
@@ -317,17 +331,6 @@ def _median_place(n: float) -> float:
         return 1.0
     part = (left_out - missed(rank)) / (missed(rank + 1) - missed(rank))
     return rank + (n - rank) * part / (rank + (n - 2 * rank) * part)
-
-
-def _mover(a: Estimate, b: Estimate) -> tuple[float, float | None, float | None]:
-    assert a.value is not None
-    assert b.value is not None
-    value = a.value - b.value
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return value, None, None
-    low = value - float(np.hypot(a.value - a.low, b.high - b.value))
-    high = value + float(np.hypot(a.high - a.value, b.value - b.low))
-    return value, low, high
 
 
 def _estimate(value: float, interval: Interval | None, n: int, rows: Rows | None = None) -> Estimate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import Rows
 from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
 from mmcl.evaluate.reporting import tables
-from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better
+from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better, topic
 from mmcl.evaluate.reporting.report import Report, file_name
 from mmcl.files.atomic import write_file
 
@@ -131,7 +130,7 @@ class Comparison:
             title = f"{evaluator}: {data}" if data else evaluator
             found.append((title, ["metric", "B - A", "A", "B", "p", "won", "lost", "n"], [_row(one) for one in own]))
             # Of one metric of its kind: those of R@1 and R@5 are much the same.
-            first = {_first_word(one.metric): one for one in reversed(own)}
+            first = {topic(one.metric): one for one in reversed(own)}
             changes = [[one.metric, kind, name] for one in reversed(first.values()) for kind, name in _some_changes(one)]
             if changes:
                 found.append((f"{title}: what changed", ["metric", "B is", "query"], changes))
@@ -245,11 +244,6 @@ def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...
     names = [str(row) for row in range(len(a))] if a.names is None else a.names
     order = np.argsort(-np.abs(gain), kind="stable")
     return tuple(names[row] for row in order if gain[row] > 0), tuple(names[row] for row in order if gain[row] < 0)
-
-
-def _first_word(metric: str) -> str:
-    """First word of a metric's name: "text" for "text_to_image_R@1"."""
-    return re.match("[a-zA-Z]*", metric)[0]  # type: ignore[index]
 
 
 def _some_changes(one: Difference) -> list[tuple[str, str]]:

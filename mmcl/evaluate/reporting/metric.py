@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mmcl.evaluate.measures.outcomes import Rows
 from mmcl.evaluate.measures.statistics import Estimate
 
-COLUMNS = ("trained", "before", "untrained", "raw pixels", "PCA-50", "majority", "chance")
+BASELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "before": "the model before this training",
+        "untrained": "the untrained network",
+        "raw pixels": "comparing raw pixels",
+        "PCA-50": "comparing principal components of the pixels",
+        "labeled pixels": "the nearest labeled image by raw pixels (which has seen labels; the model has not)",
+        "bag of words": "counting common words",
+        "majority": "always answering the most frequent class",
+        "chance": "chance",
+    }
+)
+"""Columns of a report that are none of the user's models, in the order of a table, each as the object of "better than"."""
+
+COLUMNS = ("trained", *BASELINES)
 """Order of the well-known models in a table; others come first."""
 
 _QUOTED = {"R", "top1", "top5", "median"}
@@ -118,3 +133,8 @@ def quoted(metrics: Iterable[Metric]) -> list[Metric]:
     metrics = list(metrics)
     has_quoted = {metric.evaluator for metric in metrics if words(metric.metric) & _QUOTED}
     return [metric for metric in metrics if metric.evaluator not in has_quoted or words(metric.metric) & _QUOTED]
+
+
+def topic(metric: str) -> str:
+    """What metrics of one kind have in common, their first word: "text" for text_to_image_R@1 and text_to_image_R@5."""
+    return re.match("[a-zA-Z]*", metric.rpartition("/")[2])[0]  # type: ignore[index]

@@ -17,6 +17,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import read_rows, rows_file
 from mmcl.evaluate.reporting import tables
 from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
+from mmcl.evaluate.reporting.verdict import verdict
 from mmcl.files.atomic import write_file
 from mmcl.files.untrusted import parse_json, read_json
 
@@ -84,6 +85,10 @@ class Report:
             return replace(metric, rows=replace(metric.rows, names=found))
 
         return replace(self, metrics=tuple(map(named, self.metrics)))
+
+    def verdict(self) -> tuple[str, ...]:
+        """What the metrics say, in sentences: plain text, a paragraph for each evaluator and dataset, see `verdict`."""
+        return verdict(self.metrics)
 
     def to_json(self) -> str:
         """Metrics as a list of objects with all fields of `Metric` except `rows`."""

@@ -1,0 +1,101 @@
+"""What metrics are called in sentences."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mmcl.evaluate.reporting.metric import Metric, words
+from mmcl.terminal import counted
+
+
+@dataclass(frozen=True, slots=True)
+class _Phrase:
+    """A clause about a metric.
+
+    Attributes:
+        metric: regular expression of the metric's name.
+        clause: with {value}, {rows}, and {0} for the first group of the expression.
+        row: what a row is, in the singular.
+        is_share: whether the value is a share, written as a percentage.
+    """
+
+    metric: re.Pattern[str]
+    clause: str
+    row: str
+    is_share: bool = True
+
+
+def _phrase(metric: str, clause: str, row: str = "image", *, is_share: bool = True) -> _Phrase:
+    return _Phrase(re.compile(metric), clause, row, is_share)
+
+
+_PHRASES = (
+    _phrase(r"text_to_image_R@1", "the right image comes first for {value} of {rows}", "text"),
+    _phrase(r"text_to_image_R@(\d+)", "the right image is among the first {0} for {value} of {rows}", "text"),
+    _phrase(r"image_to_text_R@1", "the right text comes first for {value} of {rows}"),
+    _phrase(r"image_to_text_R@(\d+)", "the right text is among the first {0} for {value} of {rows}"),
+    _phrase(r"zero_shot_top1", "the text of the right class is the nearest for {value} of {rows}"),
+    _phrase(r"zero_shot_top(\d+)", "the text of the right class is among the {0} nearest for {value} of {rows}"),
+    _phrase(r"knn1_top1", "the nearest neighbor has the right class for {value} of {rows}"),
+    _phrase(r"knn(\d+)_top1", "the {0} nearest neighbors vote for the right class for {value} of {rows}"),
+    _phrase(r"linear_top1", "a linear probe names the right class of {value} of {rows}"),
+    _phrase(r"few_shot_(\d+)_top1", "a linear probe with {0} per class names the right class of {value} of {rows}"),
+    _phrase(r"few_label_(.+)pct_finetuned_top1", "with {0} % of the labels, it names the right class of {value} of {rows}"),
+    _phrase(r"few_label_(\d+)_per_class_finetuned_top1", "with {0} per class, it names the right class of {value} of {rows}"),
+    _phrase(r"top1", "the classifier names the right class of {value} of {rows}"),
+    _phrase(r"pairs_accuracy", "the right text is preferred in {value} of {rows}", "comparison"),
+    _phrase(r"winoground_text", "both images prefer their own text in {value} of {rows}", "example"),
+    _phrase(r"reject_(.+)_auroc", "known classes score higher ({0}) in {value} of all pairs of known and unknown in {rows}"),
+    _phrase(r"zero_shot_mAP", "the mean average precision over {rows} is {value}", "label"),
+    _phrase(r"accuracy_worst_group", "{value} of the worst group are right ({rows} in all groups)", "row"),
+    _phrase(r"accuracy", "{value} of {rows} are right", "row"),
+    _phrase(r"sts_spearman", "cosines of {rows} have a rank correlation of {value} with the scores", "pair", is_share=False),
+    _phrase(r"(?:tsne|umap|pca)_trustworthiness@\d+", "the map of {rows} has a trustworthiness of {value}", is_share=False),
+    _phrase(r"effective_rank", "the embeddings of {rows} have an effective rank of {value}", is_share=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a metric is written in a sentence."""
+
+    clause: str
+    is_share: bool
+    is_rank: bool
+
+    def amount(self, value: float) -> str:
+        """A difference without its sign, such as "42.4 points"; a small one keeps a digit that is not 0."""
+        return f"{self.bare(abs(value))}{' points' if self.is_share else ''}"
+
+    def bare(self, value: float, *, sign: str = "") -> str:
+        """A difference as a number alone, which `sign` "+" gives a sign."""
+        number = 100 * value if self.is_share else value
+        digits = 1 if self.is_share or self.is_rank else 3
+        is_small = 0 < abs(number) < 0.5 * 10**-digits
+        return format(number, f"{sign}.1g") if is_small else format(number, f"{sign}.{digits}f")
+
+
+def has_phrase(metric: str) -> bool:
+    """Whether there is a clause for a metric of this name."""
+    return any(phrase.metric.fullmatch(metric.rpartition("/")[2]) for phrase in _PHRASES)
+
+
+def wording(metric: Metric) -> Wording:
+    """The clause about a metric, with its value and number of rows; for an unknown name, the name itself.
+
+    Args:
+        metric: with a value.
+    """
+    assert metric.value is not None
+    is_rank = "rank" in words(metric.metric)
+    name = metric.metric.rpartition("/")[2]
+    for phrase in _PHRASES:
+        if found := phrase.metric.fullmatch(name):
+            value = Wording("", phrase.is_share, is_rank).bare(metric.value)
+            shown = f"{value} %" if phrase.is_share else value
+            words_ = (word.replace("_", " ") for word in found.groups())
+            clause = phrase.clause.format(*words_, value=shown, rows=counted(metric.n, phrase.row))
+            return Wording(clause, phrase.is_share, is_rank)
+    value = Wording("", False, is_rank).bare(metric.value)
+    return Wording(f"{metric.metric} is {value} on {counted(metric.n, 'row')}", False, is_rank)
