@@ -65,7 +65,8 @@ class Blocks(ImageEncoder):
         self.linear = nn.Linear(3 * 16, feature_dim)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.linear(nn.functional.adaptive_avg_pool2d(image_BCHW, 4).flatten(1))
+        features: Tensor = self.linear(nn.functional.adaptive_avg_pool2d(image_BCHW, 4).flatten(1))
+        return features
 
 
 class Colours(SampleList):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmcl.config import Config, config_hash, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
+from mmcl.config import Config, TrainConfig, config_hash, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
 from mmcl.errors import UserError
+from tests.narrow import present
 
 MINIMAL = """
 method: {name: clip}
@@ -34,7 +35,7 @@ def test_yaml_round_trip(path: Path) -> None:
 def test_flags_override_yaml_which_overrides_defaults(path: Path) -> None:
     config = load_config(path, ["--train.steps", "20", "--optim.betas", "0.8", "0.9", "--resume", "--run_dir=out"])
     assert (config.train.steps, config.optim.betas, config.resume, config.run_dir) == (20, (0.8, 0.9), True, "out")
-    assert config.train.batch_size == Config.__dataclass_fields__["train"].default_factory().batch_size  # type: ignore[misc]
+    assert config.train.batch_size == TrainConfig().batch_size
 
 
 def test_flags_reach_into_arguments_and_lists(path: Path) -> None:
@@ -177,10 +178,10 @@ class TestMix:
         (tmp_path / "a.yaml").write_text(f"{self.YAML}data: {data}\n")
         return load_config(tmp_path / "a.yaml")
 
-    def test_parts_by_name(self, tmp_path):
+    def test_parts_by_name(self, tmp_path: Path) -> None:
         emoji = "{name: emoji, weight: 1, args: {fold: all}}"
         config = self.load(tmp_path, f"{{mix: {{photos: {{path: a, weight: 2}}, emoji: {emoji}}}}}")
-        assert config.data.mix["emoji"].args == {"fold": "all"}
+        assert present(config.data.mix)["emoji"].args == {"fold": "all"}
         settings = flat_settings(config)
         assert settings["data.mix.photos.weight"] == 2.0
         assert not is_decisive("data.mix.photos.path")
@@ -200,6 +201,6 @@ class TestMix:
             ("{mix: {a: {path: x, wieght: 1}}}", "did you mean 'weight'"),
         ],
     )
-    def test_mistakes(self, data, message, tmp_path):
+    def test_mistakes(self, data: str, message: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             self.load(tmp_path, data)

@@ -63,7 +63,7 @@ def test_a_name_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
     for read in (lambda: load_config(name), lambda: load_config(top), lambda: load_suite([Path(name)])):
         top.write_text(f"base: {name!r}\n")
         with pytest.raises(UserError) as error:
-            read()  # type: ignore[no-untyped-call]
+            read()
         assert "\n" not in str(error.value)
     if name == "simclr_mnst":
         with pytest.raises(UserError, match=r"top\.yaml: base: .*'simclr_mnst'; did you mean 'simclr_mnist'"):

@@ -81,7 +81,7 @@ def test_a_terminal_of_any_encoding_is_written_to(encoding: str, monkeypatch: py
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", stream)
     show(json.dumps("café 👍 猫\udce9", ensure_ascii=False))
-    written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    written = stream.buffer.getvalue().decode(encoding)
     assert json.loads(written) == "café 👍 猫\udce9"
     assert ("👍" in written) == (encoding == "utf-8")
 

@@ -17,8 +17,10 @@ from PIL import Image
 import mmcl
 from mmcl.cli.main import main
 from mmcl.config import load_config
+from mmcl.encoders.tower import Tower
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
+from tests.narrow import of_type
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +169,11 @@ def test_features_are_those_before_the_head(
     table, model = pq.read_table(file), mmcl.load_model(str(run_dir), device="cpu")
     assert set(table["kind"].to_pylist()) == {"image"}
     rows = np.array(table["embedding"].to_pylist(), np.float32)
-    assert rows.shape[1] == model.towers["image"].encoder.feature_dim
+    tower = of_type(Tower, model.towers["image"])
+    assert rows.shape[1] == tower.encoder.feature_dim
     assert not np.allclose(np.linalg.norm(rows, axis=1), 1)
-    head = model.towers["image"].head
     with torch.inference_mode():
-        projected = torch.nn.functional.normalize(head(torch.from_numpy(rows)), dim=1).numpy()
+        projected = torch.nn.functional.normalize(tower.head(torch.from_numpy(rows)), dim=1).numpy()
     names = table["name"].to_pylist()
     assert np.allclose(projected, model.encode_image(names), atol=1e-5)
     capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,9 @@ def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("write", [write_listed, write_beside])
-def test_all_troubles_of_a_folder_are_in_one_list(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_troubles_of_a_folder_are_in_one_list(
+    write: Callable[[Path], tuple[list[str], list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad, unused = write(tmp_path / "all")
     assert len(bad) >= 20
     with pytest.raises(SystemExit) as stopped:

@@ -50,7 +50,7 @@ def test_every_exception_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli_exit.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert exit_cleanly(lambda: raising(error)) == code
     said = capsys.readouterr()
     assert said.out == ""
@@ -61,7 +61,7 @@ def test_every_exception_is_one_line(
 def test_the_traceback_of_a_bug_is_kept_and_shown_on_demand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli_exit.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("mmcl.cli.list._registries", lambda: raising(ZeroDivisionError("division by zero")))
     assert main(["list"]) == 70
     [log] = tmp_path.iterdir()
@@ -70,7 +70,7 @@ def test_the_traceback_of_a_bug_is_kept_and_shown_on_demand(
     assert "in list_components" in log.read_text()
     assert main(["list", "--debug"]) == 70
     assert "in list_components" in capsys.readouterr().err
-    monkeypatch.setattr(cli_exit.tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert main(["list"]) == 70
     assert "in list_components" in capsys.readouterr().err, "where no log can be written, it is printed"
 

@@ -164,7 +164,8 @@ def test_a_bug_is_told_and_kept_safely(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["mmcl", f"caf\udce9{EVIL}"])
-    assert exit_cleanly(lambda: {}[EVIL], debug=True) == 70
+    nothing: dict[str, int] = {}
+    assert exit_cleanly(lambda: nothing[EVIL], debug=True) == 70
     assert "KeyError" in checked(capfdbinary.readouterr().err)
     (log,) = tmp_path.glob("mmcl-*.log")
     assert r"caf\udce9\u001b]52" in checked(log.read_bytes())

@@ -17,6 +17,7 @@ from mmcl.preprocess import Preprocess
 from mmcl.testing import check_encoder
 from mmcl.types import Tokens
 from tests.encoders import tiny
+from tests.narrow import of_type
 
 NAMES = [("image", name) for name in IMAGE_ENCODERS] + [("text", name) for name in TEXT_ENCODERS]
 
@@ -37,8 +38,8 @@ class Table(nn.Module):
         self.table = nn.Embedding(49408, 8)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        mask = tokens.mask[..., None]
-        return (self.table(tokens.ids) * mask).sum(1) / mask.sum(1)
+        mask, rows = tokens.mask[..., None], of_type(Tensor, self.table(tokens.ids))
+        return (rows * mask).sum(1) / mask.sum(1)
 
 
 @pytest.mark.parametrize(("modality", "name"), NAMES)
@@ -61,7 +62,7 @@ class Mine(ImageEncoder):
         self.linear = nn.Linear(64, feature_dim)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        return self.linear(image_BCHW.flatten(1))
+        return of_type(Tensor, self.linear(image_BCHW.flatten(1)))
 
 
 class OtherWidth(Mine):

@@ -32,6 +32,8 @@ class LongRows(CLIP):
 
 
 class Impure(CLIP):
+    calls: Tensor
+
     def __init__(self, towers: nn.ModuleDict, **args: Any):
         super().__init__(towers, **args)
         self.register_buffer("calls", torch.zeros(()))

@@ -31,7 +31,8 @@ def info_nce_loop(
     query_ids, key_ids = query_id.tolist(), key_id.tolist()
     query_rows, key_rows = (None, None) if query_row is None or key_row is None else (query_row.tolist(), key_row.tolist())
     for i in range(len(query)):
-        positive, negative = [], []
+        positive: list[float] = []
+        negative: list[float] = []
         for j in range(len(key)):
             same = query_rows is not None and key_rows is not None and query_rows[i] == key_rows[j]
             if not same and (valid is None or valid[j]):
@@ -52,7 +53,8 @@ def info_nce_loop(
 
 
 def _floats(rows: Tensor) -> list[list[float]]:
-    return rows.detach().double().tolist()  # type: ignore[no-any-return]
+    floats: list[list[float]] = rows.detach().double().tolist()
+    return floats
 
 
 def _dot(a: list[float], b: list[float]) -> float:

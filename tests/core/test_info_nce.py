@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_no_scale_overflows(rng: torch.Generator, tile: Tile | None, scale: floa
     id_N = torch.arange(6)
     for positives in ("outside", "inside"):
         losses = [
-            info_nce(*rows, query_id_N=id_N, key_id_M=id_N, scale=scale, positives=positives, tile=tile)  # type: ignore[arg-type]
+            info_nce(*rows, query_id_N=id_N, key_id_M=id_N, scale=scale, positives=positives, tile=tile)
             for rows in (wide, narrow)
         ]
         assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
@@ -268,7 +268,7 @@ def test_keys_without_gradient_need_none(rng: torch.Generator) -> None:
         call({**rows, "query": query, "key": key}, 5.0, (2, 3)).backward()
         assert (key.grad is not None) == wanted
         found.append(query.grad)
-    assert torch.equal(*found)  # type: ignore[arg-type]
+    assert torch.equal(*found)
 
 
 def two_views(rng: torch.Generator, count: int = 6) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def test_closed_forms_of_constant_embeddings(rng: torch.Generator) -> None:
         ({"hardness": 1.0, "positive_prior": 0.1}, math.log(11)),
     ):
         for tile in (None, (5, 7)):
-            assert float(call(rows, 4.0, tile, **options)) == pytest.approx(expected, rel=1e-12)  # type: ignore[arg-type]
+            assert float(call(rows, 4.0, tile, **options)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_variants_approach_nt_xent(rng: torch.Generator) -> None:
@@ -298,7 +298,7 @@ def test_variants_approach_nt_xent(rng: torch.Generator) -> None:
     logits = (5.0 * z @ z.T).fill_diagonal_(-torch.inf)
     nt_xent = float(F.cross_entropy(logits, torch.arange(12).roll(6)))
     for options in ({}, {"positives": "inside"}, {"hardness": 1e-9}, {"positive_prior": 1e-9}):
-        assert float(call(rows, 5.0, None, **options)) == pytest.approx(nt_xent, rel=1e-7)  # type: ignore[arg-type]
+        assert float(call(rows, 5.0, None, **options)) == pytest.approx(nt_xent, rel=1e-7)
     assert float(call(rows, 5.0, None, hardness=1.0)) > nt_xent
     assert float(call(rows, 5.0, None, denominator="negatives")) < nt_xent
 
@@ -425,8 +425,9 @@ def test_a_forward_pass_changes_nothing(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("tile", [None, (2, 3)])
 def test_an_own_negative_counts_as_so_many_keys_of_its_query_alone(rng: torch.Generator, tile: Tile | None) -> None:
     query, key, own, ids = unit(rng, 5), unit(rng, 5), unit(rng, 5), torch.arange(5)
-    with_own = {"own_negative_ND": own, "own_negative_log_weight": math.log(3), "tile": tile, "scale": 4.0}
-    for denominator in ("all", "negatives"):
+    with_own: dict[str, Any] = {"own_negative_ND": own, "own_negative_log_weight": math.log(3), "tile": tile, "scale": 4.0}
+    denominators: tuple[Literal["all", "negatives"], ...] = ("all", "negatives")
+    for denominator in denominators:
         got = info_nce(query, key, query_id_N=ids, key_id_M=ids, denominator=denominator, **with_own)
         alone = [
             info_nce(

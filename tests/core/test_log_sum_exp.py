@@ -15,6 +15,7 @@ from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
 from mmcl.core.tiled.pairs import Kept, Pairs, Tile, choose_tile
+from tests.narrow import present
 
 N, M = 7, 11
 QUERY_ID = torch.tensor([0, 3, 0, 5, 3, 9, 0])
@@ -32,6 +33,11 @@ def rows(rng: torch.Generator, span: float) -> tuple[Tensor, Tensor]:
     return query * (span / float(logits.max() - logits.min())), key
 
 
+def leaves(rng: torch.Generator, span: float) -> tuple[Tensor, Tensor]:
+    query, key = rows(rng, span)
+    return query.requires_grad_(), key.requires_grad_()
+
+
 def dense(query: Tensor, key: Tensor, kept: Kept, which: str) -> tuple[Tensor, Tensor]:
     equal = QUERY_ID[:, None] == KEY_ID
     keep = {"all": torch.ones(N, M, dtype=torch.bool), "negatives": ~equal, "positives": equal}[kept]
@@ -43,8 +49,9 @@ def dense(query: Tensor, key: Tensor, kept: Kept, which: str) -> tuple[Tensor, T
 
 def with_gradients(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The outputs, and the gradients of a sum of them in which every entry has a weight of its own; -inf has none."""
-    total = sum((torch.where(x.isfinite(), x, 0) * torch.linspace(-1, 2, len(x), dtype=x.dtype)).sum() for x in outputs)
-    return [*outputs, *torch.autograd.grad(total, inputs)]  # type: ignore[arg-type]
+    weights = [torch.linspace(-1, 2, len(x), dtype=x.dtype) for x in outputs]
+    total = torch.stack([torch.where(x.isfinite(), x, 0) @ weight for x, weight in zip(outputs, weights, strict=True)]).sum()
+    return [*outputs, *torch.autograd.grad(total, inputs)]
 
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
@@ -52,7 +59,7 @@ def with_gradients(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> l
 @pytest.mark.parametrize("which", PAIRS)
 @pytest.mark.parametrize("kept", ["all", "negatives", "positives"])
 def test_tiles_equal_one_matrix(rng: torch.Generator, kept: Kept, which: str, tile: Tile | None, span: float) -> None:
-    inputs = tuple(x.requires_grad_() for x in rows(rng, span))
+    inputs = leaves(rng, span)
     expected = with_gradients(dense(*inputs, kept, which), inputs)
     got = pair_log_sum_exp(*inputs, PAIRS[which], kept=kept, both=True, tile=tile)
     torch.testing.assert_close(with_gradients(got, inputs), expected, rtol=1e-11, atol=1e-11)  # type: ignore[arg-type]
@@ -64,10 +71,10 @@ def test_tiles_equal_one_matrix(rng: torch.Generator, kept: Kept, which: str, ti
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
 def test_float32_is_close_to_float64_at_any_span(rng: torch.Generator, span: float) -> None:
-    wide = tuple(x.requires_grad_() for x in rows(rng, span))
-    narrow = tuple(x.detach().float().requires_grad_() for x in wide)
+    wide = leaves(rng, span)
+    query, key = (x.detach().float().requires_grad_() for x in wide)
     expected = with_gradients(dense(*wide, "all", "rows"), wide)
-    got = with_gradients(pair_log_sum_exp(*narrow, PAIRS["rows"], both=True, tile=(3, 4)), narrow)  # type: ignore[arg-type]
+    got = with_gradients(pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(3, 4)), (query, key))  # type: ignore[arg-type]
     for mine, true in zip(got, expected, strict=True):
         assert mine.dtype == torch.float32
         assert (mine.double() - true).norm() <= 2e-6 * max(1.0, span / 100) * true.norm()
@@ -205,7 +212,8 @@ def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generato
         saved.append(tensor.numel())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Products() as products:
+    products = Products()  # type: ignore[no-untyped-call]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), products:
         outputs = pair_log_sum_exp(query, key, pairs, both=True, tile=tile)
         torch.autograd.grad(outputs, (query, key), [torch.ones(count)] * 2)  # type: ignore[arg-type]
     everything, memory = count * count, query.numel() + key.numel()
@@ -215,8 +223,9 @@ def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generato
 
 
 def test_backward_may_come_twice(rng: torch.Generator) -> None:
-    inputs = tuple(x.requires_grad_() for x in rows(rng, 5.0))
-    total = sum(x.sum() for x in pair_log_sum_exp(*inputs, PAIRS["no rows"], both=True, tile=(2, 3)))
+    inputs = leaves(rng, 5.0)
+    by_query, by_key = pair_log_sum_exp(*inputs, PAIRS["no rows"], both=True, tile=(2, 3))
+    total = by_query.sum() + present(by_key).sum()
     first = torch.autograd.grad(total, inputs, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(total, inputs), first, rtol=0, atol=0)
 
@@ -249,7 +258,8 @@ class Largest(TorchDispatchMode):
 @LOSS
 def test_no_tensor_is_larger_than_a_tile(loss: Callable[..., Tensor]) -> None:
     inputs = inputs_of(SMALL)
-    with Largest() as largest:
+    largest = Largest()  # type: ignore[no-untyped-call]
+    with largest:
         loss(*inputs).backward()
     assert SMALL * SMALL > 2**22
     assert 2**21 < largest.elements <= 1.01 * 2**22

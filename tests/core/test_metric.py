@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def weighted_loss(rows: Tensor, ids: Tensor) -> Tensor:
     return triplet_loss(rows, ids, miner="distance_weighted", generator=torch.Generator().manual_seed(0))
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "all": lambda rows, ids: triplet_loss(rows, ids, miner="all"),
     "semi_hard": lambda rows, ids: triplet_loss(rows, ids, miner="semi_hard"),
     "batch_hard": lambda rows, ids: triplet_loss(rows, ids, miner="batch_hard"),
@@ -104,8 +105,8 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_gradients_are_exact(loss: object, rng: torch.Generator) -> None:
-    assert torch.autograd.gradcheck(lambda rows: loss(rows, IDS), (rows_of(rng),))  # type: ignore[operator]
+def test_gradients_are_exact(loss: Callable[[Tensor, Tensor], Tensor], rng: torch.Generator) -> None:
+    assert torch.autograd.gradcheck(lambda rows: loss(rows, IDS), (rows_of(rng),))
 
 
 @pytest.mark.parametrize("ids", [[0], [0, 0, 0], [0, 1, 2]], ids=str)

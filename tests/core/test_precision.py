@@ -18,6 +18,7 @@ from mmcl.core import clustering, decorrelation, geometry, info_nce, nearest, pr
 from mmcl.core import metric_learning as metric
 from mmcl.evaluate.measures import rank_counts as rivals
 from mmcl.methods.byol import predict
+from tests.narrow import of_type
 
 ID = torch.arange(6) // 2
 LOW = [torch.bfloat16, torch.float16]
@@ -61,7 +62,7 @@ OF_ONE_TYPE = {"pair_log_sum_exp", "positive_dot_sum"}
 
 def prototypes(rows: Tensor) -> Tensor:
     torch.manual_seed(0)
-    return clustering.Prototypes(5, 4).to(rows.dtype)(rows)
+    return of_type(Tensor, clustering.Prototypes(5, 4).to(rows.dtype)(rows))
 
 
 @pytest.mark.parametrize("dtype", LOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def close(count: int, width: int, seed: int) -> Tensor:
 
 def clumps() -> Rows:
     rng = np.random.default_rng(0)
-    ids = (torch.from_numpy(rng.integers(20, size=n)) for n in (30, 45))
-    return (close(30, 37, 1), close(45, 37, 2), *ids)
+    a_ids, b_ids = (torch.from_numpy(rng.integers(20, size=n)) for n in (30, 45))
+    return close(30, 37, 1), close(45, 37, 2), a_ids, b_ids
 
 
 def collapsed() -> Rows:
@@ -38,14 +39,14 @@ def few_ids() -> Rows:
 
 
 def extreme_lengths() -> Rows:
-    a, b, *ids = clumps()
-    return (a * torch.tensor([1e-38, 1.0, 1e36]).repeat(10)[:, None], b, *ids)
+    a, b, a_ids, b_ids = clumps()
+    return a * torch.tensor([1e-38, 1.0, 1e36]).repeat(10)[:, None], b, a_ids, b_ids
 
 
 def with_zeros() -> Rows:
-    a, b, *ids = clumps()
+    a, b, a_ids, b_ids = clumps()
     a[::7], b[::5] = 0, 0
-    return (a, b, *ids)
+    return a, b, a_ids, b_ids
 
 
 CASES = (clumps, collapsed, few_ids, extreme_lengths, with_zeros)
@@ -57,7 +58,7 @@ def cosines(a: Tensor, b: Tensor) -> np.ndarray:
 
 def unit(x: Tensor) -> Tensor:
     norm = x.double().norm(dim=1, keepdim=True)
-    return x.double() / norm.where(norm > 0, 1.0)
+    return x.double() / torch.where(norm > 0, norm, 1.0)
 
 
 def expected(score: np.ndarray, query_ids: np.ndarray, key_ids: np.ndarray) -> dict[tuple[int, int], tuple[int, int, int]]:
@@ -77,7 +78,7 @@ def found(rivals: Rivals) -> dict[tuple[int, int], tuple[int, int, int]]:
 
 @pytest.mark.parametrize("chunk_size", [None, 7, 13])
 @pytest.mark.parametrize("case", CASES)
-def test_counts_of_cosines_are_those_of_the_whole_matrix(case, chunk_size):
+def test_counts_of_cosines_are_those_of_the_whole_matrix(case: Callable[[], Rows], chunk_size: int | None) -> None:
     a, b, a_ids, b_ids = case()
     forward, backward = cosine_rivals(a, b, a_ids, b_ids, chunk_size=chunk_size)
     score = cosines(a, b)
@@ -88,7 +89,7 @@ def test_counts_of_cosines_are_those_of_the_whole_matrix(case, chunk_size):
 
 @pytest.mark.parametrize("chunk_size", [None, 7, 13])
 @pytest.mark.parametrize("case", CASES)
-def test_counts_of_given_scores_are_those_of_the_whole_matrix(case, chunk_size):
+def test_counts_of_given_scores_are_those_of_the_whole_matrix(case: Callable[[], Rows], chunk_size: int | None) -> None:
     a, b, a_ids, b_ids = case()
     score = torch.from_numpy(cosines(a, b)).round(decimals=1)
     given = score.clone()
@@ -97,14 +98,14 @@ def test_counts_of_given_scores_are_those_of_the_whole_matrix(case, chunk_size):
     assert torch.equal(given, score), "what was given is left as it was"
 
 
-def test_float32_products_alone_would_be_wrong():
+def test_float32_products_alone_would_be_wrong() -> None:
     """So the first test can fail: a product in float32 orders some of these rows otherwise."""
     a, b, a_ids, b_ids = clumps()
     product = (unit(a).float() @ unit(b).float().T).numpy()
     assert expected(product, a_ids.numpy(), b_ids.numpy()) != expected(cosines(a, b), a_ids.numpy(), b_ids.numpy())
 
 
-def test_low_precision_settings_change_nothing_and_stay():
+def test_low_precision_settings_change_nothing_and_stay() -> None:
     rows = clumps()
     plain = [found(rivals) for rivals in cosine_rivals(*rows)]
     before = torch.get_float32_matmul_precision()
@@ -117,17 +118,17 @@ def test_low_precision_settings_change_nothing_and_stay():
         torch.set_float32_matmul_precision(before)
 
 
-def test_positive_pairs_are_those_of_the_mask():
+def test_positive_pairs_are_those_of_the_mask() -> None:
     query, key = torch.tensor([5, 1, 5, 9]), torch.tensor([1, 5, 7, 5, 5])
     assert torch.equal(torch.stack(positive_pairs(query, key), 1), (query[:, None] == key[None, :]).nonzero())
 
 
-def test_scores_that_are_not_finite_are_refused():
+def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="not a finite number"):
         score_rivals(lambda part: torch.tensor([[torch.nan, 1.0]]), torch.tensor([0]), torch.tensor([0, 1]))
 
 
-def test_the_matrix_of_all_scores_never_exists():
+def test_the_matrix_of_all_scores_never_exists() -> None:
     """12 000 x 12 000 scores would be 550 MB, and a mask of the positives 140 MB."""
     script = """
 import resource, torch

@@ -16,7 +16,7 @@ def photo() -> Image.Image:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     for name in ("a.png", "b.PNG", "sub/c.jpg"):
         write_image(tmp_path / "photos" / name)
         (tmp_path / "photos" / name).with_suffix(".txt").write_text(f"a photo of {name}\n\n a second caption \n")
@@ -24,7 +24,7 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def table(tmp_path) -> Path:
+def table(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png", "c.png"):
         write_image(tmp_path / name)
     path = tmp_path / "pairs.csv"

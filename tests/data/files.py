@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from mmcl.data.images.decode import decode
+from mmcl.data.source import Sample
 
 
 def write_image(path: Path, grey: int = 128) -> Path:
@@ -18,7 +22,7 @@ def write_image(path: Path, grey: int = 128) -> Path:
     return path
 
 
-def write_table(path: Path, rows: list[dict]) -> None:
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows of the same keys as the kind of table that the suffix says."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -38,3 +42,8 @@ def write_mnist(folder: Path, size: int = 20) -> None:
         header = struct.pack(">IIII", 0x803, size, 28, 28)
         (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pictures.astype(np.uint8).tobytes())
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, size) + labels.tobytes())
+
+
+def decoded(sample: Sample) -> Image.Image:
+    assert sample.image is not None
+    return decode(sample.image)

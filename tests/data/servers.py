@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
     folder: Path
     ranges = etags = True
     drop = drop_every = refuse = 0
+    log: list[tuple[str, str, str | None]]
 
     @property
     def url(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,15 @@ from torchvision.transforms import InterpolationMode
 
 from mmcl.config import ComponentConfig
 from mmcl.data.augment import AUGMENTATIONS
+from mmcl.data.augment.affine import Affine
 from mmcl.data.augment.color import turn_hue
 from mmcl.data.augment.crop import random_boxes
-from mmcl.data.augment.pipeline import Policy
+from mmcl.data.augment.pipeline import Augmentation, Policy
 from mmcl.data.images.crop import BOX_DRAWS, random_box
 from mmcl.errors import UserError
+from tests.narrow import of_type
 
-STRONG = {
+STRONG: dict[str, dict[str, Any]] = {
     "affine": {"rotation": 30, "scale": [0.7, 1.4], "translation": 0.2, "shear": 10, "elastic": 0.1, "fill": 0.3},
     "blur": {"p": 1.0},
     "color_jitter": {"p": 1.0},
@@ -32,7 +36,7 @@ STRONG = {
     "solarize": {"p": 0.5},
     "stroke": {"strength": 1.0},
 }
-ZERO = {
+ZERO: dict[str, dict[str, Any]] = {
     "affine": {},
     "blur": {"sigma": [0.01, 0.01]},
     "color_jitter": {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0},
@@ -47,11 +51,12 @@ ZERO = {
 COLOUR_ONLY = {"grayscale"}
 
 
-def build(name: str, **args):
-    return AUGMENTATIONS.build(name, args)
+def build(name: str, **args: Any) -> Augmentation:
+    augmentation: Augmentation = AUGMENTATIONS.build(name, args)
+    return augmentation
 
 
-def policy(*names: str, settings=STRONG) -> Policy:
+def policy(*names: str, settings: Mapping[str, dict[str, Any]] = STRONG) -> Policy:
     return Policy.build([ComponentConfig(name=name, args=settings[name]) for name in names])
 
 
@@ -59,24 +64,24 @@ def pictures(batch: int = 7, channels: int = 3, height: int = 13, width: int = 1
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def draws(batch: int, operation) -> Tensor:
+def draws(batch: int, operation: Augmentation) -> Tensor:
     return torch.rand(batch, operation.draws, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def run(one: Policy, images: Tensor, rows: list[int], *, seed=0, epoch=0, view=0) -> Tensor:
+def run(one: Policy, images: Tensor, rows: list[int], *, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
     index = np.array(rows)
     return one(images[rows], seed=seed, epoch=np.full(len(rows), epoch), index=index, view=view)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ZERO)
-def test_nothing_happens_at_zero_strength(name, channels):
+def test_nothing_happens_at_zero_strength(name: str, channels: int) -> None:
     images = pictures(channels=channels)
     assert torch.allclose(run(policy(name, settings=ZERO), images, list(range(7))), images, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", STRONG)
-def test_some_images_are_changed_after_all_were(name):
+def test_some_images_are_changed_after_all_were(name: str) -> None:
     images, rows = pictures(20, height=11), list(range(20))
     both = Policy((build(name, **STRONG[name] | {"p": 1.0}), build("invert", p=0.5)))
     first = run(Policy(both.operations[:1]), images, rows)
@@ -87,13 +92,13 @@ def test_some_images_are_changed_after_all_were(name):
     assert any(kept)
 
 
-def test_large_images_are_done_in_parts():
+def test_large_images_are_done_in_parts() -> None:
     images, one = pictures(5, 3, 200, 200), policy("color_jitter", "affine")
     whole = run(one, images, list(range(5)))
     assert all(torch.equal(run(one, images, [row])[0], whole[row]) for row in range(5))
 
 
-def test_an_operation_twice_in_a_policy_draws_twice():
+def test_an_operation_twice_in_a_policy_draws_twice() -> None:
     images = torch.ones(200, 1, 1, 1)
     once, twice = policy("invert"), policy("invert", "invert")
     rows = list(range(200))
@@ -102,13 +107,13 @@ def test_an_operation_twice_in_a_policy_draws_twice():
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_p_is_the_share_of_images_that_change(p):
+def test_p_is_the_share_of_images_that_change(p: float) -> None:
     changed = run(Policy((build("invert", p=p),)), torch.ones(2000, 1, 1, 1), list(range(2000))) == 0
     assert changed.float().mean() == pytest.approx(p, abs=0.04)
 
 
 @pytest.mark.parametrize("shape", [(13, 11), (16, 16)])
-def test_affine_is_torchvisions(shape):
+def test_affine_is_torchvisions(shape: tuple[int, int]) -> None:
     operation = build("affine", rotation=40, scale=[0.6, 1.5], translation=0.3, shear=20, fill=0.25)
     images = pictures(9, 3, *shape)
     draw = draws(9, operation)
@@ -125,8 +130,8 @@ def test_affine_is_torchvisions(shape):
         assert torch.allclose(ours, expected + 0.25, atol=1e-4)
 
 
-def test_elastic_moves_by_the_grids_points():
-    operation = build("affine", elastic=0.25, elastic_grid=2, fill=0.0)
+def test_elastic_moves_by_the_grids_points() -> None:
+    operation = of_type(Affine, build("affine", elastic=0.25, elastic_grid=2, fill=0.0))
     images = pictures(3, 1, 8, 8)
     draw = draws(3, operation)
     draw[0, 5:] = torch.tensor([1.0] * 4 + [0.5] * 4)  # All points a quarter to the right: 2 of 8 pixels.
@@ -137,12 +142,12 @@ def test_elastic_moves_by_the_grids_points():
     assert torch.allclose(operation._displacement(draw[1:2, 5:], 8, 8).permute(0, 3, 1, 2), expected, atol=1e-6)
 
 
-def test_hflip():
+def test_hflip() -> None:
     images = pictures()
     assert torch.equal(build("hflip")(images, draws(7, build("hflip"))), F.horizontal_flip(images))
 
 
-def test_color_jitter_is_torchvisions():
+def test_color_jitter_is_torchvisions() -> None:
     operation = build("color_jitter", brightness=0.5, contrast=0.6, saturation=0.7, hue=0.3)
     images, draw = pictures(), draws(7, operation)
     for image, (b, c, s, h), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
@@ -153,7 +158,7 @@ def test_color_jitter_is_torchvisions():
         assert torch.allclose(ours, expected, atol=1e-4)
 
 
-def test_grey_images_have_brightness_and_contrast_only():
+def test_grey_images_have_brightness_and_contrast_only() -> None:
     operation = build("color_jitter", saturation=0, hue=0)
     images, draw = pictures(channels=1), draws(7, operation)
     for image, (b, c, _, _), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
@@ -164,13 +169,13 @@ def test_grey_images_have_brightness_and_contrast_only():
             build(name, **args)(images, draw)
 
 
-def test_hue_of_greys_and_a_full_turn():
+def test_hue_of_greys_and_a_full_turn() -> None:
     greys = pictures(channels=1).expand(-1, 3, -1, -1)
     assert torch.equal(turn_hue(greys, torch.full((7,), 0.3)), greys)
     assert torch.allclose(turn_hue(pictures(), torch.ones(7)), pictures(), atol=1e-5)
 
 
-def test_grayscale_solarize_invert_are_torchvisions():
+def test_grayscale_solarize_invert_are_torchvisions() -> None:
     images = pictures()
     nothing = torch.empty(7, 0)
     assert torch.allclose(build("grayscale")(images, nothing), F.rgb_to_grayscale(images, 3), atol=1e-6)
@@ -178,7 +183,7 @@ def test_grayscale_solarize_invert_are_torchvisions():
     assert torch.equal(build("invert")(images, nothing), F.invert(images))
 
 
-def test_blur_is_torchvisions():
+def test_blur_is_torchvisions() -> None:
     operation = build("blur", sigma=[0.2, 1.5])
     images, draw = pictures(), draws(7, operation)
     for image, (s,), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
@@ -187,11 +192,11 @@ def test_blur_is_torchvisions():
 
 
 @pytest.mark.parametrize("size", [None, 5, 8, 30])
-def test_crop_is_pillows_resize_of_a_box(size):
+def test_crop_is_pillows_resize_of_a_box(size: int | None) -> None:
     """The same triangle filter, averaging where it shrinks; the boxes are those of the crop at decoding."""
     operation = build("crop", scale=[0.1, 0.9], ratio=[0.5, 2.0], size=size)
     images, draw = pictures(32, channels=1), draws(32, operation)
-    boxes = [random_box(lambda k, row=row: row[k], 11, 13, (0.1, 0.9), (0.5, 2.0)) for row in draw.tolist()]
+    boxes = [random_box(row.__getitem__, 11, 13, (0.1, 0.9), (0.5, 2.0)) for row in draw.tolist()]
     cropped = operation(images, draw)
     assert cropped.shape == (32, 1, size or 13, size or 11)
     for image, box, ours in zip(images, boxes, cropped, strict=True):
@@ -204,14 +209,16 @@ def test_crop_is_pillows_resize_of_a_box(size):
     ("scale", "ratio"), [((0.08, 1.0), (0.75, 1.3333)), ((1.0, 1.0), (0.5, 2.0)), ((0.9, 1.0), (1.0, 1.0))]
 )
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (9, 100)])
-def test_boxes_of_a_batch_are_those_of_single_images(scale, ratio, width, height):
+def test_boxes_of_a_batch_are_those_of_single_images(
+    scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int
+) -> None:
     draw = np.random.default_rng(0).random((500, BOX_DRAWS))
     ours = random_boxes(draw, width, height, scale, ratio)
-    expected = [random_box(lambda k, row=row: row[k], width, height, scale, ratio) for row in draw.tolist()]
+    expected = [random_box(row.__getitem__, width, height, scale, ratio) for row in draw.tolist()]
     assert np.allclose(ours, expected, rtol=0, atol=1e-9)
 
 
-def test_erase_against_a_loop():
+def test_erase_against_a_loop() -> None:
     operation = build("erase", area=[0.1, 0.9], ratio=[0.2, 5.0], fill=0.7)
     images, draw = pictures(32), draws(32, operation)
     expected = images.clone()
@@ -223,7 +230,7 @@ def test_erase_against_a_loop():
     assert torch.equal(operation(images, draw), expected)
 
 
-def test_stroke_against_a_loop():
+def test_stroke_against_a_loop() -> None:
     operation = build("stroke", strength=0.8)
     images, draw = pictures(channels=1), draws(7, operation)
     for image, (u,), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
@@ -253,6 +260,6 @@ def test_stroke_against_a_loop():
         ("flip", {}, "did you mean 'hflip'"),
     ],
 )
-def test_bad_arguments_are_named(name, args, message):
+def test_bad_arguments_are_named(name: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Policy.build([ComponentConfig(name=name, args=args)])

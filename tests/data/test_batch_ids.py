@@ -17,19 +17,19 @@ from tests.data.test_loader import TRIPLET, TWO, Toy, batches, texts
 
 
 class TestIds:
-    def test_equal_captions_are_positives(self):
+    def test_equal_captions_are_positives(self) -> None:
         batch = batches(Toy(captions={i: ("a cat" if i % 2 else f"dog {i}",) for i in range(40)}), 40)[0]
         cats = batch.ids[batch.index % 2 == 1]
         assert len(set(cats.tolist())) == 1
         assert len(set(batch.ids.tolist())) == 21
         assert (batch.ids >= 0).all()
 
-    def test_the_source_knows_better(self):
+    def test_the_source_knows_better(self) -> None:
         ids = np.arange(40) % 7
         batch = batches(Toy(ids=ids))[0]
         assert batch.ids.tolist() == ids[batch.index].tolist()
 
-    def test_all_captions_of_an_image_are_its_positives(self):
+    def test_all_captions_of_an_image_are_its_positives(self) -> None:
         ids = np.arange(40) // 5
         source = Toy(ids=ids, captions={n: (f"one of {n // 5}", f"two of {n // 5}", f"three of {n // 5}") for n in range(40)})
         batch = batches(source, 40)[0]
@@ -38,11 +38,11 @@ class TestIds:
             assert own.tolist() == (ids[batch.index] == number).tolist()
             assert len({text for text, is_own in zip(texts(batch.views["text"]), own, strict=True) if is_own}) > 1
 
-    def test_without_texts_every_sample_is_its_own_class(self):
+    def test_without_texts_every_sample_is_its_own_class(self) -> None:
         batch = batches(Toy(ids=np.zeros(40, np.int64)), views=TWO)[0]
         assert torch.equal(batch.ids, batch.index)
 
-    def test_a_sample_that_is_twice_in_a_batch_is_its_own_positive(self):
+    def test_a_sample_that_is_twice_in_a_batch_is_its_own_positive(self) -> None:
         made = batches(Toy(5), 4)
         repeated = 0
         for step in range(20):
@@ -53,7 +53,7 @@ class TestIds:
                 assert len(set(own.tolist())) == 1
         assert repeated > 0, "the end of an epoch lies within some batch"
 
-    def test_a_sample_that_is_twice_in_a_batch_joins_all_rows_with_either_caption(self):
+    def test_a_sample_that_is_twice_in_a_batch_joins_all_rows_with_either_caption(self) -> None:
         """At the end of an epoch: sample 0 shows p, then q; samples 1 to 3 show one of these."""
         source = Toy(5, captions={0: ("p", "q"), 1: ("p",), 2: ("q",), 3: ("p",), 4: ("other",)})
         made = batches(source, 4)
@@ -78,18 +78,18 @@ class TestIds:
         ],
         ids=["case and space", "entities", "quotes", "accents", "cut"],
     )
-    def test_captions_of_equal_tokens_are_positives(self, captions):
+    def test_captions_of_equal_tokens_are_positives(self, captions: tuple[str, ...]) -> None:
         source = Toy(captions={i: (captions[i % len(captions)],) if i < 30 else (f"other {i}",) for i in range(40)})
         batch = batches(source, 40, tokenizer=clip_bpe())[0]
         assert len(set(batch.ids[batch.index < 30].tolist())) == 1
         assert len(set(batch.ids.tolist())) == 11
 
-    def test_a_tokenizer_that_sees_case_keeps_it(self):
+    def test_a_tokenizer_that_sees_case_keeps_it(self) -> None:
         source = Toy(captions={i: ("a Cat" if i % 2 else "a cat",) for i in range(40)})
         batch = batches(source, 40, tokenizer=clip_bpe(clean="whitespace"))[0]
         assert len(set(batch.ids.tolist())) == 2
 
-    def test_an_id_is_a_hash_of_the_tokens_whatever_the_padding(self):
+    def test_an_id_is_a_hash_of_the_tokens_whatever_the_padding(self) -> None:
         rows = [[5, 7, 9], [5, 7], [5, 7, 0], [2**40]]
         expected = [
             int.from_bytes(blake2b(np.array(row, "<i8").tobytes(), digest_size=8).digest(), "little") // 2 for row in rows
@@ -103,17 +103,19 @@ class TestIds:
 class TestFurtherTexts:
     class Triplets(Toy):
         def __getitem__(self, index: int) -> Sample:
-            own = {field: tuple(f"{field} {index}.{n}" for n in range(3)) for field in ("captions", "positives", "negatives")}
-            return Sample(f"toy/{index}", None, **own)
+            captions, positives, negatives = (
+                tuple(f"{field} {index}.{n}" for n in range(3)) for field in ("captions", "positives", "negatives")
+            )
+            return Sample(f"toy/{index}", None, captions, positives=positives, negatives=negatives)
 
-    def test_one_draw_chooses_caption_positive_and_negative(self):
+    def test_one_draw_chooses_caption_positive_and_negative(self) -> None:
         views = [batches(self.Triplets(), views=TRIPLET)[step].views for step in range(8)]
         found = {name: [text for view in views for text in texts(view[name])] for name in TRIPLET}
         assert {text[-1] for text in found["text"]} == {"0", "1", "2"}
         assert [text.replace("captions", "negatives") for text in found["text"]] == found["negative"]
         assert [text.replace("captions", "positives") for text in found["text"]] == found["positive"]
 
-    def test_hard_negatives_bring_the_ids_of_all_texts(self):
+    def test_hard_negatives_bring_the_ids_of_all_texts(self) -> None:
         class Crossed(Toy):
             def __getitem__(self, index: int) -> Sample:
                 return Sample(f"toy/{index}", None, captions=(f"c {index}",), positives=("p",), negatives=(f"c {index ^ 1}",))
@@ -127,6 +129,6 @@ class TestFurtherTexts:
             assert negative_of.get(index ^ 1, text) == text
         assert batches(self.Triplets(), views={"text": "text"})[0].text_ids is None
 
-    def test_a_view_without_its_texts_is_named(self):
+    def test_a_view_without_its_texts_is_named(self) -> None:
         with pytest.raises(UserError, match="the data have no negatives, which the view 'negative' needs"):
             batches(views={"text": "text", "negative": "text"})

@@ -11,11 +11,13 @@ from mmcl.data.batches.class_order import ClassOrder
 from mmcl.errors import UserError
 from tests.data.test_loader import TWO, Toy, batches, rows
 
+Case = tuple[np.ndarray, ClassOrder]
+
 GOLDEN = [[18, 28, 16, 26, 9, 29], [5, 20, 22, 27, 28, 18], [11, 1, 3, 23, 19, 14], [0, 25, 7, 12, 16, 26]]
 
 
 @st.composite
-def orders(draw) -> tuple[np.ndarray, ClassOrder]:
+def orders(draw: st.DrawFn) -> Case:
     """Labels, some of them missing, and an order that fits their classes."""
     labels_N = np.array(draw(st.lists(st.integers(-1, 5), min_size=1, max_size=40).filter(lambda x: max(x) >= 0)))
     classes = len(np.unique(labels_N[labels_N >= 0]))
@@ -24,7 +26,7 @@ def orders(draw) -> tuple[np.ndarray, ClassOrder]:
 
 
 @given(orders(), st.integers(0, 10**6))
-def test_a_step_has_k_samples_of_each_of_p_classes(case, step):
+def test_a_step_has_k_samples_of_each_of_p_classes(case: Case, step: int) -> None:
     labels_N, order = case
     shown = labels_N[order.rows(step)[1]].reshape(order.classes_per_step, order.samples_per_class)
     assert (shown >= 0).all()
@@ -33,7 +35,7 @@ def test_a_step_has_k_samples_of_each_of_p_classes(case, step):
 
 
 @given(orders(), st.integers(0, 1000))
-def test_a_round_shows_every_class(case, number):
+def test_a_round_shows_every_class(case: Case, number: int) -> None:
     labels_N, order = case
     classes = np.unique(labels_N[labels_N >= 0])
     steps = -(-len(classes) // order.classes_per_step)
@@ -42,7 +44,7 @@ def test_a_round_shows_every_class(case, number):
 
 
 @given(orders())
-def test_nothing_is_drawn_twice_and_every_lap_shows_a_whole_class(case):
+def test_nothing_is_drawn_twice_and_every_lap_shows_a_whole_class(case: Case) -> None:
     labels_N, order = case
     shown = [pair for step in range(60) for pair in zip(*(part.tolist() for part in order.rows(step)), strict=True)]
     assert len(set(shown)) == len(shown), "equal pairs of epoch and sample would get equal draws"
@@ -54,7 +56,7 @@ def test_nothing_is_drawn_twice_and_every_lap_shows_a_whole_class(case):
 
 
 @given(orders(), st.integers(0, 10**6), st.data())
-def test_ranks_one_after_the_other_are_the_global_batch(case, step, data):
+def test_ranks_one_after_the_other_are_the_global_batch(case: Case, step: int, data: st.DataObject) -> None:
     _, order = case
     world = data.draw(st.sampled_from([w for w in range(1, order.batch_size + 1) if order.batch_size % w == 0]))
     shares = [order.rows(step, rank, world) for rank in range(world)]
@@ -62,18 +64,18 @@ def test_ranks_one_after_the_other_are_the_global_batch(case, step, data):
         assert np.concatenate([share[part] for share in shares]).tolist() == order.rows(step)[part].tolist()
 
 
-def test_the_first_rows_never_change():
+def test_the_first_rows_never_change() -> None:
     order = ClassOrder(np.arange(30) % 5, 6, 2, seed=7)
     assert [order.rows(step)[1].tolist() for step in range(4)] == GOLDEN
 
 
-def test_a_small_class_is_shown_several_times_in_a_step_with_other_draws():
+def test_a_small_class_is_shown_several_times_in_a_step_with_other_draws() -> None:
     epoch, index = ClassOrder(np.array([0, 1, 1, 1]), 6, 3, seed=0).rows(0)
     assert sorted(index) == [0, 0, 0, 1, 2, 3]
     assert sorted(epoch[index == 0]) == [0, 2, 4]
 
 
-def test_batches_are_the_same_for_any_number_of_processes():
+def test_batches_are_the_same_for_any_number_of_processes() -> None:
     labels = [i % 4 for i in range(40)]
     source = Toy(labels=labels)
     order = ClassOrder(np.array(labels), 12, 4, seed=3)
@@ -85,6 +87,6 @@ def test_batches_are_the_same_for_any_number_of_processes():
 
 
 @pytest.mark.parametrize(("batch_size", "samples"), [(10, 4), (24, 4), (4, 8)])
-def test_batches_that_do_not_fit(batch_size, samples):
+def test_batches_that_do_not_fit(batch_size: int, samples: int) -> None:
     with pytest.raises(UserError, match=rf"choose a multiple of it, up to {5 * samples} for 5 classes"):
         ClassOrder(np.arange(30) % 5, batch_size, samples, seed=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from mmcl.data.images.decode import allow_pixels, decode, measure, opened
 from mmcl.errors import UserError
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -25,7 +27,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"])
-def test_formats(kind, tmp_path):
+def test_formats(kind: str, tmp_path: Path) -> None:
     grey = np.linspace(0, 255, 40 * 30).reshape(40, 30).astype(np.uint8)
     image = Image.fromarray(np.stack([grey] * 3, axis=2))
     path = tmp_path / "image"
@@ -58,7 +60,7 @@ def test_what_is_not_an_image_is_called_what_it_is(content: bytes, named: str) -
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation):
+def test_exif_orientation_is_undone(orientation: int) -> None:
     upright = Image.fromarray(noise(4, 6))
     # What the EXIF standard says each value means: how row 0 and column 0 of the stored image lie.
     stored = {
@@ -75,13 +77,13 @@ def test_exif_orientation_is_undone(orientation):
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
 
 
-def test_orientation_is_undone_once():
+def test_orientation_is_undone_once() -> None:
     once = decode(encode(Image.fromarray(noise(4, 6)), exif=oriented(6)))
     assert np.array_equal(np.asarray(decode(once)), np.asarray(once))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_arrays(channels):
+def test_arrays(channels: int) -> None:
     array = noise(5, 7, channels)
     decoded = decode(array)
     assert decoded.size == (7, 5)
@@ -91,7 +93,7 @@ def test_arrays(channels):
         assert np.array_equal(np.asarray(decoded), array)
 
 
-def test_transparency_is_white_behind():
+def test_transparency_is_white_behind() -> None:
     rgba = noise(8, 8, 4)
     share = rgba[:, :, 3:].astype(float) / 255
     expected = rgba[:, :, :3] * share + 255 * (1 - share)
@@ -103,7 +105,7 @@ def test_transparency_is_white_behind():
     assert np.abs(np.asarray(grey) - expected[:, :, 2]).max() <= 1
 
 
-def test_palettes_with_and_without_a_transparent_colour():
+def test_palettes_with_and_without_a_transparent_colour() -> None:
     indices = np.array([[0, 1], [2, 1]], np.uint8)
     image = Image.frombytes("P", (2, 2), indices.tobytes())
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
@@ -114,7 +116,7 @@ def test_palettes_with_and_without_a_transparent_colour():
         assert np.asarray(decoded).tolist() == [[list(red), list(white)], [list(blue), list(white)]]
 
 
-def test_sixteen_bits_become_eight():
+def test_sixteen_bits_become_eight() -> None:
     grey = np.array([[0, 257, 65535], [128 * 257, 256, 65534]], np.uint16)
     for kind in ("PNG", "TIFF"):
         decoded = decode(encode(Image.fromarray(grey), kind))
@@ -122,24 +124,24 @@ def test_sixteen_bits_become_eight():
         assert np.asarray(decoded).tolist() == [[0, 1, 255], [128, 0, 254]]
 
 
-def test_cmyk_is_not_inverted():
+def test_cmyk_is_not_inverted() -> None:
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     for kind in ("JPEG", "TIFF"):
         assert np.abs(np.asarray(decode(encode(cmyk, kind))).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_one_bit():
+def test_one_bit() -> None:
     assert np.asarray(decode(encode(Image.fromarray(np.array([[True, False]]))))).tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_an_animation_is_its_first_frame(kind):
+def test_an_animation_is_its_first_frame(kind: str) -> None:
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     decoded = decode(encode(red, kind, save_all=True, append_images=[blue]))
     assert np.abs(np.asarray(decoded).astype(int) - (255, 0, 0)).max() <= 6
 
 
-def test_the_given_image_is_neither_changed_nor_closed():
+def test_the_given_image_is_neither_changed_nor_closed() -> None:
     image = Image.fromarray(noise(4, 4))
     decode(image).paste("white", (0, 0, 4, 4))
     assert np.array_equal(np.asarray(image), noise(4, 4))
@@ -150,7 +152,7 @@ def test_the_given_image_is_neither_changed_nor_closed():
         assert np.abs(np.asarray(animation.convert("RGB")).astype(int) - (0, 0, 255)).max() <= 6
 
 
-def test_greys_beyond_16_bits_are_refused():
+def test_greys_beyond_16_bits_are_refused() -> None:
     with pytest.raises(UserError, match=r"beyond 8 and 16 bits, have no known range; set image.preprocess.intensity"):
         decode(Image.fromarray(np.array([[70000]], np.int32)))
 
@@ -158,7 +160,7 @@ def test_greys_beyond_16_bits_are_refused():
 class TestShrunk:
     @pytest.mark.parametrize("scale", [2, 4, 8])
     @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
-    def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(self, photo, orientation, scale):
+    def test_a_shrunk_jpeg_is_the_mean_of_its_pixels(self, photo: Image.Image, orientation: int, scale: int) -> None:
         file = encode(photo.crop((0, 0, 640, 424)), "JPEG", quality=90, exif=oriented(orientation))
         whole = decode(file)
         with opened(file) as picture:
@@ -168,11 +170,11 @@ class TestShrunk:
         expected = np.asarray(whole.reduce(scale)).astype(int)
         assert np.abs(np.asarray(shrunk) - expected).mean() < 2.5
 
-    def test_sides_of_other_blocks_are_rounded_up(self, photo):
+    def test_sides_of_other_blocks_are_rounded_up(self, photo: Image.Image) -> None:
         with opened(encode(photo.crop((0, 0, 101, 17)), "JPEG")) as picture:
             assert picture.pixels(8).size == (13, 3)
 
-    def test_other_files_and_images_of_the_caller_keep_their_size(self, photo):
+    def test_other_files_and_images_of_the_caller_keep_their_size(self, photo: Image.Image) -> None:
         file = encode(photo, "JPEG")
         callers = Image.open(io.BytesIO(file))
         for image in (encode(photo), np.asarray(photo), photo, callers):
@@ -180,7 +182,7 @@ class TestShrunk:
                 assert picture.pixels(8).size == photo.size
         assert np.array_equal(np.asarray(callers), np.asarray(Image.open(io.BytesIO(file))))
 
-    def test_orientation_that_a_png_states_after_its_pixels(self, photo):
+    def test_orientation_that_a_png_states_after_its_pixels(self, photo: Image.Image) -> None:
         chunks = encode(photo, exif=oriented(6))
         start = chunks.index(b"eXIf") - 4
         length = int.from_bytes(chunks[start : start + 4]) + 12
@@ -222,12 +224,12 @@ RUBBISH = {
 class TestDamagedMetadata:
     @pytest.mark.parametrize("late", [False, True])
     @pytest.mark.parametrize("rubbish", RUBBISH.values(), ids=RUBBISH.keys())
-    def test_of_a_png_cost_nothing(self, rubbish, late):
+    def test_of_a_png_cost_nothing(self, rubbish: bytes, late: bool) -> None:
         file = encode(Image.fromarray(noise(20, 30)))
         at = file.index(b"IEND") - 4 if late else 33
         assert np.array_equal(np.asarray(decode(file[:at] + rubbish + file[at:])), noise(20, 30))
 
-    def test_of_a_png_do_not_cost_the_orientation_that_is_whole(self, tmp_path):
+    def test_of_a_png_do_not_cost_the_orientation_that_is_whole(self, tmp_path: Path) -> None:
         file = encode(Image.fromarray(noise(20, 30)), exif=oriented(6))
         path = tmp_path / "a.png"
         path.write_bytes(file[:33] + RUBBISH["checksum of a text"] + file[33:])
@@ -241,7 +243,7 @@ class TestDamagedMetadata:
         "exif",
         [bytes([0, 8, 0, 2, 1, 0x12, 0, 3]), b"Exif\0\0MM\0*\0\0\0\x08\0\5\1\x12", b"Exif\0\0MM\0*\xff\xff\xff\xf0"],
     )
-    def test_exif_of_any_format(self, exif, kind):
+    def test_exif_of_any_format(self, exif: bytes, kind: str) -> None:
         image, lossless = Image.fromarray(noise(20, 30)), {"lossless": True} if kind == "WEBP" else {}
         decoded = decode(encode(image, kind, exif=exif, **lossless))
         assert np.array_equal(np.asarray(decoded), np.asarray(decode(encode(image, kind, **lossless))))
@@ -256,12 +258,12 @@ class TestDamagedMetadata:
             b"\xff\xfe\0\2",
         ],
     )
-    def test_segments_of_a_jpeg(self, segment, photo):
+    def test_segments_of_a_jpeg(self, segment: bytes, photo: Image.Image) -> None:
         file = encode(photo, "JPEG")
         assert np.array_equal(np.asarray(decode(file[:2] + segment + file[2:])), np.asarray(decode(file)))
 
     @pytest.mark.parametrize("at", [20, 100, -30])
-    def test_pixels_that_are_damaged_are_refused_still(self, at):
+    def test_pixels_that_are_damaged_are_refused_still(self, at: int) -> None:
         file = encode(Image.fromarray(noise(20, 30)))
         text = RUBBISH["checksum of a text"]
         with pytest.raises(UserError):
@@ -269,7 +271,7 @@ class TestDamagedMetadata:
 
 
 class TestLimit:
-    def test_the_limit_of_the_environment(self, monkeypatch):
+    def test_the_limit_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         image = Image.fromarray(noise(20, 30))
         monkeypatch.setenv("MMCL_MAX_PIXELS", "599")
         with pytest.raises(UserError, match=r"30 x 20 pixels, more than the limit of 599; raise data.max_pixels"):
@@ -280,7 +282,7 @@ class TestLimit:
         with pytest.raises(UserError, match="MMCL_MAX_PIXELS=many: give a number"):
             decode(image)
 
-    def test_more_than_pillow_itself_allows(self, monkeypatch):
+    def test_more_than_pillow_itself_allows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         monkeypatch.setenv("MMCL_MAX_PIXELS", "200")
         with pytest.raises(UserError, match=r"raise data.max_pixels"):

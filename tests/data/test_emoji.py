@@ -5,35 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mmcl.data.images.decode import decode
 from mmcl.data.sources.emoji import FOLDER, SENTENCES, VENDORS, EmojiSource
 from mmcl.errors import UserError
+from tests.data.files import decoded
+from tests.narrow import present
 
 BUNDLED = FOLDER.parent
 
 
-def emoji(**args) -> EmojiSource:
+def emoji(**args: Any) -> EmojiSource:
     return EmojiSource(None, None, **args)
 
 
-def splits(name: str) -> dict:
+def splits(name: str) -> Any:
     return json.loads((FOLDER / "splits" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_the_files_are_those_that_were_bundled():
-    listed = dict(reversed(line.split("  ")) for line in (BUNDLED / "SHA256SUMS").read_text().splitlines())
-    present = {f.relative_to(BUNDLED).as_posix(): f for f in BUNDLED.rglob("*") if f.is_file() and f.name != "SHA256SUMS"}
-    assert set(listed) == set(present)
-    for name, file in present.items():
+def test_the_files_are_those_that_were_bundled() -> None:
+    listed = {name: digest for digest, name in (line.split("  ") for line in (BUNDLED / "SHA256SUMS").read_text().splitlines())}
+    there = {f.relative_to(BUNDLED).as_posix(): f for f in BUNDLED.rglob("*") if f.is_file() and f.name != "SHA256SUMS"}
+    assert set(listed) == set(there)
+    for name, file in there.items():
         assert hashlib.sha256(file.read_bytes()).hexdigest() == listed[name], name
 
 
-def test_every_vendor_has_its_licence():
+def test_every_vendor_has_its_licence() -> None:
     notice = (BUNDLED / "NOTICE.md").read_text(encoding="utf-8")
     licences = [file.name for file in (BUNDLED / "LICENSES").iterdir()]
     for vendor in VENDORS:
@@ -44,7 +46,7 @@ def test_every_vendor_has_its_licence():
     assert "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0." in notice
 
 
-def test_unseen_style():
+def test_unseen_style() -> None:
     train, val, test = (emoji(fold=fold) for fold in ("train", "val", "test"))
     assert (len(train), len(val), len(test)) == (5291, 86, 1906)
     assert set(test.vendor) == {"twemoji"}
@@ -54,14 +56,14 @@ def test_unseen_style():
     assert len(emoji(fold="all")) == 7283
 
 
-def test_unseen_concept():
+def test_unseen_concept() -> None:
     train, test = emoji(split="unseen_concept"), emoji(split="unseen_concept", fold="test")
     assert set(test.concept) == set(splits("unseen_concept")["test"])
     assert not set(test.concept) & set(train.concept)
     assert set(test.vendor) == set(VENDORS)
 
 
-def test_selections():
+def test_selections() -> None:
     scored = emoji(fold="test", concepts="test")
     assert len(scored) == 192
     assert set(scored.concept) == set(splits("unseen_concept")["test"])
@@ -72,51 +74,53 @@ def test_selections():
 
 
 @pytest.mark.parametrize(("labels", "count"), [("group", 9), ("subgroup", 98)])
-def test_classes(labels, count):
+def test_classes(labels: str, count: int) -> None:
     source = emoji(labels=labels)
-    classes = splits("zeroshot_classes")[labels]
-    assert len(source.class_names) == count
+    names, classes = present(source.class_names), splits("zeroshot_classes")[labels]
+    assert len(names) == count
     for i in range(0, len(source), 50):
-        assert classes[source[i].label]["slug"] == getattr(source, labels)[i]
-        assert source.class_names[source[i].label] == classes[source[i].label]["name"]
+        label = present(source[i].label)
+        assert classes[label]["slug"] == getattr(source, labels)[i]
+        assert names[label] == classes[label]["name"]
 
 
-def test_names_captions_and_images():
+def test_names_captions_and_images() -> None:
     source = emoji(fold="test")
     sample = source[next(i for i in range(len(source)) if source.concept[i] == "1f648")]
     assert sample.name == "twemoji/1f648"
     assert sample.captions == ("see-no-evil monkey",)
     for i in range(0, len(source), 100):
-        assert decode(source[i].image).size == (64, 64)
+        assert decoded(source[i]).size == (64, 64)
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_equal_ids_are_equal_images_within_a_vendor(vendor):
+def test_equal_ids_are_equal_images_within_a_vendor(vendor: str) -> None:
     source = emoji(fold="all", vendors=[vendor])
     twins = splits("duplicates")["exact"][vendor]
     pairs = {frozenset(pair) for pair in twins.items()}
     by_id: dict[int, list[int]] = {}
-    for row, number in enumerate(source.ids.tolist()):
+    for row, number in enumerate(present(source.ids).tolist()):
         by_id.setdefault(number, []).append(row)
     assert len(source) - len(by_id) == len(twins)
     for rows in by_id.values():
-        pictures = {source[row].image for row in rows}
-        assert len(rows) == 1 or len({np.asarray(decode(p)).tobytes() for p in pictures}) == 1
+        assert len(rows) == 1 or len({np.asarray(decoded(source[row])).tobytes() for row in rows}) == 1
     merged = {
         frozenset((source.concept[a], source.concept[b])) for rows in by_id.values() for a in rows for b in rows if a != b
     }
     assert pairs <= merged
 
 
-def test_ids_over_several_vendors_are_the_concepts():
+def test_ids_over_several_vendors_are_the_concepts() -> None:
     source = emoji()
-    number = dict(zip(source.concept, source.ids.tolist(), strict=True))
-    assert source.ids.tolist() == [number[concept] for concept in source.concept], "one concept, one id, in every vendor"
+    number = dict(zip(source.concept, present(source.ids).tolist(), strict=True))
+    assert present(source.ids).tolist() == [number[concept] for concept in source.concept], (
+        "one concept, one id, in every vendor"
+    )
     linked = Counter(number.values())
     assert sum(concepts for concepts in linked.values() if concepts > 1) == 80, "as the documentation says"
 
 
-def test_keywords_are_mixed_in():
+def test_keywords_are_mixed_in() -> None:
     source = emoji(keyword_share=0.5)
     keywords = set(source._keywords[0])
     captions = [source.caption(0, draw) for draw in np.arange(4000) / 4000]
@@ -181,6 +185,6 @@ def test_things_have_the_same_numbers_in_every_fold():
         ({"fold": "test", "vendors": ["noto"]}, "no image has split=unseen_style, fold=test"),
     ],
 )
-def test_wrong_arguments(args, message):
+def test_wrong_arguments(args: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         emoji(**args)

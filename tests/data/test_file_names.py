@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
 
-from mmcl.data.images.decode import decode
 from mmcl.data.open import open_source
 from mmcl.errors import UserError
 from mmcl.files.listing import list_files
+from tests.data.files import decoded
 from tests.data.folders import images, read, write
 from tests.data.tars import picture, write_tar
 
+Form = Literal["NFC", "NFD"]
+FORMS: tuple[Form, Form] = ("NFC", "NFD")
+
 
 class TestNames:
-    def test_of_a_list_are_found_where_the_images_lie(self, tmp_path):
+    def test_of_a_list_are_found_where_the_images_lie(self, tmp_path: Path) -> None:
         write(tmp_path / "flickr", images("Images/a.jpg", "Images/b.jpg", "Images/deep/c.jpg"))
         lines = ["a.jpg,one", "./Images/a.jpg,two", "Images\\b.jpg,three", "deep/c.jpg,four"]
         write(tmp_path / "flickr", {"captions.csv": "\n".join(["image,caption", *lines])})
@@ -28,7 +32,7 @@ class TestNames:
             "Images/deep/c.jpg": ("four",),
         }
 
-    def test_of_a_list_may_lack_suffixes(self, tmp_path):
+    def test_of_a_list_may_lack_suffixes(self, tmp_path: Path) -> None:
         names = ("images/15970.jpg", "images/ISIC_1.v2.png", "images/x/7.jpg", "images/x/7.png")
         write(tmp_path / "a", images(*names) | {"captions.csv": "image,caption\n15970,one\nISIC_1.v2,two\nx/7,three\n"})
         source = open_source("auto", str(tmp_path / "a"))
@@ -36,7 +40,7 @@ class TestNames:
         assert [source[i].problem is None for i in range(3)] == [True, True, False], "two images are called x/7"
 
     @pytest.mark.parametrize("lines", [("Id,Caption\n1,x\n"), ("file_key,breed\n1,x\n")])
-    def test_columns_of_other_names_say_what_to_do_about_a_folder(self, lines, tmp_path):
+    def test_columns_of_other_names_say_what_to_do_about_a_folder(self, lines: str, tmp_path: Path) -> None:
         write(tmp_path / "a", images("1.png") | {"metadata.csv": lines})
         with pytest.raises(UserError, match=r"Its columns are .*, .*; call that of the images `image`, or give"):
             read(tmp_path / "a")
@@ -46,13 +50,13 @@ class TestNames:
             read(tmp_path / "a")
 
     @pytest.mark.parametrize("name", ["x\\1.png", ".\\x\\1.png", "x/1.png", "é\\1.png"])
-    def test_backslashes_of_a_table_from_windows(self, name, tmp_path):
+    def test_backslashes_of_a_table_from_windows(self, name: str, tmp_path: Path) -> None:
         write(tmp_path, images("x/1.png", unicodedata.normalize("NFD", "é/1.png")) | {"a.csv": f"image,caption\n{name},one\n"})
         source = open_source("auto", str(tmp_path / "a.csv"))
         assert source.usage[1].to_text() == "1 of 1 row used"
-        decode(source[0].image)
+        decoded(source[0])
 
-    def test_of_two_images_is_no_name(self, tmp_path):
+    def test_of_two_images_is_no_name(self, tmp_path: Path) -> None:
         write(
             tmp_path / "a", images("x/1.png", "y/1.png", "y/2.png") | {"captions.csv": "image,caption\n1.png,one\n2.png,two\n"}
         )
@@ -62,7 +66,7 @@ class TestNames:
         assert source[1].captions == ("two",)
 
     @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
-    def test_accents_may_be_composed_or_not(self, forms, tmp_path):
+    def test_accents_may_be_composed_or_not(self, forms: tuple[Form, Form], tmp_path: Path) -> None:
         listed, stored = (unicodedata.normalize(form, "sub/café.png") for form in forms)
         write(tmp_path / "listed", images(stored) | {"captions.csv": f"image,caption\n{listed},one\ncafé.png,two\n"})
         assert read(tmp_path / "listed") == {stored: ("one", "two")}
@@ -70,14 +74,14 @@ class TestNames:
         assert read(tmp_path / "beside") == {stored: ("one",)}
 
     @pytest.mark.parametrize("form", ["NFC", "NFD"])
-    def test_accents_in_a_table_may_be_composed_or_not(self, form, tmp_path):
-        stored, composed, parted = (unicodedata.normalize(one, "é/café.png") for one in (form, "NFC", "NFD"))
+    def test_accents_in_a_table_may_be_composed_or_not(self, form: Form, tmp_path: Path) -> None:
+        stored, composed, parted = (unicodedata.normalize(one, "é/café.png") for one in (form, *FORMS))
         write(tmp_path, images(stored) | {"a.csv": f"image,caption\n{composed},one\n{parted},two\n"})
         source = open_source("auto", str(tmp_path / "a.csv"))
         assert [(source[i].image, source[i].captions) for i in range(len(source))] == [(f"{tmp_path}/{stored}", ("one", "two"))]
         assert source.usage[1].to_text() == "2 of 2 rows used"
 
-    def test_texts_beside_an_image(self, tmp_path):
+    def test_texts_beside_an_image(self, tmp_path: Path) -> None:
         names = ("IMG.JPG", "b.jpg", "c.jpg", "d.v1.jpg", "e.jpg", "f.jpg", "g.1.jpg", "g.jpg")
         texts = {"IMG.TXT": "one", "b.caption": "two", "c.jpg.txt": "three", "d.v1.txt": "four", "d.txt": "none"}
         texts |= {"e.0.txt": "five", "e.1.txt": "six", "e.txt": "five", "f.json": '{"caption": "seven"}', "g.1.txt": "eight"}
@@ -88,11 +92,11 @@ class TestNames:
         usage = open_source("auto", str(tmp_path / "a")).usage[0]
         assert usage.to_text() == "17 of 20 files used; not used: 2 .txt (d.txt, f.ocr.txt), 1 .json (e.json)"
 
-    def test_records_of_annotation_tools_are_no_captions(self, tmp_path):
+    def test_records_of_annotation_tools_are_no_captions(self, tmp_path: Path) -> None:
         write(tmp_path / "a", images("a.png", "b.png") | {"a.json": '{"shapes": []}', "b.json": "[[["})
         assert read(tmp_path / "a") == {"a.png": (), "b.png": ()}
 
-    def test_boxes_of_object_detectors_are_no_captions(self, tmp_path):
+    def test_boxes_of_object_detectors_are_no_captions(self, tmp_path: Path) -> None:
         boxes = "0 0.5 0.5 .1 0.1\n12 1 0.33 5.1e-2 0.1 0.9 0.9\n"
         texts = {"a.txt": boxes, "b.txt": "0 0.5 0.5 0.1 0.1\na dog", "c.txt": "7", "d.txt": "1 2 3 4 5"}
         write(tmp_path / "a", images("a.png", "b.png", "c.png", "d.png") | texts)
@@ -104,12 +108,12 @@ class TestNames:
 
 
 class TestNotUsed:
-    def test_images_that_cannot_be_read_are_counted_and_named(self, tmp_path):
+    def test_images_that_cannot_be_read_are_counted_and_named(self, tmp_path: Path) -> None:
         files = images("a.jpg", "b.jfif", "c.jpe", "d.PNG") | {"e.heic": b"x", "f.HEIC": b"x", "g.jxl": b"x", "no": b"x"}
         Image.new("RGB", (4, 4)).save(write(tmp_path / "a", files) / "h.avif")
         source = open_source("auto", str(tmp_path / "a"))
         assert [Path(source[i].name).name for i in range(len(source))] == ["a.jpg", "b.jfif", "c.jpe", "d.PNG", "h.avif"]
-        assert decode(source[4].image).size == (4, 4)
+        assert decoded(source[4]).size == (4, 4)
         line = (
             "5 of 9 files used; not used: 2 .heic to convert to .jpg or .png (e.heic, f.HEIC), "
             "1 .jxl to convert to .jpg or .png (g.jxl), 1 without suffix (no)"
@@ -122,14 +126,23 @@ class TestNotUsed:
             with pytest.raises(UserError, match=r"no image.* only 1 \.heic to convert"):
                 open_source("folder", str(tmp_path / place))
 
-    def test_files_of_operating_systems_are_no_data(self, tmp_path):
-        system = ("@eaDir/a.png", "sub/@eaDir/a.jpg/SYNO.jpg", "#recycle/a.png", "$RECYCLE.BIN/a.png", "lost+found/a.png")
-        system += ("__MACOSX/._a.png", ".thumbnails/a.png", "sub/.ipynb_checkpoints/a.png", "System Volume Information/a.png")
+    def test_files_of_operating_systems_are_no_data(self, tmp_path: Path) -> None:
+        system = (
+            "@eaDir/a.png",
+            "sub/@eaDir/a.jpg/SYNO.jpg",
+            "#recycle/a.png",
+            "$RECYCLE.BIN/a.png",
+            "lost+found/a.png",
+            "__MACOSX/._a.png",
+            ".thumbnails/a.png",
+            "sub/.ipynb_checkpoints/a.png",
+            "System Volume Information/a.png",
+        )
         write(tmp_path / "a", images("sub/a.png", *system) | {"Thumbs.db": b"", ".DS_Store": b"", "desktop.ini": b""})
         source = open_source("auto", str(tmp_path / "a"))
         assert source.usage[0].to_text() == "1 of 1 file used"
 
-    def test_links_are_followed_once(self, tmp_path):
+    def test_links_are_followed_once(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "a", images("sub/a.png"))
         write(tmp_path / "elsewhere", images("b.png"))
         for link, target in {
@@ -147,10 +160,10 @@ class TestNotUsed:
         usage = open_source("folder", str(folder)).usage[0]
         assert usage.to_text().startswith("2 of 7 files used; not used: 5 linked folders that are entered anyway")
 
-    def test_a_folder_that_cannot_be_entered(self, tmp_path, monkeypatch):
+    def test_a_folder_that_cannot_be_entered(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder, scan = write(tmp_path / "a", images("a.png", "secret/b.png")), os.scandir
 
-        def refused(place):
+        def refused(place: str | Path) -> Any:
             if str(place).endswith("secret"):
                 raise PermissionError(13, "Permission denied", str(place))
             return scan(place)
@@ -162,7 +175,7 @@ class TestNotUsed:
         with pytest.raises(UserError, match="secret: cannot be read: Permission denied"):
             open_source("folder", str(folder / "secret"))
 
-    def test_members_of_shards_whose_names_have_another_dot(self, tmp_path):
+    def test_members_of_shards_whose_names_have_another_dot(self, tmp_path: Path) -> None:
         members = {
             "photo.v1.jpg": picture(),
             "photo.v1.txt": b"one",
@@ -183,7 +196,7 @@ class TestNotUsed:
         ):
             open_source("auto", str(tmp_path / "1.tar"), str(tmp_path))
 
-    def test_several_texts_of_a_key(self, tmp_path):
+    def test_several_texts_of_a_key(self, tmp_path: Path) -> None:
         members = [("a.jpg", picture()), ("a.json", b'{"caption": "no"}'), ("a.caption", b"one"), ("a.0.txt", b"two\nthree")]
         members += [
             ("b.jpg", picture()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,10 @@ from tests.data.folders import classes, images, read, write
 from tests.data.tars import pairs, picture, write_tar
 
 
-def parquet(rows: list[dict]) -> bytes:
+def parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def coco(*names: str) -> str:
@@ -32,7 +33,7 @@ def coco(*names: str) -> str:
 
 class TestSplits:
     @pytest.fixture
-    def folder(self, tmp_path) -> Path:
+    def folder(self, tmp_path: Path) -> Path:
         names = [f"{split}/{kind}/{n}.png" for split in ("train", "val") for kind in ("cat", "dog") for n in "12"]
         return write(tmp_path / "pets", images(*names))
 
@@ -40,14 +41,14 @@ class TestSplits:
         "splits", [("train", "val"), ("Training", "Test"), ("train2017", "val2017"), ("dev", "test", "train")]
     )
     @pytest.mark.parametrize("around", ["", "images/"])
-    def test_one_is_asked_for_by_name(self, splits, around, tmp_path):
+    def test_one_is_asked_for_by_name(self, splits: tuple[str, ...], around: str, tmp_path: Path) -> None:
         write(tmp_path / "all", images(*(f"{around}{split}/{n}.png" for split in splits for n in "12")))
         with pytest.raises(UserError, match=rf"has the splits {', '.join(sorted(splits))}; choose one by .*split: ") as error:
             open_source("auto", str(tmp_path / "all"))
         assert "\n" not in str(error.value)
         assert list(read(tmp_path / "all", split=splits[0])) == [f"{around}{splits[0]}/{n}.png" for n in "12"]
 
-    def test_classes_are_those_of_the_split(self, folder):
+    def test_classes_are_those_of_the_split(self, folder: Path) -> None:
         for split, length in (("train", 4), ("val", 4), ("all", 8)):
             source = open_source("auto", str(folder), None, {"split": split})
             assert classes(source) == ["cat", "cat", "dog", "dog"] * (length // 4)
@@ -59,22 +60,24 @@ class TestSplits:
             open_source("auto", str(folder), None, {"split": "trian"})
 
     @pytest.mark.parametrize("names", [("train", "val"), ("2019", "2020")])
-    def test_captions_of_a_part_do_not_vanish_where_parts_are_read_together(self, names, tmp_path):
+    def test_captions_of_a_part_do_not_vanish_where_parts_are_read_together(
+        self, names: tuple[str, str], tmp_path: Path
+    ) -> None:
         rows = {f"{name}/metadata.csv": "file_name,text\n1.png,one\n" for name in names}
         write(tmp_path / "a", images(*(f"{name}/{n}.png" for name in names for n in "12")) | rows)
         with pytest.raises(UserError, match=rf"{names[0]}/metadata.csv and {names[1]}/metadata.csv describe a part .*give one"):
             read(tmp_path / "a", split="all")
         assert read(tmp_path / "a" / names[0]) == {"1.png": ("one",)}
 
-    def test_a_lone_split_is_entered(self, tmp_path):
+    def test_a_lone_split_is_entered(self, tmp_path: Path) -> None:
         source = open_source("auto", str(write(tmp_path / "pets", images("train/cat/1.png", "train/dog/1.png"))))
         assert classes(source) == ["cat", "dog"]
 
-    def test_a_class_may_be_called_like_a_split(self, tmp_path):
+    def test_a_class_may_be_called_like_a_split(self, tmp_path: Path) -> None:
         source = open_source("auto", str(write(tmp_path / "vehicles", images("bus/1.png", "train/1.png"))))
         assert classes(source) == ["bus", "train"]
 
-    def test_each_with_a_captions_file(self, tmp_path):
+    def test_each_with_a_captions_file(self, tmp_path: Path) -> None:
         files = images("train/a.png", "test/a.png")
         for split in ("train", "test"):
             files[f"{split}/metadata.csv"] = f"file_name,text\na.png,of {split}\n"
@@ -83,13 +86,13 @@ class TestSplits:
             open_source("auto", str(tmp_path / "all"))
         assert read(tmp_path / "all", split="test") == {"test/a.png": ("of test",)}
 
-    def test_one_captions_file_for_all(self, tmp_path):
+    def test_one_captions_file_for_all(self, tmp_path: Path) -> None:
         files = images("train/a.png", "test/b.png") | {"metadata.csv": "file_name,text\ntrain/a.png,one\ntest/b.png,two\n"}
         write(tmp_path / "all", files)
         assert read(tmp_path / "all") == {"train/a.png": ("one",), "test/b.png": ("two",)}
         assert read(tmp_path / "all", split="test") == {"test/b.png": ("two",)}
 
-    def test_a_captions_file_of_each_beside_their_images(self, tmp_path):
+    def test_a_captions_file_of_each_beside_their_images(self, tmp_path: Path) -> None:
         files = {"captions_train.csv": "image,caption\na.png,one\n", "captions_val.csv": "image,caption\nb.png,two\n"}
         write(tmp_path / "all", images("images/a.png", "images/b.png") | files)
         with pytest.raises(UserError, match=r"both captions_train\.csv and captions_val\.csv describe its images; choose"):
@@ -99,7 +102,7 @@ class TestSplits:
 
 
 class TestWhatIsMeant:
-    def test_parquet_and_not_the_logo_beside_it(self, tmp_path):
+    def test_parquet_and_not_the_logo_beside_it(self, tmp_path: Path) -> None:
         rows = [{"image": picture(n), "caption": f"grey {n}"} for n in range(4)]
         folder = write(
             tmp_path / "hub", {"data/train-0.parquet": parquet(rows)} | images("assets/logo.png") | {"README.md": "#"}
@@ -108,11 +111,11 @@ class TestWhatIsMeant:
         assert [source[i].captions for i in range(4)] == [(f"grey {n}",) for n in range(4)]
         assert source.warnings[0] == "1 of 3 files used; not used: 1 .md (README.md), 1 .png (assets/logo.png)"
 
-    def test_many_images_and_not_a_small_table_beside_them(self, tmp_path):
+    def test_many_images_and_not_a_small_table_beside_them(self, tmp_path: Path) -> None:
         names = [f"{n}.png" for n in range(30)]
         assert guess_source(str(write(tmp_path / "a", images(*names) | {"sizes.parquet": parquet([{"n": 1}])}))) == "folder"
 
-    def test_the_captions_file_and_not_the_archive_of_the_images(self, tmp_path):
+    def test_the_captions_file_and_not_the_archive_of_the_images(self, tmp_path: Path) -> None:
         folder = write(
             tmp_path / "all", images("images/a.png", "images/b.png") | {"captions.csv": "image,caption\na.png,one\n"}
         )
@@ -124,11 +127,11 @@ class TestWhatIsMeant:
         )
 
     @pytest.mark.parametrize("archive", ["images.tar", "images.tar.gz"])
-    def test_the_images_and_not_the_archive_that_they_came_in(self, archive, tmp_path):
+    def test_the_images_and_not_the_archive_that_they_came_in(self, archive: str, tmp_path: Path) -> None:
         folder = write(tmp_path / "all", images("images/cat/1.png", "images/dog/1.png") | {archive: b"packed"})
         assert classes(open_source("auto", str(folder))) == ["cat", "dog"]
 
-    def test_shards_and_not_a_few_images_beside_them(self, tmp_path):
+    def test_shards_and_not_a_few_images_beside_them(self, tmp_path: Path) -> None:
         write_tar(write(tmp_path / "all", images("logo.png")) / "00000.tar", pairs(0, 3))
         source = open_source("auto", str(tmp_path / "all"), str(tmp_path / "root"))
         assert len(source) == 3
@@ -138,11 +141,11 @@ class TestWhatIsMeant:
         ]
 
     @pytest.mark.parametrize("path", ["", "data", "data/train"])
-    def test_shards_anywhere_below(self, path, tmp_path):
+    def test_shards_anywhere_below(self, path: str, tmp_path: Path) -> None:
         write_tar(tmp_path / "all/data/train/0.tar", pairs(0, 3))
         assert len(open_source("auto", str(tmp_path / "all" / path), str(tmp_path / "root"))) == 3
 
-    def test_a_split_of_shards(self, tmp_path):
+    def test_a_split_of_shards(self, tmp_path: Path) -> None:
         for split in ("train", "test"):
             write_tar(tmp_path / "all" / split / "0.TAR", {f"{split}.png": picture()})
         assert len(open_source("auto", str(tmp_path / "all"), str(tmp_path), {"split": "test"})) == 1
@@ -150,7 +153,7 @@ class TestWhatIsMeant:
             open_source("auto", str(tmp_path / "all"), str(tmp_path))
 
     @pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz"])
-    def test_compressed_shards_say_how_to_unpack_them(self, name, tmp_path):
+    def test_compressed_shards_say_how_to_unpack_them(self, name: str, tmp_path: Path) -> None:
         write(tmp_path / "all", {name: b"\x1f\x8b"})
         for path in (tmp_path / "all", tmp_path / "all" / name):
             with pytest.raises(UserError, match=rf"{name}: is compressed, .*gunzip"):
@@ -159,17 +162,15 @@ class TestWhatIsMeant:
     @pytest.mark.parametrize(
         "name", ["metadata.parquet", "metadata.csv", "Captions.CSV", "captions_v2.jsonl", "images/metadata.tsv"]
     )
-    def test_a_captions_file_of_any_kind_and_case(self, name, tmp_path):
+    def test_a_captions_file_of_any_kind_and_case(self, name: str, tmp_path: Path) -> None:
         rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
         separator = "\t" if name.endswith("tsv") else ","
         table = "".join(separator.join(line) + "\n" for line in [rows[0], *(row.values() for row in rows)])
-        content = {".parquet": parquet(rows), ".jsonl": "".join(json.dumps(row) + "\n" for row in rows)}.get(
-            Path(name).suffix, table
-        )
-        write(tmp_path / "all", images("images/a.png", "images/b.png") | {name: content})
+        content: dict[str, str | bytes] = {".parquet": parquet(rows), ".jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+        write(tmp_path / "all", images("images/a.png", "images/b.png") | {name: content.get(Path(name).suffix, table)})
         assert read(tmp_path / "all") == {"images/a.png": ("one",), "images/b.png": ("two",)}
 
-    def test_the_files_output_of_img2dataset(self, tmp_path):
+    def test_the_files_output_of_img2dataset(self, tmp_path: Path) -> None:
         files: dict[str, str | bytes] = {}
         for part in ("00000", "00001"):
             files |= images(f"{part}/{part}0.jpg", f"{part}/{part}1.jpg")
@@ -181,13 +182,13 @@ class TestWhatIsMeant:
         assert source.class_names is None
         assert "8 of 16 files used; not used: 6 .json" in source.usage[0].to_text()
 
-    def test_numbered_class_folders_without_captions_are_classes(self, tmp_path):
+    def test_numbered_class_folders_without_captions_are_classes(self, tmp_path: Path) -> None:
         assert classes(open_source("auto", str(write(tmp_path / "a", images("00000/a.png", "00001/a.png"))))) == [
             "00000",
             "00001",
         ]
 
-    def test_a_captions_file_may_hold_labels(self, tmp_path):
+    def test_a_captions_file_may_hold_labels(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "a", images("1.png", "2.png") | {"metadata.csv": "file_name,label\n1.png,dog\n2.png,cat\n"})
         assert classes(open_source("auto", str(folder))) == ["dog", "cat"]
 
@@ -203,14 +204,14 @@ class TestWhatIsMeant:
             (("maskss/1.png", "imagery/1.png"), None),
         ],
     )
-    def test_labels_do_not_vanish_silently(self, names, said, tmp_path):
+    def test_labels_do_not_vanish_silently(self, names: tuple[str, ...], said: str | None, tmp_path: Path) -> None:
         warnings = list(open_source("auto", str(write(tmp_path / "a", images(*names)))).warnings)
         assert len(warnings) == (said is not None)
         assert said is None or re.search(said, warnings[0])
 
 
 class TestFlickr:
-    def test_captions_in_a_text_file_with_a_header(self, tmp_path):
+    def test_captions_in_a_text_file_with_a_header(self, tmp_path: Path) -> None:
         write(
             tmp_path / "a",
             images("Images/a.jpg", "Images/b.jpg") | {"captions.txt": 'image,caption\na.jpg,"one, two"\nb.jpg,x\n'},
@@ -221,14 +222,14 @@ class TestFlickr:
             read(tmp_path / "a")
 
     @pytest.mark.parametrize("place", ["", "flickr30k_images/"])
-    def test_results_csv(self, place, tmp_path):
+    def test_results_csv(self, place: str, tmp_path: Path) -> None:
         rows = "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| two\nb.jpg| 0| three\n"
         names = ("flickr30k_images/a.jpg", "flickr30k_images/b.jpg")
         write(tmp_path / "a", images(*names) | {f"{place}results.csv": rows})
         assert read(tmp_path / "a") == dict(zip(names, [("one", "two"), ("three",)], strict=True))
 
     @pytest.mark.parametrize("name", ["Flickr8k.token.txt", "results_20130124.token"])
-    def test_token_files(self, name, tmp_path):
+    def test_token_files(self, name: str, tmp_path: Path) -> None:
         write(tmp_path / "a", images("a.jpg", "b#1.jpg") | {name: "a.jpg#0\tone, 2\na.jpg#1\ttwo\nb#1.jpg#0\tthree\n\n"})
         assert read(tmp_path / "a") == {"a.jpg": ("one, 2", "two"), "b#1.jpg": ("three",)}
         write(tmp_path / "a", {name: "a.jpg#0\tone\nb.jpg two\n"})
@@ -236,7 +237,7 @@ class TestFlickr:
             read(tmp_path / "a")
 
     @pytest.mark.parametrize("name", ["results.csv", "captions.txt", "my.token.txt"])
-    def test_other_files_of_such_names_are_none(self, name, tmp_path):
+    def test_other_files_of_such_names_are_none(self, name: str, tmp_path: Path) -> None:
         folder = write(tmp_path / "a", images("a.jpg") | {name: "epoch,train/loss\n0,1.5\n"})
         source = open_source("auto", str(folder))
         assert f"1 {Path(name).suffix} ({name})" in source.usage[0].to_text()
@@ -244,7 +245,7 @@ class TestFlickr:
 
 
 class TestCoco:
-    def test_captions_in_the_annotations_beside_the_images(self, tmp_path):
+    def test_captions_in_the_annotations_beside_the_images(self, tmp_path: Path) -> None:
         files = images("train2017/0.jpg", "train2017/1.jpg", "val2017/2.jpg")
         files |= {"annotations/captions_train2017.json": coco("0.jpg", "1.jpg"), "annotations/instances_train2017.json": "{}"}
         write(tmp_path / "coco", files)
@@ -257,7 +258,7 @@ class TestCoco:
             assert read(tmp_path / "coco", split=split) == expected
 
     @pytest.mark.parametrize("place", ["annotations/", ""])
-    def test_captions_above_the_folder_of_images(self, place, tmp_path):
+    def test_captions_above_the_folder_of_images(self, place: str, tmp_path: Path) -> None:
         write(tmp_path, images("val2017/2.jpg") | {f"{place}captions_val2017.json": coco("2.jpg")})
         assert read(tmp_path / "val2017") == {"2.jpg": ("2.jpg 1", "2.jpg 2")}
 
@@ -265,7 +266,7 @@ class TestCoco:
         "content",
         ['[{"image": "a.png", "caption": "one"}]', '{"a.png": "one"}', '{"a.png": ["one"]}'],
     )
-    def test_other_json(self, content, tmp_path):
+    def test_other_json(self, content: str, tmp_path: Path) -> None:
         write(tmp_path / "a", images("a.png") | {"captions.json": content})
         assert read(tmp_path / "a") == {"a.png": ("one",)}
 
@@ -282,7 +283,7 @@ class TestCoco:
             ("{}", "has no rows"),
         ],
     )
-    def test_json_of_another_kind(self, content, message, tmp_path):
+    def test_json_of_another_kind(self, content: str, message: str, tmp_path: Path) -> None:
         write(tmp_path / "a", images("a.png") | {"captions.json": content})
         with pytest.raises(UserError, match=message):
             read(tmp_path / "a")
@@ -306,23 +307,23 @@ class TestFilesThatAreNotData:
             ("pairs.json", r"as \.jsonl, one a line"),
         ],
     )
-    def test_say_what_to_give_instead(self, name, message, tmp_path):
+    def test_say_what_to_give_instead(self, name: str, message: str, tmp_path: Path) -> None:
         write(tmp_path, {name: b"x"})
         with pytest.raises(UserError, match=message):
             guess_source(str(tmp_path / name))
 
-    def test_an_empty_folder_and_an_empty_path(self, tmp_path):
+    def test_an_empty_folder_and_an_empty_path(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no files in it .*; give a folder or a table"):
             guess_source(str(tmp_path))
         for name in ("auto", "folder", "table", "webdataset"):
             with pytest.raises(UserError, match="needs a path"):
                 open_source(name, "")
 
-    def test_the_home_folder(self, tmp_path, monkeypatch):
+    def test_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(write(tmp_path, images("a/1.png"))))
         assert open_source("auto", "~/a").places == (f"{tmp_path}/a/",)
 
-    def test_a_folder_of_tables_alone(self, tmp_path):
+    def test_a_folder_of_tables_alone(self, tmp_path: Path) -> None:
         write(tmp_path / "a", {"pairs.csv": "image,caption\n", "notes.md": ""})
         with pytest.raises(
             UserError, match=r"only 1 \.md \(notes\.md\), 1 \.csv .* give the table itself, e\.g\. .*a/pairs\.csv"

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
 from mmcl.errors import UserError
 from mmcl.files import remote
@@ -18,12 +19,13 @@ from mmcl.files import remote_filesystem as servers
 from mmcl.files.byte_range import FilePart
 from mmcl.files.remote import Copies, RemoteFile
 from mmcl.files.remote_filesystem import is_url
-from tests.data.servers import serve
+from tests.data.files import decoded
+from tests.data.servers import Server, serve
 from tests.data.tars import pairs, write_tar
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(servers, "PAUSE", 0.001)
@@ -33,7 +35,7 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def copies(tmp_path):
+def copies(tmp_path: Path) -> Copies:
     return Copies(tmp_path / "remote", 10**6)
 
 
@@ -41,13 +43,13 @@ def content(size: int = 1000) -> bytes:
     return bytes(number * 7 % 251 for number in range(size))
 
 
-def write(server, name: str, data: bytes) -> str:
+def write(server: Server, name: str, data: bytes) -> str:
     (server.folder / name).write_bytes(data)
     return f"{server.url}/{name}"
 
 
 class TestUrls:
-    def test_paths_are_none(self):
+    def test_paths_are_none(self) -> None:
         for path in ("a.tar", "/data/{0..9}.tar", "a:b.csv", "a/b://c.csv"):
             assert not is_url(path)
         for scheme in ("http", "https", "s3", "gs", "hf"):
@@ -67,12 +69,12 @@ class TestUrls:
         ],
     )
     @pytest.mark.parametrize("name", ["auto", "webdataset", "table"])
-    def test_what_is_not_read(self, name, path, message, tmp_path):
+    def test_what_is_not_read(self, name: str, path: str, message: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as error:
             open_source(name, path, str(tmp_path))
         assert "secret" not in str(error.value).replace("secrets", "")
 
-    def test_the_source_is_guessed_by_the_suffix(self):
+    def test_the_source_is_guessed_by_the_suffix(self) -> None:
         assert guess_source("s3://bucket/{0..9}.tar") == "webdataset"
         assert guess_source("https://host/pairs.parquet") == "table"
         with pytest.raises(UserError, match="is neither a table nor a shard"):
@@ -80,14 +82,16 @@ class TestUrls:
 
 
 class TestFiles:
-    def test_parts_are_asked_for_by_range(self, server, copies):
+    def test_parts_are_asked_for_by_range(self, server: Server, copies: Copies) -> None:
         file = RemoteFile.find(write(server, "a", content()), copies)
         assert FilePart(file, 10, 20).read() == content()[10:30]
         assert FilePart(file, 0, 1000).read() == content()
         assert server.requests() == [("/a", "bytes=10-29"), ("/a", "bytes=0-999")]
         assert not copies.folder.exists()
 
-    def test_a_whole_copy_is_made_once_and_read_from_then_on(self, server, copies, monkeypatch):
+    def test_a_whole_copy_is_made_once_and_read_from_then_on(
+        self, server: Server, copies: Copies, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(remote, "PIECE", 300)
         file = RemoteFile.find(write(server, "a.tar", content()), copies)
         assert file.local().read_bytes() == content()
@@ -96,7 +100,9 @@ class TestFiles:
         assert file.read(5, 5) == content()[5:10]
         assert len(server.requests()) == 4
 
-    def test_dropped_connections_lose_nothing_and_double_nothing(self, server, copies, monkeypatch):
+    def test_dropped_connections_lose_nothing_and_double_nothing(
+        self, server: Server, copies: Copies, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(remote, "PIECE", 300)
         file = RemoteFile.find(write(server, "a", content()), copies)
         server.drop = 3
@@ -104,7 +110,7 @@ class TestFiles:
         server.drop, server.refuse = 2, 2
         assert file.local().read_bytes() == content()
 
-    def test_patience_ends(self, server, copies):
+    def test_patience_ends(self, server: Server, copies: Copies) -> None:
         file = RemoteFile.find(write(server, "a", content()), copies)
         server.drop = 1000
         with pytest.raises(UserError, match=r"/a: cannot be read: the connection failed \(ContentLengthError\)"):
@@ -115,13 +121,13 @@ class TestFiles:
             with pytest.raises(UserError, match=r"/a: cannot be read: the server answers 503"):
                 call()
 
-    def test_a_file_that_is_not_there_is_not_asked_for_again(self, server, copies):
+    def test_a_file_that_is_not_there_is_not_asked_for_again(self, server: Server, copies: Copies) -> None:
         with pytest.raises(UserError, match="/nowhere: cannot be read: no such file"):
             RemoteFile.find(f"{server.url}/nowhere", copies)
         assert len(server.log) == 2, "fsspec asks by HEAD and by GET"
 
     @pytest.mark.parametrize("etags", [True, False])
-    def test_a_changed_file_is_named(self, etags, server, copies):
+    def test_a_changed_file_is_named(self, etags: bool, server: Server, copies: Copies) -> None:
         server.etags = etags
         url = write(server, "a", content())
         file = RemoteFile.find(url, copies)
@@ -134,7 +140,9 @@ class TestFiles:
                 call()
         assert list(copies.folder.glob("*-a")) == []
 
-    def test_a_file_that_changes_while_it_is_copied_is_not_kept(self, server, copies, monkeypatch):
+    def test_a_file_that_changes_while_it_is_copied_is_not_kept(
+        self, server: Server, copies: Copies, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         server.ranges = False  # so that nothing but the whole is asked for, without a condition
         monkeypatch.setattr(remote, "PIECE", 300)
         file = RemoteFile.find(write(server, "a", content()), copies)
@@ -144,7 +152,7 @@ class TestFiles:
             file.local()
         assert list(copies.folder.glob("*-a")) == []
 
-    def test_a_short_file_is_named(self, server, copies):
+    def test_a_short_file_is_named(self, server: Server, copies: Copies) -> None:
         server.etags = False
         url = write(server, "a", content())
         file = RemoteFile.find(url, copies)
@@ -154,7 +162,9 @@ class TestFiles:
         with pytest.raises(UserError, match="the server sent 0 of 200 bytes"):
             file.read(500, 200)
 
-    def test_without_ranges_a_file_is_copied_at_once(self, server, copies, monkeypatch):
+    def test_without_ranges_a_file_is_copied_at_once(
+        self, server: Server, copies: Copies, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(remote, "PIECE", 300)
         server.ranges = False
         file = RemoteFile.find(write(server, "a", content()), copies)
@@ -164,7 +174,7 @@ class TestFiles:
         assert file.local().read_bytes() == content()
         assert file.read(10, 20) == content()[10:30]
 
-    def test_the_least_recently_used_copies_go(self, server, tmp_path):
+    def test_the_least_recently_used_copies_go(self, server: Server, tmp_path: Path) -> None:
         copies = Copies(tmp_path / "remote", 2500)
         a, b, c = (RemoteFile.find(write(server, name, content()), copies) for name in "abc")
         for file in (a, b):
@@ -179,7 +189,7 @@ class TestFiles:
         RemoteFile.find(b.path, small).local()
         assert [file.name[-2:] for file in copies.folder.glob("*-?")] == ["-b"]
 
-    def test_a_forked_process_reads_too(self, server, copies):
+    def test_a_forked_process_reads_too(self, server: Server, copies: Copies) -> None:
         file = RemoteFile.find(write(server, "a", content()), copies)
         assert file.read(0, 4) == content()[:4]
         with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -189,7 +199,7 @@ class TestFiles:
 
 
 class TestSources:
-    def test_shards_are_what_they_are_on_the_disk(self, server, tmp_path):
+    def test_shards_are_what_they_are_on_the_disk(self, server: Server, tmp_path: Path) -> None:
         for number in range(3):
             members = {**pairs(4 * number, 4 * number + 4), f"{4 * number:04}.cls": b"1"}
             write_tar(server.folder / "test" / f"{number}.tar", members)
@@ -200,7 +210,7 @@ class TestSources:
             source = open_source("auto", f"{server.url}/test/{{0..2}}.tar", str(tmp_path / f"root {cache_gb}"), args)
             server.log.clear()
             server.drop = 2
-            pictures = [decode(source[index].image).getpixel((0, 0)) for index in range(12)]
+            pictures = [decoded(source[index]).getpixel((0, 0)) for index in range(12)]
             assert pictures == list(range(12))
             assert len(server.requests()) == (0 if cache_gb else 12 + 2)
             server.drop = 0
@@ -208,7 +218,7 @@ class TestSources:
             assert (source.fingerprint, source.class_names) == (local.fingerprint, local.class_names)
             assert source[5].name == f"{server.url}/test/1.tar, 0005"
 
-    def test_an_index_lasts_until_the_shard_changes(self, server, tmp_path):
+    def test_an_index_lasts_until_the_shard_changes(self, server: Server, tmp_path: Path) -> None:
         write_tar(server.folder / "a.tar", pairs(0, 4))
         given = ("webdataset", f"{server.url}/a.tar", str(tmp_path / "root"))
         first = open_source(*given)
@@ -218,14 +228,14 @@ class TestSources:
         write_tar(server.folder / "a.tar", pairs(0, 5))
         assert len(open_source(*given)) == 5
 
-    def test_a_missing_shard(self, server, tmp_path):
+    def test_a_missing_shard(self, server: Server, tmp_path: Path) -> None:
         write_tar(server.folder / "0.tar", pairs(0, 1))
         with pytest.raises(UserError, match=r"/1\.tar: cannot be read: no such file"):
             open_source("webdataset", f"{server.url}/{{0..2}}.tar", str(tmp_path))
         with pytest.raises(UserError, match="a web server lists no files"):
             open_source("webdataset", f"{server.url}/*.tar", str(tmp_path))
 
-    def test_tables(self, server, tmp_path):
+    def test_tables(self, server: Server, tmp_path: Path) -> None:
         url = write(server, "pairs.csv", b"image,caption,label\na.png,one,x\nb.png,two,y\n")
         with pytest.raises(UserError, match=r"names its images by path .*; set `image_root`"):
             open_source("auto", url, str(tmp_path))
@@ -250,11 +260,13 @@ class Failure(Exception):
 
 @pytest.mark.parametrize("of_response", [False, True])
 @pytest.mark.parametrize(("status", "attempts"), [(401, 1), (403, 1), (404, 1), (429, 8), (408, 8), (500, 8), (None, 8)])
-def test_what_will_not_pass_is_not_tried_again(status, attempts, of_response, monkeypatch):
+def test_what_will_not_pass_is_not_tried_again(
+    status: int | None, attempts: int, of_response: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(servers, "PAUSE", 0)
     calls = []
 
-    def call():
+    def call() -> None:
         calls.append(1)
         raise Failure(status, of_response)
 
@@ -265,7 +277,7 @@ def test_what_will_not_pass_is_not_tried_again(status, attempts, of_response, mo
     assert error.value.__suppress_context__
 
 
-def test_the_missing_package_is_named(monkeypatch, tmp_path):
+def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(UserError, match=r'http:// cannot be read without another package: pip install "mmcl\[remote\]"'):
         open_source("table", "http://127.0.0.1:9/a.csv", str(tmp_path))

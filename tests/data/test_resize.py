@@ -17,13 +17,13 @@ from mmcl.data.images.image_cache import ReadableImages, decoded_batches
 from mmcl.data.images.resize import _shrink, part_to_tensor, read_pixels, to_tensor
 from mmcl.data.source import Sample, SampleList
 from mmcl.errors import UserError
-from mmcl.preprocess import Preprocess
+from mmcl.preprocess import Backend, CropRounding, Interpolation, Preprocess, Resize
 from tests.data.test_decode import encode, noise, oriented
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize_size", [None, 19, 23, 13])
-def test_shortest_is_the_usual_resize_and_centre_crop(resize_size, interpolation):
+def test_shortest_is_the_usual_resize_and_centre_crop(resize_size: int | None, interpolation: Interpolation) -> None:
     sizes = np.random.default_rng(1).integers(1, 120, (40, 2)).tolist()
     for height, width in [*sizes, (1, 1), (300, 16), (16, 16)]:
         image = Image.fromarray(noise(height, width))
@@ -35,7 +35,7 @@ def test_shortest_is_the_usual_resize_and_centre_crop(resize_size, interpolation
 
 @pytest.mark.parametrize("rounding", ["truncate", "floor"])
 @pytest.mark.parametrize(("width", "start"), [(9, (2, 2)), (8, (1, 1)), (7, (1, 1)), (3, (-1, -1)), (2, (-1, -2))])
-def test_where_a_crop_begins(width, start, rounding):
+def test_where_a_crop_begins(width: int, start: tuple[int, int], rounding: CropRounding) -> None:
     image = Image.fromarray(noise(5, width))
     preprocess = Preprocess(size=5, resize="none", crop_rounding=rounding, fill=9)
     tensor, first = to_tensor(image, preprocess), start[rounding == "floor"]
@@ -45,7 +45,7 @@ def test_where_a_crop_begins(width, start, rounding):
         assert torch.equal(tensor[:, :, column], expected.to(torch.uint8))
 
 
-def test_squash_and_pad():
+def test_squash_and_pad() -> None:
     image = Image.fromarray(noise(20, 40))
     squashed = to_tensor(image, Preprocess(size=10, resize="squash"))
     assert torch.equal(squashed, F.pil_to_tensor(image.resize((10, 10), Image.Resampling.BICUBIC)))
@@ -58,7 +58,9 @@ def test_squash_and_pad():
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("box", [(0, 0, 640, 427), (31, 17, 500, 410), (100, 50, 122, 91), (3, 4, 4, 5)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_part_is_cut_out_and_resized(photo, channels, box, interpolation):
+def test_a_part_is_cut_out_and_resized(
+    photo: Image.Image, channels: int, box: tuple[int, int, int, int], interpolation: Interpolation
+) -> None:
     part = part_to_tensor(photo, Preprocess(size=56, channels=channels, interpolation=interpolation, resize="pad"), box)
     cut = photo.convert("L" if channels == 1 else "RGB").crop(box)
     expected = F.pil_to_tensor(cut.resize((56, 56), Image.Resampling[interpolation.upper()]))
@@ -68,7 +70,7 @@ def test_a_part_is_cut_out_and_resized(photo, channels, box, interpolation):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_part_of_an_image_whose_memory_is_in_blocks(mode):
+def test_a_part_of_an_image_whose_memory_is_in_blocks(mode: str) -> None:
     """Pillow allocates large images piece by piece, and lends the memory of none of them."""
     image = Image.fromarray(np.tile(noise(500, 600), (9, 9, 1))).convert(mode)
     box = (0, 0, image.width, image.height)
@@ -82,7 +84,7 @@ def test_a_part_of_an_image_whose_memory_is_in_blocks(mode):
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (1, "L"), (3, "RGB")])
-def test_channels(channels, mode):
+def test_channels(channels: int, mode: str) -> None:
     image = Image.fromarray(noise(9, 9)).convert(mode)
     tensor = to_tensor(image, Preprocess(size=9, channels=channels))
     assert torch.equal(tensor, F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB")))
@@ -91,7 +93,7 @@ def test_channels(channels, mode):
 @pytest.mark.parametrize(("width", "height"), [(1, 20_000), (20_000, 1)])
 @pytest.mark.parametrize("resize", ["shortest", "pad", "squash"])
 @pytest.mark.parametrize("backend", ["pillow", "torchvision", "torchvision_float"])
-def test_extreme_aspects_take_little_memory(width, height, resize, backend):
+def test_extreme_aspects_take_little_memory(width: int, height: int, resize: Resize, backend: Backend) -> None:
     # Resized whole, the shorter side to 224, this image would have a billion pixels.
     preprocess = Preprocess(size=224, channels=1, resize=resize, backend=backend)
     tensor = to_tensor(Image.new("L", (width, height), 7), preprocess)
@@ -102,11 +104,13 @@ def test_extreme_aspects_take_little_memory(width, height, resize, backend):
 @pytest.mark.parametrize("shape", [(5, 400), (400, 5), (3, 251)], ids=str)
 @pytest.mark.parametrize("backend", ["pillow", "torchvision", "torchvision_float"])
 @pytest.mark.parametrize("resize_size", [32, 37, 27])
-def test_of_a_very_long_image_only_the_part_that_is_shown_is_resized(monkeypatch, resize_size, backend, shape):
+def test_of_a_very_long_image_only_the_part_that_is_shown_is_resized(
+    monkeypatch: pytest.MonkeyPatch, resize_size: int, backend: Backend, shape: tuple[int, int]
+) -> None:
     photo_like = np.asarray(Image.fromarray(noise(-(-shape[0] // 4), -(-shape[1] // 4))).resize(shape[::-1]))
     # What is not rounded may be any number of levels beyond 255 where a bicubic filter overshoots.
-    filters = {"interpolation": "bilinear" if backend == "torchvision_float" else "bicubic"}
-    preprocess = Preprocess(size=32, resize_size=resize_size, backend=backend, fill=0, **filters)
+    interpolation: Interpolation = "bilinear" if backend == "torchvision_float" else "bicubic"
+    preprocess = Preprocess(size=32, resize_size=resize_size, backend=backend, fill=0, interpolation=interpolation)
     whole = to_tensor(Image.fromarray(photo_like), preprocess)
     monkeypatch.setattr("mmcl.data.images.resize._WHOLE_PIXELS", 0)
     part = to_tensor(Image.fromarray(photo_like), preprocess)
@@ -114,7 +118,7 @@ def test_of_a_very_long_image_only_the_part_that_is_shown_is_resized(monkeypatch
     assert (part.float() - whole.float()).abs().max() <= 2
 
 
-def test_a_view_of_another_size_shows_the_same_part():
+def test_a_view_of_another_size_shows_the_same_part() -> None:
     small = Preprocess(size=224, resize_size=256).at(112)
     assert (small.size, small.resize_size) == (112, 128)
     assert Preprocess(size=224, resize="squash").at((64, 96)) == Preprocess(size=(64, 96), resize="squash")
@@ -124,7 +128,9 @@ def test_a_view_of_another_size_shows_the_same_part():
 @pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
 @pytest.mark.parametrize("resize_size", [None, 9, 11])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize_size, resize, shape):
+def test_an_array_of_the_right_size_comes_as_through_pillow(
+    channels: int, resize_size: int | None, resize: Resize, shape: tuple[int, ...]
+) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     array.flags.writeable = False
     preprocess = Preprocess(size=9, channels=channels, resize=resize, resize_size=resize_size)
@@ -137,7 +143,7 @@ def test_an_array_of_the_right_size_comes_as_through_pillow(channels, resize_siz
 
 
 @pytest.mark.parametrize("backend", ["pillow", "torchvision_float"])
-def test_a_tensor_has_been_resized_already(backend):
+def test_a_tensor_has_been_resized_already(backend: Backend) -> None:
     preprocess = Preprocess(size=9, resize_size=11, backend=backend)
     pixels = read_pixels(noise(20, 30), preprocess)
     assert torch.equal(read_pixels(pixels, preprocess), pixels)
@@ -146,7 +152,7 @@ def test_a_tensor_has_been_resized_already(backend):
             read_pixels(other, preprocess)
 
 
-def test_images_that_are_read_for_an_index_are_resized_once():
+def test_images_that_are_read_for_an_index_are_resized_once() -> None:
     class OneImage(SampleList):
         fingerprint = "one"
         _samples = (Sample("a", noise(20, 30)),)
@@ -160,7 +166,9 @@ class TestShrinkOnLoad:
     @pytest.mark.parametrize("resize", ["shortest", "squash", "pad"])
     @pytest.mark.parametrize("orientation", [1, 6])
     @pytest.mark.parametrize("size", [20, 37, 70, 100])
-    def test_photos_are_the_same_but_for_four_levels_on_average(self, photo, size, orientation, resize):
+    def test_photos_are_the_same_but_for_four_levels_on_average(
+        self, photo: Image.Image, size: int, orientation: int, resize: Resize
+    ) -> None:
         file = encode(photo, "JPEG", quality=90, exif=oriented(orientation))
         exact = Preprocess(size=size, resize=resize)
         shrunk = read_pixels(file, replace(exact, shrink_on_load=True))
@@ -168,12 +176,12 @@ class TestShrinkOnLoad:
         assert (shrunk.float() - read_pixels(file, exact).float()).abs().mean() < 4
         assert not torch.equal(shrunk, read_pixels(file, exact))
 
-    def test_only_what_has_two_pixels_for_each_that_is_left(self, photo):
+    def test_only_what_has_two_pixels_for_each_that_is_left(self, photo: Image.Image) -> None:
         for size, scale in ((26, 8), (27, 4), (53, 4), (54, 2), (106, 2), (107, 1)):  # of 427 rows
             with opened(encode(photo, "JPEG")) as stored:
                 assert _shrink(stored, Preprocess(size=size, shrink_on_load=True)) == scale
 
-    def test_nothing_else_and_not_by_default(self, photo):
+    def test_nothing_else_and_not_by_default(self, photo: Image.Image) -> None:
         jpeg, png = encode(photo, "JPEG"), encode(photo)
         assert torch.equal(read_pixels(jpeg, Preprocess(size=20)), to_tensor(decode(jpeg), Preprocess(size=20)))
         on = Preprocess(size=20, shrink_on_load=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,21 +12,24 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmcl.data import SOURCES
+from mmcl.data.batches.loader import StepBatches
 from mmcl.data.derived.subset import Subset, split_source
-from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
 from mmcl.errors import UserError
 from mmcl.testing import check_source
-from tests.data.files import write_image, write_mnist, write_table
+from tests.data.files import decoded, write_image, write_mnist, write_table
 from tests.data.tars import pairs, write_tar
 from tests.data.test_loader import batches
 from tests.data.test_loader import rows as rows_of
+from tests.narrow import present
+
+Given = tuple[str, str | None, str | None, dict[str, Any]]
 
 TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
 
 
 @pytest.fixture
-def given(request, tmp_path) -> tuple[str, str | None, str | None, dict]:
+def given(request: pytest.FixtureRequest, tmp_path: Path) -> Given:
     """The positional and keyword arguments with which each registered source is opened."""
     name = request.param
     if name == "folder":
@@ -49,11 +53,11 @@ every_source = pytest.mark.parametrize("given", list(SOURCES), indirect=True)
 
 class TestContract:
     @every_source
-    def test_contract(self, given):
+    def test_contract(self, given: Given) -> None:
         check_source(lambda: open_source(*given))
 
     @every_source
-    def test_labels_are_those_of_the_samples(self, given):
+    def test_labels_are_those_of_the_samples(self, given: Given) -> None:
         source = open_source(*given)
         rows = np.arange(len(source))[::-3]
         for labels, numbers in ((source.labels, range(len(source))), (Subset(source, rows).labels, rows)):
@@ -63,13 +67,13 @@ class TestContract:
             assert labels is None or labels.tolist() == [-1 if label is None else label for label in expected]
 
     @every_source
-    def test_the_same_batches_for_any_workers_and_processes(self, given):
+    def test_the_same_batches_for_any_workers_and_processes(self, given: Given) -> None:
         source = open_source(*given)
         sample = source[0]
         kinds = {"image": "image"} if sample.image is not None else {}
         kinds |= {"text": "text"} if sample.captions else {}
 
-        def made(rank=0, world=1):
+        def made(rank: int = 0, world: int = 1) -> StepBatches:
             return batches(
                 source, min(6, len(source) // 6 * 6 or len(source)), views=kinds, cache=False, rank=rank, world=world
             )
@@ -85,19 +89,19 @@ class TestContract:
                 assert [[row for part in ranks for row in rows_of(part[step])] for step in range(3)] == expected
 
     @every_source
-    def test_a_path_too_many_or_too_few(self, given):
+    def test_a_path_too_many_or_too_few(self, given: Given) -> None:
         name, path, root, args = given
         with pytest.raises(UserError, match="remove `path" if path is None else "needs a path"):
             open_source(name, None if path else "somewhere", root, args)
 
     @every_source
-    def test_an_unknown_argument(self, given):
+    def test_an_unknown_argument(self, given: Given) -> None:
         name, path, root, args = given
         with pytest.raises(UserError, match=r"data\.train: unknown argument"):
             open_source(name, path, root, args | {"colour": 1}, where="data.train")
 
     @every_source
-    def test_a_part_is_those_rows(self, given):
+    def test_a_part_is_those_rows(self, given: Given) -> None:
         source = open_source(*given)
         rows = np.array([len(source) - 1, 0])
         part = Subset(source, rows)
@@ -107,20 +111,20 @@ class TestContract:
         assert part.fingerprint not in (source.fingerprint, Subset(source, rows[::-1]).fingerprint)
         assert (part.ids is None) == (source.ids is None)
         if source.ids is not None:
-            assert part.ids.tolist() == source.ids[rows].tolist()
+            assert present(part.ids).tolist() == source.ids[rows].tolist()
 
 
 class TestSplit:
-    def test_both_parts_are_the_whole_and_share_no_group(self):
+    def test_both_parts_are_the_whole_and_share_no_group(self) -> None:
         source = open_source("emoji", None, None, {"fold": "all"})
         rest, held_out = split_source(source, 0.2, seed=0)
         assert sorted([*rest.indices, *held_out.indices]) == list(range(len(source)))
-        assert not set(rest.ids.tolist()) & set(held_out.ids.tolist())
+        assert not set(present(rest.ids).tolist()) & set(present(held_out.ids).tolist())
         assert len(held_out) == pytest.approx(0.2 * len(source), rel=0.1)
         again, other = split_source(source, 0.2, seed=0)[1], split_source(source, 0.2, seed=1)[1]
         assert again.indices.tolist() == held_out.indices.tolist() != other.indices.tolist()
 
-    def test_equal_captions_stay_together(self, tmp_path):
+    def test_equal_captions_stay_together(self, tmp_path: Path) -> None:
         path = tmp_path / "pairs.csv"
         path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i // 4}\n" for i in range(200)))
         rest, held_out = split_source(open_source("table", str(path)), 0.5, seed=0)
@@ -128,7 +132,7 @@ class TestSplit:
         assert not sides[0] & sides[1]
         assert len(sides[0] | sides[1]) == 50
 
-    def test_groups_of_many_samples_are_kept(self, tmp_path, monkeypatch):
+    def test_groups_of_many_samples_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_table(tmp_path / "a.csv", [{"image": f"{n}.png", "caption": f"c{n // 2}"} for n in range(40)])
         source, cache = open_source("table", str(tmp_path / "a.csv")), tmp_path / "index"
         plain = split_source(source, 0.5, seed=1)
@@ -145,7 +149,7 @@ class TestSplit:
     @pytest.mark.parametrize(
         ("count", "share", "held"), [(37, 0.1, 4), (6, 0.1, 1), (2, 0.9, 1), (1000, 0.05, 50), (7, 0.5, 4)]
     )
-    def test_the_share_is_exact(self, tmp_path, count, share, held):
+    def test_the_share_is_exact(self, tmp_path: Path, count: int, share: float, held: int) -> None:
         path = tmp_path / "pairs.csv"
         path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i}\n" for i in range(count)))
         for seed in range(3):
@@ -154,7 +158,7 @@ class TestSplit:
             assert not any("held out" in line for line in rest.warnings)
 
     @pytest.mark.parametrize(("size", "share", "held"), [(4, 0.1, 4), (10, 0.42, 20), (10, 0.38, 10), (20, 0.1, 20)])
-    def test_groups_come_as_near_as_they_can_and_it_is_said(self, tmp_path, size, share, held):
+    def test_groups_come_as_near_as_they_can_and_it_is_said(self, tmp_path: Path, size: int, share: float, held: int) -> None:
         path = tmp_path / "pairs.csv"
         path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i // size}\n" for i in range(40)))
         rest, held_out = split_source(open_source("table", str(path)), share, seed=0)
@@ -162,7 +166,7 @@ class TestSplit:
         said = [line for line in rest.warnings if f"and {held} are held out" in line]
         assert len(said) == (held != round(share * 40))
 
-    def test_more_data_move_few_samples_across(self, tmp_path):
+    def test_more_data_move_few_samples_across(self, tmp_path: Path) -> None:
         sides = []
         for count in (1000, 1100):
             path = tmp_path / f"{count}.csv"
@@ -171,13 +175,13 @@ class TestSplit:
         assert len(sides[0] - sides[1]) < 0.1 * len(sides[0])
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
-    def test_a_share_that_leaves_nothing(self, share):
+    def test_a_share_that_leaves_nothing(self, share: float) -> None:
         with pytest.raises(UserError, match="leaves an empty part"):
             split_source(open_source("digits"), share, 0)
 
 
 class TestAuto:
-    def test_by_what_lies_there(self, folder, table, tmp_path):
+    def test_by_what_lies_there(self, folder: Path, table: Path, tmp_path: Path) -> None:
         assert guess_source(str(folder)) == "folder"
         assert guess_source(str(table)) == "table"
         assert guess_source(str(TINY)) == "huggingface"
@@ -192,13 +196,13 @@ class TestAuto:
             ([".hidden.png"], "but hidden ones"),
         ],
     )
-    def test_nothing_to_read(self, files, message, tmp_path):
+    def test_nothing_to_read(self, files: list[str], message: str, tmp_path: Path) -> None:
         for name in files:
             (tmp_path / name).write_text("")
         with pytest.raises(UserError, match=message):
             guess_source(str(tmp_path))
 
-    def test_files_and_paths_that_are_none(self, tmp_path):
+    def test_files_and_paths_that_are_none(self, tmp_path: Path) -> None:
         (tmp_path / "data.xlsx").write_text("")
         with pytest.raises(UserError, match=r"data\.xlsx: is not a readable table.* save it as \.csv"):
             guess_source(str(tmp_path / "data.xlsx"))
@@ -211,13 +215,13 @@ class TestAuto:
 
 
 class TestFolder:
-    def test_text_beside_the_image(self, folder):
+    def test_text_beside_the_image(self, folder: Path) -> None:
         source = open_source("folder", str(folder))
         assert [Path(source[i].name).name for i in range(3)] == ["a.png", "b.PNG", "c.jpg"]
         assert source[2].captions == ("a photo of sub/c.jpg", "a second caption")
         assert source.class_names is None, "not all images are in subfolders"
 
-    def test_subfolders_are_labels(self, tmp_path):
+    def test_subfolders_are_labels(self, tmp_path: Path) -> None:
         for name in ("dog/1.png", "dog/more/2.png", "cat/1.png"):
             write_image(tmp_path / name)
         source = open_source("folder", str(tmp_path))
@@ -235,7 +239,7 @@ class TestFolder:
             ),
         ],
     )
-    def test_a_captions_file(self, folder, name, content):
+    def test_a_captions_file(self, folder: Path, name: str, content: str) -> None:
         (folder / name).write_text(content)
         source = open_source("folder", str(folder))
         assert [(Path(source[i].name).name, source[i].captions) for i in range(len(source))] == [
@@ -243,7 +247,7 @@ class TestFolder:
             ("c.jpg", ("two",)),
         ]
 
-    def test_a_captions_file_of_another_name(self, folder):
+    def test_a_captions_file_of_another_name(self, folder: Path) -> None:
         (folder / "mine.csv").write_text("image,caption\na.png,one\n")
         assert len(open_source("folder", str(folder), None, {"captions": "mine.csv"})) == 1
         with pytest.raises(UserError, match=r"no captions file 'yours\.csv'"):
@@ -261,25 +265,25 @@ class TestFolder:
             ("", "its first line must name the columns"),
         ],
     )
-    def test_a_wrong_captions_file(self, folder, content, message):
+    def test_a_wrong_captions_file(self, folder: Path, content: str, message: str) -> None:
         (folder / "captions.csv").write_text(content)
         with pytest.raises(UserError, match=message):
             open_source("folder", str(folder))
 
-    def test_two_captions_files(self, folder):
+    def test_two_captions_files(self, folder: Path) -> None:
         for name in ("captions.csv", "metadata.jsonl"):
             (folder / name).write_text("")
         with pytest.raises(UserError, match=r"both captions\.csv and metadata\.jsonl"):
             open_source("folder", str(folder))
 
-    def test_no_image_and_no_folder(self, folder, tmp_path):
+    def test_no_image_and_no_folder(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         with pytest.raises(UserError, match="no image in it"):
             open_source("folder", str(tmp_path / "empty"))
         with pytest.raises(UserError, match="choose the data source 'table'"):
             open_source("folder", str(folder / "a.png"))
 
-    def test_what_is_left_out_and_in_which_order_the_rest_comes(self, tmp_path):
+    def test_what_is_left_out_and_in_which_order_the_rest_comes(self, tmp_path: Path) -> None:
         for name in ("b/1.png", "b.x/2.PNG", "b-c.png", "b/.thumbs/3.png", ".4.png", "b/deep/5.jpeg"):
             write_image(tmp_path / "all" / name)
         (tmp_path / "all" / "linked").symlink_to(tmp_path / "all" / "b")
@@ -291,7 +295,7 @@ class TestFolder:
         assert source.fingerprint
         assert source.labels is None
 
-    def test_the_fingerprint_belongs_to_the_content(self, folder, tmp_path):
+    def test_the_fingerprint_belongs_to_the_content(self, folder: Path, tmp_path: Path) -> None:
         before = open_source("folder", str(folder)).fingerprint
         copy = shutil.copytree(folder, tmp_path / "copy")
         assert open_source("folder", str(copy)).fingerprint == before
@@ -300,7 +304,7 @@ class TestFolder:
 
 
 class TestHuggingFace:
-    def test_parquet_files(self, tmp_path):
+    def test_parquet_files(self, tmp_path: Path) -> None:
         source = open_source("huggingface", str(TINY), str(tmp_path), {"label_column": "subgroup"})
         expected = open_source("table", str(TINY / "fluent.parquet"), None, {"label_column": "subgroup"})
         assert len(source) == 512
@@ -308,7 +312,7 @@ class TestHuggingFace:
         assert source[0].captions == expected[0].captions
         assert source.class_names == expected.class_names
 
-    def test_saved_to_disk(self, tmp_path):
+    def test_saved_to_disk(self, tmp_path: Path) -> None:
         import datasets
 
         features = datasets.Features(
@@ -329,11 +333,11 @@ class TestHuggingFace:
             assert [source[i].captions[0] for i in range(len(source))] == captions
             assert source.class_names == ["cat", "dog"]
             assert source[len(source) - 1].label == ["two", "one"].index(captions[-1])
-            assert decode(source[0].image).size == (3, 2)
+            assert decoded(source[0]).size == (3, 2)
         with pytest.raises(UserError, match="unknown split 'extre'; did you mean 'extra'"):
             open_source("auto", str(tmp_path / "several"), None, {"split": "extre"})
 
-    def test_what_cannot_be_loaded(self, tmp_path, monkeypatch):
+    def test_what_cannot_be_loaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         with pytest.raises(UserError, match="someone/something: cannot be loaded"):
             open_source("huggingface", "someone/something", str(tmp_path))
@@ -343,7 +347,7 @@ class TestHuggingFace:
 
 class TestTorchvision:
     @pytest.mark.parametrize("bad", [0, 2])
-    def test_a_file_that_cannot_be_read_is_a_bad_sample(self, bad, tmp_path):
+    def test_a_file_that_cannot_be_read_is_a_bad_sample(self, bad: int, tmp_path: Path) -> None:
         files = [write_image(tmp_path / name) for name in ("cat/1.png", "cat/2.png", "dog/1.png")]
         files[bad].write_bytes(b"no image")
         source = open_source("torchvision", None, str(tmp_path), {"dataset": "ImageFolder"})
@@ -351,10 +355,10 @@ class TestTorchvision:
             assert (source[index].problem is None) == (index != bad)
         with pytest.raises(UserError, match=f"ImageFolder, row {bad}: cannot be read: cannot identify image file"):
             source[bad].check()
-        assert source.labels.tolist() == [0, 0, 1], "the list in memory knows them"
+        assert present(source.labels).tolist() == [0, 0, 1], "the list in memory knows them"
 
     @pytest.mark.parametrize("place", ["MNIST/raw", "mnist/MNIST/raw"])
-    def test_a_copy_is_found(self, place, tmp_path, monkeypatch):
+    def test_a_copy_is_found(self, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_mnist(tmp_path / place)
         monkeypatch.setenv("MMCL_DATA_ROOT", str(tmp_path))
         train = open_source("torchvision", None, None, {"dataset": "MNIST"})
@@ -363,7 +367,7 @@ class TestTorchvision:
         assert test[13].label == 3
         assert train.fingerprint != test.fingerprint
 
-    def test_rows(self, tmp_path):
+    def test_rows(self, tmp_path: Path) -> None:
         write_mnist(tmp_path / "MNIST" / "raw")
         names = {}
         for rows in ("0:8", "5:", "-3:", ":"):
@@ -374,16 +378,16 @@ class TestTorchvision:
             with pytest.raises(UserError, match=message):
                 open_source("torchvision", None, str(tmp_path), {"dataset": "MNIST", "rows": rows})
 
-    def test_any_data_set_of_images(self, tmp_path):
+    def test_any_data_set_of_images(self, tmp_path: Path) -> None:
         source = open_source(
             "torchvision", None, str(tmp_path), {"dataset": "FakeData", "args": {"size": 5, "image_size": [3, 8, 8]}}
         )
         assert len(source) == 5
-        assert decode(source[0].image).size == (8, 8)
+        assert decoded(source[0]).size == (8, 8)
         assert isinstance(source[0].label, int)
 
-    def test_no_copy_and_no_network(self, tmp_path, monkeypatch):
-        def refuse(*args, **kwargs):
+    def test_no_copy_and_no_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any, **kwargs: Any) -> None:
             raise OSError("the network is down")
 
         monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
@@ -399,13 +403,13 @@ class TestTorchvision:
             ({"dataset": "SVHN", "split": "tset"}, "SVHN: "),
         ],
     )
-    def test_wrong_arguments(self, args, message, tmp_path):
+    def test_wrong_arguments(self, args: dict[str, str], message: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             open_source("torchvision", None, str(tmp_path), args)
 
 
 class TestDigits:
-    def test_folds(self):
+    def test_folds(self) -> None:
         from sklearn.datasets import load_digits
 
         train, test, everything = (open_source("digits", None, None, {"fold": fold}) for fold in ("train", "test", "all"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -20,19 +22,19 @@ def found(raw: bytes) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
-def test_long_names_and_other_alphabets(format, tmp_path):
+def test_long_names_and_other_alphabets(format: int, tmp_path: Path) -> None:
     raw = write_tar(tmp_path / "a.tar", CONTENT, format=format).read_bytes()
     assert found(raw) == list(CONTENT.items())
 
 
-def test_ustar_splits_long_names(tmp_path):
+def test_ustar_splits_long_names(tmp_path: Path) -> None:
     name = "d" * 90 + "/" + "n" * 60
     raw = write_tar(tmp_path / "a.tar", {name: b"x"}, format=tarfile.USTAR_FORMAT).read_bytes()
     assert found(raw) == [(name, b"x")]
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=150).filter(lambda name: "\0" not in name), st.binary(max_size=1500)))
-def test_as_the_standard_library(content):
+def test_as_the_standard_library(content: dict[str, bytes]) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", errors="surrogatepass") as tar:
         for name, raw in content.items():
@@ -53,7 +55,9 @@ def test_as_the_standard_library(content):
     st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
     st.none() | st.tuples(st.integers(0, 511), st.integers(0, 255)),
 )
-def test_a_header_is_what_the_library_says(info, size, mtime, kind, format, damage):
+def test_a_header_is_what_the_library_says(
+    info: tarfile.TarInfo, size: int, mtime: int, kind: bytes, format: Literal[0, 1, 2], damage: tuple[int, int] | None
+) -> None:
     info.size, info.mtime, info.type = size, mtime, kind
     try:
         block = bytearray(info.tobuf(format)[-512:])
@@ -71,7 +75,7 @@ def test_a_header_is_what_the_library_says(info, size, mtime, kind, format, dama
         raise AssertionError("nearly every header is plain")
 
 
-def test_links_devices_and_folders_are_left_out(tmp_path):
+def test_links_devices_and_folders_are_left_out(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
             info = tarfile.TarInfo("../../etc/passwd")
@@ -91,14 +95,14 @@ def test_links_devices_and_folders_are_left_out(tmp_path):
         (1024 + 100, "inside of a header"),
     ],
 )
-def test_every_cut_is_seen(cut, message, tmp_path):
+def test_every_cut_is_seen(cut: int, message: str, tmp_path: Path) -> None:
     """The library takes the second and the third for short archives."""
     raw = write_tar(tmp_path / "a.tar", {"a.txt": b"one", "b.txt": b"z" * 600}).read_bytes()
     with pytest.raises(BrokenTarError, match=message):
         found(raw[:cut])
 
 
-def test_a_spoilt_header(tmp_path):
+def test_a_spoilt_header(tmp_path: Path) -> None:
     raw = bytearray(write_tar(tmp_path / "a.tar", {"a.txt": b"one", "b.txt": b"two"}).read_bytes())
     raw[1024 + 3] ^= 1
     with pytest.raises(BrokenTarError, match="no header at byte 1024"):
@@ -107,7 +111,7 @@ def test_a_spoilt_header(tmp_path):
         found(b"<html>" * 200)
 
 
-def test_an_extended_header_without_end(tmp_path):
+def test_an_extended_header_without_end(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 2**33
     with pytest.raises(BrokenTarError, match="more than the limit"):
@@ -117,7 +121,7 @@ def test_an_extended_header_without_end(tmp_path):
 @pytest.mark.parametrize(
     "records", [b"0 path=a\n", b"9999999999999999999999 a=b\n", b" path=a\n", b"-3 path=a\n", b"3 path", b"9 pathab\n"]
 )
-def test_damaged_extended_headers(records):
+def test_damaged_extended_headers(records: bytes) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, len(records)
     raw = info.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0")

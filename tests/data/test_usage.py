@@ -19,13 +19,13 @@ class Photos(SampleList):
     _samples = (Sample("a", None, ("one",)), Sample("b", None, ("two",)))
 
     @property
-    def usage(self):
+    def usage(self) -> list[Usage]:
         return [
             Usage(unit="files", used=2, unused=count_unused([(".md", "README.md"), *((".heic", f"{n}.heic") for n in "abcd")]))
         ]
 
 
-def test_one_line_says_all():
+def test_one_line_says_all() -> None:
     assert Usage(unit="files", used=1200, unused={}).to_text() == "1,200 of 1,200 files used"
     (usage,) = Photos().usage
     assert usage.to_text() == "2 of 7 files used; not used: 4 .heic (a.heic, b.heic, c.heic, ...), 1 .md (README.md)"
@@ -34,13 +34,13 @@ def test_one_line_says_all():
     assert without_names.to_text() == "1 of 4 rows used; not used: 3 without image"
 
 
-def test_names_that_are_not_utf_8_can_be_written():
+def test_names_that_are_not_utf_8_can_be_written() -> None:
     usage = Usage(unit="files", used=0, unused=count_unused([(".heic", "caf\udce9.heic")]))
     assert "caf\\udce9.heic" in usage.to_text()
     json.dumps(usage.to_dict(), ensure_ascii=False).encode()
 
 
-def test_what_is_not_used_is_a_warning_of_the_source_its_parts_and_mixtures():
+def test_what_is_not_used_is_a_warning_of_the_source_its_parts_and_mixtures() -> None:
     line = Photos().usage[0].to_text()
     assert list(Photos().warnings) == [line]
     assert list(Subset(Photos(), np.array([1])).warnings) == [line]

@@ -6,49 +6,55 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mmcl.data.images.decode import decode
 from mmcl.data.open import guess_source, open_source
+from mmcl.data.source import Sample, Source
 from mmcl.data.sources.shards.paths import expand_braces, find_shards
+from mmcl.data.sources.shards.source import WebDatasetSource
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart, LocalFile
+from tests.data.files import decoded
 from tests.data.tars import HEIGHT, WIDTH, pairs, picture, write_tar
+from tests.narrow import present
 
 
-def open_tar(path, tmp_path, **args):
-    return open_source("webdataset", str(path), str(tmp_path / "root"), args)
+def open_tar(path: str | Path, tmp_path: Path, **args: Any) -> WebDatasetSource:
+    source = open_source("webdataset", str(path), str(tmp_path / "root"), args)
+    assert isinstance(source, WebDatasetSource)
+    return source
 
 
-def samples(source):
+def samples(source: Source) -> list[Sample]:
     return [source[index] for index in range(len(source))]
 
 
 class TestSamples:
-    def test_images_and_captions_of_several_shards(self, tmp_path):
+    def test_images_and_captions_of_several_shards(self, tmp_path: Path) -> None:
         for number in range(3):
             write_tar(tmp_path / f"{number:05}.tar", pairs(4 * number, 4 * number + 4))
         source = open_tar(tmp_path / "{00000..00002}.tar", tmp_path)
         for number, sample in enumerate(samples(source)):
             assert sample.captions == (f"grey {number}", f"the grey of {number}")
             assert sample.name == f"{tmp_path}/{number // 4:05}.tar, {number:04}"
-            image = decode(sample.image)
+            image = decoded(sample)
             assert image.size == (WIDTH, HEIGHT)
             assert image.getpixel((0, 0)) == number
         assert len(source) == 12
         assert source.labels is None
         assert list(source.warnings) == []
 
-    def test_members_in_any_order(self, tmp_path):
+    def test_members_in_any_order(self, tmp_path: Path) -> None:
         members = pairs(0, 3)
         write_tar(tmp_path / "a.tar", sorted(members.items(), key=lambda item: item[0][::-1]))
         source = open_tar(tmp_path / "a.tar", tmp_path)
         assert sorted(sample.captions[0] for sample in samples(source)) == ["grey 0", "grey 1", "grey 2"]
-        assert all(decode(s.image).getpixel((0, 0)) == int(s.captions[0].split()[1]) for s in samples(source))
+        assert all(decoded(s).getpixel((0, 0)) == int(s.captions[0].split()[1]) for s in samples(source))
 
-    def test_captions_in_json(self, tmp_path):
+    def test_captions_in_json(self, tmp_path: Path) -> None:
         records = [{"caption": "one", "status": "success"}, {"text": ["two", "three"]}, {"alt": "four", "caption": None}]
         write_tar(tmp_path / "a.tar", {f"{i}.json": json.dumps(record).encode() for i, record in enumerate(records)})
         captions = [sample.captions for sample in samples(open_tar(tmp_path / "a.tar", tmp_path))]
@@ -57,23 +63,23 @@ class TestSamples:
         assert captions == [(), ("two", "three"), ("four",)]
 
     @pytest.mark.parametrize("order", [1, -1])
-    def test_the_text_file_wins_unless_fields_are_asked_for(self, order, tmp_path):
+    def test_the_text_file_wins_unless_fields_are_asked_for(self, order: int, tmp_path: Path) -> None:
         members = [("a.txt", b"short"), ("a.json", b'{"caption": "long"}'), ("a.jpg", picture())][::order]
         write_tar(tmp_path / "a.tar", members)
         assert open_tar(tmp_path / "a.tar", tmp_path)[0].captions == ("short",)
         assert open_tar(tmp_path / "a.tar", tmp_path, fields=["caption"])[0].captions == ("long",)
 
-    def test_names_are_keys_and_never_paths(self, tmp_path):
+    def test_names_are_keys_and_never_paths(self, tmp_path: Path) -> None:
         hostile = tmp_path / "outside.png"
         names = [f"{hostile}", "../../outside.png", "./plain.png", "sub/deep.PNG", "\udcff.png"]
         write_tar(tmp_path / "a.tar", {name: picture(number) for number, name in enumerate(names)})
         source = open_tar(tmp_path / "a.tar", tmp_path)
         keys = [sample.name.split(", ")[1] for sample in samples(source)]
         assert keys == [str(hostile.with_suffix("")), "../../outside", "plain", "sub/deep", "\\udcff"]
-        assert [decode(sample.image).getpixel((0, 0)) for sample in samples(source)] == list(range(5))
+        assert [decoded(sample).getpixel((0, 0)) for sample in samples(source)] == list(range(5))
         assert not hostile.exists()
 
-    def test_what_is_no_sample_is_counted(self, tmp_path):
+    def test_what_is_no_sample_is_counted(self, tmp_path: Path) -> None:
         write_tar(tmp_path / "a.tar", {"a.png": picture(), "a.npy": b"1", "._a.png": b"2", "README": b"3"})
         source = open_tar(tmp_path / "a.tar", tmp_path)
         assert len(source) == 1
@@ -83,7 +89,7 @@ class TestSamples:
 
 
 class TestLayouts:
-    def test_clip_benchmark(self, tmp_path):
+    def test_clip_benchmark(self, tmp_path: Path) -> None:
         for number in (0, 1, 10, 2):
             write_tar(
                 tmp_path / "test" / f"{number}.tar", {f"s{number}.webp": picture(), f"s{number}.cls": str(number % 2).encode()}
@@ -93,7 +99,7 @@ class TestLayouts:
         (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nart of a {c}.\n")
         source = open_source("auto", str(tmp_path), str(tmp_path / "root"))
         assert [sample.name.split(", ")[1] for sample in samples(source)] == ["s0", "s1", "s2", "s10"]
-        assert source.labels.tolist() == [0, 1, 0, 0]
+        assert present(source.labels).tolist() == [0, 1, 0, 0]
         assert source.class_names == ["cat", "dog"]
         assert source.templates == ["a photo of a {}.", "art of a {}."]
         (tmp_path / "classnames.txt").write_text("cat\n")
@@ -103,7 +109,7 @@ class TestLayouts:
         with pytest.raises(UserError, match="says 5 shards, and 4 are there"):
             open_tar(tmp_path, tmp_path)
 
-    def test_splits(self, tmp_path):
+    def test_splits(self, tmp_path: Path) -> None:
         for split in ("train", "test"):
             write_tar(tmp_path / split / "0.tar", {f"{split}.png": picture()})
         assert open_tar(tmp_path, tmp_path, split="train")[0].name.endswith(", train")
@@ -112,7 +118,7 @@ class TestLayouts:
         with pytest.raises(UserError, match=r"val: no \.tar file in it"):
             open_tar(tmp_path, tmp_path, split="val")
 
-    def test_img2dataset_says_what_it_wrote(self, tmp_path):
+    def test_img2dataset_says_what_it_wrote(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "00000.tar", pairs(0, 3))
         (tmp_path / "00000_stats.json").write_text(json.dumps({"count": 5, "successes": 3}))
         source = open_tar(path, tmp_path)
@@ -120,11 +126,11 @@ class TestLayouts:
         write_tar(path, pairs(0, 2))
         assert "has 2 samples, and img2dataset wrote 3" in open_tar(path, tmp_path).warnings[0]
 
-    def test_which_files(self, tmp_path):
+    def test_which_files(self, tmp_path: Path) -> None:
         for name in ("a-1.tar", "a-10.tar", "a-2.tar", "b.tar"):
             write_tar(tmp_path / name, pairs(0, 1))
 
-        def names(path):
+        def names(path: str) -> list[str]:
             return [Path(shard).name for shard in find_shards(str(tmp_path / path))]
 
         assert names("a-*.tar") == ["a-1.tar", "a-2.tar", "a-10.tar"]
@@ -145,7 +151,7 @@ class TestLayouts:
             ("b.tar::b.tar", r"names .*b\.tar twice"),
         ],
     )
-    def test_files_that_are_not_there(self, path, message, tmp_path, monkeypatch):
+    def test_files_that_are_not_there(self, path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_tar(tmp_path / "b.tar", pairs(0, 1))
         monkeypatch.chdir(tmp_path)
         with pytest.raises(UserError, match=message):
@@ -173,7 +179,7 @@ class TestFaults:
             ([("a.txt", b"x" * (2**20 + 1))], "more than the limit"),
         ],
     )
-    def test_of_a_sample(self, members, problem, tmp_path):
+    def test_of_a_sample(self, members: list[tuple[str, bytes]], problem: str, tmp_path: Path) -> None:
         write_tar(tmp_path / "a.tar", [*members, *pairs(0, 2).items()])
         source = open_tar(tmp_path / "a.tar", tmp_path)
         assert len(source) == 3, "the others are whole, and it keeps its number"
@@ -182,12 +188,12 @@ class TestFaults:
         assert source.warnings[0].endswith("1 broken; `mmcl data verify` lists them")
         assert source[1].check().captions
 
-    def test_half_pairs_are_told(self, tmp_path):
+    def test_half_pairs_are_told(self, tmp_path: Path) -> None:
         write_tar(tmp_path / "a.tar", {**pairs(0, 2), "x.png": picture(), "y.txt": b"a text"})
         (warning,) = open_tar(tmp_path / "a.tar", tmp_path).warnings
         assert "of 4 samples in shards: 1 with no image, 1 with no caption;" in warning
 
-    def test_of_a_shard(self, tmp_path):
+    def test_of_a_shard(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
         path.write_bytes(path.read_bytes()[: 512 * 12])
         write_tar(tmp_path / "b.tar", pairs(4, 6))
@@ -199,14 +205,14 @@ class TestFaults:
         with pytest.raises(UserError, match=r"no image or text in it: .*no tar file"):
             open_tar(path, tmp_path)
 
-    def test_a_shard_that_changes_under_a_run(self, tmp_path):
+    def test_a_shard_that_changes_under_a_run(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "a.tar", pairs(0, 2))
         source = open_tar(path, tmp_path)
         os.utime(path, ns=(1, 1))
         with pytest.raises(UserError, match="has changed since it was indexed"):
-            decode(source[0].image)
+            decoded(source[0])
 
-    def test_a_part_of_a_file(self, tmp_path):
+    def test_a_part_of_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(b"0123456789")
         file = LocalFile.find(str(path))
@@ -224,14 +230,14 @@ class TestFaults:
 
 
 class TestIndex:
-    def test_a_shard_is_scanned_once(self, tmp_path, monkeypatch):
+    def test_a_shard_is_scanned_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
         before = open_tar(path, tmp_path)
 
         class ScannedError(Exception):
             pass
 
-        def refuse(*args):
+        def refuse(*args: Any) -> None:
             raise ScannedError
 
         monkeypatch.setattr("mmcl.data.sources.shards.index.members", refuse)
@@ -242,7 +248,7 @@ class TestIndex:
         with pytest.raises(ScannedError):
             open_tar(path, tmp_path)
 
-    def test_a_spoilt_index_is_made_anew(self, tmp_path):
+    def test_a_spoilt_index_is_made_anew(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
         expected = samples(open_tar(path, tmp_path))
         (index,) = (tmp_path / "root" / "index").glob("*.arrow")
@@ -250,7 +256,7 @@ class TestIndex:
             index.write_bytes(spoilt)
             assert samples(open_tar(path, tmp_path)) == expected
 
-    def test_the_fingerprint_belongs_to_the_content(self, tmp_path):
+    def test_the_fingerprint_belongs_to_the_content(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
         copy = tmp_path / "copy" / "other.tar"
         copy.parent.mkdir()
@@ -260,7 +266,7 @@ class TestIndex:
         write_tar(copy, {**pairs(0, 4), "0000.txt": b"grey 1"})
         assert open_tar(copy, tmp_path).fingerprint != fingerprint
 
-    def test_any_sizes(self, tmp_path):
+    def test_any_sizes(self, tmp_path: Path) -> None:
         sizes = [3, 0, 1, 5]
         start = np.cumsum([0, *sizes])
         for number in range(len(sizes)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,14 +22,14 @@ def of_one_sample(count: int, weights: list[float]) -> WeightedCaptions:
 
 
 @given(WEIGHTS)
-def test_the_shares_are_those_of_the_weights(weights):
+def test_the_shares_are_those_of_the_weights(weights: list[float]) -> None:
     source, draws = of_one_sample(len(weights), weights), (np.arange(4000) + 0.5) / 4000
     shown = np.bincount([int(source.caption(0, draw)) for draw in draws], minlength=len(weights))
     assert shown / 4000 == pytest.approx(np.array(weights) / sum(weights), abs=1e-3)
 
 
 @given(WEIGHTS, st.floats(0, 1, exclude_max=True))
-def test_at_every_draw_the_caption_is_that_of_a_slow_loop(weights, draw):
+def test_at_every_draw_the_caption_is_that_of_a_slow_loop(weights: list[float], draw: float) -> None:
     ends = [sum(weights[: number + 1]) / sum(weights) for number in range(len(weights))]
     expected = next(number for number, end in enumerate(ends) if draw < end)
     shown = int(of_one_sample(len(weights), weights).caption(0, draw))
@@ -35,12 +37,12 @@ def test_at_every_draw_the_caption_is_that_of_a_slow_loop(weights, draw):
     assert shown == expected or min(abs(draw - end) for end in ends) < 1e-8
 
 
-def test_a_sample_with_fewer_captions_draws_among_its_own():
+def test_a_sample_with_fewer_captions_draws_among_its_own() -> None:
     source = of_one_sample(2, [1, 1, 98])
     assert [source.caption(0, draw) for draw in (0.0, 0.49, 0.51, 0.99)] == ["0", "0", "1", "1"]
 
 
-def test_positives_and_negatives_go_with_the_caption(tmp_path):
+def test_positives_and_negatives_go_with_the_caption(tmp_path: Path) -> None:
     lines = "".join(f'{{"image": "a.png", "caption": "c{n}", "positive": "p{n}", "negative": "n{n}"}}\n' for n in range(3))
     (tmp_path / "a.jsonl").write_text(lines)
     source = WeightedCaptions(open_source("table", str(tmp_path / "a.jsonl")), [2, 0, 1])
@@ -49,14 +51,14 @@ def test_positives_and_negatives_go_with_the_caption(tmp_path):
         assert shown == [f"c{number}", f"p{number}", f"n{number}"]
 
 
-def test_what_else_a_source_does_with_a_draw_stays():
+def test_what_else_a_source_does_with_a_draw_stays() -> None:
     plain = open_source("emoji", None, None, {"fold": "test"})
     weighted = WeightedCaptions(plain, [1.0])
     draws = np.linspace(0.001, 0.999, 50)
     assert [weighted.caption(7, draw) for draw in draws] == [plain.caption(7, draw) for draw in draws]
 
 
-def test_batches_are_the_same_again_and_bad_samples_are_replaced():
+def test_batches_are_the_same_again_and_bad_samples_are_replaced() -> None:
     given = dict.fromkeys((3, 4), ("one", "two", "three")) | {5: ()}
     source = WeightedCaptions(Toy(captions=given), [0.0, 1.0])
     made = batches(source)
@@ -73,5 +75,5 @@ def test_batches_are_the_same_again_and_bad_samples_are_replaced():
         of_one_sample(1, [0.0, 1.0]).caption(0, 0.5)
 
 
-def test_the_fingerprint_has_the_weights():
+def test_the_fingerprint_has_the_weights() -> None:
     assert of_one_sample(2, [1, 2]).fingerprint != of_one_sample(2, [1, 3]).fingerprint

@@ -17,6 +17,7 @@ from mmcl.errors import UserError
 from mmcl.losses import LOSSES
 from mmcl.testing.losses import toy_loss_arguments
 from tests.distributed.harness import run_processes
+from tests.narrow import of_type, present
 
 ROWS, WIDTH = 13, 6
 Case = tuple[dict[str, Tensor], dict[str, Any], Any]
@@ -89,14 +90,14 @@ def together(rank: int, world: int) -> dict[tuple[str, str], dict[str, Tensor]]:
     for name in LOSSES:
         for reduction in ("mean", "sum"):
             per_sample, shared, loss = case(name)
-            model: nn.Module = Model(name, losses.gathered(loss, gradient_reduction=reduction))  # type: ignore[arg-type]
+            model: nn.Module = Model(name, losses.gathered(loss, gradient_reduction=reduction))
             if reduction == "mean":
                 model = DistributedDataParallel(model)
             value = model(share(per_sample, rank, world), shared)
             value.backward()
             if reduction == "sum":
                 for p in model.parameters():
-                    dist.all_reduce(p.grad)
+                    dist.all_reduce(present(p.grad))
             found[name, reduction] = outcome(model, value)
     return found
 
@@ -115,7 +116,7 @@ def test_value_and_gradients_are_those_of_one_process(world: int, name: str, red
         assert ours[name, reduction].keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(
-                ours[name, reduction][key], value, rtol=1e-9, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}"
+                ours[name, reduction][key], value, rtol=1e-9, atol=1e-11, msg=functools.partial("{}: {}".format, key)
             )
 
 
@@ -132,7 +133,7 @@ def modules(rank: int, world: int) -> list[Any]:
     few = slice(part.start, part.start + 1)
     return [
         *(queue(own, own + step, ids[part]).item() for step in range(3)),
-        queue.loss.queue.keys.sum().item(),
+        of_type(losses.MoCoLoss, queue.loss).queue.keys.sum().item(),
         swav(own, own.flip(1), [own + 1, own - 1]).item(),
         info_nce(own, own, ids[part], temperature=0.1).item(),
         info_nce(rows[few], own, ids[few], ids[part], temperature=0.1).item() if world == 2 else None,

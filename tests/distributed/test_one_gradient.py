@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -96,7 +96,7 @@ def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) 
         local = share_of(batch_of_step(method, step, dtype), rank, world, even=even)
         counts = None if even else row_counts(local.ids)
 
-        def loss_of(rows: dict[str, Tensor]) -> tuple[Tensor, Embeddings]:
+        def loss_of(rows: Mapping[str, Tensor]) -> tuple[Tensor, Embeddings]:
             embeddings = gather_embeddings(rows, positives_of(method, local), counts)
             return method.loss(embeddings, local).loss, embeddings
 
@@ -175,7 +175,7 @@ def test_dropout_masks_are_the_same_in_both_passes(name: str) -> None:
     batch = toy_batch(ours, 11)
     pieces = split_views(batch.views, 4)
 
-    def loss_of(method: Method, rows: dict[str, Tensor]) -> Tensor:
+    def loss_of(method: Method, rows: Mapping[str, Tensor]) -> Tensor:
         ids = positives_of(method, batch)
         return method.loss(Embeddings(rows, rows, ids, ids), batch).loss
 
@@ -224,7 +224,7 @@ def test_an_odd_row_joins_the_piece_before() -> None:
     rows = {"a": torch.arange(13)}
     for size, lengths in {4: [4, 4, 5], 5: [5, 5, 3], 6: [6, 7], 12: [13], 13: [13], None: [13], 1: [1] * 13}.items():
         pieces = split_views(rows, size)
-        assert [len(piece["a"]) for piece in pieces] == lengths  # type: ignore[arg-type]
+        assert [len(piece["a"]) for piece in pieces] == lengths
         assert torch.equal(torch.cat([piece["a"] for piece in pieces]), rows["a"])  # type: ignore[misc]
     norm = nn.BatchNorm1d(3)
     for piece in split_views({"a": torch.randn(13, 3)}, 4):
@@ -248,19 +248,22 @@ def test_what_encodes_may_be_any_function_and_give_integers_too(kind: str) -> No
     def encode(views: Any) -> dict[str, Tensor]:
         return {"a": layer(views["a"]), "class": views["a"].argmax(1), "kept": views["a"] > 0}
 
-    def loss_of(rows: Any) -> Tensor:
-        return (rows["a"] * (1 + rows["class"][:, None])).pow(3).sum() + rows["a"][rows["kept"].any(1)].sum()
+    def loss_of(rows: Mapping[str, Tensor]) -> Tensor:
+        a, one, kept = rows["a"], rows["class"][:, None], rows["kept"].any(1)
+        return (a * (1 + one)).pow(3).sum() + a[kept].sum()
 
     pieces = split_views({"a": data}, 4)
     encoded = [encode(piece) for piece in pieces]
-    expected = torch.autograd.grad(loss_of({n: torch.cat([e[n] for e in encoded]) for n in encoded[0]}), layer.parameters())
+    rows = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+    expected = torch.autograd.grad(loss_of(rows), list(layer.parameters()))
     module = Encoder()
-    statistics = layer[1].num_batches_tracked.item()  # type: ignore[operator, union-attr]
-    given = {"module": module, "function": encode, "bound method": module.forward}[kind]
-    cached_backward(given, pieces, loss=loss_of, backward=lambda loss: loss.backward(), seed=torch.manual_seed)
+    counted = layer[1].get_buffer("num_batches_tracked")
+    before = counted.item()
+    ways: dict[str, Callable[[Any], dict[str, Tensor]]] = {"module": module, "function": encode, "bound method": module.forward}
+    cached_backward(ways[kind], pieces, loss=loss_of, backward=lambda loss: loss.backward(), seed=torch.manual_seed)
     torch.testing.assert_close([p.grad for p in layer.parameters()], list(expected), rtol=1e-10, atol=1e-12)
     if kind != "function":
-        assert layer[1].num_batches_tracked == statistics + len(pieces)  # type: ignore[union-attr]
+        assert counted == before + len(pieces)
 
 
 def weighted_squares(rank: int, world: int, dtype: torch.dtype) -> Tensor:

@@ -34,7 +34,7 @@ class Broken(PatternSource):
 def model() -> Model:
     """Small towers with batch norm, the same everywhere."""
     torch.manual_seed(0)
-    head = {"head": "linear", "head_args": {"embed_dim": 8}}
+    head: dict[str, Any] = {"head": "linear", "head_args": {"embed_dim": 8}}
     image = {"image_size": 16, "channels": 3, "feature_dim": 16}
     specs = {
         "image": TowerSpec(modality="image", encoder="small_cnn", encoder_args=image, **head),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes
 from tests.distributed.test_one_gradient import batch_of_step, configured, share_of
+from tests.narrow import of_type
 
 CLIP = 0.05
 OPTIMISERS = {
@@ -74,7 +76,7 @@ def spread_over(rank: int, world: int, name: str, optimiser_name: str, pieces: i
     for step in range(STEPS):
         local = share_of(batch_of_step(method, step, torch.float64), rank, world, even=True)
 
-        def loss_of(rows: dict[str, Tensor], local: Batch = local) -> tuple[Embeddings, Tensor]:
+        def loss_of(rows: Mapping[str, Tensor], local: Batch = local) -> tuple[Embeddings, Tensor]:
             embeddings = gather_embeddings(rows, positives_of(method, local))
             return embeddings, method.loss(embeddings, local).loss
 
@@ -122,7 +124,7 @@ def test_training_is_that_of_one_process(world: int, name: str, optimiser: str) 
         ours = state[name, optimiser]
         assert ours.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(ours[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(ours[key], value, rtol=1e-9, atol=1e-11, msg=functools.partial("{}: {}".format, key))
 
 
 def text_method() -> Method:
@@ -137,7 +139,7 @@ def text_method() -> Method:
 
 def texts(count: int, start: int) -> Tokens:
     tokenizer: Any = text_method().towers["text"].encoder.tokenizer  # type: ignore[union-attr]
-    return tokenizer([f"number {n} of the {n % 3}" for n in range(start, start + count)])
+    return of_type(Tokens, tokenizer([f"number {n} of the {n % 3}" for n in range(start, start + count)]))
 
 
 def used(rank: int, world: int) -> dict[str, Any]:

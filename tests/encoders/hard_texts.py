@@ -90,13 +90,14 @@ def _merged_pieces(special: list[str]) -> dict[str, Any]:
 def _clip() -> Any:
     tokens, merges = _clip_model()
     vocab = _numbered([*tokens[:512], *map("".join, merges), "<|startoftext|>", "<|endoftext|>"])
-    return transformers.CLIPTokenizer(vocab=vocab, merges=merges)
+    made: Callable[..., Any] = transformers.CLIPTokenizer  # its annotation forbids pairs, which it takes
+    return made(vocab=vocab, merges=merges)
 
 
 _BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 _XLMR = ["<s>", "<pad>", "</s>", "<unk>"]
-SIGLIP2 = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"}
+SIGLIP2: dict[str, Any] = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right"}
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "CLIP": _clip,

@@ -29,6 +29,7 @@ from mmcl.engine.weight_layout import spread
 from mmcl.errors import UserError
 from tests.distributed.harness import run_processes
 from tests.encoders import tiny
+from tests.narrow import of_type
 
 TEXTS = ["a cat", "the red dog on a hill with a bird and the blue cat in one photo", "two birds", ""]
 
@@ -74,9 +75,10 @@ def _vision_reference(kind: str, theirs: Any) -> Callable[[Tensor], Tensor]:
         if kind == "siglip2":
             patches = _patches_by_loop(pixels, 8)
             grid, mask = torch.tensor([[4, 4]] * len(pixels)), torch.ones(len(pixels), 16)
-            return theirs.get_image_features(patches, pixel_attention_mask=mask, spatial_shapes=grid).pooler_output
+            output = theirs.get_image_features(patches, pixel_attention_mask=mask, spatial_shapes=grid)
+            return of_type(Tensor, output.pooler_output)
         output = theirs.get_image_features(pixels) if hasattr(theirs, "get_image_features") else theirs(pixels)
-        return output.pooler_output.flatten(1)
+        return of_type(Tensor, output.pooler_output.flatten(1))
 
     return reference
 
@@ -100,12 +102,12 @@ def _text_reference(kind: str, theirs: Any, tokenizer: Any) -> Callable[[list[st
         inputs = tokenizer(texts, padding="max_length", truncation=True, max_length=tiny.CONTEXT, return_tensors="pt")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if kind in ("siglip", "siglip2"):
-            return theirs.get_text_features(input_ids=ids).pooler_output
+            return of_type(Tensor, theirs.get_text_features(input_ids=ids).pooler_output)
         if kind == "clip":
-            return theirs.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+            return of_type(Tensor, theirs.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
         output = (theirs.encoder if kind == "t5" else theirs)(input_ids=ids, attention_mask=mask)
         if kind in ("bert", "roberta"):
-            return output.pooler_output
+            return of_type(Tensor, output.pooler_output)
         rows = [hidden[: int(m.sum())] for hidden, m in zip(output.last_hidden_state, mask, strict=True)]
         return torch.stack([row[-1] if kind == "gpt2" else row.mean(0) for row in rows])
 
@@ -113,19 +115,19 @@ def _text_reference(kind: str, theirs: Any, tokenizer: Any) -> Callable[[list[st
 
 
 def _timm(name: str, folder: Path, modality: str) -> Case:
-    args = {"resnet": {"in_chans": 1}, "vit": {"image_size": 96}}.get(name.split("_")[-1], {})
+    args: dict[str, Any] = {"resnet": {"in_chans": 1}, "vit": {"image_size": 96}}.get(name.split("_")[-1], {})
     built = {"img_size" if key == "image_size" else key: value for key, value in args.items()}
-    theirs = tiny.shaken(timm.create_model(name, **built))
+    theirs: Any = tiny.shaken(timm.create_model(name, **built))
     torch.save(theirs.state_dict(), folder / "weights.pth")
-    theirs.reset_classifier(0)  # type: ignore[operator]
+    theirs.reset_classifier(0)
     return Case(IMAGE_ENCODERS.build("timm", {"name": name, "pretrained": str(folder / "weights.pth"), **args}), "timm", theirs)
 
 
 def _torchvision(name: str, folder: Path, modality: str) -> Case:
-    theirs = tiny.shaken(torchvision.models.get_model(name, weights=None))
+    theirs: Any = tiny.shaken(torchvision.models.get_model(name, weights=None))
     torch.save(theirs.state_dict(), folder / "weights.pth")
     if name == "squeezenet1_1":
-        theirs.classifier[1] = nn.Identity()  # type: ignore[index,operator]
+        theirs.classifier[1] = nn.Identity()
     else:
         theirs.fc = nn.Identity()
     args = {"name": name, "pretrained": str(folder / "weights.pth"), "image_size": 64}
@@ -156,12 +158,14 @@ def _case(library: str, kind: str, modality: str, tmp: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module", params=IMAGES, ids="-".join)
 def image_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return _case(*request.param, "image", tmp_path_factory)
+    library, kind = request.param
+    return _case(library, kind, "image", tmp_path_factory)
 
 
 @pytest.fixture(scope="module", params=TEXT_MODELS, ids="-".join)
 def text_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return _case(*request.param, "text", tmp_path_factory)
+    library, kind = request.param
+    return _case(library, kind, "text", tmp_path_factory)
 
 
 def _pixels(encoder: ImageEncoder) -> Tensor:

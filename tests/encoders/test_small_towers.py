@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,17 +13,17 @@ from mmcl.encoders.tower import Encoder, ImageEncoder
 from mmcl.errors import UserError
 from mmcl.types import Tokens
 
-IMAGE_ARGS = {
+IMAGE_ARGS: dict[str, list[dict[str, Any]]] = {
     "small_cnn": [{}, {"image_size": 20, "channels": 3, "feature_dim": 7}],
     "strided_cnn": [{}, {"image_size": 19, "channels": 1, "widths": [4, 8], "blocks": [0, 2], "kernel": 3, "feature_dim": 9}],
 }
 
 
 @pytest.mark.parametrize(("name", "args"), [(name, args) for name, several in IMAGE_ARGS.items() for args in several])
-def test_image_tower_shapes_and_rebuild(name: str, args: dict[str, object]) -> None:
+def test_image_tower_shapes_and_rebuild(name: str, args: dict[str, Any]) -> None:
     encoder: ImageEncoder = IMAGE_ENCODERS.build(name, args)
     picture = encoder.preprocess
-    images = torch.rand(5, picture.channels, picture.size, picture.size)
+    images = torch.rand(5, picture.channels, picture.height, picture.width)
     encoder.eval()
     features = encoder(images)
     assert features.shape == (5, encoder.feature_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -174,7 +175,7 @@ def test_building_clip_bpe_does_not_import_open_clip(monkeypatch: pytest.MonkeyP
     """Which would take seconds."""
     imported = []
 
-    def spy(name: str, *args: object) -> object:
+    def spy(name: str, *args: Any) -> Any:
         imported.append(name)
         return original(name, *args)
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tokenizers import models, pre_tokenizers, processors
 from torch import nn
 
+from tests.narrow import of_type
+
 WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "on", "hill", "with", "photo", "and", "in", "one", "two", "three"]
 CONTEXT = 12
 
@@ -41,7 +43,7 @@ def shaken(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 0:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     return model.eval()
 
 
@@ -133,7 +135,7 @@ def transformers_model(kind: str, folder: Path) -> nn.Module:
     """The library's own model, written to `folder` by `save_pretrained` with a tokenizer and an image processor."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **copy.deepcopy(_CONFIGS[kind]))
-    model = shaken(transformers.AutoModel.from_config(config))
+    model = of_type(transformers.PreTrainedModel, shaken(transformers.AutoModel.from_config(config)))
     model.save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     processor = {

@@ -52,11 +52,11 @@ def _timm(module: str) -> Iterator[nn.Module]:
 
 
 def _torchvision_names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def _torchvision_module(name: str) -> str:
-    return torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+    return str(torchvision.models.get_model_builder(name).__module__.rpartition(".")[2])
 
 
 def _torchvision(module: str) -> Iterator[nn.Module]:

@@ -83,7 +83,7 @@ def test_a_temperature_at_its_bound(caplog: pytest.LogCaptureFixture) -> None:
     batch = embeddings(image=rows(seed=0), text=rows(seed=1))
     assert "verdict" not in Health().look(1, method, batch)
     with torch.no_grad():
-        method.log_scale.fill_(99)  # type: ignore[operator,union-attr]
+        method.log_scale.fill_(99)  # type: ignore[operator]
     method.commit(batch, toy_batch(method, 4))
     assert "bound 1 / 100" in str(Health().look(1, method, batch)["verdict"])
 

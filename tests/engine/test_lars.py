@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from timm.optim import Lars as TimmLars
@@ -36,7 +38,7 @@ def test_it_moves_as_timms_does(
     """Without what it adds to the gradient's norm. What is not adapted moves as under torch's SGD."""
     start, gradient = start_and_gradient(shape, scale)
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
-    options = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay}
     reference = TimmLars([theirs], **options, eps=0.0, always_adapt=True) if adapted else torch.optim.SGD([theirs], **options)
     for optimiser in (Lars([ours], **options, adapted=adapted), reference):
         for step in range(3):

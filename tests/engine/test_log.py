@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mmcl.config import TrainConfig
-from mmcl.engine import log
 from mmcl.engine.log import Logbook, StepLog, read_log
+from mmcl.types import Batch
 
 
 class Clock:
@@ -18,26 +19,28 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 0.0
-        monkeypatch.setattr(log.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
 
-    def batches(self, seconds: float, count: int) -> Iterator[int]:
-        for number in range(1, count + 1):
+    def batches(self, seconds: float, count: int) -> Iterator[Batch]:
+        for row in torch.arange(count)[:, None]:
             self.now += seconds
-            yield number
+            yield Batch({}, ids=row, index=row)
 
 
 def train(run_dir: Path, clock: Clock, *, waiting: float, working: float, steps: int = 40) -> list[float]:
     run_dir.mkdir(exist_ok=True)
     accelerator = SimpleNamespace(is_main_process=True, log=lambda values, step: None)
     book = Logbook(run_dir, accelerator, TrainConfig(batch_size=8, log_every=10), done=0, total=steps)
-    for step in book.timed(clock.batches(waiting, steps)):
+    for step, _ in enumerate(book.timed(clock.batches(waiting, steps)), start=1):
         clock.now += working
         book.step(step, {"loss": 1.0})
     book.close()
     return [row["data_wait"] for row in read_log(run_dir / "metrics.jsonl")]
 
 
-def test_the_share_of_waiting_is_in_the_log_and_said_once(tmp_path, monkeypatch, caplog):
+def test_the_share_of_waiting_is_in_the_log_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     shares = train(tmp_path, Clock(monkeypatch), waiting=1.0, working=3.0)
     # The first batch waits for the processes of the loader to start.
     assert shares == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
@@ -46,7 +49,9 @@ def test_the_share_of_waiting_is_in_the_log_and_said_once(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(("waiting", "working"), [(1.0, 9.0), (0.1, 0.1)], ids=["small share", "short time"])
-def test_a_little_waiting_is_no_warning(tmp_path, monkeypatch, caplog, waiting, working):
+def test_a_little_waiting_is_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, waiting: float, working: float
+) -> None:
     shares = train(tmp_path, Clock(monkeypatch), waiting=waiting, working=working)
     assert shares[1:] == pytest.approx([waiting / (waiting + working)] * 4)
     assert "waiting for data" not in caplog.text

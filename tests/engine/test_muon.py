@@ -7,10 +7,11 @@ import torch
 from timm.optim import Muon as TimmMuon
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mmcl.engine.muon import Muon, orthogonalised
 from tests.distributed.harness import run_processes
+from tests.narrow import of_type
 
 SHAPES = [(4, 4), (4, 6), (6, 4), (5, 600), (64, 3, 7, 7), (6, 4, 3, 3), (8, 4, 5), (4, 4, 4)]
 
@@ -57,7 +58,7 @@ def of_shares(rank: int, world: int) -> list[tuple[Tensor, tuple[int, ...]]]:
     """The factors of matrices cut by rows and by columns, put together again, and the shapes of this process's shares."""
     mesh = init_device_mesh("cpu", (world,))
     cut = [(matrix, (Shard(dim),)) for matrix in matrices() for dim in (0, 1)]
-    found = [orthogonalised(distribute_tensor(matrix, mesh, placements)) for matrix, placements in cut]
+    found = [of_type(DTensor, orthogonalised(distribute_tensor(matrix, mesh, placements))) for matrix, placements in cut]
     assert [factor.placements for factor in found] == [placements for _, placements in cut]
     return [(factor.full_tensor(), tuple(factor.to_local().shape)) for factor in found]
 

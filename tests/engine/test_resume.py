@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mmcl.config import Config, flat_settings, from_dict, load_config, unflattened
+from mmcl.data.identity import spread_rows
 from mmcl.errors import UserError
 from mmcl.runs import resume
 from mmcl.runs.components import complete_settings
@@ -108,7 +110,7 @@ def test_every_image_is_compared_on_request(started: Started, tmp_path: Path, mo
     """Of many samples a resume looks at some; what a run recorded of all stays through resumes that look at some."""
     monkeypatch.setattr(resume, "COMPARED", 2)
     place = started("--verify_data")
-    compared = set(resume.spread_rows(25, 2).tolist())
+    compared = set(spread_rows(25, 2).tolist())
     listed = (place / "captions.csv").read_text().splitlines()[1:]
     unseen = next(line.split(",")[0] for row, line in enumerate(listed) if row not in compared)
     replace_image(place / unseen, larger=False)
@@ -135,8 +137,8 @@ def test_other_threads_and_versions_are_listed(
     started: Started, tmp_path: Path, saved: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     started(saved=saved)
-    honest = resume.metadata.version
-    monkeypatch.setattr(resume.metadata, "version", lambda name: "0.0.1" if name == "numpy" else honest(name))
+    honest = metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1" if name == "numpy" else honest(name))
     caplog.set_level("INFO", "mmcl")
     train(configured(tmp_path, "--resume", "--train.threads", "2"))
     said = caplog.text

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -28,8 +29,9 @@ from mmcl.runs.build import build_method
 from mmcl.runs.build_data import build_training_data
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
-from mmcl.types import Batch, Embeddings, LossOutput
+from mmcl.types import LossOutput
 from tests.engine.tiny import YAML, make_folder, tiny_config
+from tests.narrow import present
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 DROPOUT = ("--text.encoder.args.dropout", "0.2")
@@ -337,13 +339,11 @@ class TestImageData:
         return load_config(path, ["--run_dir", str(tmp_path / "run")])
 
     def test_labels_reach_the_loss_as_ids(self, digits: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[tuple[Embeddings, Batch]] = []
-        honest = SimCLR.loss
         monkeypatch.setattr(SimCLR, "positives", "labels")
-        monkeypatch.setattr(SimCLR, "loss", lambda self, rows, batch: seen.append((rows, batch)) or honest(self, rows, batch))
-        train(digits)
-        assert len(seen) == 2
-        for embeddings, batch in seen:
+        with patch.object(SimCLR, "loss", autospec=True, side_effect=SimCLR.loss) as loss:
+            train(digits)
+        assert loss.call_count == 2
+        for _, embeddings, batch in (call.args for call in loss.call_args_list):
             assert embeddings.ids.tolist() == embeddings.all_ids.tolist() == batch.labels.tolist()
             assert not torch.equal(batch.labels, batch.ids)
 
@@ -366,17 +366,16 @@ class TestImageData:
         for amount in (0.1, 0.5, 3.0):
             config = dataclasses.replace(digits, data=dataclasses.replace(digits.data, labels=amount))
             source, _ = build_training_data(config)
-            sizes[amount] = np.bincount(source.labels)
-        whole = np.bincount(build_training_data(digits)[0].labels)
+            sizes[amount] = np.bincount(present(source.labels))
+        whole = np.bincount(present(build_training_data(digits)[0].labels))
         assert sizes[0.1].tolist() == [round(0.1 * n) for n in whole]
         assert sizes[0.5].tolist() == [round(0.5 * n) for n in whole]
         assert sizes[3.0].tolist() == [3] * 10
 
-    def test_samples_per_class(self, digits: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        labels: list[list[int]] = []
-        honest = SimCLR.loss
-        monkeypatch.setattr(SimCLR, "loss", lambda self, rows, b: labels.append(b.labels.tolist()) or honest(self, rows, b))
-        train(dataclasses.replace(digits, data=dataclasses.replace(digits.data, samples_per_class=4)))
+    def test_samples_per_class(self, digits: Config) -> None:
+        with patch.object(SimCLR, "loss", autospec=True, side_effect=SimCLR.loss) as loss:
+            train(dataclasses.replace(digits, data=dataclasses.replace(digits.data, samples_per_class=4)))
+        labels = [call.args[2].labels.tolist() for call in loss.call_args_list]
         assert [sorted(np.unique(step, return_counts=True)[1].tolist()) for step in labels] == [[4, 4, 4, 4]] * 2
 
     def test_samples_per_class_of_data_without_labels(self, folder: Path, tmp_path: Path) -> None:
@@ -392,8 +391,9 @@ class TestImageData:
             evaluate=(EvaluatorConfig(name="knn", label="digits", data=digits.data.train),),
         )
         train(plain)
-        assert "temperature" not in read_log(Path(plain.run_dir) / "metrics.jsonl")[-1]
-        model = mmcl.load_model(plain.run_dir)
+        run_dir = Path(present(plain.run_dir))
+        assert "temperature" not in read_log(run_dir / "metrics.jsonl")[-1]
+        model = mmcl.load_model(run_dir)
         assert model.logit_scale is None
         with pytest.raises(UserError, match="trained without a temperature"):
             model.probs(np.eye(2), np.eye(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from mmcl.encoders.strided_cnn import StridedCNN
 from mmcl.engine.optim import build_optimiser
 from mmcl.engine.schedule import learning_rate
 
-CURVE = {"total": 100, "peak": 2.0, "warmup": 0.1, "final": 0.0}
+CURVE: dict[str, Any] = {"total": 100, "peak": 2.0, "warmup": 0.1, "final": 0.0}
 
 
 def test_rises_linearly_then_falls_as_half_a_cosine() -> None:
@@ -62,7 +63,7 @@ def test_sgd_and_lars_are_their_formulas(decay: float) -> None:
     """LARS adapts the matrix also without decay, and the bias never."""
     for name in ("sgd", "lars"):
         module = nn.Linear(3, 2).double()
-        optimiser = build_optimiser(module, OptimConfig(name=name, lr=0.5, momentum=0.9, weight_decay=decay))  # type: ignore[arg-type]
+        optimiser = build_optimiser(module, OptimConfig(name=name, lr=0.5, momentum=0.9, weight_decay=decay))
         weight, bias = (parameter.detach().clone() for parameter in module.parameters())
         weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
         for step in range(3):

@@ -17,6 +17,7 @@ from tests.data.servers import serve
 from tests.data.tars import write_tar
 from tests.engine.test_run import same_tensors
 from tests.engine.tiny import YAML, make_folder
+from tests.narrow import present
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def shards(folder: Path, tmp_path: Path) -> Path:
     """The same images in three shards."""
     pictures = sorted(folder.glob("*.png"))
     for number in range(3):
-        members = {}
+        members: dict[str, bytes] = {}
         for picture in pictures[number::3]:
             colour, size = picture.stem.split("_")
             members |= {picture.name: picture.read_bytes(), f"{picture.stem}.txt": f"a {size} {colour} square".encode()}
@@ -102,7 +103,7 @@ def test_labels_teach_through_templates(tmp_path: Path) -> None:
     data = f"train: {{name: digits, args: {{fold: train}}}}, templates: {TEMPLATES}, holdout: 0"
     config = configuration(tmp_path, "digits", data, "--train.steps", "3")
     source, _ = build_training_data(config)
-    name = source.class_names[source[0].label]
+    name = present(source.class_names)[present(source[0].label)]
     assert source[0].captions == (f"a photo of a {name}.", f"the digit {name}")
     train(config)
     assert len(read_log(tmp_path / "digits" / "metrics.jsonl")) == 3
@@ -127,8 +128,7 @@ def test_captions_by_weight(folder: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = f"train: {{path: {tmp_path}/pairs.jsonl}}, caption_weights: [1, 0, 3], holdout: 0.3"
-    for source in build_training_data(configuration(tmp_path, "weighted", data)):
-        assert source is not None
+    for source in map(present, build_training_data(configuration(tmp_path, "weighted", data))):
         assert [source.caption(0, draw / 100).split()[0] for draw in range(100)] == ["a"] * 25 + ["the"] * 75
     train(configuration(tmp_path, "weighted", data))
     with pytest.raises(UserError, match=r"data\.caption_weights is .*: give null or numbers of 0 or more"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel, Report, Task, run
 from mmcl.runs import suite as suite_module
 from mmcl.runs.suite import load_suite, run_suite
 from mmcl.testing.patterns import PatternModel
@@ -20,9 +23,8 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "eval"
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was really evaluated, as "model evaluator"; models are made up."""
     calls: list[str] = []
-    run = suite_module.run
 
-    def counted(evaluators, models, tasks):  # type: ignore[no-untyped-def]
+    def counted(evaluators: Any, models: Sequence[CachedModel], tasks: Sequence[Task]) -> Report:
         calls.append(f"{models[0].name} {evaluators[0][0]}")
         return run(evaluators, models, tasks)
 
@@ -70,12 +72,12 @@ def test_one_table_of_all_models_and_nothing_twice(file: Path, tmp_path: Path, c
 
 
 def test_a_stopped_suite_goes_on(file: Path, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = suite_module.run
+    counted = vars(suite_module)["run"]
 
-    def stopped(evaluators, models, tasks):  # type: ignore[no-untyped-def]
+    def stopped(*args: Any) -> Any:
         if len(computed) == 2:
             raise KeyboardInterrupt
-        return counted(evaluators, models, tasks)
+        return counted(*args)
 
     monkeypatch.setattr(suite_module, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -111,9 +113,9 @@ def test_what_a_model_cannot_do_is_a_note(file: Path, tmp_path: Path, computed: 
 def test_a_model_that_cannot_be_loaded_leaves_the_others(
     models: list[str], file: Path, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, load = run_suite(load_suite([file]), tmp_path / "whole"), suite_module.load_model
+    whole, load = run_suite(load_suite([file]), tmp_path / "whole"), vars(suite_module)["load_model"]
 
-    def lost(name: str) -> object:
+    def lost(name: str) -> Any:
         if name == "lost":
             raise UserError("lost: no such folder")
         return load(name)

@@ -85,7 +85,8 @@ def test_what_is_no_array_of_numbers_is_one_line(rows: Any) -> None:
 
 def test_scores_may_be_arrays_or_tensors() -> None:
     scores = ROWS @ OTHERS.T
-    given = {"image_ids": LABELS, "text_image_ids": LABELS}
-    array = evaluate.retrieval_from_scores({"text_to_image": lambda rows: scores[rows]}, **given)
-    tensor = evaluate.retrieval_from_scores({"text_to_image": lambda rows: torch.from_numpy(scores)[rows]}, **given)
+    array, tensor = (
+        evaluate.retrieval_from_scores({"text_to_image": kind.__getitem__}, image_ids=LABELS, text_image_ids=LABELS)
+        for kind in (scores, torch.from_numpy(scores))
+    )
     assert array.metrics == tensor.metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from mmcl.encoders.tower import Tower, TowerSpec
 from mmcl.evaluate import cache as cache_module
 from mmcl.evaluate.cache import EmbeddingCache, default_cache
 from mmcl.evaluate.task import CachedModel
+from mmcl.files.atomic import write_file
 from mmcl.interop.model import Model
 from mmcl.preprocess import Preprocess
 from mmcl.testing.patterns import PatternEncoder, PatternModel, PatternSource
+from tests.narrow import of_type, present
 
 FACTS = {"model": "m", "data": "d", "dtype": "float32"}
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -50,9 +53,9 @@ def test_rows_come_back_as_they_were(cache: EmbeddingCache) -> None:
 
 def test_texts_are_kept_too(cache: EmbeddingCache) -> None:
     models = [PatternModel(), PatternModel()]
-    rows = [CachedModel(model, cache=cache).encode_text(["pattern 1", "pattern 2"]) for model in models]
+    first, again = (CachedModel(model, cache=cache).encode_text(["pattern 1", "pattern 2"]) for model in models)
     assert [model.text_calls for model in models] == [[2], []]
-    np.testing.assert_array_equal(*rows)
+    np.testing.assert_array_equal(again, first)
     other = PatternModel()
     CachedModel(other, cache=cache).encode_text(["pattern 2", "pattern 1"])
     assert other.text_calls == [2]
@@ -75,7 +78,7 @@ def model_with(*, shift: float = -0.5, size: int = 8, half: bool = False) -> Mod
 
 
 @pytest.mark.parametrize("change", [{"shift": -0.25}, {"size": 9}, {"half": True}], ids=["weights", "preprocessing", "dtype"])
-def test_a_changed_model_has_another_fingerprint(change: dict[str, float]) -> None:
+def test_a_changed_model_has_another_fingerprint(change: dict[str, Any]) -> None:
     assert model_with().fingerprint == model_with().fingerprint
     assert model_with(**change).fingerprint != model_with().fingerprint
 
@@ -107,7 +110,7 @@ def test_an_image_changed_in_place_is_encoded_again(
 
 def test_other_bytes_in_memory_are_other_data(cache: EmbeddingCache) -> None:
     source, changed = PatternSource(6, seed=0), PatternSource(6, seed=0)
-    changed[0].image[0, 0] += 1  # type: ignore[index]
+    of_type(np.ndarray, changed[0].image)[0, 0] += 1
     assert changed.fingerprint == source.fingerprint
     assert encoded(cache, source)[1] == encoded(cache, changed)[1] == 6
 
@@ -152,12 +155,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, caplog: pyt
 
 
 def test_stopped_between_the_two_files_there_is_no_entry(cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cache_module.write_file
-
     def stop(path: Path, content: str | bytes) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
-        write(path, content)
+        write_file(path, content)
 
     monkeypatch.setattr(cache_module, "write_file", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -170,8 +171,8 @@ def test_stopped_between_the_two_files_there_is_no_entry(cache: EmbeddingCache, 
 
 def test_the_environment_says_where_or_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "here"))
-    assert default_cache().folder == tmp_path / "here"
+    assert present(default_cache()).folder == tmp_path / "here"
     monkeypatch.setenv("MMCL_CACHE", "off")
     assert default_cache() is None
     monkeypatch.delenv("MMCL_CACHE")
-    assert default_cache().folder == Path("~/.cache/mmcl/embeddings").expanduser()
+    assert present(default_cache()).folder == Path("~/.cache/mmcl/embeddings").expanduser()

@@ -20,6 +20,7 @@ from mmcl.evaluate.measures.outcomes import Rows
 from mmcl.evaluate.reporting import report as report_module
 from mmcl.evaluate.reporting.metric import lower_is_better
 from mmcl.files.atomic import write_file
+from tests.narrow import present
 
 PNG = b"\x89PNG not really"
 
@@ -164,7 +165,8 @@ def test_a_report_of_parts_of_two_is_refused_by_name(part: str, tmp_path: Path) 
 @pytest.mark.parametrize("writes", range(10))
 def test_a_kill_leaves_the_old_report_the_new_one_or_none(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After any number of files; what is not whole is refused, and never read as a mixture."""
-    old, new, done = scored(0, 1, 0, 1), scored(1, 1, 1, 0), []
+    old, new = scored(0, 1, 0, 1), scored(1, 1, 1, 0)
+    done: list[Path] = []
     old.write(tmp_path)
 
     def stopped(path: Path, content: str | bytes) -> None:
@@ -181,7 +183,7 @@ def test_a_kill_leaves_the_old_report_the_new_one_or_none(writes: int, tmp_path:
         found = Report.load(tmp_path)
     assert found in (old, new, None)
     if found is not None:
-        assert float(found.metrics[0].rows.values.mean()) == found.metrics[0].value
+        assert float(present(found.metrics[0].rows).values.mean()) == found.metrics[0].value
         shown = (tmp_path / "metrics.csv").read_bytes().decode()
         assert found != new or shown == new.to_csv(), "the pages for readers are never older than what is read"
     new.write(tmp_path)

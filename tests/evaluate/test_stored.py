@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from mmcl.evaluate import CachedModel, Report, Task, compare, run
 from mmcl.evaluate.embedding_file import stored_task, write_embeddings
 from mmcl.testing.patterns import PatternModel, PatternSource
 
-ARGS = {"knn": {"ks": [1, 5]}, "retrieval": {"examples": 0}}
+ARGS: dict[str, dict[str, Any]] = {"knn": {"ks": [1, 5]}, "retrieval": {"examples": 0}}
 NAMES = ["retrieval", "zero_shot", "knn", "linear_probe"]
 SOURCE, BANK = PatternSource(36, seed=0), PatternSource(60, seed=1)
 

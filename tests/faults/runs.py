@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,7 +64,7 @@ def tiny_run(image_folder: Path, run_dir: Path, *flags: str) -> Config:
     return load_config(path, ["--data.train.path", str(image_folder), "--run_dir", str(run_dir), *flags])
 
 
-def start(config: Config, world: int = 1, harm: Harm = lambda rank: None) -> list[mp.Process]:
+def start(config: Config, world: int = 1, harm: Harm = lambda rank: None) -> list[ForkProcess]:
     """Starts a launch. What process N prints goes to `<run_dir>.rank-N.txt`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -75,7 +76,7 @@ def start(config: Config, world: int = 1, harm: Harm = lambda rank: None) -> lis
     return children
 
 
-def run(config: Config, world: int = 1, harm: Harm = lambda rank: None, seconds: float = 60) -> list[int]:
+def run(config: Config, world: int = 1, harm: Harm = lambda rank: None, seconds: float = 60) -> list[int | None]:
     """The exit codes of a launch, by rank; negative for a signal."""
     children = start(config, world, harm)
     for child in children:
@@ -127,7 +128,7 @@ def _record_samples(path: Path) -> None:
     Trainer._step = recording  # type: ignore[method-assign]
 
 
-def before_step(step: int, strike: Callable[[Trainer], None], *, ranks: Sequence[int] | None = None) -> Harm:
+def before_step(number: int, strike: Callable[[Trainer], None], *, ranks: Sequence[int] | None = None) -> Harm:
     """Strikes when a step is about to begin, on all ranks or some."""
 
     def harm(rank: int) -> None:
@@ -135,10 +136,10 @@ def before_step(step: int, strike: Callable[[Trainer], None], *, ranks: Sequence
             return
         honest = Trainer._step
 
-        def struck(self: Trainer, number: int, batch: Any) -> Any:
-            if number == step:
+        def struck(self: Trainer, step: int, batch: Any) -> Any:
+            if step == number:
                 strike(self)
-            return honest(self, number, batch)
+            return honest(self, step, batch)
 
         Trainer._step = struck  # type: ignore[method-assign]
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -13,6 +14,8 @@ import mmcl
 import mmcl.runs.run as engine
 from mmcl.config import Config
 from mmcl.errors import UserError
+from mmcl.interop.save import save_model
+from mmcl.runs.run import train
 from tests.faults import runs
 from tests.faults.runs import KILLED, kill, tiny_run, words
 
@@ -21,8 +24,6 @@ def then_load(harm: Callable[[], Any]) -> runs.Harm:
     """After training every process loads the model; the first does something to its writing before."""
 
     def prepare(rank: int) -> None:
-        train, save = runs.train, engine.save_model
-
         def trained(config: Config) -> Any:
             result = train(config)
             print(f"width {mmcl.load_model(result.run_dir).embed_dim}")
@@ -30,9 +31,10 @@ def then_load(harm: Callable[[], Any]) -> runs.Harm:
 
         def saved(*args: Any, **kwargs: Any) -> None:
             harm()
-            save(*args, **kwargs)
+            save_model(*args, **kwargs)
 
-        runs.train, engine.save_model = trained, saved
+        patch.object(runs, "train", trained).start()
+        patch.object(engine, "save_model", saved).start()
 
     return prepare
 
@@ -45,7 +47,7 @@ def fail_otherwise() -> None:
     raise ZeroDivisionError("division by zero")
 
 
-def launch(image_folder: Path, tmp_path: Path, harm: Callable[[], Any]) -> tuple[Config, list[int]]:
+def launch(image_folder: Path, tmp_path: Path, harm: Callable[[], Any]) -> tuple[Config, list[int | None]]:
     config = tiny_run(image_folder, tmp_path / "run", "--train.steps", "1")
     return config, runs.run(config, world=2, harm=then_load(harm))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, unharmed: Unh
                 kill()
             return honest(self, *args)
 
-        LiveEvaluation._score = deadly  # type: ignore[method-assign]
+        patch.object(LiveEvaluation, "_score", deadly).start()
 
     config = tiny_run(image_folder, tmp_path / "run", *EVALUATED)
     assert run(config, 2, harm) == [KILLED, 2]

@@ -22,6 +22,7 @@ from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import Order
 from mmcl.data.batches.views import ImageView
 from mmcl.data.open import open_source
+from mmcl.engine import launch
 from mmcl.engine.checkpoint import verify
 from mmcl.engine.log import StepLog, read_log
 from mmcl.engine.trainer import Trainer
@@ -31,6 +32,7 @@ from mmcl.runs import run as run_module
 from mmcl.runs.run import train
 from mmcl.types import LossOutput
 from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, start, tiny_run, words
+from tests.narrow import present
 
 Unharmed = Callable[..., Config]
 
@@ -79,10 +81,10 @@ def test_no_number_on_one_process_stops_all_before_the_update(
 @pytest.fixture
 def scaled(monkeypatch: pytest.MonkeyPatch) -> list[torch.amp.GradScaler]:
     """Runs of this process have the scaler of fp16, as they would on an accelerator; the list gets each."""
-    honest, scalers = run_module.start, []
+    scalers: list[torch.amp.GradScaler] = []
 
     def with_scaler(*args: Any) -> Any:
-        accelerator = honest(*args)
+        accelerator = launch.start(*args)
         scalers.append(torch.amp.GradScaler("cpu"))
         accelerator.scaler, accelerator.native_amp = scalers[-1], True
         monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
@@ -98,7 +100,7 @@ def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> 
     def poisoned(self: Trainer, step: int, batch: Any) -> Any:
         result = honest(self, step, batch)
         if step in steps:
-            next(self.method.parameters()).grad.fill_(float("nan"))
+            present(next(self.method.parameters()).grad).fill_(float("nan"))
         return result
 
     monkeypatch.setattr(Trainer, "_backward", poisoned)
@@ -143,6 +145,11 @@ def test_a_skipped_step_changes_nothing(image_folder: Path, tmp_path: Path) -> N
     assert [row["loss"] is None for row in read_log(tmp_path / "run/metrics.jsonl")] == [n == 4 for n in range(1, STEPS + 1)]
 
 
+def kill_once_saved(trainer: Trainer) -> None:
+    trainer.writer.wait()
+    kill()
+
+
 def test_skipped_steps_have_a_budget(image_folder: Path, tmp_path: Path) -> None:
     """Counted over a resume: one at step 3 before it, one at step 5 after it, and only one is allowed."""
     flags = ("--train.on_nonfinite", "skip", "--train.max_skipped", "1")
@@ -150,7 +157,7 @@ def test_skipped_steps_have_a_budget(image_folder: Path, tmp_path: Path) -> None
 
     def killed_later(rank: int) -> None:
         first(rank)
-        before_step(5, lambda trainer: (trainer.writer.wait(), kill()))(rank)
+        before_step(5, kill_once_saved)(rank)
 
     assert run(tiny_run(image_folder, tmp_path / "run", *flags), harm=killed_later) == [KILLED]
     config = tiny_run(image_folder, tmp_path / "run", *flags, "--resume")
@@ -261,8 +268,7 @@ def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(image_folde
     for name, _ in (line.split(",") for line in (folder / "captions.csv").read_text().splitlines()[4:]):
         (folder / name).write_bytes(b"gone")
     flags = ("--data.max_bad_fraction", "1", "--data.max_bad_consecutive", str(longest - 1))
-    saved_and_killed = before_step(step + 1, lambda trainer: (trainer.writer.wait(), kill()))
-    assert run(tiny_run(folder, tmp_path / "run", *flags), 2, saved_and_killed) == [KILLED, KILLED]
+    assert run(tiny_run(folder, tmp_path / "run", *flags), 2, before_step(step + 1, kill_once_saved)) == [KILLED, KILLED]
     config = tiny_run(folder, tmp_path / "run", *flags, "--resume")
     assert run(config, 2) == [2, 2]
     assert all(f"more than data.max_bad_consecutive {longest - 1} samples" in words(config, rank) for rank in (0, 1))
@@ -284,8 +290,12 @@ def test_a_replacement_is_no_negative_of_itself(image_folder: Path, tmp_path: Pa
 
 
 def test_a_run_directory_has_one_writer(image_folder: Path, tmp_path: Path) -> None:
+    def sleep_once_saved(trainer: Trainer) -> None:
+        trainer.writer.wait()
+        time.sleep(60)
+
     config = tiny_run(image_folder, tmp_path / "run")
-    (holder,) = start(config, 1, before_step(3, lambda trainer: (trainer.writer.wait(), time.sleep(60))))
+    (holder,) = start(config, 1, before_step(3, sleep_once_saved))
     deadline = time.monotonic() + 30
     while not (tmp_path / "run/checkpoints/step-0000002").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

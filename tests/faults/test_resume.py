@@ -70,8 +70,8 @@ def test_another_number_of_processes_is_the_same_run(
     assert [row["lr"] for row in ours] == [row["lr"] for row in expected]
     for name in ("loss", "gradient_norm"):  # Adam would forgive a gradient that is half as large
         assert [row[name] for row in ours] == pytest.approx([row[name] for row in expected], rel=1e-5)
-    ours, expected = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
-    assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
+    weights, reference = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
+    assert max((weights[key] - reference[key]).abs().max().item() for key in reference) < 1e-5
     last = worlds[-1]
     assert samples(config, last).items() <= samples(whole, 1).items()
 
@@ -122,8 +122,8 @@ def test_a_run_may_change_how_its_weights_lie(image_folder: Path, unharmed: Unha
     ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
     for name in ("loss", "gradient_norm"):
         assert [row[name] for row in ours] == pytest.approx([row[name] for row in expected], rel=1e-5)
-    ours, expected = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
-    assert max((ours[key] - expected[key]).abs().max().item() for key in expected) < 1e-5
+    weights, reference = (load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole))
+    assert max((weights[key] - reference[key]).abs().max().item() for key in reference) < 1e-5
 
 
 @pytest.mark.parametrize("method", [(), ("--image", "null", "--method.name", "simcse")], ids=["clip", "a tower used twice"])

@@ -18,11 +18,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mmcl.encoders import IMAGE_ENCODERS
+from mmcl.encoders.tower import TextEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
 from tests.arithmetic import network_tolerance
 from tests.encoders import tiny
+from tests.narrow import of_type, present
 
 TEXTS = ["a cat", "the red dog on a hill", ""]
 SHOWN = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear", "resize_mode": "squash"}
@@ -61,7 +63,7 @@ def test_an_open_clip_folder_gives_open_clips_embeddings(kind: str, weights: str
     theirs, _, show = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     model = load_model(f"open_clip:local-dir:{folder}", device="cpu")
-    preprocess = model.towers["image"].encoder.preprocess
+    preprocess = present(model.preprocess)
     assert [preprocess.mean, preprocess.std] == [tuple(SHOWN["mean"]), tuple(SHOWN["std"])]
     assert (preprocess.resize, preprocess.interpolation) == ("squash", "bilinear")
     image = _image(preprocess.height)
@@ -180,9 +182,9 @@ def test_an_adapter_is_merged_into_its_model(tmp_path: Path) -> None:
     tiny.transformers_model("clip", base)
     model = transformers.AutoModel.from_pretrained(base)  # which remembers its folder, for the adapter to name
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(str(tmp_path / "adapter"))
     ours = load_model(f"hf:{tmp_path / 'adapter'}", device="cpu")
-    tokens = ours.towers["text"].encoder.tokenizer(TEXTS[:2])
+    tokens = of_type(TextEncoder, of_type(Tower, ours.towers["text"]).encoder).tokenizer(TEXTS[:2])
     theirs = adapted.get_text_features(input_ids=tokens.ids, attention_mask=tokens.mask.long())
     theirs = torch.nn.functional.normalize(getattr(theirs, "pooler_output", theirs), dim=-1)
     tolerance = network_tolerance(ours.towers["text"])

@@ -162,7 +162,7 @@ def test_the_fingerprint_follows_weights_preprocessing_and_embedding() -> None:
 
     changed = make_towers()
     with torch.no_grad():
-        changed["image"].encoder.layers[1].bias[0] += 1e-6  # type: ignore[union-attr,index,operator]
+        changed["image"].get_parameter("encoder.layers.1.bias")[0] += 1e-6
     assert fingerprint() == fingerprint(logit_scale=5.0, provenance={"a": 1})
     assert fingerprint(embedding="features") != fingerprint()
     assert Model(changed, device="cpu").fingerprint != fingerprint()
@@ -174,6 +174,6 @@ def test_the_fingerprint_follows_weights_preprocessing_and_embedding() -> None:
 def test_embeddings_that_are_no_numbers_are_an_error(embedding: Any, arrays: list[np.ndarray]) -> None:
     towers = make_towers()
     with torch.no_grad():
-        next(towers["image"].encoder.parameters()).fill_(torch.nan)
+        next(towers["image"].get_submodule("encoder").parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match="5 of 5 embeddings not finite, the first in row 0"):
         Model(towers, embedding=embedding, device="cpu").encode_image(arrays)

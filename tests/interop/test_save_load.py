@@ -89,12 +89,12 @@ def test_class_names_that_do_not_fit_are_damage(names: object, saved: Path) -> N
 @pytest.mark.parametrize("kind", ["clip", "siglip", "coca", "bert"])
 def test_open_clip_checkpoints_load_and_move_to_our_format(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.open_clip_config(kind, tmp_path)
-    theirs = tiny.open_clip_model(config, kind, tmp_path / "weights.pt")
+    theirs: Any = tiny.open_clip_model(config, kind, tmp_path / "weights.pt")
     monkeypatch.setattr(open_clip, "list_models", lambda: ["Tiny"])
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: json.loads(json.dumps(config)))
     model = load_model(f"open_clip:Tiny/{tmp_path / 'weights.pt'}", device="cpu")
-    assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())  # type: ignore[operator,union-attr]
-    assert model.logit_bias == (None if theirs.logit_bias is None else theirs.logit_bias.item())  # type: ignore[arg-type]
+    assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
+    assert model.logit_bias == (None if theirs.logit_bias is None else theirs.logit_bias.item())
     _save(tmp_path / "ours", model)
     for file in tmp_path.iterdir():  # nothing of the library's own files is needed any more
         if file.name != "ours":
@@ -104,9 +104,9 @@ def test_open_clip_checkpoints_load_and_move_to_our_format(kind: str, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_transformers_models_load_and_move_to_our_format(kind: str, tmp_path: Path) -> None:
-    theirs = tiny.transformers_model(kind, tmp_path / "theirs")
+    theirs: Any = tiny.transformers_model(kind, tmp_path / "theirs")
     model = load_model(f"hf:{tmp_path / 'theirs'}", device="cpu")
-    assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())  # type: ignore[operator,union-attr]
+    assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
     assert (model.logit_bias is None) == (kind == "clip")
     _save(tmp_path / "ours", model)
     shutil.rmtree(tmp_path / "theirs")
@@ -146,7 +146,7 @@ def test_timm_models_are_image_only(tmp_path: Path) -> None:
 def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
     towers = make_towers()
     encoder = towers["text"].encoder
-    encoder.final_norm.weight = encoder.blocks[0].mlp_norm.weight  # type: ignore[union-attr,assignment,index]
+    encoder.final_norm.weight = encoder.blocks[0].mlp_norm.weight  # type: ignore[union-attr,index]
     save_model(tmp_path / "model", towers)
     assert "text.encoder.final_norm.weight" not in load_file(tmp_path / "model" / "model.safetensors")
     _assert_same(load_model(tmp_path / "model", device="cpu"), Model(towers, device="cpu"))

@@ -18,6 +18,7 @@ from mmcl.interop.load import load_model
 from mmcl.interop.save import save_model
 from tests.encoders import tiny
 from tests.interop.test_checkpoints import clip_state
+from tests.narrow import present
 
 
 def _weights(library: str, folder: Path, arch: dict[str, Any]) -> str:
@@ -37,24 +38,23 @@ def test_a_file_gets_the_preprocessing_that_is_said_or_given(
     library: str, arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = _weights(library, tmp_path, arch)
-    usual = load_model(name, device="cpu").towers["image"].encoder.preprocess
+    usual = present(load_model(name, device="cpu").preprocess)
     said = caplog.text
     assert "weights.pth does not say its preprocessing; taken is mean " in said
     assert " ".join(f"{value:.4g}" for value in usual.mean) in said
     assert f"resize {usual.resize!r}" in said
 
-    fields = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize": "squash", "interpolation": "bilinear"}
+    fields: dict[str, Any] = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize": "squash", "interpolation": "bilinear"}
     expected = replace(usual, mean=(0.5,) * 3, std=(0.5,) * 3, resize="squash", interpolation="bilinear")
     caplog.clear()
     for given in (fields, expected):
         model = load_model(name, device="cpu", preprocess=given)
-        encoder = model.towers["image"].encoder
-        assert encoder.preprocess == expected
-        assert encoder.norm.mean.flatten().tolist() == [0.5] * 3
+        assert model.preprocess == expected
+        assert model.towers["image"].get_buffer("encoder.norm.mean").flatten().tolist() == [0.5] * 3
     assert "does not say" not in caplog.text
     save_model(tmp_path / "ours", model.towers)
     again = load_model(tmp_path / "ours", device="cpu")
-    assert again.towers["image"].encoder.preprocess == expected
+    assert again.preprocess == expected
     image = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     np.testing.assert_array_equal(again.encode_image(image), model.encode_image(image))
 
@@ -96,7 +96,7 @@ def test_a_size_that_patches_do_not_divide_is_refused_at_once(arch: dict[str, An
 def test_a_folder_of_transformers_takes_a_given_preprocessing(tmp_path: Path) -> None:
     tiny.transformers_model("clip", tmp_path)
     model = load_model(f"hf:{tmp_path}", device="cpu", preprocess={"mean": [0.1, 0.2, 0.3]})
-    assert model.towers["image"].encoder.preprocess.mean == (0.1, 0.2, 0.3)
+    assert present(model.preprocess).mean == (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize(

@@ -181,5 +181,5 @@ def test_draws_are_those_of_the_step(make: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name != "MoCoLoss"])  # how many keys there are is data
 def test_the_compiler_takes_a_module_in_one_graph(name: str) -> None:
     make, given, function = CASES[name]
-    compiled = torch.compile(make(), fullgraph=True, backend="aot_eager")
+    compiled: Callable[..., Tensor] = torch.compile(make(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*given), function(), rtol=1e-12, atol=0)

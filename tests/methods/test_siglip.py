@@ -15,7 +15,7 @@ from tests.methods.test_clip_and_simclr import batch_of, random_embeddings
 
 
 def siglip(**arguments: float) -> SigLIP:
-    return SigLIP(toy_method("siglip").towers, **arguments).double()  # type: ignore[arg-type]
+    return SigLIP(toy_method("siglip").towers, **arguments).double()
 
 
 def facts(global_batch: int) -> RunFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 from mmcl.methods.simcse import SimCSE
 from mmcl.testing.toys import toy_method
-from mmcl.types import Batch, Embeddings
+from mmcl.types import Batch, Embeddings, Tokens
 from tests.methods.toy import random_rows
+from tests.narrow import of_type, present
 
 TRIPLET = ("text", "positive", "negative")
 SENTENCES = ["a dog runs", "two men sit on a bench", "it rains", "the cat, which sleeps, is grey", "a dog runs fast"]
@@ -29,17 +31,17 @@ def simcse(dropout: float) -> SimCSE:
     return SimCSE(nn.ModuleDict({"text": Tower(encoder, TanhHead(16))})).train()
 
 
-def tokens_of(method: SimCSE):
-    return method.tower("text").encoder.tokenizer(SENTENCES)  # type: ignore[operator,union-attr]
+def tokens_of(method: SimCSE) -> Tokens:
+    return of_type(SmallText, method.tower("text").encoder).tokenizer(SENTENCES)
 
 
 def equation_5(query: Tensor, positive: Tensor, negative: Tensor, alpha: float, temperature: float) -> float:
     """The mean loss, one sentence at a time; alpha weighs a sentence's own hard negative."""
     total = 0.0
     for i, row in enumerate(query):
-        e = lambda key, row=row: math.exp(float(row @ key) / temperature)  # noqa: E731
-        below = sum(e(positive[j]) + (alpha if i == j else 1) * e(negative[j]) for j in range(len(query)))
-        total -= math.log(e(positive[i]) / below)
+        e, hard = ([math.exp(float(row @ key) / temperature) for key in keys] for keys in (positive, negative))
+        below = sum(e[j] + (alpha if i == j else 1) * hard[j] for j in range(len(query)))
+        total -= math.log(e[i] / below)
     return total / len(query)
 
 
@@ -53,7 +55,7 @@ def test_supervised_is_equation_5_with_weighted_hard_negatives(log_weight: float
     towers = toy_method("simcse").towers
     method = SimCSE(towers, supervision="hard_negatives", hard_negative_log_weight=log_weight)
     rows = random_rows(TRIPLET, 7)
-    expected = equation_5(*(rows[view] for view in TRIPLET), math.exp(log_weight), 0.05)
+    expected = equation_5(rows["text"], rows["positive"], rows["negative"], math.exp(log_weight), 0.05)
     assert loss_of(method, rows) == pytest.approx(expected, rel=1e-10)
 
 
@@ -64,7 +66,7 @@ def test_removed_hard_negatives_get_no_gradient_from_their_own_sentence() -> Non
     loss = method.loss(Embeddings(rows, rows, ids, ids), Batch({}, ids, ids)).loss
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12)
-    assert not rows["negative"].grad.any()
+    assert not present(rows["negative"].grad).any()
 
 
 def test_hard_negatives_that_are_texts_of_the_batch_are_nobodys_negatives() -> None:
@@ -104,12 +106,12 @@ def test_micro_batches_draw_two_masks_each_and_replay_them() -> None:
     pieces = split_views({"text": tokens_of(method)}, 2)
     batch = Batch({}, ids, ids)
 
-    def loss(rows):
+    def loss(rows: Mapping[str, Tensor]) -> Tensor:
         assert not torch.isclose(rows["text"], rows["positive"]).all(1).any()
         return method.loss(gather_embeddings(rows, ids), batch).loss
 
     cached = cached_backward(method, pieces, loss=loss, backward=Tensor.backward, seed=torch.manual_seed)
-    found = {name: p.grad.clone() for name, p in method.named_parameters()}
+    found = {name: present(p.grad).clone() for name, p in method.named_parameters()}
     method.zero_grad()
     parts = []
     for number, piece in enumerate(pieces):

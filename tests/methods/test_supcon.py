@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def loop(ids: torch.Tensor, **options: object) -> float:
     return info_nce_loop(rows, rows, ids.repeat(2), ids.repeat(2), 10.0, query_row=number, key_row=number, **options)  # type: ignore[arg-type]
 
 
-def supcon(ids: torch.Tensor, **arguments: str) -> torch.Tensor:
+def supcon(ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
     return toy_method("supcon", **arguments).loss(*embeddings_of(ids)).loss
 
 
@@ -75,7 +77,7 @@ def test_no_label_at_all_is_zero_with_a_usable_gradient() -> None:
     ],
     ids=str,
 )
-def test_variants_of_nt_xent_are_the_loop(arguments: dict[str, float], options: dict[str, float]) -> None:
+def test_variants_of_nt_xent_are_the_loop(arguments: dict[str, Any], options: dict[str, Any]) -> None:
     ids = torch.arange(7)
     loss = toy_method("simclr", **arguments).loss(*embeddings_of(ids)).loss
     assert loss.item() == pytest.approx(loop(ids, **options), rel=1e-12)

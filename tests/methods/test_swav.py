@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.methods.toy import random_rows
 FACTS = RunFacts(global_batch=8, total_steps=20, steps_per_epoch=2)
 
 
-def swav(**arguments: object) -> SwAV:
+def swav(**arguments: Any) -> SwAV:
     method = toy_method("swav", **arguments)
     assert isinstance(method, SwAV)
     method.configure(FACTS)

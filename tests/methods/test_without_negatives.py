@@ -14,6 +14,7 @@ from mmcl.methods.method import Method
 from mmcl.testing.toys import WIDTH, embed, toy_batch, toy_method, train_step
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.methods.toy import random_rows
+from tests.narrow import of_type
 
 
 def random_embeddings(*names: str) -> tuple[Embeddings, Batch]:
@@ -75,7 +76,7 @@ def trained(method: Method) -> torch.Tensor:
     optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     for step in range(150):
         train_step(method, optimiser, pairs_of_noisy_points(step))
-    return method.tower("a")(pairs_of_noisy_points(1000).views["a"])
+    return of_type(torch.Tensor, method.tower("a")(pairs_of_noisy_points(1000).views["a"]))
 
 
 def test_without_its_predictor_byol_collapses_and_is_called_collapsed() -> None:

@@ -222,7 +222,7 @@ def test_bad_queries_are_user_errors(folder: Path) -> None:
     with pytest.raises(UserError, match="top_k must be at least 1"):
         index.search("pattern 0", top_k=0)
     with pytest.raises(UserError, match="did you mean 'texts'"):
-        index.search("pattern 0", target="text")
+        index.search("pattern 0", target="text")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"broken\.jpg"):
         index.search(image=folder / "broken.jpg")
 

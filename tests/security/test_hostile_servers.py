@@ -7,9 +7,9 @@ import json
 import socketserver
 import threading
 import time
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -175,7 +175,7 @@ def test_no_more_is_read_than_was_asked_for(answer: Answer, message: str, server
     assert server.sent < ENOUGH // 2, "what lies in the buffers of the system, and no more"
 
 
-SERVICES = {
+SERVICES: dict[str, tuple[str, str, Callable[[str], dict[str, object]]]] = {
     "s3": ("s3://bucket/a.tar", "s3fs", lambda url: {"endpoint_url": url, "anon": True}),
     "gs": ("gs://bucket/a.tar", "gcsfs", lambda url: {"endpoint_url": url, "token": "anon"}),
     "hf": ("hf://datasets/a/b/a.tar", "huggingface_hub", lambda url: {"endpoint": url, "token": False}),
@@ -250,7 +250,7 @@ def test_a_whole_file_is_no_longer_than_it_was_said_to_be(
 def test_a_server_that_trickles_is_given_up(
     where: str, server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(_: str) -> Iterator[bytes]:
+    def answer(request: str) -> Iterator[bytes]:
         yield head("206 Partial Content", Content_Length=100) if where == "body" else b"HTTP/1.1 206 Partial Content\r\nX: "
         for _ in range(100):
             time.sleep(0.05)
@@ -259,10 +259,10 @@ def test_a_server_that_trickles_is_given_up(
     monkeypatch.setattr(web, "PATIENCE", 0.2)
     server.answer = answer
     started = time.monotonic()
-    for call in (
-        lambda: RemoteFile(server.url, 1000, "", Copies(tmp_path, 0)).read(100, 100),
-        *([lambda: RemoteFile.find(server.url, Copies(tmp_path, 0))] if where == "head" else []),
-    ):
+    calls: list[Callable[[], object]] = [lambda: RemoteFile(server.url, 1000, "", Copies(tmp_path, 0)).read(100, 100)]
+    if where == "head":
+        calls.append(lambda: RemoteFile.find(server.url, Copies(tmp_path, 0)))
+    for call in calls:
         with pytest.raises(UserError, match=r"the connection failed \(TimeoutError\)"):
             call()
     assert time.monotonic() - started < 4, "of 5 seconds for each attempt"
@@ -290,7 +290,7 @@ def test_a_copy_that_the_disk_cannot_take_is_refused_before_others_are_deleted(
     for limit, message in ((10**9, "copies may take 1.0: raise `cache_gb`"), (10**19, "the disk of .* has room for")):
         with pytest.raises(UserError, match=rf"a\.tar: has 1,000,000,000\.0 GB, and {message}"):
             RemoteFile.find(server.url, Copies(tmp_path / "remote", limit)).local()
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(99))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=99))
     with pytest.raises(UserError, match=r"a\.tar: has 0\.0 GB, and the disk"):
         RemoteFile(server.url, 101, "", Copies(tmp_path / "remote", 10**6)).local()
     assert (tmp_path / "remote" / "another").exists()

@@ -47,7 +47,7 @@ from tests.interop.test_model import TOKENIZER, make_towers
 NESTED: list[Any] = []
 for _ in range(200):
     NESTED = [NESTED]
-HOSTILE = [
+HOSTILE: list[Any] = [
     None, True, -1, 0, 1, 3, 10**6 + 1, 10**7, 10**18, 2**63, -0.5, float("nan"), float("inf"), -1e308,
     "", "abc", "evil", "-5", "1e400", "../../../etc/passwd", "/dev/zero", "\x1b]52;c;AAAA\x07", "hf-hub:someone/model",
     "\ud800", "x" * 10**5, [], [-1], [10**9] * 3, [[]], {}, {"a": 1}, {"__class__": "os.system"}, NESTED,

@@ -37,7 +37,7 @@ def _bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (10_000, 10_000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
-def test_a_bomb_is_stopped_at_its_header(width, height, tmp_path):
+def test_a_bomb_is_stopped_at_its_header(width: int, height: int, tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(_bomb(width, height))
     assert path.stat().st_size < 100
@@ -45,7 +45,7 @@ def test_a_bomb_is_stopped_at_its_header(width, height, tmp_path):
         decode(path)
 
 
-def test_the_limits_are_exact(tmp_path):
+def test_the_limits_are_exact(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(_encoded("PNG"))
     size = path.stat().st_size
@@ -59,7 +59,7 @@ def test_the_limits_are_exact(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM"])
-def test_a_truncated_file_is_an_error(kind, tmp_path):
+def test_a_truncated_file_is_an_error(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "cut"
     path.write_bytes(_encoded(kind)[:-200])
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
@@ -70,7 +70,7 @@ def test_a_truncated_file_is_an_error(kind, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\x00" * 50, b"<html>not found</html>", b"GIF89a", b"\xff\xd8\xff", b"%PDF-1.7", b"8BPS"]
 )
-def test_what_is_no_image(content, tmp_path):
+def test_what_is_no_image(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"photo\.jpg"):
@@ -78,14 +78,14 @@ def test_what_is_no_image(content, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PCX", "TGA", "SGI", "DDS"])
-def test_rare_parsers_are_never_tried(kind):
+def test_rare_parsers_are_never_tried(kind: str) -> None:
     assert kind not in FORMATS
     with pytest.raises(UserError, match=r"none of the formats|is a PDF"):
         decode(_encoded(kind))
 
 
 @given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]), seed=st.integers(0, 10**6))
-def test_flipped_bytes_give_an_image_or_a_user_error(kind, seed):
+def test_flipped_bytes_give_an_image_or_a_user_error(kind: str, seed: int) -> None:
     content = bytearray(_encoded(kind))
     generator = np.random.default_rng(seed)
     for position in generator.integers(0, min(len(content), 200), 4):
@@ -97,7 +97,7 @@ def test_flipped_bytes_give_an_image_or_a_user_error(kind, seed):
     assert outcome in ("RGB", "L") or (outcome.startswith("fuzzed: ") and "\n" not in outcome)
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         decode(tmp_path / "missing.png")
     with pytest.raises(UserError, match="is not a file"):
@@ -118,11 +118,11 @@ def test_paths_that_are_no_files(tmp_path):
         np.zeros((1, 4, 4, 3), np.uint8),
     ],
 )
-def test_arrays_of_another_form(array):
+def test_arrays_of_another_form(array: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"image: an array must be \[H, W\]"):
         decode(array)
 
 
-def test_floating_point_images():
+def test_floating_point_images() -> None:
     with pytest.raises(UserError, match="no known range"):
         decode(Image.fromarray(np.zeros((2, 2), np.float32)))

@@ -22,7 +22,7 @@ def test_the_table_is_found() -> None:
 def test_a_promise_has_a_test_that_runs(promise: str) -> None:
     path, *names = promise.split("::")
     found: Any = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    marks = []
+    marks: list[pytest.Mark] = []
     for name in names:
         marks += getattr(found, "pytestmark", [])
         found = getattr(found, name)
