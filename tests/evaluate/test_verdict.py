@@ -18,6 +18,7 @@ from mmcl.evaluate.reporting.phrases import has_phrase
 from mmcl.evaluate.reporting.verdict import FLAG, contrast, verdict
 from mmcl.testing.patterns import PatternModel, PatternSource
 from tests.evaluate.toys import ARGS
+from tests.narrow import present
 
 
 def hits(right: int, n: int) -> np.ndarray:
@@ -74,7 +75,7 @@ def test_a_baseline_that_has_seen_labels_is_said_to_and_does_not_flag() -> None:
 def test_pairing_decides_where_the_intervals_overlap() -> None:
     """The same 4 rows more of 100: the two intervals overlap widely, and of the rows of one alone there is no doubt."""
     trained, pixels = measured("trained", hits(57, 100)), measured("raw pixels", hits(50, 100))
-    assert trained.low < pixels.high
+    assert present(trained.low) < present(pixels.high)
     assert "better than comparing raw pixels (by 7.0 points)" in verdict([trained, pixels])[0]
     apart = [replace(one, rows=None) for one in (trained, pixels)]
     assert "not significantly different from comparing raw pixels (+7.0 points [-" in verdict(apart)[0]
@@ -89,12 +90,12 @@ def test_a_contrast_has_the_direction_and_the_p_value_of_the_paired_test(
 ) -> None:
     ours, theirs = np.array(outcomes, float).T
     model, other = (measured(name, values, metric=metric) for name, values in (("trained", ours), ("raw pixels", theirs)))
-    found, (_, p) = contrast(model, other), paired_test(other.rows, model.rows)
+    found, (_, p) = contrast(model, other), paired_test(present(other.rows), present(model.rows))
     better = ours.mean() - theirs.mean()
     assert found.gain == pytest.approx(-better if lower_is_better(metric) else better)
     assert found.is_significant == (p < 0.05)
     if found.low is not None:
-        assert found.low <= found.gain <= found.high
+        assert found.low <= found.gain <= present(found.high)
     assert contrast(other, model).gain == pytest.approx(-found.gain)
     assert contrast(other, model).is_significant == found.is_significant
 
