@@ -1,4 +1,4 @@
-"""CLIP in a plain PyTorch loop: all that is needed of mmcl is its loss. The whole method fits on this screen.
+"""CLIP in a plain PyTorch loop that uses only a loss of mmcl. The whole method fits on this screen.
 
 python examples/bare_loop.py
 """

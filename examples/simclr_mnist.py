@@ -1,4 +1,4 @@
-"""SimCLR from Python: learn images of digits without labels, then ask the nearest neighbours for the label.
+"""SimCLR from Python: learn images of digits without labels, then classify by nearest neighbours.
 
 python examples/simclr_mnist.py --root ~/data             # MNIST, downloaded below --root unless it is there
 python examples/simclr_mnist.py --offline                 # scikit-learn's digits instead

@@ -1,4 +1,4 @@
-"""How far apart two correct results may be: tolerances from the arithmetic, and not from what one processor gave.
+"""Bounds on the difference of two correct results, derived from floating-point arithmetic instead of measured on one processor.
 
 A sum of K terms in any order is off by about sqrt(K) roundings (Higham & Mary, "A New Approach to Probabilistic Rounding Error
 Analysis", 2019, theorem 2.4); processors, threads and batch sizes choose different orders. Each bound here is for two results

@@ -1,4 +1,4 @@
-"""One warm process, of one thread unless MMCL_TEST_THREADS says another number: what the multi-process tests fork from."""
+"""A warm process with one thread (or MMCL_TEST_THREADS), from which the multi-process tests fork."""
 
 from __future__ import annotations
 

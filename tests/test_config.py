@@ -1,4 +1,4 @@
-"""YAML and flags become one checked tree; every mistake is one line that names the key."""
+"""YAML and flags give one checked tree; every mistake is reported in one line that names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs appear complete or not at all, whatever ends the writing; what cannot be written is known before."""
+"""Outputs appear complete or not at all, however writing ends; impossible outputs are refused in advance."""
 
 from __future__ import annotations
 

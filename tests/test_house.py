@@ -1,4 +1,4 @@
-"""The measures of the code: sizes, names, docstrings, examples and arrows between modules, for every file of the package."""
+"""Rules for the code: sizes, names, docstrings, examples and imports, for every file of the package."""
 
 from __future__ import annotations
 

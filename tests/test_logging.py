@@ -1,4 +1,4 @@
-"""The library logs and never prints: it can be silenced and routed, and what it logs cannot steer a terminal."""
+"""The library logs and never prints: its log can be silenced and routed, and cannot control a terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def from_python(setup: str = "") -> tuple[str, str]:
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """What somebody else's handler, with a format of its own, writes of the logger "mmcl"."""
+    """The output of a foreign handler with its own format for the logger "mmcl"."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(name)s|%(levelname)s|%(message)s"))

@@ -1,4 +1,4 @@
-"""What an installation holds, and that it is found."""
+"""The contents of an installation, and how they are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A package outside of the repository registers components of every kind, and each verb knows them."""
+"""A package outside of the repository registers components of every kind, and every verb knows them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmcl.interop.model_file import read_model_file
 from mmcl.registry import Registry
 
 ROOT = Path(__file__).parents[1]
-PLUGIN = "somebody_elses"
+PLUGIN = "example_plugin"
 
 YAML = """
 method: {name: image_to_text, args: {temperature: 0.2}}

@@ -1,4 +1,4 @@
-"""The files around the code name what is there: commands, versions of Python, the version of mmcl."""
+"""The files around the code agree with it: commands, Python versions, the version of mmcl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hash is splitmix64, and what is drawn from it depends on nothing but its integers."""
+"""The hash is splitmix64, and draws depend only on its integers."""
 
 from __future__ import annotations
 

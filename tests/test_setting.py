@@ -1,4 +1,4 @@
-"""Facts at the fields of the schema: both sides of every bound, and which settings leave a model as it is."""
+"""Metadata of the schema's fields: both sides of every bound, and which settings do not affect the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configurations that come with the package: found by name from anywhere, and printed as a start for one's own."""
+"""Shipped configurations: found by name from any folder, and printed as a starting point for new ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed cannot steer a terminal, and says what it said."""
+"""Printed text cannot control a terminal, and is otherwise unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Barlow Twins in plain PyTorch: two views have the same dimensions, and no two dimensions say the same. No labels.
+"""Barlow Twins in plain PyTorch: two views agree in every dimension, and the dimensions are not redundant. No labels.
 
 python examples/losses/barlow_twins.py --steps 200
 """

@@ -1,4 +1,4 @@
-"""BYOL in plain PyTorch: a view predicts what a momentum teacher makes of the other. No labels, no negatives.
+"""BYOL in plain PyTorch: a view predicts a momentum teacher's embedding of the other view. No labels, no negatives.
 
 python examples/losses/byol.py --steps 200
 """

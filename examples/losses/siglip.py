@@ -1,4 +1,4 @@
-"""SigLIP in plain PyTorch: every image is judged with every text by itself, whether they belong together. Bundled emoji.
+"""SigLIP in plain PyTorch: each pair of an image and a text is classified independently as matching or not. Bundled emoji.
 
 python examples/losses/siglip.py --steps 200
 """

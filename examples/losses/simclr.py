@@ -1,4 +1,4 @@
-"""SimCLR in plain PyTorch: two views of an image find each other among those of the others. No labels.
+"""SimCLR in plain PyTorch: each view of an image identifies the other view among all images. No labels.
 
 python examples/losses/simclr.py --steps 200
 """

@@ -1,4 +1,4 @@
-"""SimCSE in plain PyTorch, with positives: a name of an emoji finds its keywords among those of the batch.
+"""SimCSE in plain PyTorch, with positives: the name of an emoji identifies its keywords within the batch.
 
 python examples/losses/simcse.py --steps 200
 """

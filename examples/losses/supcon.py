@@ -1,4 +1,4 @@
-"""SupCon in plain PyTorch: all images of a class are positives of each other, in two views. With labels.
+"""SupCon in plain PyTorch: all images of a class, in two views, are positives of each other. With labels.
 
 python examples/losses/supcon.py --steps 200
 """

@@ -1,4 +1,4 @@
-"""SwAV in plain PyTorch: a view predicts to which cluster the other view was assigned. No labels.
+"""SwAV in plain PyTorch: a view predicts the cluster to which the other view was assigned. No labels.
 
 python examples/losses/swav.py --steps 200
 """

@@ -1,4 +1,4 @@
-"""Triplets in plain PyTorch: every image nearer to those of its class than to the others, by a margin. With labels.
+"""Triplet loss in plain PyTorch: images of the same class are closer than others by a margin. With labels.
 
 python examples/losses/triplet.py --steps 200
 """

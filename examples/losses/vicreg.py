@@ -1,4 +1,4 @@
-"""VICReg in plain PyTorch: two views agree, every dimension varies, no two vary together. No labels.
+"""VICReg in plain PyTorch: two views agree, each dimension varies, and dimensions are uncorrelated. No labels.
 
 python examples/losses/vicreg.py --steps 200
 """

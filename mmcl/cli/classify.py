@@ -69,7 +69,7 @@ def classify(
 def _classified(
     classifier: Classifier, images: Sequence[Path], top_k: int, preprocess: Preprocess
 ) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[BadSample]]:
-    """Labels by image, and the images that cannot be read. Raises UserError where none can."""
+    """Returns the labels by image, and the unreadable images. Raises UserError if no image is readable."""
     from mmcl.data.images.image_cache import unreadable
     from mmcl.data.source import Sample
 

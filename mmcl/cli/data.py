@@ -179,7 +179,7 @@ def preview(
 
 
 def _seen(channels: int, intensity: str) -> dict[str, Any]:
-    """How a model is to see images, as arguments of `inspect_source` and `contact_sheet`."""
+    """A model's preprocessing settings, as arguments of `inspect_source` and `contact_sheet`."""
     if not 1 <= channels <= MAX_SIDE:
         raise UserError(f"--channels is {channels}: give 1 to {MAX_SIDE:,}")
     return {"channels": channels, "intensity": _intensity(intensity)}

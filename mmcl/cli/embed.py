@@ -58,7 +58,7 @@ def embed(
 
 
 def _written(out: Path, source: Source, model: CachedModel, features: bool) -> tuple[int, list[BadSample]]:
-    """The number of rows, and the samples that cannot be read. Raises UserError where none can."""
+    """Returns the number of rows, and the unreadable samples. Raises UserError if no sample is readable."""
     import numpy as np
 
     from mmcl.data.derived.subset import Subset

@@ -169,7 +169,7 @@ def _check(out: Path | None) -> None:
 
 
 def _evaluator(word: str) -> str | None:
-    """The registered name of an evaluator, from a word of the command line."""
+    """Returns the registered name of an evaluator from its name on the command line."""
     if not word or word.startswith("-"):
         return None
     from mmcl.evaluate import EVALUATORS
@@ -207,7 +207,7 @@ def _cache(no_cache: bool) -> EmbeddingCache | None:
 
 
 def load_cached(name: str, no_cache: bool) -> CachedModel:
-    """The model of a name, with the cache of embeddings unless `no_cache`."""
+    """Loads a model by name, with the cache of embeddings unless `no_cache` is set."""
     from mmcl.evaluate import CachedModel
     from mmcl.interop.load import load_model
 

@@ -29,7 +29,7 @@ PART, USER_ERROR, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
 _DEBUG, _PLUGINS = "--debug", "--plugins"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN = 300
-"""Letters of what another library's error says."""
+"""Largest number of characters of another library's error message."""
 _PRECEDENCE_SECONDS = 3.0
 
 
@@ -60,12 +60,12 @@ def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
 
 
 def without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
-    """The words of a command line but `--debug`, and whether it was among them."""
+    """Removes `--debug` from the words of a command line. Returns the others, and whether it was given."""
     return [word for word in words if word != _DEBUG], _DEBUG in words
 
 
 def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line but `--plugins MODULE`, and the modules. Raises UserError where a module is missing."""
+    """Removes `--plugins MODULE` from the words of a command line. Returns the others and the modules."""
     others: list[str] = []
     modules: list[str] = []
     rest = iter(words)
@@ -82,7 +82,7 @@ def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def end_partly(bad: Sequence[BadSample]) -> None:
-    """Lists what was left out, after the rest is written, and ends the command with 1; goes on where nothing was left out."""
+    """Lists the samples that were left out, and ends the command with exit code 1; returns if there are none."""
     for one in bad:
         name = printable_line(one.name)  # as in an error
         say(f"left out: {one.reason if name in one.reason else f'{name}: {one.reason}'}", error=True)
@@ -112,7 +112,7 @@ def _shortened(text: str) -> str:
 
 
 def _kept_traceback(error: Exception) -> str:
-    """Where the traceback is to be found: in a file, or above where none can be written."""
+    """Saves the traceback to a file and returns its location; prints it if no file can be written."""
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile("w", prefix="mmcl-", suffix=".log", delete=False, encoding="utf-8") as file:
@@ -124,7 +124,7 @@ def _kept_traceback(error: Exception) -> str:
 
 
 def _say(line: str, code: int) -> int:
-    """Prints the line. What all processes of a launch would say, the first says, and the launcher ends the others."""
+    """Prints the line. An error of all processes of a launch is printed by the first; the launcher ends the others."""
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         time.sleep(_PRECEDENCE_SECONDS)
     with suppress(OSError):
@@ -133,7 +133,7 @@ def _say(line: str, code: int) -> int:
 
 
 def _is_unread(stream: IO[str] | None) -> bool:
-    """True if the reader of a stream is gone; otherwise a broken pipe is another one, such as a worker's or a server's."""
+    """True if the reader of an output stream has closed it; other broken pipes are those of workers or servers."""
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
@@ -143,6 +143,6 @@ def _is_unread(stream: IO[str] | None) -> bool:
 
 
 def _forget_output() -> None:
-    """Nobody takes what is still to be written: Python must not complain of it at its end."""
+    """Discards buffered output without a reader, so that Python does not report an error at exit."""
     with suppress(OSError, ValueError):  # not a real file, as in a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,11 +24,11 @@ def parse_call(
     prog: str,
     description: str | None = None,
 ) -> Callable[[], object]:
-    """The call that the words ask for, with its arguments.
+    """Returns the requested function call, with its arguments.
 
     Args:
         form: the function; or several by the verb that chooses one.
-        words: of the command line.
+        words: the words of the command line.
         prog: what stands before them.
         description: of several functions, for their help.
 
@@ -46,7 +46,7 @@ def parse_call(
 
 
 def one_line(prog: str, parse: Callable[[], Any]) -> Any:
-    """What a parser of tyro's returns. Raises UserError with what it would show in a frame of many lines."""
+    """Returns the result of a tyro parser. Raises UserError with one line instead of tyro's frame of many lines."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):

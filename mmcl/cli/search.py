@@ -71,7 +71,7 @@ def search(
 
 
 def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
-    """Raises UserError for what would fail only after a collection is embedded."""
+    """Raises UserError for errors that would otherwise appear only after a collection is embedded."""
     from mmcl.data.images.decode import MAX_BYTES
     from mmcl.data.images.levels import check_file as check_image
     from mmcl.search import Index
@@ -87,7 +87,7 @@ def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
 
 
 def _index(model: str, images: str | None, loaded: Model) -> Index:
-    """A saved index as it is; anything else is embedded now."""
+    """Loads a saved index, or builds an index of any other data."""
     from mmcl.search import Index
 
     if images is not None:

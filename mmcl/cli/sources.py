@@ -23,7 +23,7 @@ def parse_source(name_or_path: str, args: str, *, flag: str) -> SourceConfig:
 
 
 def parse_mapping(flag: str, text: str) -> dict[str, object]:
-    """A flag's value as a mapping. Raises UserError when it is none."""
+    """Parses the value of a flag as a mapping. Raises UserError if it is not a mapping."""
     value = parse_value(text)
     if not isinstance(value, dict):
         raise UserError(f'{flag} must be a mapping such as "{{fold: test}}", not {text!r}')

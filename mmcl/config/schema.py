@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmcl.config.setting import check_ranges, facts_of, setting, shown
+from mmcl.config.setting import check_ranges, facts_of, format_value, setting
 from mmcl.errors import UserError
 
 
@@ -313,13 +313,13 @@ class Config:
             for name, value in (("best_is", train.best_is), ("patience", train.patience)):
                 _require(value is None, f"train.{name}", value, "it needs train.keep_best, the score to go by")
             _require(train.export == "last", "train.export", train.export, "it needs train.keep_best, the score to go by")
-        elif not self.watched:
+        elif not self.monitored_evaluators:
             labels = sorted({evaluator.label for evaluator in self.evaluate if evaluator.every})
             known = f"labels with one: {', '.join(labels)}" if labels else "no evaluator has one"
             raise UserError(f"train.keep_best is {train.keep_best}: give LABEL/METRIC of an evaluator with `every` ({known})")
 
     @property
-    def watched(self) -> tuple[EvaluatorConfig, ...]:
+    def monitored_evaluators(self) -> tuple[EvaluatorConfig, ...]:
         """Evaluators run during training that may give the score of `train.keep_best`."""
         best = self.train.keep_best or ""
         return tuple(one for one in self.evaluate if one.every and best.startswith(f"{one.label}/"))
@@ -389,4 +389,4 @@ class Config:
 
 def _require(holds: bool, name: str, value: object, fix: str) -> None:
     if not holds:
-        raise UserError(f"{name} is {shown(value)}: {fix}")
+        raise UserError(f"{name} is {format_value(value)}: {fix}")

@@ -90,7 +90,7 @@ def check_ranges(settings: Any, where: str = "") -> None:
         facts = facts_of(one)
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         if facts.range and not all(facts.allow(number) for number in numbers):
-            raise UserError(f"{path} is {shown(value)}: give {_kind(hints[one.name])} {facts.range}")
+            raise UserError(f"{path} is {format_value(value)}: give {_kind(hints[one.name])} {facts.range}")
 
 
 def decides(schema: Any, key: str) -> bool:
@@ -107,7 +107,7 @@ def decides(schema: Any, key: str) -> bool:
     return not rest or not dataclasses.is_dataclass(hint) or decides(hint, rest)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Formats a value for messages; a tuple as a YAML list."""
     return str(list(value) if isinstance(value, tuple) else value)
 

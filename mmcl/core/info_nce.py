@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcl.core.precision import as_scalar, in_float32
 from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
-from mmcl.core.tiled.pairs import Kept, Pairs, Tile, check_rows
+from mmcl.core.tiled.pairs import PairKind, Pairs, TileShape, check_rows
 from mmcl.core.tiled.positive_logits import positive_dot_sum
 
 Reduction = Literal["mean", "sum"]
@@ -42,9 +42,9 @@ def info_nce(
     hardness: float = 0.0,
     positive_prior: float = 0.0,
     reduction: Reduction = "mean",
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
-    r"""Contrasts every query with all keys in a softmax.
+    r"""InfoNCE: contrasts every query with all keys in a softmax.
 
     With $s_{ij} = \mathrm{scale} \cdot q_i^\top k_j$, $A(i)$ all keys but the query itself and $P(i) \subset A(i)$ those with
     the query's id:
@@ -61,11 +61,11 @@ def info_nce(
 
     - `positives="inside"`: the mean over the positives inside the logarithm, $\log \frac{1}{|P(i)|} \sum_p e^{s_{ip}}$ (Khosla
       et al., eq. 3): never larger than L_out.
-    - `denominator="negatives"`: the positives leave the denominator (Yeh et al., "Decoupled Contrastive Learning", 2022,
+    - `denominator="negatives"`: the denominator excludes the positives (Yeh et al., "Decoupled Contrastive Learning", 2022,
       section 3).
     - `hardness`: negatives weigh $w_{ij} \propto e^{\beta s_{ij}}$, with mean 1 (Robinson et al., "Contrastive Learning with
       Hard Negative Samples", 2021, section 3).
-    - `positive_prior`: the share $\tau$ of negatives that are positives in truth is taken off (Chuang et al., "Debiased
+    - `positive_prior`: corrects for the share $\tau$ of negatives that are truly positives (Chuang et al., "Debiased
       Contrastive Learning", 2020, eq. 7 and 8). With both, the negatives' part of the denominator is
       $\max\big((\sum_j w_{ij} e^{s_{ij}} - \tau N_i \overline{e^{s_{ip}}}) / (1 - \tau),\; N_i e^{-\mathrm{scale}}\big)$.
 
@@ -110,10 +110,7 @@ def info_nce(
     _check_choice("positives", positives, ("outside", "inside"))
     _check_choice("denominator", denominator, ("all", "negatives"))
     _check_choice("reduction", reduction, ("mean", "sum"))
-    if hardness < 0 or not 0 <= positive_prior < 1:
-        raise ValueError(f"hardness {hardness} must be at least 0 and positive_prior {positive_prior} in [0, 1)")
-    if own_negative_ND is not None and (hardness or positive_prior):
-        raise ValueError("own_negative_ND has a weight of its own: set hardness and positive_prior to 0")
+    _check_weighting(hardness, positive_prior, has_own_negatives=own_negative_ND is not None)
     if key_valid_M is not None:
         key_MD, key_id_M = key_MD[key_valid_M], key_id_M[key_valid_M]
         key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
@@ -125,7 +122,7 @@ def info_nce(
     if own_negative_ND is not None:
         own_negative_N = scale * (query_ND * own_negative_ND).sum(1) + own_negative_log_weight
     contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored, own_negative_N)
-    # Positives first: the last part runs backward first, which frees its tiles before the other part begins.
+    # Positives first: the backward pass starts with the part computed last, and frees its tiles before the other part begins.
     positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
     log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
     counts_N = contrast.positive_count_N > 0
@@ -137,7 +134,13 @@ def info_nce(
 
 @in_float32
 def symmetric_info_nce(
-    a_ND: Tensor, b_ND: Tensor, *, id_N: Tensor, scale: Tensor | float, reduction: Reduction = "mean", tile: Tile | None = None
+    a_ND: Tensor,
+    b_ND: Tensor,
+    *,
+    id_N: Tensor,
+    scale: Tensor | float,
+    reduction: Reduction = "mean",
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""Both directions of CLIP (Radford et al., 2021, fig. 3), a to b plus b to a, from the same matrix products.
 
@@ -161,8 +164,8 @@ def symmetric_info_nce(
     _check_choice("reduction", reduction, ("mean", "sum"))
     scale = as_scalar("scale", scale, a_ND, positive=True)
     pairs = Pairs.from_ids(id_N, id_N)
-    # Summed over the batch, the mean positives of both directions are equal: sums within a group, over its size.
-    positive_N = _Contrast(a_ND, b_ND, scale, pairs, None, tile).mean_positive()  # first, as above
+    # Summed over the batch, both directions have the same mean positives: sums within each group, divided by its size.
+    positive_N = _Contrast(a_ND, b_ND, scale, pairs, None, tile).mean_positive()  # first, as in `info_nce`
     rows_N, columns_N = pair_log_sum_exp(a_ND, b_ND, pairs, scale=scale, both=True, tile=tile)
     total = (rows_N + columns_N - 2 * positive_N).sum()  # type: ignore[operator]
     return total if reduction == "sum" else total / max(len(id_N), 1)
@@ -177,7 +180,7 @@ class _Contrast:
         scale: inverse temperature.
         own_logit_N: logits of the queries' own keys.
         mirrored: the keys are the queries.
-        own_negative_logit_N: logits of the queries' own negatives, their log-weights added.
+        own_negative_logit_N: logits of the queries' own negatives, including their log-weights.
         positive_count_N: int64.
     """
 
@@ -186,7 +189,7 @@ class _Contrast:
     scale: Tensor | float
     pairs: Pairs
     own_logit_N: Tensor | None
-    tile: Tile | None
+    tile: TileShape | None
     mirrored: bool = False
     own_negative_logit_N: Tensor | None = None
 
@@ -198,20 +201,20 @@ class _Contrast:
         return self.pairs.negative_count() + (self.own_negative_logit_N is not None)
 
     def mean_positive(self) -> Tensor:
-        """The mean positive logit; of rows without positives, 0."""
+        """Mean positive logit; 0 for rows without positives."""
         total_N = self.scale * positive_dot_sum(self.query_ND, self.key_MD, self.pairs)
         if self.own_logit_N is not None:
             total_N = total_N + self.own_logit_N
         return total_N / self.positive_count_N.clamp(min=1)
 
     def log_mean_exp_positive(self) -> Tensor:
-        """log of the mean positive e^s; of rows without positives, 0."""
+        """log of the mean e^s over the positives; 0 for rows without positives."""
         count_N = self.positive_count_N
         log_sum_N = torch.where(count_N > 0, self.log_sum_exp("positives"), 0)
         return log_sum_N - self._log(count_N)
 
     def log_denominator(self, kind: str, hardness: float, prior: float) -> Tensor:
-        """log of what divides e^s: the sum over all keys or over the negatives, re-weighted or not."""
+        """log of the denominator: the sum over all keys or over the negatives, re-weighted if `hardness` or `prior` is set."""
         if kind == "all" and not hardness and not prior:
             return self.log_sum_exp("all")
         log_negatives_N = self.log_reweighted_negatives(hardness, prior)
@@ -221,10 +224,10 @@ class _Contrast:
         return _log_add_exp(log_positives_N, log_negatives_N)
 
     def log_reweighted_negatives(self, hardness: float, prior: float) -> Tensor:
-        """log of the negatives' sum with HCL weights and without the expected false negatives; none: minus infinity."""
+        """log of the negatives' sum, with HCL weights and debiased by `prior`; minus infinity for rows without negatives."""
         count_N = self.negative_count_N
         log_count_N = self._log(count_N)
-        # Rows without negatives go through the formulas with a finite stand-in: their -inf would make the gradient no number.
+        # Rows without negatives use a finite placeholder, because -inf would make the gradient NaN.
         has_negative_N = count_N > 0
         log_sum_N = torch.where(has_negative_N, self.log_sum_exp("negatives", power=1 + hardness), 0)
         if hardness:
@@ -235,36 +238,36 @@ class _Contrast:
             log_sum_N = torch.maximum(_log_difference(log_sum_N, expected_N) - math.log1p(-prior), log_count_N - self.scale)
         return torch.where(has_negative_N, log_sum_N, -torch.inf)
 
-    def log_sum_exp(self, kept: Kept, power: float = 1.0) -> Tensor:
-        """log of the sum of e^(power s) over the kept keys; minus infinity where there is none."""
+    def log_sum_exp(self, kind: PairKind, power: float = 1.0) -> Tensor:
+        """log of the sum of e^(power s) over the keys of a kind; minus infinity for rows without such keys."""
         log_sum_N, _ = pair_log_sum_exp(
             self.query_ND,
             self.key_MD,
             self.pairs,
             scale=power * self.scale,
-            kept=kept,
+            kind=kind,
             mirrored=self.mirrored,
             tile=self.tile,
         )
-        if self.own_logit_N is not None and kept != "negatives":
+        if self.own_logit_N is not None and kind != "negatives":
             log_sum_N = _log_add_exp(log_sum_N, power * self.own_logit_N)
-        if self.own_negative_logit_N is not None and kept != "positives":
+        if self.own_negative_logit_N is not None and kind != "positives":
             log_sum_N = _log_add_exp(log_sum_N, self.own_negative_logit_N)
         return log_sum_N
 
     def _log(self, count_N: Tensor) -> Tensor:
-        """log of counts in the type of the logits; of none, 0."""
+        """log of counts in the dtype of the logits; 0 for a count of 0."""
         return count_N.clamp(min=1).to(self.query_ND.dtype).log()
 
 
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
-    """log(e^a + e^b), with derivatives of every order where a term is minus infinity."""
+    """log(e^a + e^b), with derivatives of every order even if a term is minus infinity."""
     both = torch.logaddexp(a.masked_fill(a == -torch.inf, 0), b.masked_fill(b == -torch.inf, 0))
     return torch.where(a == -torch.inf, b, torch.where(b == -torch.inf, a, both))
 
 
 def _log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """log(e^a - e^b); minus infinity, without gradient, where b is not smaller."""
+    """log(e^a - e^b); minus infinity, without gradient, if b is not smaller."""
     gap = torch.where(b < a, b - a, -1)
     return torch.where(b < a, a + torch.log(-torch.expm1(gap)), -torch.inf)
 
@@ -278,6 +281,13 @@ def _reduce(loss_N: Tensor, counts_N: Tensor, weight_N: Tensor | None, reduction
 def _check_shape(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} {tuple(tensor.shape)} must be {list(shape)}")
+
+
+def _check_weighting(hardness: float, positive_prior: float, *, has_own_negatives: bool) -> None:
+    if hardness < 0 or not 0 <= positive_prior < 1:
+        raise ValueError(f"hardness {hardness} must be at least 0 and positive_prior {positive_prior} in [0, 1)")
+    if has_own_negatives and (hardness or positive_prior):
+        raise ValueError("own_negative_ND has a weight of its own: set hardness and positive_prior to 0")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

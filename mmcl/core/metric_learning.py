@@ -143,11 +143,11 @@ class PairDistances(NamedTuple):
 
 @torch.no_grad()
 def draw_negatives(pairs: PairDistances, dim: int, generator: torch.Generator) -> Tensor:
-    r"""For every pair a negative of its first row, drawn by distance: indices, int64 [N, N].
+    r"""Draws, for every pair, a negative of its first row by distance: indices, int64 [N, N].
 
     The probability is inverse to the density of distances on the sphere, $q(d) \propto d^{D-2} (1 - d^2/4)^{(D-3)/2}$, so that
     all distances are drawn alike (Wu et al., 2017, eqs. 4 to 6). As in the published code, distances below 0.5 count as 0.5,
-    and negatives beyond 1.4 come only where there are no others. Rows without negatives draw anything.
+    and negatives beyond 1.4 are drawn only if there are no closer ones. Rows without negatives draw arbitrary rows.
     """
     distance_NN = pairs.distance_NN.to(statistics_dtype(pairs.distance_NN)).clamp(min=0.5, max=1.99)
     log_density_NN = (dim - 2) * distance_NN.log() + (dim - 3) / 2 * (1 - distance_NN.square() / 4).log()
@@ -182,8 +182,8 @@ def _hardest(pairs: PairDistances) -> tuple[Tensor, Tensor]:
 
 
 def _sum_of_triples(pairs: PairDistances, margin: float, *, semi_hard: bool) -> Tensor:
-    """The mean over all (semi-hard) triples: each distance times the number of triples with a loss in which it takes part."""
-    reach_NN = pairs.distance_NN + margin  # A triple has a loss where its negative is within this reach of its positive.
+    """Mean loss over all (semi-hard) triples: each distance times its number of triples with a positive loss."""
+    reach_NN = pairs.distance_NN + margin  # A triple has a positive loss if its negative is closer than this.
     with torch.no_grad():
         distance_NN = pairs.distance_NN.detach()
         positive_count_NN = _count_below(distance_NN, pairs.negative_NN, reach_NN.detach())

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mmcl.core.higher_derivatives import gradients, is_transformed
 from mmcl.core.precision import as_scalar, in_float32
-from mmcl.core.recomputed import gradients, is_transformed
-from mmcl.core.tiled.pairs import Pairs, Tile, check_rows, choose_tile
+from mmcl.core.tiled.pairs import Pairs, TileShape, check_rows, choose_tile
 from mmcl.core.tiled.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
-# Below this, e^x is far from the limit of float32.
+# Largest logit whose exponential is computed directly: e^80 is far below the limit of float32.
 _HIGHEST = 80.0
 
 
@@ -28,7 +28,7 @@ def sigmoid_loss(
     scale: Tensor | float,
     bias: Tensor | float,
     reduction: Literal["mean", "sum"] = "mean",
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""SigLIP loss: classifies every pair of an image and a text independently as matching or not.
 
@@ -84,7 +84,7 @@ def _total(
 
 
 def _total_of_recomputed_tiles(
-    pairs: Pairs, tile: Tile, image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
+    pairs: Pairs, tile: TileShape, image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor]:
     """Loss of all tiles in plain autograd, without storing the tiles."""
     totals = recomputed_tiles(_total, pairs, tile, image_ND, text_MD, scale, bias)
@@ -106,7 +106,7 @@ class _TiledSigmoid(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor,
         pairs: Pairs,
-        tile: Tile,
+        tile: TileShape,
         with_gradient: bool,
     ) -> Tensor:
         loss_N = query_ND.new_zeros(len(query_ND))
@@ -158,5 +158,5 @@ def _softplus_then_sigmoid_(logits: Tensor, one_exp: bool) -> Tensor:
 
 
 def _softplus(logits: Tensor) -> Tensor:
-    """log(1 + e^x) = -log sigmoid(-x); above 50 that is x in every type."""
+    """log(1 + e^x) = -log sigmoid(-x). Above 50 it equals x in float32 and float64."""
     return softplus(logits, threshold=50)

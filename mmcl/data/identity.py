@@ -87,10 +87,10 @@ def _sample(source: Source, row: int, facts_of: Callable[[ImageLike], Facts]) ->
         image = None if sample.image is None else digest(*facts_of(sample.image))
     except (ValueError, OSError):  # UserError is a ValueError; so is the error for an invalid path.
         image = "unreadable"
-    return digest(*_said(sample), image)
+    return digest(*_texts_and_label(sample), image)
 
 
-def _said(sample: Sample) -> Facts:
+def _texts_and_label(sample: Sample) -> Facts:
     label = None if sample.label is None else int(sample.label)
     return _texts(sample.captions), _texts(sample.positives), _texts(sample.negatives), label
 

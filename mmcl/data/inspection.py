@@ -108,21 +108,21 @@ def inspect_source(
             return read_bands(image, channels, intensity, name=name).shape[1::-1]
         return decode(image, name=name, intensity=intensity).size if decoded else measure(image, name=name, intensity=intensity)
 
-    looks = in_threads(lambda index: _look(source[index], size), range(len(source)))
+    inspected = in_threads(lambda index: _facts_of(source[index], size), range(len(source)))
     findings, bare, blind = list(source.broken_files()), [], []
     lengths, counts, sides, texts, image_hashes = [], [], [], [], []
-    for look in tqdm(looks, total=len(source), desc="read", unit="sample", disable=not progress, leave=False):
-        findings += look.findings
-        counts.append(len(look.lengths))
-        lengths += look.lengths
-        texts += look.texts
-        if not look.lengths and not look.findings:
-            bare.append(look.name)
-        if look.image_hash is None and not look.findings:
-            blind.append(look.name)
-        if look.image_hash is not None:
-            sides.append(look.sides)
-            image_hashes.append(look.image_hash)
+    for sample in tqdm(inspected, total=len(source), desc="read", unit="sample", disable=not progress, leave=False):
+        findings += sample.findings
+        counts.append(len(sample.lengths))
+        lengths += sample.lengths
+        texts += sample.texts
+        if not sample.lengths and not sample.findings:
+            bare.append(sample.name)
+        if sample.image_hash is None and not sample.findings:
+            blind.append(sample.name)
+        if sample.image_hash is not None:
+            sides.append(sample.sides)
+            image_hashes.append(sample.image_hash)
     # An incomplete pair is an error only if other pairs are complete.
     findings += [f"{name}: has no caption" for name in bare if lengths]
     findings += [f"{name}: has no image" for name in blind if sides]
@@ -141,7 +141,7 @@ def inspect_source(
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _SampleFacts:
     """Facts about one sample: lengths and hashes of its captions, sides and hash of its image."""
 
     name: str
@@ -152,7 +152,7 @@ class _Look:
     image_hash: bytes | None
 
 
-def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> _Look:
+def _facts_of(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> _SampleFacts:
     findings, captions, sides, image_hash = [], [], None, None
     try:
         sample.check()
@@ -165,7 +165,7 @@ def _look(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]]) -> 
             image_hash = _hash(_content(image, sample.name))
     except UserError as error:
         findings.append(str(error))
-    return _Look(
+    return _SampleFacts(
         sample.name, findings, [len(text) for text in captions], [_hash(text.encode()) for text in captions], sides, image_hash
     )
 

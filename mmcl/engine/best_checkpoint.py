@@ -18,7 +18,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestState:
-    """State of `Best` in a checkpoint."""
+    """State of `BestScore` in a checkpoint."""
 
     metric: str | None = None
     value: float | None = None
@@ -30,7 +30,7 @@ class BestState:
             raise UserError("state.best is not the score of a step")
 
 
-class Best:
+class BestScore:
     """Track the score that `train.keep_best` names.
 
     Attributes:
@@ -45,7 +45,7 @@ class Best:
         self.step: int | None = None
         self.waiting = 0
 
-    def look(self, step: int, scores: Mapping[str, float]) -> None:
+    def update(self, step: int, scores: Mapping[str, float]) -> None:
         """Record an evaluation; evaluations without the score are not counted."""
         if self.metric is None or self.metric not in scores:
             return

@@ -26,13 +26,13 @@ logger = get_logger(__name__)
 _ROWS = 256
 
 
-class Health:
+class CollapseMonitor:
     """Measure steps of a run; each verdict is logged once, when it first applies."""
 
     def __init__(self) -> None:
         self._holding: set[str] = set()
 
-    def look(self, step: int, method: Method, embeddings: Embeddings) -> dict[str, float | str]:
+    def check(self, step: int, method: Method, embeddings: Embeddings) -> dict[str, float | str]:
         """Return the measurements of a step, with any problems under "verdict"."""
         numbers = measure(method, embeddings)
         found = verdicts(method, numbers)

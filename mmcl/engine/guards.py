@@ -64,7 +64,7 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 @contextmanager
-def lost_process_named(seconds: float) -> Iterator[None]:
+def lost_process_reported(seconds: float) -> Iterator[None]:
     """Report the failure of a collective in one line, because its cause is in another process.
 
     Raises:
@@ -82,7 +82,7 @@ def lost_process_named(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def started(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+def loader_batches(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of a loader whose processes end with the context.
 
     The traceback of a loader error keeps the processes alive, and at exit Python would wait for them forever, because they
@@ -109,19 +109,19 @@ def set_collective_timeout(seconds: float) -> None:
 
 
 @contextmanager
-def waiting(seconds: float, *, usual: float) -> Iterator[None]:
+def longer_timeout(seconds: float, *, usual: float) -> Iterator[None]:
     """Context in which a process waits up to `seconds` for the others instead of the `usual` time of a step.
 
     Raises:
-        UserError: as `lost_process_named` does.
+        UserError: as `lost_process_reported` does.
     """
     set_collective_timeout(seconds)
-    with lost_process_named(seconds):
+    with lost_process_reported(seconds):
         yield
     set_collective_timeout(usual)
 
 
-def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
+def run_on_first_process(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
     """Return the result of `work` in the first process; the others wait up to a week and get None. All processes call this.
 
     Raises:
@@ -132,7 +132,7 @@ def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | No
     failure: list[str | None] = ["it was interrupted"]
     set_collective_timeout(_WEEK)
     if not accelerator.is_main_process:
-        with lost_process_named(_WEEK):
+        with lost_process_reported(_WEEK):
             dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:
             raise UserError(f"the first process failed after training: {failure[0]}")
@@ -149,7 +149,7 @@ def done_by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T | No
     return result
 
 
-class BuffersKept:
+class BufferSnapshot:
     """Copy of a module's buffers, such as running statistics, for undoing the changes of a forward pass."""
 
     def __init__(self, module: nn.Module):

@@ -14,9 +14,9 @@ from torch import nn
 
 from mmcl.config import Config, EvaluatorConfig
 from mmcl.engine.distributed_model import SharedModel
-from mmcl.engine.guards import waiting
+from mmcl.engine.guards import longer_timeout
 from mmcl.engine.launch import SLOW_SECONDS
-from mmcl.engine.weight_layout import whole_weights
+from mmcl.engine.weight_layout import gathered_weights
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.interop.model import Model, build_model
@@ -65,14 +65,14 @@ class LiveEvaluation:
             UserError: an evaluator returns no numbers, or `train.keep_best` is not among them.
         """
         usual = self.config.train.timeout_seconds
-        with undisturbed(self.method.towers), waiting(max(SLOW_SECONDS, usual), usual=usual):
+        with state_preserved(self.method.towers), longer_timeout(max(SLOW_SECONDS, usual), usual=usual):
             model = build_model(self.method)
             if self.accelerator.num_processes == 1:
                 return self._score(model, due)
             sources = [source for _, task in due for source in (task.source, task.bank) if source is not None]
             shared = SharedModel(model, sources)
             # Processes encode shares of different sizes, so sharded weights cannot be gathered block by block.
-            with whole_weights(self.method):
+            with gathered_weights(self.method):
                 return shared.together(lambda: self._score(shared, due))
 
     def _score(self, model: Model, due: Due) -> dict[str, float]:
@@ -89,7 +89,7 @@ class LiveEvaluation:
             report += found
             ran.append(evaluator)
         scores = {f"{row.data}/{row.metric}": row.value for row in report.metrics if row.value is not None}
-        self._require_watched(scores.keys(), ran)
+        self._require_monitored(scores.keys(), ran)
         return scores
 
     def _require_new(self, found: Report, before: Report) -> None:
@@ -101,15 +101,15 @@ class LiveEvaluation:
                 score = f"{metric.data}/{metric.metric}"
                 raise UserError(f"evaluate: {other} and {metric.evaluator} both give {score}; give them different labels")
 
-    def _require_watched(self, known: Collection[str], ran: Sequence[EvaluatorConfig]) -> None:
+    def _require_monitored(self, known: Collection[str], ran: Sequence[EvaluatorConfig]) -> None:
         """Refuse the name of a score that is still missing after all evaluators that could produce it have run."""
-        best, watched = self.config.train.keep_best, self.config.watched
-        if best is not None and best not in known and all(evaluator in ran for evaluator in watched):
+        best, monitored = self.config.train.keep_best, self.config.monitored_evaluators
+        if best is not None and best not in known and all(evaluator in ran for evaluator in monitored):
             raise UserError(f"train.keep_best is {best}, which no evaluator gives; there are {', '.join(sorted(known))}")
 
 
 @contextmanager
-def undisturbed(towers: nn.Module) -> Iterator[None]:
+def state_preserved(towers: nn.Module) -> Iterator[None]:
     """Restore the modes of all modules and the states of all random generators on exit."""
     modes = {module: module.training for module in towers.modules()}
     numpy_state, python_state = np.random.get_state(), random.getstate()

@@ -44,12 +44,12 @@ class Logbook:
 
     def __init__(self, run_dir: Path, accelerator: Accelerator, train: TrainConfig, *, done: int, total: int):
         self.accelerator, self.train, self.total = accelerator, train, total
-        self.is_kept = accelerator.is_main_process
-        self.progress = Progress(done=done, total=total, batch_size=train.batch_size, enabled=self.is_kept)
-        self.read_at, self.read_step = time.perf_counter(), done
-        self.waited = self.waited_in_all = 0.0
+        self.is_writer = accelerator.is_main_process
+        self.progress = Progress(done=done, total=total, batch_size=train.batch_size, enabled=self.is_writer)
+        self.measured_at, self.measured_step = time.perf_counter(), done
+        self.waited = self.waited_in_total = 0.0
         self.has_warned = False
-        if self.is_kept:
+        if self.is_writer:
             self.metrics = StepLog(run_dir / "metrics.jsonl", resume_from=done)
             self.unusable = StepLog(run_dir / "bad_samples.jsonl", resume_from=done)
 
@@ -62,20 +62,20 @@ class Logbook:
             batch = next(batches, None)
             self.waited += time.perf_counter() - began
 
-    def takes(self, step: int) -> bool:
+    def is_logged(self, step: int) -> bool:
         """Return True if this process writes the metrics of a step."""
-        return self.is_kept and (step % self.train.log_every == 0 or step in (1, self.total))
+        return self.is_writer and (step % self.train.log_every == 0 or step in (1, self.total))
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of a step."""
         self.progress.advance(metrics)
-        if self.takes(step):
+        if self.is_logged(step):
             self._write({"step": step, **metrics, **self._pace(step)})
 
     def evaluation(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
         """Record the scores after a step. The time of the evaluation is not counted as training time."""
-        self.read_at += seconds
-        if self.is_kept:
+        self.measured_at += seconds
+        if self.is_writer:
             shown = self.train.keep_best or next(iter(scores))
             if shown in scores:
                 self.progress.show({shown.rpartition("/")[2]: scores[shown]})
@@ -83,7 +83,7 @@ class Logbook:
 
     def bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
         """Record the samples of a step that could not be read."""
-        if self.is_kept and samples:
+        if self.is_writer and samples:
             self.unusable.write(*({"step": step, **asdict(sample)} for sample in samples))
 
     def close(self) -> None:
@@ -98,11 +98,11 @@ class Logbook:
     def _pace(self, step: int) -> dict[str, float]:
         """Return samples per second, and the share of the time spent waiting for data, since the last call."""
         now = time.perf_counter()
-        seconds = max(now - self.read_at, 1e-9)
-        rate, share = (step - self.read_step) * self.train.batch_size / seconds, self.waited / seconds
-        self.waited_in_all += self.waited
-        self.read_step, self.read_at, self.waited = step, now, 0.0
-        if share >= WAIT_SHARE and self.waited_in_all >= WAIT_SECONDS and not self.has_warned:
+        seconds = max(now - self.measured_at, 1e-9)
+        rate, share = (step - self.measured_step) * self.train.batch_size / seconds, self.waited / seconds
+        self.waited_in_total += self.waited
+        self.measured_step, self.measured_at, self.waited = step, now, 0.0
+        if share >= WAIT_SHARE and self.waited_in_total >= WAIT_SECONDS and not self.has_warned:
             self.has_warned = True
             logger.warning(f"waiting for data {share:.0%} of the time: raise --data.workers")
         return {"samples_per_second": rate, "data_wait": share}

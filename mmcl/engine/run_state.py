@@ -34,7 +34,7 @@ class RunState:
         bad, seen, bad_run: see `BadSampleBudget`.
         skipped: number of skipped steps.
         scaler: state of the loss scaler under fp16; None otherwise.
-        best: see `Best`.
+        best: see `BestScore`.
     """
 
     bad: int

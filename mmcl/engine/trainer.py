@@ -21,24 +21,24 @@ from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.order import BatchOrder
-from mmcl.engine.best_checkpoint import Best
+from mmcl.engine.best_checkpoint import BestScore
 from mmcl.engine.checkpoint import load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
-from mmcl.engine.collapse import Health
+from mmcl.engine.collapse import CollapseMonitor
 from mmcl.engine.guards import (
-    BuffersKept,
+    BufferSnapshot,
     StopSignals,
     ignore_stop_signals,
-    lost_process_named,
+    loader_batches,
+    lost_process_reported,
     set_collective_timeout,
-    started,
     write_crash_bundle,
 )
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import Logbook
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import learning_rate
-from mmcl.engine.weight_layout import SpreadWeights, WholeWeights
+from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights
 from mmcl.errors import UserError
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class Ending(NamedTuple):
+class FitResult(NamedTuple):
     """Outcome of training.
 
     Attributes:
@@ -63,7 +63,7 @@ class Ending(NamedTuple):
 
     step: int
     is_complete: bool
-    best: Best
+    best: BestScore
 
 
 class Trainer:
@@ -98,17 +98,17 @@ class Trainer:
         method.to(accelerator.device)
         # Accelerate gets neither the loader nor the schedule: it would reorder the data and advance the schedule once per
         # process.
-        layout = SpreadWeights if config.train.fsdp and accelerator.num_processes > 1 else WholeWeights
+        layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimiser = self.weights.encode, self.weights.optimiser
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at = 0, time.monotonic()
         self.stop = StopSignals()
-        self.health = Health()
-        self.best = Best(config.train)
+        self.collapse_monitor = CollapseMonitor()
+        self.best = BestScore(config.train)
         self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
 
-    def fit(self, checkpoint: Checkpoint | None = None) -> Ending:
+    def fit(self, checkpoint: Checkpoint | None = None) -> FitResult:
         """Run the remaining steps, with saving and evaluation. On a stop signal, finish the current step and return.
 
         Args:
@@ -122,22 +122,22 @@ class Trainer:
         train = self.config.train
         self.logbook = Logbook(self.run_dir, self.accelerator, train, done=start, total=self.total_steps)
         self.encode.train()
-        with closing(self.logbook), self.stop, self.writer, lost_process_named(train.timeout_seconds):
+        with closing(self.logbook), self.stop, self.writer, lost_process_reported(train.timeout_seconds):
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)
-            with started(self._loader(steps)) as batches:
+            with loader_batches(self._loader(steps)) as batches:
                 for step, batch in enumerate(self.logbook.timed(batches), start + 1):
-                    metrics, wishes = self._step(step, batch.to(self.accelerator.device))
+                    metrics, totals = self._step(step, batch.to(self.accelerator.device))
                     self.logbook.step(step, metrics)
-                    if self._is_saved(step, wishes):
+                    if self._is_saved(step, totals):
                         self._save(step)
-                    if wishes["stop"] or self._evaluate(step):
+                    if totals["stop"] or self._evaluate(step):
                         break
             self.writer.wait()
-            _, wishes = self._sum_over_processes({}, unwritten=self.writer.failure is not None)
-            self._stop_unwritten(wishes["unwritten"] > 0)
-        return Ending(step, step == self.total_steps or self.best.is_over, self.best)
+            _, totals = self._sum_over_processes({}, unwritten=self.writer.failure is not None)
+            self._stop_unwritten(totals["unwritten"] > 0)
+        return FitResult(step, step == self.total_steps or self.best.is_over, self.best)
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:
         """Restore the state of the run. Returns the number of steps done."""
@@ -160,10 +160,10 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1 or step == self.total_steps:
             return
-        kept = BuffersKept(self.method)
+        buffers = BufferSnapshot(self.method)
         self._backward(step + 1, self.batches[step].to(self.accelerator.device))
         self.optimiser.zero_grad()
-        kept.restore()
+        buffers.restore()
 
     def _loader(self, steps: range) -> DataLoader[Batch]:
         # Item numbers are steps and every batch is a pure function of its step, so a resumed run starts the range later.
@@ -177,13 +177,13 @@ class Trainer:
         )
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
-        """Run one step. Returns the metrics, and the requests of any process after this step."""
+        """Run one step. Returns the metrics, and the numbers that were summed over the processes."""
         rate = self._set_rate(step)
-        kept = BuffersKept(self.method) if self.config.train.on_nonfinite == "skip" else None
+        buffers = BufferSnapshot(self.method) if self.config.train.on_nonfinite == "skip" else None
         embeddings, shares = self._backward(step, batch)
         shares["gradient_norm"] = self.weights.clip(self.config.optim.clip) / self.accelerator.num_processes
         texts = [view for view in batch.views.values() if isinstance(view, Tokens)]
-        metrics, wishes = self._sum_over_processes(
+        metrics, totals = self._sum_over_processes(
             shares,
             stop=self.stop.received,
             save=self._save_is_due(),
@@ -191,23 +191,23 @@ class Trainer:
             truncated=sum(text.truncated for text in texts),
             unwritten=self.writer.failure is not None,
         )
-        self._stop_unwritten(wishes["unwritten"] > 0)
+        self._stop_unwritten(totals["unwritten"] > 0)
         if self._is_finite(metrics):
             self.optimiser.step()
             self.method.commit(embeddings, batch)
-            health = self.health.look(step, self.method, embeddings) if self.logbook.takes(step) else {}
+            geometry = self.collapse_monitor.check(step, self.method, embeddings) if self.logbook.is_logged(step) else {}
         else:
-            health = {}
+            geometry = {}
             self._skip_or_stop(step, metrics, batch)
-            if kept:
-                kept.restore()
+            if buffers:
+                buffers.restore()
         self.optimiser.zero_grad()
-        self._count_bad(step, batch, any_bad=wishes["bad"] > 0)
+        self._count_bad(step, batch, any_bad=totals["bad"] > 0)
         scale = self.method.logit_scale
         temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
-        shown = {f"shown/{name}": rows for name, rows in self.order.shown(step).items()}
-        truncated = {"truncated_texts": int(wishes["truncated"])} if texts else {}
-        return {**metrics, **temperature, "lr": rate, **truncated, **shown, **health}, wishes
+        shown = {f"shown/{name}": rows for name, rows in self.order.rows_by_part(step).items()}
+        truncated = {"truncated_texts": int(totals["truncated"])} if texts else {}
+        return {**metrics, **temperature, "lr": rate, **truncated, **shown, **geometry}, totals
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""
@@ -257,12 +257,12 @@ class Trainer:
         embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids)
         return embeddings, self.method.loss(embeddings, batch)
 
-    def _sum_over_processes(self, shares: Mapping[str, Tensor], **wishes: float) -> tuple[dict[str, float], dict[str, float]]:
+    def _sum_over_processes(self, shares: Mapping[str, Tensor], **numbers: float) -> tuple[dict[str, float], dict[str, float]]:
         """Sum everything that the processes must agree on in a step with a single collective."""
-        flags = torch.tensor([float(wish) for wish in wishes.values()], device=self.accelerator.device)
-        stacked = torch.stack([*(share.detach().float() for share in shares.values()), *flags])
+        own = torch.tensor([float(number) for number in numbers.values()], device=self.accelerator.device)
+        stacked = torch.stack([*(share.detach().float() for share in shares.values()), *own])
         summed = iter(self.accelerator.reduce(stacked, "sum").tolist())
-        return {name: next(summed) for name in shares}, {name: next(summed) for name in wishes}
+        return {name: next(summed) for name in shares}, {name: next(summed) for name in numbers}
 
     def _is_finite(self, metrics: Mapping[str, float]) -> bool:
         """Return True if the step may be taken.
@@ -313,13 +313,13 @@ class Trainer:
             began = time.perf_counter()
             scores = self.evaluation.scores(due)
             self.logbook.evaluation(step, scores, time.perf_counter() - began)
-            self.best.look(step, scores)
+            self.best.update(step, scores)
         return self.best.is_over
 
-    def _is_saved(self, step: int, wishes: Mapping[str, float]) -> bool:
+    def _is_saved(self, step: int, totals: Mapping[str, float]) -> bool:
         every = self.config.train.save_every
         is_due = bool(every and step % every == 0) or step == self.total_steps or bool(self.evaluation.due(step))
-        return is_due or bool(wishes["save"] or wishes["stop"])
+        return is_due or bool(totals["save"] or totals["stop"])
 
     def _save_is_due(self) -> bool:
         """Return True if a checkpoint is due. Only the first process writes, so only its clock counts."""
@@ -332,7 +332,7 @@ class Trainer:
         """Save a checkpoint. The first process writes; sharded weights are gathered from all processes."""
         self.saved_at = time.monotonic()
         is_writer = self.accelerator.is_main_process
-        if not (is_writer or self.weights.are_spread):
+        if not (is_writer or self.weights.are_sharded):
             return
         scaler, bad = self.accelerator.scaler, self.bad_samples
         state = RunState(

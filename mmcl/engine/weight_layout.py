@@ -35,10 +35,10 @@ class Weights(ABC):
     Attributes:
         encode: the callable that runs the method's forward pass.
         optimiser: optimiser of its parameters, wrapped by Accelerate.
-        are_spread: whether a process holds only its shard of the weights.
+        are_sharded: whether a process holds only its shard of the weights.
     """
 
-    are_spread: ClassVar[bool]
+    are_sharded: ClassVar[bool]
     encode: Any
     optimiser: Any
 
@@ -58,10 +58,10 @@ class Weights(ABC):
         """Clip the gradient's norm if a bound is given. Returns the norm before clipping, a scalar equal in all processes."""
 
 
-class WholeWeights(Weights):
+class ReplicatedWeights(Weights):
     """Replicated weights: every process holds all of them, and DDP averages the gradients."""
 
-    are_spread = False
+    are_sharded = False
 
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
         self.accelerator = accelerator
@@ -79,7 +79,7 @@ class WholeWeights(Weights):
         return norm
 
 
-class SpreadWeights(Weights):
+class ShardedWeights(Weights):
     """Sharded weights: every process holds an equal share of the towers' weights, gradients and moments (Zhao et al., 2023).
 
     As in FSDP, a block of layers is gathered right before it is used and freed afterwards. Parameters and buffers outside the
@@ -87,11 +87,11 @@ class SpreadWeights(Weights):
     layout; their gradients are averaged here. Weights and sums are float32 under mixed precision too, as with DDP.
     """
 
-    are_spread = True
+    are_sharded = True
 
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
         self.accelerator, self.method = accelerator, method
-        spread(method, accelerator.device)
+        shard(method, accelerator.device)
         # In Accelerate, evaluation mode means mixed precision without DDP.
         self.encode = accelerator.prepare_model(method, device_placement=False, evaluation_mode=True)
         self.optimiser = accelerator.prepare_optimizer(build_optimiser(method, config))
@@ -137,7 +137,7 @@ def _square(tensors: list[Tensor], device: torch.device) -> Tensor:
     return torch.nn.utils.get_total_norm(tensors).to(device).square() if tensors else torch.zeros((), device=device)
 
 
-def spread(method: nn.Module, device: torch.device) -> None:
+def shard(method: nn.Module, device: torch.device) -> None:
     """Shard the weights of every tower, including teachers, over all processes, in place and block by block.
 
     The parameters are replaced by new objects, so the optimiser must be built afterwards.
@@ -172,7 +172,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def whole_weights(module: nn.Module) -> Iterator[None]:
+def gathered_weights(module: nn.Module) -> Iterator[None]:
     """Context in which every process holds all weights and may encode different inputs.
 
     All processes must enter and leave it together, and the module must not be changed or moved in it. It does nothing for a

@@ -47,8 +47,8 @@ class EmbeddingCache:
             return None
         try:
             content = data.read_bytes()
-            said = read_json(entry)
-            if (said["bytes"], said["sha256"]) != (len(content), hashlib.sha256(content).hexdigest()):
+            facts = read_json(entry)
+            if (facts["bytes"], facts["sha256"]) != (len(content), hashlib.sha256(content).hexdigest()):
                 raise UserError("its bytes are not those that were written")
             os.utime(entry)
             return load(content)["rows"]

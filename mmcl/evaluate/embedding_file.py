@@ -40,7 +40,7 @@ KINDS = ("image", "text", "class")
 SUFFIXES = (".parquet", ".csv", ".npy")
 """Suffixes of the files that `write_embeddings` writes; `stored_task` reads the first."""
 _CLASS = "class: "
-_SAID = "mmcl"
+_METADATA_KEY = "mmcl"
 """Key of the file's metadata that records the model and the data of the embeddings."""
 
 
@@ -115,12 +115,12 @@ def stored_task(path: Path, bank: Path | None = None) -> tuple[StoredModel, Task
     sources, at = [], 0
     for file in files:
         source = file.source(numbers[at : at + len(file.labels)], names or None)
-        images[source] = file.rows[file.of_kind("image")]
+        images[source] = file.rows[file.rows_of_kind("image")]
         sources.append(source)
         at += len(file.labels)
     first = files[0]
-    said, own = first.said, first.said.model or digest(first.rows.tobytes())
-    model = StoredModel(images, first.texts(), own, logit_scale=said.logit_scale, logit_bias=said.logit_bias)
+    metadata, own = first.metadata, first.metadata.model or digest(first.rows.tobytes())
+    model = StoredModel(images, first.texts(), own, logit_scale=metadata.logit_scale, logit_bias=metadata.logit_bias)
     return model, Task(path.stem, sources[0], sources[1] if bank else None, baselines=False)
 
 
@@ -154,11 +154,10 @@ def write_embeddings(path: Path, source: Source, model: CachedModel, *, features
             pa.csv.write_csv(pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **numbers}), stage)
     else:
         column = pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])
-        said = _Said(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
+        metadata = _FileMetadata(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
         with staged(path) as stage:
-            pq.write_table(
-                table.append_column("embedding", column).replace_schema_metadata({_SAID: json.dumps(asdict(said))}), stage
-            )
+            table = table.append_column("embedding", column)
+            pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(metadata))}), stage)
     return len(embeddings)
 
 
@@ -202,7 +201,7 @@ def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]]) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _FileMetadata:
     """Model and data of the embeddings; empty for a file that mmcl did not write."""
 
     model: str | None = None
@@ -236,18 +235,18 @@ class _File:
         self.rows = _matrix(table["embedding"], path)
         self.ids, self.labels, names = (_optional(table, column) for column in ("id", "label", "name"))
         self.names = [f"{self.kinds[row]} {row + 1}" if name is None else str(name) for row, name in enumerate(names)]
-        self.said = _said(table.schema.metadata, path)
-        self.data = self.said.data or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
+        self.metadata = _read_metadata(table.schema.metadata, path)
+        self.data = self.metadata.data or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
 
-    def of_kind(self, kind: str) -> np.ndarray:
+    def rows_of_kind(self, kind: str) -> np.ndarray:
         return np.flatnonzero(self.kinds == kind)
 
     def source(self, numbers: Sequence[int | None], class_names: Sequence[str] | None) -> StoredSource:
         """The images. `numbers`: the class of every row of the file."""
         captions: dict[Any, list[str]] = {}
-        for row in self.of_kind("text"):
+        for row in self.rows_of_kind("text"):
             captions.setdefault(self.ids[row], []).append(self.names[row])
-        rows = self.of_kind("image")
+        rows = self.rows_of_kind("image")
         number: dict[Any, int] = {}
         # An image without an id has no matching rows.
         ids = [number.setdefault(("row", int(row)) if self.ids[row] is None else self.ids[row], len(number)) for row in rows]
@@ -288,13 +287,13 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
     return rows
 
 
-def _said(metadata: dict[bytes, bytes] | None, path: Path) -> _Said:
+def _read_metadata(metadata: dict[bytes, bytes] | None, path: Path) -> _FileMetadata:
     """Metadata that `write_embeddings` stored in the file."""
     try:
-        said = parse_json((metadata or {}).get(_SAID.encode(), b"{}"), str(path))
-        return from_dict(_Said, said, str(path))
+        stored = parse_json((metadata or {}).get(_METADATA_KEY.encode(), b"{}"), str(path))
+        return from_dict(_FileMetadata, stored, str(path))
     except UserError:
-        raise UserError(f"{path}: its metadata {_SAID!r} is damaged; write it again with `mmcl embed`") from None
+        raise UserError(f"{path}: its metadata {_METADATA_KEY!r} is damaged; write it again with `mmcl embed`") from None
 
 
 def _optional(table: pa.Table, column: str) -> list[Any]:

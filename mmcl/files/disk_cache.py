@@ -19,7 +19,7 @@ def cached_file(path: Path, cache: Path, what: str, suffix: str) -> Path:
     return cache / f"{path.stem}-{digest(os.path.abspath(path), *marks, what)[:16]}{suffix}"
 
 
-def kept_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Returns a memory-mapped array, computed by the first process that needs it. Raises UserError if it cannot be written."""
     if not file.exists():
         with staged(file) as stage:  # Opened first, so that an unwritable cache fails before the computation.

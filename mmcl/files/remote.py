@@ -20,7 +20,7 @@ from filelock import FileLock
 from mmcl.errors import UserError
 from mmcl.files import web
 from mmcl.files.ranges import read_range, read_whole
-from mmcl.files.remote_filesystem import RefusedError, changed, filesystem, tried
+from mmcl.files.remote_filesystem import RefusedError, changed, filesystem, with_retries
 from mmcl.files.root import data_root
 
 PIECE = 2**24
@@ -87,7 +87,7 @@ class RemoteFile:
     @classmethod
     def find(cls, url: str, copies: Copies) -> RemoteFile:
         """Finds the file at a URL. Raises UserError if it does not exist, the server is unreachable, or it gives no size."""
-        info = tried(lambda: _info(url), url)
+        info = with_retries(lambda: _info(url), url)
         if info["type"] == "directory":
             raise UserError(f'{url}: is a folder; name its files, as in "{url.rstrip("/")}/{{00000..00099}}.tar"')
         if info["size"] is None:
@@ -162,7 +162,7 @@ class RemoteFile:
                 while (at := file.tell()) < self.size:
                     file.write(self._range(at, min(PIECE, self.size - at)))
         except web.NoRangesError:
-            tried(lambda: self._fetch_at_once(target), self.path)
+            with_retries(lambda: self._fetch_at_once(target), self.path)
         self._check_unchanged()  # Not every service supports conditional requests, and all chunks must be of one version.
 
     def _fetch_at_once(self, target: Path) -> None:
@@ -174,7 +174,7 @@ class RemoteFile:
         if size == 0:
             return b""
         try:
-            return tried(lambda: self._request(offset, size), self.path)
+            return with_retries(lambda: self._request(offset, size), self.path)
         except web.NoRangesError:
             raise web.NoRangesError(
                 f"{self.path}: the server gives no parts of files (HTTP ranges), and there is no whole copy in "

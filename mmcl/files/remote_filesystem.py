@@ -53,7 +53,7 @@ def find_matches(pattern: str) -> list[str]:
     scheme = urlsplit(pattern).scheme
     if scheme in ("http", "https"):
         raise UserError(f'{pattern}: a web server lists no files; name them, as in "{{00000..00099}}.tar"')
-    return [f"{scheme}://{name}" for name in tried(lambda: filesystem(scheme).glob(pattern), pattern)]
+    return [f"{scheme}://{name}" for name in with_retries(lambda: filesystem(scheme).glob(pattern), pattern)]
 
 
 class RefusedError(UserError):
@@ -85,7 +85,7 @@ def _web_options() -> dict[str, Any]:
     return {"client_kwargs": client | {"auto_decompress": False}, "headers": WEB_HEADERS}
 
 
-def tried(call: Callable[[], T], url: str) -> T:
+def with_retries(call: Callable[[], T], url: str) -> T:
     """Returns the result of a call to a server; transient errors are retried.
 
     Raises:

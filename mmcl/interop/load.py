@@ -18,10 +18,10 @@ from mmcl.encoders.tower import GIVEN, DualEncoder, ImageEncoder, Tower, TowerSp
 from mmcl.errors import UserError
 from mmcl.files.untrusted import existing_file, load_into, offline, read_tensors, reason
 from mmcl.interop.bounds import bounded_build
-from mmcl.interop.meant import unknown_model
 from mmcl.interop.model import Model
 from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_file
 from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
+from mmcl.interop.suggestions import unknown_model
 from mmcl.preprocess import OF_THE_ENCODER, Preprocess
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")

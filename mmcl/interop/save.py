@@ -46,7 +46,7 @@ def save_model(
     Raises:
         UserError: a tower was not built by `build_tower`, so it cannot be rebuilt; or the folder cannot be written.
     """
-    _keep_what_is_no_model(Path(path))
+    _keep_other_files(Path(path))
     tensors, shared = _unique_tensors(towers)
     config = {
         "format_version": FORMAT_VERSION,
@@ -67,7 +67,7 @@ def save_model(
             towers["text"].encoder.tokenizer.save(stage / TOKENIZER)  # type: ignore[union-attr,operator]
 
 
-def _keep_what_is_no_model(path: Path) -> None:
+def _keep_other_files(path: Path) -> None:
     if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
         raise UserError(f"{path} holds something other than a model, which would be lost; give another folder")
 

@@ -9,8 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from mmcl.core.higher_derivatives import is_transformed
 from mmcl.core.precision import in_float32, statistics_dtype
-from mmcl.core.recomputed import is_transformed
 from mmcl.errors import UserError
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmcl.core.precision import unit_rows
 from mmcl.core.sigmoid import sigmoid_loss
-from mmcl.core.tiled.pairs import Tile
+from mmcl.core.tiled.pairs import TileShape
 from mmcl.losses.arguments import check_rows, checked_ids, number
 
 
@@ -17,7 +17,7 @@ def siglip_loss(
     *,
     scale: Tensor | float,
     bias: Tensor | float,
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""SigLIP: classifies every pair of an image and a text independently as matching or not.
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmcl.core import info_nce as core
+from mmcl.core.higher_derivatives import is_transformed
 from mmcl.core.precision import in_float32, unit_rows
-from mmcl.core.recomputed import is_transformed
-from mmcl.core.tiled.pairs import Tile
+from mmcl.core.tiled.pairs import TileShape
 from mmcl.errors import UserError
 from mmcl.losses.arguments import check_rows, checked_ids, inverse, number, stacked
 
@@ -32,7 +32,7 @@ def info_nce(
     hardness: float = 0.0,
     positive_prior: float = 0.0,
     reduction: core.Reduction = "mean",
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""InfoNCE: contrasts every query with all keys; the keys with the query's id are its positives.
 
@@ -109,7 +109,7 @@ def info_nce(
 
 
 def clip_loss(
-    image: Tensor, text: Tensor, ids: Tensor | None = None, *, scale: Tensor | float, tile: Tile | None = None
+    image: Tensor, text: Tensor, ids: Tensor | None = None, *, scale: Tensor | float, tile: TileShape | None = None
 ) -> Tensor:
     r"""CLIP: classifies the text of each image among all texts, and the image of each text among all images.
 
@@ -161,7 +161,7 @@ def moco_loss(
     queue: Tensor,
     queue_ids: Tensor | None = None,
     temperature: Tensor | float,
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""MoCo: contrasts a query with the momentum teacher's key of the same sample and a queue of keys from past batches.
 
@@ -226,7 +226,7 @@ def simcse_loss(
     *,
     temperature: Tensor | float = 0.05,
     negative_log_weight: float = 0.0,
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""SimCSE: classifies a sentence's positive among those of the batch and optional hard negatives.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmcl.core import info_nce as core
 from mmcl.core.precision import unit_rows
-from mmcl.core.tiled.pairs import Tile
+from mmcl.core.tiled.pairs import TileShape
 from mmcl.losses.arguments import check_rows, checked_ids, inverse, stacked
 
 
@@ -21,7 +21,7 @@ def nt_xent(
     temperature: Tensor | float,
     hardness: float = 0.0,
     positive_prior: float = 0.0,
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""NT-Xent, the loss of SimCLR: classifies the other view of each sample among the 2N - 1 other rows.
 
@@ -66,7 +66,7 @@ def nt_xent(
 
 
 def dcl_loss(
-    a: Tensor, b: Tensor, ids: Tensor | None = None, *, temperature: Tensor | float, tile: Tile | None = None
+    a: Tensor, b: Tensor, ids: Tensor | None = None, *, temperature: Tensor | float, tile: TileShape | None = None
 ) -> Tensor:
     r"""Decoupled contrastive loss: NT-Xent without the positive in the denominator.
 
@@ -108,7 +108,7 @@ def supcon_loss(
     *,
     temperature: Tensor | float,
     positives: Literal["outside", "inside"] = "outside",
-    tile: Tile | None = None,
+    tile: TileShape | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss: all rows of one class are positives of each other.
 

@@ -18,7 +18,7 @@ from mmcl.runs.build import build_method
 from mmcl.runs.build_data import build_source, build_training_data
 
 
-def evaluate_run(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
+def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
     """Run a configuration's evaluators on the trained model and on the model that the run started from; each is a column.
 
     Args:
@@ -96,7 +96,7 @@ def evaluate_again(run_dir: Path, trained: Model, *, cache: EmbeddingCache | Non
     if not config.evaluate:
         raise UserError(f"{run_dir}/config.yaml names no evaluator; choose one: mmcl eval knn --model {run_dir} --data ...")
     tasks = build_tasks(config.evaluate, config.data.root, *build_training_data(config))
-    return evaluate_run(config, trained, tasks, cache=cache)
+    return evaluate_trained(config, trained, tasks, cache=cache)
 
 
 def read_config(run_dir: Path) -> Config:

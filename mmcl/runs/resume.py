@@ -51,7 +51,7 @@ def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[s
         all_images = source.identity if config.verify_data else None
     return {
         "config_hash": config_hash(config),
-        "settings": flat_settings(lasting(config)),
+        "settings": flat_settings(without_start_settings(config)),
         "data": source.fingerprint,
         "images": images,
         "all_images": all_images,
@@ -59,7 +59,7 @@ def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[s
     }
 
 
-def lasting(config: Config) -> Config:
+def without_start_settings(config: Config) -> Config:
     """Return the configuration without the settings that apply to a single start."""
     return dataclasses.replace(config, resume=False, verify_data=False, allow_change=())
 

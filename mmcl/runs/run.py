@@ -16,11 +16,11 @@ from mmcl.data.batches.loader import StepBatches
 from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tower import GIVEN
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
-from mmcl.engine.guards import done_by_the_first
+from mmcl.engine.guards import run_on_first_process
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.run_lock import locked
-from mmcl.engine.trainer import Ending, Trainer
+from mmcl.engine.trainer import FitResult, Trainer
 from mmcl.errors import UserError
 from mmcl.evaluate import Report
 from mmcl.files.atomic import write_file
@@ -30,10 +30,10 @@ from mmcl.logging import get_logger
 from mmcl.methods.method import Method
 from mmcl.runs.build import build_method, class_names
 from mmcl.runs.components import check_components
-from mmcl.runs.evaluation import evaluate_run, write_report
+from mmcl.runs.evaluation import evaluate_trained, write_report
 from mmcl.runs.frozen_features import FeatureBatches, store_features
 from mmcl.runs.plan import Plan, make_plan
-from mmcl.runs.resume import compare, identify, lasting, read_identity, write_identity
+from mmcl.runs.resume import compare, identify, read_identity, without_start_settings, write_identity
 from mmcl.runs.towers import with_given_encoders
 from mmcl.runs.warnings import find_warnings
 
@@ -108,20 +108,20 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
             logger.warning(warning)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("mmcl", config={"config": to_yaml(plan.config)})
-    ending = _fit(plan, batches, accelerator, checkpoint, identity)
+    result = _fit(plan, batches, accelerator, checkpoint, identity)
     del batches  # and the decoded images with them
     report = None
-    if ending.is_complete:
-        report = done_by_the_first(accelerator, lambda: _finish(plan, run_dir, accelerator, ending))
+    if result.is_complete:
+        report = run_on_first_process(accelerator, lambda: _finish(plan, run_dir, accelerator, result))
     elif accelerator.is_main_process:
-        logger.warning(f"stopped by a signal after step {ending.step} of {plan.facts.total_steps}; continue with --resume")
+        logger.warning(f"stopped by a signal after step {result.step} of {plan.facts.total_steps}; continue with --resume")
     accelerator.end_training()
     return RunResult(run_dir, report or Report())
 
 
 def _fit(
     plan: Plan, batches: FeatureBatches, accelerator: Accelerator, checkpoint: Checkpoint | None, identity: dict[str, Any]
-) -> Ending:
+) -> FitResult:
     """Run the training steps."""
     on_cpu, steps = accelerator.device.type == "cpu", plan.facts.total_steps
     if on_cpu:
@@ -130,19 +130,19 @@ def _fit(
     trainer = Trainer(
         plan.config, accelerator, plan.method, batches, plan.order, evaluation, total_steps=steps, identity=identity
     )
-    ending = trainer.fit(checkpoint)
+    result = trainer.fit(checkpoint)
     if on_cpu:
         keep_freed_memory(False)
-    return ending
+    return result
 
 
-def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, ending: Ending) -> Report:
+def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResult) -> Report:
     """Write and evaluate the model."""
     config, source, method = plan.config, plan.source, plan.method
     if config.train.fsdp:
         method = build_method(config)  # whole again
         method.configure(plan.facts)
-    exported = _choose_weights(config, run_dir, method.to(accelerator.device), ending)
+    exported = _choose_weights(config, run_dir, method.to(accelerator.device), result)
     model = build_model(method)
     provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
     save_model(
@@ -159,27 +159,27 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, ending: Ending)
         logger.info(f"no name builds this model again: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
         return Report()
-    report = evaluate_run(config, model, plan.tasks)
+    report = evaluate_trained(config, model, plan.tasks)
     write_report(report, run_dir)
     return report
 
 
-def _choose_weights(config: Config, run_dir: Path, method: Method, ending: Ending) -> dict[str, Any]:
+def _choose_weights(config: Config, run_dir: Path, method: Method, result: FitResult) -> dict[str, Any]:
     """Load the weights to export if the method does not hold them. Returns a description of them.
 
     Raises:
         UserError: their checkpoint is damaged.
     """
-    best = ending.best
+    best = result.best
     if best.metric is not None:
-        logger.info(f"best {best.metric}: {best.value} at step {best.step} of {ending.step}")
-    exported: dict[str, Any] = {"export": "last", "steps": ending.step}
+        logger.info(f"best {best.metric}: {best.value} at step {best.step} of {result.step}")
+    exported: dict[str, Any] = {"export": "last", "steps": result.step}
     if config.train.export == "best":
         if best.step is None or best.value is None:
             logger.warning("no score was a number, so that the last weights are exported")
         else:
             exported = {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
-    if config.train.fsdp or exported["steps"] != ending.step:
+    if config.train.fsdp or exported["steps"] != result.step:
         load_weights(checkpoint_of_step(run_dir / "checkpoints", exported["steps"]), method)
     return exported
 
@@ -229,7 +229,7 @@ def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None, 
     if checkpoint:
         set_newer_aside(checkpoint)
     write_identity(run_dir, identity)  # written before the configuration, so every folder with one can be compared
-    write_file(run_dir / "config.yaml", to_yaml(lasting(config)))
+    write_file(run_dir / "config.yaml", to_yaml(without_start_settings(config)))
 
 
 def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmcl.data.augment import AUGMENTATIONS
-from mmcl.data.augment.pipeline import Augmentation, Policy
+from mmcl.data.augment.pipeline import Augmentation, AugmentationPipeline
 from mmcl.testing.require import require, small_args
 
 
@@ -82,4 +82,4 @@ def _run(
 ) -> Tensor:
     index = np.array(rows)
     epochs = np.full(len(index), epoch)
-    return Policy((operation,))(images[list(rows)], seed=seed, epoch=epochs, index=index, view=view)
+    return AugmentationPipeline((operation,))(images[list(rows)], seed=seed, epoch=epochs, index=index, view=view)

@@ -11,14 +11,14 @@ import numpy as np
 
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.testing.patterns import PatternModel, PatternSource
 from mmcl.testing.require import require, small_args
 
-_STATISTICS: dict[str, Callable[[Rows], float]] = {
-    "mean": lambda rows: float(rows.values.mean(dtype=np.float64)),
-    "median": lambda rows: float(np.median(rows.values)),
-    "class_mean": lambda rows: _mean_of_classes(rows.values, rows.labels),
+_STATISTICS: dict[str, Callable[[Outcomes], float]] = {
+    "mean": lambda outcomes: float(outcomes.values.mean(dtype=np.float64)),
+    "median": lambda outcomes: float(np.median(outcomes.values)),
+    "class_mean": lambda outcomes: _mean_of_classes(outcomes.values, outcomes.labels),
 }
 
 
@@ -80,15 +80,15 @@ def check_columns(run: Run) -> None:
 def check_outcomes(run: Run) -> None:
     """Where a metric carries the outcomes of its rows, it is their statistic."""
     for metric in run(CachedModel(PatternModel()), _task()).metrics:
-        if metric.rows is not None:
-            _check_rows(metric, metric.rows)
+        if metric.outcomes is not None:
+            _check_statistic(metric, metric.outcomes)
 
 
-def _check_rows(metric: Metric, rows: Rows) -> None:
-    require(len(rows) == metric.n, f"{metric.metric} is of {metric.n} rows and carries {len(rows)}")
-    value = _STATISTICS[rows.statistic](rows)
+def _check_statistic(metric: Metric, outcomes: Outcomes) -> None:
+    require(len(outcomes) == metric.n, f"{metric.metric} is of {metric.n} rows and carries {len(outcomes)}")
+    value = _STATISTICS[outcomes.statistic](outcomes)
     close = metric.value is not None and math.isclose(value, metric.value, rel_tol=1e-6)
-    require(close, f"{metric.metric} is {metric.value}, and the {rows.statistic} of its rows {value}")
+    require(close, f"{metric.metric} is {metric.value}, and the {outcomes.statistic} of its rows {value}")
 
 
 def check_repetition(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""How fast data come, next to other toolkits: photos from shards, augmentation of small images, an index of a million.
+"""Throughput of data loading, next to other toolkits: photos from shards, augmentation of small images, an index of a million.
 
 Cases are named as they are printed. `photos 0.9 open_clip`: JPEG photos of 640 x 480 pixels, of which a random part of 0.9 to 1
 of the area becomes a normalised tensor of 224 x 224, from tar shards by mmcl's source and by open_clip's own pipeline;
@@ -35,7 +35,7 @@ from PIL import Image
 from side_by_side import Case, add_arguments, compare, peak_memory, write_json
 
 from mmcl.config import ComponentConfig
-from mmcl.data.augment.pipeline import Policy
+from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import Order
 from mmcl.data.batches.views import ImageView
@@ -248,9 +248,11 @@ def measure_augmentation(data: Path, name: str, kind: str, side: str) -> dict[st
     tensor = stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
     augment: Callable[[], torch.Tensor]
     if side == "mmcl":
-        policy = Policy.build([ComponentConfig(name=operation, args=args) for operation, args in AUGMENTATIONS[name]])
+        pipeline = AugmentationPipeline.build(
+            [ComponentConfig(name=operation, args=args) for operation, args in AUGMENTATIONS[name]]
+        )
         index = np.arange(count)
-        augment = lambda: policy(tensor, seed=0, epoch=np.zeros_like(index), index=index)  # noqa: E731
+        augment = lambda: pipeline(tensor, seed=0, epoch=np.zeros_like(index), index=index)  # noqa: E731
     else:
         twin = torchvision_twin(name, kind)
         images = small if kind == "PIL" else list(tensor)
@@ -277,7 +279,7 @@ def measure_index(data: Path, root: Path) -> dict[str, float]:
 
 def measure_order(data: Path, root: Path) -> dict[str, float]:
     """Raises SystemExit where the batches differ."""
-    augment = Policy.build([ComponentConfig(name="hflip"), ComponentConfig(name="color_jitter")])
+    augment = AugmentationPipeline.build([ComponentConfig(name="hflip"), ComponentConfig(name="color_jitter")])
     view = ImageView(number=0, preprocess=Preprocess(size=64), crop=RandomResizedCrop(scale=(0.08, 1.0)), augment=augment)
     batches = our_batches(data / "shards", root, 32, view)
     found = {}

@@ -1,4 +1,4 @@
-"""How far each toolkit's gradient is from that of the whole batch, for layouts of processes and micro-batches.
+"""Distance of each toolkit's gradient from that of the whole batch, for layouts of processes and micro-batches.
 
 Every toolkit's own loss gets the same CLIP model and the same 96 pairs, split in the same way, over gloo on one machine;
 gradients are averaged over the processes, as DDP does. The truth is one batch in float64, in plain torch.

@@ -1,4 +1,4 @@
-"""How often each interval of a report holds the truth, by simulation: one table over every statistic that has one.
+"""Coverage of every interval in a report, by simulation: one table over all statistics with an interval.
 
 Test sets are drawn from populations whose value is known, small and large, easy and hard, and evaluated as a report does it. A
 cell is a population and a number of rows; it holds if its intervals hold the truth in 93 to 97 % of the test sets. Two things

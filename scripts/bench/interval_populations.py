@@ -1,4 +1,4 @@
-"""What the test sets of `interval_coverage.py` are drawn from: by statistic, populations whose value is known."""
+"""Populations with known values, by statistic, from which `interval_coverage.py` draws test sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmcl.evaluate.evaluators.rejection import KEPT, auroc, false_positive_rate
 from mmcl.evaluate.evaluators.sts import spearman
 from mmcl.evaluate.evaluators.zero_shot import macro_f1
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import paired_difference
 from mmcl.evaluate.measures.statistics import Estimate
 
@@ -90,7 +90,7 @@ def _paired_shares(differ: float, won: float, rng: Generator, n: int) -> Drawn:
     change = np.where(rng.random(n) < differ, np.where(rng.random(n) < won, 1, -1), 0)
     other = rng.integers(2, size=n)
     a, b = np.where(change == 0, other, change < 0), np.where(change == 0, other, change > 0)
-    return paired_difference(_rows(a), _rows(b)), differ * (2 * won - 1)
+    return paired_difference(_outcomes(a), _outcomes(b)), differ * (2 * won - 1)
 
 
 def reciprocal_ranks() -> Iterator[Population]:
@@ -165,7 +165,7 @@ def _paired_ranks(
     both: Callable[[Generator, int], tuple[np.ndarray, np.ndarray]], truth: float, rng: Generator, n: int
 ) -> Drawn:
     a, b = both(rng, n)
-    return paired_difference(_rows(1 / a), _rows(1 / b)), truth
+    return paired_difference(_outcomes(1 / a), _outcomes(1 / b)), truth
 
 
 def paired_clusters() -> Iterator[Population]:
@@ -178,7 +178,7 @@ def paired_clusters() -> Iterator[Population]:
 def _paired_clusters(rates: tuple[float, float], rng: Generator, n: int) -> Drawn:
     own = [near(rate, rng, n) for rate in rates]
     both = [_clusters("5", rate, 3.0, rng, n) for rate in own]
-    a, b = (Rows(outcomes.astype(np.float32), clusters=names, within=(0.0, 1.0)) for outcomes, names in both)
+    a, b = (Outcomes(outcomes.astype(np.float32), clusters=names, within=(0.0, 1.0)) for outcomes, names in both)
     return paired_difference(a, b), own[1] - own[0]
 
 
@@ -310,8 +310,8 @@ def _both_ranks(easy: float, gain: float, rng: Generator, n: int) -> tuple[np.nd
     return a, b
 
 
-def _rows(values: np.ndarray) -> Rows:
-    return Rows(values.astype(np.float32), within=(0.0, 1.0))
+def _outcomes(values: np.ndarray) -> Outcomes:
+    return Outcomes(values.astype(np.float32), within=(0.0, 1.0))
 
 
 STATISTICS: dict[str, Callable[[], Iterator[Population]]] = {

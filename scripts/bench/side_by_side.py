@@ -1,4 +1,4 @@
-"""What the benches have in common: every side of a case in a process of its own, medians, one table and one JSON file."""
+"""Shared code of the benches: each side of a case in its own process, medians, one table and one JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kills small runs again and again, at random moments, and compares what they end with. Then what safety costs.
+"""Kills small runs at random moments and compares their final states, and measures the cost of safety.
 
 python scripts/bench/soak.py --kills 100 --json soak.json
 
@@ -37,7 +37,7 @@ from mmcl.engine.trainer import Trainer
 from mmcl.rng import permutation
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder
-from tests.faults.runs import KILLED, Harm, ending, kill_at, run, small_vocabulary, start, tiny_run, words
+from tests.faults.runs import KILLED, Fault, final_state, kill_at, output, run, small_vocabulary, start, tiny_run
 
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "clip_emoji.yaml"
 STEPS = 16
@@ -86,7 +86,7 @@ def kill_again_and_again(kills: int, folder: Path) -> list[Row]:
         kind.whole = tiny_run(image_folder, folder / f"whole, {kind.name}", *kind.flags)
         began = time.perf_counter()
         if any(run(kind.whole, kind.worlds[0])):
-            raise Failed(f"the run without kills failed: {words(kind.whole)}")
+            raise Failed(f"the run without kills failed: {output(kind.whole)}")
         kind.seconds = time.perf_counter() - began
         print(f"never killed, {kind.name}: {kind.seconds:.1f} s", flush=True)
     with tqdm(total=kills, unit=" kills", desc="killing") as bar:
@@ -117,10 +117,10 @@ def kill_one_run(kind: Kind, image_folder: Path, run_dir: Path, kills: int, bar:
             child.join(60)
         codes = [child.exitcode for child in children]
         if (alive and moment != "by the clock") or None in codes:
-            raise Failed(f"a process hangs: {words(config)}")
+            raise Failed(f"a process hangs: {output(config)}")
         if codes[0] != KILLED:
             if any(codes):
-                raise Failed(f"exit codes {codes}: {words(config)}")
+                raise Failed(f"exit codes {codes}: {output(config)}")
             return config
         kind.kills[moment] += 1
         kills -= 1
@@ -134,7 +134,7 @@ def random_strike() -> Callable[[], None]:
     return kill_at(owner, name, random.randint(1, 4 * often), before=random.random() < 0.5)
 
 
-def on_first_rank(strike: Callable[[], None]) -> Harm:
+def on_first_rank(strike: Callable[[], None]) -> Fault:
     return lambda rank: strike() if rank == 0 else None
 
 
@@ -146,7 +146,7 @@ def compare(kind: Kind, config: Config) -> None:
         raise Failed(f"metrics.jsonl has the steps {steps}")
     ours, theirs = (load_file(folder / "model/model.safetensors") for folder in folders)
     kind.difference = max(kind.difference, *((ours[key] - theirs[key]).abs().max().item() for key in theirs))
-    if len(kind.worlds) == 1 and ending(config) != ending(kind.whole):
+    if len(kind.worlds) == 1 and final_state(config) != final_state(kind.whole):
         raise Failed(f"weights, optimiser or log differ from the run that was never killed, by up to {kind.difference:g}")
     if not kind.difference < TOLERANCE:
         raise Failed(f"the weights are {kind.difference:g} away from the run that was never killed")

@@ -1,4 +1,4 @@
-"""Every flag of `mmcl` with its type and default, a line each: what scripts and notes of others rely on.
+"""All flags of `mmcl` with types and defaults, one per line, because scripts of users depend on them.
 
 python -m tests.cli.flags > tests/cli/golden_flags.txt
 """

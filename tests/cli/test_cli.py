@@ -1,4 +1,4 @@
-"""The verbs of `mmcl`: what they print, as text and as JSON, and one clear line for every mistake."""
+"""The verbs of `mmcl`: their output as text and as JSON, and one clear line for every mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every verb ends quietly when nobody reads its output, as in `mmcl list | head -1`, to the last byte that Python writes."""
+"""Every verb exits quietly when its reader has closed the pipe, as in `mmcl list | head -1`."""
 
 from __future__ import annotations
 

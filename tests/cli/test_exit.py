@@ -1,4 +1,4 @@
-"""How a command ends: one line and an exit code, whatever happened."""
+"""Every command ends with a defined exit code, and every error is reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flag does not change its name, its type or its default unnoticed."""
+"""No flag changes its name, type or default without a change of the golden file."""
 
 from __future__ import annotations
 

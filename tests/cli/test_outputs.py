@@ -1,4 +1,4 @@
-"""Every output of every verb: what cannot be written is one line, before anything is read or computed."""
+"""Every output of every verb is checked before anything is read or computed; an impossible one is refused in one line."""
 
 from __future__ import annotations
 

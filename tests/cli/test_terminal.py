@@ -1,4 +1,4 @@
-"""No verb prints what a terminal obeys, whatever the names and captions of the data are."""
+"""No verb prints control sequences from the names and captions of the data."""
 
 from __future__ import annotations
 

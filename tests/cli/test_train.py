@@ -1,4 +1,4 @@
-"""`mmcl train` as users start it: alone, by `python -m mmcl`, and by both launchers."""
+"""`mmcl train` as users start it: alone, with `python -m mmcl`, and with both launchers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every augmentation of the registry, and that each check finds one that breaks it."""
+"""The contract suite passes for every registered augmentation, and each check detects a violation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every encoder of the registries, and that each check finds one that breaks it."""
+"""The contract suite passes for every registered encoder, and each check detects a violation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every evaluator of the registry, and that each check finds one that breaks it."""
+"""The contract suite passes for every registered evaluator, and each check detects a violation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.testing import check_evaluator
 
 
@@ -38,8 +38,14 @@ def test_one_that_keeps_all_rules_passes() -> None:
         ({"low": 0.5, "high": 0.6, "value": 0.7}, "0.7 is not within 0.5 and 0.6"),
         ({"value": float("nan")}, "spread is nan"),
         ({"n": 0}, "is of 0 rows"),
-        ({"value": 0.5, "n": 2, "rows": Rows(np.ones(2, np.float32), "mean", names=("a", "b"))}, "the mean of its rows 1.0"),
-        ({"value": 1.0, "n": 3, "rows": Rows(np.ones(2, np.float32), "mean", names=("a", "b"))}, "of 3 rows and carries 2"),
+        (
+            {"value": 0.5, "n": 2, "outcomes": Outcomes(np.ones(2, np.float32), "mean", names=("a", "b"))},
+            "the mean of its rows 1.0",
+        ),
+        (
+            {"value": 1.0, "n": 3, "outcomes": Outcomes(np.ones(2, np.float32), "mean", names=("a", "b"))},
+            "of 3 rows and carries 2",
+        ),
     ],
 )
 def test_one_that_breaks_a_rule_is_found(args: dict[str, Any], said: str) -> None:

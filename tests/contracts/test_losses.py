@@ -1,4 +1,4 @@
-"""What must hold for every loss of the table: the public checks, and each against a loop that was written independently.
+"""The contract suite passes for every loss in the table, and every loss equals an independently written loop.
 
 The loops are as slow and as plain as the formulas of the papers: one number at a time, in float64, in PyTorch's operations on
 scalars, so that their gradients are references too.

@@ -1,4 +1,4 @@
-"""What must hold for every method of the registry, and that each check finds a method that breaks it."""
+"""The contract suite passes for every registered method, and each check detects a violation."""
 
 from __future__ import annotations
 

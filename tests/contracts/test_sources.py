@@ -1,4 +1,4 @@
-"""That each check of a source finds one that breaks it; `tests/data/test_sources.py` runs them over the registry."""
+"""Each check of a source detects a violation; `tests/data/test_sources.py` runs the checks over the registry."""
 
 from __future__ import annotations
 

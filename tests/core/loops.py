@@ -1,4 +1,4 @@
-"""The losses one number at a time, in Python's floats: slow, obvious, and independent of the code under test."""
+"""The losses as loops over Python floats: slow, obvious, and independent of the code under test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every form of an argument does the same on both sides of each size at which the arithmetic changes."""
+"""All forms of an argument give the same result on both sides of each size at which the algorithm changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.core.tiled import positive_logits
 from mmcl.core.tiled.pairs import Pairs, choose_tile
 from mmcl.core.tiled.positive_logits import positive_dot_sum
-from mmcl.evaluate.measures import rank_counts as rivals
+from mmcl.evaluate.measures import rank_counts
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "info_nce": lambda a, b, scale, bias: info_nce(
@@ -165,10 +165,16 @@ def test_neighbours_are_found_among_any_number_of_keys(monkeypatch: pytest.Monke
 def test_ranks_do_not_depend_on_a_size(monkeypatch: pytest.MonkeyPatch, constant: str) -> None:
     a, b = rows_of(40, 0).detach(), rows_of(30, 1).detach()
     ids, other = torch.arange(40) % 7, torch.arange(30) % 9
-    expected = [rivals.cosine_rivals(a, b, ids, other)[0].above, rivals.score_rivals(lambda s: (a @ b.T)[s], ids, other).above]
+    expected = [
+        rank_counts.cosine_rank_counts(a, b, ids, other)[0].above,
+        rank_counts.score_rank_counts(lambda s: (a @ b.T)[s], ids, other).above,
+    ]
     for size in (1, 3, 2**30):
-        monkeypatch.setattr(rivals, constant, size)
-        found = [rivals.cosine_rivals(a, b, ids, other)[0].above, rivals.score_rivals(lambda s: (a @ b.T)[s], ids, other).above]
+        monkeypatch.setattr(rank_counts, constant, size)
+        found = [
+            rank_counts.cosine_rank_counts(a, b, ids, other)[0].above,
+            rank_counts.score_rank_counts(lambda s: (a @ b.T)[s], ids, other).above,
+        ]
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 

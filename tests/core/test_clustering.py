@@ -1,4 +1,4 @@
-"""Sinkhorn's marginals, and prototypes."""
+"""Marginals of the Sinkhorn assignment, and prototypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.compile takes every loss in one graph, whatever the ids, at sizes that are done in one piece and in tiles."""
+"""torch.compile accepts every loss in one graph, with any ids, at sizes that are computed in one piece and in tiles."""
 
 from __future__ import annotations
 

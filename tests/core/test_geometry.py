@@ -1,4 +1,4 @@
-"""The geometry of rows against NumPy loops, and at the points where its values are known."""
+"""Geometry of rows against NumPy loops, and for inputs with known values."""
 
 from __future__ import annotations
 

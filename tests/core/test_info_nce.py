@@ -1,4 +1,4 @@
-"""info_nce against a slow loop in float64, and the identities that it must keep."""
+"""info_nce against a slow loop in float64, and the identities that it satisfies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
-from mmcl.core.tiled.pairs import Tile
+from mmcl.core.tiled.pairs import TileShape
 from tests.core.loops import info_nce_loop
 
 
@@ -60,7 +60,7 @@ def test_classes_with_a_single_member_are_left_out(rng: torch.Generator) -> None
 
 @pytest.mark.parametrize("tile", [None, (2, 3)], ids=str)
 @pytest.mark.parametrize("scale", [1e4, 1e6])
-def test_no_scale_overflows(rng: torch.Generator, tile: Tile | None, scale: float) -> None:
+def test_no_scale_overflows(rng: torch.Generator, tile: TileShape | None, scale: float) -> None:
     wide = [unit(rng, 6).requires_grad_() for _ in range(2)]
     narrow = [x.detach().float().requires_grad_() for x in wide]
     id_N = torch.arange(6)
@@ -180,7 +180,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], named: str) -> None:
         info_nce(**{**arguments, **changes}, scale=1.0)
 
 
-TILES: list[Tile | None] = [None, (1, 1), (2, 3), (4, 5), (3, 100)]
+TILES: list[TileShape | None] = [None, (1, 1), (2, 3), (4, 5), (3, 100)]
 OPTIONS: dict[str, dict[str, Any]] = {
     "L_out": {},
     "L_in": {"positives": "inside"},
@@ -212,7 +212,7 @@ def case(rng: torch.Generator) -> dict[str, Any]:
     }
 
 
-def call(rows: dict[str, Any], scale: Any, tile: Tile | None, **options: Any) -> Tensor:
+def call(rows: dict[str, Any], scale: Any, tile: TileShape | None, **options: Any) -> Tensor:
     return info_nce(
         rows["query"],
         rows["key"],
@@ -231,7 +231,7 @@ def call(rows: dict[str, Any], scale: Any, tile: Tile | None, **options: Any) ->
 
 @OPTION
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_option_equals_the_loop(rng: torch.Generator, options: dict[str, Any], tile: Tile | None) -> None:
+def test_every_option_equals_the_loop(rng: torch.Generator, options: dict[str, Any], tile: TileShape | None) -> None:
     rows = case(rng)
     for scale, reduction in ((3.0, "mean"), (20.0, "sum")):
         got = call(rows, scale, tile, reduction=reduction, **options)
@@ -249,7 +249,7 @@ def test_every_option_does_without_what_may_be_missing(rng: torch.Generator, opt
 
 @OPTION
 @pytest.mark.parametrize("tile", [None, (2, 3)], ids=str)
-def test_every_option_has_an_exact_gradient(rng: torch.Generator, options: dict[str, Any], tile: Tile | None) -> None:
+def test_every_option_has_an_exact_gradient(rng: torch.Generator, options: dict[str, Any], tile: TileShape | None) -> None:
     rows, scale = case(rng), torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     inputs = tuple(rows[name].requires_grad_() for name in ("query", "key", "own_key"))
 
@@ -332,7 +332,7 @@ def test_invalid_keys_do_not_exist_even_if_they_are_no_numbers(rng: torch.Genera
 @pytest.mark.parametrize("ids", [[0, 1, 2], [4, 4, 4], [0]])
 @pytest.mark.parametrize("tile", [None, (2, 2)], ids=str)
 def test_rows_without_positives_or_negatives_are_left_out(
-    rng: torch.Generator, options: dict[str, Any], ids: list[int], tile: Tile | None
+    rng: torch.Generator, options: dict[str, Any], ids: list[int], tile: TileShape | None
 ) -> None:
     z, id_N, row = unit(rng, len(ids)).requires_grad_(), torch.tensor(ids), torch.arange(len(ids))
     rows = {"query": z, "key": z, "query_id": id_N, "key_id": id_N, "query_row": row, "key_row": row}
@@ -362,7 +362,7 @@ def test_row_numbers_may_repeat(rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("ids", IDS.values(), ids=IDS.keys())
-def test_symmetric_is_both_directions(rng: torch.Generator, ids: list[int], tile: Tile | None) -> None:
+def test_symmetric_is_both_directions(rng: torch.Generator, ids: list[int], tile: TileShape | None) -> None:
     a, b, id_N = unit(rng, 6), unit(rng, 6), torch.tensor(ids)
     expected = info_nce_loop(a, b, id_N, id_N, 14.0) + info_nce_loop(b, a, id_N, id_N, 14.0)
     for reduction, factor in (("mean", 1), ("sum", 6)):
@@ -371,7 +371,7 @@ def test_symmetric_is_both_directions(rng: torch.Generator, ids: list[int], tile
 
 
 @pytest.mark.parametrize("tile", [None, (2, 3)], ids=str)
-def test_symmetric_has_an_exact_gradient(rng: torch.Generator, tile: Tile | None) -> None:
+def test_symmetric_has_an_exact_gradient(rng: torch.Generator, tile: TileShape | None) -> None:
     a, b, id_N = unit(rng, 5, 3).requires_grad_(), unit(rng, 5, 3).requires_grad_(), torch.tensor([0, 1, 1, 2, 0])
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, b, s: symmetric_info_nce(a, b, id_N=id_N, scale=s, tile=tile), (a, b, scale))
@@ -423,7 +423,7 @@ def test_a_forward_pass_changes_nothing(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("tile", [None, (2, 3)])
-def test_an_own_negative_counts_as_so_many_keys_of_its_query_alone(rng: torch.Generator, tile: Tile | None) -> None:
+def test_an_own_negative_counts_as_so_many_keys_of_its_query_alone(rng: torch.Generator, tile: TileShape | None) -> None:
     query, key, own, ids = unit(rng, 5), unit(rng, 5), unit(rng, 5), torch.arange(5)
     with_own: dict[str, Any] = {"own_negative_ND": own, "own_negative_log_weight": math.log(3), "tile": tile, "scale": 4.0}
     denominators: tuple[Literal["all", "negatives"], ...] = ("all", "negatives")

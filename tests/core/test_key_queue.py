@@ -1,4 +1,4 @@
-"""The queue against a deque."""
+"""The key queue against a deque."""
 
 from __future__ import annotations
 

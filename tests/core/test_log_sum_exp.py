@@ -1,4 +1,4 @@
-"""Tiles give what one big matrix gives, at any span of the logits, and no big matrix is ever there."""
+"""Tiles give the same result as one matrix for logits of any span, and no large matrix is allocated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
-from mmcl.core.tiled.pairs import Kept, Pairs, Tile, choose_tile
+from mmcl.core.tiled.pairs import PairKind, Pairs, TileShape, choose_tile
 from tests.narrow import present
 
 N, M = 7, 11
@@ -38,9 +38,9 @@ def leaves(rng: torch.Generator, span: float) -> tuple[Tensor, Tensor]:
     return query.requires_grad_(), key.requires_grad_()
 
 
-def dense(query: Tensor, key: Tensor, kept: Kept, which: str) -> tuple[Tensor, Tensor]:
+def dense(query: Tensor, key: Tensor, kind: PairKind, which: str) -> tuple[Tensor, Tensor]:
     equal = QUERY_ID[:, None] == KEY_ID
-    keep = {"all": torch.ones(N, M, dtype=torch.bool), "negatives": ~equal, "positives": equal}[kept]
+    keep = {"all": torch.ones(N, M, dtype=torch.bool), "negatives": ~equal, "positives": equal}[kind]
     if which == "rows":
         keep = keep & (QUERY_ROW[:, None] != KEY_ROW)
     logits = (query @ key.T).masked_fill(~keep, -torch.inf)
@@ -58,14 +58,14 @@ def with_gradients(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> l
 @pytest.mark.parametrize("tile", [None, (1, 1), (2, 3), (4, 5), (3, 100)], ids=str)
 @pytest.mark.parametrize("which", PAIRS)
 @pytest.mark.parametrize("kept", ["all", "negatives", "positives"])
-def test_tiles_equal_one_matrix(rng: torch.Generator, kept: Kept, which: str, tile: Tile | None, span: float) -> None:
+def test_tiles_equal_one_matrix(rng: torch.Generator, kind: PairKind, which: str, tile: TileShape | None, span: float) -> None:
     inputs = leaves(rng, span)
-    expected = with_gradients(dense(*inputs, kept, which), inputs)
-    got = pair_log_sum_exp(*inputs, PAIRS[which], kept=kept, both=True, tile=tile)
+    expected = with_gradients(dense(*inputs, kind, which), inputs)
+    got = pair_log_sum_exp(*inputs, PAIRS[which], kind=kind, both=True, tile=tile)
     torch.testing.assert_close(with_gradients(got, inputs), expected, rtol=1e-11, atol=1e-11)  # type: ignore[arg-type]
-    one_way = pair_log_sum_exp(*inputs, PAIRS[which], kept=kept, tile=tile)
+    one_way = pair_log_sum_exp(*inputs, PAIRS[which], kind=kind, tile=tile)
     assert one_way[1] is None
-    by_row = with_gradients(dense(*inputs, kept, which)[:1], inputs)
+    by_row = with_gradients(dense(*inputs, kind, which)[:1], inputs)
     torch.testing.assert_close(with_gradients(one_way[:1], inputs), by_row, rtol=1e-11, atol=1e-11)
 
 
@@ -82,8 +82,10 @@ def test_float32_is_close_to_float64_at_any_span(rng: torch.Generator, span: flo
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
 @pytest.mark.parametrize("tile", [None, (1, 1), (2, 3), (4, 4), (100, 3), (100, 100)], ids=str)
-@pytest.mark.parametrize("kept", ["all", "negatives", "positives"])
-def test_mirrored_tiles_equal_the_whole_matrix(rng: torch.Generator, kept: Kept, tile: Tile | None, span: float) -> None:
+@pytest.mark.parametrize("kind", ["all", "negatives", "positives"])
+def test_mirrored_tiles_equal_the_whole_matrix(
+    rng: torch.Generator, kind: PairKind, tile: TileShape | None, span: float
+) -> None:
     """Rows against themselves, the queries scaled: half of the tiles, the same sums and gradients."""
     z = torch.randn(len(KEY_ID), 5, generator=rng, dtype=torch.float64)
     logits = z @ z.T
@@ -91,9 +93,9 @@ def test_mirrored_tiles_equal_the_whole_matrix(rng: torch.Generator, kept: Kept,
     z.requires_grad_()
     pairs = Pairs.from_ids(KEY_ID, KEY_ID, KEY_ROW, KEY_ROW)
     equal, own = KEY_ID[:, None] == KEY_ID, torch.eye(len(KEY_ID), dtype=torch.bool)
-    keep = {"all": ~own, "negatives": ~equal, "positives": equal & ~own}[kept]
+    keep = {"all": ~own, "negatives": ~equal, "positives": equal & ~own}[kind]
     expected = with_gradients(((scale * z @ z.T).masked_fill(~keep, -torch.inf).logsumexp(1),), (z, scale))
-    got = pair_log_sum_exp(z, z, pairs, scale=scale, kept=kept, mirrored=True, tile=tile)
+    got = pair_log_sum_exp(z, z, pairs, scale=scale, kind=kind, mirrored=True, tile=tile)
     assert got[1] is None
     torch.testing.assert_close(with_gradients(got[:1], (z, scale)), expected, rtol=1e-10, atol=1e-10)
 
@@ -131,8 +133,8 @@ def test_what_is_no_number_shows(rng: torch.Generator) -> None:
     assert by_column.isnan().sum() == M - 1  # all but the one that is the same row
 
 
-def test_nothing_kept_is_minus_infinity_with_zero_gradient(rng: torch.Generator) -> None:
-    """One query against itself: nothing is kept in either direction."""
+def test_a_sum_of_no_pairs_is_minus_infinity_with_zero_gradient(rng: torch.Generator) -> None:
+    """One query against itself: there is no pair in either direction."""
     z = torch.randn(1, 3, generator=rng).requires_grad_()
     zero = torch.zeros(1, dtype=torch.int64)
     for tile in (None, (1, 1)):
@@ -218,8 +220,8 @@ def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generato
         torch.autograd.grad(outputs, (query, key), [torch.ones(count)] * 2)  # type: ignore[arg-type]
     everything, memory = count * count, query.numel() + key.numel()
     assert sum(saved) <= 2 * memory + 2 * count + 1  # rows, tiles, sums and the scale
-    kept = 4 * everything - products.multiplications / dim
-    assert min(everything, memory) - tile[0] * tile[1] < kept <= min(everything, memory)
+    kind = 4 * everything - products.multiplications / dim
+    assert min(everything, memory) - tile[0] * tile[1] < kind <= min(everything, memory)
 
 
 def test_backward_may_come_twice(rng: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Whatever comes in, the core computes in float32: low-precision rows, under autocast, give what their float32 copies give."""
+"""The core computes in float32 for all inputs: low-precision rows under autocast give the result of their float32 copies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import mmcl.core
 from mmcl.core import clustering, decorrelation, geometry, info_nce, nearest, precision, regression, sigmoid
 from mmcl.core import metric_learning as metric
-from mmcl.evaluate.measures import rank_counts as rivals
+from mmcl.evaluate.measures import rank_counts
 from mmcl.methods.byol import predict
 from tests.narrow import of_type
 
@@ -46,7 +46,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "Prototypes": lambda a, b, s: prototypes(a),
     "unit_rows": lambda a, b, s: precision.unit_rows(a),
     "nearest": lambda a, b, s: nearest.nearest(a, b, 3)[0],
-    "cosine_rivals": lambda a, b, s: rivals.cosine_rivals(a, b, ID, ID)[0].score,
+    "cosine_rank_counts": lambda a, b, s: rank_counts.cosine_rank_counts(a, b, ID, ID)[0].score,
     "alignment": lambda a, b, s: geometry.alignment(a, b),
     "uniformity": lambda a, b, s: geometry.uniformity(a),
     "effective_rank": lambda a, b, s: geometry.effective_rank(a),

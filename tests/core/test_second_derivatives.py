@@ -1,4 +1,4 @@
-"""Gradients of gradients are exact, in one piece and in tiles, and so are the transforms of torch.func."""
+"""Second derivatives and the transforms of torch.func are exact, in one piece and in tiles."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch.nn import functional as F
 import mmcl.core
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.sigmoid import sigmoid_loss
-from mmcl.core.tiled.pairs import Tile
+from mmcl.core.tiled.pairs import TileShape
 from tests.core.test_info_nce import OPTION, call, case, unit
 
 Loss = Callable[..., Tensor]
 TILE = pytest.mark.parametrize("tile", [None, (2, 3)], ids=str)
 
 
-def two_views(z: Tensor, scale: Tensor, tile: Tile | None = None) -> Tensor:
+def two_views(z: Tensor, scale: Tensor, tile: TileShape | None = None) -> Tensor:
     row = torch.arange(len(z))
     return info_nce(z, z, query_id_N=row // 2, key_id_M=row // 2, query_row_N=row, key_row_M=row, scale=scale, tile=tile)
 
 
-def one_way(query: Tensor, key: Tensor, scale: Tensor, tile: Tile | None = None) -> Tensor:
+def one_way(query: Tensor, key: Tensor, scale: Tensor, tile: TileShape | None = None) -> Tensor:
     return info_nce(query, key, query_id_N=torch.arange(len(query)), key_id_M=torch.arange(len(key)), scale=scale, tile=tile)
 
 
-def both_ways(a: Tensor, b: Tensor, scale: Tensor, tile: Tile | None = None) -> Tensor:
+def both_ways(a: Tensor, b: Tensor, scale: Tensor, tile: TileShape | None = None) -> Tensor:
     return symmetric_info_nce(a, b, id_N=torch.arange(len(a)), scale=scale, tile=tile)
 
 
-def every_pair(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: Tile | None = None) -> Tensor:
+def every_pair(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: TileShape | None = None) -> Tensor:
     id_N = torch.arange(len(image))
     return sigmoid_loss(image, text, image_id_N=id_N, text_id_M=id_N, scale=scale, bias=bias, tile=tile)
 
@@ -87,14 +87,14 @@ def penalised(loss: Loss, leaves: list[Tensor], **options: Any) -> tuple[Tensor,
 
 @LOSS
 @TILE
-def test_second_derivatives_pass_the_numerical_check(rng: torch.Generator, name: str, tile: Tile | None) -> None:
+def test_second_derivatives_pass_the_numerical_check(rng: torch.Generator, name: str, tile: TileShape | None) -> None:
     leaves = arguments(name, rng, 4)
     assert torch.autograd.gradgradcheck(lambda *x: LOSSES[name][0](*x, tile=tile), leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("tile", [None, pytest.param((2, 3), marks=pytest.mark.slow)], ids=str)
 @OPTION
-def test_so_do_those_of_every_option(rng: torch.Generator, options: dict[str, Any], tile: Tile | None) -> None:
+def test_so_do_those_of_every_option(rng: torch.Generator, options: dict[str, Any], tile: TileShape | None) -> None:
     rows, scale = case(rng), torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     inputs = tuple(rows[name].requires_grad_() for name in ("query", "key", "own_key"))
 
@@ -195,7 +195,7 @@ def test_transforms_of_torch_func(rng: torch.Generator, name: str, transform: Ca
 def test_masks_are_followed_through_nested_transforms(rng: torch.Generator) -> None:
     rows = {name: value for name, value in case(rng).items() if name not in ("valid", "weight")}
 
-    def loss(tile: Tile | None) -> Loss:
+    def loss(tile: TileShape | None) -> Loss:
         return lambda query: call({**rows, "query": query}, 3.0, tile, denominator="negatives", positives="inside")
 
     expected = torch.func.hessian(loss(None))(rows["query"])

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.core.sigmoid import sigmoid_loss
-from mmcl.core.tiled.pairs import Tile
+from mmcl.core.tiled.pairs import TileShape
 from tests.core.loops import sigmoid_loop
 
-TILES: list[Tile | None] = [None, (1, 1), (2, 3), (4, 5), (3, 100)]
+TILES: list[TileShape | None] = [None, (1, 1), (2, 3), (4, 5), (3, 100)]
 IMAGE_ID, TEXT_ID = torch.tensor([0, 3, 0, 5, 2**62]), torch.tensor([5, 0, 0, 0, 3, 0, 7, 2**62])
 TILE = pytest.mark.parametrize("tile", TILES, ids=str)
 
@@ -25,7 +25,7 @@ def unit(rng: torch.Generator, rows: int, dim: int = 4) -> Tensor:
 
 @TILE
 @pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1.0, 0.0), (100.0, -3.0), (100.0, 300.0)])
-def test_equals_the_loop(rng: torch.Generator, tile: Tile | None, scale: float, bias: float) -> None:
+def test_equals_the_loop(rng: torch.Generator, tile: TileShape | None, scale: float, bias: float) -> None:
     image, text = unit(rng, 5), unit(rng, 8)
     expected = sigmoid_loop(image, text, IMAGE_ID, TEXT_ID, scale, bias)
     arguments: dict[str, Any] = {"image_id_N": IMAGE_ID, "text_id_M": TEXT_ID, "scale": scale, "bias": bias, "tile": tile}
@@ -34,7 +34,7 @@ def test_equals_the_loop(rng: torch.Generator, tile: Tile | None, scale: float, 
 
 
 @TILE
-def test_gradients_of_rows_scale_and_bias(rng: torch.Generator, tile: Tile | None) -> None:
+def test_gradients_of_rows_scale_and_bias(rng: torch.Generator, tile: TileShape | None) -> None:
     scalars = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (5.0, -2.0)]
 
     def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_parts_of_the_images_add_up(rng: torch.Generator) -> None:
 
 
 @TILE
-def test_confident_and_right_keeps_its_digits(tile: Tile | None) -> None:
+def test_confident_and_right_keeps_its_digits(tile: TileShape | None) -> None:
     """Two pairs of opposite vectors at scale 30: every term is log1p(e^-30), about 1e-13, where 30 - 30 would leave nothing."""
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     id_N = torch.arange(2)

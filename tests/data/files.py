@@ -1,4 +1,4 @@
-"""Small files of images and tables, as people have them."""
+"""Small files of images and tables in common formats."""
 
 from __future__ import annotations
 

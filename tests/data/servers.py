@@ -1,4 +1,4 @@
-"""A web server on loopback for tests: a folder of files, with the faults that real servers have."""
+"""A web server on loopback for tests: it serves a folder, with the faults of real servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards for tests, written by the standard library."""
+"""Tar shards for tests, written with the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cells of a table are the same samples, whatever Arrow type holds them."""
+"""The cells of a table give the same samples in every Arrow type."""
 
 from __future__ import annotations
 

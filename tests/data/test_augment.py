@@ -19,7 +19,7 @@ from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.augment.affine import Affine
 from mmcl.data.augment.color import turn_hue
 from mmcl.data.augment.crop import random_boxes
-from mmcl.data.augment.pipeline import Augmentation, Policy
+from mmcl.data.augment.pipeline import Augmentation, AugmentationPipeline
 from mmcl.data.images.crop import BOX_DRAWS, random_box
 from mmcl.errors import UserError
 from tests.narrow import of_type
@@ -56,8 +56,8 @@ def build(name: str, **args: Any) -> Augmentation:
     return augmentation
 
 
-def policy(*names: str, settings: Mapping[str, dict[str, Any]] = STRONG) -> Policy:
-    return Policy.build([ComponentConfig(name=name, args=settings[name]) for name in names])
+def pipeline(*names: str, settings: Mapping[str, dict[str, Any]] = STRONG) -> AugmentationPipeline:
+    return AugmentationPipeline.build([ComponentConfig(name=name, args=settings[name]) for name in names])
 
 
 def pictures(batch: int = 7, channels: int = 3, height: int = 13, width: int = 11) -> Tensor:
@@ -68,7 +68,7 @@ def draws(batch: int, operation: Augmentation) -> Tensor:
     return torch.rand(batch, operation.draws, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def run(one: Policy, images: Tensor, rows: list[int], *, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
+def run(one: AugmentationPipeline, images: Tensor, rows: list[int], *, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
     index = np.array(rows)
     return one(images[rows], seed=seed, epoch=np.full(len(rows), epoch), index=index, view=view)
 
@@ -77,14 +77,14 @@ def run(one: Policy, images: Tensor, rows: list[int], *, seed: int = 0, epoch: i
 @pytest.mark.parametrize("name", ZERO)
 def test_nothing_happens_at_zero_strength(name: str, channels: int) -> None:
     images = pictures(channels=channels)
-    assert torch.allclose(run(policy(name, settings=ZERO), images, list(range(7))), images, atol=1e-5)
+    assert torch.allclose(run(pipeline(name, settings=ZERO), images, list(range(7))), images, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", STRONG)
 def test_some_images_are_changed_after_all_were(name: str) -> None:
     images, rows = pictures(20, height=11), list(range(20))
-    both = Policy((build(name, **STRONG[name] | {"p": 1.0}), build("invert", p=0.5)))
-    first = run(Policy(both.operations[:1]), images, rows)
+    both = AugmentationPipeline((build(name, **STRONG[name] | {"p": 1.0}), build("invert", p=0.5)))
+    first = run(AugmentationPipeline(both.operations[:1]), images, rows)
     inverted = [torch.equal(row, 1 - before) for row, before in zip(run(both, images, rows), first, strict=True)]
     kept = [torch.equal(row, before) for row, before in zip(run(both, images, rows), first, strict=True)]
     assert all(a != b for a, b in zip(inverted, kept, strict=True))
@@ -93,14 +93,14 @@ def test_some_images_are_changed_after_all_were(name: str) -> None:
 
 
 def test_large_images_are_done_in_parts() -> None:
-    images, one = pictures(5, 3, 200, 200), policy("color_jitter", "affine")
+    images, one = pictures(5, 3, 200, 200), pipeline("color_jitter", "affine")
     whole = run(one, images, list(range(5)))
     assert all(torch.equal(run(one, images, [row])[0], whole[row]) for row in range(5))
 
 
 def test_an_operation_twice_in_a_policy_draws_twice() -> None:
     images = torch.ones(200, 1, 1, 1)
-    once, twice = policy("invert"), policy("invert", "invert")
+    once, twice = pipeline("invert"), pipeline("invert", "invert")
     rows = list(range(200))
     assert run(once, images, rows).mean() == pytest.approx(0.5, abs=0.15)
     assert 0.2 < run(twice, images, rows).mean() < 0.8, "equal draws would undo each other, always"
@@ -108,7 +108,7 @@ def test_an_operation_twice_in_a_policy_draws_twice() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_p_is_the_share_of_images_that_change(p: float) -> None:
-    changed = run(Policy((build("invert", p=p),)), torch.ones(2000, 1, 1, 1), list(range(2000))) == 0
+    changed = run(AugmentationPipeline((build("invert", p=p),)), torch.ones(2000, 1, 1, 1), list(range(2000))) == 0
     assert changed.float().mean() == pytest.approx(p, abs=0.04)
 
 
@@ -262,4 +262,4 @@ def test_stroke_against_a_loop() -> None:
 )
 def test_bad_arguments_are_named(name: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Policy.build([ComponentConfig(name=name, args=args)])
+        AugmentationPipeline.build([ComponentConfig(name=name, args=args)])

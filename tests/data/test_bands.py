@@ -1,4 +1,4 @@
-"""Images beyond 8 bits and of any number of channels, from arrays and from files of them."""
+"""Images of more than 8 bits or with any number of channels, from arrays and from files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmcl.data.batches.views import ImageView, show
+from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.images.bands import read_bands
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import decode
@@ -86,7 +86,7 @@ class TestIntensity:
         preprocess = Preprocess(size=9, channels=1, intensity=(0, 4095))
         assert torch.equal(read_pixels(grey, preprocess), to_tensor(decode(grey, intensity=(0, 4095)), preprocess))
         views = {"image": ImageView(number=0, preprocess=preprocess)}
-        assert torch.equal(show(grey, views, seed=0, epoch=0, index=0)["image"], read_pixels(grey, preprocess))
+        assert torch.equal(make_views(grey, views, seed=0, epoch=0, index=0)["image"], read_pixels(grey, preprocess))
 
     @pytest.mark.parametrize("given", [[5, 5], [5, 1], [1], [1, 2, 3]], ids=str)
     def test_that_is_no_range_is_refused(self, given: list[int]) -> None:
@@ -123,7 +123,7 @@ class TestChannels:
     def test_a_crop_shows_the_same_part_of_every_channel(self) -> None:
         array = np.repeat(noise(60, 80, 1)[..., None], 2, axis=2)
         view = ImageView(number=0, preprocess=Preprocess(size=16, channels=2), crop=RandomResizedCrop(scale=(0.2, 0.5)))
-        pixels = show(array, {"a": view}, seed=1, epoch=2, index=3)["a"]
+        pixels = make_views(array, {"a": view}, seed=1, epoch=2, index=3)["a"]
         assert pixels.shape == (2, 16, 16)
         assert torch.equal(pixels[0], pixels[1])
 

@@ -1,4 +1,4 @@
-"""Which rows of a batch are positives of each other, and the texts beside the captions."""
+"""The positives within a batch, and texts other than captions."""
 
 from __future__ import annotations
 

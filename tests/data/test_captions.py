@@ -1,4 +1,4 @@
-"""Which captions are the same: where no tokenizer decides, those that differ in nothing that a reader would call different."""
+"""Equality of captions: without a tokenizer, captions are equal if a reader would not distinguish them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells of tables that are easily misread in silence: labels, lists, quotes behind backslashes, pointers in place of files."""
+"""Cells of tables that are easily misread silently: labels, lists, quotes after backslashes, pointers instead of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P x K batches: a step shows K samples of each of P classes, a round all classes, a lap all samples of a class."""
+"""P x K batches: a step has K samples of each of P classes, a round all classes, and a lap all samples of a class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding against Pillow, whatever the file's colours and orientation, in full and shrunk."""
+"""Decoding against Pillow for all color modes and orientations, at full size and reduced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled pairs: that they are what they say, and that no split leaks."""
+"""The bundled pairs: their contents are as documented, and no split leaks."""
 
 from __future__ import annotations
 

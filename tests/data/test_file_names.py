@@ -1,4 +1,4 @@
-"""Names of images and texts in folders and shards: which belong together, which are found, and which are not used."""
+"""Names of images and texts in folders and shards: which files belong together, are found, or are not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equal lists are not equal data: an identity follows what the samples show, and neither their names nor their places."""
+"""The identity of a dataset depends on the contents of its samples, and not on their names or locations."""
 
 from __future__ import annotations
 

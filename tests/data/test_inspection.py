@@ -1,4 +1,4 @@
-"""Everything that is wrong with data is found, and the counts are those of a loop over the samples."""
+"""Every problem of the data is found, and all counts equal those of a loop over the samples."""
 
 from __future__ import annotations
 

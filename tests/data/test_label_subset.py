@@ -1,4 +1,4 @@
-"""Few labels: the parts are stratified, lie within each other, and depend on nothing but the seed and the labels."""
+"""Few-label subsets are stratified, nested, and depend only on the seed and the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: each is read as it is meant, or the choice is asked for, and what is not used is said."""
+"""Common folder layouts: each is read as intended, or an ambiguity is reported; unused files are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are pure functions of the step: the same for any workers, processes, caches and resumes; bad samples included."""
+"""Batches are pure functions of the step, for any number of workers and processes, with caches, resumes and bad samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmcl.config import ComponentConfig
 from mmcl.core.cached_backward import split_views
-from mmcl.data.augment.pipeline import Policy
+from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import BatchOrder, Order
@@ -36,7 +36,7 @@ from tests.narrow import of_type, present
 PREPROCESS = Preprocess(size=8)
 PAIR = {"image": "image", "text": "text"}
 TWO = {"a": "image", "b": "image"}
-AUGMENT = Policy.build(
+AUGMENT = AugmentationPipeline.build(
     [ComponentConfig(name="affine", args={"rotation": 20, "translation": 0.1}), ComponentConfig(name="hflip")]
 )
 
@@ -91,7 +91,7 @@ def batches(
     batch_size: int = 12,
     views: Mapping[str, str] = PAIR,
     seed: int = 3,
-    augment: Policy | None = None,
+    augment: AugmentationPipeline | None = None,
     crop: RandomResizedCrop | None = None,
     images: Mapping[str, ImageView] | None = None,
     order: BatchOrder | None = None,

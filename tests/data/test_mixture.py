@@ -1,4 +1,4 @@
-"""Several sources: exact proportions in an order that is a pure function of the step, and samples that stay what they were."""
+"""Mixtures: exact proportions, in an order that is a pure function of the step, with unchanged samples."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class TestOrder:
         first = np.cumsum([size for size, _ in parts])
         expected = np.bincount(np.searchsorted(first, index, side="right"), minlength=len(parts))
         for before in (0, step // 2, step, 3 * step):
-            order.shown(before)
-            assert list(order.shown(step).values()) == expected.tolist()
+            order.rows_by_part(before)
+            assert list(order.rows_by_part(step).values()) == expected.tolist()
 
     def test_the_first_rows_never_change(self) -> None:
         epoch, index = stream(build([(5, 10), (7, 3)], seed=3), 26)

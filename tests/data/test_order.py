@@ -1,4 +1,4 @@
-"""The order of samples is a pure function of (seed, step), for any number of processes."""
+"""The sample order is a pure function of (seed, step), for any number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets as they are published: what is in their files is read, or what is not is said with a way to read it."""
+"""Datasets in their published form: their files are read, or the error explains how to make them readable."""
 
 from __future__ import annotations
 

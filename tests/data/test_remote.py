@@ -1,4 +1,4 @@
-"""Files on servers: the same samples as of local ones, whatever the connection does; faults are named, secrets are not."""
+"""Files on servers give the same samples as local files despite connection faults; errors never contain secrets."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_what_will_not_pass_is_not_tried_again(
         raise Failure(status, of_response)
 
     with pytest.raises(UserError, match="s3://b/a: cannot be read: ") as error:
-        servers.tried(call, "s3://b/a")
+        servers.with_retries(call, "s3://b/a")
     assert len(calls) == attempts
     assert "secret" not in str(error.value)
     assert error.value.__suppress_context__

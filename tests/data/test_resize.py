@@ -1,4 +1,4 @@
-"""Resizing against Pillow and torchvision, of whole images and of parts."""
+"""Resizing of whole images and of parts against Pillow and torchvision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One contract for every data source, then what is each one's own."""
+"""One contract for every data source, and the properties of each."""
 
 from __future__ import annotations
 

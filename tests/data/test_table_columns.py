@@ -1,4 +1,4 @@
-"""Columns of tables as people name and fill them: found, or refused with what to say."""
+"""Columns of tables with common names and contents: they are found, or the error says what to give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the table source's own: captions of one image, columns, kinds of files, large files."""
+"""The table source: several captions of one image, columns, file formats, large files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as people have them: whatever stores the cells, however the file is written, no row is lost or misread in silence."""
+"""Tables in all common forms: no row is lost or misread silently."""
 
 from __future__ import annotations
 

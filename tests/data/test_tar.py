@@ -1,4 +1,4 @@
-"""Members of tar archives are where the standard library finds them, and damage is named."""
+"""Members of tar archives are located where the standard library finds them, and damage is reported."""
 
 from __future__ import annotations
 

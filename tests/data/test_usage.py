@@ -1,4 +1,4 @@
-"""What a source does not use is counted once, by reason, and named."""
+"""Everything that a source does not use is counted once, by reason, and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views that differ: by name or by family, at decoding or on cached images, the same for any processes and workers."""
+"""Views with settings of their own, by name or by family, decoded or from cached images, in any processes and workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mmcl.config import DataConfig, from_dict
 from mmcl.data.batches.loader import StepBatches
-from mmcl.data.batches.views import ImageView, build_image_views, show
+from mmcl.data.batches.views import ImageView, build_image_views, make_views
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import decode
 from mmcl.data.images.resize import part_to_tensor, read_pixels
@@ -109,7 +109,7 @@ class TestShow:
         file = encode(whole_blocks, "JPEG", quality=90, exif=oriented(orientation))
         views = self.views(size)
         # An image of the caller's is never shrunk.
-        [shown], [full] = (show(image, views, **self.DRAW).values() for image in (file, decode(file)))
+        [shown], [full] = (make_views(image, views, **self.DRAW).values() for image in (file, decode(file)))
         assert 0 < (shown.int() - full.int()).abs().float().mean() < 3
         # The rest is detail: a pixel further, the difference would be of another size.
         assert (shown[:, 1:].int() - full[:, :-1].int()).abs().float().mean() > 9
@@ -117,13 +117,13 @@ class TestShow:
     def test_a_file_that_is_not_shrunk_shows_every_bit(self, photo: Image.Image) -> None:
         file = encode(photo, "JPEG")
         for views in (self.views(224, 448), self.views(300, 20), self.views(64, scale=(0.01, 0.02))):
-            of_file, of_pixels = (show(image, views, **self.DRAW) for image in (file, decode(file)))
+            of_file, of_pixels = (make_views(image, views, **self.DRAW) for image in (file, decode(file)))
             assert all(torch.equal(of_file[key], of_pixels[key]) for key in views)
 
     def test_a_view_without_a_crop_is_as_in_an_evaluation(self, photo: Image.Image) -> None:
         file = encode(photo, "JPEG")
         views = self.views(20) | {"whole": ImageView(number=1, preprocess=PREPROCESS)}
-        assert torch.equal(show(file, views, **self.DRAW)["whole"], read_pixels(file, PREPROCESS))
+        assert torch.equal(make_views(file, views, **self.DRAW)["whole"], read_pixels(file, PREPROCESS))
 
     def test_the_part_is_the_one_that_was_drawn(self, photo: Image.Image) -> None:
         [view] = self.views(50, scale=(0.1, 0.2)).values()
@@ -131,7 +131,7 @@ class TestShow:
         scale = view.part(*photo.size, **self.DRAW).scale
         box = left // scale * scale, top // scale * scale, right // scale * scale, bottom // scale * scale
         expected = part_to_tensor(photo, view.preprocess, box)
-        assert torch.equal(show(photo, {"a": view}, **self.DRAW)["a"], expected)
+        assert torch.equal(make_views(photo, {"a": view}, **self.DRAW)["a"], expected)
 
     def test_a_part_keeps_a_pixel_for_each_that_is_shown(self) -> None:
         [view] = self.views(30, scale=(0.01, 1.0)).values()

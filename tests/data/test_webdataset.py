@@ -1,4 +1,4 @@
-"""Tar shards: the samples that are in them, in any layout, and a clear word for everything that is broken."""
+"""Tar shards: all their samples in any layout, and a clear error for everything that is broken."""
 
 from __future__ import annotations
 

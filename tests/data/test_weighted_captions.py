@@ -1,4 +1,4 @@
-"""Captions by weight: shares that are exact, and draws that go on to what else the source does with them."""
+"""Captions by weight: exact shares, and draws that remain uniform for the wrapped source."""
 
 from __future__ import annotations
 

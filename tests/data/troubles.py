@@ -1,4 +1,4 @@
-"""Folders in which everything is wrong that people meet, beside images that are whole."""
+"""Folders with every common problem beside intact images."""
 
 from __future__ import annotations
 

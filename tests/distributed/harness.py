@@ -1,4 +1,4 @@
-"""Runs a function in W processes that talk over gloo, forked from the warm test process."""
+"""Runs a function in W processes that communicate over gloo, forked from the warm test process."""
 
 from __future__ import annotations
 

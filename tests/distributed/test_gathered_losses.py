@@ -1,4 +1,4 @@
-"""`gathered`: over W processes with uneven shares, value and gradients of every loss are those of one process with all rows."""
+"""`gathered` over W processes with uneven shares gives value and gradients of one process with all rows, for every loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Over W processes with different data, in any micro-batches: loss, gradients and training are those of one whole batch."""
+"""Loss, gradients and training on W processes and any micro-batches equal those of one whole batch."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_batch_norm_counts_every_piece_once() -> None:
     expected = nn.BatchNorm1d(3)
     data = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
 
-    class Rows(nn.Module):
+    class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.encode = encode
@@ -207,7 +207,7 @@ def test_batch_norm_counts_every_piece_once() -> None:
             return {"a": self.encode(views["a"])}
 
     cached_backward(
-        Rows(),
+        Encoder(),
         split_views({"a": data}, 4),
         loss=lambda rows: rows["a"].square().sum(),
         backward=lambda loss: loss.backward(),

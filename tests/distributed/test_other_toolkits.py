@@ -1,4 +1,4 @@
-"""The same measurement sees what is known to be wrong in other toolkits: a harness that finds no fault could be blind."""
+"""The same measurement detects known errors of other toolkits, so the harness is able to find faults."""
 
 from __future__ import annotations
 

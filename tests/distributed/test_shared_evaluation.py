@@ -1,4 +1,4 @@
-"""Evaluation by several processes is that of one: the same scores, every item encoded once, and failures reach all."""
+"""Evaluation by several processes equals that of one: same scores, each item encoded once, failures reach all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder like the one that the documentation speaks of, made once for all pages."""
+"""A folder like the one that the documentation describes, made once for all pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples run as they stand, in a folder like the one they speak of, and the shipped configurations load."""
+"""The examples run unchanged in a folder like the one they describe, and the shipped configurations load."""
 
 from __future__ import annotations
 

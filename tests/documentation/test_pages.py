@@ -1,4 +1,4 @@
-"""Every block of code in the README and in the documentation runs as it stands."""
+"""Every code block in the README and in the documentation runs unchanged."""
 
 from __future__ import annotations
 

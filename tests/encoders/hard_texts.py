@@ -1,4 +1,4 @@
-"""Texts on which tokenizers differ, and tokenizers of every class that text encoders use, from small vocabularies made here."""
+"""Texts on which tokenizers differ, and tokenizers of every class that text encoders use, with small vocabularies."""
 
 from __future__ import annotations
 

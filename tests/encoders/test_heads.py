@@ -1,4 +1,4 @@
-"""Heads as published, and the cut of SimCLRv2; the small stem of ResNets."""
+"""Projection heads as published, the cut of SimCLRv2, and the small stem of ResNets."""
 
 from __future__ import annotations
 

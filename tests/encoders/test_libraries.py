@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder, Tower
-from mmcl.engine.weight_layout import spread
+from mmcl.engine.weight_layout import shard
 from mmcl.errors import UserError
 from tests.distributed.harness import run_processes
 from tests.encoders import tiny
@@ -241,8 +241,8 @@ def test_every_parameter_gets_a_gradient(text_case: Case) -> None:
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
-def _gradients_when_spread(rank: int, world: int, encoder: Encoder, inputs: Any) -> dict[str, Tensor]:
-    spread(Tower(encoder, NoHead(encoder.feature_dim)), torch.device("cpu"))
+def _gradients_when_sharded(rank: int, world: int, encoder: Encoder, inputs: Any) -> dict[str, Tensor]:
+    shard(Tower(encoder, NoHead(encoder.feature_dim)), torch.device("cpu"))
     assert any(isinstance(parameter, DTensor) for parameter in encoder.parameters())
     return _gradients(encoder, inputs)
 
@@ -258,7 +258,7 @@ def _gradients(encoder: Encoder, inputs: Any) -> dict[str, Tensor]:
     }
 
 
-def _assert_same_when_spread(encoder: Encoder, inputs: Any) -> None:
+def _assert_same_when_sharded(encoder: Encoder, inputs: Any) -> None:
     """Libraries reach for weights in ways of their own: they must find them although they come and go block by block.
 
     In float64, against the largest gradient of all: some gradients are rounding alone, as those of the biases of keys, to
@@ -266,23 +266,23 @@ def _assert_same_when_spread(encoder: Encoder, inputs: Any) -> None:
     """
     expected = _gradients(encoder, inputs)
     tolerance = 1e-9 * max(float(value.abs().max()) for value in expected.values())
-    for ours in run_processes(2, _gradients_when_spread, encoder, inputs):
+    for ours in run_processes(2, _gradients_when_sharded, encoder, inputs):
         assert ours.keys() == expected.keys()
         for name, value in expected.items():
             assert value.dtype == torch.float64
             torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=tolerance, msg=name)
 
 
-def test_an_image_encoder_may_be_spread(image_case: Case) -> None:
+def test_an_image_encoder_may_be_sharded(image_case: Case) -> None:
     assert isinstance(image_case.encoder, ImageEncoder)
     encoder = copy.deepcopy(image_case.encoder).double()
-    _assert_same_when_spread(encoder, _pixels(encoder).double())
+    _assert_same_when_sharded(encoder, _pixels(encoder).double())
 
 
-def test_a_text_encoder_may_be_spread(text_case: Case) -> None:
+def test_a_text_encoder_may_be_sharded(text_case: Case) -> None:
     assert isinstance(text_case.encoder, TextEncoder)
     encoder = copy.deepcopy(text_case.encoder).double()
-    _assert_same_when_spread(encoder, encoder.tokenizer(TEXTS))
+    _assert_same_when_sharded(encoder, encoder.tokenizer(TEXTS))
 
 
 @pytest.mark.parametrize(

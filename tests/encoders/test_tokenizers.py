@@ -1,4 +1,4 @@
-"""CLIP's tokenizer against open_clip's own, transformers' against transformers, and what every tokenizer promises."""
+"""CLIP's tokenizer against open_clip, transformers' tokenizers against transformers, and properties of all tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The roles of the parameters of every encoder that the libraries build, a family at a time, on the meta device.
+"""The roles of the parameters of every encoder of the libraries, one family at a time, on the meta device.
 
 `python -m tests.engine.parameter_roles > tests/engine/parameter_roles.json` freezes them; read the difference first.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there; damage is seen, named and passed over."""
+"""A checkpoint is complete or absent; damage is detected, reported and skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before the first step: launches that are none, views that no encoder takes; and what a run leaves behind."""
+"""Errors before the first step, such as incomplete launches or views that no encoder accepts, and the files that they leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that only the model's intensity and channels make readable, from training to every image of the report."""
+"""Images that are readable only with the model's intensity and channels, from training to every figure of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The diagnosis tells the sizes of a run as the run will have them, and every warning that it should and no other."""
+"""The diagnosis states the actual sizes of a run, and exactly the warnings that apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise under the very list of the training images: an evaluation sees the noise, whatever it keeps and for how long."""
+"""With noise in place of the training images under equal names, every evaluation sees the noise, despite all caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of fixed inputs is computed once, and training with it is the same training."""
+"""Features of a frozen encoder for fixed inputs are computed once, and training with them is the same."""
 
 from __future__ import annotations
 

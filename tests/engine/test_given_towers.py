@@ -1,4 +1,4 @@
-"""Encoders that are given as modules from Python: trained, resumed, saved and loaded as any other, but for their names."""
+"""Encoders passed as Python modules are trained, resumed, saved and loaded like all others."""
 
 from __future__ import annotations
 

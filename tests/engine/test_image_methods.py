@@ -1,4 +1,4 @@
-"""Every image method trains, saves and loads from its configuration, on other digits and for two steps."""
+"""Every image method trains, saves and loads from its configuration, on digits for two steps."""
 
 from __future__ import annotations
 

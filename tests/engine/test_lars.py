@@ -1,4 +1,4 @@
-"""LARS next to timm's, and on parameters that are spread over processes."""
+"""LARS against timm, and on parameters that are sharded over processes."""
 
 from __future__ import annotations
 

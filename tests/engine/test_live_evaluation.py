@@ -1,4 +1,4 @@
-"""Evaluation while a run trains: it leaves no trace in the run, its scores are those of the report, and the best is kept."""
+"""Evaluation during training does not affect the run, gives the scores of the report, and keeps the best checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import nn
 
 import mmcl
 from mmcl.config import Config
-from mmcl.engine.best_checkpoint import Best, BestState
+from mmcl.engine.best_checkpoint import BestScore, BestState
 from mmcl.engine.checkpoint import checkpoint_of_step
-from mmcl.engine.live_evaluation import LiveEvaluation, undisturbed
+from mmcl.engine.live_evaluation import LiveEvaluation, state_preserved
 from mmcl.engine.log import EVALUATION, read_log
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
@@ -104,7 +104,7 @@ def test_modes_and_generators_are_put_back() -> None:
     module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3))
     module[0].eval()
     state = (torch.get_rng_state(), numpy_state(), random.getstate())
-    with suppress(KeyError), undisturbed(module):
+    with suppress(KeyError), state_preserved(module):
         module.eval()
         torch.rand(3), np.random.rand(3), random.random()
         raise KeyError
@@ -213,15 +213,15 @@ class TestBestCheckpoint:
 
 
 class TestBest:
-    def best(self, folder: Path, *flags: str) -> Best:
-        return Best(evaluated(folder, folder / "none", "--train.keep_best", SCORE, *flags).train)
+    def best(self, folder: Path, *flags: str) -> BestScore:
+        return BestScore(evaluated(folder, folder / "none", "--train.keep_best", SCORE, *flags).train)
 
     def test_what_is_better(self, folder: Path) -> None:
         best = self.best(folder, "--train.patience", "2")
         seen = []
         for step, value in enumerate([float("nan"), 0.5, 0.5, float("nan"), 0.6, 0.1, 0.6], 1):
-            best.look(step, {SCORE: value, "other": 9.0})
-            best.look(step, {"other": 9.0})
+            best.update(step, {SCORE: value, "other": 9.0})
+            best.update(step, {"other": 9.0})
             seen.append((best.step, best.waiting, best.is_over))
         no_better = [(2, 1, False), (2, 2, True)]
         assert seen == [(None, 1, False), (2, 0, False), *no_better, (5, 0, False), (5, 1, False), (5, 2, True)]

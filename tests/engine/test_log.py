@@ -1,4 +1,4 @@
-"""What the log says of the time that data take."""
+"""The time spent waiting for data, as logged."""
 
 from __future__ import annotations
 

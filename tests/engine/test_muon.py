@@ -1,4 +1,4 @@
-"""Muon next to timm's, and on matrices that are spread over processes."""
+"""Muon against timm, and on matrices that are sharded over processes."""
 
 from __future__ import annotations
 

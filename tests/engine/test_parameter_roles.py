@@ -1,4 +1,4 @@
-"""Who decays and who moves by Muon is decided by what a parameter is to its module, the same for every library."""
+"""Weight decay and Muon depend on a parameter's role in its module, consistently for every library."""
 
 from __future__ import annotations
 

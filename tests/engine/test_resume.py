@@ -1,4 +1,4 @@
-"""What a resume compares: settings, training data down to the images, and what computes; before the first checkpoint too."""
+"""A resume compares settings, training data including the images, and the environment, even before the first checkpoint."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_the_record_is_json_for_people_too(started: Started, tmp_path: Path) -> 
 
 def identity(config: Config) -> dict[str, Any]:
     return {
-        "settings": flat_settings(resume.lasting(config)),
+        "settings": flat_settings(resume.without_start_settings(config)),
         "data": "0",
         "images": "0",
         "all_images": None,

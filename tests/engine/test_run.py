@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, how they resume, and what stops them."""
+"""Whole runs: their outputs, their resumption, and the conditions that stop them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A suite goes on where it was stopped, computes only what is new, and joins everything in one table."""
+"""A suite continues after an interruption, computes only new results, and combines all in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where towers come from: a run's encoder under a new head, layers of its head, one tower locked and one from scratch."""
+"""Origins of towers: a run's encoder with a new head, some layers of its head, one locked tower and one from scratch."""
 
 from __future__ import annotations
 

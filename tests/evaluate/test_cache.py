@@ -1,4 +1,4 @@
-"""Embeddings on disk: found again by everything that they depend on, verified, bounded, and never in the way."""
+"""Embeddings on disk: keyed by everything that they depend on, verified, bounded in size, and never in the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accuracy of a classifier's own logits."""
+"""Accuracy from a classifier's own logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired comparison: against a slow bootstrap and SciPy, by its coverage, and what it refuses."""
+"""Paired comparison: against a slow bootstrap and SciPy, its coverage, and its errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.stats import chi2, permutation_test, ttest_rel
 
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
-from mmcl.evaluate.measures.outcomes import Rows, Statistic
+from mmcl.evaluate.measures.outcomes import Outcomes, Statistic
 from mmcl.evaluate.measures.paired_tests import paired_difference, paired_shares, paired_test, swap_test
 from mmcl.evaluate.reporting.metric import Provenance
 from mmcl.testing.patterns import PatternModel, PatternSource
@@ -24,24 +24,26 @@ def hits(n: int, share: float, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(n) < share).astype(np.float32)
 
 
-def two(statistic: Statistic, n: int = 60) -> tuple[Rows, Rows]:
+def two(statistic: Statistic, n: int = 60) -> tuple[Outcomes, Outcomes]:
     rng = np.random.default_rng(3)
     labels = rng.choice(4, n, p=[0.5, 0.3, 0.1, 0.1]) if statistic == "class_mean" else None
     a = rng.integers(1, 40, n).astype(np.float32)
     b = np.maximum(1, a - rng.integers(-3, 8, n)).astype(np.float32)
-    return Rows(a, statistic, labels), Rows(b, statistic, labels)
+    return Outcomes(a, statistic, labels), Outcomes(b, statistic, labels)
 
 
-def slow_bootstrap(a: Rows, b: Rows) -> tuple[float, float]:
+def slow_bootstrap(a: Outcomes, b: Outcomes) -> tuple[float, float]:
     """Draws queries one resample at a time, and computes both statistics from scratch."""
     rng, n = np.random.default_rng(9), len(a)
 
-    def value(rows: Rows, drawn: np.ndarray) -> float:
-        if rows.statistic == "median":
-            return float(np.median(rows.values[drawn]))
-        if rows.labels is None:
-            return float(np.mean(rows.values[drawn]))
-        return float(np.mean([rows.values[drawn][rows.labels[drawn] == label].mean() for label in np.unique(rows.labels)]))
+    def value(outcomes: Outcomes, drawn: np.ndarray) -> float:
+        if outcomes.statistic == "median":
+            return float(np.median(outcomes.values[drawn]))
+        if outcomes.labels is None:
+            return float(np.mean(outcomes.values[drawn]))
+        return float(
+            np.mean([outcomes.values[drawn][outcomes.labels[drawn] == label].mean() for label in np.unique(outcomes.labels)])
+        )
 
     def draw() -> np.ndarray:
         if a.labels is None:
@@ -83,9 +85,9 @@ def test_a_difference_of_medians_or_of_few_unbounded_outcomes_has_no_interval() 
 def test_paired_shares_have_tangos_interval(won: int, lost: int, n: int, expected: tuple[float, float]) -> None:
     a = np.repeat([0, 1, 1], [won, lost, n - won - lost]).astype(np.float32)
     b = np.repeat([1, 0, 1], [won, lost, n - won - lost]).astype(np.float32)
-    low, high = bounds(paired_difference(Rows(a), Rows(b)))
+    low, high = bounds(paired_difference(Outcomes(a), Outcomes(b)))
     assert (low, high) == pytest.approx(expected, abs=1e-4)
-    assert bounds(paired_difference(Rows(b), Rows(a))) == pytest.approx((-high, -low))
+    assert bounds(paired_difference(Outcomes(b), Outcomes(a))) == pytest.approx((-high, -low))
 
 
 def test_the_score_interval_ends_where_the_likelihood_given_the_difference_is_rejected() -> None:
@@ -103,25 +105,25 @@ def test_the_score_interval_ends_where_the_likelihood_given_the_difference_is_re
 def test_outcomes_of_one_cluster_count_once() -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.random(40).astype(np.float32) for _ in range(2))
-    five = [Rows(values.repeat(5), clusters=np.arange(40).repeat(5)) for values in (a, b)]
-    one, many = paired_difference(Rows(a), Rows(b)), paired_difference(*five)
+    five = [Outcomes(values.repeat(5), clusters=np.arange(40).repeat(5)) for values in (a, b)]
+    one, many = paired_difference(Outcomes(a), Outcomes(b)), paired_difference(*five)
     assert (many.low, many.high) == pytest.approx((one.low, one.high))
-    assert swap_test(*five) == pytest.approx(swap_test(Rows(a), Rows(b)), abs=0.03)
+    assert swap_test(*five) == pytest.approx(swap_test(Outcomes(a), Outcomes(b)), abs=0.03)
     with pytest.raises(ValueError, match="clusters"):
-        paired_difference(five[0], Rows(b.repeat(5)))
+        paired_difference(five[0], Outcomes(b.repeat(5)))
 
 
 def test_pairing_is_narrower_than_two_intervals() -> None:
     a = hits(500, 0.5, 0)
     b = np.where(hits(500, 0.05, 1) == 1, 1, a)
-    low, high = bounds(paired_difference(Rows(a), Rows(b)))
+    low, high = bounds(paired_difference(Outcomes(a), Outcomes(b)))
     assert high - low < 1.96 * np.sqrt(2 * 0.25 / 500)
 
 
 def test_many_different_outcomes_are_normal() -> None:
     rng = np.random.default_rng(0)
-    a = Rows(rng.random(3000).astype(np.float32))
-    b = Rows((a.values + rng.normal(0.01, 0.3, 3000)).astype(np.float32))
+    a = Outcomes(rng.random(3000).astype(np.float32))
+    b = Outcomes((a.values + rng.normal(0.01, 0.3, 3000)).astype(np.float32))
     low, high = slow_bootstrap(a, b)
     found = paired_difference(a, b)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
@@ -133,7 +135,7 @@ def test_p_of_hits_is_mcnemars(won: int, lost: int) -> None:
     a = np.r_[np.zeros(won), np.ones(lost), np.ones(20)].astype(np.float32)
     b = np.r_[np.ones(won), np.zeros(lost), np.ones(20)].astype(np.float32)
     expected = chi2.sf((won - lost) ** 2 / (won + lost), 1) if won + lost else 1.0
-    assert paired_test(Rows(a), Rows(b))[1] == pytest.approx(expected)
+    assert paired_test(Outcomes(a), Outcomes(b))[1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("n", [5, 8, 30])
@@ -142,7 +144,7 @@ def test_the_interval_of_hits_and_p_never_contradict_each_other(n: int) -> None:
     for won in range(n + 1):
         for lost in range(n + 1 - won):
             a, b = np.repeat([0, 1, 1], [won, lost, n - won - lost]), np.repeat([1, 0, 1], [won, lost, n - won - lost])
-            found, p = paired_test(Rows(a.astype(np.float32)), Rows(b.astype(np.float32)))
+            found, p = paired_test(Outcomes(a.astype(np.float32)), Outcomes(b.astype(np.float32)))
             low, high = bounds(found)
             assert (low > 0 or high < 0) == (p < 0.05), (won, lost, p)
 
@@ -159,7 +161,7 @@ def test_every_interval_and_its_p_agree(kind: str, n: int) -> None:
         statistic: Statistic = "class_mean" if kind == "classes" else "mean"
         within = (-np.inf, np.inf) if kind == "wide" else (0.0, 1.0)
         found, p = paired_test(
-            *(Rows(x.astype(np.float32), statistic, labels, clusters=clusters, within=within) for x in (a, b))
+            *(Outcomes(x.astype(np.float32), statistic, labels, clusters=clusters, within=within) for x in (a, b))
         )
         assert 0 < p <= 1
         if found.low is not None:
@@ -171,7 +173,7 @@ def test_p_is_about_that_of_the_permutation_test_where_both_exist() -> None:
     rng = np.random.default_rng(0)
     for gain in (0.0, 0.03, 0.06, 0.1):
         a, b = rng.random(300), rng.random(300)
-        both = [Rows(x.astype(np.float32), within=(0.0, 1.0)) for x in (a, np.clip(b + gain, 0, 1))]
+        both = [Outcomes(x.astype(np.float32), within=(0.0, 1.0)) for x in (a, np.clip(b + gain, 0, 1))]
         assert paired_test(*both)[1] == pytest.approx(swap_test(*both), abs=0.03)
 
 
@@ -191,9 +193,9 @@ def test_p_is_that_of_scipys_permutation_test(statistic: Statistic) -> None:
 
 
 @pytest.mark.parametrize("test", [swap_test, lambda a, b: paired_test(a, b)[1]], ids=["swaps", "interval"])
-def test_under_the_null_p_is_below_five_per_cent_at_most_that_often(test: Callable[[Rows, Rows], float]) -> None:
+def test_under_the_null_p_is_below_five_per_cent_at_most_that_often(test: Callable[[Outcomes, Outcomes], float]) -> None:
     rng = np.random.default_rng(1)
-    p = [test(*(Rows(rng.beta(1, 2, size=20).astype(np.float32), within=(0.0, 1.0)) for _ in "ab")) for _ in range(120)]
+    p = [test(*(Outcomes(rng.beta(1, 2, size=20).astype(np.float32), within=(0.0, 1.0)) for _ in "ab")) for _ in range(120)]
     assert np.mean(np.array(p) < 0.05) < 0.13
 
 
@@ -253,8 +255,8 @@ def test_two_columns_of_one_report(right: Report) -> None:
 
 
 def metric(values: np.ndarray, names: tuple[str, ...] | None = None, name: str = "knn5_top1") -> Report:
-    rows = Rows(values.astype(np.float32), names=names)
-    return Report((Metric("knn", "mnist", name, "trained", float(values.mean()), 0.0, 1.0, len(values), rows),))
+    outcomes = Outcomes(values.astype(np.float32), names=names)
+    return Report((Metric("knn", "mnist", name, "trained", float(values.mean()), 0.0, 1.0, len(values), outcomes),))
 
 
 def test_what_is_not_paired_is_refused(right: Report) -> None:
@@ -268,7 +270,7 @@ def test_what_is_not_paired_is_refused(right: Report) -> None:
         compare(metric(hits(8, 0.5, 0)), metric(hits(8, 0.5, 0), name="knn1_top1"))
     with pytest.raises(UserError, match="has no model 'untrained'; it has trained"):
         compare(metric(hits(8, 0.5, 0)), metric(hits(8, 0.5, 0)), models=("trained", "untrained"))
-    bare = replace(right, metrics=tuple(replace(one, rows=None) for one in right.metrics))
+    bare = replace(right, metrics=tuple(replace(one, outcomes=None) for one in right.metrics))
     with pytest.raises(UserError, match=r"rows\.safetensors"):
         compare(right, bare)
 

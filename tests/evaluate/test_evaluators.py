@@ -1,4 +1,4 @@
-"""Every registered evaluator, on a model and a source with a known answer; and the baselines against loops."""
+"""Every registered evaluator on a model and a source with a known result, and the baselines against loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few labels: what is drawn, that the model stays as it is, and that more labels and a known pattern help."""
+"""Few labels: the drawn subset, an unchanged model, and better results with more labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.data.augment.pipeline import Policy
+from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
@@ -56,7 +56,7 @@ def test_the_model_is_left_as_it_was_and_the_generators_too() -> None:
 def test_is_a_function_of_its_seed() -> None:
     tower, labels = small_model().towers["image"], torch.arange(24) % 3
     images = torch.randint(0, 256, (24, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    options = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "policy": Policy(())}
+    options = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "pipeline": AugmentationPipeline(())}
     runs = [fine_tune(tower, images, labels, np.arange(24), seed=seed, **options) for seed in (1, 1, 2)]  # type: ignore[arg-type]
     weights = [next(iter(run[1].parameters())) for run in runs]  # type: ignore[index]
     assert torch.equal(weights[0], weights[1])
@@ -67,7 +67,8 @@ def test_a_frozen_encoder_is_fine_tuned_all_the_same() -> None:
     tower = small_model().towers["image"]
     tower.freeze()  # type: ignore[operator]
     images, labels = torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.arange(8) % 2
-    tuned = fine_tune(tower, images, labels, np.arange(8), epochs=1, batch_size=8, lr=0.1, policy=Policy(()), seed=0)  # type: ignore[arg-type]
+    options = {"epochs": 1, "batch_size": 8, "lr": 0.1, "pipeline": AugmentationPipeline(()), "seed": 0}
+    tuned = fine_tune(tower, images, labels, np.arange(8), **options)  # type: ignore[arg-type]
     assert all(p.requires_grad for p in tuned.parameters())
     assert not any(p.requires_grad for p in tower.encoder.parameters())  # type: ignore[union-attr]
 

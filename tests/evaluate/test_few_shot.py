@@ -1,4 +1,4 @@
-"""Few-shot probes against the linear probe on the rows that they say they draw."""
+"""Few-shot probes against the linear probe on the same rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Robustness, subgroups and geometry: by hand, and the intervals by how often they cover what they should."""
+"""Robustness, subgroups and geometry against hand-computed values, and the coverage of their intervals."""
 
 from __future__ import annotations
 

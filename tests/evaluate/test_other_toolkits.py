@@ -1,4 +1,4 @@
-"""The same numbers as other toolkits on embeddings without ties, where these toolkits are installed."""
+"""Equal results to other toolkits on embeddings without ties, where these toolkits are installed."""
 
 from __future__ import annotations
 

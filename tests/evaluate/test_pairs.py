@@ -1,4 +1,4 @@
-"""Pair selection by the rules of the papers, written out; and the models that an argmax would reward."""
+"""Pair selection by the rules of the papers, and models that an argmax would reward wrongly."""
 
 from __future__ import annotations
 

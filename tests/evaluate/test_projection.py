@@ -1,4 +1,4 @@
-"""Maps keep neighbours and say how well; their pages hold whatever the data bring, as text, and need nothing from outside."""
+"""Maps preserve neighbours and measure how well; their pages escape all data and need no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rejection of what is unknown against scikit-learn's ROC curve; multi-label precision against scikit-learn."""
+"""Open-set rejection against scikit-learn's ROC curve; multi-label precision against scikit-learn."""
 
 from __future__ import annotations
 

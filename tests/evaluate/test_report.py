@@ -1,4 +1,4 @@
-"""What a report writes, and that it reads it back."""
+"""Files that a report writes, and reading them back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmcl.errors import UserError
 from mmcl.evaluate import Metric, Report
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.reporting import report as report_module
 from mmcl.evaluate.reporting.metric import lower_is_better
 from mmcl.files.atomic import write_file
@@ -143,7 +143,7 @@ def test_a_missing_or_damaged_report_is_a_user_error(tmp_path: Path) -> None:
 def scored(*outcomes: float) -> Report:
     values = np.array(outcomes, np.float32)
     page = {"map": f"<p>{values}</p>"}
-    metric = Metric("knn", "digits", "knn1_top1", "trained", float(values.mean()), 0.0, 1.0, len(values), Rows(values))
+    metric = Metric("knn", "digits", "knn1_top1", "trained", float(values.mean()), 0.0, 1.0, len(values), Outcomes(values))
     return Report((metric,), figures={"chart": values.tobytes()}, pages=page)
 
 
@@ -183,7 +183,7 @@ def test_a_kill_leaves_the_old_report_the_new_one_or_none(writes: int, tmp_path:
         found = Report.load(tmp_path)
     assert found in (old, new, None)
     if found is not None:
-        assert float(present(found.metrics[0].rows).values.mean()) == found.metrics[0].value
+        assert float(present(found.metrics[0].outcomes).values.mean()) == found.metrics[0].value
         shown = (tmp_path / "metrics.csv").read_bytes().decode()
         assert found != new or shown == new.to_csv(), "the pages for readers are never older than what is read"
     new.write(tmp_path)
@@ -193,7 +193,7 @@ def test_a_kill_leaves_the_old_report_the_new_one_or_none(writes: int, tmp_path:
 def test_a_report_without_its_rows_is_a_report(tmp_path: Path) -> None:
     scored(0, 1).write(tmp_path)
     (tmp_path / "rows.safetensors").unlink()
-    assert Report.load(tmp_path).metrics[0].rows is None
+    assert Report.load(tmp_path).metrics[0].outcomes is None
 
 
 def test_markdown_keeps_the_markup_of_names_as_text() -> None:

@@ -1,4 +1,4 @@
-"""Retrieval against brute force: loops in float64, and for ties the enumeration of every order."""
+"""Retrieval against brute force: loops in float64, and for ties all possible orders."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_one_image_with_one_text(others: int) -> None:
 
 
 def test_equal_captions_of_an_image_are_all_its_own() -> None:
-    """The same text twice: both are positives, and neither is a rival of the other."""
+    """The same text twice: both are positives, and neither is a negative of the other."""
     image = unit((3, 6), 0)
     report = retrieval(image, image[[0, 0, 1, 2]], image_ids=[0, 1, 2], text_image_ids=[0, 0, 1, 2], ks=(1, 2))
     assert report["image_to_text_R@1"] == report["image_to_text_mAP"] == report["image_to_text_recall@2"] == 1

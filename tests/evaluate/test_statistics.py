@@ -1,4 +1,4 @@
-"""Intervals against published formulas and values, and by how often they hold the truth."""
+"""Intervals against published formulas and values, and their coverage."""
 
 from __future__ import annotations
 

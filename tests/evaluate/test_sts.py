@@ -1,4 +1,4 @@
-"""STS against scipy, ties and intervals included; and on texts with a known order."""
+"""STS against SciPy, including ties and intervals, and on texts with a known order."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def hits(right: int, n: int) -> np.ndarray:
 
 def measured(model: str, outcomes: np.ndarray, *, metric: str = "knn1_top1", data: str = "digits", rows: bool = True) -> Metric:
     (one,) = metric_rows("knn", data, model, {metric: statistics.mean(outcomes)})
-    return one if rows else replace(one, rows=None)
+    return one if rows else replace(one, outcomes=None)
 
 
 def exact(model: str, value: float | None, *, metric: str = "knn1_top1", data: str = "digits", n: int = 100) -> Metric:
@@ -77,7 +77,7 @@ def test_pairing_decides_where_the_intervals_overlap() -> None:
     trained, pixels = measured("trained", hits(57, 100)), measured("raw pixels", hits(50, 100))
     assert present(trained.low) < present(pixels.high)
     assert "better than comparing raw pixels (by 7.0 points)" in verdict([trained, pixels])[0]
-    apart = [replace(one, rows=None) for one in (trained, pixels)]
+    apart = [replace(one, outcomes=None) for one in (trained, pixels)]
     assert "not significantly different from comparing raw pixels (+7.0 points [-" in verdict(apart)[0]
 
 
@@ -90,7 +90,7 @@ def test_a_contrast_has_the_direction_and_the_p_value_of_the_paired_test(
 ) -> None:
     ours, theirs = np.array(outcomes, float).T
     model, other = (measured(name, values, metric=metric) for name, values in (("trained", ours), ("raw pixels", theirs)))
-    found, (_, p) = contrast(model, other), paired_test(present(other.rows), present(model.rows))
+    found, (_, p) = contrast(model, other), paired_test(present(other.outcomes), present(model.outcomes))
     better = ours.mean() - theirs.mean()
     assert found.gain == pytest.approx(-better if lower_is_better(metric) else better)
     assert found.is_significant == (p < 0.05)

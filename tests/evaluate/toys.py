@@ -1,4 +1,4 @@
-"""What lets every evaluator run on `mmcl.testing.patterns`, and random rows."""
+"""Arguments with which every evaluator runs on `mmcl.testing.patterns`, and random rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: images, and runs that nothing happened to."""
+"""Fixtures shared by the tests of faults: images, and uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _warm(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="package")
-def unharmed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+def uninterrupted(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """The run that nothing happened to, by world size and flags."""
 
     @cache
     def made(world: int = 1, *flags: str) -> Config:
-        config = tiny_run(image_folder, tmp_path_factory.mktemp("unharmed") / "run", *flags)
+        config = tiny_run(image_folder, tmp_path_factory.mktemp("uninterrupted") / "run", *flags)
         assert run(config, world) == [0] * world
         return config
 

@@ -1,4 +1,4 @@
-"""Runs of a tiny model in processes forked from the warm test process, with whatever harm a test does to them."""
+"""Runs of a tiny model in processes forked from the warm test process, with faults injected by a test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ optim: {{lr: 1e-3}}
 train: {{batch_size: 12, steps: {STEPS}, log_every: 1, save_every: 1, threads: 1, timeout_seconds: 20}}
 """
 
-Harm = Callable[[int], None]
+Fault = Callable[[int], None]
 """What is done in a child before it starts to train, given its rank: usually a patch that strikes later."""
 
 
@@ -64,36 +64,36 @@ def tiny_run(image_folder: Path, run_dir: Path, *flags: str) -> Config:
     return load_config(path, ["--data.train.path", str(image_folder), "--run_dir", str(run_dir), *flags])
 
 
-def start(config: Config, world: int = 1, harm: Harm = lambda rank: None) -> list[ForkProcess]:
+def start(config: Config, world: int = 1, fault: Fault = lambda rank: None) -> list[ForkProcess]:
     """Starts a launch. What process N prints goes to `<run_dir>.rank-N.txt`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     context = mp.get_context("fork")
-    children = [context.Process(target=_child, args=(rank, world, port, config, harm)) for rank in range(world)]
+    children = [context.Process(target=_child, args=(rank, world, port, config, fault)) for rank in range(world)]
     for child in children:
         child.start()
     return children
 
 
-def run(config: Config, world: int = 1, harm: Harm = lambda rank: None, seconds: float = 60) -> list[int | None]:
+def run(config: Config, world: int = 1, fault: Fault = lambda rank: None, seconds: float = 60) -> list[int | None]:
     """The exit codes of a launch, by rank; negative for a signal."""
-    children = start(config, world, harm)
+    children = start(config, world, fault)
     for child in children:
         child.join(seconds)
     alive = [child for child in children if child.is_alive()]
     for child in alive:
         child.kill()
-    assert not alive, f"{len(alive)} processes hang: {words(config)}"
+    assert not alive, f"{len(alive)} processes hang: {output(config)}"
     return [child.exitcode for child in children]
 
 
-def words(config: Config, rank: int = 0) -> str:
+def output(config: Config, rank: int = 0) -> str:
     """What a process printed."""
     return Path(f"{config.run_dir}.rank-{rank}.txt").read_text()
 
 
-def _child(rank: int, world: int, port: int, config: Config, harm: Harm) -> None:
+def _child(rank: int, world: int, port: int, config: Config, fault: Fault) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(True)
@@ -109,7 +109,7 @@ def _child(rank: int, world: int, port: int, config: Config, harm: Harm) -> None
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
     sys.stdout = sys.stderr = Path(f"{config.run_dir}.rank-{rank}.txt").open("a", buffering=1)  # noqa: SIM115
     _record_samples(_samples_file(config, rank, world))
-    harm(rank)
+    fault(rank)
     sys.exit(exit_cleanly(lambda: train(config)))
 
 
@@ -128,10 +128,10 @@ def _record_samples(path: Path) -> None:
     Trainer._step = recording  # type: ignore[method-assign]
 
 
-def before_step(number: int, strike: Callable[[Trainer], None], *, ranks: Sequence[int] | None = None) -> Harm:
+def before_step(number: int, strike: Callable[[Trainer], None], *, ranks: Sequence[int] | None = None) -> Fault:
     """Strikes when a step is about to begin, on all ranks or some."""
 
-    def harm(rank: int) -> None:
+    def fault(rank: int) -> None:
         if ranks is not None and rank not in ranks:
             return
         honest = Trainer._step
@@ -143,7 +143,7 @@ def before_step(number: int, strike: Callable[[Trainer], None], *, ranks: Sequen
 
         Trainer._step = struck  # type: ignore[method-assign]
 
-    return harm
+    return fault
 
 
 def kill(trainer: Trainer | None = None) -> None:
@@ -153,7 +153,7 @@ def kill(trainer: Trainer | None = None) -> None:
 def kill_at(module: Any, name: str, call: int, *, before: bool = True) -> Callable[[], None]:
     """Kills the process at the n-th call of a function of the system, before it or after."""
 
-    def harm() -> None:
+    def fault() -> None:
         honest, calls = getattr(module, name), []
 
         def deadly(*args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,7 @@ def kill_at(module: Any, name: str, call: int, *, before: bool = True) -> Callab
 
         setattr(module, name, deadly)
 
-    return harm
+    return fault
 
 
 def samples(config: Config, world: int) -> dict[int, list[int]]:
@@ -184,7 +184,7 @@ def samples(config: Config, world: int) -> dict[int, list[int]]:
     return steps
 
 
-def ending(config: Config) -> dict[str, str]:
+def final_state(config: Config) -> dict[str, str]:
     """What two equal runs have in common to the bit: the tensors of the last checkpoint, and every line of the log."""
     folder = Path(config.run_dir or "") / "checkpoints" / f"step-{config.train.steps:07d}"
     found = {

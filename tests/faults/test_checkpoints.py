@@ -1,4 +1,4 @@
-"""Whatever happens to a checkpoint while it is written or afterwards: a whole one is on disk, and it is used."""
+"""Whatever happens to a checkpoint during or after writing, a complete one is on disk and is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.files import atomic as files
 from tests.engine.test_checkpoint import trained
-from tests.faults.runs import STEPS, before_step, ending, kill, kill_at, run, tiny_run, words
+from tests.faults.runs import STEPS, before_step, final_state, kill, kill_at, output, run, tiny_run
 
 GOLDEN = Path(__file__).parent / "golden_checkpoint"
 
@@ -72,12 +72,12 @@ def in_child(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("failpoint", FAILPOINTS)
 def test_a_kill_leaves_a_whole_checkpoint(failpoint: str, tmp_path: Path) -> None:
-    harm, expected = FAILPOINTS[failpoint]
+    fault, expected = FAILPOINTS[failpoint]
     for step in (1, 2):
         write_checkpoint(tmp_path, snapshot(step), keep=2)
 
     def struck() -> None:
-        harm()
+        fault()
         write_checkpoint(tmp_path, snapshot(3), keep=2)
 
     assert in_child(struck) == 9
@@ -154,7 +154,7 @@ def test_a_run_on_a_full_disk_stops_with_a_message(image_folder: Path, tmp_path:
     """Only the first process writes; every process says what went wrong. The run goes on when there is room."""
     config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, fill_the_disk, ranks=[0])) == [2, 2]
-    said = [[line for line in words(config, rank).splitlines() if "cannot be written" in line] for rank in (0, 1)]
+    said = [[line for line in output(config, rank).splitlines() if "cannot be written" in line] for rank in (0, 1)]
     assert len(said[0]) == 1
     assert said[0] == said[1]
     assert read_log(tmp_path / "run/metrics.jsonl")[-1]["step"] < STEPS, "it does not train on for nothing"
@@ -166,7 +166,7 @@ def test_the_last_checkpoint_too_fails_everywhere(image_folder: Path, tmp_path: 
     """There is no step after it in which the processes could agree."""
     config = tiny_run(image_folder, tmp_path / "run", "--train.save_every", "100")
     assert run(config, 2, before_step(STEPS, fill_the_disk, ranks=[0])) == [2, 2]
-    assert all("cannot be written" in words(config, rank) for rank in (0, 1))
+    assert all("cannot be written" in output(config, rank) for rank in (0, 1))
 
 
 def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
-    image_folder: Path, unharmed: Callable[..., Any], tmp_path: Path
+    image_folder: Path, uninterrupted: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = tiny_run(image_folder, tmp_path / "run")
-    assert run(config, harm=before_step(7, kill)) == [-9]
+    assert run(config, fault=before_step(7, kill)) == [-9]
     newest = latest_checkpoint(tmp_path / "run/checkpoints")
     assert newest is not None
     content = bytearray((newest.path / checkpoints.MODEL).read_bytes())
@@ -193,9 +193,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     (newest.path / checkpoints.MODEL).write_bytes(content)
     config = tiny_run(image_folder, tmp_path / "run", "--resume")
     assert run(config) == [0]
-    assert f"{newest.path.name}: model.safetensors is damaged" in words(config)
+    assert f"{newest.path.name}: model.safetensors is damaged" in output(config)
     assert (newest.path.parent / f"damaged-{newest.path.name}").exists()
-    assert ending(config) == ending(unharmed(1))
+    assert final_state(config) == final_state(uninterrupted(1))
 
 
 def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:

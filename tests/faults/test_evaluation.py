@@ -1,4 +1,4 @@
-"""Evaluation on the way: several processes score as one does, and one that is cut short costs no step and no score."""
+"""Evaluation during training: several processes score like one, and an interrupted evaluation costs no step and no score."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from mmcl.config import Config
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import EVALUATION, read_log
-from tests.faults.runs import KILLED, ending, kill, run, tiny_run, words
+from tests.faults.runs import KILLED, final_state, kill, output, run, tiny_run
 
-Unharmed = Callable[..., Config]
+Uninterrupted = Callable[..., Config]
 SCORE = "held_out/text_to_image_mean_rank"
 EVALUATED = (
     *("--data.holdout", "0.3", "--text.encoder.args.dropout", "0", "--train.keep_best", SCORE),
@@ -30,19 +30,19 @@ def scores(config: Config) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_scores_of_many_processes_are_those_of_one(world: int, unharmed: Unharmed) -> None:
-    ours, expected = (scores(unharmed(number, *EVALUATED)) for number in (world, 1))
+def test_scores_of_many_processes_are_those_of_one(world: int, uninterrupted: Uninterrupted) -> None:
+    ours, expected = (scores(uninterrupted(number, *EVALUATED)) for number in (world, 1))
     for step, values in expected.items():
         assert SCORE in values
         assert ours[step] == pytest.approx(values)
 
 
-def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     """The first process dies in the second evaluation: the other ends with a word, and the run goes on from that step, whose
     checkpoint does not wait for its evaluation."""
     checkpoint = tmp_path / "run/checkpoints/step-0000006"
 
-    def harm(rank: int) -> None:
+    def fault(rank: int) -> None:
         honest, calls = LiveEvaluation._score, []
 
         def deadly(self: LiveEvaluation, *args: Any) -> dict[str, float]:
@@ -56,9 +56,9 @@ def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, unharmed: Unh
         patch.object(LiveEvaluation, "_score", deadly).start()
 
     config = tiny_run(image_folder, tmp_path / "run", *EVALUATED)
-    assert run(config, 2, harm) == [KILLED, 2]
-    assert "another process of this run died" in words(config, rank=1)
+    assert run(config, 2, fault) == [KILLED, 2]
+    assert "another process of this run died" in output(config, rank=1)
     config = tiny_run(image_folder, tmp_path / "run", *EVALUATED, "--resume")
     assert run(config, 2) == [0, 0]
-    assert f"continuing from {checkpoint}" in words(config)
-    assert ending(config) == ending(unharmed(2, *EVALUATED))
+    assert f"continuing from {checkpoint}" in output(config)
+    assert final_state(config) == final_state(uninterrupted(2, *EVALUATED))

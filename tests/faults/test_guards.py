@@ -1,4 +1,4 @@
-"""What goes wrong in one process ends the step for all alike: at the same step, before the update, with one clear line."""
+"""A fault in one process ends the step in all processes: at the same step, before the update, with one clear line."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from mmcl.preprocess import Preprocess
 from mmcl.runs import run as run_module
 from mmcl.runs.run import train
 from mmcl.types import LossOutput
-from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, start, tiny_run, words
+from tests.faults.runs import KILLED, STEPS, before_step, final_state, kill, output, run, samples, start, tiny_run
 from tests.narrow import present
 
-Unharmed = Callable[..., Config]
+Uninterrupted = Callable[..., Config]
 
 
 def poison_loss(trainer: Trainer) -> None:
@@ -63,19 +63,19 @@ def poison_gradient(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
 def test_no_number_on_one_process_stops_all_before_the_update(
-    poison: Callable[[Trainer], None], image_folder: Path, unharmed: Unharmed, tmp_path: Path
+    poison: Callable[[Trainer], None], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, poison, ranks=[1])) == [2, 2]
     for rank in (0, 1):
-        assert "the loss of step 4 is" in words(config, rank)
+        assert "the loss of step 4 is" in output(config, rank)
         bundle = json.loads((tmp_path / f"run/crash/step-0000004-rank-{rank}.json").read_text())
-        assert bundle["samples"] == samples(unharmed(2), 2)[4][6 * rank : 6 * rank + 6]
+        assert bundle["samples"] == samples(uninterrupted(2), 2)[4][6 * rank : 6 * rank + 6]
         assert bundle["config"]["train"]["steps"] == STEPS
     assert not list(tmp_path.glob("run/checkpoints/step-0000004"))
     config = tiny_run(image_folder, tmp_path / "run", "--resume")
     assert run(config, 2) == [0, 0]
-    assert ending(config) == ending(unharmed(2))
+    assert final_state(config) == final_state(uninterrupted(2))
 
 
 @pytest.fixture
@@ -159,14 +159,14 @@ def test_skipped_steps_have_a_budget(image_folder: Path, tmp_path: Path) -> None
         first(rank)
         before_step(5, kill_once_saved)(rank)
 
-    assert run(tiny_run(image_folder, tmp_path / "run", *flags), harm=killed_later) == [KILLED]
+    assert run(tiny_run(image_folder, tmp_path / "run", *flags), fault=killed_later) == [KILLED]
     config = tiny_run(image_folder, tmp_path / "run", *flags, "--resume")
-    assert run(config, harm=before_step(5, poison_loss)) == [2]
+    assert run(config, fault=before_step(5, poison_loss)) == [2]
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
 def test_a_signal_to_one_process_saves_and_ends_all(
-    number: signal.Signals, rank: int, image_folder: Path, unharmed: Unharmed, tmp_path: Path
+    number: signal.Signals, rank: int, image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     """The whole process group gets it, loader processes too, as from a scheduler."""
 
@@ -179,25 +179,25 @@ def test_a_signal_to_one_process_saves_and_ends_all(
         os.waitpid(sender, 0)
         time.sleep(0.5)
 
-    def harm(own: int) -> None:
+    def fault(own: int) -> None:
         os.setpgid(0, 0)
         before_step(4, signalled, ranks=[rank])(own)
 
     # No checkpoint is due: the one of step 4 is the signal's.
     config = tiny_run(image_folder, tmp_path / "run", "--train.save_every", "100", "--data.workers", "2")
-    assert run(config, 2, harm) == [0, 0]
-    assert "stopped by a signal after step 4 of 8; continue with --resume" in words(config)
+    assert run(config, 2, fault) == [0, 0]
+    assert "stopped by a signal after step 4 of 8; continue with --resume" in output(config)
     assert [path.name for path in tmp_path.glob("run/checkpoints/*")] == ["step-0000004"]
     assert not (tmp_path / "run/model").exists()
     config = tiny_run(image_folder, tmp_path / "run", "--resume", "--train.save_every", "100")
     assert run(config, 2) == [0, 0]
-    assert ending(config) == ending(unharmed(2))
+    assert final_state(config) == final_state(uninterrupted(2))
 
 
 def test_a_dead_process_ends_the_run(image_folder: Path, tmp_path: Path) -> None:
     config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, kill, ranks=[1]), seconds=30) == [2, KILLED]
-    assert "another process of this run died" in words(config)
+    assert "another process of this run died" in output(config)
 
 
 def test_a_stuck_process_ends_the_run(image_folder: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_stuck_process_ends_the_run(image_folder: Path, tmp_path: Path) -> Non
     stuck.kill()
     assert waiting.exitcode == 2
     assert time.monotonic() - began < 40
-    assert "did not answer within 3 s" in words(config)
+    assert "did not answer within 3 s" in output(config)
 
 
 def corrupted(image_folder: Path, folder: Path) -> Path:
@@ -252,7 +252,7 @@ def test_the_budget_of_bad_samples_is_that_of_all_processes(image_folder: Path, 
     folder = corrupted(image_folder, tmp_path / "squares")
     config = tiny_run(folder, tmp_path / "run", "--data.max_bad_fraction", "0")
     assert run(config, 2) == [2, 2]
-    first, second = ([line for line in words(config, rank).splitlines() if "could not be used" in line] for rank in (0, 1))
+    first, second = ([line for line in output(config, rank).splitlines() if "could not be used" in line] for rank in (0, 1))
     assert first == second
     assert len(first) == 1
 
@@ -271,7 +271,7 @@ def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(image_folde
     assert run(tiny_run(folder, tmp_path / "run", *flags), 2, before_step(step + 1, kill_once_saved)) == [KILLED, KILLED]
     config = tiny_run(folder, tmp_path / "run", *flags, "--resume")
     assert run(config, 2) == [2, 2]
-    assert all(f"more than data.max_bad_consecutive {longest - 1} samples" in words(config, rank) for rank in (0, 1))
+    assert all(f"more than data.max_bad_consecutive {longest - 1} samples" in output(config, rank) for rank in (0, 1))
     assert read_log(tmp_path / "run/bad_samples.jsonl")[-1]["step"] == step + 1
 
 
@@ -311,16 +311,16 @@ def test_a_run_directory_has_one_writer(image_folder: Path, tmp_path: Path) -> N
 
 def test_a_change_is_refused_unless_it_is_allowed(image_folder: Path, tmp_path: Path) -> None:
     config = tiny_run(image_folder, tmp_path / "run")
-    assert run(config, harm=before_step(5, kill)) == [KILLED]
+    assert run(config, fault=before_step(5, kill)) == [KILLED]
     changes = ("--resume", "--optim.lr", "5e-4", "--train.log_every", "2")
     config = tiny_run(image_folder, tmp_path / "run", *changes)
     assert run(config) == [2]
-    assert "optim.lr: 0.001 -> 0.0005" in words(config)
-    assert "--allow_change optim.lr" in words(config)
+    assert "optim.lr: 0.001 -> 0.0005" in output(config)
+    assert "--allow_change optim.lr" in output(config)
     config = tiny_run(image_folder, tmp_path / "run", *changes, "--allow_change", "optim.lr")
     assert run(config) == [0]
-    assert "changed on resume: optim.lr: 0.001 -> 0.0005" in words(config)
-    assert "changed on resume: train.log_every: 1 -> 2" in words(config)
+    assert "changed on resume: optim.lr: 0.001 -> 0.0005" in output(config)
+    assert "changed on resume: train.log_every: 1 -> 2" in output(config)
     manifest = verify(tmp_path / f"run/checkpoints/step-{STEPS:07d}").manifest
     assert manifest["identity"]["config_hash"] == config_hash(config)
     assert manifest["identity"]["environment"].keys() >= {"mmcl", "torch", "numpy", "python", "threads", "processes"}
@@ -348,4 +348,4 @@ def test_what_a_loader_process_fails_with_is_one_line(image_folder: Path, tmp_pa
         file.write_bytes(b"gone")
     config = tiny_run(folder, tmp_path / "run", "--data.workers", "1")
     assert run(config) == [2]
-    assert words(config).splitlines()[-1].startswith("error: 100 samples in a row could not be used; the last: ")
+    assert output(config).splitlines()[-1].startswith("error: 100 samples in a row could not be used; the last: ")

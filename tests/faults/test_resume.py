@@ -1,4 +1,4 @@
-"""A run that was killed ends as one that was not: the same bits, the same samples, each step in the log once."""
+"""A killed and resumed run ends like an uninterrupted one: same bits, same samples, each step in the log once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from mmcl.config import Config
 from mmcl.engine.log import read_log
-from tests.faults.runs import KILLED, STEPS, before_step, ending, kill, run, samples, tiny_run, words
+from tests.faults.runs import KILLED, STEPS, before_step, final_state, kill, output, run, samples, tiny_run
 
-Unharmed = Callable[..., Config]
+Uninterrupted = Callable[..., Config]
 WORKERS = (0, 2, 1, 3)
 
 
@@ -29,15 +29,17 @@ def resumed(image_folder: Path, run_dir: Path, number: int, *flags: str) -> Conf
     [(1, range(1, STEPS + 1)), (2, (2, 3, 6)), (3, (3, 4, 7))],
     ids=["every step", "2 processes", "3 processes"],
 )
-def test_resume_is_bit_exact(world: int, kills: list[int], image_folder: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+def test_resume_is_bit_exact(
+    world: int, kills: list[int], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
     """Killed when step k begins, while a checkpoint may still be on its way to the disk; resumed, killed again, ..."""
     for number, step in enumerate(kills):
         config = resumed(image_folder, tmp_path / "run", number)
         assert run(config, world, before_step(step, kill)) == [KILLED] * world
     config = resumed(image_folder, tmp_path / "run", len(kills))
     assert run(config, world) == [0] * world
-    assert ending(config) == ending(unharmed(world))
-    assert samples(config, world) == samples(unharmed(world), world)
+    assert final_state(config) == final_state(uninterrupted(world))
+    assert samples(config, world) == samples(uninterrupted(world), world)
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
@@ -49,13 +51,13 @@ def test_queue_and_teacher_go_on_where_they_were(image_folder: Path, tmp_path: P
         assert run(resumed(image_folder, tmp_path / "run", number, *flags), 2, before_step(step, kill)) == [KILLED] * 2
     config = resumed(image_folder, tmp_path / "run", 2, *flags)
     assert run(config, 2) == [0, 0]
-    assert ending(config) == ending(whole)
-    assert any("queue" in key for key in ending(config))
+    assert final_state(config) == final_state(whole)
+    assert any("queue" in key for key in final_state(config))
 
 
 @pytest.mark.parametrize("worlds", [(1, 3), (3, 2, 1)], ids=str)
 def test_another_number_of_processes_is_the_same_run(
-    worlds: tuple[int, ...], image_folder: Path, unharmed: Unharmed, tmp_path: Path
+    worlds: tuple[int, ...], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     """The same samples in the same order and the same learning rates to the bit, losses and weights but for rounding."""
     flags = ("--text.encoder.args.dropout", "0")
@@ -64,8 +66,8 @@ def test_another_number_of_processes_is_the_same_run(
         assert run(config, world, before_step(3 * number + 4, kill)) == [KILLED] * world
     config = resumed(image_folder, tmp_path / "run", len(worlds) - 1, *flags)
     assert run(config, worlds[-1]) == [0] * worlds[-1]
-    assert f"changed on resume: processes: {worlds[-2]} -> {worlds[-1]}\n" in words(config)
-    whole = unharmed(1, *flags)
+    assert f"changed on resume: processes: {worlds[-2]} -> {worlds[-1]}\n" in output(config)
+    whole = uninterrupted(1, *flags)
     ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
     assert [row["lr"] for row in ours] == [row["lr"] for row in expected]
     for name in ("loss", "gradient_norm"):  # Adam would forgive a gradient that is half as large
@@ -104,11 +106,11 @@ def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], i
         assert run(config, world, before_step(step, kill)) == [KILLED] * world
     config = resumed(image_folder, tmp_path / "run", len(kills), *flags)
     assert run(config, world) == [0] * world
-    assert ending(config) == ending(whole)
-    assert f"{world} processes on cpu, 1 threads each, the weights spread over them" in words(config)
+    assert final_state(config) == final_state(whole)
+    assert f"{world} processes on cpu, 1 threads each, the weights spread over them" in output(config)
 
 
-def test_a_run_may_change_how_its_weights_lie(image_folder: Path, unharmed: Unharmed, tmp_path: Path) -> None:
+def test_a_run_may_change_how_its_weights_lie(image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     """Spread over three processes, whole in one, spread over two: the losses, norms and exported weights of a run in one."""
     flags = ("--text.encoder.args.dropout", "0", "--optim.clip", "0.5")
     starts = [(3, SPREAD), (1, ()), (2, SPREAD)]
@@ -118,7 +120,7 @@ def test_a_run_may_change_how_its_weights_lie(image_folder: Path, unharmed: Unha
             assert run(config, world, before_step(3 * number + 3, kill)) == [KILLED] * world
         else:
             assert run(config, world) == [0] * world
-    whole = unharmed(1, *flags)
+    whole = uninterrupted(1, *flags)
     ours, expected = (read_log(Path(c.run_dir or "") / "metrics.jsonl") for c in (config, whole))
     for name in ("loss", "gradient_norm"):
         assert [row[name] for row in ours] == pytest.approx([row[name] for row in expected], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: in the wrappings of trainers, without a temperature, of other resolutions and other code."""
+"""Checkpoints in common forms: in wrappers of trainers, without a temperature, of other resolutions and other code."""
 
 from __future__ import annotations
 

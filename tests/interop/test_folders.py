@@ -1,4 +1,4 @@
-"""Folders and repositories as other libraries write them: the embeddings are those of the library itself."""
+"""Folders and repositories written by other libraries: the embeddings equal those of the library."""
 
 from __future__ import annotations
 

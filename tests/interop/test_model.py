@@ -1,4 +1,4 @@
-"""What a loaded model promises: forms of input, unit length, order, logits, errors that name the file."""
+"""Properties of a loaded model: forms of input, unit length, order, logits, errors that name the file."""
 
 from __future__ import annotations
 

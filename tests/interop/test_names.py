@@ -1,4 +1,4 @@
-"""Names of models that are not there: one line at once, with the fix."""
+"""Unknown model names are answered at once, in one line with a suggestion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models through the disk: our own format, and the libraries' names."""
+"""Saving and loading of models: mmcl's own format, and the libraries' names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of weights as other programs leave them: what is read, and what the line says where it is not."""
+"""Weight files written by other programs: they are read, or the error says why not."""
 
 from __future__ import annotations
 

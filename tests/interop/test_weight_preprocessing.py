@@ -1,4 +1,4 @@
-"""How images are shown to weights from a file, which does not say it."""
+"""Preprocessing for weights from a file, which does not state it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules are their functions, with what they learn and keep: scales within bounds, queues in order, draws by the step."""
+"""Modules equal their functions, with learned scales within bounds, queues in order, and draws by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two methods promise beyond the contract."""
+"""Properties of CLIP and SimCLR beyond the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods made of others: switched off, the addition leaves what it was added to."""
+"""Composed methods: with the addition switched off, they equal the method that they extend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MoCo promises beyond the contract."""
+"""Properties of MoCo beyond the contract."""
 
 from __future__ import annotations
 

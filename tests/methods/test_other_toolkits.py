@@ -1,4 +1,4 @@
-"""The losses of methods and their gradients next to those of lightly and pytorch-metric-learning, where these are right."""
+"""Losses and gradients of methods against lightly and pytorch-metric-learning, where those are correct."""
 
 from __future__ import annotations
 

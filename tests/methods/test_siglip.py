@@ -1,4 +1,4 @@
-"""What SigLIP promises beyond the contract."""
+"""Properties of SigLIP beyond the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SimCSE promises beyond the contract."""
+"""Properties of SimCSE beyond the contract."""
 
 from __future__ import annotations
 

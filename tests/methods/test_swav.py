@@ -1,4 +1,4 @@
-"""What SwAV promises beyond the contract."""
+"""Properties of SwAV beyond the contract."""
 
 from __future__ import annotations
 

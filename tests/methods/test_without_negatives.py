@@ -1,4 +1,4 @@
-"""What BYOL, MoCo v3 and SimSiam promise beyond the contract."""
+"""Properties of BYOL, MoCo v3 and SimSiam beyond the contract."""
 
 from __future__ import annotations
 

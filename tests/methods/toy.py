@@ -1,4 +1,4 @@
-"""Random rows, for losses that are compared with other toolkits'."""
+"""Random rows, for losses that are compared with those of other toolkits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index against brute force, its file format against faults, and its errors."""
+"""The index against brute force, and faults of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a configuration file or a flag holds: a configuration that can be written and read again, or one line of error."""
+"""Any content of a configuration file or flag gives a configuration that survives a round trip, or one line of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that others wrote: no payload runs, no matter under which name it comes; damage is one clear line."""
+"""Untrusted files: no payload is executed, whatever the file's name, and damage is reported in one clear line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that answers otherwise than it was asked: no more is read than was asked for, and none of it is used."""
+"""Servers with invalid responses: no more is read than was requested, and nothing of it is used."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ from torch import nn
 from mmcl.config import TrainConfig
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import TowerSpec, build_tower
-from mmcl.engine.best_checkpoint import Best, BestState
+from mmcl.engine.best_checkpoint import BestScore, BestState
 from mmcl.engine.checkpoint import _seal, load_checkpoint, take_snapshot, verify, write_checkpoint
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.errors import UserError
 from mmcl.evaluate.embedding_file import stored_task
-from mmcl.evaluate.measures.outcomes import Rows, read_rows, rows_file
+from mmcl.evaluate.measures.outcomes import Outcomes, outcomes_file, read_outcomes
 from mmcl.evaluate.reporting.compare import compare
 from mmcl.evaluate.reporting.metric import Metric, Provenance
 from mmcl.evaluate.reporting.report import Report
@@ -101,9 +101,9 @@ def index_folder(folder: Path) -> Callable[[], Any]:
 
 
 def report_folder(folder: Path) -> Callable[[], Any]:
-    rows = Rows(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))
+    outcomes = Outcomes(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))
     metrics = (
-        Metric("knn", "data", "knn1", "model", 1.0, 0.5, 1.0, 3, rows),
+        Metric("knn", "data", "knn1", "model", 1.0, 0.5, 1.0, 3, outcomes),
         Metric("knn", "data", "n", "model", 3, None, None, 3),
     )
     provenance = Provenance("knn", "data", "model", 3, "a", None, "b", "float32", 0, {"torch": "2"})
@@ -125,7 +125,7 @@ def report_folder(folder: Path) -> Callable[[], Any]:
 
 def rows_of_a_report(folder: Path) -> Callable[[], Any]:
     """The header of rows.safetensors, as a file of its own."""
-    content = rows_file({("a", "b", "c", "d"): Rows(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))})
+    content = outcomes_file({("a", "b", "c", "d"): Outcomes(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))})
     (folder / "rows.safetensors").parent.mkdir()
     tensors, header = load(content), json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     (folder / "rows.json").write_text(header["__metadata__"]["rows"])
@@ -134,7 +134,7 @@ def rows_of_a_report(folder: Path) -> Callable[[], Any]:
         (folder / "rows.safetensors").write_bytes(
             save(tensors, {"rows": json.dumps(json.loads((folder / "rows.json").read_text()))})
         )
-        read_rows(folder / "rows.safetensors")
+        read_outcomes(folder / "rows.safetensors")
 
     return read
 
@@ -174,7 +174,7 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
         read_identity(folder, checkpoint)
         state = read_run_state(checkpoint)
         assert state.bad <= state.seen
-        Best(TrainConfig(keep_best="a")).restore(state.best, folder)
+        BestScore(TrainConfig(keep_best="a")).restore(state.best, folder)
         if state.scaler:
             torch.amp.GradScaler("cpu").load_state_dict(asdict(state.scaler))
 

@@ -1,4 +1,4 @@
-"""Images are untrusted: whatever a file holds, the answer is an image or one line that names the file, within bounds."""
+"""Untrusted images: the result is an image or one line that names the file, within bounds of time and memory."""
 
 from __future__ import annotations
 

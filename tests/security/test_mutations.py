@@ -1,4 +1,4 @@
-"""Damage to a file is refused in one line or changes nothing; it takes no memory, and ends no process."""
+"""Damage to a file is reported in one line or has no effect; it neither exhausts memory nor ends a process."""
 
 from __future__ import annotations
 

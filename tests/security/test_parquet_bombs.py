@@ -1,4 +1,4 @@
-"""A small parquet file that stands for much is refused before memory is taken, and one that is merely compressible is read."""
+"""Small Parquet files that expand enormously are refused before allocation; files that are just compressible are read."""
 
 from __future__ import annotations
 

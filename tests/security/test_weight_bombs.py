@@ -1,4 +1,4 @@
-"""Files of weights and arrays that stand for more than they hold are refused before memory is taken."""
+"""Files of weights and arrays that expand beyond their size are refused before allocation."""
 
 from __future__ import annotations
 

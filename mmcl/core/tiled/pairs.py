@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kept = Literal["all", "negatives", "positives"]
-"""Pairs of different rows: all of them, those of different ids, those of equal ids."""
+PairKind = Literal["all", "negatives", "positives"]
+"""Pairs of different rows: all of them, those with different ids, or those with equal ids."""
 
-Tile = tuple[int, int]
+TileShape = tuple[int, int]
 """Query rows and key rows that are compared at once."""
 
-# Pairs that are few enough for one piece in plain autograd, or in the graph of a compiler; pairs in a tile, and its shortest
-# side where the shape allows.
+# Largest number of pairs that are computed in one piece, in plain autograd or in the graph of a compiler.
 _PLAIN = 2**20
 _COMPILED = 2**26
+# Pairs in a tile, and its shortest side if the shape allows it.
 _AREA = 2**22
 _SIDE = 2**11
 
@@ -30,7 +30,7 @@ class Pairs:
     Attributes:
         query_group_N, key_group_M: int32 in [0, groups); equal numbers are positives.
         groups: number of distinct ids.
-        self_query_S, self_key_S: int64; these queries and keys are the same rows and no pairs, in the order of the queries.
+        self_query_S, self_key_S: int64; queries and keys that are the same row and therefore excluded, sorted by query.
     """
 
     query_group_N: Tensor
@@ -47,7 +47,7 @@ class Pairs:
         query_row_N: Tensor | None = None,
         key_row_M: Tensor | None = None,
     ) -> Pairs:
-        """Pairs from int64 ids (equal: positive) and, if there are any, int64 row numbers (equal: the same row).
+        """Creates pairs from int64 ids (equal: positive) and optional int64 row numbers (equal: the same row).
 
         Raises:
             ValueError: only one of the row numbers is given.
@@ -70,7 +70,7 @@ class Pairs:
         return self.query_group_N, self.key_group_M, self.self_query_S, self.self_key_S
 
     def with_tensors(self, query_group_N: Tensor, key_group_M: Tensor, self_query_S: Tensor, self_key_S: Tensor) -> Pairs:
-        """The same pairs with other tensors in place of its own, as autograd hands them back."""
+        """The same pairs with other tensors, such as those that autograd passes to a function."""
         return Pairs(query_group_N, key_group_M, self.groups, self_query_S, self_key_S)
 
     @property
@@ -79,56 +79,56 @@ class Pairs:
         return len(self.query_group_N), len(self.key_group_M)
 
     def positive_count(self) -> Tensor:
-        """Positives of every query, int64 [N]."""
+        """Number of positives of every query, int64 [N]."""
         count_G = torch.bincount(self.key_group_M, minlength=self.groups)
         query_S, _ = self._self_of_equal_id()
         return count_G[self.query_group_N].index_add(0, query_S, torch.ones_like(query_S), alpha=-1)
 
     def negative_count(self) -> Tensor:
-        """Keys of another id, for every query, int64 [N]."""
+        """Number of negatives of every query, int64 [N]."""
         other = torch.bincount(self.self_query_S, minlength=self.shape[0])
         return self.shape[1] - other - self.positive_count()
 
     def positive_key_sum(self, key_MD: Tensor) -> Tensor:
-        """The sum of every query's positive keys, [N, D]."""
+        """Sum of every query's positive keys, [N, D]."""
         query_S, key_S = self._self_of_equal_id()
         return self._sum_of_equal_id(key_MD, self.key_group_M, self.query_group_N, key_S, query_S)
 
     def positive_query_sum(self, query_ND: Tensor) -> Tensor:
-        """The sum of the queries of which a key is a positive, [M, D]."""
+        """Sum of every key's positive queries, [M, D]."""
         query_S, key_S = self._self_of_equal_id()
         return self._sum_of_equal_id(query_ND, self.query_group_N, self.key_group_M, query_S, key_S)
 
-    def tiles(self, tile: Tile, kept: Kept = "all", *, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
-        """Blocks of queries times blocks of keys that cover all kept pairs; the last of a row or column may be smaller.
+    def tiles(self, tile: TileShape, kind: PairKind = "all", *, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
+        """Yields tiles, as slices of queries and of keys, that cover all pairs of a kind; tiles at the edges may be smaller.
 
-        Mirrored, the blocks are square, and of two that mirror each other only the one above the diagonal comes.
+        With `mirrored`, tiles are square, and of two tiles that mirror each other only the one above the diagonal is included.
         """
         height, width = (min(tile), min(tile)) if mirrored else tile
         for rows in _blocks(self.shape[0], height):
             for columns in _blocks(self.shape[1], width):
                 if mirrored and columns.start < rows.start:
                     continue
-                if kept != "positives" or self.any_equal_id(rows, columns):
+                if kind != "positives" or self.any_equal_id(rows, columns):
                     yield rows, columns
 
     def any_equal_id(self, rows: slice, columns: slice) -> bool:
-        """True if a tile has a pair of equal ids; far cheaper than the mask."""
+        """Returns True if a tile has a pair of equal ids; much cheaper than the mask."""
         return bool(torch.isin(self.query_group_N[rows], self.key_group_M[columns]).any())
 
     def equal_id(self, rows: slice, columns: slice) -> Tensor:
-        """The mask of one tile, bool: pairs of equal ids."""
+        """Mask of the pairs of equal ids in a tile, bool."""
         return self.query_group_N[rows, None] == self.key_group_M[None, columns]
 
     def positives(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Positions within one tile of the pairs of equal ids, int64; self pairs included."""
+        """Positions within a tile of the pairs of equal ids, including self pairs: int64 [P], [P]."""
         return _same_rows(self.query_group_N[rows], self.key_group_M[columns])
 
-    def drop_(self, logits: Tensor, rows: slice, columns: slice, kept: Kept) -> Tensor:
-        """Sets what is not kept of a tile of logits to minus infinity, in place."""
-        if kept == "positives":
+    def mask_(self, logits: Tensor, rows: slice, columns: slice, kind: PairKind) -> Tensor:
+        """Sets the logits of a tile to minus infinity, in place, except for pairs of the given kind."""
+        if kind == "positives":
             logits.masked_fill_(~self.equal_id(rows, columns), -torch.inf)
-        elif kept == "negatives" and self.any_equal_id(rows, columns):
+        elif kind == "negatives" and self.any_equal_id(rows, columns):
             logits.masked_fill_(self.equal_id(rows, columns), -torch.inf)
         if len(self.self_query_S):
             logits[self._self_in(rows, columns)] = -torch.inf
@@ -143,9 +143,9 @@ class Pairs:
         return query[inside], key[inside]
 
     def _sum_of_equal_id(self, rows: Tensor, group: Tensor, other_group: Tensor, own_S: Tensor, other_S: Tensor) -> Tensor:
-        """For each of the others, the sum of the rows of its id without itself."""
+        """For each row of the other side, the sum of the rows with its id, without itself."""
         if self.groups == len(group) and not len(own_S) and torch.equal(group, other_group):
-            return rows  # one for each, in the same order: the usual batch of pairs
+            return rows  # one row per id, in the same order: the usual batch of pairs
         sum_GD = rows.new_zeros(self.groups, rows.shape[1]).index_add_(0, group, rows)
         return sum_GD.index_select(0, other_group).index_add_(0, other_S, rows.index_select(0, own_S), alpha=-1)
 
@@ -155,7 +155,7 @@ class Pairs:
 
 
 class MaskedPairs(Pairs):
-    """The same in masks, for a compiler: no shape and no decision depends on an id."""
+    """Pairs as masks, for a compiler: neither shapes nor branches depend on ids."""
 
     same_NM: Tensor | None
 
@@ -170,25 +170,25 @@ class MaskedPairs(Pairs):
         return pairs
 
     def positive_count(self) -> Tensor:
-        return self._kept("positives").sum(1)
+        return self._mask("positives").sum(1)
 
     def negative_count(self) -> Tensor:
-        return self._kept("negatives").sum(1)
+        return self._mask("negatives").sum(1)
 
     def positive_key_sum(self, key_MD: Tensor) -> Tensor:
-        return self._kept("positives").to(key_MD.dtype) @ key_MD
+        return self._mask("positives").to(key_MD.dtype) @ key_MD
 
-    def drop_(self, logits: Tensor, rows: slice, columns: slice, kept: Kept) -> Tensor:
-        return logits.masked_fill(~self._kept(kept), -torch.inf)
+    def mask_(self, logits: Tensor, rows: slice, columns: slice, kind: PairKind) -> Tensor:
+        return logits.masked_fill(~self._mask(kind), -torch.inf)
 
-    def _kept(self, kept: Kept) -> Tensor:
+    def _mask(self, kind: PairKind) -> Tensor:
         equal_NM = self.query_group_N[:, None] == self.key_group_M
-        kept_NM = {"all": torch.ones_like(equal_NM), "positives": equal_NM, "negatives": ~equal_NM}[kept]
-        return kept_NM if self.same_NM is None else kept_NM & ~self.same_NM
+        mask_NM = {"all": torch.ones_like(equal_NM), "positives": equal_NM, "negatives": ~equal_NM}[kind]
+        return mask_NM if self.same_NM is None else mask_NM & ~self.same_NM
 
 
 def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: Tensor) -> None:
-    """Raises ValueError unless the rows have one width and every row one id."""
+    """Raises ValueError unless all rows have the same width and there is one id per row."""
     if query_ND.ndim != 2 or key_MD.ndim != 2 or query_ND.shape[1] != key_MD.shape[1]:
         raise ValueError(f"queries {tuple(query_ND.shape)} and keys {tuple(key_MD.shape)} must be [N, D] and [M, D]")
     if query_id_N.shape != query_ND.shape[:1] or key_id_M.shape != key_MD.shape[:1]:
@@ -198,12 +198,12 @@ def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: T
 
 
 def is_compiled(rows: int, columns: int) -> bool:
-    """Whether `torch.compile` is at work on pairs that are few enough for one piece; it cannot follow ids, nor tiles."""
+    """True inside `torch.compile`, which supports neither ids nor tiles, if the pairs are few enough for one piece."""
     return torch.compiler.is_compiling() and rows * columns <= _COMPILED
 
 
-def choose_tile(rows: int, columns: int) -> Tile | None:
-    """About four million pairs, in blocks as square as the shape allows; None where one piece in plain autograd will do."""
+def choose_tile(rows: int, columns: int) -> TileShape | None:
+    """Chooses a tile of about four million pairs, as square as the shape allows; None if a single piece suffices."""
     if rows * columns <= _PLAIN or is_compiled(rows, columns):
         return None
     height = _AREA // min(columns, max(_SIDE, _AREA // rows))
@@ -215,7 +215,7 @@ def _blocks(total: int, size: int) -> Iterator[slice]:
 
 
 def _same_rows(query_row_N: Tensor, key_row_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Every pair of equal row numbers, as positions of queries (ascending) and keys; by sorting, not by comparing all."""
+    """Finds all pairs of equal row numbers, as positions of queries (ascending) and of keys, by sorting."""
     sorted_row_M, order_M = key_row_M.sort()
     first_N = torch.searchsorted(sorted_row_M, query_row_N)
     count_N = torch.searchsorted(sorted_row_M, query_row_N, right=True) - first_N

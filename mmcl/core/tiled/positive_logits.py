@@ -1,4 +1,4 @@
-"""The positives of a softmax loss: sums of logits over equal ids, in little more than O((N + M) D) memory."""
+"""Sums of logits over the positives of each query, in little more than O((N + M) D) memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcl.core.recomputed import gradients, is_transformed
+from mmcl.core.higher_derivatives import gradients, is_transformed
 from mmcl.core.tiled.pairs import Pairs
 
-# By linearity, a query's logits with its positives add up to its logit with their sum. That sum is formed for so many numbers
-# at a time, some columns of all rows.
+# By linearity, the sum of a query's logits with its positives is its logit with their sum. The sums of all queries are computed
+# a few columns at a time, about this many numbers.
 _NUMBERS = 2**19
 
 
 def positive_dot_sum(query_ND: Tensor, key_MD: Tensor, pairs: Pairs) -> Tensor:
-    r"""$\sum_{p \in P(i)} q_i^\top k_p$ of every query, over its positives other than itself; 0 where there is none.
+    r"""$\sum_{p \in P(i)} q_i^\top k_p$ for every query, over its positives other than itself; 0 without positives.
 
     Args:
         query_ND, key_MD: rows of one type, float32 or float64.
-        pairs: which rows are positives, and which the same.
+        pairs: positive pairs and self pairs.
 
     Returns:
         [N].

@@ -1,4 +1,4 @@
-"""A tile of logits at a time, and what its gradient adds to that of the rows: the products of every tiled loss."""
+"""Matrix products of every tiled loss: the logits of a tile, and the contribution of their gradient to that of the rows."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmcl.core.recomputed import recomputed
-from mmcl.core.tiled.pairs import Pairs, Tile
+from mmcl.core.higher_derivatives import recomputed
+from mmcl.core.tiled.pairs import Pairs, TileShape
 
 STRIP = 128
-"""Rows of a tile that go through several elementwise operations while they are in the cache."""
+"""Rows of a tile that are processed by several elementwise operations in turn while they are in the cache."""
 
-# Space between the rows of a tile. At a distance of a power of two they share few lines of a processor's cache, and the product
-# with the transposed tile would take a tenth longer.
+# Padding between the rows of a tile. If rows are a power of two apart, they compete for the same cache lines, and the product
+# with the transposed tile takes a tenth longer.
 _PADDING = 16
 
 
 class TileLogits:
-    """Tiles of logits, all in the same memory: fresh memory would cost as much time as all the exponentials.
+    """Computes tiles of logits in one reused buffer; allocating each tile would take as long as all the exponentials.
+
+    Args:
+        keep: store the first tiles, as many as fit into the memory of the rows.
+        known: the stored tiles of an earlier pass over the same tiles in the same order; they are not computed again.
 
     Attributes:
-        kept: copies of the first tiles, if asked for, as long as they take no more memory than the rows do. Known
-            to the backward pass, which visits the same tiles in the same order, they save it as many products.
+        kept: copies of the stored tiles.
     """
 
     def __init__(
-        self, query_ND: Tensor, key_MD: Tensor, scale: float, tile: Tile, *, keep: bool = False, known: Sequence[Tensor] = ()
+        self,
+        query_ND: Tensor,
+        key_MD: Tensor,
+        scale: float,
+        tile: TileShape,
+        *,
+        keep: bool = False,
+        known: Sequence[Tensor] = (),
     ):
         self.query_ND, self.key_MD, self.scale = query_ND, key_MD, scale
         self.memory = query_ND.new_empty(min(tile[0], len(query_ND)), min(tile[1], len(key_MD)) + _PADDING)
@@ -53,7 +63,7 @@ class TileLogits:
             self.space = 0  # a later tile may be smaller, but the kept ones are the first
 
     def bound(self) -> float:
-        """No logit is further from 0 than this."""
+        """Upper bound of the absolute value of all logits."""
         if not len(self.query_ND) or not len(self.key_MD):
             return 0.0
         longest = [torch.linalg.vector_norm(rows, dim=1).max() for rows in (self.query_ND, self.key_MD)]
@@ -61,27 +71,27 @@ class TileLogits:
 
 
 class RowGradients:
-    """Sums the gradients of tiles of logits into those of the rows and of the scale."""
+    """Accumulates the gradients of tiles of logits into those of the rows and of the scale."""
 
     def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, mirrored: bool, needed: Sequence[bool]):
         self.query_ND, self.key_MD, self.mirrored, self.needed = query_ND, key_MD, mirrored, needed
-        # A scale of 0 leaves the rows no gradient, but it has one itself, which is that of the rows for a scale of 1.
+        # With a scale of 0 the rows have no gradient, but the scale has one, computed from that of the rows for a scale of 1.
         self.is_zero = not float(scale)
         self.scale = float(scale) or 1.0
         query_needed, key_needed, scale_needed = needed
-        # That of the scale comes from one of the others.
+        # The gradient of the scale is computed from one of the others.
         self.grad_query_ND = torch.zeros_like(query_ND) if query_needed or (scale_needed and not key_needed) else None
         self.grad_key_MD = self.grad_query_ND if mirrored else torch.zeros_like(key_MD) if key_needed else None
 
     def add(self, grad_logits: Tensor, rows: slice, columns: slice) -> None:
-        """Adds what a tile of logits' gradients, [n, m], sends to its query and key rows."""
+        """Adds the contribution of a tile, the gradient [n, m] of its logits, to its query and key rows."""
         if self.grad_query_ND is not None:
             self.grad_query_ND[rows].addmm_(grad_logits, self.key_MD[columns], alpha=self.scale)
         if self.grad_key_MD is not None:
             self.grad_key_MD[columns].addmm_(grad_logits.T, self.query_ND[rows], alpha=self.scale)
 
     def result(self) -> tuple[Tensor | None, ...]:
-        """Of queries, keys and scale; None for what is not needed, or is in the first already."""
+        """Gradients of queries, keys and scale; None if not needed, or for keys that are included in the queries' gradient."""
         query_needed, _, scale_needed = self.needed
         of_query, of_key = (self.grad_query_ND if query_needed else None), (None if self.mirrored else self.grad_key_MD)
         of_scale = self._of_scale() if scale_needed else None
@@ -90,7 +100,7 @@ class RowGradients:
         return of_query, of_key, of_scale
 
     def _of_scale(self) -> Tensor:
-        """A logit is the scale times its derivative by the scale, and each row times that by the row; mirrored, by both."""
+        """Gradient of the scale, by Euler's theorem: a logit is linear in the scale, in its query and in its key."""
         if self.grad_query_ND is not None:
             return _dot(self.query_ND, self.grad_query_ND) / (2 * self.scale if self.mirrored else self.scale)
         assert self.grad_key_MD is not None
@@ -98,9 +108,14 @@ class RowGradients:
 
 
 def recomputed_tiles(
-    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, tile: Tile, query_ND: Tensor, key_MD: Tensor, *scalars: Tensor
+    function: Callable[..., tuple[Tensor, ...]],
+    pairs: Pairs,
+    tile: TileShape,
+    query_ND: Tensor,
+    key_MD: Tensor,
+    *scalars: Tensor,
 ) -> Iterator[tuple[tuple[int, int], tuple[Tensor, ...]]]:
-    """`function(pairs, (rows, columns), queries, keys, *scalars)` of every tile, see `recomputed`; with the tile's number."""
+    """Yields each tile's number and `function(pairs, (rows, columns), queries, keys, *scalars)`, see `recomputed`."""
     query_parts, key_parts = query_ND.split(tile[0]), key_MD.split(tile[1])
     for rows, columns in pairs.tiles(tile):
         row, column = rows.start // tile[0], columns.start // tile[1]
@@ -116,6 +131,6 @@ def _of_tile(
 
 
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """The sum of all products, without a third tensor of that size."""
+    """Sum of the elementwise products, without a third tensor of that size."""
     parts = zip(a_ND.split(STRIP), b_ND.split(STRIP), strict=True)
     return torch.stack([(a * b).sum() for a, b in parts]).sum()

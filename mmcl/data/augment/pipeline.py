@@ -66,7 +66,7 @@ class Augmentation(ABC):
 
 
 @dataclass(frozen=True)
-class Policy:
+class AugmentationPipeline:
     """A sequence of augmentations.
 
     Attributes:
@@ -76,7 +76,7 @@ class Policy:
     operations: tuple[Augmentation, ...]
 
     @classmethod
-    def build(cls, components: Sequence[ComponentConfig]) -> Policy:
+    def build(cls, components: Sequence[ComponentConfig]) -> AugmentationPipeline:
         """Builds the operations by name. Raises UserError for an unknown name or argument."""
         return cls(tuple(AUGMENTATIONS.build(component.name, component.args) for component in components))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmcl.data.batches.order import BatchOrder
-from mmcl.data.batches.views import ImageView, show
+from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.captions import checked_caption, token_ids
 from mmcl.data.images.image_cache import ImageCache, required_image
 from mmcl.data.random_streams import Stream
@@ -27,7 +27,7 @@ MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _BatchRow:
     """One row of a batch: the sample and its part of every view."""
 
     epoch: int
@@ -115,14 +115,14 @@ class StepBatches(Dataset[Batch]):
         text_ids = self._text_ids(views) if "negative" in self.texts else None
         return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced, text_ids=text_ids)
 
-    def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _Row:
+    def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _BatchRow:
         """Reads a sample, or its first readable replacement; appends unreadable samples to `bad`."""
         wanted, peers = index, self.source.peers(index)
         for attempt in range(MAX_ATTEMPTS):
             try:
                 sample = self.source[index].check()
                 pixels = self._pixels(epoch, index, sample)
-                return _Row(epoch, index, pixels, self._captions(index, sample.name, caption_draw_V), attempt > 0)
+                return _BatchRow(epoch, index, pixels, self._captions(index, sample.name, caption_draw_V), attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
@@ -136,7 +136,7 @@ class StepBatches(Dataset[Batch]):
         if self._cache:
             return dict.fromkeys(self.images, self._cache[index])
         seed = self.order.seed
-        return show(required_image(sample), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
+        return make_views(required_image(sample), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Draws that choose captions, one per text view: float64 [..., V]."""

@@ -42,7 +42,7 @@ class MixedOrder(BatchOrder):
         self._first_sample_K = np.cumsum(self.sizes_K) - self.sizes_K
         self._first_slot_K = np.cumsum(self.counts_K) - self.counts_K
 
-    def shown(self, step: int) -> dict[str, int]:
+    def rows_by_part(self, step: int) -> dict[str, int]:
         """Number of rows of every part in all steps before `step`."""
         rounds, rest = divmod(step * self.batch_size, self.size)
         known_round, known_rest, begun_K = self._told

@@ -45,8 +45,8 @@ class BatchOrder(ABC):
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the epochs and dataset indices of given rows, 0 to batch_size - 1, of a global batch."""
 
-    def shown(self, step: int) -> dict[str, int]:
-        """Number of rows of every named part in all steps before `step`; empty without parts."""
+    def rows_by_part(self, step: int) -> dict[str, int]:
+        """Returns the number of rows of every named part in all steps before `step`; empty without parts."""
         return {}
 
     def steps(self, epochs: float) -> int:

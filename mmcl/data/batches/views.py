@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmcl.config import DataConfig, ViewConfig
-from mmcl.data.augment.pipeline import Policy
+from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.images.bands import read_bands
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import SCALES, opened
@@ -51,7 +51,7 @@ class ImageView:
     number: int
     preprocess: Preprocess
     crop: RandomResizedCrop | None = None
-    augment: Policy | None = None
+    augment: AugmentationPipeline | None = None
 
     def part(self, width: int, height: int, *, seed: int, epoch: int, index: int) -> Part:
         """Returns the visible part of an image of a given size.
@@ -74,7 +74,7 @@ class ImageView:
         return part_to_tensor(pixels, self.preprocess, (left, top, right, bottom))
 
 
-def show(
+def make_views(
     image: ImageLike, views: Mapping[str, ImageView], *, name: str | None = None, seed: int, epoch: int, index: int
 ) -> dict[str, Tensor]:
     """Reads all views of an image, before augmentation: [C, H, W].
@@ -137,5 +137,5 @@ def _build(number: int, own: ViewConfig, data: DataConfig, preprocess: Preproces
         number=number,
         preprocess=preprocess.at(own.size) if own.size else preprocess,
         crop=RandomResizedCrop(scale=crop.scale, ratio=crop.ratio) if crop else None,
-        augment=Policy.build(augment) if augment else None,
+        augment=AugmentationPipeline.build(augment) if augment else None,
     )

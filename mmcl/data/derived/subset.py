@@ -14,7 +14,7 @@ from mmcl.data.random_streams import Stream
 from mmcl.data.source import DerivedSource, Sample, Source
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
-from mmcl.files.disk_cache import kept_array
+from mmcl.files.disk_cache import cached_array
 from mmcl.rng import hash_integers, uniform
 
 
@@ -145,7 +145,7 @@ def _groups(source: Source, cache: Path | None) -> np.ndarray:
         return source.ids
     if cache is None or len(source) < MANY:
         return text_groups(source)
-    return kept_array(cache / f"caption-groups-{source.fingerprint[:32]}.npy", lambda: text_groups(source))
+    return cached_array(cache / f"caption-groups-{source.fingerprint[:32]}.npy", lambda: text_groups(source))
 
 
 def text_groups(source: Source) -> np.ndarray:

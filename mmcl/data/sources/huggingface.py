@@ -16,7 +16,7 @@ from mmcl.data.sources.tables.table_rows import sample_rows
 from mmcl.data.usage import Usage, count_unused
 from mmcl.errors import UserError, first_line, unknown_name
 from mmcl.files.digest import digest
-from mmcl.files.disk_cache import kept_array
+from mmcl.files.disk_cache import cached_array
 from mmcl.files.listing import list_files, reason_unused, suffix_of
 from mmcl.files.parquet import check_unpacked
 from mmcl.files.root import data_root
@@ -82,7 +82,7 @@ class HuggingFaceSource(ArrowSource):
         table = plain_table(chosen.data.table)
         kept = cache / f"rows-{digest(dataset._fingerprint, columns)[:16]}.npy"
         many = chosen.data.nbytes >= LARGE
-        rows = kept_array(kept, lambda: sample_rows(table, columns)) if many else sample_rows(table, columns)
+        rows = cached_array(kept, lambda: sample_rows(table, columns)) if many else sample_rows(table, columns)
         label = dataset.features[columns.label] if columns.label else None
         urls = find_url_column(dataset.column_names, lambda name: dataset.select_columns([name])[:LOOKED_AT][name])
         names = label.names if isinstance(label, ClassLabel) else None

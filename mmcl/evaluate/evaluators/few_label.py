@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.config import ComponentConfig
-from mmcl.data.augment.pipeline import Policy
+from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.derived.subset import Subset, label_subset
 from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Source
@@ -70,7 +70,7 @@ def evaluate_few_label(
         UserError: the model has no image tower, labels are missing, or an argument is out of range.
     """
     tower = _image_tower(model)
-    policy = Policy.build([ComponentConfig(**component) for component in augment])
+    pipeline = AugmentationPipeline.build([ComponentConfig(**component) for component in augment])
     bank, test = (_Images(source, tower) for source in (task.required_bank, task.source))
     report = Report(notes=task.about_bank(EVALUATOR))
     for amount in amounts:
@@ -78,7 +78,7 @@ def evaluate_few_label(
 
         def finetuned(rows: np.ndarray, seed: int) -> float:
             train_images, labels = bank[rows], torch.from_numpy(task.bank_labels[rows])
-            options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "policy": policy}
+            options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "pipeline": pipeline}
             classifier = fine_tune(tower, train_images, labels, rows, seed=seed, **options)
             return float((_predict(classifier, test[None], batch_size) == torch.from_numpy(task.labels)).double().mean())
 
@@ -106,7 +106,7 @@ def fine_tune(
     epochs: int,
     batch_size: int,
     lr: float,
-    policy: Policy,
+    pipeline: AugmentationPipeline,
     seed: int,
 ) -> nn.Module:
     """Trains a copy of a tower's encoder with a linear classifier on labelled images.
@@ -135,7 +135,7 @@ def fine_tune(
             for start in range(0, len(order) - size + 1, size):
                 rows = order[start : start + size]
                 image = image_NCHW[rows].float() / 255
-                image = policy(image, seed=seed, epoch=np.full(size, epoch), index=number_N[rows])
+                image = pipeline(image, seed=seed, epoch=np.full(size, epoch), index=number_N[rows])
                 loss = nn.functional.cross_entropy(classifier(image.to(device)), label_N[rows].to(device))
                 optimiser.zero_grad()
                 loss.backward()

@@ -15,7 +15,7 @@ from mmcl.data.images.image_cache import decode_sample
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import best_of_group, group_to_queries
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.measures.rank_counts import Scores, cosine_rivals
+from mmcl.evaluate.measures.rank_counts import Scores, cosine_rank_counts
 from mmcl.evaluate.measures.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
 from mmcl.evaluate.measures.statistics import Estimate
 from mmcl.evaluate.reporting.figures import retrieval_examples
@@ -80,9 +80,9 @@ def retrieval(
     both_ids = labels_or_ids(image_ids, text_image_ids, ("image_ids", "text_image_ids"), sizes)
     image_id, text_id = (ids.to(image.device) for ids in both_ids)
     ks = cutoffs(ks)
-    both = cosine_rivals(text, image, text_id, image_id, chunk_size=chunk_size)
+    both = cosine_rank_counts(text, image, text_id, image_id, chunk_size=chunk_size)
     queries = {"text_to_image": (text_id, image_id), "image_to_text": (image_id, text_id)}
-    found = {name: (ranks(rivals, ties), _answered(*queries[name])) for name, rivals in zip(queries, both, strict=True)}
+    found = {name: (ranks(counts, ties), _answered(*queries[name])) for name, counts in zip(queries, both, strict=True)}
     return _report(found, ks, data, model)
 
 

@@ -17,7 +17,7 @@ Statistic = Literal["mean", "median", "class_mean"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Outcomes:
     """Outcomes of all queries of a metric.
 
     Attributes:
@@ -43,35 +43,37 @@ class Rows:
 Key = tuple[str, ...]
 
 
-def rows_file(rows_by_key: Mapping[Key, Rows]) -> bytes:
-    """The content of a file with rows by metric key. Names that several metrics share are stored once."""
+def outcomes_file(outcomes_by_key: Mapping[Key, Outcomes]) -> bytes:
+    """The content of a file with outcomes by metric key. Names that several metrics share are stored once."""
     from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {}
     entries: list[dict[str, Any]] = []
     place: dict[int, str] = {}
-    for number, (key, rows) in enumerate(rows_by_key.items()):
-        tensors[f"values.{number}"] = np.ascontiguousarray(rows.values, np.float32)
-        for kind, numbers in (("labels", rows.labels), ("clusters", rows.clusters)):
+    for number, (key, outcomes) in enumerate(outcomes_by_key.items()):
+        tensors[f"values.{number}"] = np.ascontiguousarray(outcomes.values, np.float32)
+        for kind, numbers in (("labels", outcomes.labels), ("clusters", outcomes.clusters)):
             if numbers is not None:
                 tensors[f"{kind}.{number}"] = np.ascontiguousarray(numbers, np.int64)
-        if rows.names is not None and id(rows.names) not in place:
-            place[id(rows.names)] = f"names.{len(place)}"
-            encoded = json.dumps(list(rows.names)).encode()
-            tensors[place[id(rows.names)]] = np.frombuffer(encoded, np.uint8)
-        entries.append({"key": key, "statistic": rows.statistic, "names": place.get(id(rows.names)), "within": rows.within})
+        if outcomes.names is not None and id(outcomes.names) not in place:
+            place[id(outcomes.names)] = f"names.{len(place)}"
+            encoded = json.dumps(list(outcomes.names)).encode()
+            tensors[place[id(outcomes.names)]] = np.frombuffer(encoded, np.uint8)
+        entries.append(
+            {"key": key, "statistic": outcomes.statistic, "names": place.get(id(outcomes.names)), "within": outcomes.within}
+        )
     return save(tensors, {"rows": json.dumps(entries)})
 
 
-def read_rows(path: Path) -> dict[Key, Rows]:
-    """Reads a file made by `rows_file`; a missing file is empty. Raises UserError if the file is damaged."""
+def read_outcomes(path: Path) -> dict[Key, Outcomes]:
+    """Reads a file made by `outcomes_file`; a missing file is empty. Raises UserError if the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return {}
     try:
         with safe_open(path, "numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             entries = parse_json(file.metadata()["rows"], str(path))
         names = {
             name: tuple(parse_json(tensor.tobytes(), str(path)))
@@ -93,8 +95,8 @@ def read_rows(path: Path) -> dict[Key, Rows]:
         raise UserError(f"{path}: is damaged ({error}); evaluate again") from None
 
 
-def _checked(values: Any, statistic: Any, labels: Any, names: Any, clusters: Any, within: Any) -> Rows:
-    """Raises TypeError for content that `rows_file` would not write."""
+def _checked(values: Any, statistic: Any, labels: Any, names: Any, clusters: Any, within: Any) -> Outcomes:
+    """Raises TypeError for content that `outcomes_file` would not write."""
     parts = [("labels", labels, np.int64), ("clusters", clusters, np.int64), ("values", values, np.float32)]
     wrong = [name for name, part, kind in parts if part is not None and (part.dtype != kind or part.shape != (len(values),))]
     wrong += ["statistic"] if statistic not in get_args(Statistic) or (statistic == "class_mean" and labels is None) else []
@@ -104,7 +106,7 @@ def _checked(values: Any, statistic: Any, labels: Any, names: Any, clusters: Any
     wrong += ["within"] if within is not None and not _is_range(within) else []
     if wrong:
         raise TypeError(f"its {wrong[0]} are none")
-    return Rows(values, statistic, labels, names, clusters, within)
+    return Outcomes(values, statistic, labels, names, clusters, within)
 
 
 def _is_range(within: tuple[Any, ...]) -> bool:

@@ -7,24 +7,24 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.statistics import SEED, TAIL, Estimate
 
 SWAPS = 4999
 MANY = 1000
 _SUREST = 7.0
-"""Standard deviations beyond which no smaller p-value is looked for: 2.6e-12."""
+"""Largest number of standard deviations that is considered; the smallest p-value is therefore 2.6e-12."""
 
 
-def paired_difference(first: Rows, second: Rows, *, tail: float = TAIL) -> Estimate:
-    """The statistic of `second` minus that of `first`, with the interval of the difference.
+def paired_difference(first: Outcomes, second: Outcomes, *, tail: float = TAIL) -> Estimate:
+    """Statistic of `second` minus that of `first`, with the interval of the difference.
 
-    Of 0/1 outcomes it is the score interval (Tango, "Equivalence test and confidence interval for the difference in proportions
-    for the paired-sample design", 1998); of other means that of the mean of the differences. That of medians has none.
+    For 0/1 outcomes it is the score interval (Tango, "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design", 1998); for other means, that of the mean difference. Medians have no interval.
 
     Args:
         first, second: outcomes of the same queries in the same order, with the same statistic.
-        tail: the probability that is left out beyond each end.
+        tail: probability beyond each end.
 
     Raises:
         ValueError: the rows differ in number, statistic, classes or clusters.
@@ -42,13 +42,13 @@ def paired_difference(first: Rows, second: Rows, *, tail: float = TAIL) -> Estim
     return statistics.mean(change, clusters=first.clusters, within=within, tail=tail)
 
 
-def paired_test(first: Rows, second: Rows, *, seed: int = SEED) -> tuple[Estimate, float]:
-    """The difference with its interval, and the two-sided p-value that belongs to it.
+def paired_test(first: Outcomes, second: Outcomes, *, seed: int = SEED) -> tuple[Estimate, float]:
+    """Returns the difference with its interval, and the corresponding two-sided p-value.
 
-    The p-value is twice the smallest tail whose interval leaves out 0: it is below .05 exactly where the 95 % interval does. Of
-    0/1 outcomes that is McNemar's test without a correction, (won - lost)^2 / (won + lost) against chi-squared, which Tango's
-    interval inverts (Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for paired binomial
-    proportions", 2014). Without an interval, the p-value is that of `swap_test`.
+    The p-value is twice the smallest tail whose interval excludes 0: it is below .05 exactly if the 95 % interval excludes 0.
+    For 0/1 outcomes this is McNemar's test without continuity correction, (won - lost)^2 / (won + lost) against chi-squared,
+    which Tango's interval inverts (Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for paired
+    binomial proportions", 2014). Without an interval, the p-value is that of `swap_test`.
 
     Args, Raises: as for `paired_difference` and `swap_test`.
     """
@@ -59,7 +59,7 @@ def paired_test(first: Rows, second: Rows, *, seed: int = SEED) -> tuple[Estimat
     sign = np.sign(found.value)
 
     def inner_end(deviations: float) -> float:
-        """The end of the interval between the value and 0, above 0 where it leaves 0 out."""
+        """End of the interval on the side of 0, times the sign of the value; positive if the interval excludes 0."""
         one = paired_difference(first, second, tail=float(ndtr(-deviations)))
         assert one.low is not None
         assert one.high is not None
@@ -72,16 +72,16 @@ def paired_test(first: Rows, second: Rows, *, seed: int = SEED) -> tuple[Estimat
 
 
 def paired_shares(won: int, lost: int, n: int, *, tail: float = TAIL) -> Estimate:
-    """(won - lost) / n with Tango's score interval: the differences that the data do not reject.
+    """(won - lost) / n with Tango's score interval, which contains the differences that the data do not reject.
 
     Args:
-        won, lost: of `n` queries, those that only the second model gets right, and only the first.
-        tail: the probability that is left out beyond each end.
+        won, lost: numbers of queries, out of `n`, that only the second model and only the first model gets right.
+        tail: probability beyond each end.
     """
     z = float(-ndtri(tail))
 
     def score(difference: float) -> float:
-        """How many standard deviations the data are above a difference; its other parameter is the likeliest one."""
+        """Standard deviations by which the data exceed a difference, with the maximum-likelihood nuisance parameter."""
         b = (2 * n - won + lost) * difference - won - lost
         share = (np.sqrt(max(b**2 + 8 * n * lost * difference * (1 - difference), 0)) - b) / (4 * n)
         variance = n * (2 * share + difference * (1 - difference))
@@ -93,12 +93,12 @@ def paired_shares(won: int, lost: int, n: int, *, tail: float = TAIL) -> Estimat
     return Estimate(value, float(low), float(high), n)
 
 
-def swap_test(first: Rows, second: Rows, *, seed: int = SEED) -> float:
-    """Two-sided p-value of the difference, if on every query it were chance which model had which of the two outcomes.
+def swap_test(first: Outcomes, second: Outcomes, *, seed: int = SEED) -> float:
+    """Two-sided p-value of the difference under the hypothesis that the models' outcomes are exchangeable on every query.
 
-    The sign-flip (Fisher-Pitman) permutation test: how often is the difference at least as large when the two outcomes of every
-    query are swapped at random? Queries of one cluster are swapped together. For a mean of more than 1000 different differences
-    it is normal; else `SWAPS` draws are made, and p = (1 + as large) / (1 + SWAPS).
+    This is the sign-flip (Fisher-Pitman) permutation test: the probability of a difference at least as large when the outcomes
+    of every query are swapped at random. Queries of a cluster are swapped together. For a mean of more than 1000 distinct
+    differences the normal approximation is used; otherwise `SWAPS` swaps are drawn, and p = (1 + as large) / (1 + SWAPS).
 
     Args, Raises: as for `paired_difference`.
     """
@@ -114,7 +114,7 @@ def swap_test(first: Rows, second: Rows, *, seed: int = SEED) -> float:
     return _flipped_signs(part, generator)
 
 
-def _outcomes(first: Rows, second: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _outcomes(first: Outcomes, second: Outcomes) -> tuple[np.ndarray, np.ndarray]:
     if len(first) != len(second) or first.statistic != second.statistic:
         raise ValueError("the rows differ in number or statistic: they are not of the same queries")
     for ours, theirs in ((first.labels, second.labels), (first.clusters, second.clusters)):
@@ -124,13 +124,13 @@ def _outcomes(first: Rows, second: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _class_weights(labels: np.ndarray) -> np.ndarray:
-    """The weight of every row in the mean over the classes."""
+    """Weight of every row in the mean over the classes."""
     present, place, count = np.unique(labels, return_inverse=True, return_counts=True)
     return 1 / (len(present) * count[place])
 
 
 def _flipped_signs(part: np.ndarray, generator: np.random.Generator) -> float:
-    """Of a sum of parts. Parts of equal size are flipped together: how many of them stay positive is binomial."""
+    """p-value of a sum under random signs. Among terms of equal size, the number that stay positive is binomial."""
     size, count = np.unique(np.abs(part[part != 0]), return_counts=True)
     if len(size) > MANY:
         return float(2 * ndtr(-abs(part.sum()) / np.sqrt(part @ part)))
@@ -153,6 +153,6 @@ def _swapped_medians(a: np.ndarray, b: np.ndarray, clusters: np.ndarray | None, 
 
 
 def _blocks(width: int) -> list[int]:
-    """`SWAPS` draws in parts of about 4 million numbers."""
+    """Splits `SWAPS` draws into blocks of about 4 million numbers."""
     size = max(1, 2**22 // max(1, width))
     return [min(size, SWAPS - start) for start in range(0, SWAPS, size)]

@@ -1,10 +1,10 @@
 """For each positive pair, exact counts of the negatives that score higher or tie; all ranking metrics follow from them.
 
-The cosine of two rows is their float64 cosine, rounded to float32: equal rows have equal scores whatever the tile, and ties are
-ties. Tiles are multiplied in float32, which is several times faster; the few scores that lie within the error bound of such a
-product around a positive's score are computed again.
+The cosine of two rows is computed in float64 and rounded to float32, so equal rows have equal scores in every tile, and ties
+are exact. Tiles are multiplied in float32, which is several times faster; the few scores whose error bound includes a
+positive's score are computed again.
 
-Shape suffixes: P pairs of a query and a positive key of it, Q queries of one pass.
+Shape suffixes: P pairs of a query and one of its positive keys, Q queries of one pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Scores = Callable[[slice], Tensor]
-"""Rows of queries to their scores with all keys, float32 [n, M]."""
+"""Function from rows of queries to their scores with all keys, float32 [n, M]."""
 
 _TILE = 1024
 _BLOCK = 2**22
@@ -26,15 +26,15 @@ _PASS = 512
 _DENSE = 32
 
 
-class Rivals:
-    """The positives of all queries of one direction, and the negatives around each.
+class RankCounts:
+    """For all positive pairs of one direction of retrieval, the numbers of negatives that score higher or tie.
 
     Attributes:
         query, key: int64 [P], row numbers of every pair with equal ids, sorted by query.
         score: float32 [P].
         above: int64 [P], negatives of the query that score higher than the pair.
         tied: int64 [P], negatives that score the same.
-        before: int64 [P], those of the tied ones that come before the key in the order of the rows.
+        before: int64 [P], tied negatives that come before the key in the order of the rows.
         keys: number of keys M.
     """
 
@@ -46,21 +46,21 @@ class Rivals:
         self._turn = torch.arange(len(self.query), device=query_P.device) - torch.searchsorted(self.query, self.query)
 
     def of(self, queries: slice) -> slice:
-        """The pairs of some queries."""
+        """Returns the pairs of a range of queries."""
         bounds = torch.tensor([queries.start, queries.stop], device=self.query.device)
         return slice(*torch.searchsorted(self.query, bounds).tolist())
 
-    def add(self, tile: Tile, queries: slice, keys: slice, *, flipped: bool = False) -> None:
+    def add(self, tile: ScoreTile, queries: slice, keys: slice, *, flipped: bool = False) -> None:
         """Counts the negatives in a tile of scores: queries by keys, or `flipped`, keys by queries."""
         pairs = self.of(queries)
         row_N = torch.arange(queries.stop - queries.start, device=self.query.device)
-        # The first positive of every query, then the second of every query: most passes take the scores as they lie.
+        # The first positive of every query, then the second, and so on, so that most passes need no indexing of the scores.
         pair_P = pairs.start + self._turn[pairs].argsort(stable=True)
         for pair_Q in pair_P.split(max(len(row_N), _PASS)):
             row_Q = self.query[pair_Q] - queries.start
             self._add(pair_Q, None if torch.equal(row_Q, row_N) else row_Q, tile, keys.start, flipped)
 
-    def _add(self, pair_Q: Tensor, row_Q: Tensor | None, tile: Tile, first_key: int, flipped: bool) -> None:
+    def _add(self, pair_Q: Tensor, row_Q: Tensor | None, tile: ScoreTile, first_key: int, flipped: bool) -> None:
         score_NM = tile.score_NM.T if flipped else tile.score_NM
         score_QM = score_NM if row_Q is None else score_NM[row_Q]
         low_Q, high_Q = self.score[pair_Q] - tile.error, self.score[pair_Q] + tile.error
@@ -79,8 +79,8 @@ class Rivals:
             self._compare(pair_Q[unsure[place]], column + first_key, tile.exact(*((column, row) if flipped else (row, column))))
 
     def _count(self, compare: Callable[..., Tensor], score_QM: Tensor, bound_Q: Tensor) -> Tensor:
-        """Scores of each row that compare well with its bound: int64 [Q]."""
-        # As a product of floats, several times faster than the sum of a mask; exact up to 2^24 keys.
+        """Number of scores in each row that satisfy the comparison with its bound: int64 [Q]."""
+        # A product of floats is several times faster than the sum of a mask, and exact up to 2^24 keys.
         mask_QM = compare(score_QM, bound_Q[:, None], out=self._scratch.like(score_QM))
         return (mask_QM @ mask_QM.new_ones(mask_QM.shape[1])).long()
 
@@ -98,13 +98,13 @@ class _Scratch:
         self._flat = torch.empty(0)
 
     def like(self, x: Tensor) -> Tensor:
-        """Room for a dense tensor, in its own layout."""
+        """Returns a buffer with the shape and layout of a dense tensor."""
         if len(self._flat) < x.numel():
             self._flat = x.new_empty(x.numel())
         return self._flat.as_strided(x.shape, x.stride())
 
 
-class Tile:
+class ScoreTile:
     """Exact scores, float32 [n, m], with the positives masked."""
 
     error = 0.0
@@ -115,17 +115,17 @@ class Tile:
         self._strike()
 
     def exact(self, row_P: Tensor, column_P: Tensor) -> Tensor:
-        """The scores of pairs: float32 [P]."""
+        """Exact scores of pairs: float32 [P]."""
         return self.score_NM[row_P, column_P]
 
     def sharpen(self) -> None:
-        """Makes every score exact."""
+        """Replaces all scores by exact ones."""
 
     def _strike(self) -> None:
         self.score_NM[self._positive] = -torch.inf
 
 
-class CosineTile(Tile):
+class CosineTile(ScoreTile):
     """Cosines from a float32 product, each within `error` of the exact one."""
 
     def __init__(self, cosine: _Cosine, a: tuple[slice, Tensor], b: tuple[slice, Tensor], row_P: Tensor, column_P: Tensor):
@@ -144,8 +144,8 @@ class CosineTile(Tile):
         self._strike()
 
 
-class _Rows:
-    """Rows [N, D] that are scaled to unit length when they are used: a scaled copy of all would double the memory."""
+class _UnitRows:
+    """Rows [N, D] that are scaled to unit length on use, because a scaled copy of all would double the memory."""
 
     def __init__(self, x_ND: Tensor):
         self.x_ND = x_ND
@@ -161,15 +161,15 @@ class _Cosine:
     """The cosine of every row of a with every row of b."""
 
     def __init__(self, a_ND: Tensor, b_MD: Tensor):
-        self.a, self.b = _Rows(a_ND), _Rows(b_MD)
-        # A sum of D products in any order is off by at most D units in the last place of 1 (Higham, "Accuracy and Stability of
-        # Numerical Algorithms", 2002, section 3.1); the rest is for rounding the rows, the score and the bounds themselves.
+        self.a, self.b = _UnitRows(a_ND), _UnitRows(b_MD)
+        # The error of a sum of D products in any order is at most D units in the last place of 1 (Higham, "Accuracy and
+        # Stability of Numerical Algorithms", 2002, section 3.1); the other 16 cover the rounding of rows, score and bounds.
         self.error = (a_ND.shape[1] + 16) * 2.0**-24
         if any(bool(((rows.norm_N < 1e-30) | (rows.norm_N > 1e30)).any()) for rows in (self.a, self.b)):
-            self.error = 2.0  # Such lengths leave float32: nothing is certain, and all is computed in float64.
+            self.error = 2.0  # Such lengths overflow or underflow in float32, so all scores are computed in float64.
 
     def of_pairs(self, row_P: Tensor, column_P: Tensor) -> Tensor:
-        """float32 [P]."""
+        """Exact cosines of pairs: float32 [P]."""
         score_P = torch.empty(len(row_P), device=row_P.device)
         for part in _slices(len(row_P), max(1, _PAIRS // self.a.x_ND.shape[1])):
             row, column = row_P[part], column_P[part]
@@ -179,12 +179,12 @@ class _Cosine:
 
 
 @torch.no_grad()
-def cosine_rivals(
+def cosine_rank_counts(
     a_ND: Tensor, b_MD: Tensor, a_id_N: Tensor, b_id_M: Tensor, *, chunk_size: int | None = None
-) -> tuple[Rivals, Rivals]:
+) -> tuple[RankCounts, RankCounts]:
     """Both directions of retrieval by cosine from one product: the rows of a as queries among those of b, and the reverse.
 
-    Takes time for N M D, and for a comparison of each pair with all keys; memory beside the pairs: a few tiles.
+    Takes time O(N M D), and compares each pair with all keys; beside the pairs, only a few tiles are in memory.
 
     Args:
         a_ND, b_MD: finite rows of any length, on one device.
@@ -196,7 +196,7 @@ def cosine_rivals(
     with _full_float32(a_ND.device.type):
         cosine = _Cosine(a_ND, b_MD)
         score_P = cosine.of_pairs(row_P, column_P)
-        forward, backward = Rivals(row_P, column_P, score_P, len(b_MD)), Rivals(column_P, row_P, score_P, len(a_ND))
+        forward, backward = RankCounts(row_P, column_P, score_P, len(b_MD)), RankCounts(column_P, row_P, score_P, len(a_ND))
         for rows in _slices(len(a_ND), size):
             a_unit = cosine.a.unit(rows)
             for columns in _slices(len(b_MD), size):
@@ -204,7 +204,9 @@ def cosine_rivals(
     return forward, backward
 
 
-def _add_tile(forward: Rivals, backward: Rivals, cosine: _Cosine, a: tuple[slice, Tensor], b: tuple[slice, Tensor]) -> None:
+def _add_tile(
+    forward: RankCounts, backward: RankCounts, cosine: _Cosine, a: tuple[slice, Tensor], b: tuple[slice, Tensor]
+) -> None:
     (rows, _), (columns, _), pairs = a, b, forward.of(a[0])
     row, column = forward.query[pairs] - rows.start, forward.key[pairs] - columns.start
     inside = (column >= 0) & (column < columns.stop - columns.start)
@@ -214,32 +216,32 @@ def _add_tile(forward: Rivals, backward: Rivals, cosine: _Cosine, a: tuple[slice
 
 
 @torch.no_grad()
-def score_rivals(scores: Scores, query_id_N: Tensor, key_id_M: Tensor, *, chunk_size: int | None = None) -> Rivals:
-    """Counts rivals like `cosine_rivals`, in one direction, from any function that scores pairs.
+def score_rank_counts(scores: Scores, query_id_N: Tensor, key_id_M: Tensor, *, chunk_size: int | None = None) -> RankCounts:
+    """The counts of `cosine_rank_counts` in one direction, from any function that scores pairs.
 
     Args:
-        scores: its scores are taken as exact.
+        scores: its results are treated as exact.
         query_id_N, key_id_M: int64; equal ids are positives.
-        chunk_size: queries per block; by default as many as fill 16 MB.
+        chunk_size: queries per block; by default, blocks of 16 MB.
 
     Raises:
         ValueError: a score is not a finite number.
     """
     query_P, key_P = positive_pairs(query_id_N, key_id_M)
-    rivals = Rivals(query_P, key_P, torch.zeros(len(query_P), device=query_P.device), len(key_id_M))
+    counts = RankCounts(query_P, key_P, torch.zeros(len(query_P), device=query_P.device), len(key_id_M))
     for rows in _slices(len(query_id_N), chunk_size or max(1, _BLOCK // len(key_id_M))):
         score_NM = scores(rows).clone()
         if not bool(score_NM.isfinite().all()):
             raise ValueError("a score is not a finite number; fix the model, not the score")
-        pairs = rivals.of(rows)
-        row, column = rivals.query[pairs] - rows.start, rivals.key[pairs]
-        rivals.score[pairs] = score_NM[row, column]
-        rivals.add(Tile(score_NM, row, column), rows, slice(0, len(key_id_M)))
-    return rivals
+        pairs = counts.of(rows)
+        row, column = counts.query[pairs] - rows.start, counts.key[pairs]
+        counts.score[pairs] = score_NM[row, column]
+        counts.add(ScoreTile(score_NM, row, column), rows, slice(0, len(key_id_M)))
+    return counts
 
 
 def positive_pairs(query_id_N: Tensor, key_id_M: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs of a query and a key with equal ids: int64 [P], [P], sorted by query, then by key; never N x M."""
+    """All pairs of a query and a key with equal ids: int64 [P], [P], sorted by query, then by key; uses no N x M matrix."""
     order = key_id_M.argsort(stable=True)
     sorted_id = key_id_M[order].contiguous()
     first, last = (torch.searchsorted(sorted_id, query_id_N.contiguous(), right=right) for right in (False, True))
@@ -255,7 +257,7 @@ def _slices(rows: int, size: int) -> list[slice]:
 
 @contextmanager
 def _full_float32(device: str) -> Iterator[None]:
-    """The error bound is that of float32 products, so TF32 and autocast are off within."""
+    """Context without TF32 and autocast, because the error bound is that of float32 products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from mmcl.errors import UserError, unknown_name
-from mmcl.evaluate.measures.rank_counts import Rivals, Scores, score_rivals
+from mmcl.evaluate.measures.rank_counts import RankCounts, Scores, score_rank_counts
 
 Ties = Literal["mean", "optimistic", "pessimistic", "index"]
 """Among equal scores: expectation over a random order, positives first, positives last, or the order of the rows."""
@@ -26,14 +26,14 @@ Ties = Literal["mean", "optimistic", "pessimistic", "index"]
 class Ranks:
     """Groups of keys with equal scores that hold a positive, sorted by query, best first.
 
-    Queries without positives are left out. Where ties are broken by a rule, every positive is a group of its own.
+    Queries without positives are left out. If ties are broken by a rule, every positive is its own group.
 
     Attributes:
         query: int64 [G], numbers from 0 without gaps.
         above: int64 [G], keys that come before the group.
-        found: int64 [G], positives among these.
+        found: int64 [G], positives among the keys before the group.
         positives, negatives: int64 [G], keys in the group.
-        tied: bool [Q], whether a negative scores exactly as the best positive does.
+        tied: bool [Q], whether a negative has exactly the score of the best positive.
         keys: number of keys M.
     """
 
@@ -60,7 +60,7 @@ class Ranks:
         return sum((chance for _, chance in self._first_at(k)), np.zeros(len(self)))
 
     def reciprocal(self, k: int) -> np.ndarray:
-        """1 / rank of the first positive, 0 where it is not among the first k: float64 [Q]; the mean is MRR@k."""
+        """1 / rank of the first positive, 0 if it is not among the first k: float64 [Q]; the mean is MRR@k."""
         return sum((chance / rank for rank, chance in self._first_at(k)), np.zeros(len(self)))
 
     def recall(self, k: int) -> np.ndarray:
@@ -71,12 +71,12 @@ class Ranks:
     def average_precision(self, k: int | None = None) -> np.ndarray:
         """Sum of the precision at the rank of each positive, over the number of positives: float64 [Q].
 
-        With k, over those among the first k and divided by min(k, positives), as sentence-transformers has it; trec_eval's
-        `map_cut` divides by all positives.
+        With k, the sum is over the positives among the first k and is divided by min(k, positives), as in
+        sentence-transformers; trec_eval's `map_cut` divides by the number of all positives.
         """
         places = self._places(self.keys if k is None else k)
         size = self.positives + self.negatives
-        # At the j-th place of the group: found before it, itself, and (j - 1) c of the group's other positives.
+        # Positives up to the j-th place of the group: those found before, this one, and (j - 1) c of the group's others.
         c = (self.positives - 1) / np.maximum(size - 1, 1)
         harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, self.keys + 1))])
         inverse_ranks = harmonic[self.above + places] - harmonic[self.above]
@@ -125,7 +125,7 @@ class Ranks:
             missed = missed * np.maximum(negatives - drawn, 0) / left
 
 
-def ranks(rivals: Rivals, ties: Ties = "mean") -> Ranks:
+def ranks(counts: RankCounts, ties: Ties = "mean") -> Ranks:
     """Computes the ranks of the positives, with ties treated as in `ties`.
 
     Raises:
@@ -133,7 +133,7 @@ def ranks(rivals: Rivals, ties: Ties = "mean") -> Ranks:
     """
     if ties not in get_args(Ties):
         raise unknown_name("tie policy", ties, get_args(Ties))
-    columns = (rivals.query, rivals.key, rivals.score, rivals.above, rivals.tied, rivals.before)
+    columns = (counts.query, counts.key, counts.score, counts.above, counts.tied, counts.before)
     query, key, score, above, tied, before = (column.cpu().numpy() for column in columns)
     if not len(query):
         raise UserError("no query has a positive: no id of the queries is among the ids of the keys")
@@ -151,18 +151,18 @@ def ranks(rivals: Rivals, ties: Ties = "mean") -> Ranks:
         group = np.arange(len(query))
         positives, negatives = np.ones_like(group), np.zeros_like(group)
     places = (above + found + ahead)[group]
-    return Ranks(number[group], places, found[group], positives, negatives, tied[start] > 0, rivals.keys)
+    return Ranks(number[group], places, found[group], positives, negatives, tied[start] > 0, counts.keys)
 
 
 def score_ranks(
     scores: Scores, query_ids: Tensor, key_ids: Tensor, *, ties: Ties = "mean", chunk_size: int | None = None
 ) -> Ranks:
-    """`ranks` of anything that scores pairs, see `score_rivals`. Raises UserError also for scores that are not finite."""
+    """`ranks` from a function that scores pairs, see `score_rank_counts`. Also raises UserError for non-finite scores."""
     try:
-        rivals = score_rivals(scores, query_ids, key_ids, chunk_size=chunk_size)
+        counts = score_rank_counts(scores, query_ids, key_ids, chunk_size=chunk_size)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return ranks(rivals, ties)
+    return ranks(counts, ties)
 
 
 def cosine_scores(query_ND: Tensor, key_MD: Tensor) -> Scores:

@@ -1,14 +1,14 @@
 """95 % confidence intervals. Rows are treated as independent draws; intervals cover the test set, not the training.
 
-An interval is given only if its coverage is 93 to 97 %, from the smallest number of rows for which one is given. Coverage is
+An interval is given only where its coverage is 93 to 97 %, starting at the smallest number of rows with one. Coverage is
 higher, up to 100 %, at the edge (`EDGE`): if fewer than about three rows are expected to differ from the rest, unseen outcomes
 dominate, and a valid interval is wide. With few rows, counts are discrete and coverage varies with the rate: it may be 91 % at
 a single rate, and only the mean over a few rates is in the range (Brown, Cai and DasGupta, 2001).
 `scripts/bench/interval_coverage.py` prints the coverage table and checks it.
 
 share of 0/1 outcomes           mid-p binomial (Lancaster, "Significance tests in discrete distributions", 1961)
-mean within known bounds        `within_bounds`; with classes the mean over them
-mean of rows in clusters        `within_bounds` with the jackknife over clusters, and their effective number as draws
+mean within known bounds        `within_bounds`; with classes, the mean over the classes
+mean of rows in clusters        `within_bounds` with the jackknife variance over clusters and their effective number
 mean without bounds             Hall's transformation of Student's t (1992), from `FEWEST_UNBOUNDED` rows
 median                          interpolated order statistics (Hettmansperger and Sheather, 1986)
 difference of two samples       MOVER (Zou and Donner, "Construction of confidence limits about effect measures", 2008)
@@ -24,45 +24,46 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 
 CONFIDENCE = 0.95
 SEED = 0
 FEWEST_DRAWS = 5
-"""Rows, or effective clusters, from which a mean within bounds and a median have an interval."""
+"""Smallest number of rows, or of effective clusters, for an interval of a mean within bounds or of a median."""
 FEWEST_CLUSTERS = 10
-"""Clusters of unequal sizes count as fewer equal ones (Kish); of fewer than these there is no interval."""
+"""Smallest effective number of clusters for an interval; clusters of unequal sizes count as fewer equal ones (Kish)."""
 FEWEST_WITHIN_CLASSES = 15
-"""Rows beyond the first of each class, from which the mean over the classes has an interval."""
+"""Smallest number of rows beyond the first of each class for an interval of the mean over the classes."""
 FEWEST_UNBOUNDED = 200
-"""Rows from which the mean of outcomes without bounds has an interval: of fewer, a long tail may not show."""
+"""Smallest number of rows for an interval of the mean of unbounded outcomes; fewer may not show a long tail."""
 FEWEST_CORRELATED = 20
+"""Smallest number of rows for an interval of a rank correlation."""
 EDGE = 3
-"""Where n times the variance, in units of the range, is below this, coverage is between 93 and 100 %: the rule of three."""
+"""If n times the variance, in units of the range, is below this, coverage is between 93 and 100 % (the rule of three)."""
 TAIL = (1 - CONFIDENCE) / 2
-"""The probability that is left out beyond each end of an interval."""
+"""Probability beyond each end of an interval."""
 Interval = tuple[float, float]
 ANYTHING = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value, its interval and the number of rows it was computed from. Interval and value are None where there is none.
+    """A value, its interval and the number of rows that it was computed from. Value and interval may be None.
 
-    `rows` are these rows, where the value is a plain statistic of them; estimates are equal whatever their rows.
+    `outcomes` are set if the value is a simple statistic of the outcomes of these rows; equality ignores them.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
-    rows: Rows | None = field(default=None, compare=False, repr=False)
+    outcomes: Outcomes | None = field(default=None, compare=False, repr=False)
 
 
 def proportion(successes: int, n: int, *, tail: float = TAIL) -> Estimate:
-    """Share of `successes` among `n` rows, with the mid-p binomial interval: half of the observed count's probability counts.
+    """Share of `successes` among `n` rows with the mid-p binomial interval, which includes half the probability of the count.
 
-    Its coverage is about 95 % on average over rates, and at least 91 % at any; towards the rates 0 and 1 it rises to 100 %.
+    Its coverage is about 95 % on average over rates and at least 91 % at every rate; it rises to 100 % at the rates 0 and 1.
     """
     return Estimate(successes / n, _mid_p_low(successes, n, tail), 1 - _mid_p_low(n - successes, n, tail), n)
 
@@ -74,70 +75,70 @@ def mean(
 
     Args:
         outcomes: finite numbers.
-        clusters: integers [N], equal for rows that belong together, such as the captions of one image: the clusters are what
-            was drawn, and their rows may be correlated.
-        within: what an outcome can be at least and at most, perhaps infinite; by default [0, 1] if all lie there, else [-1, 1]
-            if they do, else anything. Without bounds, rows in clusters have no interval.
-        tail: the probability that is left out beyond each end.
+        clusters: integers [N], equal for rows that belong together, such as the captions of one image: clusters are independent
+            draws, and their rows may be correlated.
+        within: lower and upper bound of an outcome, possibly infinite; by default [0, 1] or [-1, 1] if these contain all
+            outcomes, else unbounded. Unbounded outcomes in clusters have no interval.
+        tail: probability beyond each end.
     """
     outcomes = np.asarray(outcomes, np.float64)
     clusters = _proper(clusters)
     low, high = within or bounds(outcomes)
-    rows = Rows(np.asarray(outcomes, np.float32), clusters=clusters, within=(low, high))
+    per_row = Outcomes(np.asarray(outcomes, np.float32), clusters=clusters, within=(low, high))
     if clusters is None and (low, high) == (0, 1) and np.isin(outcomes, (0, 1)).all():
-        return replace(proportion(int(outcomes.sum()), len(outcomes), tail=tail), rows=rows)
+        return replace(proportion(int(outcomes.sum()), len(outcomes), tail=tail), outcomes=per_row)
     if not np.isfinite(high - low):
         interval = _hall(outcomes, tail) if clusters is None else None
-        return _estimate(float(outcomes.mean()), interval, len(outcomes), rows)
+        return _estimate(float(outcomes.mean()), interval, len(outcomes), per_row)
     value, variance, draws = _draws(outcomes, clusters)
     if clusters is not None and draws < FEWEST_CLUSTERS:
-        return Estimate(value, None, None, len(outcomes), rows)
-    return replace(bounded(value, variance, draws, len(outcomes), low, high, tail=tail), rows=rows)
+        return Estimate(value, None, None, len(outcomes), per_row)
+    return replace(bounded(value, variance, draws, len(outcomes), low, high, tail=tail), outcomes=per_row)
 
 
 def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, within: Interval | None = None, tail: float = TAIL) -> Estimate:
     """Mean over the classes of the mean outcome of their rows, such as balanced accuracy.
 
-    The variance is that within the classes, each from its own rows (n - 1 in the divisor): where a class has one row only, it
-    is not known, and there is no interval. Nor is there one of fewer than `FEWEST_WITHIN_CLASSES` rows beyond these, or for
-    outcomes without bounds; `within` and `tail` are as for `mean`.
+    The variance is estimated within each class, with divisor n - 1. There is no interval if a class has a single row, if there
+    are fewer than `FEWEST_WITHIN_CLASSES` rows beyond the first of each class, or for unbounded outcomes. `within` and `tail`
+    are as for `mean`.
     """
     outcomes, labels = np.asarray(outcomes, np.float64), np.asarray(labels, np.int64)
     _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
     means = np.bincount(place, outcomes) / count
     value = float(means.mean())
     low, high = within or bounds(outcomes)
-    rows = Rows(np.asarray(outcomes, np.float32), "class_mean", labels, within=(low, high))
+    per_row = Outcomes(np.asarray(outcomes, np.float32), "class_mean", labels, within=(low, high))
     is_known = count.min() >= 2 and len(outcomes) - len(count) >= FEWEST_WITHIN_CLASSES
     if not is_known or not np.isfinite(high - low):
-        return Estimate(value, None, None, len(outcomes), rows)
+        return Estimate(value, None, None, len(outcomes), per_row)
     variances = np.bincount(place, (outcomes - means[place]) ** 2) / (count - 1) / count
     effective = len(count) ** 2 / float((1 / count).sum())
     variance = float(variances.sum()) / len(count) ** 2
     found = bounded(value, variance * effective, effective, len(outcomes), low, high, tail=tail)
-    return replace(found, rows=rows)
+    return replace(found, outcomes=per_row)
 
 
 def median(outcomes: np.ndarray, *, clusters: np.ndarray | None = None) -> Estimate:
-    """Median of outcomes [N], with an interval between order statistics: whatever the distribution, from 5 rows.
+    """Median of outcomes [N], with an interval between order statistics that is valid for any distribution, from 5 rows.
 
-    Equal outcomes, such as ranks, widen it: an end cannot lie between two of them, so coverage is then between 93 and 100 %.
+    Equal outcomes, such as ranks, widen the interval, because an end cannot lie between them; coverage is then 93 to 100 %.
     """
     outcomes = np.asarray(outcomes, np.float64)
     clusters = _proper(clusters)
-    rows, value = Rows(np.asarray(outcomes, np.float32), "median", clusters=clusters), float(np.median(outcomes))
+    per_row, value = Outcomes(np.asarray(outcomes, np.float32), "median", clusters=clusters), float(np.median(outcomes))
     _, variance, draws = _draws((outcomes < value) + (outcomes == value) / 2, clusters)
-    # As many rows as would know the share below the median as well as these, which are alike within a cluster.
+    # The number of independent rows with the same precision for the share below the median; rows of a cluster are correlated.
     n = len(outcomes) if clusters is None else min(len(outcomes), draws * 0.25 / max(variance, 1e-12))
     if n < FEWEST_DRAWS or (clusters is not None and draws < FEWEST_CLUSTERS):
-        return Estimate(value, None, None, len(outcomes), rows)
+        return Estimate(value, None, None, len(outcomes), per_row)
     low = _median_place(n) / (n + 1)
     ends = np.quantile(outcomes, (low, 1 - low), method="weibull")
-    return _estimate(value, (float(ends[0]), float(ends[1])), len(outcomes), rows)
+    return _estimate(value, (float(ends[0]), float(ends[1])), len(outcomes), per_row)
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """Difference of the means of two independent samples, with an interval from those of both (MOVER)."""
+    """Difference of the means of two independent samples, with an interval from both of theirs (MOVER)."""
     return subtract(mean(first), mean(second))
 
 
@@ -157,19 +158,19 @@ def subtract(a: Estimate, b: Estimate) -> Estimate:
 
 
 def correlation(value: float, influence: np.ndarray) -> Estimate:
-    """A rank correlation with Fisher's z interval, from `FEWEST_CORRELATED` rows.
+    """Rank correlation with Fisher's z interval, from `FEWEST_CORRELATED` rows.
 
-    Its variance is the rows' own (the delta method), so it holds for ties and where the spread of one side changes with the
-    other; Student's t with n - 2 degrees of freedom stands for the variance not being known.
+    The variance is estimated from the rows (the delta method), so it also holds with ties and if the spread of one side depends
+    on the other. Student's t with n - 2 degrees of freedom accounts for the estimated variance.
 
     Args:
         value: r, from -1 to 1.
-        influence: float64 [N], what each row adds to it, with mean 0.
+        influence: float64 [N], the influence of each row on r, with mean 0.
     """
     from scipy.special import stdtrit
 
     n = len(influence)
-    # r = 1 has no z and leaves no spread to measure.
+    # For r = 1, z is infinite and the variance is 0.
     if n < FEWEST_CORRELATED or abs(value) > 1 - 6 / (n**3 - n):
         return exact(value, n)
     own = float((influence**2).mean()) / (n - 3) / (1 - value**2) ** 2
@@ -181,13 +182,13 @@ def correlation(value: float, influence: np.ndarray) -> Estimate:
 def over_runs(values: Sequence[float], n: int, *, within: Interval = (0.0, 1.0)) -> Estimate:
     """Mean of the results of several runs on the same `n` rows, with Student's interval over the runs.
 
-    It takes the results as about normal, which few runs cannot show: of results that spread as widely as they are far from 0 or
-    1, it holds the truth in 89 % only. There is none of one run, nor where all runs gave the same.
+    The results are assumed to be about normal, which a few runs cannot verify: if their spread is as large as their distance
+    from 0 or 1, coverage is only 89 %. A single run, or runs with equal results, have no interval.
 
     Args:
         values: the results.
         n: rows of the test set.
-        within: what a result can be at least and at most, which is as far as the interval goes.
+        within: lower and upper bound of a result, which limit the interval.
     """
     from scipy.special import stdtrit
 
@@ -207,30 +208,30 @@ def exact(value: float | None, n: int) -> Estimate:
 def bounded(
     value: float, variance: float, draws: float, n: int, low: float = 0.0, high: float = 1.0, *, tail: float = TAIL
 ) -> Estimate:
-    """A value of `n` rows with its interval `within_bounds`."""
+    """Estimate from `n` rows with the interval of `within_bounds`."""
     return _estimate(value, within_bounds(value, variance, draws, low, high, tail=tail), n)
 
 
 def within_bounds(
     value: float, variance: float, n: float, low: float = 0.0, high: float = 1.0, *, tail: float = TAIL
 ) -> Interval | None:
-    """The interval of a mean of `n` draws, each from `low` to `high`: Jeffreys' interval with a variance of its own.
+    """Interval of a mean of `n` draws, each from `low` to `high`: Jeffreys' interval, generalised to any variance.
 
-    A Bayesian bootstrap (Rubin, "The Bayesian bootstrap", 1981) of the draws and of half a draw at either bound, for what has
-    not been seen, matched by the beta distribution of the same mean and variance. Of 0/1 outcomes that is exactly Jeffreys'
-    interval, modified at the bounds as by Brown, Cai and DasGupta ("Interval estimation for a binomial proportion", 2001,
-    section 4.1.1): with no more than one draw's worth away from a bound it ends there, and where all draws lie at a bound, the
-    other end is Clopper and Pearson's.
+    It is a Bayesian bootstrap (Rubin, "The Bayesian bootstrap", 1981) of the draws and of half a draw at either bound, for
+    unseen outcomes, approximated by the beta distribution with the same mean and variance. For 0/1 outcomes it is exactly
+    Jeffreys' interval, modified at the bounds as in Brown, Cai and DasGupta ("Interval estimation for a binomial proportion",
+    2001, section 4.1.1): if the sum is at most one draw away from a bound, the interval ends at the bound; if all draws equal a
+    bound, the other end is that of Clopper and Pearson.
 
     Args:
         value: the mean.
-        variance: of one draw, so that variance / n is the variance of the mean.
-        n: number of draws; of weighted ones the effective number, (sum of weights)^2 / sum of squared weights.
+        variance: variance of one draw, so that variance / n is the variance of the mean.
+        n: number of draws; for weighted draws the effective number, (sum of weights)^2 / sum of squared weights.
         low, high: the bounds.
-        tail: the probability that is left out beyond each end.
+        tail: probability beyond each end.
 
     Returns:
-        None of fewer than `FEWEST_DRAWS`.
+        The interval; None for fewer than `FEWEST_DRAWS` draws.
     """
     if n < FEWEST_DRAWS * (1 - 1e-9):
         return None
@@ -239,7 +240,7 @@ def within_bounds(
 
 
 def _unit_low(v: float, s: float, n: float, tail: float) -> float:
-    """The lower end of `within_bounds` from 0 to 1."""
+    """Lower end of `within_bounds` for the bounds 0 and 1."""
     from scipy.special import betaincinv
 
     if n * v <= 1 + 1e-9:
@@ -252,7 +253,7 @@ def _unit_low(v: float, s: float, n: float, tail: float) -> float:
 
 
 def bounds(outcomes: np.ndarray) -> Interval:
-    """[0, 1] or [-1, 1], the first that holds all outcomes; infinite where neither does."""
+    """Returns the first of [0, 1] and [-1, 1] that contains all outcomes; infinite bounds if neither does."""
     least, most = float(outcomes.min()), float(outcomes.max())
     if most > 1 or least < -1:
         return ANYTHING
@@ -260,7 +261,7 @@ def bounds(outcomes: np.ndarray) -> Interval:
 
 
 def _mid_p_low(k: int, n: int, tail: float) -> float:
-    """The rate at which k or more of n, k itself counted half, has the probability of the tail."""
+    """Rate at which P(more than k of n) + P(k of n) / 2 equals the tail probability."""
     from scipy.optimize import brentq
     from scipy.special import betainc
 
@@ -275,7 +276,7 @@ def _mid_p_low(k: int, n: int, tail: float) -> float:
 
 
 def _hall(draws: np.ndarray, tail: float) -> Interval | None:
-    """Student's interval with its skewness taken out (Hall, "On the removal of skewness by transformation", 1992)."""
+    """Student's interval, corrected for skewness (Hall, "On the removal of skewness by transformation", 1992)."""
     from scipy.special import stdtrit
 
     n, value, deviation = len(draws), draws.mean(), draws.std(ddof=1) if len(draws) > 1 else 0.0
@@ -288,19 +289,18 @@ def _hall(draws: np.ndarray, tail: float) -> Interval | None:
 
 
 def _proper(clusters: np.ndarray | None) -> np.ndarray | None:
-    """None where every row is a cluster of its own."""
+    """Returns the clusters, or None if every row is its own cluster."""
     if clusters is None or len(np.unique(clusters)) == len(clusters):
         return None
     return np.asarray(clusters, np.int64)
 
 
 def _draws(outcomes: np.ndarray, clusters: np.ndarray | None) -> tuple[float, float, float]:
-    """The mean, the variance of one draw, and the number of draws.
+    """Returns the mean, the variance of one draw, and the number of draws.
 
-    A draw is a row, or a cluster: then the variance is that of the jackknife over clusters, which holds for sizes that differ
-    (MacKinnon, Nielsen and Webb, "Cluster-robust inference: a guide to empirical practice", 2023), and their number is the
-    effective one (Kish, "Survey sampling", 1965), (sum of sizes)^2 / sum of squared sizes. Clusters of equal rows are as many
-    rows.
+    A draw is a row, or a cluster. For clusters, the variance is that of the jackknife, which is valid for unequal sizes
+    (MacKinnon, Nielsen and Webb, "Cluster-robust inference: a guide to empirical practice", 2023), and the number of draws is
+    the effective one, (sum of sizes)^2 / sum of squared sizes (Kish, "Survey sampling", 1965).
     """
     value = float(outcomes.mean())
     if clusters is None:
@@ -314,14 +314,14 @@ def _draws(outcomes: np.ndarray, clusters: np.ndarray | None) -> tuple[float, fl
 
 
 def _median_place(n: float) -> float:
-    """Between which two of `n` sorted rows, from 1, the median's lower end lies: Hettmansperger and Sheather, 1986.
+    """Position, from 1, of the median's lower end among `n` sorted rows; for 5 rows, the smallest row.
 
-    "Confidence intervals based on interpolated order statistics", equation 2.1. Of 5 rows, the least.
+    Hettmansperger and Sheather, "Confidence intervals based on interpolated order statistics", 1986, equation 2.1.
     """
     from scipy.special import betainc
 
     def missed(rank: int) -> float:
-        """The probability that the median is beyond the rows of this rank from below and from above."""
+        """Probability that the median is outside the rows of this rank, counted from below and from above."""
         return 2 * float(betainc(n - rank + 1, rank, 0.5))
 
     rank, left_out = 1, 2 * TAIL
@@ -333,8 +333,8 @@ def _median_place(n: float) -> float:
     return rank + (n - rank) * part / (rank + (n - 2 * rank) * part)
 
 
-def _estimate(value: float, interval: Interval | None, n: int, rows: Rows | None = None) -> Estimate:
-    """The interval holds the value: where a bound of it was moved by what has not been seen, too."""
+def _estimate(value: float, interval: Interval | None, n: int, outcomes: Outcomes | None = None) -> Estimate:
+    """Creates an estimate; widens the interval to contain the value, because unseen outcomes can shift both ends past it."""
     if interval is None:
-        return Estimate(value, None, None, n, rows)
-    return Estimate(value, min(interval[0], value), max(interval[1], value), n, rows)
+        return Estimate(value, None, None, n, outcomes)
+    return Estimate(value, min(interval[0], value), max(interval[1], value), n, outcomes)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmcl.errors import UserError
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
 from mmcl.evaluate.reporting import tables
 from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better, topic
@@ -168,7 +168,7 @@ def compare(
         raise UserError(
             f"{names[0]} and {names[1]} have no metric in common: evaluate both on the same data, under the same label"
         )
-    paired = [key for key in shared if ours[key].rows is not None and theirs[key].rows is not None]
+    paired = [key for key in shared if ours[key].outcomes is not None and theirs[key].outcomes is not None]
     if not paired:
         raise UserError(
             f"{names[0]} and {names[1]} cannot be paired: at least one has no rows.safetensors beside its metrics.json; "
@@ -217,21 +217,21 @@ def _made(report: Report, evaluator: str, data: str) -> list[Provenance]:
 
 
 def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: bool) -> Difference:
-    assert a.rows is not None
-    assert b.rows is not None
+    assert a.outcomes is not None
+    assert b.outcomes is not None
     place = ", ".join(filter(None, a.key[:3]))
     # The same data may be stored in another place under other names.
-    named = not are_same_data and a.rows.names is not None and b.rows.names is not None
-    if named and tuple(a.rows.names or ()) != tuple(b.rows.names or ()):
+    named = not are_same_data and a.outcomes.names is not None and b.outcomes.names is not None
+    if named and tuple(a.outcomes.names or ()) != tuple(b.outcomes.names or ()):
         raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
     try:
-        estimate, p = paired_test(a.rows, b.rows)
+        estimate, p = paired_test(a.outcomes, b.outcomes)
     except ValueError:
         made = f"{a.n} in {names[0]}, {b.n} in {names[1]}"
         raise UserError(
             f"{place}: the queries or their classes are not the same ({made}); evaluate both on the same data"
         ) from None
-    won, lost = _changes(a.rows, b.rows, lower_is_better=lower_is_better(a.metric))
+    won, lost = _changes(a.outcomes, b.outcomes, lower_is_better=lower_is_better(a.metric))
     assert estimate.value is not None
     assert a.value is not None
     assert b.value is not None
@@ -239,7 +239,7 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: boo
     return Difference(a.evaluator, a.data, a.metric, a.value, b.value, *change, p, a.n, won, lost)
 
 
-def _changes(a: Rows, b: Rows, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _changes(a: Outcomes, b: Outcomes, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     gain = (a.values - b.values) if lower_is_better else (b.values - a.values)
     names = [str(row) for row in range(len(a))] if a.names is None else a.names
     order = np.argsort(-np.abs(gain), kind="stable")

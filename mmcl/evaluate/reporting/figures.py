@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mmcl.evaluate.reporting.metric import Metric, by_column, lower_is_better, words
+from mmcl.evaluate.reporting.metric import Metric, by_column, lower_is_better, name_parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ PALETTE = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#999933", "#882255",
     "#332288", "#dd77cc", "#117733", "#88ccee", "#cc6677", "#777777", "#bbcc33", "#6699cc", "#994455",
 )  # fmt: skip
-"""Nineteen colours that stay apart, also for most colour-blind readers; more classes than that share grey."""
+"""Nineteen colours that most colour-blind readers can distinguish; all further classes are grey."""
 
 _FONTS = (
     "DejaVu Sans",
@@ -44,8 +44,8 @@ def retrieval_examples(
     """Draws texts with their retrieved images, and images with their retrieved texts; correct hits green, wrong ones red.
 
     Args:
-        texts: queries, each with its hits from the best on: (PIL image, whether it is right).
-        images: queries, each with its hits: (text, whether it is right).
+        texts: queries, each with its hits, best first: (PIL image, whether it is correct).
+        images: queries, each with its hits, best first: (text, whether it is correct).
     """
     rows = len(texts) + len(images)
     figure = new_figure(9, 1.35 * rows + 0.8, title)
@@ -68,8 +68,8 @@ def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[st
     """Draws texts with the images retrieved by two models; correct hits green, wrong ones red.
 
     Args:
-        rows: texts, each with up to three hits of either model: (PIL image, whether it is right).
-        names: of the models, above their columns.
+        rows: texts, each with up to three hits of either model: (PIL image, whether it is correct).
+        names: names of the models, drawn above their columns.
     """
     height = 1.35 * len(rows) + 1.2
     figure = new_figure(9, height, title)
@@ -88,11 +88,11 @@ def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[st
 def loss_curve(
     rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str] = ("loss", "logit_scale", "lr"), title: str = ""
 ) -> bytes:
-    """Draws the logged values of a run, with one panel for each of `keys` that occurs.
+    """Draws the logged values of a run, with one panel per key in `keys` that occurs.
 
     Args:
-        rows: of metrics.jsonl, such as {"step": 10, "loss": 4.1, "lr": 1e-3}; rows without a key, or with
-            null, are left out of its panel.
+        rows: lines of metrics.jsonl, such as {"step": 10, "loss": 4.1, "lr": 1e-3}; a panel skips rows without its key, or
+            with null.
     """
     shown = [key for key in keys if any(row.get(key) is not None for row in rows)]
     figure = new_figure(9, 2.1 * max(1, len(shown)) + 0.7, title)
@@ -111,11 +111,11 @@ def loss_curve(
 
 
 def metric_chart(metrics: Sequence[Metric]) -> bytes:
-    """Values with their intervals on one axis, a panel for each evaluator and dataset, a line for each metric.
+    """Draws values with their intervals on one axis, with one panel per evaluator and dataset and one line per metric.
 
-    Scores alone are shown: no metric that is better when it is smaller, no rank, no share of ties, and nothing without a value.
+    Only scores are shown: no metrics for which lower is better, no ranks, no shares of ties, and no metrics without a value.
     """
-    scores = [m for m in metrics if not lower_is_better(m.metric) and not words(m.metric) & {"rank", "tied"}]
+    scores = [m for m in metrics if not lower_is_better(m.metric) and not name_parts(m.metric) & {"rank", "tied"}]
     shown = [metric for metric in scores if metric.value is not None]
     models = by_column(metric.model for metric in shown)
     panels: dict[tuple[str, str], list[Metric]] = {}
@@ -143,7 +143,7 @@ def _metric_panel(axes: Axes, metrics: Sequence[Metric], models: Sequence[str]) 
     names = list(dict.fromkeys(metric.metric for metric in metrics))
     for metric in metrics:
         number = models.index(metric.model)
-        # The models of a metric stand a little below each other, so that their intervals stay apart.
+        # Models are offset vertically, so that their intervals do not overlap.
         y = names.index(metric.metric) + 0.5 * ((number + 0.5) / len(models) - 0.5)
         value, low, high = (metric.value if edge is None else edge for edge in (metric.value, metric.low, metric.high))
         error = [[max(value - low, 0.0)], [max(high - value, 0.0)]]  # type: ignore[operator]
@@ -156,11 +156,11 @@ def _metric_panel(axes: Axes, metrics: Sequence[Metric], models: Sequence[str]) 
 
 
 def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None, *, title: str = "") -> bytes:
-    """A map of points, float [N, 2], coloured by class; the most common classes have a colour each, all others grey.
+    """Draws points, float [N, 2], coloured by class; the most common classes have their own colours, all others are grey.
 
     Args:
-        labels: int64 [N], or None for one colour.
-        names: of the labels; None shows their numbers.
+        labels: int64 [N], or None for a single colour.
+        names: names of the classes; None shows their numbers.
     """
     figure = new_figure(9, 6.6, title)
     axes = figure.add_axes((0.03, 0.03, 0.68, 0.88))
@@ -176,7 +176,7 @@ def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] 
 
 
 def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name, colour and members, bool [N], of each class, and at last of all classes for which no colour is left."""
+    """Yields name, colour and members, bool [N], of each class; classes beyond the palette share one grey group, the first."""
     if labels is None:
         yield "", PALETTE[0], np.full(count, True)
         return
@@ -191,7 +191,7 @@ def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: 
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of the given size in inches, with a title where it is not ""."""
+    """Creates an empty figure of the given size in inches, with a title unless it is empty."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -205,17 +205,17 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Renders the figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A script without an installed font is drawn as boxes; this must neither fail nor fill the log.
+        # Characters without an installed font are drawn as boxes; this must neither fail nor fill the log.
         warnings.filterwarnings("ignore", message="(Glyph|Matplotlib currently does not support)")
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def font_families() -> list[str]:
-    """Installed fonts in the order of preference: the first, and for its missing letters the others."""
+    """Returns the installed fonts in order of preference; each is used for characters missing from those before it."""
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}

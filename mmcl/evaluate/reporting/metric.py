@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.statistics import Estimate
 
 BASELINES: Mapping[str, str] = MappingProxyType(
@@ -47,7 +47,7 @@ class Metric:
         value: None if the metric does not exist, such as the top-5 accuracy of three classes.
         low, high: 95 % interval; None for exact numbers.
         n: number of rows that it was computed from.
-        rows: outcomes of these rows, if the metric is a simple statistic of them; ignored by metrics.json and by equality.
+        outcomes: outcomes of these rows, if the metric is a simple statistic of them; ignored by metrics.json and by equality.
 
     Example:
         >>> Metric("knn", "digits", "knn5_top1", "trained", 0.9, 0.85, 0.94, 180).key
@@ -62,7 +62,7 @@ class Metric:
     low: float | None
     high: float | None
     n: int
-    rows: Rows | None = field(default=None, compare=False, repr=False)
+    outcomes: Outcomes | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -70,8 +70,8 @@ class Metric:
         return self.evaluator, self.data, self.metric, self.model
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields except `rows`, as JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "rows"}
+        """All fields except `outcomes`, as JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "outcomes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Provenance:
 
 def metric_rows(evaluator: str, data: str, model: str, estimates: Mapping[str, Estimate]) -> tuple[Metric, ...]:
     """Metrics from estimates by metric name."""
-    return tuple(Metric(evaluator, data, name, model, e.value, e.low, e.high, e.n, e.rows) for name, e in estimates.items())
+    return tuple(Metric(evaluator, data, name, model, e.value, e.low, e.high, e.n, e.outcomes) for name, e in estimates.items())
 
 
 def by_column(models: Iterable[str]) -> list[str]:
@@ -118,21 +118,21 @@ def by_column(models: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(models), key=lambda name: COLUMNS.index(name) if name in COLUMNS else -1)
 
 
-def words(metric: str) -> set[str]:
+def name_parts(metric: str) -> set[str]:
     """Words of a metric's name, such as "retrieval/median_rank" or "R@1", without the label in front."""
     return set(re.split(r"[_@]", metric.rpartition("/")[2]))
 
 
 def lower_is_better(metric: str) -> bool:
     """True if the name is that of a rank, loss, error or gap; an effective rank is not a rank in this sense."""
-    return bool(words(metric) & _LOW) and "effective" not in words(metric)
+    return bool(name_parts(metric) & _LOW) and "effective" not in name_parts(metric)
 
 
 def quoted(metrics: Iterable[Metric]) -> list[Metric]:
     """Commonly quoted metrics of an evaluator, such as R@k and top-k accuracies, if it has any; otherwise all its metrics."""
     metrics = list(metrics)
-    has_quoted = {metric.evaluator for metric in metrics if words(metric.metric) & _QUOTED}
-    return [metric for metric in metrics if metric.evaluator not in has_quoted or words(metric.metric) & _QUOTED]
+    has_quoted = {metric.evaluator for metric in metrics if name_parts(metric.metric) & _QUOTED}
+    return [metric for metric in metrics if metric.evaluator not in has_quoted or name_parts(metric.metric) & _QUOTED]
 
 
 def topic(metric: str) -> str:

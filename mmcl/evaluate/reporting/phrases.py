@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmcl.evaluate.reporting.metric import Metric, words
+from mmcl.evaluate.reporting.metric import Metric, name_parts
 from mmcl.terminal import counted
 
 
@@ -88,7 +88,7 @@ def wording(metric: Metric) -> Wording:
         metric: with a value.
     """
     assert metric.value is not None
-    is_rank = "rank" in words(metric.metric)
+    is_rank = "rank" in name_parts(metric.metric)
     name = metric.metric.rpartition("/")[2]
     for phrase in _PHRASES:
         if found := phrase.metric.fullmatch(name):

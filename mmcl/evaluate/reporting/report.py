@@ -14,14 +14,14 @@ from typing import Any
 
 from mmcl.config import from_dict
 from mmcl.errors import UserError
-from mmcl.evaluate.measures.outcomes import read_rows, rows_file
+from mmcl.evaluate.measures.outcomes import outcomes_file, read_outcomes
 from mmcl.evaluate.reporting import tables
 from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
 from mmcl.evaluate.reporting.verdict import verdict
 from mmcl.files.atomic import write_file
 from mmcl.files.untrusted import parse_json, read_json
 
-_METRICS, _DETAILS, _ROWS = "metrics.json", "details.json", "rows.safetensors"
+_METRICS, _DETAILS, _OUTCOMES = "metrics.json", "details.json", "rows.safetensors"
 _MAX_JSON_BYTES = 2**30
 
 
@@ -80,9 +80,9 @@ class Report:
         """
 
         def named(metric: Metric) -> Metric:
-            if metric.rows is None or (found := names(metric.metric)) is None or len(found) != len(metric.rows):
+            if metric.outcomes is None or (found := names(metric.metric)) is None or len(found) != len(metric.outcomes):
                 return metric
-            return replace(metric, rows=replace(metric.rows, names=found))
+            return replace(metric, outcomes=replace(metric.outcomes, names=found))
 
         return replace(self, metrics=tuple(map(named, self.metrics)))
 
@@ -91,13 +91,13 @@ class Report:
         return verdict(self.metrics)
 
     def to_json(self) -> str:
-        """Metrics as a list of objects with all fields of `Metric` except `rows`."""
+        """Metrics as a list of objects with all fields of `Metric` except `outcomes`."""
         return _json([metric.to_dict() for metric in self.metrics])
 
     def to_csv(self) -> str:
         """Metrics as a table for spreadsheets. A missing number is an empty cell; text that looks like a formula is escaped."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "rows"])
+        writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "outcomes"])
         writer.writeheader()
         writer.writerows({key: _spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
         return text.getvalue()
@@ -153,7 +153,7 @@ class Report:
     def _put(self, directory: Path, for_readers: Mapping[str, bytes]) -> None:
         files = {
             _METRICS: self.to_json().encode(),
-            _ROWS: rows_file({metric.key: metric.rows for metric in self.metrics if metric.rows is not None}),
+            _OUTCOMES: outcomes_file({metric.key: metric.outcomes for metric in self.metrics if metric.outcomes is not None}),
             **{f"{file_name(name)}.png": png for name, png in self.figures.items()},
             **{f"{file_name(name)}.html": page.encode() for name, page in self.pages.items()},
         }
@@ -188,8 +188,8 @@ class Report:
             metrics = [from_dict(Metric, row, _METRICS) for row in parse_json(read(_METRICS), _METRICS)]
             if any((metric.low is None) != (metric.high is None) for metric in metrics):
                 raise UserError(f"{_METRICS}: an interval has one end")
-            if (directory / _ROWS).exists():  # without rows, reports cannot be compared, but remain valid
-                read(_ROWS)
+            if (directory / _OUTCOMES).exists():  # without rows, reports cannot be compared, but remain valid
+                read(_OUTCOMES)
             figures = {name: read(f"{file_name(name)}.png") for name in more.figures}
             pages = {name: read(f"{file_name(name)}.html").decode() for name in more.pages}
         except FileNotFoundError as error:
@@ -200,8 +200,8 @@ class Report:
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
-        rows = read_rows(directory / _ROWS)
-        metrics = [metric if metric.value is None else replace(metric, rows=rows.get(metric.key)) for metric in metrics]
+        outcomes = read_outcomes(directory / _OUTCOMES)
+        metrics = [metric if metric.value is None else replace(metric, outcomes=outcomes.get(metric.key)) for metric in metrics]
         return cls(tuple(metrics), more.notes, more.details, figures, more.provenance, pages, more.failures)
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
-from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, words
+from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, name_parts
 from mmcl.terminal import printable, printable_line
 
 COVERAGE = (
@@ -90,7 +90,7 @@ def format_metric(metric: Metric) -> str:
     """The value and its interval: "0.616 [0.594, 0.638]"."""
     if metric.value is None:
         return "-"
-    form = "{:.1f}" if "rank" in words(metric.metric) else "{:.3f}"
+    form = "{:.1f}" if "rank" in name_parts(metric.metric) else "{:.3f}"
     interval = f" [{form.format(metric.low)}, {form.format(metric.high)}]" if metric.low is not None else ""
     return form.format(metric.value) + interval
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mmcl.evaluate.measures.outcomes import Rows
+from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import paired_difference, swap_test
 from mmcl.evaluate.measures.statistics import Estimate, subtract
 from mmcl.evaluate.reporting.metric import BASELINES, Metric, lower_is_better, quoted, topic
@@ -67,10 +67,10 @@ def contrast(model: Metric, other: Metric) -> Contrast:
 
 
 def _difference(model: Metric, other: Metric) -> tuple[Estimate, bool | None]:
-    if model.rows is not None and other.rows is not None and _are_of_equal_queries(model.rows, other.rows):
-        found = paired_difference(other.rows, model.rows)
+    if model.outcomes is not None and other.outcomes is not None and _are_of_equal_queries(model.outcomes, other.outcomes):
+        found = paired_difference(other.outcomes, model.outcomes)
         if found.low is None:
-            return found, swap_test(other.rows, model.rows) < _LEVEL
+            return found, swap_test(other.outcomes, model.outcomes) < _LEVEL
     else:
         found = subtract(_estimate(model), _estimate(other))
     if found.low is None or found.high is None:
@@ -78,7 +78,7 @@ def _difference(model: Metric, other: Metric) -> tuple[Estimate, bool | None]:
     return found, found.low > 0 or found.high < 0
 
 
-def _are_of_equal_queries(a: Rows, b: Rows) -> bool:
+def _are_of_equal_queries(a: Outcomes, b: Outcomes) -> bool:
     try:
         paired_difference(a, b)
     except ValueError:

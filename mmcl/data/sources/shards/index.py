@@ -151,7 +151,7 @@ def _index_file(file: LocalFile | RemoteFile, cache: Path, fields: Sequence[str]
 
 
 @dataclass(slots=True)
-class _Row:
+class _ShardSample:
     """A sample whose members are being collected."""
 
     key: str
@@ -164,9 +164,9 @@ class _Row:
     members: list[str] = field(default_factory=list)
 
 
-def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> tuple[list[_Row], ShardFacts]:
+def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> tuple[list[_ShardSample], ShardFacts]:
     """Reads the headers and texts of a shard. Raises UserError if it cannot be opened."""
-    rows: dict[str, _Row] = {}
+    samples: dict[str, _ShardSample] = {}
     other: list[tuple[str, str]] = []
     state, broken = hashlib.sha256(), None
     try:
@@ -174,23 +174,23 @@ def scan_shard(shard: LocalFile | RemoteFile, fields: Sequence[str] | None) -> t
             try:
                 for member in members(file, shard.size):
                     state.update(f"{member.name}\0{member.size}\0{member.mtime}\0".encode(errors="surrogateescape"))
-                    if not _add(member, file, rows, fields, state):
+                    if not _add(member, file, samples, fields, state):
                         other.append((_reason_unused(member.name), member.name))
             except BrokenTarError as error:
                 broken = str(error)
     except OSError as error:
         raise UserError(f"{shard.path}: cannot be read: {error.strerror}") from None
     stated = stated_samples(shard.path)
-    if stated and not broken and stated[0] != len(rows):
-        broken = f"has {counted(len(rows), 'sample')}, and img2dataset wrote {stated[0]}"
-    return list(rows.values()), ShardFacts(
+    if stated and not broken and stated[0] != len(samples):
+        broken = f"has {counted(len(samples), 'sample')}, and img2dataset wrote {stated[0]}"
+    return list(samples.values()), ShardFacts(
         format=FORMAT,
         bytes=shard.size,
         version=shard.version,
         fingerprint=state.hexdigest(),
         broken=broken,
         failed=stated[1] if stated else 0,
-        members=sum(len(row.members) for row in rows.values()),
+        members=sum(len(sample.members) for sample in samples.values()),
         other=count_unused(other),
     )
 
@@ -201,7 +201,7 @@ def _reason_unused(name: str) -> str:
     return f"{reason} whose names have another dot" if name.rpartition("/")[2].lstrip(".").count(".") > 1 else reason
 
 
-def _add(member: Member, file: BinaryIO, rows: dict[str, _Row], fields: Sequence[str] | None, state: Any) -> bool:
+def _add(member: Member, file: BinaryIO, samples: dict[str, _ShardSample], fields: Sequence[str] | None, state: Any) -> bool:
     """Adds a member to its sample. Returns false if it belongs to none."""
     match = _NAME.fullmatch(member.name)
     extension = match[2].lower() if match else ""
@@ -209,35 +209,37 @@ def _add(member: Member, file: BinaryIO, rows: dict[str, _Row], fields: Sequence
     if match is None or kind is None:
         return False
     key = valid_name(match[1])
-    row = rows.setdefault(key, _Row(key))
+    sample = samples.setdefault(key, _ShardSample(key))
     which = kind if kind == "image" else f".{extension}"
-    if which in row.members:
-        row.problem = f"the shard has two members of kind {which} under its key"
+    if which in sample.members:
+        sample.problem = f"the shard has two members of kind {which} under its key"
     elif kind == "image":
-        row.offset, row.size = member.offset, member.size
+        sample.offset, sample.size = member.offset, member.size
     else:
-        _read_text(member, kind, file, row, fields, state)
-    row.members.append(which)
+        _read_text(member, kind, file, sample, fields, state)
+    sample.members.append(which)
     return True
 
 
-def _read_text(member: Member, kind: str, file: BinaryIO, row: _Row, fields: Sequence[str] | None, state: Any) -> None:
+def _read_text(
+    member: Member, kind: str, file: BinaryIO, sample: _ShardSample, fields: Sequence[str] | None, state: Any
+) -> None:
     if member.size > MAX_TEXT_BYTES:
-        row.problem = f"its {kind} has {member.size} bytes, more than the limit of {MAX_TEXT_BYTES}"
+        sample.problem = f"its {kind} has {member.size} bytes, more than the limit of {MAX_TEXT_BYTES}"
         return
     file.seek(member.offset)
     raw = file.read(member.size)
     state.update(raw)
     try:
         if kind == ".cls":
-            row.label = _class_number(raw.decode("utf-8-sig"))
-        elif kind == RECORD_SUFFIX and (fields is not None or not row.has_text):
-            row.captions = read_captions(kind, raw, fields)
+            sample.label = _class_number(raw.decode("utf-8-sig"))
+        elif kind == RECORD_SUFFIX and (fields is not None or not sample.has_text):
+            sample.captions = read_captions(kind, raw, fields)
         elif kind in TEXT_SUFFIXES and fields is None:
-            before = row.captions if row.has_text else ()  # Captions in a text take precedence over those in a record.
-            row.captions, row.has_text = tuple(dict.fromkeys([*before, *read_captions(kind, raw)])), True
+            before = sample.captions if sample.has_text else ()  # Captions in a text take precedence over those in a record.
+            sample.captions, sample.has_text = tuple(dict.fromkeys([*before, *read_captions(kind, raw)])), True
     except (ValueError, RecursionError) as error:
-        row.problem = f"its {kind} cannot be read: {first_line(error)}"
+        sample.problem = f"its {kind} cannot be read: {first_line(error)}"
 
 
 def _class_number(text: str) -> int:

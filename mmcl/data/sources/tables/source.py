@@ -17,7 +17,7 @@ from mmcl.data.sources.tables.table_rows import sample_rows
 from mmcl.errors import UserError
 from mmcl.files.byte_range import find_file
 from mmcl.files.digest import digest
-from mmcl.files.disk_cache import cached_file, kept_array
+from mmcl.files.disk_cache import cached_array, cached_file
 from mmcl.files.remote import Copies
 from mmcl.files.remote_filesystem import is_url
 from mmcl.files.root import data_root
@@ -96,7 +96,7 @@ class TableSource(ArrowSource):
         """Returns `sample_rows`, cached in a file for tables above 32 MB, since it is slow for millions of rows."""
         if local.stat().st_size < LARGE:
             return sample_rows(table, columns)
-        return kept_array(cached_file(local, self._cache, what, ".npy"), lambda: sample_rows(table, columns))
+        return cached_array(cached_file(local, self._cache, what, ".npy"), lambda: sample_rows(table, columns))
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""The images are images, show what they should, and no caption can break them. Warnings are errors here."""
+"""Figures are valid images with the expected contents, whatever the captions. Warnings are errors here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a run: the model is there for every process when `train` returns, and none waits for one that is gone."""
+"""When `train` returns, the model exists for every process, and no process waits for one that has ended."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmcl.errors import UserError
 from mmcl.interop.save import save_model
 from mmcl.runs.run import train
 from tests.faults import runs
-from tests.faults.runs import KILLED, kill, tiny_run, words
+from tests.faults.runs import KILLED, kill, output, tiny_run
 
 
-def then_load(harm: Callable[[], Any]) -> runs.Harm:
+def then_load(fault: Callable[[], Any]) -> runs.Fault:
     """After training every process loads the model; the first does something to its writing before."""
 
     def prepare(rank: int) -> None:
@@ -30,7 +30,7 @@ def then_load(harm: Callable[[], Any]) -> runs.Harm:
             return result
 
         def saved(*args: Any, **kwargs: Any) -> None:
-            harm()
+            fault()
             save_model(*args, **kwargs)
 
         patch.object(runs, "train", trained).start()
@@ -47,27 +47,27 @@ def fail_otherwise() -> None:
     raise ZeroDivisionError("division by zero")
 
 
-def launch(image_folder: Path, tmp_path: Path, harm: Callable[[], Any]) -> tuple[Config, list[int | None]]:
+def launch(image_folder: Path, tmp_path: Path, fault: Callable[[], Any]) -> tuple[Config, list[int | None]]:
     config = tiny_run(image_folder, tmp_path / "run", "--train.steps", "1")
-    return config, runs.run(config, world=2, harm=then_load(harm))
+    return config, runs.run(config, world=2, fault=then_load(fault))
 
 
 def test_the_model_is_there_for_every_process(image_folder: Path, tmp_path: Path) -> None:
     config, codes = launch(image_folder, tmp_path, lambda: time.sleep(2))
     assert codes == [0, 0]
-    assert [words(config, rank).splitlines()[-1] for rank in (0, 1)] == ["width 16", "width 16"]
+    assert [output(config, rank).splitlines()[-1] for rank in (0, 1)] == ["width 16", "width 16"]
 
 
-@pytest.mark.parametrize("harm", [fail, fail_otherwise])
-def test_nobody_waits_for_a_first_process_that_failed(harm: Callable[[], Any], image_folder: Path, tmp_path: Path) -> None:
-    config, codes = launch(image_folder, tmp_path, harm)
-    said = {"fail": "the disk is full", "fail_otherwise": "division by zero"}[harm.__name__]
+@pytest.mark.parametrize("fault", [fail, fail_otherwise])
+def test_nobody_waits_for_a_first_process_that_failed(fault: Callable[[], Any], image_folder: Path, tmp_path: Path) -> None:
+    config, codes = launch(image_folder, tmp_path, fault)
+    said = {"fail": "the disk is full", "fail_otherwise": "division by zero"}[fault.__name__]
     assert codes[1] == 2
     assert codes[0] != 0
-    assert words(config, 1).splitlines()[-1] == f"error: the first process failed after training: {said}"
+    assert output(config, 1).splitlines()[-1] == f"error: the first process failed after training: {said}"
 
 
 def test_nobody_waits_for_a_first_process_that_is_gone(image_folder: Path, tmp_path: Path) -> None:
     config, codes = launch(image_folder, tmp_path, kill)
     assert codes == [KILLED, 2]
-    assert words(config, 1).splitlines()[-1].startswith("error: another process of this run died")
+    assert output(config, 1).splitlines()[-1].startswith("error: another process of this run died")

@@ -24,16 +24,16 @@ def unknown_model(name: str, prefixes: Sequence[str], *, holds: str) -> UserErro
     prefix, colon, rest = name.partition(":")
     if colon and not rest and prefix in prefixes:
         return UserError(f"{name}: the name after the prefix is missing; see mmcl.load_model for what it takes")
-    meant = list(_meant(name))
-    if meant:
-        return UserError(f"{name}: neither a run nor a model folder; did you mean {' or '.join(meant)}?")
+    suggestions = list(_suggested(name))
+    if suggestions:
+        return UserError(f"{name}: neither a run nor a model folder; did you mean {' or '.join(suggestions)}?")
     if colon and re.fullmatch(r"[A-Za-z][\w-]+", prefix):
         return unknown_name("prefix", prefix, prefixes, where=name)
     named = ", ".join(f"{one}:NAME" for one in prefixes)
     return UserError(f"{name}: neither a run nor a model folder; give one that holds {holds}, or {named}")
 
 
-def _meant(name: str) -> Iterator[str]:
+def _suggested(name: str) -> Iterator[str]:
     prefix, _, rest = name.partition(":")
     url = _HUB_URL.match(name)
     if url:
@@ -43,7 +43,7 @@ def _meant(name: str) -> Iterator[str]:
     elif nearest := _nearest_folder(Path(name)):
         yield nearest
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists():
-        yield from _of_libraries(name)
+        yield from _suggested_libraries(name)
 
 
 def _nearest_folder(path: Path) -> str | None:
@@ -55,7 +55,7 @@ def _nearest_folder(path: Path) -> str | None:
     return str(path.parent / found[0]) if found else None
 
 
-def _of_libraries(name: str) -> Iterator[str]:
+def _suggested_libraries(name: str) -> Iterator[str]:
     """Suggestions from the libraries, which are imported only for this error."""
     import open_clip
     import timm

@@ -1,4 +1,4 @@
-"""The source of a package of somebody else's: a method, an encoder, a source, an augmentation and an evaluator of their own."""
+"""An example of a plug-in: a package with its own method, encoder, source, augmentation and evaluator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outcomes behind a metric: every estimate that is a plain statistic of rows carries them, and a report keeps them."""
+"""Outcomes of metrics: every simple statistic of rows includes them, and reports store them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.measures.outcomes import read_rows
+from mmcl.evaluate.measures.outcomes import read_outcomes
 from mmcl.testing.patterns import NAMES, PatternModel, PatternSource
 from tests.evaluate.toys import ARGS
 from tests.narrow import present
@@ -29,19 +29,19 @@ def report() -> Report:
 
 
 def test_every_statistic_has_a_metric_that_carries_its_rows(report: Report) -> None:
-    carried = [(metric.evaluator, metric.rows.statistic) for metric in report.metrics if metric.rows is not None]
+    carried = [(metric.evaluator, metric.outcomes.statistic) for metric in report.metrics if metric.outcomes is not None]
     assert {evaluator for evaluator, _ in carried} >= {"retrieval", "zero_shot", "knn", "linear_probe", "classification"}
     assert {statistic for _, statistic in carried} == {"mean", "median", "class_mean"}
 
 
 def test_what_has_no_rows_of_its_own_carries_none(report: Report) -> None:
-    without = {(metric.metric, metric.model) for metric in report.metrics if metric.rows is None}
+    without = {(metric.metric, metric.model) for metric in report.metrics if metric.outcomes is None}
     assert {("zero_shot_ece", "trained"), ("sts_spearman", "trained"), ("zero_shot_top1", "chance")} <= without
-    assert all(metric.rows is None for metric in report.metrics if metric.evaluator == "few_label")
+    assert all(metric.outcomes is None for metric in report.metrics if metric.evaluator == "few_label")
 
 
 def test_rows_are_named_after_their_queries(report: Report) -> None:
-    names = {metric.metric: list(metric.rows.names or ()) for metric in report.metrics if metric.rows is not None}
+    names = {metric.metric: list(metric.outcomes.names or ()) for metric in report.metrics if metric.outcomes is not None}
     assert names["text_to_image_R@1"] == NAMES
     assert names["image_to_text_R@1"] == names["knn5_top1"] == [f"row {row}" for row in range(36)]
 
@@ -54,7 +54,7 @@ def test_images_without_a_caption_are_no_queries() -> None:
 
     report = run([("retrieval", {"examples": 0})], [CachedModel(PatternModel())], [Task("patterns", Uncaptioned())])
     (metric,) = (m for m in report.metrics if (m.metric, m.model) == ("image_to_text_R@1", "trained"))
-    assert list(present(metric.rows).names or ()) == [f"row {row}" for row in range(8) if row != 2]
+    assert list(present(metric.outcomes).names or ()) == [f"row {row}" for row in range(8) if row != 2]
 
 
 def test_a_report_keeps_rows_and_provenance_on_disk(report: Report, tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_a_report_keeps_rows_and_provenance_on_disk(report: Report, tmp_path: Pa
     loaded = Report.load(tmp_path)
     assert loaded == report
     for ours, theirs in zip(report.metrics, loaded.metrics, strict=True):
-        assert (ours.rows is None) == (theirs.rows is None)
-        if ours.rows is not None:
-            rows = present(theirs.rows)
+        assert (ours.outcomes is None) == (theirs.outcomes is None)
+        if ours.outcomes is not None:
+            rows = present(theirs.outcomes)
             assert rows.values.dtype == np.float32
-            np.testing.assert_array_equal(ours.rows.values, rows.values)
-            assert (ours.rows.statistic, list(ours.rows.names or ())) == (rows.statistic, list(rows.names or ()))
+            np.testing.assert_array_equal(ours.outcomes.values, rows.values)
+            assert (ours.outcomes.statistic, list(ours.outcomes.names or ())) == (rows.statistic, list(rows.names or ()))
 
 
 def test_provenance_says_what_the_numbers_hang_on(report: Report) -> None:
@@ -83,7 +83,7 @@ def test_provenance_says_what_the_numbers_hang_on(report: Report) -> None:
 def test_rows_of_an_older_report_do_not_stay(report: Report, tmp_path: Path) -> None:
     report.write(tmp_path)
     Report((Metric("knn", "patterns", "knn5_top1", "trained", 0.5, None, None, 36),)).write(tmp_path)
-    assert Report.load(tmp_path).metrics[0].rows is None
+    assert Report.load(tmp_path).metrics[0].outcomes is None
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: b"", lambda data: data[:8] + b"x" + data[9:]])
@@ -92,12 +92,12 @@ def test_a_damaged_file_of_rows_is_a_user_error(report: Report, tmp_path: Path, 
     file = tmp_path / "rows.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError, match=r"rows\.safetensors: is damaged"):
-        read_rows(file)
+        read_outcomes(file)
     with pytest.raises(UserError, match=r"rows\.safetensors is not of the same report"):
         Report.load(tmp_path)
 
 
 def test_estimates_without_rows_of_their_own() -> None:
-    assert statistics.exact(0.1, 5).rows is None
-    assert statistics.over_runs([0.1, 0.2], 5).rows is None
-    assert statistics.correlation(0.1, np.zeros(5)).rows is None
+    assert statistics.exact(0.1, 5).outcomes is None
+    assert statistics.over_runs([0.1, 0.2], 5).outcomes is None
+    assert statistics.correlation(0.1, np.zeros(5)).outcomes is None

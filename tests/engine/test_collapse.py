@@ -1,10 +1,9 @@
-"""What a run says of its rows: numbers at every logged step, and words, once, when they collapse or the temperature stops."""
+"""Geometry in the log at every logged step, and one warning when rows collapse or the temperature reaches its bound."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from torch.nn.functional import normalize
 
 from mmcl.config import ComponentConfig, load_config
 from mmcl.core.geometry import effective_rank, feature_std, modality_gap, uniformity
-from mmcl.engine.collapse import Health, measure, verdicts
+from mmcl.engine.collapse import CollapseMonitor, measure, verdicts
 from mmcl.engine.log import read_log
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
@@ -70,10 +69,10 @@ def test_a_batch_without_pairs_has_no_numbers() -> None:
 
 
 def test_a_collapse_is_told_once_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
-    health, method = Health(), toy_method("simclr")
+    monitor, method = CollapseMonitor(), toy_method("simclr")
     healthy, collapsed = embeddings(a=rows(), b=rows()), embeddings(a=rows(1).expand(64, -1), b=rows())
     for step, batch in enumerate([healthy, collapsed, collapsed, healthy, collapsed], 1):
-        assert ("verdict" in health.look(step, method, batch)) == (batch is collapsed)
+        assert ("verdict" in monitor.check(step, method, batch)) == (batch is collapsed)
     told = [line for line in caplog.messages if "rows have collapsed" in line]
     assert [line.split(":")[0] for line in told] == ["step 2", "step 5"]
 
@@ -81,25 +80,19 @@ def test_a_collapse_is_told_once_when_it_begins(caplog: pytest.LogCaptureFixture
 def test_a_temperature_at_its_bound(caplog: pytest.LogCaptureFixture) -> None:
     method = toy_method("clip", dtype=torch.float32)
     batch = embeddings(image=rows(seed=0), text=rows(seed=1))
-    assert "verdict" not in Health().look(1, method, batch)
+    assert "verdict" not in CollapseMonitor().check(1, method, batch)
     with torch.no_grad():
         method.log_scale.fill_(99)  # type: ignore[operator]
     method.commit(batch, toy_batch(method, 4))
-    assert "bound 1 / 100" in str(Health().look(1, method, batch)["verdict"])
+    assert "bound 1 / 100" in str(CollapseMonitor().check(1, method, batch)["verdict"])
 
 
-def test_costs_little() -> None:
-    """On 512 rows of 256 numbers, two towers: far below a hundred milliseconds, at one step in `train.log_every`."""
-    method, batch = toy_method("clip"), embeddings(image=rows(512, 256), text=rows(512, 256, seed=1))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        measure(method, batch)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+def test_the_cost_is_bounded_because_at_most_256_rows_are_measured() -> None:
+    method, image, text = toy_method("clip"), rows(1000, 16), rows(1000, 16, seed=1)
+    assert measure(method, embeddings(image=image, text=text)) == measure(method, embeddings(image=image[::4], text=text[::4]))
 
 
-def test_a_run_logs_it_and_a_lame_one_is_told(
+def test_a_run_logs_its_geometry_and_warns_of_a_collapse(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "digits.yaml"
@@ -121,6 +114,6 @@ def test_a_run_logs_it_and_a_lame_one_is_told(
     monkeypatch.setattr(
         Method, "embed", lambda *args, **kw: {k: v * 1e-3 + v.detach()[:1] for k, v in honest(*args, **kw).items()}
     )
-    train(dataclasses.replace(config, run_dir=str(tmp_path / "lame"), method=ComponentConfig(name="byol")))
-    assert "collapsed" in read_log(tmp_path / "lame" / "metrics.jsonl")[0]["verdict"]
+    train(dataclasses.replace(config, run_dir=str(tmp_path / "collapsed"), method=ComponentConfig(name="byol")))
+    assert "collapsed" in read_log(tmp_path / "collapsed" / "metrics.jsonl")[0]["verdict"]
     assert caplog.text.count("rows have collapsed") == 1

@@ -1,4 +1,4 @@
-"""Embeddings from a file are evaluated as those of the model that wrote them, and a wrong file is named."""
+"""Embeddings from a file are evaluated like those of the model that wrote them, and errors name the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights spread over the processes (FSDP): the same training, checkpoints that fit any layout, evaluation and resume."""
+"""Weights sharded over processes (FSDP): equal training, checkpoints that fit any layout, evaluation and resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import take_snapshot
 from mmcl.engine.optim import build_optimiser
-from mmcl.engine.weight_layout import SpreadWeights, blocks, whole_weights
+from mmcl.engine.weight_layout import ShardedWeights, blocks, gathered_weights
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.methods.simcse import SimCSE
@@ -63,14 +63,14 @@ def alone(name: str, optimiser_name: str) -> State:
 
 
 def accelerator() -> Any:
-    """What `SpreadWeights` takes of Accelerate's, in full precision."""
+    """What `ShardedWeights` takes of Accelerate's, in full precision."""
     keep = {"prepare_model": lambda model, **_: model, "prepare_optimizer": lambda optimiser: optimiser}
     return SimpleNamespace(device=torch.device("cpu"), **keep)
 
 
-def spread_over(rank: int, world: int, name: str, optimiser_name: str, pieces: int) -> State:
+def sharded_over(rank: int, world: int, name: str, optimiser_name: str, pieces: int) -> State:
     config, method = OPTIMISERS[optimiser_name], configured(name, torch.float64)
-    weights = SpreadWeights(accelerator(), method, config)
+    weights = ShardedWeights(accelerator(), method, config)
     assert all(isinstance(p, DTensor) for p in method.towers.parameters())
     norms = []
     for step in range(STEPS):
@@ -108,7 +108,7 @@ LAYOUTS = {2: (1, CASES), 3: (5, CASES), 4: (2, CASES[::3])}
 
 def all_cases(rank: int, world: int) -> dict[Any, State]:
     pieces, cases = LAYOUTS[world]
-    return {case: spread_over(rank, world, *case, pieces) for case in cases}
+    return {case: sharded_over(rank, world, *case, pieces) for case in cases}
 
 
 @functools.cache
@@ -145,7 +145,7 @@ def texts(count: int, start: int) -> Tokens:
 def used(rank: int, world: int) -> dict[str, Any]:
     """A step of training on other texts in every process, an evaluation of other numbers of texts, and another step."""
     method = text_method()
-    weights = SpreadWeights(accelerator(), method, OPTIMISERS["adamw"])
+    weights = ShardedWeights(accelerator(), method, OPTIMISERS["adamw"])
     own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in method.parameters())
 
     def step(number: int) -> None:
@@ -157,7 +157,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
 
     step(0)
     method.eval()
-    with whole_weights(method), torch.inference_mode():
+    with gathered_weights(method), torch.inference_mode():
         encoded = [method.towers["text"](texts(2, number)) for number in range(rank + 1)]
     assert all(isinstance(p, DTensor) for p in method.towers.parameters() if p.ndim > 0), "taken apart again"
     state = take_snapshot(1, method, weights.optimiser).model

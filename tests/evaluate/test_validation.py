@@ -1,4 +1,4 @@
-"""An array is taken in whatever memory it lies: reversed, read-only, strided, of another byte order or in columns."""
+"""Arrays are accepted in any memory layout: reversed, read-only, strided, of another byte order or column-major."""
 
 from __future__ import annotations
 
