@@ -13,6 +13,7 @@ from mmcl.cli.data import Data, data
 from mmcl.cli.doctor import Doctor, doctor
 from mmcl.cli.embed import embed
 from mmcl.cli.evaluate import evaluate, evaluate_run
+from mmcl.cli.example import example
 from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
 from mmcl.cli.list import list_components
 from mmcl.cli.output import say
@@ -32,6 +33,7 @@ _VERBS: dict[str, Callable[..., object]] = {
     "config": print_config,
     "doctor": Doctor,
     "data": Data,
+    "example": example,
 }
 
 # `train` and `doctor` take any setting of a configuration, `eval` has three forms, `data` has verbs: no signature says that.

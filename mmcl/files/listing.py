@@ -43,6 +43,9 @@ _SYSTEM = frozenset(
 )
 """Files of operating systems and network drives, such as thumbnails and deleted files."""
 
+_ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice)(\.(md|rst))?", re.IGNORECASE)
+"""Files about the data. A .txt file of such a name may be a caption."""
+
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?)([-_]?\d+)?", re.IGNORECASE)
 
 
@@ -62,7 +65,7 @@ class Listing:
 
 
 def list_files(folder: Path) -> Listing:
-    """Lists all files in a folder and its subfolders, except hidden files and those of operating systems.
+    """Lists all files in a folder and its subfolders, except hidden files, those of operating systems, and README and LICENSE.
 
     Linked folders are entered once each. Files are not opened; only their names are read.
 
@@ -87,7 +90,7 @@ def list_files(folder: Path) -> Listing:
                 listing.linked.append(prefix + name)
             else:
                 entered.append(real)
-        listing.names.extend(prefix + name for name in files if not _is_skipped(name))
+        listing.names.extend(prefix + name for name in files if not (_is_skipped(name) or _ABOUT.fullmatch(name)))
     listing.names.sort(key=lambda name: name.split("/"))
     return listing
 

@@ -30,6 +30,7 @@ COMMANDS = [
     ["config", "clip_emoji"],
     ["doctor", "tiny.yaml", "--data.train.path", "squares"],
     ["data", "verify", "squares"],
+    ["example", "photos"],
 ]
 
 # One interpreter imports everything; each command is a child of it that ends as a command does, Python's own end included.

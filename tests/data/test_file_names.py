@@ -142,6 +142,13 @@ class TestNotUsed:
         source = open_source("auto", str(tmp_path / "a"))
         assert source.usage[0].to_text() == "1 of 1 file used"
 
+    def test_files_about_the_data_are_no_data_but_folders_and_captions_of_these_names_are(self, tmp_path: Path) -> None:
+        about = dict.fromkeys(("README", "readme.md", "sub/LICENSE", "LICENCE.rst", "NOTICE.md"), b"")
+        write(tmp_path / "a", images("license/a.png", "notice.png") | about | {"notice.txt": "a notice"})
+        source = open_source("auto", str(tmp_path / "a"))
+        assert source.usage[0].to_text() == "3 of 3 files used"
+        assert [sample.captions for sample in source] == [(), ("a notice",)]
+
     def test_links_are_followed_once(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "a", images("sub/a.png"))
         write(tmp_path / "elsewhere", images("b.png"))

@@ -109,7 +109,7 @@ class TestWhatIsMeant:
         )
         source = open_source("auto", str(folder), str(tmp_path / "root"))
         assert [source[i].captions for i in range(4)] == [(f"grey {n}",) for n in range(4)]
-        assert source.warnings[0] == "1 of 3 files used; not used: 1 .md (README.md), 1 .png (assets/logo.png)"
+        assert source.warnings[0] == "1 of 2 files used; not used: 1 .png (assets/logo.png)"
 
     def test_many_images_and_not_a_small_table_beside_them(self, tmp_path: Path) -> None:
         names = [f"{n}.png" for n in range(30)]
