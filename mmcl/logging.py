@@ -10,8 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import traceback
+from typing import Protocol
+from weakref import WeakSet
 
 from mmcl.terminal import printable, printable_line
+
+
+class Clearable(Protocol):
+    """A progress bar."""
+
+    def clear(self) -> None: ...
+
+
+_bars: WeakSet[Clearable] = WeakSet()
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -32,14 +43,25 @@ def note(logger: logging.Logger, line: str) -> None:
     logger.warning(line, extra={"label": "note"})
 
 
+def keep_below_log(bar: Clearable) -> None:
+    """Clear a progress bar before each message, so that the message does not follow the bar on its line."""
+    _bars.add(bar)
+
+
 def label(record: logging.LogRecord) -> str:
     """Return the prefix of a record on the command line: "note", "warning" or "error"; "" for level INFO."""
     return getattr(record, "label", "" if record.levelno < logging.WARNING else record.levelname.lower())
 
 
 def _prepare(record: logging.LogRecord) -> bool:
-    """Escape terminal sequences, because file names and captions are untrusted. Returns False to drop the record."""
+    """Escape terminal sequences, because file names and captions are untrusted, and clear progress bars for the record.
+
+    Returns False to drop the record.
+    """
     record.msg, record.args = printable_line(record.getMessage()), ()
     if record.exc_info and record.exc_info[0] is not None:
         record.exc_text = printable("".join(traceback.format_exception(*record.exc_info))).rstrip("\n")
-    return label(record) not in ("", "note") or os.environ.get("RANK", "0") == "0"
+    is_kept = label(record) not in ("", "note") or os.environ.get("RANK", "0") == "0"
+    for bar in tuple(_bars) if is_kept else ():
+        bar.clear()
+    return is_kept

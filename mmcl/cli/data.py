@@ -86,8 +86,7 @@ def verify(
     from mmcl.data.inspection import inspect_source
 
     source = _open(data, args, root)
-    progress = sys.stderr.isatty()
-    found = inspect_source(source, decoded=decode, progress=progress, **_seen(channels, intensity)).findings
+    found = inspect_source(source, decoded=decode, progress=True, **_seen(channels, intensity)).findings
     if json:
         facts = {"samples": len(source), "findings": found, "usage": [usage.to_dict() for usage in source.usage]}
         show(json_module.dumps(facts, ensure_ascii=False, indent=1))
@@ -130,7 +129,7 @@ def stats(
     from mmcl.evaluate.reporting.data_figures import histograms
 
     source = _open(data, args, root)
-    found = inspect_source(source, progress=sys.stderr.isatty(), **_seen(channels, intensity))
+    found = inspect_source(source, progress=True, **_seen(channels, intensity))
     if picture is not None:
         write_file(picture, histograms(found))
     show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())

@@ -160,7 +160,7 @@ def evaluate_suite(
     from mmcl.runs.suite import load_suite, run_suite
 
     suite = load_suite(files, models=models)
-    _finish(run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=sys.stderr.isatty()), folder, json)
+    _finish(run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=True), folder, json)
 
 
 def _check(out: Path | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -91,9 +90,7 @@ def _index(model: str, images: str | None, loaded: Model) -> Index:
     from mmcl.search import Index
 
     if images is not None:
-        return (
-            Index.load(images, loaded) if Index.is_saved(images) else Index.build(images, loaded, progress=sys.stderr.isatty())
-        )
+        return Index.load(images, loaded) if Index.is_saved(images) else Index.build(images, loaded, progress=True)
     from mmcl.runs.evaluation import evaluated_source
 
-    return Index.build(evaluated_source(Path(model)), loaded, progress=sys.stderr.isatty())
+    return Index.build(evaluated_source(Path(model)), loaded, progress=True)

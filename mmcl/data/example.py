@@ -1,6 +1,6 @@
 """Example folders of images for the commands of the documentation, drawn from the bundled emoji.
 
-The images are Twemoji's, a vendor that `configs/clip_emoji.yaml` never trains on. They are written next to their attribution and
+The images are Twemoji's, a vendor that `configs/clip_emoji.yaml` never trains on. They are written with their attribution and
 licence, see `bundled/NOTICE.md`.
 """
 

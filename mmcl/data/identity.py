@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mmcl.data.images.decode import MAX_BYTES, decode
 from mmcl.data.images.image_cache import in_threads
@@ -25,6 +24,7 @@ from mmcl.files.atomic import write_file
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.files.digest import digest
 from mmcl.files.root import data_root
+from mmcl.progress import progress_bar
 from mmcl.rng import hash_integers
 
 _RUN = 256
@@ -73,7 +73,7 @@ def _digest_of(source: Source, facts_of: Callable[[ImageLike], Facts]) -> str:
         return digest(*(_sample(source, row, facts_of) for row in range(start, min(start + _RUN, len(source)))))
 
     starts = range(0, len(source), _RUN)
-    runs = tqdm(in_threads(of_run, starts), "digest", len(starts), unit="run", disable=None if len(starts) > 400 else True)
+    runs = progress_bar(in_threads(of_run, starts), total=len(starts), shown=len(starts) > 400, desc="digest", unit="run")
     arrays = (None if array is None else array.tobytes() for array in (source.ids, source.scores))
     return digest(len(source), *arrays, _texts(source.class_names), _texts(source.templates), *runs)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mmcl.data.captions import checked_caption
 from mmcl.data.images.bands import read_bands
@@ -21,6 +20,7 @@ from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 from mmcl.preprocess import Intensity
+from mmcl.progress import progress_bar
 
 BINS = 20
 
@@ -111,7 +111,7 @@ def inspect_source(
     inspected = in_threads(lambda index: _facts_of(source[index], size), range(len(source)))
     findings, bare, blind = list(source.broken_files()), [], []
     lengths, counts, sides, texts, image_hashes = [], [], [], [], []
-    for sample in tqdm(inspected, total=len(source), desc="read", unit="sample", disable=not progress, leave=False):
+    for sample in progress_bar(inspected, total=len(source), shown=progress, desc="read", unit="sample"):
         findings += sample.findings
         counts.append(len(sample.lengths))
         lengths += sample.lengths

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
 from mmcl.files.untrusted import reason
 from mmcl.logging import get_logger
+from mmcl.progress import can_be_drawn, progress_bar
 from mmcl.types import BadSample, Batch
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 WAIT_SHARE, WAIT_SECONDS = 0.2, 10.0
-"""Warn about waiting for data above this share of the time and this total in seconds."""
+"""Warn about an accelerator that waits for data above this share of the time and this total in seconds."""
+
+LINE_SECONDS = 15.0, 600.0
+"""Fewest and most seconds between two lines of progress where no bar is drawn."""
 
 EVALUATION = "evaluation_seconds"
 """Key that marks a line of metrics.jsonl as evaluation scores; the lines of training steps do not have it."""
@@ -45,7 +49,7 @@ class Logbook:
     def __init__(self, run_dir: Path, accelerator: Accelerator, train: TrainConfig, *, done: int, total: int):
         self.accelerator, self.train, self.total = accelerator, train, total
         self.is_writer = accelerator.is_main_process
-        self.progress = Progress(done=done, total=total, batch_size=train.batch_size, enabled=self.is_writer)
+        self.progress = Progress(done=done, total=total, batch_size=train.batch_size, shown=self.is_writer)
         self.measured_at, self.measured_step = time.perf_counter(), done
         self.waited = self.waited_in_total = 0.0
         self.has_warned = False
@@ -102,9 +106,11 @@ class Logbook:
         rate, share = (step - self.measured_step) * self.train.batch_size / seconds, self.waited / seconds
         self.waited_in_total += self.waited
         self.measured_step, self.measured_at, self.waited = step, now, 0.0
-        if share >= WAIT_SHARE and self.waited_in_total >= WAIT_SECONDS and not self.has_warned:
+        # A CPU does not wait: the same cores prepare the data and train.
+        waits = share >= WAIT_SHARE and self.waited_in_total >= WAIT_SECONDS and self.accelerator.device.type != "cpu"
+        if waits and not self.has_warned:
             self.has_warned = True
-            logger.warning(f"waiting for data {share:.0%} of the time: raise --data.workers")
+            logger.warning(f"the accelerator waits for data {share:.0%} of the time: raise --data.workers")
         return {"samples_per_second": rate, "data_wait": share}
 
 
@@ -151,33 +157,62 @@ def _plain(value: Any) -> Any:
 
 
 class Progress:
-    """Progress bar in samples, so its rate is samples/s, with the loss, temperature and rank of the embeddings."""
+    """Progress of a run: a bar where one can be drawn; elsewhere, such as in the file of a batch job, a line now and then.
 
-    def __init__(self, *, done: int, total: int, batch_size: int, enabled: bool):
-        self.batch_size = batch_size
-        self.shown: dict[str, str] = {}
-        self.bar = tqdm(
+    Args:
+        done, total: steps done and in total.
+        batch_size: samples per step.
+        shown: false for processes other than the first.
+    """
+
+    def __init__(self, *, done: int, total: int, batch_size: int, shown: bool):
+        self.step, self.total, self.batch_size = done, total, batch_size
+        self.numbers: dict[str, str] = {}
+        self.is_logged = shown and not can_be_drawn()
+        self.began_at, self.began_after = time.monotonic(), done
+        self.logged_at, self.logged_after = self.began_at, done
+        # The bar counts samples, so its rate is in samples/s.
+        self.bar = progress_bar(
             total=total * batch_size,
+            shown=shown,
             initial=done * batch_size,
             unit=" samples",
             unit_scale=True,
-            desc="training",
-            disable=not enabled,
-            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {remaining} left, {rate_noinv_fmt}{postfix}",
             smoothing=0.1,
+            leave=True,
         )
 
     def advance(self, metrics: Mapping[str, Any]) -> None:
-        """Advance by one step and show the losses, temperatures and ranks among its metrics."""
-        shown = {name: value for name, value in metrics.items() if name.startswith(("loss", "temperature", "effective_rank"))}
-        self.show({name.replace("effective_rank", "rank"): value for name, value in shown.items()})
+        """Advance by one step and show its loss and temperature."""
+        self.step += 1
+        self.show({name: metrics[name] for name in ("loss", "temperature") if name in metrics})
         self.bar.update(self.batch_size)
+        if self.is_logged and self._line_is_due():
+            self._log_line()
 
-    def show(self, values: Mapping[str, float]) -> None:
+    def show(self, numbers: Mapping[str, float]) -> None:
         """Show numbers next to the bar; each stays until it is replaced."""
-        self.shown |= {name: f"{value:.3g}" for name, value in values.items()}
-        self.bar.set_postfix(self.shown, refresh=False)
+        self.numbers |= {name: f"{number:.3g}" for name, number in numbers.items()}
+        self.bar.set_postfix_str(self._numbers(), refresh=False)
 
     def close(self) -> None:
         """Close the bar."""
         self.bar.close()
+
+    def _numbers(self) -> str:
+        return ", ".join(f"{name} {number}" for name, number in self.numbers.items())
+
+    def _line_is_due(self) -> bool:
+        """Return True after a twentieth of the run, but neither too often nor too rarely."""
+        seconds, steps = time.monotonic() - self.logged_at, self.step - self.logged_after
+        return seconds >= LINE_SECONDS[0] and (steps >= self.total / 20 or seconds >= LINE_SECONDS[1])
+
+    def _log_line(self) -> None:
+        self.logged_at, self.logged_after = time.monotonic(), self.step
+        pace = (self.logged_at - self.began_at) / (self.step - self.began_after)
+        left = tqdm.format_interval((self.total - self.step) * pace)
+        logger.info(
+            f"step {self.step:,} of {self.total:,} ({self.step / self.total:.0%}): {left} left, "
+            f"{self.batch_size / pace:,.0f} samples/s, {self._numbers()}"
+        )

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmcl.data.images.image_cache import in_batches, read_sample
 from mmcl.data.images.resize import check_resize, read_pixels
@@ -24,6 +23,7 @@ from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 from mmcl.methods.method import Method
 from mmcl.preprocess import Preprocess
+from mmcl.progress import progress_bar
 from mmcl.terminal import counted
 from mmcl.types import Tokens
 
@@ -211,7 +211,7 @@ class Model:
     def _encode(self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool) -> np.ndarray:
         rows = np.empty((total, self._width(tower)), np.float32)
         done = 0
-        with torch.inference_mode(), tqdm(total=total, disable=not progress, unit="row") as bar:
+        with torch.inference_mode(), progress_bar(total=total, shown=progress, unit="row") as bar:
             for batch in batches:
                 rows[done : done + len(batch)] = self._embed(tower, batch).cpu().numpy()
                 done += len(batch)

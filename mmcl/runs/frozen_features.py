@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from mmcl.config import Config
 from mmcl.data.captions import checked_caption
@@ -30,6 +29,7 @@ from mmcl.files.digest import digest
 from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
+from mmcl.progress import progress_bar
 from mmcl.types import Batch, Features, Tokens
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _fill(stage: Path, kind: str, tower: Tower, config: Config, source: Source, 
     features_NF = np.load(stage, mmap_mode="r+")
     size = config.train.micro_batch or config.train.batch_size // world
     inputs = _inputs(kind, tower.encoder, Subset(source, np.arange(row, stop)), size)
-    with accelerator.autocast(), tqdm(total=stop - row, desc=f"{kind} features", disable=rank > 0, leave=False) as bar:
+    with accelerator.autocast(), progress_bar(total=stop - row, shown=rank == 0, desc=f"{kind} features") as bar:
         for batch in inputs:
             rows = tower.encoder(batch.to(accelerator.device)).float().cpu().numpy()
             features_NF[row : row + len(rows)] = rows

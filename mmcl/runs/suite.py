@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mmcl.config import EvaluatorConfig, read_as, refuse_equal_labels
 from mmcl.config.shipped import find_config
 from mmcl.errors import UserError
@@ -19,6 +17,7 @@ from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.interop.load import load_model
 from mmcl.logging import get_logger
+from mmcl.progress import progress_bar
 from mmcl.runs.evaluation import build_tasks
 from mmcl.terminal import printable_line
 
@@ -73,7 +72,7 @@ def run_suite(
     """
     tasks = build_tasks(suite.evaluate, root)
     report = Report()
-    with tqdm(total=len(suite.models) * len(tasks), unit="result", disable=not progress) as bar:
+    with progress_bar(total=len(suite.models) * len(tasks), shown=progress, unit="result") as bar:
         for name in suite.models:
             try:
                 model = CachedModel(load_model(name), name, cache=cache)

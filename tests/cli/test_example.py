@@ -89,6 +89,6 @@ def test_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'caption'.*did you mean 'captions'"):
+    with pytest.raises(UserError, match=r"'caption'.*did you mean 'captions'"):
         write_example(tmp_path / "a", "caption")
     assert not (tmp_path / "a").exists()

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mmcl.data.captions import caption_key, text_hash
 from mmcl.data.random_streams import Stream
@@ -15,6 +14,7 @@ from mmcl.data.source import DerivedSource, Sample, Source
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 from mmcl.files.disk_cache import cached_array
+from mmcl.progress import progress_bar
 from mmcl.rng import hash_integers, uniform
 
 
@@ -150,7 +150,7 @@ def _groups(source: Source, cache: Path | None) -> np.ndarray:
 
 def text_groups(source: Source) -> np.ndarray:
     """`text_group` of every row, int64 [N]; slow for large sources."""
-    rows = tqdm(range(len(source)), desc="captions", unit="row", disable=None if len(source) >= MANY else True, leave=False)
+    rows = progress_bar(range(len(source)), total=len(source), shown=len(source) >= MANY, desc="captions", unit="row")
     return np.fromiter((text_group(source[row], source.places) for row in rows), np.int64, len(source))
 
 

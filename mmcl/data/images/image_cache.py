@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.resize import pixel_dtype, read_pixels
 from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
 from mmcl.errors import UserError
 from mmcl.preprocess import Preprocess
+from mmcl.progress import progress_bar
 from mmcl.types import BadSample
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ class ImageCache:
                 self._unreadable[index] = str(error)
 
         done = in_threads(store, range(len(source)))
-        for _ in tqdm(done, total=len(source), desc="decode", unit="image", disable=not progress, leave=False):
+        for _ in progress_bar(done, total=len(source), shown=progress, desc="decode", unit="image"):
             pass
 
     def __getitem__(self, index: int) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 from filelock import FileLock
-from tqdm import tqdm
 
 from mmcl.data.source import Sample, Source, given_path
 from mmcl.data.sources.shards.index import Shard, index_shard, open_shard, scan_shard
@@ -24,6 +23,7 @@ from mmcl.files.listing import list_files, reason_unused
 from mmcl.files.remote import Copies, RemoteFile
 from mmcl.files.root import data_root
 from mmcl.files.text_file import find_encoding, text_lines
+from mmcl.progress import progress_bar
 from mmcl.terminal import counted
 
 CLASS_NAMES = "classnames.txt"
@@ -160,7 +160,7 @@ def open_shards(files: Sequence[LocalFile | RemoteFile], cache: Path, fields: Se
     if None in shards:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / ".lock"):  # Other processes wait and then find the indices.
-            for number, file in enumerate(tqdm(files, desc="index", unit="shard", disable=None, leave=False)):
+            for number, file in enumerate(progress_bar(files, total=len(files), desc="index", unit="shard")):
                 shards[number] = shards[number] or open_shard(file, cache, fields) or index_shard(file, cache, fields)
     return [shard for shard in shards if shard is not None]
 
