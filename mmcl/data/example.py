@@ -83,7 +83,7 @@ def write_example(folder: Path, kind: str = "captions") -> int:
 
 
 def _write_captions(folder: Path, emoji: EmojiSource) -> int:
-    images = {sample.captions[0]: sample.image for sample in emoji}
+    images = {sample.captions[0]: sample.image for sample in map(emoji.__getitem__, range(len(emoji)))}
     for name, caption in _PHOTOS.items():
         _write_image(folder / f"{name}.png", images[caption])
     with (folder / "captions.csv").open("w", encoding="utf-8", newline="") as file:
@@ -94,7 +94,7 @@ def _write_captions(folder: Path, emoji: EmojiSource) -> int:
 def _write_classes(folder: Path, emoji: EmojiSource) -> int:
     for label, subgroup in _CLASSES.items():
         (folder / label).mkdir()
-        samples = [sample for sample, own in zip(emoji, emoji.subgroup, strict=True) if own == subgroup]
+        samples = [emoji[row] for row in range(len(emoji)) if emoji.subgroup[row] == subgroup]
         for sample in [sample for sample in samples if label in sample.captions[0]][:_PER_CLASS]:
             name = re.sub(r"\W+", "_", sample.captions[0])
             _write_image(folder / label / f"{name}.png", sample.image)
