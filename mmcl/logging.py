@@ -19,7 +19,8 @@ from mmcl.terminal import printable, printable_line
 class Clearable(Protocol):
     """A progress bar."""
 
-    def clear(self) -> None: ...
+    def clear(self) -> None:
+        """Clear the line that it is drawn on."""
 
 
 _bars: WeakSet[Clearable] = WeakSet()

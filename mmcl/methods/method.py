@@ -33,6 +33,7 @@ class Method(nn.Module):
             configuration names unless the configuration sets them.
         takes_teacher: whether the method is built as `Method(towers, teacher, ...)`, where `teacher` is the image tower of the
             model that `teacher` of the configuration names, or None if it names none.
+        from_init: what was taken from that model, in words; () if the method starts from random weights. For the log.
         test_args: arguments that make the method small enough for a test, for `mmcl.testing.check_method`.
 
     Raises:
@@ -46,6 +47,7 @@ class Method(nn.Module):
     max_log_scale: float | None = None
     init_args: ClassVar[tuple[str, ...]] = ()
     takes_teacher: ClassVar[bool] = False
+    from_init: tuple[str, ...] = ()
     test_args: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

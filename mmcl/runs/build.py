@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from mmcl import rng
-from mmcl.config import Config
+from mmcl.config import ComponentConfig, Config, TowerConfig
 from mmcl.data.batches.views import ImageView, build_image_views
 from mmcl.data.source import Source
 from mmcl.errors import UserError
@@ -29,16 +30,38 @@ def build_method(config: Config) -> Method:
     """
     torch.manual_seed(rng.sample_seed(config.train.seed))
     given = starting_model(config)
-    method_args: dict[str, Any] = dict(config.method.args)
-    if given is not None:
-        known = {"temperature": 1 / given.logit_scale if given.logit_scale else None, "bias": given.logit_bias}
-        for name in _method_class(config).init_args:
-            if known[name] is not None:
-                method_args.setdefault(name, known[name])
+    numbers = {} if given is None else _init_args(config, given)
     towers = build_towers(config, given)
     teachers = _teacher(config, towers)
-    method: Method = METHODS.build(config.method.name, method_args, towers, *teachers)
+    method: Method = METHODS.build(config.method.name, {**config.method.args, **numbers}, towers, *teachers)
+    if given is not None:
+        method.from_init = (*_parts(towers, given), *(f"{name} {value:.3g}" for name, value in numbers.items()))
     return method
+
+
+def _init_args(config: Config, given: Model) -> dict[str, float]:
+    """Return the method's arguments that are taken from the initial model, because the configuration does not set them."""
+    known = {"temperature": 1 / given.logit_scale if given.logit_scale else None, "bias": given.logit_bias}
+    wanted = [name for name in _method_class(config).init_args if name not in config.method.args]
+    return {name: value for name in wanted if (value := known[name]) is not None}
+
+
+def _parts(towers: nn.ModuleDict, given: Model) -> Iterator[str]:
+    """Yield the towers, or encoders below new heads, that are those of the initial model."""
+    for name, tower in towers.items():
+        if name in given.towers and tower.encoder is given.towers[name].encoder:
+            yield f"{name} {'tower' if tower is given.towers[name] else 'encoder'}"
+
+
+def as_built(config: Config, method: Method) -> Config:
+    """Return the configuration with the encoders and heads that `init` has, where it took the place of configured ones."""
+    for name, tower in method.towers.items():
+        asked: TowerConfig | None = getattr(config, name)
+        if method.from_init and asked is not None and asked.encoder is not None and tower.spec is not None:
+            encoder = ComponentConfig(name=tower.spec.encoder, args=dict(tower.spec.encoder_args))
+            head = ComponentConfig(name=tower.spec.head, args=dict(tower.spec.head_args))
+            config = replace(config, **{name: replace(asked, encoder=encoder, head=head)})  # type: ignore[arg-type]
+    return config
 
 
 def _method_class(config: Config) -> type[Method]:

@@ -13,7 +13,7 @@ from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate import Task
 from mmcl.methods.method import Method
-from mmcl.runs.build import build_method, image_views
+from mmcl.runs.build import as_built, build_method, image_views
 from mmcl.runs.build_data import build_order, build_training_data
 from mmcl.runs.checks import check_run
 from mmcl.runs.components import check_components
@@ -27,7 +27,8 @@ class Plan:
 
     Attributes:
         asked: the configuration as given.
-        config: the configuration with a batch size that fits the data, see `fit_batch`.
+        config: the configuration with a batch size that fits the data and the towers that were built, see `fit_batch` and
+            `as_built`.
         processes: number of processes of the launch.
         source: the training data.
         tasks: one for each evaluator in `config.evaluate`.
@@ -61,6 +62,7 @@ def make_plan(config: Config, processes: int) -> Plan:
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, fit_batch(config, len(source), processes)
     method = build_method(config)
+    config = as_built(config, method)
     views = image_views(config, method)
     check_run(config, method, source, tasks, views, processes)
     order = build_order(config, source)

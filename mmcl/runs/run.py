@@ -260,6 +260,8 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
     logger.info(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
     logger.info(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
+    if plan.method.from_init:
+        logger.info(f"starting from {config.init}: {', '.join(plan.method.from_init)}")
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
     logger.info(
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -28,6 +29,7 @@ from mmcl.methods.simclr import SimCLR
 from mmcl.runs.build import build_method
 from mmcl.runs.build_data import build_training_data
 from mmcl.runs.doctor import diagnose
+from mmcl.runs.evaluation import read_config
 from mmcl.runs.run import train
 from mmcl.types import LossOutput
 from tests.engine.tiny import YAML, make_folder, tiny_config
@@ -206,6 +208,26 @@ def test_fine_tuning_starts_from_the_model(finished: Path, folder: Path, tmp_pat
     train(tiny_config(folder, tmp_path / "run", *flags))
     before, after = (mmcl.load_model(path).encode_text(["a red square"]) for path in (finished, tmp_path / "run"))
     assert abs(before - after).max() < 1e-6
+
+
+def test_fine_tuning_says_what_it_starts_from_and_keeps_the_settings_that_were_used(
+    finished: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image size that the configuration gives is for random weights; the model that was loaded has its own."""
+    used = read_config(finished).image
+    flags = ("--image.encoder.args.image_size", "24", "--image.encoder.args.feature_dim", "8", "--train.steps", "1")
+    init = ("--init", str(finished), "--init_missing", "random")
+    with caplog.at_level(logging.INFO, "mmcl"):
+        train(tiny_config(folder, tmp_path / "run", *flags, *init))
+    temperature = 1 / mmcl.load_model(finished).logit_scale
+    assert f"starting from {finished}: image tower, text tower, temperature {temperature:.3g}" in caplog.messages
+    assert read_config(tmp_path / "run").image == used
+    assert mmcl.load_model(tmp_path / "run").preprocess.height == used.encoder.args["image_size"]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "mmcl"):
+        train(tiny_config(folder, tmp_path / "random", *flags, "--init", "runs/none", "--init_missing", "random"))
+    assert not [line for line in caplog.messages if line.startswith("starting from")]
+    assert read_config(tmp_path / "random").image.encoder.args["image_size"] == 24
 
 
 def test_the_bias_of_siglip_is_exported_and_is_where_fine_tuning_starts(folder: Path, tmp_path: Path) -> None:
