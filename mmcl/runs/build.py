@@ -14,6 +14,7 @@ from mmcl import rng
 from mmcl.config import ComponentConfig, Config, TowerConfig
 from mmcl.data.batches.views import ImageView, build_image_views
 from mmcl.data.source import Source
+from mmcl.encoders.tower import TowerSpec
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
@@ -55,11 +56,12 @@ def _parts(towers: nn.ModuleDict, given: Model) -> Iterator[str]:
 
 def as_built(config: Config, method: Method) -> Config:
     """Return the configuration with the encoders and heads that `init` has, where it took the place of configured ones."""
-    for name, tower in method.towers.items():
+    for name in method.towers if method.from_init else ():
         asked: TowerConfig | None = getattr(config, name)
-        if method.from_init and asked is not None and asked.encoder is not None and tower.spec is not None:
-            encoder = ComponentConfig(name=tower.spec.encoder, args=dict(tower.spec.encoder_args))
-            head = ComponentConfig(name=tower.spec.head, args=dict(tower.spec.head_args))
+        spec: TowerSpec | None = method.towers[name].spec  # type: ignore[assignment]
+        if asked is not None and asked.encoder is not None and spec is not None:
+            encoder = ComponentConfig(name=spec.encoder, args=dict(spec.encoder_args))
+            head = ComponentConfig(name=spec.head, args=dict(spec.head_args))
             config = replace(config, **{name: replace(asked, encoder=encoder, head=head)})  # type: ignore[arg-type]
     return config
 
