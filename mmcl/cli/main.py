@@ -20,6 +20,7 @@ from mmcl.cli.output import say
 from mmcl.cli.parse import parse_call
 from mmcl.cli.search import search
 from mmcl.cli.train import Train, train
+from mmcl.cli.watch import watch
 from mmcl.plugins import add_plugins
 
 _VERBS: dict[str, Callable[..., object]] = {
@@ -34,6 +35,7 @@ _VERBS: dict[str, Callable[..., object]] = {
     "doctor": Doctor,
     "data": Data,
     "example": example,
+    "watch": watch,
 }
 
 # `train` and `doctor` take any setting of a configuration, `eval` has three forms, `data` has verbs: no signature says that.

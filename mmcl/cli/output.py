@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mmcl.logging import label
@@ -32,6 +32,20 @@ def show(text: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     safe = printable(text.removesuffix("\n"))
     print(_encodable(safe, getattr(stream, "encoding", None) or "utf-8"), file=stream, flush=True)
+
+
+def redraw(lines: Sequence[str], *, over: int) -> int:
+    """Prints lines to standard output in place of those printed before. Returns their number.
+
+    Args:
+        lines: `printable_line`, each shorter than the terminal is wide.
+        over: number of lines that are overwritten; 0 prints below what is there.
+    """
+    if over:
+        sys.stdout.write(f"\x1b[{over}F\x1b[J")  # to the start of the first, and clear from there
+    for line in lines:
+        say(line)
+    return len(lines)
 
 
 class LogPrinter(logging.Handler):

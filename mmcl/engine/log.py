@@ -74,7 +74,7 @@ class Logbook:
         """Record the metrics of a step."""
         self.progress.advance(metrics)
         if self.is_logged(step):
-            self._write({"step": step, **metrics, **self._pace(step)})
+            self._write({"step": step, "total_steps": self.total, **metrics, **self._pace(step)})
 
     def evaluation(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
         """Record the scores after a step. The time of the evaluation is not counted as training time."""
@@ -96,7 +96,7 @@ class Logbook:
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)
-        tracked = {key: value for key, value in row.items() if key not in ("step", "verdict")}
+        tracked = {key: value for key, value in row.items() if key not in ("step", "total_steps", "verdict")}
         self.accelerator.log(tracked, step=row["step"])
 
     def _pace(self, step: int) -> dict[str, float]:

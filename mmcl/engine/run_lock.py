@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,8 +20,8 @@ except ImportError:  # Windows
 
 logger = get_logger(__name__)
 
-
-FOLDERS, FILES = ("checkpoints", "features", "model", "report"), ("config.yaml", "metrics.jsonl", "bad_samples.jsonl", ".lock")
+LOCK = ".lock"
+FOLDERS, FILES = ("checkpoints", "features", "model", "report"), ("config.yaml", "metrics.jsonl", "bad_samples.jsonl", LOCK)
 """Names of the folders and files in a run directory; a folder's name must not be a file, nor the reverse."""
 
 
@@ -42,7 +43,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         check_folder(run_dir / name, flag="run_dir:")
     for name in FILES:
         check_file(run_dir / name, flag="run_dir:")
-    with (run_dir / ".lock").open("a+", encoding="utf-8") as file:
+    with (run_dir / LOCK).open("a+", encoding="utf-8") as file:
         try:
             if fcntl:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,8 +59,26 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in run_dir.iterdir()] == [".lock"]:  # the run was refused before it started
-                (run_dir / ".lock").unlink()
+            if [path.name for path in run_dir.iterdir()] == [LOCK]:  # the run was refused before it started
+                (run_dir / LOCK).unlink()
                 for folder in made:
                     with suppress(OSError):  # another run has started in the same directory
                         folder.rmdir()
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Return True if another process holds the lock, without taking it.
+
+    False if the system cannot tell; the question is put as Linux does (F_GETLK of fcntl(2)).
+    """
+    question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0) if fcntl else b""
+    try:
+        with (run_dir / LOCK).open("rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except (AttributeError, OSError):
+        return False
+    return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
+
+
+_FLOCK = "hhqqi4x"
+"""Layout of `struct flock` on 64-bit Linux: type, whence, start, length, process."""

@@ -31,6 +31,7 @@ COMMANDS = [
     ["doctor", "tiny.yaml", "--data.train.path", "squares"],
     ["data", "verify", "squares"],
     ["example", "photos"],
+    ["watch", "run"],
 ]
 
 # One interpreter imports everything; each command is a child of it that ends as a command does, Python's own end included.
