@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from mmcl.runs.run import RunResult
 
 _DEFAULT = "clip_emoji"
+_RELEASED = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
 _USAGE = """Train a model: mmcl train [CONFIG] [--name value ...]
 
@@ -81,19 +84,33 @@ def _print_result(result: RunResult) -> None:
     say(f"report   {result.run_dir}/report/report.html (all metrics, plots), report.md, metrics.json")
     say(f"log      {result.run_dir}/metrics.jsonl, checkpoints/")
     show("\ntry next")
-    for command in _next_commands(result):
-        say(f"  {command}")
+    for line in _next_lines(result):
+        say(f"  {line}".rstrip())
 
 
-def _next_commands(result: RunResult) -> tuple[str, ...]:
+def _next_lines(result: RunResult) -> list[str]:
+    """Commands that use the model, on its own data where they are files, and what the model cannot do."""
+    from mmcl.runs.evaluation import evaluated_source, read_config
+
+    run, config = shlex.quote(str(result.run_dir)), read_config(result.run_dir)
     evaluators = {metric.evaluator for metric in result.report.metrics}
+    knows_emoji = all(part.name == "emoji" for part in config.training_parts.values()) and config.init is None
+    path = next(iter(config.training_parts.values())).path
+    images = f" --images {shlex.quote(path)}" if path is not None and Path(path).exists() else ""
     if evaluators == {"sts"}:
-        return (f"mmcl eval {result.run_dir}",)
-    if "retrieval" in evaluators:
-        return (
-            f'mmcl search {result.run_dir} "a smiling cat"',
-            f'mmcl classify IMAGE.png --model {result.run_dir} --labels cat dog --template "a picture of a {{}}"',
-        )
+        return [f"mmcl eval {run}"]
     if "classification" in evaluators:
-        return f"mmcl classify IMAGE.png --model {result.run_dir}", f"mmcl eval {result.run_dir}"
-    return f"mmcl search {result.run_dir} --image IMAGE.png", f"mmcl eval {result.run_dir}"
+        return [f"mmcl classify IMAGE --model {run}", f"mmcl eval {run}"]
+    if "retrieval" not in evaluators:
+        return [f"mmcl search {run} --image IMAGE{images}", f"mmcl eval {run}"]
+    if not knows_emoji:
+        query = shlex.quote(next(iter(evaluated_source(result.run_dir)[0].captions), "a cat"))
+        return [f"mmcl search {run} {query}{images}", f"mmcl classify IMAGE --model {run} --labels LABEL LABEL"]
+    return [
+        f'mmcl search {run} "a smiling cat"',
+        "mmcl example photos/",
+        f"mmcl classify photos/cat.png --model {run} --labels cat dog car",
+        "",
+        "This model knows emoji drawings, not photos. For photos, take a released model (downloaded once):",
+        f'mmcl search {_RELEASED} "a cat" --images FOLDER',
+    ]

@@ -1,7 +1,8 @@
-"""Reading and running the code blocks of a Markdown page.
+"""Reading and running the code blocks of a Markdown page: `python snippets.py README.md` runs them in the current folder.
 
 Blocks of a page run in order, in one folder; those in Python share their names. A block whose first line begins with "# Needs"
-is not run: it says to the reader, too, what it needs. Its configurations are checked all the same. Training is shortened.
+is not run: it says to the reader, too, what it needs. Its configurations are checked all the same. Training is shortened by
+flags after those of the page (`shortened`), and what a page makes again is removed first; other commands run as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import yaml
 
+import mmcl
 from mmcl.cli.main import main
 from mmcl.config import load_config, to_dict
 from mmcl.runs.components import check_components
@@ -30,8 +32,8 @@ QUICK = ("--train.threads", "1", "--data.cache", "false", "--optim.muon_lr", "nu
 SMALL_TEXT = ("--text.encoder.args.width", "32")
 """Options with which a step of any configuration is quick, and a checkpoint of one with the text encoder `small_text` small."""
 
-_PHOTOS = "{name: auto, path: photos/}"
-RETRIEVAL = f"[{{name: retrieval, label: photos, data: {_PHOTOS}, bank: {_PHOTOS}, args: {{ks: [1, 2]}}}}]"
+_FEW = "{name: emoji, args: {split: unseen_concept, fold: test, vendors: [twemoji], flags: false}}"
+RETRIEVAL = f"[{{name: retrieval, label: emoji, data: {_FEW}, bank: {_FEW}, args: {{ks: [1, 2]}}}}]"
 """An evaluation that takes no time, in place of those of a configuration with images and texts."""
 
 _QUICK_EVALUATORS = ("knn", "classification")
@@ -110,14 +112,17 @@ def _run_command(line: str) -> None:
         *words, _, file = words
     assert words[0] == "mmcl", f"only mmcl is run: {line}"
     printed = io.StringIO()
+    if words[1] == "example":
+        shutil.rmtree(words[2], ignore_errors=True)
     with contextlib.redirect_stdout(printed):
-        code = main(_shortened(words[1:]))
+        code = main(shortened(words[1:]))
+    print(f"$ {line}\n{printed.getvalue()}")
     assert code == 0, f"{line}: exit code {code}\n{printed.getvalue()}"
     if file is not None:
         Path(file).write_text(printed.getvalue(), encoding="utf-8")
 
 
-def _shortened(words: list[str]) -> list[str]:
+def shortened(words: list[str]) -> list[str]:
     """Training for two steps of two samples, with evaluators that take no time; in place of a run that is there already."""
     if words[0] != "train":
         return words
@@ -131,3 +136,8 @@ def _shortened(words: list[str]) -> list[str]:
     evaluate = RETRIEVAL if has_both else yaml.safe_dump(quick, default_flow_style=True, width=10_000)
     small = SMALL_TEXT if config.text and config.text.encoder and config.text.encoder.name == "small_text" else ()
     return ["train", name, *own, *QUICK, *small, "--train.steps", "2", "--train.batch_size", "2", "--evaluate", evaluate]
+
+
+if __name__ == "__main__":
+    print(mmcl.__file__)
+    run_page(Path(sys.argv[1]))
