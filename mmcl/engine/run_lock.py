@@ -77,7 +77,7 @@ def is_locked(run_dir: Path) -> bool:
             answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
     except (AttributeError, OSError):
         return False
-    return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 _FLOCK = "hhqqi4x"

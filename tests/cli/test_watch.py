@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl.cli import watch
 from mmcl.cli.chart import line_chart
 from mmcl.cli.main import main
 from mmcl.engine.run_lock import is_locked
@@ -40,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny_config(make_folder(place / "squares"), place / "run", *flags)).run_dir
 
 
-def make_run(folder: Path, *rows: dict[str, object], torn: str = "") -> Path:
+def make_run(folder: Path, *rows: Mapping[str, object], torn: str = "") -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").touch()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
@@ -126,26 +125,27 @@ def test_a_live_run_is_followed_to_its_end(
     monkeypatch.chdir(tmp_path)
     run = make_run(Path("run"))
     child = stack.enter_context(subprocess.Popen([sys.executable, "-c", TRAINING, str(run)], stdin=-1, stdout=-1, text=True))
-    assert child.stdin is not None
-    assert child.stdout is not None
+    given, said = child.stdin, child.stdout
+    assert given is not None
+    assert said is not None
     rows = [{"step": step, "total_steps": 3, "loss": 4.0 - step} for step in (1, 2, 3)]
 
     def train_a_step(seconds: float) -> None:
         """What happens while the watching sleeps."""
         assert is_locked(run)
         if rows:
-            print(json.dumps(rows.pop(0)), file=child.stdin, flush=True)
-            assert child.stdout.readline() == "written\n"
+            print(json.dumps(rows.pop(0)), file=given, flush=True)
+            assert said.readline() == "written\n"
             return
         (run / "model").mkdir()
-        child.stdin.close()
+        given.close()
         child.wait()
 
-    print(json.dumps({"step": 0, "total_steps": 3, "loss": 9.0}), file=child.stdin, flush=True)
-    child.stdout.readline()  # it has the lock
+    print(json.dumps({"step": 0, "total_steps": 3, "loss": 9.0}), file=given, flush=True)
+    said.readline()  # it has the lock
     output = Terminal() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
-    monkeypatch.setattr(watch.time, "sleep", train_a_step)
+    monkeypatch.setattr("time.sleep", train_a_step)
     assert main(["watch", str(run)]) == 0
     drawn = re.findall(r"step (\d) of 3, (\w+)", output.getvalue())
     following = [("0", "training"), ("1", "training"), ("2", "training"), ("3", "evaluating")] if is_terminal else []
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_the_watching_alone(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmcl.engine.run_lock.is_locked", lambda run: True)
-    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    monkeypatch.setattr("time.sleep", interrupt)
     assert main(["watch", str(finished)]) == 0
     assert capsys.readouterr() == ("", "")
 

@@ -147,7 +147,7 @@ class TestNotUsed:
         write(tmp_path / "a", images("license/a.png", "notice.png") | about | {"notice.txt": "a notice"})
         source = open_source("auto", str(tmp_path / "a"))
         assert source.usage[0].to_text() == "3 of 3 files used"
-        assert [sample.captions for sample in source] == [(), ("a notice",)]
+        assert [source[row].captions for row in range(2)] == [(), ("a notice",)]
 
     def test_links_are_followed_once(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "a", images("sub/a.png"))

@@ -210,6 +210,14 @@ def test_fine_tuning_starts_from_the_model(finished: Path, folder: Path, tmp_pat
     assert abs(before - after).max() < 1e-6
 
 
+def image_size(run_dir: Path) -> int:
+    """As the saved configuration has it."""
+    image = read_config(run_dir).image
+    assert image is not None
+    assert image.encoder is not None
+    return int(image.encoder.args["image_size"])
+
+
 def test_fine_tuning_says_what_it_starts_from_and_keeps_the_settings_that_were_used(
     finished: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,15 +227,15 @@ def test_fine_tuning_says_what_it_starts_from_and_keeps_the_settings_that_were_u
     init = ("--init", str(finished), "--init_missing", "random")
     with caplog.at_level(logging.INFO, "mmcl"):
         train(tiny_config(folder, tmp_path / "run", *flags, *init))
-    temperature = 1 / mmcl.load_model(finished).logit_scale
-    assert f"starting from {finished}: image tower, text tower, temperature {temperature:.3g}" in caplog.messages
+    scale = mmcl.load_model(finished).logit_scale or 0
+    assert f"starting from {finished}: image tower, text tower, temperature {1 / scale:.3g}" in caplog.messages
     assert read_config(tmp_path / "run").image == used
-    assert mmcl.load_model(tmp_path / "run").preprocess.height == used.encoder.args["image_size"]
+    assert image_size(tmp_path / "run") == mmcl.load_model(tmp_path / "run").preprocess.height == 16
     caplog.clear()
     with caplog.at_level(logging.INFO, "mmcl"):
         train(tiny_config(folder, tmp_path / "random", *flags, "--init", "runs/none", "--init_missing", "random"))
     assert not [line for line in caplog.messages if line.startswith("starting from")]
-    assert read_config(tmp_path / "random").image.encoder.args["image_size"] == 24
+    assert image_size(tmp_path / "random") == 24
 
 
 def test_the_bias_of_siglip_is_exported_and_is_where_fine_tuning_starts(folder: Path, tmp_path: Path) -> None:
