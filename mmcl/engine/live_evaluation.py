@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,12 +40,18 @@ class LiveEvaluation:
         method: the method being trained.
         tasks: one for each evaluator in `config.evaluate`, in that order.
         total_steps: length of the run; all evaluators are due after its last step.
+
+    Attributes:
+        figures: PNG files of the last evaluation by name; drawn by the first process, and only if there are trackers to show
+            them.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, method: Method, tasks: Sequence[Task], *, total_steps: int):
         self.config, self.accelerator, self.method, self.total_steps = config, accelerator, method, total_steps
+        self.figures: Mapping[str, bytes] = {}
+        draws = bool(config.train.trackers) and accelerator.is_main_process
         self.evaluators = [
-            (evaluator, replace(task, baselines=False, figures=False))
+            (evaluator, replace(task, baselines=False, figures=draws))
             for evaluator, task in zip(config.evaluate, tasks, strict=True)
             if evaluator.every is not None
         ]
@@ -90,6 +96,7 @@ class LiveEvaluation:
             ran.append(evaluator)
         scores = {f"{row.data}/{row.metric}": row.value for row in report.metrics if row.value is not None}
         self._require_monitored(scores.keys(), ran)
+        self.figures = report.figures
         return scores
 
     def _require_new(self, found: Report, before: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -10,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from mmcl.errors import UserError
@@ -76,14 +79,21 @@ class Logbook:
         if self.is_logged(step):
             self._write({"step": step, "total_steps": self.total, **metrics, **self._pace(step)})
 
-    def evaluation(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
-        """Record the scores after a step. The time of the evaluation is not counted as training time."""
+    def evaluation(
+        self, step: int, scores: Mapping[str, float], seconds: float, *, figures: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Record the scores after a step. The time of the evaluation is not counted as training time.
+
+        Args:
+            figures: PNG files by name, for the trackers.
+        """
         self.measured_at += seconds
         if self.is_writer:
             shown = self.train.keep_best or next(iter(scores))
             if shown in scores:
                 self.progress.show({shown.rpartition("/")[2]: scores[shown]})
             self._write({"step": step, **scores, EVALUATION: seconds})
+            track_figures(self.accelerator, step, figures or {})
 
     def bad_samples(self, step: int, samples: Sequence[BadSample]) -> None:
         """Record the samples of a step that could not be read."""
@@ -112,6 +122,16 @@ class Logbook:
             self.has_warned = True
             logger.warning(f"the accelerator waits for data {share:.0%} of the time: raise --data.workers")
         return {"samples_per_second": rate, "data_wait": share}
+
+
+def track_figures(accelerator: Accelerator, step: int, figures: Mapping[str, bytes]) -> None:
+    """Show figures, PNG files by name, in the experiment trackers that take images."""
+    for tracker in accelerator.trackers if figures else ():
+        # Each takes a batch of images; TensorBoard's would be channels first without this.
+        options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        for name, png in figures.items() if hasattr(tracker, "log_images") else ():
+            image_1HWC = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))[None]
+            tracker.log_images({name: image_1HWC}, step=step, **options)
 
 
 class StepLog:

@@ -312,7 +312,7 @@ class Trainer:
         if due := self.evaluation.due(step):
             began = time.perf_counter()
             scores = self.evaluation.scores(due)
-            self.logbook.evaluation(step, scores, time.perf_counter() - began)
+            self.logbook.evaluation(step, scores, time.perf_counter() - began, figures=self.evaluation.figures)
             self.best.update(step, scores)
         return self.best.is_over
 

@@ -19,6 +19,7 @@ from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkp
 from mmcl.engine.guards import run_on_first_process
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
+from mmcl.engine.log import track_figures
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import FitResult, Trainer
 from mmcl.errors import UserError
@@ -161,6 +162,9 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
         return Report()
     report = evaluate_trained(config, model, plan.tasks)
     write_report(report, run_dir)
+    trained = [metric for metric in report.metrics if metric.model == "trained" and metric.value is not None]
+    accelerator.log({f"{metric.data}/{metric.metric}": metric.value for metric in trained}, step=result.step)
+    track_figures(accelerator, result.step, report.figures)
     return report
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import mmcl
@@ -26,6 +30,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.evaluate.measures.statistics import exact
 from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
@@ -281,3 +286,33 @@ def test_data_that_are_not_there_are_named_before_training(folder: Path, tmp_pat
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         train(evaluated(folder, tmp_path / "run", evaluators=missing))
     assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_tensorboard_shows_the_curves_the_scores_and_examples_of_what_is_found(folder: Path, tmp_path: Path) -> None:
+    """Also of the evaluation at the end, with its baselines; what is learned is the same as without a tracker."""
+    train(evaluated(folder, tmp_path / "run", "--train.trackers", "tensorboard"))
+    shown = EventAccumulator(str(tmp_path / "run" / "mmcl"), size_guidance={"images": 0, "scalars": 0})
+    shown.Reload()
+    rows = read_log(tmp_path / "run" / "metrics.jsonl")
+    for name, steps in (("loss", [1, 2, 3, 4, 5, 6]), ("temperature", [1, 2, 3, 4, 5, 6]), (SCORE, [2, 4, 6])):
+        logged = {event.step: event.value for event in shown.Scalars(name)}
+        assert logged == pytest.approx({row["step"]: row[name] for row in rows if name in row}, rel=1e-6)
+        assert list(logged) == steps
+    assert "total_steps" not in shown.Tags()["scalars"]
+    (examples,) = [name for name in shown.Tags()["images"] if name.startswith("retrieval_") and name.endswith("_trained")]
+    assert {event.step for event in shown.Images(examples)} == {2, 4, 6}
+    picture = Image.open(io.BytesIO(shown.Images(examples)[-1].encoded_image_string))
+    report = Image.open(tmp_path / "run" / "report" / f"{examples}.png").convert("RGB")
+    assert picture.size == report.size
+    assert np.abs(np.asarray(picture.convert("RGB"), float) - np.asarray(report, float)).max() == 0
+
+
+def test_without_a_tracker_no_figure_is_drawn_while_training(folder: Path, tmp_path: Path) -> None:
+    config = evaluated(folder, tmp_path / "run")
+    plan = make_plan(config, 1)
+    for trackers, drawn in (((), False), (("tensorboard",), True)):
+        tracked = replace(config, train=replace(config.train, trackers=trackers))
+        for is_first in (True, False):
+            accelerator: Any = SimpleNamespace(is_main_process=is_first)
+            live = LiveEvaluation(tracked, accelerator, plan.method, plan.tasks, total_steps=6)
+            assert [task.figures for _, task in live.due(2)] == [drawn and is_first]
