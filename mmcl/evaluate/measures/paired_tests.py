@@ -78,16 +78,16 @@ def paired_shares(won: int, lost: int, n: int, *, tail: float = TAIL) -> Estimat
         won, lost: numbers of queries, out of `n`, that only the second model and only the first model gets right.
         tail: probability beyond each end.
     """
-    z = float(-ndtri(tail))
+    z, value = float(-ndtri(tail)), (won - lost) / n
 
     def score(difference: float) -> float:
         """Standard deviations by which the data exceed a difference, with the maximum-likelihood nuisance parameter."""
         b = (2 * n - won + lost) * difference - won - lost
         share = (np.sqrt(max(b**2 + 8 * n * lost * difference * (1 - difference), 0)) - b) / (4 * n)
         variance = n * (2 * share + difference * (1 - difference))
-        return float((won - lost - n * difference) / np.sqrt(max(variance, 1e-300)))
+        # Exactly 0 at the value itself, which (won - lost - n * value) is not, so that either end is found for any tail.
+        return float(n * (value - difference) / np.sqrt(max(variance, 1e-300)))
 
-    value = (won - lost) / n
     low = brentq(lambda d: score(d) - z, -1, value, xtol=1e-12) if lost < n else -1.0
     high = brentq(lambda d: score(d) + z, value, 1, xtol=1e-12) if won < n else 1.0
     return Estimate(value, float(low), float(high), n)
