@@ -8,6 +8,14 @@ and right-to-left text are unchanged.
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Sequence
+
+import wcwidth
+
+WIDTH = 80
+"""Columns of a terminal that does not say how many it has; nothing but paths and commands is wider."""
+_NARROWEST = 40
 
 _CONTROLS = "\0-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and line feed, DEL, C1
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -24,6 +32,37 @@ def printable(text: str) -> str:
 def printable_line(text: str) -> str:
     """Escape tabs and line breaks too, so that the text is one line."""
     return re.sub("[\t\n]", escaped, printable(text))
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, as the variable COLUMNS or the terminal says; 80 if neither does."""
+    return max(_NARROWEST, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+def display_width(text: str) -> int:
+    """Columns that a line takes: two for a wide character, such as an emoji, and none for a combining one."""
+    return wcwidth.width(text)
+
+
+def shortened(text: str, width: int) -> str:
+    """Cuts a line to a number of columns; if something is cut off, "…" is its last character."""
+    return text if display_width(text) <= width else f"{wcwidth.clip(text, 0, width - 1).rstrip()}…"
+
+
+def wrapped(text: str, width: int, *, indent: str = "") -> str:
+    """Breaks a line at spaces into lines of a number of columns; within a word only if it is longer.
+
+    Args:
+        text: the line.
+        width: columns.
+        indent: of all lines but the first.
+    """
+    return "\n".join(wcwidth.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False))
+
+
+def listed(items: Sequence[str]) -> str:
+    """Formats names for a sentence: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 def counted(number: int, unit: str) -> str:

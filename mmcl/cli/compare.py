@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from mmcl.cli.output import show
+from mmcl.cli.output import say, show
+from mmcl.cli.reports import All, show_next
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
+from mmcl.terminal import terminal_width
 
 if TYPE_CHECKING:
     from mmcl.evaluate import Report
@@ -22,6 +25,7 @@ def compare(
     *,
     models: tuple[str, str] = ("trained", "trained"),
     out: Path | None = None,
+    all: All = False,
     json: bool = False,
 ) -> None:
     """Compare two results query by query: mmcl compare runs/a runs/b
@@ -40,14 +44,22 @@ def compare(
     from mmcl.evaluate import compare as compare_reports
     from mmcl.runs.comparison import with_figures
 
-    comparison = compare_reports(_report(a), _report(b), names=(str(a), str(b)), models=models)
+    columns = [f"{path}, {model}" for path, model in zip((a, b), models, strict=True)]
+    names = (str(a), str(b)) if models[0] == models[1] else models if a == b else (columns[0], columns[1])
+    comparison = compare_reports(_report(a), _report(b), names=names, models=models)
     if out is not None:
         trained = models == ("trained", "trained")
         comparison = with_figures(comparison, a, b) if trained else comparison
         comparison.write(out)
-    show(comparison.to_json() if json else comparison.to_text())
-    if out is not None and not json:
-        show(f"\nreport   {out}/comparison.html")
+    if json:
+        show(comparison.to_json())
+        return
+    show(comparison.to_text(brief=not all, width=terminal_width()))
+    if out is not None:
+        say(f"report   {out}/comparison.html")
+    elif not comparison.is_equal:
+        of_columns = () if models[0] == models[1] == "trained" else ("--models", *models)
+        show_next([shlex.join(["mmcl", "compare", str(a), str(b), *of_columns, "--out", "comparison"])])
 
 
 def _report(path: Path) -> Report:

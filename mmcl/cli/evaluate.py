@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from tyro.conf import Positional
 from mmcl.cli.exit import PART
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import parse_call
+from mmcl.cli.reports import All, show_next, show_report
 from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
@@ -52,7 +55,9 @@ def evaluate(words: Sequence[str]) -> None:
     parse_call(form, words, prog=prog)()
 
 
-def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False, no_cache: NoCache = False) -> None:
+def evaluate_run(
+    run: Positional[str], /, *, out: Out = None, all: All = False, json: Json = False, no_cache: NoCache = False
+) -> None:
     """Evaluate a run again, next to its baselines: mmcl eval runs/clip_emoji
 
     Any model on any data: mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
@@ -69,7 +74,8 @@ def evaluate_run(run: Positional[str], /, *, out: Out = None, json: Json = False
     from mmcl.interop.load import load_model
     from mmcl.runs.evaluation import evaluate_again
 
-    _finish(evaluate_again(Path(run), load_model(run), cache=_cache(no_cache)), out, json)
+    report = evaluate_again(Path(run), load_model(run), cache=_cache(no_cache))
+    _finish(report, out, json, all, _command(run))
 
 
 def evaluate_one(
@@ -86,6 +92,7 @@ def evaluate_one(
     args: str = "{}",
     root: Root = None,
     out: Out = None,
+    all: All = False,
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
@@ -111,7 +118,8 @@ def evaluate_one(
     if embeddings is not None:
         if model is not None or data is not None or bank is not None:
             raise UserError("--embeddings takes the place of --model, --data and --bank; give one or the other")
-        _finish(_of_embeddings(name, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json)
+        again = _command(evaluator, embeddings=embeddings, bank_embeddings=bank_embeddings, args=args)
+        _finish(_of_embeddings(name, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json, all, again)
         return
     if bank_embeddings is not None:
         raise UserError("--bank-embeddings goes with --embeddings; with --model and --data, give --bank")
@@ -128,7 +136,10 @@ def evaluate_one(
         bank=parse_source(bank, bank_args, flag="--bank-args") if bank else None,
         args=parse_mapping("--args", args),
     )
-    _finish(evaluate_models([load_cached(model, no_cache)], [config], build_tasks([config], root)), out, json)
+    of_data = {"data": data, "data_args": data_args, "bank": bank, "bank_args": bank_args}
+    again = _command(evaluator, model=model, **of_data, args=args, root=root)
+    report = evaluate_models([load_cached(model, no_cache)], [config], build_tasks([config], root))
+    _finish(report, out, json, all, again)
 
 
 def evaluate_suite(
@@ -138,6 +149,7 @@ def evaluate_suite(
     models: tuple[str, ...] = (),
     out: Path | None = None,
     root: Root = None,
+    all: All = False,
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
@@ -160,7 +172,8 @@ def evaluate_suite(
     from mmcl.runs.suite import load_suite, run_suite
 
     suite = load_suite(files, models=models)
-    _finish(run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=True), folder, json)
+    report = run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=True)
+    _finish(report, folder, json, all, "")
 
 
 def _check(out: Path | None) -> None:
@@ -187,17 +200,34 @@ def _of_embeddings(evaluator: str, path: Path, bank: Path | None, args: dict[str
     return run([(evaluator, args)], [CachedModel(model)], [task])
 
 
-def _finish(report: Report, out: Path | None, json: bool) -> None:
+def _finish(report: Report, out: Path | None, json: bool, everything: bool, again: str) -> None:
+    """Writes and prints a report.
+
+    Args:
+        again: the command, which is printed with --out as what to run next, unless there is a folder with the report.
+    """
+    from mmcl.runs.next_steps import against_baseline
+
+    steps = (f"{again} --out report",) if out is None else against_baseline(report, out)
     if out is not None:
-        report.write(out)
-    show(report.to_json() if json else report.to_text())
-    if out is not None and not json:
-        show(f"\nreport   {out}/report.html")
+        replace(report, next_steps=steps).write(out)
     if json:
+        show(report.to_json())
         for failure in report.failures:
             say(f"not evaluated: {failure}", error=True)
+    else:
+        show_report(report, everything=everything)
+        if out is not None:
+            say(f"report   {out}/report.html")
+        show_next(steps)
     if report.failures:  # listed above
         sys.exit(PART)
+
+
+def _command(*words: str, **flags: str | Path | None) -> str:
+    """A command line with those of the flags that are not at their default."""
+    given = [part for name, value in flags.items() if value not in (None, "{}") for part in (f"--{name}", str(value))]
+    return shlex.join(["mmcl", "eval", *words, *given])
 
 
 def _cache(no_cache: bool) -> EmbeddingCache | None:

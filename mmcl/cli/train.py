@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from mmcl.cli.exit import PART
 from mmcl.cli.output import say, show
+from mmcl.cli.reports import show_report
 from mmcl.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -79,9 +80,11 @@ def _print_help(name: str) -> None:
 
 
 def _print_result(result: RunResult) -> None:
-    show(f"\n{result.report.to_text(brief=True)}")
+    show("")
+    show_report(result.report, everything=False)
+    show("")
     say(f"model    {result.run_dir}/model")
-    say(f"report   {result.run_dir}/report/report.html (all metrics, plots), report.md, metrics.json")
+    say(f"report   {result.run_dir}/report/report.html")
     say(f"log      {result.run_dir}/metrics.jsonl, checkpoints/")
     show("\ntry next")
     for line in _next_lines(result):

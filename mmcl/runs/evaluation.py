@@ -16,6 +16,7 @@ from mmcl.interop.model import Model, build_model
 from mmcl.preprocess import Preprocess
 from mmcl.runs.build import build_method
 from mmcl.runs.build_data import build_source, build_training_data
+from mmcl.runs.next_steps import after_training
 
 
 def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
@@ -110,7 +111,8 @@ def read_config(run_dir: Path) -> Config:
 def write_report(report: Report, run_dir: Path) -> None:
     """Write `report/` with the loss curve of the run."""
     curve = loss_curve(read_log(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
-    (report + Report(figures={"loss_curve": curve})).write(run_dir / "report")
+    whole = report + Report(figures={"loss_curve": curve}, next_steps=after_training(report, run_dir))
+    whole.write(run_dir / "report")
 
 
 def evaluated_source(run_dir: Path) -> Source:

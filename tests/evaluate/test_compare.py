@@ -130,6 +130,18 @@ def test_many_different_outcomes_are_normal() -> None:
     assert swap_test(a, b) == pytest.approx(ttest_rel(b.values, a.values).pvalue, abs=0.005)
 
 
+def test_every_count_of_changes_has_a_p_value() -> None:
+    """Rounding of the share must not hide the ends of the narrowest interval."""
+    for n in (7, 49, 100):
+        for won in range(0, n + 1, 3):
+            for lost in range(0, n - won + 1, 4):
+                value = (won - lost) / n
+                found = paired_shares(won, lost, n, tail=0.5)
+                assert (found.low, found.high) == pytest.approx((value, value), abs=1e-9)
+    a = np.repeat([0, 1, 0], [30, 2, 68]).astype(np.float32)
+    assert paired_test(Outcomes(a), Outcomes(np.repeat([1, 0, 0], [30, 2, 68]).astype(np.float32)))[1] < 1e-5
+
+
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 0), (12, 4), (30, 30)])
 def test_p_of_hits_is_mcnemars(won: int, lost: int) -> None:
     a = np.r_[np.zeros(won), np.ones(lost), np.ones(20)].astype(np.float32)
@@ -224,6 +236,31 @@ def test_the_same_twice_is_exactly_zero(right: Report) -> None:
             low, high = bounds(one)
             assert low < 0 < high
         assert one.won == one.lost == ()
+    assert compare(right, right).to_text() == "No difference: A and B are the same model, with equal weights."
+
+
+def test_equal_outcomes_of_other_models_are_told_from_equal_weights(right: Report) -> None:
+    other = replace(right, provenance=tuple(replace(one, model_fingerprint="other") for one in right.provenance))
+    found = compare(right, other)
+    expected = f"No difference: A and B have the same outcome for every query, in {len(found.differences)} metrics."
+    assert found.verdict() == (expected,)
+    assert " ".join(found.to_text().split()) == expected
+    assert len(json.loads(found.to_json())["differences"]) == len(found.differences)
+    assert not compare(metric(hits(8, 0.5, 0)), metric(hits(8, 0.5, 0))).has_equal_weights, "the reports do not say"
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_the_verdict_says_who_is_better(lower_is_better: bool) -> None:
+    a, b = np.repeat([0, 1, 0, 1], [30, 2, 8, 60]), np.repeat([1, 0, 0, 1], [30, 2, 8, 60])
+    name = "knn_error" if lower_is_better else "knn1_top1"
+    (found,) = compare(metric(a, name=name), metric(b, name=name), names=("runs/a", "runs/b")).verdict()
+    who = "runs/a is better than runs/b" if lower_is_better else "runs/b is better than runs/a"
+    assert found.startswith(f"knn, mnist: {who}: with runs/b ")
+    assert "p < 0.001; 30 of 100 images better, 2 worse)." in found or "2 of 100 rows better, 30 worse)." in found
+    if not lower_is_better:
+        assert "right class for 90.0 % of 100 images, with runs/a 62.0 % (+28.0 points [" in found
+    (level,) = compare(metric(a), metric(np.roll(a, 1))).verdict()
+    assert level.startswith("knn, mnist: no significant difference of B from A: with B ")
 
 
 def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
@@ -250,7 +287,7 @@ def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
 
 
 def test_two_columns_of_one_report(right: Report) -> None:
-    found = compare(right, right, models=("raw pixels", "trained"))
+    found = compare(right, right, models=("labeled pixels", "trained"))
     assert found["zero_shot_top1"].b == 1
 
 

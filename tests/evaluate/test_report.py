@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,19 +90,42 @@ def test_markdown_has_the_models_side_by_side_with_baselines_last() -> None:
     assert "![map](map.png)" in lines
 
 
-def test_terminal_text_has_aligned_columns() -> None:
-    header, first = report().to_text().splitlines()[1:3]
+def test_terminal_text_opens_with_the_verdict_and_has_aligned_columns() -> None:
+    verdict, table = report().to_text().split("\n\n")[:2][0], report().to_text().partition("knn: mnist")[2]
+    assert " ".join(verdict.split()) == report().verdict()[0]
+    header, first = table.splitlines()[1:3]
     assert header.index("chance") == first.index("0.100")
 
 
 def test_brief_text_has_what_people_quote() -> None:
-    quoted, other = ["text_to_image_R@1", "text_to_image_median_rank"], ["text_to_image_nDCG@10", "text_to_image_recall@1"]
+    quoted, other = ["text_to_image_R@1", "text_to_image_median_rank"], ["text_to_image_nDCG@10", "text_to_image_mAP"]
     metrics = [Metric("retrieval", "emoji", name, "trained", 0.5, None, None, 9) for name in (*quoted, *other)]
     metrics.append(Metric("geometry", "emoji", "alignment", "trained", 0.5, None, None, 9))
     shown = Report(tuple(metrics)).to_text(brief=True)
     assert all(name in shown for name in (*quoted, "alignment"))
     assert not any(name in shown for name in other)
     assert all(name in Report(tuple(metrics)).to_text() for name in (*quoted, *other, "alignment"))
+
+
+@pytest.mark.parametrize(("recall", "lines"), [(0.5, 0), (0.4, 1)])
+def test_recall_is_shown_where_it_is_not_the_hit_rate(recall: float, lines: int) -> None:
+    values = {"text_to_image_R@5": 0.5, "text_to_image_recall@5": recall}
+    metrics = [Metric("retrieval", "emoji", name, "trained", value, None, None, 9) for name, value in values.items()]
+    found = Report(tuple(metrics))
+    for shown in (found.to_text(), found.to_markdown()):
+        assert shown.count("recall@5") == lines
+        assert "R@5" in shown
+    assert json.loads(found.to_json())[1]["value"] == recall
+
+
+def test_a_report_has_its_verdict_and_what_to_run_next(tmp_path: Path) -> None:
+    made = replace(report(), next_steps=("mmcl eval 'my run'",))
+    made.write(tmp_path)
+    assert Report.load(tmp_path) == made
+    assert json.loads((tmp_path / "details.json").read_text(encoding="utf-8"))["verdict"] == list(made.verdict())
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert page.index("knn, mnist: ") < page.index("## knn: mnist")
+    assert page.endswith("## Next\n\n    mmcl eval 'my run'\n")
 
 
 def test_html_needs_no_other_file_and_escapes_everything() -> None:

@@ -17,7 +17,7 @@ from mmcl.evaluate.measures.rank_counts import Scores
 from mmcl.evaluate.measures.ranking import Ties, cosine_scores, score_ranks
 from mmcl.evaluate.measures.statistics import Estimate
 from mmcl.evaluate.prompts import Templates, mean_embeddings, prompt_embeddings, template_names
-from mmcl.evaluate.reporting.metric import metric_rows
+from mmcl.evaluate.reporting.metric import LABELED_PIXELS, metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
 from mmcl.evaluate.validation import Array, cutoffs, integers, same_width, unit_rows
@@ -171,7 +171,10 @@ def evaluate_zero_shot(
     top_k: Sequence[int] = (1, 5),
     ties: Ties = "mean",
 ) -> Report:
-    """Evaluates `zero_shot` of a model on a source, with chance, majority and raw pixels (class of the nearest training image).
+    """Evaluates `zero_shot` of a model on a source, with chance, majority and labeled pixels.
+
+    Labeled pixels are the baseline that answers with the label of the training image with the nearest raw pixels. It has seen
+    labels, the model has not.
 
     With several templates, `zero_shot_top1_worst_template` is the accuracy with the one that does worst when used alone,
     and `details` has the accuracy with each.
@@ -197,7 +200,7 @@ def evaluate_zero_shot(
         own = torch.from_numpy(task.bank_labels)
         scores = best_of_group(image, member[own < len(names)], own[own < len(names)], len(names))
         report += zero_shot_from_scores(
-            scores, torch.from_numpy(task.labels), len(names), ties=ties, model=pixels.name, **options
+            scores, torch.from_numpy(task.labels), len(names), ties=ties, model=LABELED_PIXELS, **options
         )
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
 from mmcl.evaluate.reporting import tables
-from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better, topic
+from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better, quoted, topic
+from mmcl.evaluate.reporting.phrases import wording
 from mmcl.evaluate.reporting.report import Report, file_name
+from mmcl.evaluate.reporting.verdict import LEVEL, headlines, sentences
 from mmcl.files.atomic import write_file
+from mmcl.terminal import WIDTH, counted
 
 NOTES = (
     "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
@@ -71,6 +74,7 @@ class Comparison:
         a, b: names of the two models.
         differences: one for each metric with per-row outcomes in both reports.
         notes: how to read the numbers, and which metrics could not be compared.
+        has_equal_weights: whether the two are the same model; False if a report does not say.
         figures: PNG files by name, without ".png".
 
     Example:
@@ -85,6 +89,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = NOTES
     figures: Mapping[str, bytes] = field(default_factory=dict)
+    has_equal_weights: bool = False
 
     def __getitem__(self, metric: str) -> Difference:
         """Returns the difference of a metric by name. Raises KeyError unless exactly one metric has this name."""
@@ -93,23 +98,65 @@ class Comparison:
             raise KeyError(f"{len(found)} differences have the metric {metric!r}; look in .differences")
         return found[0]
 
-    def to_json(self) -> str:
-        """Names of the models, differences and notes."""
-        content: dict[str, Any] = {"a": self.a, "b": self.b, "differences": [asdict(one) for one in self.differences]}
-        return json.dumps(content | {"notes": self.notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    @property
+    def is_equal(self) -> bool:
+        """Whether no query has another outcome, in any metric."""
+        return not any(one.won or one.lost for one in self.differences)
 
-    def to_text(self) -> str:
-        """Tables for a terminal, and the notes."""
-        return tables.text(self._tables(), self._notes())
+    def verdict(self) -> tuple[str, ...]:
+        """Which of the two is better, by how much, and how many queries changed: plain text, see `verdict`."""
+        if self.is_equal:
+            return (self._equality(),)
+        places = dict.fromkeys((one.evaluator, one.data) for one in self.differences)
+        own = {place: [one for one in self.differences if (one.evaluator, one.data) == place] for place in places}
+        return tuple(sentences(place, [self._sentence(one) for one in headlines(found)]) for place, found in own.items())
+
+    def _equality(self) -> str:
+        if self.has_equal_weights:
+            return f"No difference: {self.a} and {self.b} are the same model, with equal weights."
+        metrics = counted(len(self.differences), "metric")
+        return f"No difference: {self.a} and {self.b} have the same outcome for every query, in {metrics}."
+
+    def _sentence(self, one: Difference) -> str:
+        """On one metric: who is better, both values, the difference with its interval and p-value, and the queries changed."""
+        b, a = (wording(Metric(one.evaluator, one.data, one.metric, "", value, None, None, one.n)) for value in (one.b, one.a))
+        interval = "" if one.low is None or one.high is None else f" [{b.bare(one.low)}, {b.bare(one.high)}]"
+        test = f"{b.bare(one.difference, sign='+')}{' points' if b.is_share else ''}{interval}, p {_p_value(one.p)}"
+        is_b = (one.difference > 0) != lower_is_better(one.metric)
+        better, other = (self.b, self.a) if is_b else (self.a, self.b)
+        who = f"{better} is better than {other}" if one.p < LEVEL else f"no significant difference of {self.b} from {self.a}"
+        changed = f"{len(one.won):,} of {counted(one.n, b.row)} better, {len(one.lost):,} worse"
+        return f"{who}: with {self.b} {b.clause}, with {self.a} {a.value} ({test}; {changed})."
+
+    def to_json(self) -> str:
+        """Names of the models, the verdict, differences and notes."""
+        content: dict[str, Any] = {"a": self.a, "b": self.b, "verdict": self.verdict()}
+        content |= {"differences": [asdict(one) for one in self.differences], "notes": self.notes}
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_text(self, *, brief: bool = False, width: int = WIDTH) -> str:
+        """The verdict, tables for a terminal, and the notes; if the two are equal, the verdict alone.
+
+        Args:
+            brief: shows only the commonly quoted metrics of evaluators that have many.
+            width: columns of the terminal.
+        """
+        if self.is_equal:
+            return tables.text((), (), opening=self.verdict(), width=width)
+        shown = quoted(self.differences) if brief else self.differences
+        names = f"A: {self.a}; B: {self.b}"
+        notes = [note for note in self.notes if note != tables.COVERAGE]
+        return tables.text(self._tables(shown), [names, *notes], opening=self.verdict(), width=width)
 
     def to_markdown(self) -> str:
-        """Tables and notes, with links to the figures in the same folder."""
+        """The verdict, tables and notes, with links to the figures in the same folder."""
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
-        return tables.markdown("Comparison", self._tables(), self._notes(), figures)
+        shown = self._tables(self.differences)
+        return tables.markdown("Comparison", shown, self._notes(), figures, opening=self.verdict())
 
     def to_html(self) -> str:
         """A self-contained page."""
-        return tables.page("Comparison", self._tables(), self._notes(), self.figures)
+        return tables.page("Comparison", self._tables(self.differences), self._notes(), self.figures)
 
     def write(self, directory: str | Path) -> None:
         """Writes comparison.json, comparison.md, comparison.html and the figures."""
@@ -122,11 +169,11 @@ class Comparison:
     def _notes(self) -> list[str]:
         return [f"A: {self.a}", f"B: {self.b}", *self.notes]
 
-    def _tables(self) -> list[tables.Table]:
+    def _tables(self, differences: Sequence[Difference]) -> list[tables.Table]:
         """Tables of the differences and of some changed queries, for each evaluator and dataset."""
         found = []
-        for evaluator, data in dict.fromkeys((one.evaluator, one.data) for one in self.differences):
-            own = [one for one in self.differences if (one.evaluator, one.data) == (evaluator, data)]
+        for evaluator, data in dict.fromkeys((one.evaluator, one.data) for one in differences):
+            own = [one for one in differences if (one.evaluator, one.data) == (evaluator, data)]
             title = f"{evaluator}: {data}" if data else evaluator
             found.append((title, ["metric", "B - A", "A", "B", "p", "won", "lost", "n"], [_row(one) for one in own]))
             # Of one metric of its kind: those of R@1 and R@5 are much the same.
@@ -162,7 +209,8 @@ def compare(
         >>> round(difference.difference, 4), round(difference.p, 4)
         (0.3333, 0.3173)
     """
-    ours, theirs = (_of_model(report, model, name) for report, model, name in zip((a, b), models, names, strict=True))
+    columns = list(zip((a, b), models, strict=True))
+    ours, theirs = (_of_model(report, model, name) for (report, model), name in zip(columns, names, strict=True))
     shared = [key for key in ours if key in theirs]
     if not shared:
         raise UserError(
@@ -182,7 +230,9 @@ def compare(
     )
     skipped = (f"Not compared, for want of rows in both: {', '.join(left)}.",) if left else ()
     banks = tuple(note for what in tested for note in _about_banks(a, b, *what, names))
-    return Comparison(*names, differences, NOTES + banks + skipped)
+    weights = [{one.model_fingerprint for what in tested for one in _made(report, *what, model)} for report, model in columns]
+    has_equal_weights = len(weights[0]) == 1 and weights[0] == weights[1]
+    return Comparison(*names, differences, NOTES + banks + skipped, has_equal_weights=has_equal_weights)
 
 
 def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str], Metric]:
@@ -212,8 +262,10 @@ def _about_banks(a: Report, b: Report, evaluator: str, data: str, names: tuple[s
     return [f"{evaluator}, {data}: {names[0]} and {names[1]} were given different training samples (`bank`)."]
 
 
-def _made(report: Report, evaluator: str, data: str) -> list[Provenance]:
-    return [one for one in report.provenance if (one.evaluator, one.data) == (evaluator, data)]
+def _made(report: Report, evaluator: str, data: str, model: str | None = None) -> list[Provenance]:
+    """How results came about: of all models, or of one."""
+    own = [one for one in report.provenance if (one.evaluator, one.data) == (evaluator, data)]
+    return [one for one in own if model in (None, one.model)]
 
 
 def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: bool) -> Difference:
@@ -256,5 +308,9 @@ def _row(one: Difference) -> list[str]:
     signed = form.replace(":", ":+")
     interval = f" [{signed.format(one.low)}, {signed.format(one.high)}]" if one.low is not None else ""
     difference = f"{signed.format(one.difference)}{interval}"
-    p = "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
+    p = _p_value(one.p).removeprefix("= ").replace(" ", "")
     return [one.metric, difference, a, b, p, str(len(one.won)), str(len(one.lost)), str(one.n)]
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -6,18 +6,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.statistics import Estimate
+
+LABELED_PIXELS = "labeled pixels"
+"""The baseline that knows labels, which the model does not, so that a model that is worse may still be good."""
 
 BASELINES: Mapping[str, str] = MappingProxyType(
     {
         "before": "the model before this training",
         "untrained": "the untrained network",
         "raw pixels": "comparing raw pixels",
-        "PCA-50": "comparing principal components of the pixels",
-        "labeled pixels": "the nearest labeled image by raw pixels (which has seen labels; the model has not)",
+        "PCA-50": "PCA-50 of the pixels",
+        LABELED_PIXELS: "the nearest labeled image by raw pixels (which has seen labels; the model has not)",
         "bag of words": "counting common words",
         "majority": "always answering the most frequent class",
         "chance": "chance",
@@ -128,11 +131,40 @@ def lower_is_better(metric: str) -> bool:
     return bool(name_parts(metric) & _LOW) and "effective" not in name_parts(metric)
 
 
-def quoted(metrics: Iterable[Metric]) -> list[Metric]:
+class Named(Protocol):
+    """What has the name of a metric: a metric, or a difference of two."""
+
+    @property
+    def evaluator(self) -> str:
+        """Name of the evaluator."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def quoted(metrics: Iterable[N]) -> list[N]:
     """Commonly quoted metrics of an evaluator, such as R@k and top-k accuracies, if it has any; otherwise all its metrics."""
     metrics = list(metrics)
     has_quoted = {metric.evaluator for metric in metrics if name_parts(metric.metric) & _QUOTED}
     return [metric for metric in metrics if metric.evaluator not in has_quoted or name_parts(metric.metric) & _QUOTED]
+
+
+def without_repeats(metrics: Iterable[Metric]) -> list[Metric]:
+    """Leaves out recall@k where it is the same number as R@k for every model, as with one positive for each query."""
+    metrics = list(metrics)
+    values: dict[tuple[str, str, str], dict[str, tuple[float | None, ...]]] = {}
+    for one in metrics:
+        values.setdefault(one.key[:3], {})[one.model] = one.value, one.low, one.high
+
+    def is_repeat(one: Metric) -> bool:
+        hit_rate = one.metric.replace("_recall@", "_R@")
+        return hit_rate != one.metric and values.get((one.evaluator, one.data, hit_rate)) == values[one.key[:3]]
+
+    return [one for one in metrics if not is_repeat(one)]
 
 
 def topic(metric: str) -> str:

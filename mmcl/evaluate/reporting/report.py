@@ -20,6 +20,7 @@ from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
 from mmcl.evaluate.reporting.verdict import verdict
 from mmcl.files.atomic import write_file
 from mmcl.files.untrusted import parse_json, read_json
+from mmcl.terminal import WIDTH
 
 _METRICS, _DETAILS, _OUTCOMES = "metrics.json", "details.json", "rows.safetensors"
 _MAX_JSON_BYTES = 2**30
@@ -37,6 +38,7 @@ class Report:
         pages: HTML files by name, without ".html"; each needs no other file.
         failures: one line for each evaluator that could not run, see `run`.
         provenance: unique by evaluator, data and model.
+        next_steps: commands to run next, printed at the end.
 
     Example:
         >>> from mmcl import evaluate
@@ -55,6 +57,7 @@ class Report:
     provenance: tuple[Provenance, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    next_steps: tuple[str, ...] = ()
 
     def __add__(self, other: Report) -> Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
@@ -63,7 +66,8 @@ class Report:
         provenance = {(one.evaluator, one.data, one.model): one for one in (*self.provenance, *other.provenance)}
         pages = {**self.pages, **other.pages}
         failures = tuple(dict.fromkeys((*self.failures, *other.failures)))
-        return Report(tuple(metrics.values()), tuple(notes), details, figures, tuple(provenance.values()), pages, failures)
+        made, next_steps = tuple(provenance.values()), other.next_steps or self.next_steps
+        return Report(tuple(metrics.values()), tuple(notes), details, figures, made, pages, failures, next_steps)
 
     def __getitem__(self, metric: str) -> float | None:
         """Returns the value of a metric by name. Raises KeyError unless the report has exactly one metric of this name."""
@@ -102,19 +106,29 @@ class Report:
         writer.writerows({key: _spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
         return text.getvalue()
 
-    def to_text(self, *, brief: bool = False) -> str:
-        """Tables for a terminal, and the notes. To fit the width, only the first model has intervals.
+    def to_text(self, *, brief: bool = False, width: int = WIDTH) -> str:
+        """The verdict, tables for a terminal, and the notes; no line is wider than `width`, see `text_table`.
 
         Args:
-            brief: shows only the commonly quoted metrics in long tables.
+            brief: shows only the commonly quoted metrics of evaluators that have many.
+            width: columns of the terminal.
         """
-        return tables.text(tables.metric_tables(quoted(self.metrics) if brief else self.metrics), self._remarks())
+        shown = tables.metric_tables(quoted(self.metrics) if brief else self.metrics)
+        brackets = [tables.BRACKETS] if any(metric.low is not None for metric in self.metrics) else []
+        return tables.text(shown, [*brackets, *self._remarks()], opening=self.verdict(), width=width)
 
     def to_markdown(self) -> str:
-        """Tables and notes, with links to the figures and pages in the same folder."""
+        """The verdict, tables and notes, links to the figures and pages in the same folder, and what to run next."""
         figures = {name: f"{file_name(name)}.png" for name in self.figures}
-        notes = (tables.INTERVALS, *self._remarks())
-        return tables.markdown("Evaluation", tables.metric_tables(self.metrics), notes, figures, self._links())
+        return tables.markdown(
+            "Evaluation",
+            tables.metric_tables(self.metrics),
+            (tables.INTERVALS, *self._remarks()),
+            figures,
+            self._links(),
+            opening=self.verdict(),
+            commands=self.next_steps,
+        )
 
     def to_html(self) -> str:
         """A self-contained page, with links to `pages`."""
@@ -158,12 +172,14 @@ class Report:
             **{f"{file_name(name)}.html": page.encode() for name, page in self.pages.items()},
         }
         more = {
+            "verdict": self.verdict(),
             "notes": self.notes,
             "failures": self.failures,
             "details": self.details,
             "figures": list(self.figures),
             "pages": list(self.pages),
             "provenance": [asdict(one) for one in self.provenance],
+            "next_steps": self.next_steps,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
         for name, content in {**for_readers, **files, _DETAILS: _json(more).encode()}.items():
@@ -202,7 +218,8 @@ class Report:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
         outcomes = read_outcomes(directory / _OUTCOMES)
         metrics = [metric if metric.value is None else replace(metric, outcomes=outcomes.get(metric.key)) for metric in metrics]
-        return cls(tuple(metrics), more.notes, more.details, figures, more.provenance, pages, more.failures)
+        facts = more.provenance, pages, more.failures, more.next_steps
+        return cls(tuple(metrics), more.notes, more.details, figures, *facts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +233,9 @@ class _Details:
     pages: tuple[str, ...]
     provenance: tuple[Provenance, ...]
     sha256: dict[str, str]
+    verdict: tuple[str, ...] = ()
+    """For readers; a report has it of its metrics."""
+    next_steps: tuple[str, ...] = ()
 
 
 class _Tied:

@@ -8,15 +8,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
-from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, name_parts
-from mmcl.terminal import printable, printable_line
+from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, name_parts, without_repeats
+from mmcl.evaluate.reporting.text_table import text_table
+from mmcl.terminal import WIDTH, printable, printable_line, wrapped
 
 COVERAGE = (
     "Intervals hold the truth in about 93 to 97 % of test sets; in up to 100 % where fewer than about 3 rows are expected to "
     "differ from the rest, such as misses at an accuracy near 1. Where none holds, none is given. Intervals over runs take "
     "their results as normal."
 )
-INTERVALS = f"In brackets: 95 % confidence intervals over the rows of the test set. {COVERAGE}"
+BRACKETS = "In brackets: 95 % confidence intervals over the rows of the test set."
+INTERVALS = f"{BRACKETS} {COVERAGE}"
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -24,29 +26,38 @@ Table = tuple[str, list[str], list[list[str]]]
 """Title, header and rows."""
 
 
-def text(tables: Iterable[Table], notes: Iterable[str]) -> str:
-    """Tables for a terminal, and the notes. To fit the width, only the second column has intervals."""
-    parts = []
-    for title, header, full_rows in tables:
-        short_rows = [[*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in full_rows]
-        rows = [[printable_line(cell) for cell in row] for row in (header, *short_rows)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        parts.append("\n".join([printable_line(title), *(f"  {line}".rstrip() for line in lines)]))
-    return "\n\n".join([*parts, *map(printable_line, notes)])
+def text(tables: Iterable[Table], notes: Iterable[str], *, opening: Iterable[str] = (), width: int = WIDTH) -> str:
+    """Paragraphs, tables for a terminal, see `text_table`, and the notes."""
+    paragraphs, remarks = ((wrapped(printable_line(line), width) for line in lines) for lines in (opening, notes))
+    return "\n\n".join([*paragraphs, *(text_table(*table, width) for table in tables), *remarks])
 
 
 def markdown(
-    title: str, tables: Iterable[Table], notes: Iterable[str], figures: Mapping[str, str], links: Mapping[str, str] = NOTHING
+    title: str,
+    tables: Iterable[Table],
+    notes: Iterable[str],
+    figures: Mapping[str, str],
+    links: Mapping[str, str] = NOTHING,
+    *,
+    opening: Iterable[str] = (),
+    commands: Iterable[str] = (),
 ) -> str:
-    """A page of markdown. `figures`, `links`: titles and files beside the page."""
-    parts = [f"# {title}"]
+    """A page of markdown.
+
+    Args:
+        figures, links: titles and files beside the page.
+        opening: paragraphs before the tables.
+        commands: what to run next, at the end.
+    """
+    parts = [f"# {title}", *map(_markdown, opening)]
     for heading, header, rows in tables:
         lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
         parts += [f"## {_markdown(heading)}", "\n".join(lines)]
     parts += map(_markdown, notes)
     parts += [f"![{_markdown(name)}]({file})" for name, file in figures.items()]
     parts += [f"[{_markdown(name)}]({file})" for name, file in links.items()]
+    lines = [f"    {printable_line(command)}" for command in commands]
+    parts += ["## Next", "\n".join(lines)] if lines else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,7 +87,7 @@ def page(
 
 def metric_tables(metrics: Iterable[Metric]) -> Iterator[Table]:
     """One table for each evaluator and dataset."""
-    metrics = list(metrics)
+    metrics = without_repeats(metrics)
     for evaluator, data in dict.fromkeys((metric.evaluator, metric.data) for metric in metrics):
         own = [metric for metric in metrics if (metric.evaluator, metric.data) == (evaluator, data)]
         models = by_column(metric.model for metric in own)

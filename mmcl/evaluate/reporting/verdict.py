@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import paired_difference, swap_test
 from mmcl.evaluate.measures.statistics import Estimate, subtract
-from mmcl.evaluate.reporting.metric import BASELINES, Metric, lower_is_better, quoted, topic
+from mmcl.evaluate.reporting.metric import BASELINES, LABELED_PIXELS, Metric, N, lower_is_better, quoted, topic
 from mmcl.evaluate.reporting.phrases import Wording, has_phrase, wording
+from mmcl.terminal import listed
 
 FLAG = "Caution: "
 """Start of a paragraph on a model that is not better than a baseline."""
 
 _EXACT = "chance"
 """The baseline whose values are expectations, without error."""
-_UNFAIR = "labeled pixels"
-"""The baseline that knows more than the model, so that a model that is worse may still be good."""
-_LEVEL = 0.05
+LEVEL = 0.05
+"""P-values below it are significant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,14 @@ def verdict(metrics: Iterable[Metric]) -> tuple[str, ...]:
     return tuple(_paragraph([metric for metric in valued if (metric.evaluator, metric.data) == place]) for place in places)
 
 
+def headlines(metrics: Iterable[N]) -> list[N]:
+    """The first commonly quoted metric of each topic of an evaluator, of those that there are words for."""
+    shown, of_topic = quoted(metrics), dict[str, N]()
+    for metric in [one for one in shown if has_phrase(one.metric)] or shown[:1]:
+        of_topic.setdefault(topic(metric.metric), metric)
+    return list(of_topic.values())
+
+
 def contrast(model: Metric, other: Metric) -> Contrast:
     """How much better a model is than another one on a metric, both with a value."""
     found, is_significant = _difference(model, other)
@@ -70,7 +78,7 @@ def _difference(model: Metric, other: Metric) -> tuple[Estimate, bool | None]:
     if model.outcomes is not None and other.outcomes is not None and _are_of_equal_queries(model.outcomes, other.outcomes):
         found = paired_difference(other.outcomes, model.outcomes)
         if found.low is None:
-            return found, swap_test(other.outcomes, model.outcomes) < _LEVEL
+            return found, swap_test(other.outcomes, model.outcomes) < LEVEL
     else:
         found = subtract(_estimate(model), _estimate(other))
     if found.low is None or found.high is None:
@@ -93,16 +101,16 @@ def _estimate(metric: Metric) -> Estimate:
 
 
 def _paragraph(metrics: Sequence[Metric]) -> str:
-    """Of one evaluator and dataset: a sentence for the first metric of each topic, of those that there are words for."""
-    of_topic: dict[str, Metric] = {}
-    shown = quoted(metrics)
-    for metric in [metric for metric in shown if has_phrase(metric.metric)] or shown[:1]:
-        of_topic.setdefault(topic(metric.metric), metric)
-    parts = [_sentence([one for one in metrics if one.metric == first.metric]) for first in of_topic.values()]
-    place = ", ".join(filter(None, metrics[0].key[:2]))
+    """Of one evaluator and dataset."""
+    parts = [_sentence([one for one in metrics if one.metric == first.metric]) for first in headlines(metrics)]
     flag = FLAG if any(is_flagged for _, is_flagged in parts) else ""
-    first, *more = [sentence for sentence, _ in parts]
-    return " ".join([f"{flag}{place}: {first}", *(sentence[:1].upper() + sentence[1:] for sentence in more)])
+    return flag + sentences(metrics[0].key[:2], [sentence for sentence, _ in parts])
+
+
+def sentences(place: tuple[str, str], found: Sequence[str]) -> str:
+    """A paragraph about an evaluator and a dataset; the sentences after the first get a capital letter."""
+    first, *more = found
+    return " ".join([f"{', '.join(filter(None, place))}: {first}", *(one[:1].upper() + one[1:] for one in more)])
 
 
 def _sentence(metrics: Sequence[Metric]) -> tuple[str, bool]:
@@ -120,7 +128,7 @@ def _sentence(metrics: Sequence[Metric]) -> tuple[str, bool]:
 
 
 def _is_flagged(one: Contrast) -> bool:
-    return one.other in BASELINES and one.other != _UNFAIR and one.is_significant is not None and not _is_better(one)
+    return one.other in BASELINES and one.other != LABELED_PIXELS and one.is_significant is not None and not _is_better(one)
 
 
 def _is_better(one: Contrast) -> bool:
@@ -151,7 +159,7 @@ def _clauses(contrasts: Sequence[Contrast], how: Wording) -> list[str]:
         "better than": by_amount([one for one in contrasts if _is_better(one)]),
         "not tested, for lack of an interval, against": with_change([one for one in contrasts if one.is_significant is None]),
     }
-    return [f"{relation} {_listed(items)}" for relation, items in lists.items() if items]
+    return [f"{relation} {listed(items)}" for relation, items in lists.items() if items]
 
 
 def _change(one: Contrast, how: Wording) -> str:
@@ -162,8 +170,3 @@ def _change(one: Contrast, how: Wording) -> str:
 
 def _name(one: Contrast) -> str:
     return BASELINES.get(one.other, one.other)
-
-
-def _listed(items: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))

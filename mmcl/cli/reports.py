@@ -1,0 +1,44 @@
+"""Printing of reports and of what to run next, in the width of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mmcl.cli.output import say, show
+from mmcl.terminal import counted, terminal_width
+
+if TYPE_CHECKING:
+    from mmcl.evaluate import Metric, Report
+
+All = Annotated[bool, tyro.conf.arg(help="Print all metrics, not only those that are commonly quoted.")]
+
+
+def show_report(report: Report, *, everything: bool) -> None:
+    """Prints the verdict and the tables, and says how many metrics are not shown.
+
+    Args:
+        report: of a run or an evaluation.
+        everything: print all metrics, not only those that are commonly quoted.
+    """
+    from mmcl.evaluate.reporting.metric import quoted, without_repeats
+
+    show(report.to_text(brief=not everything, width=terminal_width()))
+    hidden = 0 if everything else _count(without_repeats(report.metrics)) - _count(quoted(report.metrics))
+    if hidden > 0:
+        show(f"\n{counted(hidden, 'more metric')}: see the report, or `mmcl eval --all`")
+
+
+def show_next(commands: Iterable[str]) -> None:
+    """Prints commands to run next, each on a line of its own that is not broken."""
+    lines = list(commands)
+    if lines:
+        show("\ntry next")
+    for command in lines:
+        say(f"  {command}")
+
+
+def _count(metrics: Iterable[Metric]) -> int:
+    return len({metric.key[:3] for metric in metrics})

@@ -1,0 +1,101 @@
+"""Tables in the width of a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from mmcl.terminal import display_width, printable_line, shortened, wrapped
+
+_GAP, _INDENT = 2, 2
+_LONG_NAME = 14
+_FEWEST = 12
+"""Columns of a terminal that a column of text is not made narrower than."""
+_ABBREVIATIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
+_NUMBER = re.compile(r"[-+<]?[\d.,]*( \[.*\])?")
+
+
+def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """Formats a table so that no line is wider than `width`.
+
+    Only the second column has intervals, and a last column that is the same number in all rows is said in the title. If the
+    table is still too wide, then one after the other, until it fits: text_to_image becomes t2i and image_to_text i2t; long
+    names in the header become letters, which are explained below; texts are cut off with "…"; and the columns that have no room
+    follow in a second table, after the first column.
+    """
+    cells = [[printable_line(cell) for cell in row] for row in (header, *rows)]
+    cells = [cells[0], *([*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in cells[1:])]
+    title, cells = _with_common_number(printable_line(title), cells)
+    room = width - _INDENT
+    below: list[str] = []
+    if _width(cells) > room:
+        cells = [[_abbreviated(row[0]), *row[1:]] for row in cells]
+    if _width(cells) > room:
+        cells[0], below = _lettered(cells[0])
+    if _width(cells) > room:
+        cells = _cut(cells, room)
+    blocks = ["\n".join(" " * _INDENT + line for line in _aligned(block)) for block in _blocks(cells, room)]
+    notes = [wrapped(f"{' ' * _INDENT}{line}", width, indent=" " * 5) for line in below]
+    return "\n".join([shortened(title, width), "\n\n".join(blocks), *notes])
+
+
+def _with_common_number(title: str, cells: list[list[str]]) -> tuple[str, list[list[str]]]:
+    name, last = cells[0][-1], {row[-1] for row in cells[1:]}
+    number = "".join(last)
+    if len(cells[0]) < 3 or len(last) != 1 or not number.isdecimal():
+        return title, cells
+    return f"{title} ({name} = {int(number):,})", [row[:-1] for row in cells]
+
+
+def _abbreviated(metric: str) -> str:
+    for long, short in _ABBREVIATIONS.items():
+        metric = metric.replace(long, short)
+    return metric
+
+
+def _lettered(header: list[str]) -> tuple[list[str], list[str]]:
+    """The header with letters for long names, and lines that explain them."""
+    letters = iter([*ascii_uppercase, *(f"{a}{b}" for a in ascii_uppercase for b in ascii_uppercase)])
+    free = (letter for letter in letters if letter not in header)
+    short = [next(free, name) if display_width(name) > _LONG_NAME else name for name in header]
+    return short, [f"{letter}  {name}" for letter, name in zip(short, header, strict=True) if letter != name]
+
+
+def _cut(cells: list[list[str]], room: int) -> list[list[str]]:
+    """Texts, the widest column first, as short as the room demands or as they may be made."""
+    widths = _widths(cells)
+    texts = [column for column in range(len(widths)) if not all(_NUMBER.fullmatch(row[column]) for row in cells[1:])]
+    for column in sorted(texts, key=lambda column: -widths[column]):
+        excess = _sum(widths) - room
+        widths[column] = min(widths[column], max(_FEWEST, widths[column] - max(0, excess)))
+    return [[shortened(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+
+
+def _blocks(cells: list[list[str]], room: int) -> list[list[list[str]]]:
+    """The first column with as many of the others as have room, at least one, until there are no more."""
+    widths, chosen = _widths(cells), [0]
+    blocks: list[list[int]] = []
+    for column in range(1, len(widths)):
+        if len(chosen) > 1 and _sum([widths[one] for one in (*chosen, column)]) > room:
+            blocks, chosen = [*blocks, chosen], [0]
+        chosen = [*chosen, column]
+    return [[[row[column] for column in block] for row in cells] for block in [*blocks, chosen]]
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    widths, gap = _widths(cells), " " * _GAP
+    lines = [[f"{cell}{' ' * (width - display_width(cell))}" for cell, width in zip(row, widths, strict=True)] for row in cells]
+    return [gap.join(line).rstrip() for line in lines]
+
+
+def _widths(cells: list[list[str]]) -> list[int]:
+    return [max(map(display_width, column)) for column in zip(*cells, strict=True)]
+
+
+def _width(cells: list[list[str]]) -> int:
+    return _sum(_widths(cells))
+
+
+def _sum(widths: list[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
