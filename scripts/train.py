@@ -1,4 +1,4 @@
-"""`accelerate launch scripts/train.py [CONFIG] [--name value ...]`: the same as `mmcl train`, as a file."""
+"""`mmcl train [CONFIG] [--name value ...]` as a file, for launchers that take none but files."""
 
 import sys
 
