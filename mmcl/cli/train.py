@@ -114,6 +114,7 @@ def _next_lines(result: RunResult) -> list[str]:
         "mmcl example photos/",
         f"mmcl classify photos/cat.png --model {run} --labels cat dog car",
         "",
-        "This model knows emoji drawings, not photos. For photos, take a released model (downloaded once):",
+        "This model knows emoji drawings, not photos. For photos, take a released",
+        "model, which is downloaded once:",
         f'mmcl search {_RELEASED} "a cat" --images FOLDER',
     ]

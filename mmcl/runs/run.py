@@ -37,6 +37,7 @@ from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.resume import compare, identify, read_identity, without_start_settings, write_identity
 from mmcl.runs.towers import with_given_encoders
 from mmcl.runs.warnings import find_warnings
+from mmcl.terminal import counted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -261,7 +262,7 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     config, order, steps = plan.config, plan.order, plan.facts.total_steps
     parameters = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
     device = accelerator.device.type
-    threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')} each" if device == "cpu" else ""
     logger.info(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
     logger.info(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     if plan.method.from_init:

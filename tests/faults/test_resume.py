@@ -107,7 +107,7 @@ def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], i
     config = resumed(image_folder, tmp_path / "run", len(kills), *flags)
     assert run(config, world) == [0] * world
     assert final_state(config) == final_state(whole)
-    assert f"{world} processes on cpu, 1 threads each, the weights spread over them" in output(config)
+    assert f"{world} processes on cpu, 1 thread each, the weights spread over them" in output(config)
 
 
 def test_a_run_may_change_how_its_weights_lie(image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
