@@ -22,7 +22,7 @@ class UserError(ValueError):
         super().__init__(printable_line(" ".join(re.split("\r?\n", message.strip()))))
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "") -> UserError:
+def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "", suggestion: str | None = None) -> UserError:
     """Returns the error for a name that does not exist: it suggests the nearest one, else lists them all.
 
     Args:
@@ -30,12 +30,20 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = 
         name: the given name; if read from a file, it may not be a string.
         known: all valid names.
         where: where the name was given, e.g. "configs/a.yaml: optim"; prefix of the message.
+        suggestion: what is meant, if it has another name here.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names) or 'none'}"
+    hint = (
+        f"did you mean {suggestion or repr(nearest[0])}?" if suggestion or nearest else f"known: {', '.join(names) or 'none'}"
+    )
     prefix = f"{where}: " if where else ""
     return UserError(f"{prefix}unknown {kind} {name!r}; {hint}")
+
+
+def how_to_install(extra: str) -> str:
+    """Returns the commands that install an extra of mmcl, from a package index and in a clone."""
+    return f"pip install 'mmcl[{extra}]', or in a clone pip install -e '.[{extra}]'"
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,14 @@ parameters (the data root, the seed, ...). This rule makes it possible to check 
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import inspect
+import re
 import reprlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmcl.errors import UserError, first_line, unknown_name
@@ -19,14 +23,38 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
+def _docstring(module: str, name: str) -> str | None:
+    """Returns the docstring of a class or function in the source of a module that need not be imported."""
+    if module in sys.modules:
+        return inspect.getdoc(getattr(sys.modules[module], name))
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    definitions = ast.parse(Path(spec.origin).read_bytes()).body
+    named = (one for one in definitions if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name)
+    return next((ast.get_docstring(one) for one in named), None)
+
+
 class Registry(Mapping[str, Callable[..., Any]]):
     """A mapping from a name to a factory: `"module:attribute"`, imported on first use, or the callable itself.
 
     It includes the entries of all plug-ins (see `mmcl.plugins`).
+
+    Args:
+        kind: what the entries are, such as "encoder".
+        entries: by name.
+        suggest: what an unknown name means, as in "'affine' with args {rotation: 10}"; None if it is not known either.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str | Callable[..., Any]]):
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str | Callable[..., Any]],
+        *,
+        suggest: Callable[[str], str | None] = lambda name: None,
+    ):
         self.kind = kind
+        self._suggest = suggest
         self._table: dict[str, str | Callable[..., Any]] = dict(entries)
         self._plugins: dict[str, str] = {}
 
@@ -37,7 +65,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._entries:
-            raise unknown_name(self.kind, name, self._entries)
+            raise self._unknown(name)
         entry = self._entries[name]
         if isinstance(entry, str):
             module, attribute = entry.split(":")
@@ -52,6 +80,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def _unknown(self, name: str, where: str = "") -> UserError:
+        return unknown_name(self.kind, name, self._entries, where=where, suggestion=self._suggest(name))
 
     def register(self, name: str, factory: str | Callable[..., Any]) -> None:
         """Adds an entry; a plug-in calls this when it is imported.
@@ -74,6 +105,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """Returns the plug-in module that registered an entry; None for the entries of mmcl itself."""
         return self._plugins.get(name)
 
+    def summary(self, name: str) -> str:
+        """Returns the first sentence of an entry's docstring; the source is read, so that nothing large is imported for it."""
+        entry = self._entries[name]
+        text = _docstring(*entry.split(":")) if isinstance(entry, str) else inspect.getdoc(entry)
+        first, *_ = (text or "").split("\n\n")
+        return re.split(r"(?<=\.)\s+(?=[A-Z`])", " ".join(first.split()))[0].rstrip(".")
+
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """Returns the arguments that a configuration may give to this entry, by name."""
         parameters = inspect.signature(self[name]).parameters
@@ -82,7 +120,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def check(self, name: str, args: Mapping[str, Any], *, where: str = "") -> None:
         """Raises UserError unless `args` fits the signature of `name`."""
         if name not in self._entries:
-            raise unknown_name(self.kind, name, self._entries, where=where)
+            raise self._unknown(name, where)
         parameters = self.parameters(name)
         for key in args:
             if key not in parameters:

@@ -74,13 +74,13 @@ def test_the_hash_is_that_of_what_decides(path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--optim.learning_rate", "1"], "optim: unknown key 'learning_rate'"),
-        (["--train.step", "1"], "did you mean 'steps'"),
-        (["--train.steps", "many"], "train: steps must be a whole number, not 'many'"),
+        (["--optim.learning_rate", "1"], "--optim.learning_rate: unknown setting; did you mean --optim.lr?"),
+        (["--train.step", "1"], "did you mean --train.steps?"),
+        (["--train.steps", "many"], "--train.steps must be a whole number, not 'many'"),
         (["--train.steps", "1.5"], "must be a whole number"),
         (["--train.steps", "true"], "must be a whole number"),
         (["--train.steps", "0"], "train.steps is 0"),
-        (["--optim.lr", "fast"], "optim: lr must be a number, not 'fast'"),
+        (["--optim.lr", "fast"], "--optim.lr must be a number, not 'fast'"),
         (["--optim.lr", "-1"], "optim.lr is -1"),
         (["--optim.betas", "0.9"], "betas needs 2 values"),
         (["--train.precision", "fp8"], "choose one of 'fp32', 'bf16', 'fp16'"),
@@ -92,7 +92,7 @@ def test_the_hash_is_that_of_what_decides(path: Path) -> None:
         (["--data.cache", "true", "--data.crop.scale", "0.5", "1"], "exclude each other"),
         (["--data.cache", "true", "--data.views.b.crop.scale", "0.5", "1"], "exclude each other"),
         (["--data.views.small.size", "8"], "data.views.small.size needs a crop"),
-        (["--data.views.small.crops.scale", "1"], "did you mean 'crop'"),
+        (["--data.views.small.crops.scale", "1"], "did you mean --data.views.small.crop.scale?"),
         (["--optim.momentum", "0.5"], "optim.momentum is 0.5: optim.name adamw has no use for it"),
         (["--optim.name", "sgd", "--optim.weight_decay", "0", "--optim.betas", "0.9", "0.99"], "sgd has no use for it"),
         (["--optim.name", "lars", "--optim.weight_decay", "0", "--optim.muon_lr", "0.02"], "lars has no use for it"),
@@ -160,7 +160,7 @@ def test_a_component_of_another_name_keeps_no_arguments_of_the_base(path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("base", "named"), [("none.yaml", "does not exist"), ("[1]", "base is [1]"), ("top.yaml", "not based on")]
+    ("base", "named"), [("none.yaml", "there is no configuration"), ("[1]", "base is [1]"), ("top.yaml", "not based on")]
 )
 def test_a_bad_base_is_named(path: Path, base: str, named: str) -> None:
     top = path.parent / "top.yaml"

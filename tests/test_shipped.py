@@ -71,7 +71,9 @@ def test_a_name_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_says_that_shipped_ones_go_by_name() -> None:
-    with pytest.raises(UserError, match=r"configs/clip_emojis\.yaml does not exist; .*go by name.*mmcl list configs"):
+    with pytest.raises(
+        UserError, match=r"there is no configuration .*configs/clip_emojis\.yaml; did you mean .*configs/clip_emoji\.yaml"
+    ):
         load_config("configs/clip_emojis.yaml")
 
 

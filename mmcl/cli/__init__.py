@@ -1,1 +1,1 @@
-"""Command line, one file per verb. No other package imports it, and only it imports tyro."""
+"""Command line, one file per verb. No other package imports it."""

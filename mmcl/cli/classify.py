@@ -2,73 +2,116 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional
-
-from mmcl.cli.exit import end_partly
+from mmcl.cli.exit import end_partly, refuse_all_bad
+from mmcl.cli.options import Device, Json
 from mmcl.cli.output import say, show
 from mmcl.errors import UserError
+from mmcl.files.atomic import check_file, write_file
+from mmcl.files.listing import is_image, list_files
+from mmcl.terminal import counted
 
 if TYPE_CHECKING:
     from mmcl.evaluate.classifier import Classifier
+    from mmcl.interop.model import Model
     from mmcl.preprocess import Preprocess
     from mmcl.types import BadSample
 
+    Found = list[tuple[Path, list[dict[str, Any]]]]
+
 
 def classify(
-    images: Positional[tuple[Path, ...]],
+    images: tuple[Path, ...],
     /,
     *,
     labels: tuple[str, ...] = (),
     template: tuple[str, ...] = (),
     model: str = "runs/clip_emoji",
     top_k: int = 5,
-    json: bool = False,
+    out: Path | None = None,
+    device: Device = None,
+    json: Json = False,
 ) -> None:
-    """Classify images by text prompts, without training: mmcl classify cat.png --labels cat dog
+    """Classify images by text prompts, or by trained classes.
 
-    Without --labels, by the classes of a model that was trained with labels: mmcl classify 7.png --model runs/supervised_digits
+    Examples:
+        mmcl classify cat.png --labels cat dog "red car"
+        mmcl classify photos/ --labels cat dog --template "a {}" --out labels.csv
+        mmcl classify 7.png --model runs/supervised_digits
 
     Images that cannot be read are listed, and the exit code is then 1.
 
     Args:
-        images: Image files.
-        labels: The candidate labels, e.g. cat dog "red car".
-        template: Sentences with {} where the label goes; several are averaged. Default: the label alone.
-        model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
-        top_k: How many labels to show per image, the likeliest first.
-        json: Print one JSON list: [{"image": ..., "labels": [{"label": ..., "score": ...}]}].
+        images: Image files, and folders of images.
+        labels: Labels to choose from. Without them, the classes of a model that was trained with labels.
+        template: Sentences with {} for the label. Several are averaged; by default the label stands alone.
+        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        top_k: How many labels to show, the likeliest first.
+        out: Write the labels to this .csv or .json. A .csv has the columns image, label, score, a row for each label.
+        json: Print JSON instead of text. It is one list: [{"image": ..., "labels": [{"label": ..., "score": ...}]}].
     """
     if not images:
-        raise UserError("no image given: mmcl classify IMAGE ... --labels LABEL ...")
+        raise UserError("no image given; images stand before the labels: mmcl classify IMAGE ... --labels LABEL ...")
     if template and not labels:
         raise UserError("--template has no use without --labels")
-    from mmcl.evaluate.classifier import TrainedClassifier, ZeroShotClassifier
+    if out is not None:
+        check_file(out, flag="--out", suffixes=(".csv", ".json"), inputs=images)
+    paths = [path for given in images for path in _images_of(given)]
     from mmcl.interop.load import load_model
 
-    loaded = load_model(model)
-    if not labels and loaded.class_names is None:
-        raise UserError(f"{model} was not trained with labels and has none of its own; give --labels")
-    classifier: Classifier = ZeroShotClassifier(loaded, labels, template or "{}") if labels else TrainedClassifier(loaded)
-    found, bad = _classified(classifier, images, top_k, loaded.preprocess)
+    loaded = load_model(model, device=device)
+    found, bad = _classified(_classifier(loaded, model, _separated(labels), template), paths, top_k, loaded.preprocess)
+    rows = [{"image": str(path), "labels": likeliest} for path, likeliest in found]
+    listing = json_module.dumps(rows, ensure_ascii=False, indent=1)
+    if out is not None:
+        write_file(out, f"{listing}\n" if out.suffix.lower() == ".json" else _csv(found))
     if json:
-        rows = [{"image": str(path), "labels": likeliest} for path, likeliest in found]
-        show(json_module.dumps(rows, ensure_ascii=False, indent=1))
+        show(listing)
+    elif out is not None:
+        say(f"{counted(len(found), 'image')} in {out}")
     else:
-        for path, likeliest in found:
-            say(str(path))
-            for prediction in likeliest:
-                say(f"  {prediction['score']:6.1%}  {prediction['label']}")
+        _print(found)
     end_partly(bad)
+
+
+def _images_of(path: Path) -> list[Path]:
+    """Returns the images in a folder and its subfolders; a file is itself."""
+    if not path.is_dir():
+        return [path]
+    found = [path / name for name in list_files(path).names if is_image(name)]
+    if not found:
+        raise UserError(f"{path}: this folder has no images")
+    return found
+
+
+def _separated(labels: Sequence[str]) -> list[str]:
+    """Splits labels that were given with commas between them: `cat,dog` and `cat, dog`."""
+    if len(labels) == 1 or all(label.endswith(",") for label in labels[:-1]):
+        return [label.strip() for word in labels for label in word.split(",") if label.strip()]
+    return list(labels)
+
+
+def _classifier(loaded: Model, name: str, labels: list[str], template: Sequence[str]) -> Classifier:
+    from mmcl.evaluate.classifier import TrainedClassifier, ZeroShotClassifier
+
+    if not labels and loaded.class_names is None:
+        raise UserError(f"{name} was not trained with labels and has none of its own; give --labels")
+    if not labels:
+        return TrainedClassifier(loaded)
+    if len(labels) == 1 and loaded.logit_bias is None:  # a sigmoid model gives each label a probability of its own
+        raise UserError(f"--labels {labels[0]}: one label alone is always 100 %; give at least two to choose from")
+    return ZeroShotClassifier(loaded, labels, tuple(template) or "{}")
 
 
 def _classified(
     classifier: Classifier, images: Sequence[Path], top_k: int, preprocess: Preprocess
-) -> tuple[list[tuple[Path, list[dict[str, Any]]]], list[BadSample]]:
+) -> tuple[Found, list[BadSample]]:
     """Returns the labels by image, and the unreadable images. Raises UserError if no image is readable."""
     from mmcl.data.images.image_cache import unreadable
     from mmcl.data.source import Sample
@@ -78,9 +121,28 @@ def _classified(
         labels = classifier(list(images), top_k=top_k)
     except UserError:
         bad = unreadable([Sample(str(path), path) for path in images], preprocess)
-        if len(bad) in (0, len(images)):
+        refuse_all_bad(bad, len(images))
+        if not bad:
             raise
         left_out = {one.index for one in bad}
         images = [path for number, path in enumerate(images) if number not in left_out]
         labels = classifier(list(images), top_k=top_k)
     return list(zip(images, labels, strict=True)), bad
+
+
+def _print(found: Found) -> None:
+    for path, likeliest in found:
+        say(str(path))
+        for prediction in likeliest:
+            say(f"  {prediction['score']:6.1%}  {prediction['label']}")
+
+
+def _csv(found: Found) -> str:
+    def rows() -> Iterator[tuple[object, ...]]:
+        yield "image", "label", "score"
+        for path, likeliest in found:
+            yield from ((path, one["label"], one["score"]) for one in likeliest)
+
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows())
+    return text.getvalue()

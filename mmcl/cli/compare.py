@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
-
+from mmcl.cli.options import Json, Out
 from mmcl.cli.output import say, show
 from mmcl.cli.reports import All, show_next
 from mmcl.errors import UserError
@@ -19,25 +18,28 @@ if TYPE_CHECKING:
 
 
 def compare(
-    a: Positional[Path],
-    b: Positional[Path],
+    a: Path,
+    b: Path,
     /,
     *,
     models: tuple[str, str] = ("trained", "trained"),
-    out: Path | None = None,
+    out: Out = None,
     all: All = False,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
-    """Compare two results query by query: mmcl compare runs/a runs/b
+    """Compare two results query by query.
+
+    Examples:
+        mmcl compare runs/a runs/b
+        mmcl compare runs/a runs/a --models untrained trained --out comparison
 
     The difference B - A of every metric, its 95 % interval and p-value, and the queries that B wins and loses.
 
     Args:
-        a: A run directory, a report folder, or the metrics.json in it.
-        b: The other; the same one to compare two of its columns.
-        models: The column of each that is compared, e.g. --models "raw pixels" trained.
-        out: Write comparison.html, .md, .json and the figures into this folder.
-        json: Print JSON instead of tables.
+        a: A run directory, a report folder, or its metrics.json.
+        b: The other. Give the same one to compare two of its columns.
+        models: The column of each that is compared, such as "raw pixels" trained.
+        out: Write comparison.html and figures into this folder. Also comparison.md and comparison.json.
     """
     if out is not None:
         check_folder(out, flag="--out")

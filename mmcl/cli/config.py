@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from tyro.conf import Positional
-
 from mmcl.cli.output import show
 
 
-def print_config(name: Positional[str], /) -> None:
-    """Print a shipped configuration, as a start for your own: mmcl config clip_emoji > mine.yaml
+def print_config(name: str, /) -> None:
+    """Print a shipped configuration, as a start for your own.
+
+    Examples:
+        mmcl config clip_emoji > mine.yaml
 
     Args:
-        name: Its name: `mmcl list configs`.
+        name: Its name. `mmcl list configs` lists them.
     """
     from mmcl.config.shipped import shipped_config
 

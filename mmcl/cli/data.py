@@ -5,18 +5,19 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import Positional
-
+from mmcl.cli.arguments import form_of
+from mmcl.cli.help import print_help
+from mmcl.cli.options import Json, Root
 from mmcl.cli.output import say, show
-from mmcl.cli.parse import parse_call
+from mmcl.cli.parse import asks_for_help, parse_call
 from mmcl.cli.sources import parse_source
 from mmcl.config import parse_value
-from mmcl.errors import UserError
-from mmcl.files.atomic import check_file, write_file
+from mmcl.errors import UserError, unknown_name
+from mmcl.files.atomic import check_file
+from mmcl.files.figure import FIGURE_SUFFIXES, write_figure
 from mmcl.preprocess import MAX_SIDE, Intensity, as_intensity
 from mmcl.terminal import counted
 
@@ -27,33 +28,55 @@ SHOWN = 50
 MOST_DRAWN = 1_000
 
 
-@dataclass(frozen=True)
-class Data:
-    """Index, verify, count or show a dataset: mmcl data verify photos/
-
-    Attributes:
-        verb: `mmcl data VERB --help` explains each.
-        data: A path, or the name of a source (`mmcl list sources`).
-    """
-
-    verb: Positional[Literal["index", "verify", "stats", "preview"]]
-    data: Positional[str]
-
-
 def data(words: Sequence[str]) -> None:
     """Runs the verb that the words name. Raises UserError as the verb does."""
-    verbs: dict[str, Callable[..., object]] = {"index": index, "verify": verify, "stats": stats, "preview": preview}
-    summary = (Data.__doc__ or "").partition("\n\n")[0]
-    parse_call(verbs, words, prog="mmcl data", description=summary)()
+    first, *rest = words or [""]
+    if asks_for_help(words) and first not in VERBS:
+        print_help(form_of(look), "mmcl data")
+        return
+    if first not in VERBS:
+        raise _unknown(first, rest)
+    parse_call(VERBS[first], rest, prog=f"mmcl data {first}")()
 
 
-def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None) -> None:
-    """Open a dataset once, so that its indices are there when a run starts: mmcl data index "shards/{00000..00099}.tar"
+def look(verb: Literal["index", "verify", "stats", "preview"], data: str, /) -> None:
+    """Check, count and show a dataset before training.
+
+    Examples:
+        mmcl data verify photos/
+        mmcl data stats photos/ --picture stats.png
+        mmcl data preview photos/ sheet.png
+        mmcl data index "shards/{00000..00099}.tar"
 
     Args:
-        data: A path, or the name of a source (`mmcl list sources`).
-        args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
+        verb: One of index, verify, stats and preview: mmcl data verify --help.
+        data: A path, or the name of a source. `mmcl list sources` lists them.
+    """
+    VERBS[verb](data)
+
+
+def _unknown(word: str, rest: Sequence[str]) -> UserError:
+    verb = next((one for one in rest if one in VERBS), None)
+    if verb is not None:
+        return UserError(f"the verb comes first: mmcl data {verb} {word}")
+    if word and Path(word).exists():
+        return UserError(f"say what to do with {word}: mmcl data verify {word} (or {', '.join(VERBS)})")
+    return (
+        unknown_name("verb", word, VERBS, where="mmcl data")
+        if word
+        else UserError(f"mmcl data needs a verb: {', '.join(VERBS)}")
+    )
+
+
+def index(data: str, /, *, args: str = "{}", root: Root = None) -> None:
+    """Open a dataset once, so that its indices are there when a run starts.
+
+    Examples:
+        mmcl data index "shards/{00000..00099}.tar"
+
+    Args:
+        data: A path, or the name of a source. `mmcl list sources` lists them.
+        args: Arguments of the source, such as "{split: train}".
     """
     source = _open(data, args, root)
     say(f"{counted(len(source), 'sample')}, fingerprint {source.fingerprint[:16]}")
@@ -62,31 +85,33 @@ def index(data: Positional[str], /, *, args: str = "{}", root: str | None = None
 
 
 def verify(
-    data: Positional[str],
+    data: str,
     /,
     *,
     args: str = "{}",
-    root: str | None = None,
-    decode: bool = True,
+    root: Root = None,
+    no_decode: bool = False,
     channels: int = 3,
     intensity: str = "null",
-    json: bool = False,
+    json: Json = False,
 ) -> None:
-    """Read everything, list what cannot be used, and exit with 1 if there is any: mmcl data verify photos/
+    """Read everything, list what cannot be used, and exit with 1 if there is any.
+
+    Examples:
+        mmcl data verify photos/
 
     Args:
-        data: A path, or the name of a source (`mmcl list sources`).
-        args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        decode: Decode every image to its last pixel; with --no-decode only its header is read, which misses what is cut off.
-        channels: Of the model that is to see the images, such as 4 for red, green, blue and infrared.
-        intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
-        json: Print JSON with all findings: {"samples": ..., "findings": [...], "usage": [...]}.
+        data: A path, or the name of a source. `mmcl list sources` lists them.
+        args: Arguments of the source, such as "{split: train}".
+        no_decode: Read only the headers of the images. This is faster, and misses what is cut off.
+        channels: Channels of the model that will see the images. Such as 4 for red, green, blue and infrared.
+        intensity: As image.preprocess.intensity of the run. Such as "[0, 4095]" or "{percentiles: [1, 99]}".
+        json: Print JSON with all findings. It is {"samples": ..., "findings": [...], "usage": [...]}.
     """
     from mmcl.data.inspection import inspect_source
 
     source = _open(data, args, root)
-    found = inspect_source(source, decoded=decode, progress=True, **_seen(channels, intensity)).findings
+    found = inspect_source(source, decoded=not no_decode, progress=True, **_seen(channels, intensity)).findings
     if json:
         facts = {"samples": len(source), "findings": found, "usage": [usage.to_dict() for usage in source.usage]}
         show(json_module.dumps(facts, ensure_ascii=False, indent=1))
@@ -102,36 +127,38 @@ def verify(
 
 
 def stats(
-    data: Positional[str],
+    data: str,
     /,
     *,
     args: str = "{}",
-    root: str | None = None,
+    root: Root = None,
     picture: Path | None = None,
     channels: int = 3,
     intensity: str = "null",
-    json: bool = False,
+    json: Json = False,
 ) -> None:
-    """Count samples, captions, sizes and repetitions: mmcl data stats photos/ --picture stats.png
+    """Count samples, captions, sizes and repetitions.
+
+    Examples:
+        mmcl data stats photos/
+        mmcl data stats photos/ --picture stats.png
 
     Args:
-        data: A path, or the name of a source (`mmcl list sources`).
-        args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        picture: Draw the histograms into this PNG file.
-        channels: Of the model that is to see the images, such as 4 for red, green, blue and infrared.
-        intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
-        json: Print JSON instead of text.
+        data: A path, or the name of a source. `mmcl list sources` lists them.
+        args: Arguments of the source, such as "{split: train}".
+        picture: Draw the histograms into this file. A .png, .jpg, .webp, .pdf, ...
+        channels: Channels of the model that will see the images. Such as 4 for red, green, blue and infrared.
+        intensity: As image.preprocess.intensity of the run. Such as "[0, 4095]" or "{percentiles: [1, 99]}".
     """
     if picture is not None:
-        check_file(picture, flag="--picture", suffixes=(".png",), inputs=(data,))
+        check_file(picture, flag="--picture", suffixes=FIGURE_SUFFIXES, inputs=(data,))
     from mmcl.data.inspection import inspect_source
     from mmcl.evaluate.reporting.data_figures import histograms
 
     source = _open(data, args, root)
     found = inspect_source(source, progress=True, **_seen(channels, intensity))
     if picture is not None:
-        write_file(picture, histograms(found))
+        write_figure(picture, histograms(found))
     show(json_module.dumps(found.to_dict(), ensure_ascii=False, indent=1) if json else found.to_text())
     used = [usage.to_text() for usage in source.usage]
     for warning in [line for line in source.warnings if line not in used]:
@@ -139,46 +166,52 @@ def stats(
 
 
 def preview(
-    data: Positional[str],
-    out: Positional[Path],
+    data: str,
+    out: Path,
     /,
     *,
     args: str = "{}",
-    root: str | None = None,
+    root: Root = None,
     count: int = 24,
     seed: int = 0,
     channels: int = 3,
     intensity: str = "null",
 ) -> None:
-    """Draw some images with their captions: mmcl data preview photos/ sheet.png
+    """Draw some images with their captions.
+
+    Examples:
+        mmcl data preview photos/ sheet.png
+        mmcl data preview digits sheet.jpg --count 60
 
     Args:
-        data: A path, or the name of a source (`mmcl list sources`).
-        out: The PNG file.
-        args: The source's arguments as YAML, e.g. "{split: train}".
-        root: Folder with downloaded datasets and indices; default: MMCL_DATA_ROOT, else ~/.cache/mmcl.
-        count: How many, at most 1,000.
-        seed: Decides which.
-        channels: Of the model that is to see the images; of many bands, the first three are drawn as colours.
-        intensity: As `image.preprocess.intensity` of the run, e.g. "[0, 4095]" or "{percentiles: [1, 99]}".
+        data: A path, or the name of a source. `mmcl list sources` lists them.
+        out: The file to write. A .png, .jpg, .webp, .pdf, ...
+        args: Arguments of the source, such as "{split: train}".
+        count: How many images, at most 1,000.
+        seed: Decides which images.
+        channels: Channels of the model that will see the images. Of many, the first three are drawn as colors.
+        intensity: As image.preprocess.intensity of the run. Such as "[0, 4095]" or "{percentiles: [1, 99]}".
     """
     if not 1 <= count <= MOST_DRAWN:
         raise UserError(f"--count is {count}: give 1 to {MOST_DRAWN:,}")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to below 2^63")
-    check_file(out, flag="OUT", suffixes=(".png",), inputs=(data,))
+    check_file(out, flag="OUT", suffixes=FIGURE_SUFFIXES, inputs=(data,))
     from mmcl.evaluate.reporting.data_figures import contact_sheet
     from mmcl.rng import permutation
 
     seen = _seen(channels, intensity)
     source = _open(data, args, root)
     rows = permutation(len(source), seed)[:count]
-    write_file(out, contact_sheet([source[int(row)] for row in rows], source.class_names, **seen))
+    write_figure(out, contact_sheet([source[int(row)] for row in rows], source.class_names, **seen))
     say(f"{len(rows)} of {counted(len(source), 'sample')} in {out}")
 
 
+VERBS: dict[str, Callable[..., None]] = {"index": index, "verify": verify, "stats": stats, "preview": preview}
+
+
 def _seen(channels: int, intensity: str) -> dict[str, Any]:
-    """A model's preprocessing settings, as arguments of `inspect_source` and `contact_sheet`."""
+    """Returns a model's preprocessing settings, as arguments of `inspect_source` and `contact_sheet`."""
     if not 1 <= channels <= MAX_SIDE:
         raise UserError(f"--channels is {channels}: give 1 to {MAX_SIDE:,}")
     return {"channels": channels, "intensity": _intensity(intensity)}

@@ -6,10 +6,9 @@ import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
-
-from mmcl.cli.evaluate import Json, NoCache, Root, load_cached
-from mmcl.cli.exit import end_partly
+from mmcl.cli.evaluate import load_cached
+from mmcl.cli.exit import end_partly, refuse_all_bad
+from mmcl.cli.options import Device, Json, NoCache, Root
 from mmcl.cli.output import say
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def embed(
-    data: Positional[str],
+    data: str,
     /,
     *,
     model: str = "runs/clip_emoji",
@@ -31,28 +30,33 @@ def embed(
     features: bool = False,
     data_args: str = "{}",
     root: Root = None,
+    device: Device = None,
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Embed images, their captions and their classes: mmcl embed photos/ --out photos.parquet
+    """Embed images, their captions and their classes into a file.
 
-    `mmcl eval knn --embeddings photos.parquet ...` reads the file, and so does anything that reads parquet. Its columns: id,
-    kind (image, text, class), label, name, embedding. A .csv has columns e0, e1, ... for the embedding; beside a .npy,
-    photos.rows.csv has the columns but the embedding, in the order of its rows. Samples whose image cannot be read are
-    listed, and the exit code is then 1.
+    Examples:
+        mmcl embed photos/ --out photos.parquet
+        mmcl eval knn --embeddings photos.parquet --bank_embeddings labelled.parquet
+
+    `mmcl eval` reads the file, and so does anything that reads parquet. Its columns: id, kind (image, text, class), label,
+    name, embedding. A .csv has columns e0, e1, ... for the embedding; beside a .npy, photos.rows.csv has the columns but the
+    embedding, in the order of its rows. Samples whose image cannot be read are listed, and the exit code is then 1.
 
     Args:
-        data: A path, or the name of a source (`mmcl list sources`).
-        model: A run directory, open_clip:ARCH/PRETRAINED, hf:ID, timm:NAME or torchvision:NAME.
+        data: A path, or the name of a source. `mmcl list sources` lists them.
+        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         out: The .parquet, .csv or .npy to write.
-        features: Write what the image encoder gives before the head, at its own length, of the images alone.
-        data_args: The source's arguments as YAML, e.g. "{fold: test}".
+        features: Write what the encoder gives before the head. At its own length, and of the images alone.
+        data_args: Arguments of the source, such as "{fold: test}".
+        json: Print JSON instead of text. It is {"file": ..., "rows": ...}.
     """
     check_file(out, flag="--out", suffixes=(".parquet", ".csv", ".npy"), inputs=(data,))
     from mmcl.runs.build_data import build_source
 
-    source = build_source(parse_source(data, data_args, flag="--data-args"), root, "data")
-    rows, bad = _written(out, source, load_cached(model, no_cache), features)
+    source = build_source(parse_source(data, data_args, flag="--data_args"), root, "data")
+    rows, bad = _written(out, source, load_cached(model, no_cache, device), features)
     say(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{counted(rows, 'row')} in {out}")
     end_partly(bad)
 
@@ -69,7 +73,8 @@ def _written(out: Path, source: Source, model: CachedModel, features: bool) -> t
         return write_embeddings(out, source, model, features=features), []
     except UserError:
         bad = unreadable(source, getattr(model.model, "preprocess", None))
-        if len(bad) in (0, len(source)):
+        refuse_all_bad(bad, len(source))
+        if not bad:
             raise
         good = np.setdiff1d(np.arange(len(source)), [one.index for one in bad])
         return write_embeddings(out, Subset(source, good), model, features=features), bad

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
-from tyro.conf import Positional
+from typing import TYPE_CHECKING
 
 from mmcl.cli.exit import PART
+from mmcl.cli.options import Device, Json, NoCache, Out, Root
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import parse_call
 from mmcl.cli.reports import All, show_next, show_report
@@ -26,60 +26,63 @@ if TYPE_CHECKING:
     from mmcl.evaluate.cache import EmbeddingCache
 
 _SHORT = {"probe": "linear_probe", "map": "embedding_map"}
-
-NoCache = Annotated[
-    bool, tyro.conf.arg(help="Encode again what is in the cache of embeddings ($MMCL_CACHE), and keep nothing.")
-]
-Out = Annotated[Path | None, tyro.conf.arg(help="Write report.html, report.md, metrics.json, .csv and the figures here.")]
-Root = Annotated[
-    str | None,
-    tyro.conf.arg(
-        help="Folder with downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."
-    ),
-]
-Json = Annotated[bool, tyro.conf.arg(help="Print the metrics as JSON instead of tables.")]
+_SUITE = "suite"
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """Parses the words after `mmcl eval`: the first one says which of the three forms it is.
+    """Parses the words after `mmcl eval`: an evaluator, or `suite`, among them says which of the three forms it is.
 
     Raises:
         UserError: anything that the user can fix.
     """
-    first, prog = words[0] if words else "", "mmcl eval"
+    first, rest = _with_form_first(words)
     form: Callable[..., None] = evaluate_run
-    if first == "suite":
-        form, prog, words = evaluate_suite, "mmcl eval suite", words[1:]
-    elif _evaluator(first) is not None:
-        form = evaluate_one
-    parse_call(form, words, prog=prog)()
+    if first == _SUITE:
+        form = evaluate_suite
+    elif name := _evaluator(first):
+        form = functools.partial(evaluate_one, name)
+    elif first and not _may_be_run(first):
+        raise _unknown(first)
+    else:
+        parse_call(form, words, prog="mmcl eval")()
+        return
+    parse_call(form, rest, prog=f"mmcl eval {first}")()
 
 
 def evaluate_run(
-    run: Positional[str], /, *, out: Out = None, all: All = False, json: Json = False, no_cache: NoCache = False
+    run: str,
+    /,
+    *,
+    out: Out = None,
+    all: All = False,
+    device: Device = None,
+    json: Json = False,
+    no_cache: NoCache = False,
 ) -> None:
-    """Evaluate a run again, next to its baselines: mmcl eval runs/clip_emoji
+    """Evaluate a run again, any model on any data, or many models.
 
-    Any model on any data: mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
+    Examples:
+        mmcl eval runs/clip_emoji
+        mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
+        mmcl eval retrieval --embeddings e.parquet
+        mmcl eval suite eval/emoji --models runs/a runs/b
 
-    Embeddings from anywhere: mmcl eval retrieval --embeddings e.parquet
-
-    Many models on many datasets: mmcl eval suite eval/emoji --models runs/a runs/b
+    The words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite have a help of their own:
+    mmcl eval knn --help
 
     Args:
-        run: A run directory; or one of the words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite,
-            which have a --help of their own: mmcl eval knn --help
+        run: A run directory; or an evaluator or `suite`, see mmcl eval knn --help.
     """
     _check(out)
     from mmcl.interop.load import load_model
     from mmcl.runs.evaluation import evaluate_again
 
-    report = evaluate_again(Path(run), load_model(run), cache=_cache(no_cache))
+    report = evaluate_again(Path(run), load_model(run, device=device), cache=_cache(no_cache))
     _finish(report, out, json, all, _command(run))
 
 
 def evaluate_one(
-    evaluator: Positional[str],
+    evaluator: str,
     /,
     *,
     model: str | None = None,
@@ -93,77 +96,84 @@ def evaluate_one(
     root: Root = None,
     out: Out = None,
     all: All = False,
+    device: Device = None,
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Evaluate any model on any data: mmcl eval retrieval --model runs/clip_emoji --data photos/
+    """Evaluate any model on any data, or embeddings from a file.
 
-    Or embeddings that were computed elsewhere: mmcl eval knn --embeddings test.parquet --bank-embeddings train.parquet
+    Examples:
+        mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
+        mmcl eval knn --embeddings test.parquet --bank_embeddings train.parquet
 
     Args:
-        evaluator: retrieval, zero-shot, knn, probe, map, ...: `mmcl list evaluators`.
-        model: A run directory, open_clip:ARCH/PRETRAINED, hf:ID, timm:NAME or torchvision:NAME.
-        data: What to evaluate on: a path, or the name of a source (`mmcl list sources`).
-        data_args: The source's arguments as YAML, e.g. "{fold: test}".
-        bank: The labelled data that knn and probe learn from; a path or a name.
-        bank_args: Its arguments.
-        embeddings: A parquet file instead of model and data; as `mmcl embed` writes it, with a row for each image, text or
+        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        data: What to evaluate on: a path or a source. `mmcl list sources` lists the sources.
+        data_args: Arguments of that source, such as "{fold: test}".
+        bank: Labelled data that knn and probe learn from. A path or a source.
+        bank_args: Arguments of the bank's source.
+        embeddings: A parquet file, in place of model and data. As `mmcl embed` writes it, with a row for each image, text or
             class: the columns kind (image, text, class), embedding, id (equal ones belong together), label and name.
-        bank_embeddings: One with the labelled images that knn and probe learn from.
-        args: The evaluator's arguments as YAML, e.g. "{ks: [1, 5]}" (`mmcl list evaluators --args`).
+        bank_embeddings: Another, of the labelled images.
+        args: Arguments of the evaluator, such as "{ks: [1, 5]}". `mmcl list evaluators --args` shows them all.
     """
     _check(out)
-    name = _evaluator(evaluator)
-    assert name is not None, "the words were parsed by their first"
     if embeddings is not None:
-        if model is not None or data is not None or bank is not None:
-            raise UserError("--embeddings takes the place of --model, --data and --bank; give one or the other")
+        if any(one is not None for one in (model, data, bank, device, root)) or data_args != "{}" or bank_args != "{}":
+            raise UserError(
+                "--embeddings takes the place of a model and data; give no --model, --data, --bank, --device or --root"
+            )
         again = _command(evaluator, embeddings=embeddings, bank_embeddings=bank_embeddings, args=args)
-        _finish(_of_embeddings(name, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json, all, again)
+        _finish(_of_embeddings(evaluator, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json, all, again)
         return
     if bank_embeddings is not None:
-        raise UserError("--bank-embeddings goes with --embeddings; with --model and --data, give --bank")
+        raise UserError("--bank_embeddings goes with --embeddings; with --model and --data, give --bank")
     if model is None or data is None:
         raise UserError(
             f"mmcl eval {evaluator} needs --model and --data (a path, or one of `mmcl list sources`), or --embeddings"
         )
+    from mmcl.evaluate import check as check_task
     from mmcl.runs.evaluation import build_tasks, evaluate_models
 
     config = EvaluatorConfig(
-        name=name,
+        name=evaluator,
         label=data,
-        data=parse_source(data, data_args, flag="--data-args"),
-        bank=parse_source(bank, bank_args, flag="--bank-args") if bank else None,
+        data=parse_source(data, data_args, flag="--data_args"),
+        bank=parse_source(bank, bank_args, flag="--bank_args") if bank else None,
         args=parse_mapping("--args", args),
     )
     of_data = {"data": data, "data_args": data_args, "bank": bank, "bank_args": bank_args}
     again = _command(evaluator, model=model, **of_data, args=args, root=root)
-    report = evaluate_models([load_cached(model, no_cache)], [config], build_tasks([config], root))
-    _finish(report, out, json, all, again)
+    [task] = build_tasks([config], root)
+    check_task(evaluator, config.args, task, has_text=True)  # what no model can mend is said before it is loaded
+    _finish(evaluate_models([load_cached(model, no_cache, device)], [config], [task]), out, json, all, again)
 
 
 def evaluate_suite(
-    files: Positional[tuple[Path, ...]],
+    files: tuple[Path, ...],
     /,
     *,
     models: tuple[str, ...] = (),
-    out: Path | None = None,
+    out: Out = None,
     root: Root = None,
     all: All = False,
+    device: Device = None,
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Evaluate many models on many datasets: mmcl eval suite eval/emoji --models runs/a runs/b
+    """Evaluate many models on many datasets.
+
+    Examples:
+        mmcl eval suite eval/emoji --models runs/a runs/b
 
     Every result is kept as soon as it is there: a suite that was stopped goes on where it was, and one with a new model or data
     set computes only what is new.
 
     Args:
-        files: YAML files with a list `evaluate`, as in the configuration of a run, and perhaps a list `models`; or shipped ones
-            by name, such as eval/emoji.
-        models: Instead of those that the files name: run directories, open_clip:ARCH/PRETRAINED, hf:ID, ...
-        out: Folder of the tables (report.md, report.html, metrics.csv, metrics.json) and of the results that are kept; default:
-            runs/eval/<name of the first file>.
+        files: Suites: YAML files, or names of shipped ones. Each has a list `evaluate`, as in the configuration of a run, and
+            perhaps a list `models`.
+        models: Run directories, open_clip:ARCH/TAG or hf:ID. In place of those that the files name.
+        out: Folder of the tables and of the results that are kept. By default runs/eval/NAME, after the first file.
     """
     if not files:
         raise UserError("no suite given: mmcl eval suite eval/emoji")
@@ -172,13 +182,23 @@ def evaluate_suite(
     from mmcl.runs.suite import load_suite, run_suite
 
     suite = load_suite(files, models=models)
-    report = run_suite(suite, folder, root=root, cache=_cache(no_cache), progress=True)
+    report = run_suite(suite, folder, root=root, device=device, cache=_cache(no_cache), progress=True)
     _finish(report, folder, json, all, "")
+
+
+FORMS: list[Callable[..., None]] = [evaluate_run, evaluate_one, evaluate_suite]
 
 
 def _check(out: Path | None) -> None:
     if out is not None:
         check_folder(out, flag="--out")
+
+
+def _with_form_first(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the evaluator or `suite`, and the other words; a flag may stand before it."""
+    candidates = [0] if words and not words[0].startswith("-") else range(len(words))
+    place = next((number for number in candidates if words[number] == _SUITE or _evaluator(words[number])), 0)
+    return (words[place] if words else ""), [*words[:place], *words[place + 1 :]]
 
 
 def _evaluator(word: str) -> str | None:
@@ -189,6 +209,19 @@ def _evaluator(word: str) -> str | None:
 
     name = _SHORT.get(word, word.replace("-", "_"))
     return name if name in EVALUATORS else None
+
+
+def _may_be_run(word: str) -> bool:
+    return word.startswith("-") or "/" in word or ":" in word or Path(word).exists()
+
+
+def _unknown(word: str) -> UserError:
+    from mmcl.evaluate import EVALUATORS
+
+    known = sorted([*EVALUATORS, *_SHORT, _SUITE])
+    nearest = difflib.get_close_matches(word.replace("-", "_").lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"the evaluators are {', '.join(known)}"
+    return UserError(f"{word!r} is neither a run directory nor an evaluator; {hint} (`mmcl list evaluators`)")
 
 
 def _of_embeddings(evaluator: str, path: Path, bank: Path | None, args: dict[str, object]) -> Report:
@@ -236,9 +269,9 @@ def _cache(no_cache: bool) -> EmbeddingCache | None:
     return None if no_cache else default_cache()
 
 
-def load_cached(name: str, no_cache: bool) -> CachedModel:
+def load_cached(name: str, no_cache: bool, device: str | None) -> CachedModel:
     """Loads a model by name, with the cache of embeddings unless `no_cache` is set."""
     from mmcl.evaluate import CachedModel
     from mmcl.interop.load import load_model
 
-    return CachedModel(load_model(name), cache=_cache(no_cache))
+    return CachedModel(load_model(name, device=device), cache=_cache(no_cache))

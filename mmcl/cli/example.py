@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
 from mmcl.cli.output import say
 from mmcl.terminal import counted
 
 
-def example(folder: Positional[Path], /, *, kind: Literal["captions", "classes"] = "captions") -> None:
-    """Write a folder of example images to try the other commands on: mmcl example photos/
+def example(folder: Path, /, *, kind: Literal["captions", "classes"] = "captions") -> None:
+    """Write a folder of example images to try the other commands on.
+
+    Examples:
+        mmcl example photos/
+        mmcl example labelled/ --kind classes
 
     Emoji by a vendor that the default run never trains on, with attribution and licence (CC-BY 4.0) in NOTICE.md.
 

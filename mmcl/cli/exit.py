@@ -90,6 +90,12 @@ def end_partly(bad: Sequence[BadSample]) -> None:
         sys.exit(PART)
 
 
+def refuse_all_bad(bad: Sequence[BadSample], total: int) -> None:
+    """Raises UserError if none of the images can be read."""
+    if bad and len(bad) == total:
+        raise UserError(bad[0].reason if total == 1 else f"none of {total:,} images can be read; the first: {bad[0].reason}")
+
+
 def _line_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, UserError):
         return f"error: {error}", USER_ERROR

@@ -6,25 +6,29 @@ import sys
 from collections.abc import Callable, Sequence
 
 import mmcl
+from mmcl.cli.arguments import form_of
 from mmcl.cli.classify import classify
 from mmcl.cli.compare import compare
+from mmcl.cli.completion import completion
 from mmcl.cli.config import print_config
-from mmcl.cli.data import Data, data
-from mmcl.cli.doctor import Doctor, doctor
+from mmcl.cli.data import data, look
+from mmcl.cli.doctor import doctor
 from mmcl.cli.embed import embed
 from mmcl.cli.evaluate import evaluate, evaluate_run
 from mmcl.cli.example import example
 from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
+from mmcl.cli.help import entries
 from mmcl.cli.list import list_components
-from mmcl.cli.output import say
-from mmcl.cli.parse import parse_call
+from mmcl.cli.output import say, show
+from mmcl.cli.parse import HELP, HELP_ALL, parse_call, with_underscores
 from mmcl.cli.search import search
-from mmcl.cli.train import Train, train
+from mmcl.cli.train import train, train_or_help
 from mmcl.cli.watch import watch
+from mmcl.errors import UserError, unknown_name
 from mmcl.plugins import add_plugins
 
-_VERBS: dict[str, Callable[..., object]] = {
-    "train": Train,
+VERBS: dict[str, Callable[..., object]] = {
+    "train": train,
     "classify": classify,
     "search": search,
     "embed": embed,
@@ -32,21 +36,23 @@ _VERBS: dict[str, Callable[..., object]] = {
     "compare": compare,
     "list": list_components,
     "config": print_config,
-    "doctor": Doctor,
-    "data": Data,
+    "doctor": doctor,
+    "data": look,
     "example": example,
     "watch": watch,
+    "completion": completion,
 }
 
-# `train` and `doctor` take any setting of a configuration, `eval` has three forms, `data` has verbs: no signature says that.
-_PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "doctor": doctor, "eval": evaluate, "data": data}
+# The help of `train` depends on the configuration, `eval` has three forms, `data` has verbs: no signature says that.
+_PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data}
 
-_DESCRIPTION = (
-    "Contrastive image-text models: train one, classify images by text prompts, search them, evaluate a run.\n"
-    "`mmcl VERB --help` explains each verb; `mmcl --version` prints the version.\n"
-    "--plugins MODULE (or MMCL_PLUGINS) imports a module that registers methods, sources, encoders, ... of yours.\n"
-    "Exit codes: 0 done, 1 in part (the rest is listed), 2 an error to fix, 70 a bug (--debug shows its traceback)."
-)
+_EXAMPLES = ("mmcl train", 'mmcl search runs/clip_emoji "a smiling cat"')
+_SHARED = {
+    "--help, --help_all": "the arguments of a verb; with everything there is to say",
+    "--plugins MODULE": "import methods, sources, ... of yours (or MMCL_PLUGINS)",
+    "--debug, --version": "show the traceback of an error; print the version",
+}
+_CODES = "exit codes: 0 done, 1 in part (the rest is listed), 2 an error to fix, 70 a bug"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,13 +60,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, debug = without_debug(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> None:
-        words, plugins = without_plugins(given)
+        words, plugins = without_plugins(with_underscores(given))
         add_plugins(plugins)
-        if words == ["--version"]:
-            say(f"mmcl {mmcl.__version__}")
-        elif words and words[0] in _PARSERS:
-            _PARSERS[words[0]](words[1:])
-        else:
-            parse_call(_VERBS, words, prog="mmcl", description=_DESCRIPTION)()
+        _run(words)
 
     return exit_cleanly(run, debug=debug)
+
+
+def _run(words: Sequence[str]) -> None:
+    verb, *rest = words or ["--help"]
+    if verb == "help" and rest:
+        verb, rest = rest[0], [*rest[1:], "--help"]
+    if verb in (*HELP, HELP_ALL, "help"):
+        _print_overview()
+    elif verb == "--version":
+        say(f"mmcl {mmcl.__version__}")
+    elif verb in _PARSERS:
+        _PARSERS[verb](rest)
+    elif verb in VERBS:
+        parse_call(VERBS[verb], rest, prog=f"mmcl {verb}")()
+    elif verb.startswith("-"):
+        raise UserError(f"the verb comes first: mmcl VERB {verb} ...; the verbs are {', '.join(VERBS)}; see mmcl --help")
+    else:
+        raise unknown_name("verb", verb, VERBS, where="mmcl")
+
+
+def _print_overview() -> None:
+    verbs = [(name, form_of(verb).summary.rstrip(".")) for name, verb in VERBS.items()]
+    lines = ["mmcl: contrastive learning of embeddings for images and texts", *(f"  {one}" for one in _EXAMPLES), ""]
+    lines += [
+        "verbs (mmcl VERB --help explains each)",
+        *entries(verbs),
+        "",
+        "flags of every verb",
+        *entries(list(_SHARED.items())),
+    ]
+    show("\n".join([*lines, _CODES]))

@@ -1,89 +1,150 @@
-"""Parsing of the command line into a call; an error is one line that names the wrong argument."""
+"""Parsing of the command line into a call; an error is one line that names the wrong word and the fix."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import functools
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-import tyro
-
+from mmcl.cli.arguments import Argument, Form, form_of
+from mmcl.cli.help import print_help
+from mmcl.config.flags import SINGLE_DASH
 from mmcl.errors import UserError
 
-_FRAME = "│╭╮╰╯─ "
-_CONFIG = (tyro.conf.FlagCreatePairsOff,)
+HELP = ("-h", "--help")
+HELP_ALL = "--help_all"
 
 
-def parse_call(
-    form: Callable[..., object] | Mapping[str, Callable[..., object]],
-    words: Sequence[str],
-    *,
-    prog: str,
-    description: str | None = None,
-) -> Callable[[], object]:
-    """Returns the requested function call, with its arguments.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def with_underscores(words: Iterable[str]) -> list[str]:
+    """Returns the words with underscores in the names of flags, where hyphens may stand too: `--top-k` is `--top_k`."""
+    return [re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in words]
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """True if the words ask for the help, short or complete."""
+    return HELP_ALL in words or any(word in words for word in HELP)
+
+
+def parse_call(verb: Callable[..., object], words: Sequence[str], *, prog: str) -> Callable[[], object]:
+    """Returns the call of a verb with the arguments that the words give, or of its help, if they ask for it.
 
     Args:
-        form: the function; or several by the verb that chooses one.
-        words: the words of the command line.
+        verb: the function; see `mmcl.cli.arguments`.
+        words: of the command line.
         prog: what stands before them.
-        description: of several functions, for their help.
 
     Raises:
         UserError: a word is wrong or missing.
     """
-    call: Callable[[], object]
-    if callable(form):
-        call = one_line(prog, lambda: tyro.cli(_deferred(form), prog=prog, args=words, config=_CONFIG))
-        return call
-    verbs = {name: _deferred(verb) for name, verb in form.items()}
-    several = functools.partial(tyro.extras.subcommand_cli_from_dict, prog=prog, description=description, config=_CONFIG)
-    call = one_line(prog, lambda: several(verbs, args=words))
-    return call
+    form = form_of(verb)
+    if asks_for_help(words):
+        return functools.partial(print_help, form, prog, complete=HELP_ALL in words)
+    words, settings = _split(form, words) if form.takes_settings else (list(words), [])
+    _check_flags(form, words, prog)
+    found, surplus = _parser(form, prog).parse_known_intermixed_args(words)
+    if surplus:
+        taken = " ".join(one.shown for one in form.positionals)
+        raise UserError(
+            f"unexpected {surplus[0]!r}: {prog} takes {taken or 'flags only'}; a text of several words needs quotes, as in "
+            f'"a smiling cat"; see {prog} --help'
+        )
+    values = {one.name: _value(one, getattr(found, one.name)) for one in form.arguments}
+    given = [values[one.name] for one in form.positionals]
+    return functools.partial(verb, *given, *settings, **{name: values[name] for name in form.flags})
 
 
-def one_line(prog: str, parse: Callable[[], Any]) -> Any:
-    """Returns the result of a tyro parser. Raises UserError with one line instead of tyro's frame of many lines."""
-    said = io.StringIO()
+def _split(form: Form, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the words of a form itself, and the settings among them."""
+    own: list[str] = []
+    settings: list[str] = []
+    current = own
+    names = [one.name for one in form.arguments]
+    for word in words:
+        if word.startswith("--") or SINGLE_DASH.fullmatch(word):
+            current = own if word[2:].partition("=")[0] in names else settings
+        current.append(word)
+    return own, settings
+
+
+def _check_flags(form: Form, words: Sequence[str], prog: str) -> None:
+    """Raises UserError for a flag that the form does not have, with the nearest that it has, and for a repeated list."""
+    known = [f"--{name}" for name in form.flags]
+    taken = " ".join(one.shown for one in form.positionals)
+    seen: set[str] = set()
+    for name in (word.partition("=")[0] for word in words):
+        if name == "--":
+            return
+        if name in (f"--{one.name}" for one in form.positionals):
+            raise UserError(f"{name[2:].upper()} stands without {name}: {prog} {taken}; see {prog} --help")
+        if SINGLE_DASH.fullmatch(name) or (name.startswith("--") and name not in known):
+            raise UserError(f"unknown flag {name}{_suggestion(name, known)} (see {prog} --help)")
+        if name in seen and form.flags[name[2:]].items:
+            raise UserError(f"{name} is given twice: give all its values after one {name}")
+        seen |= {name} & {*known}
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    whole = f"--{name.lstrip('-').replace('-', '_').lower()}"
+    if whole in known:
+        return f": did you mean {whole}?"
+    nearest = difflib.get_close_matches(whole, known, n=1, cutoff=0.6)
+    return f": did you mean {nearest[0]}?" if nearest else f"; known: {', '.join(known) or 'none'}"
+
+
+def _parser(form: Form, prog: str) -> _Parser:
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    for one in form.arguments:
+        name = f"--{one.name}" if one.is_flag else one.name
+        options: dict[str, Any] = {"default": () if one.is_required and one.items else one.default}
+        if one.kind is bool:
+            parser.add_argument(name, action="store_true", **options)
+            continue
+        options |= {"metavar": one.name.upper(), "type": _converter(one), "choices": one.choices}
+        if one.items is not None:
+            options["nargs"] = len(one.items) if one.items[-1] is not ... else "+" if one.is_flag else "*"
+        elif not one.is_flag and not one.is_required:
+            options["nargs"] = "?"
+        if one.is_flag:
+            options["required"] = one.is_required
+        parser.add_argument(name, **options)
+    return parser
+
+
+def _converter(argument: Argument) -> Callable[[str], object]:
+    kind = argument.items[0] if argument.items else argument.kind
+    converters: dict[Any, Callable[[str], object]] = {int: _whole_number, float: _number, Path: _path}
+    return converters.get(kind, str)
+
+
+def _whole_number(word: str) -> int:
     try:
-        with redirect_stderr(said):
-            return parse()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(f"{_unframed(said.getvalue())}; see {prog} --help") from None
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number") from None
 
 
-def _deferred(verb: Callable[..., object]) -> Callable[..., object]:
-    """Returns a function with the same arguments that defers the call, so that only errors of parsing are caught as such."""
-    if isinstance(verb, type):
-        return verb
-
-    @functools.wraps(verb)
-    def bind(*args: Any, **kwargs: Any) -> Callable[[], object]:
-        return functools.partial(verb, *args, **kwargs)
-
-    return bind
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
 
 
-def _unframed(text: str) -> str:
-    """Returns the first paragraph of a framed message, and the second one if it is a hint."""
-    plain = re.sub("\x1b\\[[0-9;]*m", "", text)
-    lines = [re.sub("^[-─]+$", "", line.strip(_FRAME)) for line in plain.splitlines()]
-    title = next((number for number, line in enumerate(lines) if line), 0)
-    paragraphs = [" ".join(part) for part in _split(lines[title + 1 :])] or ["the command line is not understood"]
-    hints = [part for part in paragraphs[1:2] if part.startswith(("Perhaps you meant", "Available subcommands"))]
-    return ". ".join([paragraphs[0].rstrip(" ."), *hints])
+def _path(word: str) -> Path:
+    """Returns a path, with the home folder for `~`, which a shell leaves alone in quotes and behind an equals sign."""
+    if not word:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(word).expanduser()
 
 
-def _split(lines: Sequence[str]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if line:
-            parts[-1].append(line)
-        elif parts[-1]:
-            parts.append([])
-    return [part for part in parts if part]
+def _value(argument: Argument, value: Any) -> Any:
+    return tuple(value) if argument.items is not None and isinstance(value, list) else value

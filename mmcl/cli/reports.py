@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from mmcl.cli.output import say, show
 from mmcl.terminal import counted, terminal_width
 
 if TYPE_CHECKING:
     from mmcl.evaluate import Metric, Report
 
-All = Annotated[bool, tyro.conf.arg(help="Print all metrics, not only those that are commonly quoted.")]
+All = Annotated[bool, "Print all metrics. By default those that are commonly quoted."]
 
 
 def show_report(report: Report, *, everything: bool) -> None:

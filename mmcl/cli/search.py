@@ -6,12 +6,12 @@ import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional
-
 from mmcl.cli.exit import end_partly
+from mmcl.cli.options import Device, Json
 from mmcl.cli.output import say, show
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder
+from mmcl.files.figure import FIGURE_SUFFIXES
 
 if TYPE_CHECKING:
     from mmcl.interop.model import Model
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def search(
-    model: Positional[str],
-    text: Positional[str | None] = None,
+    model: str,
+    text: str | None = None,
     /,
     *,
     image: Path | None = None,
@@ -29,30 +29,34 @@ def search(
     top_k: int = 10,
     save: Path | None = None,
     picture: Path | None = None,
-    json: bool = False,
+    device: Device = None,
+    json: Json = False,
 ) -> None:
-    """Search images by a text, by an image, or by both: mmcl search runs/clip_emoji "a smiling cat"
+    """Search images by a text, by an image, or by both.
+
+    Examples:
+        mmcl search runs/clip_emoji "a smiling cat"
+        mmcl search runs/clip_emoji --image cat.png --images photos/
 
     Images of the collection that cannot be read are listed, and the exit code is then 1.
 
     Args:
-        model: A run directory, open_clip:ARCH/PRETRAINED or hf:ID.
-        text: What to look for.
-        image: An image to look for; with a text, both count the same.
-        images: A folder, a table or a saved index to search in; default: what the run was evaluated on.
-        target: Find images, or the captions that the images carry.
+        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        text: What to look for, in quotes.
+        image: An image to look for. With a text, both count the same.
+        images: A folder, a table or a saved index to search in. Default: what the run was evaluated on.
+        target: Find images, or the captions that they have.
         top_k: How many to find.
-        save: Keep the index in this folder: give it as --images next time, and nothing is encoded again.
-        picture: Write the found images as one PNG.
-        json: Print one JSON list: [{"name": ..., "score": ..., "caption": ...}].
+        save: Keep the index in this folder. Give it as --images next time, and nothing is encoded again.
+        picture: Write the found images into one file. A .png, .jpg, .webp, .pdf, ...
+        json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ...}].
     """
-    if not (text or "").strip() and image is None:
-        raise UserError("nothing to look for: give a text in quotes, or --image IMAGE")
+    model, text = _in_order(model, text, image)
     _check(image, save, picture)
     from mmcl.data.images.resize import read_pixels
     from mmcl.interop.load import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     if image is not None:
         read_pixels(image, loaded.preprocess)
     index = _index(model, images, loaded)
@@ -69,18 +73,38 @@ def search(
     end_partly([] if images is not None and index.is_saved(images) else index.bad)
 
 
+def _in_order(model: str, text: str | None, image: Path | None) -> tuple[str, str | None]:
+    """Returns the model and the text, which may stand the other way round if only the second one can be a model.
+
+    Raises:
+        UserError: there is no model or nothing to look for; says which word was taken for what.
+    """
+    from mmcl.interop.suggestions import may_be_model
+
+    if text is not None and may_be_model(text) and not may_be_model(model):
+        model, text = text, model
+    sought = bool((text or "").strip())
+    if not sought and image is None and not may_be_model(model):
+        raise UserError(
+            f"{model!r} was taken for the model, and there is nothing to look for: mmcl search MODEL TEXT, such as mmcl search "
+            f'runs/clip_emoji "{model}"'
+        )
+    if not sought and image is None:
+        raise UserError(f'nothing to look for in {model!r}: give a text in quotes, such as "a smiling cat", or --image IMAGE')
+    return model, text
+
+
 def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     """Raises UserError for errors that would otherwise appear only after a collection is embedded."""
     from mmcl.data.images.decode import MAX_BYTES
     from mmcl.data.images.levels import check_file as check_image
     from mmcl.search import Index
-    from mmcl.search.hits import SUFFIXES
 
     if save is not None:
         check_folder(save, flag="--save")
         Index.check_place(save)
     if picture is not None:
-        check_file(picture, flag="--picture", suffixes=SUFFIXES, inputs=(image,))
+        check_file(picture, flag="--picture", suffixes=FIGURE_SUFFIXES, inputs=(image,))
     if image is not None:
         check_image(image, str(image), MAX_BYTES)
 

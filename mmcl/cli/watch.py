@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
 from mmcl.cli.chart import line_chart
 from mmcl.cli.output import redraw, say, show
 from mmcl.errors import UserError, unknown_name
@@ -23,14 +21,17 @@ _SECONDS = 1.0
 Row = Mapping[str, Any]
 
 
-def watch(run: Positional[Path], /, *, metrics: tuple[str, ...] = (), once: bool = False) -> None:
-    """Draw the curves of a run, follow it, and end with it: mmcl watch runs/clip_emoji
+def watch(run: Path, /, *, metrics: tuple[str, ...] = (), once: bool = False) -> None:
+    """Draw the curves of a run in the terminal, and follow it.
+
+    Examples:
+        mmcl watch runs/clip_emoji
 
     Ctrl-C ends the watching and leaves the run alone. Where the output is no terminal, the curves are printed at the end.
 
     Args:
         run: A run directory.
-        metrics: Which numbers of metrics.jsonl to draw; default: the loss, and the score that is evaluated during training.
+        metrics: Which numbers of metrics.jsonl to draw. Default: the loss, and the score that is evaluated during training.
         once: Draw what there is now, and do not follow.
     """
     if not (run / "config.yaml").is_file():

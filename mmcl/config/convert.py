@@ -30,14 +30,15 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     for key in tree:
         if key not in fields:
             raise unknown_name("key", _key(key, where), fields, where=where)
-    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
+    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in tree.items()}
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: the key {name!r} is missing")
     return schema(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Converts plain data to a type of the schema. Raises UserError that begins with `where`."""
     if hint is Any:
         return _plain(value, where)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -52,12 +53,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):
             raise UserError(f"{where} needs {len(arguments)} values, not {_shown(value)}")
         kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
-        return tuple(_convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
+        return tuple(convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, not {_shown(value)}")
         keys = [_key(key, where) for key in value]
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
+        return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)
@@ -71,7 +72,7 @@ def _convert_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
         if value in get_args(literal):
             return value
     others = [kind for kind in kinds if get_origin(kind) is not Literal]
-    return _convert(others[0], value, where)
+    return convert(others[0], value, where)
 
 
 def _convert_scalar(kind: type, value: Any, where: str) -> Any:

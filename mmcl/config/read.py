@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 import yaml
 
 from mmcl.config.convert import from_dict
+from mmcl.config.flags import check_flag, parse_flags
 from mmcl.config.schema import Config
-from mmcl.config.shipped import find_config
+from mmcl.config.shipped import find_config, nearest
 from mmcl.errors import UserError
 
 T = TypeVar("T")
@@ -25,7 +27,8 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
         path: a YAML file, or the name of a shipped configuration such as "clip_emoji". Settings that it omits come from its
             `base`, if it has one: a file in the same folder, or a shipped configuration.
         flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]. Several values form a list; a flag without a
-            value is true.
+            value is true. A component that
+            gets another name by a flag has no arguments but those that other flags give.
 
     Returns:
         The checked configuration; its `run_dir` is set.
@@ -41,8 +44,10 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
     path = find_config(path)
     with _refused_if_too_deep(path):
         tree = _read_settings(path)
-        for key, value in parse_flags(flags).items():
-            _set_path(tree, key.split("."), value)
+        given = parse_flags(flags)
+        for key in sorted(given, key=lambda key: not key.endswith(".name")):
+            check_flag(key, given[key])
+            _set_path(tree, key.split("."), given[key])
         config = from_dict(Config, tree, str(path))
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
 
@@ -74,11 +79,9 @@ def _refused_if_too_deep(path: Path) -> Iterator[None]:
 def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads the settings of a file, merged over those of its `base`; `above` are the files that extend this one."""
     if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none here"
-        raise UserError(
-            f"configuration {path} does not exist; configurations beside it: {known}; shipped ones go by name, without .yaml: "
-            "`mmcl list configs`"
-        )
+        beside = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.y*ml")], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(str(path.with_name(name)) for name in beside)}?" if beside else nearest(path.stem)
+        raise UserError(f"there is no configuration {path}; {hint}")
     tree = _read_mapping(path)
     base = tree.pop("base", None)
     if base is None:
@@ -100,31 +103,8 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """["--a.b", "1", "2", "--c"] -> {"a.b": [1, 2], "c": True}; values are YAML."""
-    values: dict[str, list[Any]] = {}
-    current: list[Any] | None = None
-    for word in flags:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            current = values[name.replace("-", "_")] = [parse_value(value)] if equals else []
-        elif current is None:
-            raise UserError(f"unexpected argument {word!r}: settings are given as --name value")
-        else:
-            current.append(parse_value(word))
-    return {key: True if not v else v[0] if len(v) == 1 else v for key, v in values.items()}
-
-
-def parse_value(word: str) -> Any:
-    """Parses one command-line word as YAML; a word that is not valid YAML is a string."""
-    try:
-        return yaml.safe_load(word)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return word
-
-
 def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets one leaf; a number in the path indexes a list. Unknown keys are left to the schema, which refuses them by name."""
+    """Sets one leaf; a number in the path indexes a list. A component of another name loses its arguments, as in `_merged`."""
     node: Any = tree
     for depth, key in enumerate(path):
         last = depth == len(path) - 1
@@ -137,6 +117,8 @@ def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
             continue
         if not isinstance(node, dict):
             raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} is a value and holds no {key!r}")
+        if last and key == "name" and node.get(key, value) != value:
+            node.pop("args", None)
         if last:
             node[key] = value
         elif node.get(key) is None:

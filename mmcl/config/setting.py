@@ -101,7 +101,7 @@ def decides(schema: Any, key: str) -> bool:
         return True
     if not facts_of(one).decides:
         return False
-    hint = _without_none(get_type_hints(schema)[name])
+    hint = without_none(get_type_hints(schema)[name])
     if getattr(hint, "__origin__", None) is dict:  # its keys are names
         hint, rest = get_args(hint)[1], rest.partition(".")[2]
     return not rest or not dataclasses.is_dataclass(hint) or decides(hint, rest)
@@ -123,13 +123,14 @@ def _dataclasses_in(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _kind(hint: Any) -> str:
     """Describes a type in words: "null or a whole number", "numbers", ..."""
-    kind = _without_none(hint)
+    kind = without_none(hint)
     null = "" if kind is hint else "null or "
     if getattr(kind, "__origin__", None) is tuple:
         return f"{null}numbers"
     return f"{null}a whole number" if kind is int else f"{null}a number"
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
+    """Returns the type T of `T | None`; any other type as it is."""
     others = [one for one in get_args(hint) if one is not type(None)]
     return others[0] if type(None) in get_args(hint) and len(others) == 1 else hint

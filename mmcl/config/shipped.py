@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
-from mmcl.errors import unknown_name
+from mmcl.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -21,8 +22,14 @@ def shipped_config(name: str, *, where: str = "") -> Path:
     """Returns the file of a shipped configuration. Raises UserError for an unknown name."""
     configs = shipped_configs()
     if name not in configs:
-        raise unknown_name("configuration", name, configs, where=where)
+        raise UserError(f"{f'{where}: ' if where else ''}unknown configuration {name!r}; {nearest(name)}")
     return configs[name]
+
+
+def nearest(name: str) -> str:
+    """Says which shipped configurations a wrong name may mean, and what lists them all."""
+    found = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, found))}? " * bool(found) + "the shipped ones go by name: `mmcl list configs`"
 
 
 def find_config(path_or_name: str | Path, *, beside: Path = Path(), where: str = "") -> Path:
@@ -34,13 +41,24 @@ def find_config(path_or_name: str | Path, *, beside: Path = Path(), where: str =
         where: prefix of error messages.
 
     Raises:
-        UserError: there is neither a file nor a shipped configuration with that name. A path that ends in .yaml is not checked
-            for existence here; reading it is.
+        UserError: it is a folder, or there is neither a file nor a shipped configuration with that name. A path that ends in
+            .yaml is not checked for existence here; reading it is.
     """
-    path = beside / path_or_name
+    path = beside / os.path.expanduser(path_or_name)
+    if path.is_dir():
+        raise UserError(f"{where}: {path} is a folder" if where else _instead_of_folder(path))
     if path.suffix in SUFFIXES or os.path.isfile(path):
         return path
     return shipped_config(str(path_or_name), where=where)
+
+
+def _instead_of_folder(folder: Path) -> str:
+    """Returns what to do about a folder in place of a configuration: a run, configurations in it, or data."""
+    if (folder / "config.yaml").is_file():
+        return f"{folder} is a run directory; its configuration is {folder / 'config.yaml'}, and --resume continues the run"
+    if beside := sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")):
+        return f"{folder} is a folder; give one of its configurations, such as {beside[0]}"
+    return f"{folder} is a folder, and no configuration; to train on it: mmcl train clip_finetune --data.train.path {folder}"
 
 
 def summary(config: Path) -> str:

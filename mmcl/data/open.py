@@ -122,6 +122,8 @@ def _guess_folder(folder: Path) -> str:
 
     An archive is ignored if it lies beside the folder that was unpacked from it or written with it.
     """
+    if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+        raise UserError(f"{folder}: is a run directory, and no data; give a folder or a table of images")
     names = list_files(folder).names
     images = [name for name in names if is_image(name)]
     packed = [name for name in names if suffix_of(name) in (".tar", ".parquet", ".arrow") or name.lower().endswith(COMPRESSED)]
@@ -138,7 +140,8 @@ def _guess_folder(folder: Path) -> str:
     kinds = "no images, shards, parquet or Arrow files in it"
     table = next(filter(is_table, names), None)
     instead = f"give the table itself, e.g. {folder / table}" if table else "give a folder or a table of images"
-    raise UserError(f"{folder}: {f'{kinds}, only {found}' if found else 'no files in it but hidden ones'}; {instead}")
+    nothing = "only hidden files in it" if any(folder.iterdir()) else "is empty"
+    raise UserError(f"{folder}: {f'{kinds}, only {found}' if found else nothing}; {instead}")
 
 
 def _unpacked(archive: str) -> str:

@@ -208,7 +208,7 @@ def label_array(labels: Iterable[int | None]) -> np.ndarray | None:
 def given_path(path: str | None, source: str) -> str:
     """Returns the path or URL given to a source. Raises UserError if it is missing or ""."""
     if not path:
-        raise UserError(f"data source {source!r} needs a path: set `path`")
+        raise UserError(f"data source {source!r} needs a path: set `path`, or --data.train.path photos/ to train on it")
     return path
 
 
@@ -223,4 +223,7 @@ def required_path(path: str | None, source: str) -> Path:
 def refuse_path(path: str | None, source: str) -> None:
     """Raises UserError if a path is given to a source that does not take one."""
     if path is not None:
-        raise UserError(f"data source {source!r} reads no path: remove `path: {path}`, or choose another source")
+        raise UserError(
+            f"data source {source!r} reads no path, and {path!r} is given: add --data.train.name auto to train on it (or start "
+            "from clip_finetune), or remove it"
+        )

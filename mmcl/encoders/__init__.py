@@ -8,6 +8,24 @@ from __future__ import annotations
 
 from mmcl.registry import Registry
 
+
+def _of_library(name: str) -> str | None:
+    """The library that has an image encoder of a name; they are imported only for this error."""
+    import open_clip
+    import timm
+    import torchvision
+
+    if "/" in name:
+        return f"'transformers' with args {{name: {name}}}"
+    here = {
+        "torchvision": name in torchvision.models.list_models(module=torchvision.models),
+        "timm": timm.is_model(name),
+        "open_clip": name in open_clip.list_models(),
+    }
+    library = next((library for library, has_it in here.items() if has_it), None)
+    return f"{library!r} with args {{{'arch' if library == 'open_clip' else 'name'}: {name}}}" if library else None
+
+
 IMAGE_ENCODERS = Registry(
     "image encoder",
     {
@@ -19,6 +37,7 @@ IMAGE_ENCODERS = Registry(
         "transformers": "mmcl.encoders.transformers:image_encoder",
         "custom": "mmcl.encoders.given:GivenImageEncoder",
     },
+    suggest=_of_library,
 )
 
 TEXT_ENCODERS = Registry(
@@ -29,6 +48,7 @@ TEXT_ENCODERS = Registry(
         "transformers": "mmcl.encoders.transformers:text_encoder",
         "custom": "mmcl.encoders.given:GivenTextEncoder",
     },
+    suggest=lambda name: f"'transformers' with args {{name: {name}}}" if "/" in name else None,
 )
 
 HEADS = Registry(

@@ -23,7 +23,7 @@ from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import UserError, how_to_install, unknown_name
 from mmcl.files.untrusted import hub_errors, read_json, reason
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
@@ -240,7 +240,7 @@ def _located(name: str | None, config: Mapping[str, Any] | None) -> tuple[str | 
         inner = next((folder for folder in Path(name).glob("*_CLIPModel") if (folder / "config.json").is_file()), name)
         return str(inner), None
     if importlib.util.find_spec("peft") is None:
-        raise UserError(f"{name}: holds an adapter, which peft merges into its model; pip install 'mmcl[peft]'")
+        raise UserError(f"{name}: holds an adapter, which peft merges into its model: {how_to_install('peft')}")
     base = read_json(Path(name, "adapter_config.json")).get("base_model_name_or_path")
     if not isinstance(base, str):
         raise UserError(f"{name}: adapter_config.json does not name the model that it adapts; set base_model_name_or_path")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import threadpoolctl
 import torch
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, how_to_install
 from mmcl.logging import get_logger
 
 if TYPE_CHECKING:
@@ -160,5 +160,5 @@ def _trackers(names: tuple[str, ...]) -> list[str] | None:
         if name not in _TRACKER_EXTRAS:
             raise UserError(f"train.trackers: unknown tracker {name!r}; known: {', '.join(_TRACKER_EXTRAS)}")
         if name not in available:
-            raise UserError(f"train.trackers: {name} is not installed; pip install 'mmcl[{_TRACKER_EXTRAS[name]}]'")
+            raise UserError(f"train.trackers: {name} is not installed: {how_to_install(_TRACKER_EXTRAS[name])}")
     return list(names) or None

@@ -3,76 +3,49 @@
 The functions need no model: they take arrays and return a `Report`. `compare` compares two reports on the same data, and
 `project` draws a two-dimensional map.
 An evaluator is a function `(model: CachedModel, task: Task, *, args) -> Report`. The decorator `needs` states its requirements
-on the data; `run` runs several evaluators.
+on the data; `run` runs several evaluators. Names are imported on first use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from mmcl.errors import UserError, first_line
-from mmcl.evaluate.classifier import ZeroShotClassifier
-from mmcl.evaluate.evaluators.embedding_map import embedding_map
-from mmcl.evaluate.evaluators.few_shot import few_shot
-from mmcl.evaluate.evaluators.geometry import geometry
-from mmcl.evaluate.evaluators.groups import groups
-from mmcl.evaluate.evaluators.knn import knn
-from mmcl.evaluate.evaluators.linear_probe import linear_probe
-from mmcl.evaluate.evaluators.multi_label import zero_shot_multilabel
-from mmcl.evaluate.evaluators.pairs import pairs, winoground
-from mmcl.evaluate.evaluators.projection import Projection, project
-from mmcl.evaluate.evaluators.rejection import zero_shot_reject
-from mmcl.evaluate.evaluators.retrieval import retrieval, retrieval_from_scores
-from mmcl.evaluate.evaluators.robustness import effective_robustness, robustness
-from mmcl.evaluate.evaluators.sts import sts
-from mmcl.evaluate.evaluators.zero_shot import zero_shot
-from mmcl.evaluate.prompts import class_embeddings
-from mmcl.evaluate.reporting.compare import Comparison, Difference, compare
-from mmcl.evaluate.reporting.metric import Metric, Provenance
-from mmcl.evaluate.reporting.report import Report
-from mmcl.evaluate.task import CachedModel, Task, needs
-from mmcl.logging import get_logger
 from mmcl.registry import Registry
 
-logger = get_logger(__name__)
-
-__all__ = [
-    "EVALUATORS",
-    "CachedModel",
-    "Comparison",
-    "Difference",
-    "Metric",
-    "Projection",
-    "Provenance",
-    "Report",
-    "Task",
-    "ZeroShotClassifier",
-    "check",
-    "class_embeddings",
-    "compare",
-    "effective_robustness",
-    "embedding_map",
-    "few_shot",
-    "geometry",
-    "groups",
-    "knn",
-    "linear_probe",
-    "needs",
-    "pairs",
-    "project",
-    "retrieval",
-    "retrieval_from_scores",
-    "robustness",
-    "run",
-    "run_all",
-    "sts",
-    "winoground",
-    "zero_shot",
-    "zero_shot_multilabel",
-    "zero_shot_reject",
-]
+if TYPE_CHECKING:
+    from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
+    from mmcl.evaluate.evaluators.embedding_map import embedding_map as embedding_map
+    from mmcl.evaluate.evaluators.few_shot import few_shot as few_shot
+    from mmcl.evaluate.evaluators.geometry import geometry as geometry
+    from mmcl.evaluate.evaluators.groups import groups as groups
+    from mmcl.evaluate.evaluators.knn import knn as knn
+    from mmcl.evaluate.evaluators.linear_probe import linear_probe as linear_probe
+    from mmcl.evaluate.evaluators.multi_label import zero_shot_multilabel as zero_shot_multilabel
+    from mmcl.evaluate.evaluators.pairs import pairs as pairs
+    from mmcl.evaluate.evaluators.pairs import winoground as winoground
+    from mmcl.evaluate.evaluators.projection import Projection as Projection
+    from mmcl.evaluate.evaluators.projection import project as project
+    from mmcl.evaluate.evaluators.rejection import zero_shot_reject as zero_shot_reject
+    from mmcl.evaluate.evaluators.retrieval import retrieval as retrieval
+    from mmcl.evaluate.evaluators.retrieval import retrieval_from_scores as retrieval_from_scores
+    from mmcl.evaluate.evaluators.robustness import effective_robustness as effective_robustness
+    from mmcl.evaluate.evaluators.robustness import robustness as robustness
+    from mmcl.evaluate.evaluators.sts import sts as sts
+    from mmcl.evaluate.evaluators.zero_shot import zero_shot as zero_shot
+    from mmcl.evaluate.prompts import class_embeddings as class_embeddings
+    from mmcl.evaluate.reporting.compare import Comparison as Comparison
+    from mmcl.evaluate.reporting.compare import Difference as Difference
+    from mmcl.evaluate.reporting.compare import compare as compare
+    from mmcl.evaluate.reporting.metric import Metric as Metric
+    from mmcl.evaluate.reporting.metric import Provenance as Provenance
+    from mmcl.evaluate.reporting.report import Report as Report
+    from mmcl.evaluate.running import check as check
+    from mmcl.evaluate.running import run as run
+    from mmcl.evaluate.running import run_all as run_all
+    from mmcl.evaluate.task import CachedModel as CachedModel
+    from mmcl.evaluate.task import Task as Task
+    from mmcl.evaluate.task import needs as needs
 
 EVALUATORS = Registry(
     "evaluator",
@@ -92,88 +65,51 @@ EVALUATORS = Registry(
     },
 )
 
+_HOMES = {
+    "CachedModel": "task",
+    "Comparison": "reporting.compare",
+    "Difference": "reporting.compare",
+    "Metric": "reporting.metric",
+    "Projection": "evaluators.projection",
+    "Provenance": "reporting.metric",
+    "Report": "reporting.report",
+    "Task": "task",
+    "ZeroShotClassifier": "classifier",
+    "check": "running",
+    "class_embeddings": "prompts",
+    "compare": "reporting.compare",
+    "effective_robustness": "evaluators.robustness",
+    "embedding_map": "evaluators.embedding_map",
+    "few_shot": "evaluators.few_shot",
+    "geometry": "evaluators.geometry",
+    "groups": "evaluators.groups",
+    "knn": "evaluators.knn",
+    "linear_probe": "evaluators.linear_probe",
+    "needs": "task",
+    "pairs": "evaluators.pairs",
+    "project": "evaluators.projection",
+    "retrieval": "evaluators.retrieval",
+    "retrieval_from_scores": "evaluators.retrieval",
+    "robustness": "evaluators.robustness",
+    "run": "running",
+    "run_all": "running",
+    "sts": "evaluators.sts",
+    "winoground": "evaluators.pairs",
+    "zero_shot": "evaluators.zero_shot",
+    "zero_shot_multilabel": "evaluators.multi_label",
+    "zero_shot_reject": "evaluators.rejection",
+}
 
-def run(evaluators: Iterable[tuple[str, Mapping[str, Any]]], models: Iterable[CachedModel], tasks: Iterable[Task]) -> Report:
-    """Runs every evaluator with every model on every task. The report includes provenance and the names of the rows.
-
-    Args:
-        evaluators: names in `EVALUATORS`, each with its arguments.
-        models: one column of the report each, such as trained and untrained. Baselines are computed for the first model only.
-        tasks: datasets to evaluate on.
-
-    Raises:
-        UserError: two evaluators, models or tasks have the same name, so that their results would replace each other; or
-            nothing could be evaluated, see `run_all`.
-
-    Example:
-        >>> from mmcl import load_model, open_source
-        >>> model, source = CachedModel(load_model("runs/clip_emoji")), open_source("digits")
-        >>> report = run([("geometry", {})], [model], [Task("digits", source, baselines=False)])
-        >>> report["effective_rank"] > 1
-        True
-    """
-    evaluators, models, tasks = list(evaluators), list(models), list(tasks)
-    _refuse_equal_names("evaluators", [name for name, _ in evaluators])
-    _refuse_equal_names("models", [model.name for model in models])
-    _refuse_equal_names("tasks", [task.name for task in tasks])
-    return run_all([(name, args, task) for task in tasks for name, args in evaluators], models)
-
-
-def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequence[CachedModel]) -> Report:
-    """Runs jobs of one evaluator and one task each: (name, arguments, task); see `run`.
-
-    A job that fails does not stop the others; it is listed in the report's `failures`. If all jobs fail, the first error is
-    raised.
-
-    Example:
-        >>> from mmcl import load_model, open_source
-        >>> model, source = CachedModel(load_model("runs/clip_emoji")), open_source("digits")
-        >>> task = Task("digits", source, baselines=False)
-        >>> report = run_all([("geometry", {}, task), ("retrieval", {}, task)], [model])
-        >>> report["effective_rank"] > 1, report.failures[0].partition(";")[0]
-        (True, 'retrieval, digits, trained: digits: no sample has a caption, which retrieval needs')
-    """
-    report, errors = Report(), []
-    for name, args, task in jobs:
-        for number, model in enumerate(models):
-            try:
-                EVALUATORS.check(name, args)
-                own: Report = EVALUATORS[name](
-                    model, task if number == 0 else replace(task, baselines=False, figures=False), **args
-                )
-                report += own.with_names(task.row_names) + Report(provenance=(task.provenance(name, model),))
-            except Exception as error:  # even a bug must not discard the results of hours of training and evaluation
-                if not isinstance(error, UserError):
-                    logger.exception(f"{name} of {model.name}: not evaluated")
-                errors.append(error)
-                what = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-                report += Report(failures=(f"{', '.join(filter(None, (name, task.name, model.name)))}: {what}",))
-    if errors and not report.metrics and not report.figures:
-        raise errors[0]
-    return report
+__all__ = ["EVALUATORS", *sorted(_HOMES)]
 
 
-def check(name: str, args: Mapping[str, Any], task: Task, *, has_text: bool) -> None:
-    """Checks the arguments and the data of an evaluator before a model exists.
-
-    Args:
-        has_text: True if the model will embed texts.
-
-    Raises:
-        UserError: the evaluator cannot run.
-
-    Example:
-        >>> from mmcl import open_source
-        >>> source = open_source("digits")
-        >>> check("knn", {"ks": [5]}, Task("digits", source, bank=source), has_text=False)
-    """
-    EVALUATORS.check(name, args)
-    own = getattr(EVALUATORS[name], "check", None)  # set by `needs`; third-party evaluators may not have one
-    if own is not None:
-        own(task, has_text, **args)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmcl.evaluate' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mmcl.evaluate.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
-def _refuse_equal_names(kind: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two {kind} are called {name!r}: give each a name of its own, or run them one after the other")
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -242,7 +242,9 @@ class Task:
     def required_bank(self) -> Source:
         """The training samples. Raises UserError if there are none."""
         if self.bank is None:
-            raise UserError(f"{self.name}: this evaluator needs training data to compare with; set the task's `bank`")
+            raise UserError(
+                f"{self.name}: this evaluator needs labelled data to compare with: give --bank, or `bank` in the configuration"
+            )
         return self.bank
 
     def pixels(self, beside: CachedModel) -> CachedModel:
@@ -351,5 +353,8 @@ def library_versions() -> dict[str, str]:
 def _labels(source: Source, name: str) -> np.ndarray:
     missing = np.arange(len(source)) if source.labels is None else np.flatnonzero(source.labels < 0)
     if source.labels is None or len(missing):
-        raise UserError(f"{name}: {source[int(missing[0])].name} has no label, which this evaluator needs")
+        raise UserError(
+            f"{name}: {source[int(missing[0])].name} has no label, which this evaluator needs; put the images into a "
+            "folder for each class, or name the column of labels"
+        )
     return source.labels

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, how_to_install
 
 T = TypeVar("T")
 
@@ -72,8 +72,8 @@ def filesystem(scheme: str) -> Any:
 
         return fsspec.filesystem(scheme, use_listings_cache=False, **_web_options() if scheme in ("http", "https") else {})
     except ImportError as error:
-        package = "gcsfs" if scheme == "gs" else '"mmcl[remote]"'
-        raise UserError(f"{scheme}:// cannot be read without another package: pip install {package}") from error
+        how = "pip install gcsfs" if scheme == "gs" else how_to_install("remote")
+        raise UserError(f"{scheme}:// cannot be read without another package: {how}") from error
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from mmcl.encoders.tower import GIVEN, DualEncoder, ImageEncoder, Tower, TowerSp
 from mmcl.errors import UserError
 from mmcl.files.untrusted import existing_file, load_into, offline, read_tensors, reason
 from mmcl.interop.bounds import bounded_build
+from mmcl.interop.device import find_device
 from mmcl.interop.model import Model
 from mmcl.interop.model_file import ModelFile, TowerEntry, damaged, read_model_file
 from mmcl.interop.save import CONFIG, TOKENIZER, WEIGHTS
@@ -51,15 +52,16 @@ def load_model(
             matter: those of the folder are loaded into a copy of it.
 
     Raises:
-        UserError: the model does not exist or cannot be downloaded, it needs a plug-in that is not loaded or an encoder in
-            `towers`, its files are damaged or of another version, or a model saved by mmcl would preprocess images differently
-            than in training.
+        UserError: the device is not there; the model does not exist or cannot be downloaded; it needs a plug-in that is not
+            loaded or an encoder in `towers`; its files are damaged or of another version; or a model saved by mmcl would
+            preprocess images differently than in training.
 
     Example:
         >>> model = load_model("runs/clip_emoji")  # after `mmcl train`
         >>> model.encode_text(["a cat", "a dog"]).shape
         (2, 256)
     """
+    device = find_device(device)
     scheme, _, rest = str(name).partition(":")
     if rest and scheme in _LIBRARIES:
         fields = asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess
@@ -68,9 +70,9 @@ def load_model(
         with _within_folder(Path(rest.removeprefix("local-dir:"))):
             model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
         return Model(**model, provenance={"source": str(name)}, device=device)
-    folder = _model_folder(Path(name))
+    folder = _model_folder(Path(name).expanduser())
     if folder is None:
-        raise unknown_model(str(name), list(_LIBRARIES), holds=CONFIG)
+        raise unknown_model(str(name), holds=CONFIG)
     if preprocess is not None:
         raise UserError(f"{name} was saved with its preprocessing; remove preprocess")
     with given_encoders(towers):

@@ -21,6 +21,7 @@ from mmcl.data.source import ImageLike, Source
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
+from mmcl.interop.device import find_device
 from mmcl.methods.method import Method
 from mmcl.preprocess import Preprocess
 from mmcl.progress import progress_bar
@@ -66,7 +67,7 @@ class Model:
         provenance: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(device)
         self.towers = towers.to(self.device).eval()
         if self.has_image:
             check_resize(self.preprocess)

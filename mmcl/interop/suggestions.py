@@ -1,35 +1,44 @@
-"""Suggestions for unknown model names."""
+"""Names of models: what may be one, and suggestions for an unknown one. It does not import torch."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmcl.errors import UserError, unknown_name
 
 _HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?huggingface\.co/([^/]+/[^/?#]+)")
 _PLACES = ("hf-hub", "local-dir")
+PREFIXES = ("open_clip", "hf", "timm", "torchvision")
+"""Of the libraries whose models are loaded by name."""
 
 
-def unknown_model(name: str, prefixes: Sequence[str], *, holds: str) -> UserError:
+def may_be_model(name: str) -> bool:
+    """True if a word can name a model: it has a library's prefix, or is a folder."""
+    return name.partition(":")[0] in PREFIXES or Path(name).expanduser().is_dir()
+
+
+def unknown_model(name: str, *, holds: str) -> UserError:
     """Builds the error for a name that is not a model folder and has no known prefix.
 
     Args:
         name: the name as given by the user.
-        prefixes: prefixes of the supported libraries.
         holds: name of the file that identifies a model folder.
     """
+    config = Path(name, "config.yaml")
+    if config.is_file():
+        return UserError(f"{name}: a run without a model; it is not finished: mmcl train {config} --run_dir {name} --resume")
     prefix, colon, rest = name.partition(":")
-    if colon and not rest and prefix in prefixes:
+    if colon and not rest and prefix in PREFIXES:
         return UserError(f"{name}: the name after the prefix is missing; see mmcl.load_model for what it takes")
     suggestions = list(_suggested(name))
     if suggestions:
         return UserError(f"{name}: neither a run nor a model folder; did you mean {' or '.join(suggestions)}?")
     if colon and re.fullmatch(r"[A-Za-z][\w-]+", prefix):
-        return unknown_name("prefix", prefix, prefixes, where=name)
-    named = ", ".join(f"{one}:NAME" for one in prefixes)
+        return unknown_name("prefix", prefix, PREFIXES, where=name)
+    named = ", ".join(f"{one}:NAME" for one in PREFIXES)
     return UserError(f"{name}: neither a run nor a model folder; give one that holds {holds}, or {named}")
 
 

@@ -11,7 +11,7 @@ from mmcl.config import Config, SourceConfig
 from mmcl.data.batches.class_order import ClassOrder
 from mmcl.data.batches.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.batches.order import BatchOrder, Order
-from mmcl.data.derived.label_captions import LabelCaptions, has_captions
+from mmcl.data.derived.label_captions import CAPTIONS_WANTED, LabelCaptions, has_captions
 from mmcl.data.derived.mixture import Mixture
 from mmcl.data.derived.subset import Subset, label_subset, split_source
 from mmcl.data.derived.weighted_captions import WeightedCaptions
@@ -20,6 +20,7 @@ from mmcl.data.open import open_source
 from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.files.root import data_root
+from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 
 
@@ -38,6 +39,9 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     sources = {where: build_source(part, config.data.root, where) for where, part in config.training_parts.items()}
     if config.data.templates is not None:
         sources = _captioned(sources, config.data.templates)
+    views = getattr(METHODS[config.method.name], "views", {})  # of some methods they depend on the arguments
+    if "text" in views.values():
+        _require_captions(sources)
     if config.data.caption_weights is not None:
         sources = {where: WeightedCaptions(source, config.data.caption_weights) for where, source in sources.items()}
     split: dict[str, Source] = {}
@@ -49,6 +53,13 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     if config.data.labels is not None:
         source = _few_labels(source, config.data.labels, config.train.seed)
     return source, held_out
+
+
+def _require_captions(sources: Mapping[str, Source]) -> None:
+    """Raise UserError where no source has a caption, before the data are split by their captions."""
+    if not any(has_captions(source) for source in sources.values()):
+        where, source = next(iter(sources.items()))
+        raise UserError(f"{where}: no captions, which the method learns from ({source[0].name} has none); {CAPTIONS_WANTED}")
 
 
 def _captioned(sources: Mapping[str, Source], templates: Sequence[str]) -> dict[str, Source]:

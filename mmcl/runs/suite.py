@@ -15,6 +15,7 @@ from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.task import NeedsTexts, library_versions
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
+from mmcl.interop.device import find_device
 from mmcl.interop.load import load_model
 from mmcl.logging import get_logger
 from mmcl.progress import progress_bar
@@ -54,7 +55,13 @@ def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
 
 
 def run_suite(
-    suite: Suite, folder: Path, *, root: str | None = None, cache: EmbeddingCache | None = None, progress: bool = False
+    suite: Suite,
+    folder: Path,
+    *,
+    root: str | None = None,
+    device: str | None = None,
+    cache: EmbeddingCache | None = None,
+    progress: bool = False,
 ) -> Report:
     """Run the evaluations that have no cached result, and combine all results. Baselines are computed for the first model.
 
@@ -64,18 +71,20 @@ def run_suite(
     Args:
         folder: results are stored in `folder/results`.
         root: folder with downloaded datasets.
+        device: device to run the models on, see `load_model`.
         cache: cache for embeddings, if any.
         progress: whether to show a progress bar.
 
     Raises:
         UserError: data cannot be loaded, or nothing could be evaluated.
     """
+    find_device(device)
     tasks = build_tasks(suite.evaluate, root)
     report = Report()
     with progress_bar(total=len(suite.models) * len(tasks), shown=progress, unit="result") as bar:
         for name in suite.models:
             try:
-                model = CachedModel(load_model(name), name, cache=cache)
+                model = CachedModel(load_model(name, device=device), name, cache=cache)
             except UserError as error:
                 report += Report(failures=(f"{name}: not loaded: {error}",))
                 bar.update(len(tasks))
@@ -93,7 +102,7 @@ def run_suite(
 def _read(file: Path) -> Suite:
     file = find_config(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such suite; `mmcl config eval/emoji` prints one")
+        raise UserError(f"{file}: no such suite; shipped ones go by name, such as eval/emoji, which `mmcl config` prints")
     suite = read_as(Suite, file)
     for number, evaluator in enumerate(suite.evaluate):
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")

@@ -12,12 +12,11 @@ from PIL import Image, ImageOps
 from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.source import ImageLike, Sample
 from mmcl.errors import UserError
-from mmcl.files.atomic import check_file, staged
+from mmcl.files.atomic import check_file
+from mmcl.files.figure import FIGURE_SUFFIXES, write_figure
 from mmcl.preprocess import Preprocess
 
 CELL, GAP = 160, 8
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
-"""Of the formats that Pillow writes such a figure in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Hits(list[Hit]):
         Raises:
             UserError: there are no hits, an image is missing or cannot be read, or the file cannot be written.
         """
-        check_file(Path(path), flag="path", suffixes=SUFFIXES)
+        check_file(Path(path), flag="path", suffixes=FIGURE_SUFFIXES)
         if not self:
             raise UserError(f"{path}: no hits, so no figure is written")
         rows = -(-len(self) // columns)
@@ -79,5 +78,4 @@ class Hits(list[Hit]):
                 GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), thumbnail.size, strict=True)
             )
             sheet.paste(thumbnail, (left, top))
-        with staged(path) as stage:
-            sheet.save(stage)
+        write_figure(Path(path), sheet)

@@ -161,9 +161,10 @@ class Index:
 
     @classmethod
     def check_place(cls, directory: str | Path) -> None:
-        """Raises UserError if `save` would replace an index.json that is not a search index."""
-        if (Path(directory) / _LISTING).exists() and not cls.is_saved(directory):
-            raise UserError(f"{directory}: holds an {_LISTING} that is not an index of mmcl; give another folder")
+        """Raises UserError if the folder holds anything but a search index, such as a run or images."""
+        others = Path(directory).is_dir() and not cls.is_saved(directory) and sorted(Path(directory).iterdir())
+        if others:
+            raise UserError(f"{directory}: holds {others[0].name}, and no index of mmcl; give a new folder")
 
     def save(self, directory: str | Path) -> None:
         """Writes index.json and one safetensors file. A crash at any moment leaves either the old index or the new one.
@@ -171,7 +172,7 @@ class Index:
         Names are stored unchanged, so relative paths stay relative to the working directory.
 
         Raises:
-            UserError: the folder has an index.json that is not a search index.
+            UserError: the folder holds anything but a search index.
         """
         self.check_place(directory)
         from safetensors.numpy import save_file

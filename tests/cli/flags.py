@@ -6,57 +6,42 @@ python -m tests.cli.flags > tests/cli/golden_flags.txt
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, get_args, get_origin, get_type_hints
 
-from mmcl.cli import data
+from mmcl.cli.arguments import form_of
+from mmcl.cli.data import VERBS as DATA_VERBS
 from mmcl.cli.evaluate import evaluate_one, evaluate_run, evaluate_suite
-from mmcl.cli.main import _VERBS
-from mmcl.config import Config
+from mmcl.cli.main import VERBS
+from mmcl.config.describe import all_settings
 
 FORMS: dict[str, Callable[..., object]] = {
-    **{f"mmcl {verb}": form for verb, form in _VERBS.items() if verb not in ("eval", "data")},
+    **{f"mmcl {verb}": form for verb, form in VERBS.items() if verb not in ("eval", "data")},
     "mmcl eval": evaluate_run,
-    "mmcl eval knn": evaluate_one,
+    "mmcl eval knn": functools.partial(evaluate_one, "knn"),
     "mmcl eval suite": evaluate_suite,
-    **{f"mmcl data {verb.__name__}": verb for verb in (data.index, data.verify, data.stats, data.preview)},
+    **{f"mmcl data {verb}": form for verb, form in DATA_VERBS.items()},
 }
-"""By command, the function or the class from whose signature its parser is made; `mmcl eval knn` stands for every evaluator."""
+"""By command, the function from whose signature its parser is made; `mmcl eval knn` stands for every evaluator."""
 
 
 def flags_of(form: Callable[..., object]) -> Iterator[tuple[str, str, str]]:
     """Name, type and default of each argument; a positional one has its name in angle brackets."""
-    for name, parameter in inspect.signature(form).parameters.items():
-        kind = re.sub(r"^Positional\[(.*)\]$", r"\1", str(parameter.annotation))
-        is_flag = kind == parameter.annotation
-        default = "required" if parameter.default is inspect.Parameter.empty else repr(parameter.default)
-        name = f"no_{name}" if parameter.default is True else name  # the flag that changes it
-        yield f"--{name.replace('_', '-')}" if is_flag else f"<{name}>", spelt_out(kind, form), default
+    for one in form_of(form).arguments:
+        default = "required" if one.default is inspect.Parameter.empty else repr(one.default)
+        kind = one.kind.__name__ if isinstance(one.kind, type) else re.sub(r"\b(typing|pathlib)\.", "", str(one.kind))
+        yield f"--{one.name}" if one.is_flag else f"<{one.name}>", kind, default
 
 
-def spelt_out(kind: str, form: Callable[..., object]) -> str:
-    """An annotation without names of its module for other annotations."""
-    alias = vars(sys.modules[form.__module__]).get(kind)
-    if alias is None or isinstance(alias, type):
-        return kind
-    plain = get_args(alias)[0] if get_origin(alias) is Annotated else alias
-    return plain.__name__ if isinstance(plain, type) else re.sub(r"\b(typing|pathlib)\.", "", str(plain))
-
-
-def settings_of(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Dotted name, type and default of each setting; a component's arguments are one mapping, as in its YAML."""
-    kinds = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        name, kind = f"{prefix}{field.name}", kinds[field.name]
-        nested = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and dataclasses.is_dataclass(part)]
-        if nested and get_origin(kind) not in (dict, tuple):
-            yield from settings_of(nested[0], f"{name}.")
-            continue
-        made = "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
-        yield f"--{name}", str(field.type), made if field.default is dataclasses.MISSING else repr(field.default)
+def settings() -> Iterator[tuple[str, str, str]]:
+    """Dotted name, type and default of each setting; NAME and 0 stand for a name and a number of the user's."""
+    for one in all_settings():
+        made = one.field.default_factory
+        default = one.field.default if made is dataclasses.MISSING else made()
+        yield f"--{one.path}", str(one.field.type), "required" if default is dataclasses.MISSING else repr(default)
 
 
 def listing() -> str:
@@ -64,7 +49,7 @@ def listing() -> str:
     lines = [
         f"{command}  {name}  {kind}  {default}" for command, form in FORMS.items() for name, kind, default in flags_of(form)
     ]
-    lines += [f"mmcl train  {name}  {kind}  {default}" for name, kind, default in settings_of(Config)]
+    lines += [f"mmcl train  {name}  {kind}  {default}" for name, kind, default in settings()]
     return "\n".join(lines) + "\n"
 
 

@@ -43,7 +43,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict]:  # 
 
 def test_classify(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = str(folder / "red_tiny.png")
-    words = ["classify", picture, "--labels", "red", "blue", "green", "--model", str(run_dir), "--top-k", "2"]
+    words = ["classify", picture, "--labels", "red", "blue", "green", "--model", str(run_dir), "--top_k", "2"]
     (row,) = run_json(capsys, *words)
     assert row["image"] == picture
     assert len(row["labels"]) == 2
@@ -73,7 +73,7 @@ def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, 
     train(load_config(path, ["--data.train.path", str(tmp_path / "squares"), "--run_dir", run]))
     capsys.readouterr()
     pictures = [str(tmp_path / "squares" / f"{colour}s" / "1.png") for colour in ("green", "red")]
-    rows = run_json(capsys, "classify", *pictures, "--model", run, "--top-k", "3")
+    rows = run_json(capsys, "classify", *pictures, "--model", run, "--top_k", "3")
     assert [row["labels"][0]["label"] for row in rows] == ["greens", "reds"]
     for row in rows:
         assert sum(label["score"] for label in row["labels"]) == pytest.approx(1)
@@ -82,7 +82,7 @@ def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, 
 
 
 def test_search_by_text_in_what_the_run_was_evaluated_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hits = run_json(capsys, "search", str(run_dir), "a red square", "--top-k", "3")
+    hits = run_json(capsys, "search", str(run_dir), "a red square", "--top_k", "3")
     assert len(hits) == 3
     assert {"name", "score", "caption"} <= hits[0].keys()
     assert hits[0]["score"] >= hits[-1]["score"]
@@ -192,7 +192,7 @@ def test_the_second_evaluation_encodes_nothing(
 
     monkeypatch.setattr("mmcl.interop.model.Model._encode", refuse)
     assert run_json(capsys, *words) == first
-    assert main([*words, "--no-cache"]) == 70
+    assert main([*words, "--no_cache"]) == 70
     assert "encoded again" in capsys.readouterr().err
 
 
@@ -225,14 +225,6 @@ def test_compare_shows_what_both_runs_found(folder: Path, tmp_path: Path) -> Non
     assert "what changed squares" in (tmp_path / "out" / "comparison.html").read_text().lower().replace("_", " ")
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in ("clip", "simclr", "strided_cnn", "small_text", "emoji", "affine", "retrieval"))
-    assert main(["list", "methods", "--args", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["methods"]["clip"]["temperature"] == 0.07
-
-
 def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_config(folder, folder)  # writes the file
     words = ["doctor", str(folder.parent / "tiny.yaml"), "--data.train.path", str(folder), "--train.batch_size", "8"]
@@ -262,7 +254,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "--model", "torchvision:resnet18x"], "resnet18x"),
         (["search", "{run}"], "nothing to look for"),
         (["search", "{run}", "x", "--images", "{folder}/none"], "none"),
-        (["search", "{run}", "x", "--top-k", "0"], "top_k"),
+        (["search", "{run}", "x", "--top_k", "0"], "top_k"),
         (["compare", "{run}", "{folder}"], "no report here"),
         (["compare", "{run}", "{run}", "--models", "trained", "best"], "has no model 'best'"),
         (["eval", "{folder}"], "squares"),
@@ -272,7 +264,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "3"], "--args must be a mapping"),
         (["eval", "knn", "--embeddings", "{folder}/e.parquet", "--data", "x"], "takes the place"),
-        (["eval", "knn", "--bank-embeddings", "{folder}/e.parquet"], "goes with --embeddings"),
+        (["eval", "knn", "--bank_embeddings", "{folder}/e.parquet"], "goes with --embeddings"),
         (["eval", "knn", "--embeddings", "{folder}/e.parquet"], "no such .parquet file"),
         (["eval", "suite"], "no suite given"),
         (["eval", "suite", "{folder}/none.yaml"], "no such suite"),
@@ -358,17 +350,9 @@ def test_an_unreadable_query_is_refused_before_the_collection_is_embedded(
         assert query in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["classify", "search", "embed", "eval", "eval knn", "eval suite", "compare", "list", "doctor"])
-def test_help_explains(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([*verb.split(), "--help"])
-    assert stop.value.code == 0
-    assert "--json" in capsys.readouterr().out
-
-
 def test_light_imports() -> None:
-    """`import mmcl` and the command line before it works load no torch."""
-    code = "import sys, mmcl, {}; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    for module in ("mmcl.errors", "mmcl.cli.main"):
-        done = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["False", "False"]
+    """`import mmcl`, and the command line before it works, load neither torch nor numpy; nor does the list of names."""
+    code = "import sys, mmcl; import {}; print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    for what in ("mmcl.errors", "mmcl.cli.main as cli; cli.main(['list'])"):
+        done = subprocess.run([sys.executable, "-c", code.format(what)], capture_output=True, text=True, check=True)
+        assert done.stderr.split() == ["False", "False"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmcl.cli.exit import NO_READER, USER_ERROR, exit_cleanly
-from mmcl.cli.main import _VERBS
+from mmcl.cli.main import VERBS
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
@@ -32,6 +32,7 @@ COMMANDS = [
     ["data", "verify", "squares"],
     ["example", "photos"],
     ["watch", "run"],
+    ["completion", "bash"],
 ]
 
 # One interpreter imports everything; each command is a child of it that ends as a command does, Python's own end included.
@@ -71,7 +72,7 @@ def codes(commands: list[list[str]], streams: str, place: Path) -> tuple[list[in
 
 
 def test_every_verb_is_here() -> None:
-    assert {command[0] for command in COMMANDS} >= {*_VERBS}
+    assert {command[0] for command in COMMANDS} >= {*VERBS}
 
 
 def test_every_verb_ends_quietly(place: Path) -> None:

@@ -53,7 +53,7 @@ def test_verify_decodes_unless_told_otherwise(shard: Path, tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         run("verify", shard, "--root", tmp_path)
     assert "0001: cannot be decoded" in capsys.readouterr().out
-    assert run("verify", shard, "--root", tmp_path, "--no-decode") == 0
+    assert run("verify", shard, "--root", tmp_path, "--no_decode") == 0
 
 
 def test_stats(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

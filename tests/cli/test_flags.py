@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from mmcl.cli.main import _VERBS, main
-from mmcl.config import Config, load_config
+from mmcl.cli.arguments import form_of
+from mmcl.cli.main import VERBS, main
+from mmcl.config import load_config
 from mmcl.errors import UserError
-from tests.cli.flags import FORMS, flags_of, listing, settings_of
+from tests.cli.flags import FORMS, flags_of, listing, settings
 
 GOLDEN = Path(__file__).with_name("golden_flags.txt")
 RENEW = "where it is meant, `python -m tests.cli.flags > tests/cli/golden_flags.txt`, and a line in CHANGELOG.md"
-
-
-def shown_by_help(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The flags at the beginning of a line."""
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main([*command.split()[1:], "--help"])
-    text = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
-    return {flag.replace("_", "-") for flag in re.findall(r"(?m)^[│ ]*(?:-h, )?(--[a-z][\w.-]*)", text)} - {"--help"}
 
 
 def test_the_flags_are_those_of_the_golden_file() -> None:
@@ -32,24 +25,66 @@ def test_the_flags_are_those_of_the_golden_file() -> None:
 
 
 def test_every_verb_is_in_it() -> None:
-    assert {command.split()[1] for command in FORMS} == set(_VERBS)
+    assert {command.split()[1] for command in FORMS} == set(VERBS)
 
 
-@pytest.mark.parametrize("command", [command for command in FORMS if command not in ("mmcl train", "mmcl doctor")])
-def test_the_parser_has_these_flags_and_no_others(
+def help_of(command: str, capsys: pytest.CaptureFixture[str], flag: str = "--help") -> list[str]:
+    assert main([*command.split()[1:], flag]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("command", FORMS)
+def test_the_help_names_every_argument(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     expected = {name for name, _, _ in flags_of(FORMS[command]) if name.startswith("--")}
-    assert shown_by_help(command, capsys, monkeypatch) == expected
+    lines = help_of(command, capsys)
+    if command != "mmcl train":
+        assert {name for line in lines for name in re.findall(r"^  (--\w+)", line)} == expected
+    assert lines[0].startswith(f"usage: {command}")
+    for line in lines:
+        assert len(line) <= 80
+    for name in expected:
+        assert any(name in line for line in help_of(command, capsys, "--help_all"))
 
 
-def test_training_knows_every_setting() -> None:
-    with pytest.raises(UserError, match="unknown key 'lrr'"):
+@pytest.mark.parametrize("command", ["mmcl", "mmcl data", "mmcl eval map", *FORMS])
+def test_the_help_fits_on_a_screen(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_of(command, capsys)
+    assert len(lines) <= (40 if command == "mmcl train" else 24)
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_examples_of_the_help_name_flags_that_exist() -> None:
+    for command, form in FORMS.items():
+        for example in form_of(form).examples:
+            words = shlex.split(example.partition("-m mmcl ")[2] or example.removeprefix("mmcl "))
+            if not example.startswith(("mmcl", "torchrun")):
+                continue
+            verb = " ".join(["mmcl", words[0], *([words[1]] if words[0] == "data" else [])])
+            verb = "mmcl eval knn" if words[0] == "eval" and "/" not in words[1] else verb
+            verb = "mmcl eval suite" if words[:2] == ["eval", "suite"] else verb
+            known = {name for name, _, _ in flags_of(FORMS[verb])} | {name for name, _, _ in settings()}
+            assert {word for word in words if word.startswith("--")} <= known, (command, example)
+
+
+@pytest.mark.parametrize("word", ["--top-k", "--top_k"])
+def test_hyphens_and_underscores_are_the_same(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "nothing", "a cat", word, "one"]) == 2
+    assert capsys.readouterr().err.startswith("error: --top_k: 'one' is not a whole number")
+
+
+def test_training_knows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=re.escape("--optim.lrr: unknown setting; did you mean --optim.lr?")):
         load_config("clip_emoji", ["--optim.lrr", "1"])
     refusals = []
-    for name, _, _ in settings_of(Config):
+    for name, _, _ in settings():
         try:
             load_config("clip_emoji", [name, "null"])
         except UserError as error:  # null is not right for all
             refusals.append(str(error))
-    assert [line for line in refusals if "unknown key" in line] == []
+    assert [line for line in refusals if "unknown" in line] == []
+    shown = "\n".join(help_of("mmcl train", capsys, "--help_all"))
+    assert all(f"{name} " in shown or f"{name}\n" in shown for name, _, _ in settings())

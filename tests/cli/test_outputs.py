@@ -46,7 +46,7 @@ def run(name: str, place: str) -> int:
         return main(words)
     config = Path("none.yaml")
     config.write_text("method: {name: simclr}\nimage: {encoder: {name: small_cnn}}\ntrain: {steps: 1}\n")
-    return exit_cleanly(lambda: train([str(config), "--data.train.path", "nowhere", *words[1:]]))
+    return exit_cleanly(lambda: train(str(config), "--data.train.path", "nowhere", *words[1:]))
 
 
 def refused(name: str, place: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -73,7 +73,7 @@ def trained(place: Path) -> bytes:
     words += ["--run_dir", run_of(place), "--train.steps", "2"]
     said, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors), printed_log():
-        train([str(place / "clip.yaml"), *words])
+        train(str(place / "clip.yaml"), *words)
     warnings = re.findall(r"warning: [^\r\n]*", errors.getvalue())  # between what progress bars draw
     return "\n".join([said.getvalue(), *warnings]).encode()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,14 +70,24 @@ def test_the_script_is_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == done.stderr
 
 
-def test_help_explains_every_setting_with_the_defaults_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, steps in (("clip_emoji", "39.0"), ("simclr_digits", "60.0")):
-        with pytest.raises(SystemExit) as stop:
-            main(["train", name, "--help"])
-        assert stop.value.code == 0
-        said = capsys.readouterr().out
-        assert "--train.batch-size" in said
-        assert f"(default: {steps})" in said
+def test_help_shows_the_values_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, steps, words in (
+        ("clip_emoji", "39.0", []),
+        ("simclr_digits", "60.0", []),
+        ("clip_emoji", "7.0", ["--train.epochs", "7"]),
+    ):
+        for flag in ("--help", "--help_all"):
+            assert main(["train", name, *words, flag]) == 0
+            said = capsys.readouterr().out
+            assert re.search(rf"--train.epochs[^-]*\[{re.escape(steps)}\]", said)
+
+
+def test_the_complete_help_explains_the_arguments_of_the_components(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "clip_emoji", "--help_all"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"--method\.args\.temperature\s.*\[0\.05\]", said, re.DOTALL)
+    assert "--image.encoder.args.widths" in said
+    assert "--data.mix.NAME.weight" in said
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

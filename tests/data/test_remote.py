@@ -279,5 +279,5 @@ def test_what_will_not_pass_is_not_tried_again(
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(UserError, match=r'http:// cannot be read without another package: pip install "mmcl\[remote\]"'):
+    with pytest.raises(UserError, match=r"http:// cannot be read without another package: pip install 'mmcl\[remote\]'"):
         open_source("table", "http://127.0.0.1:9/a.csv", str(tmp_path))

@@ -91,7 +91,7 @@ class TestContract:
     @every_source
     def test_a_path_too_many_or_too_few(self, given: Given) -> None:
         name, path, root, args = given
-        with pytest.raises(UserError, match="remove `path" if path is None else "needs a path"):
+        with pytest.raises(UserError, match="reads no path" if path is None else "needs a path"):
             open_source(name, None if path else "somewhere", root, args)
 
     @every_source

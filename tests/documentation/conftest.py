@@ -22,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)  # the runs name their data from here
     try:
-        train([*short, "--run_dir", "runs/clip_emoji"])
+        train("clip_emoji", *short, "--run_dir", "runs/clip_emoji")
     finally:
         os.chdir(before)
     return folder

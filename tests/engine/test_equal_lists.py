@@ -71,7 +71,7 @@ def test_nearest_neighbours_of_noise_are_chance(cached: bool, bank: Path, noise:
     assert {metric.value for metric in own.metrics if metric.model == "trained"} == {1.0}, "the images themselves are found"
 
 
-@pytest.mark.parametrize("flags", [[], ["--no-cache"]])
+@pytest.mark.parametrize("flags", [[], ["--no_cache"]])
 def test_on_the_command_line(
     flags: list[str], bank: Path, noise: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

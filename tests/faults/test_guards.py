@@ -348,4 +348,4 @@ def test_what_a_loader_process_fails_with_is_one_line(image_folder: Path, tmp_pa
         file.write_bytes(b"gone")
     config = tiny_run(folder, tmp_path / "run", "--data.workers", "1")
     assert run(config) == [2]
-    assert output(config).splitlines()[-1].startswith("error: 100 samples in a row could not be used; the last: ")
+    assert output(config).splitlines()[-1].startswith("error: none of the 25 samples can be used; the first: ")

@@ -262,7 +262,7 @@ def test_an_index_json_of_another_program_is_neither_read_nor_replaced(folder: P
     (folder / "index.json").write_text('{"photos": 8}')
     assert not Index.is_saved(folder)
     index = Index.build(folder, PatternModel())
-    with pytest.raises(UserError, match=r"holds an index\.json that is not an index of mmcl; give another folder"):
+    with pytest.raises(UserError, match=r"holds .*, and no index of mmcl; give a new folder"):
         index.save(folder)
     assert (folder / "index.json").read_text() == '{"photos": 8}'
     index.save(folder / "index")

@@ -15,11 +15,13 @@ from torch.utils.data import Dataset
 from mmcl.data.batches.order import BatchOrder
 from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.captions import checked_caption, token_ids
+from mmcl.data.derived.label_captions import CAPTIONS_WANTED
 from mmcl.data.images.image_cache import ImageCache, required_image
 from mmcl.data.random_streams import Stream
 from mmcl.data.source import OWN_TEXTS, Sample, Source
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
+from mmcl.terminal import counted
 from mmcl.types import BadSample, Batch, Tokens
 
 CACHE_BYTES = 10**9
@@ -117,7 +119,7 @@ class StepBatches(Dataset[Batch]):
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _BatchRow:
         """Reads a sample, or its first readable replacement; appends unreadable samples to `bad`."""
-        wanted, peers = index, self.source.peers(index)
+        wanted, peers, tried = index, self.source.peers(index), set[int]()
         for attempt in range(MAX_ATTEMPTS):
             try:
                 sample = self.source[index].check()
@@ -125,6 +127,10 @@ class StepBatches(Dataset[Batch]):
                 return _BatchRow(epoch, index, pixels, self._captions(index, sample.name, caption_draw_V), attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
+                tried.add(index)
+                if len(tried) == len(peers):
+                    first = bad[-attempt - 1].reason
+                    raise UserError(f"none of the {counted(len(tried), 'sample')} can be used; the first: {first}") from None
                 hashed = hash_integers(self.order.seed, Stream.REPLACEMENT, epoch, wanted, attempt)
                 index = peers[int(hashed % np.uint64(len(peers)))]
                 caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
@@ -193,7 +199,8 @@ class StepBatches(Dataset[Batch]):
         for view in self.texts:
             field = OWN_TEXTS.get(view, "captions")
             if not any(getattr(sample, field) for sample in first):
-                raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none")
+                fix = f"; {CAPTIONS_WANTED}" if field == "captions" else ""
+                raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none{fix}")
         if self.images and all(sample.image is None for sample in first):
             raise UserError(
                 f"the data have no images, which the view {next(iter(self.images))!r} needs: {first[0].name} has none "

@@ -47,6 +47,13 @@ class LabelCaptions(DerivedSource):
         return digest(self.source.fingerprint, self._captions)
 
 
+CAPTIONS_WANTED = (
+    "put captions.csv with the columns image, caption beside the images; or, with a folder for each class, set "
+    '--data.templates "a photo of a {}"'
+)
+"""What to do about images without captions."""
+
+
 def has_captions(source: Source) -> bool:
     """True if any of the first samples of a source has a caption."""
     return any(source[index].captions for index in range(min(len(source), 100)))

@@ -14,7 +14,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mmcl.data.images.levels import check_shape
-from mmcl.errors import UserError, first_line
+from mmcl.errors import UserError, first_line, how_to_install
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Opposite byte order of big-endian, little-endian and native."""
@@ -92,7 +92,7 @@ def read_tiff(file: bytes, name: str, max_pixels: int, *, pages: bool = False) -
         import tifffile
     except ImportError:
         raise UserError(
-            f"{name}: a TIFF file of many bands, or of 16 bits in planes, needs tifffile: pip install 'mmcl[tiff]'"
+            f"{name}: a TIFF file of many bands, or of 16 bits in planes, needs tifffile: {how_to_install('tiff')}"
         ) from None
     try:
         with tifffile.TiffFile(io.BytesIO(file)) as tiff:

@@ -149,7 +149,10 @@ def _find_or_download(factory: Any, name: str, root: Path, args: dict[str, Any])
             raise UserError(f"{name}: {first_line(error)}") from error
         except (RuntimeError, OSError) as error:  # torchvision raises these for a folder without the dataset.
             reason = first_line(error)
-    raise UserError(f"{name}: no copy below the data root {root}, and no download: {reason}")
+    raise UserError(
+        f"{name}: no copy below the data root {root}, and no download: {reason.rstrip(': ')}; put a copy there, or name "
+        "its folder by --data.root or MMCL_DATA_ROOT; the configurations of emoji and digits need no download"
+    )
 
 
 def _arrays(dataset: Any) -> tuple[np.ndarray | None, list[int] | None]:

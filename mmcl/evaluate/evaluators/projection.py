@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmcl.data.images.decode import decode
 from mmcl.data.source import ImageLike
-from mmcl.errors import UserError
+from mmcl.errors import UserError, how_to_install
 from mmcl.evaluate.reporting.figures import scatter
 from mmcl.evaluate.reporting.map_page import map_page, thumbnail
 from mmcl.evaluate.validation import Array, integers, unit_rows
@@ -28,7 +28,7 @@ ProjectionMethod = Literal["tsne", "umap", "pca"]
 NAMES: dict[ProjectionMethod, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 FEWEST = 5
 _ITERATIONS = 500
-_NO_UMAP = "method umap needs umap-learn: pip install 'mmcl[umap]', or choose tsne"
+_NO_UMAP = f"method umap needs umap-learn: {how_to_install('umap')}; or choose tsne"
 
 
 @dataclass(frozen=True, eq=False)

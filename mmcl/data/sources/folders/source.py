@@ -193,9 +193,8 @@ def _found(folder: Path, names: Sequence[str]) -> _Content:
         content.add(name, tuple(captions), problem)
     if not content.names:
         there = counts_to_text(count_unused((reason_unused(name), name) for name in names))
-        raise UserError(
-            f"{folder}: no image in it that can be read, only {there or 'nothing'}; looked for {', '.join(IMAGE_SUFFIXES)}"
-        )
+        problem = f"no image in it that can be read, only {there}" if there else "is empty"
+        raise UserError(f"{folder}: {problem}; looked for {', '.join(IMAGE_SUFFIXES)}")
     return content
 
 
