@@ -116,7 +116,7 @@ def default_of(field: dataclasses.Field[Any]) -> str:
 
 def as_flag(value: Any) -> str:
     """Returns a value as a flag takes it: text as it is, everything else as JSON, which is YAML too."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @functools.cache

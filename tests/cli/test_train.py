@@ -12,6 +12,7 @@ import pytest
 
 import mmcl
 from mmcl.cli.main import main
+from mmcl.config.shipped import shipped_configs
 from mmcl.engine.log import read_log
 from tests.engine.tiny import YAML, make_folder
 
@@ -88,6 +89,9 @@ def test_the_complete_help_explains_the_arguments_of_the_components(capsys: pyte
     assert re.search(r"--method\.args\.temperature\s.*\[0\.05\]", said, re.DOTALL)
     assert "--image.encoder.args.widths" in said
     assert "--data.mix.NAME.weight" in said
+    for name in shipped_configs():
+        if not name.startswith("eval/"):
+            assert main(["train", name, "--help_all"]) == 0, name
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
