@@ -52,14 +52,22 @@ def parse_call(verb: Callable[..., object], words: Sequence[str], *, prog: str) 
     _check_flags(form, words, prog)
     found, surplus = _parser(form, prog).parse_known_intermixed_args(words)
     if surplus:
-        taken = " ".join(one.shown for one in form.positionals)
-        raise UserError(
-            f"unexpected {surplus[0]!r}: {prog} takes {taken or 'flags only'}; a text of several words needs quotes, as in "
-            f'"a smiling cat"; see {prog} --help'
-        )
+        raise _unexpected(surplus[0], form, prog)
     values = {one.name: _value(one, getattr(found, one.name)) for one in form.arguments}
     given = [values[one.name] for one in form.positionals]
     return functools.partial(verb, *given, *settings, **{name: values[name] for name in form.flags})
+
+
+def _unexpected(word: str, form: Form, prog: str) -> UserError:
+    """Returns the error for a word too many."""
+    taken = " ".join(one.shown for one in form.positionals)
+    if any(one.name == "text" for one in form.positionals):
+        hint = 'a text of several words needs quotes, as in "a smiling cat"'
+    elif form.takes_settings:
+        hint = "settings are flags, as in --optim.lr 3e-4"
+    else:
+        hint = f"the rest are flags: {', '.join(f'--{name}' for name in form.flags) or 'none'}"
+    return UserError(f"unexpected {word!r}: {prog} takes {taken or 'no words'}; {hint} (see {prog} --help)")
 
 
 def _split(form: Form, words: Sequence[str]) -> tuple[list[str], list[str]]:
