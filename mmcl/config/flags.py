@@ -102,10 +102,16 @@ def _unknown_setting(path: Sequence[str], depth: int, siblings: Sequence[str]) -
     """
     key, last = ".".join(path), path[-1].lower()
     known = [one.path for one in all_settings() if "NAME" not in one.path and ".0." not in one.path]
-    beside = difflib.get_close_matches(path[depth], siblings, n=1, cutoff=0.7)
-    suggested = [".".join([*path[:depth], beside[0], *path[depth + 1 :]])] if beside else []
-    suggested = suggested or [_OTHER_NAMES[name] for name in (key.lower(), last) if name in _OTHER_NAMES][:1]
-    suggested = suggested or [one for one in known if one.rpartition(".")[2] == last] or _of_similar_name(last, known)
+    beside = difflib.get_close_matches(path[depth], siblings, n=1, cutoff=0.5)
+    is_near = bool(difflib.get_close_matches(path[depth], beside, cutoff=0.7))
+    corrected = [".".join([*path[:depth], name, *path[depth + 1 :]]) for name in beside]
+    suggested = (
+        (corrected if is_near else [])
+        or [_OTHER_NAMES[name] for name in (key.lower(), last) if name in _OTHER_NAMES][:1]
+        or [one for one in known if one.rpartition(".")[2] == last]
+        or _of_similar_name(last, known)
+        or (corrected if depth else [])
+    )
     hint = f"did you mean {' or '.join(f'--{one}' for one in suggested[:3])}?" if suggested else "see `mmcl train --help_all`"
     return UserError(f"--{key}: unknown setting; {hint}")
 

@@ -241,7 +241,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "named"),
     [
         (["doctor", "{folder}/none.yaml"], "none.yaml"),
-        (["doctor", "{folder}/../tiny.yaml", "--optim.rl", "3"], "did you mean 'lr'"),
+        (["doctor", "{folder}/../tiny.yaml", "--optim.rl", "3"], "did you mean --optim.lr?"),
         (["classify", "--labels", "a", "b"], "no image given"),
         (["classify", "{folder}/none.png", "--labels", "a", "b", "--model", "{run}"], "none.png"),
         (["classify", "{folder}/captions.csv", "--labels", "a", "b", "--model", "{run}"], "captions.csv"),
@@ -260,7 +260,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "{folder}"], "squares"),
         (["eval", "knn"], "needs --model and --data"),
         (["eval", "knn", "--model", "{run}"], "needs --model and --data"),
-        (["eval", "knn", "--model", "{run}", "--data", "{folder}"], "training data"),
+        (["eval", "knn", "--model", "{run}", "--data", "{folder}"], "give --bank"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "3"], "--args must be a mapping"),
         (["eval", "knn", "--embeddings", "{folder}/e.parquet", "--data", "x"], "takes the place"),

@@ -191,9 +191,9 @@ class TestAuto:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            ([], "no files in it"),
+            ([], "is empty"),
             (["a.txt", "b.docx"], r"only 1 \.txt \(a\.txt\), 1 \.docx"),
-            ([".hidden.png"], "but hidden ones"),
+            ([".hidden.png"], "only hidden files in it"),
         ],
     )
     def test_nothing_to_read(self, files: list[str], message: str, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ class TestFolder:
 
     def test_no_image_and_no_folder(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="no image in it"):
+        with pytest.raises(UserError, match="is empty"):
             open_source("folder", str(tmp_path / "empty"))
         with pytest.raises(UserError, match="choose the data source 'table'"):
             open_source("folder", str(folder / "a.png"))

@@ -178,21 +178,21 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_damaged_index_is_a_user_error(change: dict[str, object], folder: Path, tmp_path: Path) -> None:
     model = PatternModel()
-    Index.build(folder, model, out=tmp_path)
-    content = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))
-    (tmp_path / "index.json").write_text(json.dumps(content | change), encoding="utf-8")
+    Index.build(folder, model, out=tmp_path / "index")
+    content = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
+    (tmp_path / "index" / "index.json").write_text(json.dumps(content | change), encoding="utf-8")
     with pytest.raises(UserError, match=r"build the index again|no such file"):
-        Index.load(tmp_path, model)
+        Index.load(tmp_path / "index", model)
 
 
 def test_truncated_embeddings_and_no_index_are_user_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.json: no such file"):
         Index.load(tmp_path / "nothing", PatternModel())
-    Index.build(folder, PatternModel(), out=tmp_path)
-    (file,) = tmp_path.glob("*.safetensors")
+    Index.build(folder, PatternModel(), out=tmp_path / "index")
+    (file,) = (tmp_path / "index").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UserError, match="damaged"):
-        Index.load(tmp_path, PatternModel())
+        Index.load(tmp_path / "index", PatternModel())
 
 
 def test_a_flipped_bit_is_seen(folder: Path, tmp_path: Path) -> None:
