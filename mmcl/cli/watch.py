@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcl.cli.chart import line_chart
 from mmcl.cli.output import redraw, say, show
 from mmcl.errors import UserError, unknown_name
 from mmcl.terminal import printable_line
@@ -61,6 +60,7 @@ def _state(run: Path, step: int, total: int | None) -> str:
 
 def _lines(run: Path, metrics: Sequence[str]) -> list[str]:
     """The charts, below a line that says how far the run is; they fit the terminal."""
+    from mmcl.cli.chart import line_chart
     from mmcl.engine.log import read_log
 
     rows = read_log(run / "metrics.jsonl")
