@@ -34,7 +34,7 @@ def print_help(form: Form, prog: str, *, complete: bool = False) -> None:
         if arguments:
             lines += ["", title, *entries([(one.shown, _text(one, complete)) for one in arguments])]
     if not complete and (form.notes or any(first_sentence(one.text) != one.text.rstrip(".") for one in form.arguments)):
-        lines += ["", f"{prog} --help_all explains more"]
+        lines.append(f"{prog} --help_all explains more")
     show("\n".join(lines))
 
 
