@@ -11,6 +11,9 @@ from mmcl.encoders.tower import TextEncoder, check_tokenizer
 from mmcl.errors import UserError
 from mmcl.types import Tokens
 
+_LENGTHS = 4
+"""Parts of a batch, by length, each of which is padded to its own longest text."""
+
 
 class SmallText(TextEncoder):
     """A pre-norm transformer over CLIP's byte-pair tokens: `Tokens` to [B, width].
@@ -67,9 +70,20 @@ class SmallText(TextEncoder):
     def forward(self, tokens: Tokens) -> Tensor:
         position_LW = self.position_embedding[: tokens.ids.shape[1]]
         hidden_BLW = self.token_embedding(tokens.ids) * self.embedding_scale + position_LW
+        if hidden_BLW.device.type != "cpu":
+            return self._mean_output(hidden_BLW, tokens.mask)
+        # Most texts are much shorter than the longest, and on a CPU padding costs as much as words.
+        length_B = tokens.mask.sum(1)
+        order_B, means = length_B.argsort(stable=True), []
+        for rows in order_B.chunk(_LENGTHS):
+            length = int(length_B[rows[-1]])
+            means.append(self._mean_output(hidden_BLW[rows, :length], tokens.mask[rows, :length]))
+        return torch.cat(means)[order_B.argsort()]
+
+    def _mean_output(self, hidden_BLW: Tensor, mask_BL: Tensor) -> Tensor:
         for block in self.blocks:
             hidden_BLW = block(hidden_BLW)
-        present_BL1 = tokens.mask[..., None]
+        present_BL1 = mask_BL[..., None]
         mean_BW: Tensor = (self.final_norm(hidden_BLW) * present_BL1).sum(1) / present_BL1.sum(1)
         return mean_BW
 
