@@ -71,16 +71,16 @@ class Inspection:
         """Formats usage, counts, and one line per distribution."""
         facts = self.to_dict()
         lines = [usage.to_text() for usage in self.usage]
-        lines += [f"{name.replace('_', ' '):<20}{facts[name]:>12,}" for name, value in facts.items() if isinstance(value, int)]
+        lines += [f"{name.replace('_', ' '):<20}{facts[name]:>10,}" for name, value in facts.items() if isinstance(value, int)]
         if self.classes:
             least, most = min(self.classes.values()), max(self.classes.values())
-            lines.append(f"{'classes':<20}{len(self.classes):>12,}   {least:,} to {most:,} each")
-        lines.append(f"{'':<20}{'least':>12}{'median':>10}{'95 %':>10}{'most':>10}")
+            lines.append(f"{'classes':<20}{len(self.classes):>10,}   {least:,} to {most:,} each")
+        lines.append(f"{'':<20}{'least':>10}{'median':>9}{'95 %':>9}{'most':>9}")
         for name, value in facts.items():
             if isinstance(value, dict) and value.get("histogram"):
-                numbers = "".join(f"{value[key]:>10,.0f}" for key in ("median", "95 %", "most"))
+                numbers = "".join(f"{value[key]:>9,.0f}" for key in ("median", "95 %", "most"))
                 lines.append(
-                    f"{name.replace('_', ' '):<20}{value['least']:>12,.0f}{numbers}  {_bars(value['histogram']['counts'])}"
+                    f"{name.replace('_', ' '):<20}{value['least']:>10,.0f}{numbers}  {_bars(value['histogram']['counts'])}"
                 )
         return "\n".join(lines)
 

@@ -40,6 +40,7 @@ def test_lengths_and_repetitions(tmp_path: Path) -> None:
     text = found.to_text()
     assert "repeated captions" in text
     assert "unusable" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("decoded", [False, True])
