@@ -107,7 +107,7 @@ def test_a_run_reports_with_all_its_images(kind: Any, tmp_path: Path) -> None:
     assert not report.failures
     assert {"retrieval_test_trained", "embedding_map_test_trained"} <= set(report.figures)
     assert report.pages
-    raw = {metric.evaluator for metric in report.metrics if metric.model == "raw pixels"}
+    raw = {metric.evaluator for metric in report.metrics if metric.model in ("raw pixels", "labeled pixels")}
     assert raw == {"retrieval", "knn", "zero_shot"}
 
     hits = Index.build(tmp_path / "test" / "table.csv", load_model(run)).search("thing number 1", top_k=4)
