@@ -44,14 +44,14 @@ def compare(
     if out is not None:
         check_folder(out, flag="--out")
     from mmcl.evaluate import compare as compare_reports
-    from mmcl.runs.comparison import with_figures
+    from mmcl.runs.comparison import with_changes
 
     columns = [f"{path}, {model}" for path, model in zip((a, b), models, strict=True)]
     names = (str(a), str(b)) if models[0] == models[1] else models if a == b else (columns[0], columns[1])
     comparison = compare_reports(_report(a), _report(b), names=names, models=models)
     if out is not None:
         trained = models == ("trained", "trained")
-        comparison = with_figures(comparison, a, b) if trained else comparison
+        comparison = with_changes(comparison, a, b) if trained else comparison
         comparison.write(out)
     if json:
         show(comparison.to_json())

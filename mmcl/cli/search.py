@@ -48,7 +48,7 @@ def search(
         target: Find images, or the captions that they have.
         top_k: How many to find.
         save: Keep the index in this folder. Give it as --images next time, and nothing is encoded again.
-        picture: Write the found images into one file. A .png, .jpg, .webp, .pdf, ...
+        picture: Draw the query and what was found, with ranks and scores, into one file. A .png, .jpg, .webp, .pdf, ...
         json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ...}].
     """
     model, text = _in_order(model, text, image)

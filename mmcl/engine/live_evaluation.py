@@ -96,7 +96,7 @@ class LiveEvaluation:
             ran.append(evaluator)
         scores = {f"{row.data}/{row.metric}": row.value for row in report.metrics if row.value is not None}
         self._require_monitored(scores.keys(), ran)
-        self.figures = report.figures
+        self.figures = {**report.figures, **report.draw_examples()}
         return scores
 
     def _require_new(self, found: Report, before: Report) -> None:

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.captions import caption_key
-from mmcl.data.source import Source
+from mmcl.data.images.image_cache import decode_sample
+from mmcl.data.source import Sample, Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
 from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.measures.statistics import SEED
 from mmcl.evaluate.reporting.metric import Provenance
 from mmcl.evaluate.reporting.report import Report
+from mmcl.evaluate.reporting.thumbnails import data_uri
 from mmcl.files.digest import digest
 from mmcl.preprocess import Preprocess
 from mmcl.types import EmbeddingModel
@@ -93,6 +95,10 @@ class CachedModel:
             self.cache.save(depends_on, rows)
         return rows
 
+    def thumbnail(self, sample: Sample) -> str | None:
+        """A sample's image as a data URI, with the intensity range and the channels that the model sees, or None."""
+        return None if sample.image is None else data_uri(decode_sample(sample, self.preprocess))
+
     def require_text(self, evaluator: str) -> None:
         """Raises UserError when the model has no text tower."""
         require_text(evaluator, self.model.has_text)
@@ -106,13 +112,11 @@ class Captions:
         texts: M texts.
         text_ids: int64 [M], ids of the images that the texts describe.
         image_ids: int64 [N], ids of the images.
-        first_image: int64 [M], the first image with this text.
     """
 
     texts: tuple[str, ...]
     text_ids: np.ndarray
     image_ids: np.ndarray
-    first_image: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -322,12 +326,8 @@ def captions_of(source: Source) -> Captions:
     """
     captions = [source[index].captions for index in range(len(source))]
     image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
-    first: dict[tuple[str, int], int] = {}
-    for image, own in enumerate(captions):
-        for text in own:
-            first.setdefault((text, int(image_ids[image])), image)
-    text_ids = np.array([image_id for _, image_id in first], np.int64)
-    return Captions(tuple(text for text, _ in first), text_ids, image_ids, np.array(list(first.values()), np.int64))
+    pairs = dict.fromkeys((text, int(image_ids[image])) for image, own in enumerate(captions) for text in own)
+    return Captions(tuple(text for text, _ in pairs), np.array([image_id for _, image_id in pairs], np.int64), image_ids)
 
 
 def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:

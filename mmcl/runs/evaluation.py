@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +32,8 @@ def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, c
     """
     # Rebuilt from the seed, because keeping a copy during the run would need memory.
     start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained", cache=cache)
-    return evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
+    report = evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
+    return dataclasses.replace(report, about=_about(config, trained))
 
 
 def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:
@@ -43,7 +46,9 @@ def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[Evaluato
     Raises:
         UserError: nothing could be evaluated. Partial failures are listed in the report's `failures` instead.
     """
-    return run_all([(one.name, one.args, task) for one, task in zip(evaluators, tasks, strict=True)], models)
+    report = run_all([(one.name, one.args, task) for one, task in zip(evaluators, tasks, strict=True)], models)
+    about = {"model": ", ".join(model.name for model in models), "test data": _labels(evaluators)}
+    return dataclasses.replace(report, about={**about, "date": datetime.date.today().isoformat()})
 
 
 def build_tasks(
@@ -111,8 +116,26 @@ def read_config(run_dir: Path) -> Config:
 def write_report(report: Report, run_dir: Path) -> None:
     """Write `report/` with the loss curve of the run."""
     curve = loss_curve(read_log(run_dir / "metrics.jsonl"), keys=("loss", "temperature", "lr"), title=run_dir.name)
-    whole = report + Report(figures={"loss_curve": curve}, next_steps=after_training(report, run_dir))
-    whole.write(run_dir / "report")
+    more = Report(figures={"loss_curve": curve}, next_steps=after_training(report, run_dir), title=run_dir.name)
+    (report + more).write(run_dir / "report")
+
+
+def _about(config: Config, model: Model) -> dict[str, str]:
+    """What was trained on what, for the heading of the report."""
+    sources = [config.data.train] if config.data.mix is None else list(config.data.mix.values())
+    encoders = [tower.encoder.name for tower in (config.image, config.text) if tower is not None and tower.encoder is not None]
+    parameters = sum(parameter.numel() for parameter in model.towers.parameters())
+    return {
+        "method": config.method.name,
+        "training data": ", ".join(dict.fromkeys(source.name for source in sources)),
+        "test data": _labels(config.evaluate),
+        "model": f"{' + '.join(encoders)}, {parameters / 1e6:.2f} M parameters",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _labels(evaluators: Sequence[EvaluatorConfig]) -> str:
+    return ", ".join(dict.fromkeys(one.label for one in evaluators))
 
 
 def evaluated_source(run_dir: Path) -> Source:

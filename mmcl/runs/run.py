@@ -165,7 +165,8 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
     write_report(report, run_dir)
     trained = [metric for metric in report.metrics if metric.model == "trained" and metric.value is not None]
     accelerator.log({f"{metric.data}/{metric.metric}": metric.value for metric in trained}, step=result.step)
-    track_figures(accelerator, result.step, report.figures)
+    if accelerator.trackers:
+        track_figures(accelerator, result.step, {**report.figures, **report.draw_examples()})
     return report
 
 

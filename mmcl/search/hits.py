@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
 from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.source import ImageLike, Sample
+from mmcl.drawing import PALE, empty, new_figure, png_bytes, show_image, write_text
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file
 from mmcl.files.figure import FIGURE_SUFFIXES, write_figure
 from mmcl.preprocess import Preprocess
 
-CELL, GAP = 160, 8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SIDE, _GAP, _CELL, _ROW, _HEAD, _NARROWEST = 1.6, 0.25, 1.85, 2.3, 0.7, 4.0
+"""Of the figure, in inches: side of an image, margin, width and height of a hit, height of the heading, least width."""
+_PIXELS, _THINNEST = 240, 4
+"""Longest and shortest side of an image in the figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +58,23 @@ class Hits(list[Hit]):
     Args:
         hits: the hits.
         preprocess: preprocessing of the model, which decides the intensity range and channels shown; None if unknown.
+        text, image: what was searched for.
     """
 
-    def __init__(self, hits: Iterable[Hit] = (), *, preprocess: Preprocess | None = None):
+    def __init__(
+        self,
+        hits: Iterable[Hit] = (),
+        *,
+        preprocess: Preprocess | None = None,
+        text: str | None = None,
+        image: ImageLike | None = None,
+    ):
         super().__init__(hits)
         self.preprocess = preprocess
+        self.text, self.image = text, image
 
     def save(self, path: str | Path, *, columns: int = 5) -> None:
-        """Writes the images as one figure: best first, row by row.
+        """Writes one figure: the query, and the images with rank, score and caption or name, best first, row by row.
 
         Raises:
             UserError: there are no hits, an image is missing or cannot be read, or the file cannot be written.
@@ -66,16 +82,36 @@ class Hits(list[Hit]):
         check_file(Path(path), flag="path", suffixes=FIGURE_SUFFIXES)
         if not self:
             raise UserError(f"{path}: no hits, so no figure is written")
-        rows = -(-len(self) // columns)
-        width, height = (min(columns, len(self)) * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP)
-        sheet = Image.new("RGB", (width, height), "white")
-        for number, hit in enumerate(self):
-            if hit.image is None:
-                raise UserError(f"{hit.name}: the index has no image of it; build it again from the data")
-            thumbnail = ImageOps.contain(decode_sample(Sample(hit.name, hit.image), self.preprocess), (CELL, CELL))
+        write_figure(Path(path), self._draw(columns))
+
+    def _draw(self, columns: int) -> bytes:
+        """The figure as PNG."""
+        shown = [self._decoded(hit.name, hit.image) for hit in self]
+        head = _HEAD if self.image is None else _HEAD + _SIDE
+        across, rows = min(columns, len(self)), -(-len(self) // columns)
+        width, height = max(_NARROWEST, across * _CELL + _GAP), head + rows * _ROW
+        figure = new_figure(width, height)
+
+        def place(left: float, top: float, wide: float, high: float) -> Axes:
+            return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+
+        query = f"\u201c{self.text}\u201d" if self.text else "Images that are near this one" if self.image is not None else ""
+        write_text(empty(place(_GAP, 0, width - 2 * _GAP, _HEAD)), 0, 0.5, query, width=round(9 * width), lines=2, fontsize=13)
+        if self.image is not None:
+            show_image(place(_GAP, _HEAD, _SIDE, 0.9 * _SIDE), self._decoded("the query", self.image), PALE)
+        for number, (hit, image) in enumerate(zip(self, shown, strict=True)):
             row, column = divmod(number, columns)
-            left, top = (
-                GAP + cell * (CELL + GAP) + (CELL - side) // 2 for cell, side in zip((column, row), thumbnail.size, strict=True)
-            )
-            sheet.paste(thumbnail, (left, top))
-        write_figure(Path(path), sheet)
+            left, top = _GAP + column * _CELL, head + row * _ROW
+            show_image(place(left, top, _SIDE, _SIDE), image, PALE, width=1)
+            below = empty(place(left, top + _SIDE, _SIDE, _ROW - _SIDE))
+            write_text(below, 0, 0.82, str(number + 1), weight="bold", fontsize=10)
+            write_text(below, 1, 0.82, f"{hit.score:.3f}", color=PALE, ha="right", fontsize=10)
+            write_text(below, 0, 0.66, hit.caption or Path(hit.name).name, width=23, lines=2, va="top", fontsize=8.5)
+        return png_bytes(figure)
+
+    def _decoded(self, name: str, image: ImageLike | None) -> Image.Image:
+        """An image as it is shown: small, so that the figure stays light, and not too thin to be seen."""
+        if image is None:
+            raise UserError(f"{name}: the index has no image of it; build it again from the data")
+        small = ImageOps.contain(decode_sample(Sample(name, image), self.preprocess), (_PIXELS, _PIXELS))
+        return small.resize((max(small.width, _THINNEST), max(small.height, _THINNEST)))

@@ -152,7 +152,7 @@ class Index:
         score, row = nearest(query, torch.from_numpy(key), min(top_k, len(key)))
         found = [(*rows[number], value) for number, value in zip(row[0].tolist(), score[0].tolist(), strict=True)]
         hits = (Hit(sample.name, value, caption, sample.image) for sample, caption, value in found)
-        return Hits(hits, preprocess=getattr(self.model, "preprocess", None))
+        return Hits(hits, preprocess=getattr(self.model, "preprocess", None), text=text, image=image)
 
     @staticmethod
     def is_saved(directory: str | Path) -> bool:

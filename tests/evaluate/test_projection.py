@@ -19,7 +19,8 @@ from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, embedding_map, project
 from mmcl.evaluate.evaluators.embedding_map import evaluate_embedding_map
 from mmcl.evaluate.evaluators.projection import chosen_rows, neighbours_kept, trustworthiness, tsne
-from mmcl.evaluate.reporting.map_page import SIDE
+from mmcl.evaluate.reporting import map_page
+from mmcl.evaluate.reporting.map_page import FEW, MAX_BYTES, thumbnail_side
 from mmcl.terminal import printable
 from mmcl.testing.patterns import NAMES, PatternModel, PatternSource
 from tests.evaluate.toys import unit
@@ -149,7 +150,7 @@ def test_nothing_from_the_data_becomes_markup() -> None:
 def test_a_page_needs_nothing_from_outside() -> None:
     images = [Image.new("RGB", (30, 20), "red")] * 6
     page = project(unit((6, 3), 0), method="pca", captions=["a"] * 6, images=images).to_html()
-    assert not re.search(r"https?:|//[a-z]", page.replace("base64,//", ""))
+    assert not re.search(r"https?:|//[a-z]", re.sub("base64,[A-Za-z0-9+/=]+", "", page))
     assert all({"src", "href"}.isdisjoint(attributes) for _, attributes in Page(page).tags)
     (policy,) = (attributes["content"] for tag, attributes in Page(page).tags if "http-equiv" in attributes)
     assert policy is not None
@@ -170,7 +171,8 @@ def test_every_point_has_its_own_image_caption_and_class() -> None:
     assert [data["groups"][group]["name"] for group in data["group"]] == ["abcd"[labels[row]] for row in kept]
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["sheet"]["image"].partition(",")[2]))).convert("L"))
     for number, row in enumerate(kept):
-        y, x = (SIDE * cell + SIDE // 2 for cell in divmod(number, data["sheet"]["columns"]))
+        side = data["sheet"]["side"]
+        y, x = (side * cell + side // 2 for cell in divmod(number, data["sheet"]["columns"]))
         assert abs(int(sheet[y, x]) - shades[row]) <= 3
     points = np.array([data["x"], data["y"]]).T
     assert points.min() >= 0
@@ -182,7 +184,49 @@ def test_every_point_has_its_own_image_caption_and_class() -> None:
 def test_pages_stay_small() -> None:
     noise = np.random.default_rng(0).integers(256, size=(100, 300, 200, 3)).astype(np.uint8)
     page = project(unit((100, 4), 0), method="pca", images=list(noise), captions=["long " * 9999] * 100).to_html()
-    assert len(page) < 400_000
+    assert len(page) < 100 * 300 + MAX_BYTES * 4 / 3 + 100_000
+    assert len(Page(page).data["captions"][0]) == 300
+
+
+@pytest.mark.parametrize(("count", "side"), [(20, 96), (FEW, 96), (FEW + 1, 64), (3000, 64)])
+def test_images_are_larger_where_there_are_few(count: int, side: int) -> None:
+    assert thumbnail_side(count) == side
+
+
+def test_images_shrink_until_a_page_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = list(np.random.default_rng(0).integers(256, size=(20, 96, 96, 3)).astype(np.uint8))
+    sides = []
+    for limit in (200_000, 60_000, 10_000):
+        monkeypatch.setattr(map_page, "MAX_BYTES", limit)
+        sheet = Page(project(unit((20, 4), 0), method="pca", images=noise).to_html()).data["sheet"]
+        assert len(base64.b64decode(sheet["image"].partition(",")[2])) <= limit
+        sides.append(sheet["side"])
+    assert sides == sorted(sides, reverse=True)
+    assert sides[0] == 96
+    assert sides[-1] < 96
+    monkeypatch.setattr(map_page, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match="a page cannot hold the images of 20 points; lower max_points"):
+        project(unit((20, 4), 0), method="pca", images=noise).to_html()
+
+
+def test_nearest_are_those_of_the_embedding_and_not_of_the_map() -> None:
+    rows = unit((50, 12), 0)
+    drawn = project(rows, method="pca", max_points=30, seed=1)
+    data = Page(drawn.to_html()).data
+    kept = rows[drawn.rows].astype(np.float64)
+    for point, (others, cosines) in enumerate(zip(data["nearest"], data["cosine"], strict=True)):
+        cosine = kept @ kept[point]
+        order = [other for other in np.argsort(-cosine, kind="stable").tolist() if other != point]
+        assert others == order[:8]
+        np.testing.assert_allclose(cosines, cosine[others], atol=6e-4)
+    on_map = ((drawn.points[:, None] - drawn.points[None]) ** 2).sum(2) + 1e9 * np.eye(30)
+    assert (on_map.argmin(1) != [others[0] for others in data["nearest"]]).any(), "the map alone would say otherwise"
+
+
+@pytest.mark.parametrize(("count", "labels", "begins"), [(20, False, True), (20, True, False), (FEW, False, False)])
+def test_maps_of_few_points_without_classes_begin_with_images(count: int, labels: bool, begins: bool) -> None:
+    page = project(unit((count, 4), 0), np.arange(count) % 3 if labels else None, method="pca").to_html()
+    assert Page(page).data["asImages"] == begins
 
 
 def test_saved_by_the_ending(tmp_path: Path) -> None:

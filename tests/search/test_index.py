@@ -13,6 +13,7 @@ from PIL import Image
 from mmcl.errors import UserError
 from mmcl.preprocess import Preprocess
 from mmcl.search import Hits, Index
+from mmcl.search.hits import Hit
 from mmcl.testing.patterns import CLASSES, NAMES, SIZE, PatternModel, PatternSource, pattern
 
 
@@ -130,9 +131,30 @@ def test_saved_index_finds_the_same_after_loading(folder: Path, tmp_path: Path) 
 def test_hits_are_drawn_as_one_image(folder: Path, tmp_path: Path) -> None:
     Index.build(folder, PatternModel()).search(NAMES[3]).save(tmp_path / "hits.png", columns=4)
     with Image.open(tmp_path / "hits.png") as sheet:
-        assert sheet.size == (4 * 168 + 8, 2 * 168 + 8)
-        best = np.asarray(sheet.crop((8, 8, 168, 168)).resize((8, 8), Image.Resampling.BOX)).astype(float)
+        assert sheet.width > 4 * 170
+        assert sheet.height > 2 * 240
+        # Below the query, the first image begins; where it stands, is where most of its pattern is.
+        best = np.asarray(sheet.convert("RGB").crop((30, 79, 201, 250)).resize((8, 8), Image.Resampling.BOX)).astype(float)
+        query = np.asarray(sheet.crop((20, 20, 300, 60)))
     assert np.corrcoef(best.ravel(), pattern(3).ravel())[0, 1] > 0.9
+    assert query.min() < 100, "the query is written above"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".pdf"])
+def test_what_is_hard_to_draw_is_drawn(suffix: str, tmp_path: Path) -> None:
+    """Captions of any script and length, images of any shape, one hit or many, queries by image or by both."""
+    captions = ["", "قطة " * 90, "笑う猫" * 90, "a" * 999, "$x_1$ <b>", "\ud800\x1b[2J"]
+    shapes = [(1, 1), (2, 3000), (3000, 2), (30, 20), (400, 400), (5, 5)]
+    hits = [
+        Hit(f"folder/{n}.png", 0.5, caption, np.zeros((*shape, 3), np.uint8))
+        for n, (caption, shape) in enumerate(zip(captions, shapes, strict=True))
+    ]
+    for number, found in enumerate(
+        (hits, hits[:1], Hits(hits, text="猫 " * 99), Hits(hits, image=pattern(0)), Hits(hits, text="a", image=pattern(0)))
+    ):
+        path = tmp_path / f"{number}{suffix}"
+        (found if isinstance(found, Hits) else Hits(found)).save(path)
+        assert 1000 < path.stat().st_size < 400_000
 
 
 def test_saving_over_an_index_leaves_one_or_the_other(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from mmcl.data.images.image_cache import decode_sample, in_threads
 from mmcl.data.source import ImageLike, Sample
 from mmcl.evaluate.evaluators.projection import FEWEST, NAMES, ProjectionMethod, check_arguments, chosen_rows, project
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.reporting.map_page import thumbnail
+from mmcl.evaluate.reporting.map_page import thumbnail_side
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report, file_name
+from mmcl.evaluate.reporting.thumbnails import square
 from mmcl.evaluate.task import CachedModel, Task, needs
 from mmcl.evaluate.validation import Array
 from mmcl.preprocess import Preprocess
@@ -121,4 +122,5 @@ def evaluate_embedding_map(
 
 def _thumbnails(samples: Sequence[Sample], preprocess: Preprocess | None) -> list[ImageLike]:
     """Thumbnails in the size of the page, with the intensity range and the channels that the model sees."""
-    return list(in_threads(lambda row: thumbnail(decode_sample(samples[row], preprocess)), range(len(samples))))
+    side = thumbnail_side(len(samples))
+    return list(in_threads(lambda row: square(decode_sample(samples[row], preprocess), side), range(len(samples))))

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mmcl.core.nearest import nearest
+from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.examples import Describe, Examples, check_count
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
@@ -76,19 +78,28 @@ def knn(
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
 
-def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float | None) -> None:
+def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float | None, examples: int) -> None:
+    check_count(examples, EVALUATOR)
     _positive(temperature)
     cutoffs(ks)
     task.require_labels(bank=True)
 
 
-@needs(_check, test_args={"ks": [1, 5]})
-def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 20), temperature: float | None = None) -> Report:
+@needs(_check, test_args={"ks": [1, 5], "examples": 1})
+def evaluate_knn(
+    model: CachedModel,
+    task: Task,
+    *,
+    ks: Sequence[int] = (1, 5, 20),
+    temperature: float | None = None,
+    examples: int = 2,
+) -> Report:
     """Evaluates `knn` of a model on a source with the training data as the bank, and chance, majority, raw pixels and PCA-50.
 
     Args:
         ks: as in `knn`, but a k larger than the bank has no value.
         temperature: as in `knn`.
+        examples: images shown with their nearest training images, of the best, the median and the worst each; 0 to 10.
     """
     usable = [k for k in cutoffs(ks) if k <= len(task.bank_labels)] or [1]
     too_many = {f"knn{k}_top1": statistics.exact(None, len(task.labels)) for k in cutoffs(ks) if k not in usable}
@@ -100,10 +111,34 @@ def evaluate_knn(model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 2
         return found + Report(metric_rows(EVALUATOR, task.name, one.name, too_many))
 
     report = score(model) + Report(notes=task.about_bank(EVALUATOR))
+    if examples and task.figures and task.has_images:
+        report += Report(examples=_examples(model, task, examples))
     if task.baselines:
         report += score(task.pixels(model)) + score(task.pca(model))
         report += class_baselines(EVALUATOR, task.name, [f"knn{k}_top1" for k in usable], task.labels, task.bank_labels)
     return report
+
+
+def _examples(model: CachedModel, task: Task, count: int) -> tuple[Examples, ...]:
+    """Images with their nearest training images; right ones are of the same class. None if no image has one."""
+    bank = task.required_bank
+    label, bank_label = torch.from_numpy(task.labels), torch.from_numpy(task.bank_labels)
+    if not torch.isin(label, bank_label).any():
+        return ()
+
+    def describe(source: Source) -> Describe:
+        return lambda row: {"text": _class_name(source, row), "image": model.thumbnail(source[row])}
+
+    query, key = (unit_rows(model.images(source), "images") for source in (task.source, bank))
+    place = {"evaluator": EVALUATOR, "data": task.name, "model": model.name, "title": "nearest training images"}
+    return (Examples.choose(query, key, label, bank_label, describe(task.source), describe(bank), per_group=count, **place),)
+
+
+def _class_name(source: Source, row: int) -> str:
+    """Name of the class of a sample, or its number."""
+    label = source[row].label
+    assert label is not None, "checked"
+    return str(label) if source.class_names is None else source.class_names[label]
 
 
 def _positive(temperature: float | None) -> None:

@@ -19,7 +19,8 @@ from mmcl.data.images.decode import decode
 from mmcl.data.source import ImageLike
 from mmcl.errors import UserError, how_to_install
 from mmcl.evaluate.reporting.figures import scatter
-from mmcl.evaluate.reporting.map_page import map_page, thumbnail
+from mmcl.evaluate.reporting.map_page import FEW, map_page, thumbnail_side
+from mmcl.evaluate.reporting.thumbnails import square
 from mmcl.evaluate.validation import Array, integers, unit_rows
 from mmcl.files.atomic import write_file
 from mmcl.rng import permutation
@@ -28,6 +29,7 @@ ProjectionMethod = Literal["tsne", "umap", "pca"]
 NAMES: dict[ProjectionMethod, str] = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PCA"}
 FEWEST = 5
 _ITERATIONS = 500
+_SHOWN = 8
 _NO_UMAP = f"method umap needs umap-learn: {how_to_install('umap')}; or choose tsne"
 
 
@@ -47,6 +49,8 @@ class Projection:
         class_names: names of the labels, or None.
         captions: captions of the points, or None.
         images: thumbnails of the points, or None.
+        nearest: int64 [n, m], numbers of the nearest other points by cosine in the embedding, nearest first; up to 8.
+        cosine: float32 [n, m], their cosines.
         title: title of the map.
 
     Example:
@@ -64,19 +68,23 @@ class Projection:
     class_names: Sequence[str] | None
     captions: Sequence[str] | None
     images: Sequence[Image.Image] | None
+    nearest: np.ndarray
+    cosine: np.ndarray
     title: str
 
     def to_png(self) -> bytes:
-        """Returns an image of the map, coloured by class."""
-        return scatter(self.points, self.labels, self.class_names, title=self.title)
+        """Returns an image of the map, colored by class; a small map without classes shows the images themselves."""
+        images = self.images if self.labels is None and len(self.points) < FEW else None
+        return scatter(self.points, self.labels, self.class_names, images, title=self.title)
 
     def to_html(self) -> str:
-        """Returns an interactive page: hover for image and caption, search, hide classes. It works offline."""
+        """Returns an interactive page, which works offline: images, captions, nearest neighbors in the embedding, search."""
         note = (
-            f"Neighbourhoods count; distances and sizes on a map mean little. Trustworthiness {self.trustworthiness:.3f}; "
-            f"of {self.neighbours} nearest neighbours {self.neighbours_kept:.0%} are nearest here too."
+            f"Neighborhoods count; distances and sizes on a map mean little. Trustworthiness {self.trustworthiness:.3f}; "
+            f"of {self.neighbours} nearest neighbors {self.neighbours_kept:.0%} are nearest here too."
         )
-        return map_page(self.points, self.labels, self.class_names, self.captions, self.images, title=self.title, note=note)
+        what = self.points, self.labels, self.class_names, self.captions, self.images, (self.nearest, self.cosine)
+        return map_page(*what, title=self.title, note=note)
 
     def save(self, path: str | Path) -> None:
         """Writes map.html or map.png, by the ending. Raises UserError for any other."""
@@ -146,17 +154,20 @@ def project(
         "pca": lambda: pca(drawn),
     }
     points = draw[method]()
+    nearest = _nearest_others(drawn, max(k, min(_SHOWN, len(rows) - 1)))
     return Projection(
         points=points,
         rows=rows,
         method=method,
         neighbours=k,
         trustworthiness=trustworthiness(drawn, points, k),
-        neighbours_kept=neighbours_kept(drawn, points, k),
+        neighbours_kept=_share_kept(nearest[:, :k], points),
         labels=None if label is None else label[rows],
         class_names=class_names,
         captions=None if captions is None else [captions[row] for row in rows.tolist()],
         images=None if images is None else _thumbnails(images, rows),
+        nearest=nearest[:, :_SHOWN],
+        cosine=np.einsum("nd,nmd->nm", drawn, drawn[nearest[:, :_SHOWN]]),
         title=title,
     )
 
@@ -174,9 +185,11 @@ def check_arguments(method: str, max_points: int, neighbours: int) -> None:
 
 
 def _thumbnails(images: Sequence[ImageLike], rows: np.ndarray) -> list[Image.Image]:
+    side = thumbnail_side(len(rows))
+
     def read(row: int) -> Image.Image:
         image = images[row]
-        return thumbnail(decode(image, name=None if isinstance(image, str | Path) else f"image {row}"))
+        return square(decode(image, name=None if isinstance(image, str | Path) else f"image {row}"), side)
 
     with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while it decodes.
         return list(pool.map(read, rows.tolist()))
@@ -235,8 +248,12 @@ def trustworthiness(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
 
 def neighbours_kept(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
     """Share of each row's `k` nearest neighbours that are among the `k` nearest on the map; ties go to the lower row number."""
-    before, after = _nearest_others(row_ND, k), _nearest_others(point_N2, k)
-    return float((before[:, :, None] == after[:, None, :]).any(axis=2).mean())
+    return _share_kept(_nearest_others(row_ND, k), point_N2)
+
+
+def _share_kept(nearest_Nk: np.ndarray, point_N2: np.ndarray) -> float:
+    after = _nearest_others(point_N2, nearest_Nk.shape[1])
+    return float((nearest_Nk[:, :, None] == after[:, None, :]).any(axis=2).mean())
 
 
 def _nearest_others(row_ND: np.ndarray, k: int) -> np.ndarray:

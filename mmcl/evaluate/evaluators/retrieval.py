@@ -7,23 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from mmcl.core.nearest import nearest
 from mmcl.data.captions import caption_key
-from mmcl.data.images.image_cache import decode_sample
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import best_of_group, group_to_queries
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.rank_counts import Scores, cosine_rank_counts
 from mmcl.evaluate.measures.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
 from mmcl.evaluate.measures.statistics import Estimate
-from mmcl.evaluate.reporting.figures import retrieval_examples
+from mmcl.evaluate.reporting.examples import Examples, check_count
 from mmcl.evaluate.reporting.metric import metric_rows
-from mmcl.evaluate.reporting.report import Report, file_name
+from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Captions, Task, needs, require_text
 from mmcl.evaluate.validation import Array, Values, as_tensor, cutoffs, features, labels_or_ids, same_width, unit_rows
-from mmcl.rng import permutation
 
 EVALUATOR = "retrieval"
 
@@ -124,7 +120,8 @@ def _tensors(scores: Callable[[slice], Array], direction: str) -> Scores:
     return lambda rows: as_tensor(scores(rows), f"the scores of {direction}")
 
 
-def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
+def _check(task: Task, has_text: bool, *, ks: Sequence[int], examples: int, **_: Any) -> None:
+    check_count(examples, EVALUATOR)
     require_text(EVALUATOR, has_text)
     cutoffs(ks)
     if not any(task.source[index].captions for index in range(len(task.source))):
@@ -133,16 +130,16 @@ def _check(task: Task, has_text: bool, *, ks: Sequence[int], **_: Any) -> None:
 
 @needs(_check, test_args={"examples": 1})
 def evaluate_retrieval(
-    model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 4
+    model: CachedModel, task: Task, *, ks: Sequence[int] = (1, 5, 10), ties: Ties = "mean", examples: int = 2
 ) -> Report:
-    """Evaluates `retrieval` of a model on a source, with the baselines chance and raw pixels, and a figure of example queries.
+    """Evaluates `retrieval` of a model on a source, with the baselines chance and raw pixels, and examples of queries.
 
     The raw-pixel score of an image and a caption is the image's highest cosine with a training image that has the same caption
     (up to case and white space). The baseline exists only if training and test data have captions in common.
 
     Args:
         ks, ties: as in `retrieval`.
-        examples: number of queries per direction in the figure; 0 for no figure.
+        examples: queries shown per direction, of the best, the median and the worst each; 0 to 10.
     """
     captions = task.captions
     image_emb, text_emb = model.images(task.source), model.encode_text(captions.texts)
@@ -154,9 +151,7 @@ def evaluate_retrieval(
     }
     report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
     if examples and task.figures and task.has_images:
-        report += Report(
-            figures={file_name(EVALUATOR, task.name, model.name): _examples(model, task, image_emb, text_emb, examples)}
-        )
+        report += Report(examples=_examples(model, task, image_emb, text_emb, examples))
     if task.baselines:
         report += _chance(captions, ks, task.name) + _raw_pixels(task, task.pixels(model), ties=ties, **options)
     return report
@@ -231,29 +226,21 @@ def _raw_pixels(task: Task, pixels: CachedModel, **options: Any) -> Report:
     return retrieval_from_scores(scores, model=pixels.name, **options)
 
 
-def _examples(model: CachedModel, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> bytes:
-    """Figure of `count` texts with their top five images and of `count` images with their top five texts."""
-    source, captions = task.source, task.captions
+def _examples(model: CachedModel, task: Task, image_emb: np.ndarray, text_emb: np.ndarray, count: int) -> tuple[Examples, ...]:
+    """Texts with the images found for them, and images with the texts found for them."""
+    captions = task.captions
     image, text = unit_rows(image_emb, "image_emb"), unit_rows(text_emb, "text_emb")
-    texts = permutation(len(text), 0)[:count]
-    images = captions.first_image[permutation(len(text), 1)[:count]]
-    _, image_rows = nearest(text[texts], image, min(5, len(image)))
-    _, text_rows = nearest(image[images], text, min(5, len(text)))
+    image_id, text_id = torch.from_numpy(captions.image_ids), torch.from_numpy(captions.text_ids)
 
-    def shown(row: int) -> Image.Image:
-        return decode_sample(source[row], model.preprocess)
+    def of_image(row: int) -> dict[str, str | None]:
+        sample = task.source[row]
+        return {"text": sample.captions[0] if sample.captions else sample.name, "image": model.thumbnail(sample)}
 
-    def is_right(row: int, text_row: int) -> bool:
-        return bool(captions.image_ids[row] == captions.text_ids[text_row])
+    def of_text(row: int) -> dict[str, str | None]:
+        return {"text": captions.texts[row], "image": None}
 
-    return retrieval_examples(
-        [
-            (captions.texts[t], [(shown(i), is_right(i, t)) for i in found])
-            for t, found in zip(texts.tolist(), image_rows.tolist(), strict=True)
-        ],
-        [
-            (shown(i), [(captions.texts[t], is_right(i, t)) for t in found])
-            for i, found in zip(images.tolist(), text_rows.tolist(), strict=True)
-        ],
-        title=f"Retrieval, {task.name}, {model.name}",
+    place = {"evaluator": EVALUATOR, "data": task.name, "model": model.name}
+    return (
+        Examples.choose(text, image, text_id, image_id, of_text, of_image, per_group=count, title="text to image", **place),
+        Examples.choose(image, text, image_id, text_id, of_image, of_text, per_group=count, title="image to text", **place),
     )

@@ -13,7 +13,8 @@ import numpy as np
 from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
-from mmcl.evaluate.reporting import tables
+from mmcl.evaluate.reporting import page, tables
+from mmcl.evaluate.reporting.examples import Changes
 from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better, quoted, topic
 from mmcl.evaluate.reporting.phrases import wording
 from mmcl.evaluate.reporting.report import Report, file_name
@@ -75,7 +76,7 @@ class Comparison:
         differences: one for each metric with per-row outcomes in both reports.
         notes: how to read the numbers, and which metrics could not be compared.
         has_equal_weights: whether the two are the same model; False if a report does not say.
-        figures: PNG files by name, without ".png".
+        changes: by dataset, texts on which the two differ, with what A and what B finds for each; see `mmcl compare`.
 
     Example:
         >>> from mmcl import evaluate
@@ -88,8 +89,8 @@ class Comparison:
     b: str
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = NOTES
-    figures: Mapping[str, bytes] = field(default_factory=dict)
     has_equal_weights: bool = False
+    changes: Mapping[str, Changes] = field(default_factory=dict)
 
     def __getitem__(self, metric: str) -> Difference:
         """Returns the difference of a metric by name. Raises KeyError unless exactly one metric has this name."""
@@ -150,19 +151,30 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The verdict, tables and notes, with links to the figures in the same folder."""
-        figures = {name: f"{file_name(name)}.png" for name in self.figures}
+        figures = {_title(data): _figure(data) for data in self.changes}
         shown = self._tables(self.differences)
         return tables.markdown("Comparison", shown, self._notes(), figures, opening=self.verdict())
 
     def to_html(self) -> str:
-        """A self-contained page."""
-        return tables.page("Comparison", self._tables(self.differences), self._notes(), self.figures)
+        """A self-contained page: the verdict, what changed, with images, and the tables."""
+        parts = [
+            page.facts({"A": self.a, "B": self.b}),
+            page.paragraphs(self.verdict()),
+            page.LEGEND if self.changes else "",
+            *(page.changes(_title(data), (self.a, self.b), pairs) for data, pairs in self.changes.items()),
+            "<h2>All numbers</h2>",
+            *(page.folded(table, is_open=number == 0) for number, table in enumerate(self._tables(self.differences))),
+            page.paragraphs(self.notes),
+        ]
+        return page.page("Comparison", parts)
 
     def write(self, directory: str | Path) -> None:
         """Writes comparison.json, comparison.md, comparison.html and the figures."""
+        from mmcl.evaluate.reporting.figures import change_figure
+
         directory = Path(directory)
-        for name, png in self.figures.items():
-            write_file(directory / f"{file_name(name)}.png", png)
+        for data, pairs in self.changes.items():
+            write_file(directory / _figure(data), change_figure(_title(data), (self.a, self.b), pairs))
         for suffix, text in {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}.items():
             write_file(directory / f"comparison.{suffix}", text)
 
@@ -182,6 +194,14 @@ class Comparison:
             if changes:
                 found.append((f"{title}: what changed", ["metric", "B is", "query"], changes))
         return found
+
+
+def _title(data: str) -> str:
+    return f"What changed: {data}"
+
+
+def _figure(data: str) -> str:
+    return f"{file_name('what changed', data)}.png"
 
 
 def compare(

@@ -10,8 +10,8 @@ from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.image_cache import required_image
 from mmcl.data.inspection import BINS, Inspection
 from mmcl.data.source import Sample
+from mmcl.drawing import INK, PALETTE, WRONG, new_figure, png_bytes, text_style
 from mmcl.errors import UserError
-from mmcl.evaluate.reporting.figures import INK, PALETTE, WRONG, font_families, new_figure, png_bytes
 from mmcl.preprocess import Intensity
 
 COLUMNS = 6
@@ -28,7 +28,7 @@ def contact_sheet(
         channels, intensity: of the model that is to see the images, see `Preprocess`.
     """
     rows = -(-len(samples) // COLUMNS)
-    figure = new_figure(11, 2.3 * rows, "")
+    figure = new_figure(11, 2.3 * rows)
     for number, sample in enumerate(samples, 1):
         axes = figure.add_subplot(rows, COLUMNS, number)
         axes.set_axis_off()
@@ -40,7 +40,7 @@ def contact_sheet(
             except UserError as error:
                 text, colour = str(error), WRONG
         lines = textwrap.wrap(text, 26, max_lines=3, placeholder=" …")
-        style: dict[str, Any] = {"color": colour, "fontsize": 8, "parse_math": False, "fontfamily": font_families()}
+        style: dict[str, Any] = {"color": colour, "fontsize": 8, **text_style()}
         axes.text(0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", **style)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.98, bottom=0.25 / rows, hspace=0.4, wspace=0.1)
     return png_bytes(figure)
@@ -55,7 +55,7 @@ def histograms(found: Inspection) -> bytes:
         "height in pixels": found.sides[:, 1],
     }
     panels = {title: values for title, values in panels.items() if len(values)}
-    figure = new_figure(3.2 * len(panels), 2.8, "")
+    figure = new_figure(3.2 * len(panels), 2.8)
     for number, (title, values) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), number)
         axes.hist(values, bins=BINS, color=PALETTE[0])

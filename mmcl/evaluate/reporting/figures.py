@@ -1,88 +1,179 @@
-"""Figures of results, as PNG bytes. Only matplotlib's objects are used, never pyplot, which keeps global state."""
+"""Figures of results, as PNG bytes."""
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from mmcl.evaluate.reporting.metric import Metric, by_column, lower_is_better, name_parts
+from mmcl.drawing import (
+    INK,
+    PALE,
+    PALETTE,
+    RIGHT,
+    WRONG,
+    empty,
+    new_figure,
+    png_bytes,
+    show_image,
+    text_style,
+    write_text,
+)
+from mmcl.evaluate.reporting.examples import Changes, Examples, Hit, Query
+from mmcl.evaluate.reporting.metric import Metric, headline, label
+from mmcl.evaluate.reporting.thumbnails import from_data_uri
+from mmcl.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RIGHT, WRONG, INK, PALE = "#1a9850", "#d73027", "#1f2933", "#9aa5b1"
-PALETTE = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#999933", "#882255",
-    "#332288", "#dd77cc", "#117733", "#88ccee", "#cc6677", "#777777", "#bbcc33", "#6699cc", "#994455",
-)  # fmt: skip
-"""Nineteen colours that most colour-blind readers can distinguish; all further classes are grey."""
-
-_FONTS = (
-    "DejaVu Sans",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Zen Hei",
-    "Hiragino Sans",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "Arial Unicode MS",
-)
-
-Hits = Sequence[tuple[Any, bool]]
+_WIDTH, _MARGIN, _HEADING, _ROW = 9.6, 0.25, 0.6, 1.5
+"""Of figures of examples, in inches."""
 
 
-def retrieval_examples(
-    texts: Sequence[tuple[str, Hits]], images: Sequence[tuple[Image.Image, Hits]], *, title: str = ""
-) -> bytes:
-    """Draws texts with their retrieved images, and images with their retrieved texts; correct hits green, wrong ones red.
+def example_figure(found: Sequence[Examples]) -> bytes:
+    """Draws queries with their hits: images below each other, texts in two columns.
 
-    Args:
-        texts: queries, each with its hits, best first: (PIL image, whether it is correct).
-        images: queries, each with its hits, best first: (text, whether it is correct).
+    Right hits are in a solid green frame or have a check mark, wrong ones are in a dashed red frame or have a cross.
     """
-    rows = len(texts) + len(images)
-    figure = new_figure(9, 1.35 * rows + 0.8, title)
-    grid = figure.add_gridspec(rows, 6, left=0.03, right=0.98, bottom=0.02, top=1 - 0.65 / (1.35 * rows + 0.8), hspace=0.25)
-    for row, (text, hits) in enumerate(texts):
-        _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=16, ha="center", fontsize=11, weight="bold")
-        for column, (image, right) in enumerate(hits[:5], 1):
-            _show(figure.add_subplot(grid[row, column]), image, RIGHT if right else WRONG)
-    for row, (image, hits) in enumerate(images, len(texts)):
-        _show(figure.add_subplot(grid[row, 0]), image, PALE)
-        axes = _empty(figure.add_subplot(grid[row, 1:]))
-        for line, (text, right) in enumerate(hits[:5]):
-            mark, colour = ("\u2713", RIGHT) if right else ("\u2717", WRONG)
-            shown = textwrap.shorten(text, 70, placeholder=" \u2026")
-            _write(axes, 0.03, 0.9 - 0.2 * line, f"{mark}  {shown}", color=colour, fontsize=10.5)
+    rows = [-(-len(one.queries) // _columns(one)) for one in found]
+    figure = new_figure(_WIDTH, sum(_HEADING + _ROW * count for count in rows) + _MARGIN)
+    key = "green, solid: right    red, dashed: wrong    below: rank and score"
+    if found:
+        style: dict[str, Any] = {"color": PALE, "fontsize": 8, "ha": "right"}
+        write_text(_axes(figure, _MARGIN, 0, _WIDTH - 2 * _MARGIN, _HEADING), 1, 0.45, key, width=99, **style)
+    top = 0.0
+    for one, count in zip(found, rows, strict=True):
+        heading = f"{one.title[:1].upper()}{one.title[1:]}: {', '.join(filter(None, (one.data, one.model)))}"
+        write_text(_axes(figure, _MARGIN, top, _WIDTH, _HEADING), 0, 0.45, heading, width=60, lines=1, fontsize=13)
+        width = (_WIDTH - 2 * _MARGIN) / _columns(one)
+        for number, query in enumerate(one.queries):
+            row, column = divmod(number, _columns(one))
+            _draw_query(figure, query, _MARGIN + column * width, top + _HEADING + row * _ROW)
+        top += _HEADING + count * _ROW
     return png_bytes(figure)
 
 
-def retrieval_changes(rows: Sequence[tuple[str, Hits, Hits]], *, names: tuple[str, str], title: str = "") -> bytes:
-    """Draws texts with the images retrieved by two models; correct hits green, wrong ones red.
-
-    Args:
-        rows: texts, each with up to three hits of either model: (PIL image, whether it is correct).
-        names: names of the models, drawn above their columns.
-    """
-    height = 1.35 * len(rows) + 1.2
-    figure = new_figure(9, height, title)
-    grid = figure.add_gridspec(len(rows), 8, left=0.03, right=0.98, bottom=0.02, top=1 - 1.05 / height, hspace=0.2)
-    for column, name in zip((1, 5), names, strict=True):
-        place = grid[0, column].get_position(figure)
-        figure.text(place.x0, 1 - 0.8 / height, name, color=INK, fontsize=11, parse_math=False, fontfamily=font_families())
-    for row, (text, *found) in enumerate(rows):
-        _write(_empty(figure.add_subplot(grid[row, 0])), 0.5, 0.5, text, width=14, ha="center", fontsize=10, weight="bold")
-        for first, hits in zip((1, 5), found, strict=True):
-            for column, (image, right) in enumerate(hits[:3], first):
-                _show(figure.add_subplot(grid[row, column]), image, RIGHT if right else WRONG)
+def change_figure(title: str, names: tuple[str, str], pairs: Changes) -> bytes:
+    """Draws queries with the hits of two models, whose names are above them."""
+    side = 3 * 1.25
+    figure = new_figure(_WIDTH, 1.0 + _ROW * len(pairs) + _MARGIN, title)
+    for number, name in enumerate(names):
+        axes = _axes(figure, 1.75 + number * (side + 0.15), 0.5, side, 0.5)
+        write_text(axes, 0, 0.4, f"{'AB'[number]}: {name}", width=40, lines=1, fontsize=11)
+    for row, pair in enumerate(pairs):
+        top = 1.0 + row * _ROW
+        _draw_asked(figure, pair[0], _MARGIN, top)
+        for number, query in enumerate(pair):
+            for column, hit in enumerate(query.hits[:3]):
+                _draw_image(figure, hit, 1.75 + number * (side + 0.15) + column * 1.25, top)
     return png_bytes(figure)
+
+
+def _columns(one: Examples) -> int:
+    return 1 if any(hit.image for query in one.queries for hit in query.hits) else 2
+
+
+def _draw_query(figure: Figure, query: Query, left: float, top: float) -> None:
+    _draw_asked(figure, query, left, top)
+    if any(hit.image for hit in query.hits):
+        for column, hit in enumerate(query.hits):
+            _draw_image(figure, hit, left + 1.5 + column * 1.25, top)
+        if query.answer:
+            _draw_image(figure, query.answer, left + 1.5 + 5 * 1.25 + 0.1, top)
+        return
+    axes = _axes(figure, left + 1.35, top, 3.1, 1.35)
+    answer = () if query.answer is None else (query.answer,)
+    for line, hit in enumerate((*query.hits, *answer)):
+        mark, color = ("\u2713", RIGHT) if hit.is_right else ("\u2717", WRONG)
+        y = 0.93 - 0.175 * line
+        write_text(axes, 0.0, y, mark, color=color, fontsize=9.5)
+        write_text(axes, 0.06, y, f"{_rank(hit)}  {hit.score:.2f}", color=PALE, fontsize=8.5)
+        write_text(axes, 0.32, y, hit.text, width=27, lines=1, fontsize=9.5)
+
+
+def _draw_asked(figure: Figure, query: Query, left: float, top: float) -> None:
+    """The query, and why it is shown."""
+    if query.image:
+        show_image(figure.add_axes(_place(figure, left, top, 1.15, 1.05)), from_data_uri(query.image), PALE)
+        below = _axes(figure, left, top + 1.06, 1.15, 0.35)
+        write_text(below, 0.5, 0.62, query.text, width=20, lines=1, ha="center", fontsize=7.5)
+        write_text(below, 0.5, 0.15, query.group, ha="center", color=PALE, fontsize=7.5)
+        return
+    axes = _axes(figure, left, top, 1.35, 1.05)
+    write_text(axes, 0, 0.56, query.text, width=16, fontsize=10, weight="bold")
+    write_text(axes, 0, 0.03, query.group, color=PALE, fontsize=8)
+
+
+def _draw_image(figure: Figure, hit: Hit, left: float, top: float) -> None:
+    if hit.image:
+        frame = figure.add_axes(_place(figure, left, top, 1.15, 1.05))
+        show_image(frame, from_data_uri(hit.image), RIGHT if hit.is_right else WRONG, dashed=not hit.is_right)
+    below = _axes(figure, left, top + 1.06, 1.15, 0.35)
+    write_text(below, 0.5, 0.62, f"{_rank(hit)}   {hit.score:.2f}", ha="center", color=PALE, fontsize=8)
+    write_text(below, 0.5, 0.15, hit.text, width=22, lines=1, ha="center", fontsize=7.5)
+
+
+def _rank(hit: Hit) -> str:
+    return f"{hit.rank:,.1f}".removesuffix(".0")
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    return empty(figure.add_axes(_place(figure, left, top, width, height)))
+
+
+def _place(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+    """A place in inches from the left and the top, in matplotlib's units."""
+    full, tall = figure.get_size_inches()
+    return left / full, 1 - (top + height) / tall, width / full, height / tall
+
+
+def score_chart(metrics: Sequence[Metric]) -> bytes:
+    """At most four scores, those that are quoted first, with the values of all models and their intervals."""
+    shown = headline(metrics)
+    lines = [len(own) for own in shown] or [1]
+    figure = new_figure(9, 0.8 + 0.75 * len(lines) + 0.3 * sum(lines), "Scores, with 95 % intervals")
+    height = figure.get_figheight()
+    margins = {
+        "left": 0.2,
+        "right": 0.76,
+        "bottom": 0.35 / height,
+        "top": 1 - 0.95 / height,
+        "hspace": 1.0 * len(lines) / sum(lines) + 0.35,
+    }
+    grid = figure.subplots(len(lines), 1, squeeze=False, height_ratios=lines, gridspec_kw=margins)[:, 0]
+    for axes, own in zip(grid, shown, strict=False):
+        _draw_score(axes, own)
+    if not shown:
+        write_text(empty(grid[0]), 0, 0.5, "This report has no score between 0 and 1.", fontsize=10)
+    return png_bytes(figure)
+
+
+def _draw_score(axes: Axes, metrics: Sequence[Metric]) -> None:
+    for y, metric in enumerate(metrics):
+        assert metric.value is not None
+        axes.barh(y, metric.value, height=0.66, color="#2f6fb3" if y == 0 else "#a3afbb")
+        interval = ""
+        if metric.low is not None and metric.high is not None:
+            error = [[max(metric.value - metric.low, 0.0)], [max(metric.high - metric.value, 0.0)]]
+            axes.errorbar(metric.value, y, xerr=error, color=INK, capsize=3, lw=1.2)
+            interval = f"  [{metric.low:.3f}, {metric.high:.3f}]"
+        axes.text(
+            1.02, y, f"{metric.value:.3f}{interval}", transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=INK
+        )
+    names = [textwrap.shorten(printable(metric.model), 26, placeholder=" \u2026") for metric in metrics]
+    axes.set_yticks(range(len(names)), names, fontsize=9, **text_style())
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(min(0.0, axes.get_xlim()[0]), max(1.0, axes.get_xlim()[1])))
+    where = ", ".join(filter(None, (metrics[0].evaluator, metrics[0].data)))
+    axes.set_title(printable(f"{label(metrics[0].metric)}   ({where})"), loc="left", fontsize=10, color=INK, **text_style())
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color="#e4e7eb", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def loss_curve(
@@ -110,131 +201,55 @@ def loss_curve(
     return png_bytes(figure)
 
 
-def metric_chart(metrics: Sequence[Metric]) -> bytes:
-    """Draws values with their intervals on one axis, with one panel per evaluator and dataset and one line per metric.
-
-    Only scores are shown: no metrics for which lower is better, no ranks, no shares of ties, and no metrics without a value.
-    """
-    scores = [m for m in metrics if not lower_is_better(m.metric) and not name_parts(m.metric) & {"rank", "tied"}]
-    shown = [metric for metric in scores if metric.value is not None]
-    models = by_column(metric.model for metric in shown)
-    panels: dict[tuple[str, str], list[Metric]] = {}
-    for metric in shown:
-        panels.setdefault((metric.evaluator, metric.data), []).append(metric)
-    lines = [len({metric.metric for metric in own}) for own in panels.values()]
-    figure = new_figure(9, 1.1 + 0.9 * max(1, len(lines)) + 0.36 * sum(lines), "Metrics, with 95 % intervals")
-    height, gap = figure.get_figheight(), 1.5 * len(lines) / max(1, sum(lines))
-    margins = {"left": 0.3, "right": 0.8, "bottom": 0.5 / height, "top": 1 - 0.95 / height, "hspace": gap}
-    grid = figure.subplots(max(1, len(lines)), 1, sharex=True, squeeze=False, height_ratios=lines or [1], gridspec_kw=margins)
-    for axes, (title, own) in zip(grid[:, 0], panels.items(), strict=False):
-        _metric_panel(axes, own, models)
-        axes.set_title(": ".join(filter(None, title)), loc="left", fontsize=10, parse_math=False, fontfamily=font_families())
-    handles = {label: handle for axes in grid[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    ordered = [model for model in models if model in handles]
-    legend = grid[0, 0].legend(
-        [handles[m] for m in ordered], ordered, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False
-    )
-    for text in legend.get_texts():
-        text.set(parse_math=False, fontfamily=font_families())
-    return png_bytes(figure)
-
-
-def _metric_panel(axes: Axes, metrics: Sequence[Metric], models: Sequence[str]) -> None:
-    names = list(dict.fromkeys(metric.metric for metric in metrics))
-    for metric in metrics:
-        number = models.index(metric.model)
-        # Models are offset vertically, so that their intervals do not overlap.
-        y = names.index(metric.metric) + 0.5 * ((number + 0.5) / len(models) - 0.5)
-        value, low, high = (metric.value if edge is None else edge for edge in (metric.value, metric.low, metric.high))
-        error = [[max(value - low, 0.0)], [max(high - value, 0.0)]]  # type: ignore[operator]
-        style = {"color": PALETTE[number % len(PALETTE)], "marker": "o", "ms": 5, "capsize": 2, "ls": ""}
-        axes.errorbar(value, y, xerr=error, label=metric.model, **style)  # type: ignore[arg-type]
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(min(0.0, axes.get_xlim()[0]), max(1.0, axes.get_xlim()[1])))
-    axes.grid(axis="x", color="#e4e7eb", lw=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def scatter(points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None, *, title: str = "") -> bytes:
-    """Draws points, float [N, 2], coloured by class; the most common classes have their own colours, all others are grey.
+def scatter(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    names: Sequence[str] | None,
+    images: Sequence[Image.Image] | None = None,
+    *,
+    title: str = "",
+) -> bytes:
+    """Draws points, float [N, 2], colored by class; the most common classes have their own colors, all others are gray.
 
     Args:
-        labels: int64 [N], or None for a single colour.
+        labels: int64 [N], or None for a single color.
         names: names of the classes; None shows their numbers.
+        images: N images to draw in place of the points.
     """
     figure = new_figure(9, 6.6, title)
-    axes = figure.add_axes((0.03, 0.03, 0.68, 0.88))
-    for name, colour, member in point_groups(labels, names, len(points)):
-        axes.scatter(points[member, 0], points[member, 1], s=14, c=colour, alpha=0.8, linewidths=0, label=name)
+    axes = figure.add_axes((0.03, 0.03, 0.94 if labels is None else 0.68, 0.88))
+    for name, color, member in point_groups(labels, names, len(points)):
+        axes.scatter(points[member, 0], points[member, 1], s=14, c=color, alpha=0.8, linewidths=0, label=name)
+    for point, image in zip(points, images or (), strict=False):
+        _draw_at(axes, point, image, side=min(64.0, 250 / len(points) ** 0.5))
     axes.set(xticks=[], yticks=[])
+    axes.margins(0.05)
     axes.spines[:].set_color("#e4e7eb")
     if labels is not None:
         legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, markerscale=2, fontsize=9)
         for text in legend.get_texts():
-            text.set(parse_math=False, fontfamily=font_families())
+            text.set(**text_style())
     return png_bytes(figure)
 
 
+def _draw_at(axes: Axes, point: np.ndarray, image: Image.Image, side: float) -> None:
+    """Draws an image at a point, with a side in typographic points."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    content = OffsetImage(np.asarray(image), zoom=side / image.width)
+    axes.add_artist(AnnotationBbox(content, tuple(point), pad=0.05, bboxprops={"edgecolor": PALETTE[0], "lw": 0.8}))
+
+
 def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields name, colour and members, bool [N], of each class; classes beyond the palette share one grey group, the first."""
+    """Name, color and members, bool [N], of each class, and at last of all classes for which no color is left."""
     if labels is None:
         yield "", PALETTE[0], np.full(count, True)
         return
     present, counts = np.unique(labels, return_counts=True)
-    coloured = np.sort(present[np.argsort(-counts, kind="stable")][: len(PALETTE)])
-    rest = ~np.isin(labels, coloured)
+    colored = np.sort(present[np.argsort(-counts, kind="stable")][: len(PALETTE)])
+    rest = ~np.isin(labels, colored)
     if rest.any():
         yield "other classes", "#d5dae0", rest
-    for label, colour in zip(coloured, PALETTE, strict=False):
-        name = names[label] if names is not None else str(label)
-        yield textwrap.shorten(name, 32, placeholder=" \u2026"), colour, labels == label
-
-
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """Creates an empty figure of the given size in inches, with a title unless it is empty."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.text(
-            0.03, 1 - 0.3 / height, title, va="center", color=INK, fontsize=14, parse_math=False, fontfamily=font_families()
-        )
-    return figure
-
-
-def png_bytes(figure: Figure) -> bytes:
-    """Renders the figure as a PNG file."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Characters without an installed font are drawn as boxes; this must neither fail nor fill the log.
-        warnings.filterwarnings("ignore", message="(Glyph|Matplotlib currently does not support)")
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def font_families() -> list[str]:
-    """Returns the installed fonts in order of preference; each is used for characters missing from those before it."""
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return [font for font in _FONTS if font in installed]
-
-
-def _write(axes: Axes, x: float, y: float, text: str, *, width: int = 80, color: str = INK, **style: Any) -> None:
-    """Writes wrapped text in the units of the axes; dollar signs are not parsed as formulas."""
-    lines = textwrap.wrap(text, width, max_lines=4, placeholder=" \u2026")
-    axes.text(x, y, "\n".join(lines), color=color, va="center", parse_math=False, fontfamily=font_families(), **style)
-
-
-def _empty(axes: Axes) -> Axes:
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_axis_off()
-    return axes
-
-
-def _show(axes: Axes, image: Image.Image, frame: str) -> None:
-    axes.imshow(np.asarray(image), cmap="gray" if image.mode == "L" else None)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(color=frame, linewidth=2.5)
+    for own, color in zip(colored, PALETTE, strict=False):
+        name = names[own] if names is not None else str(own)
+        yield textwrap.shorten(printable(name), 32, placeholder=" \u2026"), color, labels == own

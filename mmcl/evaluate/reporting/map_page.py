@@ -18,14 +18,20 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from mmcl.errors import UserError
 from mmcl.evaluate.reporting.figures import point_groups
 from mmcl.terminal import printable
 
-SIDE = 48
-"""Of an image on the page, in pixels."""
+SIZES = ((96, 75), (64, 75), (48, 75), (32, 75), (32, 40), (16, 40))
+"""Side of an image on the page, in pixels, and its quality: the first for up to `FEW` points, later ones for more, to fit."""
+FEW = 300
+"""Maps of fewer points than this begin with images, if they have no classes to color."""
+MAX_BYTES = 4_000_000
+"""Of all images of a page together, before their base64 encoding, which adds a third."""
 _CAPTION = 300
+_LARGEST_WEBP = 16_383
 
 
 def map_page(
@@ -34,6 +40,7 @@ def map_page(
     names: Sequence[str] | None,
     captions: Sequence[str] | None,
     images: Sequence[Image.Image] | None,
+    nearest: tuple[np.ndarray, np.ndarray],
     *,
     title: str,
     note: str,
@@ -42,10 +49,11 @@ def map_page(
 
     Args:
         points_N2: finite, float [N, 2].
-        labels: int64 [N], or None for one colour.
+        labels: int64 [N], or None for one color.
         names: of the labels; None shows their numbers.
         captions: N texts to show and to search; the first 300 characters of each are kept.
-        images: N images, as `thumbnail` makes them.
+        images: N square images of one size, see `thumbnail_side`.
+        nearest: nearest neighbors of each point in the embedding: their numbers, int64 [N, k], and cosines, float [N, k].
         title, note: above and below the map.
     """
     x, y = _in_unit_square(points_N2)
@@ -59,10 +67,13 @@ def map_page(
         "y": y,
         "captions": [printable(caption[:_CAPTION]) for caption in captions] if captions else [""] * len(points_N2),
         "group": group_of.tolist(),
-        "groups": [{"name": printable(name), "colour": colour, "count": int(member.sum())} for name, colour, member in groups],
+        "groups": [{"name": printable(name), "color": color, "count": int(member.sum())} for name, color, member in groups],
         "label": None if label is None else label.tolist(),
         "classes": None if classes is None else [str(c) if names is None else printable(names[c]) for c in classes.tolist()],
         "sheet": _sheet(images) if images else None,
+        "nearest": nearest[0].tolist(),
+        "cosine": nearest[1].astype(np.float64).round(3).tolist(),
+        "asImages": labels is None and len(points_N2) < FEW,
     }
     values = {"title": html.escape(printable(title)), "note": html.escape(printable(note)), "data": _json(data)}
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _template())
@@ -86,17 +97,24 @@ def _in_unit_square(points_N2: np.ndarray) -> tuple[list[float], list[float]]:
     return x, y
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
-    """The whole image on a white square of the page's size."""
-    return ImageOps.pad(image.convert("RGB"), (SIDE, SIDE), color="white")
+def thumbnail_side(count: int) -> int:
+    """Side in pixels of the images of a map of so many points."""
+    return SIZES[0 if count <= FEW else 1][0]
 
 
 def _sheet(images: Sequence[Image.Image]) -> dict[str, Any]:
-    """All images in one, row by row, as a data URI."""
+    """All images in one, row by row, as a data URI; smaller ones where they would take more than `MAX_BYTES`."""
     columns = math.ceil(math.sqrt(len(images)))
-    sheet = Image.new("RGB", (columns * SIDE, math.ceil(len(images) / columns) * SIDE), "white")
-    for number, image in enumerate(images):
-        sheet.paste(image, (number % columns * SIDE, number // columns * SIDE))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "WEBP", quality=75)
-    return {"columns": columns, "side": SIDE, "image": f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
+    for side, quality in ((side, quality) for side, quality in SIZES if side <= images[0].width):
+        sheet = Image.new("RGB", (columns * side, math.ceil(len(images) / columns) * side), "white")
+        for number, image in enumerate(images):
+            small = image if image.width == side else image.resize((side, side))
+            sheet.paste(small, (number % columns * side, number // columns * side))
+        buffer = io.BytesIO()
+        if max(sheet.size) <= _LARGEST_WEBP:
+            sheet.save(buffer, "WEBP", quality=quality)
+        if 0 < buffer.tell() <= MAX_BYTES:
+            break
+    else:
+        raise UserError(f"a page cannot hold the images of {len(images):,} points; lower max_points, or leave the images out")
+    return {"columns": columns, "side": side, "image": f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"}

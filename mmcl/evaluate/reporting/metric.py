@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -170,3 +171,38 @@ def without_repeats(metrics: Iterable[Metric]) -> list[Metric]:
 def topic(metric: str) -> str:
     """What metrics of one kind have in common, their first word: "text" for text_to_image_R@1 and text_to_image_R@5."""
     return re.match("[a-zA-Z]*", metric.rpartition("/")[2])[0]  # type: ignore[index]
+
+
+def label(metric: str) -> str:
+    """A metric's name for readers: "text → image R@1" for "text_to_image_R@1"."""
+    return metric.replace("_to_", " → ").replace("_", " ")
+
+
+def headline(metrics: Iterable[Metric], most: int = 4) -> list[list[Metric]]:
+    """The scores that people quote first, at most `most`, each with the values of all its models in the order of the columns.
+
+    Of each evaluator and dataset in turn the metric with the smallest cut-off, such as R@1, then the next. Metrics that are
+    better when they are smaller, ranks, shares of ties and metrics without a value are no scores in this sense.
+
+    Example:
+        >>> rows = [Metric("knn", "digits", f"knn{k}_top1", "trained", 0.9, None, None, 180) for k in (20, 1, 5)]
+        >>> [own[0].metric for own in headline(rows, most=2)]
+        ['knn1_top1', 'knn5_top1']
+    """
+    scores: dict[tuple[str, str, str], list[Metric]] = {}
+    for metric in quoted(metrics):
+        if metric.value is not None and not lower_is_better(metric.metric) and not name_parts(metric.metric) & {"rank", "tied"}:
+            scores.setdefault(metric.key[:3], []).append(metric)
+    places: dict[tuple[str, str], list[tuple[str, str, str]]] = {key[:2]: [] for key in scores}
+    for key in sorted(scores, key=lambda key: _cutoff(key[2])):
+        places[key[:2]].append(key)
+    in_turn = [key for turn in itertools.zip_longest(*places.values()) for key in turn if key is not None]
+    chosen = sorted(in_turn, key=lambda key: not name_parts(key[2]) & _QUOTED)[:most]  # evaluators that nobody quotes come last
+    columns = by_column(metric.model for own in scores.values() for metric in own)
+    return [sorted(scores[key], key=lambda metric: columns.index(metric.model)) for key in chosen]
+
+
+def _cutoff(metric: str) -> int:
+    """The k of "R@5", "top5" and "knn5_top1"; 0 if there is none."""
+    numbers = re.findall(r"\d+", metric.rpartition("/")[2])
+    return max(map(int, numbers), default=0)

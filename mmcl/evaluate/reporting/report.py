@@ -15,7 +15,8 @@ from typing import Any
 from mmcl.config import from_dict
 from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import outcomes_file, read_outcomes
-from mmcl.evaluate.reporting import tables
+from mmcl.evaluate.reporting import page, tables
+from mmcl.evaluate.reporting.examples import Examples
 from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
 from mmcl.evaluate.reporting.verdict import verdict
 from mmcl.files.atomic import write_file
@@ -23,6 +24,7 @@ from mmcl.files.untrusted import parse_json, read_json
 from mmcl.terminal import WIDTH
 
 _METRICS, _DETAILS, _OUTCOMES = "metrics.json", "details.json", "rows.safetensors"
+_CHART = "metrics"
 _MAX_JSON_BYTES = 2**30
 
 
@@ -39,6 +41,9 @@ class Report:
         failures: one line for each evaluator that could not run, see `run`.
         provenance: unique by evaluator, data and model.
         next_steps: commands to run next, printed at the end.
+        examples: queries with what was found for them; unique by evaluator, data, model and title.
+        title: heading of the page.
+        about: what the page says below its heading, such as the method and the date.
 
     Example:
         >>> from mmcl import evaluate
@@ -58,6 +63,9 @@ class Report:
     pages: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     next_steps: tuple[str, ...] = ()
+    examples: tuple[Examples, ...] = ()
+    title: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: Report) -> Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
@@ -66,8 +74,21 @@ class Report:
         provenance = {(one.evaluator, one.data, one.model): one for one in (*self.provenance, *other.provenance)}
         pages = {**self.pages, **other.pages}
         failures = tuple(dict.fromkeys((*self.failures, *other.failures)))
-        made, next_steps = tuple(provenance.values()), other.next_steps or self.next_steps
-        return Report(tuple(metrics.values()), tuple(notes), details, figures, made, pages, failures, next_steps)
+        examples = {(one.evaluator, one.data, one.model, one.title): one for one in (*self.examples, *other.examples)}
+        title, about = other.title or self.title, {**self.about, **other.about}
+        return Report(
+            tuple(metrics.values()),
+            tuple(notes),
+            details,
+            figures,
+            tuple(provenance.values()),
+            pages,
+            failures,
+            other.next_steps or self.next_steps,
+            tuple(examples.values()),
+            title,
+            about,
+        )
 
     def __getitem__(self, metric: str) -> float | None:
         """Returns the value of a metric by name. Raises KeyError unless the report has exactly one metric of this name."""
@@ -119,42 +140,69 @@ class Report:
 
     def to_markdown(self) -> str:
         """The verdict, tables and notes, links to the figures and pages in the same folder, and what to run next."""
-        figures = {name: f"{file_name(name)}.png" for name in self.figures}
+        names = (*([_CHART] if self.metrics else []), *self._examples_by_figure(), *self.figures)
         return tables.markdown(
-            "Evaluation",
+            self._title(),
             tables.metric_tables(self.metrics),
             (tables.INTERVALS, *self._remarks()),
-            figures,
-            self._links(),
+            {name: f"{file_name(name)}.png" for name in names},
+            {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages},
             opening=self.verdict(),
             commands=self.next_steps,
         )
 
     def to_html(self) -> str:
-        """A self-contained page, with links to `pages`."""
-        foot = tables.provenance_table(self.provenance) if self.provenance else None
-        notes = (tables.INTERVALS, *self._remarks())
-        return tables.page("Evaluation", tables.metric_tables(self.metrics), notes, self.figures, foot, self._links())
+        """A self-contained page: what was found in words, scores, examples, figures and tables; with links to `pages`."""
+        maps, others = ([name for name in self.figures if (name in self.pages) == is_map] for is_map in (True, False))
+        links = {name: f"{file_name(name)}.html" for name in self.pages}
+        parts = [
+            page.facts(self.about),
+            page.paragraphs(self.verdict()),
+            page.paragraphs((f"NOT EVALUATED: {line}" for line in self.failures), flagged=True),
+            page.scores(self.metrics),
+            page.examples(self.examples),
+            *(["<h2>Map of the embeddings</h2>"] if maps else []),
+            *(page.figure(name, self.figures[name], links[name]) for name in maps),
+            *(page.linked(name, file) for name, file in links.items() if name not in self.figures),
+            *(["<h2>Figures</h2>"] if others else []),
+            *(page.figure(name, self.figures[name]) for name in others),
+            "<h2>All numbers</h2>",
+            *(page.folded(table) for table in tables.metric_tables(self.metrics)),
+            page.folded(tables.provenance_table(self.provenance)) if self.provenance else "",
+            page.paragraphs((tables.INTERVALS, *self.notes)),
+        ]
+        return page.page(self._title(), parts)
+
+    def _title(self) -> str:
+        return self.title or "Evaluation"
 
     def _remarks(self) -> tuple[str, ...]:
         return (*self.notes, *(f"NOT EVALUATED: {line}" for line in self.failures))
 
-    def _links(self) -> dict[str, str]:
-        return {f"{name} (to explore)": f"{file_name(name)}.html" for name in self.pages}
-
     def plot(self) -> bytes:
-        """PNG chart of the scores with their intervals; each metric shows all models and baselines on one line."""
-        from mmcl.evaluate.reporting.figures import metric_chart
+        """PNG chart of at most four scores, those that are quoted first, with intervals and baselines."""
+        from mmcl.evaluate.reporting.figures import score_chart
 
-        return metric_chart(self.metrics)
+        return score_chart(self.metrics)
+
+    def draw_examples(self) -> dict[str, bytes]:
+        """Figures of the examples, PNG files by name: one for each evaluator, dataset and model."""
+        from mmcl.evaluate.reporting.figures import example_figure
+
+        return {name: example_figure(own) for name, own in self._examples_by_figure().items()}
+
+    def _examples_by_figure(self) -> dict[str, list[Examples]]:
+        found: dict[str, list[Examples]] = {}
+        for one in self.examples:
+            found.setdefault(file_name(one.evaluator, one.data, one.model), []).append(one)
+        return found
 
     def write(self, directory: str | Path) -> None:
-        """Writes the files of `save`, and report.md, report.html, metrics.csv and a chart of the metrics."""
-        chart = {"metrics": self.plot()} if self.metrics else {}
-        shown = replace(self, figures={**chart, **self.figures})
-        texts = {"metrics.csv": self.to_csv(), "report.md": shown.to_markdown(), "report.html": shown.to_html()}
-        files = {f"{name}.png": png for name, png in chart.items()} | {name: text.encode() for name, text in texts.items()}
-        self._put(Path(directory), files)
+        """Writes the files of `save`, report.html, report.md, metrics.csv, a chart of scores and figures of the examples."""
+        drawn = {**({_CHART: self.plot()} if self.metrics else {}), **self.draw_examples()}
+        files = {f"{name}.png": png for name, png in drawn.items()}
+        texts = {"metrics.csv": self.to_csv(), "report.md": self.to_markdown(), "report.html": self.to_html()}
+        self._put(Path(directory), files | {name: text.encode() for name, text in texts.items()})
 
     def save(self, directory: str | Path) -> None:
         """Writes the files that `load` reads: metrics.json, rows.safetensors, figures, pages, details.json (notes, provenance).
@@ -180,6 +228,9 @@ class Report:
             "pages": list(self.pages),
             "provenance": [asdict(one) for one in self.provenance],
             "next_steps": self.next_steps,
+            "examples": [asdict(one) for one in self.examples],
+            "title": self.title,
+            "about": self.about,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
         for name, content in {**for_readers, **files, _DETAILS: _json(more).encode()}.items():
@@ -218,8 +269,19 @@ class Report:
             raise UserError(f"{directory}: metrics.json or details.json is damaged ({error}); evaluate again") from None
         outcomes = read_outcomes(directory / _OUTCOMES)
         metrics = [metric if metric.value is None else replace(metric, outcomes=outcomes.get(metric.key)) for metric in metrics]
-        facts = more.provenance, pages, more.failures, more.next_steps
-        return cls(tuple(metrics), more.notes, more.details, figures, *facts)
+        return cls(
+            tuple(metrics),
+            more.notes,
+            more.details,
+            figures,
+            more.provenance,
+            pages,
+            more.failures,
+            more.next_steps,
+            more.examples,
+            more.title,
+            more.about,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,6 +294,9 @@ class _Details:
     figures: tuple[str, ...]
     pages: tuple[str, ...]
     provenance: tuple[Provenance, ...]
+    examples: tuple[Examples, ...] = ()
+    title: str = ""
+    about: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str]
     verdict: tuple[str, ...] = ()
     """For readers; a report has it of its metrics."""

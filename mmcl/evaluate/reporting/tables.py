@@ -1,9 +1,7 @@
-"""Tables of results as text, Markdown and HTML, with untrusted names escaped."""
+"""Tables of results as text and Markdown, with untrusted names escaped."""
 
 from __future__ import annotations
 
-import base64
-import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -61,30 +59,6 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def page(
-    title: str,
-    tables: Iterable[Table],
-    notes: Iterable[str],
-    figures: Mapping[str, bytes],
-    foot: Table | None = None,
-    links: Mapping[str, str] = NOTHING,
-) -> str:
-    """A self-contained HTML page.
-
-    Args:
-        figures: PNG by name.
-        foot: a table in small print, at the end.
-        links: titles and files beside the page.
-    """
-    parts = [f"<h2>{_escape(heading)}</h2>{_html_table(header, rows)}" for heading, header, rows in tables]
-    parts += [f"<p>{_escape(note)}</p>" for note in notes]
-    parts += [_html_figure(name, png) for name, png in figures.items()]
-    parts += [f'<p><a href="{_escape(file)}">{_escape(name.replace("_", " "))}</a></p>' for name, file in links.items()]
-    if foot:
-        parts += [f"<footer>{_html_table(*foot[1:])}</footer>"]
-    return _PAGE.format(title=_escape(title), body="\n".join(parts))
-
-
 def metric_tables(metrics: Iterable[Metric]) -> Iterator[Table]:
     """One table for each evaluator and dataset."""
     metrics = without_repeats(metrics)
@@ -129,48 +103,3 @@ def _markdown_row(cells: Iterable[str]) -> str:
 def _markdown(text: str) -> str:
     """Escapes untrusted text to one line, so that a name cannot become a link, an image, a tag or another cell."""
     return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", printable(" ".join(text.split())))
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text), quote=True)
-
-
-def _html_table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{_escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{_html_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _html_cell(cell: str) -> str:
-    value, bracket, interval = cell.partition(" [")
-    return _escape(value) + (f" <small>{_escape('[' + interval)}</small>" if bracket else "")
-
-
-def _html_figure(name: str, png: bytes) -> str:
-    encoded = base64.b64encode(png).decode("ascii")
-    title = _escape(name.replace("_", " "))
-    return f'<figure><img alt="{title}" src="data:image/png;base64,{encoded}"><figcaption>{title}</figcaption></figure>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }}
-th {{ border-bottom: 2px solid #9aa5b1; }}
-th:first-child, td:first-child {{ text-align: left; }}
-td:nth-child(2) {{ font-weight: 600; background: #f0f6ff; }}
-small {{ color: #7b8794; font-weight: 400; }}
-figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #7b8794; }}
-footer {{ margin-top: 3rem; font-size: .75rem; color: #7b8794; overflow-x: auto; }}
-footer td:nth-child(2) {{ font-weight: 400; background: none; }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
