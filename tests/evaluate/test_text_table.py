@@ -69,6 +69,16 @@ def test_the_rules_one_after_the_other() -> None:
     assert all(column in narrow for column in COLUMNS)
 
 
+def test_metrics_of_one_evaluator_stay_apart() -> None:
+    names = ["zero_shot_top1", "zero_shot_top5", "zero_shot_top1_worst_template"]
+    rows = [[name, "0.588 [0.540, 0.635]", "0.001", "0.359", "0.002", "0.002"] for name in names]
+    header = ["metric", "trained", "untrained", "labeled pixels", "majority", "chance"]
+    title, _, *lines = text_table("zero_shot: emoji", header, rows, 80).splitlines()
+    assert title == "zero_shot: emoji"
+    assert [line.split()[0] for line in lines[:3]] == ["top1", "top5", "top1_worst…"]
+    assert len(lines) == 3
+
+
 def test_nothing_is_abbreviated_where_there_is_room() -> None:
     models = ("open_clip:ViT-B-32/laion2b_s34b_b79k", "runs/clip_emoji_with_another_temperature")
     metrics = [Metric("retrieval", "x", "text_to_image_R@1", model, 0.5, 0.4, 0.6, 9) for model in models]

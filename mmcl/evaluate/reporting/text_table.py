@@ -10,7 +10,7 @@ from mmcl.terminal import display_width, printable_line, shortened, wrapped
 
 _GAP, _INDENT = 2, 2
 _LONG_NAME = 14
-_FEWEST = 12
+_FEWEST = 10
 """Columns of a terminal that a column of text is not made narrower than."""
 _ABBREVIATIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
 _NUMBER = re.compile(r"[-+<]?[\d.,]*( \[.*\])?")
@@ -20,15 +20,17 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
     """Formats a table so that no line is wider than `width`.
 
     Only the second column has intervals, and a last column that is the same number in all rows is said in the title. If the
-    table is still too wide, then one after the other, until it fits: text_to_image becomes t2i and image_to_text i2t; long
-    names in the header become letters, which are explained below; texts are cut off with "…"; and the columns that have no room
-    follow in a second table, after the first column.
+    table is still too wide, then one after the other, until it fits: the names of metrics lose that of the evaluator, which the
+    title has; text_to_image becomes t2i and image_to_text i2t; long names in the header become letters, which are explained
+    below; texts are cut off with "…"; and the columns that have no room follow in a second table, after the first column.
     """
     cells = [[printable_line(cell) for cell in row] for row in (header, *rows)]
     cells = [cells[0], *([*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in cells[1:])]
     title, cells = _with_common_number(printable_line(title), cells)
     room = width - _INDENT
     below: list[str] = []
+    if _width(cells) > room:
+        cells = _without_evaluator(title, cells)
     if _width(cells) > room:
         cells = [[_abbreviated(row[0]), *row[1:]] for row in cells]
     if _width(cells) > room:
@@ -46,6 +48,14 @@ def _with_common_number(title: str, cells: list[list[str]]) -> tuple[str, list[l
     if len(cells[0]) < 3 or len(last) != 1 or not number.isdecimal():
         return title, cells
     return f"{title} ({name} = {int(number):,})", [row[:-1] for row in cells]
+
+
+def _without_evaluator(title: str, cells: list[list[str]]) -> list[list[str]]:
+    """Without the start that all metrics share with the title: "top1" for "zero_shot_top1" under "zero_shot: photos"."""
+    evaluator = title.partition(":")[0] + "_"
+    if not all(row[0].startswith(evaluator) for row in cells[1:]):
+        return cells
+    return [cells[0], *([row[0].removeprefix(evaluator), *row[1:]] for row in cells[1:])]
 
 
 def _abbreviated(metric: str) -> str:
