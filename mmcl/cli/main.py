@@ -46,7 +46,7 @@ VERBS: dict[str, Callable[..., object]] = {
 # The help of `train` depends on the configuration, `eval` has three forms, `data` has verbs: no signature says that.
 _PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data}
 
-_EXAMPLES = ("mmcl train", 'mmcl search runs/clip_emoji "a smiling cat"')
+_EXAMPLES = ("mmcl train", 'mmcl search runs/clip_emoji "a crying face"')
 _SHARED = {
     "--help, --help_all": "the arguments of a verb; with everything there is to say",
     "--plugins MODULE": "import methods, sources, ... of yours (or MMCL_PLUGINS)",

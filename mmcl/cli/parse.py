@@ -62,7 +62,7 @@ def _unexpected(word: str, form: Form, prog: str) -> UserError:
     """Returns the error for a word too many."""
     taken = " ".join(one.shown for one in form.positionals)
     if any(one.name == "text" for one in form.positionals):
-        hint = 'a text of several words needs quotes, as in "a smiling cat"'
+        hint = 'a text of several words needs quotes, as in "a red apple"'
     elif form.takes_settings:
         hint = "settings are flags, as in --optim.lr 3e-4"
     else:

@@ -35,7 +35,7 @@ def search(
     """Search images by a text, by an image, or by both.
 
     Examples:
-        mmcl search runs/clip_emoji "a smiling cat"
+        mmcl search runs/clip_emoji "a crying face"
         mmcl search runs/clip_emoji --image cat.png --images photos/
 
     Images of the collection that cannot be read are listed, and the exit code is then 1.
@@ -90,7 +90,7 @@ def _in_order(model: str, text: str | None, image: Path | None) -> tuple[str, st
             f'runs/clip_emoji "{model}"'
         )
     if not sought and image is None:
-        raise UserError(f'nothing to look for in {model!r}: give a text in quotes, such as "a smiling cat", or --image IMAGE')
+        raise UserError(f'nothing to look for in {model!r}: give a text in quotes, such as "a red apple", or --image IMAGE')
     return model, text
 
 

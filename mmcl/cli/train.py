@@ -187,7 +187,7 @@ def _next_lines(result: RunResult) -> list[str]:
         query = shlex.quote(next(iter(evaluated_source(result.run_dir)[0].captions), "a cat"))
         return [f"mmcl search {run} {query}{images}", f"mmcl classify IMAGE --model {run} --labels LABEL LABEL"]
     return [
-        f'mmcl search {run} "a smiling cat"',
+        f'mmcl search {run} "a crying face"',
         "mmcl example photos/",
         f"mmcl classify photos/cat.png --model {run} --labels cat dog car",
         "",

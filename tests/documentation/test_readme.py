@@ -71,7 +71,7 @@ def test_what_a_run_says_to_try_next_runs(
     assert len(json.loads(capsys.readouterr().out)) == 24
 
 
-HITS = {"a smiling cat": r"\bcat\b"}
+HITS = {"a red apple": r"\bapple\b", "a crying face": r"\bcrying\b"}
 """What the caption of the best hit holds, by the query of a command that is shown to newcomers."""
 
 
