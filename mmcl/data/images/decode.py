@@ -199,8 +199,8 @@ def checked(
             yield stored
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {first_line(error)}; {_RAISE_LIMIT}") from None
+    except Image.DecompressionBombError:  # Pillow refuses the largest when they are opened.
+        raise UserError(f"{name}: more pixels than the limit of {limit}; {_RAISE_LIMIT}") from None
     except Image.UnidentifiedImageError:
         content = b"" if isinstance(image, Image.Image) else read_file(image)
         raise UserError(f"{name}: {_what_it_is(content)}") from None
