@@ -106,7 +106,7 @@ def test_a_run_that_was_killed_goes_on_and_every_verb_knows_the_components(
     losses = [json.loads(line)["step"] for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses == list(range(1, 9))
     assert (place / "colours.parquet").is_file()
-    listed = done.stdout[done.stdout.rindex("methods\n") :].split()
+    listed = done.stdout[done.stdout.rindex("\nmethods\n") :].split()
     assert {"image_to_text", "blocks", "colours", "darken", "spread", "cosine_gap"} <= {*listed}
 
 

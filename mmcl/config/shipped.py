@@ -45,7 +45,7 @@ def find_config(path_or_name: str | Path, *, beside: Path = Path(), where: str =
             .yaml is not checked for existence here; reading it is.
     """
     path = beside / os.path.expanduser(path_or_name)
-    if path.is_dir():
+    if os.path.isdir(path) and str(path_or_name) not in shipped_configs():
         raise UserError(f"{where}: {path} is a folder" if where else _instead_of_folder(path))
     if path.suffix in SUFFIXES or os.path.isfile(path):
         return path

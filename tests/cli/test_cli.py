@@ -222,7 +222,7 @@ def test_compare_shows_what_both_runs_found(folder: Path, tmp_path: Path) -> Non
         train(tiny_config(folder, run, "--evaluate", evaluation, "--train.steps", "2", "--train.seed", str(seed)))
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "what_changed_squares.png").stat().st_size > 500
-    assert "what changed squares" in (tmp_path / "out" / "comparison.html").read_text().lower().replace("_", " ")
+    assert "What changed: squares" in (tmp_path / "out" / "comparison.html").read_text()
 
 
 def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

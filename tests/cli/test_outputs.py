@@ -21,7 +21,7 @@ FILES = {
 }
 FOLDERS = {
     "search --save": ("search", "none", "a cat", "--images", "nowhere", "--save", "{}"),
-    "eval --out": ("eval", "none", "--out", "{}"),
+    "eval --out": ("eval", "runs/none", "--out", "{}"),
     "eval knn --out": ("eval", "knn", "--model", "none", "--data", "nowhere", "--out", "{}"),
     "eval knn --embeddings --out": ("eval", "knn", "--embeddings", "none.parquet", "--out", "{}"),
     "eval suite --out": ("eval", "suite", "none.yaml", "--out", "{}"),

@@ -57,7 +57,7 @@ def with_gradients(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> l
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
 @pytest.mark.parametrize("tile", [None, (1, 1), (2, 3), (4, 5), (3, 100)], ids=str)
 @pytest.mark.parametrize("which", PAIRS)
-@pytest.mark.parametrize("kept", ["all", "negatives", "positives"])
+@pytest.mark.parametrize("kind", ["all", "negatives", "positives"])
 def test_tiles_equal_one_matrix(rng: torch.Generator, kind: PairKind, which: str, tile: TileShape | None, span: float) -> None:
     inputs = leaves(rng, span)
     expected = with_gradients(dense(*inputs, kind, which), inputs)

@@ -247,7 +247,7 @@ class TestBadSamples:
         assert len(batch.bad_samples) >= 7
 
     def test_nothing_can_be_read(self) -> None:
-        with pytest.raises(UserError, match="none of the 40 samples can be used; the first: "):
+        with pytest.raises(UserError, match="100 samples in a row could not be used; the last: "):
             batches(Toy(bad_images=tuple(range(40))))[0]
 
     def test_the_budget(self) -> None:

@@ -75,7 +75,7 @@ def test_nearest_neighbours_of_noise_are_chance(cached: bool, bank: Path, noise:
 def test_on_the_command_line(
     flags: list[str], bank: Path, noise: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mmcl.interop.load.load_model", lambda name: PatternModel())
+    monkeypatch.setattr("mmcl.interop.load.load_model", lambda name, device=None: PatternModel())
     data = ["--data", str(noise / "captions.csv"), "--bank", str(bank / "captions.csv")]
     for _ in range(2):
         main(["eval", "knn", "--model", "patterns", *data, "--args", "{ks: [1]}", "--json", *flags])
@@ -84,7 +84,7 @@ def test_on_the_command_line(
 
 
 def test_in_a_suite(bank: Path, noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_module, "load_model", lambda name: PatternModel())
+    monkeypatch.setattr(suite_module, "load_model", lambda name, device=None: PatternModel())
     path, out = tmp_path / "suite.yaml", tmp_path / "out"
     evaluators = [
         {"name": "knn", "label": folder.name, "args": KNN[1], "data": at(folder), "bank": at(bank)} for folder in (bank, noise)

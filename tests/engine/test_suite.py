@@ -29,7 +29,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return run(evaluators, models, tasks)
 
     class Digits(PatternModel):
-        def __init__(self, name: str) -> None:
+        def __init__(self, name: str, device: str | None = None) -> None:
             super().__init__(has_text="image" not in name)
             self.fingerprint = name
 
@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(
 ) -> None:
     whole, load = run_suite(load_suite([file]), tmp_path / "whole"), vars(suite_module)["load_model"]
 
-    def lost(name: str) -> Any:
+    def lost(name: str, device: str | None = None) -> Any:
         if name == "lost":
             raise UserError("lost: no such folder")
         return load(name)

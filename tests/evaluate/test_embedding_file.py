@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_file_is_named(columns: dict[str, object], named: s
 def test_what_a_file_lacks_for_an_evaluator_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "e.parquet", kind=["image"] * 2, label=[0, 1], embedding=[[1.0], [2.0]])
     model, task = stored_task(path)
-    for name, lack in (("knn", "training data"), ("retrieval", "text tower"), ("zero_shot", "text tower")):
+    for name, lack in (("knn", "give --bank"), ("retrieval", "text tower"), ("zero_shot", "text tower")):
         with pytest.raises(UserError, match=lack):
             run([(name, {})], [CachedModel(model)], [task])
     columns = {"kind": ["image", "image", "class"], "label": ["x", "y", "x"], "embedding": [[1.0], [2.0], [3.0]]}

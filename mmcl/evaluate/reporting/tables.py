@@ -47,7 +47,7 @@ def markdown(
         opening: paragraphs before the tables.
         commands: what to run next, at the end.
     """
-    parts = [f"# {title}", *map(_markdown, opening)]
+    parts = [f"# {_markdown(title)}", *map(_markdown, opening)]
     for heading, header, rows in tables:
         lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
         parts += [f"## {_markdown(heading)}", "\n".join(lines)]
