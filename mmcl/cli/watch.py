@@ -26,7 +26,7 @@ def watch(run: Path, /, *, metrics: tuple[str, ...] = (), once: bool = False) ->
     Examples:
         mmcl watch runs/clip_emoji
 
-    Ctrl-C ends the watching and leaves the run alone. Where the output is no terminal, the curves are printed at the end.
+    Ctrl-C ends the watching and leaves the run alone. If the output is not a terminal, the curves are printed at the end.
 
     Args:
         run: A run directory.

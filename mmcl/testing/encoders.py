@@ -47,7 +47,7 @@ def check_encoder(
 
     built = build(small_args(factory, args))
     kind = ImageEncoder if modality == "image" else TextEncoder
-    require(isinstance(built, kind), f"{type(built).__name__} is no mmcl.encoders.tower.{kind.__name__}")
+    require(isinstance(built, kind), f"{type(built).__name__} is not a mmcl.encoders.tower.{kind.__name__}")
     for check in ENCODER_CHECKS.values():
         check(built.eval(), build)
 

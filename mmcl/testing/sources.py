@@ -35,7 +35,7 @@ def check_source(open_again: Open) -> None:
 def check_samples(open_again: Open) -> None:
     """Samples have a name of their own, and an image that can be read or a text; labels are numbers of classes."""
     source = open_again()
-    require(isinstance(source, Source), f"{type(source).__name__} is no mmcl.data.source.Source")
+    require(isinstance(source, Source), f"{type(source).__name__} is not a mmcl.data.source.Source")
     require(len(source) > 1, f"there are {len(source)} samples: test it on two or more")
     for index in sorted({0, len(source) // 2, len(source) - 1}):
         _check_sample(source, index)

@@ -86,8 +86,8 @@ class EmojiSource(SampleList):
         concepts: only the concepts of this fold of "unseen_concept"; zero-shot classes are scored on "test".
         vendors: only these vendors; default: all.
         flags: whether to include flags, which are the easiest images and 270 of the concepts.
-        labels: zero-shot classes: 9 groups ("an animal or a plant"), 98 subgroups, or 410 everyday things ("cat"), where emoji
-            that are none of them are left out.
+        labels: zero-shot classes: 9 groups ("an animal or a plant"), 98 subgroups, or 410 everyday things ("cat"), without the
+            other emoji.
         keyword_share: probability, from 0 to 1, that a training caption (`caption`) appends one or two of the emoji's keywords.
             `Sample.captions`, used in evaluation, is the plain name.
         sentence_share: probability, from 0 to 1, that a training caption puts the name into one of
@@ -166,7 +166,7 @@ class EmojiSource(SampleList):
 
 
 def _classes(labels: Labels, concepts: Sequence[Mapping[str, Any]], zero_shot: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-    """The class names by the value that a row of the class has in a column, and that column."""
+    """Returns the class names, keyed by the value of a column that identifies the class, and the name of this column."""
     if labels == "thing":
         return {concept["caption"]: concept["caption"] for concept in concepts if _is_thing(concept)}, "caption"
     return {entry["slug"]: entry["name"] for entry in zero_shot[labels]}, labels
@@ -180,14 +180,14 @@ def _is_thing(concept: Mapping[str, Any]) -> bool:
 
 
 def _event(draw: float, probability: float) -> tuple[bool, float]:
-    """Whether an event of this probability occurs, and a uniform number in [0, 1) that is independent of it."""
+    """Decides by a uniform draw in [0, 1) whether an event occurs; also returns a new draw that is independent of it."""
     if draw < probability:
         return True, draw / probability
     return False, (draw - probability) / (1 - probability)
 
 
 def _choice(draw: float, choices: Sequence[str]) -> tuple[str, float]:
-    """One of the choices, all equally probable, and a uniform number in [0, 1) that is independent of it."""
+    """Picks one of equally probable choices by a uniform draw in [0, 1); also returns a new draw that is independent of it."""
     number, rest = divmod(draw * len(choices), 1)
     return choices[int(number)], rest
 
