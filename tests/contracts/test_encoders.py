@@ -96,7 +96,7 @@ def test_one_that_keeps_all_rules_passes() -> None:
         (OtherWidth, r"became \[1, 2\], not \[1, 4\]"),
         (OfTheBatch, "differs by its batch"),
         (Detached, "no parameter gets a gradient"),
-        (nn.Identity, "is no mmcl.encoders.tower.ImageEncoder"),
+        (nn.Identity, "is not a mmcl.encoders.tower.ImageEncoder"),
     ],
 )
 def test_one_that_breaks_a_rule_is_found(broken: Any, said: str) -> None:
