@@ -79,6 +79,15 @@ def test_metrics_of_one_evaluator_stay_apart() -> None:
     assert len(lines) == 3
 
 
+def test_names_that_differ_at_their_end_are_not_cut_to_the_same() -> None:
+    names = [f"linear_top1@{count}_per_class" for count in (1, 10, 100)]
+    rows = [[name, "0.588 [0.540, 0.635]", "0.001", "0.359", "0.002", "0.002"] for name in names]
+    header = ["metric", "trained", "untrained", "labeled pixels", "majority", "chance"]
+    text = text_table("few_label: emoji", header, rows, 80)
+    assert widest(text) <= 80
+    assert len({line.split()[0] for line in text.splitlines()[2:5]}) == 3
+
+
 def test_nothing_is_abbreviated_where_there_is_room() -> None:
     models = ("open_clip:ViT-B-32/laion2b_s34b_b79k", "runs/clip_emoji_with_another_temperature")
     metrics = [Metric("retrieval", "x", "text_to_image_R@1", model, 0.5, 0.4, 0.6, 9) for model in models]

@@ -73,13 +73,25 @@ def _lettered(header: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _cut(cells: list[list[str]], room: int) -> list[list[str]]:
-    """Texts, the widest column first, as short as the room demands or as they may be made."""
+    """Texts, the widest column first, as short as the room demands or as they may be made.
+
+    The first column names the rows: its texts stay different from each other, if the widest other column still fits beside it.
+    """
     widths = _widths(cells)
     texts = [column for column in range(len(widths)) if not all(_NUMBER.fullmatch(row[column]) for row in cells[1:])]
+    beside = max([_FEWEST, *(widths[column] for column in range(1, len(widths)) if column not in texts)])
+    names = min(_distinct_width([row[0] for row in cells]), max(_FEWEST, room - _GAP - beside))
     for column in sorted(texts, key=lambda column: -widths[column]):
         excess = _sum(widths) - room
-        widths[column] = min(widths[column], max(_FEWEST, widths[column] - max(0, excess)))
+        fewest = _FEWEST if column else names
+        widths[column] = min(widths[column], max(fewest, widths[column] - max(0, excess)))
     return [[shortened(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+
+
+def _distinct_width(texts: Sequence[str]) -> int:
+    """The width from which on different texts are still different when they are cut."""
+    widest = max(map(display_width, texts))
+    return next((w for w in range(_FEWEST, widest) if len({shortened(one, w) for one in texts}) == len({*texts})), widest)
 
 
 def _blocks(cells: list[list[str]], room: int) -> list[list[list[str]]]:
