@@ -8,9 +8,9 @@ from mmcl.config.convert import from_dict, to_dict, to_yaml
 from mmcl.config.flags import parse_flags, parse_value
 from mmcl.config.identity import config_hash, flat_settings, flattened, is_decisive, is_within, unflattened
 from mmcl.config.read import load_config, read_as
-from mmcl.config.schema import (
+from mmcl.config.schema import Config
+from mmcl.config.sections import (
     ComponentConfig,
-    Config,
     CropConfig,
     DataConfig,
     EvaluatorConfig,

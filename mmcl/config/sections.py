@@ -1,0 +1,241 @@
+"""Sections of a configuration: frozen dataclasses, each the facts and the help of its settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmcl.config.setting import setting
+from mmcl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentConfig:
+    """A registered component, by name."""
+
+    name: str
+    """Name of the component; `mmcl list` shows all names."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its factory, checked against the signature before anything is built."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerConfig:
+    """Encoder and projection head of one modality."""
+
+    encoder: ComponentConfig | None = None
+    """Encoder: pixels or tokens to features. Null uses the tower of `init`, including its head."""
+    head: ComponentConfig | None = None
+    """Projection head: features to the embedding that the loss compares. Null uses a linear head, or the head of `init`. A head
+    given without an encoder is a new head on the encoder of `init`."""
+    init_head_layers: int = setting(0, at_least=0)
+    """Number of first layers that a new head copies from the head of `init`, as for fine-tuning in SimCLRv2."""
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    """Overrides of the encoder's image preprocessing: fields of mmcl.preprocess.Preprocess, such as {intensity: [0, 4095]} for
+    12-bit values in 16-bit files, or {intensity: {percentiles: [1, 99]}} for the range of each image. Saved with the model."""
+    freeze: bool = False
+    """Freeze the encoder and keep it in evaluation mode; the head is still trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """A dataset."""
+
+    name: str = "auto"
+    """Kind of source; "auto" detects it from the content of `path`."""
+    path: str | None = setting(None, decides=False)
+    """File or folder, for sources that read from one."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartConfig(SourceConfig):
+    """A dataset in a mixture."""
+
+    weight: float | None = setting(None, above=0)
+    """Share of the rows, relative to the other datasets; an epoch then has as many rows as there are samples in total."""
+    epochs: float | None = setting(None, above=0)
+    """Number of times that an epoch of the mixture shows each sample of this dataset; 1 if no dataset has a weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropConfig:
+    """Random-resized crop, drawn per image and view."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    """Smallest and largest aspect ratio (width / height)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewConfig:
+    """Overrides for one image view."""
+
+    crop: CropConfig | None = None
+    """Random-resized crop during decoding; null uses `data.crop`."""
+    augment: tuple[ComponentConfig, ...] | None = None
+    """Augmentations that replace those of `data.augment`; null uses `data.augment`."""
+    size: int | None = setting(None, at_least=1)
+    """Height and width in pixels to which the crop is resized; null uses the encoder's input size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Training data, views and augmentation."""
+
+    root: str | None = setting(None, decides=False)
+    """Folder of downloaded datasets; default: the environment variable MMCL_DATA_ROOT, else ~/.cache/mmcl."""
+    train: SourceConfig = field(default_factory=SourceConfig)
+    """Training data."""
+    mix: dict[str, PartConfig] | None = None
+    """Several training datasets in place of `train`, under names of your choice, each with a weight or a number of epochs."""
+    templates: tuple[str, ...] | None = None
+    """Prompt templates with one "{}" each, such as "a photo of a {}.": captions for labelled training data without captions."""
+    caption_weights: tuple[float, ...] | None = setting(None, at_least=0)
+    """Relative frequencies of a sample's captions, in their order: [3, 1] shows the first caption three times as often as the
+    second. Null shows all captions equally often."""
+    holdout: float = setting(0.0, at_least=0, below=1)
+    """Share of the training data that is held out for evaluators without `data` of their own."""
+    labels: float | None = None
+    """Train on a stratified subset only, as for learning from few labels: a share of every class if below 1 (0.01), else the
+    number of samples per class. `train.seed` determines the subset; a smaller subset is contained in a larger one."""
+    samples_per_class: int | None = setting(None, at_least=1)
+    """Samples per class in every batch (P x K sampling, with P = train.batch_size / samples_per_class classes), for supervised
+    contrastive and metric learning. Null draws samples in random order, regardless of class."""
+    cache: Literal["auto"] | bool = setting("auto", decides=False)
+    """Keep the decoded images in memory; "auto" does so if they take less than 1 GB and are not cropped."""
+    crop: CropConfig | None = None
+    """Random-resized crop during decoding; null shows the whole image."""
+    augment: tuple[ComponentConfig, ...] = ()
+    """Augmentations in the order of application, each drawn per image and view."""
+    views: dict[str, ViewConfig] = field(default_factory=dict)
+    """Overrides for individual image views, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
+    workers: int = setting(0, at_least=0, decides=False)
+    """Loader processes per training process; 0 loads in the training process, which is best for cached images."""
+    max_pixels: int | None = setting(None, at_least=1, decides=False)
+    """Largest number of pixels (width x height) of an image; larger images are unusable. Null uses the environment variable
+    MMCL_MAX_PIXELS, else 64 million."""
+    max_bad_fraction: float = setting(0.01, at_least=0, at_most=1, decides=False)
+    """Stop when more than this share of the samples read so far was unusable; unusable samples are replaced and listed."""
+    max_bad_consecutive: int = setting(100, at_least=0, decides=False)
+    """Stop when more than this number of consecutive samples, in the order of the run, were unusable."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser, with linear warm-up and cosine decay; weight decay applies to matrices and token embeddings only."""
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW, optionally with Muon; SGD with momentum; or LARS: SGD with momentum and a layer-wise rate for every matrix."""
+    lr: float = setting(1e-3, above=0)
+    """Peak learning rate. It is not scaled with the batch size: give the rate for your batch size."""
+    bias_lr: float | None = setting(None, above=0)
+    """Peak learning rate of parameters without weight decay (biases, norms, the temperature), as in Barlow Twins; null uses
+    `lr`."""
+    muon_lr: float | None = setting(None, above=0, used_by=("adamw",))
+    """Peak learning rate of the hidden matrices (linear layers, convolutions) under Muon; null leaves them to AdamW."""
+    betas: tuple[float, float] = setting((0.9, 0.98), at_least=0, below=1, used_by=("adamw",))
+    """Decay rates of AdamW's first and second moments."""
+    eps: float = setting(1e-6, above=0, used_by=("adamw",))
+    """Constant added to the square root of AdamW's second moment."""
+    momentum: float = setting(0.9, at_least=0, below=1, used_by=("sgd", "lars"))
+    """Momentum of SGD and LARS."""
+    weight_decay: float = setting(0.2, at_least=0)
+    """Weight decay; not applied to biases, norms, scales, temperatures, or position, class and register embeddings. AdamW and
+    Muon decouple it from the gradient; SGD and LARS add it to the gradient and need smaller values, such as 1e-4 and 1e-6."""
+    warmup: float = setting(0.05, at_least=0, below=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    final_lr: float = setting(0.0, at_least=0)
+    """Learning rate at the end of the cosine decay, as a share of the peak."""
+    milestones: tuple[float, ...] = setting((), above=0, below=1)
+    """Points of the run, as shares of its length, at which the learning rate is divided by 10, in place of the cosine decay:
+    0.6 0.8 in MoCo v1."""
+    clip: float | None = setting(1.0, above=0)
+    """Maximum gradient norm; null disables clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Run length, batch size, precision and checkpointing."""
+
+    batch_size: int = setting(256, at_least=1)
+    """Pairs per step over all processes; the loss is computed over all of them."""
+    micro_batch: int | None = setting(None, at_least=1, decides=False)
+    """Pairs that a process encodes at a time, to save memory. The loss is still computed over the whole batch, so the gradient
+    is the same (except with batch norm), at the cost of one more forward pass. Texts of similar length are grouped, to reduce
+    padding. Null encodes the process's share of the batch at once."""
+    epochs: float | None = setting(None, above=0)
+    """Length of the run in passes over the data; give either this or `steps`."""
+    steps: int | None = setting(None, at_least=1)
+    """Length of the run in steps; overrides `epochs`."""
+    seed: int = 0
+    """Random seed of the initial weights, sample order, augmentation and dropout."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the encoders; the loss is always computed in float32."""
+    fsdp: bool = setting(False, decides=False)
+    """Shard the towers' weights, gradients and optimiser state over the processes (FSDP), for towers that are too large for
+    one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
+    threads: int | None = setting(None, at_least=1, decides=False)
+    """CPU threads per process; default: cores / local processes."""
+    log_every: int = setting(10, at_least=1, decides=False)
+    """Number of steps between two lines of metrics.jsonl."""
+    save_every: int | None = setting(None, at_least=1, decides=False)
+    """Number of steps between two checkpoints; the last step is always saved."""
+    save_minutes: float | None = setting(15.0, above=0, decides=False)
+    """Minutes between two checkpoints, in addition to `save_every`; null saves by steps only."""
+    keep_checkpoints: int = setting(2, at_least=1, decides=False)
+    """Number of most recent checkpoints to keep."""
+    keep_best: str | None = setting(None, decides=False)
+    """Also keep the checkpoint with the best score: evaluator, label and metric, as in "emoji/unseen_style/text_to_image_R@1".
+    That evaluator must run during training (`every`)."""
+    best_is: Literal["max", "min"] | None = setting(None, decides=False)
+    """Direction of the best score. Null infers it from the metric's name: the lowest for ranks, losses, errors and gaps, the
+    highest for all others."""
+    patience: int | None = setting(None, at_least=1, decides=False)
+    """Stop after this number of evaluations without an improvement of `keep_best`; null disables early stopping."""
+    export: Literal["last", "best"] = setting("last", decides=False)
+    """Weights to export to `model/`: those of the last step, or those with the best score of `keep_best`."""
+    on_nonfinite: Literal["stop", "skip"] = setting("stop", decides=False)
+    """Reaction to a non-finite loss or gradient: stop before the update, or skip the step."""
+    max_skipped: int = setting(10, at_least=0, decides=False)
+    """Stop when more than this number of steps were skipped."""
+    timeout_seconds: float = setting(600.0, above=0, decides=False)
+    """Seconds that a process waits for the others within a step; a process that died or hangs ends the run."""
+    trackers: tuple[str, ...] = setting((), decides=False)
+    """Experiment trackers that receive the metrics in addition to metrics.jsonl: tensorboard, wandb, trackio."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatorConfig:
+    """One evaluation: at the end of the run next to its baselines, and also during training if `every` is set."""
+
+    name: str
+    """Name of the evaluator."""
+    label: str
+    """Name of the data in the report."""
+    every: int | None = setting(None, at_least=1)
+    """Number of steps between two evaluations during training, which include the last step; all processes share the encoding.
+    Null evaluates only at the end."""
+    data: SourceConfig | None = None
+    """Data to evaluate on; null uses the share held out by `data.holdout`."""
+    bank: SourceConfig | None = None
+    """Labelled data for fitting k-NN and probes; default: the training data."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the evaluator."""
+
+
+def refuse_equal_labels(evaluators: Sequence[EvaluatorConfig], where: str = "evaluate") -> None:
+    """Raises UserError if an evaluator appears twice under one label, or under two labels that give the same file name: one
+    result would overwrite the other."""
+    first: dict[tuple[str, str], int] = {}
+    for number, one in enumerate(evaluators):
+        other = first.setdefault((one.name, re.sub(r"[^\w-]+", "_", one.label).strip("_")), number)
+        if other != number:
+            raise UserError(
+                f"{where}.{number} and {where}.{other} are both {one.name}, of {one.label!r} and {evaluators[other].label!r}, "
+                "and would replace each other: give one of them another label"
+            )
