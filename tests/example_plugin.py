@@ -16,7 +16,8 @@ from mmcl.core.info_nce import info_nce
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.data.augment.pipeline import Augmentation
-from mmcl.data.source import Sample, SampleList
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.encoders.tower import ImageEncoder
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task

@@ -114,7 +114,7 @@ def _classified(
 ) -> tuple[Found, list[BadSample]]:
     """Returns the labels by image, and the unreadable images. Raises UserError if no image is readable."""
     from mmcl.data.images.image_cache import unreadable
-    from mmcl.data.source import Sample
+    from mmcl.data.sample import Sample
 
     bad: list[BadSample] = []
     try:

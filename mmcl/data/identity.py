@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from mmcl.data.images.decode import MAX_BYTES, decode
-from mmcl.data.images.image_cache import in_threads
-from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.threads import in_threads
 from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
 from mmcl.files.byte_range import FilePart, LocalFile
@@ -33,7 +34,20 @@ _RUN = 256
 Facts = tuple[object, ...]
 
 
-def identity_of(source: Source) -> str:
+class Contents(Protocol):
+    """All that an identity covers; every `Source` has it."""
+
+    class_names: Sequence[str] | None
+    templates: Sequence[str]
+    ids: np.ndarray | None
+    scores: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def identity_of(source: Contents) -> str:
     """Hex digest of a source: the images, captions, other texts and labels of all samples in order, and its `ids`, `scores`,
     `class_names` and `templates`.
 
@@ -68,7 +82,7 @@ def spread_rows(size: int, count: int) -> np.ndarray:
     return np.unique(hash_integers(np.arange(count)) % np.uint64(size)).astype(np.int64)
 
 
-def _digest_of(source: Source, facts_of: Callable[[ImageLike], Facts]) -> str:
+def _digest_of(source: Contents, facts_of: Callable[[ImageLike], Facts]) -> str:
     def of_run(start: int) -> str:
         return digest(*(_sample(source, row, facts_of) for row in range(start, min(start + _RUN, len(source)))))
 
@@ -78,7 +92,7 @@ def _digest_of(source: Source, facts_of: Callable[[ImageLike], Facts]) -> str:
     return digest(len(source), *arrays, _texts(source.class_names), _texts(source.templates), *runs)
 
 
-def _sample(source: Source, row: int, facts_of: Callable[[ImageLike], Facts]) -> str:
+def _sample(source: Contents, row: int, facts_of: Callable[[ImageLike], Facts]) -> str:
     try:
         sample = source[row].check()
     except UserError:

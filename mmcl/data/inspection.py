@@ -14,8 +14,10 @@ import numpy as np
 from mmcl.data.captions import checked_caption
 from mmcl.data.images.bands import read_bands
 from mmcl.data.images.decode import decode, measure
-from mmcl.data.images.image_cache import in_threads, required_image
-from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.images.image_cache import required_image
+from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.source import Source
+from mmcl.data.threads import in_threads
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart

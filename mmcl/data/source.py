@@ -4,53 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
+from mmcl.data.identity import identity_of
+from mmcl.data.sample import OWN_TEXTS, Sample
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
-from mmcl.files.byte_range import FilePart
-
-ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray | Tensor
-"""An image, read or not: a path, an encoded file or its byte range in another file, a PIL image, or a uint8 array [H, W] or
-[H, W, C]. A tensor [C, H, W] is already decoded and resized for a model, and is used unchanged."""
-
-OWN_TEXTS = {"positive": "positives", "negative": "negatives"}
-"""Text views with texts other than the captions, and the field of `Sample` that holds those texts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One item, not yet decoded.
-
-    Attributes:
-        name: name in error messages: a path, or a key within its file.
-        image: the image, or None for a text-only source.
-        captions: all texts that describe the sample; may be empty.
-        label: class index, or None.
-        positives: texts with the same meaning as the captions, as in entailment pairs.
-        negatives: hard negatives: similar texts with another meaning, as in contradiction pairs.
-        problem: reason why the sample cannot be used, if the source already knows one.
-    """
-
-    name: str
-    image: ImageLike | None
-    captions: tuple[str, ...] = ()
-    label: int | None = None
-    positives: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()
-    problem: str | None = None
-
-    def check(self) -> Sample:
-        """Returns the sample itself. Raises UserError if it cannot be used."""
-        if self.problem is not None:
-            raise UserError(f"{self.name}: {self.problem}")
-        return self
 
 
 class Source(ABC):
@@ -122,8 +84,6 @@ class Source(ABC):
     @cached_property
     def identity(self) -> str:
         """Hex digest of all sample contents, used as the cache key of results; reads every image once. See `identity_of`."""
-        from mmcl.data.identity import identity_of  # circular import: it reads sources
-
         return identity_of(self)
 
     @cached_property

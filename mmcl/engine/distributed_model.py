@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from mmcl.core.gather import gather_rows, rank, row_counts, world_size
 from mmcl.data.derived.subset import Subset
-from mmcl.data.source import ImageLike, Source
+from mmcl.data.sample import ImageLike
+from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.interop.model import Model
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmcl.data.source import ImageLike, Source
+from mmcl.data.sample import ImageLike
+from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.measures.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings

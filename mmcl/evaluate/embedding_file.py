@@ -25,7 +25,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from mmcl.config import from_dict
-from mmcl.data.source import Sample, SampleList, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList, Source
 from mmcl.data.sources.tables.column_names import number_labels
 from mmcl.data.sources.tables.table_file import read_table
 from mmcl.errors import UserError

@@ -14,7 +14,8 @@ import numpy as np
 
 from mmcl.data.captions import caption_key
 from mmcl.data.images.image_cache import decode_sample
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels
 from mmcl.evaluate.cache import EmbeddingCache

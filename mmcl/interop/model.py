@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmcl.data.images.image_cache import in_batches, read_sample
+from mmcl.data.images.image_cache import read_sample
 from mmcl.data.images.resize import check_resize, read_pixels
-from mmcl.data.source import ImageLike, Source
+from mmcl.data.sample import ImageLike
+from mmcl.data.source import Source
+from mmcl.data.threads import in_batches
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart

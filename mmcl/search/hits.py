@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps
 
 from mmcl.data.images.image_cache import decode_sample
-from mmcl.data.source import ImageLike, Sample
+from mmcl.data.sample import ImageLike, Sample
 from mmcl.drawing import PALE, empty, new_figure, png_bytes, show_image, write_text
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file

@@ -19,7 +19,8 @@ from mmcl.core.nearest import nearest
 from mmcl.data.captions import checked_caption
 from mmcl.data.images.image_cache import ReadableImages
 from mmcl.data.open import open_source
-from mmcl.data.source import ImageLike, Sample, SampleList, Source
+from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.source import SampleList, Source
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.atomic import check_folder, staged, write_file
 from mmcl.files.digest import digest

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.data.images.image_cache import decoded_batches
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.preprocess import Preprocess

@@ -9,7 +9,8 @@ import numpy as np
 
 from mmcl.data.derived.subset import Subset
 from mmcl.data.images.decode import decode
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.testing.require import require
 
 Open = Callable[[], Source]

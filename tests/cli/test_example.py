@@ -13,7 +13,8 @@ from mmcl import open_source
 from mmcl.cli.main import main
 from mmcl.config import load_config
 from mmcl.data.example import KINDS, write_example
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.data.sources.emoji import EmojiSource
 from mmcl.errors import UserError
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcl.data.source import Sample, SampleList
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList
 from mmcl.files.digest import digest
 from mmcl.testing import check_source
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mmcl.data.images.decode import decode
-from mmcl.data.source import Sample
+from mmcl.data.sample import Sample
 
 
 def write_image(path: Path, grey: int = 128) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmcl.data.captions import token_ids
-from mmcl.data.source import Sample
+from mmcl.data.sample import Sample
 from mmcl.encoders.tokenizers import clip_bpe
 from mmcl.errors import UserError
 from mmcl.types import Tokens

@@ -8,7 +8,8 @@ import pytest
 from mmcl.data.captions import caption_key, text_hash
 from mmcl.data.derived.mixture import Mixture
 from mmcl.data.derived.subset import split_source, text_group
-from mmcl.data.source import Sample, SampleList
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList
 
 SAME = [
     ("a photo of a cat", "A Photo  of\ta\ncat "),

@@ -24,7 +24,8 @@ from mmcl.data.derived.subset import Subset, text_groups
 from mmcl.data.derived.weighted_captions import WeightedCaptions
 from mmcl.data.identity import identity_of, spread_rows
 from mmcl.data.open import open_source
-from mmcl.data.source import Sample, SampleList, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList, Source
 from mmcl.data.sources import emoji as emoji_module
 from tests.data.servers import serve
 from tests.data.tars import write_tar

@@ -25,7 +25,8 @@ from mmcl.data.batches.views import ImageView
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.images.resize import to_tensor
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.data.sources.tables.column_names import captions_of
 from mmcl.errors import UserError
 from mmcl.files.digest import digest

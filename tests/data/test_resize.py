@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode
 from mmcl.data.images.decode import decode, opened
 from mmcl.data.images.image_cache import ReadableImages, decoded_batches
 from mmcl.data.images.resize import _shrink, part_to_tensor, read_pixels, to_tensor
-from mmcl.data.source import Sample, SampleList
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList
 from mmcl.errors import UserError
 from mmcl.preprocess import Backend, CropRounding, Interpolation, Preprocess, Resize
 from tests.data.test_decode import encode, noise, oriented

@@ -8,7 +8,8 @@ import numpy as np
 
 from mmcl.data.derived.mixture import Mixture
 from mmcl.data.derived.subset import Subset
-from mmcl.data.source import Sample, SampleList
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList
 from mmcl.data.usage import Unused, Usage, count_unused
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mmcl.data.open import guess_source, open_source
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.data.sources.shards.paths import expand_braces, find_shards
 from mmcl.data.sources.shards.source import WebDatasetSource
 from mmcl.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcl.data.source import Sample
+from mmcl.data.sample import Sample
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.distributed_model import SharedModel
 from mmcl.errors import UserError

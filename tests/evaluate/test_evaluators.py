@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcl.data.source import Sample
+from mmcl.data.sample import Sample
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, check, run
 from mmcl.evaluate.task import NeedsTexts, captions_of

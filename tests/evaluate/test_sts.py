@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.data.sources.emoji_texts import EmojiTextSource
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Task, sts

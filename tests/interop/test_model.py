@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.encoders.tokenizers import from_transformers
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.errors import UserError

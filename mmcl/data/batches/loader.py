@@ -18,7 +18,8 @@ from mmcl.data.captions import checked_caption, token_ids
 from mmcl.data.derived.label_captions import CAPTIONS_WANTED
 from mmcl.data.images.image_cache import ImageCache, required_image
 from mmcl.data.random_streams import Stream
-from mmcl.data.source import OWN_TEXTS, Sample, Source
+from mmcl.data.sample import OWN_TEXTS, Sample
+from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 from mmcl.terminal import counted

@@ -20,7 +20,7 @@ from mmcl.data.images.bands import read_bands
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import SCALES, opened
 from mmcl.data.images.resize import Box, part_to_tensor, to_tensor
-from mmcl.data.source import ImageLike
+from mmcl.data.sample import ImageLike
 from mmcl.errors import unknown_name
 from mmcl.preprocess import Preprocess
 

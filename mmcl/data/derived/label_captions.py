@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmcl.data.source import DerivedSource, Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import DerivedSource, Source
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 

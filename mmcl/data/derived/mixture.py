@@ -9,7 +9,8 @@ import numpy as np
 
 from mmcl.data.derived.subset import text_groups
 from mmcl.data.random_streams import Stream
-from mmcl.data.source import Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source
 from mmcl.data.usage import Usage
 from mmcl.files.digest import digest
 from mmcl.rng import hash_integers

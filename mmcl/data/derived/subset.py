@@ -10,7 +10,8 @@ import numpy as np
 
 from mmcl.data.captions import caption_key, text_hash
 from mmcl.data.random_streams import Stream
-from mmcl.data.source import DerivedSource, Sample, Source
+from mmcl.data.sample import Sample
+from mmcl.data.source import DerivedSource, Source
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 from mmcl.files.disk_cache import cached_array

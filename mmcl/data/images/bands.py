@@ -9,7 +9,7 @@ from torch import Tensor
 from mmcl.data.images.decode import MAX_BYTES, allowed_pixels, checked, decode
 from mmcl.data.images.deep import is_deep, is_tiff, read_deep, read_tiff
 from mmcl.data.images.levels import check_file, read_array, read_file, to_levels
-from mmcl.data.source import ImageLike
+from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError
 from mmcl.preprocess import Intensity
 

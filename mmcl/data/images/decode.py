@@ -21,7 +21,7 @@ from torch import Tensor
 from mmcl.data.images.deep import is_deep, is_misread, is_tiff, read_deep, read_tiff
 from mmcl.data.images.levels import File, check_file, read_array, read_file, to_levels, warn_of_darkness
 from mmcl.data.images.metadata import without_metadata
-from mmcl.data.source import ImageLike
+from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError, first_line
 from mmcl.files.listing import LFS_POINTER
 from mmcl.preprocess import Intensity

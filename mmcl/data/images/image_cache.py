@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,16 +12,13 @@ from torch import Tensor
 
 from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.resize import pixel_dtype, read_pixels
-from mmcl.data.source import DerivedSource, ImageLike, Sample, Source
+from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.source import DerivedSource, Source
+from mmcl.data.threads import in_batches, in_threads
 from mmcl.errors import UserError
 from mmcl.preprocess import Preprocess
 from mmcl.progress import progress_bar
 from mmcl.types import BadSample
-
-T = TypeVar("T")
-
-_QUEUED = 4096
-"""Maximum number of calls queued for the threads."""
 
 
 def decode_sample(sample: Sample, preprocess: Preprocess | None = None) -> Image.Image:
@@ -80,27 +74,6 @@ def decoded_batches(source: Source, preprocess: Preprocess, batch_size: int) -> 
         UserError: an image cannot be read; names it. Skipping it would evaluate on different data.
     """
     return in_batches(lambda index: read_sample(source[index], preprocess), len(source), batch_size)
-
-
-def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> Iterator[Tensor]:
-    """Yields `read(0)` to `read(total - 1)`, stacked in batches; threads read the next batch while one is in use.
-
-    Pillow releases the GIL while decoding. Every thread reads several consecutive items: scheduling small ones individually
-    would cost more than reading them.
-    """
-    workers = min(8, os.cpu_count() or 1)
-
-    def ahead(start: int) -> list[Future[list[Tensor]]]:
-        items = range(start, min(start + batch_size, total))
-        run = max(1, len(items) // (2 * workers))
-        return [pool.submit(lambda part: [read(i) for i in part], items[at : at + run]) for at in range(0, len(items), run)]
-
-    with ThreadPoolExecutor(workers) as pool:
-        runs = ahead(0)
-        for start in range(0, total, batch_size):
-            batch = [item for run in runs for item in run.result()]
-            runs = ahead(start + batch_size)
-            yield torch.stack(batch)
 
 
 class ReadableImages(DerivedSource):
@@ -169,10 +142,3 @@ class ImageCache:
         """Memory in bytes for all images of a source."""
         numbers = len(source) * preprocess.channels * preprocess.height * preprocess.width
         return numbers * pixel_dtype(preprocess).itemsize
-
-
-def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
-    """Maps a function in threads, in order; Pillow releases the GIL."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(indices), _QUEUED):  # Bounded, since a million queued calls would be a million objects.
-            yield from pool.map(function, indices[start : start + _QUEUED])

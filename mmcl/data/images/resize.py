@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmcl.data.images.bands import read_bands
 from mmcl.data.images.decode import SCALES, Opened, opened
-from mmcl.data.source import ImageLike
+from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError
 from mmcl.preprocess import TORCHVISION_LANCZOS, CropRounding, Interpolation, Preprocess
 

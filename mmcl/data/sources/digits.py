@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from mmcl.data.source import Sample, Source, refuse_path
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source, refuse_path
 from mmcl.errors import unknown_name
 from mmcl.files.digest import digest
 from mmcl.rng import permutation

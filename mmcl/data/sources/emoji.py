@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmcl.data.source import Sample, SampleList, refuse_path
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList, refuse_path
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.digest import digest
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmcl.data.source import Sample, SampleList, refuse_path
+from mmcl.data.sample import Sample
+from mmcl.data.source import SampleList, refuse_path
 from mmcl.data.sources.emoji import FOLDER, FOLDS, Fold
 from mmcl.errors import unknown_name
 from mmcl.files.digest import digest

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmcl.data.source import Sample, Source, label_array, refuse_path
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source, label_array, refuse_path
 from mmcl.errors import UserError, first_line, unknown_name
 from mmcl.files.digest import digest
 from mmcl.files.root import data_root

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmcl.data.images.image_cache import decode_sample, in_threads
-from mmcl.data.source import ImageLike, Sample
+from mmcl.data.images.image_cache import decode_sample
+from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.threads import in_threads
 from mmcl.evaluate.evaluators.projection import FEWEST, NAMES, ProjectionMethod, check_arguments, chosen_rows, project
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.reporting.map_page import thumbnail_side

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmcl.data.images.decode import decode
-from mmcl.data.source import ImageLike
+from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError, how_to_install
 from mmcl.evaluate.reporting.figures import scatter
 from mmcl.evaluate.reporting.map_page import FEW, map_page, thumbnail_side

@@ -9,7 +9,7 @@ from typing import Any
 from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.image_cache import required_image
 from mmcl.data.inspection import BINS, Inspection
-from mmcl.data.source import Sample
+from mmcl.data.sample import Sample
 from mmcl.drawing import INK, PALETTE, WRONG, new_figure, png_bytes, text_style
 from mmcl.errors import UserError
 from mmcl.preprocess import Intensity

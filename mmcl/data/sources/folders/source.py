@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mmcl.data.source import Sample, Source, required_path
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source, required_path
 from mmcl.data.sources.folders.captions_file import Described, ImageNames, possible_captions_files, read_captions_file
 from mmcl.data.sources.folders.layout import Layout, by_argument, find_layout
 from mmcl.data.sources.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read_captions

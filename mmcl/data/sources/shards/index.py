@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from mmcl.data.source import Sample
+from mmcl.data.sample import Sample
 from mmcl.data.sources.shards.paths import stated_samples
 from mmcl.data.sources.shards.tar import BrokenTarError, Member, members
 from mmcl.data.sources.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, TEXT_SUFFIXES, kind_of_member, read_captions

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from mmcl.data.source import Sample, Source, given_path
+from mmcl.data.sample import Sample
+from mmcl.data.source import Source, given_path
 from mmcl.data.sources.shards.index import Shard, index_shard, open_shard, scan_shard
 from mmcl.data.sources.shards.paths import NUMBER_OF_SHARDS, find_shards, side_file
 from mmcl.data.usage import Usage, count_unused, incomplete, merge_unused

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.data.source import ImageLike, Sample, Source
+from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.source import Source
 from mmcl.data.sources.tables.arrow_types import JsonType
 from mmcl.data.sources.tables.column_names import Columns, captions_of, image_of, number_labels, scores_of
 from mmcl.data.sources.tables.image_urls import how_to_download, is_url_of_image

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.data.source import ImageLike
+from mmcl.data.sample import ImageLike
 from mmcl.data.sources.tables.image_urls import find_url_column, how_to_download
 from mmcl.errors import UserError
 
