@@ -5,8 +5,9 @@ Public names are imported on first use, so `import mmcl` loads neither torch nor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mmcl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mmcl import evaluate as evaluate
@@ -28,34 +29,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Config": "mmcl.config",
-    "Index": "mmcl.search.index",
-    "METHODS": "mmcl.methods",
-    "Model": "mmcl.interop.model",
-    "Source": "mmcl.data.source",
-    "TrainedClassifier": "mmcl.evaluate.classifier",
-    "UserError": "mmcl.errors",
-    "ZeroShotClassifier": "mmcl.evaluate.classifier",
-    "cached_backward": "mmcl.core.cached_backward",
-    "load_config": "mmcl.config",
-    "load_model": "mmcl.interop.load",
-    "open_source": "mmcl.data.open",
-    "train": "mmcl.runs.run",
+    "Config": "config",
+    "Index": "search.index",
+    "METHODS": "methods",
+    "Model": "interop.model",
+    "Source": "data.source",
+    "TrainedClassifier": "evaluate.classifier",
+    "UserError": "errors",
+    "ZeroShotClassifier": "evaluate.classifier",
+    "cached_backward": "core.cached_backward",
+    "evaluate": "evaluate",
+    "load_config": "config",
+    "load_model": "interop.load",
+    "losses": "losses",
+    "open_source": "data.open",
+    "train": "runs.run",
 }
-_MODULES = ("evaluate", "losses")
 
-__all__ = sorted([*_HOMES, *_MODULES])
+__all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"mmcl.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mmcl' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+if not TYPE_CHECKING:  # A type checker would accept any name.
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

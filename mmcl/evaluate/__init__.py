@@ -8,9 +8,9 @@ on the data; `run` runs several evaluators. Names are imported on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmcl.lazy import lazy_names
 from mmcl.registry import Registry
 
 if TYPE_CHECKING:
@@ -102,14 +102,5 @@ _HOMES = {
 
 __all__ = ["EVALUATORS", *sorted(_HOMES)]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mmcl.evaluate' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mmcl.evaluate.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+if not TYPE_CHECKING:  # A type checker would accept any name.
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -8,9 +8,9 @@ are imported on first use. For training on several processes, see `gathered`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmcl.lazy import lazy_names
 from mmcl.losses.table import LOSSES, LossEntry
 
 if TYPE_CHECKING:
@@ -82,14 +82,5 @@ _HOMES = {
 
 __all__ = ["LOSSES", "LossEntry", *sorted(_HOMES)]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mmcl.losses' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mmcl.losses.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+if not TYPE_CHECKING:  # A type checker would accept any name.
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
