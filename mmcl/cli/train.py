@@ -48,7 +48,7 @@ _MAIN = {
         "run_dir": "where everything is written",
         "resume": "continue this run from its last checkpoint",
         "train.seed": "of weights, order and augmentation",
-        "train.precision": "fp32, bf16 or fp16",
+        "train.precision": "auto, fp32, bf16 or fp16",
         "train.trackers": "tensorboard, wandb, trackio",
     },
 }

@@ -41,7 +41,7 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
     _refuse_half_a_launch()
     _forget_the_run_before()
     no_accelerator = not torch.accelerator.is_available()
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision]
+    precision = "no" if config.precision == "fp32" else config.precision
     if config.precision == "fp16" and no_accelerator:
         raise UserError("train.precision fp16 needs an accelerator: use bf16 or fp32 on the CPU")
     # Without cpu=True, two processes of torchrun on a machine without an accelerator become two worlds of size one.
@@ -60,10 +60,18 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
             f"train.batch_size {config.batch_size} cannot be split evenly over {accelerator.num_processes} processes; "
             f"take a multiple of {accelerator.num_processes}"
         )
+    _refuse_different_precisions(accelerator, config.precision)
     _set_threads(config.threads)
     # Very small gradients become denormal numbers, which slow a CPU down tenfold and have no effect on training.
     torch.set_flush_denormal(True)
     return accelerator
+
+
+def _refuse_different_precisions(accelerator: Accelerator, precision: str) -> None:
+    """Refuse processes for which `train.precision: auto` means different precisions, as on machines of different age."""
+    number = torch.tensor([("fp32", "bf16", "fp16").index(precision)], device=accelerator.device)
+    if len(accelerator.gather(number).unique()) > 1:
+        raise UserError("train.precision auto means fp32 on some of the machines and bf16 on others: choose one of them")
 
 
 def _refuse_lost_processes() -> None:

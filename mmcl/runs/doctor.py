@@ -8,6 +8,7 @@ import torch
 
 from mmcl.config import Config
 from mmcl.core.cached_backward import split_views
+from mmcl.engine.precision import settle_precision
 from mmcl.engine.schedule import warmup_steps
 from mmcl.runs.plan import make_plan
 from mmcl.runs.warnings import find_warnings, warnings_of_captions
@@ -86,7 +87,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     Raises:
         UserError: training would refuse the configuration before building anything, or there are fewer samples than processes.
     """
-    plan = make_plan(config, processes)
+    plan = make_plan(settle_precision(config), processes)
     config, method, facts = plan.config, plan.method, plan.facts
     batch, steps = facts.global_batch, facts.total_steps
     said = method.describe(batch)

@@ -106,6 +106,12 @@ def read_identity(run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any
     return identity
 
 
+def saved_precision(run_dir: Path) -> str | None:
+    """Return the precision with which a run was started; None if there is no run. Raises UserError if it cannot be read."""
+    exists = (run_dir / FILE).exists()
+    return read_identity(run_dir, None)["settings"].get("train.precision") if exists else None
+
+
 def _with_defaults(*settings: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """Add omitted settings with their defaults, so that a default that is given explicitly does not count as a change.
 

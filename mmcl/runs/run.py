@@ -18,6 +18,7 @@ from mmcl.encoders.tower import GIVEN
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
 from mmcl.engine.guards import run_on_first_process
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
+from mmcl.engine.precision import settle_precision
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import track_figures
 from mmcl.engine.run_lock import locked
@@ -34,7 +35,7 @@ from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import evaluate_trained, write_report
 from mmcl.runs.frozen_features import FeatureBatches, store_features
 from mmcl.runs.plan import Plan, make_plan
-from mmcl.runs.resume import compare, identify, read_identity, without_start_settings, write_identity
+from mmcl.runs.resume import compare, identify, read_identity, saved_precision, without_start_settings, write_identity
 from mmcl.runs.towers import with_given_encoders
 from mmcl.runs.warnings import find_warnings
 from mmcl.terminal import counted
@@ -88,8 +89,8 @@ def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> R
 
 def _launched(config: Config) -> RunResult:
     check_components(config)
-    config = as_launched(config)
     run_dir = Path(config.run_dir or "runs/unnamed")
+    config = settle_precision(as_launched(config), saved_precision(run_dir) if config.resume else None)
     accelerator = start(config.train, str(run_dir))
     with locked(run_dir) if accelerator.is_main_process else nullcontext():
         return _train(config, run_dir, accelerator)

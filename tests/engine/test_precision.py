@@ -1,0 +1,109 @@
+"""`train.precision: auto`: what the machine computes fast, settled once for a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import PartialState
+
+from mmcl import train
+from mmcl.config import load_config
+from mmcl.engine.launch import start
+from mmcl.errors import UserError
+from mmcl.runs.doctor import diagnose
+from mmcl.runs.resume import FILE
+from tests.distributed.harness import run_processes
+from tests.engine.tiny import make_folder, tiny_config
+
+AUTO = ("--train.precision", "auto")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+
+
+def _precision(run_dir: Path) -> str:
+    settings: dict[str, str] = json.loads((run_dir / FILE).read_text())["settings"]
+    return settings["train.precision"]
+
+
+def _losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_what_the_machine_computes_fast(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has_bf16: bool,
+    precision: str,
+) -> None:
+    _pretend(monkeypatch, has_bf16)
+    with caplog.at_level(logging.INFO, "mmcl"):
+        train(tiny_config(folder, tmp_path / "auto", *AUTO))
+    assert f"train.precision auto is {precision}: the processor" in caplog.text
+    train(tiny_config(folder, tmp_path / "named", "--train.precision", precision))
+    assert _losses(tmp_path / "auto") == _losses(tmp_path / "named")
+    assert _precision(tmp_path / "auto") == load_config(tmp_path / "auto" / "config.yaml").train.precision == precision
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_resumed_run_keeps_the_precision_of_its_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    _pretend(monkeypatch, has_bf16)
+    train(tiny_config(folder, tmp_path / "whole", *AUTO))
+    train(tiny_config(folder, tmp_path / "halves", *AUTO, "--train.steps", "4", "--optim.warmup", "0"))
+    _pretend(monkeypatch, not has_bf16)
+    longer = (*AUTO, "--resume", "true", "--allow_change", "[train.steps, optim.warmup]")
+    train(tiny_config(folder, tmp_path / "halves", *longer))
+    assert _precision(tmp_path / "halves") == _precision(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"train\.precision: (bf16|fp32) -> (fp32|bf16)"):
+        other = {"bf16": "fp32", "fp32": "bf16"}[_precision(tmp_path / "whole")]
+        train(tiny_config(folder, tmp_path / "whole", "--train.precision", other, "--resume", "true"))
+
+
+def test_doctor_settles_it_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _pretend(monkeypatch, True)
+    with caplog.at_level(logging.INFO, "mmcl"):
+        diagnose(tiny_config(folder, tmp_path / "run", *AUTO))
+    assert "train.precision auto is bf16" in caplog.text
+
+
+def _started(rank: int, world: int, precisions: tuple[str, ...], folder: Path) -> str:
+    os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+    os.environ |= {name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    PartialState._reset_state()  # a run of the process from which this one was forked
+    config = tiny_config(folder, folder.parent / "run", "--train.precision", precisions[rank], "--train.batch_size", "6")
+    try:
+        accelerator = start(config.train, str(folder.parent / "run"))
+        accelerator.wait_for_everyone()
+        return accelerator.mixed_precision
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("precisions", [("bf16", "fp32"), ("bf16", "bf16", "fp32")])
+def test_machines_that_differ_must_be_told(folder: Path, precisions: tuple[str, ...]) -> None:
+    lines = run_processes(len(precisions), _started, precisions, folder)
+    assert set(lines) == {"train.precision auto means fp32 on some of the machines and bf16 on others: choose one of them"}
+
+
+def test_machines_that_agree_start(folder: Path) -> None:
+    assert run_processes(2, _started, ("bf16", "bf16"), folder) == ["bf16", "bf16"]
