@@ -175,8 +175,8 @@ class TrainConfig:
     seed: int = 0
     """Random seed of the initial weights, sample order, augmentation and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the encoders; the loss is always computed in float32. "auto" takes bf16 where the machine has instructions for
-    it, else fp32; a resumed run keeps what its start took."""
+    """Precision of the encoders; the loss is always computed in float32. "auto" takes bf16 where the machine has instructions
+    for it, else fp32; a resumed run keeps the precision of its start."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimiser state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

@@ -18,9 +18,9 @@ from mmcl.encoders.tower import GIVEN
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
 from mmcl.engine.guards import run_on_first_process
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
-from mmcl.engine.precision import settle_precision
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import track_figures
+from mmcl.engine.precision import settle_precision
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import FitResult, Trainer
 from mmcl.errors import UserError

@@ -71,8 +71,8 @@ def test_a_resumed_run_keeps_the_precision_of_its_start(
     longer = (*AUTO, "--resume", "true", "--allow_change", "[train.steps, optim.warmup]")
     train(tiny_config(folder, tmp_path / "halves", *longer))
     assert _precision(tmp_path / "halves") == _precision(tmp_path / "whole")
+    other = {"bf16": "fp32", "fp32": "bf16"}[_precision(tmp_path / "whole")]
     with pytest.raises(UserError, match=r"train\.precision: (bf16|fp32) -> (fp32|bf16)"):
-        other = {"bf16": "fp32", "fp32": "bf16"}[_precision(tmp_path / "whole")]
         train(tiny_config(folder, tmp_path / "whole", "--train.precision", other, "--resume", "true"))
 
 
