@@ -94,7 +94,7 @@ def _started(rank: int, world: int, precisions: tuple[str, ...], folder: Path) -
     try:
         accelerator = start(config.train, str(folder.parent / "run"))
         accelerator.wait_for_everyone()
-        return accelerator.mixed_precision
+        return str(accelerator.mixed_precision)
     except UserError as error:
         return str(error)
 
