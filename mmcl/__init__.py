@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
     from mmcl.interop.load import load_model as load_model
+    from mmcl.interop.merge import merge as merge
     from mmcl.interop.model import Model as Model
     from mmcl.methods import METHODS as METHODS
     from mmcl.runs.run import train as train
@@ -42,6 +43,7 @@ _HOMES = {
     "load_config": "config",
     "load_model": "interop.load",
     "losses": "losses",
+    "merge": "interop.merge",
     "open_source": "data.open",
     "train": "runs.run",
 }

@@ -19,6 +19,7 @@ from mmcl.cli.example import example
 from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
 from mmcl.cli.help import entries
 from mmcl.cli.list import list_components
+from mmcl.cli.merge import merge
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import HELP, HELP_ALL, parse_call, with_underscores
 from mmcl.cli.search import search
@@ -34,6 +35,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "embed": embed,
     "eval": evaluate_run,
     "compare": compare,
+    "merge": merge,
     "list": list_components,
     "config": print_config,
     "doctor": doctor,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mmcl.config import EvaluatorConfig, read_as, refuse_equal_labels
@@ -17,6 +18,7 @@ from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.interop.device import find_device
 from mmcl.interop.load import load_model
+from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.progress import progress_bar
 from mmcl.runs.evaluation import build_tasks
@@ -79,18 +81,38 @@ def run_suite(
         UserError: data cannot be loaded, or nothing could be evaluated.
     """
     find_device(device)
-    tasks = build_tasks(suite.evaluate, root)
+    models = {name: partial(load_model, name, device=device) for name in suite.models}
+    return evaluate_in_turn(suite.evaluate, models, folder, root=root, cache=cache, progress=progress)
+
+
+def evaluate_in_turn(
+    evaluators: Sequence[EvaluatorConfig],
+    models: Mapping[str, Callable[[], Model]],
+    folder: Path,
+    *,
+    root: str | None = None,
+    cache: EmbeddingCache | None = None,
+    progress: bool = False,
+) -> Report:
+    """Evaluate models, of which only one is in memory at a time, as `run_suite` does.
+
+    Args:
+        evaluators: each with its data.
+        models: by the name of their column, each a function that loads or computes it.
+        folder, root, cache, progress: see `run_suite`.
+    """
+    tasks = build_tasks(evaluators, root)
     report = Report()
-    with progress_bar(total=len(suite.models) * len(tasks), shown=progress, unit="result") as bar:
-        for name in suite.models:
+    with progress_bar(total=len(models) * len(tasks), shown=progress, unit="result") as bar:
+        for name, load in models.items():
             try:
-                model = CachedModel(load_model(name, device=device), name, cache=cache)
+                model = CachedModel(load(), name, cache=cache)
             except UserError as error:
                 report += Report(failures=(f"{name}: not loaded: {error}",))
                 bar.update(len(tasks))
                 continue
             first = not report.provenance
-            for evaluator, task in zip(suite.evaluate, tasks, strict=True):
+            for evaluator, task in zip(evaluators, tasks, strict=True):
                 bar.set_postfix_str(printable_line(f"{name}, {evaluator.name} of {evaluator.label}"))
                 report += _result(folder / "results", model, evaluator, replace(task, baselines=first))
                 bar.update()

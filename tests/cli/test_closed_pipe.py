@@ -26,6 +26,7 @@ COMMANDS = [
     ["embed", "squares", "--model", "run", "--out", "out.parquet"],
     ["eval", "run"],
     ["compare", "run", "run"],
+    ["merge", "run", "run/model", "--out", "merged"],
     ["list"],
     ["config", "clip_emoji"],
     ["doctor", "tiny.yaml", "--data.train.path", "squares"],

@@ -253,3 +253,35 @@ def point_groups(labels: np.ndarray | None, names: Sequence[str] | None, count: 
     for own, color in zip(colored, PALETTE, strict=False):
         name = names[own] if names is not None else str(own)
         yield textwrap.shorten(printable(name), 32, placeholder=" \u2026"), color, labels == own
+
+
+def merge_curve(shares: Sequence[float], scores: Sequence[Sequence[Metric]], chosen: float) -> bytes:
+    """Scores of means of two models, over the share of the second, with 95 % intervals.
+
+    Args:
+        shares: of the second model.
+        scores: for each score its values, as many as shares.
+        chosen: share of the chosen mean, which a line marks.
+    """
+    figure = new_figure(9, 4.5, "Between two models")
+    axes = figure.add_axes((0.08, 0.13, 0.56, 0.7))
+    order = np.argsort(np.asarray(shares))
+    x = np.asarray(shares, float)[order]
+    for number, own in enumerate(scores):
+        color = PALETTE[number % len(PALETTE)]
+        values = np.array([np.nan if one.value is None else one.value for one in own])[order]
+        low, high = (np.array([np.nan if end is None else end for end in ends])[order] for ends in _intervals(own))
+        axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+        name = printable(f"{label(own[0].metric)}\n{own[0].evaluator}, {own[0].data}")
+        axes.plot(x, values, "o-", color=color, lw=1.6, ms=4, label=name)
+    axes.axvline(chosen, color=INK, lw=1, ls=":")
+    axes.set_xlabel(f"share of the second model (chosen: {chosen:g})", fontsize=9, color=INK)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e4e7eb", lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8, labelspacing=1.2)
+    return png_bytes(figure)
+
+
+def _intervals(metrics: Sequence[Metric]) -> tuple[list[float | None], list[float | None]]:
+    return [one.low for one in metrics], [one.high for one in metrics]
