@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mmcl.cli.output import show
 from mmcl.errors import UserError
+from mmcl.interop.catalog import catalog
 from mmcl.registry import Registry
 from mmcl.terminal import printable_line
 
@@ -24,6 +25,9 @@ def list_components(kind: Kind = "all", word: str = "", /, *, args: bool = False
         mmcl list encoders --args
         mmcl list models ViT-B-32
 
+    The models are those of the newest open_clip, timm and torchvision when this version of mmcl was made. Later ones load
+    by name, too.
+
     Args:
         kind: all, configs, methods, losses, encoders, heads, sources, augmentations, evaluators or models. "all" leaves out the
             models, which are thousands.
@@ -32,7 +36,7 @@ def list_components(kind: Kind = "all", word: str = "", /, *, args: bool = False
         json: Print JSON: {kind: {name: description}}. With --args {kind: {name: {argument: default}}}; of models, {kind: {name:
             {fact: value}}}.
     """
-    table = _models() if kind == "models" else _components(kind, args)
+    table = catalog() if kind == "models" else _components(kind, args)
     found = {
         title: {name: about for name, about in named.items() if word.lower() in name.lower()} for title, named in table.items()
     }
@@ -53,12 +57,6 @@ def _components(kind: str, args: bool) -> dict[str, dict[str, Any]]:
     if kind in ("all", "configs"):
         table["configs"] = {name: summary(file) for name, file in shipped_configs().items()}
     return table
-
-
-def _models() -> dict[str, dict[str, Any]]:
-    from mmcl.interop.catalog import catalog
-
-    return catalog()
 
 
 def _arguments(registry: Registry, name: str) -> dict[str, Any]:

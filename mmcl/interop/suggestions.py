@@ -1,4 +1,4 @@
-"""Names of models: what may be one, and suggestions for an unknown one. It does not import torch."""
+"""Names of models: what may be one, and suggestions for an unknown one. No library is imported for that."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmcl.errors import UserError, unknown_name
+from mmcl.interop.catalog import catalog
 
 _HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?huggingface\.co/([^/]+/[^/?#]+)")
 _PLACES = ("hf-hub", "local-dir")
@@ -65,16 +66,13 @@ def _nearest_folder(path: Path) -> str | None:
 
 
 def _suggested_libraries(name: str) -> Iterator[str]:
-    """Suggestions from the libraries, which are imported only for this error."""
-    import open_clip
-    import timm
-    import torchvision
-
-    if name.partition("/")[0] in open_clip.list_models():
-        yield f"open_clip:{name}"
+    names = [one for models in catalog().values() for one in models]
+    weights = next((one for one in names if f"{one}/".startswith(f"open_clip:{name}/")), None)
+    if weights is not None:
+        yield weights
     elif "/" in name:
         yield f"hf:{name}"
-    if timm.is_model(name):
+    if any(f"{one}.".startswith(f"timm:{name}.") for one in names):
         yield f"timm:{name}"
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if f"torchvision:{name}" in names:
         yield f"torchvision:{name}"

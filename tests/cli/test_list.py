@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import runpy
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -11,8 +13,10 @@ import torchvision
 
 from mmcl.cli.list import _registries
 from mmcl.cli.main import main
-from mmcl.interop.catalog import TRANSFORMERS_FAMILIES
+from mmcl.interop.catalog import FILE, TRANSFORMERS_FAMILIES
 from tests.encoders import tiny
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "data" / "list_models.py"
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +56,15 @@ def test_the_list_of_models(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_families_of_transformers_are_those_of_the_tests() -> None:
     assert {*TRANSFORMERS_FAMILIES} == {*tiny._CONFIGS}
+
+
+def test_the_frozen_list_is_what_the_libraries_say() -> None:
+    """All of it for the version that it was made from; other versions have other models, but not many."""
+    script, frozen = runpy.run_path(str(SCRIPT)), json.loads(FILE.read_text())
+    for library, installed in script["released"]().items():
+        listed = frozen["models"][library]
+        if script["versions"]()[library] == frozen["versions"][library]:
+            assert listed == installed, f"python {SCRIPT}"
+        else:
+            assert len(listed.keys() & installed.keys()) > 0.8 * len(installed), library
+    assert script["to_text"](frozen["versions"], frozen["models"]) == FILE.read_text()

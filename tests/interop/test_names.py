@@ -51,9 +51,10 @@ def test_a_hub_that_is_switched_off_is_named(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("ViT-B-32", "did you mean open_clip:ViT-B-32?"),
+        ("ViT-B-32", "did you mean open_clip:ViT-B-32/openai?"),
         ("ViT-B-32/openai", "did you mean open_clip:ViT-B-32/openai?"),
         ("openai/clip-vit-base-patch32", "did you mean hf:openai/clip-vit-base-patch32?"),
+        ("resnet18.a1_in1k", "did you mean timm:resnet18.a1_in1k?"),
         ("resnet18", "did you mean timm:resnet18 or torchvision:resnet18?"),
         ("https://huggingface.co/openai/clip-vit-base-patch32/tree/main", "did you mean hf:openai/clip-vit-base-patch32?"),
         ("hf-hub:timm/ViT-B-16-SigLIP2", "open_clip:hf-hub:timm/ViT-B-16-SigLIP2 or timm:hf-hub:timm/ViT-B-16-SigLIP2?"),
