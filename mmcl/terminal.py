@@ -16,6 +16,8 @@ import wcwidth
 WIDTH = 80
 """Columns of a terminal that does not say how many it has; nothing but paths and commands is wider."""
 _NARROWEST = 40
+_LONG_PATH = 24
+"""Columns up to which a path can be read in the middle of a sentence."""
 
 _CONTROLS = "\0-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and line feed, DEL, C1
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -58,6 +60,28 @@ def wrapped(text: str, width: int, *, indent: str = "") -> str:
         indent: of all lines but the first.
     """
     return "\n".join(wcwidth.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False))
+
+
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Returns of each long path as many of its last parts as tell it from all others.
+
+    A path of at most 24 columns stays whole, and so do the same path twice and a name with a colon, such as "hf:openai/clip".
+
+    Example:
+        >>> short_paths(["/scratch/ann/spring/runs/a", "/scratch/ann/spring/runs/b", "/scratch/ann/autumn/runs/a", "runs/a"])
+        ['spring/runs/a', 'b', 'autumn/runs/a', 'runs/a']
+    """
+    parts = [path.split("/") for path in paths]
+
+    def end(own: list[str]) -> str:
+        others = [other for other in parts if other != own]
+        size = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        return "/".join(own[-size:])
+
+    def is_whole(path: str, own: list[str]) -> bool:
+        return display_width(path) <= _LONG_PATH or parts.count(own) > 1 or ":" in path
+
+    return [path if is_whole(path, own) else end(own) for path, own in zip(paths, parts, strict=True)]
 
 
 def listed(items: Sequence[str]) -> str:

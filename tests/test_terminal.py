@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mmcl.cli.output import say, show
 from mmcl.errors import UserError
-from mmcl.terminal import printable, printable_line
+from mmcl.terminal import printable, printable_line, short_paths
 
 PACKAGE = Path(__file__).parents[1] / "mmcl"
 BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -120,3 +120,19 @@ def test_only_the_command_line_prints() -> None:
     assert files_with(prints) == {OUTPUT}
     outside = {path for path in files_with(imports_output) if "cli" not in path.parts}
     assert outside == {PACKAGE / "__main__.py"}
+
+
+PARTS = st.sampled_from(["", "a", "b", "runs", "experiments of this spring"])
+
+
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=5).map("/".join), max_size=6))
+def test_short_paths_tell_paths_apart_and_no_shorter_ends_do(paths: list[str]) -> None:
+    found = short_paths(paths)
+    for path, short in zip(paths, found, strict=True):
+        others = {other for other in paths if other != path}
+        assert f"/{path}".endswith(f"/{short}")
+        assert short not in {own for own, other in zip(found, paths, strict=True) if other != path}
+        assert short == path or len(path) > 24
+        _, slash, shorter = short.partition("/")
+        if slash and len(path) > 24 and paths.count(path) == 1:
+            assert any(f"/{other}".endswith(f"/{shorter}") for other in others)

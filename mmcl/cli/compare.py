@@ -41,17 +41,16 @@ def compare(
         models: The column of each that is compared, such as "raw pixels" trained.
         out: Write comparison.html and figures into this folder. Also comparison.md and comparison.json.
     """
+    names = _names(a, b, models)
     if out is not None:
         check_folder(out, flag="--out")
     from mmcl.evaluate import compare as compare_reports
     from mmcl.runs.comparison import with_changes
 
-    columns = [f"{path}, {model}" for path, model in zip((a, b), models, strict=True)]
-    names = (str(a), str(b)) if models[0] == models[1] else models if a == b else (columns[0], columns[1])
     comparison = compare_reports(_report(a), _report(b), names=names, models=models)
     if out is not None:
         trained = models == ("trained", "trained")
-        comparison = with_changes(comparison, a, b) if trained else comparison
+        comparison = with_changes(comparison, _folder(a), _folder(b)) if trained else comparison
         comparison.write(out)
     if json:
         show(comparison.to_json())
@@ -62,6 +61,29 @@ def compare(
     elif not comparison.is_equal:
         of_columns = () if models[0] == models[1] == "trained" else ("--models", *models)
         show_next([shlex.join(["mmcl", "compare", str(a), str(b), *of_columns, "--out", "comparison"])])
+
+
+def _names(a: Path, b: Path, models: tuple[str, str]) -> tuple[str, str]:
+    """What tells the two apart: their runs or folders, their columns, or both.
+
+    Raises:
+        UserError: nothing does.
+    """
+    if a == b and models[0] == models[1]:
+        raise UserError(f"{a} is given twice: give another run, or two of its columns, as in --models untrained trained")
+    if a == b:
+        return models
+    places = [str(_folder(path)) for path in (a, b)]
+    places = places if places[0] != places[1] else [str(a), str(b)]
+    if models[0] != models[1]:
+        places = [f"{place}, {model}" for place, model in zip(places, models, strict=True)]
+    return places[0], places[1]
+
+
+def _folder(path: Path) -> Path:
+    """The run, or the folder that `mmcl eval --out` wrote, which has this report."""
+    folder = path.parent if path.name == "metrics.json" else path
+    return folder.parent if folder.name == "report" and (folder.parent / "config.yaml").is_file() else folder
 
 
 def _report(path: Path) -> Report:

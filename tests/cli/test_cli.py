@@ -208,7 +208,9 @@ def test_suite(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_compare(run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(run_dir), str(run_dir / "report" / "metrics.json"), "--json"]) == 0
-    differences = json.loads(capsys.readouterr().out)["differences"]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["a"], printed["b"]) == (str(run_dir), str(run_dir / "report" / "metrics.json"))
+    differences = printed["differences"]
     assert {one["metric"] for one in differences} >= {"text_to_image_R@1", "image_to_text_R@1"}
     assert all(one["difference"] == 0 and (one["low"] is None or one["low"] < 0 < one["high"]) for one in differences)
     words = ["compare", str(run_dir), str(run_dir), "--models", "untrained", "trained", "--out", str(tmp_path)]
@@ -222,7 +224,10 @@ def test_compare_shows_what_both_runs_found(folder: Path, tmp_path: Path) -> Non
     runs = [tmp_path / name for name in "ab"]
     for seed, run in enumerate(runs):
         train(tiny_config(folder, run, "--evaluate", evaluation, "--train.steps", "2", "--train.seed", str(seed)))
-    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    words = ["compare", str(runs[0] / "report" / "metrics.json"), str(runs[1] / "report"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    shown = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (shown["a"], shown["b"]) == (str(runs[0]), str(runs[1])), "the runs, whichever of their files is given"
     assert (tmp_path / "out" / "what_changed_squares.png").stat().st_size > 500
     assert "What changed: squares" in (tmp_path / "out" / "comparison.html").read_text()
 

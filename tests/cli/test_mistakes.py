@@ -78,6 +78,7 @@ VERBS = {
     "embed broken --out e.parquet --model runs/a": r"none of 2 images can be read; the first: broken/a\.png",
     "embed photos --out e.parquet --model runs/unfinished": r"it is not finished: mmcl train runs/unfinished/config\.yaml",
     "compare photos runs/a": r"photos: no report here",
+    "compare runs/a runs/a": r"runs/a is given twice: .*--models untrained trained",
     "completion tcsh": r"invalid choice: 'tcsh'",
 }
 MODELS = {

@@ -263,6 +263,22 @@ def test_the_verdict_says_who_is_better(lower_is_better: bool) -> None:
     assert level.startswith("knn, mnist: no significant difference of B from A: with B ")
 
 
+def test_long_paths_are_shown_once_and_sentences_have_their_ends(right: Report) -> None:
+    where = f"/home/ann/{'experiments of the spring/' * 4}runs"
+    names = f"{where}/batch_512/seed_0", f"{where}/batch_1024/seed_0"
+    found = compare(right, evaluated(PatternSource(36, seed=0), shift=3), names=names)
+    assert all("batch_1024/seed_0" in line and where not in line for line in found.verdict())
+    for shown in (found.to_text(), found.to_markdown()):
+        assert shown.count(where) == 2
+    legend, _, below = found.to_text().partition("\n\n")
+    assert legend.splitlines() == [f"A  {names[0]}", f"B  {names[1]}"]
+    assert max(map(len, below.splitlines())) <= 80
+    assert (json.loads(found.to_json())["a"], json.loads(found.to_json())["b"]) == names
+    equal = compare(right, right, names=names)
+    assert equal.to_text().splitlines()[:2] == legend.splitlines()
+    assert "No difference: batch_512/seed_0 and batch_1024/seed_0 are" in equal.to_text()
+
+
 def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
     right.write(tmp_path / "a")
     evaluated(PatternSource(36, seed=0), shift=3).write(tmp_path / "b")

@@ -20,7 +20,7 @@ from mmcl.evaluate.reporting.phrases import wording
 from mmcl.evaluate.reporting.report import Report, file_name
 from mmcl.evaluate.reporting.verdict import LEVEL, headlines, sentences
 from mmcl.files.atomic import write_file
-from mmcl.terminal import WIDTH, counted
+from mmcl.terminal import WIDTH, counted, printable_line, short_paths
 
 NOTES = (
     "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
@@ -72,7 +72,7 @@ class Comparison:
     """Result of `compare`.
 
     Attributes:
-        a, b: names of the two models.
+        a, b: names of the two models; sentences shorten long paths to the ends in which they differ.
         differences: one for each metric with per-row outcomes in both reports.
         notes: how to read the numbers, and which metrics could not be compared.
         has_equal_weights: whether the two are the same model; False if a report does not say.
@@ -100,6 +100,16 @@ class Comparison:
         return found[0]
 
     @property
+    def _short(self) -> tuple[str, str]:
+        a, b = short_paths((self.a, self.b))
+        return a, b
+
+    @property
+    def _legend(self) -> list[str]:
+        """What A and B are, in a line each."""
+        return [] if (self.a, self.b) == ("A", "B") else [f"A  {self.a}", f"B  {self.b}"]
+
+    @property
     def is_equal(self) -> bool:
         """Whether no query has another outcome, in any metric."""
         return not any(one.won or one.lost for one in self.differences)
@@ -113,21 +123,23 @@ class Comparison:
         return tuple(sentences(place, [self._sentence(one) for one in headlines(found)]) for place, found in own.items())
 
     def _equality(self) -> str:
+        a, b = self._short
         if self.has_equal_weights:
-            return f"No difference: {self.a} and {self.b} are the same model, with equal weights."
+            return f"No difference: {a} and {b} are the same model, with equal weights."
         metrics = counted(len(self.differences), "metric")
-        return f"No difference: {self.a} and {self.b} have the same outcome for every query, in {metrics}."
+        return f"No difference: {a} and {b} have the same outcome for every query, in {metrics}."
 
     def _sentence(self, one: Difference) -> str:
         """On one metric: who is better, both values, the difference with its interval and p-value, and the queries changed."""
+        name_a, name_b = self._short
         b, a = (wording(Metric(one.evaluator, one.data, one.metric, "", value, None, None, one.n)) for value in (one.b, one.a))
         interval = "" if one.low is None or one.high is None else f" [{b.bare(one.low)}, {b.bare(one.high)}]"
         test = f"{b.bare(one.difference, sign='+')}{' points' if b.is_share else ''}{interval}, p {_p_value(one.p)}"
         is_b = (one.difference > 0) != lower_is_better(one.metric)
-        better, other = (self.b, self.a) if is_b else (self.a, self.b)
-        who = f"{better} is better than {other}" if one.p < LEVEL else f"no significant difference of {self.b} from {self.a}"
+        better, other = (name_b, name_a) if is_b else (name_a, name_b)
+        who = f"{better} is better than {other}" if one.p < LEVEL else f"no significant difference of {name_b} from {name_a}"
         changed = f"{len(one.won):,} of {counted(one.n, b.row)} better, {len(one.lost):,} worse"
-        return f"{who}: with {self.b} {b.clause}, with {self.a} {a.value} ({test}; {changed})."
+        return f"{who}: with {name_b} {b.clause}, with {name_a} {a.value} ({test}; {changed})."
 
     def to_json(self) -> str:
         """Names of the models, the verdict, differences and notes."""
@@ -136,24 +148,22 @@ class Comparison:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_text(self, *, brief: bool = False, width: int = WIDTH) -> str:
-        """The verdict, tables for a terminal, and the notes; if the two are equal, the verdict alone.
+        """What A and B are, the verdict, tables for a terminal, and the notes; if the two are equal, neither tables nor notes.
 
         Args:
             brief: shows only the commonly quoted metrics of evaluators that have many.
             width: columns of the terminal.
         """
-        if self.is_equal:
-            return tables.text((), (), opening=self.verdict(), width=width)
         shown = quoted(self.differences) if brief else self.differences
-        names = f"A: {self.a}; B: {self.b}"
-        notes = [note for note in self.notes if note != tables.COVERAGE]
-        return tables.text(self._tables(shown), [names, *notes], opening=self.verdict(), width=width)
+        below = ((), ()) if self.is_equal else (self._tables(shown), [note for note in self.notes if note != tables.COVERAGE])
+        legend = "\n".join(map(printable_line, self._legend))  # paths, which are not broken
+        return f"{legend}\n\n{tables.text(*below, opening=self.verdict(), width=width)}".lstrip()
 
     def to_markdown(self) -> str:
-        """The verdict, tables and notes, with links to the figures in the same folder."""
+        """What A and B are, the verdict, tables and notes, with links to the figures in the same folder."""
         figures = {_title(data): _figure(data) for data in self.changes}
         shown = self._tables(self.differences)
-        return tables.markdown("Comparison", shown, self._notes(), figures, opening=self.verdict())
+        return tables.markdown("Comparison", shown, self.notes, figures, opening=(*self._legend, *self.verdict()))
 
     def to_html(self) -> str:
         """A self-contained page: the verdict, what changed, with images, and the tables."""
@@ -161,7 +171,7 @@ class Comparison:
             page.facts({"A": self.a, "B": self.b}),
             page.paragraphs(self.verdict()),
             page.LEGEND if self.changes else "",
-            *(page.changes(_title(data), (self.a, self.b), pairs) for data, pairs in self.changes.items()),
+            *(page.changes(_title(data), self._short, pairs) for data, pairs in self.changes.items()),
             "<h2>All numbers</h2>",
             *(page.folded(table, is_open=number == 0) for number, table in enumerate(self._tables(self.differences))),
             page.paragraphs(self.notes),
@@ -174,12 +184,9 @@ class Comparison:
 
         directory = Path(directory)
         for data, pairs in self.changes.items():
-            write_file(directory / _figure(data), change_figure(_title(data), (self.a, self.b), pairs))
+            write_file(directory / _figure(data), change_figure(_title(data), self._short, pairs))
         for suffix, text in {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}.items():
             write_file(directory / f"comparison.{suffix}", text)
-
-    def _notes(self) -> list[str]:
-        return [f"A: {self.a}", f"B: {self.b}", *self.notes]
 
     def _tables(self, differences: Sequence[Difference]) -> list[tables.Table]:
         """Tables of the differences and of some changed queries, for each evaluator and dataset."""
