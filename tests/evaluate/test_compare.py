@@ -263,6 +263,18 @@ def test_the_verdict_says_who_is_better(lower_is_better: bool) -> None:
     assert level.startswith("knn, mnist: no significant difference of B from A: with B ")
 
 
+def test_a_comparison_on_many_datasets_opens_with_a_summary() -> None:
+    right = {"a": (90, 50), "b": (50, 90), "c": (60, 61), "d": (10, 80), "e": (50, 50)}
+
+    def report(side: int) -> Report:
+        rows = {data: (np.arange(100) < own[side]).astype(np.float32) for data, own in right.items()}
+        return Report(tuple(replace(one, data=data) for data, values in rows.items() for one in metric(values).metrics))
+
+    summary, *paragraphs = compare(report(0), report(1)).verdict()
+    assert summary == "5 scores on 5 datasets: B is better in 2, A in 1, and there is no significant difference in 2."
+    assert len(paragraphs) == 5
+
+
 def test_long_paths_are_shown_once_and_sentences_have_their_ends(right: Report) -> None:
     where = f"/home/ann/{'experiments of the spring/' * 4}runs"
     names = f"{where}/batch_512/seed_0", f"{where}/batch_1024/seed_0"

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Task, run
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.paired_tests import paired_test
+from mmcl.evaluate.reporting.contrasts import contrast
 from mmcl.evaluate.reporting.metric import BASELINES, lower_is_better, metric_rows
 from mmcl.evaluate.reporting.phrases import has_phrase
-from mmcl.evaluate.reporting.verdict import FLAG, contrast, verdict
+from mmcl.evaluate.reporting.verdict import FLAG, verdict
 from mmcl.testing.patterns import PatternModel, PatternSource
 from tests.evaluate.toys import ARGS
 from tests.narrow import present
@@ -165,6 +166,57 @@ def test_the_best_of_several_models_is_named_and_the_others_are_held_against_it(
     assert "better than runs/a (by 20.0 points), runs/d (by 81.0 points) and chance (by 80.0 points)" in found
     assert found.startswith(FLAG)
     assert re.search(r" runs/d: no better than chance \(-1\.0 points", found)
+
+
+def standing(data: str, right: int, pixels: int, *, model: str = "trained", rows: bool = True) -> list[Metric]:
+    """Of 100 rows, those that a model and the pixels get right."""
+    return [measured(name, hits(n, 100), data=data, rows=rows) for name, n in ((model, right), ("raw pixels", pixels))]
+
+
+def test_many_results_open_with_a_summary() -> None:
+    few = [*standing("a", 90, 50), *standing("b", 80, 20), *standing("c", 50, 50), *standing("d", 10, 80)]
+    assert len(verdict(few)) == 4
+    many = [
+        *few,
+        measured("trained", hits(5, 9), data="e"),
+        exact("trained", 0.5, data="f"),
+        exact("raw pixels", 0.4, data="f"),
+    ]
+    summary, *paragraphs = verdict(many)
+    assert summary == (
+        "6 scores on 6 datasets: the model is better than every baseline in 2, not significantly different from a baseline in "
+        "1, worse than a baseline in 1, without a baseline in 1 and not tested in 1. Not better than a baseline: knn, c; "
+        "knn, d."
+    )
+    assert [paragraph.removeprefix(FLAG)[:6] for paragraph in paragraphs] == [f"knn, {data}" for data in "abcdef"]
+    labels = [*many, measured("labeled pixels", hits(95, 100), data="a")]
+    assert "the model is better than every baseline that has seen no labels in 2, " in verdict(labels)[0]
+
+
+def test_the_summary_of_several_models_says_how_often_each_is_best() -> None:
+    a, b = "/scratch/ann/experiments/runs/a", "/scratch/ann/experiments/runs/b"
+    metrics = [row for data in "uvw" for row in standing(data, 60, 50, model=a)]
+    metrics += [measured(b, hits(right, 100), data=data) for data, right in {"u": 90, "v": 90, "w": 9}.items()]
+    assert verdict(metrics)[0] == (
+        "3 scores on 3 datasets: b is best in 2 and a is best in 1. a is better than every baseline in 3; b is better than "
+        "every baseline in 2 and worse than a baseline in 1. Not better than a baseline: knn, w (b)."
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=5, max_size=12))
+def test_the_summary_counts_what_the_paragraphs_say(results: list[tuple[int, int]]) -> None:
+    metrics = [
+        measured(model, hits(n, 20), data=str(number))
+        for number, own in enumerate(results)
+        for model, n in zip(("trained", "raw pixels"), own, strict=True)
+    ]
+    summary, *paragraphs = verdict(metrics)
+    counts = {standing: int(count) for standing, count in re.findall(r"(better|different|worse)[a-z ]* in (\d+)", summary)}
+    assert sum(counts.values()) == len(paragraphs) == len(results)
+    assert counts.get("better", 0) == sum(not paragraph.startswith(FLAG) for paragraph in paragraphs)
+    assert counts.get("worse", 0) == sum("worse than" in paragraph for paragraph in paragraphs)
+    named, more = len(re.findall(r"knn, \d+", summary)), re.search(r"; (\d+) more\.", summary)
+    assert named + int(more[1] if more else 0) == sum(paragraph.startswith(FLAG) for paragraph in paragraphs)
 
 
 def test_every_dataset_and_direction_has_its_own_words() -> None:

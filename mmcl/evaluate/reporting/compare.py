@@ -14,11 +14,12 @@ from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
 from mmcl.evaluate.reporting import page, tables
+from mmcl.evaluate.reporting.contrasts import LEVEL, headlines
 from mmcl.evaluate.reporting.examples import Changes
 from mmcl.evaluate.reporting.metric import Metric, Provenance, lower_is_better, quoted, topic
 from mmcl.evaluate.reporting.phrases import wording
 from mmcl.evaluate.reporting.report import Report, file_name
-from mmcl.evaluate.reporting.verdict import LEVEL, headlines, sentences
+from mmcl.evaluate.reporting.verdict import FEW_RESULTS, sentences
 from mmcl.files.atomic import write_file
 from mmcl.terminal import WIDTH, counted, printable_line, short_paths
 
@@ -119,8 +120,9 @@ class Comparison:
         if self.is_equal:
             return (self._equality(),)
         places = dict.fromkeys((one.evaluator, one.data) for one in self.differences)
-        own = {place: [one for one in self.differences if (one.evaluator, one.data) == place] for place in places}
-        return tuple(sentences(place, [self._sentence(one) for one in headlines(found)]) for place, found in own.items())
+        own = {place: headlines(d for d in self.differences if (d.evaluator, d.data) == place) for place in places}
+        opening = (self._summary([one for found in own.values() for one in found]),) if len(own) > FEW_RESULTS else ()
+        return (*opening, *(sentences(place, [self._sentence(one) for one in found]) for place, found in own.items()))
 
     def _equality(self) -> str:
         a, b = self._short
@@ -129,14 +131,26 @@ class Comparison:
         metrics = counted(len(self.differences), "metric")
         return f"No difference: {a} and {b} have the same outcome for every query, in {metrics}."
 
+    def _summary(self, differences: Sequence[Difference]) -> str:
+        """How often each of the two is better."""
+        winners = [self._better(one) if one.p < LEVEL else "" for one in differences]
+        a, b = self._short
+        size = f"{counted(len(differences), 'score')} on {counted(len({one.data for one in differences}), 'dataset')}"
+        wins = f"{b} is better in {winners.count(b)}, {a} in {winners.count(a)}"
+        return f"{size}: {wins}, and there is no significant difference in {winners.count('')}."
+
+    def _better(self, one: Difference) -> str:
+        a, b = self._short
+        return b if (one.difference > 0) != lower_is_better(one.metric) else a
+
     def _sentence(self, one: Difference) -> str:
         """On one metric: who is better, both values, the difference with its interval and p-value, and the queries changed."""
         name_a, name_b = self._short
         b, a = (wording(Metric(one.evaluator, one.data, one.metric, "", value, None, None, one.n)) for value in (one.b, one.a))
         interval = "" if one.low is None or one.high is None else f" [{b.bare(one.low)}, {b.bare(one.high)}]"
         test = f"{b.bare(one.difference, sign='+')}{' points' if b.is_share else ''}{interval}, p {_p_value(one.p)}"
-        is_b = (one.difference > 0) != lower_is_better(one.metric)
-        better, other = (name_b, name_a) if is_b else (name_a, name_b)
+        better = self._better(one)
+        other = name_a if better == name_b else name_b
         who = f"{better} is better than {other}" if one.p < LEVEL else f"no significant difference of {name_b} from {name_a}"
         changed = f"{len(one.won):,} of {counted(one.n, b.row)} better, {len(one.lost):,} worse"
         return f"{who}: with {name_b} {b.clause}, with {name_a} {a.value} ({test}; {changed})."
