@@ -41,9 +41,8 @@ def classify(
     """Classify images by text prompts, or by trained classes.
 
     Examples:
-        mmcl classify cat.png --labels cat dog "red car"
+        mmcl classify photos/cat.png --labels cat dog "red car"
         mmcl classify photos/ --labels cat dog --template "a {}" --out labels.csv
-        mmcl classify 7.png --model runs/supervised_digits
 
     Images that cannot be read are listed, and the exit code is then 1.
 

@@ -30,8 +30,9 @@ def compare(
     """Compare two results query by query.
 
     Examples:
-        mmcl compare runs/a runs/b
-        mmcl compare runs/a runs/a --models untrained trained --out comparison
+        mmcl train clip_emoji --train.epochs 10 --run_dir runs/shorter
+        mmcl compare runs/shorter runs/clip_emoji --out comparison
+        mmcl compare runs/shorter runs/shorter --models untrained trained
 
     The difference B - A of every metric, its 95 % interval and p-value, and the queries that B wins and loses.
 

@@ -46,7 +46,7 @@ def look(verb: Literal["index", "verify", "stats", "preview"], data: str, /) -> 
         mmcl data verify photos/
         mmcl data stats photos/ --picture stats.png
         mmcl data preview photos/ sheet.png
-        mmcl data index "shards/{00000..00099}.tar"
+        mmcl data index photos/
 
     Args:
         verb: One of index, verify, stats and preview: mmcl data verify --help.
@@ -72,10 +72,10 @@ def index(data: str, /, *, args: str = "{}", root: Root = None) -> None:
     """Open a dataset once, so that its indices are there when a run starts.
 
     Examples:
-        mmcl data index "shards/{00000..00099}.tar"
+        mmcl data index photos/
 
     Args:
-        data: A path, or the name of a source. `mmcl list sources` lists them.
+        data: A path, or the name of a source, such as "shards/{00000..00099}.tar". `mmcl list sources` lists them.
         args: Arguments of the source, such as "{split: train}".
     """
     source = _open(data, args, root)

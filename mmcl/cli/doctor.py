@@ -14,7 +14,7 @@ def doctor(config: str, /, *settings: str, processes: int = 1, json: Json = Fals
 
     Examples:
         mmcl doctor clip_emoji
-        mmcl doctor mine.yaml --processes 2 --train.batch_size 512
+        mmcl doctor clip_emoji --processes 2 --train.batch_size 1024
 
     Any setting of the configuration may follow as a flag, as in training.
 

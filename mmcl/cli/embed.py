@@ -38,7 +38,7 @@ def embed(
 
     Examples:
         mmcl embed photos/ --out photos.parquet
-        mmcl eval knn --embeddings photos.parquet --bank_embeddings labelled.parquet
+        mmcl eval retrieval --embeddings photos.parquet
 
     `mmcl eval` reads the file, and so does anything that reads parquet. Its columns: id, kind (image, text, class), label,
     name, embedding. A .csv has columns e0, e1, ... for the embedding; beside a .npy, photos.rows.csv has the columns but the

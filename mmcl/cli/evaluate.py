@@ -63,9 +63,8 @@ def evaluate_run(
 
     Examples:
         mmcl eval runs/clip_emoji
-        mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
-        mmcl eval retrieval --embeddings e.parquet
-        mmcl eval suite eval/emoji --models runs/a runs/b
+        mmcl eval retrieval --model runs/clip_emoji --data photos/
+        mmcl eval suite eval/emoji --models runs/clip_emoji
 
     The words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite have a help of their own:
     mmcl eval knn --help
@@ -103,8 +102,8 @@ def evaluate_one(
     """Evaluate any model on any data, or embeddings from a file.
 
     Examples:
-        mmcl eval knn --model runs/clip_emoji --data photos/ --bank labelled/
-        mmcl eval knn --embeddings test.parquet --bank_embeddings train.parquet
+        mmcl eval knn --model runs/clip_emoji --bank digits \\
+            --data digits --data_args "{fold: test}"
 
     Args:
         model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
@@ -164,7 +163,7 @@ def evaluate_suite(
     """Evaluate many models on many datasets.
 
     Examples:
-        mmcl eval suite eval/emoji --models runs/a runs/b
+        mmcl eval suite eval/emoji --models runs/clip_emoji
 
     Every result is kept as soon as it is there: a suite that was stopped goes on where it was, and one with a new model or data
     set computes only what is new.

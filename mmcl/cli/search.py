@@ -36,7 +36,7 @@ def search(
 
     Examples:
         mmcl search runs/clip_emoji "a crying face"
-        mmcl search runs/clip_emoji --image cat.png --images photos/
+        mmcl search runs/clip_emoji --image photos/cat.png --images photos/
 
     Images of the collection that cannot be read are listed, and the exit code is then 1.
 

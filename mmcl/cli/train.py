@@ -60,7 +60,7 @@ def train(config: str = _DEFAULT, /, *settings: str) -> None:
 
     Examples:
         mmcl train
-        mmcl train clip_emoji --optim.lr 3e-4 --train.epochs 10
+        mmcl train clip_emoji --optim.lr 3e-4 --run_dir runs/slower
         mmcl train clip_finetune --data.train.path photos/
         torchrun --nproc_per_node 2 -m mmcl train siglip_emoji
 

@@ -1,0 +1,40 @@
+"""The examples in the help of every verb run as they are printed, after the first commands of the README."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmcl.cli.arguments import form_of
+from mmcl.cli.data import look
+from tests.cli.flags import FORMS
+from tests.documentation.snippets import run_page
+
+FORMS_WITH_EXAMPLES = {**FORMS, "mmcl data": look}
+"""Of `mmcl completion`, tests/cli/test_completion.py runs the scripts in their shells."""
+LAUNCHER = "torchrun --nproc_per_node 2 -m mmcl"
+SLOW = ("mmcl train", "mmcl eval", "mmcl eval suite")
+"""Several runs, and a suite of 1,906 images."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if command in SLOW else [])
+        for command in FORMS_WITH_EXAMPLES
+        if command != "mmcl completion"
+    ],
+)
+def test_the_examples_of_the_help_run(command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "place"
+    shutil.copytree(place, folder, copy_function=os.link)
+    shutil.rmtree(folder / "labelled")  # the first commands do not write it
+    monkeypatch.chdir(folder)
+    lines = "\n".join(form_of(FORMS_WITH_EXAMPLES[command]).examples)
+    assert lines
+    page = tmp_path / "page.md"
+    page.write_text(f"```bash\n{lines.replace(LAUNCHER, 'mmcl')}\n```\n")
+    run_page(page)
