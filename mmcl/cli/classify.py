@@ -15,6 +15,7 @@ from mmcl.cli.output import say, show
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, write_file
 from mmcl.files.listing import is_image, list_files
+from mmcl.interop.available import check_available
 from mmcl.terminal import counted
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def classify(
     if out is not None:
         check_file(out, flag="--out", suffixes=(".csv", ".json"), inputs=images)
     paths = [path for given in images for path in _images_of(given)]
+    check_available(model)
     from mmcl.interop.load import load_model
 
     loaded = load_model(model, device=device)

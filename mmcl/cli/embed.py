@@ -13,6 +13,7 @@ from mmcl.cli.output import say
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file
+from mmcl.interop.available import check_available
 from mmcl.terminal import counted
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def embed(
         json: Print JSON instead of text. It is {"file": ..., "rows": ...}.
     """
     check_file(out, flag="--out", suffixes=(".parquet", ".csv", ".npy"), inputs=(data,))
+    check_available(model)
     from mmcl.runs.build_data import build_source
 
     source = build_source(parse_source(data, data_args, flag="--data_args"), root, "data")

@@ -20,6 +20,7 @@ from mmcl.cli.sources import parse_mapping, parse_source
 from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
+from mmcl.interop.available import check_available
 
 if TYPE_CHECKING:
     from mmcl.evaluate import CachedModel, Report
@@ -131,6 +132,7 @@ def evaluate_one(
         raise UserError(
             f"mmcl eval {evaluator} needs --model and --data (a path, or one of `mmcl list sources`), or --embeddings"
         )
+    check_available(model)
     from mmcl.evaluate import check as check_task
     from mmcl.runs.evaluation import build_tasks, evaluate_models
 

@@ -12,6 +12,7 @@ from mmcl.cli.output import say, show
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder
 from mmcl.files.figure import FIGURE_SUFFIXES
+from mmcl.interop.available import check_available
 
 if TYPE_CHECKING:
     from mmcl.interop.model import Model
@@ -52,6 +53,7 @@ def search(
         json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ...}].
     """
     model, text = _in_order(model, text, image)
+    check_available(model)
     _check(image, save, picture)
     from mmcl.data.images.resize import read_pixels
     from mmcl.interop.load import load_model

@@ -16,6 +16,7 @@ from mmcl.cli.parse import HELP, HELP_ALL, asks_for_help, parse_call
 from mmcl.cli.reports import show_report
 from mmcl.config import Config, flat_settings, load_config
 from mmcl.config.describe import Setting, as_flag, default_of, sections, settings_in
+from mmcl.interop.available import check_available
 
 if TYPE_CHECKING:
     from mmcl.runs.run import RunResult
@@ -68,6 +69,8 @@ def train(config: str = _DEFAULT, /, *settings: str) -> None:
         config: A YAML file, or the name of a shipped configuration. `mmcl list configs` lists them.
     """
     loaded = load_config(config, settings)
+    for model in filter(None, (loaded.init, loaded.teacher)):
+        check_available(model)
     from mmcl.runs.run import train as run_training
 
     result = run_training(loaded)

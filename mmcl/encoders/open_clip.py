@@ -27,7 +27,8 @@ from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length, say_preprocess
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, unknown_name
-from mmcl.files.untrusted import hub_errors, read_json
+from mmcl.files.hub import hub_errors
+from mmcl.files.untrusted import read_json
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess, Resize
 from mmcl.types import Tokens

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
-from mmcl.files.untrusted import hub_errors, hub_reason, load_into, offline_if_unreachable, read_tensors, reason
+from mmcl.files.hub import hub_errors, is_reachable, offline_if_unreachable, unreachable
+from mmcl.files.untrusted import load_into, read_tensors, reason
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
 
@@ -125,8 +126,10 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
     except Exception as error:  # from the hub client, the network, or any model's constructor
         if not pretrained:
             raise UserError(f"timm {name} cannot be built: {reason(error)}; see in_chans and model_args") from None
+        if isinstance(error, OSError) and not is_reachable():
+            raise unreachable(f"timm:{name}") from None
         fix = "check the network, or give the path of a state dict as pretrained"
-        raise UserError(f"timm {name} cannot be had: {hub_reason(error)}; {fix}") from None
+        raise UserError(f"timm {name} cannot be had: {reason(error)}; {fix}") from None
 
 
 def _load(model: Any, path: str) -> None:

@@ -24,7 +24,8 @@ from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, how_to_install, unknown_name
-from mmcl.files.untrusted import hub_errors, read_json, reason
+from mmcl.files.hub import hub_errors
+from mmcl.files.untrusted import read_json, reason
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
 from mmcl.types import Tokens
@@ -373,9 +374,7 @@ def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess
     if given is not None:
         return Preprocess.from_json(given)
     if name is None:
-        raise UserError(
-            "transformers: a vision model from a config needs preprocess, e.g. {size: 224, mean: [...], std: [...]}"
-        )
+        raise UserError("transformers: a vision model from a config needs preprocess: {size: 224, mean: [...], std: [...]}")
     with hub_errors(name):
         processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     return preprocess_of(processor, name)

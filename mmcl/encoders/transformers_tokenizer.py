@@ -13,7 +13,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mmcl.encoders.tokenizers import Clean, Tokenizer, from_transformers
 from mmcl.errors import UserError
-from mmcl.files.untrusted import hub_errors
+from mmcl.files.hub import hub_errors
 from mmcl.logging import get_logger, note
 
 logger = get_logger(__name__)

@@ -10,13 +10,11 @@ import json
 import mmap
 import pickle
 import re
-import time
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +28,6 @@ logger = get_logger(__name__)
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Larger than any common tokenizer (about 35 MB), small enough to parse."""
-
-_HUB_SECONDS = 5
-"""Timeout of the reachability check of the hub: its client retries every file for half a minute even without a network."""
 
 MAX_JSON_DEPTH = 100
 """Python fails at a depth of several hundred; configurations and tokenizers have about ten levels."""
@@ -134,75 +129,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
     if misfits:
         raise UserError(f"{where}: these weights are not of this architecture ({len(misfits)} differences): {misfits[0]}")
     module.load_state_dict({**own, **tensors})
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Converts any exception from loading a model by name into a UserError with the fix.
-
-    If the hub is unreachable, only the local cache is used.
-    """
-    try:
-        with offline_if_unreachable():
-            yield
-    except UserError:
-        raise
-    except Exception as error:  # from the hub client, the network, the file system, JSON, pickle or transformers
-        if Path(name).is_dir():
-            raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
-        raise UserError(
-            f"{name}: no such folder, and not to be had from the hub ({hub_reason(error)}); check the name and the network, or "
-            "download it where there is one and give the folder"
-        ) from None
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Keeps the Hugging Face libraries offline: files must be in a local folder or in the cache."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def offline_if_unreachable() -> Iterator[None]:
-    """Applies `offline` if the hub is unreachable, so that cached files load at once and missing ones fail at once."""
-    with nullcontext() if _hub_answers() else offline():
-        yield
-
-
-def hub_reason(error: Exception) -> str:
-    """Returns a short reason why a download from the hub failed."""
-    from huggingface_hub import constants
-
-    if not isinstance(error, OSError):  # the file exists but is invalid
-        return reason(error)
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and it is not in the cache"
-    return reason(error) if _hub_answers() else f"{constants.ENDPOINT} does not answer, and it is not in the cache"
-
-
-def _hub_answers() -> bool:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT, int(time.monotonic() // 60))
-
-
-@lru_cache(maxsize=1)
-def _answers(endpoint: str, minute: int) -> bool:
-    """True if the hub answers; checked again every minute."""
-    from huggingface_hub import get_session
-
-    try:
-        get_session().head(endpoint, timeout=_HUB_SECONDS)
-    except Exception:  # the hub client's HTTP library depends on its version
-        return False
-    return True
 
 
 def reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from mmcl.files.untrusted import read_json
 
 Facts = dict[str, Any]
-"""Of a model: embed_dim, image_size, parameters; only those that its library states."""
+"""Of a model: embed_dim, image_size, parameters, and its repository on the hub; only those that its library states."""
 
 FILE = Path(__file__).with_name("catalog.json")
 
@@ -40,7 +40,7 @@ def catalog() -> dict[str, dict[str, Facts]]:
 
     Example:
         >>> catalog()["open_clip: images and texts"]["open_clip:ViT-B-32/laion2b_s34b_b79k"]
-        {'embed_dim': 512, 'image_size': 224}
+        {'embed_dim': 512, 'image_size': 224, 'hub': 'laion/CLIP-ViT-B-32-laion2B-s34B-b79K'}
     """
     models = read_json(FILE)["models"]
     return {

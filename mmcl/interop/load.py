@@ -16,7 +16,9 @@ from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import GIVEN, DualEncoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
-from mmcl.files.untrusted import existing_file, load_into, offline, read_tensors, reason
+from mmcl.files.hub import offline
+from mmcl.files.untrusted import existing_file, load_into, read_tensors, reason
+from mmcl.interop.available import check_available
 from mmcl.interop.bounds import bounded_build
 from mmcl.interop.device import find_device
 from mmcl.interop.model import Model
@@ -67,6 +69,7 @@ def load_model(
         fields = asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess
         if towers:
             raise UserError(f"{name} is built by name; remove towers")
+        check_available(str(name))
         with _within_folder(Path(rest.removeprefix("local-dir:"))):
             model = _LIBRARIES[scheme](rest, None if fields is None else dict(fields))
         return Model(**model, provenance={"source": str(name)}, device=device)

@@ -13,6 +13,7 @@ from typing import Any
 
 import open_clip
 import timm
+from open_clip.pretrained import get_pretrained_cfg
 from torchvision import models
 
 from mmcl.interop.catalog import FILE, Facts
@@ -36,7 +37,8 @@ def _open_clip() -> dict[str, Facts]:
     for arch, tag in open_clip.list_pretrained():
         config = open_clip.get_model_config(arch) or {}
         size = config.get("vision_cfg", {}).get("image_size")
-        found[f"open_clip:{arch}/{tag}"] = _stated(embed_dim=config.get("embed_dim"), image_size=size)
+        hub = "/".join(get_pretrained_cfg(arch, tag).get("hf_hub", "").split("/")[:2])  # a file may follow
+        found[f"open_clip:{arch}/{tag}"] = _stated(embed_dim=config.get("embed_dim"), image_size=size, hub=hub or None)
     return found
 
 
@@ -44,7 +46,9 @@ def _timm() -> dict[str, Facts]:
     found = {}
     for name in timm.list_pretrained():
         config = timm.models.get_pretrained_cfg(name)
-        found[f"timm:{name}"] = _stated(image_size=config.input_size[-1] if config else None)
+        assert config is not None
+        hub = f"timm/{name}" if config.hf_hub_id == "timm/" else config.hf_hub_id
+        found[f"timm:{name}"] = _stated(image_size=config.input_size[-1], hub=hub)
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -361,10 +363,30 @@ def test_what_only_tells_imports_no_large_library() -> None:
     """`import mmcl`, the lists of names and models, and the help of every verb."""
     telling = ["--version", "--help", "list", "list models", "list models ViT-B-32 --json", "config clip_emoji"]
     telling += [f"{verb} --help" for verb in [*VERBS, "eval knn", "eval suite", "data stats"]]
-    code = (
+    run_without_libraries(telling, code=0)
+
+
+def test_a_model_that_cannot_be_had_is_refused_before_its_library_is_imported(tmp_path: Path) -> None:
+    names = ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:hf-hub:a/b", "hf:a/b", "timm:resnet18", "timm:resnet18.a1_in1k")
+    lines = [f"classify a.png --labels a b --model {name}" for name in names]
+    lines += [f"{words} hf:a/b" for words in ("search cat", "embed a --out e.npy --model")]
+    lines += ["train clip_finetune --data.train.path . --init hf:a/b", "eval geometry --data digits --model hf:a/b"]
+    said = run_without_libraries(lines, code=2, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path)).splitlines()
+    assert len(said) == len(lines)
+    for line, error in zip(lines, said, strict=True):
+        assert error.startswith(f"error: {line.split()[-1]}: HF_HUB_OFFLINE is set, and it is not in the cache; unset it")
+
+
+def run_without_libraries(lines: Sequence[str], *, code: int, **environment: str) -> str:
+    """Runs commands in one process, none of which imports a large library. Returns what they say on standard error."""
+    script = (
         "import sys, mmcl; from mmcl.cli.main import main\n"
         "for line in sys.argv[1:]:\n"
-        "    assert main(line.split()) == 0, line\n"
+        f"    assert main(line.split()) == {code}, line\n"
         f"    assert not {LARGE!r} & sys.modules.keys(), (line, {LARGE!r} & sys.modules.keys())"
     )
-    subprocess.run([sys.executable, "-c", code, *telling], stdout=subprocess.DEVNULL, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *lines], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr

@@ -45,7 +45,11 @@ def test_every_entry_of_the_list_is_described_by_one_sentence() -> None:
 def test_the_list_of_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "models", "vit-b-32/", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["open_clip: images and texts"]
-    assert found["open_clip:ViT-B-32/laion2b_s34b_b79k"] == {"embed_dim": 512, "image_size": 224}
+    assert found["open_clip:ViT-B-32/laion2b_s34b_b79k"] == {
+        "embed_dim": 512,
+        "image_size": 224,
+        "hub": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    }
     assert {f"open_clip:{arch}/{tag}" for arch, tag in open_clip.list_pretrained() if arch == "ViT-B-32"} <= found.keys()
     assert main(["list", "models", "resnet18"]) == 0
     lines = capsys.readouterr().out.splitlines()

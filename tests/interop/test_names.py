@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from mmcl.errors import UserError
-from mmcl.files import untrusted
+from mmcl.files import hub
+from mmcl.interop.available import check_available
 from mmcl.interop.load import load_model
 
 _NOBODY = "http://127.0.0.1:9"
@@ -32,12 +35,46 @@ def test_without_a_network_nothing_is_tried_again(
     monkeypatch.setattr(constants, "ENDPOINT", _NOBODY)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("a retry"))
-    untrusted._answers.cache_clear()
-    with pytest.raises(UserError, match=f"{_NOBODY} does not answer, and it is not in the cache.*the network") as caught:
+    hub._answers.cache_clear()
+    said = f"{_NOBODY} does not answer, and it is not in the cache; check the network, or .* copy {tmp_path} from there"
+    with pytest.raises(UserError, match=said) as caught:
         load_model(name, device="cpu")
     assert "\n" not in str(caught.value)
     assert "Retrying" not in capsys.readouterr().err
     assert constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("part", ["address", "connection"])
+def test_a_network_that_swallows_everything_is_given_up(part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A search for the address that does not end, and a server that takes the request and says nothing."""
+    end = threading.Event()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        if part == "address":
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(60))
+        hub._answers.cache_clear()
+        with pytest.raises(UserError, match="does not answer"):
+            load_model("hf:a/b", device="cpu")
+        end.set()
+
+
+def test_a_model_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, repository in {
+        "hf:a/b": "a--b",
+        "open_clip:ViT-B-32/laion2b_s34b_b79k": "laion--CLIP-ViT-B-32-laion2B-s34B-b79K",
+        "timm:resnet18": "timm--resnet18.a1_in1k",
+    }.items():
+        with pytest.raises(UserError):
+            check_available(name)
+        (tmp_path / f"models--{repository}").mkdir()
+        check_available(name)
+    for local in ("runs/a", "open_clip:ViT-B-32", "open_clip:ViT-B-32/weights.pt", "torchvision:resnet18", f"hf:{tmp_path}"):
+        check_available(local)
 
 
 @pytest.mark.parametrize("name", ["hf:a/b", "open_clip:ViT-B-32/laion2b_s34b_b79k", "timm:test_vit"])
