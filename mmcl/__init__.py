@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmcl.errors import UserError as UserError
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
+    from mmcl.interop.export.exporting import export as export
     from mmcl.interop.load import load_model as load_model
     from mmcl.interop.merge import merge as merge
     from mmcl.interop.model import Model as Model
@@ -40,6 +41,7 @@ _HOMES = {
     "ZeroShotClassifier": "evaluate.classifier",
     "cached_backward": "core.cached_backward",
     "evaluate": "evaluate",
+    "export": "interop.export.exporting",
     "load_config": "config",
     "load_model": "interop.load",
     "losses": "losses",

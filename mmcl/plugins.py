@@ -1,4 +1,5 @@
-"""Plug-ins: modules of other packages that register their own methods, encoders, sources, losses, augmentations and evaluators.
+"""Plug-ins: modules of other packages that register their own methods, encoders, sources, losses, augmentations,
+evaluators and export targets.
 
 A plug-in is a module that calls `register` on the registries when it is imported:
 

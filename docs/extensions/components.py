@@ -8,6 +8,7 @@ from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.evaluate import EVALUATORS
+from mmcl.interop.export import EXPORTS
 from mmcl.losses import LOSSES
 from mmcl.methods import METHODS
 
@@ -19,6 +20,7 @@ _REGISTRIES = {
     "sources": SOURCES,
     "augmentations": AUGMENTATIONS,
     "evaluators": EVALUATORS,
+    "exports": EXPORTS,
 }
 
 

@@ -14,7 +14,9 @@ from mmcl.interop.catalog import catalog
 from mmcl.registry import Registry
 from mmcl.terminal import printable_line
 
-Kind = Literal["all", "configs", "methods", "losses", "encoders", "heads", "sources", "augmentations", "evaluators", "models"]
+Kind = Literal[
+    "all", "configs", "methods", "losses", "encoders", "heads", "sources", "augmentations", "evaluators", "exports", "models"
+]
 
 
 def list_components(kind: Kind = "all", word: str = "", /, *, args: bool = False, json: bool = False) -> None:
@@ -29,8 +31,8 @@ def list_components(kind: Kind = "all", word: str = "", /, *, args: bool = False
     by name, too.
 
     Args:
-        kind: all, configs, methods, losses, encoders, heads, sources, augmentations, evaluators or models. "all" leaves out the
-            models, which are thousands.
+        kind: all, configs, methods, losses, encoders, heads, sources, augmentations, evaluators, exports or models. "all"
+            leaves out the models, which are thousands.
         word: Only names that contain this.
         args: Show each entry's arguments with their defaults. This imports what implements them.
         json: Print JSON: {kind: {name: description}}. With --args {kind: {name: {argument: default}}}; of models, {kind: {name:
@@ -84,6 +86,7 @@ def _registries() -> dict[str, Registry]:
     from mmcl.data.augment import AUGMENTATIONS
     from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
     from mmcl.evaluate import EVALUATORS
+    from mmcl.interop.export import EXPORTS
     from mmcl.losses import LOSSES
     from mmcl.methods import METHODS
 
@@ -96,4 +99,5 @@ def _registries() -> dict[str, Registry]:
         "sources": SOURCES,
         "augmentations": AUGMENTATIONS,
         "evaluators": EVALUATORS,
+        "exports": EXPORTS,
     }

@@ -17,6 +17,7 @@ from mmcl.cli.embed import embed
 from mmcl.cli.evaluate import evaluate, evaluate_run
 from mmcl.cli.example import example
 from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
+from mmcl.cli.export import export
 from mmcl.cli.help import entries
 from mmcl.cli.list import list_components
 from mmcl.cli.merge import merge
@@ -36,6 +37,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "eval": evaluate_run,
     "compare": compare,
     "merge": merge,
+    "export": export,
     "list": list_components,
     "config": print_config,
     "doctor": doctor,
@@ -48,7 +50,7 @@ VERBS: dict[str, Callable[..., object]] = {
 # The help of `train` depends on the configuration, `eval` has three forms, `data` has verbs: no signature says that.
 _PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data}
 
-_EXAMPLES = ("mmcl train", 'mmcl search runs/clip_emoji "a crying face"')
+_EXAMPLE = 'mmcl train && mmcl search runs/clip_emoji "a crying face"'
 _SHARED = {
     "--help, --help_all": "the arguments of a verb; with everything there is to say",
     "--plugins MODULE": "import methods, sources, ... of yours (or MMCL_PLUGINS)",
@@ -89,7 +91,7 @@ def _run(words: Sequence[str]) -> None:
 
 def _print_overview() -> None:
     verbs = [(name, form_of(verb).summary.rstrip(".")) for name, verb in VERBS.items()]
-    lines = ["mmcl: contrastive learning of embeddings for images and texts", *(f"  {one}" for one in _EXAMPLES), ""]
+    lines = ["mmcl: contrastive learning of embeddings for images and texts", f"  {_EXAMPLE}", ""]
     lines += [
         "verbs (mmcl VERB --help explains each)",
         *entries(verbs),

@@ -55,7 +55,7 @@ def search(
     model, text = _in_order(model, text, image)
     check_available(model)
     _check(image, save, picture)
-    from mmcl.data.images.resize import read_pixels
+    from mmcl.data.images.tensors import read_pixels
     from mmcl.interop.load import load_model
 
     loaded = load_model(model, device=device)

@@ -14,7 +14,6 @@ import numpy as np
 from mmcl.data.captions import checked_caption
 from mmcl.data.images.bands import read_bands
 from mmcl.data.images.decode import decode, measure
-from mmcl.data.images.image_cache import required_image
 from mmcl.data.sample import ImageLike, Sample
 from mmcl.data.source import Source
 from mmcl.data.threads import in_threads
@@ -160,7 +159,7 @@ def _facts_of(sample: Sample, size: Callable[[ImageLike, str], tuple[int, int]])
         sample.check()
         captions = [checked_caption(caption, sample.name) for caption in sample.captions]
         if sample.image is not None:
-            image = required_image(sample)
+            image = sample.required_image()
             image = image.read() if isinstance(image, FilePart) else image
             # First, because it refuses what must not be read completely: a pipe, or an oversized file.
             sides = size(image, sample.name)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 
-ImageLike = Path | str | bytes | FilePart | Image.Image | np.ndarray | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import TypeIs
+
+ImageLike: TypeAlias = "Path | str | bytes | FilePart | Image.Image | np.ndarray | Tensor"
 """An image, read or not: a path, an encoded file or its byte range in another file, a PIL image, or a uint8 array [H, W] or
 [H, W, C]. A tensor [C, H, W] is already decoded and resized for a model, and is used unchanged."""
 
@@ -47,3 +52,16 @@ class Sample:
         if self.problem is not None:
             raise UserError(f"{self.name}: {self.problem}")
         return self
+
+    def required_image(self) -> ImageLike:
+        """Returns the image as stored. Raises UserError with its name if there is none or it cannot be used."""
+        image = self.check().image
+        if image is None:
+            raise UserError(f"{self.name}: has no image")
+        return image
+
+
+def is_tensor(image: ImageLike) -> TypeIs[Tensor]:
+    """True for a tensor of torch; it does not import torch, without which there is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)

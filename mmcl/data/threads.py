@@ -1,4 +1,4 @@
-"""Reading in parallel threads, which works because Pillow releases the GIL while decoding."""
+"""Reading in parallel threads, which works because Pillow releases the GIL while decoding. It does not import torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
-
-import torch
-from torch import Tensor
 
 T = TypeVar("T")
 
@@ -23,14 +20,14 @@ def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator
             yield from pool.map(function, indices[start : start + _QUEUED])
 
 
-def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> Iterator[Tensor]:
-    """Yields `read(0)` to `read(total - 1)`, stacked in batches; threads read the next batch while one is in use.
+def in_batches(read: Callable[[int], T], total: int, batch_size: int) -> Iterator[list[T]]:
+    """Yields `read(0)` to `read(total - 1)` in batches; threads read the next batch while one is in use.
 
     Every thread reads several consecutive items: scheduling small ones individually would cost more than reading them.
     """
     workers = min(8, os.cpu_count() or 1)
 
-    def ahead(start: int) -> list[Future[list[Tensor]]]:
+    def ahead(start: int) -> list[Future[list[T]]]:
         items = range(start, min(start + batch_size, total))
         run = max(1, len(items) // (2 * workers))
         return [pool.submit(lambda part: [read(i) for i in part], items[at : at + run]) for at in range(0, len(items), run)]
@@ -40,4 +37,4 @@ def in_batches(read: Callable[[int], Tensor], total: int, batch_size: int) -> It
         for start in range(0, total, batch_size):
             batch = [item for run in runs for item in run.result()]
             runs = ahead(start + batch_size)
-            yield torch.stack(batch)
+            yield batch

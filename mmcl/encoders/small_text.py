@@ -70,7 +70,7 @@ class SmallText(TextEncoder):
     def forward(self, tokens: Tokens) -> Tensor:
         position_LW = self.position_embedding[: tokens.ids.shape[1]]
         hidden_BLW = self.token_embedding(tokens.ids) * self.embedding_scale + position_LW
-        if hidden_BLW.device.type != "cpu":
+        if hidden_BLW.device.type != "cpu" or torch.compiler.is_exporting():  # a graph has no parts that depend on lengths
             return self._mean_output(hidden_BLW, tokens.mask)
         # Most texts are much shorter than the longest, and on a CPU padding costs as much as words.
         length_B = tokens.mask.sum(1)

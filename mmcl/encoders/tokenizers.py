@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import ftfy
 import numpy as np
-import torch
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
@@ -119,6 +118,13 @@ class Tokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
         """Tokenise one or several texts to `Tokens` [B, L], L the longest of them. Raises UserError for a non-string."""
+        import torch  # not needed where a model runs without it
+
+        ids, mask, truncated = self.arrays(texts)
+        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated)
+
+    def arrays(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return ids, mask and number of truncated texts as in `Tokens`, in numpy's arrays."""
         encodings = self._encode(texts)
         rows = [encoding.ids or [self.pad_id] for encoding in encodings]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -127,8 +133,7 @@ class Tokenizer:
         ids[mask] = [token for row in rows for token in row]
         if self.blank_id is not None:
             ids[ids == self.blank_id] = 0
-        truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated)
+        return ids, mask, sum(bool(encoding.overflowing) for encoding in encodings)
 
     def lengths(self, texts: str | Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text before truncation to `context_length`, int64 [B]."""

@@ -7,37 +7,25 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from mmcl.data.images.image_cache import read_sample
-from mmcl.data.images.resize import check_resize, read_pixels
+from mmcl.data.images.tensors import check_resize, read_pixels
 from mmcl.data.sample import ImageLike
-from mmcl.data.source import Source
-from mmcl.data.threads import in_batches
+from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
-from mmcl.files.byte_range import FilePart
 from mmcl.interop.device import find_device
+from mmcl.interop.encoding import Embedding, Images, PairScores, as_many, collected, read_in_batches
 from mmcl.methods.method import Method
 from mmcl.preprocess import Preprocess
-from mmcl.progress import progress_bar
-from mmcl.terminal import counted
 from mmcl.types import Tokens
 
-# Pixels in one forward pass, where 64 images have fewer: small batches of small images are slow.
-_BATCH_PIXELS = 2**18
 
-Embedding = Literal["projection", "features"]
-"""Output of a model: that of the projection head, or the features before it."""
-
-
-class Model:
+class Model(PairScores):
     """A model ready for inference; an `EmbeddingModel` (see types.py).
 
     Attributes:
@@ -105,13 +93,17 @@ class Model:
         return encoder.preprocess
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer. Raises UserError if there is no text tower."""
+        encoder: TextEncoder = self._tower("text", "tokenizer").encoder  # type: ignore[assignment]
+        return encoder.tokenizer
+
+    @property
     def embed_dim(self) -> int:
         """Width D of the embeddings; that of the images if the features of images and texts differ in width."""
         return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]
 
-    def encode_image(
-        self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None, progress: bool = False
-    ) -> np.ndarray:
+    def encode_image(self, images: ImageLike | Images, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
         """Embeds images.
 
         Args:
@@ -127,27 +119,27 @@ class Model:
             UserError: the model has no image tower, or an image is missing or cannot be read; the message names the file.
         """
         tower = self._tower("image", "encode_image")
-        many = _as_many(images)
+        many = as_many(images)
         return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress)
 
-    def image_logits(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
+    def image_logits(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
         """Outputs of the image head without normalisation, such as the logits of a classifier: float32 [N, C].
 
         Args, Raises: as for `encode_image`.
         """
         tower = self._tower("image", "image_logits")
         with torch.inference_mode():
-            batches = self._pixels(tower, _as_many(images), batch_size)
+            batches = self._pixels(tower, as_many(images), batch_size)
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
-    def image_features(self, images: ImageLike | Sequence[ImageLike] | Source, *, batch_size: int | None = None) -> np.ndarray:
+    def image_features(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
         """Outputs of the image encoder, before the head and without normalisation: float32 [N, F].
 
         Args, Raises: as for `encode_image`.
         """
         tower = self._tower("image", "image_features")
         with torch.inference_mode():
-            batches = self._pixels(tower, _as_many(images), batch_size)
+            batches = self._pixels(tower, as_many(images), batch_size)
             return np.concatenate([tower.encoder(batch).float().cpu().numpy() for batch in batches])
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
@@ -166,26 +158,6 @@ class Model:
         tokens = (encoder.tokenizer(rows[start : start + batch_size]).to(self.device) for start in starts)
         return self._encode(tower, tokens, len(rows), progress)
 
-    def similarity(self, image_emb: np.ndarray, text_emb: np.ndarray) -> np.ndarray:
-        """Cosines of unit-length rows: [N, D] and [M, D] to float32 [N, M]."""
-        return np.asarray(image_emb, np.float32) @ np.asarray(text_emb, np.float32).T
-
-    def probs(self, image_emb: np.ndarray, text_emb: np.ndarray) -> np.ndarray:
-        """Probabilities that each text matches each image, float32 [N, M].
-
-        A softmax model (CLIP) compares the texts: softmax(logit_scale * cosine), rows sum to 1. A sigmoid model (SigLIP) scores
-        each pair independently: sigmoid(logit_scale * cosine + logit_bias).
-
-        Raises:
-            UserError: the model has no temperature.
-        """
-        if self.logit_scale is None:
-            raise UserError("this model was trained without a temperature and gives no probabilities; use similarity")
-        logits = torch.from_numpy(self.similarity(image_emb, text_emb)) * self.logit_scale
-        if self.logit_bias is None:
-            return logits.softmax(dim=-1).numpy()
-        return (logits + self.logit_bias).sigmoid().numpy()
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of architecture, weights, preprocessing and tokenizer, in hexadecimal; computed once."""
@@ -203,50 +175,25 @@ class Model:
             raise UserError(f"this model has no {name} tower, so {method} does not work; load a model that has one")
         return self.towers[name]  # type: ignore[return-value]
 
-    def _pixels(self, tower: Tower, images: Sequence[ImageLike] | Source, batch_size: int | None) -> Iterator[Tensor]:
+    def _pixels(self, tower: Tower, images: Images, batch_size: int | None) -> Iterator[Tensor]:
         """Preprocessed images for the tower, in batches."""
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
         preprocess = encoder.preprocess
-        size = batch_size or max(64, _BATCH_PIXELS // (preprocess.height * preprocess.width))
-        batches = in_batches(lambda number: _read(images, number, preprocess), len(images), size)
-        return (batch.to(self.device).float() / 255 for batch in batches)
+        batches = read_in_batches(images, preprocess, batch_size, lambda image, name: read_pixels(image, preprocess, name=name))
+        return (torch.stack(batch).to(self.device).float() / 255 for batch in batches)
 
     def _encode(self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool) -> np.ndarray:
-        rows = np.empty((total, self._width(tower)), np.float32)
-        done = 0
-        with torch.inference_mode(), progress_bar(total=total, shown=progress, unit="row") as bar:
-            for batch in batches:
-                rows[done : done + len(batch)] = self._embed(tower, batch).cpu().numpy()
-                done += len(batch)
-                bar.update(len(batch))
-        bad = np.flatnonzero(~np.isfinite(rows).all(1))
-        if len(bad):
-            raise UserError(
-                f"{len(bad)} of {counted(total, 'embedding')} not finite, the first in row {bad[0]}; the model's weights are "
-                "damaged, or its training diverged"
-            )
-        return rows
-
-    def _embed(self, tower: Tower, batch: Tensor | Tokens) -> Tensor:
-        if self.embedding == "projection":
-            projected: Tensor = tower(batch).float()
-            return projected
-        return nn.functional.normalize(tower.encoder(batch).float(), dim=-1)
+        with torch.inference_mode():
+            rows = (embed(tower, batch, self.embedding).cpu().numpy() for batch in batches)
+            return collected(rows, total, self._width(tower), progress=progress)
 
 
-def _as_many(images: ImageLike | Sequence[ImageLike] | Source) -> Sequence[ImageLike] | Source:
-    if isinstance(images, Source):
-        return images
-    if isinstance(images, str | Path | bytes | FilePart | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-        return [images]
-    return list(images)
-
-
-def _read(images: Sequence[ImageLike] | Source, number: int, preprocess: Preprocess) -> Tensor:
-    if isinstance(images, Source):
-        return read_sample(images[number], preprocess)
-    image = images[number]
-    return read_pixels(image, preprocess, name=None if isinstance(image, str | Path) else f"image {number}")
+def embed(tower: Tower, batch: Tensor | Tokens, embedding: Embedding) -> Tensor:
+    """Embeds a prepared batch, pixels float32 [B, C, H, W] in [0, 1] or tokens: float32 [B, D], unit length."""
+    if embedding == "projection":
+        projected: Tensor = tower(batch).float()
+        return projected
+    return nn.functional.normalize(tower.encoder(batch).float(), dim=-1)
 
 
 def _description(item: tuple[str, nn.Module]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mmcl.config import from_dict
 from mmcl.errors import UserError
 from mmcl.files.untrusted import read_json
-from mmcl.interop.model import Embedding
+from mmcl.interop.encoding import Embedding
 
 FORMAT_VERSION = 1
 MAX_SCALE = 1e6
@@ -57,8 +57,13 @@ class ModelFile:
             )
         if not all(part.isidentifier() for module in self.plugins for part in module.split(".")):
             raise UserError("plugins are names of modules, such as my_package.plugin")
-        if self.logit_scale is not None and not 0 < self.logit_scale <= MAX_SCALE:
-            raise UserError(f"logit_scale is {self.logit_scale}: it is above 0 and at most {MAX_SCALE:.0e}")
+        check_scale(self.logit_scale)
+
+
+def check_scale(logit_scale: float | None) -> None:
+    """Raises UserError for a scale that turns no cosines into logits."""
+    if logit_scale is not None and not 0 < logit_scale <= MAX_SCALE:
+        raise UserError(f"logit_scale is {logit_scale}: it is above 0 and at most {MAX_SCALE:.0e}")
 
 
 def read_model_file(path: Path) -> ModelFile:

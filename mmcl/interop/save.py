@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
-from mmcl.interop.model import Embedding
+from mmcl.interop.encoding import Embedding
 from mmcl.interop.model_file import FORMAT_VERSION
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"

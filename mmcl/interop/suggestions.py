@@ -12,13 +12,19 @@ from mmcl.interop.catalog import catalog
 
 _HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?huggingface\.co/([^/]+/[^/?#]+)")
 _PLACES = ("hf-hub", "local-dir")
-PREFIXES = ("open_clip", "hf", "timm", "torchvision")
-"""Of the libraries whose models are loaded by name."""
+ONNX = "onnx"
+PREFIXES = ("open_clip", "hf", "timm", "torchvision", ONNX)
+"""Of the libraries whose models are loaded by name, and of exported graphs."""
 
 
 def may_be_model(name: str) -> bool:
     """True if a word can name a model: it has a library's prefix, or is a folder."""
     return name.partition(":")[0] in PREFIXES or Path(name).expanduser().is_dir()
+
+
+def saved_with_preprocess(name: str | Path) -> UserError:
+    """Builds the error for preprocessing that is given to a model which states its own."""
+    return UserError(f"{name} was saved with its preprocessing; remove preprocess")
 
 
 def unknown_model(name: str, *, holds: str) -> UserError:

@@ -25,6 +25,7 @@ FOLDERS = {
     "eval knn --out": ("eval", "knn", "--model", "none", "--data", "nowhere", "--out", "{}"),
     "eval knn --embeddings --out": ("eval", "knn", "--embeddings", "none.parquet", "--out", "{}"),
     "eval suite --out": ("eval", "suite", "none.yaml", "--out", "{}"),
+    "export --out": ("export", "none", "--to", "own", "--out", "{}"),
     "compare --out": ("compare", "none", "none", "--out", "{}"),
     "train --run_dir": ("train", "--run_dir", "{}"),
 }

@@ -21,7 +21,7 @@ from mmcl.data.images.bands import read_bands
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import decode
 from mmcl.data.images.levels import warn_of_darkness
-from mmcl.data.images.resize import read_pixels, to_tensor
+from mmcl.data.images.tensors import read_pixels, to_tensor
 from mmcl.data.sample import ImageLike
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.errors import UserError

@@ -24,7 +24,7 @@ from mmcl.data.batches.order import BatchOrder, Order
 from mmcl.data.batches.views import ImageView
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.image_cache import decoded_batches
-from mmcl.data.images.resize import to_tensor
+from mmcl.data.images.tensors import to_tensor
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source
 from mmcl.data.sources.tables.column_names import captions_of

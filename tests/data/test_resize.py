@@ -14,7 +14,8 @@ from torchvision.transforms import InterpolationMode
 
 from mmcl.data.images.decode import decode, opened
 from mmcl.data.images.image_cache import ReadableImages, decoded_batches
-from mmcl.data.images.resize import _shrink, part_to_tensor, read_pixels, to_tensor
+from mmcl.data.images.resize import _shrink
+from mmcl.data.images.tensors import part_to_tensor, read_pixels, to_tensor
 from mmcl.data.sample import Sample
 from mmcl.data.source import SampleList
 from mmcl.errors import UserError

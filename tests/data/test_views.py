@@ -14,7 +14,7 @@ from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.views import ImageView, build_image_views, make_views
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import decode
-from mmcl.data.images.resize import part_to_tensor, read_pixels
+from mmcl.data.images.tensors import part_to_tensor, read_pixels
 from mmcl.data.sample import Sample
 from mmcl.errors import UserError
 from mmcl.preprocess import Preprocess

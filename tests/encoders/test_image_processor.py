@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from mmcl.data.images.resize import to_tensor
+from mmcl.data.images.tensors import to_tensor
 from mmcl.encoders import IMAGE_ENCODERS
 from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tower import PixelNorm, TowerSpec, wrap_encoder

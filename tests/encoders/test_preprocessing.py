@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import PILToTensor, ToTensor
 
-from mmcl.data.images.resize import to_tensor
+from mmcl.data.images.tensors import to_tensor
 from mmcl.encoders import open_clip as our_open_clip
 from mmcl.encoders import timm as our_timm
 from mmcl.encoders import torchvision as our_torchvision

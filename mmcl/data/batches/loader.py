@@ -16,7 +16,7 @@ from mmcl.data.batches.order import BatchOrder
 from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.captions import checked_caption, token_ids
 from mmcl.data.derived.label_captions import CAPTIONS_WANTED
-from mmcl.data.images.image_cache import ImageCache, required_image
+from mmcl.data.images.image_cache import ImageCache
 from mmcl.data.random_streams import Stream
 from mmcl.data.sample import OWN_TEXTS, Sample
 from mmcl.data.source import Source
@@ -143,7 +143,7 @@ class StepBatches(Dataset[Batch]):
         if self._cache:
             return dict.fromkeys(self.images, self._cache[index])
         seed = self.order.seed
-        return make_views(required_image(sample), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
+        return make_views(sample.required_image(), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Draws that choose captions, one per text view: float64 [..., V]."""

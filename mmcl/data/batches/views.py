@@ -19,7 +19,8 @@ from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.images.bands import read_bands
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.decode import SCALES, opened
-from mmcl.data.images.resize import Box, part_to_tensor, to_tensor
+from mmcl.data.images.resize import Box
+from mmcl.data.images.tensors import part_to_tensor, to_tensor
 from mmcl.data.sample import ImageLike
 from mmcl.errors import unknown_name
 from mmcl.preprocess import Preprocess

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from mmcl.data.images.decode import MAX_BYTES, allowed_pixels, checked, decode
 from mmcl.data.images.deep import is_deep, is_tiff, read_deep, read_tiff
 from mmcl.data.images.levels import check_file, read_array, read_file, to_levels
-from mmcl.data.sample import ImageLike
+from mmcl.data.sample import ImageLike, is_tensor
 from mmcl.errors import UserError
 from mmcl.preprocess import Intensity
 
@@ -50,7 +49,7 @@ def read_bands(image: ImageLike, channels: int, intensity: Intensity, *, name: s
     """
     limit = allowed_pixels()
     values, file = image if isinstance(image, np.ndarray) else None, b""
-    if not isinstance(image, np.ndarray | Image.Image | Tensor):
+    if not isinstance(image, np.ndarray | Image.Image) and not is_tensor(image):
         values = read_array(image, name, max_pixels=limit, max_bytes=MAX_BYTES)
         if values is None:
             check_file(image, name, MAX_BYTES)

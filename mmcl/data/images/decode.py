@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from torch import Tensor
 
 from mmcl.data.images.deep import is_deep, is_misread, is_tiff, read_deep, read_tiff
 from mmcl.data.images.levels import File, check_file, read_array, read_file, to_levels, warn_of_darkness
 from mmcl.data.images.metadata import without_metadata
-from mmcl.data.sample import ImageLike
+from mmcl.data.sample import ImageLike, is_tensor
 from mmcl.errors import UserError, first_line
 from mmcl.files.listing import LFS_POINTER
 from mmcl.preprocess import Intensity
@@ -173,7 +172,7 @@ def checked(
     limit = allowed_pixels() if max_pixels is None else max_pixels
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit  # Pillow has its own limit.
-    if isinstance(image, Tensor):
+    if is_tensor(image):
         raise UserError(f"{name}: a tensor is a model's own input; give an array or a PIL image")
     if not isinstance(image, np.ndarray | Image.Image):
         image = _or_array(image, name, limit, max_bytes)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmcl.data.images.bands import decode_to_show
-from mmcl.data.images.resize import pixel_dtype, read_pixels
-from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.images.tensors import pixel_dtype, read_pixels
+from mmcl.data.sample import Sample
 from mmcl.data.source import DerivedSource, Source
 from mmcl.data.threads import in_batches, in_threads
 from mmcl.errors import UserError
@@ -29,20 +29,12 @@ def decode_sample(sample: Sample, preprocess: Preprocess | None = None) -> Image
         preprocess: preprocessing of the model whose levels and bands are shown, if any.
     """
     channels, intensity = (3, None) if preprocess is None else (preprocess.channels, preprocess.intensity)
-    return decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
+    return decode_to_show(sample.required_image(), name=sample.name, channels=channels, intensity=intensity)
 
 
 def read_sample(sample: Sample, preprocess: Preprocess) -> Tensor:
     """Reads a sample's image, [C, H, W] as from `to_tensor`. Raises UserError as `decode_sample` does."""
-    return read_pixels(required_image(sample), preprocess, name=sample.name)
-
-
-def required_image(sample: Sample) -> ImageLike:
-    """Returns a sample's image as stored. Raises UserError with its name if it has none or cannot be used."""
-    image = sample.check().image
-    if image is None:
-        raise UserError(f"{sample.name}: has no image")
-    return image
+    return read_pixels(sample.required_image(), preprocess, name=sample.name)
 
 
 def unreadable(samples: Sequence[Sample] | Source, preprocess: Preprocess | None) -> list[BadSample]:
@@ -73,7 +65,8 @@ def decoded_batches(source: Source, preprocess: Preprocess, batch_size: int) -> 
     Raises:
         UserError: an image cannot be read; names it. Skipping it would evaluate on different data.
     """
-    return in_batches(lambda index: read_sample(source[index], preprocess), len(source), batch_size)
+    batches = in_batches(lambda index: read_sample(source[index], preprocess), len(source), batch_size)
+    return map(torch.stack, batches)
 
 
 class ReadableImages(DerivedSource):

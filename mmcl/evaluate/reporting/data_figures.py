@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcl.data.images.bands import decode_to_show
-from mmcl.data.images.image_cache import required_image
 from mmcl.data.inspection import BINS, Inspection
 from mmcl.data.sample import Sample
 from mmcl.drawing import INK, PALETTE, WRONG, new_figure, png_bytes, text_style
@@ -35,7 +34,7 @@ def contact_sheet(
         text, colour = _description(sample, class_names), INK
         if sample.image is not None or sample.problem is not None:
             try:
-                image = decode_to_show(required_image(sample), name=sample.name, channels=channels, intensity=intensity)
+                image = decode_to_show(sample.required_image(), name=sample.name, channels=channels, intensity=intensity)
                 axes.imshow(image, cmap="gray" if image.mode == "L" else None)
             except UserError as error:
                 text, colour = str(error), WRONG

@@ -1,0 +1,153 @@
+"""`mmcl.export`: writes a model in the format of a library, loads it by that library, and compares the embeddings."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+
+from mmcl.errors import UserError
+from mmcl.files.atomic import staged
+from mmcl.interop.export import EXPORTS
+from mmcl.interop.export.parity import Parity, measure, read_photos
+from mmcl.interop.export.target import BOUNDS, ExportTarget
+from mmcl.interop.graph_folder import Precision
+from mmcl.interop.model import Model
+
+REPORT = "export.json"
+_VERSIONS = ("mmcl", "torch", "transformers", "open_clip_torch", "timm", "sentence-transformers", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What was exported, and how closely it agrees; `export.json` beside the files holds the same.
+
+    Attributes:
+        target: the format.
+        folder: where it was written.
+        precision: type of the weights.
+        bound: largest difference that was allowed in an embedding of unit length.
+        parity: the differences.
+        lost: what the format cannot express, one line each.
+        megabytes: size of all files.
+        seconds: time of writing, loading and comparing.
+        usage: lines of Python that load it.
+    """
+
+    target: str
+    folder: Path
+    precision: Precision
+    bound: float
+    parity: Parity
+    lost: Sequence[str]
+    megabytes: float
+    seconds: float
+    usage: str
+
+
+def export(
+    model: Model,
+    *,
+    to: str,
+    out: str | Path,
+    precision: Precision = "fp32",
+    check: str | Path | None = None,
+) -> ExportReport:
+    """Exports a model, and checks the export with its own library's loader.
+
+    Args:
+        model: as from `load_model`.
+        to: "own", "transformers", "open_clip", "sentence_transformers", "onnx" or "pt2"; `mmcl list exports` describes them.
+        out: a new or empty folder.
+        precision: type of the weights: "fp32", or "fp16" or "int8" where the format has it.
+        check: folder of images whose embeddings are compared too.
+
+    Returns:
+        The report, also in `export.json`.
+
+    Raises:
+        UserError: the model does not fit the format, which names what does not and a format that fits; a library is missing;
+            the embeddings differ by more than the bound of the precision (1e-4, fp16 5e-3, int8 0.1); or `out` is not empty.
+            Nothing is left behind then.
+
+    Example:
+        >>> from mmcl import load_model
+        >>> report = export(load_model("runs/clip_emoji"), to="onnx", out="clip_emoji.onnx")
+        >>> max(report.parity.tensor.values()) < 1e-5
+        True
+    """
+    out, started = Path(out), time.perf_counter()
+    check_out(out)
+    photos = None if check is None else read_photos(Path(check))
+    target: ExportTarget = EXPORTS.build(to, {"precision": precision}, _ready(model))
+    with staged(out) as stage:
+        stage.mkdir()
+        lost = list(target.write(stage))
+        parity = measure(target.model, target.load(stage), photos)
+        bound = BOUNDS[precision]
+        beyond = list(parity.beyond(bound, any_shape=target.own_preprocessing))
+        if beyond:
+            raise UserError(f"export to {to}: {', '.join(beyond)}, more than {bound:g} from the model; nothing was written")
+        size = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
+        report = ExportReport(
+            target=to,
+            folder=out,
+            precision=precision,
+            bound=bound,
+            parity=parity,
+            lost=lost,
+            megabytes=size / 1e6,
+            seconds=time.perf_counter() - started,
+            usage=target.usage(str(out)),
+        )
+        (stage / REPORT).write_text(json.dumps(_content(report, target.model), indent=1, ensure_ascii=False), encoding="utf-8")
+    return report
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError unless a folder is new or empty: what is in it would be lost."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; give a new folder, or remove it first")
+
+
+def _ready(model: Model) -> Model:
+    """Returns a model on the CPU. Raises UserError for weights that are not final."""
+    changed = next((name for name, module in model.towers.named_modules() if is_parametrized(module)), None)
+    if changed is not None:
+        raise UserError(f"{changed} has adapters or other parametrised weights; merge them into the weights before an export")
+    if model.device.type == "cpu":
+        return model
+    return Model(
+        copy.deepcopy(model.towers),
+        logit_scale=model.logit_scale,
+        logit_bias=model.logit_bias,
+        embedding=model.embedding,
+        class_names=model.class_names,
+        provenance=model.provenance,
+        device=torch.device("cpu"),
+    )
+
+
+def _content(report: ExportReport, model: Model) -> dict[str, Any]:
+    """The content of export.json: no path of this machine."""
+    kept = {name: value for name, value in asdict(report).items() if name not in ("folder", "usage")}
+    towers = {name: tower.spec.encoder if tower.spec else type(tower.encoder).__name__ for name, tower in model.towers.items()}  # type: ignore[union-attr]
+    return {**kept, "fingerprint": model.fingerprint, "towers": towers, "versions": dict(_versions())}
+
+
+def _versions() -> Sequence[tuple[str, str]]:
+    found = []
+    for name in _VERSIONS:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,40 @@
+"""mmcl's own format, with the weights as they are used and without the run around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcl.encoders.tower import GIVEN
+from mmcl.interop.export.target import ExportTarget, LoadedExport, LoadedModel
+from mmcl.interop.load import load_model
+from mmcl.interop.save import save_model
+
+
+class OwnExport(ExportTarget):
+    """The folder of `mmcl.load_model`, without a run: any model that mmcl trains."""
+
+    own_preprocessing = True
+
+    def write(self, folder: Path) -> Sequence[str]:
+        """Writes `save_model`'s files; of the origin, what does not name places of this machine."""
+        model = self.model
+        save_model(
+            folder,
+            model.towers,
+            logit_scale=model.logit_scale,
+            logit_bias=model.logit_bias,
+            embedding=model.embedding,
+            class_names=model.class_names,
+            provenance={"fingerprint": model.fingerprint},
+        )
+        return ()
+
+    def load(self, folder: Path) -> LoadedExport:
+        """Loads the folder, with the modules that were given from Python."""
+        given = {name: tower.encoder.module for name, tower in self.model.towers.items() if tower.spec.encoder == GIVEN}  # type: ignore[union-attr]
+        return LoadedModel(load_model(folder, device="cpu", towers=given or None))  # type: ignore[arg-type]
+
+    def usage(self, folder: str) -> str:
+        """See `ExportTarget`."""
+        return f'model = mmcl.load_model("{folder}")\nmodel.encode_image(["cat.png"]), model.encode_text(["a cat"])'

@@ -1,0 +1,114 @@
+"""Interface of export targets."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmcl.errors import UserError, how_to_install
+from mmcl.interop.graph_folder import Precision
+from mmcl.interop.model import Model, embed
+from mmcl.types import Tokens
+
+BOUNDS: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "int8": 1e-1}
+"""Largest absolute difference allowed in any number of a unit embedding: rounding is far below it (about 1e-6 in float32, 5e-4
+in float16), and a wrong activation, pooling or normalisation far above."""
+
+
+class LoadedExport(Protocol):
+    """An export as its own library loads it. All rows are of unit length, float32 [N, D]."""
+
+    def embed_pixels(self, pixels_BCHW: Tensor) -> np.ndarray:
+        """Embeds pixels of the model's size, float32 in [0, 1], before normalisation."""
+        ...
+
+    def embed_tokens(self, tokens: Tokens) -> np.ndarray:
+        """Embeds token ids."""
+        ...
+
+    def encode_image(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+        """Embeds images of any size, with the library's preprocessing."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts, with the library's tokenizer."""
+        ...
+
+
+class LoadedModel:
+    """A model of mmcl as a `LoadedExport`, on the CPU."""
+
+    def __init__(self, model: Model):
+        self.model = model
+
+    @torch.inference_mode()
+    def _rows(self, tower: str, batch: Tensor | Tokens) -> np.ndarray:
+        return embed(self.model.towers[tower], batch, self.model.embedding).numpy()  # type: ignore[arg-type]
+
+    def embed_pixels(self, pixels_BCHW: Tensor) -> np.ndarray:
+        """See `LoadedExport`."""
+        return self._rows("image", pixels_BCHW)
+
+    def embed_tokens(self, tokens: Tokens) -> np.ndarray:
+        """See `LoadedExport`."""
+        return self._rows("text", tokens)
+
+    def encode_image(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+        """See `LoadedExport`."""
+        return self.model.encode_image(images)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """See `LoadedExport`."""
+        return self.model.encode_text(texts)
+
+
+class ExportTarget(ABC):
+    """A model in the format of one library.
+
+    Args:
+        model: the model, on the CPU.
+        precision: type of the weights.
+
+    Attributes:
+        needs: modules that must be installed.
+        extra: extra of mmcl that installs them.
+        precisions: those that the format has.
+        own_preprocessing: whether mmcl's own preprocessing runs there, so that images of every shape must agree.
+
+    Raises:
+        UserError: the model does not fit the format; names what does not, and a target that fits.
+    """
+
+    needs: ClassVar[Sequence[str]] = ()
+    extra: ClassVar[str] = ""
+    precisions: ClassVar[Sequence[Precision]] = ("fp32",)
+    own_preprocessing: ClassVar[bool] = False
+
+    def __init__(self, model: Model, *, precision: Precision = "fp32"):
+        name = type(self).__name__.removesuffix("Export")
+        if any(importlib.util.find_spec(module) is None for module in self.needs):
+            raise UserError(f"an export to {name} needs {' and '.join(self.needs)}: {how_to_install(self.extra)}")
+        if precision not in self.precisions:
+            raise UserError(f"{name} has no precision {precision!r}; take {' or '.join(self.precisions)}")
+        self.model = model
+        self.precision: Precision = precision
+
+    @abstractmethod
+    def write(self, folder: Path) -> Sequence[str]:
+        """Writes the files into an empty folder. Returns what the format cannot express, one line each."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> LoadedExport:
+        """Loads what `write` wrote, as a user of the library does."""
+
+    @abstractmethod
+    def usage(self, folder: str) -> str:
+        """Returns the lines of Python that load the export and embed an image and a text."""
