@@ -16,6 +16,8 @@ from mmcl.errors import UserError, unknown_name
 
 T = TypeVar("T")
 
+_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+
 
 def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     """Builds a dataclass from plain data, checking keys and types.
@@ -72,7 +74,10 @@ def _convert_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
         if value in get_args(literal):
             return value
     others = [kind for kind in kinds if get_origin(kind) is not Literal]
-    return convert(others[0], value, where)
+    fitting = [kind for kind in others if type(value) is kind] or others
+    if len(fitting) > 1:
+        raise UserError(f"{where} must be {' or '.join(_NAMES[kind] for kind in fitting)}, not {_shown(value)}")
+    return convert(fitting[0], value, where)
 
 
 def _convert_scalar(kind: type, value: Any, where: str) -> Any:
@@ -83,8 +88,7 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:
         return _plain(value, where)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(_plain(value, where))
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-    raise UserError(f"{where} must be {names[kind]}, not {_shown(value)}")
+    raise UserError(f"{where} must be {_NAMES[kind]}, not {_shown(value)}")
 
 
 def _is_number(value: Any) -> bool:

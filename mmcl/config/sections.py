@@ -35,8 +35,9 @@ class TowerConfig:
     preprocess: dict[str, Any] = field(default_factory=dict)
     """Overrides of the encoder's image preprocessing: fields of mmcl.preprocess.Preprocess, such as {intensity: [0, 4095]} for
     12-bit values in 16-bit files, or {intensity: {percentiles: [1, 99]}} for the range of each image. Saved with the model."""
-    freeze: bool = False
-    """Freeze the encoder and keep it in evaluation mode; the head is still trained."""
+    freeze: bool | int = setting(False, at_least=1)
+    """Freeze the encoder and keep it in evaluation mode; the head is still trained. A number freezes that many of the lowest
+    blocks, such as transformer layers, and everything below them: embeddings, the patch convolution, the first norm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +178,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoders; the loss is always computed in float32. "auto" takes bf16 where the machine has instructions
     for it, else fp32; a resumed run keeps the precision of its start."""
+    freeze_statistics: Literal["auto"] | bool = "auto"
+    """Keep the batch norms of the encoders, and of heads from `init`, in evaluation mode: statistics of small or other data
+    cost accuracy. "auto" does so for what comes from `init`."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimiser state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

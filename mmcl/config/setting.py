@@ -88,7 +88,7 @@ def check_ranges(settings: Any, where: str = "") -> None:
         for key, below in _dataclasses_in(value):
             check_ranges(below, f"{path}{key}.")
         facts = facts_of(one)
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if not isinstance(one, bool | None)]
         if facts.range and not all(facts.allow(number) for number in numbers):
             raise UserError(f"{path} is {format_value(value)}: give {_kind(hints[one.name])} {facts.range}")
 
@@ -127,6 +127,8 @@ def _kind(hint: Any) -> str:
     null = "" if kind is hint else "null or "
     if getattr(kind, "__origin__", None) is tuple:
         return f"{null}numbers"
+    if get_args(kind) == (bool, int):
+        return "true, false or a whole number"
     return f"{null}a whole number" if kind is int else f"{null}a number"
 
 

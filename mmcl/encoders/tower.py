@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders.blocks import blocks, module_depths, parameter_depths
 from mmcl.errors import UserError
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
+from mmcl.terminal import counted
 from mmcl.types import Features, Tokens
 
 if TYPE_CHECKING:
@@ -144,7 +146,8 @@ class Tower(nn.Module):
     Attributes:
         spec: specification from which `build_tower` rebuilds the architecture; None for a hand-made tower, which cannot be
             saved.
-        frozen: whether the encoder is locked, see `freeze`.
+        frozen: whether the whole encoder is frozen, see `freeze`.
+        in_evaluation_mode: modules that are in evaluation mode even when the tower trains.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module, *, spec: TowerSpec | None = None):
@@ -153,21 +156,52 @@ class Tower(nn.Module):
         self.head = head
         self.spec = spec
         self.frozen = False
+        self.in_evaluation_mode: list[nn.Module] = []
 
     @property
     def embed_dim(self) -> int:
         """Width D of the embedding."""
         return int(self.head.embed_dim)  # type: ignore[arg-type]
 
-    def freeze(self) -> None:
-        """Freeze the encoder: no gradient and permanent evaluation mode (Zhai et al., "LiT", 2022). The head still trains."""
-        self.frozen = True
-        self.encoder.requires_grad_(False)
-        self.encoder.eval()
+    @property
+    def encoder_name(self) -> str:
+        """Name of the encoder in its registry; for a hand-made tower, that of its class."""
+        return type(self.encoder).__name__ if self.spec is None else self.spec.encoder
+
+    def freeze(self, lowest: int | None = None) -> None:
+        """Freeze the encoder, or its lowest blocks: no gradient and permanent evaluation mode (Zhai et al., "LiT", 2022).
+
+        The head still trains.
+
+        Args:
+            lowest: number of blocks (`mmcl.encoders.blocks`) to freeze, with everything below them, such as embeddings, the
+                patch convolution and the first norm. None freezes the whole encoder.
+
+        Raises:
+            UserError: the encoder has fewer blocks.
+        """
+        found = len(blocks(self.encoder))
+        if lowest is not None and lowest > found:
+            raise UserError(f"the encoder {self.encoder_name} has {counted(found, 'block') if found else 'no blocks'}")
+        depths = module_depths(self.encoder)
+        for _, parameter, depth in parameter_depths(self.encoder):
+            if lowest is None or depth <= lowest:
+                parameter.requires_grad_(False)
+        self.frozen = not any(parameter.requires_grad for parameter in self.encoder.parameters())
+        self.in_evaluation_mode += [
+            module for module in self.encoder.modules() if self.frozen or depths.get(module, found + 1) <= (lowest or 0)
+        ]
+        self.train(self.training)
+
+    def freeze_statistics(self, part: nn.Module) -> None:
+        """Keep the batch norms of the tower, or of its encoder, in evaluation mode; their weights and biases still train."""
+        self.in_evaluation_mode += [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Tower:
         super().train(mode)
-        self.encoder.train(mode and not self.frozen)
+        for module in self.in_evaluation_mode:
+            module.training = False
         return self
 
     def features(self, inputs: Tensor | Tokens | Features) -> Features:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmcl.config import OptimConfig
+from mmcl.encoders.parameter_roles import parameter_roles
 from mmcl.engine.lars import Lars
-from mmcl.engine.parameter_roles import parameter_roles
 
 
 def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

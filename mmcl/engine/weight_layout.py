@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mmcl.config import OptimConfig
+from mmcl.encoders.blocks import blocks
 from mmcl.encoders.tower import Tower
 from mmcl.engine.optim import build_optimiser
 from mmcl.methods.method import Method
@@ -161,14 +162,6 @@ def _own_outputs(module: nn.Module, inputs: object, output: Any) -> Any:
     if isinstance(output, tuple):
         return tuple(_own_outputs(module, inputs, part) for part in output)
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
-
-
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a network: the outermost sequences of modules of one class, such as transformer layers."""
-    children = list(module.children())
-    if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1 and len({type(c) for c in children}) == 1:
-        return [child for child in children if any(True for _ in child.parameters())]
-    return [block for child in children for block in blocks(child)]
 
 
 @contextmanager

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from mmcl.config import Config
+from mmcl.config import Config, TowerConfig
 from mmcl.core.cached_backward import split_views
+from mmcl.encoders.tower import Tower
 from mmcl.engine.precision import settle_precision
 from mmcl.engine.schedule import warmup_steps
 from mmcl.runs.plan import make_plan
 from mmcl.runs.warnings import find_warnings, warnings_of_captions
-from mmcl.terminal import printable_line
+from mmcl.terminal import counted, printable_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,7 @@ class Diagnosis:
         learning_rate, muon_learning_rate: peak learning rates; the second is None without Muon.
         warmup_steps: number of warm-up steps.
         trainable, frozen: numbers of parameters.
-        frozen_encoders: names of the towers with frozen encoders.
+        frozen_encoders: names of the towers with frozen encoders, as in "image", or "image: 6 blocks" for a part.
         warnings: one line each.
     """
 
@@ -96,7 +97,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     rows = batch if processes == 1 else batch + share
     embedding_bytes = 4 * rows * len(method.views) * width
     scores_bytes = 4 * share * batch * len(method.views)
-    frozen = tuple(name for name, tower in method.towers.items() if tower.frozen)
+    frozen = tuple(filter(None, (_frozen_part(name, getattr(config, name), tower) for name, tower in method.towers.items())))  # type: ignore[arg-type]
     numbers = [(p.numel(), p.requires_grad) for p in method.parameters()]
     return Diagnosis(
         method=config.method.name,
@@ -120,6 +121,13 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         frozen_encoders=frozen,
         warnings=(*find_warnings(plan), *warnings_of_captions(plan)),
     )
+
+
+def _frozen_part(name: str, config: TowerConfig | None, tower: Tower) -> str:
+    """Name the frozen part of an encoder; "" if there is none."""
+    if tower.frozen or config is None or not config.freeze:
+        return name if tower.frozen else ""
+    return f"{name}: {counted(config.freeze, 'block')}"
 
 
 def _size(count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -47,9 +47,25 @@ def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
             towers[name] = start
         if tower_config.preprocess:
             _change_preprocess(name, towers[name].encoder, tower_config.preprocess)  # type: ignore[arg-type]
-        if tower_config.freeze:
-            towers[name].freeze()  # type: ignore[operator]
+        _freeze(name, towers[name], tower_config.freeze)  # type: ignore[arg-type]
+        _freeze_statistics(towers[name], start, config.train.freeze_statistics)  # type: ignore[arg-type]
     return towers
+
+
+def _freeze(name: str, tower: Tower, what: bool | int) -> None:
+    try:
+        if what is not False:
+            tower.freeze(None if what is True else what)
+    except UserError as error:
+        raise UserError(f"{name}.freeze is {what}, and {error}: give a smaller number, or true or false") from None
+
+
+def _freeze_statistics(tower: Tower, start: nn.Module | None, wanted: bool | Literal["auto"]) -> None:
+    """Freeze the statistics of what comes from the initial model, its tower `start`; or of the encoder in any case."""
+    if tower is start and wanted is not False:
+        tower.freeze_statistics(tower)
+    elif wanted is True or (wanted == "auto" and start is not None):
+        tower.freeze_statistics(tower.encoder)
 
 
 def with_given_encoders(config: Config, towers: Mapping[str, nn.Module]) -> Config:

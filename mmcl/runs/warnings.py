@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,10 +118,6 @@ def _about_run(plan: Plan) -> list[str]:
 
 
 def _has_batch_norm(method: Method) -> bool:
-    """Return True if a module, predictors and teachers included, uses batch statistics; frozen encoders do not."""
-    frozen = {module for name in method.towers for module in _frozen_modules(method.towers[name])}  # type: ignore[arg-type]
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in frozen)
-
-
-def _frozen_modules(tower: Tower) -> Iterator[nn.Module]:
-    return tower.encoder.modules() if tower.frozen else iter(())
+    """Return True if a module, predictors and teachers included, uses batch statistics; those of frozen parts do not."""
+    still = {module for tower in method.modules() if isinstance(tower, Tower) for module in tower.in_evaluation_mode}
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules() if m not in still)

@@ -16,14 +16,15 @@ from torch.distributed.tensor import DTensor
 from mmcl.config import OptimConfig
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
+from mmcl.encoders.blocks import blocks
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import take_snapshot
 from mmcl.engine.optim import build_optimiser
-from mmcl.engine.weight_layout import ShardedWeights, blocks, gathered_weights
+from mmcl.engine.weight_layout import ShardedWeights, gathered_weights
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.methods.simcse import SimCSE
-from mmcl.testing.toys import positives_of
+from mmcl.testing.toys import positives_of, without_batch_norm
 from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes
@@ -193,6 +194,34 @@ def test_uneven_evaluation_and_what_a_process_holds() -> None:
             assert torch.equal(value, found[0]["running"][name])
         changed = [not torch.equal(ours["later"][key], ours["state"][key]) for key in ours["state"] if "weight" in key]
         assert all(changed)
+
+
+def partly_frozen(rank: int, world: int) -> State:
+    """Two steps with the two lower blocks frozen, each process on its share of twelve texts."""
+    method = without_batch_norm(text_method())
+    method.towers["text"].freeze(2)
+    weights = ShardedWeights(accelerator(), method, OPTIMISERS["sgd"]) if world > 1 else None
+    optimiser = build_optimiser(method, OPTIMISERS["sgd"]) if weights is None else weights.optimiser
+    share = 12 // world
+    for _ in range(2):
+        tokens = texts(share, share * rank)
+        rows = method.encode(dict.fromkeys(method.views, tokens))
+        (world * sum(row[:, 0].sum() for row in rows.values())).backward()
+        if weights is not None:
+            weights.reduce()
+        optimiser.step()
+        optimiser.zero_grad()
+    return take_snapshot(2, method, optimiser).model
+
+
+def test_blocks_may_be_frozen() -> None:
+    expected, start = partly_frozen(0, 1), text_method().state_dict()
+    moved = {name for name, value in expected.items() if name in start and not torch.equal(value, start[name])}
+    assert {name for name in moved if "blocks" in name} == {name for name in start if "blocks.2" in name}
+    for state in run_processes(3, partly_frozen):
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+            assert torch.equal(state[name], value) or name in moved
 
 
 def test_blocks_are_found_by_structure() -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mmcl.config import OptimConfig, load_config
+from mmcl.encoders.parameter_roles import parameter_roles
 from mmcl.engine.optim import build_optimiser
-from mmcl.engine.parameter_roles import parameter_roles
 from mmcl.runs.build import build_method
-from tests.engine.parameter_roles import families, frozen_roles
+from tests.encoders.parameter_roles import families, frozen_roles
 
 FROZEN = json.loads((Path(__file__).parent / "parameter_roles.json").read_text())
 QUICK = ["timm/levit", "torchvision/convnext", "transformers/gpt2", "transformers/mpnet"]

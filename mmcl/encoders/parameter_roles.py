@@ -12,13 +12,14 @@ from typing import Literal
 
 from torch import nn
 
+from mmcl.encoders.blocks import PROJECTION
+
 Role = Literal["matrix", "table", "other"]
 """matrix: maps features to features. table: rows that are selected or mixed, one per token or expert. other: biases, norms,
 scales, temperatures, and embeddings of positions, classes and registers."""
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
 _POSITIONS = re.compile(r"position|pos_emb|(^|_)pos($|_)|wpe|bias", re.IGNORECASE)
-_PROJECTION = re.compile(r"(^|_)proj(ection)?$")
 
 
 def parameter_roles(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]]:
@@ -37,6 +38,6 @@ def _role(owner: nn.Module, owner_name: str, name: str, parameter: nn.Parameter)
         return "matrix" if "weight" in name and name != "weight_g" else "other"  # weight_g: the norms of a weight norm
     if "norm" in kind.lower() or sum(size > 1 for size in parameter.shape) < 2:
         return "other"
-    if name != "weight" and not _PROJECTION.search(name):
+    if name != "weight" and not PROJECTION.search(name):
         return "other"
     return "matrix" if parameter.ndim == 2 and not kind.startswith("CondConv") else "table"  # CondConv: a kernel in each row

@@ -1,6 +1,6 @@
 """The roles of the parameters of every encoder of the libraries, one family at a time, on the meta device.
 
-`python -m tests.engine.parameter_roles > tests/engine/parameter_roles.json` freezes them; read the difference first.
+`python -m tests.encoders.parameter_roles > tests/encoders/parameter_roles.json` freezes them; read the difference first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torchvision
 import transformers
 from torch import nn
 
-from mmcl.engine.parameter_roles import parameter_roles
+from mmcl.encoders.parameter_roles import parameter_roles
 
 _EVERY = 12
 """Models of a timm module that are built, spread over its list: enough for each option that some of them have."""

@@ -1,0 +1,155 @@
+"""Frozen blocks and frozen batch-norm statistics never change, and the rest of the model learns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmcl.config import Config
+from mmcl.engine.log import read_log
+from mmcl.errors import UserError
+from mmcl.runs.build import build_method
+from mmcl.runs.doctor import diagnose
+from mmcl.runs.run import train
+from tests.engine.tiny import make_folder, tiny_config
+from tests.faults.runs import small_vocabulary
+
+NORMED = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8, 8], feature_dim: 8}}")
+DEEP = ("--text.encoder.args.layers", "3", "--text.encoder.args.dropout", "0.2")
+TOWERS_OF_INIT = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "null", "--text.head", "null")
+SAVED = ("--train.save_every", "1", "--train.steps", "3")
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _small_vocabulary() -> Iterator[None]:
+    with small_vocabulary():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with batch norms and three text blocks, to start from."""
+    with small_vocabulary():
+        return train(tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", *NORMED, *DEEP)).run_dir
+
+
+Tuned = Callable[..., tuple[State, State]]
+
+
+@pytest.fixture
+def tuned(folder: Path, start: Path, tmp_path: Path) -> Tuned:
+    """Fine-tunes for three steps. Returns the state after the second and after the last."""
+
+    def tune(*flags: str) -> tuple[State, State]:
+        train(tiny_config(folder, tmp_path / "run", *TOWERS_OF_INIT, *SAVED, "--init", str(start), *flags))
+        first, last = (load_file(tmp_path / f"run/checkpoints/step-000000{n}/model.safetensors") for n in (2, 3))
+        return first, last
+
+    return tune
+
+
+def changed(states: tuple[State, State], part: str) -> set[str]:
+    """Names of the tensors of a part that the last step changed."""
+    names = [name for name in states[0] if name.startswith(part)]
+    assert names
+    return {name for name in names if not torch.equal(states[0][name], states[1][name])}
+
+
+def test_frozen_blocks_never_change_and_the_others_learn(tuned: Tuned) -> None:
+    states = tuned("--text.freeze", "2", "--image.freeze", "1")
+    for part in ("text.encoder.token", "text.encoder.position", "text.encoder.blocks.0", "text.encoder.blocks.1"):
+        assert not changed(states, f"towers.{part}")
+    assert not changed(states, "towers.image.encoder.stages.1.")
+    for part in ("text.encoder.blocks.2", "text.encoder.final_norm", "text.head", "image.encoder.stages.2", "image.head"):
+        assert changed(states, f"towers.{part}")
+
+
+def test_statistics_of_a_model_that_is_fine_tuned_stay(tuned: Tuned) -> None:
+    """Their weights and biases learn."""
+    states = tuned()
+    found = changed(states, "towers.image.encoder")
+    assert {"towers.image.encoder.norm.weight", "towers.image.encoder.norm.bias"} <= found
+    assert not [name for name in found if "running" in name or "tracked" in name]
+
+
+def test_statistics_may_be_those_of_the_new_data(tuned: Tuned) -> None:
+    found = changed(tuned("--train.freeze_statistics", "false"), "towers.image.encoder")
+    assert {"towers.image.encoder.norm.running_mean", "towers.image.encoder.norm.num_batches_tracked"} <= found
+
+
+def norms_in_training(config: Config) -> dict[str, bool]:
+    modules = build_method(config).train().named_modules()
+    return {name: module.training for name, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+
+
+def test_a_new_head_has_statistics_of_its_own(folder: Path, start: Path, tmp_path: Path) -> None:
+    head = ("--image.head", "{name: mlp, args: {embed_dim: 16}}", "--image.encoder", "null")
+    rest = ("--init", str(start), "--text.encoder", "null", "--text.head", "null")
+    for setting in ("auto", "true"):
+        config = tiny_config(folder, tmp_path / "run", *head, *rest, "--train.freeze_statistics", setting)
+        for name, in_training in norms_in_training(config).items():
+            assert in_training == (".head." in name)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("auto", True), ("false", True), ("true", False)])
+def test_statistics_of_random_weights_are_frozen_on_request_only(
+    folder: Path, tmp_path: Path, setting: str, expected: bool
+) -> None:
+    missing = ("--init", "runs/none", "--init_missing", "random")
+    config = tiny_config(folder, tmp_path / "run", *NORMED, *missing, "--train.freeze_statistics", setting)
+    assert set(norms_in_training(config).values()) == {expected}
+
+
+def test_a_momentum_teacher_has_the_same_statistics(folder: Path, start: Path, tmp_path: Path) -> None:
+    momentum = ("--method", "{name: momentum_clip, args: {queue: 24}}")
+    found = norms_in_training(tiny_config(folder, tmp_path / "run", *TOWERS_OF_INIT, *momentum, "--init", str(start)))
+    assert {name.partition(".")[0] for name in found} == {"towers", "teacher"}
+    assert not any(found.values())
+
+
+def test_frozen_statistics_make_micro_batches_exact(folder: Path, start: Path, tmp_path: Path) -> None:
+    """Without them a batch norm is the exception. A doctor has nothing to warn of."""
+    flags = (*TOWERS_OF_INIT, "--init", str(start), "--train.steps", "3", "--optim.warmup", "0.5", "--text.freeze", "true")
+    losses = {}
+    for name, more in (("whole", ()), ("pieces", ("--train.micro_batch", "5"))):
+        config = tiny_config(folder, tmp_path / name, *flags, *more)
+        assert not [warning for warning in diagnose(config, 2).warnings if "batch norm" in warning]
+        train(config)
+        losses[name] = [row["loss"] for row in read_log(tmp_path / name / "metrics.jsonl")]
+    assert losses["pieces"] == pytest.approx(losses["whole"], rel=1e-5)
+
+
+def test_the_doctor_says_what_is_frozen(folder: Path, tmp_path: Path) -> None:
+    found = diagnose(tiny_config(folder, tmp_path / "run", *NORMED, *DEEP, "--image.freeze", "true", "--text.freeze", "1"))
+    assert found.frozen_encoders == ("image", "text: 1 block")
+    assert "frozen (image, text: 1 block)" in found.to_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--text.freeze", "4"), "text.freeze is 4, and the encoder small_text has 3 blocks: give a smaller number"),
+        (("--image.freeze", "1"), "image.freeze is 1, and the encoder small_cnn has no blocks: give"),
+        (("--text.freeze", "0"), "text.freeze is 0: give true, false or a whole number of 1 or more"),
+        (("--text.freeze", "some"), "--text.freeze must be true or false or a whole number, not 'some'"),
+        (("--text.freeze", "1.5"), "--text.freeze must be true or false or a whole number, not 1.5"),
+        (("--train.freeze_statistics", "2"), "--train.freeze_statistics"),
+    ],
+)
+def test_what_cannot_be_frozen_is_named(folder: Path, tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        train(tiny_config(folder, tmp_path / "run", *DEEP, *flags))
+    assert not (tmp_path / "run" / "config.yaml").exists()
