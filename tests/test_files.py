@@ -89,7 +89,7 @@ def test_after_a_kill_at_any_moment_a_folder_is_the_old_or_the_new(moment: str, 
     assert read_folder(tmp_path / "out") == {"new" if moment == "renameat2" else "old"}
 
 
-def test_what_a_kill_left_goes_when_it_is_a_day_old(tmp_path: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_after_a_day(tmp_path: Path) -> None:
     young, old = tmp_path / ".tmp-mmcl-1", tmp_path / ".tmp-mmcl-2"
     for folder in (young, old):
         folder.mkdir()

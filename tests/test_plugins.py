@@ -97,7 +97,7 @@ def finished(killed: Path, package: Path) -> tuple[Path, subprocess.CompletedPro
     return killed, in_one_process(commands, killed, package)
 
 
-def test_a_run_that_was_killed_goes_on_and_every_verb_knows_the_components(
+def test_a_killed_run_continues_and_every_verb_finds_the_components(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     place, done = finished
@@ -176,7 +176,7 @@ def test_no_configuration_names_a_plugin(key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plugins", [["os; rm -rf"], ["--x"], [""], ["a..b"], [1], ["\x1b[2J"]])
-def test_a_model_that_names_what_is_no_module_is_damaged(
+def test_a_model_with_an_invalid_plugin_name_is_damaged(
     plugins: object, finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     place, _ = finished

@@ -53,12 +53,12 @@ def test_an_existing_file_comes_before_a_name_and_a_folder_does_not(tmp_path: Pa
     assert find_config("simclr_mnist", beside=tmp_path) == tmp_path / "simclr_mnist"
 
 
-def test_a_suite_goes_by_name() -> None:
+def test_a_shipped_suite_is_found_by_name() -> None:
     assert load_suite([Path("eval/emoji")]).models == ("runs/clip_emoji",)
 
 
 @pytest.mark.parametrize("name", ["simclr_mnst", "", "a" * 300, "\0", "no/such", "clip_emoji/", "eval", ".."])
-def test_a_name_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
+def test_an_unknown_name_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     top = tmp_path / "top.yaml"
     for read in (lambda: load_config(name), lambda: load_config(top), lambda: load_suite([Path(name)])):
         top.write_text(f"base: {name!r}\n")
@@ -70,7 +70,7 @@ def test_a_name_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
             load_config(top)
 
 
-def test_a_file_that_is_missing_says_that_shipped_ones_go_by_name() -> None:
+def test_a_missing_file_suggests_the_shipped_name() -> None:
     with pytest.raises(
         UserError, match=r"there is no configuration .*configs/clip_emojis\.yaml; did you mean .*configs/clip_emoji\.yaml"
     ):

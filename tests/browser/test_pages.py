@@ -113,7 +113,7 @@ def test_a_page_is_quiet_accessible_and_fits(
     assert browser.run("return window.attacked === undefined")
 
 
-def test_a_faulty_page_is_told(browser: Browser, saved: Save) -> None:
+def test_a_faulty_page_is_detected(browser: Browser, saved: Save) -> None:
     page = '<html><body><img src="http://localhost:9/x.png"><p style="color: #ccc; background: #fff">pale</p></body></html>'
     browser.open(saved("faulty", page))
     found = " ".join(browser.violations())
@@ -146,7 +146,7 @@ def test_tables_are_folded_and_have_no_empty_row(browser: Browser, pages: dict[s
     assert not [row for row in rows if set(row[1:-1]) <= {"", "-"}]
 
 
-def test_right_and_wrong_are_told_without_colors(browser: Browser, pages: dict[str, Path]) -> None:
+def test_right_and_wrong_are_distinguished_without_colors(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["comparison"])
     found = browser.run(
         "return [...document.querySelectorAll('.hits li')].map((hit) => [hit.className, "

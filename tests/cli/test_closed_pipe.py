@@ -87,7 +87,7 @@ def test_an_error_without_a_reader_keeps_its_code(place: Path) -> None:
     assert codes([["list", "bogus"], ["search", "none", "red"]], "stdout stderr", place) == ([USER_ERROR, USER_ERROR], "")
 
 
-def test_a_broken_pipe_of_another_is_no_quiet_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> None:
         raise BrokenPipeError(32, "Broken pipe")
 

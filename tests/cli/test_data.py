@@ -86,7 +86,7 @@ def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("write", [write_listed, write_beside])
-def test_all_troubles_of_a_folder_are_in_one_list(
+def test_all_problems_of_a_folder_are_in_one_list(
     write: Callable[[Path], tuple[list[str], list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad, unused = write(tmp_path / "all")
@@ -148,12 +148,12 @@ class TestAsAModelSees:
             assert "3 samples, 3 findings" in capsys.readouterr().out
 
     @pytest.mark.parametrize("given", ["[3, 0]", "12", "{percentiles: [1]}", "dark"])
-    def test_that_is_none_is_refused(self, given: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_invalid_intensity_is_refused(self, given: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("verify", images, "--intensity", given) == 2
         assert "--intensity: " in capsys.readouterr().err
 
 
-def test_one_finding_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_finding_is_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("caption\nso\n" + "long" * 10_000)
     with pytest.raises(SystemExit):
         run("verify", tmp_path / "a.csv")

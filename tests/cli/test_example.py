@@ -82,7 +82,7 @@ def test_the_command_says_what_it_wrote(
     assert sorted(path.name for path in Path("deep/er").iterdir()) == ["NOTICE.md", "cat", "clock", "heart", "moon"]
 
 
-def test_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     Path("mine/.hidden").touch()

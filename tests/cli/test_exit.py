@@ -89,7 +89,7 @@ def mmcl(words: str) -> subprocess.CompletedProcess[str]:
         ("list >&-", 0, ""),
     ],
 )
-def test_an_output_that_nobody_takes(words: str, code: int, said: str) -> None:
+def test_an_output_without_a_reader(words: str, code: int, said: str) -> None:
     done = mmcl(words)
     assert (done.returncode, done.stderr) == (code, said)
 
@@ -123,7 +123,7 @@ def test_a_command_line_that_is_not_understood_is_one_line(
     assert not re.search("[│─╭╰]", line)
 
 
-def test_what_all_processes_would_say_the_first_says(
+def test_messages_of_all_processes_are_printed_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A launcher ends the others as soon as one has failed: they give it the time."""

@@ -159,7 +159,7 @@ def test_a_mistake(words: tuple[str, ...], place: Path, capfdbinary: pytest.Capt
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_a_bug_is_told_and_kept_safely(
+def test_a_bug_is_reported_and_logged_safely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

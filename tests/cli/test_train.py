@@ -58,7 +58,7 @@ def test_every_launcher_trains_the_same(launcher: str, place: Path) -> None:
     assert other == pytest.approx(one, rel=1e-5)
 
 
-def test_an_error_of_a_launch_is_said_once(place: Path) -> None:
+def test_an_error_of_a_launch_is_printed_once(place: Path) -> None:
     command = [sys.executable, *LAUNCHERS["torchrun -m mmcl"][0], "train", "no_such_configuration"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0

@@ -59,7 +59,7 @@ def test_one_that_breaks_a_rule_is_found(changes: dict[str, Any], said: str) -> 
         check_source(lambda: Greys(**changes))
 
 
-def test_a_fingerprint_that_is_not_of_the_data_and_an_end_that_is_none_are_found() -> None:
+def test_a_wrong_fingerprint_and_a_missing_end_are_found() -> None:
     numbers = itertools.count()
 
     class Unstable(Greys):

@@ -87,7 +87,7 @@ def test_a_scale_of_zero_has_a_gradient(name: str, rows: int) -> None:
 @LOSS
 @SIZES
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, -math.inf, math.nan])
-def test_a_scale_that_is_none_is_named(name: str, rows: int, scale: float) -> None:
+def test_an_invalid_scale_is_named(name: str, rows: int, scale: float) -> None:
     with pytest.raises(ValueError, match=r"scale is .*, and must be a finite number above 0"):
         LOSSES[name](rows_of(rows, 0), rows_of(rows, 1), scale, 0.0)
 
@@ -99,7 +99,7 @@ def test_scalars_of_several_elements_are_named(name: str, rows: int) -> None:
         LOSSES[name](rows_of(rows, 0), rows_of(rows, 1), torch.ones(2), 0.0)
 
 
-def test_a_bias_that_is_none_is_named() -> None:
+def test_an_invalid_bias_is_named() -> None:
     for bias, said in ((math.nan, "bias is nan"), (torch.ones(3), r"bias has the shape \(3,\)")):
         with pytest.raises(ValueError, match=said):
             LOSSES["sigmoid_loss"](rows_of(4, 0), rows_of(4, 1), 1.0, bias)
@@ -185,7 +185,7 @@ def test_no_rows_have_no_geometry(measure: Callable[..., Tensor]) -> None:
         measure(none, none) if measure in (alignment, modality_gap) else measure(none)
 
 
-def test_the_rank_of_zeros_and_of_what_is_no_number() -> None:
+def test_the_rank_of_zeros_and_of_non_finite_rows() -> None:
     assert effective_rank(torch.zeros(4, 3)).item() == 0
     assert effective_rank(1e-200 * torch.eye(3, dtype=torch.float64)[:2]).item() >= 0
     for value in (math.nan, math.inf):

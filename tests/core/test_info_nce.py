@@ -309,7 +309,7 @@ def test_inside_is_never_larger_than_outside(rng: torch.Generator) -> None:
         assert float(call(rows, 10.0, None, positives="inside")) <= float(call(rows, 10.0, None)) + 1e-12
 
 
-def test_own_keys_are_no_negatives_of_others(rng: torch.Generator) -> None:
+def test_own_keys_are_not_negatives_of_others(rng: torch.Generator) -> None:
     """MoCo's equation 1 as a cross-entropy: the own key first, then the queue."""
     query, own, queue = unit(rng, 5), unit(rng, 5), unit(rng, 8)
     logits = 6.0 * torch.cat([(query * own).sum(1, keepdim=True), query @ queue.T], 1)
@@ -319,7 +319,7 @@ def test_own_keys_are_no_negatives_of_others(rng: torch.Generator) -> None:
         torch.testing.assert_close(info_nce(query, queue, **ids, scale=6.0, tile=tile), expected, rtol=1e-12, atol=0)  # type: ignore[arg-type]
 
 
-def test_invalid_keys_do_not_exist_even_if_they_are_no_numbers(rng: torch.Generator) -> None:
+def test_invalid_keys_are_ignored_even_if_not_finite(rng: torch.Generator) -> None:
     rows = case(rng)
     rows["key"] = torch.where(rows["valid"][:, None], rows["key"], torch.nan).requires_grad_()
     call(rows, 5.0, (2, 3)).backward()

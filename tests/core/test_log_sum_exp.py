@@ -124,7 +124,7 @@ def test_narrow_spans_far_from_zero(rng: torch.Generator, level: float, span: fl
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-8)
 
 
-def test_what_is_no_number_shows(rng: torch.Generator) -> None:
+def test_non_finite_values_propagate(rng: torch.Generator) -> None:
     query, key = rows(rng, 5.0)
     query[2, 1] = torch.nan
     by_row, by_column = pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(2, 3))

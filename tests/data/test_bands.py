@@ -89,7 +89,7 @@ class TestIntensity:
         assert torch.equal(make_views(grey, views, seed=0, epoch=0, index=0)["image"], read_pixels(grey, preprocess))
 
     @pytest.mark.parametrize("given", [[5, 5], [5, 1], [1], [1, 2, 3]], ids=str)
-    def test_that_is_no_range_is_refused(self, given: list[int]) -> None:
+    def test_an_invalid_range_is_refused(self, given: list[int]) -> None:
         with pytest.raises(UserError, match="intensity"):
             Preprocess.from_json({"size": 9, "intensity": given})
 
@@ -177,7 +177,7 @@ class TestHostileArrays:
                 with pytest.raises(UserError):
                     read_pixels(file[:cut], Preprocess(size=9, channels=channels), name="a")
 
-    def test_several_arrays_are_no_image(self) -> None:
+    def test_several_arrays_are_not_an_image(self) -> None:
         with pytest.raises(UserError, match=r"holds 2 arrays \(a.npy, b.npy\)"):
             decode(npz(a=noise(2, 2), b=noise(2, 2)))
 
@@ -334,6 +334,6 @@ class TestPercentiles:
         assert hash(given)
 
     @pytest.mark.parametrize("given", [[99, 1], [1], [-1, 99], [1, 101], [1, "b"], "ab", None, [float("nan"), 5]], ids=str)
-    def test_that_are_none_are_refused(self, given: Any) -> None:
+    def test_invalid_percentiles_are_refused(self, given: Any) -> None:
         with pytest.raises(UserError, match="percentiles"):
             Preprocess.from_json({"size": 9, "intensity": {"percentiles": given}})

@@ -24,7 +24,7 @@ class TestIds:
         assert len(set(batch.ids.tolist())) == 21
         assert (batch.ids >= 0).all()
 
-    def test_the_source_knows_better(self) -> None:
+    def test_ids_of_the_source_take_precedence(self) -> None:
         ids = np.arange(40) % 7
         batch = batches(Toy(ids=ids))[0]
         assert batch.ids.tolist() == ids[batch.index].tolist()

@@ -48,7 +48,7 @@ def test_texts_that_are_not_valid_unicode_are_groups_of_their_own() -> None:
     assert len(set(groups)) == 4
 
 
-def test_a_sample_without_a_caption_goes_by_its_name() -> None:
+def test_a_sample_without_a_caption_is_identified_by_its_name() -> None:
     assert text_group(Sample("A.png", None)) != text_group(Sample("a.png", None))
 
 

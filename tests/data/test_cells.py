@@ -39,7 +39,7 @@ class TestSecondLabels:
         assert list(source.warnings) == ["a second label of an image is not used: 1 row of captions.csv (row 4)"]
 
 
-def test_an_empty_list_in_a_csv_is_no_caption(tmp_path: Path) -> None:
+def test_an_empty_list_in_a_csv_is_not_a_caption(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "image,captions\na.png,[]\nb.png,\"['one']\"\nc.png,[x]\n")
     source = opened(path)
     assert [source[i].captions for i in range(3)] == [(), ("one",), ("[x]",)]

@@ -54,7 +54,7 @@ def test_formats(kind: str, tmp_path: Path) -> None:
         (b"plain text", "not an image"),
     ],
 )
-def test_what_is_not_an_image_is_called_what_it_is(content: bytes, named: str) -> None:
+def test_other_content_is_named_as_what_it_is(content: bytes, named: str) -> None:
     with pytest.raises(UserError, match=f"^a.jpg: {named}"):
         decode(content, name="a.jpg")
 

@@ -56,7 +56,7 @@ class TestNames:
         assert source.usage[1].to_text() == "1 of 1 row used"
         decoded(source[0])
 
-    def test_of_two_images_is_no_name(self, tmp_path: Path) -> None:
+    def test_the_name_of_two_images_is_ambiguous(self, tmp_path: Path) -> None:
         write(
             tmp_path / "a", images("x/1.png", "y/1.png", "y/2.png") | {"captions.csv": "image,caption\n1.png,one\n2.png,two\n"}
         )
@@ -92,11 +92,11 @@ class TestNames:
         usage = open_source("auto", str(tmp_path / "a")).usage[0]
         assert usage.to_text() == "17 of 20 files used; not used: 2 .txt (d.txt, f.ocr.txt), 1 .json (e.json)"
 
-    def test_records_of_annotation_tools_are_no_captions(self, tmp_path: Path) -> None:
+    def test_records_of_annotation_tools_are_not_captions(self, tmp_path: Path) -> None:
         write(tmp_path / "a", images("a.png", "b.png") | {"a.json": '{"shapes": []}', "b.json": "[[["})
         assert read(tmp_path / "a") == {"a.png": (), "b.png": ()}
 
-    def test_boxes_of_object_detectors_are_no_captions(self, tmp_path: Path) -> None:
+    def test_boxes_of_object_detectors_are_not_captions(self, tmp_path: Path) -> None:
         boxes = "0 0.5 0.5 .1 0.1\n12 1 0.33 5.1e-2 0.1 0.9 0.9\n"
         texts = {"a.txt": boxes, "b.txt": "0 0.5 0.5 0.1 0.1\na dog", "c.txt": "7", "d.txt": "1 2 3 4 5"}
         write(tmp_path / "a", images("a.png", "b.png", "c.png", "d.png") | texts)
@@ -126,7 +126,7 @@ class TestNotUsed:
             with pytest.raises(UserError, match=r"no image.* only 1 \.heic to convert"):
                 open_source("folder", str(tmp_path / place))
 
-    def test_files_of_operating_systems_are_no_data(self, tmp_path: Path) -> None:
+    def test_files_of_operating_systems_are_not_data(self, tmp_path: Path) -> None:
         system = (
             "@eaDir/a.png",
             "sub/@eaDir/a.jpg/SYNO.jpg",
@@ -142,7 +142,7 @@ class TestNotUsed:
         source = open_source("auto", str(tmp_path / "a"))
         assert source.usage[0].to_text() == "1 of 1 file used"
 
-    def test_files_about_the_data_are_no_data_but_folders_and_captions_of_these_names_are(self, tmp_path: Path) -> None:
+    def test_files_about_the_data_are_not_data_but_folders_and_captions_of_these_names_are(self, tmp_path: Path) -> None:
         about = dict.fromkeys(("README", "readme.md", "sub/LICENSE", "LICENCE.rst", "NOTICE.md"), b"")
         write(tmp_path / "a", images("license/a.png", "notice.png") | about | {"notice.txt": "a notice"})
         source = open_source("auto", str(tmp_path / "a"))

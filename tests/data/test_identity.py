@@ -237,7 +237,7 @@ def test_a_large_table_replaced_by_one_of_its_size_and_time_is_another(tmp_path:
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\xff\xfe"])
-def test_a_damaged_note_of_it_is_not_believed(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_of_it_is_not_used(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMCL_DATA_ROOT", str(tmp_path / "root"))
     path = write_table(tmp_path, 1)
     identity = open_source("table", path).identity
@@ -337,7 +337,7 @@ def test_spread_rows(size: int, count: int, least: int) -> None:
     np.testing.assert_array_equal(rows, spread_rows(size, count))
 
 
-def test_what_is_no_file_or_has_no_end_is_not_read(tmp_path: Path) -> None:
+def test_pipes_and_endless_files_are_not_read(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with (tmp_path / "b.png").open("wb") as file:
         file.truncate(2**40)

@@ -59,6 +59,6 @@ def test_rows_are_drawn_evenly() -> None:
 
 
 @pytest.mark.parametrize("size", [{}, {"share": 0.1, "per_class": 1}, {"share": 0.0}, {"share": 1.1}, {"per_class": 0}])
-def test_sizes_that_are_none(size: dict[str, Any]) -> None:
+def test_invalid_sizes(size: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give"):
         label_subset(np.zeros(3), **size, seed=0)

@@ -237,7 +237,7 @@ class TestFlickr:
             read(tmp_path / "a")
 
     @pytest.mark.parametrize("name", ["results.csv", "captions.txt", "my.token.txt"])
-    def test_other_files_of_such_names_are_none(self, name: str, tmp_path: Path) -> None:
+    def test_other_files_of_such_names_are_ignored(self, name: str, tmp_path: Path) -> None:
         folder = write(tmp_path / "a", images("a.jpg") | {name: "epoch,train/loss\n0,1.5\n"})
         source = open_source("auto", str(folder))
         assert f"1 {Path(name).suffix} ({name})" in source.usage[0].to_text()

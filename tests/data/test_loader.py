@@ -210,7 +210,7 @@ class TestBadSamples:
             (("\ud800",), "not valid Unicode"),
         ],
     )
-    def test_captions_that_are_none(self, caption: tuple[bytes | float | list[str] | str | None, ...], reason: str) -> None:
+    def test_invalid_captions(self, caption: tuple[bytes | float | list[str] | str | None, ...], reason: str) -> None:
         source = Toy(captions={7: caption})
         found = [bad for step in range(10) for bad in batches(source)[step].bad_samples]
         assert len(found) == 3, "once per epoch"
@@ -226,7 +226,7 @@ class TestBadSamples:
         assert captions_of({"raw": ["a", " "], "tokens": [["a"]]}) == captions_of([{"raw": "a", "imgid": 1}]) == ("a",)
         assert captions_of([["a"], {"b": 1}]) == (["a"], {"b": 1})  # type: ignore[comparison-overlap]
 
-    def test_a_first_caption_that_is_spoilt_but_not_shown(self) -> None:
+    def test_an_invalid_first_caption_that_is_not_shown(self) -> None:
         """A batch over the end of an epoch goes by first captions, whatever these are."""
         for spoilt in (None, "\ud800", b"cat"):
             made = batches(Toy(5, captions={i: (spoilt, f"text {i}") for i in range(5)}), 4)

@@ -129,7 +129,7 @@ class TestSamples:
         assert a[2:] == b[2:] == [c[2], a[3]], "an id of one caption alone is that caption"
         assert c[2] == c[3] != a[3]
 
-    def test_an_id_is_no_caption_that_several_ids_share(self) -> None:
+    def test_a_caption_that_several_ids_share_joins_no_parts(self) -> None:
         shared = dict.fromkeys(range(3), ("the same",))
         source = Mixture({"a": Toy(3, captions=shared, ids=np.array([5, 5, 6])), "b": Toy(3, captions=shared)})
         ids = present(source.ids).tolist()

@@ -48,7 +48,7 @@ class TestCaptionsInAFolderOfTheirOwn:
         assert captions(source) == [(f"caption 0 of {number}", f"caption 1 of {number}") for number in range(2)]
         assert not source.warnings
 
-    def test_lemmas_are_no_captions(self, tmp_path: Path) -> None:
+    def test_lemmas_are_not_captions(self, tmp_path: Path) -> None:
         files = {f"text__Flickr8k_DOT_{kind}token_DOT_txt": FLICKR.replace("caption", kind) for kind in ("", "lemma_DOT_")}
         assert captions(open_source("auto", str(folder(tmp_path, **files))))[0] == (" 0 of 0", " 1 of 0")
 
@@ -102,7 +102,7 @@ class TestImagesByUrl:
         "column", ["URL", "url", "image_url", "img url", "coco_url", "picture_url", "photo_url", "thumbnail_link"]
     )
     @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-    def test_texts_alone_are_said_with_the_command(self, column: str, suffix: str, tmp_path: Path) -> None:
+    def test_texts_alone_are_reported_with_the_command(self, column: str, suffix: str, tmp_path: Path) -> None:
         path = tmp_path / f"a.{suffix}"
         rows = [{column: f"https://x.org/{n}.jpg", "TEXT": f"text {n}", "WIDTH": n} for n in range(2)]
         if suffix == "parquet":
@@ -122,7 +122,7 @@ class TestImagesByUrl:
             open_source("table", str(path), args={"image_column": column})
 
     @pytest.mark.parametrize("cell", ["", "a.html", "not given"])
-    def test_nothing_is_said_of_other_cells_and_columns(self, cell: str, tmp_path: Path) -> None:
+    def test_other_cells_and_columns_cause_no_message(self, cell: str, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text(f"url,page_url,text\n{cell},https://x.org,one\n{cell},https://x.org,two\n")
         assert not open_source("auto", str(tmp_path / "a.csv")).notes
 

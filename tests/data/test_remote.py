@@ -49,7 +49,7 @@ def write(server: Server, name: str, data: bytes) -> str:
 
 
 class TestUrls:
-    def test_paths_are_none(self) -> None:
+    def test_local_paths_are_not_urls(self) -> None:
         for path in ("a.tar", "/data/{0..9}.tar", "a:b.csv", "a/b://c.csv"):
             assert not is_url(path)
         for scheme in ("http", "https", "s3", "gs", "hf"):
@@ -260,7 +260,7 @@ class Failure(Exception):
 
 @pytest.mark.parametrize("of_response", [False, True])
 @pytest.mark.parametrize(("status", "attempts"), [(401, 1), (403, 1), (404, 1), (429, 8), (408, 8), (500, 8), (None, 8)])
-def test_what_will_not_pass_is_not_tried_again(
+def test_permanent_errors_are_not_retried(
     status: int | None, attempts: int, of_response: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "PAUSE", 0)

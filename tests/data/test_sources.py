@@ -158,7 +158,7 @@ class TestSplit:
             assert not any("held out" in line for line in rest.warnings)
 
     @pytest.mark.parametrize(("size", "share", "held"), [(4, 0.1, 4), (10, 0.42, 20), (10, 0.38, 10), (20, 0.1, 20)])
-    def test_groups_come_as_near_as_they_can_and_it_is_said(self, tmp_path: Path, size: int, share: float, held: int) -> None:
+    def test_groups_come_as_near_as_they_can_with_a_warning(self, tmp_path: Path, size: int, share: float, held: int) -> None:
         path = tmp_path / "pairs.csv"
         path.write_text("image,caption\n" + "".join(f"{i}.png,caption {i // size}\n" for i in range(40)))
         rest, held_out = split_source(open_source("table", str(path)), share, seed=0)
@@ -202,7 +202,7 @@ class TestAuto:
         with pytest.raises(UserError, match=message):
             guess_source(str(tmp_path))
 
-    def test_files_and_paths_that_are_none(self, tmp_path: Path) -> None:
+    def test_missing_files_and_invalid_paths(self, tmp_path: Path) -> None:
         (tmp_path / "data.xlsx").write_text("")
         with pytest.raises(UserError, match=r"data\.xlsx: is not a readable table.* save it as \.csv"):
             guess_source(str(tmp_path / "data.xlsx"))

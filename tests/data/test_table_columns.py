@@ -39,7 +39,7 @@ class TestColumns:
         write(tmp_path / "a.jsonl", json.dumps({"caption": text}))
         assert samples(opened(tmp_path / "a.jsonl")) == [("None", (text,))]
 
-    def test_two_of_one_name_that_nobody_asks_for(self, tmp_path: Path) -> None:
+    def test_unused_columns_of_one_name(self, tmp_path: Path) -> None:
         assert samples(opened(write(tmp_path / "a.csv", "id,image,id,caption\n1,a,2,b\n"))) == [("a", ("b",))]
 
     def test_others_are_not_typed(self, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ class TestColumns:
 
     @pytest.mark.parametrize("labels", [[3, None, 1], [3.0, float("nan"), 1.0], ["3", "", "1"]])
     @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-    def test_missing_labels_are_no_class(self, suffix: str, labels: list[float | str | None], tmp_path: Path) -> None:
+    def test_missing_labels_are_not_a_class(self, suffix: str, labels: list[float | str | None], tmp_path: Path) -> None:
         path = tmp_path / f"a.{suffix}"
         rows = [{"image": f"{n}.png", "label": label} for n, label in enumerate(labels)]
         if suffix == "parquet":
@@ -82,7 +82,7 @@ class TestColumns:
             opened(path)
 
     @pytest.mark.parametrize("cell", ["true", "[[1]]", '{"url": "x"}', "3"])
-    def test_an_image_that_is_none(self, cell: str, tmp_path: Path) -> None:
+    def test_an_invalid_image(self, cell: str, tmp_path: Path) -> None:
         source = opened(write(tmp_path / "a.jsonl", f'{{"image": "a", "text": "b"}}\n{{"image": {cell}, "text": "b"}}'))
         assert source[0].check()
         with pytest.raises(UserError, match=r"a\.jsonl, row 2: its (image is of type|cell of images)"):
@@ -136,7 +136,7 @@ class TestImagesAlone:
             expected = expected or made
             assert made == expected
 
-    def test_what_is_not_used_is_said(self, tmp_path: Path) -> None:
+    def test_unused_columns_are_reported(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").touch()
         source = opened(write(tmp_path / "a.csv", "image,words\na.png,one\n"))
         assert source.warnings == ["1 of 2 columns used; not used: 1 other (words)"]

@@ -92,7 +92,7 @@ class TestTable:
         assert present(source.scores).tolist() == [2.5, 0.0]
         assert (source[1].captions, source[1].positives) == (("c",), ("d",))
 
-    def test_a_score_without_pairs_is_none_of_ours(self, tmp_path: Path) -> None:
+    def test_a_score_column_without_pairs_is_ignored(self, tmp_path: Path) -> None:
         write_table(tmp_path / "a.csv", [{"caption": "a", "score": "high"}])
         assert TableSource(str(tmp_path / "a.csv"), None).scores is None
 

@@ -208,7 +208,7 @@ class TestEncodings:
         with pytest.raises(UserError, match=f"line 200002: {fix}"):
             opened(path)
 
-    def test_wrong_ones(self, tmp_path: Path) -> None:
+    def test_wrong_encodings(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", b"caption\nx\ncaf\xff\xff\n")
         for encoding, message in (
             ("ascii", "line 3: is not ascii"),
@@ -253,7 +253,7 @@ class TestDialects:
     @pytest.mark.parametrize(
         "content", ["a dog, a cat\nan image, caption\n", "image of a dog,caption\n", "title\n", "one | two\n", "text, title\n"]
     )
-    def test_a_text_file_of_captions_is_no_table(self, content: str, tmp_path: Path) -> None:
+    def test_a_text_file_of_captions_is_not_a_table(self, content: str, tmp_path: Path) -> None:
         source = opened(write(tmp_path / "a.txt", content))
         assert [captions for _, captions in samples(source)] == [(line,) for line in content.splitlines()]
 

@@ -105,7 +105,7 @@ def test_every_cut_is_seen(cut: int, message: str, tmp_path: Path) -> None:
         found(raw[:cut])
 
 
-def test_a_spoilt_header(tmp_path: Path) -> None:
+def test_a_damaged_header(tmp_path: Path) -> None:
     raw = bytearray(write_tar(tmp_path / "a.tar", {"a.txt": b"one", "b.txt": b"two"}).read_bytes())
     raw[1024 + 3] ^= 1
     with pytest.raises(BrokenTarError, match="no header at byte 1024"):

@@ -41,7 +41,7 @@ def test_names_that_are_not_utf_8_can_be_written() -> None:
     json.dumps(usage.to_dict(), ensure_ascii=False).encode()
 
 
-def test_what_is_not_used_is_a_warning_of_the_source_its_parts_and_mixtures() -> None:
+def test_unused_data_are_a_warning_of_the_source_its_parts_and_mixtures() -> None:
     line = Photos().usage[0].to_text()
     assert list(Photos().warnings) == [line]
     assert list(Subset(Photos(), np.array([1])).warnings) == [line]

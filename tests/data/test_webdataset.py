@@ -80,7 +80,7 @@ class TestSamples:
         assert [decoded(sample).getpixel((0, 0)) for sample in samples(source)] == list(range(5))
         assert not hostile.exists()
 
-    def test_what_is_no_sample_is_counted(self, tmp_path: Path) -> None:
+    def test_members_that_are_not_samples_are_counted(self, tmp_path: Path) -> None:
         write_tar(tmp_path / "a.tar", {"a.png": picture(), "a.npy": b"1", "._a.png": b"2", "README": b"3"})
         source = open_tar(tmp_path / "a.tar", tmp_path)
         assert len(source) == 1
@@ -127,7 +127,7 @@ class TestLayouts:
         write_tar(path, pairs(0, 2))
         assert "has 2 samples, and img2dataset wrote 3" in open_tar(path, tmp_path).warnings[0]
 
-    def test_which_files(self, tmp_path: Path) -> None:
+    def test_which_files_a_pattern_matches(self, tmp_path: Path) -> None:
         for name in ("a-1.tar", "a-10.tar", "a-2.tar", "b.tar"):
             write_tar(tmp_path / name, pairs(0, 1))
 
@@ -189,7 +189,7 @@ class TestFaults:
         assert source.warnings[0].endswith("1 broken; `mmcl data verify` lists them")
         assert source[1].check().captions
 
-    def test_half_pairs_are_told(self, tmp_path: Path) -> None:
+    def test_half_pairs_are_reported(self, tmp_path: Path) -> None:
         write_tar(tmp_path / "a.tar", {**pairs(0, 2), "x.png": picture(), "y.txt": b"a text"})
         (warning,) = open_tar(tmp_path / "a.tar", tmp_path).warnings
         assert "of 4 samples in shards: 1 with no image, 1 with no caption;" in warning
@@ -249,7 +249,7 @@ class TestIndex:
         with pytest.raises(ScannedError):
             open_tar(path, tmp_path)
 
-    def test_a_spoilt_index_is_made_anew(self, tmp_path: Path) -> None:
+    def test_a_damaged_index_is_rebuilt(self, tmp_path: Path) -> None:
         path = write_tar(tmp_path / "a.tar", pairs(0, 4))
         expected = samples(open_tar(path, tmp_path))
         (index,) = (tmp_path / "root" / "index").glob("*.arrow")

@@ -163,5 +163,5 @@ def no_tensor(rank: int, world: int) -> str:
     return "nothing"
 
 
-def test_what_is_no_tensor_is_named_before_the_processes_wait_for_each_other() -> None:
+def test_other_types_are_refused_before_the_processes_wait_for_each_other() -> None:
     assert all("text must be a tensor" in said for said in run_processes(2, no_tensor))

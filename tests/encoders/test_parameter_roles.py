@@ -86,7 +86,7 @@ def test_heads_and_prototypes_of_this_package_are_matrices() -> None:
 
 
 @pytest.mark.parametrize("family", QUICK)
-def test_the_roles_of_a_family_are_as_they_were_looked_at(family: str) -> None:
+def test_the_roles_of_a_family_are_as_reviewed(family: str) -> None:
     assert frozen_roles(families()[family]) == FROZEN[family]
 
 
@@ -94,7 +94,7 @@ def test_the_roles_of_a_family_are_as_they_were_looked_at(family: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")  # of the libraries' constructors
 @pytest.mark.parametrize("family", sorted(families().keys() - set(QUICK)))
-def test_the_roles_of_every_family_are_as_they_were_looked_at(family: str) -> None:
+def test_the_roles_of_every_family_are_as_reviewed(family: str) -> None:
     assert frozen_roles(families()[family]) == FROZEN[family]
 
 

@@ -124,7 +124,7 @@ def test_what_every_other_architecture_asks_of_its_tokenizer_is_supported(monkey
     ],
     ids=str,
 )
-def test_what_is_not_supported_is_named(text_cfg: dict[str, Any]) -> None:
+def test_unsupported_settings_are_named(text_cfg: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"clips|random|deu_Latn"):
         _tokenizer(text_cfg, 40)
 
@@ -178,7 +178,7 @@ def test_both_forms_of_siglip_2_see_lower_cased_texts(saved: Path, model_type: s
 
 
 @pytest.mark.parametrize("saved", ["SigLIP 2"], indirect=True)
-def test_where_names_of_one_siglip_release_differ_is_said(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_differences_between_the_names_of_a_siglip_release_are_reported(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     by_hf = load_tokenizer(str(saved), context_length=CONTEXT, model_type="siglip")
     assert not caplog.text
     options = {"hf_tokenizer_name": str(saved), "tokenizer_kwargs": {"clean": "canonicalize"}}
@@ -190,6 +190,6 @@ def test_where_names_of_one_siglip_release_differ_is_said(saved: Path, caplog: p
         assert _rows(by_hf, [text]) != _rows(by_open_clip, [text]), text
 
 
-def test_the_first_siglip_says_what_it_does_to_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_siglip_reports_its_text_cleaning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_tokenizer(str(_siglip_folder(tmp_path)), model_type="siglip")
     assert "lose their punctuation, as transformers and Google's zero-shot evaluation do it" in caplog.text

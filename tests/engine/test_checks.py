@@ -225,7 +225,7 @@ def test_six_images_end_in_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report" / "report.html").is_file()
 
 
-def test_embeddings_that_are_no_numbers_cost_neither_the_run_nor_the_other_scores(
+def test_non_finite_embeddings_cost_neither_the_run_nor_the_other_scores(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lost(model: CachedModel, task: Task) -> Report:

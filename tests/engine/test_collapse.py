@@ -68,7 +68,7 @@ def test_a_batch_without_pairs_has_no_numbers() -> None:
     assert measure(toy_method("simclr"), embeddings(a=rows(1), b=rows(1))) == {}
 
 
-def test_a_collapse_is_told_once_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collapse_is_reported_once_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
     monitor, method = CollapseMonitor(), toy_method("simclr")
     healthy, collapsed = embeddings(a=rows(), b=rows()), embeddings(a=rows(1).expand(64, -1), b=rows())
     for step, batch in enumerate([healthy, collapsed, collapsed, healthy, collapsed], 1):

@@ -120,7 +120,7 @@ def test_positives_that_are_too_rare(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["supcon", "triplet", "margin", "contrastive_pair"])
-def test_batches_of_a_single_class_are_said(tmp_path: Path, method: str) -> None:
+def test_batches_of_a_single_class_are_reported(tmp_path: Path, method: str) -> None:
     for batch, expected in (("8", 1), ("16", 0)):
         flags = ("--method.name", method, "--train.batch_size", batch, "--data.samples_per_class", "8")
         warnings = diagnose(digits(tmp_path, *flags)).warnings

@@ -79,7 +79,7 @@ def test_a_resumed_run_finds_them(folder: Path, tmp_path: Path, encoded: dict[st
     assert losses(tmp_path / "run") == whole
 
 
-def test_the_key_goes_by_weights_and_data_not_by_the_head(folder: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_weights_and_data_but_not_on_the_head(folder: Path, tmp_path: Path) -> None:
     other = make_folder(tmp_path / "other")
     (other / "captions.csv").write_text((other / "captions.csv").read_text().replace("a tiny", "a minute"))
 

@@ -77,7 +77,7 @@ def test_the_report_has_the_untrained_model_beside_it(run_dir: Path) -> None:
     assert {"trained", "untrained"} <= {row["model"] for row in rows}
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_bit(run_dir: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_bit_for_bit(run_dir: Path, folder: Path, tmp_path: Path) -> None:
     """From its checkpoint of step 2 alone, with a module of other weights."""
     shutil.copytree(run_dir, tmp_path / "run")
     for path in ("model", "report", "checkpoints/step-0000004"):

@@ -209,9 +209,7 @@ class TestBestCheckpoint:
         assert mmcl.load_model(run_dir).provenance["steps"] == 2
         assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step-0000002", "step-0000008"]
 
-    def test_scores_that_are_no_numbers_export_the_last(
-        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_non_finite_scores_export_the_last(self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         run_dir = self.run(folder, tmp_path / "run", [float("nan")] * 2, "--train.export", "best")
         assert "no score was a number" in caplog.text
         assert mmcl.load_model(run_dir).provenance["export"] == "last"
@@ -231,7 +229,7 @@ class TestBest:
         no_better = [(2, 1, False), (2, 2, True)]
         assert seen == [(None, 1, False), (2, 0, False), *no_better, (5, 0, False), (5, 1, False), (5, 2, True)]
 
-    def test_a_best_checkpoint_that_is_damaged_is_forgotten_with_a_word(
+    def test_a_damaged_best_checkpoint_is_dropped_with_a_warning(
         self, finished: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         shutil.copytree(finished / "checkpoints", tmp_path / "c")

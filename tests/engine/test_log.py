@@ -50,7 +50,7 @@ def train(run_dir: Path, clock: Clock, *, waiting: float, working: float, steps:
     return [row["data_wait"] for row in read_log(run_dir / "metrics.jsonl")]
 
 
-def test_the_share_of_waiting_is_in_the_log_and_said_once(
+def test_the_share_of_waiting_is_logged_and_warned_of_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shares = train(tmp_path, Clock(monkeypatch), waiting=1.0, working=3.0)
@@ -61,7 +61,7 @@ def test_the_share_of_waiting_is_in_the_log_and_said_once(
 
 
 @pytest.mark.parametrize(("waiting", "working"), [(1.0, 9.0), (0.1, 0.1)], ids=["small share", "short time"])
-def test_a_little_waiting_is_no_warning(
+def test_a_little_waiting_causes_no_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, waiting: float, working: float
 ) -> None:
     shares = train(tmp_path, Clock(monkeypatch), waiting=waiting, working=working)

@@ -187,7 +187,7 @@ def identity(config: Config) -> dict[str, Any]:
         ("", "--evaluate []"),
     ],
 )
-def test_a_flag_that_says_the_default_is_no_change(started: str, resumed: str, folder: Path, tmp_path: Path) -> None:
+def test_a_flag_with_the_default_value_is_not_a_change(started: str, resumed: str, folder: Path, tmp_path: Path) -> None:
     before, now = (tiny_config(folder, tmp_path / "run", *_words(flags)) for flags in (started, resumed))
     assert resume.compare(identity(before), identity(now), now) == []
 
@@ -197,7 +197,7 @@ def _words(flags: str) -> list[str]:
     return re.findall(r"--\S+|\[.*\]|\{.*\}|\S+", flags)
 
 
-def test_a_setting_that_is_new_in_this_version_is_no_change_at_its_default(folder: Path, tmp_path: Path) -> None:
+def test_a_new_setting_at_its_default_is_not_a_change(folder: Path, tmp_path: Path) -> None:
     config = tiny_config(folder, tmp_path / "run")
     saved = identity(config)
     del saved["settings"]["optim.clip"]

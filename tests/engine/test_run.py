@@ -136,14 +136,12 @@ def test_resume_refuses_other_data(finished: Path, folder: Path, tmp_path: Path)
         train(tiny_config(other, changed, *DROPOUT, "--data.holdout", "0.2", "--resume"))
 
 
-def test_nothing_to_resume_is_said(folder: Path, tmp_path: Path) -> None:
+def test_nothing_to_resume_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
         train(tiny_config(folder, tmp_path / "none", "--resume"))
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_non_finite_loss_stops_before_the_update(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Injected at step 4: the error names step and samples; the checkpoint of step 3 is what an honest run has there."""
     run_dir, calls, honest = tmp_path / "nan", [], CLIP.loss
 
@@ -159,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update(
     assert (run_dir / "checkpoints" / "step-0000003").exists()
 
 
-def test_a_broken_image_is_replaced_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_broken_image_is_replaced_and_the_run_continues(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "squares")
     (folder / "red_tiny.png").write_bytes(b"not an image")
     train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0.5"))
@@ -175,7 +173,7 @@ def test_too_many_broken_images_stop_the_run(tmp_path: Path) -> None:
         train(tiny_config(folder, tmp_path / "run", "--data.max_bad_fraction", "0"))
 
 
-def test_a_batch_larger_than_the_data_is_lowered_and_said(
+def test_a_batch_larger_than_the_data_is_lowered_with_a_warning(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tiny_config(folder, tmp_path / "run", "--train.batch_size", "400", "--train.steps", "1"))
@@ -218,7 +216,7 @@ def image_size(run_dir: Path) -> int:
     return int(image.encoder.args["image_size"])
 
 
-def test_fine_tuning_says_what_it_starts_from_and_keeps_the_settings_that_were_used(
+def test_fine_tuning_logs_what_it_starts_from_and_keeps_the_settings_that_were_used(
     finished: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The image size that the configuration gives is for random weights; the model that was loaded has its own."""

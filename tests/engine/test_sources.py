@@ -150,7 +150,7 @@ def test_truncated_texts_are_counted(folder: Path, tmp_path: Path) -> None:
         assert row["truncated_texts"] == (order.rows(row["step"] - 1)[1] % 3 == 0).sum()
 
 
-def test_broken_shards_are_said_at_the_start(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_shards_are_reported_at_the_start(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = shards / "002.tar"
     path.write_bytes(path.read_bytes()[:4096])
     train(configuration(tmp_path, "broken", f"train: {{path: {shards}}}", "--train.steps", "1"))

@@ -71,7 +71,7 @@ def test_one_table_of_all_models_and_nothing_twice(file: Path, tmp_path: Path, c
     assert "zero_shot: digits" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_stopped_suite_goes_on(file: Path, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_suite_continues(file: Path, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     counted = vars(suite_module)["run"]
 
     def stopped(*args: Any) -> Any:

@@ -31,12 +31,12 @@ def test_the_logits_are_not_cut_to_unit_length() -> None:
     np.testing.assert_allclose(unit_ND, model.encode_image(source), atol=network_tolerance(model.towers))
 
 
-def test_a_head_of_another_width_is_no_classifier_of_these_classes() -> None:
+def test_a_head_of_another_width_cannot_classify_these_classes() -> None:
     with pytest.raises(UserError, match="has 6 classes, and the head of the model gives 16 logits"):
         EVALUATORS["classification"](CachedModel(small_model()), Task("patterns", PatternSource(12, seed=0)))
 
 
-def test_a_model_that_knows_is_right() -> None:
+def test_a_perfect_model_is_right() -> None:
     task = Task("patterns", PatternSource(36, seed=0), PatternSource(60, seed=1))
     values = {row.model: row.value for row in EVALUATORS["classification"](CachedModel(PatternModel()), task).metrics}
     assert values == {"trained": 1, "chance": pytest.approx(1 / CLASSES), "majority": pytest.approx(1 / CLASSES)}

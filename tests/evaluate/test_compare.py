@@ -239,7 +239,7 @@ def test_the_same_twice_is_exactly_zero(right: Report) -> None:
     assert compare(right, right).to_text() == "No difference: A and B are the same model, with equal weights."
 
 
-def test_equal_outcomes_of_other_models_are_told_from_equal_weights(right: Report) -> None:
+def test_equal_outcomes_and_equal_weights_are_distinguished(right: Report) -> None:
     other = replace(right, provenance=tuple(replace(one, model_fingerprint="other") for one in right.provenance))
     found = compare(right, other)
     expected = f"No difference: A and B have the same outcome for every query, in {len(found.differences)} metrics."

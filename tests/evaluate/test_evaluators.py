@@ -43,7 +43,7 @@ def test_metrics_are_of_every_query(name: str, task: Task) -> None:
 
 
 @pytest.mark.parametrize("name", HEADLINES)
-def test_headlines_of_a_model_that_knows_and_of_the_baselines(name: str, task: Task) -> None:
+def test_headlines_of_a_perfect_model_and_of_the_baselines(name: str, task: Task) -> None:
     found = by_model(EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task), HEADLINES[name])
     assert found["trained"] == 1
     assert present(found["labeled pixels" if name == "zero_shot" else "raw pixels"]) > 0.9
@@ -159,7 +159,7 @@ def test_classes_of_the_bank_are_found_by_name(name: str, task: Task) -> None:
     assert score(replace(task, bank=more)) == score(task)
 
 
-def test_images_of_classes_that_the_bank_lacks_are_wrong_and_said(task: Task) -> None:
+def test_images_of_classes_that_the_bank_lacks_are_wrong_and_reported(task: Task) -> None:
     fewer = replace(task, bank=Renamed(60, 1, NAMES[:1:-1]))
     for name in ("knn", "linear_probe", "few_label", "zero_shot"):
         report = EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), fewer)
@@ -187,7 +187,7 @@ class Never(PatternModel):
 
 
 @pytest.mark.parametrize("name", EVALUATORS)
-def test_every_evaluator_says_what_it_needs_before_anything_is_embedded(name: str, task: Task) -> None:
+def test_every_evaluator_checks_its_needs_before_anything_is_embedded(name: str, task: Task) -> None:
     args = ARGS.get(name, {})
     check(name, args, task, has_text=True)
     bare = PatternSource(1, seed=0, labels=False, captions=False, scores=False)
@@ -205,7 +205,7 @@ def test_every_evaluator_says_what_it_needs_before_anything_is_embedded(name: st
 
 
 @pytest.mark.parametrize("name", ["retrieval", "zero_shot", "zero_shot_reject", "pairs", "sts"])
-def test_what_needs_texts_says_so_beforehand(name: str, task: Task) -> None:
+def test_a_missing_text_tower_is_reported_beforehand(name: str, task: Task) -> None:
     with pytest.raises(NeedsTexts, match="text tower"):
         check(name, ARGS.get(name, {}), task, has_text=False)
 
@@ -236,7 +236,7 @@ def test_a_map_of_few_images_is_left_out_with_a_note(rows: int, task: Task) -> N
     assert f"there are {rows}" in report.notes[0]
 
 
-def test_what_cannot_be_evaluated_costs_itself_alone(
+def test_a_failing_evaluator_does_not_affect_the_others(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(model: CachedModel, task: Task) -> Report:
@@ -270,7 +270,7 @@ def test_arguments_are_checked_by_the_registry() -> None:
         EVALUATORS.check("knn", {"temprature": 1})
 
 
-def test_a_metric_says_its_evaluator(task: Task) -> None:
+def test_a_metric_names_its_evaluator(task: Task) -> None:
     """Scores of a run are called by label and metric: no two evaluators have one of a name."""
     seen: dict[str, str] = {}
     for name in EVALUATORS:

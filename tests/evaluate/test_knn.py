@@ -121,7 +121,7 @@ def test_labels_may_be_texts(kind: Callable[[list[str]], Any]) -> None:
         ([2**70] * 120, "bank_labels must be an array of numbers"),
     ],
 )
-def test_labels_that_are_none_are_user_errors(labels: list[Any], message: str) -> None:
+def test_invalid_labels_are_user_errors(labels: list[Any], message: str) -> None:
     bank, _, query, query_labels = data()
     with pytest.raises(UserError, match=message):
         knn(bank, labels, query, query_labels)
@@ -136,7 +136,7 @@ def test_the_length_of_rows_changes_nothing(scale: float) -> None:
 
 
 @pytest.mark.parametrize("ks", [5, None, "15", [1.5], [None], [np.nan], np.array([]), [0]])
-def test_cutoffs_that_are_none_are_user_errors(ks: Any) -> None:
+def test_invalid_cutoffs_are_user_errors(ks: Any) -> None:
     with pytest.raises(UserError, match="ks must be a list of one or more integers"):
         knn(np.eye(3), [0, 1, 2], np.eye(3), [0, 1, 2], ks=ks)
 

@@ -34,7 +34,7 @@ def test_every_statistic_has_a_metric_that_carries_its_rows(report: Report) -> N
     assert {statistic for _, statistic in carried} == {"mean", "median", "class_mean"}
 
 
-def test_what_has_no_rows_of_its_own_carries_none(report: Report) -> None:
+def test_metrics_that_are_not_means_over_rows_have_no_outcomes(report: Report) -> None:
     without = {(metric.metric, metric.model) for metric in report.metrics if metric.outcomes is None}
     assert {("zero_shot_ece", "trained"), ("sts_spearman", "trained"), ("zero_shot_top1", "chance")} <= without
     assert all(metric.outcomes is None for metric in report.metrics if metric.evaluator == "few_label")
@@ -46,7 +46,7 @@ def test_rows_are_named_after_their_queries(report: Report) -> None:
     assert names["image_to_text_R@1"] == names["knn5_top1"] == [f"row {row}" for row in range(36)]
 
 
-def test_images_without_a_caption_are_no_queries() -> None:
+def test_images_without_a_caption_are_not_queries() -> None:
     class Uncaptioned(PatternSource):
         def __init__(self) -> None:
             super().__init__(8, seed=0)
@@ -70,7 +70,7 @@ def test_a_report_keeps_rows_and_provenance_on_disk(report: Report, tmp_path: Pa
             assert (ours.outcomes.statistic, list(ours.outcomes.names or ())) == (rows.statistic, list(rows.names or ()))
 
 
-def test_provenance_says_what_the_numbers_hang_on(report: Report) -> None:
+def test_provenance_lists_what_the_numbers_depend_on(report: Report) -> None:
     assert [one.evaluator for one in report.provenance] == list(EVALUATORS)
     one = report.provenance[0]
     assert (one.data, one.model, one.n) == ("patterns", "trained", 36)

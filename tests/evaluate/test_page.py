@@ -109,12 +109,12 @@ def test_long_texts_are_cut() -> None:
     assert filled("word " * 5000, "data:").to_html().count("word " * 61) > 0
 
 
-def test_a_page_of_as_many_examples_as_are_allowed_stays_light() -> None:
+def test_a_page_with_the_most_examples_stays_light() -> None:
     page = filled("a", data_uri(Image.fromarray(NOISE)), queries=3 * MOST).to_html()
     assert len(page) < 2 * 3 * MOST * 7 * 8_000 * 4 / 3 + 500_000
 
 
-def test_headlines_take_turns_and_leave_out_what_is_no_score() -> None:
+def test_headlines_take_turns_and_leave_out_what_is_not_a_score() -> None:
     def metric(evaluator: str, data: str, name: str, model: str = "trained", value: float | None = 0.5) -> Metric:
         return Metric(evaluator, data, name, model, value, None, None, 9)
 

@@ -46,7 +46,7 @@ def test_winoground_equals_a_loop() -> None:
     assert 0 < both < min(text_share, image_share)
 
 
-def test_a_model_that_says_the_same_of_everything_gets_nothing() -> None:
+def test_a_constant_model_scores_zero() -> None:
     row = unit((1, 37), 3)
     same = np.repeat(row, N, axis=0)
     assert pairs(unit((N, 37), 4), same, 2 * same)["pairs_accuracy"] == 0

@@ -96,6 +96,6 @@ def test_pairs_of_emoji_are_graded_by_their_classification() -> None:
 
 
 @pytest.mark.parametrize("scores", [["a", "b", "c"], [None, 1.0, 2.0], [[1.0], [2.0, 3.0], 4.0], [1.0, 2.0]])
-def test_scores_that_are_no_numbers_are_user_errors(scores: Any) -> None:
+def test_non_finite_scores_are_user_errors(scores: Any) -> None:
     with pytest.raises(UserError, match="scores must be 3 finite numbers"):
         sts(np.eye(3), np.eye(3), scores)

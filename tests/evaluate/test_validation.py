@@ -78,7 +78,7 @@ def test_the_given_array_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("rows", [np.array([["a", "b"]]), np.array([[None]]), np.array([[object()]]), "ab", {"a": 1}])
-def test_what_is_no_array_of_numbers_is_one_line(rows: Any) -> None:
+def test_anything_but_an_array_of_numbers_is_a_one_line_error(rows: Any) -> None:
     with pytest.raises(UserError, match="image_emb must be"):
         evaluate.geometry(rows)
 

@@ -51,7 +51,7 @@ def test_below_a_baseline_is_flagged_before_what_is_good(rows: bool) -> None:
     assert found.endswith("worse than comparing raw pixels (by 40.0 points), better than chance (by 30.0 points).")
 
 
-def test_at_chance_is_no_better_than_chance() -> None:
+def test_a_score_at_chance_is_not_better_than_chance() -> None:
     (found,) = verdict([measured("trained", hits(11, 100)), exact("chance", 0.1)])
     assert found.startswith(FLAG)
     assert re.search(r"no better than chance \(\+1\.0 points \[-\d\.\d, \d\.\d\]\)\.$", found)
@@ -66,7 +66,7 @@ def test_equal_is_as_good_as() -> None:
     assert found.endswith(", as good as the untrained network.")
 
 
-def test_a_baseline_that_has_seen_labels_is_said_to_and_does_not_flag() -> None:
+def test_a_baseline_that_has_seen_labels_is_marked_and_raises_no_caution() -> None:
     metrics = [measured(model, hits(n, 100), metric="zero_shot_top1") for model, n in (("trained", 40), ("labeled pixels", 80))]
     (found,) = verdict(metrics)
     assert not found.startswith(FLAG)
@@ -152,7 +152,7 @@ def test_without_an_interval_nothing_is_claimed() -> None:
     assert not found.startswith(FLAG)
 
 
-def test_one_row_is_no_proof() -> None:
+def test_one_row_proves_nothing() -> None:
     (found,) = verdict([measured("trained", hits(1, 1)), measured("raw pixels", hits(0, 1)), exact("chance", 0.5, n=1)])
     assert "better than" not in found.replace("no better than", "")
 

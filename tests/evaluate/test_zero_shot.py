@@ -215,7 +215,7 @@ def test_classifier_takes_one_image_or_many_and_encodes_the_labels_once(tmp_path
     assert model.text_calls == [len(NAMES)]
 
 
-def test_classifier_rejects_images_of_nothing_it_knows() -> None:
+def test_classifier_rejects_images_of_unknown_classes() -> None:
     classifier = ZeroShotClassifier(PatternModel(), NAMES, reject=0.9)
     known, unknown = classifier([pattern(3), pattern(50)])
     assert known[0]["label"] == "pattern 3"

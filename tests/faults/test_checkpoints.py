@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     assert verify(tmp_path / "step-0000001").step == 1
 
 
-def test_space_is_looked_at_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match=r"0 MB are free and the checkpoint of step 7 needs 1; make room"):
         write_checkpoint(tmp_path, snapshot(7), keep=2)
@@ -181,7 +181,7 @@ def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
             assert verify(path).manifest == before
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
     image_folder: Path, uninterrupted: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = tiny_run(image_folder, tmp_path / "run")
@@ -228,7 +228,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 class TestBackground:
     """One writer thread: what it writes is what the tensors were, one at a time, and its failures are heard."""
 
-    def test_training_may_go_on(self, tmp_path: Path) -> None:
+    def test_training_may_continue(self, tmp_path: Path) -> None:
         module, optimiser = trained()
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         with CheckpointWriter(tmp_path, keep=2) as writer:

@@ -62,7 +62,7 @@ def poison_gradient(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
-def test_no_number_on_one_process_stops_all_before_the_update(
+def test_a_non_finite_loss_on_one_process_stops_all_before_the_update(
     poison: Callable[[Trainer], None], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
     config = tiny_run(image_folder, tmp_path / "run")
@@ -117,7 +117,7 @@ def test_gradients_that_are_never_a_number_end_a_run_in_fp16(
     assert scaled[0].get_scale() == 1.0
 
 
-def test_gradients_that_are_no_number_for_a_while_cost_their_steps(
+def test_steps_with_non_finite_gradients_are_skipped(
     image_folder: Path, tmp_path: Path, scaled: list[torch.amp.GradScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison_gradients(monkeypatch, (2, 3))
@@ -275,7 +275,7 @@ def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(image_folde
     assert read_log(tmp_path / "run/bad_samples.jsonl")[-1]["step"] == step + 1
 
 
-def test_a_replacement_is_no_negative_of_itself(image_folder: Path, tmp_path: Path) -> None:
+def test_a_replacement_is_not_a_negative_of_itself(image_folder: Path, tmp_path: Path) -> None:
     """Where the replacement is in the batch already, both rows have one id: positives of each other."""
     source = open_source("auto", str(corrupted(image_folder, tmp_path / "squares")), None, {}, where="data.train")
     images = {name: ImageView(preprocess=Preprocess(size=8), number=number) for number, name in enumerate("ab")}

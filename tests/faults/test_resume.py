@@ -43,7 +43,7 @@ def test_resume_is_bit_exact(
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
-def test_queue_and_teacher_go_on_where_they_were(image_folder: Path, tmp_path: Path) -> None:
+def test_queue_and_teacher_continue_where_they_were(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, 2) == [0, 0]

@@ -198,7 +198,7 @@ def test_positions_of_another_width_are_refused(arch: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.parametrize("setting", [{"resize_mode": 3}, {"interpolation": 3}])
-def test_a_setting_of_open_clip_that_is_no_text_is_named(setting: dict[str, Any]) -> None:
+def test_a_setting_of_open_clip_that_is_not_text_is_named(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"unknown {next(iter(setting))} 3"):
         _preprocess(setting, 64)
 

@@ -114,7 +114,7 @@ def test_a_text_tower_that_is_not_in_the_folder_is_not_fetched(tmp_path: Path, m
         load_model(f"open_clip:local-dir:{folder}", device="cpu")
 
 
-def test_a_folder_that_brings_its_weights_takes_no_others(tmp_path: Path) -> None:
+def test_a_folder_with_its_own_weights_refuses_others(tmp_path: Path) -> None:
     args = {"arch": f"local-dir:{_open_clip_folder('clip', tmp_path)}", "pretrained": "openai"}
     with pytest.raises(UserError, match="brings its own weights"):
         IMAGE_ENCODERS.build("open_clip", args)

@@ -119,7 +119,7 @@ def test_an_image_that_cannot_be_read_is_named(model: Model, arrays: list[np.nda
         model.encode_image(_Images([None]))
 
 
-def test_a_missing_tower_is_said(arrays: list[np.ndarray]) -> None:
+def test_a_missing_tower_is_named(arrays: list[np.ndarray]) -> None:
     towers = make_towers()
     images, texts = (Model(nn.ModuleDict({name: towers[name]}), device="cpu") for name in ("image", "text"))
     assert (images.has_image, images.has_text, texts.has_image, texts.has_text) == (True, False, False, True)
@@ -172,7 +172,7 @@ def test_the_fingerprint_follows_weights_preprocessing_and_embedding() -> None:
 
 
 @pytest.mark.parametrize("embedding", ["projection", "features"])
-def test_embeddings_that_are_no_numbers_are_an_error(embedding: Any, arrays: list[np.ndarray]) -> None:
+def test_non_finite_embeddings_are_an_error(embedding: Any, arrays: list[np.ndarray]) -> None:
     towers = make_towers()
     with torch.no_grad():
         next(towers["image"].get_submodule("encoder").parameters()).fill_(torch.nan)

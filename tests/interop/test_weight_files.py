@@ -40,7 +40,7 @@ def _last(state: Mapping[str, torch.Tensor]) -> State:
         (lambda own: {"model": _last(own), "ema": {"module": own, "updates": 7}}, "ema"),
     ],
 )
-def test_of_weights_and_their_average_the_average_is_taken_and_said(
+def test_the_average_of_weights_is_preferred_and_reported(
     wrapped: Any, average: str, net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = net.state_dict()
@@ -49,7 +49,7 @@ def test_of_weights_and_their_average_the_average_is_taken_and_said(
     assert f"{average!r}, a running average" in caplog.text
 
 
-def test_what_is_called_an_average_and_holds_no_weights_is_left_aside(net: nn.Module, tmp_path: Path) -> None:
+def test_an_average_without_weights_is_ignored(net: nn.Module, tmp_path: Path) -> None:
     content = {"state_dict": net.state_dict(), "ema": {"decay": 0.999}}
     assert read_tensors(_torch_file(content, tmp_path)).keys() == net.state_dict().keys()
 
@@ -102,7 +102,7 @@ def test_bytes_that_are_something_else_are_one_line(content: bytes, tmp_path: Pa
         read_tensors(path)
 
 
-def test_a_folder_is_called_one(tmp_path: Path) -> None:
+def test_a_folder_is_reported_as_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a folder"):
         read_tensors(tmp_path)
 
@@ -113,7 +113,7 @@ def test_weights_from_before_batch_norms_counted_load(net: nn.Module, tmp_path: 
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in own.items())
 
 
-def test_integers_are_no_weights(net: nn.Module) -> None:
+def test_integers_are_refused_as_weights(net: nn.Module) -> None:
     quantised = {name: (10 * tensor).to(torch.int8) for name, tensor in net.state_dict().items()}
     with pytest.raises(UserError, match=r"0\.weight is of type torch\.int8"):
         load_into(net, quantised, where="int8.safetensors")

@@ -34,7 +34,7 @@ def _weights(library: str, folder: Path, arch: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("library", ["open_clip", "timm", "torchvision"])
-def test_a_file_gets_the_preprocessing_that_is_said_or_given(
+def test_a_file_gets_the_preprocessing_that_it_states_or_is_given(
     library: str, arch: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = _weights(library, tmp_path, arch)

@@ -139,7 +139,7 @@ def test_swav_takes_small_crops(rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
-def test_every_docstring_says_what_one_has_to_know(name: str) -> None:
+def test_every_docstring_has_all_sections(name: str) -> None:
     parts = ("Args", "Shape", "Requirements", "Relations", "Raises", "Source", "Example")
     doc = losses.LOSSES[name].__doc__ or ""
     assert [part for part in parts if f"\n    {part}:\n" not in doc] == []

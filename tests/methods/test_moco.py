@@ -37,7 +37,7 @@ def test_is_equation_1_as_a_cross_entropy() -> None:
     torch.testing.assert_close(method.loss(embeddings, batch).loss, expected, rtol=1e-12, atol=0)
 
 
-def test_keys_of_the_same_batch_are_no_negatives() -> None:
+def test_keys_of_the_same_batch_are_not_negatives() -> None:
     """Five images that look the same: against each other the loss could not fall below ln 5."""
     method = moco()
     with torch.no_grad():

@@ -69,7 +69,7 @@ def test_removed_hard_negatives_get_no_gradient_from_their_own_sentence() -> Non
     assert not present(rows["negative"].grad).any()
 
 
-def test_hard_negatives_that_are_texts_of_the_batch_are_nobodys_negatives() -> None:
+def test_hard_negatives_that_are_texts_of_the_batch_are_not_negatives() -> None:
     """The first is another sentence, the second the sentence's own positive, the third a text of its own."""
     method = SimCSE(toy_method("simcse").towers, supervision="hard_negatives", hard_negative_log_weight=0.7)
     rows, ids = random_rows(TRIPLET, 3), torch.arange(3)

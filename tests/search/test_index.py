@@ -44,7 +44,7 @@ def test_finds_images_by_text_and_lists_the_unreadable_ones(folder: Path) -> Non
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "no image"])
-def test_a_bad_image_costs_itself(damage: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_bad_image_is_left_out(damage: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other image is decoded once and embedded once, in one pass, as it would be without the bad one."""
     files = [tmp_path / f"{number}.png" for number in range(40)]
     for number, file in enumerate(files):
@@ -76,7 +76,7 @@ def test_a_bad_image_costs_itself(damage: str, known: bool, tmp_path: Path, monk
     assert [sample.name for sample in index.samples] == [str(file) for file in files[:7] + files[8:]]
 
 
-def test_a_bad_caption_costs_itself(folder: Path) -> None:
+def test_only_the_bad_caption_is_left_out(folder: Path) -> None:
     captions: list[object] = ["pattern 2", {"en": "x"}, "y" * 30_000, ["z"], " "]
     rows = [{"image": "0.png", "text": captions}, {"image": "more/1.png", "text": "pattern 1"}]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -141,7 +141,7 @@ def test_what_fuzzing_found(file: Path, setting: str, said: str) -> None:
     assert len(str(error.value)) < 1000
 
 
-def test_bytes_that_are_no_text(file: Path) -> None:
+def test_bytes_that_are_not_text(file: Path) -> None:
     file.write_bytes(b"method: \xff\xfe")
     with pytest.raises(UserError, match=r"fuzzed\.yaml is not valid YAML"):
         load_config(file)

@@ -269,7 +269,7 @@ def test_a_server_that_trickles_is_given_up(
 
 
 @pytest.mark.parametrize("size", ["-5", "1e18", "abc", "99999999999999999999999999", "5, 6"])
-def test_a_size_that_is_none_is_refused(size: str, server: Hostile, tmp_path: Path) -> None:
+def test_an_invalid_size_is_refused(size: str, server: Hostile, tmp_path: Path) -> None:
     def answer(request: str) -> Iterator[bytes]:
         yield head("200 OK", Content_Range=f"bytes 0-0/{size}")
 

@@ -70,7 +70,7 @@ def test_a_truncated_file_is_an_error(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\x00" * 50, b"<html>not found</html>", b"GIF89a", b"\xff\xd8\xff", b"%PDF-1.7", b"8BPS"]
 )
-def test_what_is_no_image(content: bytes, tmp_path: Path) -> None:
+def test_content_that_is_not_an_image(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"photo\.jpg"):
@@ -97,7 +97,7 @@ def test_flipped_bytes_give_an_image_or_a_user_error(kind: str, seed: int) -> No
     assert outcome in ("RGB", "L") or (outcome.startswith("fuzzed: ") and "\n" not in outcome)
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         decode(tmp_path / "missing.png")
     with pytest.raises(UserError, match="is not a file"):
