@@ -58,7 +58,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def text_style() -> dict[str, Any]:
-    """Options of matplotlib's texts for text from data: dollar signs are no formulas, and fonts fall back on each other."""
+    """Options of matplotlib's texts for text from data: no formulas between dollar signs, and fonts that replace each other."""
     return {"parse_math": False, "fontfamily": font_families()}
 
 

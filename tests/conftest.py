@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# A busy machine is slow, and that is no failure.
+# A busy machine is slow, which is not a failure.
 settings.register_profile("mmcl", deadline=None)
 settings.load_profile("mmcl")
 
@@ -29,7 +29,7 @@ def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_flushed_denormals() -> None:
-    """A run in this process has set it; hypothesis draws denormal numbers, and wants them."""
+    """A run in this process has set it; hypothesis needs denormal numbers."""
     torch.set_flush_denormal(False)
 
 

@@ -140,7 +140,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class LastLines(doctest.OutputChecker):
-    """What a long computation says while it works stands above its result, and may be anything."""
+    """Output of a long computation before its result may be anything."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         lines = len(want.splitlines())

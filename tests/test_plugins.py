@@ -1,4 +1,4 @@
-"""A package outside of the repository registers components of every kind, and every verb knows them."""
+"""A package outside of the repository registers components of every kind, and every verb finds them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def killed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(killed: Path, package: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """It goes on, and every verb uses what it left."""
+    """It continues, and every verb uses its results."""
     (killed / "image.py").write_text("from PIL import Image; Image.new('RGB', (16, 16), 'red').save('red.png')")
     subprocess.run([sys.executable, "image.py"], cwd=killed, check=True)
     commands = [

@@ -20,7 +20,7 @@ from mmcl.terminal import printable, printable_line, short_paths
 
 PACKAGE = Path(__file__).parents[1] / "mmcl"
 BIDI_CONTROLS = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""Unicode's property Bidi_Control, which Python does not know."""
+"""Unicode's property Bidi_Control, which Python does not provide."""
 
 
 def is_obeyed(character: str) -> bool:

@@ -64,7 +64,7 @@ def main() -> None:
         rows = torch.randint(bank, (128,))
         with torch.no_grad():
             key = teacher(augment(image[rows]))
-        loss = criterion(student(augment(image[rows])), key, rows)  # a key of the same image in the queue is no negative
+        loss = criterion(student(augment(image[rows])), key, rows)  # a key of the same image in the queue is not a negative
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

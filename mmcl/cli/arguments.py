@@ -57,7 +57,7 @@ class Argument:
 
     @property
     def value(self) -> str:
-        """What stands for its value in the help: N, PATH, YAML, one|other, NAME, NAME ..., or nothing."""
+        """Placeholder of its value in the help: N, PATH, YAML, one|other, NAME, NAME ..., or nothing."""
         if self.kind is bool:
             return ""
         if self.items is not None:

@@ -59,7 +59,7 @@ def classify(
     if not images:
         raise UserError("no image given; images stand before the labels: mmcl classify IMAGE ... --labels LABEL ...")
     if template and not labels:
-        raise UserError("--template has no use without --labels")
+        raise UserError("--template needs --labels")
     if out is not None:
         check_file(out, flag="--out", suffixes=(".csv", ".json"), inputs=images)
     paths = [path for given in images for path in _images_of(given)]

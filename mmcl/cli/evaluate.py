@@ -120,9 +120,7 @@ def evaluate_one(
     _check(out)
     if embeddings is not None:
         if any(one is not None for one in (model, data, bank, device, root)) or data_args != "{}" or bank_args != "{}":
-            raise UserError(
-                "--embeddings takes the place of a model and data; give no --model, --data, --bank, --device or --root"
-            )
+            raise UserError("--embeddings replaces a model and data: remove --model, --data, --bank, --device and --root")
         again = _command(evaluator, embeddings=embeddings, bank_embeddings=bank_embeddings, args=args)
         _finish(_of_embeddings(evaluator, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json, all, again)
         return
@@ -146,7 +144,7 @@ def evaluate_one(
     of_data = {"data": data, "data_args": data_args, "bank": bank, "bank_args": bank_args}
     again = _command(evaluator, model=model, **of_data, args=args, root=root)
     [task] = build_tasks([config], root)
-    check_task(evaluator, config.args, task, has_text=True)  # what no model can mend is said before it is loaded
+    check_task(evaluator, config.args, task, has_text=True)  # errors that no model can avoid come before it is loaded
     _finish(evaluate_models([load_cached(model, no_cache, device)], [config], [task]), out, json, all, again)
 
 

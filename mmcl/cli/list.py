@@ -44,7 +44,7 @@ def list_components(kind: Kind = "all", word: str = "", /, *, args: bool = False
     }
     found = {title: named for title, named in found.items() if named}
     if not found:
-        raise UserError(f"no {'name' if kind == 'all' else kind} with {word!r} in it; `mmcl list {kind}` shows what there is")
+        raise UserError(f"no {'name' if kind == 'all' else kind} with {word!r} in it; `mmcl list {kind}` lists all")
     show(json_module.dumps(found, indent=1, default=str, ensure_ascii=False) if json else _text(found))
 
 

@@ -52,7 +52,7 @@ _PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, 
 
 _EXAMPLE = 'mmcl train && mmcl search runs/clip_emoji "a crying face"'
 _SHARED = {
-    "--help, --help_all": "the arguments of a verb; with everything there is to say",
+    "--help, --help_all": "the arguments of a verb, in short or in full",
     "--plugins MODULE": "import methods, sources, ... of yours (or MMCL_PLUGINS)",
     "--debug, --version": "show the traceback of an error; print the version",
 }

@@ -67,7 +67,7 @@ def _unexpected(word: str, form: Form, prog: str) -> UserError:
         hint = "settings are flags, as in --optim.lr 3e-4"
     else:
         hint = f"the rest are flags: {', '.join(f'--{name}' for name in form.flags) or 'none'}"
-    return UserError(f"unexpected {word!r}: {prog} takes {taken or 'no words'}; {hint} (see {prog} --help)")
+    return UserError(f"unexpected {word!r}: {prog} takes {taken or 'no positional arguments'}; {hint} (see {prog} --help)")
 
 
 def _split(form: Form, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -92,7 +92,7 @@ def _check_flags(form: Form, words: Sequence[str], prog: str) -> None:
         if name == "--":
             return
         if name in (f"--{one.name}" for one in form.positionals):
-            raise UserError(f"{name[2:].upper()} stands without {name}: {prog} {taken}; see {prog} --help")
+            raise UserError(f"{name[2:].upper()} is given without {name}: {prog} {taken}; see {prog} --help")
         if SINGLE_DASH.fullmatch(name) or (name.startswith("--") and name not in known):
             raise UserError(f"unknown flag {name}{_suggestion(name, known)} (see {prog} --help)")
         if name in seen and form.flags[name[2:]].items:

@@ -88,7 +88,7 @@ def check_flag(key: str, value: Any) -> None:
         elif origin is tuple and name.isdecimal():
             hint = args[0] if args[-1] is ... else args[min(int(name), len(args) - 1)]
         elif hint is not Any:
-            raise UserError(f"--{key}: {'.'.join(path[:depth])} is a value and holds no {name!r}")
+            raise UserError(f"--{key}: {'.'.join(path[:depth])} is a single value and has no {name!r}")
     convert(hint, value, f"--{key}")
 
 

@@ -64,7 +64,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, an invalid date, too many digits
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of settings, not {type(tree).__name__}")
+        raise UserError(f"{path} must contain a mapping of settings, not {type(tree).__name__}")
     return tree
 
 
@@ -73,7 +73,7 @@ def _refused_if_too_deep(path: Path) -> Iterator[None]:
     try:
         yield
     except RecursionError:
-        raise UserError(f"{path}: a value is nested too deeply, or holds itself") from None
+        raise UserError(f"{path}: a value is nested too deeply, or contains itself") from None
 
 
 def _read_settings(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
             node = node[int(key)]
             continue
         if not isinstance(node, dict):
-            raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} is a value and holds no {key!r}")
+            raise UserError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} is a single value and has no {key!r}")
         if last and key == "name" and node.get(key, value) != value:
             node.pop("args", None)
         if last:

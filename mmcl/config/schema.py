@@ -89,8 +89,8 @@ class Config:
                 raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")
         if train.keep_best is None:
             for name, value in (("best_is", train.best_is), ("patience", train.patience)):
-                _require(value is None, f"train.{name}", value, "it needs train.keep_best, the score to go by")
-            _require(train.export == "last", "train.export", train.export, "it needs train.keep_best, the score to go by")
+                _require(value is None, f"train.{name}", value, "it needs train.keep_best, the score to follow")
+            _require(train.export == "last", "train.export", train.export, "it needs train.keep_best, the score to follow")
         elif not self.monitored_evaluators:
             labels = sorted({evaluator.label for evaluator in self.evaluate if evaluator.every})
             known = f"labels with one: {', '.join(labels)}" if labels else "no evaluator has one"
@@ -107,11 +107,11 @@ class Config:
         for one in dataclasses.fields(optim):
             used_by, value = facts_of(one).used_by, getattr(optim, one.name)
             is_used = not used_by or optim.name in used_by
-            _require(is_used or value == one.default, f"optim.{one.name}", value, f"optim.name {optim.name} has no use for it")
+            _require(is_used or value == one.default, f"optim.{one.name}", value, f"optim.name {optim.name} does not use it")
         rising = sorted(optim.milestones) == list(optim.milestones)
         _require(rising, "optim.milestones", optim.milestones, "give rising shares of the run")
         no_cosine = not optim.milestones or optim.final_lr == 0
-        _require(no_cosine, "optim.final_lr", optim.final_lr, "optim.milestones has no use for it")
+        _require(no_cosine, "optim.final_lr", optim.final_lr, "it is not used with optim.milestones")
         decay = optim.weight_decay
         fix = f"{optim.name} adds it to the gradient; give a smaller one, such as 1e-4"
         _require(optim.name == "adamw" or decay < 0.2, "optim.weight_decay", decay, fix)

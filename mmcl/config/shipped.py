@@ -29,7 +29,7 @@ def shipped_config(name: str, *, where: str = "") -> Path:
 def nearest(name: str) -> str:
     """Says which shipped configurations a wrong name may mean, and what lists them all."""
     found = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, found))}? " * bool(found) + "the shipped ones go by name: `mmcl list configs`"
+    return f"did you mean {' or '.join(map(repr, found))}? " * bool(found) + "shipped ones have names: `mmcl list configs`"
 
 
 def find_config(path_or_name: str | Path, *, beside: Path = Path(), where: str = "") -> Path:
@@ -58,7 +58,7 @@ def _instead_of_folder(folder: Path) -> str:
         return f"{folder} is a run directory; its configuration is {folder / 'config.yaml'}, and --resume continues the run"
     if beside := sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")):
         return f"{folder} is a folder; give one of its configurations, such as {beside[0]}"
-    return f"{folder} is a folder, and no configuration; to train on it: mmcl train clip_finetune --data.train.path {folder}"
+    return f"{folder} is a folder, not a configuration; to train on it: mmcl train clip_finetune --data.train.path {folder}"
 
 
 def summary(config: Path) -> str:

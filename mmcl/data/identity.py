@@ -138,7 +138,7 @@ def _file_mark(path: str | Path) -> Facts:
 def _content(image: ImageLike) -> Facts:
     if isinstance(image, str | Path):
         if not os.path.isfile(image) or os.path.getsize(image) > MAX_BYTES:
-            raise ValueError(f"{image} is nothing that is decoded, and must not be read: it may be a pipe, or have no end")
+            raise ValueError(f"{image} is not a regular file, or is larger than the limit")
         return (Path(image),)
     if isinstance(image, FilePart):
         return (image.read(),)

@@ -123,7 +123,7 @@ def _guess_folder(folder: Path) -> str:
     An archive is ignored if it lies beside the folder that was unpacked from it or written with it.
     """
     if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
-        raise UserError(f"{folder}: is a run directory, and no data; give a folder or a table of images")
+        raise UserError(f"{folder}: is a run directory, not data; give a folder or a table of images")
     names = list_files(folder).names
     images = [name for name in names if is_image(name)]
     packed = [name for name in names if suffix_of(name) in (".tar", ".parquet", ".arrow") or name.lower().endswith(COMPRESSED)]

@@ -99,7 +99,7 @@ def dual_encoder(arch: str, pretrained: str | None = None, *, preprocess: Mappin
         scale, bias, is_original = load_towers(checkpoint, config, visual=image.visual, text=text.text)
         _settle_preprocess(checkpoint, arch, image, config, is_original)
         if scale is None:
-            note(logger, f"{checkpoint}: holds no logit_scale; embeddings and similarities work, probabilities do not")
+            note(logger, f"{checkpoint}: has no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image, text, None if scale is None else math.exp(scale), bias)
 
 
@@ -285,7 +285,7 @@ def _checked_build(build: Any, config: Mapping[str, Any], part: str, **overrides
         return build(config["embed_dim"], {**config[part], **overrides}, config.get("quick_gelu", False))
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"open_clip: {part} describes no tower ({error!r}); see open_clip's model_configs for examples"
+            f"open_clip: {part} does not describe a tower ({error!r}); see open_clip's model_configs for examples"
         ) from None
 
 

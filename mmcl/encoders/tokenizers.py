@@ -163,7 +163,7 @@ class Tokenizer:
         backend = content.pop("backend", None)
         if content.pop("format_version", None) != FORMAT_VERSION:
             raise UserError(
-                f"{where}: no tokenizer of format version {FORMAT_VERSION}; save it again with this version of mmcl"
+                f"{where}: not a tokenizer of format version {FORMAT_VERSION}; save it again with this version of mmcl"
             )
         settings = from_dict(_Settings, content, where)
         with _contained(where):

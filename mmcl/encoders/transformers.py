@@ -115,7 +115,7 @@ def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> D
     text_encoder = TransformersText(text, "auto", missing, tokenizer)
     scale, bias = (_trained_value(model, key, missing) for key in ("logit_scale", "logit_bias"))
     if scale is None:
-        note(logger, f"{name}: holds no logit_scale; embeddings and similarities work, probabilities do not")
+        note(logger, f"{name}: has no logit_scale; embeddings and similarities work, probabilities do not")
     return DualEncoder(image_encoder, text_encoder, None if scale is None else math.exp(scale), bias)
 
 

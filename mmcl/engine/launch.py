@@ -95,7 +95,7 @@ def _refuse_half_a_launch() -> None:
             raise UserError(f"the environment has {name}={value}, which is not a number of processes: {fix}")
     world, rank = int(numbers.get("WORLD_SIZE", "1")), int(numbers.get("RANK", "0"))
     if world < 1 or rank >= world:
-        raise UserError(f"the environment has {given}, which cannot be: {fix}")
+        raise UserError(f"the environment has {given}, which is impossible: {fix}")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
     if missing and world > 1:
         raise UserError(f"the environment asks for {world} processes ({given}) without {' and '.join(missing)}: {fix}")
@@ -126,7 +126,7 @@ def as_launched(config: Config) -> Config:
         logger.info("--use_fsdp is taken as --train.fsdp true; Accelerate's other FSDP settings are not read")
         config = replace(config, train=replace(config.train, fsdp=True))
     if config.train.fsdp and config.train.precision == "fp16":
-        raise UserError("train.fsdp does not go with train.precision fp16, whose scaler knows whole gradients only: use bf16")
+        raise UserError("train.fsdp does not work with train.precision fp16, whose scaler needs whole gradients: use bf16")
     return config
 
 

@@ -90,7 +90,7 @@ class LiveEvaluation:
                 logger.warning(f"{evaluator.name} of {evaluator.label}: not evaluated: {error}")
                 continue
             if not found.metrics:
-                raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} has no numbers to follow; remove its `every`")
+                raise UserError(f"evaluate: {evaluator.name} of {evaluator.label} gives no scores; remove its `every`")
             self._require_new(found, report)
             report += found
             ran.append(evaluator)

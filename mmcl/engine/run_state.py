@@ -23,7 +23,7 @@ class ScalerState:
     def __post_init__(self) -> None:
         scales = self.scale > 0 and self.growth_factor > 1 > self.backoff_factor > 0
         if not (scales and 0 <= self._growth_tracker <= self.growth_interval < 2**31):
-            raise UserError("state.scaler has numbers by which no loss is scaled")
+            raise UserError("state.scaler has values that no loss scaler can have")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class RunState:
 
     def __post_init__(self) -> None:
         if not 0 <= self.bad_run <= self.bad <= self.seen or self.skipped < 0:
-            raise UserError("state counts samples or steps that cannot be")
+            raise UserError("state has impossible counts of samples or steps")
 
 
 def read_run_state(checkpoint: Checkpoint) -> RunState:

@@ -28,7 +28,7 @@ class _Pixels:
     has_text = False
 
     def encode_text(self, texts: object, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        raise NotImplementedError("pixels know no texts")
+        raise NotImplementedError("pixels cannot embed texts")
 
 
 class RawPixels(_Pixels):

@@ -212,7 +212,7 @@ class _FileMetadata:
 
     def __post_init__(self) -> None:
         if self.logit_scale is not None and self.logit_scale <= 0:
-            raise UserError(f"logit_scale is {self.logit_scale}: it is above 0")
+            raise UserError(f"logit_scale is {self.logit_scale}: it must be above 0")
 
 
 class _File:
@@ -220,7 +220,7 @@ class _File:
 
     def __init__(self, path: Path):
         if not path.is_file() or path.suffix != ".parquet":
-            raise UserError(f"{path}: no such .parquet file of embeddings, which is what evaluators read")
+            raise UserError(f"{path}: no such file; evaluators read embeddings from a .parquet file")
         table = read_table(path)
         missing = [column for column in ("kind", "embedding") if column not in table.column_names]
         if missing or len(table) == 0:

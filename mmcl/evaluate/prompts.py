@@ -85,7 +85,7 @@ def check_class_names(class_names: Sequence[str]) -> None:
         raise UserError(f"class name {blank[0]} is empty; give every class a name")
     double = [name for number, name in enumerate(class_names) if name in class_names[:number]]
     if double:
-        raise UserError(f"class name {double[0]!r} is there twice; give each class once")
+        raise UserError(f"class name {double[0]!r} is given twice; give each class once")
 
 
 def _sentences(name: str, templates: Templates) -> list[str]:

@@ -127,7 +127,7 @@ def _leaves(array: pa.Array) -> Iterator[pa.DictionaryArray]:
 
 def _too_much(path: Path, size: int, limit: int) -> UserError:
     if size < 0:
-        return UserError(f"{path}: is damaged: the numbers in its footer cannot be; write it again")
+        return UserError(f"{path}: is damaged: its footer has impossible numbers; write it again")
     return UserError(
         f"{path}: {path.stat().st_size / 1e6:,.1f} MB unpack to more than {size / 1e9:,.1f} GB, and at most {limit / 1e9:,.1f} "
         "are read; if that is what you mean, write it as several files"

@@ -91,7 +91,7 @@ class RemoteFile:
         if info["type"] == "directory":
             raise UserError(f'{url}: is a folder; name its files, as in "{url.rstrip("/")}/{{00000..00099}}.tar"')
         if info["size"] is None:
-            raise UserError(f"{url}: the server states no size; download it")
+            raise UserError(f"{url}: the server does not report the size; download it")
         if info["size"] < 0:
             raise UserError(f"{url}: the server states a size of {info['size']} bytes; download it")
         version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
@@ -177,7 +177,7 @@ class RemoteFile:
             return with_retries(lambda: self._request(offset, size), self.path)
         except web.NoRangesError:
             raise web.NoRangesError(
-                f"{self.path}: the server gives no parts of files (HTTP ranges), and there is no whole copy in "
+                f"{self.path}: the server does not support HTTP ranges, and there is no complete copy in "
                 f"{self.copies.folder}: raise `cache_gb` above the size of all files, or download them"
             ) from None
 

@@ -52,7 +52,7 @@ def find_matches(pattern: str) -> list[str]:
     """Returns the URLs that match a pattern with *; may be empty. Raises UserError if the server does not list its files."""
     scheme = urlsplit(pattern).scheme
     if scheme in ("http", "https"):
-        raise UserError(f'{pattern}: a web server lists no files; name them, as in "{{00000..00099}}.tar"')
+        raise UserError(f'{pattern}: a web server does not list files; name them, as in "{{00000..00099}}.tar"')
     return [f"{scheme}://{name}" for name in with_retries(lambda: filesystem(scheme).glob(pattern), pattern)]
 
 

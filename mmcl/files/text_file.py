@@ -39,7 +39,7 @@ def find_encoding(path: Path, given: str | None) -> str:
         name = codecs.lookup(given).name
         "".encode(name)
     except LookupError:
-        raise UserError(f"{path}: no encoding {given!r}; give one that Python knows, such as cp1252 or gbk") from None
+        raise UserError(f"{path}: unknown encoding {given!r}; give one that Python supports, such as cp1252 or gbk") from None
     return UTF8 if name == "utf-8" else name
 
 

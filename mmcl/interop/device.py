@@ -32,5 +32,5 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, TypeError):
         raise UserError(f"device {str(device)!r} is unknown; this machine has {here}") from None
     if (found.index or 0) >= counts.get(found.type, 2**63):
-        raise UserError(f"device {str(device)!r} is not there; this machine has {here}")
+        raise UserError(f"device {str(device)!r} is not available; this machine has {here}")
     return found

@@ -61,9 +61,7 @@ class Method(nn.Module):
                 raise UserError(f"{type(self).__name__} needs the {needed} tower: add `{needed}:` to the configuration")
         for name in towers:
             if name not in self.views.values():
-                raise UserError(
-                    f"{type(self).__name__} has no use for the {name} tower: remove `{name}:` from the configuration"
-                )
+                raise UserError(f"{type(self).__name__} does not use the {name} tower: remove `{name}:` from the configuration")
         widths = {name: towers[name].embed_dim for name in towers}
         if len(set(widths.values())) > 1:
             raise UserError(f"the towers' embeddings differ in width: {widths}; set the same embed_dim in both heads")

@@ -70,7 +70,7 @@ def _method_class(config: Config) -> type[Method]:
     """Return the class of a run's method. Raises UserError if a plug-in's class is not a `Method`."""
     found: Any = METHODS[config.method.name]
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"method {config.method.name!r} is no subclass of mmcl.methods.method.Method: derive it from that")
+        raise UserError(f"method {config.method.name!r} is not a subclass of mmcl.methods.method.Method: derive it from that")
     return found
 
 
@@ -78,7 +78,7 @@ def _teacher(config: Config, towers: nn.ModuleDict) -> list[Any]:
     """Return a method's arguments after the towers: [teacher's image tower or None] if it takes one, else []."""
     if not _method_class(config).takes_teacher:
         if config.teacher is not None:
-            raise UserError(f"method {config.method.name} has no use for a teacher: remove `teacher`")
+            raise UserError(f"method {config.method.name} does not use a teacher: remove `teacher`")
         return []
     if config.teacher is None:
         return [None]

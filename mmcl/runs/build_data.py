@@ -65,7 +65,7 @@ def _require_captions(sources: Mapping[str, Source]) -> None:
 def _captioned(sources: Mapping[str, Source], templates: Sequence[str]) -> dict[str, Source]:
     """Add captions by class to sources without captions. Raises UserError if all have captions, or one has no labels."""
     if all(has_captions(source) for source in sources.values()):
-        raise UserError("data.templates has no use: the training data have captions of their own; remove it")
+        raise UserError("data.templates is not used: the training data have captions of their own; remove it")
     return {where: source if has_captions(source) else LabelCaptions(source, templates) for where, source in sources.items()}
 
 
@@ -116,7 +116,7 @@ def check_data(config: Config, method: Method, source: Source) -> None:
             no view of texts. The message names the method.
     """
     if config.data.caption_weights is not None and "text" not in method.views.values():
-        raise UserError(f"data.caption_weights has no use: method {config.method.name} shows no captions; remove it")
+        raise UserError(f"data.caption_weights is not used: method {config.method.name} reads no captions; remove it")
     if method.positives == "labels":
         classes = int(required_labels(source, f"method {config.method.name}").max()) + 1
         if method.classes is not None and classes > method.classes:

@@ -159,7 +159,7 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
     )
     given = ", ".join(f"'{name}': MODULE" for name in model.towers if model.towers[name].spec.encoder == GIVEN)  # type: ignore[union-attr]
     if given:
-        logger.info(f"no name builds this model again: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
+        logger.info(f"this model cannot be rebuilt by name: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
         return Report()
     report = evaluate_trained(config, model, plan.tasks)
@@ -183,7 +183,7 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, result: FitRe
     exported: dict[str, Any] = {"export": "last", "steps": result.step}
     if config.train.export == "best":
         if best.step is None or best.value is None:
-            logger.warning("no score was a number, so that the last weights are exported")
+            logger.warning("no score was finite, so the last weights are exported")
         else:
             exported = {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
     if config.train.fsdp or exported["steps"] != result.step:

@@ -124,7 +124,7 @@ def evaluate_in_turn(
 def _read(file: Path) -> Suite:
     file = find_config(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such suite; shipped ones go by name, such as eval/emoji, which `mmcl config` prints")
+        raise UserError(f"{file}: no such suite; shipped ones have names, such as eval/emoji, which `mmcl config` prints")
     suite = read_as(Suite, file)
     for number, evaluator in enumerate(suite.evaluate):
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")

@@ -67,7 +67,7 @@ def _about_batch(plan: Plan) -> list[str]:
     if fitting < size:
         found.append(f"train.batch_size {size} is larger than the {len(source)} training samples; using {fitting}")
     if fitting % processes:
-        found.append(f"train.batch_size {fitting} is no multiple of {processes} processes, and training will refuse it")
+        found.append(f"train.batch_size {fitting} is not a multiple of {processes} processes, and training will refuse it")
     in_pieces = micro is not None and micro < fitting // processes
     if micro is not None and not in_pieces:
         found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")

@@ -30,7 +30,7 @@ def check_augmentation(augmentation: str | type[Augmentation], args: Mapping[str
     """
     factory: Any = AUGMENTATIONS[augmentation] if isinstance(augmentation, str) else augmentation
     operation = factory(**small_args(factory, args))
-    require(isinstance(operation, Augmentation), f"{factory.__name__} is no subclass of Augmentation")
+    require(isinstance(operation, Augmentation), f"{factory.__name__} is not a subclass of Augmentation")
     for check in AUGMENTATION_CHECKS.values():
         check(operation)
 

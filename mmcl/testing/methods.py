@@ -118,7 +118,7 @@ def check_gradients(entry: Entry) -> None:
     idle = [key for key, p in method.named_parameters() if p.grad is None or not p.grad.any()]
     frozen = [key for key, p in method.named_parameters() if not p.requires_grad]
     require(idle == frozen, f"{sorted(set(idle) ^ set(frozen))}: learns nothing, or is frozen and learns")
-    require(all("teacher" in key for key in idle), f"of {idle} some are no teacher's, and learn nothing")
+    require(all("teacher" in key for key in idle), f"of {idle}, some are not a teacher's and get no gradient")
 
 
 def check_learning(entry: Entry) -> None:
@@ -140,7 +140,7 @@ def check_resume(entry: Entry) -> None:
     for step in range(4, 7):
         loss = train_step(whole, optimiser, toy_batch(whole, 8))
         same = torch.equal(train_step(resumed, resumed_optimiser, toy_batch(resumed, 8)), loss)
-        require(same, f"the loss of step {step} is another one after a resume: some state is no buffer or parameter")
+        require(same, f"the loss of step {step} differs after a resume: some state is neither a buffer nor a parameter")
     moved = _moved(whole.state_dict(), resumed)
     require(not moved, f"{sorted(moved)} differ after a resume")
 

@@ -52,11 +52,11 @@ def _check_sample(source: Source, index: int) -> None:
     if sample.image is not None:
         decode(sample.image, name=sample.name)
     texts = (*sample.captions, *sample.positives, *sample.negatives)
-    require(all(isinstance(text, str) for text in texts), f"{sample.name}: a text is no str")
+    require(all(isinstance(text, str) for text in texts), f"{sample.name}: a text is not a str")
     if sample.label is not None:
         classes = len(source.class_names or ())
         fine = type(sample.label) is int and 0 <= sample.label < (classes or 2**62)
-        require(fine, f"{sample.name}: the label {sample.label!r} is no int from 0 to below {classes}")
+        require(fine, f"{sample.name}: the label {sample.label!r} is not an int from 0 to below {classes}")
 
 
 def check_end(open_again: Open) -> None:
@@ -66,7 +66,7 @@ def check_end(open_again: Open) -> None:
         source[len(source)]
     except IndexError:
         return
-    raise AssertionError("a sample beyond the last one is no IndexError")
+    raise AssertionError("a sample beyond the last one raises no IndexError")
 
 
 def check_captions(open_again: Open) -> None:
@@ -88,7 +88,7 @@ def check_labels(open_again: Open) -> None:
     else:
         require(source.labels.dtype == np.int64 and source.labels.tolist() == own, "labels are not those of the samples")
     if source.ids is not None:
-        require(source.ids.dtype == np.int64 and len(source.ids) == len(source), "ids are no int64 for each sample")
+        require(source.ids.dtype == np.int64 and len(source.ids) == len(source), "ids are not int64, one for each sample")
 
 
 def check_fingerprint(open_again: Open) -> None:

@@ -236,7 +236,7 @@ def main() -> None:
         return
     for case in arguments.cases:
         if not re.fullmatch(rf"({'|'.join(CASES)}) \d+x\d+x\d+", case):
-            parser.error(f"{case!r} is no case; write it like {', '.join(map(repr, USUAL))}")
+            parser.error(f"{case!r} is not a case; write it like {', '.join(map(repr, USUAL))}")
     cases = (as_case(case, arguments.memory) for case in [*arguments.cases, *(LARGE if arguments.large else [])])
     table = compare(cases, arguments, ["--repeats", str(arguments.repeats)], require_equal)
     write_json(arguments.json, "evaluate", table)

@@ -32,7 +32,7 @@ class Population:
     Attributes:
         name: how it differs from the others of the statistic.
         draw: a generator and a number of rows to the estimate of one test set and the truth.
-        spread: of one row, variance / range^2; infinite where the interval knows no bounds.
+        spread: of one row, variance / range^2; infinite for an interval of unbounded outcomes.
         has_ties: many rows are equal.
     """
 

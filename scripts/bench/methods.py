@@ -76,7 +76,7 @@ def once(result: Path, command: list[str], compute: Callable[[], Any]) -> Any:
     if result.exists():
         found = json.loads(result.read_text())
         if found["settings"] != settings:
-            raise SystemExit(f"methods: {result.parent} is of other settings; remove it, or give another --runs")
+            raise SystemExit(f"methods: {result.parent} was made with other settings; remove it, or give another --runs")
         return found["value"]
     value = compute()
     result.parent.mkdir(parents=True, exist_ok=True)

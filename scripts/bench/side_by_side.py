@@ -57,7 +57,7 @@ def compare(
     Args:
         cases: what is measured.
         arguments: those of `add_arguments`.
-        flags: what else the measuring process is told.
+        flags: further flags of the measuring process.
         check: raises SystemExit where the sides of a case did not do the same.
     """
     print(f"{'case':<28} {'measure':<12} {'mmcl':>10} {'peer':>10} {'unit':<4} {'ratio':>7}")
@@ -90,7 +90,7 @@ def measure_sides(case: Case, rounds: int, flags: Sequence[str]) -> tuple[Sides,
 
 
 def in_own_process(case: str, side: str, flags: Sequence[str]) -> dict[str, Any]:
-    """What this script prints in its last line when it is told to measure one side."""
+    """The last line of output of this script when it measures one side."""
     command = [sys.executable, sys.argv[0], "--cases", case, "--side", side, *flags]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     *told, last = finished.stdout.splitlines()

@@ -166,12 +166,12 @@ def cost_of_safety(folder: Path, steps: int = 12) -> list[Row]:
     spent: dict[str, float] = {}
 
     def timed(owner: Any, name: str, key: str) -> None:
-        honest: Callable[..., Any] = getattr(owner, name)
+        original: Callable[..., Any] = getattr(owner, name)
 
         def timing(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             try:
-                return honest(*args, **kwargs)
+                return original(*args, **kwargs)
             finally:
                 spent[key] = spent.get(key, 0.0) + time.perf_counter() - began
 

@@ -243,7 +243,7 @@ def test_zooming_enlarges_the_images_and_dragging_moves_the_map(browser: Browser
     browser.wait(f"view.zoom > {before[0]} && imageSide() > {before[1]}")
     pointer(browser).drag_and_drop_by_offset(canvas, 120, 40).perform()
     assert browser.run("return view.x") < before[2]
-    assert not browser.run("return pinned"), "a drag is no click"
+    assert not browser.run("return pinned"), "a drag is not a click"
     browser.find("#whole").click()
     assert browser.run("return [view.zoom, view.x, view.y]") == [1, 0.5, 0.5]
     browser.find("#in").click()

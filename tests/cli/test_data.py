@@ -122,7 +122,7 @@ def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 class TestAsAModelSees:
-    """Data are looked at with the channels and the intensity of a run: what a run reads is no finding."""
+    """Data are looked at with the channels and the intensity of a run: what a run can read is not a finding."""
 
     @pytest.fixture
     def images(self, tmp_path: Path) -> Path:

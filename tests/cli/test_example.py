@@ -1,4 +1,4 @@
-"""`mmcl example`: folders of images that other commands read without a word, of a vendor that the default run never sees."""
+"""`mmcl example`: folders of images that other commands read without a warning, of a vendor that the default run never sees."""
 
 from __future__ import annotations
 

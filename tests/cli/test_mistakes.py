@@ -15,7 +15,7 @@ from mmcl.config import load_config
 from mmcl.runs.run import train
 from tests.engine.tiny import YAML, make_folder
 
-# Words of the command line, and a pattern of what is said. The folder has: photos/ without captions, labelled/ with a folder
+# Words of the command line, and a pattern of the message. The folder has: photos/ without captions, labelled/ with a folder
 # for each class, squares/ with captions, broken/ with no readable image, empty/, runs/a, and runs/unfinished without a model.
 SETTINGS = {
     "train --lr 1e-3": r"--lr: unknown setting; did you mean --optim\.lr\?",
@@ -32,12 +32,12 @@ SETTINGS = {
     "train --train.steps 5 -lr 1e-3": r"-lr: settings begin with two dashes",
     "train tiny.yaml squares": r"unexpected 'squares': mmcl train takes \[CONFIG\]; settings are flags",
     "train clip_emojii": r"unknown configuration 'clip_emojii'; did you mean 'clip_emoji' .*mmcl list configs",
-    "train frog": r"unknown configuration 'frog'; the shipped ones go by name: `mmcl list configs`",
+    "train frog": r"unknown configuration 'frog'; shipped ones have names: `mmcl list configs`",
     "train tini.yaml": r"there is no configuration tini\.yaml; did you mean tiny\.yaml\?",
     "train photos/": r"photos is a folder, .*mmcl train clip_finetune --data\.train\.path photos",
     "train runs/a": r"runs/a is a run directory; its configuration is runs/a/config\.yaml, and --resume",
     "train .": r"\. is a folder; give one of its configurations, such as",
-    "train captions.txt": r"captions\.txt must hold a mapping of settings",
+    "train captions.txt": r"captions\.txt must contain a mapping of settings",
     "train --data.train.path photos/": r"add --data\.train\.name auto .*clip_finetune",
     "train clip_finetune --init runs/a": r"--data\.train\.path photos/ to train on it",
     "train tiny.yaml --data.train.path nowhere": r"nowhere: no such file or folder",
@@ -88,14 +88,14 @@ MODELS = {
     "eval Retrieval --model runs/a --data squares": r"did you mean 'retrieval'\?",
     "eval knn --modell runs/a": r"unknown flag --modell: did you mean --model\?",
     "eval knn -model runs/a": r"unknown flag -model: did you mean --model\?",
-    "eval knn runs/a --data labelled": r"unexpected 'runs/a': .* takes no words; the rest are flags: --model, --data",
+    "eval knn runs/a --data labelled": r"unexpected 'runs/a': .* takes no positional arguments; the rest are flags: --model,",
     "embed photos runs/a --out e.parquet": r"unexpected 'runs/a': mmcl embed takes DATA; the rest are flags: --model",
     "eval knn --labels a b": r"unknown flag --labels.*\(see mmcl eval knn --help\)",
     "eval retrieval --model runs/a --data photos": r"no sample has a caption",
     "eval runs/none": r"runs/none: neither a run nor a model folder",
     "eval runs/unfinished": r"it is not finished: .*--run_dir runs/unfinished --resume",
     "eval photos": r"photos: neither a run nor a model folder",
-    "eval suite cats.yaml --models runs/a": r"no such suite; shipped ones go by name, such as eval/emoji",
+    "eval suite cats.yaml --models runs/a": r"no such suite; shipped ones have names, such as eval/emoji",
     "eval suite eval/emogi --models runs/a": r"did you mean 'eval/emoji'",
     "eval zero-shot --model runs/a --data photos": r"has no label|no class names",
     "search 'a cat' --images photos": r"'a cat' was taken for the model, and there is nothing to look for: mmcl search",

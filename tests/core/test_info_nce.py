@@ -260,7 +260,7 @@ def test_every_option_has_an_exact_gradient(rng: torch.Generator, options: dict[
 
 
 def test_keys_without_gradient_need_none(rng: torch.Generator) -> None:
-    """A queue: the gradient of the queries is the same, whether or not the keys want theirs."""
+    """A queue: the gradient of the queries is the same, whether or not the keys need theirs."""
     rows = case(rng)
     found = []
     for wanted in (False, True):

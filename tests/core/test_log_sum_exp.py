@@ -134,7 +134,7 @@ def test_non_finite_values_propagate(rng: torch.Generator) -> None:
 
 
 def test_a_sum_of_no_pairs_is_minus_infinity_with_zero_gradient(rng: torch.Generator) -> None:
-    """One query against itself: there is no pair in either direction."""
+    """One query against itself: no pair in either direction."""
     z = torch.randn(1, 3, generator=rng).requires_grad_()
     zero = torch.zeros(1, dtype=torch.int64)
     for tile in (None, (1, 1)):

@@ -17,7 +17,7 @@ class Server(ThreadingHTTPServer):
         ranges: whether parts of files are given.
         etags: whether answers have an ETag; else they have a time.
         drop: how many of the next answers with content end in its middle.
-        drop_every: every so many requests, one such answer; 0 is none.
+        drop_every: one such answer every this many requests; 0 for none.
         refuse: how many of the next requests are answered with 503.
         log: (method, path, Range) of every request.
     """

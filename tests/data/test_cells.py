@@ -16,7 +16,7 @@ from tests.narrow import present
 
 
 class TestSecondLabels:
-    """An image with two labels keeps the first, and that there is another is said."""
+    """An image with two labels keeps the first and reports the other."""
 
     ROWS = (("a.png", ""), ("b.png", "dog"), ("a.png", "cat"), ("b.png", "cat"), ("a.png", "cat"))
 

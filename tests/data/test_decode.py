@@ -205,7 +205,7 @@ def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
 
 BOMB = zlib.compress(bytes(3_000_000))
 RUBBISH = {
-    "EXIF that is none": chunk(b"eXIf", bytes([0, 8, 0, 2, 1, 0x12, 0, 3])),
+    "invalid EXIF": chunk(b"eXIf", bytes([0, 8, 0, 2, 1, 0x12, 0, 3])),
     "EXIF that is cut": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x05"),
     "checksum of a text": chunk(b"tEXt", b"a\0b", 1),
     "checksum of EXIF": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", 1),

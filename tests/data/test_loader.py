@@ -256,7 +256,7 @@ class TestBadSamples:
         bad = bad_samples(30)
         budget.add(bad[:10], range(10), seen=100)  # 10 % of 100, but within the grace of 1,000.
         budget.add([], [], seen=3000)
-        budget.add(bad[:25], range(20), seen=100)  # Some replacements were bad too: these rows are no more for it.
+        budget.add(bad[:25], range(20), seen=100)  # Some replacements were bad too: they are not counted as further rows.
         with pytest.raises(UserError, match="33 of 3203 samples could not be used") as error:
             budget.add(bad[27:], range(3), seen=3)
         assert [f"toy/{i}:" in str(error.value) for i in range(30)] == [i < 10 for i in range(30)], "the first ten"

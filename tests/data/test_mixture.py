@@ -135,7 +135,7 @@ class TestSamples:
         ids = present(source.ids).tolist()
         assert ids[0] == ids[1]
         assert len({ids[0], ids[2], ids[3]}) == 3, (
-            "its own part says that 5 and 6 are different, and the others do not know which"
+            "its own part says that 5 and 6 differ, so the caption does not identify one of them"
         )
         assert len(set(ids[3:])) == 1
 

@@ -54,7 +54,7 @@ class TestUrls:
             assert not is_url(path)
         for scheme in ("http", "https", "s3", "gs", "hf"):
             assert is_url(f"{scheme}://place/a.tar")
-        assert is_url("hf://datasets/someone/something@main/a.tar"), "a revision is no user"
+        assert is_url("hf://datasets/someone/something@main/a.tar"), "a revision is not a user"
 
     @pytest.mark.parametrize(
         ("path", "message"),
@@ -143,7 +143,7 @@ class TestFiles:
     def test_a_file_that_changes_while_it_is_copied_is_not_kept(
         self, server: Server, copies: Copies, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        server.ranges = False  # so that nothing but the whole is asked for, without a condition
+        server.ranges = False  # so that only the whole file is requested, without a condition
         monkeypatch.setattr(remote, "PIECE", 300)
         file = RemoteFile.find(write(server, "a", content()), copies)
         write(server, "a", content()[::-1])

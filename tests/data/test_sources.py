@@ -355,7 +355,7 @@ class TestTorchvision:
             assert (source[index].problem is None) == (index != bad)
         with pytest.raises(UserError, match=f"ImageFolder, row {bad}: cannot be read: cannot identify image file"):
             source[bad].check()
-        assert present(source.labels).tolist() == [0, 0, 1], "the list in memory knows them"
+        assert present(source.labels).tolist() == [0, 0, 1], "labels come from the list in memory"
 
     @pytest.mark.parametrize("place", ["MNIST/raw", "mnist/MNIST/raw"])
     def test_a_copy_is_found(self, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

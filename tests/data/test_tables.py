@@ -147,7 +147,7 @@ class TestRows:
             (
                 "a.jsonl",
                 '{"text": "a"}\n\n' + '{"text": "b", "text": "c"}\n' * 2,
-                "line 3 is not JSON: the key 'text' stands twice",
+                "line 3 is not JSON: the key 'text' occurs twice",
             ),
             ("a.jsonl", '{"text": "a"}\n' + '{"text": "b"} {"text": "c"}\n' * 2, "line 2 is not JSON: Extra data"),
             ("a.jsonl", '{"text": "a"}\n[1]\n{"text": "b"', "line 2 must be an object"),
@@ -212,8 +212,8 @@ class TestEncodings:
         path = write(tmp_path / "a.csv", b"caption\nx\ncaf\xff\xff\n")
         for encoding, message in (
             ("ascii", "line 3: is not ascii"),
-            ("hex", "no encoding 'hex'"),
-            ("cp99", "no encoding 'cp99'"),
+            ("hex", "unknown encoding 'hex'"),
+            ("cp99", "unknown encoding 'cp99'"),
         ):
             with pytest.raises(UserError, match=message):
                 opened(path, encoding=encoding)

@@ -174,7 +174,7 @@ class TestFaults:
             ([("a.json", b"{")], r"its \.json cannot be read: Expecting"),
             ([("a.json", b"[" * 100_000)], r"its \.json cannot be read"),
             ([("a.json", b'{"caption": "\\ud800"}')], r"its \.json cannot be read: .*surrogates"),
-            ([("a.json", b"[1]")], "it is no object"),
+            ([("a.json", b"[1]")], "it is not an object"),
             ([("a.json", b'{"caption": [{"a": 1}]}')], "a caption is of type dict, not a text"),
             ([("a.cls", b"cat")], "'cat' is not a class number"),
             ([("a.txt", b"x" * (2**20 + 1))], "more than the limit"),

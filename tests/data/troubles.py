@@ -23,7 +23,7 @@ def noise(kind: str, **how: object) -> bytes:
 
 
 def png(width: int, height: int) -> bytes:
-    """A file whose header promises so many pixels."""
+    """A file whose header states this number of pixels."""
     parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"0")), (b"IEND", b""))
     chunks = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
@@ -60,7 +60,7 @@ BAD_IMAGES = {
 
 
 def write_bad_files(folder: Path) -> list[str]:
-    """`BAD_IMAGES`, and things that are called like images and are no files. Returns all names."""
+    """`BAD_IMAGES`, and folders and pipes with names of images. Returns all names."""
     for name, content in BAD_IMAGES.items():
         (folder / name).write_bytes(content)
     (folder / "lost.jpg").symlink_to("nowhere.jpg")

@@ -46,7 +46,7 @@ class Learned(nn.Module):
 
 
 class Model(nn.Module):
-    """Encoder and loss in one module, as DDP wants it."""
+    """Encoder and loss in one module, as DDP requires."""
 
     def __init__(self, name: str, loss: Any):
         super().__init__()

@@ -176,7 +176,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
 
 def test_uneven_evaluation_and_what_a_process_holds() -> None:
     """Processes that encode different numbers of texts do not wait for each other; the rows are those of the whole model,
-    which has the running statistics of the first process everywhere; training goes on afterwards."""
+    which has the running statistics of the first process everywhere; training continues afterwards."""
     found = run_processes(3, used)
     method = text_method()
     size = sum(p.numel() for p in method.parameters())

@@ -59,11 +59,11 @@ def alone() -> dict[str, tuple[float | None, int]]:
 def together(rank: int, world: int) -> dict[str, Any]:
     found: dict[str, Any] = {"encoded": {"encode_image": [], "encode_text": []}}
     for name, sizes in found["encoded"].items():
-        honest = getattr(Model, name)
+        original = getattr(Model, name)
 
-        def counting(self: Model, items: Any, honest: Any = honest, sizes: list[int] = sizes, **options: Any) -> Any:
+        def counting(self: Model, items: Any, original: Any = original, sizes: list[int] = sizes, **options: Any) -> Any:
             sizes.append(len(items))
-            return honest(self, items, **options)
+            return original(self, items, **options)
 
         setattr(Model, name, counting)
     data = task()

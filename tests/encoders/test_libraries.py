@@ -337,7 +337,7 @@ def test_missing_weights_are_an_error(tmp_path: Path) -> None:
             IMAGE_ENCODERS,
             "open_clip",
             {"config": {"embed_dim": 8, "vision_cfg": {"depth": 3}}},
-            "vision_cfg describes no tower",
+            "vision_cfg does not describe a tower",
         ),
         (IMAGE_ENCODERS, "timm", {"name": "test_vit", "pretrained": "nowhere.pt"}, "nowhere.pt: no such file"),
         (IMAGE_ENCODERS, "transformers", {}, "either name"),

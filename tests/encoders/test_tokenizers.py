@@ -114,7 +114,7 @@ def test_saved_and_loaded_is_the_same(which: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "no valid JSON"), ("[]", "JSON object"), ("{}", "format version"), ('{"format_version": 1}', "damaged")],
+    [("{", "not valid JSON"), ("[]", "JSON object"), ("{}", "format version"), ('{"format_version": 1}', "damaged")],
 )
 def test_a_damaged_file_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_one_clear_error(content: str, message: str, tmp_path:
 def test_a_cut_file_is_one_clear_error(tmp_path: Path) -> None:
     content = json.dumps(CLIP.to_json())
     (tmp_path / "tokenizer.json").write_text(content[: len(content) // 2])
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 

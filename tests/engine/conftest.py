@@ -17,11 +17,11 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(checks, "check_views", lambda config, method, views: None)
     seen = {"image": 0, "text": 0}
     for kind, encoder in (("image", SmallCNN), ("text", SmallText)):
-        honest = encoder.forward
+        original = encoder.forward
 
-        def counting(self: Any, inputs: Any, kind: str = kind, honest: Any = honest) -> Any:
+        def counting(self: Any, inputs: Any, kind: str = kind, original: Any = original) -> Any:
             seen[kind] += len(inputs)
-            return honest(self, inputs)
+            return original(self, inputs)
 
         monkeypatch.setattr(encoder, "forward", counting)
     return seen

@@ -110,9 +110,9 @@ def test_a_run_logs_its_geometry_and_warns_of_a_collapse(
     assert not any("verdict" in row for row in log)
     assert "collapsed" not in caplog.text
 
-    honest = Method.embed
+    original = Method.embed
     monkeypatch.setattr(
-        Method, "embed", lambda *args, **kw: {k: v * 1e-3 + v.detach()[:1] for k, v in honest(*args, **kw).items()}
+        Method, "embed", lambda *args, **kw: {k: v * 1e-3 + v.detach()[:1] for k, v in original(*args, **kw).items()}
     )
     train(dataclasses.replace(config, run_dir=str(tmp_path / "collapsed"), method=ComponentConfig(name="byol")))
     assert "collapsed" in read_log(tmp_path / "collapsed" / "metrics.jsonl")[0]["verdict"]

@@ -125,7 +125,7 @@ def test_a_comparison_shows_what_two_runs_found(tmp_path: Path) -> None:
     run = trained(config_of(bands, tmp_path), 0)
     report = Report.load(run / "report")
     found = compare(report, report, names=("a", "b"))
-    # What two steps learn may be the same for all queries: some are said to differ.
+    # After two steps the result may be the same for all queries, so some are made to differ.
     differences = tuple(
         dataclasses.replace(one, won=("thing number 1",), lost=("thing number 2",)) if one.metric == METRIC else one
         for one in found.differences

@@ -65,7 +65,7 @@ BATCH_NORM = ("--image.head", "{name: mlp, args: {embed_dim: 16}}")
 WARNINGS = [
     ((), 1, ()),
     (("--train.batch_size", "400"), 1, ("larger than the 25 training samples; using 24",)),
-    (("--train.batch_size", "13"), 2, ("13 is no multiple of 2 processes",)),
+    (("--train.batch_size", "13"), 2, ("13 is not a multiple of 2 processes",)),
     (("--train.micro_batch", "6"), 2, ("micro_batch 6 has no effect: a process has 6 pairs",)),
     (("--train.micro_batch", "5"), 2, ()),
     (BATCH_NORM, 1, ()),

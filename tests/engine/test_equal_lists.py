@@ -102,7 +102,7 @@ def test_in_a_suite(bank: Path, noise: Path, tmp_path: Path, monkeypatch: pytest
         assert found["noise"] < CHANCE
     shutil.rmtree(noise)
     shutil.copytree(bank, noise)
-    assert scores()["noise"] == 1.0, "other images at the same place are evaluated anew"
+    assert scores()["noise"] == 1.0, "other images at the same place are evaluated again"
 
 
 def at(folder: Path) -> dict[str, str]:

@@ -95,7 +95,7 @@ def test_the_run_says_that_no_name_builds_it_again(folder: Path, tmp_path: Path,
     caplog.set_level("INFO", "mmcl")
     mmcl.train(config_of(folder, tmp_path / "run", "--evaluate", "[]", "--train.steps", "1"), towers={"image": images()})
     said = caplog.text
-    assert f"no name builds this model again: mmcl.load_model('{tmp_path}/run', towers={{'image': MODULE}})" in said
+    assert f"this model cannot be rebuilt by name: mmcl.load_model('{tmp_path}/run', towers={{'image': MODULE}})" in said
     assert mmcl.load_model(tmp_path / "run", towers={"image": images()}).has_text
 
 

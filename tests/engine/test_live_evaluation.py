@@ -149,10 +149,10 @@ class TestBestCheckpoint:
     @pytest.fixture(autouse=True)
     def _script(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scores: list[float] = []
-        honest = LiveEvaluation.due
+        original = LiveEvaluation.due
 
         def due(live: LiveEvaluation, step: int) -> Any:
-            return [step] if honest(live, step) else []
+            return [step] if original(live, step) else []
 
         monkeypatch.setattr(LiveEvaluation, "due", due)
         monkeypatch.setattr(LiveEvaluation, "scores", lambda live, due: {SCORE: self.scores[due[0] // 2 - 1]})
@@ -185,7 +185,7 @@ class TestBestCheckpoint:
         assert mmcl.load_model(run_dir).provenance["steps"] == 4
 
     def test_patience(self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """The best at step 4; two that are no better; stopped after step 8, and no step is taken when it is resumed."""
+        """The best at step 4, then two that are not better; it stops after step 8 and takes no step when resumed."""
         caplog.set_level("INFO", "mmcl")
         flags = ("--train.patience", "2", "--train.export", "best")
         scores = [0.1, 0.7, 0.7, 0.3, 0.9, 0.9]
@@ -197,7 +197,7 @@ class TestBestCheckpoint:
         assert [step for step, _ in losses_of(run_dir)] == list(range(1, 9))
         assert (run_dir / "model/model.safetensors").read_bytes() == first
         self.run(folder, run_dir, scores, "--train.patience", "9", "--train.export", "best", "--resume")
-        assert mmcl.load_model(run_dir).provenance["steps"] == 10, "with more patience it goes on"
+        assert mmcl.load_model(run_dir).provenance["steps"] == 10, "with more patience it continues"
 
     def test_it_is_remembered_through_a_resume(self, folder: Path, tmp_path: Path) -> None:
         """Cut short after step 6, while the best is that of step 2; the last evaluation is worse than it and better than

@@ -26,7 +26,7 @@ from mmcl.types import Batch
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """A clock that only moves when it is advanced."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 0.0

@@ -137,13 +137,13 @@ def test_other_threads_and_versions_are_listed(
     started: Started, tmp_path: Path, saved: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     started(saved=saved)
-    honest = metadata.version
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1" if name == "numpy" else honest(name))
+    original = metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1" if name == "numpy" else original(name))
     caplog.set_level("INFO", "mmcl")
     train(configured(tmp_path, "--resume", "--train.threads", "2"))
     said = caplog.text
     assert "changed on resume: threads: 1 -> 2\n" in said
-    assert f"changed on resume: numpy: {honest('numpy')} -> 0.0.1\n" in said
+    assert f"changed on resume: numpy: {original('numpy')} -> 0.0.1\n" in said
     assert said.count("changed on resume") == 3, "and train.threads"
 
 

@@ -142,12 +142,12 @@ def test_nothing_to_resume_is_reported(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_non_finite_loss_stops_before_the_update(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Injected at step 4: the error names step and samples; the checkpoint of step 3 is what an honest run has there."""
-    run_dir, calls, honest = tmp_path / "nan", [], CLIP.loss
+    """Injected at step 4: the error names step and samples; the checkpoint of step 3 is the same as in an undisturbed run."""
+    run_dir, calls, original = tmp_path / "nan", [], CLIP.loss
 
     def poisoned(self: CLIP, embeddings: Any, batch: Any) -> LossOutput:
         calls.append(1)
-        output = honest(self, embeddings, batch)
+        output = original(self, embeddings, batch)
         return LossOutput(output.loss * (float("nan") if len(calls) == 4 else 1))
 
     monkeypatch.setattr(CLIP, "loss", poisoned)
@@ -341,7 +341,7 @@ def test_a_launch_with_fsdp_is_train_fsdp(folder: Path, tmp_path: Path, monkeypa
 
 
 def test_spread_weights_do_not_go_with_fp16(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.fsdp does not go with train\.precision fp16"):
+    with pytest.raises(UserError, match=r"train\.fsdp does not work with train\.precision fp16"):
         train(tiny_config(folder, tmp_path / "run", "--train.fsdp", "true", "--train.precision", "fp16"))
 
 

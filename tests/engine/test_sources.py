@@ -110,7 +110,7 @@ def test_labels_teach_through_templates(tmp_path: Path) -> None:
 
 
 def test_templates_without_use(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.templates has no use"):
+    with pytest.raises(UserError, match=r"data\.templates is not used"):
         train(configuration(tmp_path, "a", f"train: {{path: {folder}}}, templates: {TEMPLATES}"))
     with pytest.raises(UserError, match="needs one"):
         train(configuration(tmp_path, "a", "train: {name: digits}, templates: [a digit]"))
@@ -133,7 +133,7 @@ def test_captions_by_weight(folder: Path, tmp_path: Path) -> None:
     train(configuration(tmp_path, "weighted", data))
     with pytest.raises(UserError, match=r"data\.caption_weights is .*: give null or numbers of 0 or more"):
         configuration(tmp_path, "a", data.replace("[1, 0, 3]", "[1, -1]"))
-    with pytest.raises(UserError, match=r"data\.caption_weights has no use: method clip shows no captions"):
+    with pytest.raises(UserError, match=r"data\.caption_weights is not used: method clip reads no captions"):
         check_data(configuration(tmp_path, "a", data), toy_method("simclr"), source)
 
 

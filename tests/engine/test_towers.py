@@ -90,7 +90,7 @@ def test_a_student_learns_from_a_saved_classifier(tmp_path: Path) -> None:
     saved = mmcl.load_model(teacher).towers["image"].state_dict()
     assert all(torch.equal(method.teacher.state_dict()[key], value) for key, value in saved.items())  # type: ignore[union-attr]
     train(config(tree | {"run_dir": str(tmp_path / "student")}))
-    with pytest.raises(UserError, match="method supervised has no use for a teacher"):
+    with pytest.raises(UserError, match="method supervised does not use a teacher"):
         build_method(config(classifier(encoder=SMALL) | {"teacher": teacher}))
     other = {"name": "small_cnn", "args": {"image_size": 8, "channels": 1, "feature_dim": 32}}
     with pytest.raises(UserError, match="the student of"):

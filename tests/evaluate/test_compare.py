@@ -231,7 +231,7 @@ def right() -> Report:
 def test_the_same_twice_is_exactly_zero(right: Report) -> None:
     for one in compare(right, right).differences:
         assert (one.difference, one.p) == (0, 1)
-        # Of queries that were not drawn, nobody knows.
+        # Queries that were not drawn are unknown.
         if one.low is not None:
             low, high = bounds(one)
             assert low < 0 < high

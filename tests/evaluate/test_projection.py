@@ -205,7 +205,7 @@ def test_images_shrink_until_a_page_can_hold_them(monkeypatch: pytest.MonkeyPatc
     assert sides[0] == 96
     assert sides[-1] < 96
     monkeypatch.setattr(map_page, "MAX_BYTES", 100)
-    with pytest.raises(UserError, match="a page cannot hold the images of 20 points; lower max_points"):
+    with pytest.raises(UserError, match="a page has no room for the images of 20 points; lower max_points"):
         project(unit((20, 4), 0), method="pca", images=noise).to_html()
 
 

@@ -118,12 +118,12 @@ def _samples_file(config: Config, rank: int, world: int) -> Path:
 
 
 def _record_samples(path: Path) -> None:
-    honest = Trainer._step
+    original = Trainer._step
 
     def recording(self: Trainer, step: int, batch: Any) -> Any:
         with path.open("a") as file:
             file.write(json.dumps({"step": step, "index": batch.index.tolist()}) + "\n")
-        return honest(self, step, batch)
+        return original(self, step, batch)
 
     Trainer._step = recording  # type: ignore[method-assign]
 
@@ -134,12 +134,12 @@ def before_step(number: int, strike: Callable[[Trainer], None], *, ranks: Sequen
     def fault(rank: int) -> None:
         if ranks is not None and rank not in ranks:
             return
-        honest = Trainer._step
+        original = Trainer._step
 
         def struck(self: Trainer, step: int, batch: Any) -> Any:
             if step == number:
                 strike(self)
-            return honest(self, step, batch)
+            return original(self, step, batch)
 
         Trainer._step = struck  # type: ignore[method-assign]
 
@@ -154,13 +154,13 @@ def kill_at(module: Any, name: str, call: int, *, before: bool = True) -> Callab
     """Kills the process at the n-th call of a function of the system, before it or after."""
 
     def fault() -> None:
-        honest, calls = getattr(module, name), []
+        original, calls = getattr(module, name), []
 
         def deadly(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
             if before and len(calls) == call:
                 kill()
-            result = honest(*args, **kwargs)
+            result = original(*args, **kwargs)
             if not before and len(calls) == call:
                 kill()
             return result

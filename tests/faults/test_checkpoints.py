@@ -151,13 +151,13 @@ def fill_the_disk(trainer: Any) -> None:
 
 
 def test_a_run_on_a_full_disk_stops_with_a_message(image_folder: Path, tmp_path: Path) -> None:
-    """Only the first process writes; every process says what went wrong. The run goes on when there is room."""
+    """Only the first process writes; every process says what went wrong. The run continues when there is room."""
     config = tiny_run(image_folder, tmp_path / "run")
     assert run(config, 2, before_step(4, fill_the_disk, ranks=[0])) == [2, 2]
     said = [[line for line in output(config, rank).splitlines() if "cannot be written" in line] for rank in (0, 1)]
     assert len(said[0]) == 1
     assert said[0] == said[1]
-    assert read_log(tmp_path / "run/metrics.jsonl")[-1]["step"] < STEPS, "it does not train on for nothing"
+    assert read_log(tmp_path / "run/metrics.jsonl")[-1]["step"] < STEPS, "it does not keep training without checkpoints"
     assert {path.name[:5] for path in (tmp_path / "run/checkpoints").iterdir()} == {"step-"}
     assert run(tiny_run(image_folder, tmp_path / "run", "--resume")) == [0]
 
@@ -172,9 +172,9 @@ def test_the_last_checkpoint_too_fails_everywhere(image_folder: Path, tmp_path: 
 def test_a_flipped_byte_of_the_manifest_is_seen(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, snapshot(1), keep=2)
     manifest = path / checkpoints.MANIFEST
-    honest, before = manifest.read_bytes(), verify(path).manifest
-    for position in range(len(honest)):
-        damaged = bytearray(honest)
+    original, before = manifest.read_bytes(), verify(path).manifest
+    for position in range(len(original)):
+        damaged = bytearray(original)
         damaged[position] ^= 1 << position % 7
         manifest.write_bytes(damaged)
         with suppress(UserError):
@@ -241,13 +241,13 @@ class TestBackground:
         assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
 
     def test_never_two_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        running, most, honest = [], [], checkpoints._write_files
+        running, most, original = [], [], checkpoints._write_files
 
         def slow(*args: Any) -> None:
             running.append(1)
             most.append(len(running))
             time.sleep(0.02)
-            honest(*args)
+            original(*args)
             running.pop()
 
         monkeypatch.setattr(checkpoints, "_write_files", slow)

@@ -38,12 +38,12 @@ def test_scores_of_many_processes_are_those_of_one(world: int, uninterrupted: Un
 
 
 def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
-    """The first process dies in the second evaluation: the other ends with a word, and the run goes on from that step, whose
-    checkpoint does not wait for its evaluation."""
+    """The first process dies in the second evaluation: the other ends with a message, and the run continues from that step,
+    whose checkpoint does not wait for its evaluation."""
     checkpoint = tmp_path / "run/checkpoints/step-0000006"
 
     def fault(rank: int) -> None:
-        honest, calls = LiveEvaluation._score, []
+        original, calls = LiveEvaluation._score, []
 
         def deadly(self: LiveEvaluation, *args: Any) -> dict[str, float]:
             calls.append(1)
@@ -51,7 +51,7 @@ def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, uninterrupted
                 while not checkpoint.exists():
                     time.sleep(0.01)
                 kill()
-            return honest(self, *args)
+            return original(self, *args)
 
         patch.object(LiveEvaluation, "_score", deadly).start()
 

@@ -38,22 +38,22 @@ Uninterrupted = Callable[..., Config]
 
 
 def poison_loss(trainer: Trainer) -> None:
-    """The next loss of this process is no number, though its gradient is one."""
-    honest = trainer.method.loss
+    """The next loss of this process is not finite, though its gradient is."""
+    original = trainer.method.loss
 
     def poisoned(embeddings: Any, batch: Any) -> LossOutput:
         del trainer.method.loss
-        return LossOutput(honest(embeddings, batch).loss + float("nan"))
+        return LossOutput(original(embeddings, batch).loss + float("nan"))
 
     trainer.method.loss = poisoned  # type: ignore[method-assign]
 
 
 def poison_gradient(trainer: Trainer) -> None:
     """The next gradient of this process is infinite, though its loss is not."""
-    honest = trainer._backward
+    original = trainer._backward
 
     def poisoned(step: int, batch: Any) -> Any:
-        found = honest(step, batch)
+        found = original(step, batch)
         next(trainer.method.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
         del trainer._backward
         return found
@@ -95,10 +95,10 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> list[torch.amp.GradScaler]:
 
 
 def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> None:
-    honest = Trainer._backward
+    original = Trainer._backward
 
     def poisoned(self: Trainer, step: int, batch: Any) -> Any:
-        result = honest(self, step, batch)
+        result = original(self, step, batch)
         if step in steps:
             present(next(self.method.parameters()).grad).fill_(float("nan"))
         return result
@@ -258,7 +258,7 @@ def test_the_budget_of_bad_samples_is_that_of_all_processes(image_folder: Path, 
 
 
 def test_bad_samples_in_a_row_are_counted_over_processes_and_resumes(image_folder: Path, tmp_path: Path) -> None:
-    """Of 25 images 22 are gone; one row fewer is allowed than the longest run, which goes on over a kill."""
+    """Of 25 images 22 are gone; one row fewer is allowed than the longest series, which continues over a kill."""
     folder = shutil.copytree(image_folder, tmp_path / "squares")
     wanted = np.concatenate([Order(25, 12, 0).rows(step)[1] for step in range(STEPS)])
     lengths = list(accumulate(wanted >= 3, lambda length, is_bad: (length + 1) * is_bad, initial=0))[1:]

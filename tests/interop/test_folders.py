@@ -150,7 +150,7 @@ def test_a_timm_folder_gives_timms_features(weights: str, tmp_path: Path) -> Non
 
 def test_a_timm_folder_without_weights_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": {}}))
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         load_model(f"timm:local-dir:{tmp_path}", device="cpu")
     with pytest.raises(UserError, match=rf"try timm:local-dir:{tmp_path}"):
         load_model(tmp_path, device="cpu")

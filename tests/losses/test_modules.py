@@ -120,7 +120,7 @@ def test_a_module_is_its_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_module_learns_is_in_its_state_dict(name: str) -> None:
-    """A copy that is loaded goes on as the original does."""
+    """A loaded copy continues as the original does."""
     make, given, _ = CASES[name]
     first, second = make(), make()
     for _ in range(2):

@@ -84,8 +84,8 @@ INCOMPLETE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     ),
     "a temperature below 0": (lambda z: losses.nt_xent(z, z, temperature=-0.1), "temperature is -0.1"),
     "a temperature of 0 in a tensor": (lambda z: losses.nt_xent(z, z, temperature=torch.zeros(1)), "temperature is 0.0"),
-    "a margin that is no number": (lambda z: losses.triplet_loss(z, torch.arange(4), margin=float("nan")), "margin is nan"),
-    "a weight that is no number": (lambda z: losses.vicreg_loss(z, z, variance=float("inf")), "variance is inf"),
+    "a margin that is not finite": (lambda z: losses.triplet_loss(z, torch.arange(4), margin=float("nan")), "margin is nan"),
+    "a weight that is not finite": (lambda z: losses.vicreg_loss(z, z, variance=float("inf")), "variance is inf"),
     "codes without entropy": (lambda z: losses.swav_loss(z, z, prototypes=z, epsilon=0.0), "epsilon is 0.0"),
     "a module at a temperature of 0": (lambda z: losses.ClipLoss(temperature=0.0), "temperature is 0.0"),
     "no such miner": (lambda z: losses.triplet_loss(z, torch.arange(4), miner="hard"), "miner 'hard' must be all"),  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def test_towers_that_do_not_fit_are_named() -> None:
     towers = toy_method("clip").towers
     with pytest.raises(UserError, match="CLIP needs the text tower"):
         CLIP(nn.ModuleDict({"image": towers["image"]}))
-    with pytest.raises(UserError, match="SimCLR has no use for the text tower"):
+    with pytest.raises(UserError, match="SimCLR does not use the text tower"):
         SimCLR(towers)
     of_type(LinearHead, of_type(Tower, towers["text"]).head).embed_dim = 4
     with pytest.raises(UserError, match="differ in width"):
@@ -100,7 +100,7 @@ def test_clip_with_hard_negatives_gives_every_image_more_keys_and_every_text_non
 
 
 def test_a_hard_negative_that_is_a_caption_of_the_batch_is_that_caption() -> None:
-    """(A, "x y"), (B, "y x"), each with the other's caption as its hard negative: a caption is no negative of its own image."""
+    """(A, "x y"), (B, "y x"), each with the other's caption as its hard negative, which is not a negative of its own image."""
     method = CLIP(toy_method("clip").towers, hard_negatives=True, temperature=0.01).double()
     one = torch.eye(2, dtype=torch.float64)
     rows, ids, texts = (

@@ -81,7 +81,7 @@ def trained(method: Method) -> torch.Tensor:
 
 def test_without_its_predictor_byol_collapses_and_is_called_collapsed() -> None:
     """The control run has negatives; of a collapse nothing is seen in the loss."""
-    lame = toy_method("byol", momentum=0.0)
-    lame.predictor = nn.Identity()
-    assert is_collapsed(trained(lame))
+    degenerate = toy_method("byol", momentum=0.0)
+    degenerate.predictor = nn.Identity()
+    assert is_collapsed(trained(degenerate))
     assert not is_collapsed(trained(toy_method("simclr")))

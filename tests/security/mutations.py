@@ -1,5 +1,5 @@
 """Valid files of every kind that mmcl reads, and what random damage makes of them: run with a name, a seed and a number, this
-reads so many damaged copies of each file within a limit of memory, and prints whatever is neither read nor refused."""
+reads a number of damaged copies of each file within a limit of memory, and prints whatever is neither read nor refused."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def failures(kind: str, folder: Path, seed: int, count: int) -> Iterator[str]:
     make, patterns = KINDS[kind]
     read = make(folder)
     read()
-    if sys.platform == "linux":  # where a process knows its address space, and the limit is kept
+    if sys.platform == "linux":  # where the limit of a process's address space is enforced
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
     try:

@@ -110,7 +110,7 @@ def test_remote_code_is_not_run(registry: Any, tmp_path: Path, witness: Path) ->
     )
     (tmp_path / "theirs.py").write_text(f"import os; os.system('touch {witness}')")
     given = (None,) if registry is TEXT_ENCODERS else ()
-    with pytest.raises(UserError, match=r"trust_remote_code|holds no model"):
+    with pytest.raises(UserError, match=r"trust_remote_code|has no model"):
         registry.build("transformers", {"name": str(tmp_path)}, *given)
     assert not witness.exists()
 
@@ -155,7 +155,7 @@ def test_nested_and_wrapped_weights_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[1]", "JSON object"), ("{", "no valid JSON"), ("[" * 100_000, "no valid JSON"), ('{"a": 1}', "too many")],
+    [("[1]", "JSON object"), ("{", "not valid JSON"), ("[" * 100_000, "not valid JSON"), ('{"a": 1}', "too many")],
 )
 def test_json_is_bounded(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
@@ -166,7 +166,7 @@ def test_json_is_bounded(content: str, message: str, tmp_path: Path) -> None:
 
 def test_undecodable_json_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no valid JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "a.json")
 
 

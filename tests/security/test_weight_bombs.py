@@ -23,7 +23,7 @@ from mmcl.files.untrusted import read_tensors
 
 VALUES = 40_000_000
 LIMIT = 100_000
-"""Kilobytes of memory that a refusal may take; the files below stand for 160 MB and more."""
+"""Kilobytes of memory that a refusal may take; the files below would unpack to 160 MB and more."""
 
 
 def saved(content: Any, *, packed: bool = False, **replaced: bytes) -> bytes:

@@ -91,7 +91,7 @@ def read_captions(suffix: str, raw: bytes, fields: Sequence[str] | None = None) 
 
 def _record_captions(record: Any, fields: Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(record, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     spelling = {name.lower(): name for name in reversed(record)}
     usual = [spelling[name] for name in USUAL_NAMES["caption"] if record.get(spelling.get(name, name))][:1]
     captions = tuple(text for name in (usual if fields is None else fields) for text in captions_of(record.get(name)))

@@ -69,7 +69,7 @@ def evaluate_geometry(model: CachedModel, task: Task) -> Report:
     A single image has no geometry; it is left out with a note.
     """
     if len(task.source) < 2:
-        return Report(notes=(f"{EVALUATOR}, {task.name}: nothing, as it is about pairs, and there is one image.",))
+        return Report(notes=(f"{EVALUATOR}, {task.name}: not evaluated, because it compares pairs and there is one image.",))
     samples = [task.source[index] for index in range(len(task.source))]
     captioned = [index for index, sample in enumerate(samples) if sample.captions]
     image_emb = model.images(task.source)
@@ -101,5 +101,5 @@ def _pairs(pairs: Sequence[tuple[int, int]] | np.ndarray | None, images: int, te
     if row.ndim != 2 or row.shape[1] != 2 or row.is_floating_point() or len(row) == 0:
         raise UserError(f"pairs must be integers [P, 2] with P >= 1, not {row.dtype} {list(row.shape)}")
     if bool((row < 0).any()) or bool((row >= torch.tensor([images, texts])).any()):
-        raise UserError(f"pairs names a row that is not there: there are {images} images and {texts} texts")
+        raise UserError(f"pairs names a row that does not exist: there are {images} images and {texts} texts")
     return row

@@ -269,7 +269,7 @@ def compare(
     left = sorted(
         {" ".join(key) for key in ours.keys() ^ theirs.keys()} | {" ".join(key) for key in shared if key not in paired}
     )
-    skipped = (f"Not compared, for want of rows in both: {', '.join(left)}.",) if left else ()
+    skipped = (f"Not compared, because not both have rows: {', '.join(left)}.",) if left else ()
     banks = tuple(note for what in tested for note in _about_banks(a, b, *what, names))
     weights = [{one.model_fingerprint for what in tested for one in _made(report, *what, model)} for report, model in columns]
     has_equal_weights = len(weights[0]) == 1 and weights[0] == weights[1]
@@ -316,7 +316,7 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: boo
     # The same data may be stored in another place under other names.
     named = not are_same_data and a.outcomes.names is not None and b.outcomes.names is not None
     if named and tuple(a.outcomes.names or ()) != tuple(b.outcomes.names or ()):
-        raise UserError(f"{place}: {names[0]} and {names[1]} have other queries; evaluate both on the same data")
+        raise UserError(f"{place}: {names[0]} and {names[1]} have different queries; evaluate both on the same data")
     try:
         estimate, p = paired_test(a.outcomes, b.outcomes)
     except ValueError:

@@ -17,7 +17,7 @@ GROUPS = ("best", "median", "worst")
 MOST = 10
 """Examples per group, so that no page grows heavy."""
 SAMPLED = 1000
-"""Queries among which the examples are chosen; of more, so many are drawn at random."""
+"""Queries among which the examples are chosen; if there are more, a random choice of this size."""
 _HITS = 5
 _BLOCK = 2**24
 

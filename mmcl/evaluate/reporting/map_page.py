@@ -98,7 +98,7 @@ def _in_unit_square(points_N2: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def thumbnail_side(count: int) -> int:
-    """Side in pixels of the images of a map of so many points."""
+    """Side in pixels of the images of a map with this number of points."""
     return SIZES[0 if count <= FEW else 1][0]
 
 
@@ -116,5 +116,7 @@ def _sheet(images: Sequence[Image.Image]) -> dict[str, Any]:
         if 0 < buffer.tell() <= MAX_BYTES:
             break
     else:
-        raise UserError(f"a page cannot hold the images of {len(images):,} points; lower max_points, or leave the images out")
+        raise UserError(
+            f"a page has no room for the images of {len(images):,} points; lower max_points, or leave out the images"
+        )
     return {"columns": columns, "side": side, "image": f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"}

@@ -13,7 +13,7 @@ from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.statistics import Estimate
 
 LABELED_PIXELS = "labeled pixels"
-"""The baseline that knows labels, which the model does not, so that a model that is worse may still be good."""
+"""The baseline that has seen labels, which the model has not, so a model that is worse may still be good."""
 
 BASELINES: Mapping[str, str] = MappingProxyType(
     {
@@ -182,7 +182,7 @@ def headline(metrics: Iterable[Metric], most: int = 4) -> list[list[Metric]]:
     """The scores that people quote first, at most `most`, each with the values of all its models in the order of the columns.
 
     Of each evaluator and dataset in turn the metric with the smallest cut-off, such as R@1, then the next. Metrics that are
-    better when they are smaller, ranks, shares of ties and metrics without a value are no scores in this sense.
+    better when they are smaller, ranks, shares of ties and metrics without a value do not count as scores.
 
     Example:
         >>> rows = [Metric("knn", "digits", f"knn{k}_top1", "trained", 0.9, None, None, 180) for k in (20, 1, 5)]

@@ -137,7 +137,7 @@ class WebDatasetSource(Source):
             if facts.broken:
                 yield f"{shard.path}: {facts.broken}"
             elif facts.fingerprint != shard.facts.fingerprint:
-                yield f"{shard.path}: its members differ from its index, though its size and time do not; copy it anew"
+                yield f"{shard.path}: its members differ from its index, though its size and time do not; copy it again"
 
     def _names_of_classes(self, names: list[str] | None) -> list[str] | None:
         if self.labels is None:

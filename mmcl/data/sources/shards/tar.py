@@ -68,7 +68,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
             at = content + _padded(_bounded(info.size, at))
             continue
         if info.type == tarfile.GNUTYPE_SPARSE:
-            raise BrokenTarError(f"the member at byte {at} is a sparse file, which is not read; pack it anew")
+            raise BrokenTarError(f"the member at byte {at} is a sparse file, which is not read; pack it again")
         if info.isreg():
             length = _number(extended.get("size", str(length)), at)
         if content + length > size:
@@ -94,7 +94,7 @@ def _parse(block: bytes, at: int) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise BrokenTarError(f"no header at byte {at} ({error}): it is damaged, or no tar file") from None
+        raise BrokenTarError(f"no header at byte {at} ({error}): it is damaged, or not a tar file") from None
     if info.size < 0:
         raise BrokenTarError(f"the header at byte {at} states a size of {info.size}: it is damaged")
     return info
