@@ -48,7 +48,7 @@ def load_model(
             matter: those of the folder are loaded into a copy of it.
 
     Raises:
-        UserError: the device is not there; the model does not exist or cannot be downloaded; it needs a plug-in that is not
+        UserError: the device is not available; the model does not exist or cannot be downloaded; it needs a plug-in that is not
             loaded or an encoder in `towers`; its files are damaged or of another version; or a model saved by mmcl would
             preprocess images differently than in training.
 

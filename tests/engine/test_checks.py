@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "asks for 2 processes (WORLD_SIZE=2) without RANK"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE=, which is not a number"),
-        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=2 RANK=2, which cannot be"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which cannot be"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "WORLD_SIZE=2 RANK=2, which is impossible"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which is impossible"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1, which is not a number"),
     ],
 )

@@ -134,10 +134,10 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(
         ("evaluate: [{name: knnn, label: x}]", "did you mean 'knn'"),
         ("evaluate: [{name: knn, label: x}]", "data is missing"),
         ("evaluat: []", "did you mean 'evaluate'"),
-        ("- 3", "must hold a mapping"),
+        ("- 3", "must contain a mapping"),
         ("a: [", "not valid YAML"),
         ("a: 2001-99-99", "not valid YAML"),
-        ("&a {models: [*a]}", "holds itself|must be"),
+        ("&a {models: [*a]}", "contains itself|must be"),
         ("evaluate: []", "names no model"),
         (
             "{models: [m], evaluate: [&a {name: knn, label: x, data: {name: digits}}, *a]}",

@@ -86,7 +86,7 @@ def test_geometry_is_that_of_the_core_on_unit_rows() -> None:
         (lambda: groups([1, 0], ["a", "a"]), "one group"),
         (lambda: geometry(np.ones((1, 3))), "image_emb has one row"),
         (lambda: geometry(np.ones((2, 3)), np.ones((3, 3))), "which rows belong together"),
-        (lambda: geometry(np.ones((2, 3)), np.ones((3, 3)), pairs=[(0, 3)]), "a row that is not there"),
+        (lambda: geometry(np.ones((2, 3)), np.ones((3, 3)), pairs=[(0, 3)]), "a row that does not exist"),
     ],
 )
 def test_bad_input_is_a_user_error(function: Callable[[], object], message: str) -> None:

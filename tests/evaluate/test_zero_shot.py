@@ -171,7 +171,7 @@ def test_templates_by_name_are_those_of_open_clip(name: str, count: int) -> None
         ([], "{}", "must be a list"),
         ("cat", "{}", "must be a list"),
         (["cat", " "], "{}", "class name 1 is empty"),
-        (["cat", "dog", "cat"], "{}", "'cat' is there twice"),
+        (["cat", "dog", "cat"], "{}", "'cat' is given twice"),
         (["cat"], "a photo", "has no slot"),
         (["cat"], "openai_imagnet", "did you mean 'openai_imagenet'"),
         (["cat"], ["a {}", "simple_imagenet"], "'simple_imagenet' has no slot"),

@@ -121,7 +121,7 @@ def test_any_flags(words: list[str]) -> None:
         ("method: {name: clip, args: {a: .inf}}", "method: args.a is inf: give a finite number"),
         ("method: {name: clip, args: {since: 2001-01-01}}", "put it in quotes"),
         ("method: {name: clip, args: {some: !!set {a, b}}}", "a set: put it in quotes"),
-        ("method: {name: clip, args: &a {again: *a}}", "holds itself"),
+        ("method: {name: clip, args: &a {again: *a}}", "contains itself"),
         (f"method: {'[' * 1500}", "fuzzed.yaml"),
         (r'run_dir: "a\0b"', "not valid Unicode"),
         (r'run_dir: "\ud800"', "not valid Unicode"),

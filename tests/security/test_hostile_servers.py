@@ -160,7 +160,7 @@ def large_head(_: str) -> Iterator[bytes]:
         (cut, "the connection failed"),
         (redirected, "the connection failed"),
         (to_a_file, "the connection failed"),
-        (everything, "gives no parts of files"),
+        (everything, "does not support HTTP ranges"),
         (nothing, "the connection failed"),
         (garbage, "the server answers 400|the connection failed"),
         (large_head, "the server answers 400|the connection failed"),
