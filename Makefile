@@ -1,9 +1,9 @@
-# The menu: `make` prints it. What each of these takes stands in CONTRIBUTING.md.
+# `make` prints this menu. CONTRIBUTING.md says how long each target takes.
 
 .DEFAULT_GOAL := help
 .PHONY: help lint format test test-fast test-slow docs bench build ci
 
-# What rests on no other room, and the methods.
+# Fast tests of modules with few dependencies.
 fast := tests/core tests/losses tests/methods tests/search
 
 help:  ## this list
@@ -15,7 +15,7 @@ lint:  ## what a pull request must pass before its tests: ruff, import-linter, m
 	lint-imports
 	mypy
 
-format:  ## mends what ruff can mend
+format:  ## fixes what ruff can fix
 	ruff check --fix .
 	ruff format .
 

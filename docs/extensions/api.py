@@ -17,7 +17,7 @@ from mmcl.registry import Registry
 def public_names(module: str) -> str:
     """reStructuredText for autodoc, one directive for each name in `__all__`.
 
-    Registries, modules, and of a module what `mmcl` itself offers too, stand on pages of their own.
+    Registries and modules have their own pages, as do names of a module that `mmcl` itself offers too.
     """
     package = importlib.import_module(module)
     named = {name: getattr(package, name) for name in package.__all__}
@@ -41,7 +41,7 @@ def _entry(path: str, value: Any) -> list[str]:
 
 
 def _comment(path: str, value: Any) -> list[str]:
-    """The docstring below a constant, which stands in the module that defines it."""
+    """The docstring below a constant, which is in the module that defines it."""
     package, _, name = path.rpartition(".")
     for module, content in sorted(sys.modules.items()):
         is_there = module.startswith(package) and vars(content).get(name) is value

@@ -1,6 +1,6 @@
 """Sphinx extension: a line `<!-- generated: KIND ARGUMENT -->` of a page becomes Markdown that is made from the package itself.
 
-What can be known from the code (settings, commands, components, public names) is never copied by hand.
+Whatever is defined in the code (settings, commands, components, public names) is never copied by hand.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def _section(schema: type, paths: list[str]) -> str:
     lines = [f"## {title}", "", purpose, ""]
     if len(paths) > 1:
         names = ", ".join(f"`{path}`" for path in dict.fromkeys(paths))
-        lines += [f"Stands at {names}.", ""]
+        lines += [f"Set at {names}.", ""]
     for setting in settings_in(schema, paths[0]):
         lines += _setting(setting)
     return "\n".join(lines)
