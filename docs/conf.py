@@ -8,7 +8,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "extensions"), str(DOCS.parent)]
-# The width of `mmcl VERB --help`, and no colours: the commands' help is printed into a page.
+# The width of `mmcl VERB --help`, and no colors: the commands' help is printed into a page.
 os.environ.update(COLUMNS="78", NO_COLOR="1", TERM="dumb")
 
 import mmcl  # noqa: E402  (found by the path above)

@@ -56,7 +56,7 @@ class ImageToText(Method):
 
 
 class Blocks(ImageEncoder):
-    """The mean colours of blocks of pixels, and a linear layer."""
+    """The mean colors of blocks of pixels, and a linear layer."""
 
     def __init__(self, *, image_size: int = 16, feature_dim: int = 8):
         super().__init__()
@@ -70,8 +70,8 @@ class Blocks(ImageEncoder):
         return features
 
 
-class Colours(SampleList):
-    """Images of one colour, with its name."""
+class Colors(SampleList):
+    """Images of one color, with its name."""
 
     class_names = ("red", "green", "blue")
 
@@ -81,11 +81,11 @@ class Colours(SampleList):
     def _sample(self, number: int) -> Sample:
         image = np.zeros((16, 16, 3), np.uint8)
         image[..., number % 3] = 255 - 5 * number
-        return Sample(f"colour {number}", image, (f"{self.class_names[number % 3]} {number}",), number % 3)
+        return Sample(f"color {number}", image, (f"{self.class_names[number % 3]} {number}",), number % 3)
 
     @property
     def fingerprint(self) -> str:
-        return digest("colours", len(self))
+        return digest("colors", len(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,6 @@ def spread(model: CachedModel, task: Task, *, scale: float = 1.0) -> Report:
 LOSSES.add("cosine_gap", LossEntry(function=cosine_gap, needs="pairs of images and texts", rows=("image", "text")))
 METHODS.register("image_to_text", ImageToText)
 IMAGE_ENCODERS.register("blocks", Blocks)
-SOURCES.register("colours", Colours)
+SOURCES.register("colors", Colors)
 AUGMENTATIONS.register("darken", Darken)
 EVALUATORS.register("spread", spread)

@@ -31,9 +31,9 @@ image:
 text:
   encoder: {name: small_text, args: {width: 8, layers: 1, heads: 2}}
   head: {name: linear, args: {embed_dim: 8}}
-data: {train: {name: colours}, augment: [{name: darken}]}
+data: {train: {name: colors}, augment: [{name: darken}]}
 train: {batch_size: 12, steps: 8, log_every: 1, save_every: 1, threads: 1}
-evaluate: [{name: spread, label: colours, data: {name: colours, args: {count: 9}}}]
+evaluate: [{name: spread, label: colors, data: {name: colors, args: {count: 9}}}]
 run_dir: run
 """
 
@@ -84,12 +84,12 @@ def finished(killed: Path, package: Path) -> tuple[Path, subprocess.CompletedPro
     commands = [
         ["train", "toy.yaml", "--resume"],
         ["eval", "run", "--json"],
-        ["eval", "spread", "--model", "run", "--data", "colours", "--args", "{scale: 2.0}"],
+        ["eval", "spread", "--model", "run", "--data", "colors", "--args", "{scale: 2.0}"],
         ["search", "run", "red 0", "--images", "red.csv"],
         ["search", "run", "red 0"],
         ["classify", "red.png", "--labels", "red", "blue", "--model", "run"],
-        ["embed", "colours", "--model", "run", "--out", "colours.parquet"],
-        ["data", "stats", "colours"],
+        ["embed", "colors", "--model", "run", "--out", "colors.parquet"],
+        ["data", "stats", "colors"],
         ["doctor", "toy.yaml"],
         ["list"],
     ]
@@ -105,9 +105,9 @@ def test_a_killed_run_continues_and_every_verb_finds_the_components(
     assert "continuing from" in done.stdout
     losses = [json.loads(line)["step"] for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses == list(range(1, 9))
-    assert (place / "colours.parquet").is_file()
+    assert (place / "colors.parquet").is_file()
     listed = done.stdout[done.stdout.rindex("\nmethods\n") :].split()
-    assert {"image_to_text", "blocks", "colours", "darken", "spread", "cosine_gap"} <= {*listed}
+    assert {"image_to_text", "blocks", "colors", "darken", "spread", "cosine_gap"} <= {*listed}
 
 
 def test_the_model_names_its_plugin_and_does_not_import_it(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -58,13 +58,13 @@ def test_classify(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str
 
 def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images in a folder for each class; the classifier keeps the names."""
-    for number, colour in enumerate(("red", "green", "blue")):
-        (tmp_path / "squares" / f"{colour}s").mkdir(parents=True)
+    for number, color in enumerate(("red", "green", "blue")):
+        (tmp_path / "squares" / f"{color}s").mkdir(parents=True)
         for copy in range(4):
             picture = np.zeros((16, 16, 3), np.uint8)
             picture[..., number] = 150 + 30 * copy
-            Image.fromarray(picture).save(tmp_path / "squares" / f"{colour}s" / f"{copy}.png")
-    path = tmp_path / "colours.yaml"
+            Image.fromarray(picture).save(tmp_path / "squares" / f"{color}s" / f"{copy}.png")
+    path = tmp_path / "colors.yaml"
     path.write_text(
         "method: {name: supervised}\n"
         "image:\n"
@@ -76,7 +76,7 @@ def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, 
     run = str(tmp_path / "run")
     train(load_config(path, ["--data.train.path", str(tmp_path / "squares"), "--run_dir", run]))
     capsys.readouterr()
-    pictures = [str(tmp_path / "squares" / f"{colour}s" / "1.png") for colour in ("green", "red")]
+    pictures = [str(tmp_path / "squares" / f"{color}s" / "1.png") for color in ("green", "red")]
     rows = run_json(capsys, "classify", *pictures, "--model", run, "--top_k", "3")
     assert [row["labels"][0]["label"] for row in rows] == ["greens", "reds"]
     for row in rows:

@@ -19,7 +19,7 @@ from mmcl.cli.main import main
 from mmcl.cli.output import printed_log
 from mmcl.cli.train import train
 from mmcl.evaluate.reporting import tables
-from tests.engine.tiny import COLOURS, YAML
+from tests.engine.tiny import COLORS, YAML
 
 EVIL = "\x1b]52;c;cm0=\x07\x1b[2J\x9b31m\u202egpj.exe\u2066\r\b\u2028\x7f\n  1   0.999  fake"
 """Fills the clipboard, clears the screen, turns red, runs backwards, overwrites, deletes, and fakes a line."""
@@ -30,17 +30,17 @@ SAFE = "".join(f"\\u{ord(c):04x}" if c in "\x1b\x07\x9b\u202e\u2066\r\b\u2028\x7
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images with captions in a table, the same in a folder for each class, and one of two that is broken."""
     place = tmp_path_factory.mktemp("hostile")
-    for folder in (f"captions/{EVIL}", *(f"classes{EVIL}/{colour}{EVIL}" for colour in COLOURS)):
+    for folder in (f"captions/{EVIL}", *(f"classes{EVIL}/{color}{EVIL}" for color in COLORS)):
         (place / folder).mkdir(parents=True)
     with (place / "captions" / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "caption"])
-        for colour, value in COLOURS.items():
+        for color, value in COLORS.items():
             for number in range(4):
                 image = Image.new("RGB", (16, 16), tuple(max(0, one - 8 * number) for one in value))
-                image.save(place / "captions" / EVIL / f"{colour}{number}.png")
-                image.save(place / f"classes{EVIL}" / f"{colour}{EVIL}" / f"{number}{EVIL}.png")
-                rows.writerow([f"{EVIL}/{colour}{number}.png", f"{colour} {number} {EVIL}"])
+                image.save(place / "captions" / EVIL / f"{color}{number}.png")
+                image.save(place / f"classes{EVIL}" / f"{color}{EVIL}" / f"{number}{EVIL}.png")
+                rows.writerow([f"{EVIL}/{color}{number}.png", f"{color} {number} {EVIL}"])
     (place / "captions" / f"left out{EVIL}.he\x1bic").touch()
     (place / "broken").mkdir()
     (place / "broken" / f"{EVIL}.png").write_bytes(b"<html>")

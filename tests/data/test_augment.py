@@ -48,7 +48,7 @@ ZERO: dict[str, dict[str, Any]] = {
     "solarize": {"p": 0},
     "stroke": {"strength": 0},
 }
-COLOUR_ONLY = {"grayscale"}
+COLOR_ONLY = {"grayscale"}
 
 
 def build(name: str, **args: Any) -> Augmentation:

@@ -210,7 +210,7 @@ def test_encoders_of_other_frames_and_channels(name: str, args: dict[str, Any]) 
 
 
 def png16(values: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of 16 bits, uint16 [H, W, C], written by the specification; Pillow and torchvision write none in colour."""
+    """A PNG file of 16 bits, uint16 [H, W, C], written by the specification; Pillow and torchvision write none in color."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -250,20 +250,20 @@ DEEP = {
 }
 
 
-class TestDeepColour:
+class TestDeepColor:
     """No file of more than 8 bits is cut before the intensity is applied: the same levels as of the array."""
 
     @pytest.mark.parametrize("intensity", [(0, 4095), (100, 300), Percentiles((1, 99)), Percentiles((0, 100))], ids=str)
     @pytest.mark.parametrize("kind", DEEP)
-    def test_colours(self, kind: str, intensity: Any) -> None:
-        colours = values(np.uint16, 9, 13, 3)
-        decoded = decode(DEEP[kind](colours), intensity=intensity)
+    def test_colors(self, kind: str, intensity: Any) -> None:
+        colors = values(np.uint16, 9, 13, 3)
+        decoded = decode(DEEP[kind](colors), intensity=intensity)
         assert decoded.mode == "RGB"
-        assert np.array_equal(np.asarray(decoded), pixels(colours, intensity=intensity))
+        assert np.array_equal(np.asarray(decoded), pixels(colors, intensity=intensity))
 
     def test_a_tiff_in_planes_is_read_without_intensity_too(self) -> None:
-        colours = values(np.uint16, 9, 13, 3, top=65535)
-        assert np.array_equal(pixels(DEEP["planar tiff"](colours)), pixels(colours))
+        colors = values(np.uint16, 9, 13, 3, top=65535)
+        assert np.array_equal(pixels(DEEP["planar tiff"](colors)), pixels(colors))
 
     @pytest.mark.parametrize("kind", ["png", "pgm", "tiff", "int32", "npy"])
     def test_greys(self, kind: str) -> None:
@@ -285,9 +285,9 @@ class TestDeepColour:
         image[..., -1] = 65535
         image[0, :, -1] = 0
         decoded = np.asarray(decode(png16(image), intensity=intensity))
-        colours = np.asarray(decode(image[..., : channels - 1], intensity=intensity))
+        colors = np.asarray(decode(image[..., : channels - 1], intensity=intensity))
         assert (decoded[0] == 255).all()
-        assert np.array_equal(decoded[1:], colours[1:])
+        assert np.array_equal(decoded[1:], colors[1:])
 
     def test_every_channel_of_a_png_is_a_band_to_a_model_of_four(self) -> None:
         image = values(np.uint16, 9, 13, 4)

@@ -105,7 +105,7 @@ def test_transparency_is_white_behind() -> None:
     assert np.abs(np.asarray(grey) - expected[:, :, 2]).max() <= 1
 
 
-def test_palettes_with_and_without_a_transparent_colour() -> None:
+def test_palettes_with_and_without_a_transparent_color() -> None:
     indices = np.array([[0, 1], [2, 1]], np.uint8)
     image = Image.frombytes("P", (2, 2), indices.tobytes())
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])

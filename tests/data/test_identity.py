@@ -265,13 +265,13 @@ class Listed(SampleList):
             setattr(self, name, value)
 
 
-def painted(mode: str, colour: Any) -> Image.Image:
-    return Image.new(mode, (2, 2), colour)
+def painted(mode: str, color: Any) -> Image.Image:
+    return Image.new(mode, (2, 2), color)
 
 
-def palette(*colour: int) -> Image.Image:
+def palette(*color: int) -> Image.Image:
     image = painted("P", 0)
-    image.putpalette(colour)
+    image.putpalette(color)
     return image
 
 

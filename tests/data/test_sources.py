@@ -98,7 +98,7 @@ class TestContract:
     def test_an_unknown_argument(self, given: Given) -> None:
         name, path, root, args = given
         with pytest.raises(UserError, match=r"data\.train: unknown argument"):
-            open_source(name, path, root, args | {"colour": 1}, where="data.train")
+            open_source(name, path, root, args | {"color": 1}, where="data.train")
 
     @every_source
     def test_a_part_is_those_rows(self, given: Given) -> None:

@@ -32,8 +32,8 @@ def shards(folder: Path, tmp_path: Path) -> Path:
     for number in range(3):
         members: dict[str, bytes] = {}
         for picture in pictures[number::3]:
-            colour, size = picture.stem.split("_")
-            members |= {picture.name: picture.read_bytes(), f"{picture.stem}.txt": f"a {size} {colour} square".encode()}
+            color, size = picture.stem.split("_")
+            members |= {picture.name: picture.read_bytes(), f"{picture.stem}.txt": f"a {size} {color} square".encode()}
         write_tar(tmp_path / "shards" / f"{number:03}.tar", members)
     return tmp_path / "shards"
 

@@ -1,4 +1,4 @@
-"""A folder of coloured squares with captions, and a configuration that learns it in a second."""
+"""A folder of colored squares with captions, and a configuration that learns it in a second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmcl.config import Config, load_config
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (230, 220, 30), "black": (10, 10, 10)}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (230, 220, 30), "black": (10, 10, 10)}
 SIZES = {"tiny": 4, "small": 8, "medium": 14, "large": 20, "huge": 26}
 
 YAML = """
@@ -30,12 +30,12 @@ def make_folder(folder: Path) -> Path:
     with (folder / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption"])
-        for colour, value in COLOURS.items():
+        for color, value in COLORS.items():
             for size, side in SIZES.items():
                 picture = Image.new("RGB", (32, 32), "white")
                 picture.paste(value, (3, 3, 3 + side, 3 + side))
-                picture.save(folder / f"{colour}_{size}.png")
-                writer.writerow([f"{colour}_{size}.png", f"a {size} {colour} square"])
+                picture.save(folder / f"{color}_{size}.png")
+                writer.writerow([f"{color}_{size}.png", f"a {size} {color} square"])
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Colour augmentations; pixelwise except for the mean in contrast."""
+"""Color augmentations; pixelwise except for the mean in contrast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ColorJitter(Augmentation):
 
     Args:
         brightness, contrast, saturation: the factor is drawn from [max(0, 1 - x), 1 + x].
-        hue: largest hue shift in either direction, in turns of the colour circle.
+        hue: largest hue shift in either direction, in turns of the color circle.
     """
 
     p: float = 0.8
@@ -50,10 +50,10 @@ class ColorJitter(Augmentation):
         if self.contrast:
             image_BCHW = _blend(image_BCHW, _mean(_grey(image_BCHW)), contrast)
         if self.saturation:
-            _require_colours(image_BCHW, "color_jitter with a saturation above 0")
+            _require_colors(image_BCHW, "color_jitter with a saturation above 0")
             image_BCHW = _blend(image_BCHW, _grey(image_BCHW), saturation)
         if self.hue:
-            _require_colours(image_BCHW, "color_jitter with a hue above 0")
+            _require_colors(image_BCHW, "color_jitter with a hue above 0")
             image_BCHW = turn_hue(image_BCHW, between(draw_BK[:, 3], -self.hue, self.hue))
         return image_BCHW
 
@@ -69,7 +69,7 @@ class Grayscale(Augmentation):
         return 0
 
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
-        _require_colours(image_BCHW, "grayscale")
+        _require_colors(image_BCHW, "grayscale")
         return _grey(image_BCHW).expand_as(image_BCHW).contiguous()
 
 
@@ -152,7 +152,7 @@ def _blend(image: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return (share * image).add_((1 - share) * other).clamp_(0, 1)
 
 
-def _require_colours(image_BCHW: Tensor, what: str) -> None:
+def _require_colors(image_BCHW: Tensor, what: str) -> None:
     if image_BCHW.shape[1] != 3:
         raise UserError(
             f"augmentation {what} needs images with 3 channels, not {image_BCHW.shape[1]}; set it to 0 or leave it out"

@@ -280,9 +280,9 @@ def _from_deep(values: np.ndarray, intensity: Intensity, name: str) -> Image.Ima
     """Converts values from `read_deep`; an alpha channel always uses the full 16-bit range, whatever the intensity."""
     if values.ndim == 2 or values.shape[2] % 2:
         return Image.fromarray(to_levels(values, intensity, name))
-    colours = to_levels(values[..., :-1], intensity, name)
+    colors = to_levels(values[..., :-1], intensity, name)
     alpha = to_levels(values[..., -1:], (0, 65535), name)
-    return Image.fromarray(np.concatenate([colours, alpha], axis=2))
+    return Image.fromarray(np.concatenate([colors, alpha], axis=2))
 
 
 def _to_rgb_or_grey(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:

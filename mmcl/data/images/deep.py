@@ -18,7 +18,7 @@ from mmcl.errors import UserError, first_line, how_to_install
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Opposite byte order of big-endian, little-endian and native."""
-_COLOURS = ("RGB", "RGBA", "RGBX", "CMYK", "LAB")
+_COLORS = ("RGB", "RGBA", "RGBX", "CMYK", "LAB")
 _BITS, _LAYOUT, _IN_PLANES = 258, 284, 2
 """TIFF tags for bits per channel and planar configuration, and the latter's value for separate planes."""
 _DEFLATED = (8, 32946)
@@ -37,12 +37,12 @@ def is_deep(stored: Image.Image) -> TypeGuard[ImageFile]:
         return False
     if stored.format == "PPM":
         return _top(stored) > 255
-    return is_misread(stored) or (stored.mode in _COLOURS and ";16" in _raw_mode(stored))
+    return is_misread(stored) or (stored.mode in _COLORS and ";16" in _raw_mode(stored))
 
 
 def is_misread(stored: Image.Image) -> bool:
     """True if Pillow reads each byte of an opened 16-bit TIFF file as a pixel, as it does for separate planes."""
-    if not isinstance(stored, TiffImageFile) or stored.mode not in _COLOURS:
+    if not isinstance(stored, TiffImageFile) or stored.mode not in _COLORS:
         return False
     return max(stored.tag_v2.get(_BITS, (8,))) > 8 and ";16" not in _raw_mode(stored)
 

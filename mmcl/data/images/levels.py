@@ -68,8 +68,8 @@ def _range(values: np.ndarray, intensity: tuple[float, float] | Percentiles) -> 
     """Returns the values that map to 0 and 255. In a constant image, the value maps to 0."""
     if not isinstance(intensity, Percentiles):
         return intensity
-    colours = values[..., :3] if values.ndim == 3 and values.shape[2] == 4 else values
-    low, high = map(float, np.percentile(colours, intensity.percentiles))
+    colors = values[..., :3] if values.ndim == 3 and values.shape[2] == 4 else values
+    low, high = map(float, np.percentile(colors, intensity.percentiles))
     return low, high if high > low else low + 1
 
 

@@ -29,7 +29,7 @@ def _bare_png(file: bytes) -> bytes:
 
 
 def _bare_jpeg(file: bytes) -> bytes:
-    """Removes application segments and comments, except those of JFIF and Adobe, which state the colour space."""
+    """Removes application segments and comments, except those of JFIF and Adobe, which state the color space."""
     kept, at = [_JPEG], len(_JPEG)
     while at + 4 <= len(file) and file[at] == 0xFF and file[at + 1] != _SCAN:
         marker, length = file[at + 1], int.from_bytes(file[at + 2 : at + 4], "big")

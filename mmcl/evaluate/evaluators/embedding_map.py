@@ -1,4 +1,4 @@
-"""A map of a model's embeddings as an image and as an interactive page, coloured by class."""
+"""A map of a model's embeddings as an image and as an interactive page, colored by class."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def evaluate_embedding_map(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Report:
-    """Draws `embedding_map` of a source's images with their captions, coloured by label if every sample has one.
+    """Draws `embedding_map` of a source's images with their captions, colored by label if every sample has one.
 
     Args:
         method, max_points, neighbours, perplexity, seed: as in `embedding_map`.

@@ -115,7 +115,7 @@ def project(
 
     Args:
         emb: finite rows [N, D], at least 5; they are scaled to unit length.
-        labels: integers [N], shown as colours; None for a single colour.
+        labels: integers [N], shown as colors; None for a single color.
         method: "tsne" (van der Maaten and Hinton, 2008), "umap" (McInnes et al., 2018; needs the extra `umap`) or "pca".
         class_names: names of the labels; None shows their numbers.
         captions: N texts, shown and searched on the page.

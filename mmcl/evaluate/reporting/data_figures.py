@@ -31,15 +31,15 @@ def contact_sheet(
     for number, sample in enumerate(samples, 1):
         axes = figure.add_subplot(rows, COLUMNS, number)
         axes.set_axis_off()
-        text, colour = _description(sample, class_names), INK
+        text, color = _description(sample, class_names), INK
         if sample.image is not None or sample.problem is not None:
             try:
                 image = decode_to_show(sample.required_image(), name=sample.name, channels=channels, intensity=intensity)
                 axes.imshow(image, cmap="gray" if image.mode == "L" else None)
             except UserError as error:
-                text, colour = str(error), WRONG
+                text, color = str(error), WRONG
         lines = textwrap.wrap(text, 26, max_lines=3, placeholder=" …")
-        style: dict[str, Any] = {"color": colour, "fontsize": 8, **text_style()}
+        style: dict[str, Any] = {"color": color, "fontsize": 8, **text_style()}
         axes.text(0.5, -0.06, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", **style)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.98, bottom=0.25 / rows, hspace=0.4, wspace=0.1)
     return png_bytes(figure)
