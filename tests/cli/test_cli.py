@@ -258,7 +258,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "{run}", "--template", "x"], "template"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "runs/none"], "runs/none"),
         (["classify", "{folder}/red_tiny.png", "--model", "{run}"], "give --labels"),
-        (["classify", "{folder}/red_tiny.png", "--template", "a {{}}", "--model", "{run}"], "without --labels"),
+        (["classify", "{folder}/red_tiny.png", "--template", "a {{}}", "--model", "{run}"], "--template needs --labels"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "b", "--model", "open_clip:ViT-B-33"], "ViT-B-33"),
         (["classify", "{folder}/red_tiny.png", "--labels", "a", "--model", "torchvision:resnet18x"], "resnet18x"),
         (["search", "{run}"], "nothing to look for"),

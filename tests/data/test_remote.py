@@ -168,7 +168,7 @@ class TestFiles:
         monkeypatch.setattr(remote, "PIECE", 300)
         server.ranges = False
         file = RemoteFile.find(write(server, "a", content()), copies)
-        with pytest.raises(UserError, match=r"the server does not support HTTP ranges .*raise `cache_gb`"):
+        with pytest.raises(UserError, match=r"the server does not support HTTP ranges, .*raise `cache_gb`"):
             file.read(10, 20)
         server.drop = 3
         assert file.local().read_bytes() == content()
