@@ -105,7 +105,7 @@ def _weights_of_place(place: str) -> str:
     if scheme == "local-dir":
         found = [str(file) for file in (Path(name, weights) for weights in _WEIGHTS) if file.is_file()]
         if not found:
-            raise UserError(f"{name}: holds no weights ({' or '.join(_WEIGHTS)}); copy them in")
+            raise UserError(f"{name}: has no weights ({' or '.join(_WEIGHTS)}); copy them in")
         return found[0]
     with hub_errors(name):
         with suppress(EntryNotFoundError):
@@ -129,7 +129,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
         if isinstance(error, OSError) and not is_reachable():
             raise unreachable(f"timm:{name}") from None
         fix = "check the network, or give the path of a state dict as pretrained"
-        raise UserError(f"timm {name} cannot be had: {reason(error)}; {fix}") from None
+        raise UserError(f"timm {name} cannot be loaded: {reason(error)}; {fix}") from None
 
 
 def _load(model: Any, path: str) -> None:

@@ -29,10 +29,12 @@ def hub_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # from the hub client, the network, the file system, JSON, pickle or transformers
         if Path(name).is_dir():
-            raise UserError(f"{name}: holds no model that can be loaded: {reason(error)}") from None
+            raise UserError(f"{name}: has no model that can be loaded: {reason(error)}") from None
         if not is_reachable() and isinstance(error, OSError):
             raise unreachable(name) from None
-        raise UserError(f"{name}: no such folder, and not to be had from the hub ({reason(error)}); check the name") from None
+        raise UserError(
+            f"{name}: no such folder, and cannot be loaded from the hub ({reason(error)}); check the name"
+        ) from None
 
 
 @contextmanager

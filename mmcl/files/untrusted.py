@@ -59,7 +59,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
     try:
         content = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no valid JSON ({error}); copy or save the file again") from None
+        raise UserError(f"{where}: not valid JSON ({error}); copy or save the file again") from None
     inner = [content] if isinstance(content, dict | list) else []
     for _ in range(MAX_JSON_DEPTH):
         inner = [
@@ -104,7 +104,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged or no safetensors file ({error}); copy or save it again") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error}); copy or save it again") from None
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
@@ -178,11 +178,11 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
         raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: holds more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
+            f"{path}: contains more than tensors, or is damaged, and was not loaded; ask for a .safetensors file instead"
         ) from None
     except Exception as error:  # the reader may raise anything on arbitrary bytes
         raise UserError(
-            f"{path}: no readable weights ({reason(error)}); copy or save it again, as safetensors or by torch.save"
+            f"{path}: the weights cannot be read ({reason(error)}); copy or save it again, as safetensors or by torch.save"
         ) from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found a {type(state).__name__}")
@@ -204,12 +204,12 @@ def _stored_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         members = archive.infolist()
         if any(member.filename.rpartition("/")[2] == "constants.pkl" for member in members):
             raise UserError(
-                f"{path}: a TorchScript archive, which holds code, and was not loaded; if you trust it, save its weights: "
+                f"{path}: a TorchScript archive, which contains code, and was not loaded; if you trust it, save its weights: "
                 "torch.save(torch.jit.load(PATH).state_dict(), NEW_PATH)"
             )
         check_unpacked(path, archive, fold=1, spare=0)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise UserError(f"{path}: is compressed, as torch.save leaves no file; save it again by torch.save")
+            raise UserError(f"{path}: is compressed, unlike files of torch.save; save it again by torch.save")
         yield archive
 
 
@@ -232,7 +232,7 @@ def _weights(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     tensors = _tensors(state) or (next(iter(parts.values())) if len(parts) == 1 else {})
     if not tensors:
         found = ", ".join(f"{key} ({len(parts[key])} tensors)" if key in parts else str(key) for key in state) or "nothing"
-        raise UserError(f"{path}: holds no tensors where weights are expected, but {found}; save the weights alone")
+        raise UserError(f"{path}: has no tensors where weights are expected, only {found}; save the weights alone")
     return tensors
 
 

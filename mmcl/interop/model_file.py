@@ -52,9 +52,7 @@ class ModelFile:
     def __post_init__(self) -> None:
         wrong = next((name for name, tower in self.towers.items() if name != tower.modality), None)
         if not self.towers or wrong is not None:
-            raise UserError(
-                f"towers are named {', '.join(self.towers) or 'nothing'}: they are image and text, as their modality"
-            )
+            raise UserError(f"towers are named {', '.join(self.towers) or 'nothing'}: the names must be image and text")
         if not all(part.isidentifier() for module in self.plugins for part in module.split(".")):
             raise UserError("plugins are names of modules, such as my_package.plugin")
         check_scale(self.logit_scale)

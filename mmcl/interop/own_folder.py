@@ -111,7 +111,7 @@ def _check_given(folder: Path, entry: TowerEntry, given: Collection[str]) -> Non
     modality = entry.modality
     if entry.encoder == GIVEN and modality not in given:
         raise UserError(
-            f"{folder}: its {modality} encoder was given as a module from Python, and no name builds it again: "
+            f"{folder}: its {modality} encoder was given as a module from Python and cannot be rebuilt by name: "
             f"mmcl.load_model(..., towers={{'{modality}': MODULE}})"
         )
     if entry.encoder != GIVEN and modality in given:
