@@ -83,7 +83,7 @@ def test_the_hash_is_that_of_what_decides(path: Path) -> None:
         (["--optim.lr", "fast"], "--optim.lr must be a number, not 'fast'"),
         (["--optim.lr", "-1"], "optim.lr is -1"),
         (["--optim.betas", "0.9"], "betas needs 2 values"),
-        (["--train.precision", "fp8"], "choose one of 'fp32', 'bf16', 'fp16'"),
+        (["--train.precision", "fp8"], "choose one of 'auto', 'fp32', 'bf16', 'fp16'"),
         (["--method.args", "3"], "must be a mapping"),
         (["--train.steps.more", "3"], "train.steps is a single value"),
         (["--evaluate.3.label", "x"], "entries 0 to 0"),
