@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
+from mmcl.errors import UserError
 from mmcl.methods.hard_negatives import truly_negative, unused_ids
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
@@ -24,11 +25,17 @@ class CLIP(Method):
     (Yuksekgonul et al., "When and Why Vision-Language Models Behave Like Bags-of-Words", 2023, section 4, "NegCLIP"). A hard
     negative that is also a caption of the batch is not added a second time.
 
+    With `image_weight`, images with equal ids, such as drawings of one thing in several styles, are also pulled together: this
+    weight times the loss of SupCon (Khosla et al., "Supervised Contrastive Learning", 2020, equation 2) between the images of
+    the batch is added. An image without another of its id counts as 0 in its mean.
+
     Args:
         towers: "image" and "text", of equal embedding width.
         temperature: initial temperature.
         max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
         hard_negatives: whether to read a hard negative for every text from the data.
+        image_weight: weight of the loss between images with equal ids, from 0.
+        image_temperature: fixed temperature of that loss.
     """
 
     views: Mapping[str, Literal["image", "text"]] = {"image": "image", "text": "text"}
@@ -36,10 +43,22 @@ class CLIP(Method):
     init_args: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __init__(
-        self, towers: nn.ModuleDict, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False
+        self,
+        towers: nn.ModuleDict,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        hard_negatives: bool = False,
+        image_weight: float = 0.0,
+        image_temperature: float = 0.1,
     ):
         super().__init__(towers)
+        if image_weight < 0 or image_temperature <= 0:
+            raise UserError(
+                f"image_weight {image_weight:g} and image_temperature {image_temperature:g}: give numbers from 0 and above 0"
+            )
         self.hard_negatives = hard_negatives
+        self.image_weight, self.image_temperature = image_weight, image_temperature
         if hard_negatives:
             self.views = {**self.views, "negative": "text"}
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
@@ -52,7 +71,7 @@ class CLIP(Method):
     def describe(self, global_batch: int) -> LossFacts:
         keys = 2 * global_batch if self.hard_negatives else global_batch
         first_loss = (math.log(global_batch) + math.log(keys)) / 2
-        return LossFacts(first_loss=first_loss, negatives=keys - 1)
+        return LossFacts(first_loss=None if self.image_weight else first_loss, negatives=keys - 1)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         local, everything = embeddings.local, embeddings.all
@@ -70,7 +89,32 @@ class CLIP(Method):
                 text_ids = torch.cat([text_ids, unused_ids(text_ids, len(negatives))])
             total = self._direction(local["image"], texts, embeddings.ids, text_ids)
             total = total + self._direction(local["text"], everything["image"], embeddings.ids, embeddings.all_ids)
-        return LossOutput(total / (2 * batch_size))
+        clip_loss = total / (2 * batch_size)
+        if self.image_weight == 0:
+            return LossOutput(clip_loss)
+        image_loss = self._between_images(embeddings) / batch_size
+        parts = {"clip_loss": clip_loss.detach(), "image_loss": image_loss.detach()}
+        return LossOutput(clip_loss + self.image_weight * image_loss, parts)
+
+    def _between_images(self, embeddings: Embeddings) -> Tensor:
+        """Return SupCon's loss between the images, summed over those of this process."""
+        image_MD, id_M = embeddings.all["image"], embeddings.all_ids
+        number_M = torch.arange(len(id_M), device=id_M.device)
+        queries = image_MD, id_M, number_M
+        if embeddings.share < 1:
+            own = slice(embeddings.offset, embeddings.offset + len(embeddings.ids))
+            queries = embeddings.local["image"], embeddings.ids, number_M[own]
+        image_ND, id_N, number_N = queries
+        return info_nce(
+            image_ND,
+            image_MD,
+            query_id_N=id_N,
+            key_id_M=id_M,
+            query_row_N=number_N,
+            key_row_M=number_M,
+            scale=1 / self.image_temperature,
+            reduction="sum",
+        )
 
     def _direction(self, query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: Tensor) -> Tensor:
         return info_nce(query_ND, key_MD, query_id_N=query_id_N, key_id_M=key_id_M, scale=self.logit_scale, reduction="sum")

@@ -40,6 +40,31 @@ def test_clip_is_the_mean_of_two_cross_entropies() -> None:
     torch.testing.assert_close(method.loss(embeddings, batch_of(embeddings)).loss, expected, rtol=1e-12, atol=0)
 
 
+def test_images_with_equal_ids_are_pulled_together_by_supcon() -> None:
+    ids = torch.tensor([4, 0, 4, 1, 2, 0, 4, 3])
+    embeddings = random_embeddings(("image", "text"), 8, ids)
+    plain, method = toy_method("clip"), toy_method("clip", image_weight=0.7, image_temperature=0.2)
+    images = embeddings.all["image"]
+    numbers = torch.arange(8)
+    between = info_nce_loop(images, images, ids, ids, 5.0, query_row=numbers, key_row=numbers, reduction="sum") / 8
+    found = method.loss(embeddings, batch_of(embeddings))
+    expected = plain.loss(embeddings, batch_of(embeddings)).loss + 0.7 * between
+    torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=0)
+
+
+def test_without_equal_ids_only_clip_is_left() -> None:
+    embeddings = random_embeddings(("image", "text"), 8)
+    plain, method = toy_method("clip"), toy_method("clip", image_weight=2.0)
+    batch = batch_of(embeddings)
+    torch.testing.assert_close(method.loss(embeddings, batch).loss, plain.loss(embeddings, batch).loss, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(-1.0, 0.1), (1.0, 0.0)])
+def test_a_loss_between_images_has_a_weight_and_a_temperature(weight: float, temperature: float) -> None:
+    with pytest.raises(UserError, match=f"image_weight {weight:g} and image_temperature {temperature:g}"):
+        toy_method("clip", image_weight=weight, image_temperature=temperature)
+
+
 def test_clip_starts_at_the_published_scale_and_is_clamped_after_every_step() -> None:
     method, embeddings = toy_method("clip"), random_embeddings(("image", "text"), 2)
     assert present(method.logit_scale).item() == pytest.approx(1 / 0.07)

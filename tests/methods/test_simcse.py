@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -131,9 +132,15 @@ def test_the_head_is_for_training_alone() -> None:
     assert head(torch.full((1, 4), 1e6)).abs().max() == 1
 
 
-@pytest.mark.parametrize("name", ["simcse", "clip"])
-def test_hard_negatives_over_two_processes_are_those_of_one_batch(name: str) -> None:
-    args = {"supervision": "hard_negatives", "hard_negative_log_weight": 0.4} if name == "simcse" else {"hard_negatives": True}
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("simcse", {"supervision": "hard_negatives", "hard_negative_log_weight": 0.4}),
+        ("clip", {"hard_negatives": True}),
+        ("clip", {"image_weight": 0.6}),
+    ],
+)
+def test_options_over_two_processes_are_those_of_one_batch(name: str, args: dict[str, Any]) -> None:
     method, ids = toy_method(name, **args), torch.tensor([0, 1, 2, 0, 4, 5, 6])
     rows = random_rows(tuple(method.views), 7)
     shares = [
