@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmcl.cli.main import main
 from mmcl.config import load_config
@@ -19,6 +19,7 @@ from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.model_file import read_model_file
 from mmcl.registry import Registry
+from tests.warm import python
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = "example_plugin"
@@ -39,19 +40,11 @@ run_dir: run
 
 
 def in_one_process(commands: list[list[str]], place: Path, path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs commands one after the other in a fresh Python, which ends with the first code that is not 0."""
+    """Runs commands one after the other in a Python of their own, which ends with the first code that is not 0."""
     script = (
         "import json, sys; from mmcl.cli.main import main; sys.exit(next(filter(None, map(main, json.loads(sys.argv[1]))), 0))"
     )
-    return subprocess.run(
-        [sys.executable, "-c", script, json.dumps(commands)],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+    return python("-c", script, json.dumps(commands), cwd=place, env={"PYTHONPATH": str(path), **environment}, timeout=250)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +72,7 @@ def killed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(killed: Path, package: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """It continues, and every verb uses its results."""
-    (killed / "image.py").write_text("from PIL import Image; Image.new('RGB', (16, 16), 'red').save('red.png')")
-    subprocess.run([sys.executable, "image.py"], cwd=killed, check=True)
+    Image.new("RGB", (16, 16), "red").save(killed / "red.png")
     commands = [
         ["train", "toy.yaml", "--resume"],
         ["eval", "run", "--json"],

@@ -50,8 +50,10 @@ def exit_cleanly(command: Callable[[], object], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and (_is_unread(sys.stdout) or _is_unread(sys.stderr)):
-            _forget_output()
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if isinstance(error, BrokenPipeError) and unread:
+            for stream in unread:
+                _forget(stream)
             return NO_READER
         if debug:
             show(traceback.format_exc(), error=True)
@@ -100,7 +102,7 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, UserError):
         return f"error: {error}", USER_ERROR
     if isinstance(error, OSError) and error.errno in _FULL:
-        _forget_output()  # it may be what lies on the full disk
+        _forget(sys.stdout)  # it may be what lies on the full disk
         return f"error: {error.strerror}: {error.filename or 'the output'}; make room", USER_ERROR
     what = _shortened(traceback.format_exception_only(error)[-1])
     if _is_out_of_memory(error):
@@ -133,8 +135,10 @@ def _say(line: str, code: int) -> int:
     """Prints the line. An error of all processes of a launch is printed by the first; the launcher ends the others."""
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
         time.sleep(_PRECEDENCE_SECONDS)
-    with suppress(OSError):
+    try:
         say(line, error=True)
+    except OSError:
+        _forget(sys.stderr)
     return code
 
 
@@ -148,7 +152,7 @@ def _is_unread(stream: IO[str] | None) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _forget_output() -> None:
-    """Discards buffered output without a reader, so that Python does not report an error at exit."""
+def _forget(stream: IO[str]) -> None:
+    """Discards buffered output that cannot be written, for which Python would exit with an error of its own."""
     with suppress(OSError, ValueError):  # not a real file, as in a test
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

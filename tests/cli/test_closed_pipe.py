@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from mmcl.cli.exit import NO_READER, USER_ERROR, exit_cleanly
 from mmcl.cli.main import VERBS
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
+from tests.warm import python
 
 IMAGE = "squares/red_tiny.png"
 COMMANDS = [
@@ -25,9 +25,11 @@ COMMANDS = [
     ["search", "run", "red", "--images", "squares"],
     ["embed", "squares", "--model", "run", "--out", "out.parquet"],
     ["eval", "run"],
-    ["compare", "run", "run"],
+    ["export", "run", "--to", "own", "--out", "exported"],
+    ["compare", "run", "run", "--models", "untrained", "trained"],
     ["merge", "run", "run/model", "--out", "merged"],
     ["list"],
+    ["list", "--args"],
     ["config", "clip_emoji"],
     ["doctor", "tiny.yaml", "--data.train.path", "squares"],
     ["data", "verify", "squares"],
@@ -35,26 +37,6 @@ COMMANDS = [
     ["watch", "run"],
     ["completion", "bash"],
 ]
-
-# One interpreter imports everything; each command is a child of it that ends as a command does, Python's own end included.
-CHILDREN = """
-import json, os, sys
-import mmcl.cli.main, mmcl.runs.doctor, mmcl.runs.run
-commands, streams = json.loads(sys.argv[1]), sys.argv[2].split()
-for words in commands:
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-else:
-    sys.exit()
-read, write = os.pipe()
-os.close(read)
-for stream in streams:
-    os.dup2(write, getattr(sys, stream).fileno())
-sys.exit(mmcl.cli.main.main(words))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -66,25 +48,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def codes(commands: list[list[str]], streams: str, place: Path) -> tuple[list[int], str]:
-    words = [sys.executable, "-c", CHILDREN, json.dumps(commands), streams]
-    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=280, check=True)
-    return [int(line) for line in done.stdout.split()], done.stderr
+@pytest.fixture
+def no_reader() -> Iterator[int]:
+    """A pipe whose reader has closed it."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
 
 
 def test_every_verb_is_here() -> None:
     assert {command[0] for command in COMMANDS} >= {*VERBS}
 
 
-def test_every_verb_ends_quietly(place: Path) -> None:
-    found, said = codes(COMMANDS, "stdout", place)
-    assert dict(zip(map(str, COMMANDS), found, strict=True)) == {str(command): NO_READER for command in COMMANDS}
-    complaints = [line for line in said.splitlines() if re.search("Traceback|Exception ignored|[Ee]rror|Broken", line)]
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_verb_ends_quietly(words: list[str], place: Path, no_reader: int) -> None:
+    done = python("-m", "mmcl", *words, cwd=place, stdout=no_reader)
+    assert done.returncode == NO_READER, done.stderr
+    complaints = [line for line in done.stderr.splitlines() if re.search("Traceback|Exception ignored|[Ee]rror|Broken", line)]
     assert not complaints  # besides them there is the progress of training
 
 
-def test_an_error_without_a_reader_keeps_its_code(place: Path) -> None:
-    assert codes([["list", "bogus"], ["search", "none", "red"]], "stdout stderr", place) == ([USER_ERROR, USER_ERROR], "")
+@pytest.mark.parametrize("streams", [("stderr",), ("stdout", "stderr")], ids=" and ".join)
+@pytest.mark.parametrize("words", [["list", "bogus"], ["search", "none", "red"]], ids=" ".join)
+def test_an_error_without_a_reader_keeps_its_code(
+    words: list[str], streams: tuple[str, ...], place: Path, no_reader: int
+) -> None:
+    done = python("-m", "mmcl", *words, cwd=place, **dict.fromkeys(streams, no_reader))
+    assert (done.returncode, done.stdout, done.stderr) == (USER_ERROR, "", "")
 
 
 def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def mmcl(words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("list --args | true", 141, ""),
+        ("list | true", 141, ""),
         ("--help | true", 141, ""),
         ("list > /dev/full", 2, "error: No space left on device: the output; make room\n"),
         ("list >&-", 0, ""),

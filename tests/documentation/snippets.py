@@ -22,7 +22,7 @@ import yaml
 
 import mmcl
 from mmcl.cli.main import main
-from mmcl.config import load_config, to_dict
+from mmcl.config import Config, load_config, to_dict
 from mmcl.runs.components import check_components
 
 LANGUAGES = ("python", "bash", "yaml", "text", "toml")
@@ -131,11 +131,16 @@ def shortened(words: list[str]) -> list[str]:
     config = load_config(name, [word for word in own if word != "--resume"])
     if "--resume" not in own and config.run_dir is not None:
         shutil.rmtree(config.run_dir, ignore_errors=True)
+    return ["train", name, *own, *quick_flags(config), "--train.steps", "2", "--train.batch_size", "2"]
+
+
+def quick_flags(config: Config) -> tuple[str, ...]:
+    """Flags after which a step of a configuration is quick, its checkpoints are small and its evaluators take no time."""
     quick = [one for one in to_dict(config)["evaluate"] if one["name"] in _QUICK_EVALUATORS]
     has_both = config.image is not None and config.text is not None
     evaluate = RETRIEVAL if has_both else yaml.safe_dump(quick, default_flow_style=True, width=10_000)
     small = SMALL_TEXT if config.text and config.text.encoder and config.text.encoder.name == "small_text" else ()
-    return ["train", name, *own, *QUICK, *small, "--train.steps", "2", "--train.batch_size", "2", "--evaluate", evaluate]
+    return (*QUICK, *small, "--evaluate", evaluate)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +33,7 @@ from mmcl.runs.run import train
 from mmcl.types import LossOutput
 from tests.engine.tiny import YAML, make_folder, tiny_config
 from tests.narrow import present
+from tests.warm import launch, python
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 DROPOUT = ("--text.encoder.args.dropout", "0.2")
@@ -257,16 +257,15 @@ def test_a_frozen_tower_never_changes(folder: Path, tmp_path: Path) -> None:
     assert not torch.equal(first["towers.image.head.weight"], second["towers.image.head.weight"])
 
 
-def run_script(*words: str, processes: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), *words], capture_output=True, text=True, env=environment, timeout=200
-    )
+def run_script(*words: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Runs `scripts/train.py` in several processes. Returns what the first printed, once all are done."""
+    first, *others = [child.wait() for child in launch(processes, str(SCRIPT), *words)]
+    assert all(one.returncode == first.returncode for one in others)
+    return first
 
 
 def test_two_processes_are_one_run(folder: Path, tmp_path: Path) -> None:
-    """Started as a user would, on a machine without accelerator: the losses are those of one process."""
+    """On a machine without accelerator: the losses are those of one process."""
     path = tmp_path / "tiny.yaml"
     path.write_text(YAML)
     words = [str(path), "--data.train.path", str(folder)]
@@ -318,7 +317,8 @@ def test_a_frozen_encoder_runs_once_per_row(folder: Path, tmp_path: Path, encode
 
 def test_lost_processes_are_an_error(tmp_path: Path) -> None:
     """The environment that `accelerate launch --cpu --num_processes 2` gives to the one process that it starts."""
-    done = run_script("--run_dir", str(tmp_path), ACCELERATE_MIXED_PRECISION="no", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    given = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    done = python(str(SCRIPT), "--run_dir", str(tmp_path), env=given)
     assert done.returncode == 2
     assert done.stderr.startswith("error: accelerate launch was asked for several processes but started one")
     assert len(done.stderr.splitlines()) == 1
