@@ -32,11 +32,10 @@ def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = 
         where: where the name was given, e.g. "configs/a.yaml: optim"; prefix of the message.
         suggestion: what is meant, if it has another name here.
     """
-    names = sorted(known)
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = (
-        f"did you mean {suggestion or repr(nearest[0])}?" if suggestion or nearest else f"known: {', '.join(names) or 'none'}"
-    )
+    names = {one.lower(): one for one in sorted(known)}
+    nearest = [names[one] for one in difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)]
+    every = ", ".join(names.values()) or "none"
+    hint = f"did you mean {suggestion or repr(nearest[0])}?" if suggestion or nearest else f"known: {every}"
     prefix = f"{where}: " if where else ""
     return UserError(f"{prefix}unknown {kind} {name!r}; {hint}")
 

@@ -11,6 +11,7 @@ from mmcl.cli.output import say, show
 from mmcl.cli.reports import All, show_next
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
+from mmcl.interop.suggestions import runs_in, unknown_run
 from mmcl.terminal import terminal_width
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def compare(
         models: The column of each that is compared, such as "raw pixels" trained.
         out: Write comparison.html and figures into this folder. Also comparison.md and comparison.json.
     """
-    names = _names(a, b, models)
     if out is not None:
-        check_folder(out, flag="--out")
+        check_folder(out, flag="--out", made_by="comparison.md")
+    names = _names(a, b, models)
     from mmcl.evaluate import compare as compare_reports
     from mmcl.runs.comparison import with_changes
 
@@ -93,4 +94,8 @@ def _report(path: Path) -> Report:
     for folder in (path.parent if path.name == "metrics.json" else path, path / "report"):
         if (folder / "metrics.json").is_file():
             return Report.load(folder)
-    raise UserError(f"{path}: no report here; give a run directory, a folder that `mmcl eval --out` wrote, or its metrics.json")
+    if path.exists() and not runs_in(path):
+        raise UserError(
+            f"{path}: no report here; give a run directory, a folder that `mmcl eval --out` wrote, or its metrics.json"
+        )
+    raise unknown_run(path)

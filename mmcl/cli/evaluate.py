@@ -21,6 +21,7 @@ from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
 from mmcl.interop.available import check_available
+from mmcl.terminal import listed
 
 if TYPE_CHECKING:
     from mmcl.evaluate import CachedModel, Report
@@ -45,6 +46,7 @@ def evaluate(words: Sequence[str]) -> None:
     elif first and not _may_be_run(first):
         raise _unknown(first)
     else:
+        _refuse_model_and_data(words)
         parse_call(form, words, prog="mmcl eval")()
         return
     parse_call(form, rest, prog=f"mmcl eval {first}")()
@@ -127,9 +129,9 @@ def evaluate_one(
     if bank_embeddings is not None:
         raise UserError("--bank_embeddings goes with --embeddings; with --model and --data, give --bank")
     if model is None or data is None:
-        raise UserError(
-            f"mmcl eval {evaluator} needs --model and --data (a path, or one of `mmcl list sources`), or --embeddings"
-        )
+        missing = {"--model": model, "--data (a path, or one of `mmcl list sources`)": data}
+        needed = listed([flag for flag, value in missing.items() if value is None])
+        raise UserError(f"mmcl eval {evaluator} needs {needed}{', or --embeddings' if model == data else ''}")
     check_available(model)
     from mmcl.evaluate import check as check_task
     from mmcl.runs.evaluation import build_tasks, evaluate_models
@@ -190,7 +192,7 @@ FORMS: list[Callable[..., None]] = [evaluate_run, evaluate_one, evaluate_suite]
 
 def _check(out: Path | None) -> None:
     if out is not None:
-        check_folder(out, flag="--out")
+        check_folder(out, flag="--out", made_by="report.md")
 
 
 def _with_form_first(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -208,6 +210,16 @@ def _evaluator(word: str) -> str | None:
 
     name = _SHORT.get(word, word.replace("-", "_"))
     return name if name in EVALUATORS else None
+
+
+def _refuse_model_and_data(words: Sequence[str]) -> None:
+    """Raises UserError for a flag that only an evaluator has."""
+    given = next((word for word in words if word.partition("=")[0] in ("--model", "--data", "--bank", "--embeddings")), None)
+    if given is not None:
+        raise UserError(
+            f"{given.partition('=')[0]} needs an evaluator: mmcl eval retrieval --model RUN --data DATA; the others: "
+            "`mmcl list evaluators`"
+        )
 
 
 def _may_be_run(word: str) -> bool:

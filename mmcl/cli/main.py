@@ -77,7 +77,7 @@ def _run(words: Sequence[str]) -> None:
         verb, rest = rest[0], [*rest[1:], "--help"]
     if verb in (*HELP, HELP_ALL, "help"):
         _print_overview()
-    elif verb == "--version":
+    elif verb in ("--version", "version"):
         say(f"mmcl {mmcl.__version__}")
     elif verb in _PARSERS:
         _PARSERS[verb](rest)

@@ -42,9 +42,8 @@ def merge(
     """Average the weights of models that were trained from the same one.
 
     Examples:
-        mmcl merge runs/start runs/tuned --evaluate eval/emoji --out runs/between
-        mmcl merge runs/start runs/tuned --alpha 0.5 --out runs/half
-        mmcl merge runs/a runs/b runs/c --soup --evaluate eval/emoji --out runs/soup
+        mmcl train clip_finetune --data.train.path photos/
+        mmcl merge runs/clip_emoji runs/clip_finetune --alpha 0.5 --out runs/half
 
     Halfway between a model and its fine-tuned copy, the new data often score as high as at the end, and the old ones nearly as
     high as at the start. Give data of both to see the curve. The best mean is written, so choose on data other than test data.

@@ -20,7 +20,18 @@ HELP_ALL = "--help_all"
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line.
+
+    Attributes:
+        example: a command line, for the error on what is missing.
+    """
+
+    example = ""
+
     def error(self, message: str) -> NoReturn:
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            raise UserError(f"{missing} is missing, as in {self.example}; see {self.prog} --help")
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
@@ -110,13 +121,14 @@ def _suggestion(name: str, known: Sequence[str]) -> str:
 
 def _parser(form: Form, prog: str) -> _Parser:
     parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.example = next((one for one in form.examples if one.startswith(prog)), prog)
     for one in form.arguments:
         name = f"--{one.name}" if one.is_flag else one.name
         options: dict[str, Any] = {"default": () if one.is_required and one.items else one.default}
         if one.kind is bool:
             parser.add_argument(name, action="store_true", **options)
             continue
-        options |= {"metavar": one.name.upper(), "type": _converter(one), "choices": one.choices}
+        options |= {"metavar": one.name.upper(), "type": _converter(one)}
         if one.items is not None:
             options["nargs"] = len(one.items) if one.items[-1] is not ... else "+" if one.is_flag else "*"
         elif not one.is_flag and not one.is_required:
@@ -128,9 +140,19 @@ def _parser(form: Form, prog: str) -> _Parser:
 
 
 def _converter(argument: Argument) -> Callable[[str], object]:
+    if argument.choices:
+        return functools.partial(_choice, choices=argument.choices)
     kind = argument.items[0] if argument.items else argument.kind
     converters: dict[Any, Callable[[str], object]] = {int: _whole_number, float: _number, Path: _path}
     return converters.get(kind, str)
+
+
+def _choice(word: str, *, choices: Sequence[str]) -> str:
+    if word in choices:
+        return word
+    nearest = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"give {', '.join(choices[:-1])} or {choices[-1]}"
+    raise argparse.ArgumentTypeError(f"{word!r} is unknown; {hint}")
 
 
 def _whole_number(word: str) -> int:
@@ -151,6 +173,8 @@ def _path(word: str) -> Path:
     """Returns a path, with the home folder for `~`, which a shell leaves alone in quotes and behind an equals sign."""
     if not word:
         raise argparse.ArgumentTypeError("the path is empty")
+    if "://" in word:
+        raise argparse.ArgumentTypeError(f"{word} is on a server, and a file here is needed; download it first")
     return Path(word).expanduser()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from mmcl.config import SourceConfig, parse_value
@@ -12,13 +13,16 @@ def parse_source(name_or_path: str, args: str, *, flag: str) -> SourceConfig:
     """Returns the source of that name, or the one at that path; an existing file takes precedence.
 
     Raises:
-        UserError: the arguments are not a mapping.
+        UserError: the arguments are not a mapping, or the name is nearly that of a source.
     """
     from mmcl.data import SOURCES
 
     options = parse_mapping(flag, args)
     if name_or_path in SOURCES and not Path(name_or_path).exists():
         return SourceConfig(name=name_or_path, args=options)
+    nearest = difflib.get_close_matches(name_or_path, SOURCES, n=1, cutoff=0.7)
+    if nearest and not Path(name_or_path).exists():
+        raise UserError(f"{name_or_path}: neither a file or folder nor a source; did you mean the source {nearest[0]!r}?")
     return SourceConfig(path=name_or_path, args=options)
 
 

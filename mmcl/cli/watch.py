@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.cli.output import redraw, say, show
-from mmcl.errors import UserError, unknown_name
+from mmcl.errors import unknown_name
+from mmcl.interop.suggestions import unknown_run
 from mmcl.terminal import printable_line
 
 _SECONDS = 1.0
@@ -34,7 +35,7 @@ def watch(run: Path, /, *, metrics: tuple[str, ...] = (), once: bool = False) ->
         once: Draw what there is now, and do not follow.
     """
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run directory (it has no config.yaml)")
+        raise unknown_run(run)
     from mmcl.engine.run_lock import is_locked
 
     drawn = 0

@@ -45,6 +45,18 @@ _OTHER_NAMES = {
 }
 """Usual names of settings in other tools."""
 
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("device", "gpu", "cuda", "cpu", "no_cuda"),
+        "a run takes the GPU if there is one; the variable CUDA_VISIBLE_DEVICES says which, and is empty for the CPU",
+    ),
+    **dict.fromkeys(
+        ("gpus", "num_gpus", "nproc", "num_processes", "world_size", "devices"),
+        "a launcher starts the processes: torchrun --nproc_per_node 2 -m mmcl train",
+    ),
+}
+"""What other tools have as settings, and where it is found here."""
+
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     """["--a.b", "1", "2", "--c"] -> {"a.b": [1, 2], "c": True}; values are YAML."""
@@ -101,6 +113,8 @@ def _unknown_setting(path: Sequence[str], depth: int, siblings: Sequence[str]) -
         siblings: what could stand in its place.
     """
     key, last = ".".join(path), path[-1].lower()
+    if key.lower() in _ELSEWHERE:
+        return UserError(f"--{key}: unknown setting; {_ELSEWHERE[key.lower()]}")
     known = [one.path for one in all_settings() if "NAME" not in one.path and ".0." not in one.path]
     beside = difflib.get_close_matches(path[depth], siblings, n=1, cutoff=0.5)
     is_near = bool(difflib.get_close_matches(path[depth], beside, cutoff=0.7))

@@ -28,7 +28,7 @@ def shipped_config(name: str, *, where: str = "") -> Path:
 
 def nearest(name: str) -> str:
     """Says which shipped configurations a wrong name may mean, and what lists them all."""
-    found = difflib.get_close_matches(name, shipped_configs(), n=3, cutoff=0.5)
+    found = difflib.get_close_matches(name.lower(), shipped_configs(), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, found))}? " * bool(found) + "shipped ones have names: `mmcl list configs`"
 
 

@@ -36,7 +36,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
         UserError: the directory cannot be written, or another process holds the lock; the message names the process.
     """
-    check_folder(run_dir, flag="run_dir")
+    check_folder(run_dir, flag="run_dir", made_by="config.yaml")
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     for name in FOLDERS:

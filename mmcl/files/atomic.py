@@ -16,11 +16,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mmcl.errors import UserError, first_line
+from mmcl.files.listing import is_image
 
 _ROOM = ".tmp-mmcl-"
 _LEFT_AFTER_SECONDS = 24 * 3600
 _PROBE = bytes(2**16)
 """Test content as large as the smallest output: a full disk cannot store it, although an empty file may still fit."""
+_SUFFIXES_OF_FILES = (".csv", ".html", ".jpg", ".json", ".md", ".parquet", ".pdf", ".png", ".yaml")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -98,14 +100,25 @@ def check_file(path: Path, *, flag: str, suffixes: Sequence[str] = (), inputs: S
         raise UserError(f"{where} cannot be written ({_why(error)})") from None
 
 
-def check_folder(path: Path, *, flag: str) -> None:
+def check_folder(path: Path, *, flag: str, made_by: str | None = None) -> None:
     """Checks the same for an output folder, which is created with its parents when it is written.
 
+    Args:
+        path: the folder.
+        flag: as for `check_file`.
+        made_by: name of a file that every such folder has. A folder without it may hold anything but images, which are then the
+            user's own.
+
     Raises:
-        UserError: permission or disk space is missing, or the path or one of its parents is a file.
+        UserError: permission or disk space is missing, the path has the suffix of a file or is a folder of images, or it or
+            one of its parents is a file.
     """
     where = f"{flag} {path}"
+    if path.suffix.lower() in _SUFFIXES_OF_FILES and not path.exists():
+        raise UserError(f"{where}: a folder is written; give a name without {path.suffix}")
     try:
+        if made_by is not None and path.is_dir() and not (path / made_by).is_file():
+            _refuse_images(path, where)
         place = next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
         if not place.is_dir():
             raise UserError(f"{where}: {place} is a file; give a folder")
@@ -121,6 +134,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refuse_images(folder: Path, where: str) -> None:
+    image = next((name for name in sorted(os.listdir(folder)) if is_image(name)), None)
+    if image is not None:
+        raise UserError(f"{where}: holds images, such as {image}; give a folder of its own")
 
 
 def _probe(folder: Path) -> None:

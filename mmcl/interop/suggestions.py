@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmcl.config.shipped import shipped_configs
 from mmcl.errors import UserError, unknown_name
 from mmcl.interop.catalog import catalog
 
 _HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?huggingface\.co/([^/]+/[^/?#]+)")
+_PARTS = ("model", "checkpoints")
+"""Folders of a run."""
 _PLACES = ("hf-hub", "local-dir")
 ONNX = "onnx"
 PREFIXES = ("open_clip", "hf", "timm", "torchvision", ONNX)
@@ -40,6 +43,8 @@ def unknown_model(name: str, *, holds: str) -> UserError:
     prefix, colon, rest = name.partition(":")
     if colon and not rest and prefix in PREFIXES:
         return UserError(f"{name}: the name after the prefix is missing; see mmcl.load_model for what it takes")
+    if "runs" in Path(name).parts[:-1] or runs_in(Path(name)):
+        return unknown_run(Path(name))
     suggestions = list(_suggested(name))
     if suggestions:
         return UserError(f"{name}: neither a run nor a model folder; did you mean {' or '.join(suggestions)}?")
@@ -47,6 +52,24 @@ def unknown_model(name: str, *, holds: str) -> UserError:
         return unknown_name("prefix", prefix, PREFIXES, where=name)
     named = ", ".join(f"{one}:NAME" for one in PREFIXES)
     return UserError(f"{name}: neither a run nor a model folder; give one that holds {holds}, or {named}")
+
+
+def unknown_run(path: Path) -> UserError:
+    """Builds the error for a path that is not a run directory: the runs in it, the most similar one, or what makes it."""
+    if inside := runs_in(path):
+        return UserError(f"{path}: holds runs; give one of them, such as {path / inside[0]}")
+    if path.exists():
+        return UserError(f"{path}: not a run directory; one has config.yaml and model/")
+    if nearest := _nearest_folder(path):
+        return UserError(f"{path}: no such run; did you mean {nearest}?")
+    if path.name not in shipped_configs():
+        return UserError(f"{path}: no such run; `mmcl train` makes one")
+    return UserError(f"{path}: no such run; `mmcl train {path.name}` makes it")
+
+
+def runs_in(path: Path) -> list[str]:
+    """Names of the runs and model folders in a folder."""
+    return sorted(one.name for one in path.iterdir() if any((one / at).is_dir() for at in _PARTS)) if path.is_dir() else []
 
 
 def _suggested(name: str) -> Iterator[str]:
@@ -64,10 +87,9 @@ def _suggested(name: str) -> Iterator[str]:
 
 def _nearest_folder(path: Path) -> str | None:
     """The most similarly named model folder or run next to `path`, if any."""
-    if not path.parent.is_dir() or path.exists():
+    if path.exists():
         return None
-    beside = [folder.name for folder in path.parent.iterdir() if any((folder / at).is_dir() for at in ("model", "checkpoints"))]
-    found = difflib.get_close_matches(path.name, beside, n=1)
+    found = difflib.get_close_matches(path.name, runs_in(path.parent), n=1)
     return str(path.parent / found[0]) if found else None
 
 

@@ -268,7 +268,7 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "{run}", "{run}", "--models", "trained", "best"], "has no model 'best'"),
         (["eval", "{folder}"], "squares"),
         (["eval", "knn"], "needs --model and --data"),
-        (["eval", "knn", "--model", "{run}"], "needs --model and --data"),
+        (["eval", "knn", "--model", "{run}"], "needs --data"),
         (["eval", "knn", "--model", "{run}", "--data", "{folder}"], "give --bank"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "3"], "--args must be a mapping"),

@@ -91,7 +91,7 @@ def test_a_run_without_a_step_and_no_run(
     (run / "metrics.jsonl").unlink()
     assert watched(capsys, run)[0] == f"{run}: no step is logged yet"
     assert main(["watch", "none"]) == 2
-    assert "is not a run directory" in capsys.readouterr().err
+    assert "none: no such run; `mmcl train` makes one" in capsys.readouterr().err
 
 
 TRAINING = """

@@ -114,5 +114,7 @@ def test_the_nearest_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs" / "notes").mkdir()
     with pytest.raises(UserError, match=r"did you mean .*clip_emoji\?"):
         load_model(tmp_path / "runs" / "clip_emojis")
-    with pytest.raises(UserError, match="neither a run nor a model folder; give one that holds"):
+    with pytest.raises(UserError, match="no such run; `mmcl train` makes one"):
         load_model(tmp_path / "runs" / "note")
+    with pytest.raises(UserError, match=r"holds runs; give one of them, such as .*/runs/clip_emoji$"):
+        load_model(tmp_path / "runs")

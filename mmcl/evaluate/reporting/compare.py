@@ -197,10 +197,10 @@ class Comparison:
         from mmcl.evaluate.reporting.figures import change_figure
 
         directory = Path(directory)
+        for suffix, text in {"md": self.to_markdown(), "json": self.to_json(), "html": self.to_html()}.items():
+            write_file(directory / f"comparison.{suffix}", text)
         for data, pairs in self.changes.items():
             write_file(directory / _figure(data), change_figure(_title(data), self._short, pairs))
-        for suffix, text in {"json": self.to_json(), "md": self.to_markdown(), "html": self.to_html()}.items():
-            write_file(directory / f"comparison.{suffix}", text)
 
     def _tables(self, differences: Sequence[Difference]) -> list[tables.Table]:
         """Tables of the differences and of some changed queries, for each evaluator and dataset."""

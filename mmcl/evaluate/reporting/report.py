@@ -200,9 +200,9 @@ class Report:
     def write(self, directory: str | Path) -> None:
         """Writes the files of `save`, report.html, report.md, metrics.csv, a chart of scores and figures of the examples."""
         drawn = {**({_CHART: self.plot()} if self.metrics else {}), **self.draw_examples()}
-        files = {f"{name}.png": png for name, png in drawn.items()}
-        texts = {"metrics.csv": self.to_csv(), "report.md": self.to_markdown(), "report.html": self.to_html()}
-        self._put(Path(directory), files | {name: text.encode() for name, text in texts.items()})
+        texts = {"report.md": self.to_markdown(), "report.html": self.to_html(), "metrics.csv": self.to_csv()}
+        files = {name: text.encode() for name, text in texts.items()}
+        self._put(Path(directory), files | {f"{name}.png": png for name, png in drawn.items()})
 
     def save(self, directory: str | Path) -> None:
         """Writes the files that `load` reads: metrics.json, rows.safetensors, figures, pages, details.json (notes, provenance).
