@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mmcl.core.cached_backward import cached_backward as cached_backward
     from mmcl.data.open import open_source as open_source
     from mmcl.data.source import Source as Source
+    from mmcl.encoders.adapters import adapt as adapt
+    from mmcl.encoders.adapters import merge_adapters as merge_adapters
     from mmcl.errors import UserError as UserError
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
@@ -39,6 +41,7 @@ _HOMES = {
     "TrainedClassifier": "evaluate.classifier",
     "UserError": "errors",
     "ZeroShotClassifier": "evaluate.classifier",
+    "adapt": "encoders.adapters",
     "cached_backward": "core.cached_backward",
     "evaluate": "evaluate",
     "export": "interop.export.exporting",
@@ -46,6 +49,7 @@ _HOMES = {
     "load_model": "interop.load",
     "losses": "losses",
     "merge": "interop.merge",
+    "merge_adapters": "encoders.adapters",
     "open_source": "data.open",
     "train": "runs.run",
 }

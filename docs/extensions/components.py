@@ -6,7 +6,7 @@ import inspect
 
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
-from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.evaluate import EVALUATORS
 from mmcl.interop.export import EXPORTS
 from mmcl.losses import LOSSES
@@ -17,6 +17,7 @@ _REGISTRIES = {
     "image_encoders": IMAGE_ENCODERS,
     "text_encoders": TEXT_ENCODERS,
     "heads": HEADS,
+    "adapters": ADAPTERS,
     "sources": SOURCES,
     "augmentations": AUGMENTATIONS,
     "evaluators": EVALUATORS,

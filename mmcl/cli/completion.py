@@ -97,7 +97,7 @@ def _names_of_verbs() -> dict[str, list[str]]:
 def _values_of_flags() -> dict[str, list[str]]:
     """Returns the names that may be the value of a flag."""
     from mmcl.data import SOURCES
-    from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+    from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
     from mmcl.methods import METHODS
 
     flags = [flag for own in _forms().values() for form in own for flag in form_of(form).flags.values()]
@@ -105,9 +105,11 @@ def _values_of_flags() -> dict[str, list[str]]:
         "--data": list(SOURCES),
         "--bank": list(SOURCES),
         "--data.train.name": ["auto", *SOURCES],
+        "--image.adapt.name": list(ADAPTERS),
         "--image.encoder.name": list(IMAGE_ENCODERS),
         "--image.head.name": list(HEADS),
         "--method.name": list(METHODS),
+        "--text.adapt.name": list(ADAPTERS),
         "--text.encoder.name": list(TEXT_ENCODERS),
         "--text.head.name": list(HEADS),
     }

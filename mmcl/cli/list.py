@@ -15,7 +15,18 @@ from mmcl.registry import Registry
 from mmcl.terminal import printable_line
 
 Kind = Literal[
-    "all", "configs", "methods", "losses", "encoders", "heads", "sources", "augmentations", "evaluators", "exports", "models"
+    "all",
+    "configs",
+    "methods",
+    "losses",
+    "encoders",
+    "heads",
+    "adapters",
+    "sources",
+    "augmentations",
+    "evaluators",
+    "exports",
+    "models",
 ]
 
 
@@ -31,8 +42,8 @@ def list_components(kind: Kind = "all", word: str = "", /, *, args: bool = False
     by name, too.
 
     Args:
-        kind: all, configs, methods, losses, encoders, heads, sources, augmentations, evaluators, exports or models. "all"
-            leaves out the models, which are thousands.
+        kind: all, configs, methods, losses, encoders, heads, adapters, sources, augmentations, evaluators, exports or models.
+            "all" leaves out the models, which are thousands.
         word: Only names that contain this.
         args: Show each entry's arguments with their defaults. This imports what implements them.
         json: Print JSON: {kind: {name: description}}. With --args {kind: {name: {argument: default}}}; of models, {kind: {name:
@@ -84,7 +95,7 @@ def _text(table: dict[str, dict[str, Any]]) -> str:
 def _registries() -> dict[str, Registry]:
     from mmcl.data import SOURCES
     from mmcl.data.augment import AUGMENTATIONS
-    from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+    from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
     from mmcl.evaluate import EVALUATORS
     from mmcl.interop.export import EXPORTS
     from mmcl.losses import LOSSES
@@ -96,6 +107,7 @@ def _registries() -> dict[str, Registry]:
         "image encoders": IMAGE_ENCODERS,
         "text encoders": TEXT_ENCODERS,
         "heads": HEADS,
+        "adapters": ADAPTERS,
         "sources": SOURCES,
         "augmentations": AUGMENTATIONS,
         "evaluators": EVALUATORS,

@@ -138,13 +138,18 @@ def _explained(setting: Setting, values: Mapping[str, Any]) -> str:
 
 def _component_arguments(config: Config) -> _Rows:
     """Returns the arguments of the components that the configuration names."""
-    from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+    from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
     from mmcl.methods import METHODS
 
     chosen = [("method", METHODS, config.method)]
     for tower, encoders in (("image", IMAGE_ENCODERS), ("text", TEXT_ENCODERS)):
         part = getattr(config, tower)
-        chosen += [(f"{tower}.encoder", encoders, part.encoder), (f"{tower}.head", HEADS, part.head)] if part else []
+        if part is not None:
+            chosen += [
+                (f"{tower}.encoder", encoders, part.encoder),
+                (f"{tower}.head", HEADS, part.head),
+                (f"{tower}.adapt", ADAPTERS, part.adapt),
+            ]
     rows = {}
     for path, registry, component in chosen:
         if component is None:

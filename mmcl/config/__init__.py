@@ -10,6 +10,7 @@ from mmcl.config.identity import config_hash, flat_settings, flattened, is_decis
 from mmcl.config.read import load_config, read_as
 from mmcl.config.schema import Config
 from mmcl.config.sections import (
+    AdapterConfig,
     ComponentConfig,
     CropConfig,
     DataConfig,
@@ -24,6 +25,7 @@ from mmcl.config.sections import (
 )
 
 __all__ = [
+    "AdapterConfig",
     "ComponentConfig",
     "Config",
     "CropConfig",

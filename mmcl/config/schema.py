@@ -157,6 +157,8 @@ class Config:
         for name, tower in towers.items():
             if tower.encoder is None and (self.init is None or self.init_missing == "random"):
                 raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`), or set init")
+            if tower.adapt is not None and tower.freeze:
+                raise UserError(f"{name}.adapt and {name}.freeze exclude each other: the first trains what the second locks")
             keeps = tower.init_head_layers
             new_head = self.init is not None and tower.encoder is None and tower.head is not None
             _require(keeps == 0 or new_head, f"{name}.init_head_layers", keeps, f"set init and {name}.head, without an encoder")

@@ -22,6 +22,18 @@ class ComponentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig(ComponentConfig):
+    """Adapters of an encoder's matrices."""
+
+    name: str = "lora"
+    """Type of the adapters; `mmcl list adapters` shows all."""
+    where: str | None = None
+    """Regular expression that is searched for in the names of the encoder's parameters, such as "attn|mlp"; the matrices that
+    it matches are adapted. Null adapts the linear layers and convolutions of the repeated blocks: attention and MLP of a
+    transformer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TowerConfig:
     """Encoder and projection head of one modality."""
 
@@ -38,6 +50,10 @@ class TowerConfig:
     freeze: bool | int = setting(False, at_least=1)
     """Freeze the encoder and keep it in evaluation mode; the head is still trained. A number freezes that many of the lowest
     blocks, such as transformer layers, and everything below them: embeddings, the patch convolution, the first norm."""
+    adapt: AdapterConfig | None = None
+    """Freeze the encoder's weights and batch-norm statistics, and train adapters of its matrices, which are merged into them
+    at the end; the head is still trained. Needs trained weights: `init`, or an encoder with `pretrained`. Null trains all
+    weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

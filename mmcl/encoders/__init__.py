@@ -60,3 +60,11 @@ HEADS = Registry(
         "tanh": "mmcl.encoders.heads:TanhHead",
     },
 )
+
+ADAPTERS = Registry(
+    "adapter",
+    {
+        "lora": "mmcl.encoders.low_rank:LoRA",
+        "dora": "mmcl.encoders.low_rank:DoRA",
+    },
+)

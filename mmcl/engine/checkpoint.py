@@ -1,5 +1,8 @@
 """Checkpoints: weights, optimiser state and step number, in safetensors and JSON. Order and randomness need no state.
 
+Frozen weights of encoders are left out: every start of a run builds them again, and compares them with those of the first
+(`mmcl.runs.resume`).
+
 A checkpoint is written to a temporary folder, synced and then renamed, so a folder named step-* is always complete. The
 manifest is written last. It holds the size and sha256 of each file, because safetensors silently loads a flipped bit, and a
 sha256 of itself. Old checkpoints are removed only after the new one is in place, and are renamed before they are deleted.
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmcl.config import from_dict
+from mmcl.encoders.adapters import frozen_weights
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
 from mmcl.files.untrusted import read_json, read_safetensors, reason
@@ -81,7 +85,7 @@ class _Manifest:
 def take_snapshot(
     step: int, module: nn.Module, optimiser: torch.optim.Optimizer, *, keep: bool = True, **facts: Any
 ) -> Snapshot:
-    """Copy parameters, persistent buffers and the state of the optimiser.
+    """Copy trained parameters, persistent buffers and the state of the optimiser.
 
     Sharded tensors are gathered, so all processes must call this. Processes without `keep` get no tensors.
     """
@@ -238,9 +242,10 @@ def _check_space(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers, each storage once: tied weights are restored through their first name."""
+    """Return parameters and persistent buffers, except for frozen weights of encoders, each storage once: tied weights are
+    restored through their first name."""
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    seen = {id(weight) for weight in frozen_weights(module).values()}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))

@@ -1,4 +1,4 @@
-"""Conditions that end a run early: a stop signal, a lost process, a non-finite loss."""
+"""Conditions that end a run early: a stop signal, a lost process, a non-finite loss, an adapter that cannot learn."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from mmcl.config import Config, to_dict
+from mmcl.encoders.adapters import adapters
 from mmcl.errors import UserError, first_line
 from mmcl.files.atomic import write_file
 from mmcl.types import Batch
@@ -147,6 +149,38 @@ def run_on_first_process(accelerator: Accelerator, work: Callable[[], T]) -> T |
         with suppress(RuntimeError):  # another process has ended: the result must not be lost
             dist.broadcast_object_list(failure, src=0)
     return result
+
+
+def check_adapters(method: nn.Module, accelerator: Accelerator) -> None:
+    """Check that the loss reaches every trained adapter. All processes call this after the first backward pass.
+
+    The gradient of LoRA's A is zero as long as B is, so an adapter needs one tensor with a gradient other than zero.
+
+    Raises:
+        UserError: a tensor of an adapter has no gradient, or all of an adapter have a gradient of zero, unless that of the
+            whole loss is zero; the message names it.
+    """
+    tensors = [
+        (weight, f"{name} of the adapter of {weight}", parameter.grad)
+        for weight, adapter in adapters(method)
+        for name, parameter in adapter.named_parameters()
+        if parameter.requires_grad
+    ]
+    if not tensors:
+        return
+    found = torch.tensor([[grad is not None, grad is not None and _any(grad)] for *_, grad in tensors], dtype=torch.float32)
+    summed = accelerator.reduce(found.to(accelerator.device), "sum").tolist()
+    moved = {weight for (weight, *_), (_, is_moved) in zip(tensors, summed, strict=True) if is_moved}
+    fix = "leave this weight out by the setting adapt.where"
+    for (weight, tensor, _), (reached, _) in zip(tensors, summed, strict=True):
+        if reached < accelerator.num_processes:
+            raise UserError(f"{tensor} has no gradient, because the loss does not depend on it: {fix}")
+        if moved and weight not in moved:
+            raise UserError(f"{tensor} has a gradient of zero, as the whole adapter has, which learns nothing: {fix}")
+
+
+def _any(gradient: Tensor) -> bool:
+    return bool((gradient.to_local() if isinstance(gradient, DTensor) else gradient).any())
 
 
 class BufferSnapshot:

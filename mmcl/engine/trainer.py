@@ -28,6 +28,7 @@ from mmcl.engine.collapse import CollapseMonitor
 from mmcl.engine.guards import (
     BufferSnapshot,
     StopSignals,
+    check_adapters,
     ignore_stop_signals,
     loader_batches,
     lost_process_reported,
@@ -102,7 +103,7 @@ class Trainer:
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimiser = self.weights.encode, self.weights.optimiser
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
-        self.skipped, self.saved_at = 0, time.monotonic()
+        self.skipped, self.saved_at, self.checked = 0, time.monotonic(), False
         self.stop = StopSignals()
         self.collapse_monitor = CollapseMonitor()
         self.best = BestScore(config.train)
@@ -222,6 +223,9 @@ class Trainer:
             loss_parameters=self.method.loss_parameters,
         )
         self.weights.reduce()
+        if not self.checked:
+            check_adapters(self.method, self.accelerator)
+            self.checked = True
         return embeddings, {"loss": output.loss, **output.metrics}
 
     def _set_rate(self, step: int) -> float:

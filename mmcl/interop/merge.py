@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.data.source import Source
+from mmcl.encoders.adapters import merge_adapters, merged_state_dict
 from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.interop.model import Model
@@ -65,7 +66,8 @@ def merge(models: Sequence[Model], weights: Sequence[float] | None = None, *, st
     models = [model for model, share in zip(models, shares, strict=True) if share != 0]
     shares = [share for share in shares if share != 0]
     towers = copy.deepcopy(models[0].towers)
-    towers.load_state_dict(_mean_of_tensors([model.towers.state_dict() for model in models], shares))
+    merge_adapters(towers)
+    towers.load_state_dict(_mean_of_tensors([merged_state_dict(model.towers) for model in models], shares))
     merged = Model(
         towers,
         logit_scale=_mean_scale([model.logit_scale for model in models], shares),
@@ -175,7 +177,7 @@ def _facts_of_tower(name: str, tower: Tower) -> dict[str, Any]:
     facts: dict[str, Any] = {
         f"encoder of the {name} tower": None if spec is None else spec.encoder,
         f"head of the {name} tower": None if spec is None else (spec.head, dict(spec.head_args)),
-        f"weights of the {name} tower": {key: (value.shape, value.dtype) for key, value in tower.state_dict().items()},
+        f"weights of the {name} tower": {key: (value.shape, value.dtype) for key, value in merged_state_dict(tower).items()},
     }
     if isinstance(tower.encoder, ImageEncoder):
         facts["preprocessing of the images"] = asdict(tower.encoder.preprocess)

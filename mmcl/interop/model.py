@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmcl.data.images.tensors import check_resize, read_pixels
 from mmcl.data.sample import ImageLike
+from mmcl.encoders.adapters import merged_state_dict
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
@@ -162,9 +163,9 @@ class Model(PairScores):
     def fingerprint(self) -> str:
         """SHA-256 of architecture, weights, preprocessing and tokenizer, in hexadecimal; computed once."""
         digest = hashlib.sha256(json.dumps([self.embedding, *map(_description, self.towers.items())]).encode())
-        for name, tensor in sorted(self.towers.state_dict().items()):
+        for name, tensor in sorted(merged_state_dict(self.towers).items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _width(self, tower: Tower) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmcl.encoders.adapters import merged_state_dict
 from mmcl.encoders.tower import ImageEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
@@ -36,7 +37,7 @@ def save_model(
     class_names: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a folder that `load_model` can read without further arguments. The write is atomic.
+    """Writes a folder that `load_model` can read without further arguments. The write is atomic. Adapters are merged in it.
 
     Args:
         path: the folder; an existing model folder is replaced, a folder with other content is refused.
@@ -86,7 +87,7 @@ def _unique_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in merged_state_dict(module).items():
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and place in first:
             shared[name] = first[place]

@@ -9,7 +9,7 @@ from typing import Any
 from mmcl.config import ComponentConfig, Config, EvaluatorConfig, SourceConfig, flattened, to_dict
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
-from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.evaluate import EVALUATORS
 from mmcl.methods import METHODS
 from mmcl.registry import Registry
@@ -46,6 +46,8 @@ def _components(config: Config) -> Iterator[tuple[str, Registry, ComponentConfig
             yield f"{modality}.encoder", encoders, tower.encoder
         if tower is not None and tower.head is not None:
             yield f"{modality}.head", HEADS, tower.head
+        if tower is not None and tower.adapt is not None:
+            yield f"{modality}.adapt", ADAPTERS, tower.adapt
     augmented = {
         "data": config.data.augment,
         **{f"data.views.{name}": v.augment or () for name, v in config.data.views.items()},

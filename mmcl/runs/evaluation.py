@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmcl.config import Config, EvaluatorConfig, SourceConfig, read_as
 from mmcl.data.source import Source
+from mmcl.encoders.adapters import merge_adapters
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, run_all
@@ -31,7 +32,9 @@ def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, c
         cache: cache for embeddings, if any.
     """
     # Rebuilt from the seed, because keeping a copy during the run would need memory.
-    start = CachedModel(build_model(build_method(config)), "before" if config.init else "untrained", cache=cache)
+    method = build_method(config)
+    merge_adapters(method.towers)  # for speed; they have not changed anything yet
+    start = CachedModel(build_model(method), "before" if config.init else "untrained", cache=cache)
     report = evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
     return dataclasses.replace(report, about=_about(config, trained))
 

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 import mmcl
 from mmcl.config import Config, config_hash, flat_settings, from_dict, is_decisive, is_within, unflattened
 from mmcl.data.derived.subset import Subset
 from mmcl.data.identity import spread_rows
 from mmcl.data.source import Source
+from mmcl.encoders.adapters import frozen_weights
 from mmcl.engine.checkpoint import MANIFEST, Checkpoint
 from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
+from mmcl.files.digest import digest
 from mmcl.files.untrusted import read_json
+from mmcl.methods.method import Method
 from mmcl.runs.components import complete_settings
 
 if TYPE_CHECKING:
@@ -30,7 +34,14 @@ if TYPE_CHECKING:
 COMPARED = 1_000
 """Number of samples whose images and texts every resume compares."""
 FILE = "identity.json"
-_KINDS = {"settings": dict, "data": str, "images": str | None, "all_images": str | None, "environment": dict | None}
+_KINDS = {
+    "settings": dict,
+    "frozen": dict,
+    "data": str,
+    "images": str | None,
+    "all_images": str | None,
+    "environment": dict | None,
+}
 _DATA = "data.train"
 """Name of the training data in the comparison of settings."""
 _LIBRARIES = {
@@ -40,11 +51,11 @@ _LIBRARIES = {
 """Libraries that may affect the last bits of the results: module -> distribution."""
 
 
-def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the settings, training data and environment of a run as JSON values. All processes call this.
+def identify(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, Any]:
+    """Return the settings, frozen weights, training data and environment of a run as JSON values. All processes call this.
 
-    The data are represented by the source's `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples,
-    or of all samples with `verify_data`.
+    The weights are those that checkpoints leave out, as digests by tower. The data are represented by the source's
+    `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples, or of all samples with `verify_data`.
     """
     with accelerator.main_process_first():  # The others use what the first has cached.
         images = Subset(source, spread_rows(len(source), COMPARED)).identity
@@ -52,6 +63,7 @@ def identify(config: Config, source: Source, accelerator: Accelerator) -> dict[s
     return {
         "config_hash": config_hash(config),
         "settings": flat_settings(without_start_settings(config)),
+        "frozen": {name: _digest(tower) for name, tower in method.towers.items() if frozen_weights(tower)},
         "data": source.fingerprint,
         "images": images,
         "all_images": all_images,
@@ -85,11 +97,23 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
             f"{config.run_dir} cannot be continued with other settings ({'; '.join(refused.values())}): restore them, start a "
             f"new run with another --run_dir, or allow it with --allow_change {' '.join(refused)}"
         )
+    for name in sorted({*saved["frozen"], *now["frozen"]}):
+        _refuse_other_weights(name, saved["frozen"].get(name), now["frozen"].get(name), config)
     if config.verify_data and saved.get("all_images") is None:
         raise UserError(
             f"{config.run_dir}: --verify_data needs a run that was started with it; else {COMPARED:,} samples are compared"
         )
     return [*changed.values(), *_changed_environment(saved, now)]
+
+
+def _refuse_other_weights(name: str, before: object, after: object, config: Config) -> None:
+    """Raise UserError if the frozen weights of an encoder, which checkpoints leave out, are not those of the saved run."""
+    if before != after:
+        raise UserError(
+            f"{config.run_dir} cannot be continued on other frozen weights: the {name} encoder of "
+            f"{config.init or 'this configuration'} had the fingerprint {str(before)[:8]} and has {str(after)[:8]}; restore "
+            "it, or start a new run with another --run_dir"
+        )
 
 
 def write_identity(run_dir: Path, identity: dict[str, Any]) -> None:
@@ -110,6 +134,15 @@ def saved_precision(run_dir: Path) -> str | None:
     """Return the precision with which a run was started; None if there is no run. Raises UserError if it cannot be read."""
     exists = (run_dir / FILE).exists()
     return read_identity(run_dir, None)["settings"].get("train.precision") if exists else None
+
+
+def _digest(tower: nn.Module) -> str:
+    weights = frozen_weights(tower).items()
+    return digest(*(digest(name, str(p.dtype), list(p.shape), _bytes(p)) for name, p in weights))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _with_defaults(*settings: dict[str, Any]) -> Sequence[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmcl.config import Config, to_dict, to_yaml
 from mmcl.data.batches.loader import StepBatches
+from mmcl.encoders.adapters import merge_adapters
 from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tower import GIVEN
 from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
@@ -146,6 +147,7 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
         method = build_method(config)  # whole again
         method.configure(plan.facts)
     exported = _choose_weights(config, run_dir, method.to(accelerator.device), result)
+    merge_adapters(method.towers)
     model = build_model(method)
     provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
     save_model(
@@ -222,7 +224,7 @@ def _identity(
         UserError: the differences do not allow the run to continue.
     """
     config = plan.config
-    identity = identify(config, plan.source, accelerator)
+    identity = identify(config, plan.method, plan.source, accelerator)
     if not config.resume:
         return identity, []
     saved = read_identity(run_dir, checkpoint)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mmcl.config import ComponentConfig, Config, TowerConfig
+from mmcl.config import AdapterConfig, ComponentConfig, Config, TowerConfig
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders.adapters import adapt
 from mmcl.encoders.heads import MLPHead
 from mmcl.encoders.tower import GIVEN, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
@@ -38,6 +39,8 @@ def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
     for name in [name for name in ("image", "text") if name in configs or name in starts]:
         tower_config, start = configs.get(name, TowerConfig()), starts.get(name)
         if start is None:
+            if tower_config.adapt is not None:
+                _require_trained_weights(name, config, tower_config)
             towers[name] = _build(name, tower_config)
         elif tower_config.encoder is not None and config.init_missing == "error":
             raise UserError(f"{name}.encoder and init exclude each other: {config.init} has a {name} tower")
@@ -49,6 +52,8 @@ def build_towers(config: Config, given: Model | None) -> nn.ModuleDict:
             _change_preprocess(name, towers[name].encoder, tower_config.preprocess)  # type: ignore[arg-type]
         _freeze(name, towers[name], tower_config.freeze)  # type: ignore[arg-type]
         _freeze_statistics(towers[name], start, config.train.freeze_statistics)  # type: ignore[arg-type]
+        if tower_config.adapt is not None:
+            _adapt(name, towers[name], tower_config.adapt)  # type: ignore[arg-type]
     return towers
 
 
@@ -114,6 +119,30 @@ def _with_new_head(name: str, start: Tower, config: TowerConfig) -> Tower:
     if config.init_head_layers:
         _copy_layers(name, start.head, tower.head, config.init_head_layers)
     return tower
+
+
+def _require_trained_weights(name: str, config: Config, tower: TowerConfig) -> None:
+    """Raise UserError for an encoder with random weights, of which an adapter would train a small part."""
+    if tower.encoder is None:
+        return  # refused as missing
+    encoders, args = _ENCODERS[name], tower.encoder.args
+    if tower.encoder.name == GIVEN or encoders.plugin(tower.encoder.name) is not None:
+        return  # their weights are their author's affair
+    pretrained = encoders.parameters(tower.encoder.name).get("pretrained")
+    has_weights = pretrained is not None and args.get("pretrained", pretrained.default)
+    is_random = "config" in args and not isinstance(has_weights, str)
+    comes_with_weights = str(args.get("arch", "")).startswith(("local-dir:", "hf-hub:"))
+    if (not has_weights or is_random) and not comes_with_weights:
+        absent = f"{config.init} does not exist" if config.init else "nothing is trained yet"
+        fix = "set init to a trained model" + (f", or {name}.encoder.args.pretrained" if pretrained is not None else "")
+        raise UserError(f"{name}.adapt changes trained weights, and {absent}: {fix}")
+
+
+def _adapt(name: str, tower: Tower, config: AdapterConfig) -> None:
+    try:
+        adapt(tower, name=config.name, where=config.where, **config.args)
+    except UserError as error:
+        raise UserError(f"{name}.adapt: {error}") from None
 
 
 def _copy_layers(name: str, old: nn.Module, new: nn.Module, layers: int) -> None:

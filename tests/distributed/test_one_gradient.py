@@ -18,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
+from mmcl.encoders.adapters import adapt, adapters
+from mmcl.encoders.tower import Tower
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
-from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method
+from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
 
@@ -52,7 +54,18 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 
 def configured(name: str, dtype: torch.dtype) -> Method:
-    method = toy_method(name, dtype)
+    """A method on toy towers, or, as in "clip with lora", on towers with adapters that have already been trained."""
+    name, _, adapter = name.partition(" with ")
+
+    def adapted_tower() -> Tower:
+        tower = toy_tower()
+        adapt(tower, name=adapter, rank=3)
+        for _, one in adapters(tower):
+            nn.init.normal_(one.B, std=0.3)  # type: ignore[arg-type]
+        return tower
+
+    with mock.patch("mmcl.testing.toys.toy_tower", adapted_tower) if adapter else nullcontext():
+        method = toy_method(name, dtype)
     method.configure(RunFacts(global_batch=ROWS, total_steps=STEPS, steps_per_epoch=2))
     return method
 
@@ -127,9 +140,12 @@ def small_tiles() -> Iterator[None]:
         yield
 
 
+ADAPTED = ["clip with lora", "byol with dora"]
+"""Adapters of one tower that is trained by itself, and of one that a teacher follows."""
+
 CASES = [
     (name, dtype, layout)
-    for name, dtype, layout in itertools.product(METHODS, TOLERANCE, LAYOUTS)
+    for name, dtype, layout in itertools.product([*METHODS, *ADAPTED], TOLERANCE, LAYOUTS)
     if dtype == torch.float64 or layout == "two pieces"
 ]
 
@@ -148,7 +164,8 @@ def all_ranks(world: int) -> list[dict[Any, State]]:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_training_is_that_of_one_process(world: int, name: str, dtype: torch.dtype, layout: str) -> None:
     expected = alone(name, dtype)
-    learning = [key for key, p in toy_method(name).named_parameters() if p.requires_grad]
+    learning = [key for key, p in configured(name, dtype).named_parameters() if p.requires_grad]
+    assert any("parametrizations" in key for key in learning) == ("with" in name)
     assert {f"gradient of {key}" for key in learning} <= expected.keys()
     # Gradients that are zero but for rounding, such as those of a bias under Barlow Twins, are small beside the others.
     whole_gradient = torch.stack([value.norm() for key, value in expected.items() if key.startswith("gradient")]).norm()

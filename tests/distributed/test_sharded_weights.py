@@ -28,7 +28,7 @@ from mmcl.testing.toys import positives_of, without_batch_norm
 from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes
-from tests.distributed.test_one_gradient import batch_of_step, configured, share_of
+from tests.distributed.test_one_gradient import ADAPTED, batch_of_step, configured, share_of
 from tests.narrow import of_type
 
 CLIP = 0.05
@@ -39,7 +39,8 @@ OPTIMISERS = {
     "muon": OptimConfig(lr=1e-3, eps=1e-3, muon_lr=1e-3),
 }
 STEPS = 3
-CASES = [(name, "adamw") for name in METHODS] + [("byol", "sgd"), ("clip", "lars"), ("swav", "muon")]
+CASES = [(name, "adamw") for name in [*METHODS, *ADAPTED]] + [("byol", "sgd"), ("clip", "lars"), ("swav", "muon")]
+CASES += [("clip with lora", "lars"), ("byol with dora", "muon")]
 
 State = dict[str, Tensor]
 

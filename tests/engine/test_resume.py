@@ -169,6 +169,7 @@ def identity(config: Config) -> dict[str, Any]:
         "settings": flat_settings(resume.without_start_settings(config)),
         "data": "0",
         "images": "0",
+        "frozen": {},
         "all_images": None,
         "environment": {},
     }

@@ -89,6 +89,36 @@ def test_a_batch_larger_than_the_data_is_the_same_run_too(image_folder: Path, tm
     assert len(samples(configs[0], 1)[1]) == 24
 
 
+@pytest.mark.parametrize(
+    ("world", "kills", "layout"),
+    [(1, (1, 5), ()), (2, (4,), ()), (3, (6,), ()), (2, (3,), ("--train.fsdp", "true"))],
+    ids=["1", "2", "3", "2 spread"],
+)
+def test_adapters_resume_bit_for_bit(
+    world: int,
+    kills: tuple[int, ...],
+    layout: tuple[str, ...],
+    image_folder: Path,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+) -> None:
+    """The checkpoints hold adapters alone; the weights below are loaded from `init` at every start."""
+    from_init = [flag for name in ("image", "text") for flag in (f"--{name}.encoder", "null", f"--{name}.head", "null")]
+    adapted = ("--image.adapt", "{name: dora, args: {rank: 2}}", "--text.adapt", "{args: {rank: 3, dropout: 0.3}}")
+    flags = ("--init", str(uninterrupted(1).run_dir), *from_init, *adapted, *layout, "--train.micro_batch", "3")
+    whole = tiny_run(image_folder, tmp_path / "whole", *flags)
+    assert run(whole, world) == [0] * world
+    for number, step in enumerate(kills):
+        config = resumed(image_folder, tmp_path / "run", number, *flags)
+        assert run(config, world, before_step(step, kill)) == [KILLED] * world
+    config = resumed(image_folder, tmp_path / "run", len(kills), *flags)
+    assert run(config, world) == [0] * world
+    assert final_state(config) == final_state(whole)
+    assert not [key for key in final_state(config) if key.endswith("original") or "token_embedding" in key]
+    models = [load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole)]
+    assert all(torch.equal(models[0][key], value) for key, value in models[1].items())
+
+
 SPREAD = ("--train.fsdp", "true")
 """Weights, gradients and moments spread over the processes."""
 

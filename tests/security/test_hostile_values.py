@@ -139,14 +139,23 @@ def rows_of_a_report(folder: Path) -> Callable[[], Any]:
     return read
 
 
+IDENTITY = {
+    "settings": {"seed": 0},
+    "frozen": {"image": "1"},
+    "data": "a",
+    "images": "b",
+    "all_images": None,
+    "environment": {"python": "3"},
+}
+
+
 def run_folder(folder: Path) -> Callable[[], Any]:
-    identity = {"settings": {"seed": 0}, "data": "a", "images": "b", "all_images": None, "environment": {"python": "3"}}
     folder.mkdir()
-    (folder / "identity.json").write_text(json.dumps(identity))
+    (folder / "identity.json").write_text(json.dumps(IDENTITY))
 
     def read() -> None:
-        config: Any = SimpleNamespace(run_dir=str(folder), allow_change=("seed", "data", "train"), verify_data=False)
-        compare_identities(read_identity(folder, None), copy.deepcopy(identity), config)
+        config: Any = SimpleNamespace(run_dir=str(folder), init=None, allow_change=("seed", "data", "train"), verify_data=False)
+        compare_identities(read_identity(folder, None), copy.deepcopy(IDENTITY), config)
 
     return read
 
@@ -159,8 +168,7 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
     best = BestState(metric="a", value=0.5, step=1, waiting=0)
     scaler = ScalerState(**torch.amp.GradScaler("cpu").state_dict())
     state = RunState(bad=2, seen=9, bad_run=1, skipped=0, scaler=scaler, best=best)
-    identity = {"settings": {"seed": 0}, "data": "a", "images": "b", "all_images": None, "environment": {"python": "3"}}
-    written = write_checkpoint(folder, take_snapshot(1, module, optimiser, identity=identity, state=asdict(state)), keep=2)
+    written = write_checkpoint(folder, take_snapshot(1, module, optimiser, identity=IDENTITY, state=asdict(state)), keep=2)
     (folder / "MANIFEST.json").write_bytes((written / "MANIFEST.json").read_bytes())
 
     def read() -> None:
