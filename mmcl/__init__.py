@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmcl.data.source import Source as Source
     from mmcl.encoders.adapters import adapt as adapt
     from mmcl.encoders.adapters import merge_adapters as merge_adapters
+    from mmcl.engine.parameter_groups import param_groups as param_groups
     from mmcl.errors import UserError as UserError
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
@@ -51,6 +52,7 @@ _HOMES = {
     "merge": "interop.merge",
     "merge_adapters": "encoders.adapters",
     "open_source": "data.open",
+    "param_groups": "engine.parameter_groups",
     "train": "runs.run",
 }
 

@@ -47,6 +47,13 @@ def test_flags_reach_into_arguments_and_lists(path: Path) -> None:
     assert config.data.train.path == "a b"
 
 
+def test_a_flag_begins_a_list_that_a_file_does_not_have(path: Path) -> None:
+    config = load_config(path, ["--optim.groups.0.match", "^text", "--optim.groups.0.lr", "1e-5"])
+    assert [(group.match, group.lr) for group in config.optim.groups] == [("^text", 1e-5)]
+    with pytest.raises(UserError, match=r"optim\.groups has entries 0 to 0, not '1'"):
+        load_config(path, ["--optim.groups.0.match", "^text", "--optim.groups.0.lr", "1e-5", "--optim.groups.1.lr", "1"])
+
+
 @pytest.mark.parametrize("text", ["5e-4", "0.0005", "5.0e-4"])
 def test_numbers_as_people_write_them(path: Path, text: str) -> None:
     assert load_config(path, ["--optim.lr", text]).optim.lr == 5e-4

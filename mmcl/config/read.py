@@ -104,7 +104,8 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets one leaf; a number in the path indexes a list. A component of another name loses its arguments, as in `_merged`."""
+    """Sets one leaf; a number in the path indexes a list, and 0 begins one. A component of another name loses its arguments,
+    as in `_merged`."""
     node: Any = tree
     for depth, key in enumerate(path):
         last = depth == len(path) - 1
@@ -122,5 +123,5 @@ def _set_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         if last:
             node[key] = value
         elif node.get(key) is None:
-            node[key] = {}
+            node[key] = [{}] if path[depth + 1] == "0" else {}
         node = node[key]

@@ -143,6 +143,39 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    """Parameters with a learning rate, weight decay or freezing of their own."""
+
+    match: str
+    """Regular expression that is searched for in the names of the parameters, such as "image.encoder.norm.weight": "^text[.]"
+    for all parameters of the text tower, "[.]head[.]" for the heads. A parameter belongs to the first group that matches."""
+    lr: float | None = setting(None, above=0)
+    """Peak learning rate."""
+    scale: float | None = setting(None, above=0)
+    """Factor of the peak learning rate that the parameters would have without the group."""
+    weight_decay: float | None = setting(None, at_least=0)
+    """Weight decay of the matrices and embedding tables in the group; other parameters have none."""
+    freeze: bool = False
+    """Leave the parameters as they are: no gradient, no weight decay, no optimiser state. Dropout stays."""
+
+    def __post_init__(self) -> None:
+        where = f"optim.groups: the group with match {self.match!r}"
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise UserError(f"{where}: it is not a regular expression ({error})") from None
+        given = [name for name in ("lr", "scale", "weight_decay") if getattr(self, name) is not None]
+        if "lr" in given and "scale" in given:
+            raise UserError(f"{where} has lr and scale, which exclude each other: remove one of them")
+        if self.freeze == bool(given):
+            raise UserError(
+                f"{where} has freeze and {given[0]}, which exclude each other: remove one of them"
+                if given
+                else f"{where} changes nothing: give lr, scale, weight_decay or freeze"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """Optimiser, with linear warm-up and cosine decay; weight decay applies to matrices and token embeddings only."""
 
@@ -164,6 +197,11 @@ class OptimConfig:
     weight_decay: float = setting(0.2, at_least=0)
     """Weight decay; not applied to biases, norms, scales, temperatures, or position, class and register embeddings. AdamW and
     Muon decouple it from the gradient; SGD and LARS add it to the gradient and need smaller values, such as 1e-4 and 1e-6."""
+    layer_decay: float | None = setting(None, above=0, at_most=1)
+    """Factor by which the learning rate falls from each block of an encoder to the one below it, as in BEiT: heads,
+    temperature and what follows the last block have the full rate, and embeddings the lowest. Null gives all the same rate."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Parameters with a learning rate, weight decay or freezing of their own; `mmcl doctor` shows all groups."""
     warmup: float = setting(0.05, at_least=0, below=1)
     """Share of all steps over which the learning rate rises from 0."""
     final_lr: float = setting(0.0, at_least=0)

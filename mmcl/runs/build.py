@@ -15,6 +15,7 @@ from mmcl.config import ComponentConfig, Config, TowerConfig
 from mmcl.data.batches.views import ImageView, build_image_views
 from mmcl.data.source import Source
 from mmcl.encoders.tower import TowerSpec
+from mmcl.engine.parameter_groups import freeze_groups
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
@@ -27,7 +28,7 @@ def build_method(config: Config) -> Method:
     """Build the towers and the method. The result is deterministic, so it is also the untrained model.
 
     Raises:
-        UserError: `init` cannot be loaded, or does not fit the method.
+        UserError: `init` cannot be loaded or does not fit the method, or a group of `optim.groups` matches no parameter.
     """
     torch.manual_seed(rng.sample_seed(config.train.seed))
     given = starting_model(config)
@@ -35,6 +36,7 @@ def build_method(config: Config) -> Method:
     towers = build_towers(config, given)
     teachers = _teacher(config, towers)
     method: Method = METHODS.build(config.method.name, {**config.method.args, **numbers}, towers, *teachers)
+    freeze_groups(method, config.optim.groups)
     if given is not None:
         method.from_init = (*_parts(towers, given), *(f"{name} {value:.3g}" for name, value in numbers.items()))
     return method

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcl.config import Config
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
+from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate import Task, check
 from mmcl.methods.method import Method
@@ -38,6 +39,7 @@ def check_run(
     Raises:
         UserError: the run would fail; the message names the setting and the fix.
     """
+    group_parameters(method, config.optim)
     check_data(config, method, source)
     check_views(config, method, views)
     check_single_rows(config, method, views, processes, len(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,30 @@ import torch
 from mmcl.config import Config, TowerConfig
 from mmcl.core.cached_backward import split_views
 from mmcl.encoders.tower import Tower
+from mmcl.engine.parameter_groups import ParameterGroup, group_parameters
 from mmcl.engine.precision import settle_precision
 from mmcl.engine.schedule import warmup_steps
 from mmcl.runs.plan import make_plan
 from mmcl.runs.warnings import find_warnings, warnings_of_captions
-from mmcl.terminal import counted, printable_line
+from mmcl.terminal import counted, printable_line, shortened, terminal_width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupFacts:
+    """A group of parameters with the same options.
+
+    Attributes:
+        name: what they are, in words.
+        tensors, parameters: their numbers.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay.
+    """
+
+    name: str
+    tensors: int
+    parameters: int
+    learning_rate: float
+    weight_decay: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +57,7 @@ class Diagnosis:
         warmup_steps: number of warm-up steps.
         trainable, frozen: numbers of parameters.
         frozen_encoders: names of the towers with frozen encoders, as in "image", or "image: 6 blocks" for a part.
+        groups: groups of parameters with the same options.
         warnings: one line each.
     """
 
@@ -59,6 +80,7 @@ class Diagnosis:
     trainable: int
     frozen: int
     frozen_encoders: tuple[str, ...]
+    groups: tuple[GroupFacts, ...]
     warnings: tuple[str, ...]
 
     def to_text(self) -> str:
@@ -77,8 +99,17 @@ class Diagnosis:
             "loss memory": f"{_size(self.loss_bytes)} a process ({_size(self.whole_bytes)} with all scores at once)",
             "learning rate": f"{self.learning_rate:g} ({self.optimiser}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
+        rows = [
+            (one.name, f"{one.tensors:,}", f"{one.parameters:,}", f"{one.learning_rate:.3g}", f"{one.weight_decay:g}")
+            for one in self.groups
+        ]
+        header = ("trained", "tensors", "parameters", "lr", "decay")
         return "\n".join(
-            [f"{name:<14}{line}" for name, line in lines.items()] + [f"warning: {printable_line(w)}" for w in self.warnings]
+            [
+                *(f"{name:<14}{line}" for name, line in lines.items()),
+                *_columns([header, *rows]),
+                *(f"warning: {printable_line(warning)}" for warning in self.warnings),
+            ]
         )
 
 
@@ -119,6 +150,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         trainable=sum(n for n, learns in numbers if learns),
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
+        groups=tuple(map(_facts, group_parameters(method, config.optim))),
         warnings=(*find_warnings(plan), *warnings_of_captions(plan)),
     )
 
@@ -128,6 +160,26 @@ def _frozen_part(name: str, config: TowerConfig | None, tower: Tower) -> str:
     if tower.frozen or config is None or not config.freeze:
         return name if tower.frozen else ""
     return f"{name}: {counted(config.freeze, 'block')}"
+
+
+def _facts(group: ParameterGroup) -> GroupFacts:
+    return GroupFacts(
+        name=group.name,
+        tensors=len(group.parameters),
+        parameters=sum(parameter.numel() for parameter in group.parameters),
+        learning_rate=group.lr,
+        weight_decay=group.weight_decay,
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows as lines as wide as a terminal: numbers to the right, names before them cut off if they are too long."""
+    names, *numbers = zip(*rows, strict=True)
+    columns = [[cell.rjust(max(map(len, column))) for cell in column] for column in numbers]
+    room = terminal_width() - sum(len(column[0]) + 2 for column in columns)
+    short = [shortened(printable_line(name), room) for name in names]
+    width = max(map(len, short))
+    return ["  ".join([name.ljust(width), *cells]) for name, *cells in zip(short, *columns, strict=True)]
 
 
 def _size(count: int) -> str:

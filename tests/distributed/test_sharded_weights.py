@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mmcl.config import OptimConfig
+from mmcl.config import GroupConfig, OptimConfig
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
 from mmcl.encoders.blocks import blocks
@@ -37,10 +37,17 @@ OPTIMISERS = {
     "sgd": OptimConfig(name="sgd", lr=1e-2),
     "lars": OptimConfig(name="lars", lr=1e-1, weight_decay=0.1),
     "muon": OptimConfig(lr=1e-3, eps=1e-3, muon_lr=1e-3),
+    "groups": OptimConfig(
+        lr=1e-3,
+        eps=1e-3,
+        muon_lr=1e-3,
+        groups=(GroupConfig(match="^image[.]encoder", scale=0.1), GroupConfig(match="head|bias", lr=1e-2)),
+    ),
+    "layer decay": OptimConfig(name="sgd", lr=1e-2, layer_decay=0.5),
 }
 STEPS = 3
 CASES = [(name, "adamw") for name in [*METHODS, *ADAPTED]] + [("byol", "sgd"), ("clip", "lars"), ("swav", "muon")]
-CASES += [("clip with lora", "lars"), ("byol with dora", "muon")]
+CASES += [("clip with lora", "lars"), ("byol with dora", "muon"), ("clip", "groups")]
 
 State = dict[str, Tensor]
 
@@ -201,8 +208,8 @@ def partly_frozen(rank: int, world: int) -> State:
     """Two steps with the two lower blocks frozen, each process on its share of twelve texts."""
     method = without_batch_norm(text_method())
     method.towers["text"].freeze(2)
-    weights = ShardedWeights(accelerator(), method, OPTIMISERS["sgd"]) if world > 1 else None
-    optimiser = build_optimiser(method, OPTIMISERS["sgd"]) if weights is None else weights.optimiser
+    weights = ShardedWeights(accelerator(), method, OPTIMISERS["layer decay"]) if world > 1 else None
+    optimiser = build_optimiser(method, OPTIMISERS["layer decay"]) if weights is None else weights.optimiser
     share = 12 // world
     for _ in range(2):
         tokens = texts(share, share * rank)
