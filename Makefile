@@ -3,8 +3,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help lint format test test-fast test-slow docs bench build ci
 
-# Fast tests of modules with few dependencies.
-fast := tests/core tests/losses tests/methods tests/search
+# Tests that start commands, training runs or several processes, which take most of the time.
+whole := tests/browser tests/cli tests/distributed tests/documentation tests/engine tests/faults tests/interop
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,8 +22,8 @@ format:  ## fixes what ruff can fix
 test:  ## everything but the slow tests
 	pytest -n auto
 
-test-fast:  ## the mathematics, the methods, the index: while you work
-	pytest $(fast)
+test-fast:  ## without the tests that start commands, runs or several processes: while you work
+	pytest -n auto $(addprefix --ignore=,$(whole))
 
 test-slow:  ## whole registries and grids
 	pytest -n auto -m slow

@@ -1,4 +1,4 @@
-"""A warm process with one thread (or MMCL_TEST_THREADS), from which the multi-process tests fork."""
+"""A process with one thread (or MMCL_TEST_THREADS), from which the multi-process tests fork; what it starts has one too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
+
+THREADS = os.environ.get("MMCL_TEST_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy and torch are imported
+
+import torch  # noqa: E402
 
 # A busy machine is slow, which is not a failure.
 settings.register_profile("mmcl", deadline=None)
@@ -18,7 +22,7 @@ settings.load_profile("mmcl")
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    torch.set_num_threads(int(os.environ.get("MMCL_TEST_THREADS", "1")))
+    torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # an optimizer imports it: here once, not in every process
 import torch.distributed as dist
 import torch.multiprocessing as mp
 

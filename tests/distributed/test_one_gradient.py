@@ -25,6 +25,7 @@ from mmcl.methods.method import Method
 from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
+from tests.grid import grid, sample_of
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
 STEPS = 5
@@ -140,36 +141,36 @@ def small_tiles() -> Iterator[None]:
         yield
 
 
-ADAPTED = ["clip with lora", "byol with dora"]
+ADAPTED = ("clip with lora", "byol with dora")
 """Adapters of one tower that is trained by itself, and of one that a teacher follows."""
 
-CASES = [
-    (name, dtype, layout)
-    for name, dtype, layout in itertools.product([*METHODS, *ADAPTED], TOLERANCE, LAYOUTS)
-    if dtype == torch.float64 or layout == "two pieces"
-]
+WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED)
+KINDS = (*((torch.float64, layout) for layout in LAYOUTS), (torch.float32, "two pieces"))
+SAMPLE = sample_of(WORLDS, NAMES, KINDS)
 
 
-def all_cases(rank: int, world: int) -> dict[Any, State]:
-    return {case: together(rank, world, *case) for case in CASES}
+def all_cases(rank: int, world: int, cases: list[tuple[str, torch.dtype, str]]) -> dict[Any, State]:
+    return {case: together(rank, world, *case) for case in cases}
 
 
 @functools.cache
-def all_ranks(world: int) -> list[dict[Any, State]]:
-    """Every case in one start of the processes."""
-    return [all_cases(0, 1)] if world == 1 else run_processes(world, all_cases)
+def all_ranks(world: int, sampled: bool) -> list[dict[Any, State]]:
+    """The cases of the sample, or all others, in one start of the processes."""
+    kept = [case for case in itertools.product(NAMES, KINDS) if ((world, *case) in SAMPLE) == sampled]
+    cases = [(name, *kind) for name, kind in kept]
+    return [all_cases(0, 1, cases)] if world == 1 else run_processes(world, all_cases, cases)
 
 
-@pytest.mark.parametrize(("name", "dtype", "layout"), CASES)
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_training_is_that_of_one_process(world: int, name: str, dtype: torch.dtype, layout: str) -> None:
+@pytest.mark.parametrize(("world", "name", "kind"), grid(WORLDS, NAMES, KINDS))
+def test_training_is_that_of_one_process(world: int, name: str, kind: tuple[torch.dtype, str]) -> None:
+    dtype, layout = kind
     expected = alone(name, dtype)
     learning = [key for key, p in configured(name, dtype).named_parameters() if p.requires_grad]
     assert any("parametrizations" in key for key in learning) == ("with" in name)
     assert {f"gradient of {key}" for key in learning} <= expected.keys()
     # Gradients that are zero but for rounding, such as those of a bias under Barlow Twins, are small beside the others.
     whole_gradient = torch.stack([value.norm() for key, value in expected.items() if key.startswith("gradient")]).norm()
-    for ours in all_ranks(world):
+    for ours in all_ranks(world, (world, name, kind) in SAMPLE):
         state = ours[name, dtype, layout]
         assert state.keys() == expected.keys()
         for key, value in expected.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,20 @@ HEADLINES = {
 }
 
 
+def usual_task() -> Task:
+    return Task("patterns", PatternSource(36, seed=0), PatternSource(60, seed=1))
+
+
 @pytest.fixture
 def task() -> Task:
-    return Task("patterns", PatternSource(36, seed=0), PatternSource(60, seed=1))
+    return usual_task()
+
+
+@functools.cache
+def usual(name: str) -> Report:
+    """Of an evaluator on the task."""
+    report: Report = EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), usual_task())
+    return report
 
 
 def by_model(report: Report, metric: str) -> dict[str, float | None]:
@@ -36,15 +48,15 @@ def by_model(report: Report, metric: str) -> dict[str, float | None]:
 
 
 @pytest.mark.parametrize("name", EVALUATORS)
-def test_metrics_are_of_every_query(name: str, task: Task) -> None:
-    for row in EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task).metrics:
+def test_metrics_are_of_every_query(name: str) -> None:
+    for row in usual(name).metrics:
         assert row.evaluator == name
         assert row.n == CLASSES if row.metric.startswith("text_to_image") else row.n == 36
 
 
 @pytest.mark.parametrize("name", HEADLINES)
-def test_headlines_of_a_perfect_model_and_of_the_baselines(name: str, task: Task) -> None:
-    found = by_model(EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task), HEADLINES[name])
+def test_headlines_of_a_perfect_model_and_of_the_baselines(name: str) -> None:
+    found = by_model(usual(name), HEADLINES[name])
     assert found["trained"] == 1
     assert present(found["labeled pixels" if name == "zero_shot" else "raw pixels"]) > 0.9
     assert found["chance"] == pytest.approx(1 / CLASSES)
@@ -151,12 +163,10 @@ class Renamed(PatternSource):
 
 @pytest.mark.parametrize("name", ["knn", "linear_probe", "few_shot"])
 def test_classes_of_the_bank_are_found_by_name(name: str, task: Task) -> None:
-    def score(task: Task) -> list[float | None]:
-        return [row.value for row in EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task).metrics]
-
-    assert score(replace(task, bank=Renamed(60, 1, NAMES[::-1]))) == score(task)
-    more = Renamed(60, 1, ["unheard of", *NAMES])
-    assert score(replace(task, bank=more)) == score(task)
+    for names in (NAMES[::-1], ["unheard of", *NAMES]):
+        renamed = replace(task, bank=Renamed(60, 1, names))
+        found = EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), renamed)
+        assert [row.value for row in found.metrics] == [row.value for row in usual(name).metrics]
 
 
 def test_images_of_classes_that_the_bank_lacks_are_wrong_and_reported(task: Task) -> None:
@@ -270,11 +280,11 @@ def test_arguments_are_checked_by_the_registry() -> None:
         EVALUATORS.check("knn", {"temprature": 1})
 
 
-def test_a_metric_names_its_evaluator(task: Task) -> None:
+def test_a_metric_names_its_evaluator() -> None:
     """Scores of a run are called by label and metric: no two evaluators have one of a name."""
     seen: dict[str, str] = {}
     for name in EVALUATORS:
-        for row in EVALUATORS.build(name, ARGS.get(name, {}), CachedModel(PatternModel()), task).metrics:
+        for row in usual(name).metrics:
             assert seen.setdefault(row.metric, name) == name
 
 

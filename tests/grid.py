@@ -1,0 +1,33 @@
+"""Grids of test cases, of which a part runs by default and all with the long tier."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+from _pytest.mark import ParameterSet
+
+
+def sample_of(*axes: Collection[Any]) -> set[tuple[Any, ...]]:
+    """A part of all combinations, one of as many as the shortest axis is long, like a Latin square.
+
+    Any two values of different axes occur together if there are three axes or more, and every value of two axes.
+    """
+    part = min(map(len, axes))
+    numbered = itertools.product(*(tuple(enumerate(axis)) for axis in axes))
+    return {tuple(value for _, value in case) for case in numbered if sum(number for number, _ in case) % part == 0}
+
+
+def grid(*axes: Collection[Any]) -> list[ParameterSet]:
+    """All combinations, for `pytest.mark.parametrize`; those outside of the sample are marked slow."""
+    sample = sample_of(*axes)
+    return [
+        pytest.param(*case, marks=() if case in sample else pytest.mark.slow, id="-".join(map(_name, case)))
+        for case in itertools.product(*axes)
+    ]
+
+
+def _name(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
