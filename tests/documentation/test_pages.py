@@ -61,7 +61,7 @@ def test_every_block_says_its_language_and_few_are_not_run(page: Path) -> None:
 
 def _says_what_it_needs(block: Block) -> bool:
     """A block that is not run names what it needs, in a sentence."""
-    needs = r"# Needs [^\n]*(network|MNIST|GPU|nodes|SLURM|clone|module|minutes)[^\n]*\.\n"
+    needs = r"# Needs [^\n]*(network|MNIST|GPU|nodes|clone|module|minutes)[^\n]*\.\n"
     return not block.needs_more or re.match(needs, block.text) is not None
 
 
