@@ -17,9 +17,14 @@ from mmcl.engine.log import read_log
 from tests.engine.tiny import YAML, make_folder
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+ACCELERATE = ["-m", "accelerate.commands.launch"]
 LAUNCHERS = {
     "python -m mmcl": (["-m", "mmcl"], 1),
-    "accelerate launch -m mmcl": (["-m", "accelerate.commands.launch", "-m", "mmcl"], 1),
+    "accelerate launch -m mmcl": ([*ACCELERATE, "-m", "mmcl"], 1),
+    "accelerate launch --multi_gpu -m mmcl": (
+        [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "mmcl"],
+        2,
+    ),
     "torchrun -m mmcl": (["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mmcl"], 2),
 }
 
