@@ -163,6 +163,7 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
     if given:
         logger.info(f"this model cannot be rebuilt by name: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
+        logger.info(f"not evaluated, as the configuration names no evaluator; the model is in {run_dir}/model")
         return Report()
     report = evaluate_trained(config, model, plan.tasks)
     write_report(report, run_dir)

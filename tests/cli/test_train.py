@@ -46,6 +46,7 @@ def test_every_launcher_trains_the_same(launcher: str, place: Path) -> None:
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{processes} process{'es' if processes > 1 else ''} on" in done.stdout
+    assert done.stdout.count(f"not evaluated, as the configuration names no evaluator; the model is in {launcher}/model") == 1
     alone = place / "alone"
     if not alone.exists():
         assert (
