@@ -24,6 +24,7 @@ root_doc = "index"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+smartquotes_action = "qe"  # no dashes: `--` begins a flag
 default_role = "literal"  # docstrings quote code by single backticks
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmcl.config import load_config as load_config
     from mmcl.core.cached_backward import cached_backward as cached_backward
     from mmcl.data.open import open_source as open_source
+    from mmcl.data.sample import Sample as Sample
     from mmcl.data.source import Source as Source
     from mmcl.encoders.adapters import adapt as adapt
     from mmcl.encoders.adapters import merge_adapters as merge_adapters
@@ -38,6 +39,7 @@ _HOMES = {
     "Index": "search.index",
     "METHODS": "methods",
     "Model": "interop.model",
+    "Sample": "data.sample",
     "Source": "data.source",
     "TrainedClassifier": "evaluate.classifier",
     "UserError": "errors",

@@ -26,9 +26,8 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
     Args:
         path: a YAML file, or the name of a shipped configuration such as "clip_emoji". Settings that it omits come from its
             `base`, if it has one: a file in the same folder, or a shipped configuration.
-        flags: as on a command line, e.g. ["--optim.lr", "3e-4", "--resume"]. Several values form a list; a flag without a
-            value is true. A component that
-            gets another name by a flag has no arguments but those that other flags give.
+        flags: as on a command line, e.g. `["--optim.lr", "3e-4", "--resume"]`. Several values form a list; a flag without a
+            value is true. A component whose name is changed by a flag keeps no arguments but those that other flags give.
 
     Returns:
         The checked configuration; its `run_dir` is set.

@@ -37,6 +37,10 @@ class Sample:
         positives: texts with the same meaning as the captions, as in entailment pairs.
         negatives: hard negatives: similar texts with another meaning, as in contradiction pairs.
         problem: reason why the sample cannot be used, if the source already knows one.
+
+    Example:
+        >>> Sample("cat.png", Path("cat.png"), captions=("a cat", "a kitten"), label=3).check().captions
+        ('a cat', 'a kitten')
     """
 
     name: str
