@@ -8,12 +8,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmcl.config import ComponentConfig, TowerConfig
 from mmcl.data.captions import caption_key
 from mmcl.encoders.tower import Tower
+from mmcl.engine.parameter_groups import group_parameters
 from mmcl.engine.schedule import warmup_steps
 from mmcl.methods.method import Method
 from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.plan import Plan
+from mmcl.terminal import listed
+
+_MOST_FOR_RELEASED = 1e-4
+"""Learning rate of AdamW above which a released model forgets what it knows within a few steps."""
 
 
 def find_warnings(plan: Plan) -> list[str]:
@@ -25,6 +31,7 @@ def find_warnings(plan: Plan) -> list[str]:
         *_about_batch(plan),
         *_about_images(plan),
         *_about_run(plan),
+        *_about_init(plan),
     ]
 
 
@@ -115,6 +122,47 @@ def _about_run(plan: Plan) -> list[str]:
     if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
         found.append(f"{config.init} does not exist: starting from random weights (init_missing is random)")
     return found
+
+
+def _about_init(plan: Plan) -> list[str]:
+    config, init = plan.config, plan.config.init
+    if init is None:
+        return []
+    towers = {name: (getattr(plan.asked, name), getattr(config, name)) for name in ("image", "text")}
+    lost = [setting for name, both in towers.items() for setting in _replaced(name, *both)]
+    found = [f"not used: {listed(lost)} of the configuration, because {init} has its own"] if lost else []
+    rate = _rate_of_init(plan)
+    if ":" in init and config.optim.name == "adamw" and rate > _MOST_FOR_RELEASED:
+        found.append(
+            f"a learning rate of {rate:g} is far above what the released model {init} bears: set optim.lr to 1e-5 or less, and "
+            "give new heads a higher rate by optim.groups"
+        )
+    return found
+
+
+def _replaced(name: str, asked: TowerConfig | None, built: TowerConfig | None) -> list[str]:
+    """Return the settings of a tower in whose place the initial model has others."""
+    if asked is None or built is None or asked.encoder is None:
+        return []
+    parts = {"encoder": (asked.encoder, built.encoder), "head": (asked.head, built.head)}
+    return [f"{name}.{part}" for part, (given, used) in parts.items() if given and used and not _is_part_of(given, used)]
+
+
+def _is_part_of(given: ComponentConfig, used: ComponentConfig) -> bool:
+    return given.name == used.name and all(used.args.get(key, value) == value for key, value in given.args.items())
+
+
+def _rate_of_init(plan: Plan) -> float:
+    """Return the highest learning rate of the encoders' weights that come from the initial model; 0 if none is trained."""
+    names = {words.partition(" ")[0] for words in plan.method.from_init} & {*plan.method.towers}
+    taken = {
+        parameter
+        for tower in names
+        for name, parameter in plan.method.towers[tower].encoder.named_parameters()  # type: ignore[union-attr]
+        if "parametrizations." not in name  # adapters are new
+    }
+    groups = group_parameters(plan.method, plan.config.optim)
+    return max((group.lr for group in groups if taken.intersection(group.parameters)), default=0.0)
 
 
 def _has_batch_norm(method: Method) -> bool:

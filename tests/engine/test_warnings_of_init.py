@@ -1,0 +1,70 @@
+"""Fine-tuning warns of rates that a released model does not bear, and of settings in whose place `init` has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmcl
+from mmcl.runs import build
+from mmcl.runs.doctor import diagnose
+from mmcl.runs.run import train
+from tests.engine.tiny import make_folder, tiny_config
+from tests.faults.runs import small_vocabulary
+
+RELEASED = "open_clip:ViT/released"
+NULL = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "null", "--text.head", "null")
+
+
+@pytest.fixture(autouse=True)
+def _small_vocabulary() -> Iterator[None]:
+    with small_vocabulary():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    with small_vocabulary():
+        run_dir = train(tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", "--train.steps", "1")).run_dir
+    return str(run_dir)
+
+
+def warnings(folder: Path, *flags: str) -> list[str]:
+    found = diagnose(tiny_config(folder, folder.parent / "run", "--optim.warmup", "0.5", *flags)).warnings
+    return [line for line in found if "learning rate of" in line or "not used" in line]
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [
+        (("--optim.lr", "5e-4"), "a learning rate of 0.0005 is far above"),
+        (("--optim.lr", "1e-5"), ""),
+        (("--optim.lr", "1e-5", "--optim.groups", "[{match: head, lr: 1e-2}]"), ""),
+        (("--optim.lr", "1e-5", "--optim.groups", "[{match: image, lr: 1e-2}]"), "a learning rate of 0.01 is"),
+        (("--optim.lr", "1e-2", "--image.freeze", "true", "--text.freeze", "true"), ""),
+        (("--optim", "{name: sgd, lr: 0.1, weight_decay: 0}"), ""),
+    ],
+)
+def test_rates_that_a_released_model_does_not_bear(
+    folder: Path, start: str, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], warned: str
+) -> None:
+    model = mmcl.load_model(start)
+    monkeypatch.setattr(build, "load_model", lambda name: model)
+    found = warnings(folder, *NULL, "--init", RELEASED, *flags)
+    assert [warned in line for line in found] == [True] * bool(warned)
+    assert warnings(folder, *NULL, "--init", start, *flags) == [], "a model of one's own may bear more"
+
+
+def test_towers_in_whose_place_init_has_its_own(folder: Path, start: str) -> None:
+    flags = ("--init", start, "--init_missing", "random")
+    assert warnings(folder, *flags) == [], "those of the file are the same"
+    other = ("--image.encoder.args.image_size", "24", "--text.head.args.embed_dim", "8")
+    [line] = warnings(folder, *flags, *other)
+    assert line == f"not used: image.encoder and text.head of the configuration, because {start} has its own"
