@@ -2,7 +2,7 @@
 
 Blocks of a page run in order, in one folder; those in Python share their names. A block whose first line begins with "# Needs"
 is not run: it says to the reader, too, what it needs. Its configurations are checked all the same. Training is shortened by
-flags after those of the page (`shortened`), and what a page makes again is removed first; other commands run as they are.
+flags after those of the page (`quick_flags`), and what a page makes again is removed first; other commands run as they are.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -33,7 +35,7 @@ SMALL_TEXT = ("--text.encoder.args.width", "32")
 """Options with which a step of any configuration is quick, and a checkpoint of one with the text encoder `small_text` small."""
 
 _FEW = "{name: emoji, args: {split: unseen_concept, fold: test, vendors: [twemoji], flags: false}}"
-RETRIEVAL = f"[{{name: retrieval, label: emoji, data: {_FEW}, bank: {_FEW}, args: {{ks: [1, 2]}}}}]"
+RETRIEVAL = f"[{{name: retrieval, label: emoji, data: {_FEW}, bank: {_FEW}, args: {{ks: [1, 2], examples: 1}}}}]"
 """An evaluation that takes no time, in place of those of a configuration with images and texts."""
 
 _QUICK_EVALUATORS = ("knn", "classification")
@@ -82,7 +84,8 @@ def run_page(page: Path) -> None:
 
 def _run(block: Block, page: Path, names: dict[str, Any]) -> None:
     if block.language == "python" and not block.needs_more:
-        exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
+        with mock.patch.object(mmcl, "load_config", quick_config):
+            exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
     elif block.language == "yaml":
         file = Path("page.yaml")
         file.write_text(block.text, encoding="utf-8")
@@ -134,11 +137,16 @@ def shortened(words: list[str]) -> list[str]:
     return ["train", name, *own, *quick_flags(config), "--train.steps", "2", "--train.batch_size", "2"]
 
 
+def quick_config(config: str | Path, flags: Sequence[str] = ()) -> Config:
+    """In place of `mmcl.load_config`: what it returns, with `quick_flags`."""
+    return load_config(config, [*flags, *quick_flags(load_config(config, flags))])
+
+
 def quick_flags(config: Config) -> tuple[str, ...]:
     """Flags after which a step of a configuration is quick, its checkpoints are small and its evaluators take no time."""
     quick = [one for one in to_dict(config)["evaluate"] if one["name"] in _QUICK_EVALUATORS]
     has_both = config.image is not None and config.text is not None
-    evaluate = RETRIEVAL if has_both else yaml.safe_dump(quick, default_flow_style=True, width=10_000)
+    evaluate = RETRIEVAL if config.evaluate and has_both else yaml.safe_dump(quick, default_flow_style=True, width=10_000)
     small = SMALL_TEXT if config.text and config.text.encoder and config.text.encoder.name == "small_text" else ()
     return (*QUICK, *small, "--evaluate", evaluate)
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import mmcl
-from mmcl.config import Config, load_config
+from mmcl.config import load_config
 from mmcl.runs.components import check_components
-from tests.documentation.snippets import quick_flags
+from tests.documentation.snippets import quick_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -54,13 +54,9 @@ def test_an_example_prints_what_it_found(
     name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process. Training is shortened by flags after its own, as on the pages."""
-
-    def shortened(config: Path, flags: list[str]) -> Config:
-        return load_config(config, [*flags, *quick_flags(load_config(config))])
-
     words, printed = EXAMPLES[name]
     monkeypatch.chdir(place)
-    monkeypatch.setattr(mmcl, "load_config", shortened)
+    monkeypatch.setattr(mmcl, "load_config", quick_config)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     assert printed in capsys.readouterr().out

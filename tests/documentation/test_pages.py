@@ -1,4 +1,4 @@
-"""Every code block in the documentation runs unchanged; `test_readme.py` runs those of the README."""
+"""Every code block in the documentation and the README runs unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.documentation.snippets import LANGUAGES, Block, blocks_of, run_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITH_CODE = [page for page in PAGES[1:] if any(block.language in LANGUAGES[:3] for block in blocks_of(page))]
+WITH_CODE = [page for page in PAGES if any(block.language in LANGUAGES[:3] for block in blocks_of(page))]
 
 
 @pytest.fixture

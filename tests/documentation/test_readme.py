@@ -26,6 +26,7 @@ def lines_of(page: Path) -> list[str]:
     return [line for block in blocks for line in block.text.splitlines() if line.strip()]
 
 
+@pytest.mark.slow  # `.ci/run` does it with an environment of its own; `test_pages.py` runs the README in the clone
 def test_the_readme_runs_in_an_empty_folder_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
     """In a process of its own that finds the unpacked wheel, and the clone nowhere."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
