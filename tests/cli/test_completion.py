@@ -24,7 +24,7 @@ COMPLETIONS = {
     "mmcl --vers": "mmcl --version",
     "mmcl train clip_emoji_c": "mmcl train clip_emoji_concepts",
     "mmcl train min": "mmcl train mine.yaml",
-    "mmcl train --optim.l": "mmcl train --optim.lr",
+    "mmcl train --optim.bi": "mmcl train --optim.bias_lr",
     "mmcl train --method.name simcl": "mmcl train --method.name simclr",
     "mmcl train --run_dir ru": "mmcl train --run_dir runs",
     "mmcl doctor clip_emoji --proc": "mmcl doctor clip_emoji --processes",

@@ -79,7 +79,7 @@ def test_the_script_is_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_shows_the_values_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     for name, steps, words in (
-        ("clip_emoji", "43.0", []),
+        ("clip_emoji", "85.0", []),
         ("simclr_digits", "60.0", []),
         ("clip_emoji", "7.0", ["--train.epochs", "7"]),
     ):

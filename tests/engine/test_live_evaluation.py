@@ -268,7 +268,11 @@ def test_mistakes_are_named_when_the_configuration_is_read(
     ("flags", "evaluators", "named"),
     [
         (("--train.keep_best", "held_out/R@1"), RETRIEVAL, r"R@1, which no evaluator gives; there are .*text_to_image_R@1"),
-        ((), "{name: embedding_map, label: held_out, every: 2}", r"embedding_map of held_out has no numbers.*`every`"),
+        (
+            (),
+            "{name: embedding_map, label: held_out, every: 2}",
+            r"embedding_map of held_out gives no scores.*`every`",
+        ),
     ],
 )
 def test_mistakes_are_named_at_the_first_evaluation(

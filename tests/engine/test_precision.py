@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from accelerate.state import PartialState
 
 from mmcl import train
-from mmcl.config import load_config
+from mmcl.config import Config, load_config
 from mmcl.engine.launch import start
 from mmcl.errors import UserError
 from mmcl.runs.doctor import diagnose
@@ -85,14 +86,18 @@ def test_doctor_settles_it_too(
     assert "train.precision auto is bf16" in caplog.text
 
 
-def _started(rank: int, world: int, precisions: tuple[str, ...], folder: Path) -> str:
+def _configs(folder: Path, precisions: Sequence[str]) -> list[Config]:
+    run_dir = folder.parent / "run"
+    return [tiny_config(folder, run_dir, "--train.precision", one, "--train.batch_size", "6") for one in precisions]
+
+
+def _started(rank: int, world: int, configs: list[Config]) -> str:
     os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
     os.environ |= {name: str(world) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     PartialState._reset_state()  # a run of the process from which this one was forked
-    config = tiny_config(folder, folder.parent / "run", "--train.precision", precisions[rank], "--train.batch_size", "6")
     try:
-        accelerator = start(config.train, str(folder.parent / "run"))
+        accelerator = start(configs[rank].train, str(configs[rank].run_dir))
         accelerator.wait_for_everyone()
         return str(accelerator.mixed_precision)
     except UserError as error:
@@ -101,9 +106,9 @@ def _started(rank: int, world: int, precisions: tuple[str, ...], folder: Path) -
 
 @pytest.mark.parametrize("precisions", [("bf16", "fp32"), ("bf16", "bf16", "fp32")])
 def test_machines_that_differ_must_be_told(folder: Path, precisions: tuple[str, ...]) -> None:
-    lines = run_processes(len(precisions), _started, precisions, folder)
+    lines = run_processes(len(precisions), _started, _configs(folder, precisions))
     assert set(lines) == {"train.precision auto means fp32 on some of the machines and bf16 on others: choose one of them"}
 
 
 def test_machines_that_agree_start(folder: Path) -> None:
-    assert run_processes(2, _started, ("bf16", "bf16"), folder) == ["bf16", "bf16"]
+    assert run_processes(2, _started, _configs(folder, ("bf16", "bf16"))) == ["bf16", "bf16"]

@@ -249,12 +249,13 @@ def test_the_bias_of_siglip_is_exported_and_is_where_fine_tuning_starts(folder: 
 
 
 def test_a_frozen_tower_never_changes(folder: Path, tmp_path: Path) -> None:
-    train(tiny_config(folder, tmp_path / "run", "--image.freeze", "true", "--train.save_every", "1", "--train.steps", "2"))
-    first, second = (load_file(tmp_path / f"run/checkpoints/step-000000{n}/model.safetensors") for n in (1, 2))
-    frozen = [key for key in first if key.startswith("towers.image.encoder.")]
+    for steps in ("1", "2"):
+        train(tiny_config(folder, tmp_path / steps, "--image.freeze", "true", "--train.steps", steps))
+    first, second = (load_file(tmp_path / steps / "model/model.safetensors") for steps in ("1", "2"))
+    frozen = [key for key in first if key.startswith("image.encoder.")]
     assert frozen
     assert all(torch.equal(first[key], second[key]) for key in frozen)
-    assert not torch.equal(first["towers.image.head.weight"], second["towers.image.head.weight"])
+    assert not torch.equal(first["image.head.weight"], second["image.head.weight"])
 
 
 def run_script(*words: str, processes: int) -> subprocess.CompletedProcess[str]:

@@ -86,6 +86,7 @@ def test_an_open_clip_repository_is_read_like_its_folder(tmp_path: Path, monkeyp
         return str(folder / filename)
 
     monkeypatch.setattr("mmcl.encoders.open_clip.download_pretrained_from_hf", download)
+    monkeypatch.setattr("mmcl.interop.available.is_cached", lambda repository: repository == "someone/model")
     here = load_model(f"open_clip:local-dir:{folder}", device="cpu")
     assert load_model("open_clip:hf-hub:someone/model", device="cpu").fingerprint == here.fingerprint
 
