@@ -28,7 +28,7 @@ def export(
     """Export a model for another library, and check it there.
 
     Examples:
-        mmcl export runs/clip_emoji --to pt2 --out for_torch
+        mmcl export runs/clip_emoji --to sentence_transformers --out out
         mmcl export runs/clip_emoji --to onnx --out graphs --check photos/
 
     The library itself loads what was written. Embeddings of the same pixels, tokens, images and texts are compared, and an

@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 
 Size = int | tuple[int, int]
 
-_RESAMPLE: Mapping[int, Interpolation] = {
+RESAMPLE: Mapping[int, Interpolation] = {
     0: "nearest",
     1: "lanczos",
     2: "bilinear",
@@ -184,6 +184,6 @@ def _interpolation(given: _Settings) -> Interpolation:
     number = given.get("resample")
     if number is None:
         return "bilinear"
-    if number not in _RESAMPLE:
+    if number not in RESAMPLE:
         raise given.refusal("resample")
-    return _RESAMPLE[int(number)]
+    return RESAMPLE[int(number)]

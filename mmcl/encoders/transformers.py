@@ -38,10 +38,10 @@ token. "auto" uses the pooler if the weights have one; otherwise the last token 
 and the first token for vision models."""
 
 _POOLINGS = ("pooler", "cls", "mean", "last", "eot")
-_TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
+TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model")
 _ALL_NEEDED = {"size", "mean", "std"}
 """Fields of `Preprocess` that must be known to prepare a model's input."""
-_READS_PATCHES = ("siglip2", "siglip2_vision_model")
+READS_PATCHES = ("siglip2", "siglip2_vision_model")
 
 
 def image_encoder(
@@ -169,7 +169,7 @@ class TransformersImage(ImageEncoder):
 
     def _output(self, pixels_BCHW: Tensor) -> Any:
         encode = self.model.get_image_features if is_dual(self.model) else self.model
-        if self.model.config.model_type in _READS_PATCHES:
+        if self.model.config.model_type in READS_PATCHES:
             return encode(**_patches(pixels_BCHW, _part_config(self.model.config, "vision_config").patch_size))
         return encode(pixel_values=pixels_BCHW)
 
@@ -210,7 +210,7 @@ class TransformersText(TextEncoder):
 
     def _output(self, tokens: Tokens) -> Any:
         encode = self.model.get_text_features if is_dual(self.model) else self.model
-        if self.model.config.model_type in _TRAINED_WITHOUT_MASK:
+        if self.model.config.model_type in TRAINED_WITHOUT_MASK:
             return encode(input_ids=fixed_length(tokens, self.tokenizer.context_length, self.tokenizer))
         pad_id = _part_config(self.model.config, "text_config").pad_token_id
         ids_BL = tokens.ids if pad_id is None else tokens.ids.masked_fill(~tokens.mask, pad_id)
@@ -382,7 +382,7 @@ def _preprocess(name: str | None, given: Mapping[str, Any] | None) -> Preprocess
 
 def _check_patches(model: Any, preprocess: Preprocess) -> None:
     """Raise UserError if a model that takes patches cannot process images with these settings."""
-    if model.config.model_type not in _READS_PATCHES:
+    if model.config.model_type not in READS_PATCHES:
         return
     patch = _part_config(model.config, "vision_config").patch_size
     if preprocess.height % patch or preprocess.width % patch:

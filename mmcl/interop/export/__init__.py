@@ -11,6 +11,9 @@ EXPORTS = Registry(
     "export target",
     {
         "own": "mmcl.interop.export.own:OwnExport",
+        "transformers": "mmcl.interop.export.transformers:TransformersExport",
+        "open_clip": "mmcl.interop.export.open_clip:OpenClipExport",
+        "sentence_transformers": "mmcl.interop.export.sentence_transformers:SentenceTransformersExport",
         "onnx": "mmcl.interop.export.onnx:OnnxExport",
         "pt2": "mmcl.interop.export.pt2:Pt2Export",
     },

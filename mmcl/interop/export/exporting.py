@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
+import logging
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.parametrize import is_parametrized
+from transformers.utils import logging as hf_logging
 
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
+from mmcl.files.untrusted import reason
 from mmcl.interop.export import EXPORTS
 from mmcl.interop.export.parity import Parity, measure, read_photos
-from mmcl.interop.export.target import BOUNDS, ExportTarget
+from mmcl.interop.export.target import BOUNDS, ExportTarget, instead
 from mmcl.interop.graph_folder import Precision
 from mmcl.interop.model import Model
 
@@ -90,8 +95,9 @@ def export(
     target: ExportTarget = EXPORTS.build(to, {"precision": precision}, _ready(model))
     with staged(out) as stage:
         stage.mkdir()
-        lost = list(target.write(stage))
-        parity = measure(target.model, target.load(stage), photos)
+        with _quiet(), _library_errors(to, target.model):
+            lost = list(target.write(stage))
+            parity = measure(target.model, target.load(stage), photos)
         bound = BOUNDS[precision]
         beyond = list(parity.beyond(bound, any_shape=target.own_preprocessing))
         if beyond:
@@ -116,6 +122,35 @@ def check_out(out: Path) -> None:
     """Raises UserError unless a folder is new or empty: what is in it would be lost."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; give a new folder, or remove it first")
+
+
+@contextmanager
+def _library_errors(to: str, model: Model) -> Iterator[None]:
+    """Raises UserError for whatever a library raises of a model that it cannot take."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"export to {to}: its library cannot take this model ({reason(error)}); try --to {instead(model)}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what the libraries say of their own work."""
+    level, bars = logging.root.manager.disable, hf_logging.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _ready(model: Model) -> Model:

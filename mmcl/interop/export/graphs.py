@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,8 +109,7 @@ def traced(graph: nn.Module, inputs: Mapping[str, Tensor], name: str) -> Exporte
     """Traces a graph whose batch and sequence have any length. Raises UserError if it cannot be traced so."""
     lengths = {key: dict.fromkeys(range(len(axes_of(key))), Dim.DYNAMIC) for key in inputs}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its own internals
+        with torch.no_grad():
             return torch.export.export(graph.eval(), (), dict(inputs), dynamic_shapes=lengths, strict=False)
     except Exception as error:  # whatever a model's own code, or the tracing of it, raises
         raise UserError(

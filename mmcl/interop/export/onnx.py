@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +34,20 @@ class OnnxExport(GraphExport):
     def save(self, program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """See `GraphExport`."""
         size = sum(tensor.nbytes for tensor in program.state_dict.values())
-        with _quiet():
-            try:
-                converted = torch.onnx.export(
-                    program,
-                    input_names=inputs,
-                    output_names=outputs,
-                    opset_version=OPSET,
-                    dynamic_shapes={name: dict(enumerate(axes_of(name))) for name in inputs},
-                    dynamo=True,
-                    verbose=False,
-                )
-                assert converted is not None
-                converted.save(path, external_data=size > _LARGEST_FILE)
-            except Exception as error:  # from the conversion of any operator
-                raise UserError(f"the {path.stem} tower cannot be converted to ONNX ({reason(error)}); try --to pt2") from None
+        try:
+            converted = torch.onnx.export(
+                program,
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamic_shapes={name: dict(enumerate(axes_of(name))) for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+            assert converted is not None
+            converted.save(path, external_data=size > _LARGEST_FILE)
+        except Exception as error:  # from the conversion of any operator
+            raise UserError(f"the {path.stem} tower cannot be converted to ONNX ({reason(error)}); try --to pt2") from None
 
     def load(self, folder: Path) -> LoadedExport:
         """Loads the graphs by onnxruntime."""
@@ -78,16 +74,3 @@ class _LoadedOnnx:
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         return self._model.encode_text(texts)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides what the exporter says of its own work."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

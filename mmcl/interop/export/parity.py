@@ -86,13 +86,11 @@ def generated_images(preprocess: Preprocess) -> dict[str, list[Image.Image | np.
     resize = preprocess.resize_size or preprocess.size
     height, width = resize if isinstance(resize, tuple) else (resize, resize)
     excess = next(n for n in range(1, 5) if (width + n - preprocess.width) % 4 == 3)
-    long = max(height, width)
-    sizes = {
-        "images": (height, width),
-        "landscape": (long * 5 // 4, long * 2),
-        "portrait": (long * 2, long * 5 // 4),
-        "odd": (height, width + excess),
-    }
+    side = max(height, width)
+    short = side * 3 // 2
+    # Of these, an even number of pixels is cropped: as many as a shift by one pixel cannot make.
+    long = next(n for n in range(short * 2, short * 4) if (side * n // short - side) % 4 == 0)
+    sizes = {"images": (height, width), "landscape": (short, long), "portrait": (long, short), "odd": (height, width + excess)}
     draw = np.random.default_rng(0)
     return {kind: [_image(*size, preprocess, draw) for _ in range(2)] for kind, size in sizes.items()}
 

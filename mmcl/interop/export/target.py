@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmcl.encoders.tower import GIVEN
 from mmcl.errors import UserError, how_to_install
 from mmcl.interop.graph_folder import Precision
 from mmcl.interop.model import Model, embed
@@ -21,6 +22,12 @@ from mmcl.types import Tokens
 BOUNDS: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "int8": 1e-1}
 """Largest absolute difference allowed in any number of a unit embedding: rounding is far below it (about 1e-6 in float32, 5e-4
 in float16), and a wrong activation, pooling or normalisation far above."""
+
+
+def instead(model: Model) -> str:
+    """Returns the name of a target that takes a model which another one refuses."""
+    rebuilt = all(tower.spec is not None and tower.spec.encoder != GIVEN for tower in model.towers.values())  # type: ignore[union-attr]
+    return "sentence_transformers" if rebuilt and model.class_names is None else "onnx"
 
 
 class LoadedExport(Protocol):
@@ -90,7 +97,7 @@ class ExportTarget(ABC):
     needs: ClassVar[Sequence[str]] = ()
     extra: ClassVar[str] = ""
     precisions: ClassVar[Sequence[Precision]] = ("fp32",)
-    own_preprocessing: ClassVar[bool] = False
+    own_preprocessing: bool = False
 
     def __init__(self, model: Model, *, precision: Precision = "fp32"):
         name = type(self).__name__.removesuffix("Export")

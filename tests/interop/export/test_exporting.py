@@ -82,6 +82,21 @@ def test_rows_that_are_no_numbers_differ(model: Model, crooked: None, tmp_path: 
         export(model, to="crooked", out=tmp_path / "out")
 
 
+def test_what_a_library_cannot_load_is_a_line(
+    model: Model, crooked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(target: OwnExport, folder: Path) -> LoadedExport:
+        raise RuntimeError("size mismatch\nfor a.weight")
+
+    monkeypatch.setattr(Crooked, "load", fail)
+    with pytest.raises(
+        UserError, match=r"export to crooked: its library cannot take this model \(.*size mismatch.*try --to"
+    ) as caught:
+        export(model, to="crooked", out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_small_difference_is_reported(model: Model, crooked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Crooked, "error", 5e-5)
     report = export(model, to="crooked", out=tmp_path / "out")
