@@ -112,9 +112,8 @@ def _weights(models: Mapping[str, Model], alpha: tuple[float, ...], weights: tup
 
 def _write_one(models: Mapping[str, Model], weights: tuple[float, ...] | None, statistics: Source | None, out: Path) -> None:
     from mmcl.interop.merge import merge as merge_models
-    from mmcl.runs.merging import save_merged
 
-    save_merged(out / "model", merge_models([*models.values()], weights, statistics=statistics))
+    merge_models([*models.values()], weights, statistics=statistics).save(out / "model")
     say(f"model    {out}/model")
     show_next([shlex.join(["mmcl", "eval", "suite", "SUITE", "--models", *models, str(out)])])
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.interop.device import find_device
 from mmcl.interop.encoding import Embedding, Images, PairScores, as_many, collected, read_in_batches
+from mmcl.interop.save import save_model
 from mmcl.methods.method import Method
 from mmcl.preprocess import Preprocess
 from mmcl.types import Tokens
@@ -158,6 +160,32 @@ class Model(PairScores):
         starts = range(0, len(rows), batch_size)
         tokens = (encoder.tokenizer(rows[start : start + batch_size]).to(self.device) for start in starts)
         return self._encode(tower, tokens, len(rows), progress)
+
+    def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
+        """Writes a folder that `mmcl.load_model` reads, atomically; adapters are merged in it.
+
+        Args:
+            path: the folder; an existing model folder is replaced, a folder with other content is refused.
+            provenance: origin to write in place of the model's own.
+
+        Raises:
+            UserError: a tower was made by hand, so that it cannot be rebuilt, or the folder cannot be written.
+
+        Example:
+            >>> from mmcl import load_model
+            >>> load_model("runs/clip_emoji").save("copy")
+            >>> load_model("copy").has_text
+            True
+        """
+        save_model(
+            path,
+            self.towers,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+            embedding=self.embedding,
+            class_names=self.class_names,
+            provenance=self.provenance if provenance is None else provenance,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

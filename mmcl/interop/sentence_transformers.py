@@ -14,7 +14,6 @@ from mmcl.data.images.tensors import read_pixels
 from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model, embed
-from mmcl.interop.save import save_model
 from mmcl.types import Tokens
 
 
@@ -77,16 +76,7 @@ class Towers(InputModule):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes mmcl's own format (`mmcl.interop.save`)."""
-        model = self.model
-        save_model(
-            output_path,
-            model.towers,
-            logit_scale=model.logit_scale,
-            logit_bias=model.logit_bias,
-            embedding=model.embedding,
-            class_names=model.class_names,
-            provenance={"fingerprint": model.fingerprint},
-        )
+        self.model.save(output_path, provenance={"fingerprint": self.model.fingerprint})
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Towers:  # type: ignore[override]

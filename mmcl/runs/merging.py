@@ -17,7 +17,6 @@ from mmcl.evaluate.reporting.metric import headline, lower_is_better
 from mmcl.files.atomic import write_file
 from mmcl.interop.merge import merge
 from mmcl.interop.model import Model
-from mmcl.interop.save import save_model
 
 Evaluate = Callable[[Mapping[str, Callable[[], Model]]], Report]
 """Evaluates models, by the name of their column; each is computed when it is its turn."""
@@ -58,7 +57,7 @@ class Search:
 
     def write(self, folder: Path, model: Model) -> None:
         """Write the model, the report and merge.json, which holds the weights and scores of all candidates."""
-        save_merged(folder / "model", model)
+        model.save(folder / "model")
         self.report.write(folder / "report")
         facts = {
             "models": list(self.models),
@@ -67,19 +66,6 @@ class Search:
             "chosen": self.chosen.name,
         }
         write_file(folder / "merge.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-
-
-def save_merged(folder: Path, model: Model) -> None:
-    """Write a merged model as a folder that `load_model` reads."""
-    save_model(
-        folder,
-        model.towers,
-        logit_scale=model.logit_scale,
-        logit_bias=model.logit_bias,
-        embedding=model.embedding,
-        class_names=model.class_names,
-        provenance=model.provenance,
-    )
 
 
 def search_between(

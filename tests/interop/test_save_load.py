@@ -52,17 +52,6 @@ def _assert_same(a: Model, b: Model) -> None:
     assert a.fingerprint == b.fingerprint
 
 
-def _save(path: Path, model: Model) -> None:
-    save_model(
-        path,
-        model.towers,
-        logit_scale=model.logit_scale,
-        logit_bias=model.logit_bias,
-        embedding=model.embedding,
-        provenance=model.provenance,
-    )
-
-
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     save_model(tmp_path / "run" / "model", make_towers(), logit_scale=14.3, provenance={"step": 7})
@@ -95,7 +84,7 @@ def test_open_clip_checkpoints_load_and_move_to_our_format(kind: str, tmp_path: 
     model = load_model(f"open_clip:Tiny/{tmp_path / 'weights.pt'}", device="cpu")
     assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
     assert model.logit_bias == (None if theirs.logit_bias is None else theirs.logit_bias.item())
-    _save(tmp_path / "ours", model)
+    model.save(tmp_path / "ours")
     for file in tmp_path.iterdir():  # nothing of the library's own files is needed any more
         if file.name != "ours":
             shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -108,7 +97,7 @@ def test_transformers_models_load_and_move_to_our_format(kind: str, tmp_path: Pa
     model = load_model(f"hf:{tmp_path / 'theirs'}", device="cpu")
     assert model.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
     assert (model.logit_bias is None) == (kind == "clip")
-    _save(tmp_path / "ours", model)
+    model.save(tmp_path / "ours")
     shutil.rmtree(tmp_path / "theirs")
     _assert_same(load_model(tmp_path / "ours", device="cpu"), model)
 
@@ -139,7 +128,7 @@ def test_timm_models_are_image_only(tmp_path: Path) -> None:
     torch.save(tiny.shaken(timm.create_model("test_vit")).state_dict(), tmp_path / "weights.pth")
     model = load_model(f"timm:test_vit/{tmp_path / 'weights.pth'}", device="cpu")
     assert not model.has_text
-    _save(tmp_path / "ours", model)
+    model.save(tmp_path / "ours")
     _assert_same(load_model(tmp_path / "ours", device="cpu"), model)
 
 
@@ -187,7 +176,7 @@ def test_a_kill_while_saving_leaves_the_old_model_or_the_new(moment: str, before
 
     def struck() -> None:
         kill_at(files, moment, 1, before=before)()
-        _save(saved, new)
+        new.save(saved)
 
     assert in_child(struck) == 9
     assert load_model(saved).fingerprint in (Model(old.towers).fingerprint, Model(new.towers).fingerprint)
@@ -287,7 +276,7 @@ def test_every_field_of_preprocessing_is_saved(tmp_path: Path) -> None:
     settings = {"config": tiny.config("resnet"), "preprocess": json.loads(json.dumps(asdict(preprocess)))}
     spec = TowerSpec(modality="image", encoder="transformers", encoder_args=settings)
     model = Model(nn.ModuleDict({"image": build_tower(spec)}), device="cpu")
-    _save(tmp_path / "ours", model)
+    model.save(tmp_path / "ours")
     again = load_model(tmp_path / "ours", device="cpu")
     encoder: Any = again.towers["image"].encoder
     assert encoder.preprocess == preprocess

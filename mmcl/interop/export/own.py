@@ -8,7 +8,6 @@ from pathlib import Path
 from mmcl.encoders.tower import GIVEN
 from mmcl.interop.export.target import ExportTarget, LoadedExport, LoadedModel
 from mmcl.interop.load import load_model
-from mmcl.interop.save import save_model
 
 
 class OwnExport(ExportTarget):
@@ -18,16 +17,7 @@ class OwnExport(ExportTarget):
 
     def write(self, folder: Path) -> Sequence[str]:
         """Writes `save_model`'s files; of the origin, what does not name places of this machine."""
-        model = self.model
-        save_model(
-            folder,
-            model.towers,
-            logit_scale=model.logit_scale,
-            logit_bias=model.logit_bias,
-            embedding=model.embedding,
-            class_names=model.class_names,
-            provenance={"fingerprint": model.fingerprint},
-        )
+        self.model.save(folder, provenance={"fingerprint": self.model.fingerprint})
         return ()
 
     def load(self, folder: Path) -> LoadedExport:
