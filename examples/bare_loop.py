@@ -34,7 +34,7 @@ def main() -> None:
     image_tower = nn.Sequential(nn.Linear(PIXELS, 128), nn.ReLU(), nn.Linear(128, WIDTH))
     text_tower = nn.Sequential(nn.Linear(WORDS, 128), nn.ReLU(), nn.Linear(128, WIDTH))
     criterion = ClipLoss()  # with a learned temperature
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [*image_tower.parameters(), *text_tower.parameters(), *criterion.parameters()], lr=2e-3, weight_decay=0.0
     )
 
@@ -43,9 +43,9 @@ def main() -> None:
         image, text = (tower(x) for tower, x in zip((image_tower, text_tower), make_pairs(concept, rng), strict=True))
         # Rows with equal ids are positives of each other: with 64 concepts in a batch of 128 there are many.
         loss = criterion(image, text, concept)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}, temperature {1 / criterion.log_scale.exp().item():.3f}")
 

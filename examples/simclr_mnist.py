@@ -1,4 +1,4 @@
-"""SimCLR from Python: learn images of digits without labels, then classify by nearest neighbours.
+"""SimCLR from Python: learn images of digits without labels, then classify by nearest neighbors.
 
 python examples/simclr_mnist.py --root ~/data             # MNIST, downloaded below --root unless it is there
 python examples/simclr_mnist.py --offline                 # scikit-learn's digits instead
@@ -31,7 +31,7 @@ def main() -> None:
     result = mmcl.train(mmcl.load_config(config, flags))
     for metric in result.report.metrics:
         if metric.metric == "knn5_top1":
-            print(f"{metric.data}: 5 nearest neighbours, {metric.model}: {metric.value:.2%}")
+            print(f"{metric.data}: 5 nearest neighbors, {metric.model}: {metric.value:.2%}")
 
 
 if __name__ == "__main__":

@@ -49,12 +49,12 @@ OF_THE_ENCODER = ("size", "channels", "mean", "std", "channel_order")
 class Preprocess:
     """Preprocessing that turns an image of any size into the input of an image encoder; saved with the model.
 
-    The whole image is resized according to `resize`, then cropped or padded around its centre to `size`. Lists, as read from
+    The whole image is resized according to `resize`, then cropped or padded around its center to `size`. Lists, as read from
     JSON, become tuples, and two equal sides become one number.
 
     Attributes:
         size: height and width of the input in pixels; one number if they are equal.
-        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
+        channels: 1 (gray), 3 (RGB), or the number of channels of the input arrays.
         mean, std: per channel in the order of `channel_order`, on the [0, 1] scale; the encoder applies them itself.
         interpolation: of the resize, as in Pillow; "lanczos" with torchvision requires torch 2.12 or later.
         resize: "shortest" (keep the aspect and cover `resize_size`), "squash" (ignore the aspect), "pad" (keep the aspect and
@@ -63,7 +63,7 @@ class Preprocess:
         crop_rounding: rounding of the crop's offset if an odd number of pixels is cropped or padded: "round" as in torchvision,
             open_clip and timm (half to even; pads the smaller part first), "truncate" as in transformers for tensors, "floor"
             as in transformers for Pillow images.
-        fill: padding value, grey or per channel, from 0 to 255.
+        fill: padding value, gray or per channel, from 0 to 255.
         backend: resize implementation, matched bit for bit: "pillow", "torchvision" (its kernel for uint8 tensors; differs from
             Pillow's by up to 2 of 255 levels) or "torchvision_float" (the same in float32, not rounded to levels).
         channel_order: order in which the encoder expects the three channels; images are RGB until then.

@@ -2,7 +2,7 @@
 
 Sample order, augmentation and caption choice are drawn from hashes of (seed, epoch, sample, ...), never from a stateful
 generator. So no random state needs saving, and a run is the same for any number of workers and processes, and after a resume.
-The hash is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): its finaliser is a
+The hash is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): its finalizer is a
 bijection of 64-bit integers. NumPy's and torch's own streams may change between versions; this one does not.
 """
 
@@ -22,7 +22,7 @@ _BLOCK = 2**16
 Integers = int | np.ndarray
 
 
-def _finalise(x: np.ndarray) -> np.ndarray:
+def _finalize(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MUL_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MUL_2)
     mixed: np.ndarray = x ^ (x >> np.uint64(31))
@@ -40,7 +40,7 @@ def hash_integers(*parts: Integers) -> np.ndarray:
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
-            state = _finalise((state ^ np.asarray(part).astype(np.uint64)) + np.uint64(_GOLDEN))
+            state = _finalize((state ^ np.asarray(part).astype(np.uint64)) + np.uint64(_GOLDEN))
     return state
 
 
@@ -53,11 +53,11 @@ def few_uniform(*key: int) -> Callable[[int], float]:
     """Returns the function k -> `uniform(*key, k)` in pure Python, which is much faster than NumPy for a few numbers."""
     state = 0
     for part in key:
-        state = _finalise_one(state, part)
-    return lambda k: (_finalise_one(state, k) >> 11) * (1.0 / (1 << 53))
+        state = _finalize_one(state, part)
+    return lambda k: (_finalize_one(state, k) >> 11) * (1.0 / (1 << 53))
 
 
-def _finalise_one(state: int, part: int) -> int:
+def _finalize_one(state: int, part: int) -> int:
     """Hashes one more part into the state, as in `hash_integers`."""
     x = ((state ^ (part & _MASK)) + _GOLDEN) & _MASK
     x = ((x ^ (x >> 30)) * _MUL_1) & _MASK

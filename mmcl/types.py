@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A batch of tokenised texts, padded at the end to the longest text; a subset of rows is padded to its own longest text.
+    """A batch of tokenized texts, padded at the end to the longest text; a subset of rows is padded to its own longest text.
 
     Attributes:
         ids: int64 [B, L].
@@ -85,7 +85,7 @@ class Batch:
         ids: int64 [b]; rows with equal ids are positives of each other, never negatives.
         index: int64 [b]; the rows' indices in the dataset.
         bad_samples: samples that could not be read and were replaced, for the log.
-        labels: int64 [b], class indices, -1 for unlabelled rows; None for data without classes.
+        labels: int64 [b], class indices, -1 for unlabeled rows; None for data without classes.
         bad_rows: positions of the replaced samples in the global batch, in the sample order of the run.
         text_ids: int64 [b, V], equal for equal texts: one column per text view, the last for hard negatives; None without hard
             negatives.
@@ -167,8 +167,8 @@ class RunFacts:
 
     Attributes:
         global_batch: rows of one step over all processes.
-        total_steps: optimiser steps of the whole run, including those before a resume.
-        steps_per_epoch: optimiser steps of one pass over the data.
+        total_steps: optimizer steps of the whole run, including those before a resume.
+        steps_per_epoch: optimizer steps of one pass over the data.
     """
 
     global_batch: int

@@ -129,7 +129,7 @@ def test_broken_files_are_named(tmp_path: Path, content: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_lists_its_neighbours(path: Path) -> None:
+def test_a_missing_file_lists_its_neighbors(path: Path) -> None:
     with pytest.raises(UserError, match=r"tiny\.yaml"):
         load_config(path.parent / "tinny.yaml")
 

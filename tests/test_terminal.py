@@ -112,7 +112,7 @@ def files_with(check: Callable[[ast.AST], bool]) -> set[Path]:
 
 
 @pytest.mark.parametrize("code", ["print(1)", "traceback.print_exc()", "sys.stderr.write('')", "warnings.warn('')"])
-def test_printing_is_recognised(code: str) -> None:
+def test_printing_is_recognized(code: str) -> None:
     assert any(map(prints, ast.walk(ast.parse(code))))
 
 

@@ -58,15 +58,15 @@ def main() -> None:
     predictor = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64))
     student = nn.Sequential(encoder.train(), head)
     teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    optimiser = torch.optim.AdamW([*student.parameters(), *predictor.parameters()], lr=2e-3)
+    optimizer = torch.optim.AdamW([*student.parameters(), *predictor.parameters()], lr=2e-3)
 
     for step in range(1, steps + 1):
         rows = torch.randint(bank, (128,))
         a, b = augment(image[rows]), augment(image[rows])  # no gradient reaches the teacher
         loss = byol_loss(predictor(student(a)), teacher(b)) + byol_loss(predictor(student(b)), teacher(a))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         teacher.update_parameters(student)
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}")

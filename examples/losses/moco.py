@@ -58,16 +58,16 @@ def main() -> None:
     student = nn.Sequential(encoder.train(), head)
     teacher = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     criterion = MoCoLoss(size=1024, dim=64, temperature=0.2)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)
 
     for step in range(1, steps + 1):
         rows = torch.randint(bank, (128,))
         with torch.no_grad():
             key = teacher(augment(image[rows]))
         loss = criterion(student(augment(image[rows])), key, rows)  # a key of the same image in the queue is not a negative
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         teacher.update_parameters(student)
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}")

@@ -36,8 +36,8 @@ def make_towers() -> tuple[nn.Module, nn.Module]:
     layers: list[nn.Module] = []
     for channels, wider in ((3, 32), (32, 64), (64, 128)):
         layers += [nn.Conv2d(channels, wider, 3, 2, padding=1), nn.BatchNorm2d(wider), nn.ReLU()]
-    centre = nn.BatchNorm1d(WIDTH, affine=False)  # without which all pairs begin about equally alike, and learning is slow
-    image_tower = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, WIDTH), centre)
+    center = nn.BatchNorm1d(WIDTH, affine=False)  # without which all pairs begin about equally alike, and learning is slow
+    image_tower = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, WIDTH), center)
     return image_tower, nn.Sequential(nn.EmbeddingBag(WORDS, WIDTH, padding_idx=0), nn.BatchNorm1d(WIDTH, affine=False))
 
 
@@ -60,14 +60,14 @@ def main() -> None:
     untrained = recall(towers, *new)
     criterion = SigLipLoss(bias=-5.5)  # about -ln(256 - 1): each pair of a batch is true with that probability
     learned = [*towers[0].train().parameters(), *towers[1].train().parameters(), *criterion.parameters()]
-    optimiser = torch.optim.AdamW(learned, lr=2e-3)
+    optimizer = torch.optim.AdamW(learned, lr=2e-3)
 
     for step in range(1, steps + 1):
         rows = torch.randint(len(ids), (256,))
         loss = criterion(towers[0](image[rows]), towers[1](text[rows]), ids[rows])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}, temperature {1 / criterion.log_scale.exp().item():.3f}")
     chance = 10 / len(new[2])

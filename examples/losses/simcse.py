@@ -50,15 +50,15 @@ def main() -> None:
     tower = nn.Sequential(nn.EmbeddingBag(GRAMS, 256, padding_idx=0), nn.Dropout(0.2), nn.Linear(256, 128))
     untrained = recall(tower, *new)
     criterion = SimCSELoss(temperature=0.05)
-    optimiser = torch.optim.AdamW(tower.train().parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(tower.train().parameters(), lr=2e-3)
 
     for step in range(1, steps + 1):
         rows = torch.randint(len(name), (256,))
         # Without keywords, the positive is the name under another dropout mask: tower(name[rows]) in both places.
         loss = criterion(tower(name[rows]), tower(keywords[rows]), rows)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
     learned, chance = recall(tower, *new), 10 / len(new[0])

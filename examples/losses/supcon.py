@@ -54,16 +54,16 @@ def main() -> None:
     with torch.no_grad():
         untrained = encoder.eval()(image)
     head = nn.Sequential(nn.Linear(256, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64))
-    optimiser = torch.optim.AdamW([*encoder.train().parameters(), *head.parameters()], lr=2e-3)
+    optimizer = torch.optim.AdamW([*encoder.train().parameters(), *head.parameters()], lr=2e-3)
     criterion = SupConLoss(temperature=0.1)
 
     for step in range(1, steps + 1):
         rows = torch.randint(bank, (128,))
         views = [head(encoder(augment(image[rows]))) for _ in range(2)]
         loss = criterion(torch.cat(views), label[rows].repeat(2))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
     with torch.no_grad():

@@ -54,15 +54,15 @@ def main() -> None:
     with torch.no_grad():
         untrained = encoder.eval()(image)
     head = nn.Linear(256, 64)
-    optimiser = torch.optim.AdamW([*encoder.train().parameters(), *head.parameters()], lr=2e-3)
+    optimizer = torch.optim.AdamW([*encoder.train().parameters(), *head.parameters()], lr=2e-3)
     criterion = TripletLoss(margin=0.2, miner="semi_hard")
 
     for step in range(1, steps + 1):
         rows = torch.randint(bank, (128,))
         loss = criterion(head(encoder(augment(image[rows]))), label[rows])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
     with torch.no_grad():

@@ -112,11 +112,11 @@ def evaluate_one(
         model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         data: What to evaluate on: a path or a source. `mmcl list sources` lists the sources.
         data_args: Arguments of that source, such as "{fold: test}".
-        bank: Labelled data that knn and probe learn from. A path or a source.
+        bank: Labeled data that knn and probe learn from. A path or a source.
         bank_args: Arguments of the bank's source.
         embeddings: A parquet file, in place of model and data. As `mmcl embed` writes it, with a row for each image, text or
             class: the columns kind (image, text, class), embedding, id (equal ones belong together), label and name.
-        bank_embeddings: Another, of the labelled images.
+        bank_embeddings: Another, of the labeled images.
         args: Arguments of the evaluator, such as "{ks: [1, 5]}". `mmcl list evaluators --args` shows them all.
     """
     _check(out)

@@ -14,9 +14,9 @@ def example(folder: Path, /, *, kind: Literal["captions", "classes"] = "captions
 
     Examples:
         mmcl example photos/
-        mmcl example labelled/ --kind classes
+        mmcl example labeled/ --kind classes
 
-    Emoji by a vendor that the default run never trains on, with attribution and licence (CC-BY 4.0) in NOTICE.md.
+    Emoji by a vendor that the default run never trains on, with attribution and license (CC-BY 4.0) in NOTICE.md.
 
     Args:
         folder: A new or empty folder.

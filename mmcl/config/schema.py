@@ -45,7 +45,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """Training data, views and augmentation."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and learning-rate schedule."""
+    """Optimizer and learning-rate schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Run length, batch size, precision and checkpointing."""
     evaluate: tuple[EvaluatorConfig, ...] = setting((), decides=False)

@@ -111,7 +111,7 @@ class DataConfig:
     mix: dict[str, PartConfig] | None = None
     """Several training datasets in place of `train`, under names of your choice, each with a weight or a number of epochs."""
     templates: tuple[str, ...] | None = None
-    """Prompt templates with one "{}" each, such as "a photo of a {}.": captions for labelled training data without captions."""
+    """Prompt templates with one "{}" each, such as "a photo of a {}.": captions for labeled training data without captions."""
     caption_weights: tuple[float, ...] | None = setting(None, at_least=0)
     """Relative frequencies of a sample's captions, in their order: [3, 1] shows the first caption three times as often as the
     second. Null shows all captions equally often."""
@@ -156,7 +156,7 @@ class GroupConfig:
     weight_decay: float | None = setting(None, at_least=0)
     """Weight decay of the matrices and embedding tables in the group; other parameters have none."""
     freeze: bool = False
-    """Leave the parameters as they are: no gradient, no weight decay, no optimiser state. Dropout stays."""
+    """Leave the parameters as they are: no gradient, no weight decay, no optimizer state. Dropout stays."""
 
     def __post_init__(self) -> None:
         where = f"optim.groups: the group with match {self.match!r}"
@@ -177,7 +177,7 @@ class GroupConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """Optimiser, with linear warm-up and cosine decay; weight decay applies to matrices and token embeddings only."""
+    """Optimizer, with linear warm-up and cosine decay; weight decay applies to matrices and token embeddings only."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     """AdamW, optionally with Muon; SGD with momentum; or LARS: SGD with momentum and a layer-wise rate for every matrix."""
@@ -236,7 +236,7 @@ class TrainConfig:
     """Keep the batch norms of the encoders, and of heads from `init`, in evaluation mode: statistics of small or other data
     cost accuracy. "auto" does so for what comes from `init`."""
     fsdp: bool = setting(False, decides=False)
-    """Shard the towers' weights, gradients and optimiser state over the processes (FSDP), for towers that are too large for
+    """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
     threads: int | None = setting(None, at_least=1, decides=False)
     """CPU threads per process; default: cores / local processes."""
@@ -282,7 +282,7 @@ class EvaluatorConfig:
     data: SourceConfig | None = None
     """Data to evaluate on; null uses the share held out by `data.holdout`."""
     bank: SourceConfig | None = None
-    """Labelled data for fitting k-NN and probes; default: the training data."""
+    """Labeled data for fitting k-NN and probes; default: the training data."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the evaluator."""
 

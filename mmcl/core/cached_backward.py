@@ -8,7 +8,7 @@ gradient of each row. Then each piece is encoded again with a graph, and the gra
 This costs one more forward pass and is exact. The mean of the losses of micro-batches would be another loss, with fewer
 negatives.
 
-Batch norm in training mode is the exception: it normalises each piece separately. Only the second pass updates its running
+Batch norm in training mode is the exception: it normalizes each piece separately. Only the second pass updates its running
 statistics.
 """
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 def split_views(views: Views, size: int | None) -> list[Views]:
     """Splits a batch into pieces of `size` rows; None leaves it whole.
 
-    The last piece may be shorter. A single remaining row is added to the previous piece, because batch norm cannot normalise
+    The last piece may be shorter. A single remaining row is added to the previous piece, because batch norm cannot normalize
     it.
     """
     rows = len(next(iter(views.values())))
@@ -128,7 +128,7 @@ def _encode_without_graph(
 
 @contextmanager
 def _running_statistics_kept(encode: object) -> Iterator[None]:
-    """Batch norms in training mode still normalise by their batch, but do not update their running statistics."""
+    """Batch norms in training mode still normalize by their batch, but do not update their running statistics."""
     module = getattr(encode, "__self__", encode)
     modules = module.modules() if isinstance(module, nn.Module) else ()
     tracking: list[Any] = [m for m in modules if m.training and getattr(m, "track_running_stats", False)]

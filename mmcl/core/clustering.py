@@ -30,7 +30,7 @@ class Prototypes(nn.Module):
         return row_ND @ weight.to(row_ND).T
 
     @torch.no_grad()
-    def normalise(self) -> None:
+    def normalize(self) -> None:
         """Scales the prototypes to unit length; call it after every step."""
         self.weight.copy_(unit_rows(self.weight))
 

@@ -34,12 +34,12 @@ def barlow_twins_loss(a_BD: Tensor, b_BD: Tensor, *, off_diagonal: float = 0.005
 
 @in_float32
 def cross_correlation(a_BD: Tensor, b_BD: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """C of eq. 2 of the paper, [D, D]: every column centred and divided by its *biased* deviation, so that equal views give 1.
+    """C of eq. 2 of the paper, [D, D]: every column centered and divided by its *biased* deviation, so that equal views give 1.
 
     `eps` is added to the variances, as the batch norm of the published code does.
     """
     _check_alike(a_BD, b_BD)
-    return _standardised(a_BD, eps).T @ _standardised(b_BD, eps) / max(len(a_BD), 1)
+    return _standardized(a_BD, eps).T @ _standardized(b_BD, eps) / max(len(a_BD), 1)
 
 
 @in_float32
@@ -73,15 +73,15 @@ def vicreg_loss(
     return loss
 
 
-def _standardised(row_BD: Tensor, eps: float) -> Tensor:
-    centred_BD = row_BD - row_BD.mean(0)
-    return centred_BD / (centred_BD.square().mean(0) + eps).sqrt()
+def _standardized(row_BD: Tensor, eps: float) -> Tensor:
+    centered_BD = row_BD - row_BD.mean(0)
+    return centered_BD / (centered_BD.square().mean(0) + eps).sqrt()
 
 
 def _covariance(row_BD: Tensor) -> Tensor:
     """Unbiased covariance, [D, D]; zero for a single row."""
-    centred_BD = row_BD - row_BD.mean(0)
-    return centred_BD.T @ centred_BD / max(len(row_BD) - 1, 1)
+    centered_BD = row_BD - row_BD.mean(0)
+    return centered_BD.T @ centered_BD / max(len(row_BD) - 1, 1)
 
 
 def _check_alike(a_BD: Tensor, b_BD: Tensor) -> None:

@@ -71,7 +71,7 @@ class MomentumTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Moves the weights towards those of the student; call it once after every optimiser step."""
+        """Moves the weights towards those of the student; call it once after every optimizer step."""
         share = 1 - self.momentum
         for number, (ours, theirs) in enumerate(zip(self.net.parameters(), student.parameters(), strict=True)):
             average = self._buffers.get(f"average_{number}")

@@ -58,7 +58,7 @@ def _all_gather(local: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def world_size() -> int:
-    """Number of processes; 1 if torch.distributed is not initialised."""
+    """Number of processes; 1 if torch.distributed is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by inner product, in blocks of queries, without the full N x M matrix."""
+"""Exact nearest neighbors by inner product, in blocks of queries, without the full N x M matrix."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def checked_caption(caption: object, name: str) -> str:
 
 
 def token_ids(tokens: Tokens) -> np.ndarray:
-    """Ids of tokenised texts: equal for equal tokens, whatever the original text or the padding.
+    """Ids of tokenized texts: equal for equal tokens, whatever the original text or the padding.
 
     Captions that differ only in what the tokenizer discards (case, white space, everything beyond the context length) are the
     same text to the encoder. With different ids, a contrastive loss would push that text's embedding away from itself.
@@ -53,7 +53,7 @@ def token_ids(tokens: Tokens) -> np.ndarray:
 
 
 def caption_key(text: object) -> str:
-    """Normalises case, white space, HTML entities and the Unicode form of a caption.
+    """Normalizes case, white space, HTML entities and the Unicode form of a caption.
 
     Captions with equal keys are treated as equal where no tokenizer is available: in splits, mixtures and retrieval.
     """

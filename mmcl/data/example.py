@@ -1,7 +1,7 @@
 """Example folders of images for the commands of the documentation, drawn from the bundled emoji.
 
 The images are Twemoji's, a vendor that `configs/clip_emoji.yaml` never trains on. They are written with their attribution and
-licence, see `bundled/NOTICE.md`.
+license, see `bundled/NOTICE.md`.
 """
 
 from __future__ import annotations

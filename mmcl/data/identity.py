@@ -143,7 +143,7 @@ def _content(image: ImageLike) -> Facts:
     if isinstance(image, FilePart):
         return (image.read(),)
     if isinstance(image, Image.Image):
-        # Greys of more than 8 bits have no levels without a model's intensity setting.
+        # Grays of more than 8 bits have no levels without a model's intensity setting.
         pixels = image if image.mode.startswith(("F", "I")) else decode(image)
         return pixels.mode, pixels.size, pixels.tobytes()
     if isinstance(image, np.ndarray):

@@ -88,7 +88,7 @@ class Source(ABC):
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Class indices, int64 [N], -1 for unlabelled samples; None if no sample has a label.
+        """Class indices, int64 [N], -1 for unlabeled samples; None if no sample has a label.
 
         A source whose samples are slow to build should override this.
         """

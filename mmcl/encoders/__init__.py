@@ -1,6 +1,6 @@
 """Image and text encoders. Each third-party library is imported in one file only.
 
-An image encoder is an `nn.Module` from pixels, float32 [B, C, H, W] in [0, 1] (it normalises them itself), to features [B, F].
+An image encoder is an `nn.Module` from pixels, float32 [B, C, H, W] in [0, 1] (it normalizes them itself), to features [B, F].
 A text encoder is an `nn.Module` from `Tokens` to features [B, F]. See `tower.py` for their other attributes.
 """
 

@@ -1,6 +1,6 @@
 """Adapters: small trained changes of the frozen weight matrices of an encoder, which are merged into them at the end.
 
-An adapter is a parametrisation (`torch.nn.utils.parametrize`) of a parameter, not a replacement of a layer, so it works in the
+An adapter is a parametrization (`torch.nn.utils.parametrize`) of a parameter, not a replacement of a layer, so it works in the
 same way for the encoders of every library, whatever their layers are called. It reaches parameters that no layer owns, such as
 the `in_proj_weight` of torch's attention, and merging restores the plain state dict.
 """
@@ -168,7 +168,7 @@ def frozen_weights(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _keep_statistics(norm: nn.Module, inputs: object) -> None:
-    """Hook of batch norms: as long as they are frozen, they normalise by the statistics that they were trained with.
+    """Hook of batch norms: as long as they are frozen, they normalize by the statistics that they were trained with.
 
     The training loop of a plain module calls `train` on it, which only its own class could override.
     """

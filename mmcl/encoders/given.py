@@ -43,11 +43,11 @@ def given_encoders(towers: Mapping[str, nn.Module] | None) -> Iterator[None]:
 
 
 class GivenImageEncoder(ImageEncoder):
-    """A module from pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; it normalises the pixels itself.
+    """A module from pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; it normalizes the pixels itself.
 
     Args:
         image_size: side of its input images in pixels, or height and width; not needed for an `ImageEncoder`.
-        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
+        channels: 1 (gray), 3 (RGB), or the number of channels of the input arrays.
 
     Raises:
         UserError: no module was given, its image size is unknown, or its output does not have that shape.

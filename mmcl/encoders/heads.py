@@ -27,7 +27,7 @@ class NoHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Linear projection without bias, initialised as in CLIP (Radford et al., 2021): normal with standard deviation F^-.5."""
+    """Linear projection without bias, initialized as in CLIP (Radford et al., 2021): normal with standard deviation F^-.5."""
 
     def __init__(self, feature_dim: int, *, embed_dim: int = 256):
         super().__init__()

@@ -32,7 +32,7 @@ _SUPPORTED = (
     *("PPChart2Table", "Pvt", "RTDetr", "Sam2", "Sam3", "Sapiens2", "Segformer", "SegGpt", "Siglip", "Tipsv2", "Tipsv2Dpt"),
     "ViT",
 )
-"""Processors that resize, crop, rescale and normalise, in this order; the functions below handle their differences."""
+"""Processors that resize, crop, rescale and normalize, in this order; the functions below handle their differences."""
 
 _DOES_MORE = ("do_pad", "crop_to_patches", "do_pan_and_scan")
 """Settings that enable other operations."""

@@ -15,7 +15,7 @@ class SmallCNN(ImageEncoder):
 
     Args:
         image_size: side in pixels, or height and width, at least 4.
-        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
+        channels: 1 (gray), 3 (RGB), or the number of channels of the input arrays.
         feature_dim: width F of the features.
     """
 

@@ -16,12 +16,12 @@ from mmcl.preprocess import Preprocess, as_size
 class StridedCNN(ImageEncoder):
     """Stages of a strided convolution, which halves the resolution, batch norm and ReLU, then optional residual blocks.
 
-    The output of the last stage is flattened instead of averaged. This keeps positions, which suits images centred on one
+    The output of the last stage is flattened instead of averaged. This keeps positions, which suits images centered on one
     object (digits, icons), and needs a fraction of the convolutions that would compensate for average pooling.
 
     Args:
         image_size: side in pixels, or height and width.
-        channels: 1 (grey), 3 (RGB), or the number of channels of the input arrays.
+        channels: 1 (gray), 3 (RGB), or the number of channels of the input arrays.
         widths: number of channels after each stage.
         blocks: number of residual blocks of two 3x3 convolutions in each stage.
         kernel: kernel size of the first convolution.

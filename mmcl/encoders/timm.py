@@ -36,7 +36,7 @@ class TimmEncoder(ImageEncoder):
             folder or repository in timm's format.
         pretrained: true downloads the released weights; a path loads a state dict of this `image_size`; false uses random
             weights.
-        in_chans: 1 (grey), 3 (RGB), or the number of channels of the input arrays; timm sums or repeats released RGB weights.
+        in_chans: 1 (gray), 3 (RGB), or the number of channels of the input arrays; timm sums or repeats released RGB weights.
         image_size: side in pixels, or height and width; None uses the model's own.
         preprocess: fields of `Preprocess` that override timm's for this model.
         model_args: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.

@@ -100,7 +100,7 @@ class Tokenizer:
         """Validate a tokenizer read from a file: its special ids, and texts that exercise all its parts.
 
         Raises:
-            UserError: an id is not in the vocabulary, or a text cannot be tokenised.
+            UserError: an id is not in the vocabulary, or a text cannot be tokenized.
         """
         size = self.vocab_size
         if not 0 < size <= MAX_VOCAB:
@@ -117,7 +117,7 @@ class Tokenizer:
         return max(self.pad_id, *(max(encoding.ids, default=0) for encoding in self._encode(_PROBES)))
 
     def __call__(self, texts: str | Sequence[str]) -> Tokens:
-        """Tokenise one or several texts to `Tokens` [B, L], L the longest of them. Raises UserError for a non-string."""
+        """Tokenize one or several texts to `Tokens` [B, L], L the longest of them. Raises UserError for a non-string."""
         import torch  # not needed where a model runs without it
 
         ids, mask, truncated = self.arrays(texts)
@@ -297,7 +297,7 @@ def from_transformers(
     Args:
         tokenizer: a `transformers` tokenizer.
         context_length: context length of the text encoder; None uses the tokenizer's own limit.
-        clean: cleaning before the tokenizer's own normalisation.
+        clean: cleaning before the tokenizer's own normalization.
         blank_end: whether to replace the separator by token 0, see `Tokenizer.blank_id`.
 
     Raises:

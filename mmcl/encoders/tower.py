@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class ImageEncoder(Encoder):
-    """Encoder of pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; normalises with `preprocess`'s mean and std."""
+    """Encoder of pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; normalizes with `preprocess`'s mean and std."""
 
     preprocess: Preprocess
 
@@ -71,7 +71,7 @@ class DualEncoder:
 
 
 class PixelNorm(nn.Module):
-    """Convert RGB or single-channel images to the encoder's channel order and normalise: (pixels - mean) / std per channel.
+    """Convert RGB or single-channel images to the encoder's channel order and normalize: (pixels - mean) / std per channel.
 
     The constants belong to the architecture and are not part of the state dict.
     """
@@ -209,7 +209,7 @@ class Tower(nn.Module):
         return inputs if isinstance(inputs, Features) else Features(self.encoder(inputs))
 
     def project(self, inputs: Tensor | Tokens | Features) -> Tensor:
-        """Return the head's output without normalisation: float32 [B, D] (float64 for a float64 tower)."""
+        """Return the head's output without normalization: float32 [B, D] (float64 for a float64 tower)."""
         projected: Tensor = self.head(self.features(inputs).rows)
         return projected.to(torch.promote_types(projected.dtype, torch.float32))
 

@@ -76,7 +76,7 @@ def _fast_tokenizer(name: str, declared: str) -> Any:
 
 
 def _siglip_normalizers(declared: str) -> Sequence[normalizers.Normalizer]:
-    """Return the normalisation applied to texts in SigLIP's training.
+    """Return the normalization applied to texts in SigLIP's training.
 
     Tokenizer files may lack it: for the first generation it is code in the slow tokenizer class, and for the second the
     fixed-resolution releases name the plain Gemma class.

@@ -1,1 +1,1 @@
-"""The training loop: optimiser, schedule, checkpoints, log and guards, on one process or many."""
+"""The training loop: optimizer, schedule, checkpoints, log and guards, on one process or many."""

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimiser state and step number, in safetensors and JSON. Order and randomness need no state.
+"""Checkpoints: weights, optimizer state and step number, in safetensors and JSON. Order and randomness need no state.
 
 Frozen weights of encoders are left out: every start of a run builds them again, and compares them with those of the first
 (`mmcl.runs.resume`).
@@ -42,13 +42,13 @@ class Snapshot:
 
     Attributes:
         step: the number of steps done.
-        model, optimiser: tensors by name, on the CPU.
+        model, optimizer: tensors by name, on the CPU.
         facts: JSON values for the manifest.
     """
 
     step: int
     model: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,9 +83,9 @@ class _Manifest:
 
 
 def take_snapshot(
-    step: int, module: nn.Module, optimiser: torch.optim.Optimizer, *, keep: bool = True, **facts: Any
+    step: int, module: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool = True, **facts: Any
 ) -> Snapshot:
-    """Copy trained parameters, persistent buffers and the state of the optimiser.
+    """Copy trained parameters, persistent buffers and the state of the optimizer.
 
     Sharded tensors are gathered, so all processes must call this. Processes without `keep` get no tensors.
     """
@@ -94,7 +94,7 @@ def take_snapshot(
         whole = ((name, _whole(tensor)) for name, tensor in tensors.items())
         return {name: _copy(tensor) for name, tensor in whole if keep}
 
-    return Snapshot(step, copied(_module_tensors(module)), copied(_optimiser_tensors(module, optimiser)), facts)
+    return Snapshot(step, copied(_module_tensors(module)), copied(_optimizer_tensors(module, optimizer)), facts)
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int | None = None) -> Path:
@@ -173,8 +173,8 @@ def verify(path: Path) -> Checkpoint:
     return Checkpoint(path, known.step, manifest)
 
 
-def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Restore weights, buffers and optimiser state in place.
+def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore weights, buffers and optimizer state in place.
 
     Raises:
         UserError: the checkpoint's tensors do not match the model's.
@@ -186,7 +186,7 @@ def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.
     load_weights(checkpoint, module)
     for path, tensor in moments.items():
         name, _, key = path.rpartition("/")
-        optimiser.state[parameters[name]][key] = _like(parameters[name], tensor)
+        optimizer.state[parameters[name]][key] = _like(parameters[name], tensor)
 
 
 def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
@@ -210,7 +210,7 @@ def _refuse(checkpoint: Checkpoint, misfits: list[str]) -> None:
 
 def _write_files(stage: Path, snapshot: Snapshot) -> None:
     save_file(snapshot.model, stage / MODEL)
-    save_file(snapshot.optimiser, stage / OPTIMIZER)
+    save_file(snapshot.optimizer, stage / OPTIMIZER)
     files = {}
     for name in (MODEL, OPTIMIZER):
         files[name] = {"bytes": (stage / name).stat().st_size, "sha256": _sha256(stage / name)}
@@ -232,7 +232,7 @@ def _verify_file(file: Path, expected: _File) -> None:
 
 
 def _check_space(folder: Path, snapshot: Snapshot) -> None:
-    needed = sum(tensor.nbytes for group in (snapshot.model, snapshot.optimiser) for tensor in group.values()) + _SPARE_BYTES
+    needed = sum(tensor.nbytes for group in (snapshot.model, snapshot.optimizer) for tensor in group.values()) + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -253,12 +253,12 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser state by parameter name: "name/exp_avg"."""
+def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer state by parameter name: "name/exp_avg"."""
     return {
         f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in module.named_parameters()
-        for key, value in optimiser.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -88,7 +88,7 @@ def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
     if scale is not None and bound is not None and math.log(float(scale.detach())) >= bound - 1e-6:
         found.append(
             f"the temperature has reached its bound 1 / {math.exp(bound):g}: it cannot decrease further, and the loss "
-            "is dominated by the hardest pairs. Check for mislabelled pairs, or lower optim.lr"
+            "is dominated by the hardest pairs. Check for mislabeled pairs, or lower optim.lr"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Muon: momentum SGD in which the update of each matrix is orthogonalised."""
+"""Muon: momentum SGD in which the update of each matrix is orthogonalized."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ COEFFICIENTS = [
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024) with Nesterov's momentum and decoupled weight decay.
 
-    The orthogonalised update is scaled by 0.2 sqrt(max(rows, columns)) times the learning rate, which matches the size of
+    The orthogonalized update is scaled by 0.2 sqrt(max(rows, columns)) times the learning rate, which matches the size of
     AdamW's updates (Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2). In contrast to timm's Muon, every
-    parameter is orthogonalised, whatever its shape, and sharded parameters are orthogonalised as a whole.
+    parameter is orthogonalized, whatever its shape, and sharded parameters are orthogonalized as a whole.
 
     Args:
         params: matrices and convolution kernels, which are reshaped to out x rest; or groups of them.
@@ -57,13 +57,13 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
-        direction = orthogonalised(gradient.lerp(momentum, MOMENTUM))
+        direction = orthogonalized(gradient.lerp(momentum, MOMENTUM))
         rows, columns = len(parameter), parameter.numel() // len(parameter)
         size = 0.2 * max(rows, columns) ** 0.5
         parameter.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * size)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalized(matrix: Tensor) -> Tensor:
     """Return an approximation of the orthogonal polar factor of a matrix, in bfloat16.
 
     A sharded matrix is gathered first: every process computes exactly the result of a single process and keeps its shard.
@@ -76,6 +76,6 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         A matrix of the same shape, in bfloat16, sharded as `matrix` is.
     """
     if isinstance(matrix, DTensor):
-        whole = orthogonalised(matrix.full_tensor())
+        whole = orthogonalized(matrix.full_tensor())
         return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
     return zeropower_via_newtonschulz(matrix.flatten(1), len(COEFFICIENTS), COEFFICIENTS).reshape_as(matrix)

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW, SGD or LARS with weight decay on matrices and embedding tables, and optionally Muon for matrices."""
+"""Optimizers: AdamW, SGD or LARS with weight decay on matrices and embedding tables, and optionally Muon for matrices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mmcl.engine.lars import Lars
 from mmcl.engine.parameter_groups import ParameterGroup, as_options, group_parameters
 
 
-def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimiser for the parameters that require a gradient, in the groups of `group_parameters`.
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer for the parameters that require a gradient, in the groups of `group_parameters`.
 
     - AdamW (Loshchilov & Hutter, 2019). With `muon_lr`, parameters that map features to features (weights of linear layers,
       convolution kernels as out x rest) are trained by Muon; tables stay with AdamW.
@@ -30,15 +30,15 @@ def build_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     groups = group_parameters(module, config)
     others = [options for group in groups if group.kind != "muon" for options in _by_layout(group, config)]
     matrices = [options for group in groups if group.kind == "muon" for options in _by_layout(group, config)]
-    optimisers = [_build(others, config)] if others else []
+    optimizers = [_build(others, config)] if others else []
     if matrices:
         from mmcl.engine.muon import Muon
 
-        optimisers.append(Muon(matrices, lr=config.lr))
-    optimiser = optimisers[0] if len(optimisers) == 1 else _Together(*optimisers)
-    for group in optimiser.param_groups:
+        optimizers.append(Muon(matrices, lr=config.lr))
+    optimizer = optimizers[0] if len(optimizers) == 1 else _Together(*optimizers)
+    for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    return optimiser
+    return optimizer
 
 
 def _by_layout(group: ParameterGroup, config: OptimConfig) -> list[dict[str, Any]]:
@@ -59,11 +59,11 @@ def _build(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opt
 
 
 class _Together(torch.optim.Optimizer):
-    """Combine optimisers of different parameters into one with a shared state. (The AdamW within Muon is not fused: slower.)"""
+    """Combine optimizers of different parameters into one with a shared state. (The AdamW within Muon is not fused: slower.)"""
 
-    def __init__(self, *optimisers: torch.optim.Optimizer):
-        self.optimisers = optimisers
-        super().__init__([group for optimiser in optimisers for group in optimiser.param_groups], {})
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,12 +71,12 @@ class _Together(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Share this optimiser's groups and state with the parts: one learning rate to set, one state to save."""
+        """Share this optimizer's groups and state with the parts: one learning rate to set, one state to save."""
         groups = iter(self.param_groups)
-        for optimiser in self.optimisers:
-            optimiser.param_groups = [next(groups) for _ in optimiser.param_groups]
-            optimiser.state = self.state
+        for optimizer in self.optimizers:
+            optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
+            optimizer.state = self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for optimiser in self.optimisers:
-            optimiser.step(closure)
+        for optimizer in self.optimizers:
+            optimizer.step(closure)

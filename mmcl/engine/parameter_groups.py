@@ -68,7 +68,7 @@ def param_groups(
     layer_decay: float | None = None,
     groups: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    r"""Group the parameters of a network for an optimiser, as training with the same settings does.
+    r"""Group the parameters of a network for an optimizer, as training with the same settings does.
 
     Biases, norms, scales, and embeddings of positions and classes have no weight decay, whatever the library of the encoder.
 
@@ -84,7 +84,7 @@ def param_groups(
             "weight_decay", or "freeze", as the setting `optim.groups`. A parameter belongs to the first one that matches.
 
     Returns:
-        Dictionaries with "params", "lr", "weight_decay" and "name", for any optimiser of torch. Parameters without gradient are
+        Dictionaries with "params", "lr", "weight_decay" and "name", for any optimizer of torch. Parameters without gradient are
         left out; those of a group with "freeze" get none from now on.
 
     Raises:
@@ -94,8 +94,8 @@ def param_groups(
         >>> import mmcl
         >>> model = mmcl.load_model("runs/clip_emoji")
         >>> rates = [{"match": r"^text\.", "scale": 0.1}, {"match": r"\.head\.", "lr": 1e-3}]
-        >>> optimiser = torch.optim.AdamW(mmcl.param_groups(model.towers, lr=1e-4, layer_decay=0.75, groups=rates))
-        >>> len(optimiser.param_groups)
+        >>> optimizer = torch.optim.AdamW(mmcl.param_groups(model.towers, lr=1e-4, layer_decay=0.75, groups=rates))
+        >>> len(optimizer.param_groups)
         15
     """
     settings = tuple(from_dict(GroupConfig, one, f"groups.{number}") for number, one in enumerate(groups))
@@ -106,7 +106,7 @@ def param_groups(
 
 
 def as_options(group: ParameterGroup) -> dict[str, Any]:
-    """Return a group as torch's optimisers take it."""
+    """Return a group as torch's optimizers take it."""
     return {"params": list(group.parameters), "lr": group.lr, "weight_decay": group.weight_decay, "name": group.name}
 
 

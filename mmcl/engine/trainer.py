@@ -101,7 +101,7 @@ class Trainer:
         # process.
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
-        self.encode, self.optimiser = self.weights.encode, self.weights.optimiser
+        self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at, self.checked = 0, time.monotonic(), False
         self.stop = StopSignals()
@@ -145,7 +145,7 @@ class Trainer:
         step = checkpoint.step if checkpoint else 0
         if checkpoint:
             state = read_run_state(checkpoint)
-            load_checkpoint(checkpoint, self.method, self.optimiser.optimizer)
+            load_checkpoint(checkpoint, self.method, self.optimizer.optimizer)
             bad = self.bad_samples
             bad.count, bad.seen, bad.run, self.skipped = state.bad, state.seen, state.bad_run, state.skipped
             if self.accelerator.scaler and state.scaler:
@@ -163,7 +163,7 @@ class Trainer:
             return
         buffers = BufferSnapshot(self.method)
         self._backward(step + 1, self.batches[step].to(self.accelerator.device))
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         buffers.restore()
 
     def _loader(self, steps: range) -> DataLoader[Batch]:
@@ -194,7 +194,7 @@ class Trainer:
         )
         self._stop_unwritten(totals["unwritten"] > 0)
         if self._is_finite(metrics):
-            self.optimiser.step()
+            self.optimizer.step()
             self.method.commit(embeddings, batch)
             geometry = self.collapse_monitor.check(step, self.method, embeddings) if self.logbook.is_logged(step) else {}
         else:
@@ -202,7 +202,7 @@ class Trainer:
             self._skip_or_stop(step, metrics, batch)
             if buffers:
                 buffers.restore()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self._count_bad(step, batch, any_bad=totals["bad"] > 0)
         scale = self.method.logit_scale
         temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
@@ -239,7 +239,7 @@ class Trainer:
             final=optim.final_lr,
             milestones=optim.milestones,
         )
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = share * group["initial_lr"]
         return share * optim.lr
 
@@ -348,6 +348,6 @@ class Trainer:
             best=self.best.state,
         )
         facts = {"identity": self.identity, "state": asdict(state)}
-        snapshot = take_snapshot(step, self.method, self.optimiser.optimizer, keep=is_writer, **facts)
+        snapshot = take_snapshot(step, self.method, self.optimizer.optimizer, keep=is_writer, **facts)
         if is_writer:
             self.writer.save(snapshot, spare=self.best.step)

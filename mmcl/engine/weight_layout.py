@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from mmcl.config import OptimConfig
 from mmcl.encoders.blocks import blocks
 from mmcl.encoders.tower import Tower
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.methods.method import Method
 
 if TYPE_CHECKING:
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 
 class Weights(ABC):
-    """A method's weights, gradients and optimiser moments in one layout.
+    """A method's weights, gradients and optimizer moments in one layout.
 
     Args:
         accelerator: device, precision and processes.
         method: the method to train, already on its device.
-        config: configuration of the optimiser.
+        config: configuration of the optimizer.
 
     Attributes:
         encode: the callable that runs the method's forward pass.
-        optimiser: optimiser of its parameters, wrapped by Accelerate.
+        optimizer: optimizer of its parameters, wrapped by Accelerate.
         are_sharded: whether a process holds only its shard of the weights.
     """
 
     are_sharded: ClassVar[bool]
     encode: Any
-    optimiser: Any
+    optimizer: Any
 
     @abstractmethod
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig): ...
@@ -66,7 +66,7 @@ class ReplicatedWeights(Weights):
 
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
         self.accelerator = accelerator
-        self.encode, self.optimiser = accelerator.prepare(method, build_optimiser(method, config))
+        self.encode, self.optimizer = accelerator.prepare(method, build_optimizer(method, config))
 
     def no_sync(self) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = self.accelerator.no_sync(self.encode)
@@ -95,7 +95,7 @@ class ShardedWeights(Weights):
         shard(method, accelerator.device)
         # In Accelerate, evaluation mode means mixed precision without DDP.
         self.encode = accelerator.prepare_model(method, device_placement=False, evaluation_mode=True)
-        self.optimiser = accelerator.prepare_optimizer(build_optimiser(method, config))
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(method, config))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -141,7 +141,7 @@ def _square(tensors: list[Tensor], device: torch.device) -> Tensor:
 def shard(method: nn.Module, device: torch.device) -> None:
     """Shard the weights of every tower, including teachers, over all processes, in place and block by block.
 
-    The parameters are replaced by new objects, so the optimiser must be built afterwards.
+    The parameters are replaced by new objects, so the optimizer must be built afterwards.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for tower in [module for module in method.modules() if isinstance(module, Tower)]:

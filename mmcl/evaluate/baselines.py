@@ -32,7 +32,7 @@ class _Pixels:
 
 
 class RawPixels(_Pixels):
-    """A model whose embedding is the image: pixels in [0, 1], flattened and scaled to unit length, without centring.
+    """A model whose embedding is the image: pixels in [0, 1], flattened and scaled to unit length, without centering.
 
     Args:
         preprocess: size and channels of the pixels.
@@ -44,7 +44,7 @@ class RawPixels(_Pixels):
 
     @classmethod
     def like(cls, source: Source, preprocess: Preprocess | None = None) -> RawPixels:
-        """Creates a model of 32 x 32 pixels, or of the image size if that is smaller; grey if the first image is grey.
+        """Creates a model of 32 x 32 pixels, or of the image size if that is smaller; gray if the first image is gray.
 
         Args:
             source: source of the images.

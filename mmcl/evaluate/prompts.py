@@ -29,7 +29,7 @@ class TextEncoder(Protocol):
 
 
 def class_embeddings(model: TextEncoder, class_names: Sequence[str], templates: Templates = "{}") -> np.ndarray:
-    """Embeds each class as normalise(mean over the templates of normalise(text)), as in CLIP (Radford et al., 2021).
+    """Embeds each class as normalize(mean over the templates of normalize(text)), as in CLIP (Radford et al., 2021).
 
     Args:
         model: its `encode_text` embeds all sentences in one call.

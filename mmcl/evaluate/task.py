@@ -127,7 +127,7 @@ class Task:
     Attributes:
         name: name in the report, e.g. "emoji/unseen_style".
         source: the samples to evaluate on.
-        bank: training samples: neighbours for k-NN, training rows of the linear probe, references of the raw-pixel baseline.
+        bank: training samples: neighbors for k-NN, training rows of the linear probe, references of the raw-pixel baseline.
         baselines: whether the evaluators also report chance, majority and raw pixels; when several models are compared, once
             is enough.
         figures: whether the evaluators also draw figures: examples and maps.
@@ -248,7 +248,7 @@ class Task:
         """The training samples. Raises UserError if there are none."""
         if self.bank is None:
             raise UserError(
-                f"{self.name}: this evaluator needs labelled data to compare with: give --bank, or `bank` in the configuration"
+                f"{self.name}: this evaluator needs labeled data to compare with: give --bank, or `bank` in the configuration"
             )
         return self.bank
 

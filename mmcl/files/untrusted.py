@@ -121,7 +121,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
             if name in tensors and tensors[name].shape != tensor.shape
         ),
         *(
-            f"{name} is of type {tensors[name].dtype}, quantised or damaged"
+            f"{name} is of type {tensors[name].dtype}, quantized or damaged"
             for name, tensor in own.items()
             if name in tensors and tensor.is_floating_point() and not tensors[name].is_floating_point()
         ),
@@ -243,7 +243,7 @@ def _check_storages(tensors: Mapping[str, Tensor], path: Path) -> None:
     limit = max(path.stat().st_size, _REPEATED_BYTES) if path.suffix != ".json" else None
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise UserError(f"{path}: {name} is sparse, quantised or without values; save it as an ordinary tensor")
+            raise UserError(f"{path}: {name} is sparse, quantized or without values; save it as an ordinary tensor")
         if limit is not None and tensor.nbytes > limit:
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, for which the file is too small; save it again")
 

@@ -3,7 +3,7 @@
 image.SUFFIX     pixels, float32 [batch, C, H, W] in [0, 1] -> image_embeds, float32 [batch, D], unit length; of a classifier
                  also image_logits, float32 [batch, classes]
 text.SUFFIX      input_ids and attention_mask, int64 [batch, sequence] -> text_embeds, float32 [batch, D], unit length
-preprocess.json  how an image becomes pixels, see `Preprocess`; the graph normalises them itself
+preprocess.json  how an image becomes pixels, see `Preprocess`; the graph normalizes them itself
 tokenizer.json   the tokenizer in the format of the `tokenizers` library
 config.json      `GraphFile`
 """

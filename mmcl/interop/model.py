@@ -126,7 +126,7 @@ class Model(PairScores):
         return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress)
 
     def image_logits(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
-        """Outputs of the image head without normalisation, such as the logits of a classifier: float32 [N, C].
+        """Outputs of the image head without normalization, such as the logits of a classifier: float32 [N, C].
 
         Args, Raises: as for `encode_image`.
         """
@@ -136,7 +136,7 @@ class Model(PairScores):
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
     def image_features(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
-        """Outputs of the image encoder, before the head and without normalisation: float32 [N, F].
+        """Outputs of the image encoder, before the head and without normalization: float32 [N, F].
 
         Args, Raises: as for `encode_image`.
         """

@@ -46,7 +46,7 @@ def check_finite(given: Mapping[str, Tensor]) -> None:
     if is_transformed() or not given:
         return
     device = next(iter(given.values())).device
-    finite = torch.stack([rows.detach().isfinite().all().to(device) for rows in given.values()])  # one device synchronisation
+    finite = torch.stack([rows.detach().isfinite().all().to(device) for rows in given.values()])  # one device synchronization
     for (name, rows), is_finite in zip(given.items(), finite.tolist(), strict=True):
         if not is_finite:
             row = "" if rows.ndim < 2 else f" (row {int((~rows.detach().isfinite()).any(1).nonzero()[0])})"

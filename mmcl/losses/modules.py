@@ -1,6 +1,6 @@
 """The losses as modules, which hold learned parameters and state: scales, a bias, prototypes, a queue.
 
-Pass the parameters of a module to the optimiser and, under DDP, put the module into the wrapped model, for instance
+Pass the parameters of a module to the optimizer and, under DDP, put the module into the wrapped model, for instance
 `nn.ModuleDict({"towers": ..., "loss": ClipLoss()})`. `forward` takes the arguments of the function before its `*`.
 """
 
@@ -355,5 +355,5 @@ class SwAVLoss(Loss):
         self.prototypes = Prototypes(count, dim)
 
     def forward(self, a: Tensor, b: Tensor, small: Sequence[Tensor] = ()) -> Tensor:
-        self.prototypes.normalise()
+        self.prototypes.normalize()
         return swav_loss(a, b, small, prototypes=self.prototypes.weight, **self.options)

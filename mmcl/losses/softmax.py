@@ -334,8 +334,8 @@ def _comparable(query: Tensor, key: Tensor, similarity: str) -> tuple[Tensor, Te
     if similarity != "euclidean":
         raise UserError(f"similarity must be 'cosine', 'dot' or 'euclidean', not {similarity!r}")
     # -|q - k|^2 / 2 = q k - |k|^2 / 2 - |q|^2 / 2. Distances stay as they are around the mean, and the terms are small there.
-    centre = key.detach().sum(0) / max(len(key), 1)
-    query, key = query - centre, key - centre
+    center = key.detach().sum(0) / max(len(key), 1)
+    query, key = query - center, key - center
     return (
         torch.cat([query, torch.ones_like(query[:, :1])], dim=1),
         torch.cat([key, -key.square().sum(1, keepdim=True) / 2], dim=1),

@@ -146,7 +146,7 @@ def swav_loss(
     Args:
         a, b: rows of the two large crops; scaled to unit length.
         small: rows of additional crops, which predict the codes of both large crops; scaled to unit length.
-        prototypes: learned cluster centres; scaled to unit length.
+        prototypes: learned cluster centers; scaled to unit length.
         temperature: T of the predictions, a number above 0 or a one-element tensor.
         epsilon, iterations: Sinkhorn options for the codes, which receive no gradient.
 

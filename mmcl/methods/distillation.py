@@ -1,4 +1,4 @@
-"""Distillation of a classifier on unlabelled images (Chen et al., "SimCLRv2", 2020, section 2.3)."""
+"""Distillation of a classifier on unlabeled images (Chen et al., "SimCLRv2", 2020, section 2.3)."""
 
 from __future__ import annotations
 

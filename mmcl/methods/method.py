@@ -90,7 +90,7 @@ class Method(nn.Module):
         return self.embed(self.towers, views, unit=self.unit_rows)
 
     def embed(self, towers: nn.ModuleDict, views: Views, *, unit: bool = True) -> dict[str, Tensor]:
-        """Encode every view with its tower: name -> rows [b, D], normalised to unit length if `unit`.
+        """Encode every view with its tower: name -> rows [b, D], normalized to unit length if `unit`.
 
         Image views with the same tower and shape share a forward pass (and its batch-norm statistics). Text views, each padded
         to its own length, do not.
@@ -120,7 +120,7 @@ class Method(nn.Module):
         """Return this process's share of the loss of the global batch. Does not change state."""
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
-        """Update state other than weights. Called once after every optimiser step."""
+        """Update state other than weights. Called once after every optimizer step."""
         return
 
     @property

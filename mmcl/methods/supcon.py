@@ -14,9 +14,9 @@ from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
 class SupCon(Method):
-    """Extend SimCLR's loss to labelled data: all rows of one class are positives of each other.
+    """Extend SimCLR's loss to labeled data: all rows of one class are positives of each other.
 
-    Rows without a label have no positives: they serve as keys but not as queries. The loss is the mean over the labelled rows.
+    Rows without a label have no positives: they serve as keys but not as queries. The loss is the mean over the labeled rows.
 
     Args:
         towers: "image".

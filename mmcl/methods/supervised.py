@@ -40,7 +40,7 @@ class Supervised(Method):
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         logits_BC, label_B = embeddings.local["image"], embeddings.ids
-        labelled = (embeddings.all_ids >= 0).sum().clamp(min=1)
+        labeled = (embeddings.all_ids >= 0).sum().clamp(min=1)
         right = (logits_BC.argmax(1) == label_B).sum()
         loss = cross_entropy(logits_BC, label_B, ignore_index=-1, reduction="sum")
-        return LossOutput(loss / labelled, {"batch_top1": right / labelled})
+        return LossOutput(loss / labeled, {"batch_top1": right / labeled})

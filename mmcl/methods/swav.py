@@ -90,7 +90,7 @@ class SwAV(Method):
         return code_MK[first : first + len(embeddings.ids)]
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
-        self.prototypes.normalise()
+        self.prototypes.normalize()
         if not self._is_before_epoch(self.queue_from_epoch):
             for view in _GLOBAL_CROPS:
                 self._queue(view).push(embeddings.all[view], embeddings.all_ids)

@@ -80,7 +80,7 @@ def check_single_rows(config: Config, method: Method, views: Mapping[str, ImageV
     """Encode a single sample as in training, on the CPU, if a forward pass in training will have only one.
 
     Raises:
-        UserError: a batch norm cannot normalise it.
+        UserError: a batch norm cannot normalize it.
     """
     share, micro = config.train.batch_size // processes, config.train.micro_batch
     if min(share, micro or share) != 1:

@@ -52,7 +52,7 @@ class Diagnosis:
         loss_bytes: float32 bytes of the embeddings, their gradients and stored scores (at most as many as embeddings) in one
             process; the other scores are computed tile by tile and not stored.
         whole_bytes: the same if all scores were stored.
-        optimiser: name of the optimiser.
+        optimizer: name of the optimizer.
         learning_rate, muon_learning_rate: peak learning rates; the second is None without Muon.
         warmup_steps: number of warm-up steps.
         trainable, frozen: numbers of parameters.
@@ -73,7 +73,7 @@ class Diagnosis:
     first_loss: float | None
     loss_bytes: int
     whole_bytes: int
-    optimiser: str
+    optimizer: str
     learning_rate: float
     muon_learning_rate: float | None
     warmup_steps: int
@@ -97,7 +97,7 @@ class Diagnosis:
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
             "loss memory": f"{_size(self.loss_bytes)} a process ({_size(self.whole_bytes)} with all scores at once)",
-            "learning rate": f"{self.learning_rate:g} ({self.optimiser}){muon} after {self.warmup_steps:,} steps of warm-up",
+            "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
         rows = [
             (one.name, f"{one.tensors:,}", f"{one.parameters:,}", f"{one.learning_rate:.3g}", f"{one.weight_decay:g}")
@@ -143,7 +143,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         first_loss=said.first_loss,
         loss_bytes=2 * embedding_bytes + min(embedding_bytes, scores_bytes),
         whole_bytes=2 * embedding_bytes + scores_bytes,
-        optimiser=config.optim.name,
+        optimizer=config.optim.name,
         learning_rate=config.optim.lr,
         muon_learning_rate=config.optim.muon_lr,
         warmup_steps=warmup_steps(steps, config.optim.warmup),

@@ -121,7 +121,7 @@ class Index:
     def search(
         self, text: str | None = None, *, image: ImageLike | None = None, top_k: int = 20, target: Target = "images"
     ) -> Hits:
-        """Finds the nearest neighbours of a text, an image, or both together (the mean of their embeddings).
+        """Finds the nearest neighbors of a text, an image, or both together (the mean of their embeddings).
 
         Args:
             text: the query text.

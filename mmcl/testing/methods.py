@@ -75,7 +75,7 @@ def check_commit(entry: Entry) -> None:
     of_loss = {key for key, p in method.named_parameters() if any(p is q for q in method.loss_parameters)}
     learned = {key for key, p in method.named_parameters() if p.requires_grad}
     moved = _moved(before, method) & (learned - of_loss)
-    require(not moved, f"commit changed {sorted(moved)}, which the optimiser learns")
+    require(not moved, f"commit changed {sorted(moved)}, which the optimizer learns")
 
 
 def check_order_of_rows(entry: Entry) -> None:
@@ -125,21 +125,21 @@ def check_learning(entry: Entry) -> None:
     """Checks that a hundred steps on one batch halve the loss."""
     method = toy_method(entry)
     batch = toy_batch(method, 8)
-    optimiser = _optimiser(method)
-    losses = [float(train_step(method, optimiser, batch)) for _ in range(100)]
+    optimizer = _optimizer(method)
+    losses = [float(train_step(method, optimizer, batch)) for _ in range(100)]
     require(min(losses) < 0.5 * max(losses[:5]), f"the loss falls from {max(losses[:5]):.3g} to {min(losses):.3g} only")
 
 
 def check_resume(entry: Entry) -> None:
     """Queues, teachers and counters are part of the state: six steps are three, a new process, and three more."""
-    (whole, optimiser), (resumed, resumed_optimiser) = _started(entry), _started(entry)
+    (whole, optimizer), (resumed, resumed_optimizer) = _started(entry), _started(entry)
     for _ in range(3):
-        train_step(whole, optimiser, toy_batch(whole, 8))
+        train_step(whole, optimizer, toy_batch(whole, 8))
     resumed.load_state_dict(whole.state_dict())
-    resumed_optimiser.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for step in range(4, 7):
-        loss = train_step(whole, optimiser, toy_batch(whole, 8))
-        same = torch.equal(train_step(resumed, resumed_optimiser, toy_batch(resumed, 8)), loss)
+        loss = train_step(whole, optimizer, toy_batch(whole, 8))
+        same = torch.equal(train_step(resumed, resumed_optimizer, toy_batch(resumed, 8)), loss)
         require(same, f"the loss of step {step} differs after a resume: some state is neither a buffer nor a parameter")
     moved = _moved(whole.state_dict(), resumed)
     require(not moved, f"{sorted(moved)} differ after a resume")
@@ -164,14 +164,14 @@ def _loss(method: Method, batch: Batch) -> Tensor:
     return method.loss(embed(method, batch), batch).loss
 
 
-def _optimiser(method: Method) -> torch.optim.Optimizer:
+def _optimizer(method: Method) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
 
 
 def _started(entry: Entry) -> tuple[Method, torch.optim.Optimizer]:
     method = toy_method(entry)
     method.configure(_FACTS)
-    return method, _optimiser(method)
+    return method, _optimizer(method)
 
 
 def _permuted(batch: Batch, order: Tensor) -> Batch:

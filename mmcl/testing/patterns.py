@@ -1,4 +1,4 @@
-"""A source of synthetic patterns and a model that recognises them, for testing evaluators against known results."""
+"""A source of synthetic patterns and a model that recognizes them, for testing evaluators against known results."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PatternEncoder(ImageEncoder):
 
 
 class PatternModel:
-    """Embeds an image as its pixels, centred, and a name as the pattern it names. Counts its calls."""
+    """Embeds an image as its pixels, centered, and a name as the pattern it names. Counts its calls."""
 
     fingerprint = "patterns"
     logit_scale = 20.0
@@ -124,6 +124,6 @@ class _AsSource(Source):
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    centred = rows.astype(np.float32) - 127.5
-    unit: np.ndarray = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    centered = rows.astype(np.float32) - 127.5
+    unit: np.ndarray = centered / np.linalg.norm(centered, axis=1, keepdims=True)
     return unit

@@ -85,12 +85,12 @@ def embed(method: Method, batch: Batch) -> Embeddings:
     return Embeddings(rows, rows, ids, ids)
 
 
-def train_step(method: Method, optimiser: torch.optim.Optimizer, batch: Batch) -> Tensor:
+def train_step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
     """One step of one process; the loss before it."""
     embeddings = embed(method, batch)
     loss = method.loss(embeddings, batch).loss
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     method.commit(embeddings, batch)
     return loss.detach()

@@ -1,7 +1,7 @@
 """Throughput of data loading, next to other toolkits: photos from shards, augmentation of small images, an index of a million.
 
 Cases are named as they are printed. `photos 0.9 open_clip`: JPEG photos of 640 x 480 pixels, of which a random part of 0.9 to 1
-of the area becomes a normalised tensor of 224 x 224, from tar shards by mmcl's source and by open_clip's own pipeline;
+of the area becomes a normalized tensor of 224 x 224, from tar shards by mmcl's source and by open_clip's own pipeline;
 `ImageFolder` is torchvision's, of the same photos as files. `emoji tensor` and `mnist PIL`: the augmentation of these presets,
 of a batch at once and by torchvision v2 one one at a time, as float tensors or from PIL images. `index`: opening shards
 that were indexed before, up to the first batch. `order`: whether batches are the same for 0, 1, 2 and 4 loader processes.

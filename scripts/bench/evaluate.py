@@ -40,7 +40,7 @@ BOTH = {"time": "s", "memory": "MiB"}
 # The pipeline is timed on some images only, and says nothing of the memory.
 MEASURES = {"retrieval": BOTH, "zero_shot": {"time": "s"}, "knn": BOTH}
 KS = (1, 5, 10)
-NEIGHBOURS = 5
+NEIGHBORS = 5
 # Images on which the pipeline is timed, and those whose scores are compared.
 TIMED, COMPARED = 20, 4
 # A whole matrix of scores, and what comes of it, in bytes for every pair of rows.
@@ -158,21 +158,21 @@ def zero_shot(side: str, images: int, labels: int, templates: int) -> Side:
 def knn(side: str, bank: int, queries: int, width: int) -> Side:
     torch: Any = importlib.import_module("torch")
     generator = torch.Generator().manual_seed(0)
-    # Two classes and an odd number of neighbours: votes do not tie.
-    centre = torch.randn(2, width, generator=generator)
+    # Two classes and an odd number of neighbors: votes do not tie.
+    center = torch.randn(2, width, generator=generator)
     label = torch.randint(2, (bank + queries,), generator=generator)
-    rows = centre[label] + 3 * torch.randn(bank + queries, width, generator=generator)
+    rows = center[label] + 3 * torch.randn(bank + queries, width, generator=generator)
     bank_rows, bank_labels, query, truth = rows[:bank], label[:bank], rows[bank:], label[bank:]
     if side == "mmcl":
         evaluate: Any = importlib.import_module("mmcl.evaluate")
         return Side(
-            lambda: evaluate.knn(bank_rows, bank_labels, query, truth, ks=(NEIGHBOURS,)),
-            lambda report: {"right": report[f"knn{NEIGHBOURS}_top1"] * queries},
+            lambda: evaluate.knn(bank_rows, bank_labels, query, truth, ks=(NEIGHBORS,)),
+            lambda report: {"right": report[f"knn{NEIGHBORS}_top1"] * queries},
         )
     neighbors: Any = importlib.import_module("sklearn.neighbors")
 
     def run() -> Any:
-        classifier = neighbors.KNeighborsClassifier(NEIGHBOURS, metric="cosine", algorithm="brute")
+        classifier = neighbors.KNeighborsClassifier(NEIGHBORS, metric="cosine", algorithm="brute")
         return classifier.fit(bank_rows.numpy(), bank_labels.numpy()).predict(query.numpy())
 
     return Side(run, lambda predicted: {"right": float((predicted == truth.numpy()).sum())})

@@ -147,7 +147,7 @@ def compare(kind: Kind, config: Config) -> None:
     ours, theirs = (load_file(folder / "model/model.safetensors") for folder in folders)
     kind.difference = max(kind.difference, *((ours[key] - theirs[key]).abs().max().item() for key in theirs))
     if len(kind.worlds) == 1 and final_state(config) != final_state(kind.whole):
-        raise Failed(f"weights, optimiser or log differ from the run that was never killed, by up to {kind.difference:g}")
+        raise Failed(f"weights, optimizer or log differ from the run that was never killed, by up to {kind.difference:g}")
     if not kind.difference < TOLERANCE:
         raise Failed(f"the weights are {kind.difference:g} away from the run that was never killed")
 

@@ -2,12 +2,12 @@
 
     python scripts/data/bundle_emoji.py FOLDER
 
-FOLDER holds `emoji/px64/<vendor>.parquet` (64 x 64 pixels, WebP of quality 80, one vendor and so one licence per file),
+FOLDER holds `emoji/px64/<vendor>.parquet` (64 x 64 pixels, WebP of quality 80, one vendor and so one license per file),
 `emoji/tiny/<vendor>.parquet` (128 concepts, 32 x 32 pixels, lossless), `emoji/concepts.parquet`, `emoji/splits/*.json` and
 `LICENSES/*`. They were made from these public npm packages: emoji-datasource-google 16.0.0 (Noto), emoji-datasource-twitter
 16.0.0 (Twemoji), openmoji 17.0.0, @lobehub/fluent-emoji-3d 1.1.0 (of which only the images that
 @iconify-json/fluent-emoji-flat 1.2.6 lists as Microsoft's), and emojibase-data 17.0.0 for names and keywords. Every image was
-composited on white, resized and re-encoded. `mmcl/data/bundled/NOTICE.md` has the licences.
+composited on white, resized and re-encoded. `mmcl/data/bundled/NOTICE.md` has the licenses.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def opened(folder: Path) -> Source:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_images_are_those_of_one_vendor_with_its_licence(kind: str, tmp_path: Path) -> None:
+def test_the_images_are_those_of_one_vendor_with_its_license(kind: str, tmp_path: Path) -> None:
     count = write_example(tmp_path / "a", kind)
     source = opened(tmp_path / "a")
     assert len(source) == count == len(list((tmp_path / "a").rglob("*.png")))
@@ -65,10 +65,10 @@ def test_captions_and_classes(tmp_path: Path) -> None:
     write_example(tmp_path / "photos")
     captions = [sample.captions for sample in rows_of(opened(tmp_path / "photos"))]
     assert 12 <= len(set(captions)) == len(captions) <= 30
-    write_example(tmp_path / "labelled", "classes")
-    labelled = opened(tmp_path / "labelled")
-    assert labelled.labels is not None
-    assert np.bincount(labelled.labels).tolist() == [8] * len(labelled.class_names or ())
+    write_example(tmp_path / "labeled", "classes")
+    labeled = opened(tmp_path / "labeled")
+    assert labeled.labels is not None
+    assert np.bincount(labeled.labels).tolist() == [8] * len(labeled.class_names or ())
 
 
 def test_the_command_says_what_it_wrote(

@@ -28,7 +28,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["methods"]["clip"]["temperature"] == 0.07
     assert main(["list", "all", "grayscale", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "augmentations": {"grayscale": "Converts to grey, with three equal channels"}
+        "augmentations": {"grayscale": "Converts to gray, with three equal channels"}
     }
 
 

@@ -15,7 +15,7 @@ from mmcl.config import load_config
 from mmcl.runs.run import train
 from tests.engine.tiny import YAML, make_folder
 
-# Words of the command line, and a pattern of the message. The folder has: photos/ without captions, labelled/ with a folder
+# Words of the command line, and a pattern of the message. The folder has: photos/ without captions, labeled/ with a folder
 # for each class, squares/ with captions, broken/ with no readable image, empty/, runs/a, and runs/unfinished without a model.
 SETTINGS = {
     "train --lr 1e-3": r"--lr: unknown setting; did you mean --optim\.lr\?",
@@ -51,7 +51,7 @@ SETTINGS = {
     "train tiny.yaml --data.train.name folder --data.train.path empty": r"empty: is empty",
     "train tiny.yaml --data.train.path photos": r"no captions, .*captions\.csv with the columns image, caption",
     "train tiny.yaml --data.train.path photos --data.holdout 0.1": r"no captions, .*captions\.csv",
-    "train tiny.yaml --data.train.path labelled --data.holdout 0.1": r'--data\.templates "a photo of a \{\}"',
+    "train tiny.yaml --data.train.path labeled --data.holdout 0.1": r'--data\.templates "a photo of a \{\}"',
     "train tiny.yaml --data.train.path squares/red_tiny.png": r"is one image; give the folder it is in",
     "train tiny.yaml --data.augment '[{name: rotate}]'": r"did you mean 'affine' with args \{rotation: 10\}\?",
     "train tiny.yaml --data.augment '[{name: RandomResizedCrop}]'": r"did you mean 'crop'\?",
@@ -99,8 +99,8 @@ VERBS = {
     "example new --kind class": r"--kind: 'class' is unknown; did you mean classes\?",
 }
 MODELS = {
-    "eval knn --model runs/a --data labelled": r"give --bank, or `bank` in the configuration",
-    "eval knn --bank labelled": r"needs --model and --data \(a path.* or --embeddings",
+    "eval knn --model runs/a --data labeled": r"give --bank, or `bank` in the configuration",
+    "eval knn --bank labeled": r"needs --model and --data \(a path.* or --embeddings",
     "eval knn --model runs/a": r"knn needs --data \(a path, or one of `mmcl list sources`\)$",
     "eval knn --data squares": r"knn needs --model$",
     "eval knn --model runs/a --data squares --bank digit": r"did you mean the source 'digits'\?",
@@ -114,7 +114,7 @@ MODELS = {
     "eval Retrieval --model runs/a --data squares": r"did you mean 'retrieval'\?",
     "eval knn --modell runs/a": r"unknown flag --modell: did you mean --model\?",
     "eval knn -model runs/a": r"unknown flag -model: did you mean --model\?",
-    "eval knn runs/a --data labelled": r"unexpected 'runs/a': .* takes no positional arguments; the rest are flags: --model,",
+    "eval knn runs/a --data labeled": r"unexpected 'runs/a': .* takes no positional arguments; the rest are flags: --model,",
     "embed photos runs/a --out e.parquet": r"unexpected 'runs/a': mmcl embed takes DATA; the rest are flags: --model",
     "eval knn --labels a b": r"unknown flag --labels.*\(see mmcl eval knn --help\)",
     "eval retrieval --model runs/a --data photos": r"no sample has a caption",
@@ -164,7 +164,7 @@ MODELS = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     squares = make_folder(place / "squares")
-    for folder in ("photos", "labelled/cats", "labelled/dogs"):
+    for folder in ("photos", "labeled/cats", "labeled/dogs"):
         (place / folder).mkdir(parents=True)
         for name in ("red_tiny.png", "blue_huge.png", "green_small.png"):
             shutil.copy(squares / name, place / folder / name)

@@ -147,13 +147,13 @@ def margin(rows: Tensor, ids: Tensor, beta: Any, negatives: str, alpha: float = 
 
 
 def barlow_twins(a: Tensor, b: Tensor) -> Tensor:
-    def standardised(column: Tensor) -> Tensor:
-        centred = column - column.mean()
-        return centred / (centred.square().mean() + 1e-5).sqrt()
+    def standardized(column: Tensor) -> Tensor:
+        centered = column - column.mean()
+        return centered / (centered.square().mean() + 1e-5).sqrt()
 
     total = a.sum() * 0
     for i, j in itertools.product(range(a.shape[1]), range(b.shape[1])):
-        c = (standardised(a[:, i]) * standardised(b[:, j])).mean()
+        c = (standardized(a[:, i]) * standardized(b[:, j])).mean()
         total = total + ((1 - c).square() if i == j else 0.0051 * c.square())
     return total
 
@@ -161,9 +161,9 @@ def barlow_twins(a: Tensor, b: Tensor) -> Tensor:
 def vicreg(a: Tensor, b: Tensor) -> Tensor:
     total, dims, rows = 25 * (a - b).square().mean(), a.shape[1], len(a)
     for x in (a, b):
-        centred = x - x.mean(0)
+        centered = x - x.mean(0)
         for i, j in itertools.product(range(dims), repeat=2):
-            covariance = (centred[:, i] * centred[:, j]).sum() / max(rows - 1, 1)
+            covariance = (centered[:, i] * centered[:, j]).sum() / max(rows - 1, 1)
             total = total + (12.5 * (1 - (covariance + 1e-4).sqrt()).clamp(min=0) if i == j else covariance.square()) / dims
     return total
 

@@ -14,8 +14,8 @@ from mmcl.files.digest import digest
 from mmcl.testing import check_source
 
 
-class Greys(SampleList):
-    """Grey images in two classes; keeps all rules, but for the changes."""
+class Grays(SampleList):
+    """Gray images in two classes; keeps all rules, but for the changes."""
 
     class_names = ("dark", "light")
 
@@ -27,16 +27,16 @@ class Greys(SampleList):
 
     def _sample(self, number: int, changes: dict[str, Any]) -> Sample:
         image = np.full((4, 4, 3), 60 * number, np.uint8)
-        facts = {"name": f"grey {number}", "image": image, "captions": ("grey",), "label": number // 2}
+        facts = {"name": f"gray {number}", "image": image, "captions": ("gray",), "label": number // 2}
         return Sample(**{**facts, **{key: value for key, value in changes.items() if key in facts}})
 
     @property
     def fingerprint(self) -> str:
-        return digest("greys", len(self))
+        return digest("grays", len(self))
 
 
 def test_one_that_keeps_all_rules_passes() -> None:
-    check_source(Greys)
+    check_source(Grays)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_one_that_keeps_all_rules_passes() -> None:
 )
 def test_one_that_breaks_a_rule_is_found(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
-        check_source(lambda: Greys(**changes))
+        check_source(lambda: Grays(**changes))
 
 
 def test_a_wrong_fingerprint_and_a_missing_end_are_found() -> None:
     numbers = itertools.count()
 
-    class Unstable(Greys):
+    class Unstable(Grays):
         def __init__(self) -> None:
             super().__init__()
             self.number = next(numbers)
@@ -71,7 +71,7 @@ def test_a_wrong_fingerprint_and_a_missing_end_are_found() -> None:
         def fingerprint(self) -> str:
             return str(self.number)
 
-    class Endless(Greys):
+    class Endless(Grays):
         def __getitem__(self, index: int) -> Sample:
             return super().__getitem__(index % 4)
 

@@ -150,7 +150,7 @@ def test_positives_are_summed_over_any_number_of_columns(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("keys", [1, 17, 63, 64, 65, 2 * 32 * 17, 2 * 32 * 17 + 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_neighbours_are_found_among_any_number_of_keys(monkeypatch: pytest.MonkeyPatch, keys: int, dtype: torch.dtype) -> None:
+def test_neighbors_are_found_among_any_number_of_keys(monkeypatch: pytest.MonkeyPatch, keys: int, dtype: torch.dtype) -> None:
     """Few keys are sorted as they are, many in groups; blocks of queries may be of one row."""
     query, key = rows_of(5, 0).detach().to(dtype), rows_of(keys, 1).detach().to(dtype)
     expected = (query.double() @ key.double().T).float().sort(dim=1, descending=True, stable=True)

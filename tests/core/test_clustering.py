@@ -53,7 +53,7 @@ def test_prototypes_are_unit_vectors_without_bias() -> None:
     assert [name for name, _ in prototypes.named_parameters()] == ["weight"]
     with torch.no_grad():
         prototypes.weight.mul_(5)
-    prototypes.normalise()
+    prototypes.normalize()
     torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(7))
     rows = F.normalize(torch.randn(4, 3), dim=1)
     assert prototypes(rows).abs().max() <= 1 + 1e-6

@@ -115,7 +115,7 @@ def test_the_gradient_of_the_scale(rng: torch.Generator, both: bool, learned: tu
 @pytest.mark.parametrize("level", [-3000.0, 3000.0])
 @pytest.mark.parametrize("span", [5.0, 95.0])
 def test_narrow_spans_far_from_zero(rng: torch.Generator, level: float, span: float) -> None:
-    """A common centre, however large, must leave the exponential."""
+    """A common center, however large, must leave the exponential."""
     query, key = rows(rng, span)
     query = torch.cat([query, torch.full((N, 1), level, dtype=torch.float64)], 1).requires_grad_()
     key = torch.cat([key, torch.ones(M, 1, dtype=torch.float64)], 1).requires_grad_()

@@ -78,7 +78,7 @@ def arguments(name: str, rng: torch.Generator, rows: int, dim: int = 3) -> list[
     return [x.requires_grad_() for x in found]
 
 
-def penalised(loss: Loss, leaves: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
+def penalized(loss: Loss, leaves: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
     """The gradients of a loss with a penalty on its gradients."""
     value = loss(*leaves, **options)
     grads = torch.autograd.grad(value, leaves, create_graph=True)
@@ -109,8 +109,8 @@ def test_so_do_those_of_every_option(rng: torch.Generator, options: dict[str, An
 def test_a_gradient_penalty_is_that_of_plain_autograd(rng: torch.Generator, name: str, rows: int) -> None:
     """At a size that is done in one piece, and at one that is done in tiles."""
     leaves = arguments(name, rng, rows, 16)
-    expected = penalised(LOSSES[name][1], leaves)
-    torch.testing.assert_close(penalised(LOSSES[name][0], leaves), expected, rtol=1e-10, atol=1e-14)
+    expected = penalized(LOSSES[name][1], leaves)
+    torch.testing.assert_close(penalized(LOSSES[name][0], leaves), expected, rtol=1e-10, atol=1e-14)
 
 
 @LOSS
@@ -118,8 +118,8 @@ def test_a_penalty_of_float32_rows_under_autocast_is_close(rng: torch.Generator,
     wide = arguments(name, rng, 24, 16)
     narrow = [x.detach().float().requires_grad_() for x in wide]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = penalised(LOSSES[name][0], narrow, tile=(7, 9))
-    for mine, true in zip(found, penalised(LOSSES[name][1], wide), strict=True):
+        found = penalized(LOSSES[name][0], narrow, tile=(7, 9))
+    for mine, true in zip(found, penalized(LOSSES[name][1], wide), strict=True):
         assert mine.dtype == torch.float32
         assert (mine.double() - true).norm() <= 1e-4 * true.norm()
 
@@ -162,7 +162,7 @@ def test_rows_that_stand_alone_have_no_second_derivative(rng: torch.Generator, n
     for rows in (0, 1):
         leaves = arguments(name, rng, rows)
         for tile in (None, (2, 3)):
-            assert all(grad.isfinite().all() for grad in penalised(LOSSES[name][0], leaves, tile=tile))
+            assert all(grad.isfinite().all() for grad in penalized(LOSSES[name][0], leaves, tile=tile))
 
 
 TRANSFORMS: dict[str, Callable[[Loss, list[Tensor]], Any]] = {
@@ -172,7 +172,7 @@ TRANSFORMS: dict[str, Callable[[Loss, list[Tensor]], Any]] = {
     "jvp": lambda f, x: torch.func.jvp(f, tuple(x), tuple(torch.ones_like(y) for y in x)),
     "vmap": lambda f, x: torch.func.vmap(lambda s: f(*x[:-1], s * x[-1]))(torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)),
     "vmap of grad": lambda f, x: torch.func.vmap(lambda y: torch.func.grad(f)(y, *x[1:]))(torch.stack([x[0], -x[0]])),
-    "hessian, vectorised": lambda f, x: torch.autograd.functional.hessian(lambda y: f(y, *x[1:]), x[0], vectorize=True),
+    "hessian, vectorized": lambda f, x: torch.autograd.functional.hessian(lambda y: f(y, *x[1:]), x[0], vectorize=True),
 }
 
 
@@ -207,14 +207,14 @@ def test_the_matrix_of_all_pairs_never_exists() -> None:
     """In one piece, 4096 x 4096 pairs take 64 MB for every one of the dozen matrices that a penalty keeps."""
     script = """
 import resource, torch
-from tests.core.test_second_derivatives import both_ways, every_pair, penalised
+from tests.core.test_second_derivatives import both_ways, every_pair, penalized
 torch.set_num_threads(1)
 def rows(n):
     return [torch.nn.functional.normalize(torch.randn(n, 8), dim=1).requires_grad_() for _ in range(2)]
 scalars = [torch.tensor(x, requires_grad=True) for x in (14.0, -7.0)]
 def both(n):
-    penalised(both_ways, [*rows(n), scalars[0]], tile=(512, 512))
-    penalised(every_pair, [*rows(n), *scalars], tile=(512, 512))
+    penalized(both_ways, [*rows(n), scalars[0]], tile=(512, 512))
+    penalized(every_pair, [*rows(n), *scalars], tile=(512, 512))
 both(512)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 both(4096)

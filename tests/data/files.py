@@ -16,9 +16,9 @@ from mmcl.data.images.decode import decode
 from mmcl.data.sample import Sample
 
 
-def write_image(path: Path, grey: int = 128) -> Path:
+def write_image(path: Path, gray: int = 128) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (6, 4), grey).save(path)
+    Image.new("L", (6, 4), gray).save(path)
     return path
 
 

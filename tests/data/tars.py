@@ -12,10 +12,10 @@ from PIL import Image
 WIDTH, HEIGHT = 6, 4
 
 
-def picture(grey: int = 128) -> bytes:
-    """A PNG file of one grey."""
+def picture(gray: int = 128) -> bytes:
+    """A PNG file of one gray."""
     buffer = io.BytesIO()
-    Image.new("L", (WIDTH, HEIGHT), grey).save(buffer, "PNG")
+    Image.new("L", (WIDTH, HEIGHT), gray).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -31,9 +31,9 @@ def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]]
 
 
 def pairs(first: int, stop: int) -> dict[str, bytes]:
-    """Images of grey 0, 1, ... and captions that say it."""
+    """Images of gray 0, 1, ... and captions that say it."""
     return {
         f"{number:04}.{suffix}": content
         for number in range(first, stop)
-        for suffix, content in (("png", picture(number)), ("txt", f"grey {number}\nthe grey of {number}".encode()))
+        for suffix, content in (("png", picture(number)), ("txt", f"gray {number}\nthe gray of {number}".encode()))
     }

@@ -158,7 +158,7 @@ def test_color_jitter_is_torchvisions() -> None:
         assert torch.allclose(ours, expected, atol=1e-4)
 
 
-def test_grey_images_have_brightness_and_contrast_only() -> None:
+def test_gray_images_have_brightness_and_contrast_only() -> None:
     operation = build("color_jitter", saturation=0, hue=0)
     images, draw = pictures(channels=1), draws(7, operation)
     for image, (b, c, _, _), ours in zip(images, draw.tolist(), operation(images, draw), strict=True):
@@ -169,9 +169,9 @@ def test_grey_images_have_brightness_and_contrast_only() -> None:
             build(name, **args)(images, draw)
 
 
-def test_hue_of_greys_and_a_full_turn() -> None:
-    greys = pictures(channels=1).expand(-1, 3, -1, -1)
-    assert torch.equal(turn_hue(greys, torch.full((7,), 0.3)), greys)
+def test_hue_of_grays_and_a_full_turn() -> None:
+    grays = pictures(channels=1).expand(-1, 3, -1, -1)
+    assert torch.equal(turn_hue(grays, torch.full((7,), 0.3)), grays)
     assert torch.allclose(turn_hue(pictures(), torch.ones(7)), pictures(), atol=1e-5)
 
 
@@ -248,7 +248,7 @@ def test_stroke_against_a_loop() -> None:
     [
         ("affine", {"rotation": -1}, "rotation is -1; give degrees"),
         ("affine", {"scale": [1.2, 0.8]}, "scale is .*give .from, to"),
-        ("affine", {"fill": 255}, "fill is 255; give a grey value from 0 to 1"),
+        ("affine", {"fill": 255}, "fill is 255; give a gray value from 0 to 1"),
         ("blur", {"sigma": [0, 1]}, "sigma"),
         ("color_jitter", {"hue": 0.7}, "hue"),
         ("crop", {"scale": [0, 1]}, "scale is .*give .from, to"),

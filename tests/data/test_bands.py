@@ -53,10 +53,10 @@ class TestIntensity:
     @pytest.mark.parametrize("kind", ["PNG", "TIFF", "array", "npy"])
     @pytest.mark.parametrize("intensity", [(0, 4095), (1000, 3000), (-100.5, 70_000)], ids=str)
     def test_low_and_high_become_the_levels_0_and_255(self, intensity: tuple[float, float], kind: str) -> None:
-        grey = values(np.uint16, 20, 30)
-        image: Any = grey if kind == "array" else npy(grey) if kind == "npy" else encode(Image.fromarray(grey), kind)
+        gray = values(np.uint16, 20, 30)
+        image: Any = gray if kind == "array" else npy(gray) if kind == "npy" else encode(Image.fromarray(gray), kind)
         low, high = intensity
-        expected = np.rint(np.clip((grey.astype(np.float64) - low) / (high - low), 0, 1) * 255)
+        expected = np.rint(np.clip((gray.astype(np.float64) - low) / (high - low), 0, 1) * 255)
         decoded = np.asarray(decode(image, intensity=intensity)).astype(int)
         assert np.abs(decoded - expected).max() <= 1  # where float32 rounds a half otherwise
         assert (decoded == expected).mean() > 0.99
@@ -82,11 +82,11 @@ class TestIntensity:
         assert caplog.text.count("nearly black; set image.preprocess.intensity") == 1
 
     def test_of_a_model(self) -> None:
-        grey = values(np.uint16, 20, 30)
+        gray = values(np.uint16, 20, 30)
         preprocess = Preprocess(size=9, channels=1, intensity=(0, 4095))
-        assert torch.equal(read_pixels(grey, preprocess), to_tensor(decode(grey, intensity=(0, 4095)), preprocess))
+        assert torch.equal(read_pixels(gray, preprocess), to_tensor(decode(gray, intensity=(0, 4095)), preprocess))
         views = {"image": ImageView(number=0, preprocess=preprocess)}
-        assert torch.equal(make_views(grey, views, seed=0, epoch=0, index=0)["image"], read_pixels(grey, preprocess))
+        assert torch.equal(make_views(gray, views, seed=0, epoch=0, index=0)["image"], read_pixels(gray, preprocess))
 
     @pytest.mark.parametrize("given", [[5, 5], [5, 1], [1], [1, 2, 3]], ids=str)
     def test_an_invalid_range_is_refused(self, given: list[int]) -> None:
@@ -112,12 +112,12 @@ class TestChannels:
         forms: dict[str, ImageLike] = {"array": array, "channels first": first, "npy": npy(array), "npz": npz(image=array)}
         assert np.array_equal(read_bands(forms.get(form, file), channels, None, name="a"), array)
 
-    def test_every_channel_is_resized_as_a_grey_image(self) -> None:
+    def test_every_channel_is_resized_as_a_gray_image(self) -> None:
         array = noise(31, 47, 5)
         preprocess = Preprocess(size=(16, 24), channels=5, resize_size=(20, 30), fill=0)
         pixels = read_pixels(array, preprocess)
-        grey = Preprocess(size=(16, 24), channels=1, resize_size=(20, 30), fill=0)
-        expected = [to_tensor(Image.fromarray(np.ascontiguousarray(array[..., channel])), grey) for channel in range(5)]
+        gray = Preprocess(size=(16, 24), channels=1, resize_size=(20, 30), fill=0)
+        expected = [to_tensor(Image.fromarray(np.ascontiguousarray(array[..., channel])), gray) for channel in range(5)]
         assert torch.equal(pixels, torch.cat(expected))
 
     def test_a_crop_shows_the_same_part_of_every_channel(self) -> None:
@@ -266,17 +266,17 @@ class TestDeepColor:
         assert np.array_equal(pixels(DEEP["planar tiff"](colors)), pixels(colors))
 
     @pytest.mark.parametrize("kind", ["png", "pgm", "tiff", "int32", "npy"])
-    def test_greys(self, kind: str) -> None:
-        grey = values(np.uint16, 9, 13)
+    def test_grays(self, kind: str) -> None:
+        gray = values(np.uint16, 9, 13)
         file = {
-            "png": lambda: png16(grey[..., None]),
-            "pgm": lambda: pnm(grey, 4095),
-            "tiff": lambda: tiff(grey),
-            "int32": lambda: tiff(grey.astype(np.int32)),
-            "npy": lambda: npy(grey),
+            "png": lambda: png16(gray[..., None]),
+            "pgm": lambda: pnm(gray, 4095),
+            "tiff": lambda: tiff(gray),
+            "int32": lambda: tiff(gray.astype(np.int32)),
+            "npy": lambda: npy(gray),
         }[kind]()
         for intensity in ((0, 4095), Percentiles((2, 98))):
-            assert np.array_equal(pixels(file, intensity=intensity), pixels(grey, intensity=intensity))
+            assert np.array_equal(pixels(file, intensity=intensity), pixels(gray, intensity=intensity))
 
     @pytest.mark.parametrize("channels", [2, 4])
     @pytest.mark.parametrize("intensity", [(0, 4095), Percentiles((0, 100))], ids=str)

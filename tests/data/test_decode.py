@@ -28,8 +28,8 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"])
 def test_formats(kind: str, tmp_path: Path) -> None:
-    grey = np.linspace(0, 255, 40 * 30).reshape(40, 30).astype(np.uint8)
-    image = Image.fromarray(np.stack([grey] * 3, axis=2))
+    gray = np.linspace(0, 255, 40 * 30).reshape(40, 30).astype(np.uint8)
+    image = Image.fromarray(np.stack([gray] * 3, axis=2))
     path = tmp_path / "image"
     path.write_bytes(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
     for given in (path, str(path), path.read_bytes()):
@@ -100,9 +100,9 @@ def test_transparency_is_white_behind() -> None:
     decoded = decode(encode(Image.fromarray(rgba)))
     assert decoded.mode == "RGB"
     assert np.abs(np.asarray(decoded) - expected).max() <= 1
-    grey = decode(encode(Image.merge("LA", Image.fromarray(rgba).split()[2:])))
-    assert grey.mode == "L"
-    assert np.abs(np.asarray(grey) - expected[:, :, 2]).max() <= 1
+    gray = decode(encode(Image.merge("LA", Image.fromarray(rgba).split()[2:])))
+    assert gray.mode == "L"
+    assert np.abs(np.asarray(gray) - expected[:, :, 2]).max() <= 1
 
 
 def test_palettes_with_and_without_a_transparent_color() -> None:
@@ -117,9 +117,9 @@ def test_palettes_with_and_without_a_transparent_color() -> None:
 
 
 def test_sixteen_bits_become_eight() -> None:
-    grey = np.array([[0, 257, 65535], [128 * 257, 256, 65534]], np.uint16)
+    gray = np.array([[0, 257, 65535], [128 * 257, 256, 65534]], np.uint16)
     for kind in ("PNG", "TIFF"):
-        decoded = decode(encode(Image.fromarray(grey), kind))
+        decoded = decode(encode(Image.fromarray(gray), kind))
         assert decoded.mode == "L"
         assert np.asarray(decoded).tolist() == [[0, 1, 255], [128, 0, 254]]
 
@@ -152,7 +152,7 @@ def test_the_given_image_is_neither_changed_nor_closed() -> None:
         assert np.abs(np.asarray(animation.convert("RGB")).astype(int) - (0, 0, 255)).max() <= 6
 
 
-def test_greys_beyond_16_bits_are_refused() -> None:
+def test_grays_beyond_16_bits_are_refused() -> None:
     with pytest.raises(UserError, match=r"beyond 8 and 16 bits, have no known range; set image.preprocess.intensity"):
         decode(Image.fromarray(np.array([[70000]], np.int32)))
 

@@ -35,14 +35,14 @@ def test_the_files_are_those_that_were_bundled() -> None:
         assert hashlib.sha256(file.read_bytes()).hexdigest() == listed[name], name
 
 
-def test_every_vendor_has_its_licence() -> None:
+def test_every_vendor_has_its_license() -> None:
     notice = (BUNDLED / "NOTICE.md").read_text(encoding="utf-8")
-    licences = [file.name for file in (BUNDLED / "LICENSES").iterdir()]
+    licenses = [file.name for file in (BUNDLED / "LICENSES").iterdir()]
     for vendor in VENDORS:
         assert f"emoji/{vendor}.parquet" in notice
-        assert any(vendor in name for name in licences)
-        (licence,) = set(pq.read_table(FOLDER / f"{vendor}.parquet", columns=["license"])["license"].to_pylist())
-        assert any(licence.split("-")[0] in name for name in licences)
+        assert any(vendor in name for name in licenses)
+        (license,) = set(pq.read_table(FOLDER / f"{vendor}.parquet", columns=["license"])["license"].to_pylist())
+        assert any(license.split("-")[0] in name for name in licenses)
     assert "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0." in notice
 
 

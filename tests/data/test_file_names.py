@@ -143,7 +143,7 @@ class TestNotUsed:
         assert source.usage[0].to_text() == "1 of 1 file used"
 
     def test_files_about_the_data_are_not_data_but_folders_and_captions_of_these_names_are(self, tmp_path: Path) -> None:
-        about = dict.fromkeys(("README", "readme.md", "sub/LICENSE", "LICENCE.rst", "NOTICE.md"), b"")
+        about = dict.fromkeys(("README", "readme.md", "sub/LICENSE", "LICENSE.rst", "NOTICE.md"), b"")
         write(tmp_path / "a", images("license/a.png", "notice.png") | about | {"notice.txt": "a notice"})
         source = open_source("auto", str(tmp_path / "a"))
         assert source.usage[0].to_text() == "3 of 3 files used"

@@ -28,7 +28,7 @@ def test_counts_of_the_digits() -> None:
 
 
 def test_lengths_and_repetitions(tmp_path: Path) -> None:
-    members = {**pairs(0, 4), "0002.png": picture(1), "0003.txt": b"grey 0\nabc"}
+    members = {**pairs(0, 4), "0002.png": picture(1), "0003.txt": b"gray 0\nabc"}
     write_tar(tmp_path / "a.tar", members)
     found = inspect_source(open_source("auto", str(tmp_path / "a.tar"), str(tmp_path)), decoded=True)
     assert found.findings == []
@@ -66,7 +66,7 @@ def test_bits_that_rot_without_a_trace(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", pairs(0, 3))
     source = open_source("auto", str(path), str(tmp_path))
     time, raw = path.stat().st_mtime_ns, bytearray(path.read_bytes())
-    raw[raw.index(b"grey 1") + 5] = ord("7")
+    raw[raw.index(b"gray 1") + 5] = ord("7")
     path.write_bytes(bytes(raw))
     os.utime(path, ns=(time, time))
     (line,) = inspect_source(source).findings

@@ -103,12 +103,12 @@ class TestSplits:
 
 class TestWhatIsMeant:
     def test_parquet_and_not_the_logo_beside_it(self, tmp_path: Path) -> None:
-        rows = [{"image": picture(n), "caption": f"grey {n}"} for n in range(4)]
+        rows = [{"image": picture(n), "caption": f"gray {n}"} for n in range(4)]
         folder = write(
             tmp_path / "hub", {"data/train-0.parquet": parquet(rows)} | images("assets/logo.png") | {"README.md": "#"}
         )
         source = open_source("auto", str(folder), str(tmp_path / "root"))
-        assert [source[i].captions for i in range(4)] == [(f"grey {n}",) for n in range(4)]
+        assert [source[i].captions for i in range(4)] == [(f"gray {n}",) for n in range(4)]
         assert source.warnings[0] == "1 of 2 files used; not used: 1 .png (assets/logo.png)"
 
     def test_many_images_and_not_a_small_table_beside_them(self, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.data.test_decode import encode, noise, oriented
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize_size", [None, 19, 23, 13])
-def test_shortest_is_the_usual_resize_and_centre_crop(resize_size: int | None, interpolation: Interpolation) -> None:
+def test_shortest_is_the_usual_resize_and_center_crop(resize_size: int | None, interpolation: Interpolation) -> None:
     sizes = np.random.default_rng(1).integers(1, 120, (40, 2)).tolist()
     for height, width in [*sizes, (1, 1), (300, 16), (16, 16)]:
         image = Image.fromarray(noise(height, width))

@@ -39,7 +39,7 @@ class TestSamples:
             write_tar(tmp_path / f"{number:05}.tar", pairs(4 * number, 4 * number + 4))
         source = open_tar(tmp_path / "{00000..00002}.tar", tmp_path)
         for number, sample in enumerate(samples(source)):
-            assert sample.captions == (f"grey {number}", f"the grey of {number}")
+            assert sample.captions == (f"gray {number}", f"the gray of {number}")
             assert sample.name == f"{tmp_path}/{number // 4:05}.tar, {number:04}"
             image = decoded(sample)
             assert image.size == (WIDTH, HEIGHT)
@@ -52,7 +52,7 @@ class TestSamples:
         members = pairs(0, 3)
         write_tar(tmp_path / "a.tar", sorted(members.items(), key=lambda item: item[0][::-1]))
         source = open_tar(tmp_path / "a.tar", tmp_path)
-        assert sorted(sample.captions[0] for sample in samples(source)) == ["grey 0", "grey 1", "grey 2"]
+        assert sorted(sample.captions[0] for sample in samples(source)) == ["gray 0", "gray 1", "gray 2"]
         assert all(decoded(s).getpixel((0, 0)) == int(s.captions[0].split()[1]) for s in samples(source))
 
     def test_captions_in_json(self, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ class TestIndex:
         copy.write_bytes(path.read_bytes())
         fingerprint = open_tar(path, tmp_path).fingerprint
         assert open_tar(copy, tmp_path).fingerprint == fingerprint
-        write_tar(copy, {**pairs(0, 4), "0000.txt": b"grey 1"})
+        write_tar(copy, {**pairs(0, 4), "0000.txt": b"gray 1"})
         assert open_tar(copy, tmp_path).fingerprint != fingerprint
 
     def test_any_sizes(self, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ class TestIndex:
         for number in range(len(sizes)):
             write_tar(tmp_path / f"{number}.tar", pairs(int(start[number]), int(start[number + 1])))
         source = open_tar(tmp_path, tmp_path)
-        assert [sample.captions[0] for sample in samples(source)] == [f"grey {number}" for number in range(9)]
+        assert [sample.captions[0] for sample in samples(source)] == [f"gray {number}" for number in range(9)]
         for index in (-1, 9):
             with pytest.raises(IndexError):
                 source[index]

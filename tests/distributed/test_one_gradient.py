@@ -38,18 +38,18 @@ State = dict[str, Tensor]
 def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Batch]]) -> State:
     """Five steps of AdamW. Returns loss and gradients of the first, and the state after the last: weights, teachers, queues."""
     learning = [p for p in method.parameters() if p.requires_grad]
-    optimiser: torch.optim.Optimizer = torch.optim.AdamW(learning, lr=1e-3, eps=1e-3)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(learning, lr=1e-3, eps=1e-3)
     if learning[0].dtype == torch.float32 and not method.unit_rows:
         # The gradients of some biases are zero but for rounding (Barlow Twins, VICReg), of which Adam would make steps.
-        optimiser = torch.optim.SGD(learning, lr=1e-3, momentum=0.9)
+        optimizer = torch.optim.SGD(learning, lr=1e-3, momentum=0.9)
     state: State = {}
     for step in range(STEPS):
         loss, embeddings, batch = step_of(step)
         if step == 0:
             state["loss"] = loss
             state |= {f"gradient of {name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         method.commit(embeddings, batch)
     return state | {f"trained {name}": value.detach().clone() for name, value in method.state_dict().items()}
 
@@ -306,7 +306,7 @@ def test_every_rank_contributes_to_the_gradient_of_a_row() -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
 
-def penalised_gradient(rank: int, world: int) -> tuple[Tensor, Tensor]:
+def penalized_gradient(rank: int, world: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     data = torch.arange(4.0 * world, dtype=torch.float64).view(world, 4)[rank : rank + 1]
@@ -319,7 +319,7 @@ def penalised_gradient(rank: int, world: int) -> tuple[Tensor, Tensor]:
 
 def test_a_gradient_penalty_crosses_process_borders() -> None:
     """A row's gradient has a share of every rank, and so has the gradient of that gradient."""
-    for found, expected in run_processes(3, penalised_gradient):
+    for found, expected in run_processes(3, penalized_gradient):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 

@@ -19,7 +19,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.encoders.blocks import blocks
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import take_snapshot
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.engine.weight_layout import ShardedWeights, gathered_weights
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
@@ -33,7 +33,7 @@ from tests.grid import grid, sample_of
 from tests.narrow import of_type
 
 CLIP = 0.05
-OPTIMISERS = {
+OPTIMIZERS = {
     "adamw": OptimConfig(lr=1e-3, eps=1e-3, weight_decay=0.1, clip=CLIP),
     "sgd": OptimConfig(name="sgd", lr=1e-2),
     "lars": OptimConfig(name="lars", lr=1e-1, weight_decay=0.1),
@@ -54,11 +54,11 @@ State = dict[str, Tensor]
 
 
 @functools.cache
-def alone(name: str, optimiser_name: str) -> State:
+def alone(name: str, optimizer_name: str) -> State:
     """The reference: one process, plain autograd, torch's own clipping."""
-    config = OPTIMISERS[optimiser_name]
+    config = OPTIMIZERS[optimizer_name]
     method = configured(name, torch.float64)
-    optimiser = build_optimiser(method, config)
+    optimizer = build_optimizer(method, config)
     norms = []
     for step in range(STEPS):
         batch = batch_of_step(method, step, torch.float64)
@@ -66,20 +66,20 @@ def alone(name: str, optimiser_name: str) -> State:
         embeddings = Embeddings(rows, rows, ids, ids)
         method.loss(embeddings, batch).loss.backward()
         norms.append(nn.utils.clip_grad_norm_(method.parameters(), config.clip or math.inf))
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         method.commit(embeddings, batch)
-    return state_of(method, optimiser, norms)
+    return state_of(method, optimizer, norms)
 
 
 def accelerator() -> Any:
     """What `ShardedWeights` takes of Accelerate's, in full precision."""
-    keep = {"prepare_model": lambda model, **_: model, "prepare_optimizer": lambda optimiser: optimiser}
+    keep = {"prepare_model": lambda model, **_: model, "prepare_optimizer": lambda optimizer: optimizer}
     return SimpleNamespace(device=torch.device("cpu"), **keep)
 
 
-def sharded_over(rank: int, world: int, name: str, optimiser_name: str, pieces: int) -> State:
-    config, method = OPTIMISERS[optimiser_name], configured(name, torch.float64)
+def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: int) -> State:
+    config, method = OPTIMIZERS[optimizer_name], configured(name, torch.float64)
     weights = ShardedWeights(accelerator(), method, config)
     assert all(isinstance(p, DTensor) for p in method.towers.parameters())
     norms = []
@@ -101,15 +101,15 @@ def sharded_over(rank: int, world: int, name: str, optimiser_name: str, pieces: 
         )
         weights.reduce()
         norms.append(weights.clip(config.clip))
-        weights.optimiser.step()
-        weights.optimiser.zero_grad()
+        weights.optimizer.step()
+        weights.optimizer.zero_grad()
         method.commit(embeddings, local)
-    return state_of(method, weights.optimiser, norms)
+    return state_of(method, weights.optimizer, norms)
 
 
-def state_of(method: nn.Module, optimiser: Any, norms: list[Tensor]) -> State:
-    snapshot = take_snapshot(STEPS, method, optimiser)
-    return {"norms": torch.stack(norms), **snapshot.model, **{f"moment {key}": x for key, x in snapshot.optimiser.items()}}
+def state_of(method: nn.Module, optimizer: Any, norms: list[Tensor]) -> State:
+    snapshot = take_snapshot(STEPS, method, optimizer)
+    return {"norms": torch.stack(norms), **snapshot.model, **{f"moment {key}": x for key, x in snapshot.optimizer.items()}}
 
 
 PIECES = {2: 1, 3: 5, 4: 2}
@@ -156,22 +156,22 @@ def texts(count: int, start: int) -> Tokens:
 def used(rank: int, world: int) -> dict[str, Any]:
     """A step of training on other texts in every process, an evaluation of other numbers of texts, and another step."""
     method = text_method()
-    weights = ShardedWeights(accelerator(), method, OPTIMISERS["adamw"])
+    weights = ShardedWeights(accelerator(), method, OPTIMIZERS["adamw"])
     own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in method.parameters())
 
     def step(number: int) -> None:
         tokens = texts(4, 100 * rank + number)
         sum(rows.square().sum() for rows in weights.encode(dict.fromkeys(method.views, tokens)).values()).backward()
         weights.reduce()
-        weights.optimiser.step()
-        weights.optimiser.zero_grad()
+        weights.optimizer.step()
+        weights.optimizer.zero_grad()
 
     step(0)
     method.eval()
     with gathered_weights(method), torch.inference_mode():
         encoded = [method.towers["text"](texts(2, number)) for number in range(rank + 1)]
     assert all(isinstance(p, DTensor) for p in method.towers.parameters() if p.ndim > 0), "taken apart again"
-    state = take_snapshot(1, method, weights.optimiser).model
+    state = take_snapshot(1, method, weights.optimizer).model
     method.train()
     step(1)
     return {
@@ -179,7 +179,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
         "units": len(blocks(method)),
         "rows": encoded,
         "state": state,
-        "later": take_snapshot(2, method, weights.optimiser).model,
+        "later": take_snapshot(2, method, weights.optimizer).model,
         "running": {name: x.clone() for name, x in method.named_buffers() if "running" in name},
     }
 
@@ -210,8 +210,8 @@ def partly_frozen(rank: int, world: int) -> State:
     """Two steps with the two lower blocks frozen, each process on its share of twelve texts."""
     method = without_batch_norm(text_method())
     method.towers["text"].freeze(2)
-    weights = ShardedWeights(accelerator(), method, OPTIMISERS["layer decay"]) if world > 1 else None
-    optimiser = build_optimiser(method, OPTIMISERS["layer decay"]) if weights is None else weights.optimiser
+    weights = ShardedWeights(accelerator(), method, OPTIMIZERS["layer decay"]) if world > 1 else None
+    optimizer = build_optimizer(method, OPTIMIZERS["layer decay"]) if weights is None else weights.optimizer
     share = 12 // world
     for _ in range(2):
         tokens = texts(share, share * rank)
@@ -219,9 +219,9 @@ def partly_frozen(rank: int, world: int) -> State:
         (world * sum(row[:, 0].sum() for row in rows.values())).backward()
         if weights is not None:
             weights.reduce()
-        optimiser.step()
-        optimiser.zero_grad()
-    return take_snapshot(2, method, optimiser).model
+        optimizer.step()
+        optimizer.zero_grad()
+    return take_snapshot(2, method, optimizer).model
 
 
 def test_blocks_may_be_frozen() -> None:

@@ -14,10 +14,10 @@ from tests.documentation.snippets import QUICK, RETRIEVAL, SMALL_TEXT
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/ and labelled/ as `mmcl example` writes them, and runs/clip_emoji, trained for a step."""
+    """photos/ and labeled/ as `mmcl example` writes them, and runs/clip_emoji, trained for a step."""
     folder = tmp_path_factory.mktemp("place")
     write_example(folder / "photos")
-    write_example(folder / "labelled", "classes")
+    write_example(folder / "labeled", "classes")
     short = ["--train.steps", "1", "--train.batch_size", "16", *QUICK, *SMALL_TEXT, "--evaluate", RETRIEVAL]
     before = Path.cwd()
     os.chdir(folder)  # the runs name their data from here

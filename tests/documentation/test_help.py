@@ -31,7 +31,7 @@ SLOW = ("mmcl train", "mmcl eval", "mmcl eval suite")
 def test_the_examples_of_the_help_run(command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "place"
     shutil.copytree(place, folder, copy_function=os.link)
-    shutil.rmtree(folder / "labelled")  # the first commands do not write it
+    shutil.rmtree(folder / "labeled")  # the first commands do not write it
     monkeypatch.chdir(folder)
     lines = "\n".join(form_of(FORMS_WITH_EXAMPLES[command]).examples)
     assert lines

@@ -25,7 +25,7 @@ TEXTS = ["a cat", "the red dog on a hill with a bird and the blue cat in one pho
 
 @dataclass
 class Case:
-    """An encoder of ours, and what the library itself makes of normalised pixels or of texts."""
+    """An encoder of ours, and what the library itself makes of normalized pixels or of texts."""
 
     encoder: Encoder
     name: str

@@ -326,7 +326,7 @@ class Scale(Adapter):
 
 
 class NoAdapter(nn.Module):
-    """A parametrisation that is not derived from `Adapter`."""
+    """A parametrization that is not derived from `Adapter`."""
 
     def __init__(self, matrix_OI: Tensor, *, start: float = 1.0):
         super().__init__()

@@ -81,10 +81,10 @@ def _image(shape: str) -> Image.Image:
     return Image.fromarray(np.kron(blocks, np.ones((4, 4, 1), np.uint8))[:height, :width])
 
 
-def _levels(preprocess: Preprocess, normalised_CHW: Tensor) -> Tensor:
-    """What was normalised, back in levels from 0 to 255."""
+def _levels(preprocess: Preprocess, normalized_CHW: Tensor) -> Tensor:
+    """What was normalized, back in levels from 0 to 255."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
-    return (normalised_CHW * std + mean) * 255
+    return (normalized_CHW * std + mean) * 255
 
 
 def _check_equal(processor: Any, preprocess: Preprocess, shape: str) -> None:
@@ -93,7 +93,7 @@ def _check_equal(processor: Any, preprocess: Preprocess, shape: str) -> None:
     ours = PixelNorm(preprocess)(to_tensor(image, preprocess).float().div(255)[None])[0]
     assert ours.shape == theirs.shape
     difference = (_levels(preprocess, ours) - _levels(preprocess, theirs)).abs().max()
-    # Normalisation in float32, in another order of operations: a few units in the last place of a level of 255, times the
+    # Normalization in float32, in another order of operations: a few units in the last place of a level of 255, times the
     # largest mean in units of the deviation. One level would be 1.
     assert float(difference) < 2e-3, shape
 

@@ -225,6 +225,6 @@ def test_timm_preprocessing_is_the_models_own() -> None:
     assert encoder.preprocess.size == data["input_size"][-1]
     assert encoder.preprocess.resize_size == int(data["input_size"][-1] / data["crop_pct"])
     assert encoder.preprocess.interpolation == data["interpolation"]
-    grey = IMAGE_ENCODERS.build("timm", {"name": "test_vit", "in_chans": 1}).preprocess
-    assert grey.channels == 1
-    assert grey.mean == pytest.approx((sum(data["mean"]) / 3,))
+    gray = IMAGE_ENCODERS.build("timm", {"name": "test_vit", "in_chans": 1}).preprocess
+    assert gray.channels == 1
+    assert gray.mean == pytest.approx((sum(data["mean"]) / 3,))

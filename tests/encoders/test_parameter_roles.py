@@ -11,7 +11,7 @@ from torch import nn
 
 from mmcl.config import OptimConfig, load_config
 from mmcl.encoders.parameter_roles import parameter_roles
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.runs.build import build_method
 from tests.encoders.parameter_roles import families, frozen_roles
 
@@ -63,17 +63,17 @@ def test_every_form_of_a_parameter_has_its_role(module: nn.Module) -> None:
 
 def test_scales_positions_and_registers_do_not_decay_and_matrices_do(module: nn.Module) -> None:
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    optimiser = build_optimiser(module, OptimConfig(lr=0.1, muon_lr=0.1, weight_decay=0.5))
+    optimizer = build_optimizer(module, OptimConfig(lr=0.1, muon_lr=0.1, weight_decay=0.5))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
+    optimizer.step()
     moved = {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {name for name in MATRICES | TABLES if before[name].any()}
 
 
 def test_muon_leaves_a_layer_scale_to_adamw(module: nn.Module) -> None:
-    """Orthogonalised, a vector of 1e-6 would jump to the size of the learning rate times the root of its length."""
-    by_muon = build_optimiser(module, OptimConfig(lr=1e-3, muon_lr=0.02)).param_groups[-1]["params"]
+    """Orthogonalized, a vector of 1e-6 would jump to the size of the learning rate times the root of its length."""
+    by_muon = build_optimizer(module, OptimConfig(lr=1e-3, muon_lr=0.02)).param_groups[-1]["params"]
     names = {parameter: name for name, parameter in module.named_parameters()}
     assert {names[parameter] for parameter in by_muon} == MATRICES
 

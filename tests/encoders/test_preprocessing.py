@@ -1,4 +1,4 @@
-"""Preprocessing against each library's own evaluation transform: bit for bit, before normalisation."""
+"""Preprocessing against each library's own evaluation transform: bit for bit, before normalization."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def image(shape: str) -> Image.Image:
 
 
 def levels(transform: Any, shown: Image.Image) -> Tensor:
-    """The pixels of a composed transform before its normalisation, uint8 [C, H, W]."""
+    """The pixels of a composed transform before its normalization, uint8 [C, H, W]."""
     for step in transform.transforms:
         if isinstance(step, torchvision.transforms.Normalize):
             break
@@ -142,6 +142,6 @@ def test_a_torchvision_model_of_another_size_sees_the_same_part() -> None:
     assert (preprocess.size, preprocess.resize_size) == (112, 116)  # 224 of 232
 
 
-def test_levels_are_those_before_normalisation() -> None:
+def test_levels_are_those_before_normalization() -> None:
     transform = torchvision.transforms.Compose([ToTensor(), torchvision.transforms.Normalize(0.5, 0.5)])
     assert torch.equal(levels(transform, image("square")), PILToTensor()(image("square")))

@@ -1,4 +1,4 @@
-"""The built-in towers: shapes, independence of padding and of neighbours, and a rebuild from their own arguments."""
+"""The built-in towers: shapes, independence of padding and of neighbors, and a rebuild from their own arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_image_tower_shapes_and_rebuild(name: str, args: dict[str, Any]) -> None
     encoder.eval()
     features = encoder(images)
     assert features.shape == (5, encoder.feature_dim)
-    # In evaluation mode no image depends on its neighbours.
+    # In evaluation mode no image depends on its neighbors.
     torch.testing.assert_close(encoder(images[2:3]), features[2:3], rtol=1e-4, atol=1e-5)
     assert rebuilt(IMAGE_ENCODERS.build(name, encoder.rebuild_args), encoder)(images).equal(features)
 

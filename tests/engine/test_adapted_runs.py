@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import mmcl
 from mmcl.config import Config, read_as
 from mmcl.encoders.adapters import adapt, adapters
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.errors import UserError
 from mmcl.interop.save import save_model
 from mmcl.runs.build import build_method
@@ -90,7 +90,7 @@ def test_a_checkpoint_holds_what_is_trained(base: Path, adapted: Path) -> None:
 def test_adapters_and_magnitudes_do_not_decay(folder: Path, base: Path, tmp_path: Path) -> None:
     config = adapted_config(folder, base, tmp_path / "run", "--optim.weight_decay", "0.5")
     method = build_method(config)
-    decays = {p: group["weight_decay"] for group in build_optimiser(method, config.optim).param_groups for p in group["params"]}
+    decays = {p: group["weight_decay"] for group in build_optimizer(method, config.optim).param_groups for p in group["params"]}
     found = [decays[p] for _, adapter in adapters(method) for p in adapter.parameters()]
     assert found
     assert set(found) == {0.0}

@@ -10,19 +10,19 @@ from torch import nn
 
 from mmcl.config import OptimConfig
 from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, take_snapshot, verify, write_checkpoint
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.errors import UserError
 
 
 def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    optimiser = torch.optim.AdamW(module.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         module(torch.randn(8, 4)).square().sum().backward()
-        optimiser.step()
-    return module, optimiser
+        optimizer.step()
+    return module, optimizer
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
@@ -30,20 +30,20 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
 
 
 def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
-    module, optimiser = trained()
-    write_checkpoint(tmp_path, take_snapshot(3, module, optimiser), keep=1)
-    restored, restored_optimiser = trained(steps=0)
+    module, optimizer = trained()
+    write_checkpoint(tmp_path, take_snapshot(3, module, optimizer), keep=1)
+    restored, restored_optimizer = trained(steps=0)
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None
-    load_checkpoint(checkpoint, restored, restored_optimiser)
+    load_checkpoint(checkpoint, restored, restored_optimizer)
     assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), restored.state_dict().values(), strict=True))
     for mine, theirs in zip(module.parameters(), restored.parameters(), strict=True):
-        assert optimiser.state[mine].keys() == restored_optimiser.state[theirs].keys()
-        for key, value in optimiser.state[mine].items():
-            assert torch.equal(value, restored_optimiser.state[theirs][key])
+        assert optimizer.state[mine].keys() == restored_optimizer.state[theirs].keys()
+        for key, value in optimizer.state[mine].items():
+            assert torch.equal(value, restored_optimizer.state[theirs][key])
 
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "adamw": OptimConfig(),
     "muon": OptimConfig(muon_lr=0.02),
     "sgd": OptimConfig(name="sgd", lr=0.01, weight_decay=1e-4),
@@ -51,19 +51,19 @@ OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("config", OPTIMISERS.values(), ids=OPTIMISERS.keys())
+@pytest.mark.parametrize("config", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_going_on_after_a_resume_is_bit_exact(tmp_path: Path, config: OptimConfig) -> None:
     def start() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 4))
-        return module, build_optimiser(module, config)
+        return module, build_optimizer(module, config)
 
-    def go(module: nn.Module, optimiser: torch.optim.Optimizer, steps: range) -> None:
+    def go(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:
             torch.manual_seed(step)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             module(torch.randn(8, 1, 4, 4)).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
 
     once, halves = start(), start()
     go(*once, range(4))

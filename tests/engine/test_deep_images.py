@@ -37,7 +37,7 @@ def two_bands(rng: np.random.Generator, file: Path) -> str:
     return f"{file.name}.npy"
 
 
-def greys_of_12_bits(rng: np.random.Generator, file: Path) -> str:
+def grays_of_12_bits(rng: np.random.Generator, file: Path) -> str:
     Image.fromarray(rng.integers(0, 4096, (20, 18)).astype(np.uint16)).save(file.with_suffix(".png"))
     return f"{file.name}.png"
 
@@ -50,7 +50,7 @@ def float_tiff(rng: np.random.Generator, file: Path) -> str:
 KINDS = {
     bands: (5, "[-1, 1]"),
     two_bands: (2, "{percentiles: [1, 99]}"),
-    greys_of_12_bits: (1, "[0, 4095]"),
+    grays_of_12_bits: (1, "[0, 4095]"),
     float_tiff: (3, "{percentiles: [1, 99]}"),
 }
 
@@ -142,7 +142,7 @@ def test_raw_pixels_have_the_levels_and_bands_of_the_model(tmp_path: Path) -> No
     seen = Preprocess(size=16, channels=5, intensity=(-1.0, 1.0))
     rows = RawPixels.like(source, seen).encode_image(source)
     assert rows.shape == (COUNT, 5 * 18 * 18)
-    first = np.load(tmp_path / "data" / "image0.npy")[1:19].transpose(2, 0, 1)  # cropped around the centre
+    first = np.load(tmp_path / "data" / "image0.npy")[1:19].transpose(2, 0, 1)  # cropped around the center
     expected = np.rint((first + 1) / 2 * 255).ravel()
     np.testing.assert_allclose(rows[0], expected / np.linalg.norm(expected), atol=2e-5)
     assert dataclasses.replace(seen, size=18) == RawPixels.like(source, seen).preprocess

@@ -60,7 +60,7 @@ KNN = ("knn", {"ks": [1]})
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_nearest_neighbours_of_noise_are_chance(cached: bool, bank: Path, noise: Path, tmp_path: Path) -> None:
+def test_nearest_neighbors_of_noise_are_chance(cached: bool, bank: Path, noise: Path, tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path / "cache") if cached else None
     for _ in range(2):
         report = run([KNN], [CachedModel(PatternModel(), cache=cache)], [Task("noise", as_table(noise), as_table(bank))])

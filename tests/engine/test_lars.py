@@ -40,10 +40,10 @@ def test_it_moves_as_timms_does(
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
     options: dict[str, Any] = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay}
     reference = TimmLars([theirs], **options, eps=0.0, always_adapt=True) if adapted else torch.optim.SGD([theirs], **options)
-    for optimiser in (Lars([ours], **options, adapted=adapted), reference):
+    for optimizer in (Lars([ours], **options, adapted=adapted), reference):
         for step in range(3):
             ours.grad, theirs.grad = gradient * (step + 1), gradient * (step + 1)
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
@@ -71,10 +71,10 @@ def of_shares(rank: int, world: int) -> list[Tensor]:
 
 def after_two_steps(start: Tensor, gradient: Tensor, weight_decay: float) -> Tensor:
     parameter = start.clone().requires_grad_()
-    optimiser = Lars([parameter], lr=0.1, weight_decay=weight_decay)
+    optimizer = Lars([parameter], lr=0.1, weight_decay=weight_decay)
     for _ in range(2):
         parameter.grad = gradient.clone()
-        optimiser.step()
+        optimizer.step()
     return parameter.detach()
 
 

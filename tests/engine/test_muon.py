@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from mmcl.engine.muon import Muon, orthogonalised
+from mmcl.engine.muon import Muon, orthogonalized
 from tests.distributed.harness import run_processes
 from tests.narrow import of_type
 
@@ -22,22 +22,22 @@ def test_it_moves_as_timms_does(shape: tuple[int, ...], dtype: torch.dtype) -> N
     """The original library, where it does not leave a matrix to AdamW for its shape; bit by bit."""
     start = torch.randn(shape, dtype=dtype)
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
-    optimisers = (
+    optimizers = (
         Muon([ours], lr=0.02, weight_decay=0.1),
         TimmMuon([theirs], lr=0.02, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(3):
         ours.grad = torch.randn(shape, dtype=dtype)
         theirs.grad = ours.grad.clone()
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1), (3, 7), (4, 1000), (16, 1, 7, 7)])
-def test_a_matrix_of_any_shape_is_orthogonalised(shape: tuple[int, ...]) -> None:
+def test_a_matrix_of_any_shape_is_orthogonalized(shape: tuple[int, ...]) -> None:
     matrix = torch.randn(shape)
-    found = orthogonalised(matrix)
+    found = orthogonalized(matrix)
     assert found.shape == shape
     left, singular, right = torch.linalg.svd(found.flatten(1).double(), full_matrices=False)
     assert ((singular > 0.5) & (singular < 1.4)).all()
@@ -58,7 +58,7 @@ def of_shares(rank: int, world: int) -> list[tuple[Tensor, tuple[int, ...]]]:
     """The factors of matrices cut by rows and by columns, put together again, and the shapes of this process's shares."""
     mesh = init_device_mesh("cpu", (world,))
     cut = [(matrix, (Shard(dim),)) for matrix in matrices() for dim in (0, 1)]
-    found = [of_type(DTensor, orthogonalised(distribute_tensor(matrix, mesh, placements))) for matrix, placements in cut]
+    found = [of_type(DTensor, orthogonalized(distribute_tensor(matrix, mesh, placements))) for matrix, placements in cut]
     assert [factor.placements for factor in found] == [placements for _, placements in cut]
     return [(factor.full_tensor(), tuple(factor.to_local().shape)) for factor in found]
 
@@ -71,7 +71,7 @@ def matrices() -> list[Tensor]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_factor_of_a_spread_matrix_is_that_of_the_whole_bit_by_bit(world: int) -> None:
-    expected = [orthogonalised(matrix) for matrix in matrices() for _ in (0, 1)]
+    expected = [orthogonalized(matrix) for matrix in matrices() for _ in (0, 1)]
     ranks = run_processes(world, of_shares)
     for found in ranks:
         assert all(torch.equal(ours, whole) for (ours, _), whole in zip(found, expected, strict=True))

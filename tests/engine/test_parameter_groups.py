@@ -18,7 +18,7 @@ from mmcl.encoders.heads import LinearHead
 from mmcl.encoders.small_text import SmallText
 from mmcl.encoders.strided_cnn import StridedCNN
 from mmcl.encoders.tower import Tower
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.engine.parameter_groups import param_groups
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
@@ -44,10 +44,10 @@ def method() -> CLIP:
     )
 
 
-def options(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, tuple[float, float]]:
+def options(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay by name."""
     names = {parameter: name.removeprefix("towers.") for name, parameter in module.named_parameters()}
-    return {names[p]: (group["lr"], group["weight_decay"]) for group in optimiser.param_groups for p in group["params"]}
+    return {names[p]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
 
 
 def groups(*settings: dict[str, Any]) -> tuple[GroupConfig, ...]:
@@ -55,7 +55,7 @@ def groups(*settings: dict[str, Any]) -> tuple[GroupConfig, ...]:
 
 
 def rates(module: nn.Module, **settings: Any) -> dict[str, float]:
-    found = options(build_optimiser(module, OptimConfig(lr=1.0, **settings)), module)
+    found = options(build_optimizer(module, OptimConfig(lr=1.0, **settings)), module)
     return {name: lr for name, (lr, _) in found.items()}
 
 
@@ -85,7 +85,7 @@ def test_the_first_group_that_matches_wins(method: CLIP) -> None:
         {"match": "head|norm", "weight_decay": 0.3},
     )
     module, config = method, OptimConfig(lr=1.0, weight_decay=0.2, layer_decay=0.5, groups=given)
-    found = options(build_optimiser(module, config), module)
+    found = options(build_optimizer(module, config), module)
     assert found["text.head.weight"] == (7.0, 0.2)
     assert found["text.encoder.blocks.1.mlp_in.weight"] == (0.1 * 0.25, 0.2)
     assert found["text.encoder.blocks.1.mlp_in.bias"] == (0.1 * 0.25, 0.0)
@@ -121,7 +121,7 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_loop_of_ones_own_has_the_groups_of_training(method: CLIP, settings: dict[str, Any]) -> None:
     given = {**settings, "groups": groups(*settings["groups"])} if settings else {}
-    trained = build_optimiser(method, OptimConfig(lr=0.2, **given)).param_groups
+    trained = build_optimizer(method, OptimConfig(lr=0.2, **given)).param_groups
     own = param_groups(method, lr=0.2, **settings)
     assert len(own) == len(trained) > len(settings)
     for ours, theirs in zip(own, trained, strict=True):

@@ -12,7 +12,7 @@ from torch import nn
 from mmcl.config import OptimConfig
 from mmcl.encoders.small_text import SmallText
 from mmcl.encoders.strided_cnn import StridedCNN
-from mmcl.engine.optim import build_optimiser
+from mmcl.engine.optim import build_optimizer
 from mmcl.engine.schedule import learning_rate
 
 CURVE: dict[str, Any] = {"total": 100, "peak": 2.0, "warmup": 0.1, "final": 0.0}
@@ -44,7 +44,7 @@ def test_falls_tenfold_at_milestones() -> None:
 
 def test_decay_spares_vectors_and_position_embeddings() -> None:
     text = SmallText(width=16, layers=1, heads=2)
-    decayed, spared = build_optimiser(text, OptimConfig(weight_decay=0.3)).param_groups
+    decayed, spared = build_optimizer(text, OptimConfig(weight_decay=0.3)).param_groups
     names = {parameter: name for name, parameter in text.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     assert all(parameter.ndim == 2 for parameter in decayed["params"])
@@ -54,7 +54,7 @@ def test_decay_spares_vectors_and_position_embeddings() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_biases_may_have_a_rate_of_their_own(name: str) -> None:
-    groups = build_optimiser(nn.Linear(2, 2), OptimConfig(name=name, lr=0.2, bias_lr=0.0048)).param_groups  # type: ignore[arg-type]
+    groups = build_optimizer(nn.Linear(2, 2), OptimConfig(name=name, lr=0.2, bias_lr=0.0048)).param_groups  # type: ignore[arg-type]
     assert [(group["lr"], group["initial_lr"]) for group in groups] == [(0.2, 0.2), (0.0048, 0.0048)]
 
 
@@ -63,14 +63,14 @@ def test_sgd_and_lars_are_their_formulas(decay: float) -> None:
     """LARS adapts the matrix also without decay, and the bias never."""
     for name in ("sgd", "lars"):
         module = nn.Linear(3, 2).double()
-        optimiser = build_optimiser(module, OptimConfig(name=name, lr=0.5, momentum=0.9, weight_decay=decay))
+        optimizer = build_optimizer(module, OptimConfig(name=name, lr=0.5, momentum=0.9, weight_decay=decay))
         weight, bias = (parameter.detach().clone() for parameter in module.parameters())
         weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
         for step in range(3):
             module.weight.grad, module.bias.grad = torch.full_like(weight, step + 1.0), torch.full_like(bias, 2.0)
             gradient = module.weight.grad + decay * weight
             trust = 0.001 * weight.norm() / (module.weight.grad.norm() + decay * weight.norm()) if name == "lars" else 1.0
-            optimiser.step()
+            optimizer.step()
             weight_speed = 0.9 * weight_speed + trust * gradient
             bias_speed = 0.9 * bias_speed + 2.0
             weight, bias = weight - 0.5 * weight_speed, bias - 0.5 * bias_speed
@@ -81,7 +81,7 @@ def test_sgd_and_lars_are_their_formulas(decay: float) -> None:
 def test_frozen_parameters_stay_out() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
-    groups = build_optimiser(module, OptimConfig()).param_groups
+    groups = build_optimizer(module, OptimConfig()).param_groups
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in module[1].parameters()}
 
 
@@ -89,15 +89,15 @@ def test_equals_torch_adamw() -> None:
     ours, reference = nn.Linear(3, 3), nn.Linear(3, 3)
     reference.load_state_dict(ours.state_dict())
     config = OptimConfig(lr=0.1, weight_decay=0.0)
-    optimisers = (
-        build_optimiser(ours, config),
+    optimizers = (
+        build_optimizer(ours, config),
         torch.optim.AdamW(reference.parameters(), lr=0.1, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=False),
     )
     for _ in range(5):
-        for module, optimiser in zip((ours, reference), optimisers, strict=True):
-            optimiser.zero_grad()
+        for module, optimizer in zip((ours, reference), optimizers, strict=True):
+            optimizer.zero_grad()
             module(torch.ones(2, 3)).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours.weight, reference.weight, rtol=1e-5, atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else() -> None:
     module = nn.ModuleDict(
         {"text": SmallText(width=16, layers=1, heads=2), "image": StridedCNN(image_size=8, widths=(4,), blocks=(0,))}
     )
-    tables, vectors, matrices = build_optimiser(module, OptimConfig(lr=1e-3, muon_lr=0.02, weight_decay=0.3)).param_groups
+    tables, vectors, matrices = build_optimizer(module, OptimConfig(lr=1e-3, muon_lr=0.02, weight_decay=0.3)).param_groups
     names = {parameter: name for name, parameter in module.named_parameters()}
     assert [names[p] for p in tables["params"]] == ["text.token_embedding.weight"]
     assert all(p.ndim < 2 or "position" in names[p] for p in vectors["params"])
@@ -119,10 +119,10 @@ def test_muon_steps_along_the_orthogonal_factor_of_the_gradient() -> None:
     """From rest, momentum and Nesterov only scale the gradient: singular values become about 1, singular vectors stay."""
     module = nn.Linear(6, 4, bias=False)
     before = module.weight.detach().clone()
-    optimiser = build_optimiser(module, OptimConfig(muon_lr=0.1, weight_decay=0.0))
+    optimizer = build_optimizer(module, OptimConfig(muon_lr=0.1, weight_decay=0.0))
     gradient = torch.randn(4, 6)
     module.weight.grad = gradient.clone()
-    optimiser.step()
+    optimizer.step()
     step = (before - module.weight.detach()) / (0.1 * 0.2 * 6**0.5)
     left, _, right = torch.linalg.svd(gradient, full_matrices=False)
     singular = left.T @ step @ right.T
@@ -132,19 +132,19 @@ def test_muon_steps_along_the_orthogonal_factor_of_the_gradient() -> None:
 
 def test_vectors_beside_muon_move_as_under_adamw() -> None:
     ours, reference = nn.LayerNorm(5), nn.LayerNorm(5)
-    optimisers = build_optimiser(ours, OptimConfig(lr=0.1, muon_lr=0.02)), build_optimiser(reference, OptimConfig(lr=0.1))
+    optimizers = build_optimizer(ours, OptimConfig(lr=0.1, muon_lr=0.02)), build_optimizer(reference, OptimConfig(lr=0.1))
     for _ in range(3):
-        for module, optimiser in zip((ours, reference), optimisers, strict=True):
-            optimiser.zero_grad()
+        for module, optimizer in zip((ours, reference), optimizers, strict=True):
+            optimizer.zero_grad()
             module(torch.arange(10.0).view(2, 5)).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours.weight, reference.weight, rtol=1e-5, atol=1e-6)
 
 
 def test_muon_may_take_everything() -> None:
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False))
-    optimiser = build_optimiser(net, OptimConfig(lr=1e-3, muon_lr=1e-2))
+    optimizer = build_optimizer(net, OptimConfig(lr=1e-3, muon_lr=1e-2))
     before = [p.detach().clone() for p in net.parameters()]
     net(torch.ones(2, 4)).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert all(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))

@@ -141,9 +141,9 @@ def test_a_tower_shows_images_as_the_configuration_says(tmp_path: Path) -> None:
     """12 bits in files of 16, in a frame that is not square, in training and of the model that comes out."""
     generator = np.random.default_rng(0)
     for number in range(20):
-        grey = generator.integers(0, 4096, (20, 30), np.uint16)
+        gray = generator.integers(0, 4096, (20, 30), np.uint16)
         (tmp_path / "scans" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grey).save(tmp_path / "scans" / "ab"[number % 2] / f"{number}.png")
+        Image.fromarray(gray).save(tmp_path / "scans" / "ab"[number % 2] / f"{number}.png")
     small = {"name": "small_cnn", "args": {"image_size": [16, 24], "channels": 1, "feature_dim": 8}}
     image = {"encoder": small, "preprocess": {"intensity": [0, 4095]}}
     head = {"name": "mlp", "args": {"layers": 1, "embed_dim": 2, "final": "bias"}}
@@ -151,8 +151,8 @@ def test_a_tower_shows_images_as_the_configuration_says(tmp_path: Path) -> None:
     tree |= {"data": {"train": {"path": str(tmp_path / "scans")}, "augment": []}, "run_dir": str(tmp_path / "run")}
     model = mmcl.load_model(train(config(tree)).run_dir)
     assert model.preprocess.intensity == (0, 4095)
-    levels = np.rint(grey / 4095 * 255).astype(np.uint8)
-    np.testing.assert_allclose(model.encode_image(grey), model.encode_image(levels), atol=1e-2)
+    levels = np.rint(gray / 4095 * 255).astype(np.uint8)
+    np.testing.assert_allclose(model.encode_image(gray), model.encode_image(levels), atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,9 @@ def test_a_changed_model_has_another_fingerprint(change: dict[str, Any]) -> None
     assert model_with(**change).fingerprint != model_with().fingerprint
 
 
-def folder(path: Path, *, grey: int) -> Path:
+def folder(path: Path, *, gray: int) -> Path:
     path.mkdir(exist_ok=True)
-    for name, value in (("a.bmp", grey), ("b.bmp", 7)):
+    for name, value in (("a.bmp", gray), ("b.bmp", 7)):
         Image.new("L", (8, 8), value).convert("RGB").save(path / name)
     (path / "pairs.csv").write_text("image,caption\na.bmp,one\nb.bmp,two\n")
     return path
@@ -96,11 +96,11 @@ def test_an_image_changed_in_place_is_encoded_again(
     cache: EmbeddingCache, tmp_path: Path, opened: Callable[[str, None], Source]
 ) -> None:
     """Same name and same size: the fingerprint of the source does not see it, its identity does."""
-    place = str(folder(tmp_path / "photos", grey=10))
+    place = str(folder(tmp_path / "photos", gray=10))
     before, after = opened(place, None), None
     first, _ = encoded(cache, before)
     assert encoded(cache, opened(place, None))[1] == 0
-    folder(Path(place), grey=200)
+    folder(Path(place), gray=200)
     after = opened(place, None)
     assert after.fingerprint == before.fingerprint
     rows, calls = encoded(cache, after)

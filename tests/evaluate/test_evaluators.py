@@ -141,7 +141,7 @@ def test_given_ids_win_over_captions() -> None:
     [
         ("retrieval", {"source": PatternSource(6, seed=0, captions=False)}, "patterns: no sample has a caption"),
         ("knn", {"source": PatternSource(6, seed=0, labels=False)}, "patterns: row 0 has no label"),
-        ("knn", {"bank": None}, "patterns: this evaluator needs labelled data"),
+        ("knn", {"bank": None}, "patterns: this evaluator needs labeled data"),
         ("linear_probe", {"bank": PatternSource(6, seed=0, labels=False)}, "the training data of patterns: row 0 has no label"),
         ("zero_shot", {"source": PatternSource(6, seed=0, labels=False)}, "patterns: has no class names"),
     ],

@@ -17,9 +17,9 @@ from tests.narrow import present
 
 def data(classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    centre = rng.normal(size=(classes, 6))
+    center = rng.normal(size=(classes, 6))
     bank_labels, query_labels = rng.integers(classes, size=120), rng.integers(classes, size=80)
-    bank, query = (centre[own] + 1.5 * rng.normal(size=(len(own), 6)) for own in (bank_labels, query_labels))
+    bank, query = (center[own] + 1.5 * rng.normal(size=(len(own), 6)) for own in (bank_labels, query_labels))
     return bank, bank_labels, query, query_labels
 
 

@@ -26,9 +26,9 @@ from tests.narrow import present
 def data(rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(rows)
     label = rng.integers(5, size=rows)
-    centre = np.random.default_rng(1).normal(size=(5, 12))
+    center = np.random.default_rng(1).normal(size=(5, 12))
     scale = np.geomspace(0.01, 100, 12)
-    return ((centre[label] + 1.5 * rng.normal(size=(rows, 12))) * scale).astype(np.float32), label
+    return ((center[label] + 1.5 * rng.normal(size=(rows, 12))) * scale).astype(np.float32), label
 
 
 @pytest.mark.parametrize("c", [0.001, 0.316, 10.0])
@@ -95,14 +95,14 @@ def test_adamw_is_the_loop_of_clip_benchmark() -> None:
     found = fit_adamw(feature, label, weight_decay=0.1, lr=0.1, epochs=3, batch_size=64, seed=4)
     torch.manual_seed(sample_seed(4))
     model = torch.nn.Linear(12, 5)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     steps = 9
     for step in range(steps):
         rows = permutation(150, 4, step // 3)[step % 3 * 64 :][:64]
-        optimiser.param_groups[0]["lr"] = 0.5 * (1 + np.cos(np.pi * step / steps)) * 0.1
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = 0.5 * (1 + np.cos(np.pi * step / steps)) * 0.1
+        optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(feature[rows]), label[rows]).backward()
-        optimiser.step()
+        optimizer.step()
     torch.testing.assert_close(found.weight, model.weight.detach())
 
 
@@ -149,9 +149,9 @@ def test_bad_input_is_a_user_error(change: dict[str, Any], message: str) -> None
 def rows_of_few(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training rows fewer than their width, and test rows of the same five classes."""
     rng = np.random.default_rng(1)
-    centre = rng.normal(size=(5, 192))
+    center = rng.normal(size=(5, 192))
     labels, other = np.arange(count) % 5, np.arange(200) % 5
-    rows = (centre[own] + 4 * rng.normal(size=(len(own), 192)) for own in (labels, other))
+    rows = (center[own] + 4 * rng.normal(size=(len(own), 192)) for own in (labels, other))
     train, test = (part.astype(np.float32) for part in rows)
     return train, labels, test, other
 

@@ -1,4 +1,4 @@
-"""The exact nearest-neighbour kernel against NumPy in float64."""
+"""The exact nearest-neighbor kernel against NumPy in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps preserve neighbours and measure how well; their pages escape all data and need no network."""
+"""Maps preserve neighbors and measure how well; their pages escape all data and need no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, embedding_map, project
 from mmcl.evaluate.evaluators.embedding_map import evaluate_embedding_map
-from mmcl.evaluate.evaluators.projection import chosen_rows, neighbours_kept, trustworthiness, tsne
+from mmcl.evaluate.evaluators.projection import chosen_rows, neighbors_kept, trustworthiness, tsne
 from mmcl.evaluate.reporting import map_page
 from mmcl.evaluate.reporting.map_page import FEW, MAX_BYTES, thumbnail_side
 from mmcl.terminal import printable
@@ -40,7 +40,7 @@ def clusters(rows: int, noise: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["tsne", "pca", "umap"])
-def test_neighbours_stay_together(method: Any) -> None:
+def test_neighbors_stay_together(method: Any) -> None:
     if method == "umap":
         pytest.importorskip("umap")
     rows, labels = clusters(120)
@@ -51,11 +51,11 @@ def test_neighbours_stay_together(method: Any) -> None:
     assert drawn.trustworthiness > 0.8
     shuffled = np.random.default_rng(1).permutation(drawn.points)
     assert abs(trustworthiness(rows, shuffled, 10) - 0.5) < 0.1
-    assert neighbours_kept(rows, shuffled, 10) < 0.2 < drawn.neighbours_kept
+    assert neighbors_kept(rows, shuffled, 10) < 0.2 < drawn.neighbors_kept
 
 
 def test_quality_equals_its_definition_in_loops() -> None:
-    """Venna and Kaski (2001), eq. 2: how far in the embedding the neighbours are that only the map has."""
+    """Venna and Kaski (2001), eq. 2: how far in the embedding the neighbors are that only the map has."""
     rng, n, k = np.random.default_rng(0), 30, 4
     rows, points = unit((n, 6), 3).astype(np.float64), rng.normal(size=(n, 2))
     penalty = kept = 0
@@ -65,12 +65,12 @@ def test_quality_equals_its_definition_in_loops() -> None:
         kept += len(set(near[:k]) & set(shown[:k]))
         penalty += sum(near.index(j) + 1 - k for j in shown[:k] if j not in near[:k])
     assert trustworthiness(rows, points, k) == pytest.approx(1 - 2 * penalty / (n * k * (2 * n - 3 * k - 1)))
-    assert neighbours_kept(rows, points, k) == pytest.approx(kept / (n * k))
+    assert neighbors_kept(rows, points, k) == pytest.approx(kept / (n * k))
 
 
 def test_what_is_flat_is_drawn_as_it_is() -> None:
     drawn = project(unit((40, 2), 0), method="pca")
-    assert (drawn.trustworthiness, drawn.neighbours_kept) == (1, 1)
+    assert (drawn.trustworthiness, drawn.neighbors_kept) == (1, 1)
 
 
 @pytest.mark.parametrize("method", ["tsne", "pca"])
@@ -97,7 +97,7 @@ def test_rows_are_chosen_once() -> None:
         ({"method": "lda"}, "method is 'lda'; choose one of tsne, umap, pca"),
         ({"captions": ["a"]}, "9 rows and 1 captions"),
         ({"images": [Path("none.png")] * 9}, r"none\.png"),
-        ({"neighbours": 0}, "neighbours of at least 1"),
+        ({"neighbors": 0}, "neighbors of at least 1"),
     ],
 )
 def test_mistakes_are_user_errors(change: dict[str, Any], message: str) -> None:
@@ -240,11 +240,11 @@ def test_saved_by_the_ending(tmp_path: Path) -> None:
 
 
 def test_report_of_a_map() -> None:
-    report = embedding_map(*clusters(40), method="pca", neighbours=5, data="a/b", model="mine")
-    drawn = project(*clusters(40), method="pca", neighbours=5)
+    report = embedding_map(*clusters(40), method="pca", neighbors=5, data="a/b", model="mine")
+    drawn = project(*clusters(40), method="pca", neighbors=5)
     assert {row.metric: row.value for row in report.metrics} == {
         "pca_trustworthiness@5": drawn.trustworthiness,
-        "pca_neighbours_kept@5": drawn.neighbours_kept,
+        "pca_neighbors_kept@5": drawn.neighbors_kept,
     }
     assert list(report.figures) == list(report.pages) == ["embedding_map_a_b_mine"]
 

@@ -19,9 +19,9 @@ RowsAndIds = tuple[Tensor, Tensor, Tensor, Tensor]
 def close(count: int, width: int, seed: int) -> Tensor:
     """Rows in clumps: within one they differ in the last bits, or not at all, or in length alone."""
     rng = np.random.default_rng(seed)
-    centre = np.random.default_rng(99).normal(size=(3, width))[rng.integers(3, size=count)]
+    center = np.random.default_rng(99).normal(size=(3, width))[rng.integers(3, size=count)]
     noise = rng.normal(size=(count, width)) * rng.choice([0, 3e-8, 1e-6, 0.3], (count, 1))
-    return torch.from_numpy((centre + noise) * rng.choice([0.25, 1, 2], (count, 1))).float()
+    return torch.from_numpy((center + noise) * rng.choice([0.25, 1, 2], (count, 1))).float()
 
 
 def clumps() -> RowsAndIds:

@@ -14,7 +14,7 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score
 from mmcl.errors import UserError
 from mmcl.evaluate import Report, retrieval, retrieval_from_scores
 from mmcl.evaluate.measures.ranking import Ties, chance_ranks
-from tests.evaluate.toys import bounds, normalised, unit
+from tests.evaluate.toys import bounds, normalized, unit
 from tests.narrow import present
 
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -65,7 +65,7 @@ def values(report: Report) -> dict[str, float | None]:
 def test_n_to_m_equals_a_loop(k: int) -> None:
     image, text, image_ids, text_ids = n_to_m()
     report = retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(k,))
-    image, text = normalised(image), normalised(text)
+    image, text = normalized(image), normalized(text)
     expected = slow_retrieval(text, image, text_ids, image_ids, k), slow_retrieval(image, text, image_ids, text_ids, k)
     assert {row.n for row in report.metrics if row.metric.startswith("text")} == {50}
     assert 0.1 < present(report[f"text_to_image_recall@{k}"]) < present(report[f"text_to_image_R@{k}"]) < 0.99
@@ -94,7 +94,7 @@ def test_equals_scikit_learn_ties_included() -> None:
     rng = np.random.default_rng(0)
     image, text = rng.choice([0.0, 1.0, 2.0], (30, 3)) + 0.1, rng.choice([0.0, 1.0, 2.0], (40, 3)) + 0.1
     image_ids, text_ids = np.arange(30) % 20, rng.integers(20, size=40)
-    score = (normalised(text) @ normalised(image).T).astype(np.float32)
+    score = (normalized(text) @ normalized(image).T).astype(np.float32)
     relevant = text_ids[:, None] == image_ids
     report = retrieval(image, text, image_ids=image_ids, text_image_ids=text_ids, ks=(7,))
     assert present(report["text_to_image_tied"]) > 0.5

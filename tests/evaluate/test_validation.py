@@ -48,7 +48,7 @@ CALLS: dict[str, Callable[[Callable[[np.ndarray], np.ndarray]], Report]] = {
     "geometry": lambda f: evaluate.geometry(f(ROWS), f(OTHERS), pairs=f(np.arange(24).reshape(12, 2) % 12)),
     "sts": lambda f: evaluate.sts(f(ROWS), f(OTHERS), f(np.arange(12.0))),
     "groups": lambda f: evaluate.groups(f((LABELS == 1).astype(float)), by=f(LABELS % 2)),
-    "embedding_map": lambda f: evaluate.embedding_map(f(ROWS), f(LABELS), method="pca", neighbours=3),
+    "embedding_map": lambda f: evaluate.embedding_map(f(ROWS), f(LABELS), method="pca", neighbors=3),
 }
 
 

@@ -25,7 +25,7 @@ from mmcl.evaluate.classifier import NONE_OF_THESE
 from mmcl.evaluate.evaluators.zero_shot import macro_f1
 from mmcl.evaluate.prompts import Templates
 from mmcl.testing.patterns import NAMES, PatternModel, PatternSource, pattern
-from tests.evaluate.toys import normalised, unit
+from tests.evaluate.toys import normalized, unit
 from tests.narrow import present
 
 CLASSES = 7
@@ -39,7 +39,7 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def cosine(image: np.ndarray, class_emb: np.ndarray) -> np.ndarray:
-    return normalised(image) @ class_emb.astype(np.float64).T
+    return normalized(image) @ class_emb.astype(np.float64).T
 
 
 def test_equals_scikit_learn() -> None:
@@ -134,7 +134,7 @@ class SpellingModel:
 
 
 def mean_of(*texts: str) -> np.ndarray:
-    mean = normalised(SpellingModel().encode_text(texts)).mean(0)
+    mean = normalized(SpellingModel().encode_text(texts)).mean(0)
     return np.asarray(mean / np.linalg.norm(mean))
 
 

@@ -19,10 +19,10 @@ ARGS: dict[str, dict[str, Any]] = {name: small_args(EVALUATORS[name], None) for 
 def unit(shape: tuple[int, int], seed: int) -> np.ndarray:
     """Random unit rows, float32."""
     rows = np.random.default_rng(seed).normal(size=shape)
-    return normalised(rows).astype(np.float32)
+    return normalized(rows).astype(np.float32)
 
 
-def normalised(rows: np.ndarray) -> np.ndarray:
+def normalized(rows: np.ndarray) -> np.ndarray:
     """Unit rows, float64."""
     wide = rows.astype(np.float64)
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))

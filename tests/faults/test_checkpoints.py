@@ -229,10 +229,10 @@ class TestBackground:
     """One writer thread: what it writes is what the tensors were, one at a time, and its failures are heard."""
 
     def test_training_may_continue(self, tmp_path: Path) -> None:
-        module, optimiser = trained()
+        module, optimizer = trained()
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         with CheckpointWriter(tmp_path, keep=2) as writer:
-            writer.save(checkpoints.take_snapshot(1, module, optimiser))
+            writer.save(checkpoints.take_snapshot(1, module, optimizer))
             with torch.no_grad():
                 for tensor in module.state_dict().values():
                     tensor.zero_()
@@ -275,10 +275,10 @@ def test_the_checkpoint_of_this_format_version_loads() -> None:
     """Written by the version that introduced the format; a change of the format needs a new number, and a new folder here."""
     found = verify(GOLDEN / "step-0000003")
     assert found.manifest["format_version"] == checkpoints.FORMAT_VERSION == 1
-    module, optimiser = trained(steps=0)
-    load_checkpoint(found, module, optimiser)
+    module, optimizer = trained(steps=0)
+    load_checkpoint(found, module, optimizer)
     assert [round(value, 6) for value in module.get_parameter("0.bias").tolist()] == GOLDEN_BIAS
-    assert {float(state["step"]) for state in optimiser.state.values()} == {3.0}
+    assert {float(state["step"]) for state in optimizer.state.values()} == {3.0}
     assert sum(file.stat().st_size for file in found.path.iterdir()) < 100_000
 
 

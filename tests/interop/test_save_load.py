@@ -103,7 +103,7 @@ def test_transformers_models_load_and_move_to_our_format(kind: str, tmp_path: Pa
 
 
 def test_probabilities_equal_transformers(tmp_path: Path) -> None:
-    """From file to probability: resize, normalise, tokenise, encode, scale."""
+    """From file to probability: resize, normalize, tokenize, encode, scale."""
     import transformers
 
     theirs = tiny.transformers_model("clip", tmp_path)

@@ -114,6 +114,6 @@ def test_weights_from_before_batch_norms_counted_load(net: nn.Module, tmp_path: 
 
 
 def test_integers_are_refused_as_weights(net: nn.Module) -> None:
-    quantised = {name: (10 * tensor).to(torch.int8) for name, tensor in net.state_dict().items()}
+    quantized = {name: (10 * tensor).to(torch.int8) for name, tensor in net.state_dict().items()}
     with pytest.raises(UserError, match=r"0\.weight is of type torch\.int8"):
-        load_into(net, quantised, where="int8.safetensors")
+        load_into(net, quantized, where="int8.safetensors")

@@ -112,7 +112,7 @@ class TestMomentumCLIP:
 
 
 class TestSupervisedAndDistillation:
-    def test_supervised_is_the_mean_cross_entropy_of_the_labelled_rows(self) -> None:
+    def test_supervised_is_the_mean_cross_entropy_of_the_labeled_rows(self) -> None:
         method = toy_method("supervised")
         logits = 5 * random_rows(("image",), 7)["image"]
         labels = torch.tensor([0, 5, -1, 2, 2, -1, 1])
@@ -155,8 +155,8 @@ class TestSupervisedAndDistillation:
         before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
         method.train()
         assert not method.teacher.training
-        optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-        train_step(method, optimiser, toy_batch(method, 6))
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+        train_step(method, optimizer, toy_batch(method, 6))
         assert all(torch.equal(before[key], value) for key, value in method.teacher.state_dict().items())
 
     def test_a_teacher_that_is_missing_or_does_not_fit_is_named(self) -> None:

@@ -23,7 +23,7 @@ from tests.methods.toy import random_rows
 from tests.narrow import of_type, present
 
 TRIPLET = ("text", "positive", "negative")
-SENTENCES = ["a dog runs", "two men sit on a bench", "it rains", "the cat, which sleeps, is grey", "a dog runs fast"]
+SENTENCES = ["a dog runs", "two men sit on a bench", "it rains", "the cat, which sleeps, is gray", "a dog runs fast"]
 
 
 def simcse(dropout: float) -> SimCSE:

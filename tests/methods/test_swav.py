@@ -71,7 +71,7 @@ def test_crops_of_one_shape_share_a_pass() -> None:
 def test_the_queue_fills_from_its_epoch_on_and_counts_only_once_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     method = SwAV(toy_method("swav").towers, prototypes=5, small_crops=0, queue=20, queue_from_epoch=2).double()
     method.configure(FACTS)
-    optimiser = torch.optim.SGD(method.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(method.parameters(), lr=1e-3)
     sizes: list[int] = []
 
     def watched(score_NK: torch.Tensor, **options: float) -> torch.Tensor:
@@ -80,17 +80,17 @@ def test_the_queue_fills_from_its_epoch_on_and_counts_only_once_it_is_full(monke
 
     monkeypatch.setattr(swav_module, "sinkhorn", watched)
     for _ in range(8):
-        train_step(method, optimiser, toy_batch(method, 8))
+        train_step(method, optimizer, toy_batch(method, 8))
     # Epoch 2 begins with the fifth step; three batches fill the queue.
     assert sizes[::2] == sizes[1::2] == [8, 8, 8, 8, 8, 8, 8, 28]
 
 
 def test_prototypes_stay_in_the_first_epoch_and_are_of_unit_length_ever_after() -> None:
     method = swav()
-    optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     before = method.prototypes.weight.detach().clone()
     for step in range(4):
-        train_step(method, optimiser, toy_batch(method, 8))
+        train_step(method, optimizer, toy_batch(method, 8))
         weight = method.prototypes.weight.detach().clone()
         assert torch.allclose(weight, before, rtol=0, atol=1e-6) == (step < FACTS.steps_per_epoch)
         torch.testing.assert_close(weight.norm(dim=1), torch.ones(5, dtype=torch.float64), rtol=1e-12, atol=0)

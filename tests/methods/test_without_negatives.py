@@ -73,9 +73,9 @@ def pairs_of_noisy_points(step: int) -> Batch:
 
 
 def trained(method: Method) -> torch.Tensor:
-    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     for step in range(150):
-        train_step(method, optimiser, pairs_of_noisy_points(step))
+        train_step(method, optimizer, pairs_of_noisy_points(step))
     return of_type(torch.Tensor, method.tower("a")(pairs_of_noisy_points(1000).views["a"]))
 
 

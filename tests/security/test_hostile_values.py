@@ -162,13 +162,13 @@ def run_folder(folder: Path) -> Callable[[], Any]:
 
 def checkpoint_folder(folder: Path) -> Callable[[], Any]:
     module = nn.Linear(2, 2)
-    optimiser = torch.optim.AdamW(module.parameters())
+    optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 2)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     best = BestState(metric="a", value=0.5, step=1, waiting=0)
     scaler = ScalerState(**torch.amp.GradScaler("cpu").state_dict())
     state = RunState(bad=2, seen=9, bad_run=1, skipped=0, scaler=scaler, best=best)
-    written = write_checkpoint(folder, take_snapshot(1, module, optimiser, identity=IDENTITY, state=asdict(state)), keep=2)
+    written = write_checkpoint(folder, take_snapshot(1, module, optimizer, identity=IDENTITY, state=asdict(state)), keep=2)
     (folder / "MANIFEST.json").write_bytes((written / "MANIFEST.json").read_bytes())
 
     def read() -> None:
@@ -178,7 +178,7 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
             manifest["sha256"] = _seal(manifest)
         (written / "MANIFEST.json").write_text(json.dumps(manifest))
         checkpoint = verify(written)
-        load_checkpoint(checkpoint, module, optimiser)
+        load_checkpoint(checkpoint, module, optimizer)
         read_identity(folder, checkpoint)
         state = read_run_state(checkpoint)
         assert state.bad <= state.seen

@@ -61,8 +61,8 @@ TORCH_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "compressed a little": (lambda: saved({"w": torch.rand(10)}, packed=True), "unpack to|is compressed"),
     "overlapping members": (overlapping, "unpack to"),
     "one value, repeated": (lambda: saved({"w": torch.zeros(1).expand(10**12)}), "the file is too small"),
-    "no values": (lambda: saved({"w": torch.zeros(10**12, device="meta")}), "sparse, quantised or without values"),
-    "sparse": (lambda: saved({"w": sparse()}), "sparse, quantised or without values"),
+    "no values": (lambda: saved({"w": torch.zeros(10**12, device="meta")}), "sparse, quantized or without values"),
+    "sparse": (lambda: saved({"w": sparse()}), "sparse, quantized or without values"),
     "a long bytearray": (
         lambda: saved({"w": torch.zeros(1)}, data_pkl=b"\x80\x02c__builtin__\nbytearray\nJ\0\0\0\x40\x85R."),
         "more than tensors",

@@ -18,10 +18,10 @@ from mmcl.core.higher_derivatives import gradients, is_transformed
 from mmcl.core.tiled.pairs import PairKind, Pairs, TileShape, choose_tile
 from mmcl.core.tiled.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
 
-# The widest span of logits that may share one exponential around a common centre. Within it, nothing overflows or becomes
+# The widest span of logits that may share one exponential around a common center. Within it, nothing overflows or becomes
 # subnormal, including sums of 2^20 terms and their reciprocals.
 _ONE_EXP_SPAN = {torch.float32: 100.0, torch.float64: 1000.0}
-# Logits within plus or minus this need no centre: their exponentials, sums and reciprocals stay far from the limits of float32.
+# Logits within plus or minus this need no center: their exponentials, sums and reciprocals stay far from the limits of float32.
 _SMALL = 50.0
 
 
@@ -171,8 +171,8 @@ def _span(logits: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _centre(low: float, high: float) -> float:
-    """Returns the centre to subtract before a common exponential; 0 if the logits are small, which saves the subtraction."""
+def _center(low: float, high: float) -> float:
+    """Returns the center to subtract before a common exponential; 0 if the logits are small, which saves the subtraction."""
     return 0.0 if low >= -_SMALL and high <= _SMALL else (low + high) / 2
 
 
@@ -184,10 +184,10 @@ def _both_sums(logits: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]
     """Log-sum-exps of a tile's rows and columns, from a single exponential if the span allows it; overwrites the logits."""
     if not _one_exp_is_safe(logits, low, high):
         return logits.logsumexp(1), logits.logsumexp(0)
-    centre = _centre(low, high)
-    exp = (logits.sub_(centre) if centre else logits).exp_()
+    center = _center(low, high)
+    exp = (logits.sub_(center) if center else logits).exp_()
     ones_N, ones_M = (exp.new_ones(size) for size in exp.shape)  # matrix products are faster than sums
-    return (exp @ ones_M).log_().add_(centre), (ones_N @ exp).log_().add_(centre)
+    return (exp @ ones_M).log_().add_(center), (ones_N @ exp).log_().add_(center)
 
 
 def _both_gradients(
@@ -198,11 +198,11 @@ def _both_gradients(
     if not _one_exp_is_safe(logits, low, high):
         by_row = _softmax(logits.clone(), row_sum[:, None]).mul_(grad_row[:, None])
         return by_row.add_(_softmax(logits, column_sum).mul_(grad_column))
-    centre = _centre(low, high)
-    row_weight = grad_row * (centre - row_sum).exp()
-    column_weight = grad_column * (centre - column_sum).exp()
+    center = _center(low, high)
+    row_weight = grad_row * (center - row_sum).exp()
+    column_weight = grad_column * (center - column_sum).exp()
     for strip, weight in zip(logits.split(STRIP), row_weight.split(STRIP), strict=True):
-        (strip.sub_(centre) if centre else strip).exp_().mul_(weight[:, None] + column_weight)
+        (strip.sub_(center) if center else strip).exp_().mul_(weight[:, None] + column_weight)
     return logits
 
 

@@ -17,7 +17,7 @@ from mmcl.data.augment.pipeline import Augmentation, between, is_range
 
 @dataclass(frozen=True, kw_only=True)
 class Affine(Augmentation):
-    """Rotates, scales, shears and shifts about the centre, then deforms; one bilinear interpolation.
+    """Rotates, scales, shears and shifts about the center, then deforms; one bilinear interpolation.
 
     The affine part is defined as torchvision's `affine`. The elastic part shifts the points of a coarse grid and interpolates
     the shifts bicubically, after Simard et al. ("Best Practices for Convolutional Neural Networks Applied to Visual Document
@@ -30,7 +30,7 @@ class Affine(Augmentation):
         shear: largest angle in either direction, in degrees.
         elastic: largest shift of a grid point in x and y, as a share of the side.
         elastic_grid: points per side of the elastic grid.
-        fill: grey value, in [0, 1], of pixels from outside the image.
+        fill: gray value, in [0, 1], of pixels from outside the image.
     """
 
     test_args: ClassVar[Mapping[str, Any]] = {"rotation": 30, "scale": (0.7, 1.4), "elastic": 0.1}
@@ -51,7 +51,7 @@ class Affine(Augmentation):
         self.require(0 <= self.shear < 90, "shear", "degrees from 0 to below 90")
         self.require(0 <= self.elastic <= 1, "elastic", "a share of the side, from 0 to 1")
         self.require(self.elastic_grid >= 2, "elastic_grid", "2 or more")
-        self.require(0 <= self.fill <= 1, "fill", "a grey value from 0 to 1")
+        self.require(0 <= self.fill <= 1, "fill", "a gray value from 0 to 1")
 
     @property
     def draws(self) -> int:

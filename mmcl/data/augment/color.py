@@ -48,10 +48,10 @@ class ColorJitter(Augmentation):
         if self.brightness:
             image_BCHW = (image_BCHW * brightness).clamp_(0, 1)
         if self.contrast:
-            image_BCHW = _blend(image_BCHW, _mean(_grey(image_BCHW)), contrast)
+            image_BCHW = _blend(image_BCHW, _mean(_gray(image_BCHW)), contrast)
         if self.saturation:
             _require_colors(image_BCHW, "color_jitter with a saturation above 0")
-            image_BCHW = _blend(image_BCHW, _grey(image_BCHW), saturation)
+            image_BCHW = _blend(image_BCHW, _gray(image_BCHW), saturation)
         if self.hue:
             _require_colors(image_BCHW, "color_jitter with a hue above 0")
             image_BCHW = turn_hue(image_BCHW, between(draw_BK[:, 3], -self.hue, self.hue))
@@ -60,7 +60,7 @@ class ColorJitter(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Grayscale(Augmentation):
-    """Converts to grey, with three equal channels."""
+    """Converts to gray, with three equal channels."""
 
     p: float = 0.2
 
@@ -70,7 +70,7 @@ class Grayscale(Augmentation):
 
     def __call__(self, image_BCHW: Tensor, draw_BK: Tensor) -> Tensor:
         _require_colors(image_BCHW, "grayscale")
-        return _grey(image_BCHW).expand_as(image_BCHW).contiguous()
+        return _gray(image_BCHW).expand_as(image_BCHW).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +136,16 @@ def _as_number(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float) -> 
     return compare(a, b, out=torch.empty_like(a))
 
 
-def _grey(image_BCHW: Tensor) -> Tensor:
+def _gray(image_BCHW: Tensor) -> Tensor:
     if image_BCHW.shape[1] == 1:
         return image_BCHW
     red, green, blue = image_BCHW.unbind(1)
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
 
 
-def _mean(grey_B1HW: Tensor) -> Tensor:
+def _mean(gray_B1HW: Tensor) -> Tensor:
     """Mean per image, [B, 1, 1, 1]; summed in float64 and rounded, so that the order of summation does not matter."""
-    return grey_B1HW.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
+    return gray_B1HW.mean((1, 2, 3), keepdim=True, dtype=torch.float64).float()
 
 
 def _blend(image: Tensor, other: Tensor, share: Tensor) -> Tensor:

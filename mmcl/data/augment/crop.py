@@ -52,7 +52,7 @@ class Crop(Augmentation):
 
 
 def random_boxes(draw_BK: np.ndarray, width: int, height: int, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
-    """Vectorised `random_box` for images of one size: draws float64 [B, K] to float64 [B, 4]."""
+    """Vectorized `random_box` for images of one size: draws float64 [B, K] to float64 [B, 4]."""
     area_BA = (scale[0] + draw_BK[:, :ATTEMPTS] * (scale[1] - scale[0])) * (width * height)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_BA = np.exp(low + draw_BK[:, ATTEMPTS:-2] * (high - low))
@@ -73,12 +73,12 @@ def _resize(image_BCHW: Tensor, start_B: Tensor, stop_B: Tensor, size: int) -> T
     """
     side = image_BCHW.shape[3]
     step_B1 = (stop_B - start_B)[:, None] / size
-    centre_BS = start_B[:, None] + (torch.arange(size, device=start_B.device) + 0.5) * step_B1 - 0.5
+    center_BS = start_B[:, None] + (torch.arange(size, device=start_B.device) + 0.5) * step_B1 - 0.5
     reach_B1 = step_B1.clamp(min=1)
-    first_BS = (centre_BS - reach_B1).floor() + 1
+    first_BS = (center_BS - reach_B1).floor() + 1
     taps = math.ceil(2 * max(1.0, side / size))
     pixel_TBS = first_BS + torch.arange(taps, device=start_B.device)[:, None, None]
-    weight_TBS = (1 - (pixel_TBS - centre_BS).abs() / reach_B1).clamp(min=0)
+    weight_TBS = (1 - (pixel_TBS - center_BS).abs() / reach_B1).clamp(min=0)
     weight_TBS = weight_TBS * ((pixel_TBS >= 0) & (pixel_TBS < side))
     weight_TBS = weight_TBS / weight_TBS.sum(0)
     total = image_BCHW.new_zeros(*image_BCHW.shape[:3], size)

@@ -20,7 +20,7 @@ class Erase(Augmentation):
     Args:
         area: smallest and largest share of the image's area.
         ratio: smallest and largest height / width; drawn on a logarithmic scale.
-        fill: grey value of the rectangle, in [0, 1].
+        fill: gray value of the rectangle, in [0, 1].
     """
 
     p: float = 0.5
@@ -32,7 +32,7 @@ class Erase(Augmentation):
         super().__post_init__()
         self.require(is_range(self.area, 0, 1), "area", "[from, to], both from 0 to 1")
         self.require(is_range(self.ratio, 0.01, 100), "ratio", "[from, to], both from 0.01 to 100")
-        self.require(0 <= self.fill <= 1, "fill", "a grey value from 0 to 1")
+        self.require(0 <= self.fill <= 1, "fill", "a gray value from 0 to 1")
 
     @property
     def draws(self) -> int:

@@ -1,4 +1,4 @@
-"""Neighbourhood augmentations: Gaussian blur and stroke thickness."""
+"""Neighborhood augmentations: Gaussian blur and stroke thickness."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Blur(Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Stroke(Augmentation):
-    """Makes bright strokes thicker or thinner: interpolates towards the 3 x 3 grey dilation or erosion.
+    """Makes bright strokes thicker or thinner: interpolates towards the 3 x 3 gray dilation or erosion.
 
     Args:
         strength: largest interpolation weight in either direction, from 0 to 1.
@@ -70,7 +70,7 @@ class Stroke(Augmentation):
 
 
 def _of_nine(padded_BCHW: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Minimum or maximum of every 3 x 3 neighbourhood, first down and then across: several times as fast as pooling."""
+    """Minimum or maximum of every 3 x 3 neighborhood, first down and then across: several times as fast as pooling."""
     for dim in (2, 3):
         size = padded_BCHW.shape[dim] - 2
         before, here, after = (padded_BCHW.narrow(dim, start, size) for start in range(3))

@@ -25,7 +25,7 @@ _CHUNK = 2**18
 class Augmentation(ABC):
     """One operation on a batch of images. The result for an image does not depend on the others, bit for bit.
 
-    For this, parameters are float64: vectorised and scalar functions of a library may differ in the last bit, and the rounding
+    For this, parameters are float64: vectorized and scalar functions of a library may differ in the last bit, and the rounding
     to float32 removes the difference. Pixels are only added, multiplied, compared and gathered.
 
     Args:

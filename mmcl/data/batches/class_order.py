@@ -19,11 +19,11 @@ class ClassOrder(BatchOrder):
     order, and fills its last step with classes already shown; the P classes of a step are always distinct. Each class cycles
     through permutations of its samples, K at a time, so samples of small classes are seen more often than those of large ones.
 
-    A class with fewer than K samples repeats them within a step, each time with different draws for the views. Unlabelled
+    A class with fewer than K samples repeats them within a step, each time with different draws for the views. Unlabeled
     samples are never shown.
 
     Args:
-        labels_N: int64 [N], negative for unlabelled samples.
+        labels_N: int64 [N], negative for unlabeled samples.
         batch_size: P * K.
         samples_per_class: K.
         seed: seed of all permutations.

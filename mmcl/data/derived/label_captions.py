@@ -1,4 +1,4 @@
-"""Captions from class names, for image-text training on labelled images."""
+"""Captions from class names, for image-text training on labeled images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmcl.files.digest import digest
 
 
 class LabelCaptions(DerivedSource):
-    """A labelled source whose captions are the class names in every prompt template (Radford et al., "Learning Transferable
+    """A labeled source whose captions are the class names in every prompt template (Radford et al., "Learning Transferable
     Visual Models From Natural Language Supervision", 2021, section 3.1.4).
 
-    Samples of one class are positives of each other, whatever the templates drawn for them. An unlabelled sample has no
+    Samples of one class are positives of each other, whatever the templates drawn for them. An unlabeled sample has no
     caption, and is its own class.
 
     Args:
-        source: a labelled source; its own captions are not used.
+        source: a labeled source; its own captions are not used.
         templates: prompt templates with one "{}" each.
 
     Raises:

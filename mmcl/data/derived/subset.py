@@ -108,13 +108,13 @@ def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
 
 
 def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class: int | None = None, seed: int) -> np.ndarray:
-    """Draws a stratified random subset of labelled rows, as for learning from few labels; give `share` or `per_class`.
+    """Draws a stratified random subset of labeled rows, as for learning from few labels; give `share` or `per_class`.
 
     A class keeps its first rows in an order determined by the seed and the row indices. So with one seed, a smaller subset is
     contained in a larger one: 1 % in 10 %, and 10 % in 25 per class where that is more.
 
     Args:
-        labels_N: int64 [N]; rows with a negative label are unlabelled and never chosen.
+        labels_N: int64 [N]; rows with a negative label are unlabeled and never chosen.
         share: share of every class, above 0 and up to 1; rounded to at least one row per class.
         per_class: rows of every class, 1 or more; a class with fewer keeps all.
         seed: determines the subset.

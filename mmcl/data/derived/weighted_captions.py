@@ -12,7 +12,7 @@ from mmcl.files.digest import digest
 from mmcl.terminal import counted
 
 _INSIDE = 1e-9
-"""Keeps a draw away from the boundaries between captions, where rounding could select the neighbour."""
+"""Keeps a draw away from the boundaries between captions, where rounding could select the neighbor."""
 
 
 class WeightedCaptions(DerivedSource):

@@ -15,7 +15,7 @@ from mmcl.preprocess import Intensity
 
 def decode_to_show(image: ImageLike, *, channels: int = 3, intensity: Intensity = None, name: str | None = None) -> Image.Image:
     """Returns an image for display, with the levels that a model receives. Of three or more bands, the first three are shown
-    as RGB; of two, the first as grey.
+    as RGB; of two, the first as gray.
 
     Args:
         image: input of `decode` or, if `channels` is neither 1 nor 3, of `read_bands`.

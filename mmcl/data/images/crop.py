@@ -44,7 +44,7 @@ def random_box(
 ) -> tuple[float, float, float, float]:
     """Draws a box of random area and aspect ratio (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
 
-    Uses the first of ten draws that fits into the image, else the largest centred box with an allowed aspect ratio.
+    Uses the first of ten draws that fits into the image, else the largest centered box with an allowed aspect ratio.
 
     Args:
         draw: function of k in range(`BOX_DRAWS`) to a uniform number in [0, 1).
@@ -67,7 +67,7 @@ def random_box(
 
 
 def whole_box(width: int, height: int, ratio: Sequence[float]) -> tuple[float, float, float, float]:
-    """Returns the largest centred box with an allowed aspect ratio: the whole image if its own is allowed."""
+    """Returns the largest centered box with an allowed aspect ratio: the whole image if its own is allowed."""
     inner_width, inner_height = min(width, height * ratio[1]), min(height, width / ratio[0])
     left, top = (width - inner_width) / 2, (height - inner_height) / 2
     return left, top, left + inner_width, top + inner_height

@@ -1,4 +1,4 @@
-"""Safe decoding of untrusted image files to upright RGB or grey pixels.
+"""Safe decoding of untrusted image files to upright RGB or gray pixels.
 
 The header is checked before any pixel is decoded, only the parsers of common formats are tried, and any exception in them
 becomes a `UserError` that names the file.
@@ -133,7 +133,7 @@ class Opened:
             self._stored.draft(None, (self._stored.width // scale, self._stored.height // scale))
         self._stored.load()
         upright = self._stored if self._transpose is None else self._stored.transpose(self._transpose)
-        pixels = _to_rgb_or_grey(upright, self._intensity, self._name)
+        pixels = _to_rgb_or_gray(upright, self._intensity, self._name)
         if pixels is not self._stored:
             pixels.info.clear()  # Otherwise decoding this image again would apply the orientation twice.
         return pixels
@@ -285,13 +285,13 @@ def _from_deep(values: np.ndarray, intensity: Intensity, name: str) -> Image.Ima
     return Image.fromarray(np.concatenate([colors, alpha], axis=2))
 
 
-def _to_rgb_or_grey(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:
-    if image.mode.startswith(("F", "I")):  # greys of 16 bits and more, which Pillow's own conversion would clip at 255
+def _to_rgb_or_gray(image: Image.Image, intensity: Intensity, name: str) -> Image.Image:
+    if image.mode.startswith(("F", "I")):  # grays of 16 bits and more, which Pillow's own conversion would clip at 255
         return Image.fromarray(to_levels(np.asarray(image), intensity, name))
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        grey = image.mode in ("L", "LA", "La")
+        gray = image.mode in ("L", "LA", "La")
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
+        return Image.alpha_composite(white, image).convert("L" if gray else "RGB")
     mode = "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)

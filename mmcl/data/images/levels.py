@@ -48,8 +48,8 @@ def to_levels(values: np.ndarray, intensity: Intensity, name: str) -> np.ndarray
             raise UserError(f"{name}: has values that are not finite")
         low, high = _range(values, intensity)
         share = (values.astype(np.float32) - low) / (high - low)
-        grey: np.ndarray = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
-        return grey
+        gray: np.ndarray = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+        return gray
     fix = f"set {INTENSITY}"
     if values.dtype.kind not in "iu" or values.size == 0 or values.min() < 0 or values.max() > 65535:
         raise UserError(f"{name}: values of type {values.dtype}, beyond 8 and 16 bits, have no known range; {fix}")

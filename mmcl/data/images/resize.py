@@ -46,7 +46,7 @@ def read_levels(image: ImageLike, preprocess: Preprocess, *, name: str | None = 
 
 
 def resized(image: Image.Image | np.ndarray, preprocess: Preprocess, *, kernel: Kernel) -> np.ndarray:
-    """Resizes and crops a decoded image to a model's input size, before normalisation.
+    """Resizes and crops a decoded image to a model's input size, before normalization.
 
     If the resized image would have more than 16 million pixels, only the visible part is resized, which may differ by 2 of 255
     levels.
@@ -60,7 +60,7 @@ def resized(image: Image.Image | np.ndarray, preprocess: Preprocess, *, kernel: 
         Levels from 0 to 255, [C, H, W]: uint8, or float32 where `preprocess.backend` is "torchvision_float".
     """
     if isinstance(image, np.ndarray):
-        return np.concatenate([resized(band, grey, kernel=kernel) for band, grey in by_band(image, preprocess)])
+        return np.concatenate([resized(band, gray, kernel=kernel) for band, gray in by_band(image, preprocess)])
     return _resize_and_crop(image, _resized_size(image, preprocess), preprocess, kernel)
 
 
@@ -70,15 +70,15 @@ def levels_dtype(preprocess: Preprocess) -> type[np.generic]:
 
 
 def by_band(bands_HWC: np.ndarray, preprocess: Preprocess) -> Iterator[tuple[Image.Image, Preprocess]]:
-    """Yields every channel as a grey image, with its preprocessing."""
+    """Yields every channel as a gray image, with its preprocessing."""
     for channel in range(preprocess.channels):
         fill = preprocess.fill[channel] if isinstance(preprocess.fill, tuple) else preprocess.fill
-        grey = replace(preprocess, channels=1, mean=(0.0,), std=(1.0,), fill=fill, channel_order="rgb")
-        yield Image.fromarray(np.ascontiguousarray(bands_HWC[..., channel])), grey
+        gray = replace(preprocess, channels=1, mean=(0.0,), std=(1.0,), fill=fill, channel_order="rgb")
+        yield Image.fromarray(np.ascontiguousarray(bands_HWC[..., channel])), gray
 
 
 def in_channels(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Converts an image to grey or RGB, as the model takes it."""
+    """Converts an image to gray or RGB, as the model takes it."""
     mode = "L" if preprocess.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
@@ -114,7 +114,7 @@ def _shrink(stored: Opened, preprocess: Preprocess) -> int:
 def _resize_and_crop(image: Image.Image, size: tuple[int, int], preprocess: Preprocess, kernel: Kernel) -> np.ndarray:
     image, (height, width) = in_channels(image, preprocess), size
     if height * width > max(_WHOLE_PIXELS, image.height * image.width):
-        pixels = _resize_centre(image, (height, width), preprocess)
+        pixels = _resize_center(image, (height, width), preprocess)
     elif preprocess.backend == "pillow":
         pixels = channels_first(image.resize((width, height), OF_PILLOW[preprocess.interpolation]))
     else:
@@ -139,7 +139,7 @@ def _resized_size(image: Image.Image | Opened, preprocess: Preprocess) -> tuple[
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
-def _resize_centre(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> np.ndarray:
+def _resize_center(image: Image.Image, size: tuple[int, int], preprocess: Preprocess) -> np.ndarray:
     """Resizes an image to height and width `size`, but computes only the part that is visible after the crop."""
     taken = [_overlap(side, to, preprocess.crop_rounding)[0] for side, to in zip(size, sides(preprocess), strict=True)]
     rows, columns = taken
@@ -152,7 +152,7 @@ def _resize_centre(image: Image.Image, size: tuple[int, int], preprocess: Prepro
 
 
 def _crop_or_fill(pixels_CHW: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Crops or pads around the centre to the model's size."""
+    """Crops or pads around the center to the model's size."""
     height, width = sides(preprocess)
     from_rows, to_rows = _overlap(pixels_CHW.shape[1], height, preprocess.crop_rounding)
     from_columns, to_columns = _overlap(pixels_CHW.shape[2], width, preprocess.crop_rounding)
@@ -166,7 +166,7 @@ def _crop_or_fill(pixels_CHW: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 
 def _overlap(side: int, wanted: int, rounding: CropRounding) -> tuple[slice, slice]:
-    """Returns the source and target slices for `wanted` pixels around the centre of a side."""
+    """Returns the source and target slices for `wanted` pixels around the center of a side."""
     excess = (side - wanted) / 2
     if rounding == "floor":
         start = math.floor(excess)

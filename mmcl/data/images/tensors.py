@@ -35,7 +35,7 @@ def read_pixels(image: ImageLike, preprocess: Preprocess, *, name: str | None = 
 
 
 def to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess) -> Tensor:
-    """Resizes and crops a decoded image to a model's input size, before normalisation.
+    """Resizes and crops a decoded image to a model's input size, before normalization.
 
     Bit for bit equal to torchvision, open_clip, timm and transformers with the settings in `preprocess`, except for images of
     an extreme aspect, see `resized`.
@@ -85,7 +85,7 @@ def part_to_tensor(image: Image.Image | np.ndarray, preprocess: Preprocess, box:
     Uses torch's uint8 kernel, which matches Pillow's up to one level of 256 in less than half the time.
     """
     if isinstance(image, np.ndarray):
-        return torch.cat([part_to_tensor(band, grey, box) for band, grey in by_band(image, preprocess)])
+        return torch.cat([part_to_tensor(band, gray, box) for band, gray in by_band(image, preprocess)])
     image, size, mode = in_channels(image.crop(box), preprocess), sides(preprocess), preprocess.interpolation
     if mode not in ("bilinear", "bicubic"):
         return torch.from_numpy(channels_first(image.resize(size[::-1], OF_PILLOW[mode])))

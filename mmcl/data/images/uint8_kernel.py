@@ -34,7 +34,7 @@ def resize_uint8(levels_CHW: np.ndarray, size: tuple[int, int], preprocess: Prep
 
 
 def _nearest(side: int, to: int) -> np.ndarray:
-    """Source position of each pixel, int64 [to]: the one whose area holds its centre."""
+    """Source position of each pixel, int64 [to]: the one whose area holds its center."""
     scale = np.float32(side) / np.float32(to)
     center = (np.arange(to, dtype=np.float32) + np.float32(0.5)) * scale
     return np.asarray(np.minimum(np.floor(center).astype(np.int64), side - 1))

@@ -1,4 +1,4 @@
-"""Bundled pairs: 1,906 emoji as drawn by four vendors, with names and keywords. Licences: `bundled/NOTICE.md`."""
+"""Bundled pairs: 1,906 emoji as drawn by four vendors, with names and keywords. Licenses: `bundled/NOTICE.md`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ SENTENCES = (
 
 
 class EmojiSource(SampleList):
-    """Images of 64 x 64 pixels, captioned with the emoji's name ("see-no-evil monkey") and labelled with its group.
+    """Images of 64 x 64 pixels, captioned with the emoji's name ("see-no-evil monkey") and labeled with its group.
 
     Rows with equal ids count as the same in retrieval. A row's id is its concept, but concepts for which any vendor among the
     selected rows uses an identical image share an id, such as two flags. With one vendor, this means that retrieving an

@@ -90,7 +90,7 @@ class TorchvisionSource(Source):
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Labels from the list that most labelled datasets hold in memory, else by reading every sample."""
+        """Labels from the list that most labeled datasets hold in memory, else by reading every sample."""
         first = next((sample for sample in map(self.__getitem__, range(len(self))) if sample.problem is None), None)
         if first is None or first.label is None:
             return None
@@ -110,7 +110,7 @@ class TorchvisionSource(Source):
 
 
 def known_copy(files: Iterable[str]) -> str | None:
-    """Returns how to read a copy of a torchvision dataset, recognised by its file paths; None if it is not one."""
+    """Returns how to read a copy of a torchvision dataset, recognized by its file paths; None if it is not one."""
     for file in map(posixpath.normpath, files):
         for name, end in _COPIES.items():
             if match := re.fullmatch(rf"(?:(.*)/)?{end}", file):

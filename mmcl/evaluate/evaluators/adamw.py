@@ -11,13 +11,13 @@ from mmcl.rng import permutation, sample_seed
 DECAYS = np.logspace(-6, 2, 97)
 """Candidate weight decays: first every sixteenth, then those 8, 4, 2 and 1 places to either side of the best one."""
 
-Labelled = tuple[Tensor, Tensor]
+Labeled = tuple[Tensor, Tensor]
 
 
 def fit_adamw(
     feature_ND: Tensor, class_N: Tensor, *, weight_decay: float, lr: float, epochs: int, batch_size: int, seed: int
 ) -> nn.Linear:
-    """Minimises the cross-entropy with AdamW; the learning rate decays from `lr` to 0 along a cosine, updated every step.
+    """Minimizes the cross-entropy with AdamW; the learning rate decays from `lr` to 0 along a cosine, updated every step.
 
     Args:
         feature_ND: float32 [N, D].
@@ -27,21 +27,21 @@ def fit_adamw(
     with torch.random.fork_rng():
         torch.manual_seed(sample_seed(seed))
         classifier = nn.Linear(feature_ND.shape[1], int(class_N.max()) + 1).to(feature_ND.device)
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=weight_decay)
     steps = epochs * -(-len(feature_ND) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
         order = torch.from_numpy(permutation(len(feature_ND), seed, epoch)).to(feature_ND.device)
         for rows in order.split(batch_size):
             loss = nn.functional.cross_entropy(classifier(feature_ND[rows]), class_N[rows])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return classifier.requires_grad_(False)
 
 
-def choose_weight_decay(train: Labelled, validation: Labelled, **options: float | int) -> float:
+def choose_weight_decay(train: Labeled, validation: Labeled, **options: float | int) -> float:
     """Chooses the weight decay with the best accuracy on validation rows; ties go to the smaller one.
 
     Args:

@@ -30,7 +30,7 @@ def embedding_map(
     images: Sequence[ImageLike] | None = None,
     method: ProjectionMethod = "tsne",
     max_points: int = 2000,
-    neighbours: int = 10,
+    neighbors: int = 10,
     perplexity: float = 30.0,
     seed: int = 0,
     data: str = "",
@@ -43,7 +43,7 @@ def embedding_map(
         Others: as in `project`.
 
     Returns:
-        `tsne_trustworthiness@10` and `tsne_neighbours_kept@10`, named after the method and the neighbours, see `Projection`.
+        `tsne_trustworthiness@10` and `tsne_neighbors_kept@10`, named after the method and the neighbors, see `Projection`.
 
     Raises:
         UserError: as `project` does.
@@ -52,7 +52,7 @@ def embedding_map(
         >>> emb = np.random.default_rng(0).normal(size=(30, 8))
         >>> report = embedding_map(emb, method="pca")
         >>> [metric.metric for metric in report.metrics], len(report.figures), len(report.pages)
-        (['pca_trustworthiness@10', 'pca_neighbours_kept@10'], 1, 1)
+        (['pca_trustworthiness@10', 'pca_neighbors_kept@10'], 1, 1)
     """
     drawn = project(
         emb,
@@ -62,22 +62,22 @@ def embedding_map(
         captions=captions,
         images=images,
         max_points=max_points,
-        neighbours=neighbours,
+        neighbors=neighbors,
         perplexity=perplexity,
         seed=seed,
         title=", ".join(part for part in (f"Embedding map ({NAMES[method]})", data, model) if part),
     )
-    quality = {"trustworthiness": drawn.trustworthiness, "neighbours_kept": drawn.neighbours_kept}
+    quality = {"trustworthiness": drawn.trustworthiness, "neighbors_kept": drawn.neighbors_kept}
     estimates = {
-        f"{method}_{name}@{drawn.neighbours}": statistics.exact(value, len(drawn.rows)) for name, value in quality.items()
+        f"{method}_{name}@{drawn.neighbors}": statistics.exact(value, len(drawn.rows)) for name, value in quality.items()
     }
     name = file_name(EVALUATOR, data, model)
     rows = metric_rows(EVALUATOR, data, model, estimates)
     return Report(rows, figures={name: drawn.to_png()}, pages={name: drawn.to_html()})
 
 
-def _check(task: Task, has_text: bool, *, method: ProjectionMethod, max_points: int, neighbours: int, **_: Any) -> None:
-    check_arguments(method, max_points, neighbours)
+def _check(task: Task, has_text: bool, *, method: ProjectionMethod, max_points: int, neighbors: int, **_: Any) -> None:
+    check_arguments(method, max_points, neighbors)
 
 
 @needs(_check)
@@ -87,14 +87,14 @@ def evaluate_embedding_map(
     *,
     method: ProjectionMethod = "tsne",
     max_points: int = 2000,
-    neighbours: int = 10,
+    neighbors: int = 10,
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Report:
     """Draws `embedding_map` of a source's images with their captions, colored by label if every sample has one.
 
     Args:
-        method, max_points, neighbours, perplexity, seed: as in `embedding_map`.
+        method, max_points, neighbors, perplexity, seed: as in `embedding_map`.
     """
     if not task.figures:
         return Report()
@@ -113,7 +113,7 @@ def evaluate_embedding_map(
         images=_thumbnails(samples, model.preprocess) if has_images else None,
         method=method,
         max_points=max_points,
-        neighbours=neighbours,
+        neighbors=neighbors,
         perplexity=perplexity,
         seed=seed,
         data=task.name,

@@ -57,7 +57,7 @@ def evaluate_few_label(
     pixels and PCA-50 have only the linear probe.
 
     Args:
-        amounts: amounts of labelled training data: below 1, a share of every class; from 1, a number of samples per class.
+        amounts: amounts of labeled training data: below 1, a share of every class; from 1, a number of samples per class.
         seeds: number of random subsets, each with its own initial classifier and data order; the interval is Student's over
             them.
         epochs, batch_size, lr: settings of the fine-tuning.
@@ -109,7 +109,7 @@ def fine_tune(
     pipeline: AugmentationPipeline,
     seed: int,
 ) -> nn.Module:
-    """Trains a copy of a tower's encoder with a linear classifier on labelled images.
+    """Trains a copy of a tower's encoder with a linear classifier on labeled images.
 
     Args:
         tower: the image tower; it is not changed.
@@ -128,8 +128,8 @@ def fine_tune(
         # Only full batches, so that batch norm never sees a single image; the images left out differ in every epoch.
         size = min(batch_size, len(label_N))
         steps = epochs * (len(label_N) // size)
-        optimiser = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for epoch in range(epochs):
             order = permutation(len(label_N), seed, epoch)
             for start in range(0, len(order) - size + 1, size):
@@ -137,9 +137,9 @@ def fine_tune(
                 image = image_NCHW[rows].float() / 255
                 image = pipeline(image, seed=seed, epoch=np.full(size, epoch), index=number_N[rows])
                 loss = nn.functional.cross_entropy(classifier(image.to(device)), label_N[rows].to(device))
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
     return classifier.eval()
 

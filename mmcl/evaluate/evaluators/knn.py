@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification of embeddings, without any training."""
+"""k-nearest-neighbor classification of embeddings, without any training."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def knn(
     """Classifies each query by the labels of its k most similar bank rows, by cosine similarity.
 
     Each vote has weight 1, or exp(cosine / temperature) as in Wu et al. ("Instance discrimination", 2018, sec. 3.4). Ties go to
-    the class of the nearest of these neighbours; equally near neighbours are taken in the order of the bank.
+    the class of the nearest of these neighbors; equally near neighbors are taken in the order of the bank.
 
     Args:
         bank_emb, query_emb: finite rows [M, D], [N, D]; they are scaled to unit length.
         bank_labels, query_labels: integers [M], [N], in any range, with any gaps; or strings.
-        ks: numbers of neighbours; one search serves all of them.
+        ks: numbers of neighbors; one search serves all of them.
         temperature: above 0; None for a majority vote.
         chunk_size: queries per block of scores; affects only memory use.
         data, model: names of the data and the model in the report.
 
     Returns:
-        `knn5_top1`, the accuracy with 5 neighbours, and so on.
+        `knn5_top1`, the accuracy with 5 neighbors, and so on.
 
     Raises:
         UserError: a k is larger than the bank, shapes do not match, or an embedding is not finite.
@@ -70,10 +70,10 @@ def knn(
     _positive(temperature)
     classes, bank_class = bank_label.unique(return_inverse=True)
     score, row = nearest(query, bank, ks[-1], chunk_size=chunk_size)
-    neighbour = bank_class[row]
+    neighbor = bank_class[row]
     estimates = {}
     for k in ks:
-        predicted = classes[_vote(neighbour[:, :k], score[:, :k], len(classes), temperature)]
+        predicted = classes[_vote(neighbor[:, :k], score[:, :k], len(classes), temperature)]
         estimates[f"knn{k}_top1"] = statistics.mean((predicted == query_label).cpu().numpy())
     return Report(metric_rows(EVALUATOR, data, model, estimates))
 
@@ -146,14 +146,14 @@ def _positive(temperature: float | None) -> None:
         raise UserError(f"knn: temperature must be above 0, not {temperature}; leave it out for a majority vote")
 
 
-def _vote(neighbour_NK: Tensor, score_NK: Tensor, classes: int, temperature: float | None) -> Tensor:
-    """Class with the most votes, int64 [N]; ties go to the class of the nearest neighbour."""
+def _vote(neighbor_NK: Tensor, score_NK: Tensor, classes: int, temperature: float | None) -> Tensor:
+    """Class with the most votes, int64 [N]; ties go to the class of the nearest neighbor."""
     predicted = []
     rows = max(1, _BLOCK // classes)
-    for neighbour, score in zip(neighbour_NK.split(rows), score_NK.split(rows), strict=True):
+    for neighbor, score in zip(neighbor_NK.split(rows), score_NK.split(rows), strict=True):
         # Subtracting the largest cosine keeps the ratios of the weights and avoids overflow.
         weight = torch.ones_like(score) if temperature is None else ((score - score[:, :1]) / temperature).exp()
-        votes = score.new_zeros(len(score), classes).scatter_add_(1, neighbour, weight)
-        winner = votes.gather(1, neighbour).argmax(dim=1, keepdim=True)  # the first maximum is the nearest
-        predicted.append(neighbour.gather(1, winner).flatten())
+        votes = score.new_zeros(len(score), classes).scatter_add_(1, neighbor, weight)
+        winner = votes.gather(1, neighbor).argmax(dim=1, keepdim=True)  # the first maximum is the nearest
+        predicted.append(neighbor.gather(1, winner).flatten())
     return torch.cat(predicted)

@@ -50,11 +50,11 @@ class LogisticRegression:
 def fit_logistic_regression(
     feature_ND: Tensor, class_N: Tensor, *, c: float, max_iter: int = 1000, tolerance: float = 1e-4
 ) -> LogisticRegression:
-    r"""Minimises, by L-BFGS with a strong Wolfe line search from zero,
+    r"""Minimizes, by L-BFGS with a strong Wolfe line search from zero,
 
     $$\frac{1}{N} \sum_i -\log \mathrm{softmax}(W^\top x_i + b)_{y_i} + \frac{\lVert W \rVert^2}{2 c N}$$
 
-    which is scikit-learn's `LogisticRegression(C=c)`: the bias is not penalised, and the solver stops when no component of the
+    which is scikit-learn's `LogisticRegression(C=c)`: the bias is not penalized, and the solver stops when no component of the
     gradient exceeds `tolerance`.
 
     Args:
@@ -63,7 +63,7 @@ def fit_logistic_regression(
     """
     width, classes = feature_ND.shape[1], int(class_N.max()) + 1
     parameter_CD = feature_ND.new_zeros(classes, width + 1, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [parameter_CD],
         max_iter=max_iter,
         max_eval=2 * max_iter,
@@ -78,10 +78,10 @@ def fit_logistic_regression(
         return loss
 
     with torch.no_grad():
-        optimiser.step(closure)
+        optimizer.step(closure)
         closure()
     gradient = float(parameter_CD.grad.abs().max())  # type: ignore[union-attr]
-    steps = int(optimiser.state[parameter_CD]["n_iter"])
+    steps = int(optimizer.state[parameter_CD]["n_iter"])
     solution = parameter_CD.detach().T
     return LogisticRegression(solution[:-1], solution[-1], steps, gradient, gradient <= tolerance)
 
@@ -125,7 +125,7 @@ def linear_probe(
 ) -> Report:
     """Fits a linear classifier on training rows and evaluates it on test rows.
 
-    "lbfgs" is logistic regression, solved to convergence. Features are standardised first: mean 0 and standard deviation 1 over
+    "lbfgs" is logistic regression, solved to convergence. Features are standardized first: mean 0 and standard deviation 1 over
     the training rows (constant features stay 0), so that `c` means the same for embeddings of any scale. "adamw" is the short
     training of CLIP_benchmark, see `fit_adamw`, on rows of unit length. The two accuracies may differ by up to one percentage
     point. A note in the report says how the solver ended.
@@ -236,13 +236,13 @@ def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
 
 def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
-    # After standardisation, a column that varies only by rounding error would weigh as much as any other.
+    # After standardization, a column that varies only by rounding error would weigh as much as any other.
     is_alive = (deviation > 1e-6 * mean.abs()) & (deviation > _DEAD * deviation.max())
     scale = torch.where(is_alive, deviation, torch.inf)
     fit = fit_logistic_regression((train - mean) / scale, train_class, **options)
     state = "converged" if fit.converged else "did NOT converge (raise max_iter)"
     end = f"L-BFGS {state} after {fit.steps} steps, largest gradient {fit.gradient:.1e}"
-    how = f"standardised features, C = {options['c']}; {end}"
+    how = f"standardized features, C = {options['c']}; {end}"
     return lambda test: ((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1), how
 
 

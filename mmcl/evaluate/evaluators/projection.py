@@ -1,6 +1,6 @@
 """Two-dimensional projections of embeddings, with measures of their quality.
 
-A projection shows neighbourhoods; distances between clusters and their sizes have no meaning.
+A projection shows neighborhoods; distances between clusters and their sizes have no meaning.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Projection:
         points: float32 [n, 2], the coordinates.
         rows: int64 [n], the row numbers of the embeddings that were drawn.
         method: projection method, see `project`.
-        neighbours: k, for the next two measures.
-        trustworthiness: 1 if the k nearest neighbours of every point on the map are near it in the embedding too (Venna and
+        neighbors: k, for the next two measures.
+        trustworthiness: 1 if the k nearest neighbors of every point on the map are near it in the embedding too (Venna and
             Kaski, 2001; rank-based, from 0 to 1); about 0.5 for random points.
-        neighbours_kept: share of the k nearest neighbours by cosine that are among the k nearest on the map.
+        neighbors_kept: share of the k nearest neighbors by cosine that are among the k nearest on the map.
         labels: int64 [n], or None.
         class_names: names of the labels, or None.
         captions: captions of the points, or None.
@@ -54,16 +54,16 @@ class Projection:
         title: title of the map.
 
     Example:
-        >>> project(np.eye(6), method="pca", neighbours=2, title="six directions").points.shape
+        >>> project(np.eye(6), method="pca", neighbors=2, title="six directions").points.shape
         (6, 2)
     """
 
     points: np.ndarray
     rows: np.ndarray
     method: ProjectionMethod
-    neighbours: int
+    neighbors: int
     trustworthiness: float
-    neighbours_kept: float
+    neighbors_kept: float
     labels: np.ndarray | None
     class_names: Sequence[str] | None
     captions: Sequence[str] | None
@@ -81,7 +81,7 @@ class Projection:
         """Returns an interactive page, which works offline: images, captions, nearest neighbors in the embedding, search."""
         note = (
             f"Neighborhoods count; distances and sizes on a map mean little. Trustworthiness {self.trustworthiness:.3f}; "
-            f"of {self.neighbours} nearest neighbors {self.neighbours_kept:.0%} are nearest here too."
+            f"of {self.neighbors} nearest neighbors {self.neighbors_kept:.0%} are nearest here too."
         )
         what = self.points, self.labels, self.class_names, self.captions, self.images, (self.nearest, self.cosine)
         return map_page(*what, title=self.title, note=note)
@@ -106,7 +106,7 @@ def project(
     captions: Sequence[str] | None = None,
     images: Sequence[ImageLike] | None = None,
     max_points: int = 2000,
-    neighbours: int = 10,
+    neighbors: int = 10,
     perplexity: float = 30.0,
     seed: int = 0,
     title: str = "",
@@ -121,8 +121,8 @@ def project(
         captions: N texts, shown and searched on the page.
         images: N images or paths, shown on the page; only those of the drawn rows are read.
         max_points: maximum number of rows drawn; more rows are subsampled at random.
-        neighbours: k of the two quality measures, capped at half of the rows; UMAP uses k too, but at least 15.
-        perplexity: t-SNE only: roughly the number of effective neighbours, capped at a third of the rows.
+        neighbors: k of the two quality measures, capped at half of the rows; UMAP uses k too, but at least 15.
+        perplexity: t-SNE only: roughly the number of effective neighbors, capped at a third of the rows.
         seed: seed of the subsampling and of the method.
         title: title of the map.
 
@@ -133,11 +133,11 @@ def project(
     Example:
         >>> emb = np.random.default_rng(0).normal(size=(30, 8))
         >>> found = project(emb, [0, 1, 2] * 10, method="pca")
-        >>> found.points.shape, 0 <= found.neighbours_kept <= 1
+        >>> found.points.shape, 0 <= found.neighbors_kept <= 1
         ((30, 2), True)
         >>> found.save("map.html")
     """
-    check_arguments(method, max_points, neighbours)
+    check_arguments(method, max_points, neighbors)
     unit = unit_rows(emb, "emb").cpu().numpy()
     if len(unit) < FEWEST:
         raise UserError(f"a map needs at least {FEWEST} rows, not {len(unit)}")
@@ -147,10 +147,10 @@ def project(
     label = None if labels is None else integers(labels, "labels", len(unit)).cpu().numpy()
     rows = chosen_rows(len(unit), max_points, seed)
     drawn = unit[rows]
-    k = min(neighbours, (len(rows) - 1) // 2)
+    k = min(neighbors, (len(rows) - 1) // 2)
     draw: dict[str, Callable[[], np.ndarray]] = {
         "tsne": lambda: tsne(drawn, perplexity=perplexity, seed=seed),
-        "umap": lambda: umap(drawn, neighbours=max(k, 2), seed=seed),
+        "umap": lambda: umap(drawn, neighbors=max(k, 2), seed=seed),
         "pca": lambda: pca(drawn),
     }
     points = draw[method]()
@@ -159,9 +159,9 @@ def project(
         points=points,
         rows=rows,
         method=method,
-        neighbours=k,
+        neighbors=k,
         trustworthiness=trustworthiness(drawn, points, k),
-        neighbours_kept=_share_kept(nearest[:, :k], points),
+        neighbors_kept=_share_kept(nearest[:, :k], points),
         labels=None if label is None else label[rows],
         class_names=class_names,
         captions=None if captions is None else [captions[row] for row in rows.tolist()],
@@ -172,14 +172,14 @@ def project(
     )
 
 
-def check_arguments(method: str, max_points: int, neighbours: int) -> None:
+def check_arguments(method: str, max_points: int, neighbors: int) -> None:
     """Raises UserError for arguments of `project` that are invalid for any rows, or a method that is not installed."""
     if method not in get_args(ProjectionMethod):
         raise UserError(f"project: method is {method!r}; choose one of {', '.join(get_args(ProjectionMethod))}")
     if max_points < FEWEST:
         raise UserError(f"a map needs max_points of at least {FEWEST}, not {max_points}")
-    if neighbours < 1:
-        raise UserError(f"a map needs neighbours of at least 1, not {neighbours}")
+    if neighbors < 1:
+        raise UserError(f"a map needs neighbors of at least 1, not {neighbors}")
     if method == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError(_NO_UMAP)
 
@@ -204,7 +204,7 @@ def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.n
     """t-SNE of rows: float32 [N, 2]. Runs 500 iterations, which suffice for a map; equal rows get equal points."""
     from sklearn.manifold import TSNE
 
-    # The default initialisation by principal components divides by their standard deviation.
+    # The default initialization by principal components divides by their standard deviation.
     start = "pca" if row_ND.shape[1] > 1 and not _is_collapsed(row_ND) else "random"
     perplexity = min(perplexity, (len(row_ND) - 1) / 3)
     tsne = TSNE(init=start, perplexity=perplexity, max_iter=_ITERATIONS, random_state=seed)
@@ -212,14 +212,14 @@ def tsne(row_ND: np.ndarray, *, perplexity: float = 30.0, seed: int = 0) -> np.n
     return place_N2
 
 
-def umap(row_ND: np.ndarray, *, neighbours: int, seed: int = 0) -> np.ndarray:
+def umap(row_ND: np.ndarray, *, neighbors: int, seed: int = 0) -> np.ndarray:
     """UMAP of rows: float32 [N, 2]. Raises UserError if umap-learn is not installed."""
     try:
         from umap import UMAP
     except ImportError:
         raise UserError(_NO_UMAP) from None
-    start = "random" if len(row_ND) < 20 else "spectral"  # Spectral needs more rows than neighbours and dimensions.
-    model = UMAP(n_neighbors=min(max(15, neighbours), len(row_ND) - 1), init=start, random_state=seed, n_jobs=1)
+    start = "random" if len(row_ND) < 20 else "spectral"  # Spectral needs more rows than neighbors and dimensions.
+    model = UMAP(n_neighbors=min(max(15, neighbors), len(row_ND) - 1), init=start, random_state=seed, n_jobs=1)
     return np.asarray(model.fit_transform(row_ND), np.float32)
 
 
@@ -246,8 +246,8 @@ def trustworthiness(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
     return float(measure(row_ND, point_N2, n_neighbors=k))
 
 
-def neighbours_kept(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
-    """Share of each row's `k` nearest neighbours that are among the `k` nearest on the map; ties go to the lower row number."""
+def neighbors_kept(row_ND: np.ndarray, point_N2: np.ndarray, k: int) -> float:
+    """Share of each row's `k` nearest neighbors that are among the `k` nearest on the map; ties go to the lower row number."""
     return _share_kept(_nearest_others(row_ND, k), point_N2)
 
 

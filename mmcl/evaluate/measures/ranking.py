@@ -85,12 +85,12 @@ class Ranks:
         return mean
 
     def ndcg(self, k: int) -> np.ndarray:
-        """Normalised discounted cumulative gain of the first k: gain 1 for a positive, discount log2(rank + 1): float64 [Q]."""
+        """Normalized discounted cumulative gain of the first k: gain 1 for a positive, discount log2(rank + 1): float64 [Q]."""
         discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
         first = np.minimum(self.above, k)
         gain = self._sum(self._share * (discounts[first + self._places(k)] - discounts[first]))
-        normalised: np.ndarray = gain / discounts[np.minimum(self.total, k)]
-        return normalised
+        normalized: np.ndarray = gain / discounts[np.minimum(self.total, k)]
+        return normalized
 
     @property
     def total(self) -> np.ndarray:

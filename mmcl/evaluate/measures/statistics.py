@@ -215,7 +215,7 @@ def bounded(
 def within_bounds(
     value: float, variance: float, n: float, low: float = 0.0, high: float = 1.0, *, tail: float = TAIL
 ) -> Interval | None:
-    """Interval of a mean of `n` draws, each from `low` to `high`: Jeffreys' interval, generalised to any variance.
+    """Interval of a mean of `n` draws, each from `low` to `high`: Jeffreys' interval, generalized to any variance.
 
     It is a Bayesian bootstrap (Rubin, "The Bayesian bootstrap", 1981) of the draws and of half a draw at either bound, for
     unseen outcomes, approximated by the beta distribution with the same mean and variance. For 0/1 outcomes it is exactly

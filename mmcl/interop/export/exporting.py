@@ -157,7 +157,7 @@ def _ready(model: Model) -> Model:
     """Returns a model on the CPU. Raises UserError for weights that are not final."""
     changed = next((name for name, module in model.towers.named_modules() if is_parametrized(module)), None)
     if changed is not None:
-        raise UserError(f"{changed} has adapters or other parametrised weights; merge them into the weights before an export")
+        raise UserError(f"{changed} has adapters or other parametrized weights; merge them into the weights before an export")
     if model.device.type == "cpu":
         return model
     return Model(

@@ -21,7 +21,7 @@ from mmcl.types import Tokens
 
 BOUNDS: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "int8": 1e-1}
 """Largest absolute difference allowed in any number of a unit embedding: rounding is far below it (about 1e-6 in float32, 5e-4
-in float16), and a wrong activation, pooling or normalisation far above."""
+in float16), and a wrong activation, pooling or normalization far above."""
 
 
 def instead(model: Model) -> str:
@@ -34,7 +34,7 @@ class LoadedExport(Protocol):
     """An export as its own library loads it. All rows are of unit length, float32 [N, D]."""
 
     def embed_pixels(self, pixels_BCHW: Tensor) -> np.ndarray:
-        """Embeds pixels of the model's size, float32 in [0, 1], before normalisation."""
+        """Embeds pixels of the model's size, float32 in [0, 1], before normalization."""
         ...
 
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:

@@ -18,7 +18,7 @@ _DOTS, _SLASHES = r"(^|/)(?:\./+)+", "/{2,}"
 def sample_rows(table: pa.Table, columns: Columns) -> np.ndarray:
     """Groups rows as `group_rows` does, by image path or, in a table of captions, by encoded image.
 
-    With labels or without captions, equal encoded images are not merged, so that a labelled dataset keeps its size.
+    With labels or without captions, equal encoded images are not merged, so that a labeled dataset keeps its size.
     """
     images = table[columns.image] if columns.image else None
     return group_rows(images, len(table), by_content=columns.caption is not None and columns.label is None)
@@ -58,7 +58,7 @@ def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
         images: column of a `plain_type` type.
 
     Returns:
-        Texts, normalised so that "." and double slashes do not make paths of the same file differ.
+        Texts, normalized so that "." and double slashes do not make paths of the same file differ.
     """
     if is_text(images.type):
         return _normal(images)
@@ -67,7 +67,7 @@ def image_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_struct(images.type):
         return _paths_in_structs(images)
     if is_bytes(images.type) and (pc.max(pc.binary_length(images)).as_py() or 0) > MAX_PATH_BYTES:
-        return None  # Encoded images, recognised by their lengths without reading them.
+        return None  # Encoded images, recognized by their lengths without reading them.
     if not is_bytes(images.type) and images.type != JsonType():
         return None
     chunks = [pa.array(map(_path_in, chunk), pa.large_string()) for chunk in images.chunks]
