@@ -99,7 +99,7 @@ def adapt(module: nn.Module, *, name: str = "lora", where: str | None = None, **
         weight = getattr(owner, own_name).detach()
         built[path] = ADAPTERS.build(name, args, as_matrix(weight, is_transposed=is_transposed))
         if not isinstance(built[path], Adapter):
-            raise UserError(f"adapter {name!r} is no subclass of mmcl.encoders.adapters.Adapter: derive it from that")
+            raise UserError(f"adapter {name!r} is not a subclass of mmcl.encoders.adapters.Adapter: derive it from that")
         built[path].is_transposed = is_transposed
     network.requires_grad_(False)
     if isinstance(module, Tower):

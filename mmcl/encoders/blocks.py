@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 PROJECTION = re.compile(r"(^|_)proj(ection)?$")
-"""Names of parameters that are projections, and stand on a module that is no linear layer."""
+"""Names of parameters that are projections, and stand on a module that is not a linear layer."""
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

@@ -347,5 +347,5 @@ def test_another_type_may_be_registered() -> None:
     original = net.stem.weight.detach().clone()
     assert adapt(net, name="scale", where="stem", start=2) == ["stem.weight"]
     assert torch.equal(net.stem.weight, 2 * original)
-    with pytest.raises(UserError, match="'no_adapter' is no subclass of"):
+    with pytest.raises(UserError, match="'no_adapter' is not a subclass of"):
         adapt(Net(), name="no_adapter")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,17 @@ def resumed(image_folder: Path, run_dir: Path, number: int, *flags: str) -> Conf
     return tiny_run(image_folder, run_dir, *flags, *resume, "--data.workers", str(WORKERS[number % len(WORKERS)]))
 
 
+def killed_and_resumed(image_folder: Path, run_dir: Path, world: int, kills: Iterable[int], *flags: str) -> Config:
+    """Kill a run when step k begins, while a checkpoint may still be on its way to the disk; resume, kill again, ..., and end."""
+    number = 0
+    for number, step in enumerate(kills, 1):
+        config = resumed(image_folder, run_dir, number - 1, *flags)
+        assert run(config, world, before_step(step, kill)) == [KILLED] * world
+    config = resumed(image_folder, run_dir, number, *flags)
+    assert run(config, world) == [0] * world
+    return config
+
+
 @pytest.mark.parametrize(
     ("world", "kills"),
     [(1, range(1, STEPS + 1)), (2, (2, 3, 6)), (3, (3, 4, 7))],
@@ -32,12 +43,7 @@ def resumed(image_folder: Path, run_dir: Path, number: int, *flags: str) -> Conf
 def test_resume_is_bit_exact(
     world: int, kills: list[int], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
-    """Killed when step k begins, while a checkpoint may still be on its way to the disk; resumed, killed again, ..."""
-    for number, step in enumerate(kills):
-        config = resumed(image_folder, tmp_path / "run", number)
-        assert run(config, world, before_step(step, kill)) == [KILLED] * world
-    config = resumed(image_folder, tmp_path / "run", len(kills))
-    assert run(config, world) == [0] * world
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills)
     assert final_state(config) == final_state(uninterrupted(world))
     assert samples(config, world) == samples(uninterrupted(world), world)
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
@@ -47,10 +53,7 @@ def test_queue_and_teacher_continue_where_they_were(image_folder: Path, tmp_path
     flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, 2) == [0, 0]
-    for number, step in enumerate((3, 6)):
-        assert run(resumed(image_folder, tmp_path / "run", number, *flags), 2, before_step(step, kill)) == [KILLED] * 2
-    config = resumed(image_folder, tmp_path / "run", 2, *flags)
-    assert run(config, 2) == [0, 0]
+    config = killed_and_resumed(image_folder, tmp_path / "run", 2, (3, 6), *flags)
     assert final_state(config) == final_state(whole)
     assert any("queue" in key for key in final_state(config))
 
@@ -108,11 +111,7 @@ def test_adapters_resume_bit_for_bit(
     flags = ("--init", str(uninterrupted(1).run_dir), *from_init, *adapted, *layout, "--train.micro_batch", "3")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
-    for number, step in enumerate(kills):
-        config = resumed(image_folder, tmp_path / "run", number, *flags)
-        assert run(config, world, before_step(step, kill)) == [KILLED] * world
-    config = resumed(image_folder, tmp_path / "run", len(kills), *flags)
-    assert run(config, world) == [0] * world
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
     assert final_state(config) == final_state(whole)
     assert not [key for key in final_state(config) if key.endswith("original") or "token_embedding" in key]
     models = [load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole)]
@@ -131,11 +130,7 @@ def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], i
     flags = (*SPREAD, *momentum, *evaluated, "--train.micro_batch", "2")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
-    for number, step in enumerate(kills):
-        config = resumed(image_folder, tmp_path / "run", number, *flags)
-        assert run(config, world, before_step(step, kill)) == [KILLED] * world
-    config = resumed(image_folder, tmp_path / "run", len(kills), *flags)
-    assert run(config, world) == [0] * world
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
     assert final_state(config) == final_state(whole)
     assert f"{world} processes on cpu, 1 thread each, the weights spread over them" in output(config)
 

@@ -42,7 +42,7 @@ def as_dual(model: Model, target: str) -> Dual:
         target: name of the target, for errors.
 
     Raises:
-        UserError: the towers are no CLIP-like model of transformers, or a head cannot be part of it.
+        UserError: the towers are not those of a CLIP-like model of transformers, or a head cannot be part of it.
     """
     dual = _towers_as_dual(model, target)
     for name in ("image", "text"):

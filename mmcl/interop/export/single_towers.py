@@ -103,7 +103,7 @@ def _single_tower(model: Model, name: str) -> SingleTower:
     config = getattr(getattr(encoder, "model", None), "config", None)
     fits = isinstance(encoder, TransformersImage | TransformersText) and encoder.pooling in _POOLING
     if not fits or is_dual(encoder.model) or config is None:
-        raise UserError(f"the {name} tower is no model of its own")
+        raise UserError(f"the {name} tower is not a model of its own")
     if getattr(config, "is_encoder_decoder", False) or config.model_type in TRAINED_WITHOUT_MASK:
         raise UserError(f"the {name} tower is part of a model of type {config.model_type!r}")
     pooling = _POOLING[encoder.pooling]
@@ -134,7 +134,7 @@ def _layers(head: nn.Module) -> Iterator[Layer]:
         case MLPHead():
             yield from map(_mlp_layer, head.layers)  # type: ignore[arg-type]
         case _:
-            raise UserError(f"the head {type(head).__name__} is no row of linear layers")
+            raise UserError(f"the head {type(head).__name__} is not a sequence of linear layers")
 
 
 def _mlp_layer(parts: nn.Sequential) -> Layer:

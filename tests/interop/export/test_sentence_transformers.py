@@ -105,7 +105,7 @@ def test_a_head_is_a_row_of_layers(name: str) -> None:
 def test_every_registered_head_is_known_or_refused() -> None:
     for name in HEADS:
         list(_layers(HEADS.build(name, {}, 16)))
-    with pytest.raises(UserError, match="the head Dropout is no row of linear layers"):
+    with pytest.raises(UserError, match="the head Dropout is not a sequence of linear layers"):
         list(_layers(nn.Dropout()))
 
 
