@@ -25,7 +25,7 @@ def resumed(image_folder: Path, run_dir: Path, number: int, *flags: str) -> Conf
 
 
 def killed_and_resumed(image_folder: Path, run_dir: Path, world: int, kills: Iterable[int], *flags: str) -> Config:
-    """Kill a run when step k begins, while a checkpoint may still be on its way to the disk; resume, kill again, ..., and end."""
+    """Kill a run when step k begins, while a checkpoint may still be on its way to the disk; resume, kill again; then end."""
     number = 0
     for number, step in enumerate(kills, 1):
         config = resumed(image_folder, run_dir, number - 1, *flags)
