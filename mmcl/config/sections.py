@@ -235,6 +235,10 @@ class TrainConfig:
     freeze_statistics: Literal["auto"] | bool = "auto"
     """Keep the batch norms of the encoders, and of heads from `init`, in evaluation mode: statistics of small or other data
     cost accuracy. "auto" does so for what comes from `init`."""
+    ema: float | None = setting(None, above=0, below=1)
+    """Momentum of an exponential moving average of the weights, such as 0.999, which the run evaluates and exports in place of
+    the weights of the last step. Early steps use a smaller momentum, so that short runs forget their initial weights. Null
+    averages nothing."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

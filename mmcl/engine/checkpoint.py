@@ -1,4 +1,5 @@
-"""Checkpoints: weights, optimizer state and step number, in safetensors and JSON. Order and randomness need no state.
+"""Checkpoints: weights, their average, optimizer state and step number, in safetensors and JSON. Order and randomness need no
+state.
 
 Frozen weights of encoders are left out: every start of a run builds them again, and compares them with those of the first
 (`mmcl.runs.resume`).
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ from mmcl.logging import get_logger
 logger = get_logger(__name__)
 
 FORMAT_VERSION = 1
-MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "MANIFEST.json"
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+MANIFEST = "MANIFEST.json"
 _SPARE_BYTES = 2**20
 
 
@@ -44,12 +47,20 @@ class Snapshot:
         step: the number of steps done.
         model, optimizer: tensors by name, on the CPU.
         facts: JSON values for the manifest.
+        average: moving average of the weights, likewise; {} without one.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each file."""
+        files = {MODEL: self.model, OPTIMIZER: self.optimizer}
+        return {**files, AVERAGE: self.average} if self.average else files
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +94,25 @@ class _Manifest:
 
 
 def take_snapshot(
-    step: int, module: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool = True, **facts: Any
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    average: Mapping[str, Tensor] | None = None,
+    keep: bool = True,
+    **facts: Any,
 ) -> Snapshot:
-    """Copy trained parameters, persistent buffers and the state of the optimizer.
+    """Copy trained parameters, persistent buffers, the state of the optimizer, and the average of the weights if there is one.
 
     Sharded tensors are gathered, so all processes must call this. Processes without `keep` get no tensors.
     """
 
-    def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         whole = ((name, _whole(tensor)) for name, tensor in tensors.items())
         return {name: _copy(tensor) for name, tensor in whole if keep}
 
-    return Snapshot(step, copied(_module_tensors(module)), copied(_optimizer_tensors(module, optimizer)), facts)
+    model, state = copied(_module_tensors(module)), copied(_optimizer_tensors(module, optimizer))
+    return Snapshot(step, model, state, facts, copied(average or {}))
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int | None = None) -> Path:
@@ -168,8 +186,9 @@ def verify(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged: {error}") from None
     if path.name != _name(known.step):
         raise UserError(f"{path} holds step {known.step}: was the folder renamed?")
-    for name in (MODEL, OPTIMIZER):
-        _verify_file(path / name, known.files[name])
+    for name in (MODEL, OPTIMIZER, AVERAGE):
+        if name in known.files:
+            _verify_file(path / name, known.files[name])
     return Checkpoint(path, known.step, manifest)
 
 
@@ -195,11 +214,27 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
     Raises:
         UserError: as `load_checkpoint` does.
     """
-    state, own = read_safetensors(checkpoint.path / MODEL), _module_tensors(module)
-    misshapen = [name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape]
-    _refuse(checkpoint, [*sorted(set(state) ^ set(own)), *misshapen])
+    _fill(_module_tensors(module), checkpoint, MODEL)
+
+
+def load_average(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> bool:
+    """Fill tensors with the average of the weights. Returns False, and changes nothing, if the checkpoint has none.
+
+    Raises:
+        UserError: as `load_checkpoint` does.
+    """
+    if AVERAGE not in checkpoint.manifest["files"]:
+        return False
+    _fill(tensors, checkpoint, AVERAGE)
+    return True
+
+
+def _fill(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, file: str) -> None:
+    state = read_safetensors(checkpoint.path / file)
+    misshapen = [name for name, tensor in tensors.items() if name in state and state[name].shape != tensor.shape]
+    _refuse(checkpoint, [*sorted(set(state) ^ set(tensors)), *misshapen])
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in tensors.items():
             tensor.copy_(_laid_out(state[name], tensor))
 
 
@@ -209,10 +244,9 @@ def _refuse(checkpoint: Checkpoint, misfits: list[str]) -> None:
 
 
 def _write_files(stage: Path, snapshot: Snapshot) -> None:
-    save_file(snapshot.model, stage / MODEL)
-    save_file(snapshot.optimizer, stage / OPTIMIZER)
     files = {}
-    for name in (MODEL, OPTIMIZER):
+    for name, tensors in snapshot.files.items():
+        save_file(tensors, stage / name)
         files[name] = {"bytes": (stage / name).stat().st_size, "sha256": _sha256(stage / name)}
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -232,7 +266,7 @@ def _verify_file(file: Path, expected: _File) -> None:
 
 
 def _check_space(folder: Path, snapshot: Snapshot) -> None:
-    needed = sum(tensor.nbytes for group in (snapshot.model, snapshot.optimizer) for tensor in group.values()) + _SPARE_BYTES
+    needed = sum(tensor.nbytes for group in snapshot.files.values() for tensor in group.values()) + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

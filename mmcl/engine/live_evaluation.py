@@ -16,7 +16,7 @@ from mmcl.config import Config, EvaluatorConfig
 from mmcl.engine.distributed_model import SharedModel
 from mmcl.engine.guards import longer_timeout
 from mmcl.engine.launch import SLOW_SECONDS
-from mmcl.engine.weight_layout import gathered_weights
+from mmcl.engine.weight_layout import broadcast_statistics, gathered_weights
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task
 from mmcl.interop.model import Model, build_model
@@ -75,6 +75,8 @@ class LiveEvaluation:
             model = build_model(self.method)
             if self.accelerator.num_processes == 1:
                 return self._score(model, due)
+            # After its last forward pass, a process has running statistics of its own rows.
+            broadcast_statistics(self.method)
             sources = [source for _, task in due for source in (task.source, task.bank) if source is not None]
             shared = SharedModel(model, sources)
             # Processes encode shares of different sizes, so sharded weights cannot be gathered block by block.

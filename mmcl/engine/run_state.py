@@ -35,6 +35,7 @@ class RunState:
         skipped: number of skipped steps.
         scaler: state of the loss scaler under fp16; None otherwise.
         best: see `BestScore`.
+        averaged: number of updates of the moving average of the weights.
     """
 
     bad: int
@@ -43,9 +44,10 @@ class RunState:
     skipped: int
     scaler: ScalerState | None
     best: BestState
+    averaged: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.bad_run <= self.bad <= self.seen or self.skipped < 0:
+        if not 0 <= self.bad_run <= self.bad <= self.seen or self.skipped < 0 or self.averaged < 0:
             raise UserError("state has impossible counts of samples or steps")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.order import BatchOrder
 from mmcl.engine.best_checkpoint import BestScore
-from mmcl.engine.checkpoint import load_checkpoint, take_snapshot
+from mmcl.engine.checkpoint import load_average, load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.engine.collapse import CollapseMonitor
 from mmcl.engine.guards import (
@@ -39,6 +39,7 @@ from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import Logbook
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import learning_rate
+from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights
 from mmcl.errors import UserError
 from mmcl.logging import get_logger
@@ -107,6 +108,7 @@ class Trainer:
         self.stop = StopSignals()
         self.collapse_monitor = CollapseMonitor()
         self.best = BestScore(config.train)
+        self.average: WeightAverage | None = None
         self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
 
     def fit(self, checkpoint: Checkpoint | None = None) -> FitResult:
@@ -151,6 +153,10 @@ class Trainer:
             if self.accelerator.scaler and state.scaler:
                 self.accelerator.scaler.load_state_dict(asdict(state.scaler))
             self.best.restore(state.best, checkpoint.path.parent)
+        if self.config.train.ema is not None:
+            self.average = WeightAverage(self.method, self.config.train.ema)
+            if checkpoint and load_average(checkpoint, self.average.tensors):
+                self.average.updates = state.averaged
         return step
 
     def _warm_up(self, step: int) -> None:
@@ -196,6 +202,8 @@ class Trainer:
         if self._is_finite(metrics):
             self.optimizer.step()
             self.method.commit(embeddings, batch)
+            if self.average and not self.optimizer.step_was_skipped:
+                self.average.update()
             geometry = self.collapse_monitor.check(step, self.method, embeddings) if self.logbook.is_logged(step) else {}
         else:
             geometry = {}
@@ -315,7 +323,8 @@ class Trainer:
         """
         if due := self.evaluation.due(step):
             began = time.perf_counter()
-            scores = self.evaluation.scores(due)
+            with self.average.in_place() if self.average else nullcontext():
+                scores = self.evaluation.scores(due)
             self.logbook.evaluation(step, scores, time.perf_counter() - began, figures=self.evaluation.figures)
             self.best.update(step, scores)
         return self.best.is_over
@@ -346,8 +355,16 @@ class Trainer:
             skipped=self.skipped,
             scaler=ScalerState(**scaler.state_dict()) if scaler else None,
             best=self.best.state,
+            averaged=self.average.updates if self.average else 0,
         )
-        facts = {"identity": self.identity, "state": asdict(state)}
-        snapshot = take_snapshot(step, self.method, self.optimizer.optimizer, keep=is_writer, **facts)
+        snapshot = take_snapshot(
+            step,
+            self.method,
+            self.optimizer.optimizer,
+            average=self.average.tensors if self.average else None,
+            keep=is_writer,
+            identity=self.identity,
+            state=asdict(state),
+        )
         if is_writer:
             self.writer.save(snapshot, spare=self.best.step)

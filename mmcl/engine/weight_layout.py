@@ -113,9 +113,7 @@ class ShardedWeights(Weights):
             dist.all_reduce(joined)
             for grad, mean in zip(grads, (joined / dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
                 grad.copy_(mean.view_as(grad))
-        for norm in self.method.modules():
-            for statistic in norm.buffers(recurse=False) if getattr(norm, "track_running_stats", False) else ():
-                dist.broadcast(statistic, src=0)
+        broadcast_statistics(self.method)
 
     @torch.no_grad()
     def clip(self, bound: float | None) -> Tensor:
@@ -132,6 +130,13 @@ class ShardedWeights(Weights):
 
     def _grads(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.method.parameters() if parameter.grad is not None]
+
+
+def broadcast_statistics(module: nn.Module) -> None:
+    """Replace the running statistics of batch norms by those of the first process. All processes call this."""
+    for norm in module.modules():
+        for statistic in norm.buffers(recurse=False) if getattr(norm, "track_running_stats", False) else ():
+            dist.broadcast(statistic, src=0)
 
 
 def _square(tensors: list[Tensor], device: torch.device) -> Tensor:
@@ -162,6 +167,12 @@ def _own_outputs(module: nn.Module, inputs: object, output: Any) -> Any:
     if isinstance(output, tuple):
         return tuple(_own_outputs(module, inputs, part) for part in output)
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a tensor, or all of a replicated one, in the same memory and without gradient."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager

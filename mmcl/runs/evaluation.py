@@ -36,7 +36,9 @@ def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, c
     merge_adapters(method.towers)  # for speed; they have not changed anything yet
     start = CachedModel(build_model(method), "before" if config.init else "untrained", cache=cache)
     report = evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
-    return dataclasses.replace(report, about=_about(config, trained))
+    ema = config.train.ema
+    averaged = () if ema is None else (f"The trained weights are the moving average over the steps (train.ema {ema:g}).",)
+    return dataclasses.replace(report, about=_about(config, trained), notes=(*report.notes, *averaged))
 
 
 def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:

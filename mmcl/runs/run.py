@@ -16,7 +16,14 @@ from mmcl.data.batches.loader import StepBatches
 from mmcl.encoders.adapters import merge_adapters
 from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tower import GIVEN
-from mmcl.engine.checkpoint import Checkpoint, checkpoint_of_step, latest_checkpoint, load_weights, set_newer_aside
+from mmcl.engine.checkpoint import (
+    Checkpoint,
+    checkpoint_of_step,
+    latest_checkpoint,
+    load_average,
+    load_weights,
+    set_newer_aside,
+)
 from mmcl.engine.guards import run_on_first_process
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
@@ -24,6 +31,7 @@ from mmcl.engine.log import track_figures
 from mmcl.engine.precision import settle_precision
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import FitResult, Trainer
+from mmcl.engine.weight_average import averaged_tensors
 from mmcl.errors import UserError
 from mmcl.evaluate import Report
 from mmcl.files.atomic import write_file
@@ -180,7 +188,7 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, result: FitRe
     Raises:
         UserError: their checkpoint is damaged.
     """
-    best = result.best
+    best, ema = result.best, config.train.ema
     if best.metric is not None:
         logger.info(f"best {best.metric}: {best.value} at step {best.step} of {result.step}")
     exported: dict[str, Any] = {"export": "last", "steps": result.step}
@@ -189,8 +197,11 @@ def _choose_weights(config: Config, run_dir: Path, method: Method, result: FitRe
             logger.warning("no score was finite, so the last weights are exported")
         else:
             exported = {"export": "best", "steps": best.step, "score": {best.metric: best.value}}
-    if config.train.fsdp or exported["steps"] != result.step:
-        load_weights(checkpoint_of_step(run_dir / "checkpoints", exported["steps"]), method)
+    if config.train.fsdp or ema is not None or exported["steps"] != result.step:
+        checkpoint = checkpoint_of_step(run_dir / "checkpoints", exported["steps"])
+        load_weights(checkpoint, method)
+        if ema is not None and load_average(checkpoint, averaged_tensors(method)):
+            exported["ema"] = ema
     return exported
 
 

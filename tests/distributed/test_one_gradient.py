@@ -20,6 +20,7 @@ from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.encoders.adapters import adapt, adapters
 from mmcl.encoders.tower import Tower
+from mmcl.engine.weight_average import WeightAverage
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
@@ -36,13 +37,15 @@ State = dict[str, Tensor]
 
 
 def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Batch]]) -> State:
-    """Five steps of AdamW. Returns loss and gradients of the first, and the state after the last: weights, teachers, queues."""
+    """Five steps of AdamW. Returns loss and gradients of the first, and the state after the last: weights, their average,
+    teachers, queues."""
     learning = [p for p in method.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(learning, lr=1e-3, eps=1e-3)
     if learning[0].dtype == torch.float32 and not method.unit_rows:
         # The gradients of some biases are zero but for rounding (Barlow Twins, VICReg), of which Adam would make steps.
         optimizer = torch.optim.SGD(learning, lr=1e-3, momentum=0.9)
     state: State = {}
+    average = WeightAverage(method, 0.3)
     for step in range(STEPS):
         loss, embeddings, batch = step_of(step)
         if step == 0:
@@ -51,6 +54,8 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
         optimizer.step()
         optimizer.zero_grad()
         method.commit(embeddings, batch)
+        average.update()
+    state |= {f"average of {name}": value for name, value in average.tensors.items()}
     return state | {f"trained {name}": value.detach().clone() for name, value in method.state_dict().items()}
 
 

@@ -20,6 +20,7 @@ from mmcl.encoders.blocks import blocks
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import take_snapshot
 from mmcl.engine.optim import build_optimizer
+from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ShardedWeights, gathered_weights
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
@@ -59,7 +60,7 @@ def alone(name: str, optimizer_name: str) -> State:
     config = OPTIMIZERS[optimizer_name]
     method = configured(name, torch.float64)
     optimizer = build_optimizer(method, config)
-    norms = []
+    average, norms = WeightAverage(method, 0.3), []
     for step in range(STEPS):
         batch = batch_of_step(method, step, torch.float64)
         rows, ids = method.encode(batch.views), positives_of(method, batch)
@@ -69,7 +70,8 @@ def alone(name: str, optimizer_name: str) -> State:
         optimizer.step()
         optimizer.zero_grad()
         method.commit(embeddings, batch)
-    return state_of(method, optimizer, norms)
+        average.update()
+    return state_of(method, optimizer, norms, average)
 
 
 def accelerator() -> Any:
@@ -82,7 +84,7 @@ def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: 
     config, method = OPTIMIZERS[optimizer_name], configured(name, torch.float64)
     weights = ShardedWeights(accelerator(), method, config)
     assert all(isinstance(p, DTensor) for p in method.towers.parameters())
-    norms = []
+    average, norms = WeightAverage(method, 0.3), []
     for step in range(STEPS):
         local = share_of(batch_of_step(method, step, torch.float64), rank, world, even=True)
 
@@ -104,12 +106,20 @@ def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: 
         weights.optimizer.step()
         weights.optimizer.zero_grad()
         method.commit(embeddings, local)
-    return state_of(method, weights.optimizer, norms)
+        average.update()
+    return state_of(method, weights.optimizer, norms, average)
 
 
-def state_of(method: nn.Module, optimizer: Any, norms: list[Tensor]) -> State:
-    snapshot = take_snapshot(STEPS, method, optimizer)
-    return {"norms": torch.stack(norms), **snapshot.model, **{f"moment {key}": x for key, x in snapshot.optimizer.items()}}
+def state_of(method: nn.Module, optimizer: Any, norms: list[Tensor], average: WeightAverage) -> State:
+    """The state of a checkpoint, and the weights with the average in their place."""
+    snapshot = take_snapshot(STEPS, method, optimizer, average=average.tensors)
+    with average.in_place():
+        averaged = take_snapshot(STEPS, method, optimizer).model
+    again = take_snapshot(STEPS, method, optimizer).model
+    assert all(torch.equal(again[key], value) for key, value in snapshot.model.items()), "the weights are back"
+    parts = {"moment": snapshot.optimizer, "average": snapshot.average, "averaged": averaged}
+    flat = {f"{part} {key}": value for part, tensors in parts.items() for key, value in tensors.items()}
+    return {"norms": torch.stack(norms), **snapshot.model, **flat}
 
 
 PIECES = {2: 1, 3: 5, 4: 2}
@@ -129,7 +139,7 @@ def all_ranks(world: int, sampled: bool) -> list[dict[Any, State]]:
 
 @pytest.mark.parametrize(("world", "case"), grid(PIECES, CASES))
 def test_training_is_that_of_one_process(world: int, case: tuple[str, str]) -> None:
-    """Weights, moments, teachers, queues and the gradient's norm."""
+    """Weights, their average, moments, teachers, queues and the gradient's norm."""
     expected = alone(*case)
     for state in all_ranks(world, (world, case) in SAMPLE):
         ours = state[case]

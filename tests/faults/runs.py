@@ -189,7 +189,8 @@ def final_state(config: Config) -> dict[str, str]:
     folder = Path(config.run_dir or "") / "checkpoints" / f"step-{config.train.steps:07d}"
     found = {
         f"{name}/{key}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-        for name in ("model", "optimizer")
+        for name in ("model", "optimizer", "average")
+        if (folder / f"{name}.safetensors").exists()
         for key, tensor in load_file(folder / f"{name}.safetensors").items()
     }
     rows = read_log(Path(config.run_dir or "") / "metrics.jsonl")

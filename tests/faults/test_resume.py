@@ -105,15 +105,18 @@ def test_adapters_resume_bit_for_bit(
     uninterrupted: Uninterrupted,
     tmp_path: Path,
 ) -> None:
-    """The checkpoints hold adapters alone; the weights below are loaded from `init` at every start."""
+    """With groups and an average of the weights. The checkpoints hold adapters alone; the weights below are loaded from
+    `init` at every start."""
     from_init = [flag for name in ("image", "text") for flag in (f"--{name}.encoder", "null", f"--{name}.head", "null")]
     adapted = ("--image.adapt", "{name: dora, args: {rank: 2}}", "--text.adapt", "{args: {rank: 3, dropout: 0.3}}")
-    flags = ("--init", str(uninterrupted(1).run_dir), *from_init, *adapted, *layout, "--train.micro_batch", "3")
+    more = ("--optim.groups", "[{match: head, lr: 0.01}, {match: '^text[.]', scale: 0.5}]", "--train.ema", "0.9")
+    flags = ("--init", str(uninterrupted(1).run_dir), *from_init, *adapted, *layout, *more, "--train.micro_batch", "3")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
     config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
     assert final_state(config) == final_state(whole)
     assert not [key for key in final_state(config) if key.endswith("original") or "token_embedding" in key]
+    assert any(key.startswith("average/") for key in final_state(config))
     models = [load_file(Path(c.run_dir or "") / "model/model.safetensors") for c in (config, whole)]
     assert all(torch.equal(models[0][key], value) for key, value in models[1].items())
 
