@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mmcl.config import Config, SourceConfig
+from mmcl.config import Config, DataConfig, SourceConfig
 from mmcl.data.batches.class_order import ClassOrder
 from mmcl.data.batches.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.batches.order import BatchOrder, Order
@@ -37,18 +37,19 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     if config.data.max_pixels is not None:
         allow_pixels(config.data.max_pixels)
     sources = {where: build_source(part, config.data.root, where) for where, part in config.training_parts.items()}
-    if config.data.templates is not None:
-        sources = _captioned(sources, config.data.templates)
+    uncaptioned = _uncaptioned(sources) if config.data.templates is not None else set()
     views = getattr(METHODS[config.method.name], "views", {})  # of some methods they depend on the arguments
-    if "text" in views.values():
+    if "text" in views.values() and not uncaptioned:
         _require_captions(sources)
-    if config.data.caption_weights is not None:
-        sources = {where: WeightedCaptions(source, config.data.caption_weights) for where, source in sources.items()}
     split: dict[str, Source] = {}
     if config.data.holdout > 0:
+        # Before captions are made of labels, which would hold out whole classes: equal captions stay together.
         cache = data_root(config.data.root) / "index"
         for where, source in sources.items():
             sources[where], split[where] = split_source(source, config.data.holdout, config.train.seed, cache=cache)
+    for parts in (sources, split):
+        for where, source in parts.items():
+            parts[where] = _with_texts(source, config.data, needs_captions=where in uncaptioned)
     source, held_out = _joined(sources), _joined(split) if split else None
     if config.data.labels is not None:
         source = _few_labels(source, config.data.labels, config.train.seed)
@@ -62,11 +63,19 @@ def _require_captions(sources: Mapping[str, Source]) -> None:
         raise UserError(f"{where}: no captions, which the method learns from ({source[0].name} has none); {CAPTIONS_WANTED}")
 
 
-def _captioned(sources: Mapping[str, Source], templates: Sequence[str]) -> dict[str, Source]:
-    """Add captions by class to sources without captions. Raises UserError if all have captions, or one has no labels."""
-    if all(has_captions(source) for source in sources.values()):
+def _uncaptioned(sources: Mapping[str, Source]) -> set[str]:
+    """Return the names of the sources whose captions are made of labels. Raises UserError if all have captions."""
+    found = {where for where, source in sources.items() if not has_captions(source)}
+    if not found:
         raise UserError("data.templates is not used: the training data have captions of their own; remove it")
-    return {where: source if has_captions(source) else LabelCaptions(source, templates) for where, source in sources.items()}
+    return found
+
+
+def _with_texts(source: Source, config: DataConfig, *, needs_captions: bool) -> Source:
+    """Add captions by class and the weights of captions. Raises UserError if captions are needed and there are no labels."""
+    if needs_captions:
+        source = LabelCaptions(source, config.templates or ())
+    return source if config.caption_weights is None else WeightedCaptions(source, config.caption_weights)
 
 
 def _joined(sources: Mapping[str, Source]) -> Source:

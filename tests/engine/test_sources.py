@@ -109,6 +109,16 @@ def test_labels_teach_through_templates(tmp_path: Path) -> None:
     assert len(read_log(tmp_path / "digits" / "metrics.jsonl")) == 3
 
 
+def test_of_labeled_images_some_of_every_class_are_held_out(tmp_path: Path) -> None:
+    """Captions that are made of labels are equal within a class, and do not keep its images together."""
+    data = f"train: {{name: digits, args: {{fold: train}}}}, templates: {TEMPLATES}, holdout: 0.2"
+    rest, held_out = map(present, build_training_data(configuration(tmp_path, "digits", data)))
+    assert {*present(rest.labels)} == {*present(held_out.labels)} == {*range(10)}
+    assert len(held_out) == round(0.2 * (len(rest) + len(held_out)))
+    assert held_out[0].captions[0].startswith("a photo of a "), "the held-out images have captions, too"
+    assert (present(held_out.ids) == present(held_out.labels)).all()
+
+
 def test_templates_without_use(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.templates is not used"):
         train(configuration(tmp_path, "a", f"train: {{path: {folder}}}, templates: {TEMPLATES}"))
