@@ -71,9 +71,14 @@ def train(config: str = _DEFAULT, /, *settings: str) -> None:
     loaded = load_config(config, settings)
     for model in filter(None, (loaded.init, loaded.teacher)):
         check_available(model)
+    run_and_print(loaded)
+
+
+def run_and_print(config: Config) -> None:
+    """Trains, and prints the report and what to run next. Exits with 1 if an evaluator failed."""
     from mmcl.runs.run import train as run_training
 
-    result = run_training(loaded)
+    result = run_training(config)
     if result.report.metrics:
         _print_result(result)
     if result.report.failures:  # listed below the tables
@@ -174,6 +179,8 @@ def _print_result(result: RunResult) -> None:
     show("\ntry next")
     for line in _next_lines(result):
         say(f"  {line}".rstrip())
+    for paragraph in result.report.opening:
+        show("\n".join(["", *wrapped(paragraph)]))
 
 
 def _next_lines(result: RunResult) -> list[str]:

@@ -87,6 +87,9 @@ class Config:
         for number, evaluator in enumerate(self.evaluate):
             if evaluator.data is None and self.data.holdout == 0:
                 raise UserError(f"evaluate.{number}.data is missing: name the data, or set data.holdout to a share above 0")
+            if evaluator.keep and (evaluator.data is None or self.init is None):
+                fix = "name them in its `data`" if evaluator.data is None else "set init, the model that knows them"
+                raise UserError(f"evaluate.{number}.keep is true, for old data: {fix}, or remove it")
         if train.keep_best is None:
             for name, value in (("best_is", train.best_is), ("patience", train.patience)):
                 _require(value is None, f"train.{name}", value, "it needs train.keep_best, the score to follow")
@@ -157,6 +160,9 @@ class Config:
         for name, tower in towers.items():
             if tower.encoder is None and (self.init is None or self.init_missing == "random"):
                 raise UserError(f"{name}.encoder is missing: name an encoder (`mmcl list encoders`), or set init")
+            blocks = tower.freeze
+            fix = "give true, false, or a number of blocks: 2 freezes the lowest two, -2 all but the highest two"
+            _require(isinstance(blocks, bool) or blocks != 0, f"{name}.freeze", blocks, fix)
             if tower.adapt is not None and tower.freeze:
                 raise UserError(f"{name}.adapt and {name}.freeze exclude each other: the first trains what the second locks")
             keeps = tower.init_head_layers

@@ -47,9 +47,10 @@ class TowerConfig:
     preprocess: dict[str, Any] = field(default_factory=dict)
     """Overrides of the encoder's image preprocessing: fields of mmcl.preprocess.Preprocess, such as {intensity: [0, 4095]} for
     12-bit values in 16-bit files, or {intensity: {percentiles: [1, 99]}} for the range of each image. Saved with the model."""
-    freeze: bool | int = setting(False, at_least=1)
+    freeze: bool | int = False
     """Freeze the encoder and keep it in evaluation mode; the head is still trained. A number freezes that many of the lowest
-    blocks, such as transformer layers, and everything below them: embeddings, the patch convolution, the first norm."""
+    blocks, such as transformer layers, and everything below them: embeddings, the patch convolution, the first norm. A negative
+    number leaves that many of the highest blocks to train: -2 freezes everything below the last two."""
     adapt: AdapterConfig | None = None
     """Freeze the encoder's weights and batch-norm statistics, and train adapters of its matrices, which are merged into them
     at the end; the head is still trained. Needs trained weights: `init`, or an encoder with `pretrained`. Null trains all
@@ -202,6 +203,10 @@ class OptimConfig:
     temperature and what follows the last block have the full rate, and embeddings the lowest. Null gives all the same rate."""
     groups: tuple[GroupConfig, ...] = ()
     """Parameters with a learning rate, weight decay or freezing of their own; `mmcl doctor` shows all groups."""
+    probe: float = setting(0.0, at_least=0, below=1)
+    """Share of all steps in which the encoders wait and only what follows their last block learns: heads, projections, the last
+    norm, and the temperature. Their blocks and embeddings then join with a warm-up and a decay of their own, so that a new head
+    does not spoil them by its first gradients (Kumar et al., "Fine-Tuning can Distort Pretrained Features", 2022, LP-FT)."""
     warmup: float = setting(0.05, at_least=0, below=1)
     """Share of all steps over which the learning rate rises from 0."""
     final_lr: float = setting(0.0, at_least=0)
@@ -262,6 +267,9 @@ class TrainConfig:
     """Stop after this number of evaluations without an improvement of `keep_best`; null disables early stopping."""
     export: Literal["last", "best"] = setting("last", decides=False)
     """Weights to export to `model/`: those of the last step, or those with the best score of `keep_best`."""
+    alpha: float = setting(1.0, above=0, at_most=1, decides=False)
+    """Share of the trained weights in the model that is exported; the rest is the share of the weights of `init`. What is
+    forgotten shrinks faster with it than what is gained (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022)."""
     on_nonfinite: Literal["stop", "skip"] = setting("stop", decides=False)
     """Reaction to a non-finite loss or gradient: stop before the update, or skip the step."""
     max_skipped: int = setting(10, at_least=0, decides=False)
@@ -287,6 +295,9 @@ class EvaluatorConfig:
     """Data to evaluate on; null uses the share held out by `data.holdout`."""
     bank: SourceConfig | None = None
     """Labeled data for fitting k-NN and probes; default: the training data."""
+    keep: bool = False
+    """The data are old, of the kind that the model of `init` was trained on: what a report says first is what the run gained on
+    new data and lost on these."""
     args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the evaluator."""
 

@@ -175,14 +175,17 @@ class Tower(nn.Module):
 
         Args:
             lowest: number of blocks (`mmcl.encoders.blocks`) to freeze, with everything below them, such as embeddings, the
-                patch convolution and the first norm. None freezes the whole encoder.
+                patch convolution and the first norm. If negative, the number of the highest blocks that still train; where
+                there are no more, only what is below the blocks is frozen. None freezes the whole encoder.
 
         Raises:
-            UserError: the encoder has fewer blocks.
+            UserError: the encoder has fewer blocks, or none.
         """
         found = len(blocks(self.encoder))
-        if lowest is not None and lowest > found:
+        if lowest is not None and (lowest > found or not found):
             raise UserError(f"the encoder {self.encoder_name} has {counted(found, 'block') if found else 'no blocks'}")
+        if lowest is not None and lowest < 0:
+            lowest = max(0, found + lowest)
         depths = module_depths(self.encoder)
         for _, parameter, depth in parameter_depths(self.encoder):
             if lowest is None or depth <= lowest:

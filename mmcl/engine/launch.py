@@ -61,7 +61,7 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
             f"take a multiple of {accelerator.num_processes}"
         )
     _refuse_different_precisions(accelerator, config.precision)
-    _set_threads(config.threads)
+    set_threads(config.threads)
     # Very small gradients become denormal numbers, which slow a CPU down tenfold and have no effect on training.
     torch.set_flush_denormal(True)
     return accelerator
@@ -152,7 +152,8 @@ def keep_freed_memory(keep: bool) -> None:
         trim(0)
 
 
-def _set_threads(asked_for: int | None) -> None:
+def set_threads(asked_for: int | None) -> None:
+    """Set the number of CPU threads of this process; None takes its share of the cores."""
     """Set the number of threads. Launchers set one per process, but a process may use its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = asked_for or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

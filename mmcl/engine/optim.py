@@ -22,7 +22,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     - LARS (You et al., "Large Batch Training of Convolutional Networks", 2017, trust coefficient 0.001): SGD in which each
       matrix is updated in proportion to its norm. Biases and norms are excluded, as in SimCLR, for any weight decay.
 
-    Every group stores its peak learning rate as "initial_lr".
+    Every group stores its peak learning rate as "initial_lr", and the share of the run that it waits as "start".
 
     Raises:
         UserError: as `group_parameters` does.
@@ -43,10 +43,12 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 def _by_layout(group: ParameterGroup, config: OptimConfig) -> list[dict[str, Any]]:
     """Return the options of a group; of two groups if only some are sharded, because a fused step cannot mix the two kinds."""
-    options, own = as_options(group), {"adapted": group.kind != "spared"} if config.name == "lars" else {}
+    options = {**as_options(group), "start": group.start}
+    if config.name == "lars":
+        options["adapted"] = group.kind != "spared"
     spread = [p for p in group.parameters if isinstance(p, DTensor)]
     whole = [p for p in group.parameters if not isinstance(p, DTensor)]
-    return [{**options, **own, "params": part} for part in (spread, whole) if part]
+    return [{**options, "params": part} for part in (spread, whole) if part]
 
 
 def _build(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:

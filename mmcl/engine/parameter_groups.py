@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -39,6 +39,7 @@ class ParameterGroup:
         parameters: in the order of the module.
         lr: peak learning rate.
         weight_decay: weight decay.
+        start: share of the run before which they are not trained.
     """
 
     name: str
@@ -46,17 +47,19 @@ class ParameterGroup:
     parameters: Sequence[nn.Parameter]
     lr: float
     weight_decay: float
+    start: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer of an encoder: its name, and the factor of its learning rate."""
+    """A layer of an encoder: its name, the factor of its learning rate, and whether it waits while what is above is probed."""
 
     name: str
     scale: float
+    waits: bool
 
 
-_TOP = _Layer("", 1.0)
+_TOP = _Layer("", 1.0, waits=False)
 
 
 def param_groups(
@@ -121,18 +124,23 @@ def group_parameters(module: nn.Module, config: OptimConfig) -> list[ParameterGr
     """Group the parameters that require a gradient, in the order of `optim.groups`, then of layers, then of `Kind`.
 
     Raises:
-        UserError: a group matches nothing, or changes nothing; an encoder has no blocks, or all parameters are frozen.
+        UserError: a group matches nothing, or changes nothing; an encoder has no blocks, or all parameters are frozen; or
+            `optim.probe` has nothing to train first, or later.
     """
-    rules, layers = _matches(module, config.groups), _layers(module, config.layer_decay)
+    rules, layers = _matches(module, config.groups), _layers(module, config)
     found: dict[tuple[int, _Layer, Kind], list[nn.Parameter]] = {}
     for _, parameter, role in parameter_roles(module):
         if parameter.requires_grad:
             rule = rules.get(parameter, len(config.groups))
-            layer = _TOP if _has_own_rate(config, rule) else layers.get(parameter, _TOP)
+            layer = layers.get(parameter, _TOP)
+            if _has_own_rate(config, rule):
+                layer = replace(layer, name="", scale=1.0)
             found.setdefault((rule, layer, _kind(role, config)), []).append(parameter)
     if not found:
         raise UserError("all parameters are frozen, and nothing is trained: freeze fewer")
     _check_effect(config.groups, {(rule, kind) for rule, _, kind in found})
+    if config.probe:
+        _check_probe(module, layers)
     places, kinds = list(dict.fromkeys(layers.values())), list(_KINDS)
     order = sorted(found, key=lambda key: (key[0], places.index(key[1]) if key[1] in places else -1, kinds.index(key[2])))
     return [_group(config, *key, found[key]) for key in order]
@@ -146,8 +154,10 @@ def _group(config: OptimConfig, number: int, layer: _Layer, kind: Kind, paramete
         lr = lr * (rule.scale or 1.0) if rule.lr is None else rule.lr
         decay = decay if rule.weight_decay is None else rule.weight_decay
         match = f" ({rule.match})"
-    name = ": ".join(filter(None, (layer.name, _KINDS[kind]))) + match
-    return ParameterGroup(name=name, kind=kind, parameters=parameters, lr=lr, weight_decay=0.0 if kind == "spared" else decay)
+    name = ": ".join(filter(None, (layer.name, _KINDS[kind]))) + match + ", later" * layer.waits
+    decay = 0.0 if kind == "spared" else decay
+    start = config.probe if layer.waits else 0.0
+    return ParameterGroup(name=name, kind=kind, parameters=parameters, lr=lr, weight_decay=decay, start=start)
 
 
 def _kind(role: Role, config: OptimConfig) -> Kind:
@@ -194,23 +204,35 @@ def _check_effect(groups: Sequence[GroupConfig], used: set[tuple[int, Kind]]) ->
             )
 
 
-def _layers(module: nn.Module, decay: float | None) -> dict[nn.Parameter, _Layer]:
-    """Return the layers of the parameters below the top of their encoders.
+def _check_probe(module: nn.Module, layers: Mapping[nn.Parameter, _Layer]) -> None:
+    """Raise UserError if there is nothing above the blocks to train first, or nothing that joins later."""
+    waits = [p in layers for p in module.parameters() if p.requires_grad and p.ndim > 0]  # a temperature alone learns nothing
+    if not any(waits):
+        raise UserError("optim.probe: the encoders are frozen, so there is nothing that joins later; remove it")
+    if all(waits):
+        raise UserError(
+            "optim.probe: nothing that follows the blocks of the encoders could learn first; add a head, or remove it"
+        )
+
+
+def _layers(module: nn.Module, config: OptimConfig) -> dict[nn.Parameter, _Layer]:
+    """Return the layers of the parameters below the top of their encoders; {} if they are trained as the top is.
 
     Raises:
         UserError: an encoder has no blocks.
     """
     found: dict[nn.Parameter, _Layer] = {}
-    if decay is None:
+    decay, waits = config.layer_decay, config.probe > 0
+    if decay is None and not waits:
         return found
     for name, encoder in _encoders(module):
         count = len(blocks(encoder))
-        if not count:
+        if decay is not None and not count:
             raise UserError(f"optim.layer_decay: {name} has no blocks; freeze it, or remove layer_decay and set optim.groups")
         for _, parameter, depth in parameter_depths(encoder):
             if depth <= count:
-                layer = f"{name} block {depth}" if depth else f"{name} embeddings"
-                found.setdefault(parameter, _Layer(layer, decay ** (count + 1 - depth)))
+                layer = (f"{name} block {depth}" if depth else f"{name} embeddings") if decay else f"{name} encoder"
+                found.setdefault(parameter, _Layer(layer, (decay or 1.0) ** (count + 1 - depth), waits))
     return found
 
 

@@ -12,7 +12,14 @@ def warmup_steps(total: int, warmup: float) -> int:
 
 
 def learning_rate(
-    step: int, *, total: int, peak: float, warmup: float, final: float = 0.0, milestones: Sequence[float] = ()
+    step: int,
+    *,
+    total: int,
+    peak: float,
+    warmup: float,
+    final: float = 0.0,
+    milestones: Sequence[float] = (),
+    start: float = 0.0,
 ) -> float:
     """Return the learning rate: linear warm-up, then cosine decay or tenfold drops at milestones.
 
@@ -23,7 +30,12 @@ def learning_rate(
         warmup: share of steps in the warm-up; the learning rate of the first is already above 0.
         final: learning rate at the end of the cosine, as a share of the peak.
         milestones: shares of all steps at which the learning rate drops tenfold; if given, they replace the cosine.
+        start: share of all steps before which the learning rate is 0; the whole schedule then runs in the remaining ones.
     """
+    waiting = round(start * total)
+    if step < waiting:
+        return 0.0
+    step, total = step - waiting, total - waiting
     rising = warmup_steps(total, warmup)
     if step < rising:
         return peak * (step + 1) / (rising + 1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -239,7 +240,8 @@ class Trainer:
     def _set_rate(self, step: int) -> float:
         """Set every group's learning rate for this step. Returns that of `optim.lr`."""
         optim = self.config.optim
-        share = learning_rate(
+        share = partial(
+            learning_rate,
             step - 1,
             total=self.total_steps,
             peak=1.0,
@@ -248,8 +250,8 @@ class Trainer:
             milestones=optim.milestones,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = share * group["initial_lr"]
-        return share * optim.lr
+            group["lr"] = share(start=group["start"]) * group["initial_lr"]
+        return share() * optim.lr
 
     def _pieces(self, batch: Batch) -> list[Views]:
         """Return the micro-batches; if there are several, frozen encoders run once instead of in both passes."""

@@ -41,9 +41,21 @@ def check_run(
     """
     group_parameters(method, config.optim)
     check_data(config, method, source)
+    check_alpha(config, method)
     check_views(config, method, views)
     check_single_rows(config, method, views, processes, len(source))
     check_evaluators(config, tasks, has_text="text" in method.towers)
+
+
+def check_alpha(config: Config, method: Method) -> None:
+    """Raise UserError if the exported model is to be a mean with the initial one, and a tower or head is not from there."""
+    new = [name for name in method.towers if f"{name} tower" not in method.from_init]
+    if config.train.alpha < 1 and new:
+        part = f"{new[0]} head" if f"{new[0]} encoder" in method.from_init else f"{new[0]} tower"
+        raise UserError(
+            f"train.alpha {config.train.alpha:g} is for a mean with the weights of init, and the {part} has none there: set it "
+            "to 1"
+        )
 
 
 def check_evaluators(config: Config, tasks: Sequence[Task], *, has_text: bool) -> None:
@@ -86,7 +98,7 @@ def check_single_rows(config: Config, method: Method, views: Mapping[str, ImageV
     if min(share, micro or share) != 1:
         return
     inputs: dict[str, Any] = {
-        name: _two_images(views[name], config.train.seed) if name in views else _two_texts(method.tower(name).encoder)
+        name: two_images(views[name], config.train.seed) if name in views else _two_texts(method.tower(name).encoder)
         for name in method.views
     }
     try:
@@ -117,7 +129,7 @@ def _batch_norms(method: Method) -> str:
 def _try_view(name: str, view: ImageView | None, config: Config, method: Method) -> None:
     tower = method.tower(name)
     encoder = type(tower.encoder).__name__ if tower.spec is None else tower.spec.encoder
-    inputs = _two_texts(tower.encoder) if view is None else _two_images(view, config.train.seed)
+    inputs = _two_texts(tower.encoder) if view is None else two_images(view, config.train.seed)
     try:
         tower(inputs, unit=False)
     except Exception as error:  # other libraries raise various errors for an unsupported size
@@ -132,7 +144,7 @@ def _try_view(name: str, view: ImageView | None, config: Config, method: Method)
         ) from error
 
 
-def _two_images(view: ImageView, seed: int) -> Tensor:
+def two_images(view: ImageView, seed: int) -> Tensor:
     """Return two black images, augmented as in training, because an augmentation may change the size."""
     image_BCHW = torch.zeros(2, view.preprocess.channels, view.preprocess.height, view.preprocess.width)
     if view.augment is None:

@@ -55,8 +55,10 @@ class Diagnosis:
         optimizer: name of the optimizer.
         learning_rate, muon_learning_rate: peak learning rates; the second is None without Muon.
         warmup_steps: number of warm-up steps.
+        probe_steps: number of steps in which only what follows the last blocks is trained, see `optim.probe`.
         trainable, frozen: numbers of parameters.
-        frozen_encoders: names of the towers with frozen encoders, as in "image", or "image: 6 blocks" for a part.
+        frozen_encoders: names of the towers with frozen encoders, as in "image", or "image: 6 blocks" or "image: all below the
+            last 2 blocks" for a part.
         groups: groups of parameters with the same options.
         warnings: one line each.
     """
@@ -77,6 +79,7 @@ class Diagnosis:
     learning_rate: float
     muon_learning_rate: float | None
     warmup_steps: int
+    probe_steps: int
     trainable: int
     frozen: int
     frozen_encoders: tuple[str, ...]
@@ -96,9 +99,11 @@ class Diagnosis:
             "global batch": f"{self.global_batch:,} = {self.processes} x {self.share:,}{pieces}",
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
-            "loss memory": f"{_size(self.loss_bytes)} a process ({_size(self.whole_bytes)} with all scores at once)",
+            "loss memory": f"{format_size(self.loss_bytes)} a process ({format_size(self.whole_bytes)} with all scores stored)",
             "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
+        if self.probe_steps:
+            lines["probe"] = f"the blocks and embeddings of the encoders join after {counted(self.probe_steps, 'step')}"
         rows = [
             (one.name, f"{one.tensors:,}", f"{one.parameters:,}", f"{one.learning_rate:.3g}", f"{one.weight_decay:g}")
             for one in self.groups
@@ -147,6 +152,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         learning_rate=config.optim.lr,
         muon_learning_rate=config.optim.muon_lr,
         warmup_steps=warmup_steps(steps, config.optim.warmup),
+        probe_steps=round(config.optim.probe * steps),
         trainable=sum(n for n, learns in numbers if learns),
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
@@ -159,7 +165,8 @@ def _frozen_part(name: str, config: TowerConfig | None, tower: Tower) -> str:
     """Name the frozen part of an encoder; "" if there is none."""
     if tower.frozen or config is None or not config.freeze:
         return name if tower.frozen else ""
-    return f"{name}: {counted(config.freeze, 'block')}"
+    count = counted(abs(config.freeze), "block")
+    return f"{name}: {count}" if config.freeze > 0 else f"{name}: all below the last {count}"
 
 
 def _facts(group: ParameterGroup) -> GroupFacts:
@@ -182,7 +189,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join([name.ljust(width), *cells]) for name, *cells in zip(short, *columns, strict=True)]
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
     """Format a number of bytes: 1234567 -> "1.2 MB"."""
     value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)

@@ -14,6 +14,7 @@ from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, run_all
 from mmcl.evaluate.cache import EmbeddingCache
+from mmcl.evaluate.reporting.before_after import before_and_after
 from mmcl.evaluate.reporting.figures import loss_curve
 from mmcl.interop.model import Model, build_model
 from mmcl.preprocess import Preprocess
@@ -38,7 +39,9 @@ def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, c
     report = evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
     ema = config.train.ema
     averaged = () if ema is None else (f"The trained weights are the moving average over the steps (train.ema {ema:g}).",)
-    return dataclasses.replace(report, about=_about(config, trained), notes=(*report.notes, *averaged))
+    change = before_and_after(report.metrics, {one.label for one in config.evaluate if one.keep}) if config.init else ""
+    opening = (change,) if change else ()
+    return dataclasses.replace(report, about=_about(config, trained), notes=(*report.notes, *averaged), opening=opening)
 
 
 def evaluate_models(models: Sequence[CachedModel], evaluators: Sequence[EvaluatorConfig], tasks: Sequence[Task]) -> Report:

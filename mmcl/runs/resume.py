@@ -71,6 +71,12 @@ def identify(config: Config, method: Method, source: Source, accelerator: Accele
     }
 
 
+def refuse_existing_run(run_dir: Path) -> None:
+    """Raise UserError if a folder holds a run, which a new one would overwrite."""
+    if (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir} holds a run already: continue it with --resume, or give another --run_dir")
+
+
 def without_start_settings(config: Config) -> Config:
     """Return the configuration without the settings that apply to a single start."""
     return dataclasses.replace(config, resume=False, verify_data=False, allow_change=())

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmcl.config import Config, to_dict, to_yaml
 from mmcl.data.batches.loader import StepBatches
+from mmcl.data.source import Source
 from mmcl.encoders.adapters import merge_adapters
 from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tower import GIVEN
@@ -35,7 +36,8 @@ from mmcl.engine.weight_average import averaged_tensors
 from mmcl.errors import UserError
 from mmcl.evaluate import Report
 from mmcl.files.atomic import write_file
-from mmcl.interop.model import build_model
+from mmcl.interop.merge import merge
+from mmcl.interop.model import Model, build_model
 from mmcl.interop.save import save_model
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
@@ -44,7 +46,15 @@ from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import evaluate_trained, write_report
 from mmcl.runs.frozen_features import FeatureBatches, store_features
 from mmcl.runs.plan import Plan, make_plan
-from mmcl.runs.resume import compare, identify, read_identity, saved_precision, without_start_settings, write_identity
+from mmcl.runs.resume import (
+    compare,
+    identify,
+    read_identity,
+    refuse_existing_run,
+    saved_precision,
+    without_start_settings,
+    write_identity,
+)
 from mmcl.runs.towers import with_given_encoders
 from mmcl.runs.warnings import find_warnings
 from mmcl.terminal import counted
@@ -157,6 +167,8 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
     exported = _choose_weights(config, run_dir, method.to(accelerator.device), result)
     merge_adapters(method.towers)
     model = build_model(method)
+    if config.train.alpha < 1:
+        model, exported["alpha"] = _mean_with_start(config, model, source), config.train.alpha
     provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
     save_model(
         run_dir / "model",
@@ -180,6 +192,15 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
     if accelerator.trackers:
         track_figures(accelerator, result.step, {**report.figures, **report.draw_examples()})
     return report
+
+
+def _mean_with_start(config: Config, trained: Model, source: Source) -> Model:
+    """Return the mean of the initial and the trained weights, see `train.alpha`."""
+    start = build_method(config).to(trained.device)
+    merge_adapters(start.towers)
+    alpha = config.train.alpha
+    logger.info(f"the exported weights are {alpha:g} of the trained ones and {1 - alpha:g} of {config.init}")
+    return merge([build_model(start), trained], [1 - alpha, alpha], statistics=source)
 
 
 def _choose_weights(config: Config, run_dir: Path, method: Method, result: FitResult) -> dict[str, Any]:
@@ -213,9 +234,8 @@ def _checkpoint_to_continue(run_dir: Path, config: Config, accelerator: Accelera
             the processes see different checkpoints.
     """
     exists = (run_dir / "config.yaml").exists()
-    if exists and not config.resume:
-        raise UserError(f"{run_dir} holds a run already: continue it with --resume, or give another --run_dir")
     if not config.resume:
+        refuse_existing_run(run_dir)
         return None
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None and (not exists or any((run_dir / "checkpoints").glob("step-*"))):

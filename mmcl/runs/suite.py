@@ -130,6 +130,8 @@ def _read(file: Path) -> Suite:
         EVALUATORS.check(evaluator.name, evaluator.args, where=f"{file}: evaluate.{number}")
         if evaluator.data is None:
             raise UserError(f"{file}: evaluate.{number}.data is missing: a suite has no other data")
+        if evaluator.keep:
+            raise UserError(f"{file}: evaluate.{number}.keep is for a run with init, which a suite is not; remove it")
     return suite
 
 

@@ -77,6 +77,20 @@ def test_frozen_blocks_never_change_and_the_others_learn(tuned: Tuned) -> None:
         assert changed(states, f"towers.{part}")
 
 
+@pytest.mark.parametrize(("below", "blocks"), [(-1, 2), (-2, 1), (-3, 0), (-7, 0)])
+def test_all_below_the_last_blocks_is_frozen(folder: Path, tmp_path: Path, below: int, blocks: int) -> None:
+    """As much as by the number of the lowest blocks; where there are no more blocks, the embeddings alone."""
+
+    def trained(freeze: int) -> set[str]:
+        method = build_method(tiny_config(folder, tmp_path / "run", *DEEP, "--text.freeze", str(freeze)))
+        return {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+
+    found = trained(below)
+    assert {name.split(".")[4] for name in found if ".blocks." in name} == {str(number) for number in range(blocks, 3)}
+    assert not [name for name in found if "embedding" in name or "text.encoder.position" in name]
+    assert blocks == 0 or found == trained(blocks)
+
+
 def test_statistics_of_a_model_that_is_fine_tuned_stay(tuned: Tuned) -> None:
     """Their weights and biases learn."""
     states = tuned()
@@ -136,6 +150,8 @@ def test_the_doctor_says_what_is_frozen(folder: Path, tmp_path: Path) -> None:
     found = diagnose(tiny_config(folder, tmp_path / "run", *NORMED, *DEEP, "--image.freeze", "true", "--text.freeze", "1"))
     assert found.frozen_encoders == ("image", "text: 1 block")
     assert "frozen (image, text: 1 block)" in found.to_text()
+    found = diagnose(tiny_config(folder, tmp_path / "run", *NORMED, *DEEP, "--image.freeze", "-1", "--text.freeze", "-2"))
+    assert found.frozen_encoders == ("image: all below the last 1 block", "text: all below the last 2 blocks")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +159,8 @@ def test_the_doctor_says_what_is_frozen(folder: Path, tmp_path: Path) -> None:
     [
         (("--text.freeze", "4"), "text.freeze is 4, and the encoder small_text has 3 blocks: give a smaller number"),
         (("--image.freeze", "1"), "image.freeze is 1, and the encoder small_cnn has no blocks: give"),
-        (("--text.freeze", "0"), "text.freeze is 0: give true, false or a whole number of 1 or more"),
+        (("--image.freeze", "-1"), "image.freeze is -1, and the encoder small_cnn has no blocks: give"),
+        (("--text.freeze", "0"), "text.freeze is 0: give true, false, or a number of blocks: 2 freezes the lowest two, -2 all"),
         (("--text.freeze", "some"), "--text.freeze must be true or false or a whole number, not 'some'"),
         (("--text.freeze", "1.5"), "--text.freeze must be true or false or a whole number, not 1.5"),
         (("--train.freeze_statistics", "2"), "--train.freeze_statistics"),

@@ -44,6 +44,7 @@ class Report:
         examples: queries with what was found for them; unique by evaluator, data, model and title.
         title: heading of the page.
         about: what the page says below its heading, such as the method and the date.
+        opening: paragraphs that open the verdict, such as what a fine-tuning gained and lost.
 
     Example:
         >>> from mmcl import evaluate
@@ -66,6 +67,7 @@ class Report:
     examples: tuple[Examples, ...] = ()
     title: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
+    opening: tuple[str, ...] = ()
 
     def __add__(self, other: Report) -> Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
@@ -88,6 +90,7 @@ class Report:
             tuple(examples.values()),
             title,
             about,
+            tuple(dict.fromkeys((*self.opening, *other.opening))),
         )
 
     def __getitem__(self, metric: str) -> float | None:
@@ -112,8 +115,11 @@ class Report:
         return replace(self, metrics=tuple(map(named, self.metrics)))
 
     def verdict(self) -> tuple[str, ...]:
-        """What the metrics say, in sentences: plain text, a paragraph for each evaluator and dataset, see `verdict`."""
-        return verdict(self.metrics)
+        """What the metrics say, in sentences: plain text, a paragraph for each evaluator and dataset, see `verdict`.
+
+        The paragraphs of `opening` come first.
+        """
+        return (*self.opening, *verdict(self.metrics))
 
     def to_json(self) -> str:
         """Metrics as a list of objects with all fields of `Metric` except `outcomes`."""
@@ -231,6 +237,7 @@ class Report:
             "examples": [asdict(one) for one in self.examples],
             "title": self.title,
             "about": self.about,
+            "opening": self.opening,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
         for name, content in {**for_readers, **files, _DETAILS: _json(more).encode()}.items():
@@ -281,6 +288,7 @@ class Report:
             more.examples,
             more.title,
             more.about,
+            more.opening,
         )
 
 
@@ -297,6 +305,7 @@ class _Details:
     examples: tuple[Examples, ...] = ()
     title: str = ""
     about: dict[str, str] = field(default_factory=dict)
+    opening: tuple[str, ...] = ()
     sha256: dict[str, str]
     verdict: tuple[str, ...] = ()
     """For readers; a report has it of its metrics."""
