@@ -8,16 +8,15 @@ be some of the rows (those of one process) and keys all of them, so the loss is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmcl.core.dense import DenseContrast
 from mmcl.core.precision import as_scalar, in_float32
-from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
-from mmcl.core.tiled.pairs import PairKind, Pairs, TileShape, check_rows
-from mmcl.core.tiled.positive_logits import positive_dot_sum
+from mmcl.core.tiled.contrast import TiledContrast
+from mmcl.core.tiled.pairs import PairKind, Pairs, TileShape, check_rows, choose_tile
 
 Reduction = Literal["mean", "sum"]
 
@@ -111,17 +110,15 @@ def info_nce(
     _check_choice("denominator", denominator, ("all", "negatives"))
     _check_choice("reduction", reduction, ("mean", "sum"))
     _check_weighting(hardness, positive_prior, has_own_negatives=own_negative_ND is not None)
-    if key_valid_M is not None:
-        key_MD, key_id_M = key_MD[key_valid_M], key_id_M[key_valid_M]
-        key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
-    mirrored = key_MD is query_ND and key_id_M is query_id_N and key_row_M is query_row_N
-    pairs = Pairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
+    if (query_row_N is None) != (key_row_M is None):
+        raise ValueError("give the row numbers of queries and keys, or of neither")
     scale = as_scalar("scale", scale, query_ND, positive=True)
     own_logit_N = None if own_key_ND is None else scale * (query_ND * own_key_ND).sum(1)
     own_negative_N = None
     if own_negative_ND is not None:
         own_negative_N = scale * (query_ND * own_negative_ND).sum(1) + own_negative_log_weight
-    contrast = _Contrast(query_ND, key_MD, scale, pairs, own_logit_N, tile, mirrored, own_negative_N)
+    of_keys = _contrast(query_ND, key_MD, scale, query_id_N, key_id_M, query_row_N, key_row_M, key_valid_M, tile)
+    contrast = _WithOwnKeys(of_keys, scale, own_logit_N, own_negative_N)
     # Positives first: the backward pass starts with the part computed last, and frees its tiles before the other part begins.
     positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
     log_denominator_N = contrast.log_denominator(denominator, hardness, positive_prior)
@@ -163,46 +160,74 @@ def symmetric_info_nce(
     check_rows(a_ND, b_ND, id_N, id_N)
     _check_choice("reduction", reduction, ("mean", "sum"))
     scale = as_scalar("scale", scale, a_ND, positive=True)
-    pairs = Pairs.from_ids(id_N, id_N)
+    contrast = _contrast(a_ND, b_ND, scale, id_N, id_N, None, None, None, tile)
     # Summed over the batch, both directions have the same mean positives: sums within each group, divided by its size.
-    positive_N = _Contrast(a_ND, b_ND, scale, pairs, None, tile).mean_positive()  # first, as in `info_nce`
-    rows_N, columns_N = pair_log_sum_exp(a_ND, b_ND, pairs, scale=scale, both=True, tile=tile)
-    total = (rows_N + columns_N - 2 * positive_N).sum()  # type: ignore[operator]
+    positive_N = contrast.positive_sum() / contrast.positive_count_N  # first, as in `info_nce`
+    rows_N, columns_N = contrast.log_sums_of_both()
+    total = (rows_N + columns_N - 2 * positive_N).sum()
     return total if reduction == "sum" else total / max(len(id_N), 1)
 
 
-@dataclass
-class _Contrast:
-    """Log-sums of the logits of N queries, in the terms of the formulas above.
+def _contrast(
+    query_ND: Tensor,
+    key_MD: Tensor,
+    scale: Tensor | float,
+    query_id_N: Tensor,
+    key_id_M: Tensor,
+    query_row_N: Tensor | None,
+    key_row_M: Tensor | None,
+    key_valid_M: Tensor | None,
+    tile: TileShape | None,
+) -> DenseContrast | TiledContrast:
+    """All pairs at once if they are few, else in tiles."""
+    tile = tile or choose_tile(len(query_ND), len(key_MD), query_ND.device.type)
+    if tile is None:
+        return DenseContrast(
+            query_ND,
+            key_MD,
+            scale=scale,
+            query_id_N=query_id_N,
+            key_id_M=key_id_M,
+            query_row_N=query_row_N,
+            key_row_M=key_row_M,
+            key_valid_M=key_valid_M,
+        )
+    if key_valid_M is not None:
+        key_MD, key_id_M = key_MD[key_valid_M], key_id_M[key_valid_M]
+        key_row_M = None if key_row_M is None else key_row_M[key_valid_M]
+    mirrored = key_MD is query_ND and key_id_M is query_id_N and key_row_M is query_row_N
+    pairs = Pairs(query_id_N, key_id_M, query_row_N, key_row_M, tile, mirrored)
+    return TiledContrast(query_ND, key_MD, pairs, scale=scale)
 
-    Attributes:
-        query_ND, key_MD: of one type, float32 or float64.
+
+class _WithOwnKeys:
+    """Log-sums of the logits of N queries, in the terms of the formulas above, with keys that only one query uses.
+
+    Args:
+        of_keys: sums over the keys of all queries.
         scale: inverse temperature.
         own_logit_N: logits of the queries' own keys.
-        mirrored: the keys are the queries.
         own_negative_logit_N: logits of the queries' own negatives, including their log-weights.
-        positive_count_N: int64.
     """
 
-    query_ND: Tensor
-    key_MD: Tensor
-    scale: Tensor | float
-    pairs: Pairs
-    own_logit_N: Tensor | None
-    tile: TileShape | None
-    mirrored: bool = False
-    own_negative_logit_N: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.positive_count_N = self.pairs.positive_count() + (self.own_logit_N is not None)
+    def __init__(
+        self,
+        of_keys: DenseContrast | TiledContrast,
+        scale: Tensor | float,
+        own_logit_N: Tensor | None,
+        own_negative_logit_N: Tensor | None,
+    ):
+        self.of_keys, self.scale = of_keys, scale
+        self.own_logit_N, self.own_negative_logit_N = own_logit_N, own_negative_logit_N
+        self.positive_count_N = of_keys.positive_count_N + (own_logit_N is not None)
 
     @property
     def negative_count_N(self) -> Tensor:
-        return self.pairs.negative_count() + (self.own_negative_logit_N is not None)
+        return self.of_keys.negative_count_N + (self.own_negative_logit_N is not None)
 
     def mean_positive(self) -> Tensor:
         """Mean positive logit; 0 for rows without positives."""
-        total_N = self.scale * positive_dot_sum(self.query_ND, self.key_MD, self.pairs)
+        total_N = self.of_keys.positive_sum()
         if self.own_logit_N is not None:
             total_N = total_N + self.own_logit_N
         return total_N / self.positive_count_N.clamp(min=1)
@@ -211,7 +236,7 @@ class _Contrast:
         """log of the mean e^s over the positives; 0 for rows without positives."""
         count_N = self.positive_count_N
         log_sum_N = torch.where(count_N > 0, self.log_sum_exp("positives"), 0)
-        return log_sum_N - self._log(count_N)
+        return log_sum_N - _log(count_N, log_sum_N.dtype)
 
     def log_denominator(self, kind: str, hardness: float, prior: float) -> Tensor:
         """log of the denominator: the sum over all keys or over the negatives, re-weighted if `hardness` or `prior` is set."""
@@ -226,10 +251,10 @@ class _Contrast:
     def log_reweighted_negatives(self, hardness: float, prior: float) -> Tensor:
         """log of the negatives' sum, with HCL weights and debiased by `prior`; minus infinity for rows without negatives."""
         count_N = self.negative_count_N
-        log_count_N = self._log(count_N)
         # Rows without negatives use a finite placeholder, because -inf would make the gradient NaN.
         has_negative_N = count_N > 0
         log_sum_N = torch.where(has_negative_N, self.log_sum_exp("negatives", power=1 + hardness), 0)
+        log_count_N = _log(count_N, log_sum_N.dtype)
         if hardness:
             log_weight_N = torch.where(has_negative_N, self.log_sum_exp("negatives", power=hardness), 0)
             log_sum_N = log_sum_N - log_weight_N + log_count_N
@@ -240,24 +265,17 @@ class _Contrast:
 
     def log_sum_exp(self, kind: PairKind, power: float = 1.0) -> Tensor:
         """log of the sum of e^(power s) over the keys of a kind; minus infinity for rows without such keys."""
-        log_sum_N, _ = pair_log_sum_exp(
-            self.query_ND,
-            self.key_MD,
-            self.pairs,
-            scale=power * self.scale,
-            kind=kind,
-            mirrored=self.mirrored,
-            tile=self.tile,
-        )
+        log_sum_N = self.of_keys.log_sum_exp(kind, power)
         if self.own_logit_N is not None and kind != "negatives":
             log_sum_N = _log_add_exp(log_sum_N, power * self.own_logit_N)
         if self.own_negative_logit_N is not None and kind != "positives":
             log_sum_N = _log_add_exp(log_sum_N, self.own_negative_logit_N)
         return log_sum_N
 
-    def _log(self, count_N: Tensor) -> Tensor:
-        """log of counts in the dtype of the logits; 0 for a count of 0."""
-        return count_N.clamp(min=1).to(self.query_ND.dtype).log()
+
+def _log(count_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """log of counts; 0 for a count of 0."""
+    return count_N.clamp(min=1).to(dtype).log()
 
 
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:

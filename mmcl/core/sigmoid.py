@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mmcl.core.dense import scaled_products
 from mmcl.core.higher_derivatives import gradients, is_transformed
 from mmcl.core.precision import as_scalar, in_float32
-from mmcl.core.tiled.pairs import Pairs, TileShape, check_rows, choose_tile
-from mmcl.core.tiled.tiles import STRIP, RowGradients, TileLogits, recomputed_tiles
+from mmcl.core.tiled.pairs import Facts, Pairs, TileShape, check_rows, choose_tile
+from mmcl.core.tiled.tiles import RowGradients, TileLogits, recomputed_tiles, strips
 
 # Largest logit whose exponential is computed directly: e^80 is far below the limit of float32.
 _HIGHEST = 80.0
@@ -62,16 +63,17 @@ def sigmoid_loss(
     check_rows(image_ND, text_MD, image_id_N, text_id_M)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
-    pairs = Pairs.from_ids(image_id_N, text_id_M)
-    tile = tile or choose_tile(*pairs.shape)
+    tile = tile or choose_tile(len(image_ND), len(text_MD), image_ND.device.type)
     scale, bias = as_scalar("scale", scale, image_ND, positive=True), as_scalar("bias", bias, image_ND)
     scale, bias = (torch.as_tensor(value, dtype=image_ND.dtype, device=image_ND.device) for value in (scale, bias))
-    if tile is not None and is_transformed():
-        (total,) = _total_of_recomputed_tiles(pairs, tile, image_ND, text_MD, scale, bias)
-    elif tile is not None:
-        total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, tile, torch.is_grad_enabled())
-    else:
+    pairs = Pairs(image_id_N, text_id_M, tile=tile or (len(image_ND), len(text_MD)))
+    if tile is None:
         (total,) = _total(pairs, (slice(None), slice(None)), image_ND, text_MD, scale, bias)
+    elif is_transformed():
+        (total,) = _total_of_recomputed_tiles(pairs, image_ND, text_MD, scale, bias)
+    else:
+        facts = pairs.facts(image_ND, text_MD, scale, offset=bias)
+        total = _TiledSigmoid.apply(image_ND, text_MD, scale, bias, pairs, facts, torch.is_grad_enabled())
     return total / max(len(image_ND), 1) if reduction == "mean" else total
 
 
@@ -79,15 +81,13 @@ def _total(
     pairs: Pairs, tile: tuple[slice, slice], image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor]:
     """Loss of one tile in plain autograd."""
-    logits = (scale * image_ND) @ text_MD.T + bias
-    return (_softplus(torch.where(pairs.equal_id(*tile), -logits, logits)).sum(),)
+    logits = scaled_products(image_ND, text_MD, scale) + bias
+    return (_softplus(_signs(pairs.equal_id(*tile), logits.dtype) * logits).sum(),)
 
 
-def _total_of_recomputed_tiles(
-    pairs: Pairs, tile: TileShape, image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor
-) -> tuple[Tensor]:
+def _total_of_recomputed_tiles(pairs: Pairs, image_ND: Tensor, text_MD: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor]:
     """Loss of all tiles in plain autograd, without storing the tiles."""
-    totals = recomputed_tiles(_total, pairs, tile, image_ND, text_MD, scale, bias)
+    totals = recomputed_tiles(_total, pairs, image_ND, text_MD, scale, bias)
     return (sum((total for _, (total,) in totals), start=image_ND.new_zeros(())),)
 
 
@@ -106,43 +106,53 @@ class _TiledSigmoid(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor,
         pairs: Pairs,
-        tile: TileShape,
+        facts: Facts,
         with_gradient: bool,
     ) -> Tensor:
         loss_N = query_ND.new_zeros(len(query_ND))
         grad_bias_N = torch.zeros_like(loss_N)
         *rows_and_scale, bias_needed = ctx.needs_input_grad[:4] if with_gradient else [False] * 4
-        gradient = RowGradients(query_ND, key_MD, scale, False, rows_and_scale)
-        logits_of = TileLogits(query_ND, key_MD, float(scale), tile)
-        one_exp = logits_of.bound() + float(bias) <= _HIGHEST
-        for rows, columns in pairs.tiles(tile):
+        gradient = RowGradients(query_ND, key_MD, facts.scale, False, rows_and_scale)
+        logits_of = TileLogits(query_ND, key_MD, facts.scale, pairs.tile)
+        one_exp = abs(facts.scale) * facts.reach + abs(facts.offset) <= _HIGHEST
+        for rows, columns in pairs.tiles():
             logits = logits_of(rows, columns)
-            positive = pairs.positives(rows, columns)
-            negated = -(logits[positive] + bias)
-            logits[positive] = -torch.inf  # excluded as a negative: neither loss nor gradient
-            strips = (tensor.split(STRIP) for tensor in (logits, loss_N[rows], grad_bias_N[rows]))
-            for strip, loss, grad_bias in zip(*strips, strict=True):
-                loss += _softplus_then_sigmoid_(strip.add_(bias), one_exp).sum(1)
+            has_equal = pairs.has_equal_ids(rows, columns, facts)
+            signs = strips(_signs(pairs.equal_id(rows, columns), logits.dtype)) if has_equal else None
+            of_rows = zip(strips(logits), strips(loss_N[rows]), strips(grad_bias_N[rows]), strict=True)
+            for number, (strip, loss, grad_bias) in enumerate(of_rows):
+                sign = None if signs is None else signs[number]
+                loss += _loss_then_gradient_(strip.add_(bias), sign, one_exp).sum(1)
                 grad_bias += strip.sum(1)
-            loss_N[rows].index_add_(0, positive[0], _softplus(negated))
             if with_gradient:
-                grad = -torch.sigmoid(negated)
-                logits[positive] = grad
-                grad_bias_N[rows].index_add_(0, positive[0], grad)
                 gradient.add(logits, rows, columns)
         if with_gradient:
             found = *gradient.result(), grad_bias_N.sum() if bias_needed else None
             ctx.save_for_backward(query_ND, key_MD, scale, bias, *found)
-            ctx.arguments = pairs, tile
+            ctx.pairs = pairs
         return loss_N.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, found = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():
-            function = partial(_total_of_recomputed_tiles, *ctx.arguments)
+            function = partial(_total_of_recomputed_tiles, ctx.pairs)
             return *gradients(function, inputs, (grad,), ctx.needs_input_grad[:4]), None, None, None
         return *(None if of_input is None else grad * of_input for of_input in found), None, None, None
+
+
+def _signs(equal: Tensor, dtype: torch.dtype) -> Tensor:
+    """-1 where ids are equal, 1 elsewhere."""
+    return 1 - 2 * equal.to(dtype)
+
+
+def _loss_then_gradient_(logits: Tensor, sign: Tensor | None, one_exp: bool) -> Tensor:
+    """Returns log(1 + e^(sign x)) and overwrites the logits with its derivative. The sign is -1 where ids are equal."""
+    if sign is None:
+        return _softplus_then_sigmoid_(logits, one_exp)
+    loss = _softplus_then_sigmoid_(logits.mul_(sign), one_exp)
+    logits.mul_(sign)
+    return loss
 
 
 def _softplus_then_sigmoid_(logits: Tensor, one_exp: bool) -> Tensor:

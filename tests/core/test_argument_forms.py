@@ -141,7 +141,7 @@ def test_positives_are_summed_over_any_number_of_columns(monkeypatch: pytest.Mon
     mask = (ids[:, None] == ids).double()
     expected = (mask * (query @ key.T)).sum(1)
     monkeypatch.setattr(positive_logits, "_NUMBERS", 1)  # 32 columns at once, the least
-    found = positive_dot_sum(query, key, Pairs.from_ids(ids, ids))
+    found = positive_dot_sum(query, key, Pairs(ids, ids))
     torch.testing.assert_close(found, expected)
     weight = torch.arange(7.0, dtype=torch.float64)
     grads = [torch.autograd.grad(x, (query, key), weight) for x in (found, expected)]

@@ -11,19 +11,44 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmcl.core.dense import DenseContrast
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.core.tiled.log_sum_exp import pair_log_sum_exp
 from mmcl.core.tiled.pairs import PairKind, Pairs, TileShape, choose_tile
-from tests.narrow import present
 
 N, M = 7, 11
 QUERY_ID = torch.tensor([0, 3, 0, 5, 3, 9, 0])
 KEY_ID = torch.tensor([5, 0, 0, 0, 3, 0, 7, 7, 3, 3, 9])
 QUERY_ROW = torch.tensor([1, 4, 5, 0, 8, 10, 2])
 KEY_ROW = torch.arange(M)
-PAIRS = {"no rows": Pairs.from_ids(QUERY_ID, KEY_ID), "rows": Pairs.from_ids(QUERY_ID, KEY_ID, QUERY_ROW, KEY_ROW)}
-SPANS = {"narrow": 5.0, "one exponential, just": 95.0, "two exponentials": 400.0, "far beyond exp": 4000.0}
+PAIRS = {"no rows": (QUERY_ID, KEY_ID), "rows": (QUERY_ID, KEY_ID, QUERY_ROW, KEY_ROW)}
+SPANS = {"narrow": 5.0, "one exponential": 95.0, "just": 149.0, "two exponentials": 400.0, "far beyond exp": 4000.0}
+
+
+def sums(
+    query: Tensor,
+    key: Tensor,
+    which: str | tuple[Tensor, ...],
+    tile: TileShape | None,
+    *,
+    scale: Tensor | float = 1.0,
+    kind: PairKind = "all",
+    both: bool = False,
+    mirrored: bool = False,
+) -> tuple[Tensor, ...]:
+    """Log-sum-exps of tiles, or of the whole matrix; one if not `both`."""
+    ids = PAIRS[which] if isinstance(which, str) else which
+    if tile is None:
+        query_row, key_row = ids[2:] or (None, None)
+        rows = {"query_id_N": ids[0], "key_id_M": ids[1], "query_row_N": query_row, "key_row_M": key_row}
+        dense = DenseContrast(query, key, scale=scale, **rows)  # type: ignore[arg-type]
+        return tuple(dense._log_sum_exp(kind, dim) for dim in ((1, 0) if both else (1,)))
+    pairs = Pairs(*ids, tile=tile, mirrored=mirrored)  # type: ignore[misc, arg-type]
+    scale = torch.as_tensor(scale, dtype=query.dtype)
+    facts = pairs.facts(query, key, scale)
+    by_row, by_column = pair_log_sum_exp(query, key, pairs, scale=scale, facts=facts, kind=kind, both=both)
+    return (by_row,) if by_column is None else (by_row, by_column)
 
 
 def rows(rng: torch.Generator, span: float) -> tuple[Tensor, Tensor]:
@@ -61,12 +86,12 @@ def with_gradients(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> l
 def test_tiles_equal_one_matrix(rng: torch.Generator, kind: PairKind, which: str, tile: TileShape | None, span: float) -> None:
     inputs = leaves(rng, span)
     expected = with_gradients(dense(*inputs, kind, which), inputs)
-    got = pair_log_sum_exp(*inputs, PAIRS[which], kind=kind, both=True, tile=tile)
-    torch.testing.assert_close(with_gradients(got, inputs), expected, rtol=1e-11, atol=1e-11)  # type: ignore[arg-type]
-    one_way = pair_log_sum_exp(*inputs, PAIRS[which], kind=kind, tile=tile)
-    assert one_way[1] is None
+    got = sums(*inputs, which, tile, kind=kind, both=True)
+    torch.testing.assert_close(with_gradients(got, inputs), expected, rtol=1e-11, atol=1e-11)
+    one_way = sums(*inputs, which, tile, kind=kind)
+    assert len(one_way) == 1
     by_row = with_gradients(dense(*inputs, kind, which)[:1], inputs)
-    torch.testing.assert_close(with_gradients(one_way[:1], inputs), by_row, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(with_gradients(one_way, inputs), by_row, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("span", SPANS.values(), ids=SPANS.keys())
@@ -74,7 +99,7 @@ def test_float32_is_close_to_float64_at_any_span(rng: torch.Generator, span: flo
     wide = leaves(rng, span)
     query, key = (x.detach().float().requires_grad_() for x in wide)
     expected = with_gradients(dense(*wide, "all", "rows"), wide)
-    got = with_gradients(pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(3, 4)), (query, key))  # type: ignore[arg-type]
+    got = with_gradients(sums(query, key, "rows", (3, 4), both=True), (query, key))
     for mine, true in zip(got, expected, strict=True):
         assert mine.dtype == torch.float32
         assert (mine.double() - true).norm() <= 2e-6 * max(1.0, span / 100) * true.norm()
@@ -91,13 +116,12 @@ def test_mirrored_tiles_equal_the_whole_matrix(
     logits = z @ z.T
     scale = torch.tensor(span / float(logits.max() - logits.min()), dtype=torch.float64).requires_grad_()
     z.requires_grad_()
-    pairs = Pairs.from_ids(KEY_ID, KEY_ID, KEY_ROW, KEY_ROW)
     equal, own = KEY_ID[:, None] == KEY_ID, torch.eye(len(KEY_ID), dtype=torch.bool)
     keep = {"all": ~own, "negatives": ~equal, "positives": equal & ~own}[kind]
     expected = with_gradients(((scale * z @ z.T).masked_fill(~keep, -torch.inf).logsumexp(1),), (z, scale))
-    got = pair_log_sum_exp(z, z, pairs, scale=scale, kind=kind, mirrored=True, tile=tile)
-    assert got[1] is None
-    torch.testing.assert_close(with_gradients(got[:1], (z, scale)), expected, rtol=1e-10, atol=1e-10)
+    ids = (KEY_ID, KEY_ID, KEY_ROW, KEY_ROW)
+    got = sums(z, z, ids, tile, scale=scale, kind=kind, mirrored=tile is not None)
+    torch.testing.assert_close(with_gradients(got, (z, scale)), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("learned", [(True, True), (True, False), (False, True), (False, False)], ids=str)
@@ -108,8 +132,8 @@ def test_the_gradient_of_the_scale(rng: torch.Generator, both: bool, learned: tu
     scale = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
     leaves = tuple(x for x in (query, key, scale) if x.requires_grad)
     expected = with_gradients(dense(scale * query, key, "all", "rows")[: 1 + both], leaves)
-    got = pair_log_sum_exp(query, key, PAIRS["rows"], scale=scale, both=both, tile=(3, 4))
-    torch.testing.assert_close(with_gradients(got[: 1 + both], leaves), expected, rtol=1e-11, atol=1e-11)  # type: ignore[arg-type]
+    got = sums(query, key, "rows", (3, 4), scale=scale, both=both)
+    torch.testing.assert_close(with_gradients(got, leaves), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("level", [-3000.0, 3000.0])
@@ -120,15 +144,14 @@ def test_narrow_spans_far_from_zero(rng: torch.Generator, level: float, span: fl
     query = torch.cat([query, torch.full((N, 1), level, dtype=torch.float64)], 1).requires_grad_()
     key = torch.cat([key, torch.ones(M, 1, dtype=torch.float64)], 1).requires_grad_()
     expected = with_gradients(dense(query, key, "all", "rows"), (query, key))
-    got = with_gradients(pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(3, 4)), (query, key))  # type: ignore[arg-type]
+    got = with_gradients(sums(query, key, "rows", (3, 4), both=True), (query, key))
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-8)
 
 
 def test_non_finite_values_propagate(rng: torch.Generator) -> None:
     query, key = rows(rng, 5.0)
     query[2, 1] = torch.nan
-    by_row, by_column = pair_log_sum_exp(query, key, PAIRS["rows"], both=True, tile=(2, 3))
-    assert by_column is not None
+    by_row, by_column = sums(query, key, "rows", (2, 3), both=True)
     assert by_row.isnan().tolist() == [False, False, True, False, False, False, False]
     assert by_column.isnan().sum() == M - 1  # all but the one that is the same row
 
@@ -138,9 +161,9 @@ def test_a_sum_of_no_pairs_is_minus_infinity_with_zero_gradient(rng: torch.Gener
     z = torch.randn(1, 3, generator=rng).requires_grad_()
     zero = torch.zeros(1, dtype=torch.int64)
     for tile in (None, (1, 1)):
-        outputs = pair_log_sum_exp(z, z, Pairs.from_ids(zero, zero, zero, zero), both=True, tile=tile)
-        assert [x.item() for x in outputs] == [-torch.inf, -torch.inf]  # type: ignore[union-attr]
-        (grad,) = torch.autograd.grad(outputs, z, [torch.ones(1), torch.ones(1)])  # type: ignore[arg-type]
+        outputs = sums(z, z, (zero, zero, zero, zero), tile, both=True)
+        assert [x.item() for x in outputs] == [-torch.inf, -torch.inf]
+        (grad,) = torch.autograd.grad(outputs, z, [torch.ones(1), torch.ones(1)])
         assert bool((grad == 0).all())
 
 
@@ -208,7 +231,7 @@ def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generato
     """And they save products: of four, a share as large as that of the scores that are kept."""
     count, tile = 1024, (100, 256)
     query, key = (F.normalize(torch.randn(count, dim, generator=rng), dim=1).requires_grad_() for _ in range(2))
-    pairs, saved = Pairs.from_ids(torch.arange(count), torch.arange(count)), []
+    ids, saved = (torch.arange(count), torch.arange(count)), []
 
     def pack(tensor: Tensor) -> Tensor:
         saved.append(tensor.numel())
@@ -216,8 +239,8 @@ def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generato
 
     products = Products()  # type: ignore[no-untyped-call]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), products:
-        outputs = pair_log_sum_exp(query, key, pairs, both=True, tile=tile)
-        torch.autograd.grad(outputs, (query, key), [torch.ones(count)] * 2)  # type: ignore[arg-type]
+        outputs = sums(query, key, ids, tile, both=True)
+        torch.autograd.grad(outputs, (query, key), [torch.ones(count)] * 2)
     everything, memory = count * count, query.numel() + key.numel()
     assert sum(saved) <= 2 * memory + 2 * count + 1  # rows, tiles, sums and the scale
     kind = 4 * everything - products.multiplications / dim
@@ -226,8 +249,8 @@ def test_tiles_are_kept_in_no_more_memory_than_the_rows_take(rng: torch.Generato
 
 def test_backward_may_come_twice(rng: torch.Generator) -> None:
     inputs = leaves(rng, 5.0)
-    by_query, by_key = pair_log_sum_exp(*inputs, PAIRS["no rows"], both=True, tile=(2, 3))
-    total = by_query.sum() + present(by_key).sum()
+    by_query, by_key = sums(*inputs, "no rows", (2, 3), both=True)
+    total = by_query.sum() + by_key.sum()
     first = torch.autograd.grad(total, inputs, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(total, inputs), first, rtol=0, atol=0)
 
@@ -279,8 +302,8 @@ def test_the_plain_path_equals_the_tiles_of_the_default_size(
         return [total, *(g for g in torch.autograd.grad(total, leaves, allow_unused=True) if g is not None)]
 
     tiled = value_and_gradients()
-    for module in ("tiled.log_sum_exp", "sigmoid"):
-        monkeypatch.setattr(f"mmcl.core.{module}.choose_tile", lambda rows, columns: None)
+    for module in ("info_nce", "sigmoid"):
+        monkeypatch.setattr(f"mmcl.core.{module}.choose_tile", lambda *shape: None)
     plain = value_and_gradients()
     for mine, theirs in zip(tiled, plain, strict=True):
         assert (mine - theirs).norm() <= 1e-5 * theirs.norm()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -18,173 +19,221 @@ TileShape = tuple[int, int]
 # Largest number of pairs that are computed in one piece, in plain autograd or in the graph of a compiler.
 _PLAIN = 2**20
 _COMPILED = 2**26
-# Pairs in a tile, and its shortest side if the shape allows it.
-_AREA = 2**22
-_SIDE = 2**11
+# Pairs in a tile, and its shortest side if the shape allows it: a CPU keeps parts of a tile in its caches, and a GPU is kept
+# busy by few large operations.
+_AREA, _SIDE = 2**22, 2**11
+_GPU_AREA, _GPU_SIDE = 2**26, 2**13
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the host knows of rows and pairs: one number of the device would be one wait for it.
+
+    Attributes:
+        scale, offset: what every product of two rows is multiplied by, and what is then added.
+        reach: largest absolute value that a product of two rows can have: the greatest length of a query times that of a key.
+        in_order: every id is that of one query and of one key, in the same order: the usual batch of pairs.
+        equal, same: by the number of a tile, in columns and in rows: whether it has a pair of equal ids, or of the same row.
+    """
+
+    scale: float
+    offset: float
+    reach: float
+    in_order: bool
+    equal: list[list[bool]]
+    same: list[list[bool]]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of N query rows and M key rows.
+    """The pairs of N query rows and M key rows, in tiles. Only `facts` waits for the device.
 
     Attributes:
-        query_group_N, key_group_M: int32 in [0, groups); equal numbers are positives.
-        groups: number of distinct ids.
-        self_query_S, self_key_S: int64; queries and keys that are the same row and therefore excluded, sorted by query.
+        query_id_N, key_id_M: int64; equal ids are positives.
+        query_row_N, key_row_M: int64 row numbers, of which equal ones are the same row, whose pair is excluded; None for both
+            if all rows differ.
+        tile: the shape of the tiles; those at the edges may be smaller.
+        mirrored: queries and keys are the same rows. Tiles are then square, and of two that mirror each other only the one
+            above the diagonal is computed.
     """
 
-    query_group_N: Tensor
-    key_group_M: Tensor
-    groups: int
-    self_query_S: Tensor
-    self_key_S: Tensor
+    query_id_N: Tensor
+    key_id_M: Tensor
+    query_row_N: Tensor | None = None
+    key_row_M: Tensor | None = None
+    tile: TileShape = (_SIDE, _SIDE)
+    mirrored: bool = False
 
-    @classmethod
-    def from_ids(
-        cls,
-        query_id_N: Tensor,
-        key_id_M: Tensor,
-        query_row_N: Tensor | None = None,
-        key_row_M: Tensor | None = None,
-    ) -> Pairs:
-        """Creates pairs from int64 ids (equal: positive) and optional int64 row numbers (equal: the same row).
-
-        Raises:
-            ValueError: only one of the row numbers is given.
-        """
-        if (query_row_N is None) != (key_row_M is None):
-            raise ValueError("give the row numbers of queries and keys, or of neither")
-        if is_compiled(len(query_id_N), len(key_id_M)):
-            return MaskedPairs.from_ids(query_id_N, key_id_M, query_row_N, key_row_M)
-        id_G, group = torch.unique(torch.cat([query_id_N, key_id_M]), return_inverse=True)
-        query_group_N, key_group_M = group.int().split([len(query_id_N), len(key_id_M)])
-        if query_row_N is None or key_row_M is None:
-            self_query_S = self_key_S = query_id_N.new_empty(0, dtype=torch.int64)
-        else:
-            self_query_S, self_key_S = _same_rows(query_row_N, key_row_M)
-        return cls(query_group_N, key_group_M, len(id_G), self_query_S, self_key_S)
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All fields except the number of groups; `with_tensors` restores them."""
-        return self.query_group_N, self.key_group_M, self.self_query_S, self.self_key_S
-
-    def with_tensors(self, query_group_N: Tensor, key_group_M: Tensor, self_query_S: Tensor, self_key_S: Tensor) -> Pairs:
-        """The same pairs with other tensors, such as those that autograd passes to a function."""
-        return Pairs(query_group_N, key_group_M, self.groups, self_query_S, self_key_S)
+    def __post_init__(self) -> None:
+        if self.mirrored:
+            object.__setattr__(self, "tile", (min(self.tile),) * 2)
 
     @property
     def shape(self) -> tuple[int, int]:
         """N and M."""
-        return len(self.query_group_N), len(self.key_group_M)
+        return len(self.query_id_N), len(self.key_id_M)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Ids and, if there are any, row numbers; `with_tensors` restores them."""
+        rows = () if self.query_row_N is None or self.key_row_M is None else (self.query_row_N, self.key_row_M)
+        return self.query_id_N, self.key_id_M, *rows
+
+    def with_tensors(self, *tensors: Tensor) -> Pairs:
+        """The same pairs with other tensors, such as those that autograd passes to a function."""
+        query_id_N, key_id_M, *rows = tensors
+        query_row_N, key_row_M = rows or (None, None)
+        return replace(self, query_id_N=query_id_N, key_id_M=key_id_M, query_row_N=query_row_N, key_row_M=key_row_M)
+
+    def facts(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, offset: Tensor | float = 0.0) -> Facts:
+        """Read what the tiles need to know, in one go."""
+        grid = [-(-size // side) for size, side in zip(self.shape, self.tile, strict=True)]
+        flags = [self._of_id.in_common(self.tile)]
+        if self._of_row is not None:
+            flags.append(self._of_row.in_common(self.tile))
+        numbers = [scale, offset, _longest(query_ND) * _longest(key_MD), self._are_in_order()]
+        scalars = torch.stack([torch.as_tensor(number, dtype=scale.dtype, device=scale.device) for number in numbers])
+        of_scale, of_offset, reach, in_order, *rest = torch.cat([scalars, *(f.flatten().to(scale) for f in flags)]).tolist()
+        known = iter([bool(flag) for flag in rest])
+        equal, same = ([[next(known, False) for _ in range(grid[0])] for _ in range(grid[1])] for _ in range(2))
+        return Facts(of_scale, of_offset, reach, bool(in_order), equal, same)
 
     def positive_count(self) -> Tensor:
         """Number of positives of every query, int64 [N]."""
-        count_G = torch.bincount(self.key_group_M, minlength=self.groups)
-        query_S, _ = self._self_of_equal_id()
-        return count_G[self.query_group_N].index_add(0, query_S, torch.ones_like(query_S), alpha=-1)
+        return self._of_id.count_of_keys() - (self._of_both.count_of_keys() if self._of_both else 0)
 
     def negative_count(self) -> Tensor:
         """Number of negatives of every query, int64 [N]."""
-        other = torch.bincount(self.self_query_S, minlength=self.shape[0])
-        return self.shape[1] - other - self.positive_count()
+        other_N = self.shape[1] - self.positive_count()
+        return other_N - self._of_row.count_of_keys() if self._of_row else other_N
 
-    def positive_key_sum(self, key_MD: Tensor) -> Tensor:
-        """Sum of every query's positive keys, [N, D]."""
-        query_S, key_S = self._self_of_equal_id()
-        return self._sum_of_equal_id(key_MD, self.key_group_M, self.query_group_N, key_S, query_S)
+    def positive_key_sum(self, key_MD: Tensor, *, in_order: bool = False) -> Tensor:
+        """Sum of every query's positive keys, [N, D]; `in_order`: see `Facts`."""
+        if in_order:
+            return key_MD
+        sum_ND = self._of_id.sum_of_keys(key_MD)
+        return sum_ND - self._of_both.sum_of_keys(key_MD) if self._of_both else sum_ND
 
-    def positive_query_sum(self, query_ND: Tensor) -> Tensor:
-        """Sum of every key's positive queries, [M, D]."""
-        query_S, key_S = self._self_of_equal_id()
-        return self._sum_of_equal_id(query_ND, self.query_group_N, self.key_group_M, query_S, key_S)
+    def positive_query_sum(self, query_ND: Tensor, *, in_order: bool = False) -> Tensor:
+        """Sum of every key's positive queries, [M, D]; `in_order`: see `Facts`."""
+        if in_order:
+            return query_ND
+        sum_MD = self._of_id.sum_of_queries(query_ND)
+        return sum_MD - self._of_both.sum_of_queries(query_ND) if self._of_both else sum_MD
 
-    def tiles(self, tile: TileShape, kind: PairKind = "all", *, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
-        """Yields tiles, as slices of queries and of keys, that cover all pairs of a kind; tiles at the edges may be smaller.
-
-        With `mirrored`, tiles are square, and of two tiles that mirror each other only the one above the diagonal is included.
-        """
-        height, width = (min(tile), min(tile)) if mirrored else tile
-        for rows in _blocks(self.shape[0], height):
-            for columns in _blocks(self.shape[1], width):
-                if mirrored and columns.start < rows.start:
+    def tiles(self, kind: PairKind = "all", facts: Facts | None = None) -> Iterator[tuple[slice, slice]]:
+        """Yield tiles, as slices of queries and of keys, that cover all pairs of a kind."""
+        for rows in _blocks(self.shape[0], self.tile[0]):
+            for columns in _blocks(self.shape[1], self.tile[1]):
+                if self.mirrored and columns.start < rows.start:
                     continue
-                if kind != "positives" or self.any_equal_id(rows, columns):
+                if kind != "positives" or facts is None or self.has_equal_ids(rows, columns, facts):
                     yield rows, columns
 
-    def any_equal_id(self, rows: slice, columns: slice) -> bool:
-        """Returns True if a tile has a pair of equal ids; much cheaper than the mask."""
-        return bool(torch.isin(self.query_group_N[rows], self.key_group_M[columns]).any())
+    def has_equal_ids(self, rows: slice, columns: slice, facts: Facts) -> bool:
+        """Return True if a tile has a pair of equal ids, be it a self pair."""
+        return self._flag(facts.equal, rows, columns)
+
+    def _flag(self, flags: list[list[bool]], rows: slice, columns: slice) -> bool:
+        row, column = (int(part.start) // size for part, size in zip((rows, columns), self.tile, strict=True))
+        return flags[column][row]
+
+    def excluded(self, rows: slice, columns: slice, kind: PairKind, facts: Facts | None = None) -> Tensor | None:
+        """Mask of the pairs of a tile that are not of a kind, bool; None if all are. Without facts, any pair may be."""
+        same = self._same(rows, columns, facts)
+        if kind == "all":
+            return same
+        if kind == "negatives" and facts is not None and not self.has_equal_ids(rows, columns, facts):
+            return same
+        equal = self.equal_id(rows, columns)
+        other = equal if kind == "negatives" else ~equal
+        return other if same is None else other | same
 
     def equal_id(self, rows: slice, columns: slice) -> Tensor:
         """Mask of the pairs of equal ids in a tile, bool."""
-        return self.query_group_N[rows, None] == self.key_group_M[None, columns]
+        return self.query_id_N[rows, None] == self.key_id_M[None, columns]
 
-    def positives(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Positions within a tile of the pairs of equal ids, including self pairs: int64 [P], [P]."""
-        return _same_rows(self.query_group_N[rows], self.key_group_M[columns])
+    def _same(self, rows: slice, columns: slice, facts: Facts | None) -> Tensor | None:
+        if self.query_row_N is None or self.key_row_M is None:
+            return None
+        if facts is not None and not self._flag(facts.same, rows, columns):
+            return None
+        return self.query_row_N[rows, None] == self.key_row_M[None, columns]
 
-    def mask_(self, logits: Tensor, rows: slice, columns: slice, kind: PairKind) -> Tensor:
-        """Sets the logits of a tile to minus infinity, in place, except for pairs of the given kind."""
-        if kind == "positives":
-            logits.masked_fill_(~self.equal_id(rows, columns), -torch.inf)
-        elif kind == "negatives" and self.any_equal_id(rows, columns):
-            logits.masked_fill_(self.equal_id(rows, columns), -torch.inf)
-        if len(self.self_query_S):
-            logits[self._self_in(rows, columns)] = -torch.inf
-        return logits
+    def _are_in_order(self) -> Tensor | bool:
+        if self.shape[0] != self.shape[1] or not self.shape[0] or self._of_row is not None:
+            return False
+        groups = self._of_id.key_M.max() + 1
+        return (self._of_id.query_N == self._of_id.key_M).all() & (groups == self.shape[0])
 
-    def _self_in(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Positions of the self pairs within a tile."""
-        ends = torch.tensor([rows.start, rows.stop], device=self.self_query_S.device)
-        first, last = torch.searchsorted(self.self_query_S, ends).tolist()
-        query, key = self.self_query_S[first:last] - rows.start, self.self_key_S[first:last] - columns.start
-        inside = (key >= 0) & (key < columns.stop - columns.start)
-        return query[inside], key[inside]
+    @cached_property
+    def _of_id(self) -> _Groups:
+        return _Groups.of_equal([self.query_id_N], [self.key_id_M])
 
-    def _sum_of_equal_id(self, rows: Tensor, group: Tensor, other_group: Tensor, own_S: Tensor, other_S: Tensor) -> Tensor:
-        """For each row of the other side, the sum of the rows with its id, without itself."""
-        if self.groups == len(group) and not len(own_S) and torch.equal(group, other_group):
-            return rows  # one row per id, in the same order: the usual batch of pairs
-        sum_GD = rows.new_zeros(self.groups, rows.shape[1]).index_add_(0, group, rows)
-        return sum_GD.index_select(0, other_group).index_add_(0, other_S, rows.index_select(0, own_S), alpha=-1)
+    @cached_property
+    def _of_row(self) -> _Groups | None:
+        if self.query_row_N is None or self.key_row_M is None:
+            return None
+        return _Groups.of_equal([self.query_row_N], [self.key_row_M])
 
-    def _self_of_equal_id(self) -> tuple[Tensor, Tensor]:
-        equal_S = self.query_group_N[self.self_query_S] == self.key_group_M[self.self_key_S]
-        return self.self_query_S[equal_S], self.self_key_S[equal_S]
+    @cached_property
+    def _of_both(self) -> _Groups | None:
+        """Self pairs of equal ids, which are not positives."""
+        if self.query_row_N is None or self.key_row_M is None:
+            return None
+        return _Groups.of_equal([self.query_id_N, self.query_row_N], [self.key_id_M, self.key_row_M])
 
 
-class MaskedPairs(Pairs):
-    """Pairs as masks, for a compiler: neither shapes nor branches depend on ids."""
+@dataclass(frozen=True)
+class _Groups:
+    """Rows of both sides in groups, at most one for each row.
 
-    same_NM: Tensor | None
+    Attributes:
+        query_N, key_M: int64 numbers of their groups, from 0.
+    """
+
+    query_N: Tensor
+    key_M: Tensor
 
     @classmethod
-    def from_ids(
-        cls, query_id_N: Tensor, key_id_M: Tensor, query_row_N: Tensor | None = None, key_row_M: Tensor | None = None
-    ) -> MaskedPairs:
-        none_S = query_id_N.new_empty(0)
-        pairs = cls(query_id_N, key_id_M, 0, none_S, none_S)
-        same_NM = None if query_row_N is None or key_row_M is None else query_row_N[:, None] == key_row_M
-        object.__setattr__(pairs, "same_NM", same_NM)
-        return pairs
+    def of_equal(cls, query: Sequence[Tensor], key: Sequence[Tensor]) -> _Groups:
+        """Group rows that have all of some int64 values in common."""
+        values = [torch.cat(both) for both in zip(query, key, strict=True)]
+        order = torch.arange(len(values[0]), device=values[0].device)
+        for value in reversed(values):
+            order = order[value[order].argsort(stable=True)]
+        begins = torch.zeros_like(order, dtype=torch.bool)
+        for value in values:
+            begins[1:] |= value[order[1:]] != value[order[:-1]]
+        group = torch.empty_like(order).scatter_(0, order, begins.cumsum(0))
+        return cls(*group.split([len(query[0]), len(key[0])]))
 
-    def positive_count(self) -> Tensor:
-        return self._mask("positives").sum(1)
+    def count_of_keys(self) -> Tensor:
+        """Number of keys in the group of every query."""
+        ones_M = torch.ones_like(self.key_M)
+        return self._empty(ones_M).scatter_add_(0, self.key_M, ones_M)[self.query_N]
 
-    def negative_count(self) -> Tensor:
-        return self._mask("negatives").sum(1)
+    def sum_of_keys(self, key_MD: Tensor) -> Tensor:
+        """Sum of the keys in the group of every query."""
+        return self._empty(key_MD).index_add_(0, self.key_M, key_MD).index_select(0, self.query_N)
 
-    def positive_key_sum(self, key_MD: Tensor) -> Tensor:
-        return self._mask("positives").to(key_MD.dtype) @ key_MD
+    def sum_of_queries(self, query_ND: Tensor) -> Tensor:
+        """Sum of the queries in the group of every key."""
+        return self._empty(query_ND).index_add_(0, self.query_N, query_ND).index_select(0, self.key_M)
 
-    def mask_(self, logits: Tensor, rows: slice, columns: slice, kind: PairKind) -> Tensor:
-        return logits.masked_fill(~self._mask(kind), -torch.inf)
+    def in_common(self, tile: TileShape) -> Tensor:
+        """Whether a tile has a pair of one group: bool [tiles of a row, tiles of a column]."""
+        by_row, by_column = (_blocks(len(side), size) for side, size in zip((self.query_N, self.key_M), tile, strict=True))
+        found = self.query_N.new_zeros(len(by_column), len(by_row), dtype=torch.bool)
+        for column, columns in enumerate(by_column):
+            has_key = self._empty(self.key_M.bool()).index_fill_(0, self.key_M[columns], True)
+            has_pair_N = has_key[self.query_N]
+            for row, rows in enumerate(by_row):
+                found[column, row] = has_pair_N[rows].any()
+        return found
 
-    def _mask(self, kind: PairKind) -> Tensor:
-        equal_NM = self.query_group_N[:, None] == self.key_group_M
-        mask_NM = {"all": torch.ones_like(equal_NM), "positives": equal_NM, "negatives": ~equal_NM}[kind]
-        return mask_NM if self.same_NM is None else mask_NM & ~self.same_NM
+    def _empty(self, like: Tensor) -> Tensor:
+        return like.new_zeros(len(self.query_N) + len(self.key_M), *like.shape[1:])
 
 
 def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: Tensor) -> None:
@@ -197,29 +246,19 @@ def check_rows(query_ND: Tensor, key_MD: Tensor, query_id_N: Tensor, key_id_M: T
         )
 
 
-def is_compiled(rows: int, columns: int) -> bool:
-    """True inside `torch.compile`, which supports neither ids nor tiles, if the pairs are few enough for one piece."""
-    return torch.compiler.is_compiling() and rows * columns <= _COMPILED
-
-
-def choose_tile(rows: int, columns: int) -> TileShape | None:
-    """Chooses a tile of about four million pairs, as square as the shape allows; None if a single piece suffices."""
-    if rows * columns <= _PLAIN or is_compiled(rows, columns):
+def choose_tile(rows: int, columns: int, device: str = "cpu") -> TileShape | None:
+    """Choose a tile, as square as the shape allows; None if a single piece suffices, or if a compiler wants one."""
+    pairs = rows * columns
+    if pairs <= _PLAIN or (torch.compiler.is_compiling() and pairs <= _COMPILED):
         return None
-    height = _AREA // min(columns, max(_SIDE, _AREA // rows))
-    return min(rows, height), _AREA // min(rows, height)
+    area, side = (_AREA, _SIDE) if device == "cpu" else (_GPU_AREA, _GPU_SIDE)
+    height = area // min(columns, max(side, area // rows))
+    return min(rows, height), area // min(rows, height)
 
 
-def _blocks(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+def _blocks(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _same_rows(query_row_N: Tensor, key_row_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds all pairs of equal row numbers, as positions of queries (ascending) and of keys, by sorting."""
-    sorted_row_M, order_M = key_row_M.sort()
-    first_N = torch.searchsorted(sorted_row_M, query_row_N)
-    count_N = torch.searchsorted(sorted_row_M, query_row_N, right=True) - first_N
-    query_S = torch.arange(len(query_row_N), device=query_row_N.device).repeat_interleave(count_N)
-    before_N = count_N.cumsum(0) - count_N
-    place_S = torch.arange(len(query_S), device=query_S.device) + (first_N - before_N)[query_S]
-    return query_S, order_M[place_S]
+def _longest(rows_ND: Tensor) -> Tensor | float:
+    return torch.linalg.vector_norm(rows_ND.detach(), dim=1).max() if len(rows_ND) else 0.0

@@ -11,8 +11,8 @@ from torch import Tensor
 from mmcl.core.higher_derivatives import recomputed
 from mmcl.core.tiled.pairs import Pairs, TileShape
 
-STRIP = 128
-"""Rows of a tile that are processed by several elementwise operations in turn while they are in the cache."""
+# Rows of a tile that are processed by several elementwise operations in turn while they are in the cache of a CPU.
+_STRIP = 128
 
 # Padding between the rows of a tile. If rows are a power of two apart, they compete for the same cache lines, and the product
 # with the transposed tile takes a tenth longer.
@@ -47,13 +47,19 @@ class TileLogits:
         self.space = query_ND.numel() + key_MD.numel() if keep else 0
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        query_ND, key_MD = self.query_ND[rows], self.key_MD[columns]
-        logits = self.memory[: len(query_ND), : len(key_MD)]
         if (known := next(self.known, None)) is not None:
-            return logits.copy_(known)
-        logits.addmm_(query_ND, key_MD.T, beta=0, alpha=self.scale)
+            return self._memory_of(*known.shape).copy_(known)
+        logits = self.product(rows, columns)
         self._keep(logits)
         return logits
+
+    def product(self, rows: slice, columns: slice) -> Tensor:
+        """Compute a tile, whether or not it is known, and do not keep it."""
+        query_ND, key_MD = self.query_ND[rows], self.key_MD[columns]
+        return self._memory_of(len(query_ND), len(key_MD)).addmm_(query_ND, key_MD.T, beta=0, alpha=self.scale)
+
+    def _memory_of(self, rows: int, columns: int) -> Tensor:
+        return self.memory[:rows, :columns]
 
     def _keep(self, logits: Tensor) -> None:
         if logits.numel() <= self.space:
@@ -62,22 +68,15 @@ class TileLogits:
         else:
             self.space = 0  # a later tile may be smaller, but the kept ones are the first
 
-    def bound(self) -> float:
-        """Upper bound of the absolute value of all logits."""
-        if not len(self.query_ND) or not len(self.key_MD):
-            return 0.0
-        longest = [torch.linalg.vector_norm(rows, dim=1).max() for rows in (self.query_ND, self.key_MD)]
-        return abs(self.scale) * float(longest[0] * longest[1])
-
 
 class RowGradients:
     """Accumulates the gradients of tiles of logits into those of the rows and of the scale."""
 
-    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: Tensor, mirrored: bool, needed: Sequence[bool]):
+    def __init__(self, query_ND: Tensor, key_MD: Tensor, scale: float, mirrored: bool, needed: Sequence[bool]):
         self.query_ND, self.key_MD, self.mirrored, self.needed = query_ND, key_MD, mirrored, needed
         # With a scale of 0 the rows have no gradient, but the scale has one, computed from that of the rows for a scale of 1.
-        self.is_zero = not float(scale)
-        self.scale = float(scale) or 1.0
+        self.is_zero = not scale
+        self.scale = scale or 1.0
         query_needed, key_needed, scale_needed = needed
         # The gradient of the scale is computed from one of the others.
         self.grad_query_ND = torch.zeros_like(query_ND) if query_needed or (scale_needed and not key_needed) else None
@@ -110,27 +109,31 @@ class RowGradients:
 def recomputed_tiles(
     function: Callable[..., tuple[Tensor, ...]],
     pairs: Pairs,
-    tile: TileShape,
     query_ND: Tensor,
     key_MD: Tensor,
     *scalars: Tensor,
 ) -> Iterator[tuple[tuple[int, int], tuple[Tensor, ...]]]:
     """Yields each tile's number and `function(pairs, (rows, columns), queries, keys, *scalars)`, see `recomputed`."""
-    query_parts, key_parts = query_ND.split(tile[0]), key_MD.split(tile[1])
-    for rows, columns in pairs.tiles(tile):
-        row, column = rows.start // tile[0], columns.start // tile[1]
-        of_tile = partial(_of_tile, function, pairs, (rows, columns))
-        yield (row, column), recomputed(of_tile, *pairs.tensors, query_parts[row], key_parts[column], *scalars)
+    (height, width), of_pairs = pairs.tile, pairs.tensors
+    query_parts, key_parts = query_ND.split(height), key_MD.split(width)
+    for rows, columns in pairs.tiles():
+        row, column = rows.start // height, columns.start // width
+        of_tile = partial(_of_tile, function, pairs, len(of_pairs), (rows, columns))
+        yield (row, column), recomputed(of_tile, *of_pairs, query_parts[row], key_parts[column], *scalars)
 
 
 def _of_tile(
-    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, tile: tuple[slice, slice], *tensors: Tensor
+    function: Callable[..., tuple[Tensor, ...]], pairs: Pairs, count: int, tile: tuple[slice, slice], *tensors: Tensor
 ) -> tuple[Tensor, ...]:
-    of_pairs, rest = tensors[:4], tensors[4:]
-    return function(pairs.with_tensors(*of_pairs), tile, *rest)
+    return function(pairs.with_tensors(*tensors[:count]), tile, *tensors[count:])
+
+
+def strips(rows: Tensor) -> Sequence[Tensor]:
+    """Parts of a tile's rows that fit into the cache of a CPU; all of them on a GPU, which wants few large operations."""
+    return rows.split(_STRIP) if rows.device.type == "cpu" else (rows,)
 
 
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     """Sum of the elementwise products, without a third tensor of that size."""
-    parts = zip(a_ND.split(STRIP), b_ND.split(STRIP), strict=True)
+    parts = zip(strips(a_ND), strips(b_ND), strict=True)
     return torch.stack([(a * b).sum() for a, b in parts]).sum()
