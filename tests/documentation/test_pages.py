@@ -28,7 +28,12 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_registries_as_they_were")
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+# `.ci/run` runs the README with the wheel.
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name == "README.md" else []) for page in WITH_CODE],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_page(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "place"
     shutil.copytree(place, folder, copy_function=os.link)  # files that a run writes are new ones, under the old name

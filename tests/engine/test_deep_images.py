@@ -96,7 +96,7 @@ def trained(config: Path, seed: int) -> Path:
     return run
 
 
-SLOW = (two_bands, float_tiff)
+SLOW = tuple(KINDS)[1:]
 
 
 @pytest.mark.parametrize(

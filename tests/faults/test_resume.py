@@ -37,8 +37,15 @@ def killed_and_resumed(image_folder: Path, run_dir: Path, world: int, kills: Ite
 
 @pytest.mark.parametrize(
     ("world", "kills"),
-    [(1, range(1, STEPS + 1)), (2, (2, 3, 6)), (3, (3, 4, 7))],
-    ids=["every step", "2 processes", "3 processes"],
+    [
+        (1, (1, 4, 8)),
+        pytest.param(1, range(1, STEPS + 1), marks=pytest.mark.slow),
+        (2, (3,)),
+        pytest.param(2, (2, 3, 6), marks=pytest.mark.slow),
+        (3, (4,)),
+        pytest.param(3, (3, 4, 7), marks=pytest.mark.slow),
+    ],
+    ids=["1 process", "every step", "2 processes", "2 processes, often", "3 processes", "3 processes, often"],
 )
 def test_resume_is_bit_exact(
     world: int, kills: list[int], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
@@ -94,7 +101,7 @@ def test_a_batch_larger_than_the_data_is_the_same_run_too(image_folder: Path, tm
 
 @pytest.mark.parametrize(
     ("world", "kills", "layout"),
-    [(1, (1, 5), ()), (2, (4,), ()), (3, (6,), ()), (2, (3,), ("--train.fsdp", "true"))],
+    [(1, (1, 5), ()), (2, (4,), ()), pytest.param(3, (6,), (), marks=pytest.mark.slow), (2, (3,), ("--train.fsdp", "true"))],
     ids=["1", "2", "3", "2 spread"],
 )
 def test_adapters_resume_bit_for_bit(
@@ -125,7 +132,7 @@ SPREAD = ("--train.fsdp", "true")
 """Weights, gradients and moments spread over the processes."""
 
 
-@pytest.mark.parametrize(("world", "kills"), [(2, (6,)), (3, (4,))])
+@pytest.mark.parametrize(("world", "kills"), [(2, (6,)), pytest.param(3, (4,), marks=pytest.mark.slow)])
 def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], image_folder: Path, tmp_path: Path) -> None:
     """With a teacher, queues, micro-batches and an evaluation of uneven shares on the way."""
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 3}]")
