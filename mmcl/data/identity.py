@@ -75,6 +75,11 @@ def identity_of(source: Contents) -> str:
     return identity
 
 
+def content_digest(image: ImageLike) -> str:
+    """Hex digest of an image that is in memory, an array or PIL image."""
+    return digest(*_content(image))
+
+
 def spread_rows(size: int, count: int) -> np.ndarray:
     """Returns all rows from 0 to `size` - 1, or about `count` if there are more, in a fixed random choice: int64, ascending."""
     if size <= count:

@@ -1,50 +1,47 @@
-"""An exact in-memory index: every query is compared with every row, which is fast for up to about half a million rows."""
+"""A search index of images and their captions, in memory or on disk."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mmcl.config import from_dict
-from mmcl.core.nearest import nearest
-from mmcl.data.captions import checked_caption
-from mmcl.data.images.image_cache import ReadableImages
-from mmcl.data.open import open_source
 from mmcl.data.sample import ImageLike, Sample
-from mmcl.data.source import SampleList, Source
-from mmcl.errors import UserError, unknown_name
-from mmcl.files.atomic import check_folder, staged, write_file
-from mmcl.files.digest import digest
-from mmcl.files.listing import file_named, valid_name
-from mmcl.files.untrusted import read_json, read_tensors
-from mmcl.search.hits import Hit, Hits
+from mmcl.errors import UserError
+from mmcl.files.atomic import check_folder
+from mmcl.search import lance_table, maintenance, saved
+from mmcl.search.building import Dtype, check_model, embedded, loaded_model, opened_or_created
+from mmcl.search.calibration import Calibration, fit
+from mmcl.search.collection import Given, open_collection
+from mmcl.search.content import Encoder
+from mmcl.search.hits import Hits
+from mmcl.search.items import Item
+from mmcl.search.lance_store import LanceStore
+from mmcl.search.lance_table import LanceTable
+from mmcl.search.memory_store import MemoryStore
+from mmcl.search.query import Weights
+from mmcl.search.question import Combine, answer, question_of
+from mmcl.search.ranking import Sort
+from mmcl.search.store import Store, Target
+from mmcl.search.sync import sync
+from mmcl.search.upkeep import Upkeep
 from mmcl.terminal import counted
 from mmcl.types import BadSample, EmbeddingModel
 
-Target = Literal["images", "texts"]
-
-_LISTING, _TENSORS = "index.json", "embeddings-*.safetensors"
-_MAX_JSON_BYTES = 2**30
+Mode = Literal["r", "w"]
+Several: TypeAlias = "ImageLike | Sequence[ImageLike]"
 
 
-class Index:
-    """A search index of images and their captions. Created by `build` or `load`.
+class Index(Upkeep):
+    """A search index of images and their captions. Created by `build` or `open`.
 
     Args:
-        model: embeds the queries; it must be the model that embedded the rows.
-        samples: the N images, with T captions in all.
-        image_emb: float32 [N, D], unit length.
-        text_emb: float32 [T, D], unit length, in the order of the samples; T = 0 if the model has no text tower.
-        bad: unreadable images, which are not in the index, and unusable captions.
+        store: the rows.
+        model: embeds the queries, or its name for `mmcl.load_model`; it must be the model that embedded the rows. None takes
+            the model that the index names, when it is first needed.
 
     Example:
         >>> from PIL import Image
@@ -56,32 +53,62 @@ class Index:
         ['255.png']
     """
 
-    def __init__(
-        self,
-        model: EmbeddingModel,
-        samples: Sequence[Sample],
-        image_emb: np.ndarray,
-        text_emb: np.ndarray,
-        *,
-        bad: Sequence[BadSample] = (),
-    ):
-        self.model = model
-        self.samples = list(samples)
-        self.image_emb = image_emb
-        self.text_emb = text_emb
-        self.bad = tuple(bad)
+    def __init__(self, store: Store, model: EmbeddingModel | str | None = None, *, device: str | None = None):
+        self.store = store
+        self._model, self._device = model, device
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.samples)
+        """Number of images that can be found."""
+        return len(self.store)
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """The model, loaded on first use.
+
+        Raises:
+            UserError: the index does not name its model, or the model is another one by now.
+        """
+        if self._model is None or isinstance(self._model, str):
+            name = self._model or self.store.model_name
+            if not name:
+                raise UserError("the index does not name its model; give the model that it was built with")
+            self._model, _ = loaded_model(name, device=self._device)
+            check_model(name, self.store.model, self._model)
+        return self._model
+
+    @property
+    def bad(self) -> tuple[BadSample, ...]:
+        """Images that cannot be read, and unusable captions."""
+        return tuple(self.store.bad())
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The images that can be found, with their captions."""
+        if isinstance(self.store, MemoryStore):
+            return self.store.samples
+        return [Sample(item.name, item.image, item.captions) for item in self.store.items(range(len(self)))]
+
+    @property
+    def image_emb(self) -> np.ndarray:
+        """Vectors of the images, float32 [N, D], unit length."""
+        return self.store.images.numpy()
+
+    @property
+    def text_emb(self) -> np.ndarray:
+        """Vectors of the captions, float32 [T, D], unit length, in the order of the images."""
+        return self.store.texts.vectors.numpy()
 
     @classmethod
     def build(
         cls,
-        collection: str | Path | Sequence[str | Path] | Source,
-        model: EmbeddingModel,
+        collection: Given,
+        model: EmbeddingModel | str,
         *,
         out: str | Path | None = None,
+        model_name: str = "",
+        columns: str | Path | None = None,
+        dtype: Dtype = "float32",
+        replace: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
     ) -> Index:
@@ -89,8 +116,14 @@ class Index:
 
         Args:
             collection: a folder or table of images, a list of image files, or a data source.
-            model: embeds the images.
-            out: a directory to save the index in; None does not save it.
+            model: embeds the images, or its name.
+            out: a folder to write the index to, batch by batch: a killed build goes on where it was when it is started again.
+                It needs the extra `index`; without it, the index is written at the end, and cannot `sync`. None keeps it in
+                memory.
+            model_name: what loads the model when the index is opened without it; by default as it was given or loaded.
+            columns: a table of your own columns to filter and sort by; its column `image` names images relative to the folder.
+            dtype: of the vectors on disk; float16 halves them, and changes some scores by 1e-3.
+            replace: build anew where `out` is an index of another model or other data.
             batch_size: images per batch; by default the model chooses.
             progress: whether to show a progress bar.
 
@@ -100,210 +133,220 @@ class Index:
         Raises:
             UserError: the collection is empty, none of its images can be read, or `out` cannot be written.
         """
-        if out is not None:
+        if out is not None and "://" not in str(out):
             check_folder(Path(out), flag="out")
-        source, name = _source(collection)
-        images = ReadableImages(source, getattr(model, "preprocess", None))
-        image_emb = model.encode_image(images, batch_size=batch_size, progress=progress)
-        samples = [source[number] for number in range(len(source))]
-        bad = [BadSample(number, samples[number].name, reason) for number, reason in sorted(images.unreadable.items())]
-        if len(bad) == len(samples):
-            raise UserError(f"{name}: none of {counted(len(samples), 'image')} can be read; the first: {bad[0].reason}")
-        good = [number for number in range(len(samples)) if number not in images.unreadable]
-        samples, image_emb = [_with_usable_captions(samples[number], number, bad) for number in good], image_emb[good]
-        texts = [caption for sample in samples for caption in sample.captions]
-        text_emb = model.encode_text(texts) if texts and model.has_text else image_emb[:0]
-        index = cls(model, samples, image_emb, text_emb, bad=bad)
-        if out is not None:
-            index.save(out)
+            cls.check_place(out)
+        found = open_collection(collection, columns=columns)
+        if not len(found):
+            raise UserError(f"{found.name} is empty; give it at least one image")
+        loaded, name = loaded_model(model)
+        name = model_name or name
+        if out is None or not lance_table.is_available():
+            index = cls(embedded(found, loaded, name, batch_size, progress), loaded)
+            if out is not None:
+                index.save(out)
+            return index
+        table = opened_or_created(str(out), found, loaded, name, columns, dtype, replace=replace)
+        index = cls(LanceStore(table), loaded)
+        with table.locked():
+            sync(table, found, Encoder(loaded, batch_size=batch_size), progress=progress)
+        index._forget()
+        if not len(index):
+            first = index.bad[0].reason
+            raise UserError(f"{found.name}: none of {counted(len(found), 'image')} can be read; the first: {first}")
         return index
 
-    def search(
-        self, text: str | None = None, *, image: ImageLike | None = None, top_k: int = 20, target: Target = "images"
-    ) -> Hits:
-        """Finds the nearest neighbors of a text, an image, or both together (the mean of their embeddings).
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        model: EmbeddingModel | str | None = None,
+        mode: Mode = "r",
+        *,
+        device: str | None = None,
+    ) -> Index:
+        """Opens an index on disk.
 
         Args:
-            text: the query text.
-            image: the query image; a string is a path.
-            top_k: maximum number of hits.
+            directory: its folder, or the URL of one in an object store, such as s3://bucket/photos.mmcl.
+            model: the model that it was built with, or its name; None takes the one that the index names, when it is first
+                needed.
+            device: device of a model that is loaded by name; see `mmcl.load_model`.
+            mode: "r" to search it; "w" to change it too, which only one process can at a time.
+
+        Raises:
+            UserError: there is no index, it is damaged, of a newer format or of another model, or another process writes it.
+        """
+        if mode not in ("r", "w"):
+            raise UserError(f"mode {mode!r} is unknown; give r or w")
+        place = str(directory)
+        store: MemoryStore | LanceStore
+        if saved.is_saved(place):
+            if mode == "w":
+                raise UserError(
+                    f"{place}: an index of an earlier format can only be read; `mmcl index import` makes one that keeps up"
+                )
+            store = saved.load(Path(place), getattr(model, "preprocess", None))
+        elif lance_table.exists(place):
+            table = LanceTable.open(place)
+            store = LanceStore(table)
+            if mode == "w":
+                table.hold()
+        else:
+            raise UserError(f"{place}/index.json: no such file, and no other index; `mmcl index build` makes one")
+        if model is not None and not isinstance(model, str):
+            check_model(place, store.model, model)
+        return cls(store, model, device=device)
+
+    @classmethod
+    def import_old(cls, old: str | Path, out: str | Path, *, model_name: str = "") -> Index:
+        """Writes an index of index.json as one on disk. Nothing is encoded: images must not have changed since it was made.
+
+        Args:
+            old: folder of the index.
+            out: folder of the new one.
+            model_name: what loads its model, where the old index does not name it.
+
+        Raises:
+            UserError: there is no such index, it is damaged, or `out` cannot be written.
+        """
+        store = saved.load(Path(old))
+        name = model_name or store.model_name
+        index = cls.build(maintenance.source_of(store), maintenance.KnownVectors(store), out=out, model_name=name)
+        return cls(index.store)
+
+    @classmethod
+    def load(cls, directory: str | Path, model: EmbeddingModel | str) -> Index:
+        """Opens an index for searching, with the model that it was built with; see `open`."""
+        return cls.open(directory, model)
+
+    def search(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        image: Several | None = None,
+        like: str | Sequence[str] | None = None,
+        negative: Several | None = None,
+        weights: Weights | None = None,
+        where: str | None = None,
+        top_k: int = 20,
+        offset: int = 0,
+        min_score: float | None = None,
+        min_match: float | None = None,
+        sort: Sort | None = None,
+        target: Target = "images",
+        hybrid: bool = False,
+        combine: Combine = "mean",
+        exact: bool | None = None,
+    ) -> Hits:
+        """Finds the nearest neighbors of texts, images and examples together.
+
+        The query is the sum of all parts, each a unit vector with its weight, less the negatives; see `mmcl.search.query`.
+
+        Args:
+            text: a text, or several.
+            image: an image, or several, which share the weight of one; a string is a path.
+            like: ids of images in the index, used as images are.
+            negative: what is not wanted: texts, and images as anything but a string. Half the weight of a text: more soon
+                harms.
+            weights: weight of "text", "image", "like" and "negative": one number for all of a part, or one for each.
+            where: a filter by columns, such as 'taken >= 2020-01-01 and folder under "trip"'; see `mmcl.search.where`.
+            top_k: maximum number of hits; with a filter, of those that it lets through.
+            offset: number of hits to leave out at the start.
+            min_score, min_match: lowest score or match of a hit.
+            sort: "taken" or, newest first, "-taken": all hits at most 0.1 below the best score, by date; those without one
+                last.
             target: what to find: "images", or "texts", the captions in the collection.
+            hybrid: fuse the ranking with that of a full-text search in the captions, by reciprocal ranks; an index on disk
+                only.
+            combine: of several images, "mean" finds what is near all, "any" what is near one of them.
+            exact: True compares with every row, also where there is an approximate index.
 
         Returns:
             Hits, best first; equal scores in the order of the collection.
 
         Raises:
-            UserError: neither text nor image is given, the model has no text tower for the text, the image cannot be read,
-                or the index has no texts to find.
+            UserError: nothing to search for is given, the parts cancel out, the filter is wrong, the model has no text tower
+                for a text, an image cannot be read, or the index has no texts to find.
         """
-        if target not in get_args(Target):
-            raise unknown_name("target", target, get_args(Target))
-        if top_k < 1:
-            raise UserError(f"top_k must be at least 1, not {top_k}")
-        if text is not None and not text.strip():
-            raise UserError("the text to search for is empty; say what is to be found")
-        rows, key = (self._images(), self.image_emb) if target == "images" else (self._texts(), self.text_emb)
-        if not len(key):
-            raise UserError("no texts to find: the collection has no captions, or the model no text tower; search for images")
-        query = torch.from_numpy(self._query(text, image))
-        if query.shape[1] != key.shape[1]:
-            raise UserError(
-                f"the index holds rows of {key.shape[1]} numbers, and the model makes {query.shape[1]}; build it again"
-            )
-        score, row = nearest(query, torch.from_numpy(key), min(top_k, len(key)))
-        found = [(*rows[number], value) for number, value in zip(row[0].tolist(), score[0].tolist(), strict=True)]
-        hits = (Hit(sample.name, value, caption, sample.image) for sample, caption, value in found)
-        return Hits(hits, preprocess=getattr(self.model, "preprocess", None), text=text, image=image)
+        question = question_of(
+            text,
+            **{"image": image, "like": like, "negative": negative, "weights": weights, "where": where},
+            **{"top_k": top_k, "offset": offset, "min_score": min_score, "min_match": min_match, "sort": sort},
+            **{"target": target, "hybrid": hybrid, "combine": combine, "exact": exact},
+        )
+        hits = answer(self.store, lambda: self.model, question)
+        hits.preprocess = (
+            None if self._model is None or isinstance(self._model, str) else getattr(self._model, "preprocess", None)
+        )
+        return hits
+
+    def similar(self, id: str, top_k: int = 20, *, where: str | None = None) -> Hits:
+        """Finds the nearest neighbors of an image in the index, without itself; no model is needed.
+
+        Args:
+            id: of the image.
+            top_k: maximum number of hits.
+            where: a filter; see `search`.
+
+        Raises:
+            UserError: there is no such image, or the filter is wrong.
+        """
+        hits = self.search(like=id, where=where, top_k=top_k + 1)
+        hits[:] = [hit for hit in hits if hit.id != id][:top_k]
+        return hits
+
+    def item(self, id: str) -> Item:
+        """Returns all that is known of an image. Raises UserError for an id that there is not."""
+        return self.store.items([self.store.position(id)])[0]
+
+    def thumb(self, id: str) -> bytes | None:
+        """Returns an image at no more than 256 pixels a side, as WebP; None if there is none.
+
+        Raises:
+            UserError: there is no such image.
+        """
+        return self.store.thumb(self.store.position(id))
+
+    def calibrate(self) -> Calibration:
+        """Fits `Hit.match` to the captions of the collection; see `mmcl.search.calibration`. An index on disk keeps the fit.
+
+        Raises:
+            UserError: there are fewer than 200 different captions, or their scores do not tell matches from others.
+        """
+        found = fit(self.store)
+        self.store.set_calibration(dataclasses.asdict(found))
+        return found
 
     @staticmethod
     def is_saved(directory: str | Path) -> bool:
-        """True if the folder holds an index written by `save`: other programs also write files named index.json."""
-        return (Path(directory) / _LISTING).is_file() and any(Path(directory).glob(_TENSORS))
+        """True if the folder holds an index, of either format."""
+        return saved.is_saved(directory) or ("://" not in str(directory) and lance_table.exists(str(directory)))
 
     @classmethod
     def check_place(cls, directory: str | Path) -> None:
         """Raises UserError if the folder holds anything but a search index, such as a run or images."""
-        others = Path(directory).is_dir() and not cls.is_saved(directory) and sorted(Path(directory).iterdir())
+        folder = Path(directory)
+        others = folder.is_dir() and not cls.is_saved(folder) and sorted(one for one in folder.iterdir() if not _is_ours(one))
         if others:
             raise UserError(f"{directory}: holds {others[0].name}, and no index of mmcl; give a new folder")
 
     def save(self, directory: str | Path) -> None:
-        """Writes index.json and one safetensors file. A crash at any moment leaves either the old index or the new one.
+        """Writes an index in memory as index.json and one safetensors file; for one that keeps up, `build` it with `out`.
 
-        Names are stored unchanged, so relative paths stay relative to the working directory.
+        A crash at any moment leaves either the old index or the new one. Names are stored unchanged, so relative paths stay
+        relative to the working directory.
 
         Raises:
-            UserError: the folder holds anything but a search index.
+            UserError: the folder holds anything but a search index, or this one is on disk already.
         """
         self.check_place(directory)
-        from safetensors.numpy import save_file
-
-        directory = Path(directory)
-        tensors = {"image": np.ascontiguousarray(self.image_emb), "text": np.ascontiguousarray(self.text_emb)}
-        digest = _digest(tensors)
-        content = {
-            "model": self.model.fingerprint,
-            "digest": digest,
-            "samples": [{"name": sample.name, "captions": sample.captions} for sample in self.samples],
-            "bad": [{"index": bad.index, "name": bad.name, "reason": bad.reason} for bad in self.bad],
-        }
-        file, listing = directory / _tensor_file(digest), directory / _LISTING
-        with staged(file) as stage:
-            save_file(tensors, stage)
-        write_file(listing, json.dumps(content, ensure_ascii=False, indent=1) + "\n")  # From here on the new index counts.
-        for stale in set(directory.glob(_TENSORS)) - {file}:
-            stale.unlink()
-
-    @classmethod
-    def load(cls, directory: str | Path, model: EmbeddingModel) -> Index:
-        """Loads an index written by `save`.
-
-        Raises:
-            UserError: there is no index, it is damaged, or it was built with another model.
-        """
-        directory = Path(directory)
-        content = read_json(directory / _LISTING, max_bytes=_MAX_JSON_BYTES)
-        if content.get("model") != model.fingerprint:
-            made, given = str(content.get("model"))[:12], model.fingerprint[:12]
-            raise UserError(
-                f"{directory}: made with another model ({made}, not {given}); load that one, or build the index again"
-            )
-        try:
-            samples = [_sample(row) for row in content["samples"]]
-            bad = [
-                from_dict(BadSample, row, f"{directory / _LISTING} is damaged, build the index again: bad")
-                for row in content["bad"]
-            ]
-            image_emb, text_emb = _embeddings(read_tensors(directory / _tensor_file(content["digest"])))
-            if _digest({"image": image_emb, "text": text_emb}) != content["digest"]:
-                raise UserError(f"{directory}: the embeddings are damaged (their checksum differs); build the index again")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{directory}: index.json is damaged ({error!r}); build the index again") from None
-        texts = sum(len(sample.captions) for sample in samples)
-        if not samples or len(image_emb) != len(samples) or len(text_emb) not in (0, texts):
-            raise UserError(f"{directory}: embeddings and index.json do not belong together; build the index again")
-        return cls(model, samples, image_emb, text_emb, bad=bad)
-
-    def _images(self) -> list[tuple[Sample, str]]:
-        return [(sample, sample.captions[0] if sample.captions else "") for sample in self.samples]
-
-    def _texts(self) -> list[tuple[Sample, str]]:
-        return [(sample, caption) for sample in self.samples for caption in sample.captions]
-
-    def _query(self, text: str | None, image: ImageLike | None) -> np.ndarray:
-        """Unit length, float32 [1, D]."""
-        if text is None and image is None:
-            raise UserError("nothing to search for: give a text, an image, or both")
-        if text is not None and not self.model.has_text:
-            raise UserError("search by text needs a model with a text tower; this one embeds only images: give an image")
-        parts = [] if image is None else [self.model.encode_image([image])]
-        parts += [] if text is None else [self.model.encode_text([text])]
-        query = np.sum(parts, axis=0)
-        unit: np.ndarray = query / np.linalg.norm(query)
-        return unit
+        if not isinstance(self.store, MemoryStore):
+            raise UserError("the index is on disk already; copy its folder, or `export` it")
+        if lance_table.exists(str(directory)):
+            raise UserError(f"{directory}: holds an index on disk; give another folder")
+        saved.save(self.store, Path(directory))
 
 
-def _with_usable_captions(sample: Sample, number: int, bad: list[BadSample]) -> Sample:
-    """The sample with only its usable captions; appends the reason for each removed caption to `bad`."""
-    captions = []
-    for caption in sample.captions:
-        try:
-            captions.append(checked_caption(caption, sample.name))
-        except UserError as error:
-            bad.append(BadSample(number, sample.name, str(error)))
-    return dataclasses.replace(sample, captions=tuple(captions))
-
-
-def _source(collection: str | Path | Sequence[str | Path] | Source) -> tuple[Source, str]:
-    """The collection as a source, and its name. Raises UserError if it is empty."""
-    name = "the collection"
-    if isinstance(collection, str | Path):
-        name = str(collection)
-        collection = open_source("auto", name)
-    source = collection if isinstance(collection, Source) else _Files(collection)
-    if not len(source):
-        raise UserError(f"{name} is empty; give it at least one image")
-    return source, name
-
-
-class _Files(SampleList):
-    """A list of image files."""
-
-    def __init__(self, paths: Sequence[str | Path]):
-        self._samples = [Sample(valid_name(path), Path(path)) for path in paths]
-
-    @property
-    def fingerprint(self) -> str:
-        return digest([sample.name for sample in self._samples])
-
-
-def _sample(row: Any) -> Sample:
-    """Sample of a row of index.json. Raises KeyError or TypeError for a row that `save` would not write."""
-    name, captions = row["name"], row["captions"]
-    if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(each, str) for each in captions):
-        raise TypeError("samples have a name and a list of captions")
-    return Sample(name, file_named(name), tuple(captions))
-
-
-def _embeddings(tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of images and texts. Raises KeyError or TypeError for tensors that `save` would not write."""
-    image, text = tensors["image"], tensors["text"]
-    if any(part.dtype != torch.float32 or part.ndim != 2 or not part.isfinite().all() for part in (image, text)):
-        raise TypeError("embeddings are finite float32 [N, D]")
-    if image.shape[1] != text.shape[1]:
-        raise TypeError("embeddings of images and texts have one width")
-    return image.numpy(), text.numpy()
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    state = hashlib.sha256()
-    for name in ("image", "text"):
-        state.update(tensors[name].tobytes())
-    return state.hexdigest()[:16]
-
-
-def _tensor_file(digest: Any) -> str:
-    """File name of the embeddings. The digest comes from a file, so it must not form a path to another place."""
-    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
-        raise KeyError("digest")
-    return _TENSORS.replace("*", digest)
+def _is_ours(path: Path) -> bool:
+    return path.name in (lance_table.LOCK, f"{lance_table.ABOUT}.lance")

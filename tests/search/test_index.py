@@ -119,13 +119,18 @@ def test_more_hits_than_rows_gives_all(folder: Path) -> None:
     assert len(index.search("pattern 0", target="texts", top_k=1000)) == 2 * CLASSES
 
 
-def test_saved_index_finds_the_same_after_loading(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_saved_index_finds_the_same_after_loading(on_disk: bool, folder: Path, tmp_path: Path) -> None:
     model = PatternModel()
-    built = Index.build(folder, model, out=tmp_path / "index")
+    built = Index.build(folder, model)
+    if on_disk:
+        Index.build(folder, model, out=tmp_path / "index")
+    else:
+        built.save(tmp_path / "index")
     loaded = Index.load(tmp_path / "index", model)
     for search in ({"text": NAMES[3]}, {"image": folder / "0.png"}, {"image": folder / "0.png", "target": "texts"}):
         assert loaded.search(**search) == built.search(**search)
-    assert loaded.bad == built.bad
+    assert [(bad.name, bad.reason) for bad in loaded.bad] == [(bad.name, bad.reason) for bad in built.bad]
 
 
 def test_hits_are_drawn_as_one_image(folder: Path, tmp_path: Path) -> None:
@@ -159,7 +164,7 @@ def test_what_is_hard_to_draw_is_drawn(suffix: str, tmp_path: Path) -> None:
 
 def test_saving_over_an_index_leaves_one_or_the_other(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, place = PatternModel(), tmp_path / "index"
-    Index.build(folder, model, out=place)
+    Index.build(folder, model).save(place)
     other, replace = Index.build(PatternSource(9, seed=0), model), os.replace
 
     def killed(source: Path, target: Path) -> None:
@@ -177,8 +182,12 @@ def test_saving_over_an_index_leaves_one_or_the_other(folder: Path, tmp_path: Pa
     assert len(list(place.glob("*.safetensors"))) == 1
 
 
-def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    Index.build(folder, PatternModel(), out=tmp_path / "index")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_another_model_is_refused(on_disk: bool, folder: Path, tmp_path: Path) -> None:
+    if on_disk:
+        Index.build(folder, PatternModel(), out=tmp_path / "index")
+    else:
+        Index.build(folder, PatternModel()).save(tmp_path / "index")
     other = PatternModel()
     other.fingerprint = "retrained"
     with pytest.raises(UserError, match=r"made with another model \(patterns, not retrained\)"):
@@ -200,7 +209,7 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_damaged_index_is_a_user_error(change: dict[str, object], folder: Path, tmp_path: Path) -> None:
     model = PatternModel()
-    Index.build(folder, model, out=tmp_path / "index")
+    Index.build(folder, model).save(tmp_path / "index")
     content = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
     (tmp_path / "index" / "index.json").write_text(json.dumps(content | change), encoding="utf-8")
     with pytest.raises(UserError, match=r"build the index again|no such file"):
@@ -210,7 +219,7 @@ def test_a_damaged_index_is_a_user_error(change: dict[str, object], folder: Path
 def test_truncated_embeddings_and_no_index_are_user_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.json: no such file"):
         Index.load(tmp_path / "nothing", PatternModel())
-    Index.build(folder, PatternModel(), out=tmp_path / "index")
+    Index.build(folder, PatternModel()).save(tmp_path / "index")
     (file,) = (tmp_path / "index").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UserError, match="damaged"):
@@ -219,7 +228,7 @@ def test_truncated_embeddings_and_no_index_are_user_errors(folder: Path, tmp_pat
 
 def test_a_flipped_bit_is_seen(folder: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    Index.build(folder, PatternModel(), out=index)
+    Index.build(folder, PatternModel()).save(index)
     (file,) = index.glob("embeddings-*.safetensors")
     content = bytearray(file.read_bytes())
     content[-3] ^= 1

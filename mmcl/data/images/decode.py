@@ -11,10 +11,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mmcl.data.images.deep import is_deep, is_misread, is_tiff, read_deep, read_tiff
@@ -122,6 +123,15 @@ class Opened:
             stored.load()
         self._transpose = _TO_UPRIGHT.get(_orientation(stored))
         self.width, self.height = stored.size[::-1] if self._transpose in _SWAP_SIDES else stored.size
+
+    @property
+    def taken(self) -> datetime | None:
+        """Date of the photograph, without a zone (EXIF DateTimeOriginal); None if it is missing or damaged."""
+        try:
+            text = self._stored.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+            return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S") if text else None
+        except Exception:  # Damaged EXIF data make Pillow raise almost anything.
+            return None
 
     def pixels(self, scale: int = 1) -> Image.Image:
         """Decodes the whole upright image, of mode "RGB" or "L".

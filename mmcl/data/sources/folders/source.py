@@ -94,6 +94,11 @@ class FolderSource(Source):
         return [self._usage]
 
     @property
+    def unreadable(self) -> Sequence[tuple[str, str]]:
+        """Folders in it that cannot be listed, relative to it, with the reason."""
+        return self._unreadable
+
+    @property
     def notes(self) -> Sequence[str]:
         return self._notes
 

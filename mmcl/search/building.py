@@ -1,0 +1,117 @@
+"""First steps of an index: its model, its folder, and the embedding of a whole collection in memory."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mmcl.data.images.image_cache import ReadableImages
+from mmcl.errors import UserError
+from mmcl.search import lance_table
+from mmcl.search.collection import Collection
+from mmcl.search.content import with_usable_captions
+from mmcl.search.lance_table import About, LanceTable
+from mmcl.search.memory_store import MemoryStore
+from mmcl.terminal import counted
+from mmcl.types import BadSample, EmbeddingModel
+
+Dtype = Literal["float32", "float16"]
+
+
+def loaded_model(model: EmbeddingModel | str, *, device: str | None = None) -> tuple[EmbeddingModel, str]:
+    """Returns the model and what loads it again, "" if that is not known."""
+    if isinstance(model, str):
+        # `interop` stands beside `search`, so only a name that the user gave leads there.
+        return importlib.import_module("mmcl.interop.load").load_model(model, device=device), model
+    provenance = getattr(model, "provenance", {})
+    source = provenance.get("source", "") if isinstance(provenance, dict) else ""
+    return model, source if isinstance(source, str) else ""
+
+
+def check_model(name: str, expected: str, model: EmbeddingModel) -> None:
+    """Raises UserError if the model is not the one of the index; names both and the way out."""
+    if model.fingerprint != expected:
+        raise UserError(
+            f"{name}: made with another model ({expected[:12]}, not {model.fingerprint[:12]}); load that one, or build the "
+            "index again (mmcl index build --replace)"
+        )
+
+
+def opened_or_created(
+    place: str,
+    found: Collection,
+    model: EmbeddingModel,
+    name: str,
+    columns: str | Path | None,
+    dtype: Dtype,
+    *,
+    replace: bool,
+) -> LanceTable:
+    """Opens the index of a build that goes on, or creates an empty one."""
+    if lance_table.exists(place) and not replace:
+        table = LanceTable.open(place)
+        check_model(place, table.about.model, model)
+        if table.about.root != found.root or dict(table.about.column_kinds) != dict(found.column_kinds):
+            raise UserError(
+                f"{place}: is an index of {table.about.collection or 'other images'}; give a new folder, or replace it"
+            )
+        return table
+    about = About(
+        model=model.fingerprint,
+        model_name=name,
+        dim=_width(model),
+        dtype=dtype,
+        root=found.root,
+        collection=os.path.abspath(os.path.expanduser(found.name)) if found.kind else found.root,
+        kind=found.kind,
+        columns="" if columns is None else str(Path(columns).absolute()),
+        column_kinds=found.column_kinds,
+    )
+    return LanceTable.create(place, about)
+
+
+def embedded(found: Collection, model: EmbeddingModel, name: str, batch_size: int | None, progress: bool) -> MemoryStore:
+    """Embeds a collection in one pass."""
+    source = found.source
+    assert source is not None
+    preprocess = getattr(model, "preprocess", None)
+    images = ReadableImages(source, preprocess)
+    image_emb = model.encode_image(images, batch_size=batch_size, progress=progress)
+    bad = [BadSample(number, source[number].name, reason) for number, reason in sorted(images.unreadable.items())]
+    if len(bad) == len(source):
+        raise UserError(f"{found.name}: none of {counted(len(source), 'image')} can be read; the first: {bad[0].reason}")
+    good = [number for number in range(len(source)) if number not in images.unreadable]
+    samples = []
+    for number in good:
+        sample, problems = with_usable_captions(source[number])
+        samples.append(sample)
+        bad += [BadSample(number, sample.name, problem) for problem in problems]
+    texts = [caption for sample in samples for caption in sample.captions]
+    text_emb = model.encode_text(texts) if texts and model.has_text else image_emb[:0]
+    return MemoryStore(
+        samples,
+        image_emb[good],
+        text_emb,
+        bad=bad,
+        model=model.fingerprint,
+        model_name=name,
+        preprocess=preprocess,
+        places=source.places,
+        class_names=source.class_names,
+    )
+
+
+def _width(model: EmbeddingModel) -> int:
+    """Width of a model's vectors."""
+    if (
+        isinstance(width := getattr(model, "embed_dim", None), int)
+        and getattr(model, "embedding", "projection") == "projection"
+    ):
+        return width
+    channels = getattr(getattr(model, "preprocess", None), "channels", 3)
+    blank = np.zeros((32, 32) if channels == 1 else (32, 32, channels), np.uint8)
+    return int(model.encode_image([blank]).shape[1])

@@ -1,0 +1,238 @@
+"""An index on disk, searched from memory: vectors are loaded once, all else is looked up for the rows that are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from mmcl.data.sample import ImageLike
+from mmcl.errors import UserError
+from mmcl.files.byte_range import FilePart, LocalFile
+from mmcl.files.listing import file_named
+from mmcl.search.arrow import TYPES
+from mmcl.search.items import KINDS, Item, Kind, id_of, unknown_id
+from mmcl.search.lance_table import LanceTable
+from mmcl.search.store import TextRows
+from mmcl.types import BadSample
+
+_FOUND = "vector IS NOT NULL"
+_OF_ITEM = ("id", "path", "file", "offset", "size", "width", "height", "taken", "captions", "label")
+_KEPT_BYTES = 2**25
+"""Columns up to this size stay in memory after their first use."""
+
+
+class LanceStore:
+    """Rows of a Lance table, in the order of their paths; a `Store`.
+
+    Args:
+        table: the tables.
+    """
+
+    def __init__(self, table: LanceTable):
+        self.table = table
+        self._forget()
+
+    def _forget(self) -> None:
+        self._row_ids: np.ndarray | None = None
+        self._images: Tensor | None = None
+        self._texts: TextRows | None = None
+        self._columns: dict[str, pa.Array] = {}
+        self._loaded = self.table.version
+
+    def refresh(self) -> None:
+        """Goes to the newest version, which another process may have written."""
+        self.table.refresh()
+        self.forget_if_changed()
+
+    def forget_if_changed(self) -> None:
+        """Drops what is in memory if the table has another version."""
+        if self.table.version != self._loaded:
+            self._forget()
+
+    def __len__(self) -> int:
+        return self.table.count(_FOUND) if self._row_ids is None else len(self._row_ids)
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self.table.about.dim
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Types of the columns, those of the user's own included."""
+        return {**KINDS, **self.table.about.column_kinds}
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model."""
+        return self.table.about.model
+
+    @property
+    def model_name(self) -> str:
+        """What loads the model; "" if not known."""
+        return self.table.about.model_name
+
+    @property
+    def exact(self) -> bool:
+        """False if there is an approximate index, and no vectors in float16."""
+        return self.table.about.approximate is None
+
+    @property
+    def version(self) -> int:
+        """Version of the table."""
+        return self.table.version
+
+    @property
+    def calibration(self) -> Mapping[str, float] | None:
+        """The fit of `match`."""
+        return self.table.about.calibration
+
+    @property
+    def images(self) -> Tensor:
+        """Vectors of the images; loaded on first use."""
+        if self._images is None:
+            places = self._places()
+            vectors = np.empty((len(self.row_ids), self.dim), np.float32)
+            for batch in self.table.scan(["vector"], _FOUND):
+                values = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+                vectors[places(batch)] = values
+            self._images = torch.from_numpy(vectors)
+        return self._images
+
+    @property
+    def texts(self) -> TextRows:
+        """Captions and their vectors; loaded on first use."""
+        if self._texts is None:
+            stored = self._ordered(["caption_vectors"])["caption_vectors"].to_pylist()
+            parts = [np.frombuffer(one or b"", np.float32).reshape(-1, self.dim) for one in stored]
+            counts = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+            item = torch.repeat_interleave(counts)
+            first = counts.cumsum(0) - counts
+            vectors = np.concatenate([*parts, np.zeros((0, self.dim), np.float32)])
+            self._texts = TextRows(torch.from_numpy(vectors), item, torch.arange(len(item)) - first[item])
+        return self._texts
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """Lance's id of the row at each position, int64 [N]."""
+        if self._row_ids is None:
+            batches = list(self.table.scan(["path"], _FOUND))
+            if not batches:
+                self._row_ids = np.empty(0, np.int64)
+                return self._row_ids
+            rows = pa.Table.from_batches(batches)
+            # By their parts, as a walk through the folder meets them; "/" sorts after "-" and other signs.
+            parts = pc.replace_substring(rows["path"], "/", "\0")
+            self._row_ids = rows["_rowid"].take(pc.sort_indices(parts)).to_numpy().astype(np.int64)
+        return self._row_ids
+
+    def items(self, positions: Sequence[int]) -> list[Item]:
+        """Returns the rows at positions."""
+        if not positions:
+            return []
+        own = list(self.table.about.column_kinds)
+        rows = self.table.take([int(one) for one in self.row_ids[list(positions)]], [*_OF_ITEM, *own]).to_pylist()
+        by_row_id = {row["_rowid"]: row for row in rows}
+        return [self._item(by_row_id[int(self.row_ids[position])], own) for position in positions]
+
+    def position(self, id: str) -> int:
+        """Returns the position of an image. Raises UserError for an id that there is not."""
+        batches = [batch for batch in self.table.of_ids([id], ["id"]).to_batches() if len(batch)]
+        found = np.flatnonzero(self.row_ids == batches[0]["_rowid"][0].as_py()).tolist() if batches else []
+        if not found:
+            raise unknown_id(id)
+        return int(found[0])
+
+    def column(self, name: str) -> pa.Array:
+        """Returns a column at all positions."""
+        if name not in self._columns:
+            if name == "folder":
+                found = pc.replace_substring_regex(self.column("path"), r"/?[^/]*$", "", max_replacements=1)
+            else:
+                found = self._ordered([name])[name]
+            if found.nbytes > _KEPT_BYTES:
+                return found
+            self._columns[name] = found
+        return self._columns[name]
+
+    def thumb(self, position: int) -> bytes | None:
+        """Returns the small image of a row."""
+        (row,) = self.table.take([int(self.row_ids[position])], ["thumb"]).to_pylist()
+        thumb: bytes | None = row["thumb"]
+        return thumb
+
+    def bad(self) -> list[BadSample]:
+        """Returns the images that could not be read, and the unusable captions."""
+        batches = self.table.scan(["path", "reason"], "reason IS NOT NULL")
+        rows = sorted((row["path"], row["reason"]) for batch in batches for row in batch.to_pylist())
+        return [BadSample(number, self._name(path, None), reason) for number, (path, reason) in enumerate(rows)]
+
+    def full_text(self, text: str) -> list[tuple[int, float]]:
+        """Returns the positions whose captions have words of a text, with their scores, best first; ties by position."""
+        place = {row_id: position for position, row_id in enumerate(self.row_ids.tolist())}
+        found = self.table.full_text(text, len(place))
+        return sorted(((place[row_id], score) for row_id, score in found if row_id in place), key=lambda one: (-one[1], one[0]))
+
+    def set_calibration(self, calibration: Mapping[str, float] | None) -> None:
+        """Keeps the fit of `match`. Raises UserError if another process writes."""
+        with self.table.locked():
+            self.table.write_about(replace(self.table.about, calibration=calibration))
+
+    def _places(self) -> Any:
+        """Returns a function from a batch to the positions of its rows."""
+        order = np.argsort(self.row_ids)
+        ascending = self.row_ids[order]
+        return lambda batch: order[np.searchsorted(ascending, batch["_rowid"].to_numpy().astype(np.int64))]
+
+    def _ordered(self, columns: Sequence[str]) -> dict[str, pa.Array]:
+        """Returns columns at all positions."""
+        batches = list(self.table.scan(columns, _FOUND))
+        if not batches:
+            kinds = {"caption_vectors": pa.binary()}
+            return {name: pa.array([], kinds.get(name) or TYPES[self.kinds[name]]) for name in columns}
+        rows = pa.Table.from_batches(batches)
+        order = np.argsort(self._places()(rows))
+        return {name: rows[name].take(pa.array(order)).combine_chunks() for name in columns}
+
+    def _item(self, row: Mapping[str, Any], own: Sequence[str]) -> Item:
+        path = row["path"]
+        given = {name: row[name] for name in ("label", "size", "width", "height", "taken")}
+        captions = tuple(row["captions"] or ())
+        name, meta = self._name(path, row["file"]), {name: row[name] for name in own}
+        return Item(id_of(path), path, name, captions, meta=meta, image=self._image(row), **given)
+
+    def _name(self, path: str, file: str | None) -> str:
+        root = self.table.about.root
+        return _near(file or root + path) if file or root else path
+
+    def _image(self, row: Mapping[str, Any]) -> ImageLike | None:
+        file, offset = row["file"], row["offset"]
+        if offset is not None:
+            return _part(file, offset, row["size"])
+        if file is None and not self.table.about.root:
+            return None
+        return file_named(_near(file if file is not None else self.table.about.root + row["path"]))
+
+
+def _near(path: str) -> str:
+    """A path below the working directory, relative to it."""
+    here = os.getcwd() + "/"
+    return path.removeprefix(here)
+
+
+def _part(file: str, offset: int, size: int) -> FilePart | None:
+    if not Path(file).is_file():
+        return None
+    try:
+        return FilePart(LocalFile.find(file), offset, size)
+    except UserError:
+        return None

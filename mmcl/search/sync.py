@@ -1,0 +1,310 @@
+"""Bringing an index up to date with its collection; the result equals a rebuild, row for row.
+
+A file whose size and times are those of its row, all older than the moment in which it was read, is the same. Any other is
+hashed. A hash that is in the index already costs no encoding: the file was touched, moved or copied. Upserts are committed in
+batches and deletions last, so that a process killed at any moment leaves rows too many, never too few, and the next sync goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmcl.data.identity import content_digest
+from mmcl.data.sample import ImageLike
+from mmcl.data.threads import in_threads
+from mmcl.errors import UserError
+from mmcl.files.byte_range import FilePart
+from mmcl.progress import progress_bar
+from mmcl.search.collection import NOWHERE, Collection, Entry
+from mmcl.search.content import CONTENT_COLUMNS, Content, Encoder
+from mmcl.search.lance_table import LanceTable, schema_of
+from mmcl.terminal import counted
+
+_RACY_NS = 2 * 10**9
+"""Two changes of a file within this time may leave it with equal times."""
+_OPTIMIZED = 20
+"""Commits after which the pieces are joined."""
+_ALARMING = 0.5
+"""Share of the files that may be gone without a question."""
+_KNOWN = ("id", "path", "size", "mtime_ns", "ctime_ns", "looked_ns", "sha", "digest", "status")
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What a sync found and did.
+
+    Attributes:
+        same: images as they were.
+        new, changed: images that were not in the index, or whose content or texts are others.
+        moved, copied: images whose content was in the index under another path, which is gone, or still there.
+        touched: files of the same content with other times.
+        gone: images that are not in the collection any more.
+        bad: images in the index that cannot be read.
+        encoded: images that the model encoded.
+        commits: changes of the index; 0 if there was nothing to do.
+        seconds: duration.
+    """
+
+    same: int = 0
+    new: int = 0
+    changed: int = 0
+    moved: int = 0
+    copied: int = 0
+    touched: int = 0
+    gone: int = 0
+    bad: int = 0
+    encoded: int = 0
+    commits: int = 0
+    seconds: float = 0.0
+
+    def count(self, what: str) -> None:
+        """Adds one to a field."""
+        setattr(self, what, getattr(self, what) + 1)
+
+    def to_text(self) -> str:
+        """One line: "2 new, 1 moved, 97 as before; 2 encoded in 0.8 s"."""
+        names = ("new", "changed", "moved", "copied", "touched", "gone")
+        parts = [f"{getattr(self, name):,} {name}" for name in names if getattr(self, name)]
+        rest = f"{self.same:,} as before" if parts else f"nothing to do: {self.same:,} as before"
+        bad = f", {self.bad:,} unreadable" if self.bad else ""
+        return f"{', '.join([*parts, rest])}{bad}; {self.encoded:,} encoded in {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """State of a row in the index; see `lance_table`."""
+
+    path: str
+    look: tuple[int, int, int]
+    looked_ns: int
+    sha: bytes | None
+    digest: bytes
+    is_ok: bool
+
+    def is_same(self, entry: Entry) -> bool:
+        """True if the file cannot have changed since it was read."""
+        newest = max(self.look[1], self.look[2])
+        return entry.look == self.look and (self.look == NOWHERE or newest < self.looked_ns - _RACY_NS)
+
+
+@dataclass
+class _Work:
+    """State of one sync."""
+
+    table: LanceTable
+    encoder: Encoder
+    known: Mapping[str, Known]
+    gone: set[str]
+    report: SyncReport
+    holders: dict[bytes, str]  # content -> id of a row in the index that has it
+    left: dict[bytes, int] = field(
+        default_factory=dict
+    )  # content -> number of rows whose path is gone and that no move has claimed
+    saved: dict[bytes, Content] = field(default_factory=dict)  # of rows that are overwritten before a later batch needs them
+    unsure: list[str] = field(default_factory=list)  # ids of rows that were the same, and had to be hashed to know it
+
+
+def sync(
+    table: LanceTable,
+    collection: Collection,
+    encoder: Encoder,
+    *,
+    verify: bool = False,
+    allow_empty: bool = False,
+    skip_unreadable: bool = False,
+    batch: int = 512,
+    progress: bool = False,
+) -> SyncReport:
+    """Brings an index up to date; the caller holds the writer's lock. See `Index.sync`."""
+    started, started_ns, report = time.perf_counter(), time.time_ns(), SyncReport()
+    known = _known(table)
+    _refuse_unreadable(collection, skip_unreadable)
+    candidates: list[Entry] = []
+    seen: set[str] = set()
+    for entry in collection:
+        seen.add(entry.id)
+        row = known.get(entry.id)
+        if row is not None and not verify and row.is_same(entry) and row.digest == entry.digest:
+            report.same += 1
+        else:
+            candidates.append(entry)
+    gone = {id for id, row in known.items() if id not in seen and not _is_below(row.path, collection.unreadable)}
+    _refuse_vanished(collection, len(known), len(gone), allow_empty)
+    holders = {row.sha: id for id, row in known.items() if row.sha is not None and row.is_ok} if candidates else {}
+    left = Counter(sha for id in gone if (sha := known[id].sha) is not None)
+    work = _Work(table, encoder, known, gone, report, holders, left)
+    _apply(work, candidates, batch, progress)
+    if gone:
+        report.commits += table.delete(sorted(gone))
+        report.gone = len(gone) - report.moved
+    if report.commits:
+        table.look_again(work.unsure, started_ns)
+        table.optimize()
+        _check_unique(table)
+    report.bad = table.count("status = 'bad'")
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _known(table: LanceTable) -> dict[str, Known]:
+    known: dict[str, Known] = {}
+    for rows in table.scan(_KNOWN):
+        columns = [rows[name].to_pylist() for name in _KNOWN]
+        for id, path, size, mtime, ctime, looked, sha, of_texts, status in zip(*columns, strict=True):
+            known[id] = Known(path, (-1 if size is None else size, mtime, ctime), looked, sha, of_texts, status == "ok")
+    return known
+
+
+def _refuse_unreadable(collection: Collection, skipped: bool) -> None:
+    if collection.unreadable and not skipped:
+        folder, reason = collection.unreadable[0]
+        raise UserError(
+            f"{collection.root}{folder}: cannot be read ({reason}), so what is in it is not known; mend that, or give "
+            "--skip_unreadable to leave its rows as they are"
+        )
+
+
+def _is_below(path: str, folders: Sequence[tuple[str, str]]) -> bool:
+    return any(path.startswith(f"{folder}/") for folder, _ in folders)
+
+
+def _refuse_vanished(collection: Collection, known: int, gone: int, allowed: bool) -> None:
+    if known and gone > _ALARMING * known and not allowed:
+        now = "is empty or not there" if not len(collection) else f"has lost {gone:,} of {counted(known, 'image')}"
+        raise UserError(
+            f"{collection.name}: {now}; is its disk mounted? Nothing was changed; if the images are gone, give --allow_empty"
+        )
+
+
+def _apply(work: _Work, candidates: Sequence[Entry], batch: int, progress: bool) -> None:
+    """Commits the candidates in batches."""
+    shas: dict[str, bytes | None] = {}
+    looked = time.time_ns()
+    if work.known:
+        shas = _hashed(candidates)
+        _save_overwritten(work, candidates, shas)
+    with progress_bar(total=len(candidates), shown=progress, unit="image") as bar:
+        for start in range(0, len(candidates), batch):
+            part = candidates[start : start + batch]
+            looked = looked if shas else time.time_ns()  # before the files are read
+            rows = _rows(work, part, shas or _hashed(part), looked)
+            if rows:
+                work.table.upsert(pa.Table.from_pylist(rows, schema=schema_of(work.table.about)))
+                work.report.commits += 1
+                if work.report.commits % _OPTIMIZED == 0:
+                    work.table.optimize()
+            bar.update(len(part))
+
+
+def _save_overwritten(work: _Work, candidates: Sequence[Entry], shas: Mapping[str, bytes | None]) -> None:
+    """Fetches content that one batch overwrites and a later one needs, as when two files are swapped."""
+    rows = {one.id: work.known[one.id] for one in candidates if one.id in work.known}
+    overwritten = {row.sha for id, row in rows.items() if row.sha != shas[id]}
+    needed = {sha for sha in shas.values() if sha is not None and sha in overwritten and sha in work.holders}
+    work.saved = _fetched(work, needed)[0]
+
+
+def _rows(work: _Work, entries: Sequence[Entry], shas: Mapping[str, bytes | None], looked: int) -> list[dict[str, Any]]:
+    """Returns the rows of a batch that differ from those in the index; known content is taken over, other is encoded once."""
+    changed = [one for one in entries if not _is_as_before(work, one, shas[one.id])]
+    known = {sha for one in changed if (sha := shas[one.id]) is not None and sha in work.holders}
+    contents, texts = _fetched(work, known, [one.id for one in changed if one.id in work.known])
+    first: dict[bytes | str, Entry] = {}
+    for one in changed:
+        sha = shas[one.id]
+        work.report.count(_what(work, one, sha, is_known=sha in contents or sha in first))
+        if sha not in contents:
+            first.setdefault(one.id if sha is None else sha, one)
+    read = dict(zip(first, work.encoder.contents(list(first.values())), strict=True))
+    again = [one for one in changed if isinstance(read.get(shas[one.id] or one.id), str) and one not in first.values()]
+    # A reason names its file, so each copy of an unreadable file has its own.
+    reasons = {one.id: reason for one, reason in zip(again, work.encoder.contents(again), strict=True)}
+    work.report.encoded += sum(isinstance(content, Content) for content in read.values())
+    found: list[tuple[Entry, Content | str]] = []
+    for one in changed:
+        sha = shas[one.id]
+        found.append((one, reasons.get(one.id) or contents.get(sha or b"") or read[sha or one.id]))
+    for one, content in found:
+        sha = shas[one.id]
+        if sha is not None and isinstance(content, Content):
+            work.holders[sha] = one.id
+    return work.encoder.rows(found, shas, texts, looked, work.table.about.root)
+
+
+def _is_as_before(work: _Work, entry: Entry, sha: bytes | None) -> bool:
+    """True for a row that nothing has changed in, although that was not certain without its hash."""
+    row = work.known.get(entry.id)
+    if row is None or sha != row.sha or (entry.look or NOWHERE) != row.look or entry.digest != row.digest:
+        return False
+    work.report.same += 1
+    work.unsure.append(entry.id)
+    return True
+
+
+def _what(work: _Work, entry: Entry, sha: bytes | None, *, is_known: bool) -> str:
+    """Returns what has happened to an image, as a field of the report."""
+    row = work.known.get(entry.id)
+    if row is not None and row.sha == sha and row.digest == entry.digest:
+        return "touched"
+    if row is not None:
+        return "changed"
+    if sha is None or not (is_known or sha in work.left):
+        return "new"
+    if work.left.get(sha, 0) > 0:
+        work.left[sha] -= 1
+        return "moved"
+    return "copied" if is_known else "new"
+
+
+def _fetched(work: _Work, shas: Set[bytes], ids: Sequence[str] = ()) -> tuple[dict[bytes, Content], dict[str, np.ndarray]]:
+    """Fetches content of the index, and the vectors of all captions of these rows and those with some ids."""
+    contents = {sha: work.saved[sha] for sha in shas if sha in work.saved}
+    holders = {work.holders[sha]: sha for sha in shas if sha not in contents}
+    texts = {text: vector for content in contents.values() for text, vector in content.texts.items()}
+    wanted = sorted({*holders, *ids})
+    for row in work.table.of_ids(wanted, CONTENT_COLUMNS).to_pylist() if wanted else ():
+        content = Content.of_row(row, work.table.about.dim)
+        texts |= content.texts
+        if row["id"] in holders:
+            contents[holders[row["id"]]] = content
+    return contents, texts
+
+
+def _hashed(entries: Sequence[Entry]) -> dict[str, bytes | None]:
+    """Hashes the content of images; None for those that cannot be read."""
+    shas = in_threads(lambda number: _sha(entries[number].sample.image), range(len(entries)))
+    return {entry.id: sha for entry, sha in zip(entries, shas, strict=True)}
+
+
+def _sha(image: ImageLike | None) -> bytes | None:
+    try:
+        if isinstance(image, str | Path):
+            with open(image, "rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        if isinstance(image, FilePart):
+            image = image.read()
+        if isinstance(image, bytes):
+            return hashlib.sha256(image).digest()
+        return None if image is None else bytes.fromhex(content_digest(image))
+    except (OSError, UserError):
+        return None
+
+
+def _check_unique(table: LanceTable) -> None:
+    """Raises UserError if an id has several rows, which only a second writer that ignores the lock can cause."""
+    ids = {id for rows in table.scan(["id"]) for id in rows["id"].to_pylist()}
+    if len(ids) != table.count():
+        raise UserError(
+            f"{table.place}: {counted(table.count() - len(ids), 'row')} too many, written by two writers at once; restore an "
+            "older version by `mmcl index restore`, and sync again"
+        )
