@@ -240,6 +240,10 @@ class TrainConfig:
     freeze_statistics: Literal["auto"] | bool = "auto"
     """Keep the batch norms of the encoders, and of heads from `init`, in evaluation mode: statistics of small or other data
     cost accuracy. "auto" does so for what comes from `init`."""
+    checkpoint_activations: bool = setting(False, decides=False)
+    """Store only the inputs of the blocks of each encoder, and compute their activations again in the backward pass: the same
+    gradient in a fraction of the memory, at the cost of one more forward pass. For encoders with blocks, such as transformers
+    and ResNets."""
     ema: float | None = setting(None, above=0, below=1)
     """Momentum of an exponential moving average of the weights, such as 0.999, which the run evaluates and exports in place of
     the weights of the last step. Early steps use a smaller momentum, so that short runs forget their initial weights. Null

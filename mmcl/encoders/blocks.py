@@ -28,14 +28,19 @@ def _size(modules: list[nn.Module]) -> int:
 
 
 def _sequences(module: nn.Module, *, of_one_class: bool) -> list[nn.Module]:
-    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    children = [child for child in _parts(module) if any(True for _ in child.parameters())]
     is_list = isinstance(module, nn.ModuleList)
     if (isinstance(module, nn.Sequential) and len(children) > 1) or (is_list and of_one_class):
         kinds = {type_before_parametrizations(child) for child in children}
-        are_composite = all(any(True for _ in child.children()) for child in children)
+        are_composite = all(map(_parts, children))
         if are_composite and (len(kinds) == 1 or not of_one_class):
             return children
     return [block for child in children for block in _sequences(child, of_one_class=of_one_class)]
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """Return the submodules of a module, without what computes its parameters, such as adapters."""
+    return [child for name, child in module.named_children() if name != "parametrizations"]
 
 
 def module_depths(network: nn.Module) -> dict[nn.Module, int]:

@@ -22,6 +22,7 @@ from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.order import BatchOrder
+from mmcl.engine.activation_checkpointing import ActivationCheckpointing
 from mmcl.engine.best_checkpoint import BestScore
 from mmcl.engine.checkpoint import load_average, load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
@@ -101,6 +102,8 @@ class Trainer:
         method.to(accelerator.device)
         # Accelerate gets neither the loader nor the schedule: it would reorder the data and advance the schedule once per
         # process.
+        towers: Any = dict(method.towers)
+        self.checkpointing = ActivationCheckpointing(towers) if config.train.checkpoint_activations else None
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
@@ -234,6 +237,8 @@ class Trainer:
         self.weights.reduce()
         if not self.checked:
             check_adapters(self.method, self.accelerator)
+            if self.checkpointing:
+                self.checkpointing.check()
             self.checked = True
         return embeddings, {"loss": output.loss, **output.metrics}
 

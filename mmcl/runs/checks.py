@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcl.config import Config
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
+from mmcl.engine.activation_checkpointing import check_blocks
 from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate import Task, check
@@ -40,6 +41,8 @@ def check_run(
         UserError: the run would fail; the message names the setting and the fix.
     """
     group_parameters(method, config.optim)
+    if config.train.checkpoint_activations:
+        check_blocks(dict(method.towers))  # type: ignore[arg-type]
     check_data(config, method, source)
     check_alpha(config, method)
     check_views(config, method, views)

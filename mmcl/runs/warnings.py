@@ -11,6 +11,7 @@ from torch import nn
 from mmcl.config import ComponentConfig, TowerConfig
 from mmcl.data.captions import caption_key
 from mmcl.encoders.tower import Tower
+from mmcl.engine.activation_checkpointing import is_trained
 from mmcl.engine.parameter_groups import group_parameters
 from mmcl.engine.schedule import warmup_steps
 from mmcl.methods.method import Method
@@ -80,6 +81,8 @@ def _about_batch(plan: Plan) -> list[str]:
         found.append(f"train.micro_batch {micro} has no effect: a process has {fitting // processes} pairs in a step")
     if config.train.fsdp and processes == 1:
         found.append("train.fsdp has no effect: there is one process")
+    if config.train.checkpoint_activations and not any(map(is_trained, method.towers.values())):  # type: ignore[arg-type]
+        found.append("train.checkpoint_activations has no effect: all encoders are frozen")
     if _has_batch_norm(method) and processes > 1:
         found.append(
             "batch norm is the one exception to exact splitting: it sees each process's rows alone, so the result depends on "

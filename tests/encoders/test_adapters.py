@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mmcl
 from mmcl.encoders import ADAPTERS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.adapters import Adapter, adapt, adapters, frozen_weights, merge_adapters, merged_state_dict
+from mmcl.encoders.blocks import blocks
 from mmcl.encoders.low_rank import LoRA
 from mmcl.encoders.tower import Encoder, Tower
 from mmcl.errors import UserError
@@ -52,11 +53,13 @@ def check_encoder(encoder: Encoder, name: str) -> None:
     inputs, keys = inputs_of(encoder), encoder.state_dict().keys()
     before = encoder.eval()(inputs).detach()
     originals = {key: value.clone() for key, value in encoder.state_dict().items()}
+    repeated = blocks(encoder)
 
     adapted = adapt(encoder, name=name, rank=2)
     assert all(torch.equal(value, originals[key]) for key, value in merged_state_dict(encoder).items()), "it starts as it was"
     torch.testing.assert_close(encoder(inputs), before)
     assert [weight for weight, _ in adapters(encoder)] == adapted
+    assert blocks(encoder) == repeated, "depth and sharding do not depend on adapters"
     learning = {key for key, p in encoder.named_parameters() if p.requires_grad}
     frozen = {key.removeprefix("encoder.") for key in frozen_weights(Tower(encoder, nn.Identity()))}
     assert learning == {key for key, _ in encoder.named_parameters()} - frozen
