@@ -1,8 +1,9 @@
-"""`mmcl embed`: computation of a file of embeddings from images, captions and classes."""
+"""`mmcl embed`: computation of embeddings of images, captions and classes: one file, or a folder of shards."""
 
 from __future__ import annotations
 
 import json as json_module
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,13 @@ from mmcl.terminal import counted
 if TYPE_CHECKING:
     from mmcl.data.source import Source
     from mmcl.evaluate import CachedModel
+    from mmcl.runs.embedding.job import EmbeddingJob
     from mmcl.types import BadSample
+
+_SUFFIXES = (".parquet", ".csv", ".npy")
+_SHARD_ROWS = 4096
+_LISTED = 20
+"""Bad samples of a folder that are listed; its files have them all."""
 
 
 def embed(
@@ -30,31 +37,112 @@ def embed(
     out: Path,
     features: bool = False,
     data_args: str = "{}",
+    shard_rows: int | None = None,
+    runner: str | None = None,
+    workers: int | None = None,
     root: Root = None,
     device: Device = None,
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Embed images, their captions and their classes into a file.
+    """Embed images, their captions and their classes, into a file or a folder.
 
     Examples:
         mmcl embed photos/ --out photos.parquet
-        mmcl eval retrieval --embeddings photos.parquet
+        mmcl embed photos/ --out shards/ --shard_rows 1000
 
-    `mmcl eval` reads the file, and so does anything that reads parquet. Its columns: id, kind (image, text, class), label,
+    `mmcl eval` reads a file, and so does anything that reads parquet. Its columns: id, kind (image, text, class), label,
     name, embedding. A .csv has columns e0, e1, ... for the embedding; beside a .npy, photos.rows.csv has the columns but the
     embedding, in the order of its rows. Samples whose image cannot be read are listed, and the exit code is then 1.
 
+    A folder gets a file for every 4,096 samples, each complete or absent: the same command again goes on where it was killed,
+    also on several machines at once. Whoever computes them, and however often it was killed, the files are the same byte for
+    byte. A sample that cannot be read is a row without an embedding and with the reason, so the numbering stays.
+
     Args:
         data: A path, or the name of a source. `mmcl list sources` lists them.
-        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
-        out: The .parquet, .csv or .npy to write.
+        model: A run, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        out: A .parquet, .csv or .npy, or a folder. A job that was killed goes on only in a folder.
         features: Write what the encoder gives before the head. At its own length, and of the images alone.
         data_args: Arguments of the source, such as "{fold: test}".
-        json: Print JSON instead of text. It is {"file": ..., "rows": ...}.
+        shard_rows: Samples in each file of a folder, 4096 by default. 67 MB hold 65,536 rows of 256 numbers.
+        runner: local, torchrun or ray, for the processes of a folder. By default torchrun if it started this one, else local.
+            With ray (an extra), the cluster in RAY_ADDRESS, else this machine.
+        workers: Processes that fill a folder. By default, if that pays, one for each GPU, else for each core, at most 8.
+        json: Print JSON instead of text. It is {"file": ..., "rows": ...}, or of a folder {"folder": ..., "images": ..., ...}.
     """
-    check_file(out, flag="--out", suffixes=(".parquet", ".csv", ".npy"), inputs=(data,))
+    is_file = _is_file(out)
+    if is_file:
+        check_file(out, flag="--out", inputs=(data,))
+    given = {"--shard_rows": shard_rows, "--runner": runner, "--workers": workers}
+    if is_file and any(value is not None for value in given.values()):
+        flag = next(flag for flag, value in given.items() if value is not None)
+        raise UserError(f"{flag} is of a folder of shards, and --out {out} is a file; give a folder, or leave {flag} out")
+    if not is_file and no_cache:
+        raise UserError("--no_cache: a folder of shards uses no cache; leave it out, and give a new --out to encode again")
     check_available(model)
+    if is_file:
+        _embed_into_file(data, data_args, root, out, model, features, device, json, no_cache)
+        return
+    from mmcl.runs.embedding.job import EmbeddingJob
+    from mmcl.search.shards.plan import check_shard_folder
+
+    check_shard_folder(out, flag="--out")
+    job = EmbeddingJob(
+        data=parse_source(data, data_args, flag="--data_args"),
+        model=model,
+        folder=out,
+        shard_rows=_SHARD_ROWS if shard_rows is None else shard_rows,
+        features=features,
+        root=root,
+        device=device,
+    )
+    _embed_into_folder(job, runner, workers, json)
+
+
+def _is_file(out: Path) -> bool:
+    """True for a file, false for a folder of shards. Raises UserError for the name of a file of another kind."""
+    if out.suffix.lower() in _SUFFIXES:
+        return True
+    if re.fullmatch(r"\.[A-Za-z]\w{0,6}", out.suffix) and not out.is_dir():
+        raise UserError(f"--out {out}: give a file that ends in {' or '.join(_SUFFIXES)}, or a folder, without {out.suffix}")
+    return False
+
+
+def _embed_into_folder(job: EmbeddingJob, runner: str | None, workers: int | None, json: bool) -> None:
+    from mmcl.runs.embedding.runners import run_embedding_job
+    from mmcl.search.shards.files import bad_rows
+    from mmcl.types import BadSample
+
+    outcome = run_embedding_job(job, runner, workers=workers)
+    plan, done, folder = outcome.plan, outcome.done, job.folder
+    if done is None:
+        said = f"{outcome.left:,} of {counted(plan.count, 'file')} left to the other processes; run it again if they are gone"
+        say(json_module.dumps({"folder": str(folder), "left": outcome.left}) if json else f"{folder}: {said}")
+        return
+    bad = [BadSample(row, name, reason) for row, name, reason in bad_rows(folder, plan, _LISTED)]
+    if done.bad == done.images + done.texts:
+        refuse_all_bad(bad, len(bad))
+    counts = {"images": done.images, "texts": done.texts, "bad": done.bad, "files": len(done.files)}
+    texts = f" and {counted(done.texts, 'text')}" if done.texts else ""
+    complete = f"{counted(done.images, 'image')}{texts} in {counted(len(done.files), 'file')} in {folder}, complete (done.json)"
+    say(json_module.dumps({"folder": str(folder), **counts}) if json else complete)
+    if done.bad > len(bad):
+        say(f"{counted(done.bad, 'row')} without an embedding; the first {len(bad)}:", error=True)
+    end_partly(bad)
+
+
+def _embed_into_file(
+    data: str,
+    data_args: str,
+    root: str | None,
+    out: Path,
+    model: str,
+    features: bool,
+    device: str | None,
+    json: bool,
+    no_cache: bool,
+) -> None:
     from mmcl.runs.build_data import build_source
 
     source = build_source(parse_source(data, data_args, flag="--data_args"), root, "data")

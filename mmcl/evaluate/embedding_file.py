@@ -155,7 +155,7 @@ def write_embeddings(path: Path, source: Source, model: CachedModel, *, features
             pa.csv.write_csv(pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **numbers}), stage)
     else:
         column = pa.FixedSizeListArray.from_arrays(embeddings.ravel(), embeddings.shape[1])
-        metadata = _FileMetadata(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
+        metadata = FileMetadata(model.model.fingerprint, source.identity, model.model.logit_scale, model.model.logit_bias)
         with staged(path) as stage:
             table = table.append_column("embedding", column)
             pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(metadata))}), stage)
@@ -202,7 +202,7 @@ def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]]) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _FileMetadata:
+class FileMetadata:
     """Model and data of the embeddings; empty for a file that mmcl did not write."""
 
     model: str | None = None
@@ -288,11 +288,11 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
     return rows
 
 
-def _read_metadata(metadata: dict[bytes, bytes] | None, path: Path) -> _FileMetadata:
+def _read_metadata(metadata: dict[bytes, bytes] | None, path: Path) -> FileMetadata:
     """Metadata that `write_embeddings` stored in the file."""
     try:
         stored = parse_json((metadata or {}).get(_METADATA_KEY.encode(), b"{}"), str(path))
-        return from_dict(_FileMetadata, stored, str(path))
+        return from_dict(FileMetadata, stored, str(path))
     except UserError:
         raise UserError(f"{path}: its metadata {_METADATA_KEY!r} is damaged; write it again with `mmcl embed`") from None
 

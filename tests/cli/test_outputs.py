@@ -21,6 +21,7 @@ FILES = {
 }
 FOLDERS = {
     "search --save": ("search", "none", "a cat", "--images", "nowhere", "--save", "{}"),
+    "embed shards --out": ("embed", "nowhere", "--model", "none", "--out", "{}"),
     "eval --out": ("eval", "runs/none", "--out", "{}"),
     "eval knn --out": ("eval", "knn", "--model", "none", "--data", "nowhere", "--out", "{}"),
     "eval knn --embeddings --out": ("eval", "knn", "--embeddings", "none.parquet", "--out", "{}"),
@@ -82,8 +83,11 @@ def test_a_full_disk(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "No space left on device" in refused(name, "new", capsys)
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".h5", ""])
-@pytest.mark.parametrize("name", FILES)
+# Without a suffix, embed writes a folder.
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [(name, suffix) for name in FILES for suffix in (".txt", ".h5", "") if (name, suffix) != ("embed --out", "")],
+)
 def test_a_suffix_that_is_not_written(name: str, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word.format("new").removesuffix(".png").removesuffix(".parquet") for word in COMMANDS[name]]
     words = [f"{word}{suffix}" if word == "new" else word for word in words]

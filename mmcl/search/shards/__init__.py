@@ -1,0 +1,1 @@
+"""Folders of embedding shards: their plan, their files, and the list of what is done."""
