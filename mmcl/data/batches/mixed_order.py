@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmcl.data.batches.order import BatchOrder
+from mmcl.data.batches.permutations import Permutations
 from mmcl.data.random_streams import Stream
 from mmcl.errors import UserError
-from mmcl.rng import permutation
 
 
 class MixedOrder(BatchOrder):
@@ -36,8 +36,8 @@ class MixedOrder(BatchOrder):
         self.size, self.batch_size, self.seed = int(self.counts_K.sum()), batch_size, seed
         if not 1 <= batch_size <= self.size:
             raise UserError(f"train.batch_size is {batch_size}: choose 1 to {self.size}, the rows of one epoch of data.mix")
-        self._rounds = _Permutations(self.size, seed, Stream.PART)
-        self._parts = [_Permutations(int(n), seed, Stream.PART, k + 1) for k, n in enumerate(self.sizes_K)]
+        self._rounds = Permutations(self.size, seed, Stream.PART)
+        self._parts = [Permutations(int(n), seed, Stream.PART, k + 1) for k, n in enumerate(self.sizes_K)]
         self._told = 0, 0, np.zeros_like(self.counts_K)
         self._first_sample_K = np.cumsum(self.sizes_K) - self.sizes_K
         self._first_slot_K = np.cumsum(self.counts_K) - self.counts_K
@@ -48,7 +48,8 @@ class MixedOrder(BatchOrder):
         known_round, known_rest, begun_K = self._told
         if known_round != rounds or known_rest > rest:
             known_rest, begun_K = 0, np.zeros_like(self.counts_K)
-        part_b = self._part_of(self._rounds[rounds][known_rest:rest])
+        place_b = np.arange(known_rest, rest)
+        part_b = self._part_of(self._rounds.at(np.full_like(place_b, rounds), place_b))
         begun_K = begun_K + np.bincount(part_b, minlength=len(self.names))
         self._told = rounds, rest, begun_K  # Called after every step, it only counts the rows of that step.
         return dict(zip(self.names, (rounds * self.counts_K + begun_K).tolist(), strict=True))
@@ -67,27 +68,6 @@ class MixedOrder(BatchOrder):
 
     def _part_of(self, slot_b: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._first_slot_K, slot_b, side="right") - 1
-
-
-class _Permutations:
-    """Permutations of range(size) by number; caches the last two, since a batch rarely needs more."""
-
-    def __init__(self, size: int, *key: int):
-        self.size, self.key = size, key
-        self._kept: dict[int, np.ndarray] = {}
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        if number not in self._kept:
-            self._kept = dict(list(self._kept.items())[-1:]) | {number: permutation(self.size, *self.key, number)}
-        return self._kept[number]
-
-    def at(self, number_b: np.ndarray, place_b: np.ndarray) -> np.ndarray:
-        """Returns element `place_b` of permutation `number_b`, row by row."""
-        found = np.empty(len(number_b), np.int64)
-        for number in np.unique(number_b):
-            here = number_b == number
-            found[here] = self[int(number)][place_b[here]]
-        return found
 
 
 def rows_of_a_round(

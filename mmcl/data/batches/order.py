@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmcl.data.batches.permutations import Permutations
 from mmcl.errors import UserError
-from mmcl.rng import permutation
 
 
 class BatchOrder(ABC):
@@ -77,8 +76,10 @@ class Order(BatchOrder):
     size: int
     batch_size: int
     seed: int
+    _epochs: Permutations = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_epochs", Permutations(self.size, self.seed))
         if self.size == 0:
             raise UserError("the dataset is empty")
         if not 1 <= self.batch_size <= self.size:
@@ -86,13 +87,4 @@ class Order(BatchOrder):
 
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         epoch, offset = np.divmod(step * self.batch_size + row_b, self.size)
-        index = np.empty(len(row_b), np.int64)
-        for number in np.unique(epoch):
-            here = epoch == number
-            index[here] = _permutation(self.size, self.seed, int(number))[offset[here]]
-        return epoch, index
-
-
-@lru_cache(maxsize=2)  # A batch touches at most two epochs.
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return permutation(size, seed, epoch)
+        return epoch, self._epochs.at(epoch, offset)
