@@ -32,7 +32,7 @@ def export(
         mmcl export runs/clip_emoji --to onnx --out graphs --check photos/
 
     The library itself loads what was written. Embeddings of the same pixels, tokens, images and texts are compared, and an
-    export that differs by more than 1e-4 (fp16: 5e-3, int8: 0.1) is not kept. export.json has the differences.
+    export that differs by more than 1e-4 (fp16: 5e-3, int8: 5e-2) is not kept. export.json has the differences.
 
     Args:
         model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
@@ -45,12 +45,11 @@ def export(
     check_folder(out, flag="--out")
     if check is not None and not check.is_dir():
         raise UserError(f"--check {check}: no such folder; give one with images")
-    from mmcl.interop.export import EXPORTS
-    from mmcl.interop.export.exporting import REPORT, check_out
+    from mmcl.interop.export.exporting import REPORT, check_out, check_target
     from mmcl.interop.export.exporting import export as write_export
     from mmcl.interop.load import load_model
 
-    EXPORTS.check(to, {}, where="--to")
+    check_target(to, precision, where="--to")
     check_out(out)
     report = write_export(load_model(model, device="cpu"), to=to, out=out, precision=precision, check=check)
     if json:

@@ -167,7 +167,10 @@ def _session(path: Path, device: str | torch.device | None) -> Any:
     if provider not in here:
         raise UserError(f"onnxruntime has no device {str(device)!r} here; take cpu, or install onnxruntime-gpu for cuda")
     options = {"device_id": number} if number else {}
+    settings = onnxruntime.SessionOptions()
+    # Weights of 8 bits are unpacked once, when the graph is loaded, and not for every batch.
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(path, providers=[(provider, options)])
+        return onnxruntime.InferenceSession(path, settings, providers=[(provider, options)])
     except Exception as error:  # as when it runs
         raise UserError(f"{path}: onnxruntime cannot load it ({first_line(error)}); copy or export it again") from None

@@ -66,7 +66,7 @@ def _towers_as_dual(model: Model, target: str) -> Dual:
             except UserError as error:
                 raise UserError(f"{error}; try --to {instead(model)}") from None
             return Dual(config, to_transformers(open_clip_weights(image, text)))
-    towers = " and ".join(f"{name} tower {tower.spec.encoder!r}" for name, tower in model.towers.items())  # type: ignore[union-attr]
+    towers = " and ".join(f"{name} tower {tower.encoder_name!r}" for name, tower in model.towers.items())
     raise UserError(f"{target} has no model of the {towers}; try --to {instead(model)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import time
@@ -18,12 +19,12 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.utils import logging as hf_logging
 
-from mmcl.errors import UserError
+from mmcl.errors import UserError, how_to_install
 from mmcl.files.atomic import staged
 from mmcl.files.untrusted import reason
 from mmcl.interop.export import EXPORTS
 from mmcl.interop.export.parity import Parity, measure, read_photos
-from mmcl.interop.export.target import BOUNDS, ExportTarget, instead
+from mmcl.interop.export.target import BOUNDS, REPOSITORY, ExportTarget, instead
 from mmcl.interop.graph_folder import Precision
 from mmcl.interop.model import Model
 
@@ -44,7 +45,8 @@ class ExportReport:
         lost: what the format cannot express, one line each.
         megabytes: size of all files.
         seconds: time of writing, loading and comparing.
-        usage: lines of Python that load it.
+        usage: lines of Python that load it from the folder.
+        usage_on_hub: the same from a repository of the hub, named `REPOSITORY`; empty if its library takes only a copy of it.
     """
 
     target: str
@@ -56,6 +58,7 @@ class ExportReport:
     megabytes: float
     seconds: float
     usage: str
+    usage_on_hub: str
 
 
 def export(
@@ -80,7 +83,7 @@ def export(
 
     Raises:
         UserError: the model does not fit the format, which names what does not and a format that fits; a library is missing;
-            the embeddings differ by more than the bound of the precision (1e-4, fp16 5e-3, int8 0.1); or `out` is not empty.
+            the embeddings differ by more than the bound of the precision (1e-4, fp16 5e-3, int8 5e-2); or `out` is not empty.
             Nothing is left behind then.
 
     Example:
@@ -91,6 +94,7 @@ def export(
     """
     out, started = Path(out), time.perf_counter()
     check_out(out)
+    check_target(to, precision)
     photos = None if check is None else read_photos(Path(check))
     target: ExportTarget = EXPORTS.build(to, {"precision": precision}, _ready(model))
     with staged(out) as stage:
@@ -113,6 +117,7 @@ def export(
             megabytes=size / 1e6,
             seconds=time.perf_counter() - started,
             usage=target.usage(str(out)),
+            usage_on_hub=target.usage(REPOSITORY, on_hub=True) if target.loads_from_hub else "",
         )
         (stage / REPORT).write_text(json.dumps(_content(report, target.model), indent=1, ensure_ascii=False), encoding="utf-8")
     return report
@@ -122,6 +127,21 @@ def check_out(out: Path) -> None:
     """Raises UserError unless a folder is new or empty: what is in it would be lost."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; give a new folder, or remove it first")
+
+
+def check_target(to: str, precision: Precision, *, where: str = "") -> None:
+    """Raises UserError for a target that does not exist, lacks a library, or does not have the precision.
+
+    Args:
+        to, precision: as for `export`.
+        where: prefix of the message about an unknown target.
+    """
+    EXPORTS.check(to, {}, where=where)
+    kind: type[ExportTarget] = EXPORTS[to]  # type: ignore[assignment]
+    if any(importlib.util.find_spec(module) is None for module in kind.needs):
+        raise UserError(f"an export to {to} needs {' and '.join(kind.needs)}: {how_to_install(kind.extra)}")
+    if precision not in kind.precisions:
+        raise UserError(f"{to} has no precision {precision}, only {' and '.join(kind.precisions)}; onnx has all")
 
 
 @contextmanager
@@ -173,8 +193,8 @@ def _ready(model: Model) -> Model:
 
 def _content(report: ExportReport, model: Model) -> dict[str, Any]:
     """The content of export.json: no path of this machine."""
-    kept = {name: value for name, value in asdict(report).items() if name not in ("folder", "usage")}
-    towers = {name: tower.spec.encoder if tower.spec else type(tower.encoder).__name__ for name, tower in model.towers.items()}  # type: ignore[union-attr]
+    kept = {name: value for name, value in asdict(report).items() if name not in ("folder", "usage", "usage_on_hub")}
+    towers = {name: tower.encoder_name for name, tower in model.towers.items()}
     return {**kept, "fingerprint": model.fingerprint, "towers": towers, "versions": dict(_versions())}
 
 

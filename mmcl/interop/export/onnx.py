@@ -14,6 +14,8 @@ from torch.export import ExportedProgram
 from mmcl.errors import UserError
 from mmcl.files.untrusted import reason
 from mmcl.interop.export.graphs import GraphExport, axes_of
+from mmcl.interop.export.onnx_precision import reduced
+from mmcl.interop.export.own import usage_by_mmcl
 from mmcl.interop.export.target import LoadedExport
 from mmcl.interop.graph_folder import IMAGE_EMBEDS, IMAGE_INPUTS, TEXT_EMBEDS, TEXT_INPUTS
 from mmcl.interop.onnx_model import OnnxModel
@@ -28,12 +30,15 @@ class OnnxExport(GraphExport):
     """Graphs of ONNX for images and texts, which run without torch: any model whose towers can be traced."""
 
     needs = ("onnx", "onnxscript", "onnxruntime")
+    precisions = ("fp32", "fp16", "int8")
     extra = "onnx"
     runtime = "onnx"
 
     def save(self, program: ExportedProgram, path: Path, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """See `GraphExport`."""
+        """Converts one graph, see `GraphExport`."""
         size = sum(tensor.nbytes for tensor in program.state_dict.values())
+        if self.precision != "fp32" and size > _LARGEST_FILE:
+            raise UserError(f"the {path.stem} tower has {size / 1e9:.1f} GB, and {self.precision} is for up to 2 GB; take fp32")
         try:
             converted = torch.onnx.export(
                 program,
@@ -45,7 +50,12 @@ class OnnxExport(GraphExport):
                 verbose=False,
             )
             assert converted is not None
-            converted.save(path, external_data=size > _LARGEST_FILE)
+            if self.precision == "fp32":
+                converted.save(path, external_data=size > _LARGEST_FILE)
+            else:
+                path.write_bytes(reduced(converted.model_proto, self.precision, path.stem).SerializeToString())
+        except UserError:
+            raise
         except Exception as error:  # from the conversion of any operator
             raise UserError(f"the {path.stem} tower cannot be converted to ONNX ({reason(error)}); try --to pt2") from None
 
@@ -53,9 +63,9 @@ class OnnxExport(GraphExport):
         """Loads the graphs by onnxruntime."""
         return _LoadedOnnx(OnnxModel(folder, device="cpu"))
 
-    def usage(self, folder: str) -> str:
+    def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
-        return f'model = mmcl.load_model("onnx:{folder}")\nmodel.encode_image(["cat.png"]), model.encode_text(["a cat"])'
+        return usage_by_mmcl(f"onnx:{place}")
 
 
 class _LoadedOnnx:

@@ -44,6 +44,7 @@ class OpenClipExport(ExportTarget):
     """A folder of open_clip: its own towers, and CLIP of transformers. Linear heads become part of them."""
 
     precisions = ("fp32", "fp16")
+    loads_from_hub = True
 
     def __init__(self, model: Model, *, precision: Precision = "fp32"):
         super().__init__(model, precision=precision)
@@ -87,11 +88,13 @@ class OpenClipExport(ExportTarget):
         """Loads the folder by its name for open_clip."""
         return LoadedOpenClip(folder, self.model.tokenizer)
 
-    def usage(self, folder: str) -> str:
+    def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
+        name = f"{'hf-hub' if on_hub else 'local-dir'}:{place}"
         return (
-            f'model, _, show = open_clip.create_model_and_transforms("local-dir:{folder}")\n'
-            f'tokenize = open_clip.get_tokenizer("local-dir:{folder}")\n'
+            "import open_clip\n\n"
+            f'model, _, show = open_clip.create_model_and_transforms("{name}")\n'
+            f'tokenize = open_clip.get_tokenizer("{name}")\n'
             "model.eval().encode_image(show(image)[None]), model.encode_text(tokenize(texts))"
         )
 

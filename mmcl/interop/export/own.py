@@ -13,6 +13,7 @@ from mmcl.interop.load import load_model
 class OwnExport(ExportTarget):
     """The folder of `mmcl.load_model`, without a run: any model that mmcl trains."""
 
+    loads_from_hub = True
     own_preprocessing = True
 
     def write(self, folder: Path) -> Sequence[str]:
@@ -25,6 +26,11 @@ class OwnExport(ExportTarget):
         given = {name: tower.encoder.module for name, tower in self.model.towers.items() if tower.spec.encoder == GIVEN}  # type: ignore[union-attr]
         return LoadedModel(load_model(folder, device="cpu", towers=given or None))  # type: ignore[arg-type]
 
-    def usage(self, folder: str) -> str:
+    def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
-        return f'model = mmcl.load_model("{folder}")\nmodel.encode_image(["cat.png"]), model.encode_text(["a cat"])'
+        return usage_by_mmcl(f"hf:{place}" if on_hub else place)
+
+
+def usage_by_mmcl(name: str) -> str:
+    """Returns the lines of Python that load a model by its name for `load_model`."""
+    return f'import mmcl\n\nmodel = mmcl.load_model("{name}")\nmodel.encode_image(["cat.png"]), model.encode_text(["a cat"])'

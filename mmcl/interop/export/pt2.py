@@ -37,11 +37,12 @@ class Pt2Export(GraphExport):
         programs = {str(name): torch.export.load(folder / f"{name}.pt2") for name in file.towers}
         return _LoadedPt2({name: program.module() for name, program in programs.items()}, preprocess, tokenizer)
 
-    def usage(self, folder: str) -> str:
+    def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
         return (
-            f'image = torch.export.load("{folder}/image.pt2").module()\n'
-            f'text = torch.export.load("{folder}/text.pt2").module()\n'
+            "import torch\n\n"
+            f'image = torch.export.load("{place}/image.pt2").module()\n'
+            f'text = torch.export.load("{place}/text.pt2").module()\n'
             f'image(pixels=pixels)["{IMAGE_EMBEDS}"], text(input_ids=ids, attention_mask=mask)["{TEXT_EMBEDS}"]'
         )
 

@@ -23,6 +23,7 @@ class SentenceTransformersExport(ExportTarget):
 
     needs = ("sentence_transformers",)
     extra = "sentence-transformers"
+    loads_from_hub = True
 
     def __init__(self, model: Model, *, precision: Precision = "fp32"):
         super().__init__(model, precision=precision)
@@ -49,10 +50,14 @@ class SentenceTransformersExport(ExportTarget):
         loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=trust)
         return _Loaded(loaded, self._form.features)
 
-    def usage(self, folder: str) -> str:
+    def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
         trust = ", trust_remote_code=True" if self.own_preprocessing else ""
-        return f'model = SentenceTransformer("{folder}"{trust})\nmodel.encode([image]), model.encode(["a cat"])'
+        return (
+            "from sentence_transformers import SentenceTransformer\n\n"
+            f'model = SentenceTransformer("{place}"{trust})\n'
+            'model.encode([image]), model.encode(["a cat"])'
+        )
 
 
 class _Loaded:

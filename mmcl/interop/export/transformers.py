@@ -29,6 +29,7 @@ class TransformersExport(ExportTarget):
     """A folder of transformers: its own CLIP, SigLIP and SigLIP 2, and CLIP of open_clip. Linear heads become part of them."""
 
     precisions = ("fp32", "fp16")
+    loads_from_hub = True
 
     def __init__(self, model: Model, *, precision: Precision = "fp32"):
         super().__init__(model, precision=precision)
@@ -54,13 +55,14 @@ class TransformersExport(ExportTarget):
         """Loads the folder by the automatic classes."""
         return LoadedTransformers(folder, pads=self._reads_padding)
 
-    def usage(self, folder: str) -> str:
+    def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
         padding = 'padding="max_length"' if self._reads_padding else "padding=True"
         return (
-            f'model = AutoModel.from_pretrained("{folder}", dtype=torch.float32)\n'
-            f'pixels = AutoImageProcessor.from_pretrained("{folder}")(images, return_tensors="pt")\n'
-            f'tokens = AutoTokenizer.from_pretrained("{folder}")(texts, {padding}, truncation=True, return_tensors="pt")\n'
+            "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer\n\n"
+            f'model = AutoModel.from_pretrained("{place}", dtype="float32")\n'
+            f'pixels = AutoImageProcessor.from_pretrained("{place}")(images, return_tensors="pt")\n'
+            f'tokens = AutoTokenizer.from_pretrained("{place}")(texts, {padding}, truncation=True, return_tensors="pt")\n'
             "model.get_image_features(**pixels), model.get_text_features(**tokens)"
         )
 

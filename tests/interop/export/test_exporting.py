@@ -137,7 +137,8 @@ def test_adapters_are_merged_before(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"to": "onx"}, "unknown export target 'onx'; did you mean 'onnx'"),
-        ({"to": "own", "precision": "int8"}, "Own has no precision 'int8'; take fp32"),
+        ({"to": "own", "precision": "int8"}, "own has no precision int8, only fp32; onnx has all"),
+        ({"to": "open_clip", "precision": "int8"}, "open_clip has no precision int8, only fp32 and fp16; onnx has all"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str, model: Model, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_wrong_arguments(options: dict[str, Any], message: str, model: Model, tm
 def test_a_missing_library_names_its_extra(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnxscript" else find(name, *rest))
-    with pytest.raises(UserError, match=r"Onnx needs onnx and onnxscript and onnxruntime: pip install 'mmcl\[onnx\]'"):
+    with pytest.raises(UserError, match=r"to onnx needs onnx and onnxscript and onnxruntime: pip install 'mmcl\[onnx\]'"):
         export(model, to="onnx", out=tmp_path / "out")
 
 
@@ -224,6 +225,7 @@ def test_the_command(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture
         (["--to", "onyx"], "--to: unknown export target 'onyx'; did you mean 'onnx'"),
         (["--to", "own", "--check", "nowhere"], "--check nowhere: no such folder"),
         (["--to", "own", "--precision", "fp8"], "--precision"),
+        (["--to", "pt2", "--precision", "fp16"], "pt2 has no precision fp16, only fp32; onnx has all"),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_loaded(
