@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmcl.encoders.adapters import adapt, adapters, merge_adapters
 from mmcl.encoders.tokenizers import from_transformers
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.interop.load import load_model
@@ -79,6 +80,23 @@ def torchvision_and_own() -> Model:
     return shaken_model({"image": image, "text": {"encoder": "small_text", "encoder_args": OWN_TEXT, **LINEAR}})
 
 
+def merged_lora(folder: Path) -> Model:
+    """A CLIP of transformers with trained adapters, which are merged."""
+    model = of_transformers("clip", folder)
+    for tower in model.towers.values():
+        adapt(tower.encoder, rank=2)  # type: ignore[arg-type]
+        for _, adapter in adapters(tower):
+            tiny.shaken(adapter)
+    merge_adapters(model.towers)
+    return model
+
+
+def own_with_mlp_heads() -> Model:
+    """mmcl's own towers, each with an MLP head with batch norm."""
+    image = {"encoder": "strided_cnn", "encoder_args": OWN_IMAGE, **MLP}
+    return shaken_model({"image": image, "text": {"encoder": "small_text", "encoder_args": OWN_TEXT, **MLP}})
+
+
 MODELS: Mapping[str, Callable[[Path], Model]] = {
     "hf CLIP": lambda folder: of_transformers("clip", folder),
     "hf SigLIP": lambda folder: of_transformers("siglip", folder),
@@ -90,5 +108,7 @@ MODELS: Mapping[str, Callable[[Path], Model]] = {
     "timm + BERT, MLP heads": lambda folder: timm_and_bert(MLP),
     "torchvision + own": lambda folder: torchvision_and_own(),
     "own + own": lambda folder: own(),
+    "own + own, MLP heads": lambda folder: own_with_mlp_heads(),
+    "hf CLIP, LoRA merged": merged_lora,
 }
 """By name, from an empty folder that does not exist yet."""
