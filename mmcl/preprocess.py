@@ -152,7 +152,8 @@ class Preprocess:
         """Returns a copy with the fields in `values` replaced; another size shows the same part. Raises as `from_json` does."""
         if not values:
             return self
-        base = self.at(values["size"]) if "size" in values and _is_size(_plain(values["size"], pair=True)) else self
+        size = _plain(values.get("size"), pair=True)
+        base = self.at(size) if _is_size(size) else self
         return Preprocess.from_json({**{field.name: getattr(base, field.name) for field in fields(base)}, **values})
 
     def at(self, size: int | tuple[int, int]) -> Preprocess:

@@ -146,7 +146,7 @@ class OpenClipText(TextEncoder):
             config = {**config, "hf_config": config.get("hf_config") or hf.read_config(text_cfg["hf_model_name"])}
         self.text: Any = _hf_text_tower(config) if self.is_hf else _checked_build(_build_text_tower, config, "text_cfg")
         self.context_length = text_cfg.get("context_length", 77)
-        self.tokenizer = tokenizer or _tokenizer(text_cfg, self.context_length)
+        self.tokenizer = tokenizer or _tokenizer(text_cfg, self.context_length, config.get("tokenizer_folder"))
         check_tokenizer(self.tokenizer, self.context_length, self.text, "the open_clip text tower")
         self.feature_dim = config["embed_dim"]
         self.rebuild_args = {"config": {key: config[key] for key in _TEXT_KEYS if key in config}}
@@ -214,8 +214,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
     """Return the configuration and the weights of a folder; all other files that it names must be in the folder too."""
     config = _folder_config(read_json(folder / _FOLDER_CONFIG), folder / _FOLDER_CONFIG)
     text_cfg = config["text_cfg"]
-    if text_cfg.get("hf_tokenizer_name"):
-        text_cfg["hf_tokenizer_name"] = str(folder)
+    config["tokenizer_folder"] = str(folder)  # not kept with the model, which would else name a place of this machine
     if text_cfg.get("hf_model_name"):
         if not (folder / "config.json").is_file():
             raise UserError(
@@ -320,7 +319,8 @@ def _per_channel(values: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(values) if isinstance(values, Sequence) else (values,) * 3
 
 
-def _tokenizer(text_cfg: Mapping[str, Any], context_length: int) -> Tokenizer:
+def _tokenizer(text_cfg: Mapping[str, Any], context_length: int, folder: str | None = None) -> Tokenizer:
+    """Return the tokenizer that a configuration names, from the model's own folder if it has one."""
     name = text_cfg.get("hf_tokenizer_name")
     options = {"clean": "whitespace" if name else "lower", **(text_cfg.get("tokenizer_kwargs") or {})}
     clean, blank_end = options.pop("clean"), options.pop("strip_sep_token", False)
@@ -330,4 +330,4 @@ def _tokenizer(text_cfg: Mapping[str, Any], context_length: int) -> Tokenizer:
         raise UserError(f"open_clip: {unknown[0]} of the tokenizer is not supported; give a tokenizer of your own")
     if not name:
         return clip_bpe(context_length, clean=clean)
-    return load_tokenizer(name, context_length=context_length, clean=clean, blank_end=blank_end)
+    return load_tokenizer(folder or name, context_length=context_length, clean=clean, blank_end=blank_end)

@@ -5,13 +5,11 @@ Remote code is never executed. A model's configuration is saved with it, so it c
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,10 +20,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
+from mmcl.encoders.transformers_folder import located, merged
+from mmcl.encoders.transformers_positions import fitted_to_size
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
-from mmcl.errors import UserError, how_to_install, unknown_name
+from mmcl.errors import UserError, unknown_name
 from mmcl.files.hub import hub_errors
-from mmcl.files.untrusted import read_json, reason
+from mmcl.files.untrusted import reason
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
 from mmcl.types import Tokens
@@ -51,6 +51,7 @@ def image_encoder(
     config: Mapping[str, Any] | None = None,
     pooling: Pooling = "auto",
     preprocess: Mapping[str, Any] | None = None,
+    resize_positions: bool = False,
 ) -> TransformersImage:
     """Build a vision model, or the image side of a CLIP-like model with its projection.
 
@@ -60,10 +61,12 @@ def image_encoder(
         config: a configuration with `model_type` instead of `name`, for random weights.
         pooling: see `Pooling`; CLIP-like models have their own.
         preprocess: fields of `Preprocess` to override; None uses the settings of `name`'s image processor.
+        resize_positions: whether to resample the position embeddings to the size of `preprocess`.
     """
-    name, adapter = _located(name, config)
+    name, adapter = located(name, config)
     shown = _preprocess(name, preprocess)  # read first, so that errors come before the download of the weights
     model, missing = _build_model(name, config, pretrained, adapter)
+    model = fitted_to_size(model, shown, name or type(model).__name__, resize=resize_positions)
     return TransformersImage(_side(model, "image"), pooling, missing, shown)
 
 
@@ -83,7 +86,7 @@ def text_encoder(
         name, pretrained, config, pooling: as in `image_encoder`.
         context_length: longest text in tokens; None uses the largest that model and tokenizer allow.
     """
-    name, adapter = _located(name, config)
+    name, adapter = located(name, config)
     model, missing = _build_model(name, config, pretrained, adapter)
     side = _side(model, "text")
     limit = _positions(side)
@@ -95,20 +98,22 @@ def text_encoder(
     return TransformersText(side, pooling, missing, tokenizer)
 
 
-def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None) -> DualEncoder:
+def dual_encoder(name: str, *, preprocess: Mapping[str, Any] | None = None, resize_positions: bool = False) -> DualEncoder:
     """Build both sides of a CLIP-like model (CLIP, SigLIP, ...) with its logit scale and bias.
 
     Args:
         name: a folder or a hub id.
         preprocess: fields of `Preprocess` that override those of `name`'s image processor.
+        resize_positions: as in `image_encoder`.
     """
-    place, adapter = _located(name, None)
+    place, adapter = located(name, None)
     name = str(place)
     _check_dual(name)
     shown = _changed_preprocess(name, preprocess)
     model, missing = _build_model(name, None, True, adapter)
     if not hasattr(model, "logit_scale"):
         raise _not_dual(name, type(model).__name__)
+    model = fitted_to_size(model, shown, name, resize=resize_positions)
     text = _side(model, "text")
     image_encoder = TransformersImage(_side(model, "image"), "auto", missing, shown)
     tokenizer = load_tokenizer(name, most=_positions(text), model_type=model.config.model_type)
@@ -228,33 +233,6 @@ def is_dual(model: object) -> bool:
     return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
 
-def _located(name: str | None, config: Mapping[str, Any] | None) -> tuple[str | None, str | None]:
-    """Return the location of the model, and of its adapter or None.
-
-    Folders of old sentence-transformers versions hold CLIP in a subfolder; those of peft hold an adapter and name its model.
-    """
-    if (name is None) == (config is None):
-        raise UserError("transformers: give either name, a folder or a hub id, or config")
-    if name is None or not Path(name).is_dir() or Path(name, "config.json").is_file():
-        return name, None
-    if not Path(name, "adapter_config.json").is_file():
-        inner = next((folder for folder in Path(name).glob("*_CLIPModel") if (folder / "config.json").is_file()), name)
-        return str(inner), None
-    if importlib.util.find_spec("peft") is None:
-        raise UserError(f"{name}: holds an adapter, which peft merges into its model: {how_to_install('peft')}")
-    base = read_json(Path(name, "adapter_config.json")).get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise UserError(f"{name}: adapter_config.json does not name the model that it adapts; set base_model_name_or_path")
-    return base, name
-
-
-def _merged(model: Any, adapter: str) -> Any:
-    import peft
-
-    with hub_errors(adapter):
-        return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
 def _build_model(
     name: str | None, config: Mapping[str, Any] | None, pretrained: bool, adapter: str | None
 ) -> tuple[Any, frozenset[str]]:
@@ -266,7 +244,7 @@ def _build_model(
         model, info = transformers.AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    model = model if adapter is None else _merged(model, adapter)
+    model = model if adapter is None else merged(model, adapter, name)
     encoder, missing = _encoder_of(model), frozenset(info["missing_keys"])
     optional = ("pooler", "logit_scale", "logit_bias")
     needed = [k for k in missing if not any(part in k for part in optional) and (encoder is model or k.startswith("encoder."))]

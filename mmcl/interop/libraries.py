@@ -19,13 +19,15 @@ from mmcl.interop.model import Model
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 
-def load_of_library(name: str, *, preprocess: Mapping[str, Any] | None, device: str | torch.device | None) -> Model:
+def load_of_library(
+    name: str, *, preprocess: Mapping[str, Any] | None, resize_positions: bool, device: str | torch.device | None
+) -> Model:
     """Loads a model that another library made.
 
     Args:
         name: with the prefix of the library, see `load_model`.
         preprocess: fields of `Preprocess` that override the library's.
-        device: device to run on, as for `load_model`.
+        resize_positions, device: as for `load_model`.
 
     Raises:
         UserError: see `load_model`.
@@ -33,7 +35,8 @@ def load_of_library(name: str, *, preprocess: Mapping[str, Any] | None, device: 
     found = find_device(device)
     scheme, _, rest = name.partition(":")
     with _within_folder(Path(rest.removeprefix("local-dir:"))):
-        model = _LIBRARIES[scheme](rest, None if preprocess is None else dict(preprocess))
+        fields = None if preprocess is None else dict(preprocess)
+        model = _transformers(rest, fields, resize_positions) if scheme == "hf" else _LIBRARIES[scheme](rest, fields)
     return Model(**model, provenance={"source": name}, device=found)
 
 
@@ -61,10 +64,10 @@ def _open_clip(rest: str, preprocess: _Fields) -> dict[str, Any]:
     return _from_dual("open_clip", dual_encoder(arch, pretrained or None, preprocess=preprocess))
 
 
-def _transformers(rest: str, preprocess: _Fields) -> dict[str, Any]:
+def _transformers(rest: str, preprocess: _Fields, resize_positions: bool) -> dict[str, Any]:
     from mmcl.encoders.transformers import dual_encoder
 
-    return _from_dual("transformers", dual_encoder(rest, preprocess=preprocess))
+    return _from_dual("transformers", dual_encoder(rest, preprocess=preprocess, resize_positions=resize_positions))
 
 
 def _from_dual(library: str, dual: DualEncoder) -> dict[str, Any]:
@@ -97,7 +100,6 @@ def _split(rest: str) -> tuple[str, str]:
 
 _LIBRARIES: Mapping[str, Callable[[str, _Fields], dict[str, Any]]] = {
     "open_clip": _open_clip,
-    "hf": _transformers,
     "timm": _image_only("timm"),
     "torchvision": _image_only("torchvision"),
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
@@ -15,8 +18,8 @@ from mmcl.encoders.given import given_encoders
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import GIVEN, ImageEncoder, Tower, TowerSpec, build_tower
 from mmcl.errors import UserError
-from mmcl.files.hub import offline
-from mmcl.files.untrusted import existing_file, load_into, read_tensors, reason
+from mmcl.files.hub import hub_errors, offline
+from mmcl.files.untrusted import existing_file, load_into, read_json, read_tensors, reason
 from mmcl.interop.bounds import bounded_build
 from mmcl.interop.device import find_device
 from mmcl.interop.graph_folder import Runtime
@@ -67,6 +70,23 @@ def model_folder(path: Path) -> Path | None:
     if (path / "adapter_config.json").is_file() or (path / "modules.json").is_file():
         raise UserError(f"{path}: a folder of transformers; give hf:{path}")
     return None
+
+
+def own_repository(name: str) -> Path | None:
+    """Returns the copy of a repository of the hub in mmcl's own format; None for another format, or for a local folder."""
+    if Path(name).is_dir():
+        return None
+    with hub_errors(name):
+        try:
+            config = Path(hf_hub_download(name, CONFIG))
+        except EntryNotFoundError:  # such as an adapter
+            return None
+        if "format_version" not in read_json(config):
+            return None
+        hf_hub_download(name, WEIGHTS)
+        with suppress(EntryNotFoundError):  # of images alone
+            hf_hub_download(name, TOKENIZER)
+    return config.parent
 
 
 def _read_folder(folder: Path, given: Collection[str]) -> dict[str, Any]:

@@ -165,6 +165,23 @@ def test_the_root_of_an_old_sentence_transformers_clip_is_its_model(tmp_path: Pa
     assert root.fingerprint == inner.fingerprint
 
 
+def test_a_folder_of_sentence_transformers_gives_its_embeddings(tmp_path: Path) -> None:
+    """As the library writes a CLIP today: the model at the root, and a module that normalizes."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    tiny.transformers_model("clip", tmp_path / "clip")
+    modality = {one: {"method": f"get_{one}_features", "method_output_name": "pooler_output"} for one in ("text", "image")}
+    module = Transformer(str(tmp_path / "clip"), modality_config=modality, module_output_name="sentence_embedding")
+    theirs = SentenceTransformer(modules=[module, Normalize()], device="cpu")
+    theirs.save(str(tmp_path / "theirs"))
+    ours = load_model(f"hf:{tmp_path / 'theirs'}", device="cpu")
+    tolerance = network_tolerance(ours.towers)
+    np.testing.assert_allclose(ours.encode_text(TEXTS[:2]), theirs.encode(TEXTS[:2]), atol=tolerance)
+    np.testing.assert_allclose(ours.encode_image(_image(32)), theirs.encode([_image(32)]), atol=tolerance)
+
+
 def _adapter(folder: Path) -> Path:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "nowhere"}))
     return folder
@@ -193,6 +210,39 @@ def test_an_adapter_is_merged_into_its_model(tmp_path: Path) -> None:
     assert np.abs(ours.encode_text(TEXTS[:2]) - load_model(f"hf:{base}", device="cpu").encode_text(TEXTS[:2])).max() > 0.01
     save_model(tmp_path / "saved", ours.towers)
     np.testing.assert_array_equal(load_model(tmp_path / "saved", device="cpu").encode_text(TEXTS), ours.encode_text(TEXTS))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:Found missing adapter keys")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 24}, r"not an adapter of \S+base \(their shapes differ\); set base_model_name_or_path"),
+        ({"num_hidden_layers": 1}, r"not an adapter of \S+base \(one of them alone has base_model.*layers\.1\.self_attn"),
+        ({"num_hidden_layers": 3}, r"not an adapter of \S+base \(one of them alone has base_model.*layers\.2\.self_attn"),
+        ({"other": True}, r"not an adapter of \S+base \(one of them alone has base_model.*layers"),
+    ],
+    ids=["wider", "fewer layers", "more layers", "another kind"],
+)
+def test_an_adapter_of_another_model_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.transformers_model("clip", tmp_path / "base")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    shutil.rmtree(tmp_path / "base")
+    if "other" in change:
+        tiny.transformers_model("vit", tmp_path / "base")
+        with pytest.raises(UserError, match=message):
+            IMAGE_ENCODERS.build("transformers", {"name": str(tmp_path / "adapter")})
+        return
+    for part in (tiny._TEXT, tiny._VISION):
+        for name, value in change.items():
+            monkeypatch.setitem(part, name, value)
+    tiny.transformers_model("clip", tmp_path / "base")
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(f"hf:{tmp_path / 'adapter'}", device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
