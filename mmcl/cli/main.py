@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import mmcl
 from mmcl.cli.arguments import form_of
+from mmcl.cli.card import card
 from mmcl.cli.classify import classify
 from mmcl.cli.compare import compare
 from mmcl.cli.completion import completion
@@ -23,6 +24,7 @@ from mmcl.cli.list import list_components
 from mmcl.cli.merge import merge
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import HELP, HELP_ALL, parse_call, with_underscores
+from mmcl.cli.push import push
 from mmcl.cli.search import search
 from mmcl.cli.train import train, train_or_help
 from mmcl.cli.watch import watch
@@ -38,6 +40,8 @@ VERBS: dict[str, Callable[..., object]] = {
     "compare": compare,
     "merge": merge,
     "export": export,
+    "card": card,
+    "push": push,
     "list": list_components,
     "config": print_config,
     "doctor": doctor,

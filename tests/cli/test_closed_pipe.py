@@ -26,6 +26,8 @@ COMMANDS = [
     ["embed", "squares", "--model", "run", "--out", "out.parquet"],
     ["eval", "run"],
     ["export", "run", "--to", "own", "--out", "exported"],
+    ["card", "run", "--license", "mit", "--out", "card.md"],
+    ["push", "run", "me/pushed", "--license", "mit", "--dry_run"],
     ["compare", "run", "run", "--models", "untrained", "trained"],
     ["merge", "run", "run/model", "--out", "merged"],
     ["list"],

@@ -16,6 +16,7 @@ from mmcl.cli.train import train
 FILES = {
     "search --picture": ("search", "none", "a cat", "--images", "nowhere", "--picture", "{}.png"),
     "embed --out": ("embed", "nowhere", "--model", "none", "--out", "{}.parquet"),
+    "card --out": ("card", "none", "--license", "mit", "--out", "{}.md"),
     "data stats --picture": ("data", "stats", "nowhere", "--picture", "{}.png"),
     "data preview OUT": ("data", "preview", "nowhere", "{}.png"),
 }
@@ -27,6 +28,7 @@ FOLDERS = {
     "eval knn --embeddings --out": ("eval", "knn", "--embeddings", "none.parquet", "--out", "{}"),
     "eval suite --out": ("eval", "suite", "none.yaml", "--out", "{}"),
     "export --out": ("export", "none", "--to", "own", "--out", "{}"),
+    "push --out": ("push", "none", "me/a", "--license", "mit", "--dry_run", "--out", "{}"),
     "compare --out": ("compare", "none", "none", "--out", "{}"),
     "train --run_dir": ("train", "--run_dir", "{}"),
 }
@@ -37,7 +39,7 @@ COMMANDS = {**FILES, **FOLDERS}
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder").mkdir()
-    for suffix in (".png", ".parquet"):
+    for suffix in (".md", ".parquet", ".png"):
         (tmp_path / f"a-folder{suffix}").mkdir()
     monkeypatch.chdir(tmp_path)
 
@@ -89,7 +91,7 @@ def test_a_full_disk(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     [(name, suffix) for name in FILES for suffix in (".txt", ".h5", "") if (name, suffix) != ("embed --out", "")],
 )
 def test_a_suffix_that_is_not_written(name: str, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word.format("new").removesuffix(".png").removesuffix(".parquet") for word in COMMANDS[name]]
+    words = [word.format("new").removesuffix(".png").removesuffix(".parquet").removesuffix(".md") for word in COMMANDS[name]]
     words = [f"{word}{suffix}" if word == "new" else word for word in words]
     assert main(words) == 2
     assert "give a file that ends in ." in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from mmcl.evaluate.reporting.metric import Metric, Provenance, by_column, name_parts, without_repeats
@@ -47,16 +47,20 @@ def markdown(
         opening: paragraphs before the tables.
         commands: what to run next, at the end.
     """
-    parts = [f"# {_markdown(title)}", *map(_markdown, opening)]
+    parts = [f"# {escaped_markdown(title)}", *map(escaped_markdown, opening)]
     for heading, header, rows in tables:
-        lines = [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)]
-        parts += [f"## {_markdown(heading)}", "\n".join(lines)]
-    parts += map(_markdown, notes)
-    parts += [f"![{_markdown(name)}]({file})" for name, file in figures.items()]
-    parts += [f"[{_markdown(name)}]({file})" for name, file in links.items()]
+        parts += [f"## {escaped_markdown(heading)}", markdown_table(header, rows)]
+    parts += map(escaped_markdown, notes)
+    parts += [f"![{escaped_markdown(name)}]({file})" for name, file in figures.items()]
+    parts += [f"[{escaped_markdown(name)}]({file})" for name, file in links.items()]
     lines = [f"    {printable_line(command)}" for command in commands]
     parts += ["## Next", "\n".join(lines)] if lines else []
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, with untrusted names escaped."""
+    return "\n".join([_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows)])
 
 
 def metric_tables(metrics: Iterable[Metric]) -> Iterator[Table]:
@@ -97,9 +101,9 @@ def provenance_table(entries: Iterable[Provenance]) -> Table:
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_markdown, cells))} |"
+    return f"| {' | '.join(map(escaped_markdown, cells))} |"
 
 
-def _markdown(text: str) -> str:
+def escaped_markdown(text: str) -> str:
     """Escapes untrusted text to one line, so that a name cannot become a link, an image, a tag or another cell."""
     return re.sub(r"[\\`<|]|(?<=\])[(\[]", r"\\\g<0>", printable(" ".join(text.split())))
