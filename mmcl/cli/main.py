@@ -19,6 +19,7 @@ from mmcl.cli.evaluate import evaluate, evaluate_run
 from mmcl.cli.example import example
 from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
 from mmcl.cli.export import export
+from mmcl.cli.finetune import finetune
 from mmcl.cli.help import entries
 from mmcl.cli.list import list_components
 from mmcl.cli.merge import merge
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "embed": embed,
     "eval": evaluate_run,
     "compare": compare,
+    "finetune": finetune,
     "merge": merge,
     "export": export,
     "card": card,

@@ -20,7 +20,7 @@ from mmcl.errors import UserError
 T = TypeVar("T")
 
 
-def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, flags: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Config:
     """Reads a configuration and applies flags to it.
 
     Args:
@@ -28,6 +28,7 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
             `base`, if it has one: a file in the same folder, or a shipped configuration.
         flags: as on a command line, e.g. `["--optim.lr", "3e-4", "--resume"]`. Several values form a list; a flag without a
             value is true. A component whose name is changed by a flag keeps no arguments but those that other flags give.
+        settings: values by dotted key, such as {"optim.lr": 3e-4}; they take precedence over the file, and flags over them.
 
     Returns:
         The checked configuration; its `run_dir` is set.
@@ -43,10 +44,10 @@ def load_config(path: str | Path, flags: Sequence[str] = ()) -> Config:
     path = find_config(path)
     with _refused_if_too_deep(path):
         tree = _read_settings(path)
-        given = parse_flags(flags)
-        for key in sorted(given, key=lambda key: not key.endswith(".name")):
-            check_flag(key, given[key])
-            _set_path(tree, key.split("."), given[key])
+        for given in (settings or {}, parse_flags(flags)):
+            for key in sorted(given, key=lambda key: not key.endswith(".name")):
+                check_flag(key, given[key])
+                _set_path(tree, key.split("."), given[key])
         config = from_dict(Config, tree, str(path))
     return config if config.run_dir else dataclasses.replace(config, run_dir=f"runs/{path.stem}")
 

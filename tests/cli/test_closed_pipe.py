@@ -29,6 +29,7 @@ COMMANDS = [
     ["card", "run", "--license", "mit", "--out", "card.md"],
     ["push", "run", "me/pushed", "--license", "mit", "--dry_run"],
     ["compare", "run", "run", "--models", "untrained", "trained"],
+    ["finetune", "squares", "--init", "run", "--dry_run"],
     ["merge", "run", "run/model", "--out", "merged"],
     ["list"],
     ["list", "--args"],

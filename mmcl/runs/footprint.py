@@ -1,0 +1,156 @@
+"""Memory and time of a training step, measured on a few pairs before the run, and the memory that is free."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from mmcl.config import Config
+from mmcl.runs.checks import two_images
+from mmcl.runs.frozen_features import has_fixed_inputs
+from mmcl.runs.plan import Plan
+from mmcl.types import Views
+
+_PAIRS, _MOST, _SECONDS = 4, 256, 0.2
+"""Pairs that are encoded to measure, at first and at most, and the duration of a pass from which on there are enough."""
+_READ = 64
+"""Captions among which the longest are taken."""
+_SPARE = 1.25
+"""Factor for buffers within a step, which exist besides what the backward pass needs."""
+_STATES = {"adamw": 2, "sgd": 1, "lars": 1}
+"""Tensors that an optimizer keeps for each parameter."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """What a step needs besides the model itself.
+
+    Attributes:
+        fixed: bytes of gradients, of the optimizer's state, and of what else does not grow with the batch; on a GPU also of
+            the weights.
+        per_pair: bytes for each pair that is encoded at a time.
+        seconds: of one forward and backward pass, for each pair.
+    """
+
+    fixed: int
+    per_pair: int
+    seconds: float
+
+    def bytes(self, pairs: int) -> int:
+        """Memory of a step that encodes this number of pairs at a time."""
+        return self.fixed + pairs * self.per_pair
+
+    def step_seconds(self, batch: int, micro_batch: int | None) -> float:
+        """Duration of a step; micro-batches cost one more forward pass, about a third."""
+        in_pieces = micro_batch is not None and micro_batch < batch
+        return batch * self.seconds * (4 / 3 if in_pieces else 1)
+
+
+def measure(plan: Plan, device: torch.device) -> Footprint:
+    """Encode a few black images and the longest of the first captions, forward and backward, on a device.
+
+    The method of the plan is moved there; its weights do not change.
+    """
+    method = plan.method.to(device).train()
+    few, _ = _passed(method, _inputs(plan, _PAIRS // 2, device), plan.config)  # also allocates what stays
+    pairs = _PAIRS
+    while True:
+        many, seconds = _passed(method, _inputs(plan, pairs, device), plan.config)
+        if seconds > _SECONDS or 2 * pairs > min(_MOST, plan.facts.global_batch):
+            break
+        pairs *= 2
+    per_pair = max(0, many - few) / (pairs - _PAIRS // 2)
+    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in method.parameters()) if device.type != "cpu" else 0
+    states = 1 + _STATES[plan.config.optim.name]
+    fixed = weights + states * trained + max(0, many - pairs * per_pair)
+    return Footprint(fixed=int(fixed), per_pair=int(_SPARE * per_pair), seconds=seconds / pairs)
+
+
+def _passed(method: nn.Module, views: Views, config: Config) -> tuple[int, float]:
+    """Run a forward and a backward pass. Returns the bytes kept in between, without weights, and the seconds."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*method.parameters(), *method.buffers())}
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            kept += storage.nbytes()
+        return tensor
+
+    device = next(method.parameters()).device
+    start = time.monotonic()
+    dtype = _DTYPES.get(config.train.precision)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+        saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        rows = method(views)
+    total = sum(value.float().sum() for value in rows.values() if value.requires_grad)
+    if isinstance(total, Tensor):
+        total.backward()
+    method.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return kept, time.monotonic() - start
+
+
+def _inputs(plan: Plan, count: int, device: torch.device) -> Views:
+    found: dict[str, Any] = {}
+    for name, kind in plan.method.views.items():
+        if kind == "image":
+            image_BCHW = two_images(plan.views[name], plan.config.train.seed)
+            found[name] = image_BCHW[:1].repeat(count, 1, 1, 1).to(device)
+        else:
+            found[name] = _longest_texts(plan, name, count).to(device)
+        tower = plan.method.tower(name)
+        if tower.frozen and has_fixed_inputs(kind, plan.config, plan.source):
+            with torch.no_grad():
+                found[name] = tower.features(found[name])  # which a run computes once
+    return found
+
+
+def _longest_texts(plan: Plan, view: str, count: int) -> Any:
+    encoder: Any = plan.method.tower(view).encoder
+    rows = range(min(len(plan.source), _READ))
+    texts = sorted((caption for row in rows for caption in plan.source[row].captions), key=len)[-count:] or ["a photo"]
+    return encoder.tokenizer((texts * count)[:count])
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device, for this process; None if it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    found = [value for value in (_free_on_linux(), _free_in_container()) if value is not None]
+    return min(found, default=None)
+
+
+def _free_on_linux() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    facts = {line.partition(":")[0]: line.split() for line in lines}
+    return 1024 * int(facts["MemAvailable"][1]) if "MemAvailable" in facts else None
+
+
+def _free_in_container() -> int | None:
+    """Memory below the limit of the control group, version 2, if there is one."""
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return None
+    return int(limit) - int(used) if limit.isdecimal() else None
