@@ -11,6 +11,7 @@ from mmcl.config.read import load_config, read_as
 from mmcl.config.schema import Config
 from mmcl.config.sections import (
     AdapterConfig,
+    AnchorConfig,
     ComponentConfig,
     CropConfig,
     DataConfig,
@@ -27,6 +28,7 @@ from mmcl.config.sections import (
 
 __all__ = [
     "AdapterConfig",
+    "AnchorConfig",
     "ComponentConfig",
     "Config",
     "CropConfig",

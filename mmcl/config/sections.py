@@ -219,6 +219,19 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorConfig:
+    """Anchors of a model that is fine-tuned to the model that it starts from, against forgetting."""
+
+    l2_sp: float = setting(0.0, at_least=0)
+    """Strength of the pull of weights towards their values at the start (L2-SP): after each step, a weight moves by this times
+    its learning rate times its distance. Weight decay in the other direction, towards zero, is `optim.weight_decay`. Weights of
+    new heads and adapters are not pulled."""
+    features: float = setting(0.0, at_least=0)
+    """Weight in the loss of the distance between the embeddings of the batch and those of the frozen start: the mean of 1 -
+    cosine. It costs a forward pass through the start in every step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Run length, batch size, precision and checkpointing."""
 
@@ -248,6 +261,8 @@ class TrainConfig:
     """Momentum of an exponential moving average of the weights, such as 0.999, which the run evaluates and exports in place of
     the weights of the last step. Early steps use a smaller momentum, so that short runs forget their initial weights. Null
     averages nothing."""
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    """Anchors to the model that the run starts from, against forgetting."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

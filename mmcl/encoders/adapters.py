@@ -130,7 +130,16 @@ def merge_adapters(module: nn.Module) -> None:
     for owner in list(module.modules()):
         for name, weights in _adapted(owner):
             weights.eval()  # without dropout
+            _unshare_class(owner)
             parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+
+
+def remove_adapters(module: nn.Module) -> None:
+    """Remove all adapters of a network, in place: it then has the frozen weights that they change."""
+    for owner in list(module.modules()):
+        for name, _ in _adapted(owner):
+            _unshare_class(owner)
+            parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
 
 
 def adapters(module: nn.Module) -> Iterator[tuple[str, Adapter]]:
@@ -182,6 +191,14 @@ def _adapted(owner: nn.Module) -> list[tuple[str, parametrize.ParametrizationLis
         return []
     found: Any = owner.parametrizations
     return [(name, weights) for name, weights in found.items() if isinstance(weights[0], Adapter)]
+
+
+def _unshare_class(owner: nn.Module) -> None:
+    """Give a module a class of its own: its copies share the class whose property computes the adapted weight, and which torch
+    changes when it removes a parametrization."""
+    kind = type(owner)
+    members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(kind.__name__, kind.__bases__, members)
 
 
 def _placed(network: nn.Module, path: str) -> tuple[nn.Module, str, str]:

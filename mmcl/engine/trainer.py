@@ -23,6 +23,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.order import BatchOrder
 from mmcl.engine.activation_checkpointing import ActivationCheckpointing
+from mmcl.engine.anchors import FeatureAnchor, WeightAnchor
 from mmcl.engine.best_checkpoint import BestScore
 from mmcl.engine.checkpoint import load_average, load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
@@ -42,7 +43,7 @@ from mmcl.engine.log import Logbook
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import learning_rate
 from mmcl.engine.weight_average import WeightAverage
-from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights
+from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights, shard
 from mmcl.errors import UserError
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
@@ -103,10 +104,15 @@ class Trainer:
         # Accelerate gets neither the loader nor the schedule: it would reorder the data and advance the schedule once per
         # process.
         towers: Any = dict(method.towers)
+        anchor = config.train.anchor
+        self.feature_anchor = FeatureAnchor(method, anchor.features) if anchor.features else None
         self.checkpointing = ActivationCheckpointing(towers) if config.train.checkpoint_activations else None
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
+        if self.feature_anchor and self.weights.are_sharded:
+            shard(self.feature_anchor.towers, accelerator.device)
+        self.weight_anchor = WeightAnchor(method, anchor.l2_sp) if anchor.l2_sp else None
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at, self.checked = 0, time.monotonic(), False
         self.stop = StopSignals()
@@ -204,10 +210,7 @@ class Trainer:
         )
         self._stop_unwritten(totals["unwritten"] > 0)
         if self._is_finite(metrics):
-            self.optimizer.step()
-            self.method.commit(embeddings, batch)
-            if self.average and not self.optimizer.step_was_skipped:
-                self.average.update()
+            self._update(embeddings, batch)
             geometry = self.collapse_monitor.check(step, self.method, embeddings) if self.logbook.is_logged(step) else {}
         else:
             geometry = {}
@@ -224,10 +227,13 @@ class Trainer:
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""
+        pieces = self._pieces(batch)
+        with self.accelerator.autocast():
+            start = self.feature_anchor.rows(pieces) if self.feature_anchor else {}
         embeddings, output = cached_backward(
             self.encode,
-            self._pieces(batch),
-            loss=lambda rows: self._loss(rows, batch),
+            pieces,
+            loss=lambda rows: self._loss(rows, start, batch),
             # Accelerate averages gradients over the processes, but the shares of the loss must be summed.
             backward=lambda result: self.accelerator.backward(result[1].loss * self.accelerator.num_processes),
             seed=lambda piece: self._seed(step, piece),
@@ -241,6 +247,16 @@ class Trainer:
                 self.checkpointing.check()
             self.checked = True
         return embeddings, {"loss": output.loss, **output.metrics}
+
+    def _update(self, embeddings: Embeddings, batch: Batch) -> None:
+        """Take the step, with what follows it."""
+        self.optimizer.step()
+        is_taken = not self.optimizer.step_was_skipped  # by the loss scaler
+        if self.weight_anchor and is_taken:
+            self.weight_anchor.pull(self.optimizer.param_groups)
+        self.method.commit(embeddings, batch)
+        if self.average and is_taken:
+            self.average.update()
 
     def _set_rate(self, step: int) -> float:
         """Set every group's learning rate for this step. Returns that of `optim.lr`."""
@@ -270,11 +286,14 @@ class Trainer:
     def _seed(self, step: int, piece: int) -> None:
         torch.manual_seed(rng.sample_seed(self.config.train.seed, step, self.accelerator.process_index, piece))
 
-    def _loss(self, rows: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
+    def _loss(self, rows: Mapping[str, Tensor], start: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
         embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids)
-        return embeddings, self.method.loss(embeddings, batch)
+        output = self.method.loss(embeddings, batch)
+        if self.feature_anchor:
+            output = self.feature_anchor.add(output, rows, start, len(embeddings.all_ids))
+        return embeddings, output
 
     def _sum_over_processes(self, shares: Mapping[str, Tensor], **numbers: float) -> tuple[dict[str, float], dict[str, float]]:
         """Sum everything that the processes must agree on in a step with a single collective."""

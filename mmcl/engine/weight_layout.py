@@ -143,13 +143,13 @@ def _square(tensors: list[Tensor], device: torch.device) -> Tensor:
     return torch.nn.utils.get_total_norm(tensors).to(device).square() if tensors else torch.zeros((), device=device)
 
 
-def shard(method: nn.Module, device: torch.device) -> None:
+def shard(module: nn.Module, device: torch.device) -> None:
     """Shard the weights of every tower, including teachers, over all processes, in place and block by block.
 
     The parameters are replaced by new objects, so the optimizer must be built afterwards.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for tower in [module for module in method.modules() if isinstance(module, Tower)]:
+    for tower in [part for part in module.modules() if isinstance(part, Tower)]:
         for part in (tower.encoder, tower.head):  # the modules that `Tower` calls, for features or for embeddings
             for unit in (*blocks(part), part):
                 scalars = {p for p in unit.parameters() if p.ndim == 0}  # scalars cannot be sharded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -44,6 +44,10 @@ class BYOL(Method):
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(first_loss=4.0)
+
+    @property
+    def embedded_views(self) -> Collection[str]:
+        return ()  # its rows are predictions
 
     def encode(self, views: Views) -> dict[str, Tensor]:
         """Return the predictions for each view, and the teacher's embeddings as "teacher_a" and "teacher_b"."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,6 +34,7 @@ class Method(nn.Module):
             configuration names unless the configuration sets them.
         takes_teacher: whether the method is built as `Method(towers, teacher, ...)`, where `teacher` is the image tower of the
             model that `teacher` of the configuration names, or None if it names none.
+        pretrained: towers that start with trained weights: the whole "tower", or the "encoder" below a new head.
         from_init: what was taken from that model, in words; () if the method starts from random weights. For the log.
         test_args: arguments that make the method small enough for a test, for `mmcl.testing.check_method`.
 
@@ -47,6 +49,7 @@ class Method(nn.Module):
     max_log_scale: float | None = None
     init_args: ClassVar[tuple[str, ...]] = ()
     takes_teacher: ClassVar[bool] = False
+    pretrained: Mapping[str, Literal["tower", "encoder"]] = MappingProxyType({})
     from_init: tuple[str, ...] = ()
     test_args: ClassVar[Mapping[str, Any]] = {}
 
@@ -70,6 +73,11 @@ class Method(nn.Module):
     def tower(self, view: str) -> Tower:
         """Return the tower that encodes a view."""
         return self.towers[self.views[view]]  # type: ignore[return-value]
+
+    @property
+    def embedded_views(self) -> Collection[str]:
+        """Views whose rows, as `encode` returns them, are the embeddings by their towers; a predictor's outputs are not."""
+        return self.views
 
     @property
     def loss_parameters(self) -> list[nn.Parameter]:

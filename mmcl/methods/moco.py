@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -62,6 +62,10 @@ class MoCo(Method):
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(negatives=self.queue.size)
+
+    @property
+    def embedded_views(self) -> Collection[str]:
+        return self.key_of
 
     def encode(self, views: Views) -> dict[str, Tensor]:
         """Return the queries and the teacher's keys ("teacher_a", "teacher_b"); one of each unless `symmetric`."""

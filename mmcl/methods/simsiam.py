@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class SimSiam(Method):
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(first_loss=1.0)
+
+    @property
+    def embedded_views(self) -> Collection[str]:
+        return ()  # its rows are predictions
 
     def encode(self, views: Views) -> dict[str, Tensor]:
         """Return the predictions for each view, and their target projections as "target_a" and "target_b"."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class SLIP(CLIP):
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(negatives=global_batch - 1)
+
+    @property
+    def embedded_views(self) -> Collection[str]:
+        return "image", "text"  # the rows of "a" and "b" are those of another head
 
     def encode(self, views: Views) -> dict[str, Tensor]:
         rows = self.embed(self.towers, {name: views[name] for name in ("image", "text")})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
-from mmcl.runs.towers import build_towers
+from mmcl.runs.towers import build_towers, has_trained_weights
 
 
 def build_method(config: Config) -> Method:
@@ -37,6 +37,7 @@ def build_method(config: Config) -> Method:
     teachers = _teacher(config, towers)
     method: Method = METHODS.build(config.method.name, {**config.method.args, **numbers}, towers, *teachers)
     freeze_groups(method, config.optim.groups)
+    method.pretrained = dict(_trained_parts(config, towers, given))
     if given is not None:
         method.from_init = (*_parts(towers, given), *(f"{name} {value:.3g}" for name, value in numbers.items()))
     return method
@@ -54,6 +55,19 @@ def _parts(towers: nn.ModuleDict, given: Model) -> Iterator[str]:
     for name, tower in towers.items():
         if name in given.towers and tower.encoder is given.towers[name].encoder:
             yield f"{name} {'tower' if tower is given.towers[name] else 'encoder'}"
+
+
+def _trained_parts(
+    config: Config, towers: nn.ModuleDict, given: Model | None
+) -> Iterator[tuple[str, Literal["tower", "encoder"]]]:
+    """Yield the towers that start with trained weights: wholly, or in the encoder below a new head."""
+    starts: Mapping[str, nn.Module] = {} if given is None else dict(given.towers)
+    for name, tower in towers.items():
+        asked: TowerConfig | None = getattr(config, name)
+        is_of_init = name in starts and tower.encoder is starts[name].encoder
+        if is_of_init or (asked and asked.encoder and has_trained_weights(name, asked.encoder)):
+            has_new_head = tower is not starts.get(name) and any(True for _ in tower.head.parameters())  # type: ignore[union-attr]
+            yield name, "encoder" if has_new_head else "tower"
 
 
 def as_built(config: Config, method: Method) -> Config:

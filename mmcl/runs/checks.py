@@ -14,6 +14,7 @@ from mmcl.config import Config
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
 from mmcl.engine.activation_checkpointing import check_blocks
+from mmcl.engine.anchors import check_anchors
 from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate import Task, check
@@ -41,6 +42,7 @@ def check_run(
         UserError: the run would fail; the message names the setting and the fix.
     """
     group_parameters(method, config.optim)
+    check_anchors(config, method)
     if config.train.checkpoint_activations:
         check_blocks(dict(method.towers))  # type: ignore[arg-type]
     check_data(config, method, source)

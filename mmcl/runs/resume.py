@@ -6,16 +6,16 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mmcl
-from mmcl.config import Config, config_hash, flat_settings, from_dict, is_decisive, is_within, unflattened
+from mmcl.config import AnchorConfig, Config, config_hash, flat_settings, from_dict, is_decisive, is_within, unflattened
 from mmcl.data.derived.subset import Subset
 from mmcl.data.identity import spread_rows
 from mmcl.data.source import Source
@@ -37,6 +37,7 @@ FILE = "identity.json"
 _KINDS = {
     "settings": dict,
     "frozen": dict,
+    "start": dict | None,
     "data": str,
     "images": str | None,
     "all_images": str | None,
@@ -54,8 +55,9 @@ _LIBRARIES = {
 def identify(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, Any]:
     """Return the settings, frozen weights, training data and environment of a run as JSON values. All processes call this.
 
-    The weights are those that checkpoints leave out, as digests by tower. The data are represented by the source's
-    `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples, or of all samples with `verify_data`.
+    The weights are those that checkpoints leave out, and those of the start that anchors keep the run near to, as digests by
+    tower. The data are represented by the source's `fingerprint` and by the images and texts of up to 1,000 evenly spaced
+    samples, or of all samples with `verify_data`.
     """
     with accelerator.main_process_first():  # The others use what the first has cached.
         images = Subset(source, spread_rows(len(source), COMPARED)).identity
@@ -63,7 +65,10 @@ def identify(config: Config, method: Method, source: Source, accelerator: Accele
     return {
         "config_hash": config_hash(config),
         "settings": flat_settings(without_start_settings(config)),
-        "frozen": {name: _digest(tower) for name, tower in method.towers.items() if frozen_weights(tower)},
+        "frozen": {name: _digest(frozen) for name, tower in method.towers.items() if (frozen := frozen_weights(tower))},
+        "start": {name: _digest(method.towers[name].state_dict()) for name in method.pretrained}
+        if _is_anchored(config)
+        else {},
         "data": source.fingerprint,
         "images": images,
         "all_images": all_images,
@@ -104,7 +109,10 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
             f"new run with another --run_dir, or allow it with --allow_change {' '.join(refused)}"
         )
     for name in sorted({*saved["frozen"], *now["frozen"]}):
-        _refuse_other_weights(name, saved["frozen"].get(name), now["frozen"].get(name), config)
+        _refuse_other_weights("frozen weights", name, saved["frozen"].get(name), now["frozen"].get(name), config)
+    start = saved.get("start") or {}
+    for name in sorted(start.keys() & now["start"].keys()):
+        _refuse_other_weights("anchors", name, start[name], now["start"][name], config)
     if config.verify_data and saved.get("all_images") is None:
         raise UserError(
             f"{config.run_dir}: --verify_data needs a run that was started with it; else {COMPARED:,} samples are compared"
@@ -112,11 +120,11 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
     return [*changed.values(), *_changed_environment(saved, now)]
 
 
-def _refuse_other_weights(name: str, before: object, after: object, config: Config) -> None:
-    """Raise UserError if the frozen weights of an encoder, which checkpoints leave out, are not those of the saved run."""
+def _refuse_other_weights(what: str, name: str, before: object, after: object, config: Config) -> None:
+    """Raise UserError if weights that checkpoints leave out are not those of the saved run."""
     if before != after:
         raise UserError(
-            f"{config.run_dir} cannot be continued on other frozen weights: the {name} encoder of "
+            f"{config.run_dir} cannot be continued on other {what}: the {name} tower of "
             f"{config.init or 'this configuration'} had the fingerprint {str(before)[:8]} and has {str(after)[:8]}; restore "
             "it, or start a new run with another --run_dir"
         )
@@ -142,9 +150,12 @@ def saved_precision(run_dir: Path) -> str | None:
     return read_identity(run_dir, None)["settings"].get("train.precision") if exists else None
 
 
-def _digest(tower: nn.Module) -> str:
-    weights = frozen_weights(tower).items()
-    return digest(*(digest(name, str(p.dtype), list(p.shape), _bytes(p)) for name, p in weights))
+def _is_anchored(config: Config) -> bool:
+    return config.train.anchor != AnchorConfig()
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    return digest(*(digest(name, str(p.dtype), list(p.shape), _bytes(p)) for name, p in weights.items()))
 
 
 def _bytes(tensor: Tensor) -> bytes:

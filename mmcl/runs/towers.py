@@ -123,19 +123,27 @@ def _with_new_head(name: str, start: Tower, config: TowerConfig) -> Tower:
 
 def _require_trained_weights(name: str, config: Config, tower: TowerConfig) -> None:
     """Raise UserError for an encoder with random weights, of which an adapter would train a small part."""
-    if tower.encoder is None:
-        return  # refused as missing
-    encoders, args = _ENCODERS[name], tower.encoder.args
-    if tower.encoder.name == GIVEN or encoders.plugin(tower.encoder.name) is not None:
-        return  # their weights are their author's affair
-    pretrained = encoders.parameters(tower.encoder.name).get("pretrained")
-    has_weights = pretrained is not None and args.get("pretrained", pretrained.default)
-    is_random = "config" in args and not isinstance(has_weights, str)
+    if tower.encoder is None or has_trained_weights(name, tower.encoder):  # the first is refused as missing
+        return
+    absent = f"{config.init} does not exist" if config.init else "nothing is trained yet"
+    takes_weights = "pretrained" in _ENCODERS[name].parameters(tower.encoder.name)
+    fix = "set init to a trained model" + (f", or {name}.encoder.args.pretrained" if takes_weights else "")
+    raise UserError(f"{name}.adapt changes trained weights, and {absent}: {fix}")
+
+
+def has_trained_weights(name: str, encoder: ComponentConfig) -> bool:
+    """Return True if an encoder of the tower `name` is built with trained weights.
+
+    Those of plug-ins, and modules passed from Python, are taken to be trained: only their authors know.
+    """
+    encoders, args = _ENCODERS[name], encoder.args
+    if encoder.name == GIVEN or encoders.plugin(encoder.name) is not None:
+        return True
+    pretrained = encoders.parameters(encoder.name).get("pretrained")
+    has_weights = pretrained is not None and bool(args.get("pretrained", pretrained.default))
+    is_random = "config" in args and not isinstance(args.get("pretrained"), str)
     comes_with_weights = str(args.get("arch", "")).startswith(("local-dir:", "hf-hub:"))
-    if (not has_weights or is_random) and not comes_with_weights:
-        absent = f"{config.init} does not exist" if config.init else "nothing is trained yet"
-        fix = "set init to a trained model" + (f", or {name}.encoder.args.pretrained" if pretrained is not None else "")
-        raise UserError(f"{name}.adapt changes trained weights, and {absent}: {fix}")
+    return (has_weights and not is_random) or comes_with_weights
 
 
 def _adapt(name: str, tower: Tower, config: AdapterConfig) -> None:

@@ -134,6 +134,11 @@ def _about_init(plan: Plan) -> list[str]:
     towers = {name: (getattr(plan.asked, name), getattr(config, name)) for name in ("image", "text")}
     lost = [setting for name, both in towers.items() for setting in _replaced(name, *both)]
     found = [f"not used: {listed(lost)} of the configuration, because {init} has its own"] if lost else []
+    anchor, decay = config.train.anchor, config.optim.weight_decay
+    if anchor.l2_sp and decay:
+        found.append(
+            f"optim.weight_decay {decay:g} pulls weights to zero, train.anchor.l2_sp to the start: set optim.weight_decay to 0"
+        )
     rate = _rate_of_init(plan)
     if ":" in init and config.optim.name == "adamw" and rate > _MOST_FOR_RELEASED:
         found.append(

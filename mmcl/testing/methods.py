@@ -55,6 +55,16 @@ def check_unit_rows(entry: Entry) -> None:
     require(unit == method.unit_rows, f"unit_rows is {method.unit_rows}, and rows have lengths {lengths.tolist()[:4]}")
 
 
+def check_embedded_views(entry: Entry) -> None:
+    """The rows of the views that `embedded_views` names, and of no others, are the embeddings by their towers."""
+    method = toy_method(entry)
+    views = toy_batch(method, 6).views
+    rows, given = method.eval().encode(views), set(method.embedded_views)
+    towers = {view: method.tower(view)(views[view], unit=False) for view in method.views}
+    same = {view for view, own in towers.items() if view in rows and _are_parallel(rows[view], own)}
+    require(same == given, f"embedded_views is {sorted(given)}, and the rows of {sorted(same)} are those of their towers")
+
+
 def check_pure_loss(entry: Entry) -> None:
     """Checks that `loss` gives the same value twice and changes no state."""
     method = toy_method(entry)
@@ -148,6 +158,7 @@ def check_resume(entry: Entry) -> None:
 METHOD_CHECKS: dict[str, Callable[[Entry], None]] = {
     "declarations": check_declarations,
     "unit rows": check_unit_rows,
+    "embedded views": check_embedded_views,
     "pure loss": check_pure_loss,
     "commit": check_commit,
     "order of rows": check_order_of_rows,
@@ -162,6 +173,10 @@ METHOD_CHECKS: dict[str, Callable[[Entry], None]] = {
 
 def _loss(method: Method, batch: Batch) -> Tensor:
     return method.loss(embed(method, batch), batch).loss
+
+
+def _are_parallel(rows: Tensor, others: Tensor) -> bool:
+    return rows.shape == others.shape and bool((torch.cosine_similarity(rows, others) > 1 - 1e-9).all())
 
 
 def _optimizer(method: Method) -> torch.optim.Optimizer:

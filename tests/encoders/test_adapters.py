@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import mmcl
 from mmcl.encoders import ADAPTERS, IMAGE_ENCODERS, TEXT_ENCODERS
-from mmcl.encoders.adapters import Adapter, adapt, adapters, frozen_weights, merge_adapters, merged_state_dict
+from mmcl.encoders.adapters import (
+    Adapter,
+    adapt,
+    adapters,
+    frozen_weights,
+    merge_adapters,
+    merged_state_dict,
+    remove_adapters,
+)
 from mmcl.encoders.blocks import blocks
 from mmcl.encoders.low_rank import LoRA
 from mmcl.encoders.tower import Encoder, Tower
@@ -222,6 +230,24 @@ def test_what_cannot_be_is_one_clear_line_and_changes_nothing(given: dict[str, A
     assert "\n" not in str(caught.value)
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert net.state_dict().keys() == Net().state_dict().keys()
+
+
+@pytest.mark.parametrize("change", [merge_adapters, remove_adapters])
+def test_a_copy_and_its_original_are_independent(change: Callable[[nn.Module], None]) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    plain, rows = copy.deepcopy(net), torch.ones(2, 3)
+    adapt(net, name="dora", rank=2)
+    shake(net)
+    twin = copy.deepcopy(net)
+    expected = net(rows)
+    change(twin)
+    torch.testing.assert_close(net(rows), expected)
+    torch.testing.assert_close(twin(rows), expected if change is merge_adapters else plain(rows))
+    assert type(twin[0]) is nn.Linear
+    assert twin.state_dict().keys() == plain.state_dict().keys()
+    net(rows).sum().backward()
+    change(net)
+    assert type(net[0]) is nn.Linear
 
 
 def test_networks_that_cannot_be_adapted() -> None:

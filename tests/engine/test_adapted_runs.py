@@ -108,7 +108,7 @@ def test_the_base_is_not_changed_by_another_of_the_same_name(folder: Path, base:
     train(adapted_config(folder, init, run_dir, "--train.steps", "2"))
     (init / "model/model.safetensors").write_bytes((base / "model/model.safetensors").read_bytes())
     with pytest.raises(
-        UserError, match=rf"other frozen weights: the image encoder of {init} had the fingerprint \w{{8}} and has"
+        UserError, match=rf"other frozen weights: the image tower of {init} had the fingerprint \w{{8}} and has"
     ):
         train(adapted_config(folder, init, run_dir, "--train.steps", "2", "--resume"))
 

@@ -128,6 +128,30 @@ def test_adapters_resume_bit_for_bit(
     assert all(torch.equal(models[0][key], value) for key, value in models[1].items())
 
 
+@pytest.mark.parametrize(
+    ("world", "kills", "layout"), [(1, (1, 5), ()), (2, (4,), ("--train.fsdp", "true"))], ids=["1", "2 spread"]
+)
+def test_anchors_resume_bit_for_bit(
+    world: int,
+    kills: tuple[int, ...],
+    layout: tuple[str, ...],
+    image_folder: Path,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+) -> None:
+    """The anchor is the start of the run, not the weights that a resume begins with."""
+    from_init = [flag for name in ("image", "text") for flag in (f"--{name}.encoder", "null", f"--{name}.head", "null")]
+    anchors = ("--train.anchor.l2_sp", "50", "--train.anchor.features", "2", "--optim.weight_decay", "0")
+    memory = ("--train.checkpoint_activations", "true", "--train.micro_batch", "3")
+    rest = ("--image.freeze", "true", "--train.ema", "0.9", *memory, *layout)
+    flags = ("--init", str(uninterrupted(1).run_dir), *from_init, *anchors, *rest)
+    whole = tiny_run(image_folder, tmp_path / "whole", *flags)
+    assert run(whole, world) == [0] * world
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
+    assert final_state(config) == final_state(whole)
+    assert "feature_distance" in final_state(config)["metrics"]
+
+
 SPREAD = ("--train.fsdp", "true")
 """Weights, gradients and moments spread over the processes."""
 
