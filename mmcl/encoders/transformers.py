@@ -206,12 +206,12 @@ class TransformersText(TextEncoder):
         if self.pooling == "mean":
             weight_BL1 = mask_BL[..., None].to(hidden_BLF.dtype)
             return (hidden_BLF * weight_BL1).sum(1) / weight_BL1.sum(1)
-        position_B = mask_BL.new_zeros(len(mask_BL), dtype=torch.long)
+        position_B = mask_BL.new_zeros(mask_BL.shape[0], dtype=torch.long)
         if self.pooling == "last":
             position_B = mask_BL.sum(1) - 1
         elif self.pooling == "eot":
             position_B = ((tokens.ids == self.tokenizer.end_id) & mask_BL).int().argmax(1)
-        return hidden_BLF[torch.arange(len(position_B), device=position_B.device), position_B]
+        return hidden_BLF[torch.arange(position_B.shape[0], device=position_B.device), position_B]
 
     def _output(self, tokens: Tokens) -> Any:
         encode = self.model.get_text_features if is_dual(self.model) else self.model
@@ -373,5 +373,6 @@ def _patches(pixels_BCHW: Tensor, patch: int) -> dict[str, Tensor]:
     grid_BChpwp = pixels_BCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     patches_BLP = grid_BChpwp.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     shape = torch.tensor([grid_BChpwp.shape[2], grid_BChpwp.shape[4]], device=pixels_BCHW.device)
+    shape_B2 = shape.expand(patches_BLP.shape[0], 2)  # not `len`, which would make the batch of a traced graph a constant
     mask_BL = torch.ones(patches_BLP.shape[:2], dtype=torch.long, device=pixels_BCHW.device)
-    return {"pixel_values": patches_BLP, "spatial_shapes": shape.expand(len(patches_BLP), 2), "pixel_attention_mask": mask_BL}
+    return {"pixel_values": patches_BLP, "spatial_shapes": shape_B2, "pixel_attention_mask": mask_BL}

@@ -76,6 +76,18 @@ def test_a_model_of_the_library_comes_back_byte_for_byte(kind: str, tmp_path: Pa
     assert again.logit_bias == (None if model.logit_bias is None else pytest.approx(model.logit_bias))
 
 
+def test_a_siglip_2_becomes_a_graph_for_batches_of_any_size(tmp_path: Path) -> None:
+    model = models.of_transformers("siglip2", tmp_path / "theirs")
+    assert max(export(model, to="pt2", out=tmp_path / "ours").parity.tensor.values()) < 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["last", "eot"])
+def test_every_pooling_becomes_a_graph_for_batches_of_any_size(pooling: str, tmp_path: Path) -> None:
+    text = {"encoder": "transformers", "encoder_args": {"config": tiny.config("bert"), "pooling": pooling}}
+    model = models.shaken_model({"text": text})
+    assert max(export(model, to="pt2", out=tmp_path / "ours").parity.tensor.values()) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["clip", "eos"])
 def test_open_clips_clip_becomes_one_of_transformers(kind: str, tmp_path: Path) -> None:
     """With GELU and with QuickGELU, pooled at the largest token and at the end token."""
