@@ -73,9 +73,10 @@ def model_folder(path: Path) -> Path | None:
 
 
 def own_repository(name: str) -> Path | None:
-    """Returns the copy of a repository of the hub in mmcl's own format; None for another format, or for a local folder."""
+    """Returns the folder of a model in mmcl's own format, or the copy of a repository of the hub; None for another format."""
     if Path(name).is_dir():
-        return None
+        own = Path(name, CONFIG)
+        return Path(name) if own.is_file() and "format_version" in read_json(own) else None
     with hub_errors(name):
         try:
             config = Path(hf_hub_download(name, CONFIG))

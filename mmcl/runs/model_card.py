@@ -146,7 +146,8 @@ def _about(model: Model) -> str:
 
 def _use(content: CardContent) -> Iterator[str]:
     if not content.exports:
-        yield f"```python\n{usage_by_mmcl(content.name)}\n```"
+        source = f"hf:{content.repository}" if "/" in content.repository else content.name
+        yield f"```python\n{usage_by_mmcl(source)}\n```"
     for report in content.exports:
         assert content.folder is not None
         inside = report.folder.relative_to(content.folder)

@@ -103,7 +103,7 @@ class TestCard:
             "after 12 tokens",
             f"fingerprint `{load_model(run).fingerprint}`",
             "mmcl train config.yaml",
-            'mmcl.load_model("tiny")',
+            'mmcl.load_model("tiny")\n',
         ):
             assert words in body, words
         assert not re.search(r"home|someone|srv|clients|secret|run_dir|root", (run / "README.md").read_text())
@@ -148,8 +148,8 @@ class TestPush:
         model = load_model(run)
         copy = load_model(hub.copy("me/tiny", tmp_path / "copy"))
         assert copy.fingerprint == model.fingerprint
-        by_name = load_model("hf:me/tiny")
-        assert by_name.fingerprint == model.fingerprint
+        for name in ("hf:me/tiny", f"hf:{tmp_path / 'copy'}"):
+            assert load_model(name).fingerprint == model.fingerprint
         _, body = card_of(tmp_path / "copy")
         assert 'mmcl.load_model("hf:me/tiny")' in body
         assert "hf download me/tiny --local-dir tiny" in body
