@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from mmcl.cli.options import RARE
+
 _SECTION = re.compile(r"^(Examples|Args|Raises):\n((?:(?: +.*)?(?:\n|\Z))*)", re.MULTILINE)
 
 
@@ -31,6 +33,7 @@ class Argument:
         text: its description.
         is_flag: False for a positional argument.
         is_common: True if several verbs share it (`mmcl.cli.options`).
+        is_rare: True if the short help only names it.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Argument:
     text: str
     is_flag: bool
     is_common: bool
+    is_rare: bool = False
 
     @property
     def is_required(self) -> bool:
@@ -153,6 +157,7 @@ def _arguments(verb: Callable[..., object], texts: dict[str, str]) -> Iterator[A
         kind, shared = hints[name], None
         if get_origin(kind) is Annotated:
             kind, shared = get_args(kind)
+        is_rare, shared = shared == RARE, None if shared == RARE else shared
         yield Argument(
             name=name,
             kind=_without_none(kind),
@@ -160,6 +165,7 @@ def _arguments(verb: Callable[..., object], texts: dict[str, str]) -> Iterator[A
             text=texts.get(name) or shared or "",
             is_flag=parameter.kind is inspect.Parameter.KEYWORD_ONLY,
             is_common=shared is not None,
+            is_rare=is_rare,
         )
 
 

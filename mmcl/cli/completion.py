@@ -68,14 +68,20 @@ def _forms() -> dict[str, list[Callable[..., object]]]:
     """Returns the functions of each verb."""
     from mmcl.cli.data import VERBS as DATA_VERBS
     from mmcl.cli.evaluate import FORMS as EVALUATE_FORMS
+    from mmcl.cli.index import VERBS as INDEX_VERBS
     from mmcl.cli.main import VERBS
 
-    return {verb: [form] for verb, form in VERBS.items()} | {"eval": [*EVALUATE_FORMS], "data": [*DATA_VERBS.values()]}
+    return (
+        {verb: [form] for verb, form in VERBS.items()}
+        | {"eval": [*EVALUATE_FORMS], "data": [*DATA_VERBS.values()]}
+        | {"index": [*INDEX_VERBS.values()]}
+    )
 
 
 def _names_of_verbs() -> dict[str, list[str]]:
     """Returns the words that may follow a verb: its own verbs, and names of configurations and evaluators."""
     from mmcl.cli.data import VERBS as DATA_VERBS
+    from mmcl.cli.index import VERBS as INDEX_VERBS
     from mmcl.cli.list import Kind
     from mmcl.config.shipped import shipped_configs
     from mmcl.evaluate import EVALUATORS
@@ -89,6 +95,7 @@ def _names_of_verbs() -> dict[str, list[str]]:
         "config": configs,
         "eval": ["suite", *EVALUATORS, *suites],
         "data": list(DATA_VERBS),
+        "index": list(INDEX_VERBS),
         "list": list(get_args(Kind)),
         "completion": ["bash", "zsh", "fish"],
     }

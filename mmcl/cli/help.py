@@ -25,7 +25,7 @@ def print_help(form: Form, prog: str, *, complete: bool = False) -> None:
     flags = sorted(form.flags.values(), key=lambda one: not one.is_required)
     parts = {
         "arguments": form.positionals,
-        "flags": [one for one in flags if not one.is_common],
+        "flags": [one for one in flags if not one.is_common and (complete or not one.is_rare)],
         "common flags": [one for one in flags if one.is_common],
     }
     lines = [f"usage: {' '.join(filter(None, words))}", "", *wrapped(form.summary), *(f"  {one}" for one in form.examples)]
@@ -33,6 +33,8 @@ def print_help(form: Form, prog: str, *, complete: bool = False) -> None:
     for title, arguments in parts.items():
         if arguments:
             lines += ["", title, *entries([(one.shown, _text(one, complete)) for one in arguments])]
+    rare = [] if complete else [f"--{one.name}" for one in flags if one.is_rare]
+    lines += wrapped(f"more flags: {', '.join(rare)}") if rare else []
     if not complete and (form.notes or any(first_sentence(one.text) != one.text.rstrip(".") for one in form.arguments)):
         lines.append(f"{prog} --help_all explains more")
     show("\n".join(lines))

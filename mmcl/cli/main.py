@@ -13,6 +13,7 @@ from mmcl.cli.compare import compare
 from mmcl.cli.completion import completion
 from mmcl.cli.config import print_config
 from mmcl.cli.data import data, look
+from mmcl.cli.dedup import dedup
 from mmcl.cli.doctor import doctor
 from mmcl.cli.embed import embed
 from mmcl.cli.evaluate import evaluate, evaluate_run
@@ -21,6 +22,7 @@ from mmcl.cli.exit import exit_cleanly, without_debug, without_plugins
 from mmcl.cli.export import export
 from mmcl.cli.finetune import finetune
 from mmcl.cli.help import entries
+from mmcl.cli.index import index, keep_up
 from mmcl.cli.list import list_components
 from mmcl.cli.merge import merge
 from mmcl.cli.output import say, show
@@ -36,6 +38,8 @@ VERBS: dict[str, Callable[..., object]] = {
     "train": train,
     "classify": classify,
     "search": search,
+    "index": keep_up,
+    "dedup": dedup,
     "embed": embed,
     "eval": evaluate_run,
     "compare": compare,
@@ -53,8 +57,8 @@ VERBS: dict[str, Callable[..., object]] = {
     "completion": completion,
 }
 
-# The help of `train` depends on the configuration, `eval` has three forms, `data` has verbs: no signature says that.
-_PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data}
+# The help of `train` depends on the configuration, `eval` has three forms, `data` and `index` have verbs: no signature says so.
+_PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data, "index": index}
 
 _EXAMPLE = 'mmcl train && mmcl search runs/clip_emoji "a crying face"'
 _SHARED = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mmcl.cli.exit import end_partly
-from mmcl.cli.options import Device, Json
+from mmcl.cli.options import RARE, Device, Json
 from mmcl.cli.output import say, show
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder
@@ -15,8 +16,7 @@ from mmcl.files.figure import FIGURE_SUFFIXES
 from mmcl.interop.available import check_available
 
 if TYPE_CHECKING:
-    from mmcl.interop.model import Model
-    from mmcl.search import Index
+    from mmcl.search import Hits, Index
 
 
 def search(
@@ -24,12 +24,20 @@ def search(
     text: str | None = None,
     /,
     *,
-    image: Path | None = None,
+    image: tuple[Path, ...] = (),
     images: str | None = None,
     target: Literal["images", "texts"] = "images",
     top_k: int = 10,
     save: Path | None = None,
     picture: Path | None = None,
+    where: Annotated[str | None, RARE] = None,
+    negative: Annotated[tuple[str, ...], RARE] = (),
+    like: Annotated[tuple[str, ...], RARE] = (),
+    sort: Annotated[Literal["none", "taken", "-taken"], RARE] = "none",
+    min_score: Annotated[float | None, RARE] = None,
+    min_match: Annotated[float | None, RARE] = None,
+    hybrid: Annotated[bool, RARE] = False,
+    copy_to: Annotated[Path | None, RARE] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -39,43 +47,59 @@ def search(
         mmcl search runs/clip_emoji "a crying face"
         mmcl search runs/clip_emoji --image photos/cat.png --images photos/
 
-    Images of the collection that cannot be read are listed, and the exit code is then 1.
+    Images of the collection that cannot be read are listed, and the exit code is then 1. An index that `mmcl index build` has
+    made may stand in place of the model; it is searched without encoding any image again.
 
     Args:
-        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        model: A run directory, an index, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         text: What to look for, in quotes.
-        image: An image to look for. With a text, both count the same.
+        image: An image to look for. Several share the weight of one; with a text, both count the same.
         images: A folder, a table or a saved index to search in. Default: what the run was evaluated on.
         target: Find images, or the captions that they have.
         top_k: How many to find.
         save: Keep the index in this folder. Give it as --images next time, and nothing is encoded again.
-        picture: Draw the query and what was found, with ranks and scores, into one file. A .png, .jpg, .webp, .pdf, ...
-        json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ...}].
+        picture: Draw the query and what was found into one file. With ranks and scores; a .png, .jpg, .webp, .pdf, ...
+        where: Look only among these. Such as 'taken >= 2020-01-01 and folder under "trip"'; columns are id, path, folder,
+            captions, label, size, width, height, taken and your own.
+        negative: What is not wanted, in quotes. It has half the weight of the text.
+        like: Ids of images in the index to look for, as --json prints them.
+        sort: Sort what is nearly as good as the best by date, newest first with -taken.
+        min_score: Leave out what scores less. A cosine, such as 0.2.
+        min_match: Leave out what is less likely a match, 0 to 1. It needs an index that was calibrated.
+        hybrid: Also look for the words in the captions, and join both rankings. An index on disk only.
+        copy_to: Copy what was found into this folder, with the rank before each name.
+        json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ..., "id": ...}].
     """
-    model, text = _in_order(model, text, image)
-    check_available(model)
-    _check(image, save, picture)
-    from mmcl.data.images.tensors import read_pixels
-    from mmcl.interop.load import load_model
-
-    loaded = load_model(model, device=device)
-    if image is not None:
-        read_pixels(image, loaded.preprocess)
-    index = _index(model, images, loaded)
+    model, text = _in_order(model, text, (*image, *like))
+    _check(image, save, picture, copy_to)
+    index = _index(model, images, device, image)
     if save is not None:
         index.save(save)
-    hits = index.search(text, image=image, top_k=top_k, target=target)
+    question: dict[str, Any] = {
+        **{"image": list(image), "like": list(like), "negative": list(negative), "where": where, "top_k": top_k},
+        **{"target": target, "sort": None if sort == "none" else sort, "min_score": min_score, "min_match": min_match},
+    }
+    hits = index.search(text, hybrid=hybrid, **question)
     if picture is not None:
         hits.save(picture)
+    if copy_to is not None:
+        hits.copy_to(copy_to)
+    _print(hits, json)
+    end_partly([] if index.is_saved(images or model) else index.bad)
+
+
+def _print(hits: Hits, json: bool) -> None:
     if json:
         show(json_module.dumps([hit.to_dict() for hit in hits], ensure_ascii=False, indent=1))
-    else:
-        for rank, hit in enumerate(hits, 1):
-            say(f"{rank:3}  {hit.score:6.3f}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
-    end_partly([] if images is not None and index.is_saved(images) else index.bad)
+        return
+    for rank, hit in enumerate(hits, 1):
+        match = "" if hit.match is None else f"  match {hit.match:.2f}"
+        say(f"{rank:3}  {hit.score:6.3f}{match}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
+    if not hits:
+        say("nothing found that the filter and the lowest score let through", error=True)
 
 
-def _in_order(model: str, text: str | None, image: Path | None) -> tuple[str, str | None]:
+def _in_order(model: str, text: str | None, others: Sequence[object]) -> tuple[str, str | None]:
     """Returns the model and the text, which may stand the other way round if only the second one can be a model.
 
     Raises:
@@ -86,17 +110,17 @@ def _in_order(model: str, text: str | None, image: Path | None) -> tuple[str, st
     if text is not None and may_be_model(text) and not may_be_model(model):
         model, text = text, model
     sought = bool((text or "").strip())
-    if not sought and image is None and not may_be_model(model):
+    if not sought and not others and not may_be_model(model):
         raise UserError(
             f"{model!r} was taken for the model, and there is nothing to look for: mmcl search MODEL TEXT, such as mmcl search "
             f'runs/clip_emoji "{model}"'
         )
-    if not sought and image is None:
+    if not sought and not others:
         raise UserError(f'nothing to look for in {model!r}: give a text in quotes, such as "a red apple", or --image IMAGE')
     return model, text
 
 
-def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
+def _check(image: Sequence[Path], save: Path | None, picture: Path | None, copy_to: Path | None) -> None:
     """Raises UserError for errors that would otherwise appear only after a collection is embedded."""
     from mmcl.data.images.decode import MAX_BYTES
     from mmcl.data.images.levels import check_file as check_image
@@ -105,16 +129,29 @@ def _check(image: Path | None, save: Path | None, picture: Path | None) -> None:
     if save is not None:
         check_folder(save, flag="--save")
         Index.check_place(save)
+    if copy_to is not None:
+        check_folder(copy_to, flag="--copy_to")
     if picture is not None:
-        check_file(picture, flag="--picture", suffixes=FIGURE_SUFFIXES, inputs=(image,))
-    if image is not None:
-        check_image(image, str(image), MAX_BYTES)
+        check_file(picture, flag="--picture", suffixes=FIGURE_SUFFIXES, inputs=image)
+    for one in image:
+        check_image(one, str(one), MAX_BYTES)
 
 
-def _index(model: str, images: str | None, loaded: Model) -> Index:
-    """Loads a saved index, or builds an index of any other data."""
+def _index(model: str, images: str | None, device: str | None, image: Sequence[Path]) -> Index:
+    """Opens an index, or builds one of any other data."""
     from mmcl.search import Index
 
+    if Index.is_saved(model):
+        if images is not None:
+            raise UserError(f"{model} is an index, and --images {images} another collection: give the index alone")
+        return Index.open(model, device=device)
+    check_available(model)
+    from mmcl.data.images.tensors import read_pixels
+    from mmcl.interop.load import load_model
+
+    loaded = load_model(model, device=device)
+    for one in image:
+        read_pixels(one, loaded.preprocess)
     if images is not None:
         return Index.load(images, loaded) if Index.is_saved(images) else Index.build(images, loaded, progress=True)
     from mmcl.runs.evaluation import evaluated_source

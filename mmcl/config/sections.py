@@ -111,6 +111,8 @@ class DataConfig:
     """Training data."""
     mix: dict[str, PartConfig] | None = None
     """Several training datasets in place of `train`, under names of your choice, each with a weight or a number of epochs."""
+    keep: str | None = None
+    """File of sample names, one a line, as `mmcl dedup --list` writes it: of all training data, only these are used."""
     templates: tuple[str, ...] | None = None
     """Prompt templates with one "{}" each, such as "a photo of a {}.": captions for labeled training data without captions."""
     caption_weights: tuple[float, ...] | None = setting(None, at_least=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmcl.data.derived.mixture import Mixture
 from mmcl.data.derived.subset import Subset, label_subset, split_source
 from mmcl.data.derived.weighted_captions import WeightedCaptions
 from mmcl.data.images.decode import allow_pixels
+from mmcl.data.names import rows_in_list
 from mmcl.data.open import open_source
 from mmcl.data.source import Source
 from mmcl.errors import UserError
@@ -37,6 +39,9 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     if config.data.max_pixels is not None:
         allow_pixels(config.data.max_pixels)
     sources = {where: build_source(part, config.data.root, where) for where, part in config.training_parts.items()}
+    if config.data.keep is not None:
+        rows = rows_in_list(list(sources.values()), Path(config.data.keep).expanduser())
+        sources = {where: Subset(source, kept) for (where, source), kept in zip(sources.items(), rows, strict=True)}
     uncaptioned = _uncaptioned(sources) if config.data.templates is not None else set()
     views = getattr(METHODS[config.method.name], "views", {})  # of some methods they depend on the arguments
     if "text" in views.values() and not uncaptioned:

@@ -20,6 +20,8 @@ LEAST = 200
 """Least number of different captions."""
 MOST_CAPTIONS = 2000
 """Captions that are used, spread evenly over the collection."""
+_CHANCE = 0.55
+"""Below this, the score tells nothing: the best score with a caption's images is that without them."""
 STALE = 0.2
 """Relative change in the number of images after which the fit is made again."""
 
@@ -67,13 +69,14 @@ def fit(store: Store) -> Calibration:
         )
     held = np.arange(len(positive)) % 2 == 1
     a, b = _platt(positive[~held], negative[~held])
-    if a <= 0:
+    held_out = positive[held], negative[held]
+    auroc = _auroc(*held_out)
+    if a <= 0 or auroc < _CHANCE:
         raise UserError(
             "match cannot be calibrated: the captions of the collection score no higher with their images than without"
         )
-    held_out = positive[held], negative[held]
     ece = _calibration_error(*(1 / (1 + np.exp(-(a * part + b))) for part in held_out))
-    return Calibration(a, b, _auroc(*held_out), ece, len(positive), len(store))
+    return Calibration(a, b, auroc, ece, len(positive), len(store))
 
 
 def _examples(store: Store) -> tuple[np.ndarray, np.ndarray]:

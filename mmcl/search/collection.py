@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from mmcl.data.identity import content_digest
+from mmcl.data.names import relative, unique
 from mmcl.data.open import guess_source, open_source
 from mmcl.data.sample import ImageLike, Sample
 from mmcl.data.source import SampleList, Source
-from mmcl.data.sources.tables.table_file import read_table
+from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.files.digest import digest
 from mmcl.files.listing import valid_name
 from mmcl.search.arrow import TYPES, kind_of
-from mmcl.search.items import Kind, check_columns, id_of, relative, unique
+from mmcl.search.items import Kind, check_columns, id_of
 from mmcl.terminal import listed
 
 Given = str | Path | Sequence[str | Path] | Source
 _NAMES = ("image", "path", "file", "filename", "file_name")
 """Names of the column of a table of own columns that names the image."""
 NOWHERE = (-1, 0, 0)
+_FORMS: Sequence[tuple[Kind, re.Pattern[str], Callable[[str], Any]]] = (
+    ("whole", re.compile(r"[-+]?\d{1,18}"), int),
+    ("number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"), float),
+    ("truth", re.compile("true|false"), lambda text: text == "true"),
+    ("date", re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?"), datetime.fromisoformat),
+)
+"""Kinds of the cells of a text file, by their form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +158,21 @@ def look_of(image: ImageLike | None) -> tuple[int, int, int] | None:
     return stat.st_size if size < 0 else size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
+def sha_of(image: ImageLike | None) -> bytes | None:
+    """Returns the SHA-256 of an image's bytes, or of its pixels in memory; None if it cannot be read."""
+    try:
+        if isinstance(image, str | Path):
+            with open(image, "rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        if isinstance(image, FilePart):
+            image = image.read()
+        if isinstance(image, bytes):
+            return hashlib.sha256(image).digest()
+        return None if image is None else bytes.fromhex(content_digest(image))
+    except (OSError, UserError):
+        return None
+
+
 def read_columns(table: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Kind]]:
     """Reads own columns from a table: by path, and the type of each.
 
@@ -151,30 +180,41 @@ def read_columns(table: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Kind
         UserError: the table cannot be read, no column names the images, or a column has a name or type that own ones cannot
             have.
     """
-    content = read_table(table)
+    content, problems = without_problems(read_table(table))
+    if problems:
+        row, reason = next(iter(problems.items()))
+        raise UserError(f"{table}, row {row + 1}: {reason}")
     key = next((name for name in _NAMES if name in content.column_names), None)
     if key is None:
         raise UserError(f"{table}: no column names the images; call one of them image (it has {listed(content.column_names)})")
     names = [name for name in content.column_names if name != key]
     check_columns(names, str(table))
     kinds: dict[str, Kind] = {}
+    cells: dict[str, list[Any]] = {}
     for name in names:
-        found = kind_of(content.schema.field(name).type)
-        if found is None:
-            raise UserError(
-                f"{table}: column {name} is of type {content.schema.field(name).type}; give texts, numbers, dates, ..."
-            )
-        kinds[name] = found
-    try:
-        cells = {name: content[name].cast(TYPES[kinds[name]]).to_pylist() for name in names}
-    except ValueError as error:
-        raise UserError(f"{table}: {error}") from None
+        kind = kind_of(content[name].type)
+        if kind is None:
+            raise UserError(f"{table}: column {name} is of type {content[name].type}; give texts, numbers, dates, ...")
+        kinds[name], cells[name] = (
+            _typed(content[name]) if kind == "text" else (kind, content[name].cast(TYPES[kind]).to_pylist())
+        )
     rows: dict[str, dict[str, Any]] = {}
     for row, path in enumerate(content[key].to_pylist()):
         if str(path) in rows:
             raise UserError(f"{table}: {path} has several rows; give each image one")
         rows[str(path)] = {name: cells[name][row] for name in names}
     return rows, kinds
+
+
+def _typed(column: pa.ChunkedArray) -> tuple[Kind, list[Any]]:
+    """Returns the kind that all texts of a column can be read as, and its values; an empty cell is missing."""
+    cells = [text or None for text in column.to_pylist()]
+    given = [text for text in cells if text is not None]
+    for kind, form, value in _FORMS:
+        if given and all(form.fullmatch(text) for text in given):
+            with suppress(ValueError):
+                return kind, [None if text is None else value(text) for text in cells]
+    return "text", cells
 
 
 def _folder(place: str) -> str:

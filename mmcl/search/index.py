@@ -17,6 +17,7 @@ from mmcl.search.building import Dtype, check_model, embedded, loaded_model, ope
 from mmcl.search.calibration import Calibration, fit
 from mmcl.search.collection import Given, open_collection
 from mmcl.search.content import Encoder
+from mmcl.search.duplicates import THRESHOLD, Group, Keep, Level, find_duplicates, overlap
 from mmcl.search.hits import Hits
 from mmcl.search.items import Item
 from mmcl.search.lance_store import LanceStore
@@ -307,6 +308,45 @@ class Index(Upkeep):
             UserError: there is no such image.
         """
         return self.store.thumb(self.store.position(id))
+
+    def duplicates(
+        self,
+        threshold: float = THRESHOLD,
+        *,
+        where: str | None = None,
+        level: Level = "near",
+        keep: Keep = "largest",
+        complete: bool = False,
+    ) -> list[Group]:
+        """Finds groups of equal and nearly equal images. All pairs are compared, a block at a time.
+
+        Args:
+            threshold: least cosine of two images that are duplicates.
+            where: look only among these; see `search`.
+            level: "near" joins all pairs that reach the threshold, directly or by a chain; "exact" joins files with equal
+                bytes.
+            keep: which one of a group comes first: "largest", then the oldest; "oldest", then the largest; or the "first".
+            complete: split groups so that any two of their images reach the threshold.
+
+        Raises:
+            UserError: the threshold is not a cosine, or the filter is wrong.
+        """
+        return find_duplicates(self.store, threshold=threshold, where=where, level=level, keep=keep, complete=complete)
+
+    def overlap(self, other: Index, threshold: float = THRESHOLD) -> list[tuple[str, str, float]]:
+        """Finds images that another index has too, as training data may have images of the test data.
+
+        Args:
+            other: the other index, of the same model.
+            threshold: least cosine of two images that are the same.
+
+        Returns:
+            Id here, id of the nearest image there, and their cosine, in the order of this index.
+
+        Raises:
+            UserError: the indexes are of two models, or the threshold is not a cosine.
+        """
+        return overlap(self.store, other.store, threshold)
 
     def calibrate(self) -> Calibration:
         """Fits `Hit.match` to the captions of the collection; see `mmcl.search.calibration`. An index on disk keeps the fit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -70,20 +70,6 @@ def id_of(path: str) -> str:
         'efb501f9614ff032'
     """
     return hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def unique(paths: Iterable[str]) -> Iterator[str]:
-    """Yields the paths, the second of the same name with "#2" at its end, and so on."""
-    seen: dict[str, int] = {}
-    for path in paths:
-        seen[path] = seen.get(path, 0) + 1
-        yield path if seen[path] == 1 else f"{path}#{seen[path]}"
-
-
-def relative(name: str, places: Sequence[str]) -> str:
-    """Returns a sample's name without the place of its collection (`Source.places`)."""
-    place = max((place for place in places if name.startswith(place)), key=len, default="")
-    return name.removeprefix(place)
 
 
 def folder_of(path: str) -> str:

@@ -83,7 +83,7 @@ class LanceStore:
 
     @property
     def exact(self) -> bool:
-        """False if there is an approximate index, and no vectors in float16."""
+        """False if there is an approximate index."""
         return self.table.about.approximate is None
 
     @property
@@ -182,6 +182,11 @@ class LanceStore:
         found = self.table.full_text(text, len(place))
         return sorted(((place[row_id], score) for row_id, score in found if row_id in place), key=lambda one: (-one[1], one[0]))
 
+    def hashes(self) -> list[bytes | None]:
+        """Returns the SHA-256 of each image's file."""
+        shas: list[bytes | None] = self._ordered(["sha"])["sha"].to_pylist()
+        return shas
+
     def set_calibration(self, calibration: Mapping[str, float] | None) -> None:
         """Keeps the fit of `match`. Raises UserError if another process writes."""
         with self.table.locked():
@@ -197,7 +202,7 @@ class LanceStore:
         """Returns columns at all positions."""
         batches = list(self.table.scan(columns, _FOUND))
         if not batches:
-            kinds = {"caption_vectors": pa.binary()}
+            kinds = {"caption_vectors": pa.binary(), "sha": pa.binary(32)}
             return {name: pa.array([], kinds.get(name) or TYPES[self.kinds[name]]) for name in columns}
         rows = pa.Table.from_batches(batches)
         order = np.argsort(self._places()(rows))

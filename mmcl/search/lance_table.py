@@ -256,7 +256,7 @@ class LanceTable:
         """Returns the ids of rows whose captions have words of a text, with their scores, best first."""
         from lancedb.query import MatchQuery
 
-        if not any("captions" in index.columns for index in self.table.list_indices()):
+        if not self._has_words():
             raise UserError(f"{self.place}: has no captions to search in; hybrid search needs a collection with captions")
         with readable(self.place):
             words = MatchQuery(text, "captions")  # type: ignore[call-arg]
@@ -265,11 +265,20 @@ class LanceTable:
         return list(zip(rows["_rowid"].to_pylist(), rows["_score"].to_pylist(), strict=True))
 
     def index_captions(self) -> None:
-        """Makes the full-text index of the captions, in any script; rows that come later are found without it."""
+        """Makes the full-text index of the captions, in any script, unless it is there; it also finds rows that come later.
+
+        Words are taken as they are: the stop words and stems are English, and even of captions in English, "dog" is left out.
+        """
         from lancedb.index import FTS
 
+        if self._has_words() or not self.count("array_length(captions) > 0"):
+            return
         with writable(self.place):
-            self.table.create_index("captions", config=FTS(base_tokenizer="icu"))
+            self.table.create_index("captions", config=FTS(base_tokenizer="icu", stem=False, remove_stop_words=False))
+
+    def _has_words(self) -> bool:
+        with readable(self.place):
+            return any("captions" in index.columns for index in self.table.list_indices())
 
 
 def exists(place: str) -> bool:

@@ -14,14 +14,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mmcl.data.names import relative, unique
 from mmcl.data.sample import Sample
 from mmcl.data.threads import in_threads
 from mmcl.errors import UserError, how_to_install
 from mmcl.files.byte_range import FilePart
 from mmcl.preprocess import Preprocess
 from mmcl.search.arrow import array_of
+from mmcl.search.collection import sha_of
 from mmcl.search.image_facts import ImageFacts, read_facts
-from mmcl.search.items import KINDS, Item, Kind, folder_of, id_of, relative, unique, unknown_id
+from mmcl.search.items import KINDS, Item, Kind, folder_of, id_of, unknown_id
 from mmcl.search.store import TextRows
 from mmcl.types import BadSample
 
@@ -131,6 +133,10 @@ class MemoryStore:
             "hybrid search needs a full-text index, which an index in memory does not have; build one on disk by "
             f"`mmcl index build` ({how_to_install('index')})"
         )
+
+    def hashes(self) -> list[bytes | None]:
+        """Returns the SHA-256 of each image's file."""
+        return list(in_threads(lambda position: sha_of(self.samples[position].image), range(len(self))))
 
     def set_calibration(self, calibration: Mapping[str, float] | None) -> None:
         """Keeps the fit of `match`."""

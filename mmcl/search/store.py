@@ -103,6 +103,10 @@ class Store(Protocol):
         """Returns the images that could not be read, with the reasons."""
         ...
 
+    def hashes(self) -> list[bytes | None]:
+        """Returns the SHA-256 of each image's file; None for one that cannot be read."""
+        ...
+
     def set_calibration(self, calibration: Mapping[str, float] | None) -> None:
         """Keeps the fit of `match`."""
         ...

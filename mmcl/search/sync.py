@@ -8,24 +8,19 @@ on from there.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from mmcl.data.identity import content_digest
-from mmcl.data.sample import ImageLike
 from mmcl.data.threads import in_threads
 from mmcl.errors import UserError
-from mmcl.files.byte_range import FilePart
 from mmcl.progress import progress_bar
-from mmcl.search.collection import NOWHERE, Collection, Entry
+from mmcl.search.collection import NOWHERE, Collection, Entry, sha_of
 from mmcl.search.content import CONTENT_COLUMNS, Content, Encoder
 from mmcl.search.lance_table import LanceTable, schema_of
 from mmcl.terminal import counted
@@ -149,6 +144,7 @@ def sync(
         report.gone = len(gone) - report.moved
     if report.commits:
         table.look_again(work.unsure, started_ns)
+        table.index_captions()
         table.optimize()
         _check_unique(table)
     report.bad = table.count("status = 'bad'")
@@ -282,22 +278,8 @@ def _fetched(work: _Work, shas: Set[bytes], ids: Sequence[str] = ()) -> tuple[di
 
 def _hashed(entries: Sequence[Entry]) -> dict[str, bytes | None]:
     """Hashes the content of images; None for those that cannot be read."""
-    shas = in_threads(lambda number: _sha(entries[number].sample.image), range(len(entries)))
+    shas = in_threads(lambda number: sha_of(entries[number].sample.image), range(len(entries)))
     return {entry.id: sha for entry, sha in zip(entries, shas, strict=True)}
-
-
-def _sha(image: ImageLike | None) -> bytes | None:
-    try:
-        if isinstance(image, str | Path):
-            with open(image, "rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
-        if isinstance(image, FilePart):
-            image = image.read()
-        if isinstance(image, bytes):
-            return hashlib.sha256(image).digest()
-        return None if image is None else bytes.fromhex(content_digest(image))
-    except (OSError, UserError):
-        return None
 
 
 def _check_unique(table: LanceTable) -> None:

@@ -57,7 +57,7 @@ _DEEPEST = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Condition:
     """A test of one column: `test` is a sign of comparison, "in", "contains", "under" or "exists"."""
 
     field: str
@@ -73,7 +73,7 @@ class Joined:
     parts: tuple[Filter, ...]
 
 
-Filter = Test | Joined
+Filter = Condition | Joined
 
 
 def parse_where(text: str, kinds: Mapping[str, Kind]) -> Filter:
@@ -115,7 +115,7 @@ def mask_of(filter: Filter, kinds: Mapping[str, Kind], column: Column) -> np.nda
     return mask
 
 
-def _tested(test: Test, kind: Kind, values: pa.Array) -> pa.Array:
+def _tested(test: Condition, kind: Kind, values: pa.Array) -> pa.Array:
     """Applies a test to a column; null or false where it fails."""
     if kind == "texts":
         lengths = pc.fill_null(pc.list_value_length(values), 0)
@@ -203,7 +203,7 @@ class _Parser:
         finally:
             self.depth -= 1
 
-    def _test(self) -> Test:
+    def _test(self) -> Condition:
         kind, name, at = self._next("the name of a column")
         if kind != "word" or name in ("and", "or"):
             raise self._error(f"{name!r} stands where the name of a column belongs; known: {', '.join(sorted(self.kinds))}", at)
@@ -214,15 +214,15 @@ class _Parser:
             raise self._error(f"{test!r} is no test; known: {', '.join((*_SIGNS, *_WORDS))}", at)
         self._check_fits(name, test, at)
         if test == "exists":
-            return Test(name, test)
+            return Condition(name, test)
         if test != "in":
-            return Test(name, test, (self._value(name),))
+            return Condition(name, test, (self._value(name),))
         self._need("(")
         values = [self._value(name)]
         while self._takes(","):
             values.append(self._value(name))
         self._need(")")
-        return Test(name, test, tuple(values))
+        return Condition(name, test, tuple(values))
 
     def _check_fits(self, name: str, test: str, at: int) -> None:
         kind = self.kinds[name]

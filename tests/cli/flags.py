@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator
 from mmcl.cli.arguments import form_of
 from mmcl.cli.data import VERBS as DATA_VERBS
 from mmcl.cli.evaluate import evaluate_one, evaluate_run, evaluate_suite
+from mmcl.cli.index import VERBS as INDEX_VERBS
 from mmcl.cli.main import VERBS
 from mmcl.config.describe import all_settings
 
 FORMS: dict[str, Callable[..., object]] = {
-    **{f"mmcl {verb}": form for verb, form in VERBS.items() if verb not in ("eval", "data")},
+    **{f"mmcl {verb}": form for verb, form in VERBS.items() if verb not in ("eval", "data", "index")},
     "mmcl eval": evaluate_run,
     "mmcl eval knn": functools.partial(evaluate_one, "knn"),
     "mmcl eval suite": evaluate_suite,
     **{f"mmcl data {verb}": form for verb, form in DATA_VERBS.items()},
+    **{f"mmcl index {verb}": form for verb, form in INDEX_VERBS.items()},
 }
 """By command, the function from whose signature its parser is made; `mmcl eval knn` stands for every evaluator."""
 

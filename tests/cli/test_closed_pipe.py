@@ -31,6 +31,8 @@ COMMANDS = [
     ["compare", "run", "run", "--models", "untrained", "trained"],
     ["finetune", "squares", "--init", "run", "--dry_run"],
     ["merge", "run", "run/model", "--out", "merged"],
+    ["index", "build", "squares", "--model", "run", "--out", "squares.mmcl"],
+    ["dedup", "squares.mmcl"],
     ["list"],
     ["list", "--args"],
     ["config", "clip_emoji"],

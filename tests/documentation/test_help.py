@@ -10,12 +10,16 @@ import pytest
 
 from mmcl.cli.arguments import form_of
 from mmcl.cli.data import look
+from mmcl.cli.index import keep_up
 from tests.cli.flags import FORMS
 from tests.documentation.snippets import run_page
 
-FORMS_WITH_EXAMPLES = {**FORMS, "mmcl data": look}
+FORMS_WITH_EXAMPLES = {**FORMS, "mmcl data": look, "mmcl index": keep_up}
 """Of `mmcl completion`, tests/cli/test_completion.py runs the scripts in their shells."""
 LAUNCHER = "torchrun --nproc_per_node 2 -m mmcl"
+MADE_BEFORE = """mmcl index build photos/ --out photos.mmcl --model runs/clip_emoji
+mmcl search runs/clip_emoji "a dog" --images photos/ --save old.mmcl"""
+"""What the examples of `mmcl index` and `mmcl dedup` find."""
 SLOW = ("mmcl train", "mmcl eval", "mmcl eval suite")
 """Several runs, and a suite of 1,906 images."""
 
@@ -35,6 +39,8 @@ def test_the_examples_of_the_help_run(command: str, place: Path, tmp_path: Path,
     monkeypatch.chdir(folder)
     lines = "\n".join(form_of(FORMS_WITH_EXAMPLES[command]).examples)
     assert lines
+    if command.startswith(("mmcl index", "mmcl dedup")):
+        lines = f"{MADE_BEFORE}\n{lines}"
     page = tmp_path / "page.md"
     page.write_text(f"```bash\n{lines.replace(LAUNCHER, 'mmcl')}\n```\n")
     run_page(page)

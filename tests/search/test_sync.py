@@ -167,7 +167,7 @@ def test_old_files_are_not_read_again(photos: Path, tmp_path: Path, monkeypatch:
     index = Index.build(photos, PatternModel(), out=tmp_path / "index")
     monkeypatch.undo()
     read: list[object] = []
-    monkeypatch.setattr("mmcl.search.sync._sha", read.append)
+    monkeypatch.setattr("mmcl.search.sync.sha_of", read.append)
     index.sync()
     assert read == []
 

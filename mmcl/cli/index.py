@@ -1,0 +1,342 @@
+"""`mmcl index`: an index of images on disk that keeps up with its collection."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mmcl.cli.arguments import form_of
+from mmcl.cli.exit import PART, end_partly
+from mmcl.cli.help import print_help
+from mmcl.cli.options import Device, Json
+from mmcl.cli.output import say, show
+from mmcl.cli.parse import asks_for_help, parse_call
+from mmcl.errors import UserError, unknown_name
+from mmcl.files.atomic import check_folder
+from mmcl.terminal import counted, shortened, terminal_width
+
+if TYPE_CHECKING:
+    from mmcl.search import Index
+
+_SHOWN = 20
+_LEAST_SECONDS = 2.0
+
+
+def index(words: Sequence[str]) -> None:
+    """Runs the verb that the words name. Raises UserError as the verb does."""
+    first, *rest = words or [""]
+    if asks_for_help(words) and first not in VERBS:
+        print_help(form_of(keep_up), "mmcl index")
+        return
+    if first not in VERBS:
+        raise (
+            unknown_name("verb", first, VERBS, where="mmcl index")
+            if first
+            else UserError(f"mmcl index needs a verb: {', '.join(VERBS)}")
+        )
+    parse_call(VERBS[first], rest, prog=f"mmcl index {first}")()
+
+
+def keep_up(
+    verb: Literal["build", "sync", "status", "verify", "optimize", "versions", "restore", "export", "import"], index: str, /
+) -> None:
+    """Keep an index of images on disk up to date, and look after it.
+
+    Examples:
+        mmcl index build photos/ --out photos.mmcl --model runs/clip_emoji
+        mmcl index sync photos.mmcl
+        mmcl search photos.mmcl "a crying face"
+
+    It needs the extra `index`. Every verb but build and import takes the folder of an index.
+
+    Args:
+        verb: One of build, sync, status, verify, optimize, versions, restore, export and import: mmcl index build --help.
+        index: A folder made by `mmcl index build`.
+    """
+    VERBS[verb](index)
+
+
+def build(
+    data: str,
+    /,
+    *,
+    out: str,
+    model: str,
+    columns: Path | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    replace: bool = False,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Embed a collection into an index; one that was killed goes on where it was.
+
+    Examples:
+        mmcl index build photos/ --out photos.mmcl --model runs/clip_emoji
+
+    Images that cannot be read are rows of the index too, so that they are not tried again before they change; `mmcl index
+    status` lists them.
+
+    Args:
+        data: A folder or a table of images.
+        out: The folder of the index.
+        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        columns: A table of your own columns, to filter and sort by. Its column `image` names images relative to the folder.
+        dtype: Type of the vectors on disk. float16 halves them and changes some scores by 1e-3.
+        replace: Build anew over an index of another model or other data.
+        json: Print JSON instead of text. It is {"index": ..., "images": ..., "bad": ..., "seconds": ...}.
+    """
+    _need_lancedb(out)
+    if "://" not in out:
+        check_folder(Path(out), flag="--out")
+    from mmcl.interop.available import check_available
+    from mmcl.interop.load import load_model
+    from mmcl.search import Index
+
+    Index.check_place(out)
+    check_available(model)
+    loaded = load_model(model, device=device)
+    started = time.perf_counter()
+    options = {"model_name": _lasting(model), "columns": columns, "dtype": dtype, "replace": replace}
+    made = Index.build(data, loaded, out=out, progress=True, **options)  # type: ignore[arg-type]
+    seconds, bad = time.perf_counter() - started, made.bad
+    if json:
+        show(json_module.dumps({"index": out, "images": len(made), "bad": len(bad), "seconds": round(seconds, 2)}))
+    else:
+        say(f'{counted(len(made), "image")} in {out}, in {seconds:.1f} s; search it: mmcl search {out} "a red apple"')
+    end_partly(bad)
+
+
+def sync(
+    index: str,
+    /,
+    *,
+    verify: bool = False,
+    allow_empty: bool = False,
+    skip_unreadable: bool = False,
+    watch: float | None = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Bring an index up to date with its files: new, changed, moved, removed.
+
+    Examples:
+        mmcl index sync photos.mmcl
+
+    Only content that the index does not have yet is encoded. If more than half of the images are gone, nothing is changed:
+    their disk may not be mounted. A process that searches meanwhile is not disturbed.
+
+    Args:
+        index: A folder made by `mmcl index build`.
+        verify: Read every file. Otherwise one whose size and times are as before is taken to be the same.
+        allow_empty: Go on although more than half of the images are gone.
+        skip_unreadable: Leave the rows of folders that cannot be read as they are.
+        watch: Look again after so many seconds, until Ctrl-C.
+        json: Print JSON instead of text. It has the counts new, changed, moved, copied, touched, gone, same, bad and encoded.
+    """
+    if watch is not None and not watch >= _LEAST_SECONDS:
+        raise UserError(f"--watch is {watch}: give {_LEAST_SECONDS:g} seconds or more")
+    with _opened(index, mode="w", device=device) as opened:
+        while True:
+            report = opened.sync(
+                verify=verify, allow_empty=allow_empty, skip_unreadable=skip_unreadable, progress=watch is None
+            )
+            if json:
+                show(json_module.dumps(asdict(report)))
+            elif watch is None or report.commits:
+                say(f"{index}: {report.to_text()}")
+            if watch is None:
+                break
+            time.sleep(watch)
+
+
+def status(index: str, /, *, json: Json = False) -> None:
+    """Say what is in an index, and which images could not be read.
+
+    Examples:
+        mmcl index status photos.mmcl
+
+    Args:
+        index: A folder made by `mmcl index build`.
+        json: Print JSON instead of text.
+    """
+    opened = _opened(index)
+    bad, store = opened.bad, opened.store
+    about = store.table.about  # type: ignore[attr-defined]
+    facts = {
+        "images": len(opened),
+        "unreadable": len(bad),
+        "from": about.collection,
+        "model": store.model_name or store.model[:12],
+        "width": store.dim,
+        "answers": "exact" if store.exact else f"approximate ({about.approximate})",
+        "match": "calibrated" if store.calibration else "not calibrated",
+        "columns": ", ".join(store.kinds),
+        "version": store.version,
+    }
+    if json:
+        bad_rows = [{"name": one.name, "reason": one.reason} for one in bad]
+        show(json_module.dumps(facts | {"bad": bad_rows}, ensure_ascii=False, indent=1))
+        return
+    for name, value in facts.items():
+        say(f"{name:<12}{value if not isinstance(value, int) else format(value, ',')}")
+    for one in bad[:_SHOWN]:
+        say(shortened(f"unreadable: {one.reason if one.name in one.reason else f'{one.name}: {one.reason}'}", terminal_width()))
+    if len(bad) > _SHOWN:
+        say(f"... and {len(bad) - _SHOWN:,} more (--json lists all)")
+
+
+def verify(index: str, /) -> None:
+    """Read every row of an index, list what is wrong, and exit with 1 if there is anything.
+
+    Examples:
+        mmcl index verify photos.mmcl
+
+    Args:
+        index: A folder made by `mmcl index build`.
+    """
+    from mmcl.search import maintenance
+
+    opened = _opened(index)
+    found = maintenance.verify(opened.store)  # type: ignore[arg-type]
+    for line in found[:_SHOWN]:
+        say(line)
+    if len(found) > _SHOWN:
+        say(f"... and {len(found) - _SHOWN:,} more")
+    say(f"{index}: {counted(len(opened), 'image')}, {counted(len(found), 'finding')}")
+    if found:
+        sys.exit(PART)
+
+
+def optimize(index: str, /) -> None:
+    """Join the pieces that commits leave, and remove versions older than an hour.
+
+    Examples:
+        mmcl index optimize photos.mmcl
+
+    `sync` does so itself. A process that is killed leaves files that nothing needs; they are removed here too.
+
+    Args:
+        index: A folder made by `mmcl index build`.
+    """
+    before = _megabytes(index)
+    with _opened(index, mode="w") as opened:
+        opened.optimize()
+    say(f"{index}: {_megabytes(index):.1f} MB, {before:.1f} before")
+
+
+def versions(index: str, /, *, json: Json = False) -> None:
+    """List the versions of an index that can be restored.
+
+    Examples:
+        mmcl index versions photos.mmcl
+
+    Args:
+        index: A folder made by `mmcl index build`.
+    """
+    found = _opened(index).versions()
+    if json:
+        show(json_module.dumps([asdict(one) | {"written": one.written.isoformat()} for one in found]))
+        return
+    for one in found:
+        rows = "?" if one.rows is None else f"{one.rows:,}"
+        say(f"{one.number:6}  {one.written:%Y-%m-%d %H:%M:%S}  {rows:>10} images")
+    say(f"go back: mmcl index restore {index} --version {found[0].number}")
+
+
+def restore(index: str, /, *, version: int) -> None:
+    """Make an older version of an index the newest; nothing is lost, the versions between stay.
+
+    Examples:
+        mmcl index restore photos.mmcl --version 3
+
+    Args:
+        index: A folder made by `mmcl index build`.
+        version: One that `mmcl index versions` lists.
+    """
+    with _opened(index, mode="w") as opened:
+        opened.restore(version)
+        say(f"{index}: as in version {version}, {counted(len(opened), 'image')}")
+
+
+def export(index: str, /, *, out: Path) -> None:
+    """Write the rows of an index into one file.
+
+    Examples:
+        mmcl index export photos.mmcl --out photos_rows.parquet
+
+    Args:
+        index: A folder made by `mmcl index build`.
+        out: The .parquet, with the vectors, or .csv, without.
+    """
+    say(f"{counted(_opened(index).export(out), 'row')} in {out}")
+
+
+def import_(old: str, /, *, out: str, model: str = "") -> None:
+    """Turn an index of two files, index.json and embeddings, into one that keeps up.
+
+    Examples:
+        mmcl index import old.mmcl --out new.mmcl
+
+    Nothing is encoded again, so images must not have changed since the index was made.
+
+    Args:
+        old: A folder with index.json, as `mmcl search --save` writes it.
+        out: The folder of the new index.
+        model: What loads its model. Older ones do not name it.
+    """
+    _need_lancedb(out)
+    from mmcl.search import Index
+
+    made = Index.import_old(old, out, model_name=_lasting(model) if model else "")
+    say(f"{counted(len(made), 'image')} in {out}; bring it up to date: mmcl index sync {out}")
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "build": build,
+    "sync": sync,
+    "status": status,
+    "verify": verify,
+    "optimize": optimize,
+    "versions": versions,
+    "restore": restore,
+    "export": export,
+    "import": import_,
+}
+
+
+def _opened(index: str, *, mode: Literal["r", "w"] = "r", device: str | None = None) -> Index:
+    """Opens an index on disk."""
+    from mmcl.search import Index
+    from mmcl.search.lance_store import LanceStore
+
+    opened = Index.open(index, mode=mode, device=device)
+    if not isinstance(opened.store, LanceStore):
+        raise UserError(f"{index}: is of an earlier format; mmcl index import {index} --out NEW makes one that keeps up")
+    return opened
+
+
+def _need_lancedb(place: str) -> None:
+    from mmcl.errors import how_to_install
+    from mmcl.search.lance_table import is_available
+
+    if not is_available():
+        raise UserError(f"{place}: an index on disk needs lancedb; {how_to_install('index')}")
+
+
+def _lasting(model: str) -> str:
+    """A model's name that also works from another folder."""
+    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+
+
+def _megabytes(folder: str) -> float:
+    total = 0
+    for file in Path(folder).rglob("*"):
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total / 1e6

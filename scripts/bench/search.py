@@ -1,0 +1,386 @@
+"""Time and memory of a search index, next to numpy, faiss and LanceDB.
+
+Cases are named as they are printed, and take other sizes:
+`query 100000x512`: rows x width; one query of an index in memory, from its vector to ten hits, encoding not counted. Beside it
+numpy's product and argpartition, faiss's flat index, and a flat search of LanceDB.
+`batch 100000x512`: the same for 100 queries at a time, per query.
+`duplicates 100000x256`: groups of near duplicates; beside it the products of all pairs of blocks alone.
+`open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer.
+`sync 100000`: files; a sync where nothing has changed.
+`build 20000`: small JPEG files; images a second, beside a plain loop of the model over a DataLoader.
+
+Every case is measured in a process of its own, its sides in turn, and each value is the median over the rounds. Sides must find
+the same, or the bench stops.
+
+python scripts/bench/search.py --cases "query 20000x256" "duplicates 4000x64" --json search.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from side_by_side import Row, as_line, peak_memory, row, write_json
+
+USUAL = [
+    "query 100000x512",
+    "batch 100000x512",
+    "duplicates 100000x256",
+    "open 1000000x256",
+    "sync 100000",
+    "build 20000",
+]
+K = 10
+QUERIES = 100
+
+Run = Callable[[], Any]
+
+
+class Given:
+    """A model whose query is given, so that only the search is timed."""
+
+    fingerprint, has_text, logit_scale, logit_bias = "given", True, None, None
+    query: np.ndarray
+
+    def encode_text(self, texts: Any, **options: Any) -> np.ndarray:
+        return self.query[None]
+
+    def encode_image(self, images: Any, **options: Any) -> np.ndarray:
+        return self.query[None]
+
+
+def clustered(rows: int, width: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors around a center for each hundred."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(max(1, rows // 100), width)).astype(np.float32)
+    found = np.empty((rows, width), np.float32)
+    for start in range(0, rows, 50_000):
+        part = centers[rng.integers(0, len(centers), min(50_000, rows - start))]
+        part = part + rng.normal(size=part.shape).astype(np.float32)
+        found[start : start + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return found
+
+
+def in_turn(sides: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median seconds of each side, run in turn after one run that is not counted."""
+    for run in sides.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def flat(vectors: np.ndarray) -> Any:
+    """faiss's exact index, or None without faiss."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
+
+
+def lance_table(vectors: np.ndarray, folder: str) -> Any:
+    """A table of LanceDB without an index, or None without lancedb."""
+    try:
+        import lancedb
+    except ImportError:
+        return None
+    import pyarrow as pa
+
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return lancedb.connect(folder).create_table("rows", pa.table({"row": np.arange(len(vectors)), "vector": column}))
+
+
+def require_equal(case: str, found: list[int], expected: list[int]) -> None:
+    if found != expected:
+        raise SystemExit(f"{case}: not the same hits: {found} and {expected}")
+
+
+def query(case: str, rows: int, width: int, rounds: int) -> list[Row]:
+    from mmcl.data.sample import Sample
+    from mmcl.search import Index
+    from mmcl.search.memory_store import MemoryStore
+
+    vectors, asked = clustered(rows, width), clustered(64, width, seed=1)
+    model = Given()
+    samples = [Sample(str(number), None) for number in range(rows)]
+    index = Index(MemoryStore(samples, vectors, vectors[:0], model="given"), model)
+    number = iter(range(10**9))
+
+    def ask() -> np.ndarray:
+        one: np.ndarray = asked[next(number) % len(asked)]
+        return one
+
+    def ours() -> list[int]:
+        model.query = ask()
+        return [int(hit.name) for hit in index.search("x", top_k=K)]
+
+    def by_numpy() -> list[int]:
+        score = vectors @ ask()
+        best = np.argpartition(-score, K)[:K]
+        found: list[int] = best[np.argsort(-score[best], kind="stable")].tolist()
+        return found
+
+    sides: dict[str, Run] = {"mmcl": ours, "numpy": by_numpy}
+    faiss_index = flat(vectors)
+    if faiss_index is not None:
+        sides["faiss"] = lambda: faiss_index.search(ask()[None], K)[1][0].tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        table = lance_table(vectors, folder)
+        if table is not None:
+
+            def by_lance() -> list[int]:
+                found = table.search(ask()).distance_type("dot").select(["row", "_distance"]).limit(K).to_arrow()
+                numbers: list[int] = found["row"].to_pylist()
+                return numbers
+
+            sides["lancedb"] = by_lance
+        for side in sides.values():
+            number = iter([5])
+            found = side()
+            number = iter([5])
+            require_equal(case, found, by_numpy())
+        number = iter(range(10**9))
+        times = in_turn(sides, 20 * rounds)
+    return [row(case, "time", "ms", 1e3 * times["mmcl"], peer, 1e3 * times[peer]) for peer in times if peer != "mmcl"]
+
+
+def batch(case: str, rows: int, width: int, rounds: int) -> list[Row]:
+    from mmcl.core.nearest import nearest
+
+    vectors, asked = clustered(rows, width), clustered(QUERIES, width, seed=1)
+    keys, queries = torch.from_numpy(vectors), torch.from_numpy(asked)
+    sides: dict[str, Run] = {"mmcl": lambda: nearest(queries, keys, K)[1].tolist()}
+    faiss_index = flat(vectors)
+    if faiss_index is None:
+        return [row(case, "time per query", "ms", 1e3 * in_turn(sides, rounds)["mmcl"] / QUERIES)]
+    sides["faiss"] = lambda: faiss_index.search(asked, K)[1].tolist()
+    require_equal(case, sides["mmcl"](), sides["faiss"]())
+    times = in_turn(sides, rounds)
+    return [row(case, "time a query", "ms", 1e3 * times["mmcl"] / QUERIES, "faiss", 1e3 * times["faiss"] / QUERIES)]
+
+
+def duplicates(case: str, rows: int, width: int, rounds: int) -> list[Row]:
+    from mmcl.search.duplicates import near_groups
+
+    vectors = torch.from_numpy(clustered(rows, width))
+    vectors[rows // 2 : rows // 2 + rows // 20] = vectors[: rows // 20]
+    every, block = torch.arange(rows), 2048
+    memory = torch.empty(block, block)
+    before = peak_memory()
+    groups = len(near_groups(vectors, 0.97, every))
+    grown = peak_memory() - before
+    if groups < rows // 20:
+        raise SystemExit(f"{case}: {groups} groups where {rows // 20} pairs are planted")
+
+    def products() -> None:
+        parts = vectors.split(block)
+        for number, one in enumerate(parts):
+            for other in parts[number:]:
+                torch.mm(one, other.T, out=memory.flatten()[: len(one) * len(other)].view(len(one), len(other)))
+
+    times = in_turn({"mmcl": lambda: near_groups(vectors, 0.97, every), "products alone": products}, 1)
+    return [
+        row(case, "time", "s", times["mmcl"], "products alone", times["products alone"]),
+        row(case, "extra memory", "MiB", grown),
+    ]
+
+
+def opened(case: str, rows: int, width: int, rounds: int) -> list[Row]:
+    from mmcl.search.lance_table import About, LanceTable
+
+    with tempfile.TemporaryDirectory() as folder:
+        fill(LanceTable.create(folder, About(model="given", dim=width)), rows, width)
+        command = [sys.executable, sys.argv[0], "--cases", case, "--opened", folder]
+        runs = [
+            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout) for _ in range(rounds)
+        ]
+    megabytes = rows * width * 4 / 2**20
+    return [
+        row(case, "memory", "MiB", statistics.median(run["memory"] for run in runs), "vectors", megabytes),
+        row(case, "first answer", "s", statistics.median(run["time"] for run in runs)),
+    ]
+
+
+def fill(table: Any, rows: int, width: int) -> None:
+    """Writes rows without images."""
+    import pyarrow as pa
+
+    from mmcl.search.items import id_of
+    from mmcl.search.lance_table import schema_of
+
+    schema = schema_of(table.about)
+    for start in range(0, rows, 50_000):
+        vectors = clustered(min(50_000, rows - start), width, seed=start)
+        paths = [f"folder{(start + n) % 97}/image{start + n:07}.jpg" for n in range(len(vectors))]
+        given = {
+            "id": pa.array([id_of(path) for path in paths]),
+            "path": pa.array(paths),
+            "status": pa.array(["ok"] * len(paths)),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width),
+        }
+        columns = [given[field.name] if field.name in given else pa.nulls(len(paths), field.type) for field in schema]
+        table.upsert(pa.Table.from_arrays(columns, schema=schema))
+    table.optimize()
+
+
+def open_here(folder: str, width: int) -> dict[str, float]:
+    """Memory and seconds from opening an index to its first answer, in this process."""
+    from mmcl.search import Index
+
+    model = Given()
+    model.query = clustered(1, width, seed=1)[0]
+    import lancedb
+
+    assert lancedb
+    before, start = peak_memory(), time.perf_counter()
+    index = Index.open(folder, model)
+    index.search("x", top_k=K)
+    return {"time": time.perf_counter() - start, "memory": peak_memory() - before}
+
+
+def write_images(folder: Path, number: int, side: int) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for n in range(number):
+        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        small[0, 0] = n % 256, n // 256 % 256, n // 65536
+        Image.fromarray(small).resize((side, side)).save(folder / f"{n:06}.jpg", quality=85)
+
+
+def synced(case: str, files: int, _: int, rounds: int) -> list[Row]:
+    from mmcl.search import Index
+    from mmcl.testing.patterns import PatternModel
+
+    with tempfile.TemporaryDirectory() as place:
+        write_images(Path(place, "photos"), files, 8)
+        time.sleep(3)  # until no file is as young as its row
+        index = Index.build(Path(place, "photos"), PatternModel(), out=Path(place, "photos.mmcl"))
+        reports = [index.sync() for _ in range(rounds)]
+    if any(report.commits or report.encoded or report.same != files for report in reports):
+        raise SystemExit(f"{case}: not the same: {reports[0]}")
+    return [row(case, "time", "s", statistics.median(report.seconds for report in reports))]
+
+
+def built(case: str, files: int, _: int, rounds: int) -> list[Row]:
+    import mmcl
+    from mmcl.interop.model import Model
+
+    model = mmcl.load_model("open_clip:ViT-B-32-quickgelu") if os.environ.get("MMCL_BENCH_LARGE") else tiny()
+    assert isinstance(model, Model)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "photos")
+        write_images(folder, files, 128)
+        (folder / "broken.jpg").write_bytes(b"no image")
+        number = iter(range(1000))
+        index = mmcl.Index.build(folder, model, out=Path(place, f"index{next(number)}"))
+        if len(index) != files or len(index.bad) != 1:
+            raise SystemExit(f"{case}: {len(index)} images and {len(index.bad)} bad ones")
+        (folder / "broken.jpg").unlink()
+
+        def ours() -> None:
+            mmcl.Index.build(folder, model, out=Path(place, f"index{next(number)}"))
+
+        times = in_turn({"mmcl": ours, "loop over a DataLoader": lambda: plain_loop(model, folder)}, max(1, rounds - 1))
+    theirs = files / times["loop over a DataLoader"]
+    return [row(case, "throughput", "/s", files / times["mmcl"], "loop over a DataLoader", theirs)]
+
+
+def tiny() -> Any:
+    """A small vision transformer with random weights."""
+    from torch import nn
+
+    from mmcl.encoders.tower import TowerSpec, build_tower
+    from mmcl.interop.model import Model
+
+    torch.manual_seed(0)
+    spec = TowerSpec(modality="image", encoder="small_vit", head_args={"embed_dim": 256})
+    return Model(nn.ModuleDict({"image": build_tower(spec)}))
+
+
+def plain_loop(model: Any, folder: Path) -> np.ndarray:
+    """What one would write by hand: decoding in two workers, batches of 64."""
+    from PIL import Image
+    from torch.utils.data import DataLoader
+
+    from mmcl.data.images.tensors import to_tensor
+
+    files = sorted(folder.glob("*.jpg"))
+
+    class Files(torch.utils.data.Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, number: int) -> torch.Tensor:
+            return to_tensor(Image.open(files[number]).convert("RGB"), model.preprocess)
+
+    with torch.inference_mode():
+        batches = DataLoader(Files(), batch_size=64, num_workers=min(2, os.cpu_count() or 1))
+        return np.concatenate([model.towers["image"](batch.float() / 255).numpy() for batch in batches])
+
+
+CASES: dict[str, Callable[[str, int, int, int], list[Row]]] = {
+    "query": query,
+    "batch": batch,
+    "duplicates": duplicates,
+    "open": opened,
+    "sync": synced,
+    "build": built,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=USUAL, help="cases of any size; by default those of the table")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side; of a query, twenty times as many")
+    parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--opened", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shapes = [re.fullmatch(rf"({'|'.join(CASES)}) (\d+)(?:x(\d+))?", case) for case in arguments.cases]
+    for case, match in zip(arguments.cases, shapes, strict=True):
+        if match is None:
+            parser.error(f"{case!r} is not a case; write it like {', '.join(map(repr, USUAL))}")
+    if arguments.opened or arguments.here:
+        (match,) = shapes
+        assert match is not None
+        width = int(match[3] or 0)
+        if arguments.opened:
+            print(json.dumps(open_here(arguments.opened, width)))
+        else:
+            print(json.dumps(CASES[match[1]](arguments.cases[0], int(match[2]), width, arguments.rounds)))
+        return
+    print(f"{'case':<28} {'measure':<12} {'mmcl':>10} {'peer':>10} {'unit':<4} {'ratio':>7}")
+    table: list[Row] = []
+    for case in arguments.cases:
+        command = [sys.executable, sys.argv[0], "--here", "--cases", case, "--rounds", str(arguments.rounds)]
+        finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        for line in json.loads(finished.stdout.splitlines()[-1]):
+            table.append(line)
+            print(as_line(line), flush=True)
+    write_json(arguments.json, "search", table)
+
+
+if __name__ == "__main__":
+    main()
