@@ -19,7 +19,7 @@ from mmcl.errors import UserError
 from mmcl.interop.available import check_available
 from mmcl.terminal import terminal_width
 
-Preset = Literal["full", "lora", "last_blocks", "lit", "probe_then_tune"]
+Preset = Literal["full", "lora", "last_blocks", "lit", "probe_then_tune", "anchor"]
 
 
 def finetune(
@@ -65,7 +65,8 @@ def finetune(
     show("\n".join(f"  {line}" for line in choice.to_yaml().splitlines()))
     if dry_run:
         show("\ntry next")
-        say(f"  {shlex.join(['mmcl', 'finetune', data, '--init', init, '--preset', preset, *settings])}")
+        old = ["--keep", *keep] if keep else []
+        say(f"  {shlex.join(['mmcl', 'finetune', data, '--init', init, '--preset', preset, *old, *settings])}")
         return
     show("")
     run_and_print(choice.config)

@@ -23,6 +23,8 @@ _READ = 64
 """Captions among which the longest are taken."""
 _SPARE = 1.25
 """Factor for buffers within a step, which exist besides what the backward pass needs."""
+_ONE_MORE_PASS = 4 / 3
+"""Factor of a step for another forward pass, where a backward pass takes as long as two."""
 _STATES = {"adamw": 2, "sgd": 1, "lars": 1}
 """Tensors that an optimizer keeps for each parameter."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +53,7 @@ class Footprint:
     def step_seconds(self, batch: int, micro_batch: int | None) -> float:
         """Duration of a step; micro-batches cost one more forward pass, about a third."""
         in_pieces = micro_batch is not None and micro_batch < batch
-        return batch * self.seconds * (4 / 3 if in_pieces else 1)
+        return batch * self.seconds * (_ONE_MORE_PASS if in_pieces else 1)
 
 
 def measure(plan: Plan, device: torch.device) -> Footprint:
@@ -72,6 +74,9 @@ def measure(plan: Plan, device: torch.device) -> Footprint:
     weights = sum(p.numel() * p.element_size() for p in method.parameters()) if device.type != "cpu" else 0
     states = 1 + _STATES[plan.config.optim.name]
     fixed = weights + states * trained + max(0, many - pairs * per_pair)
+    if plan.config.train.anchor.features:  # the frozen start, and a forward pass through it
+        fixed += sum(p.numel() * p.element_size() for p in method.towers.parameters())
+        seconds *= _ONE_MORE_PASS
     return Footprint(fixed=int(fixed), per_pair=int(_SPARE * per_pair), seconds=seconds / pairs)
 
 

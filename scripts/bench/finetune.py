@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "dora": ("lora", ("--image.adapt.name", "dora", "--text.adapt.name", "dora"), (1e-3, 3e-3)),
     "heads": ("full", FROZEN, (3e-4,)),
     "lit": ("lit", (), (3e-4, 1e-3)),
+    "anchors": ("anchor", (), (3e-4, 1e-3)),
     "probe, then tune": ("probe_then_tune", (), (3e-4, 1e-3)),
 }
 """By name: the preset, further flags, and the learning rates to choose from."""
