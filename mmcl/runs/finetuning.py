@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mmcl.config import Config, EvaluatorConfig, SourceConfig, load_config, to_dict
-from mmcl.config.flags import parse_flags
+from mmcl.config.flags import check_flag, parse_flags
 from mmcl.data.captions import caption_key
 from mmcl.data.derived.label_captions import has_captions
 from mmcl.data.source import Source
@@ -88,6 +88,8 @@ def choose(
         UserError: the data or the model cannot be used, or a setting is wrong.
     """
     given = parse_flags(flags)
+    for key, value in given.items():
+        check_flag(key, value)
     model = _start(init)
     arguments = {key.removeprefix("data.train.args."): value for key, value in given.items() if ".train.args." in key}
     data = dataclasses.replace(data, args={**data.args, **arguments})
