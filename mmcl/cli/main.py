@@ -29,6 +29,7 @@ from mmcl.cli.output import say, show
 from mmcl.cli.parse import HELP, HELP_ALL, parse_call, with_underscores
 from mmcl.cli.push import push
 from mmcl.cli.search import search
+from mmcl.cli.serve import serve
 from mmcl.cli.train import train, train_or_help
 from mmcl.cli.watch import watch
 from mmcl.errors import UserError, unknown_name
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "search": search,
     "index": keep_up,
     "dedup": dedup,
+    "serve": serve,
     "embed": embed,
     "eval": evaluate_run,
     "compare": compare,

@@ -72,7 +72,7 @@ def search(
     """
     model, text = _in_order(model, text, (*image, *like))
     _check(image, save, picture, copy_to)
-    index = _index(model, images, device, image)
+    index = index_of(model, images, device, image)
     if save is not None:
         index.save(save)
     question: dict[str, Any] = {
@@ -137,8 +137,8 @@ def _check(image: Sequence[Path], save: Path | None, picture: Path | None, copy_
         check_image(one, str(one), MAX_BYTES)
 
 
-def _index(model: str, images: str | None, device: str | None, image: Sequence[Path]) -> Index:
-    """Opens an index, or builds one of any other data."""
+def index_of(model: str, images: str | None, device: str | None, image: Sequence[Path] = ()) -> Index:
+    """Opens an index, or builds one of any other data. The model reads the images that are looked for first."""
     from mmcl.search import Index
 
     if Index.is_saved(model):

@@ -197,12 +197,14 @@ def _next_lines(result: RunResult) -> list[str]:
     if "classification" in evaluators:
         return [f"mmcl classify IMAGE --model {run}", f"mmcl eval {run}"]
     if "retrieval" not in evaluators:
-        return [f"mmcl search {run} --image IMAGE{images}", f"mmcl eval {run}"]
+        return [f"mmcl search {run} --image IMAGE{images}", f"mmcl serve {run}{images}", f"mmcl eval {run}"]
     if not knows_emoji:
         query = shlex.quote(next(iter(evaluated_source(result.run_dir)[0].captions), "a cat"))
-        return [f"mmcl search {run} {query}{images}", f"mmcl classify IMAGE --model {run} --labels LABEL LABEL"]
+        page = f"mmcl serve {run}{images}"
+        return [f"mmcl search {run} {query}{images}", page, f"mmcl classify IMAGE --model {run} --labels LABEL LABEL"]
     return [
         f'mmcl search {run} "a crying face"',
+        f"mmcl serve {run}",
         "mmcl example photos/",
         f"mmcl classify photos/cat.png --model {run} --labels cat dog car",
         "",

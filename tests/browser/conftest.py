@@ -22,8 +22,8 @@ class Browser:
     def __init__(self, driver: Any, axe: str):
         self.driver, self.axe = driver, axe
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 800, dark: bool = False) -> None:
-        """Opens a page at a size, in light or dark colors."""
+    def open(self, page: Path | str, *, width: int = 1280, height: int = 800, dark: bool = False) -> None:
+        """Opens a page, a file or an address, at a size, in light or dark colors."""
         media = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [media]})
@@ -31,7 +31,7 @@ class Browser:
         self.driver.get("about:blank")
         self.messages()
         self.requests()
-        self.driver.get(page.as_uri())
+        self.driver.get(page if isinstance(page, str) else page.as_uri())
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Runs JavaScript in the page; `return` returns."""

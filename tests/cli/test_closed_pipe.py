@@ -23,6 +23,7 @@ COMMANDS = [
     ["train", "--help"],
     ["classify", IMAGE, "--labels", "red", "blue", "--model", "run"],
     ["search", "run", "red", "--images", "squares"],
+    ["serve", "run", "--port", "0"],
     ["embed", "squares", "--model", "run", "--out", "out.parquet"],
     ["eval", "run"],
     ["export", "run", "--to", "own", "--out", "exported"],

@@ -14,7 +14,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,7 @@ import mmcl
 from mmcl.cli.main import main
 from mmcl.config import Config, load_config, to_dict
 from mmcl.runs.components import check_components
+from mmcl.serve import running
 
 LANGUAGES = ("python", "bash", "yaml", "text", "toml")
 """Of these, `text` and `toml` are shown and not run."""
@@ -118,12 +119,20 @@ def _run_command(line: str) -> None:
     printed = io.StringIO()
     if words[1] == "example":
         shutil.rmtree(words[2], ignore_errors=True)
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), servers_that_end():
         code = main(shortened(words[1:]))
     print(f"$ {line}\n{printed.getvalue()}")
     assert code == 0, f"{line}: exit code {code}\n{printed.getvalue()}"
     if file is not None:
         Path(file).write_text(printed.getvalue(), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def servers_that_end() -> Iterator[None]:
+    """`mmcl serve` begins to listen, at any port, and ends; tests/serve tests that it answers."""
+    anywhere = mock.patch.object(running, "listen", lambda host, port, listen=running.listen: listen(host, 0))
+    with anywhere, mock.patch.object(running, "run_server"):
+        yield
 
 
 def shortened(words: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from mmcl.cli.main import main
 from tests.documentation import snippets
-from tests.documentation.snippets import blocks_of, shortened
+from tests.documentation.snippets import blocks_of, servers_that_end, shortened
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -60,14 +60,18 @@ def test_what_a_run_says_to_try_next_runs(
     printed = capsys.readouterr().out
     assert "knows emoji drawings, not photos" in printed
     lines = next_lines(printed)
-    assert [line.split()[1] for line in lines] == ["search", "example", "classify"]
-    for line in lines:
-        assert main(shlex.split(line)[1:]) == 0, line
+    assert [line.split()[1] for line in lines] == ["search", "serve", "example", "classify"]
+    with servers_that_end():
+        for line in lines:
+            assert main(shlex.split(line)[1:]) == 0, line
     capsys.readouterr()
     held_out = "[{name: retrieval, label: held_out}]"
     words = ["train", "clip_finetune", "--data.train.path", "photos/", "--data.holdout", "0.25", "--train.steps", "1"]
     assert main([*words, "--train.threads", "1", "--evaluate", held_out]) == 0
-    (line,) = next_lines(capsys.readouterr().out)
+    line, page = next_lines(capsys.readouterr().out)
+    with servers_that_end():
+        assert main(shlex.split(page)[1:]) == 0
+    assert "24 images at http://127.0.0.1:" in capsys.readouterr().out
     assert main([*shlex.split(line)[1:], "--top-k", "100", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 24
 

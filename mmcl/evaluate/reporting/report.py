@@ -20,6 +20,7 @@ from mmcl.evaluate.reporting.examples import Examples
 from mmcl.evaluate.reporting.metric import Metric, Provenance, quoted
 from mmcl.evaluate.reporting.verdict import verdict
 from mmcl.files.atomic import write_file
+from mmcl.files.spreadsheet import spreadsheet_cell
 from mmcl.files.untrusted import parse_json, read_json
 from mmcl.terminal import WIDTH
 
@@ -130,7 +131,7 @@ class Report:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [name for name in Metric.__slots__ if name != "outcomes"])
         writer.writeheader()
-        writer.writerows({key: _spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
+        writer.writerows({key: spreadsheet_cell(value) for key, value in one.to_dict().items()} for one in self.metrics)
         return text.getvalue()
 
     def to_text(self, *, brief: bool = False, width: int = WIDTH) -> str:
@@ -332,11 +333,6 @@ class _Tied:
 def file_name(*parts: str) -> str:
     """A file name without extension for a figure: "retrieval", "emoji/unseen" -> "retrieval_emoji_unseen"."""
     return re.sub(r"[^\w-]+", "_", "_".join(part for part in parts if part)).strip("_")
-
-
-def _spreadsheet_cell(value: Any) -> Any:
-    """Prefixes text that a spreadsheet would take for a formula with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _json(value: Any) -> str:
