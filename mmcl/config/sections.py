@@ -157,7 +157,7 @@ class GroupConfig:
     scale: float | None = setting(None, above=0)
     """Factor of the peak learning rate that the parameters would have without the group."""
     weight_decay: float | None = setting(None, at_least=0)
-    """Weight decay of the matrices and embedding tables in the group; other parameters have none."""
+    """Weight decay of the matrices, embedding tables and adapters in the group; other parameters have none."""
     freeze: bool = False
     """Leave the parameters as they are: no gradient, no weight decay, no optimizer state. Dropout stays."""
 
@@ -198,8 +198,8 @@ class OptimConfig:
     momentum: float = setting(0.9, at_least=0, below=1, used_by=("sgd", "lars"))
     """Momentum of SGD and LARS."""
     weight_decay: float = setting(0.2, at_least=0)
-    """Weight decay; not applied to biases, norms, scales, temperatures, or position, class and register embeddings. AdamW and
-    Muon decouple it from the gradient; SGD and LARS add it to the gradient and need smaller values, such as 1e-4 and 1e-6."""
+    """Weight decay; not applied to biases, norms, scales, temperatures, position, class and register embeddings, or adapters.
+    AdamW and Muon decouple it from the gradient; SGD and LARS add it and need smaller values, such as 1e-4 and 1e-6."""
     layer_decay: float | None = setting(None, above=0, at_most=1)
     """Factor by which the learning rate falls from each block of an encoder to the one below it, as in BEiT: heads,
     temperature and what follows the last block have the full rate, and embeddings the lowest. Null gives all the same rate."""

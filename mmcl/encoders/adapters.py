@@ -164,15 +164,15 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of encoders that training leaves as they are: those of frozen towers, and those below adapters."""
+    """Return the weights of towers that training leaves as they are: frozen ones, and those below adapters."""
     found: dict[str, nn.Parameter] = {}
     for path, tower in module.named_modules():
         if not isinstance(tower, Tower):
             continue
         trained = {p for _, adapter in adapters(tower.encoder) for p in adapter.parameters()}
-        if tower.frozen or trained:
-            prefix = f"{path}.encoder.".removeprefix(".")
-            found |= {f"{prefix}{name}": p for name, p in tower.encoder.named_parameters() if p not in trained}
+        kept = {p for p in tower.encoder.parameters() if p not in trained} if trained else set()
+        prefix = f"{path}.".removeprefix(".")
+        found |= {f"{prefix}{name}": p for name, p in tower.named_parameters() if p in kept or name in tower.fixed}
     return found
 
 

@@ -14,11 +14,14 @@ from torch import nn
 
 from mmcl.encoders.blocks import PROJECTION
 
-Role = Literal["matrix", "table", "other"]
-"""matrix: maps features to features. table: rows that are selected or mixed, one per token or expert. other: biases, norms,
-scales, temperatures, and embeddings of positions, classes and registers."""
+Role = Literal["matrix", "table", "adapter", "other"]
+"""matrix: maps features to features. table: rows that are selected or mixed, one per token or expert. adapter: part of a
+trained change of another parameter. other: biases, norms, scales, temperatures, and embeddings of positions, classes and
+registers."""
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+_ADAPTER = re.compile(r"(^|[.])parametrizations[.][^.]+[.]\d+([.]|$)")
+"""Places of the modules that compute a parameter from another one."""
 _POSITIONS = re.compile(r"position|pos_emb|(^|_)pos($|_)|wpe|bias", re.IGNORECASE)
 
 
@@ -27,7 +30,10 @@ def parameter_roles(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role
     owners = dict(module.named_modules())
     for name, parameter in module.named_parameters():
         path, _, own_name = name.rpartition(".")
-        yield name, parameter, _role(owners[path], path.rpartition(".")[2], own_name, parameter)
+        if _ADAPTER.search(path):
+            yield name, parameter, "adapter"
+        else:
+            yield name, parameter, _role(owners[path], path.rpartition(".")[2], own_name, parameter)
 
 
 def _role(owner: nn.Module, owner_name: str, name: str, parameter: nn.Parameter) -> Role:

@@ -147,6 +147,7 @@ class Tower(nn.Module):
         spec: specification from which `build_tower` rebuilds the architecture; None for a hand-made tower, which cannot be
             saved.
         frozen: whether the whole encoder is frozen, see `freeze`.
+        fixed: names of the parameters that the settings of a run freeze, so that its checkpoints need not hold them.
         in_evaluation_mode: modules that are in evaluation mode even when the tower trains.
     """
 
@@ -156,6 +157,7 @@ class Tower(nn.Module):
         self.head = head
         self.spec = spec
         self.frozen = False
+        self.fixed: set[str] = set()
         self.in_evaluation_mode: list[nn.Module] = []
 
     @property
@@ -187,9 +189,10 @@ class Tower(nn.Module):
         if lowest is not None and lowest < 0:
             lowest = max(0, found + lowest)
         depths = module_depths(self.encoder)
-        for _, parameter, depth in parameter_depths(self.encoder):
+        for name, parameter, depth in parameter_depths(self.encoder):
             if lowest is None or depth <= lowest:
                 parameter.requires_grad_(False)
+                self.fixed.add(f"encoder.{name}")
         self.frozen = not any(parameter.requires_grad for parameter in self.encoder.parameters())
         self.in_evaluation_mode += [
             module for module in self.encoder.modules() if self.frozen or depths.get(module, found + 1) <= (lowest or 0)

@@ -45,7 +45,7 @@ def _by_layout(group: ParameterGroup, config: OptimConfig) -> list[dict[str, Any
     """Return the options of a group; of two groups if only some are sharded, because a fused step cannot mix the two kinds."""
     options = {**as_options(group), "start": group.start}
     if config.name == "lars":
-        options["adapted"] = group.kind != "spared"
+        options["adapted"] = group.kind in ("decayed", "muon")
     spread = [p for p in group.parameters if isinstance(p, DTensor)]
     whole = [p for p in group.parameters if not isinstance(p, DTensor)]
     return [{**options, "params": part} for part in (spread, whole) if part]

@@ -17,13 +17,15 @@ from mmcl.encoders.parameter_roles import Role, parameter_roles
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 
-Kind = Literal["decayed", "spared", "muon"]
-"""decayed: matrices and embedding tables. spared: parameters without weight decay. muon: matrices that Muon trains."""
+Kind = Literal["decayed", "spared", "muon", "adapters"]
+"""decayed: matrices and embedding tables. spared: parameters without weight decay. muon: matrices that Muon trains. adapters:
+parts of adapters, which have weight decay only if their group in `optim.groups` gives one."""
 
 _KINDS: Mapping[Kind, str] = {
     "decayed": "matrices, tables",
     "spared": "biases, norms, scales",
     "muon": "matrices by Muon",
+    "adapters": "adapters",
 }
 _SHOWN = 6
 """Names in the message about a pattern that matches nothing."""
@@ -115,9 +117,12 @@ def as_options(group: ParameterGroup) -> dict[str, Any]:
 
 def freeze_groups(module: nn.Module, groups: Sequence[GroupConfig]) -> None:
     """Freeze the parameters of groups with `freeze`. Raises UserError if a group matches no parameter."""
-    for parameter, number in _matches(module, groups).items():
-        if groups[number].freeze:
-            parameter.requires_grad_(False)
+    found = {parameter for parameter, number in _matches(module, groups).items() if groups[number].freeze}
+    frozen = {parameter for parameter in found if parameter.requires_grad}  # those of a teacher never do
+    for tower in (one for one in module.modules() if isinstance(one, Tower)):
+        tower.fixed |= {name for name, parameter in tower.named_parameters() if parameter in frozen}
+    for parameter in frozen:
+        parameter.requires_grad_(False)
 
 
 def group_parameters(module: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
@@ -147,8 +152,9 @@ def group_parameters(module: nn.Module, config: OptimConfig) -> list[ParameterGr
 
 
 def _group(config: OptimConfig, number: int, layer: _Layer, kind: Kind, parameters: list[nn.Parameter]) -> ParameterGroup:
-    lr = {"decayed": config.lr, "spared": config.bias_lr or config.lr, "muon": config.muon_lr or config.lr}[kind] * layer.scale
-    decay, match = config.weight_decay, ""
+    rates = {"spared": config.bias_lr, "muon": config.muon_lr}
+    lr = (rates.get(kind) or config.lr) * layer.scale
+    decay, match = 0.0 if kind == "adapters" else config.weight_decay, ""
     if number < len(config.groups):
         rule = config.groups[number]
         lr = lr * (rule.scale or 1.0) if rule.lr is None else rule.lr
@@ -161,8 +167,8 @@ def _group(config: OptimConfig, number: int, layer: _Layer, kind: Kind, paramete
 
 
 def _kind(role: Role, config: OptimConfig) -> Kind:
-    if role == "other":
-        return "spared"
+    if role in ("other", "adapter"):
+        return "spared" if role == "other" else "adapters"
     return "muon" if role == "matrix" and config.muon_lr is not None else "decayed"
 
 

@@ -18,6 +18,7 @@ import mmcl
 from mmcl.config import Config, read_as
 from mmcl.encoders.adapters import adapt, adapters
 from mmcl.engine.optim import build_optimizer
+from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError
 from mmcl.interop.save import save_model
 from mmcl.runs.build import build_method
@@ -98,6 +99,25 @@ def test_adapters_and_magnitudes_do_not_decay(folder: Path, base: Path, tmp_path
     frozen = [p for p in method.parameters() if not p.requires_grad]
     assert frozen
     assert not set(frozen) & decays.keys()
+
+
+def test_adapters_have_the_rate_of_matrices_and_a_decay_on_request(folder: Path, base: Path, tmp_path: Path) -> None:
+    """A magnitude of DoRA is a vector, but none of the biases and norms to which `optim.bias_lr` belongs."""
+    rates = ("--optim.lr", "0.02", "--optim.bias_lr", "0.5", "--optim.weight_decay", "0.1")
+    rules = ("--optim.groups", "[{match: '^text[.]encoder', scale: 0.5, weight_decay: 0.3}]")
+    config = adapted_config(folder, base, tmp_path / "run", *rates, *rules)
+    method = build_method(config)
+    found = {p: (g["lr"], g["weight_decay"]) for g in build_optimizer(method, config.optim).param_groups for p in g["params"]}
+    options = {name: {found[p] for p in adapter.parameters()} for name, adapter in adapters(method)}
+    assert {name.split(".")[1] for name in options} == {"image", "text"}
+    for name, given in options.items():
+        assert given == ({(0.02, 0.0)} if name.startswith("towers.image.") else {(0.01, 0.3)})
+    assert [group.name for group in group_parameters(method, config.optim)] == [
+        "adapters (^text[.]encoder)",
+        "matrices, tables",
+        "biases, norms, scales",
+        "adapters",
+    ]
 
 
 def test_the_base_is_not_changed_by_another_of_the_same_name(folder: Path, base: Path, tmp_path: Path) -> None:

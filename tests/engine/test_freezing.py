@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcl.config import Config
@@ -68,12 +69,26 @@ def changed(states: tuple[State, State], part: str) -> set[str]:
     return {name for name in names if not torch.equal(states[0][name], states[1][name])}
 
 
-def test_frozen_blocks_never_change_and_the_others_learn(tuned: Tuned) -> None:
-    states = tuned("--text.freeze", "2", "--image.freeze", "1")
-    for part in ("text.encoder.token", "text.encoder.position", "text.encoder.blocks.0", "text.encoder.blocks.1"):
-        assert not changed(states, f"towers.{part}")
-    assert not changed(states, "towers.image.encoder.stages.1.")
-    for part in ("text.encoder.blocks.2", "text.encoder.final_norm", "text.head", "image.encoder.stages.2", "image.head"):
+def exported(run_dir: Path, part: str) -> State:
+    weights = load_file(run_dir / "model/model.safetensors")
+    return {name: value for name, value in weights.items() if name.startswith(part)}
+
+
+FROZEN_GROUP = ("--optim.groups", "[{match: '^text[.]head|blocks[.]2[.]mlp_in|log_scale', freeze: true}]")
+
+
+def test_what_is_frozen_never_changes_and_the_others_learn(tuned: Tuned, start: Path, tmp_path: Path) -> None:
+    """Checkpoints leave it out, and hold all that learns."""
+    states = tuned("--text.freeze", "2", "--image.freeze", "1", *FROZEN_GROUP)
+    lowest = ("text.encoder.token", "text.encoder.position", "text.encoder.blocks.0", "text.encoder.blocks.1")
+    grouped = ("text.encoder.blocks.2.mlp_in", "text.head")
+    for part in (*lowest, *grouped, "image.encoder.stages.1.0."):
+        frozen, before = exported(tmp_path / "run", part), exported(start, part)
+        assert before
+        assert all(torch.equal(frozen[name], value) for name, value in before.items())
+        assert not [name for name in states[0] if name.startswith(f"towers.{part}")]
+    learning = ("text.encoder.blocks.2.mlp_out", "text.encoder.final_norm", "image.encoder.stages.2", "image.head")
+    for part in learning:
         assert changed(states, f"towers.{part}")
 
 
@@ -89,6 +104,34 @@ def test_all_below_the_last_blocks_is_frozen(folder: Path, tmp_path: Path, below
     assert {name.split(".")[4] for name in found if ".blocks." in name} == {str(number) for number in range(blocks, 3)}
     assert not [name for name in found if "embedding" in name or "text.encoder.position" in name]
     assert blocks == 0 or found == trained(blocks)
+
+
+def test_a_teacher_of_frozen_parts_resumes(folder: Path, start: Path, tmp_path: Path) -> None:
+    """Its own weights are averages of others, and no group freezes them."""
+    momentum = ("--method", "{name: momentum_clip, args: {queue: 24}}", "--init", str(start), *TOWERS_OF_INIT)
+    flags = (*momentum, *SAVED, "--text.freeze", "2", *FROZEN_GROUP)
+    train(tiny_config(folder, tmp_path / "run", *flags))
+    expected = load_file(tmp_path / "run/checkpoints/step-0000003/model.safetensors")
+    assert {name for name in expected if name.startswith("teacher.") and "text.head" in name}
+    shutil.rmtree(tmp_path / "run/checkpoints/step-0000003")
+    train(tiny_config(folder, tmp_path / "run", *flags, "--resume"))
+    found = load_file(tmp_path / "run/checkpoints/step-0000003/model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("flags", [("--text.freeze", "2"), FROZEN_GROUP], ids=["blocks", "group"])
+def test_a_resume_needs_the_same_frozen_weights(flags: tuple[str, ...], folder: Path, start: Path, tmp_path: Path) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(start, init)
+    config = ("--init", str(init), *TOWERS_OF_INIT, *SAVED, *flags)
+    train(tiny_config(folder, tmp_path / "run", *config))
+    other = {name: value + 1 for name, value in load_file(init / "model/model.safetensors").items()}
+    save_file(other, init / "model/model.safetensors")
+    with pytest.raises(
+        UserError, match=r"cannot be continued on other frozen weights: the text tower of .* had the fingerprint"
+    ):
+        train(tiny_config(folder, tmp_path / "run", *config, "--resume"))
 
 
 def test_statistics_of_a_model_that_is_fine_tuned_stay(tuned: Tuned) -> None:
