@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mmcl.config import Config, to_dict, to_yaml
+from mmcl.config import Config, TowerConfig, to_dict, to_yaml
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.source import Source
 from mmcl.encoders.adapters import merge_adapters
@@ -38,6 +38,7 @@ from mmcl.evaluate import Report
 from mmcl.files.atomic import write_file
 from mmcl.interop.merge import merge
 from mmcl.interop.model import Model, build_model
+from mmcl.interop.peft import save_peft
 from mmcl.interop.save import save_model
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
@@ -165,6 +166,8 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
         method = build_method(config)  # whole again
         method.configure(plan.facts)
     exported = _choose_weights(config, run_dir, method.to(accelerator.device), result)
+    if config.train.alpha == 1:
+        _write_adapters(plan.asked, run_dir, method)
     merge_adapters(method.towers)
     model = build_model(method)
     if config.train.alpha < 1:
@@ -201,6 +204,24 @@ def _mean_with_start(config: Config, trained: Model, source: Source) -> Model:
     alpha = config.train.alpha
     logger.info(f"the exported weights are {alpha:g} of the trained ones and {1 - alpha:g} of {config.init}")
     return merge([build_model(start), trained], [1 - alpha, alpha], statistics=source)
+
+
+def _write_adapters(config: Config, run_dir: Path, method: Method) -> None:
+    """Write the adapters of encoders of transformers for peft, beside the merged model."""
+    for name, tower in method.towers.items():
+        asked: TowerConfig | None = getattr(config, name)
+        if asked is None or asked.adapt is None or tower.encoder_name != "transformers":
+            continue
+        if any(part.startswith(f"{name} ") for part in method.from_init):
+            base = config.init.removeprefix("hf:") if config.init and config.init.startswith("hf:") else None
+        else:
+            base = asked.encoder.args.get("name") if asked.encoder else None
+        try:
+            save_peft(run_dir / "adapters" / name, tower, base=base)  # type: ignore[arg-type]
+        except UserError as error:
+            logger.warning(f"the adapters of the {name} tower are only in the merged model: {error}")
+            continue
+        logger.info(f"the adapters of the {name} tower, for peft, are in {run_dir}/adapters/{name}")
 
 
 def _choose_weights(config: Config, run_dir: Path, method: Method, result: FitResult) -> dict[str, Any]:
