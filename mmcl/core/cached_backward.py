@@ -49,6 +49,7 @@ def cached_backward(
     loss: Callable[[Mapping[str, Tensor]], T],
     backward: Callable[[T], None],
     seed: Callable[[int], object],
+    prepare: Callable[[Views], Views] = lambda views: views,
     no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
     loss_parameters: Sequence[Tensor] = (),
 ) -> T:
@@ -64,6 +65,8 @@ def cached_backward(
         backward: runs the backward pass, including any scaling of the loss; called once.
         seed: seeds the generators that `encode` uses. It is called with the number of the piece before each of its passes, so
             that both passes have the same dropout masks; afterwards the generators have the state after the last piece.
+        prepare: maps a piece to what `encode` takes, before each of its passes; copies it to the device, for example, so that
+            only one piece is there at a time.
         no_sync: context in which `encode` does not reduce gradients; used for every piece but the last.
         loss_parameters: leaves other than the rows that the loss depends on, such as a temperature.
 
@@ -84,10 +87,10 @@ def cached_backward(
     """
     if len(pieces) == 1:
         seed(0)
-        result = loss(encode(pieces[0]))
+        result = loss(encode(prepare(pieces[0])))
         backward(result)
         return result
-    parts = _encode_without_graph(encode, pieces, seed)
+    parts = _encode_without_graph(encode, pieces, seed, prepare)
     rows = {name: torch.cat(part) for name, part in parts.items()}
     for row in rows.values():
         row.requires_grad_(row.is_floating_point())
@@ -97,7 +100,7 @@ def cached_backward(
 
     def encode_again(number: int, parameters: Sequence[Tensor] = ()) -> None:
         seed(number)
-        outputs = encode(pieces[number])
+        outputs = encode(prepare(pieces[number]))
         driven = [name for name in grads if outputs[name].requires_grad]
         torch.autograd.backward(
             [*(outputs[name] for name in driven), *parameters],
@@ -114,14 +117,17 @@ def cached_backward(
 
 @torch.no_grad()
 def _encode_without_graph(
-    encode: Callable[[Views], Mapping[str, Tensor]], pieces: Sequence[Views], seed: Callable[[int], object]
+    encode: Callable[[Views], Mapping[str, Tensor]],
+    pieces: Sequence[Views],
+    seed: Callable[[int], object],
+    prepare: Callable[[Views], Views],
 ) -> dict[str, list[Tensor]]:
     """Rows of every view, one tensor per piece."""
     parts: dict[str, list[Tensor]] = {}
     with _running_statistics_kept(encode):
         for number, piece in enumerate(pieces):
             seed(number)
-            for name, row in encode(piece).items():
+            for name, row in encode(prepare(piece)).items():
                 parts.setdefault(name, []).append(row)
     return parts
 

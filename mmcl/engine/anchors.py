@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,12 +67,13 @@ class FeatureAnchor:
         self.views = {view: method.views[view] for view in method.embedded_views if method.views[view] in self.towers}
 
     @torch.no_grad()
-    def rows(self, pieces: Sequence[Views]) -> dict[str, Tensor]:
+    def rows(self, pieces: Iterable[Views]) -> dict[str, Tensor]:
         """Return the embeddings of the start: view -> rows [b, D] of all pieces in order, of unit length."""
-        return {
-            view: torch.cat([unit_rows(self.towers[tower](piece[view], unit=False)) for piece in pieces])
-            for view, tower in self.views.items()
-        }
+        parts: dict[str, list[Tensor]] = {view: [] for view in self.views}
+        for piece in pieces:
+            for view, tower in self.views.items():
+                parts[view].append(unit_rows(self.towers[tower](piece[view], unit=False)))
+        return {view: torch.cat(rows) for view, rows in parts.items()}
 
     def add(self, output: LossOutput, rows: Mapping[str, Tensor], start: Mapping[str, Tensor], total: int) -> LossOutput:
         """Return the loss of a step with the distance, and this as the metric "feature_distance".

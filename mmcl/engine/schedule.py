@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from mmcl.config import OptimConfig
 
 
 def warmup_steps(total: int, warmup: float) -> int:
@@ -43,3 +47,19 @@ def learning_rate(
         return peak * 0.1 ** sum(step >= share * total for share in milestones)
     progress = (step - rising) / max(1, total - rising)
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_rates(groups: Sequence[dict[str, Any]], step: int, optim: OptimConfig, *, total: int) -> float:
+    """Set the learning rate of every group of an optimizer for a step, from 1 to `total`. Returns that of `optim.lr`."""
+    share = partial(
+        learning_rate,
+        step - 1,
+        total=total,
+        peak=1.0,
+        warmup=optim.warmup,
+        final=optim.final_lr,
+        milestones=optim.milestones,
+    )
+    for group in groups:
+        group["lr"] = share(start=group["start"]) * group["initial_lr"]
+    return share() * optim.lr

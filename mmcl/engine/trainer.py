@@ -41,13 +41,13 @@ from mmcl.engine.guards import (
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import Logbook
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
-from mmcl.engine.schedule import learning_rate
+from mmcl.engine.schedule import set_rates
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights, shard
 from mmcl.errors import UserError
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
-from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views
+from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views, views_on
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -195,7 +195,7 @@ class Trainer:
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
         """Run one step. Returns the metrics, and the numbers that were summed over the processes."""
-        rate = self._set_rate(step)
+        rate = set_rates(self.optimizer.param_groups, step, self.config.optim, total=self.total_steps)
         buffers = BufferSnapshot(self.method) if self.config.train.on_nonfinite == "skip" else None
         embeddings, shares = self._backward(step, batch)
         shares["gradient_norm"] = self.weights.clip(self.config.optim.clip) / self.accelerator.num_processes
@@ -227,9 +227,9 @@ class Trainer:
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""
-        pieces = self._pieces(batch)
+        pieces, on_device = self._pieces(batch), partial(views_on, self.accelerator.device)
         with self.accelerator.autocast():
-            start = self.feature_anchor.rows(pieces) if self.feature_anchor else {}
+            start = self.feature_anchor.rows(map(on_device, pieces)) if self.feature_anchor else {}
         embeddings, output = cached_backward(
             self.encode,
             pieces,
@@ -237,6 +237,7 @@ class Trainer:
             # Accelerate averages gradients over the processes, but the shares of the loss must be summed.
             backward=lambda result: self.accelerator.backward(result[1].loss * self.accelerator.num_processes),
             seed=lambda piece: self._seed(step, piece),
+            prepare=on_device,
             no_sync=self.weights.no_sync,
             loss_parameters=self.method.loss_parameters,
         )
@@ -258,30 +259,20 @@ class Trainer:
         if self.average and is_taken:
             self.average.update()
 
-    def _set_rate(self, step: int) -> float:
-        """Set every group's learning rate for this step. Returns that of `optim.lr`."""
-        optim = self.config.optim
-        share = partial(
-            learning_rate,
-            step - 1,
-            total=self.total_steps,
-            peak=1.0,
-            warmup=optim.warmup,
-            final=optim.final_lr,
-            milestones=optim.milestones,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = share(start=group["start"]) * group["initial_lr"]
-        return share() * optim.lr
-
     def _pieces(self, batch: Batch) -> list[Views]:
         """Return the micro-batches; if there are several, frozen encoders run once instead of in both passes."""
         pieces = split_views(batch.views, self.config.train.micro_batch)
-        if len(pieces) == 1:
+        frozen = {name for name in batch.views if self.method.tower(name).frozen}
+        if len(pieces) == 1 or not frozen:
             return pieces
         # Gradients are disabled here so that DDP does not prepare for a backward pass that never comes.
         with torch.no_grad():
-            return [self.encode(piece, frozen_only=True) for piece in pieces]
+            return [{**piece, **self._features({name: piece[name] for name in frozen})} for piece in pieces]
+
+    def _features(self, views: Views) -> Views:
+        """Return the features of views of frozen encoders."""
+        features: Views = self.encode(views_on(self.accelerator.device, views), frozen_only=True)
+        return features
 
     def _seed(self, step: int, piece: int) -> None:
         torch.manual_seed(rng.sample_seed(self.config.train.seed, step, self.accelerator.process_index, piece))

@@ -31,7 +31,7 @@ from mmcl.data.sources.tables.column_names import captions_of
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 from mmcl.preprocess import Preprocess
-from mmcl.types import BadSample, Batch, Features, Tokens
+from mmcl.types import BadSample, Batch, Features, Tokens, views_on
 from tests.narrow import of_type, present
 
 PREPROCESS = Preprocess(size=8)
@@ -128,9 +128,21 @@ def test_a_batch_holds_what_the_order_says() -> None:
     assert batch.index.tolist() == index.tolist()
     assert batch.ids.dtype == torch.int64
     for row, i in enumerate(index.tolist()):
-        expected = to_tensor(Image.fromarray(source.pixels[i]), PREPROCESS).float() / 255
+        expected = to_tensor(Image.fromarray(source.pixels[i]), PREPROCESS)
         assert torch.equal(images(batch)["image"][row], expected)
         assert texts(batch.views["text"])[row] in source[i].captions
+
+
+def test_images_travel_as_bytes_and_become_floats_on_the_device() -> None:
+    """Augmented ones are floats already."""
+    batch = batches()[2]
+    travelling, arrived = images(batch)["image"], views_on("cpu", batch.views)
+    assert travelling.dtype == torch.uint8
+    assert torch.equal(of_type(Tensor, arrived["image"]), travelling.float() / 255)
+    assert texts(arrived["text"]) == texts(batch.views["text"])
+    augmented = images(batches(augment=AUGMENT)[2])["image"]
+    assert augmented.dtype == torch.float32
+    assert views_on("cpu", {"image": augmented})["image"] is augmented
 
 
 def test_one_seed_one_batch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def step(rank: int, world: int, name: str, pieces: int, sharded: bool) -> dict[s
         backward=lambda loss: (loss * (world if sharded else 1)).backward(),
         seed=torch.default_generator.manual_seed,
         loss_parameters=method.loss_parameters,
-        **({} if weights is None else {"no_sync": weights.no_sync}),
+        no_sync=nullcontext if weights is None else weights.no_sync,
     )
     if weights is not None:
         weights.reduce()

@@ -30,7 +30,7 @@ from mmcl.runs.build_data import build_training_data
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.evaluation import read_config
 from mmcl.runs.run import train
-from mmcl.types import LossOutput
+from mmcl.types import LossOutput, Views, views_on
 from tests.engine.tiny import YAML, make_folder, tiny_config
 from tests.narrow import present
 from tests.warm import launch, python
@@ -256,6 +256,25 @@ def test_a_frozen_tower_never_changes(folder: Path, tmp_path: Path) -> None:
     assert frozen
     assert all(torch.equal(first[key], second[key]) for key in frozen)
     assert not torch.equal(first["image.head.weight"], second["image.head.weight"])
+
+
+def test_one_piece_of_a_batch_is_on_the_device_at_a_time(folder: Path, tmp_path: Path) -> None:
+    """A piece goes there for each of its two passes, that of a frozen tower once."""
+    moved: list[tuple[int, torch.dtype]] = []
+
+    def watched(device: torch.device, views: Views) -> Views:
+        image = views["image"]
+        if isinstance(image, torch.Tensor):
+            moved.append((len(image), image.dtype))
+        return views_on(device, views)
+
+    one_step = ("--train.steps", "1", "--optim.warmup", "0", "--train.micro_batch", "6")
+    trained, frozen = ("--data.augment", "[]"), ("--image.freeze", "true")  # without augmentation, features are stored
+    for flags, pieces in ((trained, [(6, torch.uint8)] * 4), (frozen, [(6, torch.float32)] * 2)):
+        moved.clear()
+        with patch("mmcl.engine.trainer.views_on", watched):
+            train(tiny_config(folder, tmp_path / flags[0], *flags, *one_step))
+        assert moved == pieces
 
 
 def run_script(*words: str, processes: int) -> subprocess.CompletedProcess[str]:

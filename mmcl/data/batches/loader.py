@@ -106,9 +106,10 @@ class StepBatches(Dataset[Batch]):
         epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
         views: dict[str, Tensor | Tokens] = {}
         for name, view in self.images.items():
-            image = torch.stack([row.pixels[name] for row in rows]).float().div_(255)
+            image = torch.stack([row.pixels[name] for row in rows])
             if view.augment:
-                image = view.augment(image, seed=self.order.seed, epoch=epoch, index=index, view=view.number)
+                pixels = image.float().div_(255)
+                image = view.augment(pixels, seed=self.order.seed, epoch=epoch, index=index, view=view.number)
             views[name] = image
         for name in self.texts:
             assert self.tokenizer
