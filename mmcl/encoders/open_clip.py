@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transformer import text_global_pool
@@ -169,8 +170,11 @@ class OpenClipText(TextEncoder):
         """Run open_clip's forward pass on L positions only; open_clip itself requires the full context length."""
         text, length = self.text, ids_BL.shape[1]
         dtype = text.transformer.get_cast_dtype()
-        hidden_BLF = text.token_embedding(ids_BL).to(dtype) + text.positional_embedding[:length].to(dtype)
-        hidden_BLF = text.ln_final(text.transformer(hidden_BLF, attn_mask=text.attn_mask[:length, :length]))
+        # By their numbers: a slice would exclude the full length from a traced graph.
+        position_L = torch.arange(length, device=ids_BL.device)
+        position_LF = nn.functional.embedding(position_L, text.positional_embedding)
+        hidden_BLF = text.token_embedding(ids_BL).to(dtype) + position_LF.to(dtype)
+        hidden_BLF = text.ln_final(text.transformer(hidden_BLF, attn_mask=text.attn_mask[position_L][:, position_L]))
         pooled_BF: Tensor = text_global_pool(hidden_BLF, ids_BL, text.pool_type, eos_token_id=text.eos_id)
         if text.text_projection is None:
             return pooled_BF

@@ -65,6 +65,15 @@ def test_a_model_of_the_library_comes_back_byte_for_byte(kind: str, tmp_path: Pa
     np.testing.assert_array_equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
 
 
+@pytest.mark.parametrize("kind", ["clip", "eos"])
+def test_the_causal_text_tower_becomes_a_graph_for_texts_of_any_length(kind: str, tmp_path: Path) -> None:
+    """Up to the full context length."""
+    model = models.of_open_clip(kind, tmp_path / "theirs")
+    long = " ".join(["word"] * 40)
+    assert model.tokenizer([long]).ids.shape[1] == model.tokenizer.context_length
+    assert max(export(model, to="pt2", out=tmp_path / "ours").parity.tensor.values()) < 1e-5
+
+
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 @pytest.mark.parametrize("end", [2, 3])
 def test_clip_of_transformers_goes_there_and_back(
