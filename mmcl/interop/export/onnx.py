@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from mmcl.errors import UserError
-from mmcl.files.untrusted import reason
+from mmcl.errors import UserError, first_line
 from mmcl.interop.export.graphs import GraphExport, axes_of
 from mmcl.interop.export.onnx_precision import reduced
 from mmcl.interop.export.own import usage_by_mmcl
@@ -46,6 +46,7 @@ class OnnxExport(GraphExport):
                 output_names=outputs,
                 opset_version=OPSET,
                 dynamic_shapes={name: dict(enumerate(axes_of(name))) for name in inputs},
+                custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
                 dynamo=True,
                 verbose=False,
             )
@@ -57,7 +58,10 @@ class OnnxExport(GraphExport):
         except UserError:
             raise
         except Exception as error:  # from the conversion of any operator
-            raise UserError(f"the {path.stem} tower cannot be converted to ONNX ({reason(error)}); try --to pt2") from None
+            cause: BaseException = error  # beneath general advice
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise UserError(f"the {path.stem} tower cannot be converted to ONNX ({first_line(cause)}); try --to pt2") from None
 
     def load(self, folder: Path) -> LoadedExport:
         """Loads the graphs by onnxruntime."""
@@ -66,6 +70,16 @@ class OnnxExport(GraphExport):
     def usage(self, place: str, *, on_hub: bool = False) -> str:
         """See `ExportTarget`."""
         return usage_by_mmcl(f"onnx:{place}")
+
+
+def _all_true(flags: Any) -> Any:
+    """An operator of checks inside of models, which has no translation in torch."""
+    from onnx import TensorProto
+    from onnxscript import opset20
+
+    op: Any = opset20
+    smallest = op.ReduceMin(op.Cast(flags, to=TensorProto.INT64), keepdims=False)
+    return op.Cast(smallest, to=TensorProto.BOOL)
 
 
 class _LoadedOnnx:
