@@ -97,12 +97,13 @@ def build(
     from mmcl.interop.available import check_available
     from mmcl.interop.load import load_model
     from mmcl.search import Index
+    from mmcl.search.building import lasting
 
     Index.check_place(out)
     check_available(model)
     loaded = load_model(model, device=device)
     started = time.perf_counter()
-    options = {"model_name": _lasting(model), "columns": columns, "dtype": dtype, "replace": replace}
+    options = {"model_name": lasting(model), "columns": columns, "dtype": dtype, "replace": replace}
     made = Index.build(data, loaded, out=out, progress=True, **options)  # type: ignore[arg-type]
     seconds, bad = time.perf_counter() - started, made.bad
     if json:
@@ -292,8 +293,9 @@ def import_(old: str, /, *, out: str, model: str = "") -> None:
     """
     _need_lancedb(out)
     from mmcl.search import Index
+    from mmcl.search.building import lasting
 
-    made = Index.import_old(old, out, model_name=_lasting(model) if model else "")
+    made = Index.import_old(old, out, model_name=lasting(model) if model else "")
     say(f"{counted(len(made), 'image')} in {out}; bring it up to date: mmcl index sync {out}")
 
 
@@ -327,11 +329,6 @@ def _need_lancedb(place: str) -> None:
 
     if not is_available():
         raise UserError(f"{place}: an index on disk needs lancedb; {how_to_install('index')}")
-
-
-def _lasting(model: str) -> str:
-    """A model's name that also works from another folder."""
-    return str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
 
 
 def _megabytes(folder: str) -> float:

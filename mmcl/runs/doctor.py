@@ -14,7 +14,7 @@ from mmcl.engine.parameter_groups import ParameterGroup, group_parameters
 from mmcl.engine.precision import settle_precision
 from mmcl.engine.schedule import warmup_steps
 from mmcl.runs.plan import make_plan
-from mmcl.runs.warnings import find_warnings, warnings_of_captions
+from mmcl.runs.warnings import find_warnings, warnings_of_captions, warnings_of_shared_images
 from mmcl.terminal import counted, printable_line, shortened, terminal_width
 
 
@@ -157,7 +157,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
         groups=tuple(map(_facts, group_parameters(method, config.optim))),
-        warnings=(*find_warnings(plan), *warnings_of_captions(plan)),
+        warnings=(*find_warnings(plan), *warnings_of_captions(plan), *warnings_of_shared_images(plan)),
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmcl.config import ComponentConfig, TowerConfig
 from mmcl.data.captions import caption_key
+from mmcl.data.leakage import shared_images
 from mmcl.encoders.tower import Tower
 from mmcl.engine.activation_checkpointing import is_trained
 from mmcl.engine.parameter_groups import group_parameters
@@ -17,7 +18,7 @@ from mmcl.engine.schedule import warmup_steps
 from mmcl.methods.method import Method
 from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.plan import Plan
-from mmcl.terminal import listed
+from mmcl.terminal import counted, listed
 
 _MOST_FOR_RELEASED = 1e-4
 """Learning rate of AdamW above which a released model forgets what it knows within a few steps."""
@@ -99,6 +100,20 @@ def _about_images(plan: Plan) -> list[str]:
     if frozen and not has_fixed_inputs("image", plan.config, plan.source):
         return ["data.augment, crop or views in front of the frozen image encoder: its features cannot be kept between epochs"]
     return []
+
+
+def warnings_of_shared_images(plan: Plan) -> list[str]:
+    """Return the warnings about evaluation data whose images are in the training data too; reads files of equal sizes."""
+    found = []
+    for source in {id(task.source): task.source for task in plan.tasks}.values():
+        rows = shared_images(source, plan.source)
+        labels = listed(sorted({task.name for task in plan.tasks if task.source is source}))
+        if rows:
+            found.append(
+                f"{labels}: {len(rows):,} of {counted(len(source), 'image')} are in the training data too, byte for byte, as "
+                f"{source[rows[0]].name}: results on them show what was memorized; leave them out of one (data.keep)"
+            )
+    return found
 
 
 def warnings_of_captions(plan: Plan) -> list[str]:

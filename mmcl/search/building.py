@@ -26,10 +26,16 @@ def loaded_model(model: EmbeddingModel | str, *, device: str | None = None) -> t
     """Returns the model and what loads it again, "" if that is not known."""
     if isinstance(model, str):
         # `interop` stands beside `search`, so only a name that the user gave leads there.
-        return importlib.import_module("mmcl.interop.load").load_model(model, device=device), model
+        return importlib.import_module("mmcl.interop.load").load_model(model, device=device), lasting(model)
     provenance = getattr(model, "provenance", {})
     source = provenance.get("source", "") if isinstance(provenance, dict) else ""
     return model, source if isinstance(source, str) else ""
+
+
+def lasting(name: str) -> str:
+    """Returns a model's name that also loads it from another working directory."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def check_model(name: str, expected: str, model: EmbeddingModel) -> None:
