@@ -23,6 +23,7 @@ from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.runs.build_data import build_source
 from mmcl.runs.evaluation import read_config
+from mmcl.runs.warnings import MOST_FOR_RELEASED
 
 logger = get_logger(__name__)
 
@@ -109,7 +110,7 @@ def choose(
     held = round(float(given.get("data.holdout", chosen["data.holdout"])) * count)
     batch = int(given.get("train.batch_size", batch_size(count - held)))
     chosen |= {"train.batch_size": batch, "train.epochs": epochs(count - held)}
-    chosen["optim.lr"] = _rate(preset, model)
+    chosen["optim.lr"] = _rate(preset, init, model)
     if "evaluate" not in given:
         old = _old_data(init, given.get("data.root")) if keep is None else keep
         chosen["evaluate"] = [_evaluator(captioned), *map(to_dict, old)]
@@ -146,9 +147,13 @@ def rate_factor(weights: int) -> float:
     return min(_LARGEST_FACTOR, max(1.0, math.pow(_PRESET_SIZE / max(1, weights), exponent)))
 
 
-def _rate(preset: str, model: Model) -> float:
+def _rate(preset: str, init: str, model: Model) -> float:
+    """Return the preset's rate for a model of this size; for the weights of a released one, what such models bear at most."""
+    config = load_config(f"finetune/{preset}")
     weights = sum(p.numel() for _, p, role in parameter_roles(model.towers) if role == "matrix")
-    return float(f"{load_config(f'finetune/{preset}').optim.lr * rate_factor(weights):.1g}")
+    rate = config.optim.lr * rate_factor(weights)
+    has_adapters = config.image is not None and config.image.adapt is not None
+    return float(f"{rate if has_adapters or ':' not in init else min(rate, MOST_FOR_RELEASED):.1g}")
 
 
 def _start(init: str) -> Model:

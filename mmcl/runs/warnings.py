@@ -20,7 +20,7 @@ from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.plan import Plan
 from mmcl.terminal import counted, listed
 
-_MOST_FOR_RELEASED = 1e-4
+MOST_FOR_RELEASED = 1e-4
 """Learning rate of AdamW above which a released model forgets what it knows within a few steps."""
 
 
@@ -155,7 +155,7 @@ def _about_init(plan: Plan) -> list[str]:
             f"optim.weight_decay {decay:g} pulls weights to zero, train.anchor.l2_sp to the start: set optim.weight_decay to 0"
         )
     rate = _rate_of_init(plan)
-    if ":" in init and config.optim.name == "adamw" and rate > _MOST_FOR_RELEASED:
+    if ":" in init and config.optim.name == "adamw" and rate > MOST_FOR_RELEASED:
         found.append(
             f"a learning rate of {rate:g} is far above what the released model {init} bears: set optim.lr to 1e-5 or less, and "
             "give new heads a higher rate by optim.groups"
