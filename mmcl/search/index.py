@@ -26,6 +26,7 @@ from mmcl.search.memory_store import MemoryStore
 from mmcl.search.query import Weights
 from mmcl.search.question import Combine, answer, question_of
 from mmcl.search.ranking import Sort
+from mmcl.search.shards.vectors import shard_vectors
 from mmcl.search.store import Store, Target
 from mmcl.search.sync import sync
 from mmcl.search.upkeep import Upkeep
@@ -215,6 +216,12 @@ class Index(Upkeep):
         name = model_name or store.model_name
         index = cls.build(maintenance.source_of(store), maintenance.KnownVectors(store), out=out, model_name=name)
         return cls(index.store)
+
+    @classmethod
+    def from_shards(cls, shards: str | Path, data: Given, *, out: str | Path | None = None, model_name: str = "") -> Index:
+        """Builds an index from shards of the data, see `shard_vectors`; `out` and `model_name` are as for `build`."""
+        source, vectors = shard_vectors(Path(shards), data)
+        return cls(cls.build(source, vectors, out=out, model_name=model_name).store, model_name or None)
 
     @classmethod
     def load(cls, directory: str | Path, model: EmbeddingModel | str) -> Index:

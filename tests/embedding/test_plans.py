@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import mmcl
 from mmcl.cli.main import main
 from mmcl.config import SourceConfig
 from mmcl.errors import UserError
@@ -24,7 +25,7 @@ from mmcl.runs.embedding.runners import run_embedding_job
 from mmcl.runs.run import train
 from mmcl.search.shards.files import read_shard
 from mmcl.search.shards.plan import PLAN, read_plan
-from tests.embedding.conftest import SHARD_ROWS, Bytes, content
+from tests.embedding.conftest import ROWS, SHARD_ROWS, Bytes, content
 from tests.engine.tiny import make_folder
 from tests.faults.runs import tiny_run
 
@@ -199,3 +200,29 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_index_from_shards_is_that_of_the_data(on_disk: bool, job: EmbeddingJob, tmp_path: Path) -> None:
+    run_embedding_job(job, workers=1)
+    model = mmcl.load_model(job.model, device="cpu")
+    built = mmcl.Index.build(str(job.data.path), model)
+    out = tmp_path / "squares.mmcl" if on_disk else None
+    with mock.patch.object(type(model), "encode_image", side_effect=AssertionError("nothing is encoded")):
+        index = mmcl.Index.from_shards(job.folder, str(job.data.path), out=out, model_name=job.model)
+    assert len(index) == len(built) == ROWS - 1
+    for text in ("a tiny red square", "a huge black square"):
+        expected, found = built.search(text, top_k=5), index.search(text, top_k=5)
+        assert [hit.path.name for hit in found] == [hit.path.name for hit in expected]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    assert index.search(text, target="texts", top_k=3)[0].caption == built.search(text, target="texts", top_k=3)[0].caption
+
+
+def test_an_index_from_incomplete_or_other_shards_is_refused(begun: EmbeddingJob, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="7 of 7 files are missing; run the same `mmcl embed` again"):
+        mmcl.Index.from_shards(begun.folder, str(begun.data.path))
+    others = make_folder(tmp_path / "others")
+    with pytest.raises(UserError, match="made from another list of samples"):
+        mmcl.Index.from_shards(begun.folder, others)
+    with pytest.raises(UserError, match=r"has no plan\.json"):
+        mmcl.Index.from_shards(others, others)

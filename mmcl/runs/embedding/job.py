@@ -22,6 +22,7 @@ from mmcl.config import SourceConfig
 from mmcl.data.captions import checked_caption
 from mmcl.data.derived.subset import Subset
 from mmcl.data.images.image_cache import ReadableImages
+from mmcl.data.names import relative
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source
 from mmcl.errors import UserError
@@ -119,7 +120,7 @@ class ShardEncoder:
             "id": list(ids),
             "kind": ["image"] * len(rows),
             "label": [_label(sample, self.source) for sample in samples],
-            "name": [_valid(_relative(sample.name, self.source.places)) for sample in samples],
+            "name": [_valid(relative(sample.name, self.source.places)) for sample in samples],
         }
         captions = [] if self.plan.features or not self.model.has_text else list(_captions(samples))
         if captions:
@@ -217,11 +218,6 @@ def _label(sample: Sample, source: Source) -> str | None:
     if sample.label is None or sample.label < 0:
         return None
     return str(sample.label) if source.class_names is None else source.class_names[sample.label]
-
-
-def _relative(name: str, places: Iterable[str]) -> str:
-    """A sample's name without the place of the data."""
-    return name.removeprefix(max((place for place in places if name.startswith(place)), key=len, default=""))
 
 
 def _valid(text: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -196,6 +197,7 @@ def _run_on_ray(job: EmbeddingJob, workers: int | None) -> ShardPlan:
         import ray.data
     except ImportError:
         raise UserError(f"--runner ray needs Ray: {how_to_install('ray')}") from None
+    job = _from_anywhere(job)
     encoder = ShardEncoder(job)
     plan, numbers = encoder.plan, open_shards(job.folder, encoder.plan)
     if not numbers:
@@ -223,6 +225,16 @@ def _run_on_ray(job: EmbeddingJob, workers: int | None) -> ShardPlan:
         if is_ours:
             ray.shutdown()
     return plan
+
+
+def _from_anywhere(job: EmbeddingJob) -> EmbeddingJob:
+    """The job with absolute paths: actors run in a folder of Ray's."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+
+    data = job.data if job.data.path is None else replace(job.data, path=absolute(job.data.path))
+    return replace(job, folder=job.folder.absolute(), model=absolute(job.model), data=data)
 
 
 class _RayWorker:
