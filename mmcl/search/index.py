@@ -245,7 +245,6 @@ class Index(Upkeep):
         target: Target = "images",
         hybrid: bool = False,
         combine: Combine = "mean",
-        exact: bool | None = None,
     ) -> Hits:
         """Finds the nearest neighbors of texts, images and examples together.
 
@@ -268,7 +267,6 @@ class Index(Upkeep):
             hybrid: fuse the ranking with that of a full-text search in the captions, by reciprocal ranks; an index on disk
                 only.
             combine: of several images, "mean" finds what is near all, "any" what is near one of them.
-            exact: True compares with every row, also where there is an approximate index.
 
         Returns:
             Hits, best first; equal scores in the order of the collection.
@@ -281,7 +279,7 @@ class Index(Upkeep):
             text,
             **{"image": image, "like": like, "negative": negative, "weights": weights, "where": where},
             **{"top_k": top_k, "offset": offset, "min_score": min_score, "min_match": min_match, "sort": sort},
-            **{"target": target, "hybrid": hybrid, "combine": combine, "exact": exact},
+            **{"target": target, "hybrid": hybrid, "combine": combine},
         )
         hits = answer(self.store, lambda: self.model, question)
         hits.preprocess = (

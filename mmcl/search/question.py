@@ -52,7 +52,6 @@ class Question:
     target: Target = "images"
     hybrid: bool = False
     combine: Combine = "mean"
-    exact: bool | None = None
 
     def __post_init__(self) -> None:
         for name, given, kind in (("target", self.target, Target), ("combine", self.combine, Combine)):
@@ -111,10 +110,8 @@ def answer(store: Store, model: Callable[[], EmbeddingModel], question: Question
     elif question.hybrid:
         rows = _hybrid(store, query, among, question, wanted)
         rows = [row for row in rows if min_score is None or row.score >= min_score]
-    elif store.exact or question.exact or question.target == "texts":
-        rows = ranked(query, key, wanted, among, min_score=min_score)
     else:
-        rows = store.nearest(query, wanted, among, min_score=min_score)  # type: ignore[attr-defined]
+        rows = ranked(query, key, wanted, among, min_score=min_score)
     return _hits(store, rows[question.offset : wanted], question)
 
 
@@ -193,7 +190,7 @@ def _hits(store: Store, rows: Sequence[Ranked], question: Question) -> Hits:
         found,
         text=", ".join(question.text) or None,
         image=question.image[0] if question.image else None,
-        exact=store.exact or bool(question.exact),
+        exact=store.exact,
     )
 
 
