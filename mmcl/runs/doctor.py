@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mmcl.config import Config, TowerConfig
 from mmcl.core.cached_backward import split_views
+from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
+from mmcl.engine.anchors import anchored_towers, anchored_weights
 from mmcl.engine.parameter_groups import ParameterGroup, group_parameters
 from mmcl.engine.precision import settle_precision
 from mmcl.engine.schedule import warmup_steps
-from mmcl.runs.plan import make_plan
+from mmcl.engine.weight_average import averaged_tensors
+from mmcl.methods.method import Method
+from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.warnings import find_warnings, warnings_of_captions, warnings_of_shared_images
 from mmcl.terminal import counted, printable_line, shortened, terminal_width
+
+_STATES = {"adamw": 2, "sgd": 1, "lars": 1}
+"""Tensors that an optimizer keeps for each parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +67,13 @@ class Diagnosis:
         trainable, frozen: numbers of parameters.
         frozen_encoders: names of the towers with frozen encoders, as in "image", or "image: 6 blocks" or "image: all below the
             last 2 blocks" for a part.
+        adapters: of each tower that has some, the number of adapters, their parameters, and the share of the encoder that these
+            are, in words.
+        weight_bytes: weights of one process.
+        training_bytes: gradients and optimizer state, which only trained weights have.
+        average_bytes: moving average of the weights (`train.ema`).
+        anchor_bytes: copies of the start (`train.anchor`), without what is frozen and shared.
+        activations: what decides about the memory of activations, in words.
         groups: groups of parameters with the same options.
         warnings: one line each.
     """
@@ -83,6 +98,12 @@ class Diagnosis:
     trainable: int
     frozen: int
     frozen_encoders: tuple[str, ...]
+    adapters: tuple[str, ...]
+    weight_bytes: int
+    training_bytes: int
+    average_bytes: int
+    anchor_bytes: int
+    activations: str
     groups: tuple[GroupFacts, ...]
     warnings: tuple[str, ...]
 
@@ -102,6 +123,16 @@ class Diagnosis:
             "loss memory": f"{format_size(self.loss_bytes)} a process ({format_size(self.whole_bytes)} with all scores stored)",
             "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
+        lines["memory"] = (
+            f"weights {format_size(self.weight_bytes)}, gradients and optimizer {format_size(self.training_bytes)}"
+        )
+        copies = {"moving average": self.average_bytes, "anchors": self.anchor_bytes}
+        if any(copies.values()):
+            lines["copies"] = ", ".join(f"{name} {format_size(size)}" for name, size in copies.items() if size)
+        if self.adapters:
+            lines["adapters"] = "; ".join(self.adapters)
+        if self.activations:
+            lines["activations"] = self.activations
         if self.probe_steps:
             lines["probe"] = f"the blocks and embeddings of the encoders join after {counted(self.probe_steps, 'step')}"
         rows = [
@@ -156,6 +187,9 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         trainable=sum(n for n, learns in numbers if learns),
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
+        adapters=tuple(filter(None, (_adapters(name, tower) for name, tower in method.towers.items()))),  # type: ignore[arg-type]
+        **_memory(plan),
+        activations=_activations(config, method),
         groups=tuple(map(_facts, group_parameters(method, config.optim))),
         warnings=(*find_warnings(plan), *warnings_of_captions(plan), *warnings_of_shared_images(plan)),
     )
@@ -167,6 +201,47 @@ def _frozen_part(name: str, config: TowerConfig | None, tower: Tower) -> str:
         return name if tower.frozen else ""
     count = counted(abs(config.freeze), "block")
     return f"{name}: {count}" if config.freeze > 0 else f"{name}: all below the last {count}"
+
+
+def _memory(plan: Plan) -> dict[str, int]:
+    """Return the bytes in one process that do not depend on the batch."""
+    config, method = plan.config, plan.method
+    parts = plan.processes if config.train.fsdp else 1
+    trained = _bytes(p for p in method.parameters() if p.requires_grad)
+    states = 1 if config.optim.muon_lr is not None else _STATES[config.optim.name]
+    anchors = _bytes(weight for _, weight in anchored_weights(method)) if config.train.anchor.l2_sp else 0
+    if config.train.anchor.features:
+        anchors += sum(
+            _bytes(p for p in method.towers[name].parameters() if p.requires_grad) for name in anchored_towers(method)
+        )
+    return {
+        "weight_bytes": _bytes(method.parameters()) // parts,
+        "training_bytes": (1 + states) * trained // parts,
+        "average_bytes": _bytes(averaged_tensors(method).values()) // parts if config.train.ema is not None else 0,
+        "anchor_bytes": anchors // parts,
+    }
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _activations(config: Config, method: Method) -> str:
+    if config.train.checkpoint_activations:
+        return "inputs of blocks; the rest is computed again (one more pass)"
+    if any(True for _ in adapters(method)):
+        return "as in full training; see checkpoint_activations, micro_batch"
+    return ""
+
+
+def _adapters(name: str, tower: Tower) -> str:
+    """Describe the adapters of a tower; "" if it has none."""
+    found = list(adapters(tower.encoder))
+    if not found:
+        return ""
+    size = sum(p.numel() for _, adapter in found for p in adapter.parameters())
+    below = sum(p.numel() for p in tower.encoder.parameters()) - size
+    return f"{name} {len(found)} ({size / 1e6:.2g} M, {size / below:.1%})"
 
 
 def _facts(group: ParameterGroup) -> GroupFacts:

@@ -11,6 +11,7 @@ from torch import nn
 from mmcl.config import ComponentConfig, TowerConfig
 from mmcl.data.captions import caption_key
 from mmcl.data.leakage import shared_images
+from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.activation_checkpointing import is_trained
 from mmcl.engine.parameter_groups import group_parameters
@@ -34,6 +35,7 @@ def find_warnings(plan: Plan) -> list[str]:
         *_about_images(plan),
         *_about_run(plan),
         *_about_init(plan),
+        *_about_adapters(plan),
     ]
 
 
@@ -160,6 +162,26 @@ def _about_init(plan: Plan) -> list[str]:
             f"a learning rate of {rate:g} is far above what the released model {init} bears: set optim.lr to 1e-5 or less, and "
             "give new heads a higher rate by optim.groups"
         )
+    return found
+
+
+def _about_adapters(plan: Plan) -> list[str]:
+    config, method, found = plan.config, plan.method, []
+    adapted = [name for name in ("image", "text") if (one := getattr(config, name)) is not None and one.adapt is not None]
+    encoders = nn.ModuleDict({name: method.towers[name].encoder for name in adapted})  # type: ignore[misc]
+    norms = [one for one in encoders.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    if config.train.freeze_statistics is False and norms:
+        found.append(f"train.freeze_statistics false has no effect on {listed(adapted)}: adapters keep the statistics")
+    for name, adapter in adapters(encoders):
+        place, _, own = name.rpartition(".")
+        whole = encoders.get_parameter(f"{place}.parametrizations.{own}.original").numel()
+        size = sum(p.numel() for p in adapter.parameters())
+        if size >= whole:
+            tower = name.partition(".")[0]
+            found.append(f"the adapter of {name} has {size:,} parameters, the weight {whole:,}: lower {tower}.adapt.args.rank")
+            break
+    if adapted and config.train.anchor.l2_sp:
+        found.append(f"train.anchor.l2_sp pulls nothing in the {listed(adapted)} encoder: weights below adapters are frozen")
     return found
 
 

@@ -22,6 +22,7 @@ from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError
 from mmcl.interop.save import save_model
 from mmcl.runs.build import build_method
+from mmcl.runs.doctor import diagnose
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
@@ -247,3 +248,26 @@ def test_save_model_merges_what_a_loop_of_ones_own_adapted(base: Path, tmp_path:
     half, expected = mmcl.merge([start, model]), mmcl.merge([start, again])
     np.testing.assert_allclose(half.encode_text(texts), expected.encode_text(texts), atol=1e-6)
     assert model.fingerprint == again.fingerprint
+
+
+def test_the_doctor_says_what_is_saved_and_what_makes_no_sense(
+    folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients and moments are those of what is trained; a moving average and anchors are copies of it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    flags = ("--train.ema", "0.9", "--train.anchor.l2_sp", "1", "--optim.weight_decay", "0", "--image.adapt.args.rank", "40")
+    found = diagnose(adapted_config(folder, base, tmp_path / "run", *flags))
+    trained = 4 * found.trainable
+    assert (found.training_bytes, found.average_bytes) == (3 * trained, trained)
+    heads = 4 * 2 * 16 * 32
+    assert found.anchor_bytes == heads
+    assert found.weight_bytes == 4 * (found.trainable + found.frozen)
+    assert [line.split()[0] for line in found.adapters] == ["image", "text"]
+    text = found.to_text()
+    assert "as in full training; see checkpoint_activations, micro_batch" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("warning"))
+    said = " ".join(found.warnings)
+    assert "parameters, the weight" in said
+    assert "train.anchor.l2_sp pulls nothing in the image and text encoder" in said
+    plain = diagnose(tiny_config(folder, tmp_path / "plain"))
+    assert (plain.adapters, plain.average_bytes, plain.anchor_bytes, plain.activations) == ((), 0, 0, "")
