@@ -30,7 +30,7 @@ def push(
 
     Examples:
         mmcl push runs/clip_emoji me/clip --license cc-by-sa-4.0 --dry_run
-        mmcl push runs/clip_emoji me/clip --license mit --to own pt2 --dry_run --out folder
+        mmcl push runs/clip_emoji me/clip --license mit --to pt2 --dry_run --out mine
 
     Only what `mmcl export` writes and the card are sent, never checkpoints. Paths become names, logins and tokens are removed,
     and nothing is sent while a file still holds one.
