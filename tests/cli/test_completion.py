@@ -20,7 +20,7 @@ START = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "
 SECONDS = 20
 
 COMPLETIONS = {
-    "mmcl se": "mmcl search",
+    "mmcl sea": "mmcl search",
     "mmcl --vers": "mmcl --version",
     "mmcl train clip_emoji_c": "mmcl train clip_emoji_concepts",
     "mmcl train min": "mmcl train mine.yaml",

@@ -6,6 +6,7 @@ is killed costs the shard that it was at, and whoever is left, or the next start
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -193,8 +194,8 @@ def _default_workers(job: EmbeddingJob) -> int:
 def _run_on_ray(job: EmbeddingJob, workers: int | None) -> ShardPlan:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", _RAY_WAIT_SECONDS)
     try:
-        import ray
-        import ray.data
+        ray: Any = importlib.import_module("ray")
+        importlib.import_module("ray.data")
     except ImportError:
         raise UserError(f"--runner ray needs Ray: {how_to_install('ray')}") from None
     job = _from_anywhere(job)
@@ -206,7 +207,7 @@ def _run_on_ray(job: EmbeddingJob, workers: int | None) -> ShardPlan:
     if is_ours:
         _connect(ray, workers)
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         on_gpu = plan.device == "cuda"
         size = workers or int(resources.get("GPU" if on_gpu else "CPU", 1))
         with _Progress(job, plan, numbers) as progress:
