@@ -29,6 +29,8 @@ WITHOUT_EFFECT = {
     "data.max_pixels",
     "data.max_bad_fraction",
     "data.max_bad_consecutive",
+    "train.alpha",
+    "train.checkpoint_activations",
     "train.max_skipped",
     "train.fsdp",
     "train.micro_batch",

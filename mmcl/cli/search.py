@@ -71,6 +71,8 @@ def search(
         json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ..., "id": ...}].
     """
     model, text = _in_order(model, text, (*image, *like))
+    if not Path(model).exists() and "://" not in model:  # before libraries are imported that an index needs
+        check_available(model)
     _check(image, save, picture, copy_to)
     index = index_of(model, images, device, image)
     if save is not None:

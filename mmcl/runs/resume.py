@@ -110,9 +110,9 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
         )
     for name in sorted({*saved["frozen"], *now["frozen"]}):
         _refuse_other_weights("frozen weights", name, saved["frozen"].get(name), now["frozen"].get(name), config)
-    start = saved.get("start") or {}
-    for name in sorted(start.keys() & now["start"].keys()):
-        _refuse_other_weights("anchors", name, start[name], now["start"][name], config)
+    start, start_now = (facts.get("start") or {} for facts in (saved, now))
+    for name in sorted(start.keys() & start_now.keys()):
+        _refuse_other_weights("anchors", name, start[name], start_now[name], config)
     if config.verify_data and saved.get("all_images") is None:
         raise UserError(
             f"{config.run_dir}: --verify_data needs a run that was started with it; else {COMPARED:,} samples are compared"

@@ -191,9 +191,11 @@ class Index(Upkeep):
             store = saved.load(Path(place), getattr(model, "preprocess", None))
         elif lance_table.exists(place):
             table = LanceTable.open(place)
-            store = LanceStore(table)
+            if model is not None and not isinstance(model, str):
+                check_model(place, table.about.model, model)
             if mode == "w":
                 table.hold()
+            store = LanceStore(table)
         else:
             raise UserError(f"{place}/index.json: no such file, and no other index; `mmcl index build` makes one")
         if model is not None and not isinstance(model, str):

@@ -54,10 +54,10 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "pair_similarities": lambda a, b, s: torch.stack(geometry.pair_similarities(a, b, ID)),
     "modality_gap": lambda a, b, s: geometry.modality_gap(a, b),
 }
-WITHOUT_ARITHMETIC = {"is_collapsed", "check_rows", "recomputed_tiles"}
+WITHOUT_ARITHMETIC = {"is_collapsed", "check_rows", "recomputed_tiles", "equal_rows"}
 """Those that look at shapes alone, or call one of the others."""
-OF_ONE_TYPE = {"pair_log_sum_exp", "positive_dot_sum"}
-"""Parts of a loss, which casts for them."""
+OF_ONE_TYPE = {"pair_log_sum_exp", "positive_dot_sum", "scaled_products", "near_pairs"}
+"""Parts of a loss, which casts for them, and the pairs of an index, which are of float32 and decided in float64."""
 
 
 def prototypes(rows: Tensor) -> Tensor:

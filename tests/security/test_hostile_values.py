@@ -96,7 +96,7 @@ def model_folder(folder: Path) -> Callable[[], Any]:
 
 def index_folder(folder: Path) -> Callable[[], Any]:
     model = PatternModel()
-    Index.build(PatternSource(4, seed=0), model, out=folder)
+    Index.build(PatternSource(4, seed=0), model).save(folder)
     return lambda: Index.load(folder, model).search(image=np.zeros((8, 8, 3), np.uint8), top_k=2)
 
 

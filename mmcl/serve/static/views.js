@@ -60,7 +60,7 @@ export async function showDuplicates(threshold, cursor) {
       refreshSelection();
     };
     const title = `${counted(group.rows.length, "image")}, at least ${group.lowest.toFixed(3)} similar`;
-    place.append(el("section", { className: "group", "aria-label": title }, el("header", {}, el("h2", { textContent: title }), pick), list));
+    place.append(el("section", { className: "group", "aria-label": `Group ${place.childElementCount + 1}: ${title}` }, el("header", {}, el("h2", { textContent: title }), pick), list));
   }
   makeReachable();
   const more = found.total ? "" : "; try a lower threshold";
