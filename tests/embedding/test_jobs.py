@@ -103,7 +103,7 @@ def test_features_and_classes(data: Path, run_dir: Path, tmp_path: Path) -> None
     assert np.allclose(rows, model.image_features(source), atol=1e-5)
 
 
-@pytest.mark.parametrize("shard", range(1, SHARDS + 1))
+@pytest.mark.parametrize("shard", [1, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(2, SHARDS)), SHARDS])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_killed_at_every_boundary(shard: int, before: bool, job: EmbeddingJob, expected: Bytes) -> None:
     """As many shards are there as were finished, each whole, and the same command does the others."""

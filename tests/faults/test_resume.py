@@ -56,6 +56,7 @@ def test_resume_is_bit_exact(
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_queue_and_teacher_continue_where_they_were(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
@@ -187,6 +188,7 @@ def test_a_run_may_change_how_its_weights_lie(image_folder: Path, uninterrupted:
     assert max((weights[key] - reference[key]).abs().max().item() for key in reference) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [(), ("--image", "null", "--method.name", "simcse")], ids=["clip", "a tower used twice"])
 def test_spread_weights_in_mixed_precision(method: tuple[str, ...], image_folder: Path, tmp_path: Path) -> None:
     """Processes compute what they would with whole weights; only sums of gradients are taken in another order."""

@@ -20,7 +20,7 @@ def read_damaged(folder: Path, seed: int, count: int) -> str:
 
 
 def test_damage_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
-    assert read_damaged(tmp_path, 0, 2) == ""
+    assert read_damaged(tmp_path, 0, 1) == ""
 
 
 @pytest.mark.slow
