@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,21 @@ import pytest
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.encoders.small_text import SmallText
 from mmcl.runs import checks
+from tests.engine.tiny import make_folder
+from tests.faults.runs import small_vocabulary
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 images of squares with captions."""
+    return make_folder(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture
+def _small_vocabulary() -> Iterator[None]:
+    """Text encoders of a few tokens, which are built quickly."""
+    with small_vocabulary():
+        yield
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from mmcl.runs.doctor import diagnose
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.encoders.cases import IMAGES, TEXT_MODELS, build_case, inputs_of
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.faults.runs import small_vocabulary
 from tests.narrow import of_type
 
@@ -202,11 +202,6 @@ def test_frozen_encoders_and_evaluation_are_left_alone() -> None:
 def _small_vocabulary(request: pytest.FixtureRequest) -> Iterator[None]:
     with small_vocabulary() if "folder" in request.fixturenames else nullcontext():
         yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 NORMED = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8], feature_dim: 8, blocks: [1, 1]}}")

@@ -25,16 +25,11 @@ from mmcl.runs.build import build_method
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.narrow import of_type
 
 BOTH = ("--image.adapt", "{name: lora, args: {rank: 2}}", "--text.adapt", "{name: dora, args: {rank: 3}}")
 FROM_INIT = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "null", "--text.head", "null")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture(scope="module")

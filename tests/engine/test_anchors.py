@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,10 @@ from mmcl.testing.toys import positives_of, toy_batch, toy_method
 from mmcl.types import LossOutput
 from tests.distributed.harness import run_processes
 from tests.distributed.test_sharded_weights import OPTIMIZERS, accelerator
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.faults.runs import small_vocabulary
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 ANCHORED = [name for name in METHODS if toy_method(name).embedded_views]
 
@@ -149,17 +151,6 @@ def test_adapters_and_frozen_weights_are_not_anchored_and_the_start_shares_them(
     views = toy_batch(method, 5).views
     for view, rows in anchor.rows([views]).items():
         torch.testing.assert_close(rows, method.eval().tower(view)(views[view]))
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,6 @@ from mmcl.runs.run import train
 from tests.engine.tiny import YAML, make_folder, tiny_config
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
-
-
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

@@ -18,11 +18,6 @@ from mmcl.types import LossFacts
 from tests.engine.tiny import make_folder, tiny_config
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
-
-
 def look(folder: Path, *flags: str, processes: int = 1) -> Diagnosis:
     return diagnose(tiny_config(folder, folder.parent / "run", *flags), processes)
 

@@ -17,14 +17,9 @@ from mmcl.errors import UserError
 from mmcl.evaluate import Report
 from mmcl.runs.run import train
 from mmcl.runs.suite import load_suite
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 
 FROM_INIT = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "null", "--text.head", "null")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture(scope="module")

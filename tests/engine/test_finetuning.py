@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -23,22 +22,13 @@ from mmcl.runs.footprint import Footprint, free_bytes, measure
 from mmcl.runs.forecast import forecast, format_seconds, pairs_at_a_time
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.faults.runs import small_vocabulary
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 PRESETS = get_args(Preset)
 IMAGE = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8, 8], blocks: [0, 0, 0], feature_dim: 8}}")
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,10 @@ from mmcl.errors import UserError
 from mmcl.runs.build import build_method
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.faults.runs import small_vocabulary
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 NORMED = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8, 8], feature_dim: 8}}")
 DEEP = ("--text.encoder.args.layers", "3", "--text.encoder.args.dropout", "0.2")
@@ -27,17 +29,6 @@ TOWERS_OF_INIT = ("--image.encoder", "null", "--image.head", "null", "--text.enc
 SAVED = ("--train.save_every", "1", "--train.steps", "3")
 
 State = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture(scope="module")

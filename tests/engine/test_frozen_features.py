@@ -23,11 +23,6 @@ from tests.engine.tiny import YAML, make_folder, tiny_config
 FROZEN = ("--image.freeze", "true", "--text.freeze", "true", "--data.augment", "[]")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
-
-
 def losses(run_dir: Path) -> list[float]:
     return [row["loss"] for row in read_log(run_dir / "metrics.jsonl")]
 

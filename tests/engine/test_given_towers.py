@@ -18,7 +18,7 @@ from mmcl.config import Config
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.errors import UserError
 from mmcl.types import Tokens
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.narrow import of_type
 
 
@@ -39,11 +39,6 @@ def images() -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(*layers)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 def config_of(folder: Path, run_dir: Path, *flags: str) -> Config:

@@ -32,16 +32,11 @@ from mmcl.evaluate.measures.statistics import exact
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 
 SCORE = "held_out/text_to_image_R@1"
 STEPS = ("--train.steps", "6", "--data.holdout", "0.2", "--text.encoder.args.dropout", "0.2")
 RETRIEVAL = "{name: retrieval, label: held_out, every: 2}"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 def evaluated(folder: Path, run_dir: Path, *flags: str, evaluators: str = RETRIEVAL) -> Config:

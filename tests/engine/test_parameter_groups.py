@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,9 @@ from mmcl.methods.clip import CLIP
 from mmcl.runs.build import build_method
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
-from tests.faults.runs import small_vocabulary
+from tests.engine.tiny import tiny_config
 
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 
 @pytest.fixture
@@ -174,11 +168,6 @@ def test_depth_needs_blocks_where_something_learns(method: CLIP) -> None:
         param_groups(method, lr=0.1, layer_decay=0.5)
     method.tower("image").freeze()
     assert param_groups(method, lr=0.1, layer_decay=0.5)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 IMAGE = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8], blocks: [0, 0], feature_dim: 8}}")

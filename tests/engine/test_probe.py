@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,12 @@ from mmcl.errors import UserError
 from mmcl.runs.build import build_method
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
-from tests.faults.runs import small_vocabulary
+from tests.engine.tiny import tiny_config
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 IMAGE = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8], blocks: [0, 0], feature_dim: 8}}")
 PROBED = ("--train.steps", "6", "--train.save_every", "1", "--train.keep_checkpoints", "9", "--optim.probe", "0.5")
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 def config_of(folder: Path, run_dir: Path, *flags: str) -> Config:

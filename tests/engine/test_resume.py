@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from mmcl.runs import resume
 from mmcl.runs.components import complete_settings
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
-from tests.faults.runs import small_vocabulary
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS = ("--train.steps", "1")
@@ -36,12 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     listing = place / "captions.csv"
     listing.write_text(listing.read_text().replace(".png", ".bmp"))
     return place
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
 
 
 Started = Callable[..., Path]

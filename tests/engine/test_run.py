@@ -40,11 +40,6 @@ DROPOUT = ("--text.encoder.args.dropout", "0.2")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
-
-
-@pytest.fixture(scope="module")
 def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 8 steps with dropout, checkpoints at 4 and 8, and an evaluation on data held out."""
     run_dir = tmp_path_factory.mktemp("runs") / "finished"

@@ -16,13 +16,8 @@ from mmcl.testing.toys import toy_method
 from tests.data.servers import serve
 from tests.data.tars import write_tar
 from tests.engine.test_run import same_tensors
-from tests.engine.tiny import YAML, make_folder
+from tests.engine.tiny import YAML
 from tests.narrow import present
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,13 @@ import mmcl
 from mmcl.runs import build
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
-from tests.engine.tiny import make_folder, tiny_config
+from tests.engine.tiny import tiny_config
 from tests.faults.runs import small_vocabulary
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 RELEASED = "open_clip:ViT/released"
 NULL = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "null", "--text.head", "null")
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,13 @@ from mmcl.engine.trainer import Trainer
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.errors import UserError
 from mmcl.runs.run import RunResult, train
-from tests.engine.tiny import make_folder, tiny_config
-from tests.faults.runs import small_vocabulary
+from tests.engine.tiny import tiny_config
+
+pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 NORMED = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8], blocks: [0, 0], feature_dim: 8}}")
 LIVE = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 4}]")
 EMA = ("--train.ema", "0.9")
-
-
-@pytest.fixture(autouse=True)
-def _small_vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("data") / "squares")
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
