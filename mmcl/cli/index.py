@@ -137,7 +137,7 @@ def sync(
         verify: Read every file. Otherwise one whose size and times are as before is taken to be the same.
         allow_empty: Go on although more than half of the images are gone.
         skip_unreadable: Leave the rows of folders that cannot be read as they are.
-        watch: Look again after so many seconds, until Ctrl-C.
+        watch: Look again every this many seconds, until Ctrl-C.
         json: Print JSON instead of text. It has the counts new, changed, moved, copied, touched, gone, same, bad and encoded.
     """
     if watch is not None and not watch >= _LEAST_SECONDS:

@@ -47,6 +47,7 @@ async function load() {
 }
 
 async function loadSearch(offset) {
+  if (!offset) say("Searching …"); // the first search loads the model, which takes seconds
   const found = await api.search(fields(state, offset, PAGE), state.pictures);
   const made = show(found.rows, { append: offset > 0 });
   const reached = offset + found.rows.length;
