@@ -14,6 +14,7 @@ THREADS = os.environ.get("MMCL_TEST_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy and torch are imported
 
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402  # by every optimizer otherwise, for seconds in each process that a test forks
 
 # A busy machine is slow, which is not a failure.
 settings.register_profile("mmcl", deadline=None)

@@ -21,10 +21,10 @@ def sample_of(*axes: Collection[Any]) -> set[tuple[Any, ...]]:
 
 
 def grid(*axes: Collection[Any]) -> list[ParameterSet]:
-    """All combinations, for `pytest.mark.parametrize`; those outside of the sample are marked slow."""
+    """All combinations, for `pytest.mark.parametrize`; those outside of the sample are marked long."""
     sample = sample_of(*axes)
     return [
-        pytest.param(*case, marks=() if case in sample else pytest.mark.slow, id="-".join(map(_name, case)))
+        pytest.param(*case, marks=() if case in sample else pytest.mark.long, id="-".join(map(_name, case)))
         for case in itertools.product(*axes)
     ]
 

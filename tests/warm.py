@@ -35,6 +35,7 @@ IMPORTED = (
     "mmcl.evaluate.reporting.figures",
     "matplotlib.backends.backend_agg",
     "pandas",
+    "torch._dynamo",
 )
 """Modules that most commands import, together with all that these import."""
 
@@ -198,8 +199,10 @@ def _run(words: list[str], cwd: str, env: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["triton"] = None  # type: ignore[assignment]  # for GPUs; the end of a fork looks to its bindings like a leak
     for module in IMPORTED:
         importlib.import_module(module)
+    del sys.modules["triton"]
     gc.freeze()  # or every child would copy the memory of all modules at its end
     if given := _serve(socket.socket(fileno=int(sys.argv[1]))):
         _run(**given)

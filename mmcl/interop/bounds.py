@@ -7,6 +7,7 @@ Nothing is requested from the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,11 @@ class _Allocations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self.limit, self.refuse, self.calls = limit, refuse, 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: a build is never compiled, and to keep this class out of a graph torch would import its compiler, for seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.calls += 1
@@ -87,6 +93,12 @@ class _Allocations(TorchDispatchMode):
         device = kwargs.get("device") or (given[0].device if given else "cpu")
         if torch.device(device).type == "meta":
             return
+        named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+        # For these two kinds the answer is plain, where torch would import its compiler, for seconds, to ask `meta`.
+        if not given and "size" in named:
+            return self._check_size(named["size"])
+        if torch.Tag.pointwise in func.tags and given:
+            return self._check_size(torch.broadcast_shapes(*(tensor.shape for tensor in given)))
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         if any(argument.name == "device" for argument in func._schema.arguments):
             kwargs["device"] = "meta"
@@ -95,5 +107,9 @@ class _Allocations(TorchDispatchMode):
         except (NotImplementedError, RuntimeError):  # without a shape of its own on that device, or the real call fails alike
             return
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.numel() > self.limit:
-                raise self.refuse(f"a tensor of {' x '.join(map(str, tensor.shape))} elements")
+            if isinstance(tensor, Tensor):
+                self._check_size(tensor.shape)
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        if math.prod(size) > self.limit:
+            raise self.refuse(f"a tensor of {' x '.join(map(str, size))} elements")

@@ -92,7 +92,7 @@ def is_faultless(browser: Browser, *, expected: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "dark"), [(1280, False), (320, True), *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)]
+    ("width", "dark"), [(1280, False), (320, True), *(pytest.param(*one, marks=pytest.mark.long) for one in MORE)]
 )
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_quiet_accessible_and_fits(view: str, width: int, dark: bool, browser: Browser, page: Served) -> None:
@@ -101,7 +101,7 @@ def test_a_view_is_quiet_accessible_and_fits(view: str, width: int, dark: bool, 
 
 
 @pytest.mark.parametrize(
-    ("width", "dark"), [(1280, False), (320, True), *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)]
+    ("width", "dark"), [(1280, False), (320, True), *(pytest.param(*one, marks=pytest.mark.long) for one in MORE)]
 )
 def test_the_dialogs_and_the_selection_too(width: int, dark: bool, browser: Browser, page: Served) -> None:
     go(browser, page, width=width, dark=dark)

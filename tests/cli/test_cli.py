@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -377,13 +377,21 @@ def test_a_model_that_cannot_be_had_is_refused_before_its_library_is_imported(tm
         assert error.startswith(f"error: {line.split()[-1]}: HF_HUB_OFFLINE is set, and it is not in the cache; unset it")
 
 
-def run_without_libraries(lines: Sequence[str], *, code: int, **environment: str) -> str:
+def test_a_run_is_loaded_without_the_compiler_of_torch_and_without_what_it_does_not_use(run_dir: Path, folder: Path) -> None:
+    """`bounded_build` watches every operation, for which torch would import its compiler: half of the time of a search."""
+    lines = [f"search {run_dir} red --images {folder}", f"classify {folder}/red_tiny.png --labels red blue --model {run_dir}"]
+    unused = LARGE - {"torch", "numpy", "PIL"} | {"torch._dynamo"}
+    run_without_libraries(lines, code=0, libraries=unused)
+
+
+def run_without_libraries(lines: Sequence[str], *, code: int, libraries: Collection[str] = LARGE, **environment: str) -> str:
     """Runs commands in one process, none of which imports a large library. Returns what they say on standard error."""
+    libraries = set(libraries)
     script = (
         "import sys, mmcl; from mmcl.cli.main import main\n"
         "for line in sys.argv[1:]:\n"
         f"    assert main(line.split()) == {code}, line\n"
-        f"    assert not {LARGE!r} & sys.modules.keys(), (line, {LARGE!r} & sys.modules.keys())"
+        f"    assert not {libraries!r} & sys.modules.keys(), (line, {libraries!r} & sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *lines], env={**os.environ, **environment}, capture_output=True, text=True, check=False

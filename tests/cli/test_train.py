@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # `.ci/run` starts the others, and the long tier compares them.
-@pytest.mark.parametrize("launcher", [SINGLE, *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHED)])
+@pytest.mark.parametrize("launcher", [SINGLE, *(pytest.param(name, marks=pytest.mark.long) for name in LAUNCHED)])
 def test_every_launcher_trains_the_same(launcher: str, place: Path) -> None:
     words, processes = LAUNCHERS[launcher]
     settings = ["tiny.yaml", "--data.train.path", "squares", "--run_dir", launcher]
@@ -67,7 +67,7 @@ def test_every_launcher_trains_the_same(launcher: str, place: Path) -> None:
     assert other == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_a_launch_is_printed_once(place: Path) -> None:
     command = [sys.executable, *LAUNCHERS["torchrun -m mmcl"][0], "train", "no_such_configuration"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120, check=False)

@@ -224,7 +224,7 @@ def test_the_loss_is_that_of_the_loop(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-@pytest.mark.slow
+@pytest.mark.long
 @NAME
 def test_the_compiler_takes_the_loss_in_one_graph(name: str) -> None:
     check_compiled(LOSSES.entry(name))

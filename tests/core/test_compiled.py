@@ -52,7 +52,7 @@ QUICK = {("two views", 8), ("symmetric", 8), ("sigmoid", 8)}
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        pytest.param(name, rows, marks=() if (name, rows) in QUICK else pytest.mark.slow)
+        pytest.param(name, rows, marks=() if (name, rows) in QUICK else pytest.mark.long)
         for name in LOSSES
         for rows in (8, 1100)
     ],

@@ -92,7 +92,7 @@ def test_second_derivatives_pass_the_numerical_check(rng: torch.Generator, name:
     assert torch.autograd.gradgradcheck(lambda *x: LOSSES[name][0](*x, tile=tile), leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("tile", [None, pytest.param((2, 3), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("tile", [None, pytest.param((2, 3), marks=pytest.mark.long)], ids=str)
 @OPTION
 def test_so_do_those_of_every_option(rng: torch.Generator, options: dict[str, Any], tile: TileShape | None) -> None:
     rows, scale = case(rng), torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
@@ -140,7 +140,7 @@ def test_each_argument_may_be_without_gradient(rng: torch.Generator, name: str, 
         torch.testing.assert_close(penalty(LOSSES[name][0], tile=tile), expected, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @LOSS
 def test_third_derivatives_too(rng: torch.Generator, name: str) -> None:
     leaves = arguments(name, rng, 4)
@@ -178,7 +178,7 @@ TRANSFORMS: dict[str, Callable[[Loss, list[Tensor]], Any]] = {
 
 @FORWARD_MODE
 @pytest.mark.parametrize(
-    "name", [name if name == "every pair" else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+    "name", [name if name == "every pair" else pytest.param(name, marks=pytest.mark.long) for name in LOSSES]
 )
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by the forward mode of torch 2.10 and 2.11 itself
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
@@ -202,7 +202,7 @@ def test_masks_are_followed_through_nested_transforms(rng: torch.Generator) -> N
     torch.testing.assert_close(torch.func.hessian(loss((2, 3)))(rows["query"]), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_matrix_of_all_pairs_never_exists() -> None:
     """In one piece, 4096 x 4096 pairs take 64 MB for every one of the dozen matrices that a penalty keeps."""
     script = """

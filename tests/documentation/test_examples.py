@@ -74,7 +74,7 @@ def test_an_example_is_a_script(place: Path) -> None:
     run_as_it_is("zero_shot_classification", place)
 
 
-@pytest.mark.slow  # one trains with the evaluation of the default configuration
+@pytest.mark.long  # one trains with the evaluation of the default configuration
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_as_it_is(name: str, place: Path) -> None:
     run_as_it_is(name, place)

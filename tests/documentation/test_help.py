@@ -28,7 +28,7 @@ SLOW = ("mmcl train", "mmcl eval", "mmcl eval suite", *(f"mmcl index {verb}" for
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=[pytest.mark.slow] if command in SLOW else [])
+        pytest.param(command, marks=[pytest.mark.long] if command in SLOW else [])
         for command in FORMS_WITH_EXAMPLES
         if command != "mmcl completion"
     ],

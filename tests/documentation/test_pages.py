@@ -32,7 +32,7 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_registries_as_they_were")
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else []) for page in WITH_CODE],
+    [pytest.param(page, marks=[pytest.mark.long] if page.name in SLOW else []) for page in WITH_CODE],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_page(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def lines_of(page: Path) -> list[str]:
     return [line for block in blocks for line in block.text.splitlines() if line.strip()]
 
 
-@pytest.mark.slow  # `.ci/run` does it with an environment of its own; `test_pages.py` runs the README in the clone
+@pytest.mark.long  # `.ci/run` does it with an environment of its own; `test_pages.py` runs the README in the clone
 def test_the_readme_runs_in_an_empty_folder_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
     """In a process of its own that finds the unpacked wheel, and the clone nowhere."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
@@ -80,7 +80,7 @@ HITS = {"a red apple": r"\bapple\b", "a crying face": r"\bcrying\b"}
 """What the caption of the best hit holds, by the query of a command that is shown to newcomers."""
 
 
-@pytest.mark.slow  # minutes: the default configuration is trained as it is shipped
+@pytest.mark.long  # minutes: the default configuration is trained as it is shipped
 @pytest.mark.timeout(3600)
 def test_the_queries_that_newcomers_are_shown_find_what_they_ask_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -103,7 +103,7 @@ def test_features_and_classes(data: Path, run_dir: Path, tmp_path: Path) -> None
     assert np.allclose(rows, model.image_features(source), atol=1e-5)
 
 
-@pytest.mark.parametrize("shard", [1, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(2, SHARDS)), SHARDS])
+@pytest.mark.parametrize("shard", [1, *(pytest.param(shard, marks=pytest.mark.long) for shard in range(2, SHARDS)), SHARDS])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_killed_at_every_boundary(shard: int, before: bool, job: EmbeddingJob, expected: Bytes) -> None:
     """As many shards are there as were finished, each whole, and the same command does the others."""
@@ -163,7 +163,7 @@ def test_a_rank_that_is_killed_costs_its_shards_alone(job: EmbeddingJob, expecte
     assert content(job.folder) == expected
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_several_workers_equal_one(
     method: str, job: EmbeddingJob, expected: Bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -138,7 +138,7 @@ _SIDE_BY_SIDE = {"hrnet", "twins", "crossvit", "coat", "efficientvim"}
 """Modules of timm whose parts of one class stand side by side, or before each of several stages."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")  # of the libraries' constructors
 @pytest.mark.parametrize("module", sorted({*timm.list_modules()} - _SIDE_BY_SIDE))

@@ -148,7 +148,7 @@ def test_a_saved_lanczos_on_tensors_is_refused_at_once_where_torch_has_none(monk
         Model(towers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", _processors())
 def test_every_processor_is_equal_or_refused(name: str) -> None:
     if name == "TimmWrapperImageProcessor":

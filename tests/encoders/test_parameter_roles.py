@@ -90,7 +90,7 @@ def test_the_roles_of_a_family_are_as_reviewed(family: str) -> None:
     assert frozen_roles(families()[family]) == FROZEN[family]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")  # of the libraries' constructors
 @pytest.mark.parametrize("family", sorted(families().keys() - set(QUICK)))

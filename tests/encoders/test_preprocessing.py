@@ -107,7 +107,7 @@ def _timm_settings() -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_released_model_of_timm() -> None:
     settings = _timm_settings()
     assert len(settings) > 20
@@ -121,7 +121,7 @@ def test_torchvision(name: str) -> None:
     _check_torchvision(name, list(SHAPES))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
 def test_every_model_of_torchvision(name: str) -> None:
     _check_torchvision(name, ["portrait", "landscape", "square", "tiny"])

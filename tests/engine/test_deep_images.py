@@ -100,7 +100,7 @@ SLOW = tuple(KINDS)[1:]
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else [], id=kind.__name__) for kind in KINDS]
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] if kind in SLOW else [], id=kind.__name__) for kind in KINDS]
 )
 def test_a_run_reports_with_all_its_images(kind: Any, tmp_path: Path) -> None:
     run = trained(config_of(kind, tmp_path), 0)

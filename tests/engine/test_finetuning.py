@@ -83,7 +83,7 @@ def test_smaller_models_bear_higher_rates() -> None:
 @pytest.mark.parametrize(
     ("preset", "count"),
     [
-        pytest.param(preset, count, marks=[] if (preset, count) in (("full", 6), ("lora", 37)) else [pytest.mark.slow])
+        pytest.param(preset, count, marks=[] if (preset, count) in (("full", 6), ("lora", 37)) else [pytest.mark.long])
         for preset in PRESETS
         for count in (6, 37)
     ],

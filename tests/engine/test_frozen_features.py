@@ -51,7 +51,7 @@ def test_training_is_the_same_and_encodes_every_sample_once(
     assert_same_model(tmp_path / "stored", tmp_path / "encoded")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_store_the_same_features(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(YAML)
     words = (str(tmp_path / "tiny.yaml"), "--data.train.path", str(folder), *FROZEN, "--train.micro_batch", "4")

@@ -75,7 +75,7 @@ def as_table(place: Path) -> tuple[str, ...]:
     [
         (True, False, False),
         (False, True, True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, True, True), (False, False, False))),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((True, True, True), (False, False, False))),
     ],
 )
 def test_replaced_images_are_refused_by_name(started: Started, tmp_path: Path, saved: bool, larger: bool, table: bool) -> None:

@@ -279,7 +279,7 @@ def run_script(*words: str, processes: int) -> subprocess.CompletedProcess[str]:
     return first
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_one_run(folder: Path, tmp_path: Path) -> None:
     """On a machine without accelerator: the losses are those of one process."""
     path = tmp_path / "tiny.yaml"

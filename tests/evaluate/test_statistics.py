@@ -245,7 +245,7 @@ def test_intervals_of_small_samples_hold_the_truth(statistic: str, n: int) -> No
     assert np.mean([cell.held for cell in given]) > LEAST - 4 * given[0].error / np.sqrt(len(given))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_every_interval_holds_the_truth(statistic: str, n: int) -> None:

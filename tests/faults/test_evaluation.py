@@ -29,7 +29,7 @@ def scores(config: Config) -> dict[int, dict[str, float]]:
     return {row["step"]: {key: row[key] for key in row if key.startswith("held_out/")} for row in rows}
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_scores_of_many_processes_are_those_of_one(world: int, uninterrupted: Uninterrupted) -> None:
     ours, expected = (scores(uninterrupted(number, *EVALUATED)) for number in (world, 1))
     for step, values in expected.items():

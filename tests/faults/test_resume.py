@@ -39,11 +39,11 @@ def killed_and_resumed(image_folder: Path, run_dir: Path, world: int, kills: Ite
     ("world", "kills"),
     [
         (1, (1, 4, 8)),
-        pytest.param(1, range(1, STEPS + 1), marks=pytest.mark.slow),
+        pytest.param(1, range(1, STEPS + 1), marks=pytest.mark.long),
         (2, (3,)),
-        pytest.param(2, (2, 3, 6), marks=pytest.mark.slow),
+        pytest.param(2, (2, 3, 6), marks=pytest.mark.long),
         (3, (4,)),
-        pytest.param(3, (3, 4, 7), marks=pytest.mark.slow),
+        pytest.param(3, (3, 4, 7), marks=pytest.mark.long),
     ],
     ids=["1 process", "every step", "2 processes", "2 processes, often", "3 processes", "3 processes, often"],
 )
@@ -56,7 +56,7 @@ def test_resume_is_bit_exact(
     assert [row["step"] for row in read_log(tmp_path / "run/metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_queue_and_teacher_continue_where_they_were(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
@@ -102,7 +102,7 @@ def test_a_batch_larger_than_the_data_is_the_same_run_too(image_folder: Path, tm
 
 @pytest.mark.parametrize(
     ("world", "kills", "layout"),
-    [(1, (1, 5), ()), (2, (4,), ()), pytest.param(3, (6,), (), marks=pytest.mark.slow), (2, (3,), ("--train.fsdp", "true"))],
+    [(1, (1, 5), ()), (2, (4,), ()), pytest.param(3, (6,), (), marks=pytest.mark.long), (2, (3,), ("--train.fsdp", "true"))],
     ids=["1", "2", "3", "2 spread"],
 )
 def test_adapters_resume_bit_for_bit(
@@ -157,7 +157,7 @@ SPREAD = ("--train.fsdp", "true")
 """Weights, gradients and moments spread over the processes."""
 
 
-@pytest.mark.parametrize(("world", "kills"), [(2, (6,)), pytest.param(3, (4,), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("world", "kills"), [(2, (6,)), pytest.param(3, (4,), marks=pytest.mark.long)])
 def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], image_folder: Path, tmp_path: Path) -> None:
     """With a teacher, queues, micro-batches and an evaluation of uneven shares on the way."""
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 3}]")
@@ -188,7 +188,7 @@ def test_a_run_may_change_how_its_weights_lie(image_folder: Path, uninterrupted:
     assert max((weights[key] - reference[key]).abs().max().item() for key in reference) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", [(), ("--image", "null", "--method.name", "simcse")], ids=["clip", "a tower used twice"])
 def test_spread_weights_in_mixed_precision(method: tuple[str, ...], image_folder: Path, tmp_path: Path) -> None:
     """Processes compute what they would with whole weights; only sums of gradients are taken in another order."""

@@ -176,7 +176,7 @@ def test_draws_are_those_of_the_step(make: Callable[[], Any]) -> None:
     assert first.eval()(x, ids).item() == first(x, ids).item()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize("name", [name for name in CASES if name != "MoCoLoss"])  # how many keys there are is data
 def test_the_compiler_takes_a_module_in_one_graph(name: str) -> None:

@@ -97,7 +97,7 @@ def test_a_killed_sync_goes_on(photos: Path, tmp_path: Path) -> None:
     assert check_killed(photos, tmp_path, [(2, -1), (2, 0.004)]) >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sync_killed_at_many_places_goes_on(tmp_path: Path) -> None:
     """Between commits and within them, in every kind of step: 40 kills, of which 20 and more strike."""
     struck = 0

@@ -300,7 +300,7 @@ def test_random_edits_end_as_a_rebuild(edits: type[Edits]) -> None:
     machine(edits, 8, 12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_random_edits_end_as_a_rebuild(edits: type[Edits]) -> None:
     machine(edits, 150, 25)
 

@@ -241,7 +241,7 @@ def test_a_sample_of_hostile_values_is_read_or_refused_in_a_line(name: str, tmp_
     sweep(name, tmp_path / "folder", every=29)  # no divisor of the list's length: every leaf meets others
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", READERS)
 def test_every_hostile_value_is_read_or_refused_in_a_line(name: str, tmp_path: Path) -> None:

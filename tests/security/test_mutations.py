@@ -23,7 +23,7 @@ def test_damage_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
     assert read_damaged(tmp_path, 0, 1) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_much_damage_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
     assert read_damaged(tmp_path, 1, 400) == ""

@@ -162,7 +162,7 @@ def test_the_hits_for_a_text_are_those_of_mmcl(name: str, target: str, few: Cell
     assert found[:5].tolist() == expected[:5].tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "target"), CELLS)
 def test_every_cell(name: str, target: str, every: Cells) -> None:
     check(every, name, target)

@@ -51,7 +51,7 @@ def test_a_smaller_export_stays_within_its_bound(precision: Any, model: Model, t
     assert rows.dtype == np.float32
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("name", models.MODELS)
 def test_towers_of_every_library(name: str, precision: Any, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_model_of_the_library_comes_back_byte_for_byte(kind: str, tmp_path: Pa
     assert again.logit_bias == (None if model.logit_bias is None else pytest.approx(model.logit_bias))
 
 
-@pytest.mark.parametrize("to", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("to", ["pt2", pytest.param("onnx", marks=pytest.mark.long)])
 def test_a_siglip_2_becomes_a_graph_for_batches_of_any_size(to: str, tmp_path: Path) -> None:
     model = models.of_transformers("siglip2", tmp_path / "theirs")
     assert max(export(model, to=to, out=tmp_path / "ours").parity.tensor.values()) < 1e-5
