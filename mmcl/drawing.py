@@ -82,7 +82,7 @@ def write_text(
     va: str = "center",
     **style: Any,
 ) -> None:
-    """Writes text in the units of the axes, wrapped into at most `lines` lines of `width` letters; wide letters count twice."""
+    """Writes text at a point of the axes, wrapped into at most `lines` lines of `width` letters; wide letters count twice."""
     axes.text(x, y, wrapped(text, width, lines), color=color, va=va, **text_style(), **style)
 
 
@@ -104,15 +104,34 @@ def wrapped(text: str, width: int, lines: int) -> str:
     return "\n".join(found)
 
 
-def empty(axes: Axes) -> Axes:
-    """The axes from 0 to 1, without a frame or ticks."""
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+def new_sheet(figure: Figure) -> Axes:
+    """Axes over the whole figure in inches from its top left, for texts and images; axes for each take a hundred times as long."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
     return axes
 
 
-def show_image(axes: Axes, image: Image.Image, frame: str, *, dashed: bool = False, width: float = 2.5) -> None:
-    """Shows an image in a colored frame of the given width."""
-    axes.imshow(np.asarray(image), cmap="gray" if image.mode == "L" else None)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(color=frame, linewidth=width, linestyle=(0, (2, 1.5)) if dashed else "solid")
+def show_image(
+    sheet: Axes,
+    image: Image.Image,
+    frame: str,
+    place: tuple[float, float, float, float],
+    *,
+    dashed: bool = False,
+    line_width: float = 2.5,
+) -> None:
+    """Shows an image in a colored frame, as large as its proportions allow in the middle of a place of the sheet.
+
+    Args:
+        place: left, top, width and height in inches.
+    """
+    from matplotlib.patches import Rectangle
+
+    left, top, width, height = place
+    scale = min(width / image.width, height / image.height)
+    wide, high = scale * image.width, scale * image.height
+    left, top = left + (width - wide) / 2, top + (height - high) / 2
+    sheet.imshow(np.asarray(image.convert("RGB")), extent=(left, left + wide, top + high, top), aspect="auto", zorder=1)
+    style = (0, (2, 1.5)) if dashed else "solid"
+    sheet.add_patch(Rectangle((left, top), wide, high, fill=False, edgecolor=frame, linewidth=line_width, linestyle=style))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow
 import pyarrow.csv
@@ -17,14 +17,11 @@ from PIL import Image, ImageOps
 
 from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.sample import ImageLike, Sample
-from mmcl.drawing import PALE, empty, new_figure, png_bytes, show_image, write_text
+from mmcl.drawing import PALE, new_figure, new_sheet, png_bytes, show_image, write_text
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder, staged, write_file
 from mmcl.files.figure import FIGURE_SUFFIXES, write_figure
 from mmcl.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _SIDE, _GAP, _CELL, _ROW, _HEAD, _NARROWEST = 1.6, 0.25, 1.85, 2.3, 0.7, 4.0
 """Of the figure, in inches: side of an image, margin, width and height of a hit, height of the heading, least width."""
@@ -178,22 +175,19 @@ class Hits(list[Hit]):
         across, rows = min(columns, len(self)), -(-len(self) // columns)
         width, height = max(_NARROWEST, across * _CELL + _GAP), head + rows * _ROW
         figure = new_figure(width, height)
-
-        def place(left: float, top: float, wide: float, high: float) -> Axes:
-            return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
-
+        sheet = new_sheet(figure)
         query = f"\u201c{self.text}\u201d" if self.text else "Images that are near this one" if self.image is not None else ""
-        write_text(empty(place(_GAP, 0, width - 2 * _GAP, _HEAD)), 0, 0.5, query, width=round(9 * width), lines=2, fontsize=13)
+        write_text(sheet, _GAP, _HEAD / 2, query, width=round(9 * width), lines=2, fontsize=13)
         if self.image is not None:
-            show_image(place(_GAP, _HEAD, _SIDE, 0.9 * _SIDE), self._decoded("the query", self.image), PALE)
+            show_image(sheet, self._decoded("the query", self.image), PALE, (_GAP, _HEAD, _SIDE, 0.9 * _SIDE))
         for number, (hit, image) in enumerate(zip(self, shown, strict=True)):
             row, column = divmod(number, columns)
             left, top = _GAP + column * _CELL, head + row * _ROW
-            show_image(place(left, top, _SIDE, _SIDE), image, PALE, width=1)
-            below = empty(place(left, top + _SIDE, _SIDE, _ROW - _SIDE))
-            write_text(below, 0, 0.82, str(number + 1), weight="bold", fontsize=10)
-            write_text(below, 1, 0.82, f"{hit.score:.3f}", color=PALE, ha="right", fontsize=10)
-            write_text(below, 0, 0.66, hit.caption or Path(hit.name).name, width=23, lines=2, va="top", fontsize=8.5)
+            show_image(sheet, image, PALE, (left, top, _SIDE, _SIDE), line_width=1)
+            below = top + _SIDE
+            write_text(sheet, left, below + 0.13, str(number + 1), weight="bold", fontsize=10)
+            write_text(sheet, left + _SIDE, below + 0.13, f"{hit.score:.3f}", color=PALE, ha="right", fontsize=10)
+            write_text(sheet, left, below + 0.24, hit.caption or Path(hit.name).name, width=23, lines=2, va="top", fontsize=8.5)
         return png_bytes(figure)
 
     def _decoded(self, name: str, image: ImageLike | None) -> Image.Image:

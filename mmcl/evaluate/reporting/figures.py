@@ -15,8 +15,8 @@ from mmcl.drawing import (
     PALETTE,
     RIGHT,
     WRONG,
-    empty,
     new_figure,
+    new_sheet,
     png_bytes,
     show_image,
     text_style,
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _MARGIN, _HEADING, _ROW = 9.6, 0.25, 0.6, 1.5
+_WIDTH, _MARGIN, _HEADING, _ROW, _COLUMN = 9.6, 0.25, 0.6, 1.5, 1.25
 """Of figures of examples, in inches."""
+_IMAGE = (1.15, 1.05)
+"""Width and height of the place of an image in them."""
 
 
 def example_figure(found: Sequence[Examples]) -> bytes:
@@ -42,35 +44,36 @@ def example_figure(found: Sequence[Examples]) -> bytes:
     """
     rows = [-(-len(one.queries) // _columns(one)) for one in found]
     figure = new_figure(_WIDTH, sum(_HEADING + _ROW * count for count in rows) + _MARGIN)
-    key = "green, solid: right    red, dashed: wrong    below: rank and score"
+    sheet = new_sheet(figure)
     if found:
-        style: dict[str, Any] = {"color": PALE, "fontsize": 8, "ha": "right"}
-        write_text(_axes(figure, _MARGIN, 0, _WIDTH - 2 * _MARGIN, _HEADING), 1, 0.45, key, width=99, **style)
+        key = "green, solid: right    red, dashed: wrong    below: rank and score"
+        write_text(sheet, _WIDTH - _MARGIN, 0.55 * _HEADING, key, width=99, color=PALE, fontsize=8, ha="right")
     top = 0.0
     for one, count in zip(found, rows, strict=True):
         heading = f"{one.title[:1].upper()}{one.title[1:]}: {', '.join(filter(None, (one.data, one.model)))}"
-        write_text(_axes(figure, _MARGIN, top, _WIDTH, _HEADING), 0, 0.45, heading, width=60, lines=1, fontsize=13)
+        write_text(sheet, _MARGIN, top + 0.55 * _HEADING, heading, width=60, lines=1, fontsize=13)
         width = (_WIDTH - 2 * _MARGIN) / _columns(one)
         for number, query in enumerate(one.queries):
             row, column = divmod(number, _columns(one))
-            _draw_query(figure, query, _MARGIN + column * width, top + _HEADING + row * _ROW)
+            _draw_query(sheet, query, _MARGIN + column * width, top + _HEADING + row * _ROW)
         top += _HEADING + count * _ROW
     return png_bytes(figure)
 
 
 def change_figure(title: str, names: tuple[str, str], pairs: Changes) -> bytes:
     """Draws queries with the hits of two models, whose names are above them."""
-    side = 3 * 1.25
+    first = 1.75
+    second = first + 3 * _COLUMN + 0.15
     figure = new_figure(_WIDTH, 1.0 + _ROW * len(pairs) + _MARGIN, title)
-    for number, name in enumerate(names):
-        axes = _axes(figure, 1.75 + number * (side + 0.15), 0.5, side, 0.5)
-        write_text(axes, 0, 0.4, f"{'AB'[number]}: {name}", width=40, lines=1, fontsize=11)
+    sheet = new_sheet(figure)
+    for letter, left, name in zip("AB", (first, second), names, strict=True):
+        write_text(sheet, left, 0.8, f"{letter}: {name}", width=40, lines=1, fontsize=11)
     for row, pair in enumerate(pairs):
         top = 1.0 + row * _ROW
-        _draw_asked(figure, pair[0], _MARGIN, top)
-        for number, query in enumerate(pair):
+        _draw_asked(sheet, pair[0], _MARGIN, top)
+        for left, query in zip((first, second), pair, strict=True):
             for column, hit in enumerate(query.hits[:3]):
-                _draw_image(figure, hit, 1.75 + number * (side + 0.15) + column * 1.25, top)
+                _draw_image(sheet, hit, left + column * _COLUMN, top)
     return png_bytes(figure)
 
 
@@ -78,64 +81,60 @@ def _columns(one: Examples) -> int:
     return 1 if any(hit.image for query in one.queries for hit in query.hits) else 2
 
 
-def _draw_query(figure: Figure, query: Query, left: float, top: float) -> None:
-    _draw_asked(figure, query, left, top)
+def _draw_query(sheet: Axes, query: Query, left: float, top: float) -> None:
+    _draw_asked(sheet, query, left, top)
     if any(hit.image for hit in query.hits):
         for column, hit in enumerate(query.hits):
-            _draw_image(figure, hit, left + 1.5 + column * 1.25, top)
+            _draw_image(sheet, hit, left + 1.5 + column * _COLUMN, top)
         if query.answer:
-            _draw_image(figure, query.answer, left + 1.5 + 5 * 1.25 + 0.1, top)
+            _draw_image(sheet, query.answer, left + 1.5 + 5 * _COLUMN + 0.1, top)
         return
-    axes = _axes(figure, left + 1.35, top, 3.1, 1.35)
+    left += 1.35
     answer = () if query.answer is None else (query.answer,)
     for line, hit in enumerate((*query.hits, *answer)):
         mark, color = ("\u2713", RIGHT) if hit.is_right else ("\u2717", WRONG)
-        y = 0.93 - 0.175 * line
-        write_text(axes, 0.0, y, mark, color=color, fontsize=9.5)
-        write_text(axes, 0.06, y, f"{_rank(hit)}  {hit.score:.2f}", color=PALE, fontsize=8.5)
-        write_text(axes, 0.32, y, hit.text, width=27, lines=1, fontsize=9.5)
+        y = top + 0.09 + 0.24 * line
+        write_text(sheet, left, y, mark, color=color, fontsize=9.5)
+        write_text(sheet, left + 0.19, y, f"{_rank(hit)}  {hit.score:.2f}", color=PALE, fontsize=8.5)
+        write_text(sheet, left + 1.0, y, hit.text, width=27, lines=1, fontsize=9.5)
 
 
-def _draw_asked(figure: Figure, query: Query, left: float, top: float) -> None:
+def _draw_asked(sheet: Axes, query: Query, left: float, top: float) -> None:
     """The query, and why it is shown."""
     if query.image:
-        show_image(figure.add_axes(_place(figure, left, top, 1.15, 1.05)), from_data_uri(query.image), PALE)
-        below = _axes(figure, left, top + 1.06, 1.15, 0.35)
-        write_text(below, 0.5, 0.62, query.text, width=20, lines=1, ha="center", fontsize=7.5)
-        write_text(below, 0.5, 0.15, query.group, ha="center", color=PALE, fontsize=7.5)
+        show_image(sheet, from_data_uri(query.image), PALE, (left, top, *_IMAGE))
+        _write_below(sheet, left, top, 0, query.text, width=20, fontsize=7.5)
+        _write_below(sheet, left, top, 1, query.group, color=PALE, fontsize=7.5)
         return
-    axes = _axes(figure, left, top, 1.35, 1.05)
-    write_text(axes, 0, 0.56, query.text, width=16, fontsize=10, weight="bold")
-    write_text(axes, 0, 0.03, query.group, color=PALE, fontsize=8)
+    write_text(sheet, left, top + 0.46, query.text, width=16, fontsize=10, weight="bold")
+    write_text(sheet, left, top + 1.02, query.group, color=PALE, fontsize=8)
 
 
-def _draw_image(figure: Figure, hit: Hit, left: float, top: float) -> None:
+def _draw_image(sheet: Axes, hit: Hit, left: float, top: float) -> None:
     if hit.image:
-        frame = figure.add_axes(_place(figure, left, top, 1.15, 1.05))
-        show_image(frame, from_data_uri(hit.image), RIGHT if hit.is_right else WRONG, dashed=not hit.is_right)
-    below = _axes(figure, left, top + 1.06, 1.15, 0.35)
-    write_text(below, 0.5, 0.62, f"{_rank(hit)}   {hit.score:.2f}", ha="center", color=PALE, fontsize=8)
-    write_text(below, 0.5, 0.15, hit.text, width=22, lines=1, ha="center", fontsize=7.5)
+        color = RIGHT if hit.is_right else WRONG
+        show_image(sheet, from_data_uri(hit.image), color, (left, top, *_IMAGE), dashed=not hit.is_right)
+    _write_below(sheet, left, top, 0, f"{_rank(hit)}   {hit.score:.2f}", color=PALE, fontsize=8)
+    _write_below(sheet, left, top, 1, hit.text, width=22, fontsize=7.5)
+
+
+def _write_below(sheet: Axes, left: float, top: float, line: int, text: str, **style: Any) -> None:
+    """Writes one of two lines below the image of a place."""
+    write_text(sheet, left + _IMAGE[0] / 2, top + 1.19 + 0.17 * line, text, lines=1, ha="center", **style)
 
 
 def _rank(hit: Hit) -> str:
     return f"{hit.rank:,.1f}".removesuffix(".0")
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    return empty(figure.add_axes(_place(figure, left, top, width, height)))
-
-
-def _place(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """A place in inches from the left and the top, in matplotlib's units."""
-    full, tall = figure.get_size_inches()
-    return left / full, 1 - (top + height) / tall, width / full, height / tall
-
-
 def score_chart(metrics: Sequence[Metric]) -> bytes:
     """At most four scores, those that are quoted first, with the values of all models and their intervals."""
     shown = headline(metrics)
-    lines = [len(own) for own in shown] or [1]
+    if not shown:
+        figure = new_figure(9, 1.0)
+        write_text(new_sheet(figure), 0.3, 0.5, "This report has no score between 0 and 1.", fontsize=10)
+        return png_bytes(figure)
+    lines = [len(own) for own in shown]
     figure = new_figure(9, 0.8 + 0.75 * len(lines) + 0.3 * sum(lines), "Scores, with 95 % intervals")
     height = figure.get_figheight()
     margins = {
@@ -146,10 +145,8 @@ def score_chart(metrics: Sequence[Metric]) -> bytes:
         "hspace": 1.0 * len(lines) / sum(lines) + 0.35,
     }
     grid = figure.subplots(len(lines), 1, squeeze=False, height_ratios=lines, gridspec_kw=margins)[:, 0]
-    for axes, own in zip(grid, shown, strict=False):
+    for axes, own in zip(grid, shown, strict=True):
         _draw_score(axes, own)
-    if not shown:
-        write_text(empty(grid[0]), 0, 0.5, "This report has no score between 0 and 1.", fontsize=10)
     return png_bytes(figure)
 
 
