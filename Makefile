@@ -1,10 +1,7 @@
 # `make` prints this menu. CONTRIBUTING.md says how long each target takes.
 
 .DEFAULT_GOAL := help
-.PHONY: help lint format test test-fast test-slow docs bench build ci
-
-# Tests that start commands, training runs or several processes, which take most of the time.
-whole := tests/browser tests/cli tests/distributed tests/documentation tests/engine tests/faults tests/interop
+.PHONY: help lint format test test-fast test-long docs bench build ci
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,14 +16,14 @@ format:  ## fixes what ruff can fix
 	ruff check --fix .
 	ruff format .
 
-test:  ## everything but the slow tests
+test:  ## everything but the long tier
 	pytest -n auto
 
 test-fast:  ## without the tests that start commands, runs or several processes: while you work
-	pytest -n auto $(addprefix --ignore=,$(whole))
+	pytest -n auto -m "not slow"
 
-test-slow:  ## whole registries and grids
-	pytest -n auto -m slow
+test-long:  ## whole registries and grids
+	pytest -n auto -m long
 
 docs:  ## the documentation, into build/docs; needs the extra `docs`
 	sphinx-build -W docs build/docs

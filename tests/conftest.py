@@ -16,9 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy and torch are 
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  # by every optimizer otherwise, for seconds in each process that a test forks
 
-# A busy machine is slow, which is not a failure.
-settings.register_profile("mmcl", deadline=None)
+# A busy machine is slow, which is not a failure. A change is tested on what its parent was; the long tier looks for more.
+settings.register_profile("mmcl", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
 settings.load_profile("mmcl")
+
+
+SLOW = {"browser", "cli", "distributed", "documentation", "embedding", "engine", "faults", "interop"}
+"""Folders whose tests start commands, training runs or several processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What `pytest -m "not slow"` leaves out: these folders, and the long tier."""
+    for item in items:
+        if item.get_closest_marker("long") or SLOW & set(item.path.relative_to(Path(__file__).parent).parts):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

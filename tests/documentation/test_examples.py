@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import mmcl
 from mmcl.config import load_config
 from mmcl.runs.components import check_components
 from tests.documentation.snippets import quick_config
+from tests.warm import python
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -65,7 +64,7 @@ def test_an_example_prints_what_it_found(
 def run_as_it_is(name: str, place: Path) -> None:
     words, printed = EXAMPLES[name]
     script = str(ROOT / "examples" / f"{name}.py")
-    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, cwd=place, timeout=250, check=False)
+    done = python(script, *words, cwd=place, timeout=250)
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
 

@@ -21,14 +21,15 @@ MADE_BEFORE = """mmcl index build photos/ --out photos.mmcl --model runs/clip_em
 mmcl search runs/clip_emoji "a dog" --images photos/ --save old.mmcl"""
 """What the examples of `mmcl index` and `mmcl dedup` find."""
 OF_AN_INDEX = ("verify", "optimize", "versions", "restore", "export", "import")
-SLOW = ("mmcl train", "mmcl eval", "mmcl eval suite", *(f"mmcl index {verb}" for verb in OF_AN_INDEX))
-"""Several runs, a suite of 1,906 images, and what needs an index that exists."""
+_OF_RUNS = ("train", "eval", "eval suite", "finetune", "export", "merge", "push", "compare")
+LONG = (*(f"mmcl {verb}" for verb in _OF_RUNS), *(f"mmcl index {verb}" for verb in OF_AN_INDEX))
+"""What needs several runs, a suite of 1,906 images, or an index that exists."""
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=[pytest.mark.long] if command in SLOW else [])
+        pytest.param(command, marks=[pytest.mark.long] if command in LONG else [])
         for command in FORMS_WITH_EXAMPLES
         if command != "mmcl completion"
     ],

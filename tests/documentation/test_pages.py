@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if any(block.language in LANGUAGES[:3] for block in blocks_of(page))]
 # `.ci/run` runs the README with the wheel; the others train or export for a minute.
-SLOW = ("README.md", "fine_tuning.md", "export.md", "distillation.md", "supervised.md")
+LONG = ("README.md", "fine_tuning.md", "export.md", "distillation.md", "supervised.md", "evaluation.md", "resume.md", "slip.md")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_registries_as_they_were")
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.long] if page.name in SLOW else []) for page in WITH_CODE],
+    [pytest.param(page, marks=[pytest.mark.long] if page.name in LONG else []) for page in WITH_CODE],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_page(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,7 @@ def test_killed_inside_a_write(name: str, job: EmbeddingJob, expected: Bytes) ->
     assert content(job.folder) == expected
 
 
+@pytest.mark.long
 def test_killed_again_and_again(job: EmbeddingJob, expected: Bytes) -> None:
     """Each start writes one shard and is killed in the next."""
     for _ in range(SHARDS):

@@ -121,6 +121,7 @@ def test_a_run_reports_with_all_its_images(kind: Any, tmp_path: Path) -> None:
     assert sheet[90:240, 40:190].std() > 20  # noise, neither black nor white
 
 
+@pytest.mark.long
 def test_a_comparison_shows_what_two_runs_found(tmp_path: Path) -> None:
     run = trained(config_of(bands, tmp_path), 0)
     report = Report.load(run / "report")

@@ -91,6 +91,7 @@ def test_the_exported_weights_are_the_mean_with_those_of_the_start(
     assert json.loads((tmp_path / "mean/model/config.json").read_text())["provenance"]["alpha"] == alpha
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
 def test_the_mean_of_an_adapted_model_has_the_keys_of_the_start(
     folder: Path, start: Path, tmp_path: Path, adapter: str

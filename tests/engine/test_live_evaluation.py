@@ -175,6 +175,7 @@ class TestBestCheckpoint:
         model = load_file(run_dir / "model/model.safetensors")
         assert all(torch.equal(model[key], kept[f"towers.{key}"]) for key in model)
 
+    @pytest.mark.long
     def test_lowest_where_that_is_best(self, folder: Path, tmp_path: Path) -> None:
         run_dir = self.run(folder, tmp_path / "run", [0.5, 0.1, 0.9], "--train.export", "best", "--train.best_is", "min")
         assert mmcl.load_model(run_dir).provenance["steps"] == 4

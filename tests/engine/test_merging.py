@@ -104,6 +104,7 @@ def run(place: Path, *words: str) -> int:
     return main(["merge", *(word.replace("PLACE", str(place)) for word in words)])
 
 
+@pytest.mark.long
 def test_the_best_mean_is_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("PLACE/start", "PLACE/tuned", "--alpha", "0", "0.5", "1", "--evaluate", "PLACE/suite.yaml", "--out", "PLACE/best")
     assert run(place, *words) == 0

@@ -66,7 +66,7 @@ def test_queue_and_teacher_continue_where_they_were(image_folder: Path, tmp_path
     assert any("queue" in key for key in final_state(config))
 
 
-@pytest.mark.parametrize("worlds", [(1, 3), (3, 2, 1)], ids=str)
+@pytest.mark.parametrize("worlds", [pytest.param((1, 3), marks=pytest.mark.long), (3, 2, 1)], ids=str)
 def test_another_number_of_processes_is_the_same_run(
     worlds: tuple[int, ...], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
@@ -102,7 +102,12 @@ def test_a_batch_larger_than_the_data_is_the_same_run_too(image_folder: Path, tm
 
 @pytest.mark.parametrize(
     ("world", "kills", "layout"),
-    [(1, (1, 5), ()), (2, (4,), ()), pytest.param(3, (6,), (), marks=pytest.mark.long), (2, (3,), ("--train.fsdp", "true"))],
+    [
+        (1, (1, 5), ()),
+        pytest.param(2, (4,), (), marks=pytest.mark.long),
+        pytest.param(3, (6,), (), marks=pytest.mark.long),
+        (2, (3,), ("--train.fsdp", "true")),
+    ],
     ids=["1", "2", "3", "2 spread"],
 )
 def test_adapters_resume_bit_for_bit(
@@ -130,7 +135,9 @@ def test_adapters_resume_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("world", "kills", "layout"), [(1, (1, 5), ()), (2, (4,), ("--train.fsdp", "true"))], ids=["1", "2 spread"]
+    ("world", "kills", "layout"),
+    [(1, (1, 5), ()), pytest.param(2, (4,), ("--train.fsdp", "true"), marks=pytest.mark.long)],
+    ids=["1", "2 spread"],
 )
 def test_anchors_resume_bit_for_bit(
     world: int,
@@ -205,6 +212,7 @@ def test_spread_weights_in_mixed_precision(method: tuple[str, ...], image_folder
     assert logs["spread"][0]["loss"] != logs["exact"][0]["loss"], "it was bfloat16"
 
 
+@pytest.mark.long
 def test_the_best_of_a_spread_run_is_exported(image_folder: Path, tmp_path: Path) -> None:
     score = ("--train.keep_best", "held_out/text_to_image_mean_rank", "--train.export", "best")
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 1}]")

@@ -147,11 +147,13 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Cells:
     return cells
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "target"), QUICK)
 def test_a_cell(name: str, target: str, few: Cells) -> None:
     check(few, name, target)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "target"), [cell for cell in QUICK if cell not in REFUSED])
 def test_the_hits_for_a_text_are_those_of_mmcl(name: str, target: str, few: Cells) -> None:
     """TEXTS[0] among the emoji, where mmcl is not installed."""

@@ -65,7 +65,7 @@ def test_a_model_of_the_library_comes_back_byte_for_byte(kind: str, tmp_path: Pa
     np.testing.assert_array_equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
 
 
-@pytest.mark.parametrize("kind", ["clip", "eos"])
+@pytest.mark.parametrize("kind", ["clip", pytest.param("eos", marks=pytest.mark.long)])
 def test_the_causal_text_tower_becomes_a_graph_for_texts_of_any_length(kind: str, tmp_path: Path) -> None:
     """Up to the full context length."""
     model = models.of_open_clip(kind, tmp_path / "theirs")
