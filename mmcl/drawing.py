@@ -105,7 +105,7 @@ def wrapped(text: str, width: int, lines: int) -> str:
 
 
 def new_sheet(figure: Figure) -> Axes:
-    """Axes over the whole figure in inches from its top left, for texts and images; axes for each take a hundred times as long."""
+    """Axes over the whole figure in inches from its top left, for all texts and images: axes for each take far longer."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()

@@ -74,7 +74,7 @@ class _Allocations(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: a build is never compiled, and to keep this class out of a graph torch would import its compiler, for seconds."""
+        """False: nothing is compiled here, and torch would import its compiler, for seconds, to keep this out of graphs."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,31 +85,27 @@ class _Allocations(TorchDispatchMode):
         if func is torch.ops.aten.unbind.int and args[0].shape[0] > CALLS:  # a loop over its rows
             raise self.refuse(f"{args[0].shape[0]:,} tensors in a list")
         if not func.is_view and not func._schema.is_mutable:
-            self._check(func, args, kwargs)
+            for size in _new_sizes(func, args, kwargs):
+                if math.prod(size) > self.limit:
+                    raise self.refuse(f"a tensor of {' x '.join(map(str, size))} elements")
         return func(*args, **kwargs)
 
-    def _check(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        device = kwargs.get("device") or (given[0].device if given else "cpu")
-        if torch.device(device).type == "meta":
-            return
-        named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-        # For these two kinds the answer is plain, where torch would import its compiler, for seconds, to ask `meta`.
-        if not given and "size" in named:
-            return self._check_size(named["size"])
-        if torch.Tag.pointwise in func.tags and given:
-            return self._check_size(torch.broadcast_shapes(*(tensor.shape for tensor in given)))
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
-        if any(argument.name == "device" for argument in func._schema.arguments):
-            kwargs["device"] = "meta"
-        try:
-            made = func(*args, **kwargs)
-        except (NotImplementedError, RuntimeError):  # without a shape of its own on that device, or the real call fails alike
-            return
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._check_size(tensor.shape)
 
-    def _check_size(self, size: Sequence[int]) -> None:
-        if math.prod(size) > self.limit:
-            raise self.refuse(f"a tensor of {' x '.join(map(str, size))} elements")
+def _new_sizes(func: Any, args: Any, kwargs: dict[str, Any]) -> Sequence[Sequence[int]]:
+    """The shapes of the tensors that an operation would allocate."""
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    device = kwargs.get("device") or (given[0].device if given else "cpu")
+    if torch.device(device).type == "meta":
+        return []
+    names = [argument.name for argument in func._schema.arguments]
+    # Of these two kinds the shape is plain, and torch would import its compiler, for seconds, to compute it on `meta`.
+    if "size" in names and not given:
+        return [kwargs["size"] if "size" in kwargs else args[names.index("size")]]
+    if torch.Tag.pointwise in func.tags and given:
+        return [torch.broadcast_shapes(*(tensor.shape for tensor in given))]
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+    try:
+        made = func(*args, **(kwargs | {"device": "meta"} if "device" in names else kwargs))
+    except (NotImplementedError, RuntimeError):  # without a shape of its own on that device, or the real call fails alike
+        return []
+    return [leaf.shape for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]

@@ -29,7 +29,6 @@ from mmcl.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _WIDTH, _MARGIN, _HEADING, _ROW, _COLUMN = 9.6, 0.25, 0.6, 1.5, 1.25
 """Of figures of examples, in inches."""
