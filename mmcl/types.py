@@ -7,7 +7,9 @@ L tokens, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -72,22 +74,87 @@ class Features:
         return Features(self.rows[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Unaugmented:
+    """Images whose augmentation is left to the device.
+
+    Attributes:
+        pixels: uint8 [B, C, H, W].
+        epoch, index: int64 [B], on the host; they determine the random draws of each image.
+        augment: maps images, float32 [B, C, H, W] in [0, 1], with `epoch` and `index`, to augmented ones.
+    """
+
+    pixels: Tensor
+    epoch: np.ndarray
+    index: np.ndarray
+    augment: Callable[..., Tensor]
+
+    def to(self, device: device | str, *, non_blocking: bool = False) -> Unaugmented:
+        """Copies the pixels to a device."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Unaugmented:
+        """Copies the pixels to page-locked memory."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: slice | Tensor) -> Unaugmented:
+        epoch, index = self.epoch[rows], self.index[rows]
+        return replace(self, pixels=self.pixels[rows], epoch=epoch, index=index)
+
+
 Views = Mapping[str, "Tensor | Tokens | Features"]
 """Inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], `Tokens`, or the `Features` of either.
 
-On their way to the device, images that were not augmented are uint8, see `views_on`.
+On their way to the device, images that are not augmented on the host are uint8 or `Unaugmented`, which `views_on` resolves.
 """
 
 
 def views_on(device: device | str, views: Views) -> Views:
     """Copies views to a device; the copies may still be in progress on return. Images of uint8 become float32 in [0, 1] there,
-    so that a quarter of the bytes travels."""
-    moved = {name: view.to(device, non_blocking=True) for name, view in views.items()}
+    so that a quarter of the bytes travels.
+
+    On CUDA the copies have a stream of their own, so that they need not wait for the computations that were started before.
+    """
+    import torch
+
+    target = torch.device(device)
+    with _copy_stream(target):
+        moved = {name: view.to(target, non_blocking=True) for name, view in views.items()}
+    if target.type == "cuda":
+        computing = torch.cuda.current_stream(target)
+        computing.wait_stream(_side_stream(target))
+        for part in (part for view in moved.values() for part in _tensors(view)):
+            part.record_stream(computing)  # its memory is not used again before these computations have ended
     return {name: _as_float(view) for name, view in moved.items()}
 
 
+def _copy_stream(target: device) -> AbstractContextManager[object]:
+    """Context in which copies to a device are started in the stream of the copies."""
+    import torch
+
+    return torch.cuda.stream(_side_stream(target)) if target.type == "cuda" else nullcontext()
+
+
+@lru_cache
+def _side_stream(target: device) -> Any:
+    import torch
+
+    return torch.cuda.Stream(target)
+
+
+def _tensors(view: Any) -> list[Tensor]:
+    """The tensors of a view."""
+    names = {Tokens: ("ids", "mask"), Features: ("rows",), Unaugmented: ("pixels",)}.get(type(view))
+    return [view] if names is None else [getattr(view, name) for name in names]
+
+
 def _as_float(view: Any) -> Any:
-    """Bytes of pixels as float32 in [0, 1], others unchanged."""
+    """Bytes of pixels as float32 in [0, 1], augmented where that is still to be done; others unchanged."""
+    if isinstance(view, Unaugmented):
+        return view.augment(view.pixels.float().div_(255), epoch=view.epoch, index=view.index)
     is_bytes = not isinstance(view, Tokens | Features) and not view.is_floating_point()
     return view.float().div_(255) if is_bytes else view
 

@@ -134,8 +134,12 @@ class DataConfig:
     """Augmentations in the order of application, each drawn per image and view."""
     views: dict[str, ViewConfig] = field(default_factory=dict)
     """Overrides for individual image views, by name, as in BYOL and SwAV; `small` stands for small_0, small_1, ..."""
-    workers: int = setting(0, at_least=0, decides=False)
-    """Loader processes per training process; 0 loads in the training process, which is best for cached images."""
+    augment_on: Literal["host", "device"] = "host"
+    """Where images are augmented: by the loader, or on the device of the training, to which then bytes travel, not floats. The
+    draws are the same; pixels may differ by rounding between a GPU and the host."""
+    workers: int | None = setting(None, at_least=0, decides=False)
+    """Loader processes per training process; 0 loads in the training process, which is best for cached images. Null is 0 on the
+    CPU, and up to 4 beside a GPU."""
     max_pixels: int | None = setting(None, at_least=1, decides=False)
     """Largest number of pixels (width x height) of an image; larger images are unusable. Null uses the environment variable
     MMCL_MAX_PIXELS, else 64 million."""

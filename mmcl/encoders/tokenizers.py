@@ -129,11 +129,16 @@ class Tokenizer:
         rows = [encoding.ids or [self.pad_id] for encoding in encodings]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         mask = np.arange(max(lengths, default=1)) < lengths[:, None]
-        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids = np.full(mask.shape, self.padding_id, dtype=np.int64)
         ids[mask] = [token for row in rows for token in row]
         if self.blank_id is not None:
             ids[ids == self.blank_id] = 0
         return ids, mask, sum(bool(encoding.overflowing) for encoding in encodings)
+
+    @property
+    def padding_id(self) -> int:
+        """The id after the end of a text in a batch: `pad_id`, or 0 where that is the blank."""
+        return 0 if self.pad_id == self.blank_id else self.pad_id
 
     def lengths(self, texts: str | Sequence[str]) -> np.ndarray:
         """Return the number of tokens of each text before truncation to `context_length`, int64 [B]."""

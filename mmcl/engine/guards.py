@@ -84,8 +84,8 @@ def lost_process_reported(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def loader_batches(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
-    """Iterate over the batches of a loader whose processes end with the context.
+def loader_batches(loader: DataLoader[T]) -> Iterator[Iterator[T]]:
+    """Iterate over the items of a loader whose processes end with the context.
 
     The traceback of a loader error keeps the processes alive, and at exit Python would wait for them forever, because they
     ignore the signal that would end them.

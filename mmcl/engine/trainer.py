@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mmcl import rng
 from mmcl.config import Config
@@ -32,13 +32,12 @@ from mmcl.engine.guards import (
     BufferSnapshot,
     StopSignals,
     check_adapters,
-    ignore_stop_signals,
-    loader_batches,
     lost_process_reported,
     set_collective_timeout,
     write_crash_bundle,
 )
 from mmcl.engine.live_evaluation import LiveEvaluation
+from mmcl.engine.loading import BatchPieces, loaded, loader_processes
 from mmcl.engine.log import Logbook
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
@@ -90,7 +89,7 @@ class Trainer:
         config: Config,
         accelerator: Accelerator,
         method: Method,
-        batches: Dataset[Batch],
+        batches: BatchPieces,
         order: BatchOrder,
         evaluation: LiveEvaluation,
         *,
@@ -100,6 +99,8 @@ class Trainer:
         self.config, self.accelerator, self.method, self.batches, self.order = config, accelerator, method, batches, order
         self.evaluation, self.total_steps, self.identity = evaluation, total_steps, identity
         self.run_dir = Path(config.run_dir or "")
+        on_cuda, processes = accelerator.device.type == "cuda", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.workers = loader_processes(config.data.workers, on_cuda=on_cuda, processes=processes)
         method.to(accelerator.device)
         # Accelerate gets neither the loader nor the schedule: it would reorder the data and advance the schedule once per
         # process.
@@ -139,7 +140,7 @@ class Trainer:
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)
-            with loader_batches(self._loader(steps)) as batches:
+            with loaded(self.batches, steps, workers=self.workers, pin=self.accelerator.device.type == "cuda") as batches:
                 for step, batch in enumerate(self.logbook.timed(batches), start + 1):
                     metrics, totals = self._step(step, batch.to(self.accelerator.device))
                     self.logbook.step(step, metrics)
@@ -181,17 +182,6 @@ class Trainer:
         self._backward(step + 1, self.batches[step].to(self.accelerator.device))
         self.optimizer.zero_grad()
         buffers.restore()
-
-    def _loader(self, steps: range) -> DataLoader[Batch]:
-        # Item numbers are steps and every batch is a pure function of its step, so a resumed run starts the range later.
-        return DataLoader(
-            self.batches,
-            sampler=steps,
-            batch_size=None,
-            num_workers=self.config.data.workers,
-            worker_init_fn=ignore_stop_signals,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
         """Run one step. Returns the metrics, and the numbers that were summed over the processes."""

@@ -7,7 +7,7 @@ that is mapped into memory, so the operating system caches as much as fits, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from mmcl.config import Config
+from mmcl.data.batches.loader import StepBatches
+from mmcl.data.batches.pieces import Piece
 from mmcl.data.captions import checked_caption
 from mmcl.data.derived.subset import Subset
 from mmcl.data.images.image_cache import decoded_batches
@@ -38,25 +39,38 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class FeatureBatches(Dataset[Batch]):
-    """Batches in which the views of frozen encoders hold features instead of inputs.
+class FeatureBatches:
+    """Batches in which the views of frozen encoders hold features instead of inputs, read in pieces like `StepBatches`.
 
     Args:
         batches: item number s is a process's share of step s.
         files: view name -> file written by `store_features`.
     """
 
-    def __init__(self, batches: Dataset[Batch], files: Mapping[str, Path]):
+    def __init__(self, batches: StepBatches, files: Mapping[str, Path]):
         self.batches, self.files = batches, files
 
+    @property
+    def pieces(self) -> int:
+        """Number of pieces of every step."""
+        return self.batches.pieces
+
     def __getitem__(self, step: int) -> Batch:
-        batch = self.batches[step]
-        # The file is mapped for each batch, so that its contents are not sent to loader processes.
+        return self.joined(step, (self.piece(step, number) for number in range(self.pieces)))
+
+    def piece(self, step: int, number: int) -> Piece:
+        """Reads a piece of a step, with features."""
+        piece = self.batches.piece(step, number)
+        # The file is mapped for each piece, so that its contents are not sent to loader processes.
         features = {
-            view: Features(torch.from_numpy(np.load(file, mmap_mode="r")[batch.index.numpy()]))
+            view: Features(torch.from_numpy(np.load(file, mmap_mode="r")[piece.batch.index.numpy()]))
             for view, file in self.files.items()
         }
-        return replace(batch, views={**batch.views, **features})
+        return replace(piece, batch=replace(piece.batch, views={**piece.batch.views, **features}))
+
+    def joined(self, step: int, pieces: Iterable[Piece], *, pin: bool = False) -> Batch:
+        """Joins the pieces of a step, see `StepBatches.joined`."""
+        return self.batches.joined(step, pieces, pin=pin)
 
 
 def has_fixed_inputs(kind: str, config: Config, source: Source) -> bool:

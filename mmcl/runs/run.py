@@ -310,6 +310,7 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         by_length=(config.train.micro_batch or share) < share,
+        augment_on=config.data.augment_on,
         progress=accelerator.is_main_process,
     )
     return FeatureBatches(batches, {view: files[kind] for view, kind in method.views.items() if kind in files})

@@ -92,7 +92,7 @@ class AugmentationPipeline:
         Returns:
             float32 [B, C, H, W] in [0, 1].
         """
-        size = max(1, _CHUNK // image_BCHW[0].numel())
+        size = max(1, _CHUNK // image_BCHW[0].numel()) if image_BCHW.device.type == "cpu" else len(image_BCHW)
         chunks = [slice(at, at + size) for at in range(0, len(image_BCHW), size)]
         return torch.cat([self._augment(image_BCHW[rows].clone(), seed, epoch[rows], index[rows], view) for rows in chunks])
 

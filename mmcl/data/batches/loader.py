@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmcl.data.batches.order import BatchOrder
+from mmcl.data.batches.pieces import PIECE_ROWS, Piece, join
 from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.captions import checked_caption, token_ids
 from mmcl.data.derived.label_captions import CAPTIONS_WANTED
@@ -23,7 +25,7 @@ from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 from mmcl.terminal import counted
-from mmcl.types import BadSample, Batch, Tokens
+from mmcl.types import BadSample, Batch, Tokens, Unaugmented
 
 CACHE_BYTES = 10**9
 MAX_ATTEMPTS = 100
@@ -44,7 +46,8 @@ class StepBatches(Dataset[Batch]):
     """A map-style dataset whose item number is the training step.
 
     `DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=w)` gives the same batches for any number of
-    workers and after any resume. The concatenated rows of all ranks are the same for any number of processes.
+    workers and after any resume. The concatenated rows of all ranks are the same for any number of processes. A large batch
+    can also be read in pieces, which loader processes share: `batches[step]` is `joined` of every `piece` of the step.
 
     A sample that cannot be used (an unreadable image, a missing caption) is replaced by another, drawn by (seed, epoch,
     sample, attempt), and listed in the batch, which keeps its size.
@@ -62,6 +65,7 @@ class StepBatches(Dataset[Batch]):
         cache: decode every image once and keep it in memory; "auto" does so without crops and below 1 GB.
         rank, world: rank of this process, and number of processes that share the global batch.
         by_length: sort the rows of a step by text length, so that micro-batches need less padding.
+        augment_on: "device" leaves the augmentation to `views_on`, which then runs it on the device.
         progress: whether filling the cache shows a progress bar.
 
     Raises:
@@ -80,9 +84,11 @@ class StepBatches(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
         by_length: bool = False,
+        augment_on: Literal["host", "device"] = "host",
         progress: bool = False,
     ):
         self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
+        self.augment_on = augment_on
         self.images, self.texts, self.tokenizer = images, texts, tokenizer
         # Here rather than at the first batch, where every loader process would read the labels again.
         self.labels = source.labels
@@ -95,29 +101,63 @@ class StepBatches(Dataset[Batch]):
             if cache is True or (cache == "auto" and fits):
                 self._cache = ImageCache(source, preprocess, progress=progress)
 
+    @property
+    def pieces(self) -> int:
+        """Number of pieces of every step."""
+        return -(-self._share // PIECE_ROWS)
+
     def __getitem__(self, step: int) -> Batch:
-        epoch, wanted = self.order.rows(step, self.rank, self.world)
+        return self.joined(step, (self.piece(step, number) for number in range(self.pieces)))
+
+    def piece(self, step: int, number: int) -> Piece:
+        """Reads piece `number` of this process's share of a step."""
+        start = number * PIECE_ROWS
+        stop, first = min(start + PIECE_ROWS, self._share), self.rank * self._share
+        epoch, wanted = self.order.part(step, first + start, first + stop)
         bad: list[BadSample] = []
         draws = self._caption_draws(epoch, wanted)
         rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
-        replaced = tuple(self.rank * len(rows) + number for number, row in enumerate(rows) if row.is_replacement)
-        if self.by_length:
-            rows.sort(key=lambda row: sum(map(len, row.captions.values())))
         epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
-        views: dict[str, Tensor | Tokens] = {}
-        for name, view in self.images.items():
-            image = torch.stack([row.pixels[name] for row in rows])
-            if view.augment:
-                pixels = image.float().div_(255)
-                image = view.augment(pixels, seed=self.order.seed, epoch=epoch, index=index, view=view.number)
-            views[name] = image
+        views: dict[str, Any] = {
+            name: self._images(view, torch.stack([row.pixels[name] for row in rows]), epoch, index)
+            for name, view in self.images.items()
+        }
         for name in self.texts:
             assert self.tokenizer
             views[name] = self.tokenizer([row.captions[name] for row in rows])
-        labels = None if self.labels is None else torch.from_numpy(self.labels[index])
-        ids = torch.from_numpy(self._ids(step, index, views))
-        text_ids = self._text_ids(views) if "negative" in self.texts else None
-        return Batch(views, ids, torch.from_numpy(index), tuple(bad), labels, bad_rows=replaced, text_ids=text_ids)
+        batch = Batch(
+            views,
+            torch.from_numpy(self._ids(index, views)),
+            torch.from_numpy(index),
+            tuple(bad),
+            None if self.labels is None else torch.from_numpy(self.labels[index]),
+            bad_rows=tuple(first + start + number for number, row in enumerate(rows) if row.is_replacement),
+            text_ids=self._text_ids(views) if "negative" in self.texts else None,
+        )
+        lengths = [sum(map(len, row.captions.values())) for row in rows] if self.by_length else None
+        return Piece(batch, lengths, {} if number else self._same_ids(step))
+
+    def joined(self, step: int, pieces: Iterable[Piece], *, pin: bool = False) -> Batch:
+        """Joins all pieces of a step, in their order.
+
+        Args:
+            step: the step.
+            pieces: each is taken when there is room for it, and freed before the next.
+            pin: whether the batch is in page-locked memory.
+        """
+        return join(pieces, self._share, padding=getattr(self.tokenizer, "padding_id", 0), pin=pin)
+
+    @property
+    def _share(self) -> int:
+        return self.order.batch_size // self.world
+
+    def _images(self, view: ImageView, pixels: Tensor, epoch: np.ndarray, index: np.ndarray) -> Tensor | Unaugmented:
+        if view.augment is None:
+            return pixels
+        augment = partial(view.augment, seed=self.order.seed, view=view.number)
+        if self.augment_on == "device":
+            return Unaugmented(pixels, epoch, index, augment)
+        return augment(pixels.float().div_(255), epoch=epoch, index=index)
 
     def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _BatchRow:
         """Reads a sample, or its first readable replacement; appends unreadable samples to `bad`."""
@@ -160,14 +200,13 @@ class StepBatches(Dataset[Batch]):
             captions[name] = checked_caption(text, sample_name)
         return captions
 
-    def _ids(self, step: int, index: np.ndarray, views: Mapping[str, Any]) -> np.ndarray:
+    def _ids(self, index: np.ndarray, views: Mapping[str, Any]) -> np.ndarray:
         if not self.texts:
             return index
         if self.source.ids is not None:
             ids: np.ndarray = self.source.ids[index]
             return ids
-        ids, same = token_ids(views[self.texts[0]]), self._same_ids(step)
-        return np.array([same.get(number, number) for number in ids.tolist()], np.int64)
+        return token_ids(views[self.texts[0]])
 
     def _text_ids(self, views: Mapping[str, Any]) -> Tensor:
         """Text ids of every text view, hard negatives last: int64 [b, V]."""
@@ -180,6 +219,8 @@ class StepBatches(Dataset[Batch]):
         A batch that crosses the end of an epoch may show a sample twice, with two captions; then all rows with either caption
         are positives of each other. Computed from the whole batch, so that every process gets the same groups.
         """
+        if not self.texts or self.source.ids is not None:
+            return {}
         epoch, index = self.order.rows(step)
         everyone, times = np.unique(index, return_counts=True)
         again = np.isin(index, everyone[times > 1])

@@ -38,7 +38,11 @@ class BatchOrder(ABC):
         share, remainder = divmod(self.batch_size, world)
         if remainder:
             raise UserError(f"train.batch_size is {self.batch_size}: choose a multiple of {world}, the number of processes")
-        return self._rows(step, rank * share + np.arange(share))
+        return self.part(step, rank * share, (rank + 1) * share)
+
+    def part(self, step: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the epochs and dataset indices of the rows from `start` to `stop` of a global batch, as `rows` does."""
+        return self._rows(step, np.arange(start, stop))
 
     @abstractmethod
     def _rows(self, step: int, row_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
