@@ -231,11 +231,15 @@ def load_average(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> bool:
 
 def _fill(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, file: str) -> None:
     state = read_safetensors(checkpoint.path / file)
-    misshapen = [name for name, tensor in tensors.items() if name in state and state[name].shape != tensor.shape]
-    _refuse(checkpoint, [*sorted(set(state) ^ set(tensors)), *misshapen])
+    misfits = [name for name, tensor in tensors.items() if name in state and not _is_alike(state[name], tensor)]
+    _refuse(checkpoint, [*sorted(set(state) ^ set(tensors)), *misfits])
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(_laid_out(state[name], tensor))
+
+
+def _is_alike(read: Tensor, tensor: Tensor) -> bool:
+    return read.shape == tensor.shape and read.is_floating_point() == tensor.is_floating_point()
 
 
 def _refuse(checkpoint: Checkpoint, misfits: list[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mmcl.config import from_dict
 from mmcl.engine.best_checkpoint import BestState
-from mmcl.engine.checkpoint import MANIFEST, Checkpoint
+from mmcl.engine.checkpoint import AVERAGE, MANIFEST, Checkpoint
 from mmcl.errors import UserError
 
 
@@ -52,9 +52,12 @@ class RunState:
 
 
 def read_run_state(checkpoint: Checkpoint) -> RunState:
-    """Read the state of a run. Raises UserError when the manifest does not contain it."""
+    """Read the state of a run. Raises UserError when the manifest does not contain it, or not the average that it counts."""
     try:
-        return from_dict(RunState, checkpoint.manifest.get("state"), "state")  # type: ignore[arg-type]
+        state = from_dict(RunState, checkpoint.manifest.get("state"), "state")  # type: ignore[arg-type]
+        if state.averaged and AVERAGE not in checkpoint.manifest["files"]:
+            raise UserError(f"it lists no {AVERAGE}, and state.averaged is {state.averaged}")
+        return state
     except UserError as error:
         raise UserError(
             f"{checkpoint.path / MANIFEST} is damaged: {error}; start without --resume, in another --run_dir"

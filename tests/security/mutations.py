@@ -144,7 +144,7 @@ KINDS: dict[str, tuple[Callable[[Path], Reader], list[str]]] = {
     "index": (index_folder, ["index.json", "*.safetensors"]),
     "report": (report, ["metrics.json", "details.json", "rows.safetensors"]),
     "identity": (run_folder, ["identity.json"]),
-    "checkpoint": (checkpoint, ["MANIFEST.json", "optimizer.safetensors"]),
+    "checkpoint": (checkpoint, ["MANIFEST.json", "optimizer.safetensors", "average.safetensors"]),
     "embeddings": (embeddings, ["a.parquet"]),
     "safetensors": (partial(weights_file, "a.safetensors"), ["a.safetensors"]),
     "pt": (partial(weights_file, "a.pt"), ["a.pt"]),

@@ -26,8 +26,9 @@ from mmcl.config import TrainConfig
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.best_checkpoint import BestScore, BestState
-from mmcl.engine.checkpoint import _seal, load_checkpoint, take_snapshot, verify, write_checkpoint
+from mmcl.engine.checkpoint import AVERAGE, _seal, load_average, load_checkpoint, take_snapshot, verify, write_checkpoint
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
+from mmcl.engine.weight_average import WeightAverage
 from mmcl.errors import UserError
 from mmcl.evaluate.embedding_file import stored_task
 from mmcl.evaluate.measures.outcomes import Outcomes, outcomes_file, read_outcomes
@@ -167,8 +168,11 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
     optimizer.step()
     best = BestState(metric="a", value=0.5, step=1, waiting=0)
     scaler = ScalerState(**torch.amp.GradScaler("cpu").state_dict())
-    state = RunState(bad=2, seen=9, bad_run=1, skipped=0, scaler=scaler, best=best)
-    written = write_checkpoint(folder, take_snapshot(1, module, optimizer, identity=IDENTITY, state=asdict(state)), keep=2)
+    state = RunState(bad=2, seen=9, bad_run=1, skipped=0, scaler=scaler, best=best, averaged=1)
+    average = WeightAverage(module, 0.9)
+    average.update()
+    snapshot = take_snapshot(1, module, optimizer, average=average.tensors, identity=IDENTITY, state=asdict(state))
+    written = write_checkpoint(folder, snapshot, keep=2)
     (folder / "MANIFEST.json").write_bytes((written / "MANIFEST.json").read_bytes())
 
     def read() -> None:
@@ -182,6 +186,7 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
         read_identity(folder, checkpoint)
         state = read_run_state(checkpoint)
         assert state.bad <= state.seen
+        assert load_average(checkpoint, average.tensors) or not state.averaged
         BestScore(TrainConfig(keep_best="a")).restore(state.best, folder)
         if state.scaler:
             torch.amp.GradScaler("cpu").load_state_dict(asdict(state.scaler))
@@ -246,6 +251,48 @@ def test_a_sample_of_hostile_values_is_read_or_refused_in_a_line(name: str, tmp_
 @pytest.mark.parametrize("name", READERS)
 def test_every_hostile_value_is_read_or_refused_in_a_line(name: str, tmp_path: Path) -> None:
     sweep(name, tmp_path / "folder", every=1)
+
+
+HEADER = json.dumps({"weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 10**12]}}).encode()
+AVERAGES: dict[str, bytes] = {
+    "nothing": b"",
+    "no tensors": save({}),
+    "one missing": save({"weight": np.zeros((2, 2), np.float32)}),
+    "one more": save({name: np.zeros((2, 2)[: 2 - (name != "weight")], np.float32) for name in ("weight", "bias", "more")}),
+    "another shape": save({"weight": np.zeros(4, np.float32), "bias": np.zeros(2, np.float32)}),
+    "whole numbers": save({"weight": np.zeros((2, 2), np.int64), "bias": np.zeros(2, np.float32)}),
+    "complex numbers": save({"weight": np.zeros((2, 2), np.complex64), "bias": np.zeros(2, np.float32)}),
+    "a header that lies": len(HEADER).to_bytes(8, "little") + HEADER,
+    "a pickle": b"\x80\x04cos\nsystem\n.",
+}
+
+
+@pytest.mark.parametrize("content", AVERAGES.values(), ids=AVERAGES)
+def test_a_forged_average_of_the_weights_is_refused_and_fills_nothing(content: bytes, tmp_path: Path) -> None:
+    """The optional third file of tensors: its digest in the manifest is forged with it."""
+    read = checkpoint_folder(tmp_path / "folder")
+    [written] = (path for path in (tmp_path / "folder").iterdir() if path.is_dir())
+    (written / AVERAGE).write_bytes(content)
+    manifest = json.loads((tmp_path / "folder/MANIFEST.json").read_text())
+    manifest["files"][AVERAGE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "folder/MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"average\.safetensors|does not fit") as error:
+        read()
+    assert "\n" not in str(error.value)
+    tensors = {"weight": torch.full((2, 2), 7.0), "bias": torch.full((2,), 7.0)}
+    with suppress(UserError):
+        load_average(verify(written), tensors)
+    assert all((tensor == 7).all() for tensor in tensors.values())
+
+
+def test_an_average_that_is_counted_and_not_there_is_damage(tmp_path: Path) -> None:
+    """Otherwise a resumed run would begin to average anew, without a word."""
+    read = checkpoint_folder(tmp_path / "folder")
+    manifest = json.loads((tmp_path / "folder/MANIFEST.json").read_text())
+    del manifest["files"][AVERAGE]
+    (tmp_path / "folder/MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"it lists no average\.safetensors, and state\.averaged is 1"):
+        read()
 
 
 def edited(folder: Path, file: str, path: tuple[Any, ...], value: Any) -> Path:
