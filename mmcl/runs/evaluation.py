@@ -131,15 +131,27 @@ def write_report(report: Report, run_dir: Path) -> None:
 def _about(config: Config, model: Model) -> dict[str, str]:
     """What was trained on what, for the heading of the report."""
     sources = [config.data.train] if config.data.mix is None else list(config.data.mix.values())
-    encoders = [tower.encoder.name for tower in (config.image, config.text) if tower is not None and tower.encoder is not None]
+    encoders = [str(tower.encoder_name) for tower in model.towers.values()]
     parameters = sum(parameter.numel() for parameter in model.towers.parameters())
+    start = {} if config.init is None else {"start": _without_folders(config.init)}
+    names = [_without_folders(one.path) if one.name == "auto" and one.path else one.name for one in sources]
     return {
         "method": config.method.name,
-        "training data": ", ".join(dict.fromkeys(source.name for source in sources)),
+        **start,
+        "training data": ", ".join(dict.fromkeys(names)),
         "test data": _labels(config.evaluate),
         "model": f"{' + '.join(encoders)}, {parameters / 1e6:.2f} M parameters",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _without_folders(place: str) -> str:
+    """The name of a local path, "tuned" of "/home/me/runs/tuned", and what is before it, as in "open_clip:local-dir:tuned".
+
+    Names without a folder of this machine stay whole, such as "hf:openai/clip-vit-base-patch32".
+    """
+    kind, slash, path = place.partition("/")
+    return f"{kind}{Path(path).name}" if slash and (not kind or kind.endswith(":")) else place.rstrip("/")
 
 
 def _labels(evaluators: Sequence[EvaluatorConfig]) -> str:

@@ -57,7 +57,7 @@ def test_both_directions_and_what_is_missing() -> None:
     found = before_and_after([*moved(30, 0), *moved(0, 30, metric="image_to_text_R@1")])
     assert found.startswith("Fine-tuning gained and lost on the new data. New, new: text → image R@1 +15.0 points")
     assert ", image → text R@1 -15.0 points" in found
-    assert found.endswith("or `keep: true` of an evaluator.")
+    assert found.endswith("(mmcl finetune --keep DATA, or keep: true for an evaluator).")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ _TRAINED, _START = "trained", "before"
 _NO_SCORES = ("embedding_map", "geometry")
 """Evaluators whose numbers describe embeddings, and are neither good nor bad."""
 _UNKNOWN = (
-    "What was forgotten is not known, because no old data were evaluated: give some, --keep DATA of mmcl finetune or "
-    "`keep: true` of an evaluator."
+    "What was forgotten is not known, because no old data were evaluated: give some (mmcl finetune --keep DATA, or keep: true "
+    "for an evaluator)."
 )
 
 Change = tuple[Metric, Contrast]

@@ -190,9 +190,11 @@ def loss_curve(
         axes.plot([row["step"] for row in own], [row[key] for row in own], color=PALETTE[number], lw=1.8, marker=marker)
         axes.set_ylabel(key.replace("_", " "))
         axes.grid(color="#e4e7eb", lw=0.8)
+        axes.ticklabel_format(useOffset=False)
         axes.spines[["top", "right"]].set_visible(False)
     if shown:
         grid[-1, 0].set_xlabel("step")
+        grid[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         figure.align_ylabels()
     return png_bytes(figure)
 
