@@ -23,6 +23,8 @@ from mmcl.terminal import counted, listed
 
 MOST_FOR_RELEASED = 1e-4
 """Learning rate of AdamW above which a released model forgets what it knows within a few steps."""
+_LIBRARIES = ("open_clip", "transformers", "timm", "torchvision")
+"""Encoders of libraries, whose trained weights are mostly released ones."""
 
 
 def find_warnings(plan: Plan) -> list[str]:
@@ -35,6 +37,7 @@ def find_warnings(plan: Plan) -> list[str]:
         *_about_images(plan),
         *_about_run(plan),
         *_about_init(plan),
+        *_about_rates(plan),
         *_about_adapters(plan),
     ]
 
@@ -156,13 +159,24 @@ def _about_init(plan: Plan) -> list[str]:
         found.append(
             f"optim.weight_decay {decay:g} pulls weights to zero, train.anchor.l2_sp to the start: set optim.weight_decay to 0"
         )
-    rate = _rate_of_init(plan)
-    if ":" in init and config.optim.name == "adamw" and rate > MOST_FOR_RELEASED:
-        found.append(
-            f"a learning rate of {rate:g} is far above what the released model {init} bears: set optim.lr to 1e-5 or less, and "
-            "give new heads a higher rate by optim.groups"
-        )
     return found
+
+
+def _about_rates(plan: Plan) -> list[str]:
+    config = plan.config
+    if config.optim.name != "adamw":
+        return []
+    groups = group_parameters(plan.method, config.optim)
+    rates = {
+        start: max((group.lr for group in groups if not weights.isdisjoint(group.parameters)), default=0.0)
+        for start, weights in _released_weights(plan).items()
+    }
+    return [
+        f"a learning rate of {rate:g} is far above what the {start} bears: set optim.lr to 1e-5 or less, and give "
+        "new heads a higher rate by optim.groups"
+        for start, rate in rates.items()
+        if rate > MOST_FOR_RELEASED
+    ]
 
 
 def _about_adapters(plan: Plan) -> list[str]:
@@ -197,17 +211,23 @@ def _is_part_of(given: ComponentConfig, used: ComponentConfig) -> bool:
     return given.name == used.name and all(used.args.get(key, value) == value for key, value in given.args.items())
 
 
-def _rate_of_init(plan: Plan) -> float:
-    """Return the highest learning rate of the encoders' weights that come from the initial model; 0 if none is trained."""
-    names = {words.partition(" ")[0] for words in plan.method.from_init} & {*plan.method.towers}
-    taken = {
-        parameter
-        for tower in names
-        for name, parameter in plan.method.towers[tower].encoder.named_parameters()  # type: ignore[union-attr]
-        if "parametrizations." not in name  # adapters are new
-    }
-    groups = group_parameters(plan.method, plan.config.optim)
-    return max((group.lr for group in groups if taken.intersection(group.parameters)), default=0.0)
+def _released_weights(plan: Plan) -> dict[str, set[nn.Parameter]]:
+    """Return the weights of encoders that others have trained, without adapters, by what they are in words."""
+    config, method = plan.config, plan.method
+    of_init = {words.partition(" ")[0] for words in method.from_init}
+    found: dict[str, set[nn.Parameter]] = {}
+    for name in method.pretrained:
+        asked: TowerConfig | None = getattr(config, name)
+        if name in of_init:
+            start = f"released model {config.init}" if config.init and ":" in config.init else ""
+        else:  # towers passed from Python and those of plug-ins may be the user's own
+            library = asked.encoder.name if asked and asked.encoder else ""
+            start = f"trained {name} encoder of {library}" if library in _LIBRARIES else ""
+        if start:
+            encoder: nn.Module = method.towers[name].encoder  # type: ignore[assignment]
+            weights = (p for path, p in encoder.named_parameters() if "parametrizations." not in path)
+            found.setdefault(start, set()).update(weights)
+    return found
 
 
 def _has_batch_norm(method: Method) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 import mmcl
 from mmcl.runs import build
@@ -50,6 +52,20 @@ def test_rates_that_a_released_model_does_not_bear(
     found = warnings(folder, *NULL, "--init", RELEASED, *flags)
     assert [warned in line for line in found] == [True] * bool(warned)
     assert warnings(folder, *NULL, "--init", start, *flags) == [], "a model of one's own may bear more"
+
+
+def test_trained_encoders_of_libraries_bear_as_little(folder: Path, tmp_path: Path) -> None:
+    """The same weights start at random, or from a file; a new head may have any rate."""
+    weights = tmp_path / "weights.pt"
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), weights)
+    encoder = "{name: torchvision, args: {name: mobilenet_v3_small, image_size: 32, pretrained: %s}}"
+    for start, flags, expected in (
+        ("false", (), 0),
+        (str(weights), (), 1),
+        (str(weights), ("--optim.groups", "[{match: '^image[.]encoder', lr: 1e-5}]"), 0),
+    ):
+        found = warnings(folder, "--image.encoder", encoder % start, "--optim.lr", "5e-4", *flags)
+        assert ["the trained image encoder of torchvision bears" in line for line in found] == [True] * expected
 
 
 def test_towers_in_whose_place_init_has_its_own(folder: Path, start: str) -> None:
