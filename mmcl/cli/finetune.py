@@ -60,7 +60,7 @@ def finetune(
         refuse_existing_run(run_dir)
     source = parse_source(data, "{}", flag="--data.train.args")
     choice, facts = forecast(choose(source, init, preset, settings, _old_data(keep)))
-    show(facts.to_text(terminal_width()))
+    show(facts.to_text(terminal_width(), with_warnings=dry_run))
     show("\nconfiguration, to keep and to change: mmcl train FILE.yaml")
     show("\n".join(f"  {line}" for line in choice.to_yaml().splitlines()))
     if dry_run:

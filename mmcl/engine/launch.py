@@ -153,8 +153,7 @@ def keep_freed_memory(keep: bool) -> None:
 
 
 def set_threads(asked_for: int | None) -> None:
-    """Set the number of CPU threads of this process; None takes its share of the cores."""
-    """Set the number of threads. Launchers set one per process, but a process may use its share of the cores."""
+    """Set the number of CPU threads of this process; None takes its share of the cores, where launchers set one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = asked_for or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)

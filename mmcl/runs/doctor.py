@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mmcl.config import Config, TowerConfig
 from mmcl.core.cached_backward import split_views
 from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
-from mmcl.engine.anchors import anchored_towers, anchored_weights
 from mmcl.engine.parameter_groups import ParameterGroup, group_parameters
 from mmcl.engine.precision import settle_precision
 from mmcl.engine.schedule import warmup_steps
-from mmcl.engine.weight_average import averaged_tensors
+from mmcl.interop.device import find_device
 from mmcl.methods.method import Method
-from mmcl.runs.plan import Plan, make_plan
+from mmcl.runs.footprint import Footprint, free_bytes, measure
+from mmcl.runs.memory import format_size
+from mmcl.runs.plan import make_plan
 from mmcl.runs.warnings import find_warnings, warnings_of_captions, warnings_of_shared_images
-from mmcl.terminal import counted, printable_line, shortened, terminal_width
+from mmcl.terminal import counted, printable_line, shortened, terminal_width, wrapped
 
-_STATES = {"adamw": 2, "sgd": 1, "lars": 1}
-"""Tensors that an optimizer keeps for each parameter."""
+_INDENT = 14
+"""Columns of the names of facts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +69,13 @@ class Diagnosis:
             last 2 blocks" for a part.
         adapters: of each tower that has some, the number of adapters, their parameters, and the share of the encoder that these
             are, in words.
-        weight_bytes: weights of one process.
-        training_bytes: gradients and optimizer state, which only trained weights have.
-        average_bytes: moving average of the weights (`train.ema`).
-        anchor_bytes: copies of the start (`train.anchor`), without what is frozen and shared.
-        activations: what decides about the memory of activations, in words.
+        footprint: bytes of weights, gradients, optimizer state, copies and activations of one process. Those of activations
+            are measured on a few samples.
+        encoded: samples that one process encodes at a time.
+        needed: bytes of a step in one process.
+        free: bytes that are free on the device; None if unknown.
+        device: its type.
+        advice: what would save memory of activations, in words.
         groups: groups of parameters with the same options.
         warnings: one line each.
     """
@@ -99,11 +101,12 @@ class Diagnosis:
     frozen: int
     frozen_encoders: tuple[str, ...]
     adapters: tuple[str, ...]
-    weight_bytes: int
-    training_bytes: int
-    average_bytes: int
-    anchor_bytes: int
-    activations: str
+    footprint: Footprint
+    encoded: int
+    needed: int
+    free: int | None
+    device: str
+    advice: str
     groups: tuple[GroupFacts, ...]
     warnings: tuple[str, ...]
 
@@ -123,16 +126,7 @@ class Diagnosis:
             "loss memory": f"{format_size(self.loss_bytes)} a process ({format_size(self.whole_bytes)} with all scores stored)",
             "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
-        lines["memory"] = (
-            f"weights {format_size(self.weight_bytes)}, gradients and optimizer {format_size(self.training_bytes)}"
-        )
-        copies = {"moving average": self.average_bytes, "anchors": self.anchor_bytes}
-        if any(copies.values()):
-            lines["copies"] = ", ".join(f"{name} {format_size(size)}" for name, size in copies.items() if size)
-        if self.adapters:
-            lines["adapters"] = "; ".join(self.adapters)
-        if self.activations:
-            lines["activations"] = self.activations
+        lines |= self._memory_lines()
         if self.probe_steps:
             lines["probe"] = f"the blocks and embeddings of the encoders join after {counted(self.probe_steps, 'step')}"
         rows = [
@@ -142,11 +136,30 @@ class Diagnosis:
         header = ("trained", "tensors", "parameters", "lr", "decay")
         return "\n".join(
             [
-                *(f"{name:<14}{line}" for name, line in lines.items()),
+                *(wrapped(f"{name:<{_INDENT}}{line}", terminal_width(), indent=" " * _INDENT) for name, line in lines.items()),
                 *_columns([header, *rows]),
                 *(f"warning: {printable_line(warning)}" for warning in self.warnings),
             ]
         )
+
+    def _memory_lines(self) -> dict[str, str]:
+        """What needs how much memory; the last line is the sum."""
+        memory, one = self.footprint.memory, self.footprint
+        lines = {"weights": f"{format_size(memory.weights)}, with gradients and optimizer {format_size(memory.training)} more"}
+        if self.adapters:
+            lines["adapters"] = f"{'; '.join(self.adapters)}: {format_size(memory.adapters)} of these"
+        copies = {"moving average": memory.average, "anchors": memory.anchors}
+        if any(copies.values()):
+            lines["copies"] = ", ".join(f"{name} {format_size(size)}" for name, size in copies.items() if size)
+        always = f" and {format_size(one.per_pass)} for any number" if one.per_pass else ""
+        in_all = format_size(one.per_pass + self.encoded * one.per_pair)
+        lines["activations"] = (
+            f"about {format_size(one.per_pair)} a sample{always}, {in_all} for {self.encoded:,} at a time{self.advice}"
+        )
+        free = f" of {format_size(self.free)} that are free" if self.free is not None else ""
+        besides = " besides the weights" if one.weights_are_there else ""
+        lines["memory"] = f"about {format_size(self.needed)} for a step{besides}{free} ({self.device})"
+        return lines
 
 
 def diagnose(config: Config, processes: int = 1) -> Diagnosis:
@@ -155,7 +168,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     Raises:
         UserError: training would refuse the configuration before building anything, or there are fewer samples than processes.
     """
-    plan = make_plan(settle_precision(config), processes)
+    plan, device = make_plan(settle_precision(config), processes), find_device()
     config, method, facts = plan.config, plan.method, plan.facts
     batch, steps = facts.global_batch, facts.total_steps
     said = method.describe(batch)
@@ -166,6 +179,9 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
     scores_bytes = 4 * share * batch * len(method.views)
     frozen = tuple(filter(None, (_frozen_part(name, getattr(config, name), tower) for name, tower in method.towers.items())))  # type: ignore[arg-type]
     numbers = [(p.numel(), p.requires_grad) for p in method.parameters()]
+    warnings = [*find_warnings(plan), *warnings_of_captions(plan), *warnings_of_shared_images(plan)]
+    free, footprint = free_bytes(device), measure(plan, device)
+    encoded = min(config.train.micro_batch or share, share)
     return Diagnosis(
         method=config.method.name,
         samples=len(plan.source),
@@ -188,10 +204,14 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
         adapters=tuple(filter(None, (_adapters(name, tower) for name, tower in method.towers.items()))),  # type: ignore[arg-type]
-        **_memory(plan),
-        activations=_activations(config, method),
+        footprint=footprint,
+        encoded=encoded,
+        needed=footprint.bytes(encoded),
+        free=free,
+        device=device.type,
+        advice=_advice(config, method),
         groups=tuple(map(_facts, group_parameters(method, config.optim))),
-        warnings=(*find_warnings(plan), *warnings_of_captions(plan), *warnings_of_shared_images(plan)),
+        warnings=(*warnings, *footprint.shortage(encoded, free, _what_fits(footprint, encoded, free or 0))),
     )
 
 
@@ -203,35 +223,19 @@ def _frozen_part(name: str, config: TowerConfig | None, tower: Tower) -> str:
     return f"{name}: {count}" if config.freeze > 0 else f"{name}: all below the last {count}"
 
 
-def _memory(plan: Plan) -> dict[str, int]:
-    """Return the bytes in one process that do not depend on the batch."""
-    config, method = plan.config, plan.method
-    parts = plan.processes if config.train.fsdp else 1
-    trained = _bytes(p for p in method.parameters() if p.requires_grad)
-    states = 1 if config.optim.muon_lr is not None else _STATES[config.optim.name]
-    anchors = _bytes(weight for _, weight in anchored_weights(method)) if config.train.anchor.l2_sp else 0
-    if config.train.anchor.features:
-        anchors += sum(
-            _bytes(p for p in method.towers[name].parameters() if p.requires_grad) for name in anchored_towers(method)
-        )
-    return {
-        "weight_bytes": _bytes(method.parameters()) // parts,
-        "training_bytes": (1 + states) * trained // parts,
-        "average_bytes": _bytes(averaged_tensors(method).values()) // parts if config.train.ema is not None else 0,
-        "anchor_bytes": anchors // parts,
-    }
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def _activations(config: Config, method: Method) -> str:
+def _advice(config: Config, method: Method) -> str:
     if config.train.checkpoint_activations:
-        return "inputs of blocks; the rest is computed again (one more pass)"
+        return "; only inputs of blocks are kept, and the rest is computed again (one more pass)"
     if any(True for _ in adapters(method)):
-        return "as in full training; see checkpoint_activations, micro_batch"
+        return "; as in full training, see checkpoint_activations and micro_batch"
     return ""
+
+
+def _what_fits(footprint: Footprint, encoded: int, free: int) -> str:
+    fitting = footprint.pairs_at_a_time(encoded, free)
+    if fitting is not None and footprint.bytes(fitting) <= free:
+        return f"set train.micro_batch to {fitting}, which changes no gradient"
+    return "freeze a part, take adapters (image.adapt, text.adapt), or a smaller model"
 
 
 def _adapters(name: str, tower: Tower) -> str:
@@ -262,12 +266,3 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     short = [shortened(printable_line(name), room) for name in names]
     width = max(map(len, short))
     return ["  ".join([name.ljust(width), *cells]) for name, *cells in zip(short, *columns, strict=True)]
-
-
-def format_size(count: int) -> str:
-    """Format a number of bytes: 1234567 -> "1.2 MB"."""
-    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 1000 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.3g} {unit}"

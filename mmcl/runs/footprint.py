@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mmcl.config import Config
 from mmcl.runs.checks import two_images
 from mmcl.runs.frozen_features import has_fixed_inputs
+from mmcl.runs.memory import Memory, count_memory, format_size
 from mmcl.runs.plan import Plan
 from mmcl.types import Views
 
@@ -25,30 +26,48 @@ _SPARE = 1.25
 """Factor for buffers within a step, which exist besides what the backward pass needs."""
 _ONE_MORE_PASS = 4 / 3
 """Factor of a step for another forward pass, where a backward pass takes as long as two."""
-_STATES = {"adamw": 2, "sgd": 1, "lars": 1}
-"""Tensors that an optimizer keeps for each parameter."""
+_SHARE = 0.6
+"""Share of the free memory that a step may take; the rest is for decoded images, the evaluation and other programs."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Footprint:
-    """What a step needs besides the model itself.
+    """What a step needs.
 
     Attributes:
-        fixed: bytes of gradients, of the optimizer's state, and of what else does not grow with the batch; on a GPU also of
-            the weights.
+        memory: bytes of weights and their copies, which do not grow with the batch.
+        weights_are_there: whether the weights are in the memory already, as on a CPU, so that a step needs only what is added.
+        per_pass: bytes that a pass keeps for the backward pass whatever the batch, such as adapted weights.
         per_pair: bytes for each pair that is encoded at a time.
         seconds: of one forward and backward pass, for each pair.
     """
 
-    fixed: int
+    memory: Memory
+    weights_are_there: bool
+    per_pass: int
     per_pair: int
     seconds: float
 
     def bytes(self, pairs: int) -> int:
         """Memory of a step that encodes this number of pairs at a time."""
-        return self.fixed + pairs * self.per_pair
+        weights = 0 if self.weights_are_there else self.memory.weights
+        return weights + self.memory.added + self.per_pass + pairs * self.per_pair
+
+    def pairs_at_a_time(self, batch: int, free: int) -> int | None:
+        """Largest power of two of pairs for which a step takes at most 60 % of the free memory; None if the batch fits."""
+        room = _SHARE * free - self.bytes(0)
+        if batch * self.per_pair <= room:
+            return None
+        fitting = max(1, int(room // max(1, self.per_pair)))
+        return 1 << fitting.bit_length() - 1
+
+    def shortage(self, pairs: int, free: int | None, fix: str) -> list[str]:
+        """Return a warning if a step that encodes this number of pairs at a time needs more than is free, else nothing."""
+        if free is None or self.bytes(pairs) <= free:
+            return []
+        return [f"a step needs {format_size(self.bytes(pairs))}, and {format_size(free)} are free: {fix}"]
 
     def step_seconds(self, batch: int, micro_batch: int | None) -> float:
         """Duration of a step; micro-batches cost one more forward pass, about a third."""
@@ -70,14 +89,15 @@ def measure(plan: Plan, device: torch.device) -> Footprint:
             break
         pairs *= 2
     per_pair = max(0, many - few) / (pairs - _PAIRS // 2)
-    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in method.parameters()) if device.type != "cpu" else 0
-    states = 1 + _STATES[plan.config.optim.name]
-    fixed = weights + states * trained + max(0, many - pairs * per_pair)
-    if plan.config.train.anchor.features:  # the frozen start, and a forward pass through it
-        fixed += sum(p.numel() * p.element_size() for p in method.towers.parameters())
+    if plan.config.train.anchor.features:  # a forward pass through the frozen start
         seconds *= _ONE_MORE_PASS
-    return Footprint(fixed=int(fixed), per_pair=int(_SPARE * per_pair), seconds=seconds / pairs)
+    return Footprint(
+        memory=count_memory(plan),
+        weights_are_there=device.type == "cpu",
+        per_pass=int(max(0, many - pairs * per_pair)),
+        per_pair=int(_SPARE * per_pair),
+        seconds=seconds / pairs,
+    )
 
 
 def _passed(method: nn.Module, views: Views, config: Config) -> tuple[int, float]:

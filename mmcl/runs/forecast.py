@@ -10,15 +10,12 @@ from mmcl.config.shipped import shipped_config, summary
 from mmcl.engine.launch import set_threads
 from mmcl.engine.precision import settle_precision
 from mmcl.interop.device import find_device
-from mmcl.runs.doctor import format_size
 from mmcl.runs.finetuning import HELD_OUT, Choice
-from mmcl.runs.footprint import Footprint, free_bytes, measure
+from mmcl.runs.footprint import free_bytes, measure
+from mmcl.runs.memory import format_size
 from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.warnings import find_warnings
 from mmcl.terminal import counted, printable_line, wrapped
-
-_SHARE = 0.6
-"""Share of the free memory that a step may take; the rest is for decoded images, the evaluation and other programs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +35,8 @@ class Forecast:
         free: bytes that are free on the device; None if unknown.
         device: its type.
         micro_batch: pairs that are encoded at a time; None for the whole batch.
-        warnings: one line each.
+        warnings: what a run of the configuration also warns of when it starts, one line each.
+        shortage: a warning of too little memory, or nothing.
     """
 
     start: str
@@ -58,9 +56,10 @@ class Forecast:
     device: str
     micro_batch: int | None
     warnings: tuple[str, ...]
+    shortage: tuple[str, ...]
 
-    def to_text(self, width: int) -> str:
-        """Format the facts, one per line and no line wider than `width`."""
+    def to_text(self, width: int, *, with_warnings: bool = True) -> str:
+        """Format the facts, one per line and no line wider than `width`; without the warnings of a run that is to follow."""
         share = self.parameters / self.all_parameters
         pieces = f", {self.micro_batch} pairs at a time" if self.micro_batch else ""
         free = f" of {format_size(self.free)} that are free" if self.free is not None else ""
@@ -77,7 +76,8 @@ class Forecast:
             "memory": f"about {format_size(self.needed)} for a step{free} ({self.device}){pieces}",
         }
         rows = [wrapped(f"{name:<10}{printable_line(line)}", width, indent=" " * 10) for name, line in lines.items()]
-        return "\n".join([*rows, *(wrapped(f"warning: {printable_line(one)}", width, indent="  ") for one in self.warnings)])
+        warnings = (*(self.warnings if with_warnings else ()), *self.shortage)
+        return "\n".join([*rows, *(wrapped(f"warning: {printable_line(one)}", width, indent="  ") for one in warnings)])
 
 
 def forecast(choice: Choice) -> tuple[Choice, Forecast]:
@@ -94,18 +94,12 @@ def forecast(choice: Choice) -> tuple[Choice, Forecast]:
     plan = make_plan(settle_precision(choice.config), 1)
     warnings = find_warnings(plan)
     tensors = [(p.numel(), p.requires_grad) for p in plan.method.parameters()]
-    footprint, free = measure(plan, device), free_bytes(device)
+    free, footprint = free_bytes(device), measure(plan, device)
     batch = plan.facts.global_batch
     micro = choice.config.train.micro_batch
     if micro is None and free is not None:
-        micro = pairs_at_a_time(footprint, batch, free)
+        micro = footprint.pairs_at_a_time(batch, free)
     encoded = min(micro or batch, batch)
-    needed = footprint.bytes(encoded)
-    if free is not None and needed > free:
-        warnings.append(
-            f"a step needs {format_size(needed)}, and {format_size(free)} are free: take --preset lora or last_blocks, or a "
-            "smaller model"
-        )
     found = Forecast(
         start=_start(choice),
         preset=f"{choice.preset}: {summary(shipped_config(f'finetune/{choice.preset}'))}",
@@ -119,22 +113,14 @@ def forecast(choice: Choice) -> tuple[Choice, Forecast]:
         batch=batch,
         epochs=plan.order.epochs(plan.facts.total_steps),
         epoch_seconds=plan.facts.steps_per_epoch * footprint.step_seconds(batch, micro),
-        needed=needed,
+        needed=footprint.bytes(encoded),
         free=free,
         device=_device(device),
         micro_batch=micro if micro is not None and micro < batch else None,
         warnings=tuple(warnings),
+        shortage=tuple(footprint.shortage(encoded, free, "take --preset lora or last_blocks, or a smaller model")),
     )
     return choice.with_micro_batch(micro), found
-
-
-def pairs_at_a_time(footprint: Footprint, batch: int, free: int) -> int | None:
-    """Largest power of two of pairs for which a step takes at most 60 % of the free memory; None if the batch fits."""
-    room = _SHARE * free - footprint.fixed
-    if batch * footprint.per_pair <= room:
-        return None
-    fitting = max(1, int(room // max(1, footprint.per_pair)))
-    return 1 << fitting.bit_length() - 1
 
 
 def format_seconds(seconds: float) -> str:

@@ -33,6 +33,7 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_the_choice_to_what_was_gained(capsys: pytest.CaptureFixture[str]) -> None:
     """A dry run writes nothing. The run of what it prints is the same, and its last words are on what was gained and lost."""
     words = ["finetune", "squares", "--init", "runs/start", "--keep", "squares", "--run_dir", "runs/first"]
+    words += ["--train.epochs", "2", "--optim.lr", "1e-3"]
     assert main([*words, "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert not Path("runs/first").exists()

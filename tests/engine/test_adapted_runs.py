@@ -253,16 +253,17 @@ def test_the_doctor_says_what_is_saved_and_what_makes_no_sense(
     flags = ("--train.ema", "0.9", "--train.anchor.l2_sp", "1", "--optim.weight_decay", "0", "--image.adapt.args.rank", "40")
     found = diagnose(adapted_config(folder, base, tmp_path / "run", *flags))
     trained = 4 * found.trainable
-    assert (found.training_bytes, found.average_bytes) == (3 * trained, trained)
-    heads = 4 * 2 * 16 * 32
-    assert found.anchor_bytes == heads
-    assert found.weight_bytes == 4 * (found.trainable + found.frozen)
+    heads, temperature, memory = 4 * 2 * 16 * 32, 4, found.footprint.memory
+    assert (memory.training, memory.average, memory.anchors) == (3 * trained, trained, heads)
+    assert memory.adapters == 4 * (trained - heads - temperature)
+    assert memory.weights == 4 * (found.trainable + found.frozen)
     assert [line.split()[0] for line in found.adapters] == ["image", "text"]
     text = found.to_text()
-    assert "as in full training; see checkpoint_activations, micro_batch" in text
+    assert "as in full training, see checkpoint_activations and micro_batch" in " ".join(text.split())
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("warning"))
     said = " ".join(found.warnings)
     assert "parameters, the weight" in said
     assert "train.anchor.l2_sp pulls nothing in the image and text encoder" in said
     plain = diagnose(tiny_config(folder, tmp_path / "plain"))
-    assert (plain.adapters, plain.average_bytes, plain.anchor_bytes, plain.activations) == ((), 0, 0, "")
+    assert (plain.adapters, plain.footprint.memory.added, plain.advice) == ((), 3 * 4 * plain.trainable, "")
+    assert plain.needed == plain.footprint.bytes(plain.share) > plain.footprint.memory.added

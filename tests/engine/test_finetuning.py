@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 from typing import get_args
@@ -19,7 +20,8 @@ from mmcl.errors import UserError
 from mmcl.runs import forecast as forecasts
 from mmcl.runs.finetuning import batch_size, choose, epochs, holdout_share, rate_factor
 from mmcl.runs.footprint import Footprint, free_bytes, measure
-from mmcl.runs.forecast import forecast, format_seconds, pairs_at_a_time
+from mmcl.runs.forecast import forecast, format_seconds
+from mmcl.runs.memory import Memory
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.engine.tiny import tiny_config
@@ -202,17 +204,23 @@ def test_the_footprint_grows_with_the_pairs(config: Config) -> None:
     plan = make_plan(config, 1)
     found = measure(plan, torch.device("cpu"))
     weights = sum(p.numel() * p.element_size() for p in plan.method.parameters() if p.requires_grad)
-    assert found.fixed >= 3 * weights
+    assert found.memory.training == 3 * weights
     assert found.per_pair > 4 * (32 + 16)
     assert found.seconds > 0
     assert not [p for p in plan.method.parameters() if p.grad is not None]
 
 
 def test_a_batch_that_does_not_fit_is_cut() -> None:
-    footprint = Footprint(fixed=100, per_pair=10, seconds=1.0)
-    assert [pairs_at_a_time(footprint, 64, free) for free in (10**6, 1234, 1233, 400, 100)] == [None, None, 32, 8, 1]
+    """Of the free memory, six tenths are for a step: the rest of 100 bytes that it needs in any case, by 10 for each pair."""
+    memory = Memory(weights=1000, training=60, adapters=0, average=20, anchors=10)
+    footprint = Footprint(memory=memory, weights_are_there=True, per_pass=10, per_pair=10, seconds=1.0)
+    assert [footprint.pairs_at_a_time(64, free) for free in (10**6, 1234, 1233, 400, 100)] == [None, None, 32, 8, 1]
     assert footprint.step_seconds(6, None) == footprint.step_seconds(6, 6) == 6
     assert footprint.step_seconds(6, 2) == 8
+    assert footprint.bytes(3) == 130
+    assert dataclasses.replace(footprint, weights_are_there=False).bytes(3) == 1130
+    assert (footprint.shortage(3, 130, "rest"), footprint.shortage(3, None, "rest")) == ([], [])
+    assert footprint.shortage(3, 129, "rest") == ["a step needs 130 B, and 129 B are free: rest"]
 
 
 def test_less_memory_means_micro_batches(folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +233,9 @@ def test_less_memory_means_micro_batches(folder: Path, start: Path, tmp_path: Pa
     assert choice.config.train.micro_batch == small.micro_batch < facts.batch
     assert f"{small.micro_batch} pairs at a time" in " ".join(small.to_text(80).split())
     monkeypatch.setattr(forecasts, "free_bytes", lambda device: 1000)
-    assert "take --preset lora or last_blocks" in forecast(choose(pairs, str(start), "full", ()))[1].warnings[-1]
+    _, none = forecast(choose(pairs, str(start), "full", ()))
+    assert "take --preset lora or last_blocks" in none.shortage[0]
+    assert none.shortage[0] in " ".join(none.to_text(80, with_warnings=False).split())
 
 
 def test_free_memory_is_some() -> None:
