@@ -147,6 +147,7 @@ class LastLines(doctest.OutputChecker):
         return super().check_output(want, "".join(got.splitlines(True)[-lines:]) if want else got, optionflags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [module_name(path) for path in FILES if ">>> " in path.read_text(encoding="utf-8")])
 def test_every_example_in_a_docstring_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

@@ -22,6 +22,7 @@ from mmcl.registry import Registry
 from tests.warm import python
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 PLUGIN = "example_plugin"
 
 YAML = """

@@ -17,6 +17,8 @@ from mmcl.core.metric_learning import contrastive_pair_loss, margin_loss, triple
 from mmcl.core.regression import cosine_regression
 from mmcl.core.sigmoid import sigmoid_loss
 
+pytestmark = pytest.mark.slow
+
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -19,6 +19,7 @@ from mmcl.testing.patterns import PatternModel, pattern
 from tests.search.test_sync import rows, write
 from tests.warm import start
 
+pytestmark = pytest.mark.slow
 IMAGES = 20
 
 CHILD = """

@@ -19,6 +19,7 @@ def read_damaged(folder: Path, seed: int, count: int) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_damage_is_read_or_refused_in_a_line(tmp_path: Path) -> None:
     assert read_damaged(tmp_path, 0, 1) == ""
 
