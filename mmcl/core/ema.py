@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mmcl.core.host_count import HostCount
 from mmcl.core.precision import statistics_dtype
 
 
@@ -28,6 +29,7 @@ class MomentumTeacher(nn.Module):
         net: the copy, without gradients.
         total_steps: number of updates of the whole run, or None; not part of the state.
         step: int64 scalar, number of updates so far.
+        steps: the same number, which the host knows.
 
     Raises:
         ValueError: the momentum is out of range.
@@ -42,7 +44,7 @@ class MomentumTeacher(nn.Module):
         self.net = copy.deepcopy(student).requires_grad_(False)
         self.start, self.cosine = momentum, cosine
         self.total_steps: int | None = None
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.steps = HostCount(self, "step")
         self._keep_averages()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentumTeacher:
@@ -67,7 +69,7 @@ class MomentumTeacher(nn.Module):
         """Momentum m of the next update."""
         if not self.cosine or self.total_steps is None:
             return self.start
-        return cosine_momentum(int(self.step), self.total_steps, self.start)
+        return cosine_momentum(int(self.steps), self.total_steps, self.start)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -79,7 +81,7 @@ class MomentumTeacher(nn.Module):
             average.lerp_(theirs.to(average.dtype), share)
             if average is not ours:
                 ours.copy_(average)
-        self.step += 1
+        self.steps.add(1)
 
 
 def cosine_momentum(step: int, total: int, start: float) -> float:

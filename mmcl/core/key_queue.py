@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmcl.core.host_count import HostCount
+
 
 class KeyQueue(nn.Module):
     """FIFO queue of the last K keys with their ids. They are buffers, so a resumed run restores them.
@@ -26,11 +28,11 @@ class KeyQueue(nn.Module):
         self.size = size
         self.register_buffer("key_KD", torch.zeros(size, dim))
         self.register_buffer("id_K", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._count = HostCount(self, "pushed")
 
     def __len__(self) -> int:
         """Number of keys, at most K."""
-        return min(int(self.pushed), self.size)
+        return min(int(self._count), self.size)
 
     @property
     def full(self) -> bool:
@@ -55,4 +57,4 @@ class KeyQueue(nn.Module):
         place = number_B[kept] % max(self.size, 1)
         self.key_KD[place] = key_BD[kept].to(self.key_KD.dtype)
         self.id_K[place] = id_B[kept]
-        self.pushed += len(key_BD)
+        self._count.add(len(key_BD))

@@ -37,13 +37,20 @@ class WeightAnchor:
         self._start = {weight: weight.detach().clone() for _, weight in anchored_weights(method)}
 
     @torch.no_grad()
-    def pull(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Move the weights towards the start. Called after every optimizer step with the groups of the optimizer."""
+    def pull(self, groups: Sequence[Mapping[str, Any]], is_bad: Tensor | None = None) -> None:
+        """Move the weights towards the start. Called after every optimizer step with the groups of the optimizer.
+
+        Args:
+            groups: groups of the optimizer.
+            is_bad: bool scalar on the device: true leaves the weights as they are.
+        """
         for group in groups:
             weights = [weight for weight in group["params"] if weight in self._start]
             if weights:
-                start = [own_part(self._start[weight]) for weight in weights]
-                torch._foreach_lerp_([own_part(weight) for weight in weights], start, self.strength * group["lr"])
+                start, now = [own_part(self._start[weight]) for weight in weights], [own_part(weight) for weight in weights]
+                if is_bad is not None:
+                    start = [torch.where(is_bad, weight, goal) for weight, goal in zip(now, start, strict=True)]
+                torch._foreach_lerp_(now, start, self.strength * group["lr"])
 
 
 class FeatureAnchor:

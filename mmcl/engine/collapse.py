@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -32,10 +33,17 @@ class CollapseMonitor:
     def __init__(self) -> None:
         self._holding: set[str] = set()
 
-    def check(self, step: int, method: Method, embeddings: Embeddings) -> dict[str, float | str]:
-        """Return the measurements of a step, with any problems under "verdict"."""
-        numbers = measure(method, embeddings)
-        found = verdicts(method, numbers)
+    def check(self, step: int, method: Method, rows: Mapping[str, Tensor], scale: float | None) -> dict[str, float | str]:
+        """Return the measurements of a step, with any problems under "verdict".
+
+        Args:
+            step: number of the step.
+            method: the method being trained.
+            rows: what `few_rows` returned, on the host.
+            scale: inverse temperature of the loss, or None.
+        """
+        numbers = measure(method, rows)
+        found = verdicts(method, numbers, scale)
         for verdict in found:
             if verdict not in self._holding:
                 logger.warning(f"step {step}: {verdict}")
@@ -43,14 +51,24 @@ class CollapseMonitor:
         return {**numbers, **({"verdict": "; ".join(found)} if found else {})}
 
 
-def measure(method: Method, embeddings: Embeddings) -> dict[str, float]:
-    """Return the geometry of up to 256 rows, spaced evenly over the global batch, see core/geometry.py.
+def few_rows(embeddings: Embeddings) -> dict[str, Tensor]:
+    """Return up to 256 rows of every view, spaced evenly over the global batch, and their ids under the name "ids"."""
+    every = -(-len(embeddings.all_ids) // _ROWS)
+    return {
+        **{f"rows/{name}": row.detach()[::every] for name, row in embeddings.all.items()},
+        "ids": embeddings.all_ids[::every],
+    }
+
+
+def measure(method: Method, few: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the geometry of what `few_rows` returned, see core/geometry.py. Fast on a CPU only: it decomposes matrices.
 
     Spread, rank and uniformity are measured on the first view of each tower; with several towers the names have the tower as
     a suffix, as in `effective_rank_image`. Measurements of pairs use the first two views. The spread is the smallest over all
     outputs of the tower, including teachers and targets, because a batch norm in a predictor hides a collapse of its inputs.
     """
-    rows = {name: _some(row) for name, row in embeddings.all.items()}
+    all_rows = {name.removeprefix("rows/"): row for name, row in few.items() if name != "ids"}
+    rows = {name: normalize(row.double(), dim=1) for name, row in all_rows.items()}
     views = [view for view in method.views if view in rows]
     if not views or len(rows[views[0]]) < 2:
         return {}
@@ -59,22 +77,22 @@ def measure(method: Method, embeddings: Embeddings) -> dict[str, float]:
     for tower in towers:
         suffix = f"_{tower}" if len(towers) > 1 else ""
         own = [view for view in method.views if method.views[view] == tower]
-        all_rows = [row for name, row in rows.items() if any(f"_{name}".endswith(f"_{view}") for view in own)]
+        outputs = [row for name, row in rows.items() if any(f"_{name}".endswith(f"_{view}") for view in own)]
         first = next(rows[view] for view in own if view in rows)
-        numbers[f"feature_std{suffix}"] = torch.stack([feature_std(row) for row in all_rows]).min()
+        numbers[f"feature_std{suffix}"] = torch.stack([feature_std(row) for row in outputs]).min()
         numbers[f"effective_rank{suffix}"] = effective_rank(first)
         numbers[f"uniformity{suffix}"] = uniformity(first)
     if len(views) > 1 and rows[views[0]].shape == rows[views[1]].shape:
         pair = rows[views[0]], rows[views[1]]
-        positive, negative = pair_similarities(*pair, embeddings.all_ids[:: _stride(embeddings.all_ids)])
+        positive, negative = pair_similarities(*pair, few["ids"])
         numbers |= {"alignment": alignment(*pair), "positive_similarity": positive, "negative_similarity": negative}
         if len(towers) > 1:
             numbers["modality_gap"] = modality_gap(*pair)
     return {name: float(number) for name, number in numbers.items()}
 
 
-def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
-    """Return a warning for each problem."""
+def verdicts(method: Method, numbers: dict[str, float], scale: float | None) -> list[str]:
+    """Return a warning for each problem. Arguments as in `CollapseMonitor.check`."""
     found = []
     for name in numbers:
         if name.startswith("feature_std"):
@@ -84,18 +102,10 @@ def verdicts(method: Method, numbers: dict[str, float]) -> list[str]:
                     f"the {suffix[1:] or 'embedded'} rows have collapsed: they are nearly one point or one line and no longer "
                     "tell samples apart. Lower optim.lr, or look at the method's arguments and the augmentation"
                 )
-    scale, bound = method.logit_scale, method.max_log_scale
-    if scale is not None and bound is not None and math.log(float(scale.detach())) >= bound - 1e-6:
+    bound = method.max_log_scale
+    if scale is not None and bound is not None and math.log(scale) >= bound - 1e-6:
         found.append(
             f"the temperature has reached its bound 1 / {math.exp(bound):g}: it cannot decrease further, and the loss "
             "is dominated by the hardest pairs. Check for mislabeled pairs, or lower optim.lr"
         )
     return found
-
-
-def _some(rows_BD: Tensor) -> Tensor:
-    return normalize(rows_BD.detach()[:: _stride(rows_BD)].double(), dim=1)
-
-
-def _stride(rows_B: Tensor) -> int:
-    return -(-len(rows_B) // _ROWS)

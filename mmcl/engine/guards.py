@@ -1,15 +1,12 @@
-"""Conditions that end a run early: a stop signal, a lost process, a non-finite loss, an adapter that cannot learn."""
+"""Conditions that end a run early: a stop signal, a lost process, an adapter that cannot learn."""
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,11 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from mmcl.config import Config, to_dict
 from mmcl.encoders.adapters import adapters
 from mmcl.errors import UserError, first_line
-from mmcl.files.atomic import write_file
-from mmcl.types import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -181,32 +175,3 @@ def check_adapters(method: nn.Module, accelerator: Accelerator) -> None:
 
 def _any(gradient: Tensor) -> bool:
     return bool((gradient.to_local() if isinstance(gradient, DTensor) else gradient).any())
-
-
-class BufferSnapshot:
-    """Copy of a module's buffers, such as running statistics, for undoing the changes of a forward pass."""
-
-    def __init__(self, module: nn.Module):
-        self._pairs: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Restore the buffers to their copied values."""
-        for buffer, copy in self._pairs:
-            buffer.copy_(copy)
-
-
-def write_crash_bundle(folder: Path, step: int, rank: int, batch: Batch, metrics: dict[str, float], config: Config) -> Path:
-    """Write the information needed to debug a failed step: one JSON file per process."""
-    path = folder / f"step-{step:07d}-rank-{rank}.json"
-    bundle = {
-        "step": step,
-        "rank": rank,
-        "metrics": {name: str(value) for name, value in metrics.items()},
-        "samples": batch.index.tolist(),
-        "ids": batch.ids.tolist(),
-        "bad_samples": [asdict(bad) for bad in batch.bad_samples],
-        "config": to_dict(config),
-    }
-    write_file(path, json.dumps(bundle, indent=1))
-    return path

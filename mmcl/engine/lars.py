@@ -44,11 +44,18 @@ class Lars(torch.optim.Optimizer):
         if group["adapted"]:
             step.mul_(_trust_ratio(parameter, gradient, group["weight_decay"]))
         state = self.state[parameter]
-        if state:
-            state["momentum_buffer"].mul_(group["momentum"]).add_(step)
-        else:
-            state["momentum_buffer"] = step
-        parameter.add_(state["momentum_buffer"], alpha=-group["lr"])
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(step)
+        momentum = state["momentum_buffer"]
+        step.add_(momentum, alpha=group["momentum"])
+        momentum.copy_(kept_if_bad(self, momentum, step))
+        parameter.add_(kept_if_bad(self, torch.zeros_like(step), step), alpha=-group["lr"])
+
+
+def kept_if_bad(optimizer: torch.optim.Optimizer, before: Tensor, after: Tensor) -> Tensor:
+    """Return `before` if the step of an optimizer must change nothing, see `update_unless` in optim.py; else `after`."""
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return after if found_inf is None else torch.where(found_inf > 0, before, after)
 
 
 def _trust_ratio(parameter: Tensor, gradient: Tensor, weight_decay: float) -> Tensor:

@@ -10,6 +10,8 @@ from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmcl.engine.lars import kept_if_bad
+
 MOMENTUM = 0.95
 COEFFICIENTS = [
     (4.0848, -6.8946, 2.9270),
@@ -56,11 +58,13 @@ class Muon(torch.optim.Optimizer):
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+        momentum = state["momentum_buffer"]
+        momentum.copy_(kept_if_bad(self, momentum, momentum.lerp(gradient, 1 - MOMENTUM)))
         direction = orthogonalized(gradient.lerp(momentum, MOMENTUM))
         rows, columns = len(parameter), parameter.numel() // len(parameter)
         size = 0.2 * max(rows, columns) ** 0.5
-        parameter.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * size)
+        moved = parameter.mul(1 - lr * weight_decay).add_(direction, alpha=-lr * size)
+        parameter.copy_(kept_if_bad(self, parameter, moved))
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:

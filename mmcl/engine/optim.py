@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmcl.config import OptimConfig
@@ -55,9 +55,29 @@ def _build(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opt
     if config.name == "lars":
         return Lars(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return _sgd(groups, config)
     device = groups[0]["params"][0].device.type
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda"))
+
+
+def _sgd(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """Build torch's fused SGD, or, where it does not work, LARS without individual rates, which is the same."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if any(isinstance(p, DTensor) or p.device.type not in ("cpu", "cuda") for p in parameters):
+        return Lars([{**group, "adapted": False} for group in groups], lr=config.lr, momentum=config.momentum)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    # A first step that is undone would leave torch's own buffers without values.
+    for parameter in parameters if config.momentum else ():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
+
+
+def update_unless(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
+    """Make the next step of an optimizer of `build_optimizer` change nothing if `is_bad`, a bool scalar on the device.
+
+    The name of the attribute is that of torch's loss scaler, which fused optimizers read on the device.
+    """
+    optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
 
 
 class _Together(torch.optim.Optimizer):
@@ -81,4 +101,5 @@ class _Together(torch.optim.Optimizer):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for optimizer in self.optimizers:
+            optimizer.found_inf = getattr(self, "found_inf", None)  # type: ignore[attr-defined]
             optimizer.step(closure)

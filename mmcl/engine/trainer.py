@@ -5,48 +5,44 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
 from contextlib import closing, nullcontext
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from mmcl import rng
 from mmcl.config import Config
-from mmcl.core.cached_backward import cached_backward, split_views
-from mmcl.core.gather import gather_embeddings
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.order import BatchOrder
 from mmcl.engine.activation_checkpointing import ActivationCheckpointing
 from mmcl.engine.anchors import FeatureAnchor, WeightAnchor
+from mmcl.engine.batch_gradient import BatchGradient
 from mmcl.engine.best_checkpoint import BestScore
 from mmcl.engine.checkpoint import load_average, load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
-from mmcl.engine.collapse import CollapseMonitor
+from mmcl.engine.collapse import CollapseMonitor, few_rows
 from mmcl.engine.guards import (
-    BufferSnapshot,
     StopSignals,
-    check_adapters,
     lost_process_reported,
     set_collective_timeout,
-    write_crash_bundle,
 )
+from mmcl.engine.host_copy import HostCopy
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.loading import BatchPieces, loaded, loader_processes
 from mmcl.engine.log import Logbook
+from mmcl.engine.nonfinite import Snapshot, mark_changed, write_crash_bundle
+from mmcl.engine.optim import update_unless
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
+from mmcl.engine.step_record import StepRecord, StepSums
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights, shard
 from mmcl.errors import UserError
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
-from mmcl.types import BadSample, Batch, Embeddings, LossOutput, Tokens, Views, views_on
+from mmcl.types import BadSample, Batch, Embeddings, Tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,16 +102,21 @@ class Trainer:
         # process.
         towers: Any = dict(method.towers)
         anchor = config.train.anchor
-        self.feature_anchor = FeatureAnchor(method, anchor.features) if anchor.features else None
-        self.checkpointing = ActivationCheckpointing(towers) if config.train.checkpoint_activations else None
+        feature_anchor = FeatureAnchor(method, anchor.features) if anchor.features else None
+        checkpointing = ActivationCheckpointing(towers) if config.train.checkpoint_activations else None
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
-        if self.feature_anchor and self.weights.are_sharded:
-            shard(self.feature_anchor.towers, accelerator.device)
+        if feature_anchor and self.weights.are_sharded:
+            shard(feature_anchor.towers, accelerator.device)
+        self.gradient = BatchGradient(
+            accelerator, method, self.weights, config.train, anchor=feature_anchor, checkpointing=checkpointing
+        )
         self.weight_anchor = WeightAnchor(method, anchor.l2_sp) if anchor.l2_sp else None
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
-        self.skipped, self.saved_at, self.checked = 0, time.monotonic(), False
+        self.skipped, self.saved_at = 0, time.monotonic()
+        self.unsettled: StepRecord | None = None
+        self.agreed = {"stop": False, "save": False}
         self.stop = StopSignals()
         self.collapse_monitor = CollapseMonitor()
         self.best = BestScore(config.train)
@@ -142,15 +143,14 @@ class Trainer:
             steps = range(start, start if self._evaluate(start) else self.total_steps)
             with loaded(self.batches, steps, workers=self.workers, pin=self.accelerator.device.type == "cuda") as batches:
                 for step, batch in enumerate(self.logbook.timed(batches), start + 1):
-                    metrics, totals = self._step(step, batch.to(self.accelerator.device))
-                    self.logbook.step(step, metrics)
-                    if self._is_saved(step, totals):
+                    self._step(step, batch.to(self.accelerator.device))
+                    if self._is_saved(step):
+                        self._settle()
                         self._save(step)
-                    if totals["stop"] or self._evaluate(step):
+                    if self.agreed["stop"] or self._evaluate(step):
                         break
             self.writer.wait()
-            _, totals = self._sum_over_processes({}, unwritten=self.writer.failure is not None)
-            self._stop_unwritten(totals["unwritten"] > 0)
+            self._stop_unwritten(any(gather_object([self.writer.failure is not None])))
         return FitResult(step, step == self.total_steps or self.best.is_over, self.best)
 
     def _restore(self, checkpoint: Checkpoint | None) -> int:
@@ -178,112 +178,100 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1 or step == self.total_steps:
             return
-        buffers = BufferSnapshot(self.method)
+        buffers = Snapshot(self.method.buffers())
         self._backward(step + 1, self.batches[step].to(self.accelerator.device))
         self.optimizer.zero_grad()
         buffers.restore()
 
-    def _step(self, step: int, batch: Batch) -> tuple[dict[str, Any], dict[str, float]]:
-        """Run one step. Returns the metrics, and the numbers that were summed over the processes."""
+    def _step(self, step: int, batch: Batch) -> None:
+        """Launch one step. The host waits for none of its results: its numbers are read by `_settle`, in the next step."""
         rate = set_rates(self.optimizer.param_groups, step, self.config.optim, total=self.total_steps)
-        buffers = BufferSnapshot(self.method) if self.config.train.on_nonfinite == "skip" else None
+        buffers = Snapshot(self.method.buffers())
         embeddings, shares = self._backward(step, batch)
+        if not self._settle():
+            # This pass came before the host took back what the undone step had counted, such as the keys of a queue.
+            buffers.restore()
+            self.optimizer.zero_grad()
+            embeddings, shares = self._backward(step, batch)
         shares["gradient_norm"] = self.weights.clip(self.config.optim.clip) / self.accelerator.num_processes
-        texts = [view for view in batch.views.values() if isinstance(view, Tokens)]
-        metrics, totals = self._sum_over_processes(
-            shares,
-            stop=self.stop.received,
-            save=self._save_is_due(),
-            bad=len(batch.bad_samples),
-            truncated=sum(text.truncated for text in texts),
-            unwritten=self.writer.failure is not None,
-        )
-        self._stop_unwritten(totals["unwritten"] > 0)
-        if self._is_finite(metrics):
-            self._update(embeddings, batch)
-            geometry = self.collapse_monitor.check(step, self.method, embeddings) if self.logbook.is_logged(step) else {}
+        self.unsettled = self._record(step, batch, embeddings, shares, rate)
+        if self.accelerator.scaler is None:
+            self._update(embeddings, batch, buffers, self.unsettled.sums.is_bad)
+        elif self._settle():  # only the scaler knows whether it is the cause of an infinite gradient, so the host waits
+            self._update_in_fp16(embeddings, batch)
         else:
-            geometry = {}
-            self._skip_or_stop(step, metrics, batch)
-            if buffers:
-                buffers.restore()
+            buffers.restore()
+            self.accelerator.scaler.update()  # it has checked this step's gradients and expects the step to end
         self.optimizer.zero_grad()
-        self._count_bad(step, batch, any_bad=totals["bad"] > 0)
-        scale = self.method.logit_scale
-        temperature = {} if scale is None else {"temperature": 1 / float(scale.detach())}
-        shown = {f"shown/{name}": rows for name, rows in self.order.rows_by_part(step).items()}
-        truncated = {"truncated_texts": int(totals["truncated"])} if texts else {}
-        return {**metrics, **temperature, "lr": rate, **truncated, **shown, **geometry}, totals
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
-        """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""
-        pieces, on_device = self._pieces(batch), partial(views_on, self.accelerator.device)
-        with self.accelerator.autocast():
-            start = self.feature_anchor.rows(map(on_device, pieces)) if self.feature_anchor else {}
-        embeddings, output = cached_backward(
-            self.encode,
-            pieces,
-            loss=lambda rows: self._loss(rows, start, batch),
-            # Accelerate averages gradients over the processes, but the shares of the loss must be summed.
-            backward=lambda result: self.accelerator.backward(result[1].loss * self.accelerator.num_processes),
-            seed=lambda piece: self._seed(step, piece),
-            prepare=on_device,
-            no_sync=self.weights.no_sync,
-            loss_parameters=self.method.loss_parameters,
-        )
-        self.weights.reduce()
-        if not self.checked:
-            check_adapters(self.method, self.accelerator)
-            if self.checkpointing:
-                self.checkpointing.check()
-            self.checked = True
-        return embeddings, {"loss": output.loss, **output.metrics}
+        return self.gradient.accumulate(step, batch)
 
-    def _update(self, embeddings: Embeddings, batch: Batch) -> None:
-        """Take the step, with what follows it."""
+    def _record(self, step: int, batch: Batch, embeddings: Embeddings, shares: dict[str, Tensor], rate: float) -> StepRecord:
+        """Return what `_settle` needs of a step."""
+        texts = [view for view in batch.views.values() if isinstance(view, Tokens)]
+        flags = {
+            "stop": self.stop.received,
+            "save": self._save_is_due(),
+            "bad": len(batch.bad_samples),
+            "truncated": sum(text.truncated for text in texts),
+            "unwritten": self.writer.failure is not None,
+        }
+        sums = StepSums(self.accelerator, shares, flags, self.method.logit_scale)
+        rows = HostCopy(few_rows(embeddings)) if self.logbook.is_logged(step) else None
+        shown = {f"shown/{name}": rows for name, rows in self.order.rows_by_part(step).items()}
+        return StepRecord(step, replace(batch, views={}), sums, rows, {"lr": rate, **shown}, has_texts=bool(texts))
+
+    def _settle(self) -> bool:
+        """Read the numbers of the step that was launched last, and do what depends on them.
+
+        Returns:
+            False if it was not finite and nothing was updated. True if all is well, or there is no such step.
+
+        Raises:
+            UserError: the run must end, see `fit`; no later step has updated anything.
+        """
+        record, self.unsettled = self.unsettled, None
+        if record is None:
+            return True
+        metrics, totals, scale = record.sums.read()
+        self.agreed = {name: totals[name] > 0 for name in ("stop", "save")}
+        self._stop_unwritten(totals["unwritten"] > 0)
+        is_finite, geometry = self._is_finite(metrics), {}
+        if not is_finite:
+            self._skip_or_stop(record, metrics)
+        elif record.rows:
+            geometry = self.collapse_monitor.check(record.step, self.method, record.rows.read(), scale)
+        self._count_bad(record.step, record.batch, any_bad=totals["bad"] > 0)
+        temperature = {} if scale is None else {"temperature": 1 / scale}
+        truncated = {"truncated_texts": int(totals["truncated"])} if record.has_texts else {}
+        self.logbook.step(record.step, {**metrics, **temperature, **record.known, **truncated, **geometry})
+        return is_finite
+
+    def _update(self, embeddings: Embeddings, batch: Batch, buffers: Snapshot, is_bad: Tensor) -> None:
+        """Take the step, with what follows it, unless it `is_bad`: then nothing changes, which the device decides."""
+        update_unless(self.optimizer.optimizer, is_bad)
         self.optimizer.step()
-        is_taken = not self.optimizer.step_was_skipped  # by the loss scaler
+        if self.weight_anchor:
+            self.weight_anchor.pull(self.optimizer.param_groups, is_bad)
+        parameters = Snapshot(self.method.committed_parameters)
+        self.method.commit(embeddings, batch)
+        for snapshot in (buffers, parameters):
+            snapshot.undo_if(is_bad)
+        if self.average:
+            self.average.update(is_bad)
+
+    def _update_in_fp16(self, embeddings: Embeddings, batch: Batch) -> None:
+        """Take a finite step, with what follows it, unless the loss scaler skips it."""
+        self.optimizer.step()
+        is_taken = not self.optimizer.step_was_skipped
         if self.weight_anchor and is_taken:
             self.weight_anchor.pull(self.optimizer.param_groups)
         self.method.commit(embeddings, batch)
         if self.average and is_taken:
             self.average.update()
 
-    def _pieces(self, batch: Batch) -> list[Views]:
-        """Return the micro-batches; if there are several, frozen encoders run once instead of in both passes."""
-        pieces = split_views(batch.views, self.config.train.micro_batch)
-        frozen = {name for name in batch.views if self.method.tower(name).frozen}
-        if len(pieces) == 1 or not frozen:
-            return pieces
-        # Gradients are disabled here so that DDP does not prepare for a backward pass that never comes.
-        with torch.no_grad():
-            return [{**piece, **self._features({name: piece[name] for name in frozen})} for piece in pieces]
-
-    def _features(self, views: Views) -> Views:
-        """Return the features of views of frozen encoders."""
-        features: Views = self.encode(views_on(self.accelerator.device, views), frozen_only=True)
-        return features
-
-    def _seed(self, step: int, piece: int) -> None:
-        torch.manual_seed(rng.sample_seed(self.config.train.seed, step, self.accelerator.process_index, piece))
-
-    def _loss(self, rows: Mapping[str, Tensor], start: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
-        positives = batch.labels if self.method.positives == "labels" else batch.ids
-        assert positives is not None, "a run refuses data without labels before it starts"
-        embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids)
-        output = self.method.loss(embeddings, batch)
-        if self.feature_anchor:
-            output = self.feature_anchor.add(output, rows, start, len(embeddings.all_ids))
-        return embeddings, output
-
-    def _sum_over_processes(self, shares: Mapping[str, Tensor], **numbers: float) -> tuple[dict[str, float], dict[str, float]]:
-        """Sum everything that the processes must agree on in a step with a single collective."""
-        own = torch.tensor([float(number) for number in numbers.values()], device=self.accelerator.device)
-        stacked = torch.stack([*(share.detach().float() for share in shares.values()), *own])
-        summed = iter(self.accelerator.reduce(stacked, "sum").tolist())
-        return {name: next(summed) for name in shares}, {name: next(summed) for name in numbers}
-
-    def _is_finite(self, metrics: Mapping[str, float]) -> bool:
+    def _is_finite(self, metrics: dict[str, float]) -> bool:
         """Return True if the step may be taken.
 
         Under fp16 the scaler handles an infinite gradient by skipping the step and halving the scale of the loss. At a scale
@@ -294,21 +282,23 @@ class Trainer:
         scaler = self.accelerator.scaler
         return math.isfinite(metrics["gradient_norm"]) or (scaler is not None and scaler.get_scale() > 1)
 
-    def _skip_or_stop(self, step: int, metrics: dict[str, float], batch: Batch) -> None:
-        """Skip a non-finite step or end the run. Every process calls this at the same step, before the update."""
-        train, rank = self.config.train, self.accelerator.process_index
-        bundle = write_crash_bundle(self.run_dir / "crash", step, rank, batch, metrics, self.config)
+    def _skip_or_stop(self, record: StepRecord, metrics: dict[str, float]) -> None:
+        """Skip a non-finite step or end the run. Every process calls this in the same step."""
+        train, rank, batch = self.config.train, self.accelerator.process_index, record.batch
+        bundle = write_crash_bundle(self.run_dir / "crash", record.step, rank, batch, metrics, self.config)
         self.skipped += 1
         rows = ", ".join(str(i) for i in batch.index[:8].tolist())
         message = (
-            f"the loss of step {step} is {metrics['loss']:g}, the norm of its gradient {metrics['gradient_norm']:g}; "
+            f"the loss of step {record.step} is {metrics['loss']:g}, the norm of its gradient {metrics['gradient_norm']:g}; "
             f"nothing was updated. Lower optim.lr, or look at the samples {rows}, ... ({bundle})"
         )
         if train.on_nonfinite == "stop" or self.skipped > train.max_skipped:
             raise UserError(message)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # it has checked this step's gradients and expects the step to end
         logger.warning(message)
+        if self.accelerator.scaler is None:  # otherwise nothing was updated in the first place
+            mark_changed(self.method.buffers())
+            if self.average:
+                self.average.undo()
 
     def _count_bad(self, step: int, batch: Batch, *, any_bad: bool) -> None:
         """Log unreadable samples in rank order, and stop all processes if there are too many."""
@@ -336,10 +326,10 @@ class Trainer:
             self.best.update(step, scores)
         return self.best.is_over
 
-    def _is_saved(self, step: int, totals: Mapping[str, float]) -> bool:
+    def _is_saved(self, step: int) -> bool:
         every = self.config.train.save_every
         is_due = bool(every and step % every == 0) or step == self.total_steps or bool(self.evaluation.due(step))
-        return is_due or bool(totals["save"] or totals["stop"])
+        return is_due or self.agreed["save"] or self.agreed["stop"]
 
     def _save_is_due(self) -> bool:
         """Return True if a checkpoint is due. Only the first process writes, so only its clock counts."""
@@ -350,7 +340,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """Save a checkpoint. The first process writes; sharded weights are gathered from all processes."""
-        self.saved_at = time.monotonic()
+        self.saved_at, self.agreed["save"] = time.monotonic(), False
         is_writer = self.accelerator.is_main_process
         if not (is_writer or self.weights.are_sharded):
             return

@@ -40,13 +40,25 @@ class WeightAverage:
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the weights of the network. Called once after every optimizer step."""
+    def update(self, is_bad: Tensor | None = None) -> None:
+        """Move the averages towards the weights of the network. Called once after every optimizer step.
+
+        Args:
+            is_bad: bool scalar on the device: true leaves the averages as they are, and `undo` must be called later.
+        """
         momentum = min(self.momentum, (1 + self.updates) / (10 + self.updates))
         averages = [own_part(average) for average in self.tensors.values()]
         current = [own_part(tensor).to(average.dtype) for tensor, average in zip(self._current.values(), averages, strict=True)]
-        torch._foreach_lerp_(averages, current, 1 - momentum)
+        if is_bad is None:
+            torch._foreach_lerp_(averages, current, 1 - momentum)
+        else:
+            shares = {dtype: (~is_bad).to(dtype) * (1 - momentum) for dtype in {average.dtype for average in averages}}
+            torch._foreach_lerp_(averages, current, [shares[average.dtype] for average in averages])
         self.updates += 1
+
+    def undo(self) -> None:
+        """Count one update less: the last one left the averages as they were."""
+        self.updates -= 1
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -54,6 +54,10 @@ class Distillation(Method):
     def classes(self) -> int:
         return self.tower("image").embed_dim
 
+    @property
+    def committed_parameters(self) -> list[nn.Parameter]:
+        return []  # the teacher never changes
+
     def train(self, mode: bool = True) -> Distillation:
         super().train(mode)
         self.teacher.eval()

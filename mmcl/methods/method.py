@@ -85,6 +85,16 @@ class Method(nn.Module):
         encoding = ("towers.", "predictor.")
         return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(encoding)]
 
+    @property
+    def committed_parameters(self) -> list[nn.Parameter]:
+        """Parameters that `commit` may change: those of teachers, and those of the loss, which it keeps in their range.
+
+        The engine restores them, and all buffers, after a step that was not finite.
+        """
+        of_towers = {id(p) for p in self.towers.parameters()}
+        teachers = [p for p in self.parameters() if not p.requires_grad and id(p) not in of_towers]
+        return [*teachers, *self.loss_parameters]
+
     def configure(self, facts: RunFacts) -> None:
         """Set what depends on the size or length of the run. Called once, before the first step."""
         return

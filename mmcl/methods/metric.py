@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mmcl.core.host_count import HostCount
 from mmcl.core.metric_learning import Miner, contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.methods.method import Method
 from mmcl.methods.two_views import all_rows, label_ids
@@ -33,14 +34,14 @@ class MetricMethod(Method):
 
     def __init__(self, towers: nn.ModuleDict):
         super().__init__(towers)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps = HostCount(self, "step")
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(negatives=2 * global_batch - 2)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         rows = label_ids(all_rows(embeddings))
-        generator = torch.Generator(rows.row_ND.device).manual_seed(int(self.step))
+        generator = torch.Generator(rows.row_ND.device).manual_seed(int(self._steps))
         return LossOutput(embeddings.share * self.row_loss(rows.row_ND, rows.id_N, generator))
 
     @abstractmethod
@@ -48,7 +49,7 @@ class MetricMethod(Method):
         """Return the loss of the global batch."""
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
-        self.step += 1
+        self._steps.add(1)
 
 
 class Triplet(MetricMethod):

@@ -69,7 +69,7 @@ class MomentumCLIP(CLIP):
         # `info_nce` ignores pairs of the same row: ids as row numbers exclude stale keys. Keys of the batch stay included.
         key_rows = unused_ids(key_ids, len(keys))
         queue: KeyQueue = self.queues[key]  # type: ignore[assignment]
-        if int(self.teacher.step) >= self.first_queue_step:
+        if int(self.teacher.steps) >= self.first_queue_step:
             keys, key_ids = torch.cat([keys, queue.keys.to(keys)]), torch.cat([key_ids, queue.ids])
             key_rows = torch.cat([key_rows, queue.ids])
         return info_nce(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmcl.core.clustering import Prototypes, sinkhorn
+from mmcl.core.host_count import HostCount
 from mmcl.core.key_queue import KeyQueue
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts
@@ -62,7 +63,7 @@ class SwAV(Method):
         self.queues = nn.ModuleDict({view: KeyQueue(queue, width) for view in _GLOBAL_CROPS})
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.queue_from_epoch, self.freeze_epochs, self.steps_per_epoch = queue_from_epoch, freeze_epochs, 0
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps = HostCount(self, "step")
 
     def configure(self, facts: RunFacts) -> None:
         self.steps_per_epoch = facts.steps_per_epoch
@@ -94,10 +95,10 @@ class SwAV(Method):
         if not self._is_before_epoch(self.queue_from_epoch):
             for view in _GLOBAL_CROPS:
                 self._queue(view).push(embeddings.all[view], embeddings.all_ids)
-        self.step += 1
+        self._steps.add(1)
 
     def _queue(self, view: str) -> KeyQueue:
         return self.queues[view]  # type: ignore[return-value]
 
     def _is_before_epoch(self, epoch: int) -> bool:
-        return int(self.step) < epoch * self.steps_per_epoch
+        return int(self._steps) < epoch * self.steps_per_epoch

@@ -177,7 +177,7 @@ def cost_of_safety(folder: Path, steps: int = 12) -> list[Row]:
 
         setattr(owner, name, timing)
 
-    for name in ("_sum_over_processes", "_is_finite", "_count_bad", "_save_is_due", "_stop_unwritten"):
+    for name in ("_record", "_settle"):
         timed(Trainer, name, "guards")
     timed(Order, "rows", "order")
     timed(Trainer, "_step", "steps")

@@ -19,7 +19,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.encoders.blocks import blocks
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.checkpoint import take_snapshot
-from mmcl.engine.optim import build_optimizer
+from mmcl.engine.optim import build_optimizer, update_unless
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ShardedWeights, gathered_weights
 from mmcl.methods import METHODS
@@ -103,7 +103,9 @@ def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: 
         )
         weights.reduce()
         norms.append(weights.clip(config.clip))
-        weights.optimizer.step()
+        for is_bad in (True, False):  # an update that is undone leaves no trace
+            update_unless(weights.optimizer, torch.tensor(is_bad))
+            weights.optimizer.step()
         weights.optimizer.zero_grad()
         method.commit(embeddings, local)
         average.update()

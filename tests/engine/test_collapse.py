@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 
 from mmcl.config import ComponentConfig, load_config
 from mmcl.core.geometry import effective_rank, feature_std, modality_gap, uniformity
-from mmcl.engine.collapse import CollapseMonitor, measure, verdicts
+from mmcl.engine.collapse import CollapseMonitor, few_rows, verdicts
+from mmcl.engine.collapse import measure as measure_few
 from mmcl.engine.log import read_log
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
@@ -31,13 +32,22 @@ def embeddings(**views: Tensor) -> Embeddings:
     return Embeddings(views, views, ids, ids)
 
 
+def measure(method: Method, given: Embeddings) -> dict[str, float]:
+    return measure_few(method, few_rows(given))
+
+
+def check(monitor: CollapseMonitor, step: int, method: Method, given: Embeddings) -> dict[str, float | str]:
+    scale = method.logit_scale
+    return monitor.check(step, method, few_rows(given), None if scale is None else float(scale.detach()))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_measured_and_healthy_at_the_start(name: str) -> None:
     method = toy_method(name)
     numbers = measure(method, embed(method, toy_batch(method, 16)))
     assert any(key.startswith("effective_rank") for key in numbers)
     assert all(math.isfinite(number) for number in numbers.values())
-    assert verdicts(method, numbers) == []
+    assert verdicts(method, numbers, None) == []
 
 
 def test_two_towers_are_measured_apart() -> None:
@@ -61,7 +71,7 @@ def test_a_collapse_behind_a_predictor_is_seen() -> None:
     method = toy_method("simsiam")
     numbers = measure(method, embeddings(a=rows(), b=rows(), target_a=rows(1).expand(64, -1), target_b=rows(seed=1)))
     assert numbers["feature_std"] == pytest.approx(0, abs=1e-6)
-    assert len(verdicts(method, numbers)) == 1
+    assert len(verdicts(method, numbers, None)) == 1
 
 
 def test_a_batch_without_pairs_has_no_numbers() -> None:
@@ -72,7 +82,7 @@ def test_a_collapse_is_reported_once_when_it_begins(caplog: pytest.LogCaptureFix
     monitor, method = CollapseMonitor(), toy_method("simclr")
     healthy, collapsed = embeddings(a=rows(), b=rows()), embeddings(a=rows(1).expand(64, -1), b=rows())
     for step, batch in enumerate([healthy, collapsed, collapsed, healthy, collapsed], 1):
-        assert ("verdict" in monitor.check(step, method, batch)) == (batch is collapsed)
+        assert ("verdict" in check(monitor, step, method, batch)) == (batch is collapsed)
     told = [line for line in caplog.messages if "rows have collapsed" in line]
     assert [line.split(":")[0] for line in told] == ["step 2", "step 5"]
 
@@ -80,11 +90,11 @@ def test_a_collapse_is_reported_once_when_it_begins(caplog: pytest.LogCaptureFix
 def test_a_temperature_at_its_bound(caplog: pytest.LogCaptureFixture) -> None:
     method = toy_method("clip", dtype=torch.float32)
     batch = embeddings(image=rows(seed=0), text=rows(seed=1))
-    assert "verdict" not in CollapseMonitor().check(1, method, batch)
+    assert "verdict" not in check(CollapseMonitor(), 1, method, batch)
     with torch.no_grad():
         method.log_scale.fill_(99)  # type: ignore[operator]
     method.commit(batch, toy_batch(method, 4))
-    assert "bound 1 / 100" in str(CollapseMonitor().check(1, method, batch)["verdict"])
+    assert "bound 1 / 100" in str(check(CollapseMonitor(), 1, method, batch)["verdict"])
 
 
 def test_the_cost_is_bounded_because_at_most_256_rows_are_measured() -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mmcl
+from mmcl.engine.batch_gradient import BatchGradient
 from mmcl.engine.checkpoint import AVERAGE, MODEL
-from mmcl.engine.trainer import Trainer
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.errors import UserError
 from mmcl.runs.run import RunResult, train
@@ -147,7 +147,7 @@ def test_the_best_average_is_exported(folder: Path, tmp_path: Path) -> None:
 
 def test_steps_that_are_skipped_are_not_averaged(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is not finite at step 3 of 8."""
-    original: Any = Trainer._loss
+    original: Any = BatchGradient._loss
     calls: list[int] = []
 
     def spoiled(*args: Any) -> Any:
@@ -155,7 +155,7 @@ def test_steps_that_are_skipped_are_not_averaged(folder: Path, tmp_path: Path, m
         embeddings, output = original(*args)
         return embeddings, type(output)(output.loss * float("nan")) if len(calls) == 3 else output
 
-    monkeypatch.setattr(Trainer, "_loss", spoiled)
+    monkeypatch.setattr(BatchGradient, "_loss", spoiled)
     run(folder, tmp_path / "run", *EMA, "--train.on_nonfinite", "skip")
     [*_, last] = sorted((tmp_path / "run/checkpoints").iterdir())
     state = json.loads((last / "MANIFEST.json").read_text())["state"]

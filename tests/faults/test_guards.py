@@ -183,11 +183,11 @@ def test_a_signal_to_one_process_saves_and_ends_all(
         os.setpgid(0, 0)
         before_step(4, signalled, ranks=[rank])(own)
 
-    # No checkpoint is due: the one of step 4 is the signal's.
+    # No checkpoint is due: the one of step 5 is the signal's, in which all know that one has got it in step 4.
     config = tiny_run(image_folder, tmp_path / "run", "--train.save_every", "100", "--data.workers", "2")
     assert run(config, 2, fault) == [0, 0]
-    assert "stopped by a signal after step 4 of 8; continue with --resume" in output(config)
-    assert [path.name for path in tmp_path.glob("run/checkpoints/*")] == ["step-0000004"]
+    assert "stopped by a signal after step 5 of 8; continue with --resume" in output(config)
+    assert [path.name for path in tmp_path.glob("run/checkpoints/*")] == ["step-0000005"]
     assert not (tmp_path / "run/model").exists()
     config = tiny_run(image_folder, tmp_path / "run", "--resume", "--train.save_every", "100")
     assert run(config, 2) == [0, 0]
@@ -339,7 +339,7 @@ def test_minutes_make_a_checkpoint_due(image_folder: Path, tmp_path: Path) -> No
 
     config = tiny_run(image_folder, tmp_path / "run", *flags)
     assert run(config, 2, before_step(5, a_minute_later, ranks=[0])) == [0, 0]
-    assert sorted(path.name for path in tmp_path.glob("run/checkpoints/*")) == ["step-0000005", "step-0000008"]
+    assert sorted(path.name for path in tmp_path.glob("run/checkpoints/*")) == ["step-0000006", "step-0000008"]
 
 
 def test_what_a_loader_process_fails_with_is_one_line(image_folder: Path, tmp_path: Path) -> None:
