@@ -38,7 +38,7 @@ def near_pairs(row_ND: Tensor, threshold: float, *, among_A: Tensor | None = Non
     """
     rows_A = torch.arange(len(row_ND)) if among_A is None else among_A
     starts = range(0, len(rows_A), block)
-    length = row_ND.square().sum(dim=1).amax().sqrt() if len(row_ND) else torch.zeros(())
+    length = row_ND.norm(dim=1).amax() if len(row_ND) else torch.zeros(())
     # A float32 product of D terms is off by at most D / 2 units in the last place of the product of the lengths.
     lowest = threshold - float(row_ND.shape[1] * torch.finfo(torch.float32).eps * length * length)
     memory = row_ND.new_empty(min(block, len(rows_A)) ** 2)

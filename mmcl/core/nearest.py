@@ -60,13 +60,11 @@ def _nearest_to_one(query_D: Tensor, key_MD: Tensor, k: int, among_M: Tensor | N
     score_M = torch.mv(key_MD, query_D)
     if among_M is not None:
         score_M.masked_fill_(~among_M, -torch.inf)
-    first = _largest(score_M[None], min(k + _SPARE, len(key_MD)))[0]
-    kth = score_M[first].topk(k, sorted=False).values.min()
+    first = _largest(score_M[None], k)[0]
     # A float32 product of D terms is off by at most D / 2 units in the last place of the product of the lengths, each of two.
     longest = key_MD[first].norm(dim=1).max()
     margin = key_MD.shape[1] * torch.finfo(score_M.dtype).eps * query_D.norm() * longest
-    lowest = torch.minimum(kth - margin, score_M[first].min())
-    candidate = ((score_M >= lowest) & (score_M > -torch.inf)).nonzero().flatten()
+    candidate = (score_M >= score_M[first].min() - margin).nonzero().flatten()
     parts = (torch.mv(key_MD[rows].double(), query_D.double()) for rows in candidate.split(_RESCORED))
     score = torch.cat(list(parts)).float()
     best = score.argsort(descending=True, stable=True)[:k]
