@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmcl.cli.arguments import form_of
-from mmcl.cli.exit import PART, end_partly
+from mmcl.cli.exit import end_partly
 from mmcl.cli.help import print_help
+from mmcl.cli.index_care import (
+    SHOWN,
+    calibrate,
+    export,
+    import_,
+    need_lancedb,
+    open_index,
+    optimize,
+    recall,
+    restore,
+    verify,
+    versions,
+)
 from mmcl.cli.options import Device, Json
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import asks_for_help, parse_call
@@ -22,9 +33,8 @@ from mmcl.files.atomic import check_folder
 from mmcl.terminal import counted, shortened, terminal_width
 
 if TYPE_CHECKING:
-    from mmcl.search import Index
+    pass
 
-_SHOWN = 20
 _LEAST_SECONDS = 2.0
 
 
@@ -44,7 +54,21 @@ def index(words: Sequence[str]) -> None:
 
 
 def keep_up(
-    verb: Literal["build", "sync", "status", "verify", "optimize", "versions", "restore", "export", "import"], index: str, /
+    verb: Literal[
+        "build",
+        "sync",
+        "status",
+        "verify",
+        "optimize",
+        "recall",
+        "calibrate",
+        "versions",
+        "restore",
+        "export",
+        "import",
+    ],
+    index: str,
+    /,
 ) -> None:
     """Keep an index of images on disk up to date, and look after it.
 
@@ -56,7 +80,8 @@ def keep_up(
     It needs the extra `index`. Every verb but build and import takes the folder of an index.
 
     Args:
-        verb: One of build, sync, status, verify, optimize, versions, restore, export and import: mmcl index build --help.
+        verb: One of build, sync, status, verify, optimize, recall, calibrate, versions, restore, export and import; each has
+            a help: mmcl index build --help.
         index: A folder made by `mmcl index build`.
     """
     VERBS[verb](index)
@@ -91,7 +116,7 @@ def build(
         replace: Build anew over an index of another model or other data.
         json: Print JSON instead of text. It is {"index": ..., "images": ..., "bad": ..., "seconds": ...}.
     """
-    _need_lancedb(out)
+    need_lancedb(out)
     if "://" not in out:
         check_folder(Path(out), flag="--out")
     from mmcl.interop.available import check_available
@@ -142,7 +167,7 @@ def sync(
     """
     if watch is not None and not watch >= _LEAST_SECONDS:
         raise UserError(f"--watch is {watch}: give {_LEAST_SECONDS:g} seconds or more")
-    with _opened(index, mode="w", device=device) as opened:
+    with open_index(index, mode="w", device=device) as opened:
         while True:
             report = opened.sync(
                 verify=verify, allow_empty=allow_empty, skip_unreadable=skip_unreadable, progress=watch is None
@@ -166,7 +191,7 @@ def status(index: str, /, *, json: Json = False) -> None:
         index: A folder made by `mmcl index build`.
         json: Print JSON instead of text.
     """
-    opened = _opened(index)
+    opened = open_index(index)
     bad, store = opened.bad, opened.store
     about = store.table.about  # type: ignore[attr-defined]
     facts = {
@@ -175,7 +200,7 @@ def status(index: str, /, *, json: Json = False) -> None:
         "from": about.collection,
         "model": store.model_name or store.model[:12],
         "width": store.dim,
-        "answers": "exact" if store.exact else f"approximate ({about.approximate})",
+        "answers": "exact" if store.exact else f"approximate ({store.approximate})",  # type: ignore[attr-defined]
         "match": "calibrated" if store.calibration else "not calibrated",
         "columns": ", ".join(store.kinds),
         "version": store.version,
@@ -186,117 +211,10 @@ def status(index: str, /, *, json: Json = False) -> None:
         return
     for name, value in facts.items():
         say(f"{name:<12}{value if not isinstance(value, int) else format(value, ',')}")
-    for one in bad[:_SHOWN]:
+    for one in bad[:SHOWN]:
         say(shortened(f"unreadable: {one.reason if one.name in one.reason else f'{one.name}: {one.reason}'}", terminal_width()))
-    if len(bad) > _SHOWN:
-        say(f"... and {len(bad) - _SHOWN:,} more (--json lists all)")
-
-
-def verify(index: str, /) -> None:
-    """Read every row of an index, list what is wrong, and exit with 1 if there is anything.
-
-    Examples:
-        mmcl index verify photos.mmcl
-
-    Args:
-        index: A folder made by `mmcl index build`.
-    """
-    from mmcl.search import maintenance
-
-    opened = _opened(index)
-    found = maintenance.verify(opened.store)  # type: ignore[arg-type]
-    for line in found[:_SHOWN]:
-        say(line)
-    if len(found) > _SHOWN:
-        say(f"... and {len(found) - _SHOWN:,} more")
-    say(f"{index}: {counted(len(opened), 'image')}, {counted(len(found), 'finding')}")
-    if found:
-        sys.exit(PART)
-
-
-def optimize(index: str, /) -> None:
-    """Join the pieces that commits leave, and remove versions older than an hour.
-
-    Examples:
-        mmcl index optimize photos.mmcl
-
-    `sync` does so itself. A process that is killed leaves files that nothing needs; they are removed here too.
-
-    Args:
-        index: A folder made by `mmcl index build`.
-    """
-    before = _megabytes(index)
-    with _opened(index, mode="w") as opened:
-        opened.optimize()
-    say(f"{index}: {_megabytes(index):.1f} MB, {before:.1f} before")
-
-
-def versions(index: str, /, *, json: Json = False) -> None:
-    """List the versions of an index that can be restored.
-
-    Examples:
-        mmcl index versions photos.mmcl
-
-    Args:
-        index: A folder made by `mmcl index build`.
-    """
-    found = _opened(index).versions()
-    if json:
-        show(json_module.dumps([asdict(one) | {"written": one.written.isoformat()} for one in found]))
-        return
-    for one in found:
-        rows = "?" if one.rows is None else f"{one.rows:,}"
-        say(f"{one.number:6}  {one.written:%Y-%m-%d %H:%M:%S}  {rows:>10} images")
-    say(f"go back: mmcl index restore {index} --version {found[0].number}")
-
-
-def restore(index: str, /, *, version: int) -> None:
-    """Make an older version of an index the newest; nothing is lost, the versions between stay.
-
-    Examples:
-        mmcl index restore photos.mmcl --version 3
-
-    Args:
-        index: A folder made by `mmcl index build`.
-        version: One that `mmcl index versions` lists.
-    """
-    with _opened(index, mode="w") as opened:
-        opened.restore(version)
-        say(f"{index}: as in version {version}, {counted(len(opened), 'image')}")
-
-
-def export(index: str, /, *, out: Path) -> None:
-    """Write the rows of an index into one file.
-
-    Examples:
-        mmcl index export photos.mmcl --out photos_rows.parquet
-
-    Args:
-        index: A folder made by `mmcl index build`.
-        out: The .parquet, with the vectors, or .csv, without.
-    """
-    say(f"{counted(_opened(index).export(out), 'row')} in {out}")
-
-
-def import_(old: str, /, *, out: str, model: str = "") -> None:
-    """Turn an index of two files, index.json and embeddings, into one that keeps up.
-
-    Examples:
-        mmcl index import old.mmcl --out new.mmcl
-
-    Nothing is encoded again, so images must not have changed since the index was made.
-
-    Args:
-        old: A folder with index.json, as `mmcl search --save` writes it.
-        out: The folder of the new index.
-        model: What loads its model. Older ones do not name it.
-    """
-    _need_lancedb(out)
-    from mmcl.search import Index
-    from mmcl.search.building import lasting
-
-    made = Index.import_old(old, out, model_name=lasting(model) if model else "")
-    say(f"{counted(len(made), 'image')} in {out}; bring it up to date: mmcl index sync {out}")
+    if len(bad) > SHOWN:
+        say(f"... and {len(bad) - SHOWN:,} more (--json lists all)")
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -305,35 +223,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "status": status,
     "verify": verify,
     "optimize": optimize,
+    "recall": recall,
+    "calibrate": calibrate,
     "versions": versions,
     "restore": restore,
     "export": export,
     "import": import_,
 }
-
-
-def _opened(index: str, *, mode: Literal["r", "w"] = "r", device: str | None = None) -> Index:
-    """Opens an index on disk."""
-    from mmcl.search import Index
-    from mmcl.search.lance_store import LanceStore
-
-    opened = Index.open(index, mode=mode, device=device)
-    if not isinstance(opened.store, LanceStore):
-        raise UserError(f"{index}: is of an earlier format; mmcl index import {index} --out NEW makes one that keeps up")
-    return opened
-
-
-def _need_lancedb(place: str) -> None:
-    from mmcl.errors import how_to_install
-    from mmcl.search.lance_table import is_available
-
-    if not is_available():
-        raise UserError(f"{place}: an index on disk needs lancedb; {how_to_install('index')}")
-
-
-def _megabytes(folder: str) -> float:
-    total = 0
-    for file in Path(folder).rglob("*"):
-        with suppress(OSError):
-            total += file.stat().st_size if file.is_file() else 0
-    return total / 1e6

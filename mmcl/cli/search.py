@@ -37,6 +37,7 @@ def search(
     min_score: Annotated[float | None, RARE] = None,
     min_match: Annotated[float | None, RARE] = None,
     hybrid: Annotated[bool, RARE] = False,
+    exact: Annotated[bool, RARE] = False,
     copy_to: Annotated[Path | None, RARE] = None,
     device: Device = None,
     json: Json = False,
@@ -67,6 +68,7 @@ def search(
         min_score: Leave out what scores less. A cosine, such as 0.2.
         min_match: Leave out what is less likely a match, 0 to 1. It needs an index that was calibrated.
         hybrid: Also look for the words in the captions, and join both rankings. An index on disk only.
+        exact: Compare all images, although the index has an approximate one.
         copy_to: Copy what was found into this folder, with the rank before each name.
         json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ..., "id": ...}].
     """
@@ -81,7 +83,7 @@ def search(
         **{"image": list(image), "like": list(like), "negative": list(negative), "where": where, "top_k": top_k},
         **{"target": target, "sort": None if sort == "none" else sort, "min_score": min_score, "min_match": min_match},
     }
-    hits = index.search(text, hybrid=hybrid, **question)
+    hits = index.search(text, hybrid=hybrid, exact=exact, **question)
     if picture is not None:
         hits.save(picture)
     if copy_to is not None:
@@ -97,6 +99,8 @@ def _print(hits: Hits, json: bool) -> None:
     for rank, hit in enumerate(hits, 1):
         match = "" if hit.match is None else f"  match {hit.match:.2f}"
         say(f"{rank:3}  {hit.score:6.3f}{match}  {hit.name}" + (f"  {hit.caption}" if hit.caption else ""))
+    if not hits.exact:
+        say("approximate: some may be missing (--exact compares all; `mmcl index recall` measures it)", error=True)
     if not hits:
         say("nothing found that the filter and the lowest score let through", error=True)
 

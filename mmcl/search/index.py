@@ -247,6 +247,7 @@ class Index(Upkeep):
         target: Target = "images",
         hybrid: bool = False,
         combine: Combine = "mean",
+        exact: bool = False,
     ) -> Hits:
         """Finds the nearest neighbors of texts, images and examples together.
 
@@ -269,6 +270,7 @@ class Index(Upkeep):
             hybrid: fuse the ranking with that of a full-text search in the captions, by reciprocal ranks; an index on disk
                 only.
             combine: of several images, "mean" finds what is near all, "any" what is near one of them.
+            exact: compare all images although there is an approximate index; see `build_ann`.
 
         Returns:
             Hits, best first; equal scores in the order of the collection.
@@ -281,12 +283,10 @@ class Index(Upkeep):
             text,
             **{"image": image, "like": like, "negative": negative, "weights": weights, "where": where},
             **{"top_k": top_k, "offset": offset, "min_score": min_score, "min_match": min_match, "sort": sort},
-            **{"target": target, "hybrid": hybrid, "combine": combine},
+            **{"target": target, "hybrid": hybrid, "combine": combine, "exact": exact},
         )
         hits = answer(self.store, lambda: self.model, question)
-        hits.preprocess = (
-            None if self._model is None or isinstance(self._model, str) else getattr(self._model, "preprocess", None)
-        )
+        hits.preprocess = getattr(self._model, "preprocess", None)  # None of a name: the model was not needed
         return hits
 
     def similar(self, id: str, top_k: int = 20, *, where: str | None = None) -> Hits:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,19 @@ from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.files.listing import file_named
+from mmcl.logging import get_logger
 from mmcl.search.arrow import TYPES
 from mmcl.search.items import KINDS, Item, Kind, id_of, unknown_id
 from mmcl.search.lance_table import LanceTable
+from mmcl.search.ranking import ranked
 from mmcl.search.store import TextRows
+from mmcl.search.table_indices import Approximate, approximate_kind, nearest_rows, with_words
 from mmcl.types import BadSample
 
+logger = get_logger(__name__)
+
+LARGE_ROWS, LARGE_BYTES = 10**6, 2**31
+"""Above one of these, a warning names the approximate index. An exact search goes on as before."""
 _FOUND = "vector IS NOT NULL"
 _OF_ITEM = ("id", "path", "file", "offset", "size", "width", "height", "taken", "captions", "label")
 _KEPT_BYTES = 2**25
@@ -43,9 +50,11 @@ class LanceStore:
 
     def _forget(self) -> None:
         self._row_ids: np.ndarray | None = None
+        self._order: np.ndarray | None = None
         self._images: Tensor | None = None
         self._texts: TextRows | None = None
         self._columns: dict[str, pa.Array] = {}
+        self._approximate: Approximate | Literal[False] | None = False
         self._loaded = self.table.version
 
     def refresh(self) -> None:
@@ -82,9 +91,16 @@ class LanceStore:
         return self.table.about.model_name
 
     @property
+    def approximate(self) -> Approximate | None:
+        """Kind of the approximate index, or None."""
+        if self._approximate is False:
+            self._approximate = approximate_kind(self.table)
+        return self._approximate
+
+    @property
     def exact(self) -> bool:
         """False if there is an approximate index."""
-        return self.table.about.approximate is None
+        return self.approximate is None
 
     @property
     def version(self) -> int:
@@ -100,6 +116,7 @@ class LanceStore:
     def images(self) -> Tensor:
         """Vectors of the images; loaded on first use."""
         if self._images is None:
+            self._warn_if_large()
             places = self._places()
             vectors = np.empty((len(self.row_ids), self.dim), np.float32)
             for batch in self.table.scan(["vector"], _FOUND):
@@ -107,6 +124,25 @@ class LanceStore:
                 vectors[places(batch)] = values
             self._images = torch.from_numpy(vectors)
         return self._images
+
+    def vectors(self, positions: Sequence[int]) -> Tensor:
+        """Vectors at some positions, read from the disk unless all are in memory."""
+        if self._images is not None or not len(positions):
+            return self.images[list(positions)] if len(positions) else torch.zeros(0, self.dim)
+        row_ids = self.row_ids[list(positions)]
+        rows = self.table.take(row_ids.tolist(), ["vector"])
+        found = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+        ids = rows["_rowid"].to_numpy().astype(np.int64)
+        order = np.argsort(ids)
+        return torch.from_numpy(found[order[np.searchsorted(ids[order], row_ids)]].astype(np.float32))
+
+    def nearby(self, query_D: np.ndarray, count: int) -> list[int]:
+        """Returns the positions nearest to a query, by the approximate index if there is one."""
+        if self.approximate is None:
+            return [row.position for row in ranked(query_D[None], self.images, count)]
+        order, ascending = self._by_row_id()
+        ids = np.array(nearest_rows(self.table, self.approximate, query_D, count), np.int64)
+        return [int(one) for one in order[np.searchsorted(ascending, ids)]]
 
     @property
     def texts(self) -> TextRows:
@@ -179,7 +215,7 @@ class LanceStore:
     def full_text(self, text: str) -> list[tuple[int, float]]:
         """Returns the positions whose captions have words of a text, with their scores, best first; ties by position."""
         place = {row_id: position for position, row_id in enumerate(self.row_ids.tolist())}
-        found = self.table.full_text(text, len(place))
+        found = with_words(self.table, text, len(place))
         return sorted(((place[row_id], score) for row_id, score in found if row_id in place), key=lambda one: (-one[1], one[0]))
 
     def hashes(self) -> list[bytes | None]:
@@ -192,10 +228,25 @@ class LanceStore:
         with self.table.locked():
             self.table.write_about(replace(self.table.about, calibration=calibration))
 
+    def _by_row_id(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the order of Lance's ids, and these ids."""
+        if self._order is None:
+            self._order = np.argsort(self.row_ids)
+        return self._order, self.row_ids[self._order]
+
+    def _warn_if_large(self) -> None:
+        """Names the approximate index where an exact search takes long and much memory; nothing switches by itself."""
+        rows = len(self)
+        if self.exact and (rows > LARGE_ROWS or 4 * rows * self.dim > LARGE_BYTES):
+            logger.warning(
+                f"{self.table.place}: {rows:,} vectors of {self.dim} numbers are compared with every query, from "
+                f"{4 * rows * self.dim / 2**30:.1f} GiB of memory; for an approximate index: mmcl index optimize "
+                f"{self.table.place} --ann ivf_flat"
+            )
+
     def _places(self) -> Any:
         """Returns a function from a batch to the positions of its rows."""
-        order = np.argsort(self.row_ids)
-        ascending = self.row_ids[order]
+        order, ascending = self._by_row_id()
         return lambda batch: order[np.searchsorted(ascending, batch["_rowid"].to_numpy().astype(np.int64))]
 
     def _ordered(self, columns: Sequence[str]) -> dict[str, pa.Array]:

@@ -1,5 +1,5 @@
-"""The Lance tables of an index on disk: their schema, settings and commits. The only module that imports lancedb (extra
-`index`).
+"""The Lance tables of an index on disk: their schema, settings and commits. Only this module and
+`table_indices` import lancedb (extra `index`).
 
 `items` has one row per image, unreadable ones included, so that they are not tried again before they change. Captions and their
 vectors are in the row of their image: a commit changes both, and `restore` restores both. `about` has the settings: format,
@@ -48,7 +48,6 @@ class About:
         root, collection, kind, columns: of the collection, see `Collection`; how it is opened again.
         column_kinds: types of the own columns.
         calibration: of `match`, or None.
-        approximate: kind of the approximate index, or None.
     """
 
     format: int = FORMAT
@@ -62,7 +61,6 @@ class About:
     columns: str = ""
     column_kinds: Mapping[str, Kind] = field(default_factory=dict)
     calibration: Mapping[str, float] | None = None
-    approximate: str | None = None
 
 
 def schema_of(about: About) -> pa.Schema:
@@ -251,34 +249,6 @@ class LanceTable:
         """Makes a version the newest."""
         with writable(self.place):
             self.table.restore(number)
-
-    def full_text(self, text: str, limit: int) -> list[tuple[int, float]]:
-        """Returns the ids of rows whose captions have words of a text, with their scores, best first."""
-        from lancedb.query import MatchQuery
-
-        if not self._has_words():
-            raise UserError(f"{self.place}: has no captions to search in; hybrid search needs a collection with captions")
-        with readable(self.place):
-            words = MatchQuery(text, "captions")  # type: ignore[call-arg]
-            search = self.table.search(words, query_type="fts").select(["id", "_score"])
-            rows = search.with_row_id(True).limit(max(limit, 1)).to_arrow()
-        return list(zip(rows["_rowid"].to_pylist(), rows["_score"].to_pylist(), strict=True))
-
-    def index_captions(self) -> None:
-        """Makes the full-text index of the captions, in any script, unless it is there; it also finds rows that come later.
-
-        Words are taken as they are: the stop words and stems are English, and even of captions in English, "dog" is left out.
-        """
-        from lancedb.index import FTS
-
-        if self._has_words() or not self.count("array_length(captions) > 0"):
-            return
-        with writable(self.place):
-            self.table.create_index("captions", config=FTS(base_tokenizer="icu", stem=False, remove_stop_words=False))
-
-    def _has_words(self) -> bool:
-        with readable(self.place):
-            return any("captions" in index.columns for index in self.table.list_indices())
 
 
 def exists(place: str) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mmcl.core.nearest import nearest
 from mmcl.data.names import relative, unique
 from mmcl.data.sample import Sample
 from mmcl.data.threads import in_threads
@@ -79,6 +80,15 @@ class MemoryStore:
     def images(self) -> Tensor:
         """Vectors of the images."""
         return torch.from_numpy(self.image_emb)
+
+    def vectors(self, positions: Sequence[int]) -> Tensor:
+        """Vectors at some positions."""
+        return self.images[list(positions)]
+
+    def nearby(self, query_D: np.ndarray, count: int) -> list[int]:
+        """Returns the positions nearest to a query; exactly, in memory."""
+        found: list[int] = nearest(torch.from_numpy(query_D)[None], self.images, min(count, len(self)))[1][0].tolist()
+        return found
 
     @cached_property
     def texts(self) -> TextRows:

@@ -25,7 +25,18 @@ from mmcl.search.query import (
     is_text,
     weights_of,
 )
-from mmcl.search.ranking import FUSED, Ranked, Sort, allowed, by_date, fused, ranked, ranked_above
+from mmcl.search.ranking import (
+    FUSED,
+    Ranked,
+    Sort,
+    allowed,
+    by_date,
+    fused,
+    ranked,
+    ranked_above,
+    ranked_among,
+    ranked_nearby,
+)
 from mmcl.search.store import Store, Target
 from mmcl.types import EmbeddingModel
 
@@ -52,6 +63,7 @@ class Question:
     target: Target = "images"
     hybrid: bool = False
     combine: Combine = "mean"
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name, given, kind in (("target", self.target, Target), ("combine", self.combine, Combine)):
@@ -95,24 +107,59 @@ def answer(store: Store, model: Callable[[], EmbeddingModel], question: Question
         UserError: the question does not fit the index or the model.
     """
     min_score = _lowest(store, question)
-    key = store.images if question.target == "images" else store.texts.vectors
-    if not len(key):
+    if question.target == "texts" and not len(store.texts.vectors):
         raise UserError("no texts to find: the collection has no captions, or the model no text tower; search for images")
     query = _vectors(store, model, question)
     among = allowed(store, question.where)
-    if among is not None and question.target == "texts":
-        among = among[store.texts.item]
-    wanted, item = question.top_k + question.offset, None if question.target == "images" else store.texts.item
-    if question.sort is not None:
-        near = ranked_above(query, key, among, min_score=min_score)
-        places = None if item is None else {row.position: int(item[row.position]) for row in near}
-        rows = by_date(near, store.column("taken"), question.sort, places)
-    elif question.hybrid:
-        rows = _hybrid(store, query, among, question, wanted)
-        rows = [row for row in rows if min_score is None or row.score >= min_score]
-    else:
-        rows = ranked(query, key, wanted, among, min_score=min_score)
+    wanted = question.top_k + question.offset
+    rows = _found(store, query, among, question, wanted, min_score)
     return _hits(store, rows[question.offset : wanted], question)
+
+
+def is_exact(store: Store, question: Question) -> bool:
+    """True if a question is answered by comparing all images that may be found, and not by an approximate index."""
+    return store.exact or question.exact or question.target == "texts" or bool(question.where) or question.sort is not None
+
+
+def _found(
+    store: Store,
+    query: np.ndarray,
+    among: torch.Tensor | None,
+    question: Question,
+    wanted: int,
+    min_score: float | None,
+) -> list[Ranked]:
+    """The rows that answer a question, best first."""
+    if question.hybrid:
+        rows = _hybrid(store, query, among, question, wanted)
+        return [row for row in rows if min_score is None or row.score >= min_score]
+    if question.target == "images" and question.sort is None:
+        return _ranked_images(store, query, wanted, among, is_exact(store, question), min_score)
+    item = None if question.target == "images" else store.texts.item
+    key = store.images if item is None else store.texts.vectors
+    if among is not None and item is not None:
+        among = among[item]
+    if question.sort is None:
+        return ranked(query, key, wanted, among, min_score=min_score)
+    near = ranked_above(query, key, among, min_score=min_score)
+    places = None if item is None else {row.position: int(item[row.position]) for row in near}
+    return by_date(near, store.column("taken"), question.sort, places)
+
+
+def _ranked_images(
+    store: Store,
+    query: np.ndarray,
+    wanted: int,
+    among: torch.Tensor | None,
+    exact: bool,
+    min_score: float | None = None,
+) -> list[Ranked]:
+    """The nearest images, best first. An approximate index reads only the vectors that a filter lets through."""
+    if not exact:
+        return ranked_nearby(store, query, wanted, min_score=min_score)
+    if among is not None and not store.exact:
+        return ranked_among(store, query, wanted, among, min_score=min_score)
+    return ranked(query, store.images, wanted, among, min_score=min_score)
 
 
 def _lowest(store: Store, question: Question) -> float | None:
@@ -135,7 +182,7 @@ def _vectors(store: Store, model: Callable[[], EmbeddingModel], question: Questi
     text_emb = image_emb = np.zeros((0, store.dim), np.float32)
     if texts or images:
         text_emb, image_emb = encoded(model(), texts, images, store.dim)  # type: ignore[arg-type]
-    like = store.images[[store.position(one) for one in question.like]].numpy() if question.like else text_emb[:0]
+    like = store.vectors([store.position(one) for one in question.like]).numpy() if question.like else text_emb[:0]
     negative = np.concatenate([text_emb[len(question.text) :], image_emb[len(question.image) :]])
     pictures = np.concatenate([image_emb[: len(question.image)], like])
     weights = question.weights
@@ -163,13 +210,13 @@ def _vectors(store: Store, model: Callable[[], EmbeddingModel], question: Questi
 
 def _hybrid(store: Store, query: np.ndarray, among: torch.Tensor | None, question: Question, wanted: int) -> list[Ranked]:
     depth = max(FUSED, wanted)
-    by_vector = ranked(query, store.images, depth, among)
+    by_vector = _ranked_images(store, query, depth, among, is_exact(store, question))
     found = store.full_text(" ".join(question.text))
     by_text = [place for place, _ in found if among is None or among[place]][:depth]
     missing = sorted({*by_text} - {row.position for row in by_vector})
     scores = list[float]()
     if missing:
-        scores = (store.images[missing].double() @ torch.from_numpy(query).double().T).amax(dim=1).float().tolist()
+        scores = (store.vectors(missing).double() @ torch.from_numpy(query).double().T).amax(dim=1).float().tolist()
     return fused(by_vector, by_text, dict(zip(missing, scores, strict=True)))
 
 
@@ -190,7 +237,7 @@ def _hits(store: Store, rows: Sequence[Ranked], question: Question) -> Hits:
         found,
         text=", ".join(question.text) or None,
         image=question.image[0] if question.image else None,
-        exact=store.exact,
+        exact=is_exact(store, question),
     )
 
 

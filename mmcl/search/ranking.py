@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -65,6 +65,22 @@ def ranked(
             best[position] = max(value, best.get(position, -2.0))
     found = sorted(best.items(), key=lambda one: (-one[1], one[0]))[:count]
     return [Ranked(*one) for one in found if min_score is None or one[1] >= min_score]
+
+
+def ranked_nearby(store: Store, query_QD: np.ndarray, count: int, *, min_score: float | None = None) -> list[Ranked]:
+    """`ranked` among the images that a store's approximate index finds; it may miss some."""
+    near = sorted({position for query_D in query_QD for position in store.nearby(query_D, count)})
+    rows = ranked(query_QD, store.vectors(near), count, min_score=min_score)
+    return [replace(row, position=near[row.position]) for row in rows]
+
+
+def ranked_among(
+    store: Store, query_QD: np.ndarray, count: int, among_N: Tensor, *, min_score: float | None = None
+) -> list[Ranked]:
+    """`ranked` among some images of a store, of which it reads only these."""
+    places = among_N.nonzero().flatten().tolist()
+    rows = ranked(query_QD, store.vectors(places), count, min_score=min_score)
+    return [replace(row, position=places[row.position]) for row in rows]
 
 
 def ranked_above(query_QD: np.ndarray, key_MD: Tensor, among_M: Tensor | None, *, min_score: float | None) -> list[Ranked]:

@@ -10,6 +10,7 @@ from mmcl.search.items import Item, Kind
 from mmcl.types import BadSample
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from torch import Tensor
 
@@ -76,6 +77,14 @@ class Store(Protocol):
     @property
     def images(self) -> Tensor:
         """Vectors of the images, float32 [N, D], unit length."""
+        ...
+
+    def vectors(self, positions: Sequence[int]) -> Tensor:
+        """Returns the vectors of some images, float32 [len(positions), D]."""
+        ...
+
+    def nearby(self, query_D: np.ndarray, count: int) -> list[int]:
+        """Returns the positions of at most `count` images nearest to a query, by the approximate index if there is one."""
         ...
 
     @property

@@ -23,6 +23,7 @@ from mmcl.progress import progress_bar
 from mmcl.search.collection import NOWHERE, Collection, Entry, sha_of
 from mmcl.search.content import CONTENT_COLUMNS, Content, Encoder
 from mmcl.search.lance_table import LanceTable, schema_of
+from mmcl.search.table_indices import index_captions
 from mmcl.terminal import counted
 
 _RACY_NS = 2 * 10**9
@@ -144,7 +145,7 @@ def sync(
         report.gone = len(gone) - report.moved
     if report.commits:
         table.look_again(work.unsure, started_ns)
-        table.index_captions()
+        index_captions(table)
         table.optimize()
         _check_unique(table)
     report.bad = table.count("status = 'bad'")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
 from mmcl.errors import UserError
-from mmcl.search import maintenance
+from mmcl.logging import get_logger
+from mmcl.search import maintenance, table_indices
+from mmcl.search.calibration import STALE, fit
 from mmcl.search.collection import Given, open_collection
 from mmcl.search.content import Encoder
 from mmcl.search.lance_store import LanceStore
+from mmcl.search.recall import Recall, measure_recall
 from mmcl.search.store import Store
 from mmcl.search.sync import SyncReport, sync
+from mmcl.search.table_indices import Approximate
 from mmcl.types import EmbeddingModel
+
+logger = get_logger(__name__)
 
 
 class Upkeep:
@@ -84,7 +91,8 @@ class Upkeep:
                 batch=batch,
                 progress=progress,
             )
-        self._forget()
+            self._forget()
+            self._calibrate_again(store)
         return report
 
     def refresh(self) -> None:
@@ -102,6 +110,40 @@ class Upkeep:
         with store.table.locked():
             store.table.optimize()
         self._forget()
+
+    def build_ann(self, kind: Approximate = "ivf_flat") -> None:
+        """Makes an approximate index of an index on disk, in place of another one; until then every image is compared.
+
+        From then on a search reads a part of the vectors, may miss some of the nearest images, and says so: `Hits.exact` is
+        false. Questions with a filter or sorted by date, and those for texts, are still answered exactly. Measure what it
+        misses by `recall`.
+
+        Args:
+            kind: "ivf_flat" keeps vectors as they are; "ivf_rq" keeps one bit a number, where they do not fit into memory.
+
+        Raises:
+            UserError: the kind is unknown, there are no images, or another process writes.
+        """
+        store = self._on_disk("build_ann")
+        with store.table.locked():
+            table_indices.index_vectors(store.table, kind)
+            store.table.optimize()
+        self._forget()
+
+    def drop_ann(self) -> None:
+        """Removes the approximate index; every image is compared again. Raises UserError if another process writes."""
+        store = self._on_disk("drop_ann")
+        with store.table.locked():
+            table_indices.drop_vectors(store.table)
+        self._forget()
+
+    def recall(self, n: int = 200, k: int = 10) -> Recall:
+        """Measures which share of the k nearest images an approximate index finds, over n queries.
+
+        Raises:
+            UserError: the index is not on disk, or n or k is not from 1 to the number of images.
+        """
+        return measure_recall(self._on_disk("recall"), n, k)
 
     def verify(self) -> list[str]:
         """Reads every row of an index on disk. Returns a line for each finding; see `mmcl.search.maintenance`."""
@@ -128,6 +170,18 @@ class Upkeep:
             UserError: the index is not on disk, or the file cannot be written.
         """
         return maintenance.export(self._on_disk("export"), Path(path))
+
+    @staticmethod
+    def _calibrate_again(store: LanceStore) -> None:
+        """Fits `match` again if it was fitted to another number of images; it is missing if it cannot be fitted any more."""
+        old = store.calibration
+        if old is None or abs(len(store) - old["images"]) <= STALE * old["images"]:
+            return
+        try:
+            store.set_calibration(asdict(fit(store)))
+        except UserError as error:
+            store.set_calibration(None)
+            logger.warning(f"{store.table.place}: {error}")
 
     def _on_disk(self, verb: str) -> LanceStore:
         if not isinstance(self.store, LanceStore):

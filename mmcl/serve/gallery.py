@@ -112,12 +112,12 @@ class Gallery:
         if is_empty and query.negatives:
             raise UserError("say what to look for: what it should not show only takes away from that")
         mask = allowed(self.store, query.where)
-        rows = self._in_order(query, mask) if is_empty else self._answer(query)
+        rows, exact = (self._in_order(query, mask), True) if is_empty else self._answer(query)
         total = len(self.store) if mask is None else int(mask.sum())
         return {
             "rows": rows,
             "total": total,
-            "exact": self.store.exact,
+            "exact": exact,
             "ms": round(1000 * (time.perf_counter() - begun), 1),
         }
 
@@ -232,7 +232,8 @@ class Gallery:
         writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in rows)
         return file.getvalue()
 
-    def _answer(self, query: Query) -> list[Values]:
+    def _answer(self, query: Query) -> tuple[list[Values], bool]:
+        """The rows, and whether all images were compared."""
         question = question_of(
             list(query.texts),
             image=list(query.images),
@@ -250,7 +251,7 @@ class Gallery:
             row["score"] = round(hit.score, 5)
             if hit.match is not None:
                 row["match"] = round(hit.match, 3)
-        return rows
+        return rows, hits.exact
 
     def _in_order(self, query: Query, mask: Tensor | None) -> list[Values]:
         """A part of the collection, or of what a filter lets through."""
