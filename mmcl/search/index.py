@@ -368,7 +368,7 @@ class Index(Upkeep):
     @staticmethod
     def is_saved(directory: str | Path) -> bool:
         """True if the folder holds an index, of either format."""
-        return saved.is_saved(directory) or ("://" not in str(directory) and lance_table.exists(str(directory)))
+        return saved.is_saved(directory) or lance_table.exists(str(directory))
 
     @classmethod
     def check_place(cls, directory: str | Path) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 FORMAT = 1
+STORES = ("s3://", "gs://", "az://")
+"""Object stores. Their keys and endpoints are in the variables of the environment that their own tools read."""
 ITEMS, ABOUT, LOCK = "items", "about", ".lock"
 _DELETED = 500
 """Ids in one statement."""
@@ -234,15 +236,12 @@ class LanceTable:
 
     def versions(self) -> list[tuple[int, datetime, int | None]]:
         """Returns number, time and number of rows of each version, oldest first."""
-        here = self.version
         found: list[tuple[int, datetime, int | None]] = []
         with readable(self.place):
-            try:
-                for one in self.table.list_versions():
-                    self.table.checkout(one["version"])
-                    found.append((int(one["version"]), one["timestamp"], int(self.table.count_rows())))
-            finally:
-                self.table.checkout(here)
+            other = _connect(self.place).open_table(ITEMS)  # a table that was at a certain version cannot be written
+            for one in other.list_versions():
+                other.checkout(one["version"])
+                found.append((int(one["version"]), one["timestamp"], int(other.count_rows())))
         return found
 
     def restore(self, number: int) -> None:
@@ -252,8 +251,11 @@ class LanceTable:
 
 
 def exists(place: str) -> bool:
-    """True if a folder holds an index on disk; an object store is asked when it is opened."""
-    return "://" in place or (Path(place, f"{ITEMS}.lance").is_dir() and Path(place, f"{ABOUT}.lance").is_dir())
+    """True if a folder or an object store holds an index. Raises UserError if the store cannot be asked."""
+    if place.startswith(STORES):
+        with readable(place):
+            return {ITEMS, ABOUT} <= set(_connect(place).list_tables().tables)
+    return "://" not in place and (Path(place, f"{ITEMS}.lance").is_dir() and Path(place, f"{ABOUT}.lance").is_dir())
 
 
 def is_available() -> bool:
@@ -304,7 +306,7 @@ def readable(place: str) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
         why = first_line(error)[:200]
-        if "not found" in why.lower() and not exists(place):
+        if "not found" in why.lower() and ("://" in place or not exists(place)):
             raise UserError(f"{place}: no index there; `mmcl index build` makes one") from None
         raise UserError(f"{place}: is damaged ({why}); restore an older version, or build the index again") from error
 
