@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmcl.cli.evaluate import load_cached
 from mmcl.cli.exit import end_partly, refuse_all_bad
@@ -38,6 +38,8 @@ def embed(
     features: bool = False,
     data_args: str = "{}",
     shard_rows: int | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
+    verify: bool = False,
     runner: str | None = None,
     workers: int | None = None,
     root: Root = None,
@@ -66,6 +68,8 @@ def embed(
         features: Write what the encoder gives before the head. At its own length, and of the images alone.
         data_args: Arguments of the source, such as "{fold: test}".
         shard_rows: Samples in each file of a folder, 4096 by default. 67 MB hold 65,536 rows of 256 numbers.
+        dtype: Type of the numbers in a folder, float32 by default. float16 halves the files and changes some scores by 1e-3.
+        verify: First read every file of the folder, and write damaged ones again.
         runner: local, torchrun or ray, for the processes of a folder. By default torchrun if it started this one, else local.
             With ray (an extra), the cluster in RAY_ADDRESS, else this machine.
         workers: Processes that fill a folder. By default, if that pays, one for each GPU, else for each core, at most 8.
@@ -74,7 +78,7 @@ def embed(
     is_file = _is_file(out)
     if is_file:
         check_file(out, flag="--out", inputs=(data,))
-    given = {"--shard_rows": shard_rows, "--runner": runner, "--workers": workers}
+    given = {"--shard_rows": shard_rows, "--dtype": dtype, "--verify": verify or None, "--runner": runner, "--workers": workers}
     if is_file and any(value is not None for value in given.values()):
         flag = next(flag for flag, value in given.items() if value is not None)
         raise UserError(f"{flag} is of a folder of shards, and --out {out} is a file; give a folder, or leave {flag} out")
@@ -94,10 +98,11 @@ def embed(
         folder=out,
         shard_rows=_SHARD_ROWS if shard_rows is None else shard_rows,
         features=features,
+        dtype=dtype or "float32",
         root=root,
         device=device,
     )
-    _embed_into_folder(job, runner, workers, json)
+    _embed_into_folder(job, runner, workers, verify, json)
 
 
 def _is_file(out: Path) -> bool:
@@ -109,12 +114,12 @@ def _is_file(out: Path) -> bool:
     return False
 
 
-def _embed_into_folder(job: EmbeddingJob, runner: str | None, workers: int | None, json: bool) -> None:
+def _embed_into_folder(job: EmbeddingJob, runner: str | None, workers: int | None, verify: bool, json: bool) -> None:
     from mmcl.runs.embedding.runners import run_embedding_job
     from mmcl.search.shards.files import bad_rows
     from mmcl.types import BadSample
 
-    outcome = run_embedding_job(job, runner, workers=workers)
+    outcome = run_embedding_job(job, runner, workers=workers, verify=verify)
     plan, done, folder = outcome.plan, outcome.done, job.folder
     if done is None:
         said = f"{outcome.left:,} of {counted(plan.count, 'file')} left to the other processes; run it again if they are gone"

@@ -23,7 +23,7 @@ from mmcl.errors import UserError
 from mmcl.runs.embedding.job import EmbeddingJob, ShardEncoder
 from mmcl.runs.embedding.runners import run_embedding_job
 from mmcl.runs.run import train
-from mmcl.search.shards.files import read_shard
+from mmcl.search.shards.files import DONE, read_shard, shard_table
 from mmcl.search.shards.plan import PLAN, read_plan
 from tests.embedding.conftest import ROWS, SHARD_ROWS, Bytes, content
 from tests.engine.tiny import make_folder
@@ -226,3 +226,51 @@ def test_an_index_from_incomplete_or_other_shards_is_refused(begun: EmbeddingJob
         mmcl.Index.from_shards(begun.folder, others)
     with pytest.raises(UserError, match=r"has no plan\.json"):
         mmcl.Index.from_shards(others, others)
+
+
+def test_every_file_is_read_by_verify(job: EmbeddingJob, expected: Bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """One changed bit of an embedding is a valid file with another digest; before there is a list, only damage can be told."""
+    run_embedding_job(job, workers=1)
+    path = job.folder / read_plan(job.folder).file(2)
+    whole = path.read_bytes()
+    value = np.array(pq.read_table(path)["embedding"].to_pylist()[0], np.float32)
+    changed = value.copy().view(np.int32)
+    changed[0] ^= 1
+    path.write_bytes(whole.replace(value.tobytes(), changed.tobytes()))
+    run_embedding_job(job, workers=1)
+    assert content(job.folder) != expected  # the footer is as it was
+    run_embedding_job(job, workers=1, verify=True)
+    assert content(job.folder) == expected
+    assert [record.message for record in caplog.records if "damaged" in record.message] == [
+        f"{path}: is damaged, and is written again"
+    ]
+    caplog.clear()
+    run_embedding_job(job, workers=1, verify=True)
+    assert not caplog.records
+    (job.folder / DONE).unlink()
+    path.write_bytes(whole.replace(value.tobytes(), np.full_like(value, np.nan).tobytes()))
+    run_embedding_job(job, workers=1, verify=True)
+    assert content(job.folder) == expected
+
+
+def test_float16_halves_the_numbers(job: EmbeddingJob, tmp_path: Path) -> None:
+    half = replace(job, dtype="float16", folder=tmp_path / "half")
+    run_embedding_job(job, workers=1)
+    run_embedding_job(half, workers=1)
+    plan, wide = read_plan(half.folder), read_plan(job.folder)
+    for number in range(plan.shards):
+        one, other = read_shard(half.folder, plan, number)["embedding"], read_shard(job.folder, wide, number)["embedding"]
+        assert one.type.value_type == "halffloat"
+        pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+        assert all((a is None) == (b is None) and (a is None or np.allclose(a, b, atol=1e-3)) for a, b in pairs)
+    with pytest.raises(UserError, match="was begun with --dtype float16, not float32: give --dtype float16"):
+        run_embedding_job(replace(half, dtype="float32"), workers=1)
+    index = mmcl.Index.from_shards(half.folder, str(job.data.path))
+    np.testing.assert_allclose(np.linalg.norm(index.image_emb, axis=1), 1, atol=1e-6)
+
+
+def test_numbers_too_large_for_float16_are_refused() -> None:
+    columns = {"row": [0], "id": [0], "kind": ["image"], "label": [None], "name": ["a"]}
+    assert shard_table(columns, np.array([[65504.0]]), [None], "float16")["embedding"].to_pylist() == [[65504.0]]
+    with pytest.raises(UserError, match="too large for float16; give --dtype float32"):
+        shard_table(columns, np.array([[7e4]]), [None], "float16")

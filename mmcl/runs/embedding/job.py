@@ -46,6 +46,7 @@ class EmbeddingJob:
         folder: folder of the shards; for several machines, on a file system that all of them see.
         shard_rows: samples of each shard.
         features: the encoder's outputs before the head, of the images alone.
+        dtype: of the embeddings in the files, "float32" or "float16".
         root: folder with downloaded datasets.
         device: device of this process; None uses the GPU if there is one.
     """
@@ -55,6 +56,7 @@ class EmbeddingJob:
     folder: Path
     shard_rows: int = 4096
     features: bool = False
+    dtype: str = "float32"
     root: str | None = None
     device: str | None = None
 
@@ -136,7 +138,7 @@ class ShardEncoder:
                 ("name", [_valid(text) for text in texts]),
             ):
                 columns[column] += values
-        return shard_table(columns, np.concatenate(embeddings), reasons), len(samples)
+        return shard_table(columns, np.concatenate(embeddings), reasons, self.plan.dtype), len(samples)
 
     def _reason(self, problem: str | None) -> str | None:
         """A reason without the place of the data, which differs between their copies."""
@@ -154,7 +156,8 @@ class ShardEncoder:
             "label": names,
             "name": names,
         }
-        return shard_table(columns, class_embeddings(self.model, names, self.source.templates), [None] * count), 0
+        embeddings = class_embeddings(self.model, names, self.source.templates)
+        return shard_table(columns, embeddings, [None] * count, self.plan.dtype), 0
 
 
 def _plan_of(job: EmbeddingJob, source: Source, model: Model) -> ShardPlan:
@@ -172,6 +175,7 @@ def _plan_of(job: EmbeddingJob, source: Source, model: Model) -> ShardPlan:
         rows=len(source),
         shard_rows=job.shard_rows,
         features=job.features,
+        dtype=job.dtype,
         classes=len(source.class_names or ()) if has_classes else 0,
         device="onnx" if device is None else torch.device(device).type,
         versions=library_versions() | {"pyarrow": pa.__version__},

@@ -24,8 +24,8 @@ from mmcl.errors import UserError, how_to_install, unknown_name
 from mmcl.logging import get_logger
 from mmcl.progress import can_be_drawn, progress_bar
 from mmcl.runs.embedding.job import EmbeddingJob, ShardEncoder
-from mmcl.search.shards.files import Done, finish, open_shards
-from mmcl.search.shards.plan import ShardPlan
+from mmcl.search.shards.files import Done, finish, open_shards, remove_damaged
+from mmcl.search.shards.plan import PLAN, ShardPlan, read_plan
 from mmcl.terminal import counted
 
 logger = get_logger(__name__)
@@ -60,7 +60,9 @@ class Outcome:
     done: Done | None
 
 
-def run_embedding_job(job: EmbeddingJob, runner: str | None = None, *, workers: int | None = None) -> Outcome:
+def run_embedding_job(
+    job: EmbeddingJob, runner: str | None = None, *, workers: int | None = None, verify: bool = False
+) -> Outcome:
     """Does an embedding job, or what is left of it.
 
     Args:
@@ -69,6 +71,7 @@ def run_embedding_job(job: EmbeddingJob, runner: str | None = None, *, workers: 
             RANK and WORLD_SIZE) has started; "ray" uses the cluster in RAY_ADDRESS, else this machine. By default torchrun if
             it started this process, else local.
         workers: processes; by default, if that pays, one for each GPU, else for each core, at most 8 here; not with torchrun.
+        verify: first read every file that is there, and do those again that are damaged.
 
     Raises:
         UserError: the data or the model cannot be used, the folder was begun with another plan or cannot be written, or Ray is
@@ -87,12 +90,24 @@ def run_embedding_job(job: EmbeddingJob, runner: str | None = None, *, workers: 
         raise UserError(f"--runner {runner}: torchrun has started this process; leave it out, or start without torchrun")
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, not {workers}")
+    if verify:
+        _remove_damaged(job.folder, is_rank=runner == "torchrun")
     if runner == "torchrun":
         plan = _run_as_rank(job)
     else:
         plan = _run_locally(job, workers) if runner == "local" else _run_on_ray(job, workers)
     left = open_shards(job.folder, plan)
     return Outcome(plan, len(left), None if left else finish(job.folder, plan))
+
+
+def _remove_damaged(folder: Path, *, is_rank: bool) -> None:
+    """Removes damaged files; of a rank of torchrun, those that are its own to do."""
+    if not (folder / PLAN).is_file():
+        return
+    plan = read_plan(folder)
+    rank, world = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_rank else (0, 1)
+    for name in remove_damaged(folder, plan, range(rank, plan.count, world)):
+        logger.warning(f"{folder / name}: is damaged, and is written again")
 
 
 def _run_as_rank(job: EmbeddingJob) -> ShardPlan:

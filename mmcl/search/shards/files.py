@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -75,16 +75,27 @@ class Done:
     files: dict[str, str]
 
 
-def shard_table(columns: Mapping[str, Sequence[Any]], embeddings: np.ndarray, reasons: Sequence[str | None]) -> pa.Table:
+def shard_table(
+    columns: Mapping[str, Sequence[Any]], embeddings: np.ndarray, reasons: Sequence[str | None], dtype: str = "float32"
+) -> pa.Table:
     """Builds the table of a shard.
 
     Args:
         columns: row, id, kind, label and name of each row.
         embeddings: float32 [rows, D]; what stands in a row with a reason does not matter.
         reasons: why a row has no embedding, or None.
+        dtype: of the embeddings in the file.
+
+    Raises:
+        UserError: an embedding is too large for the dtype.
     """
     bad = np.array([reason is not None for reason in reasons])
     values = np.where(bad[:, None], np.float32(0), embeddings).astype(np.float32)
+    if np.abs(values).max(initial=0) > np.finfo(dtype).max:
+        raise UserError(
+            f"the features have numbers up to {np.abs(values).max():g}, too large for {dtype}; give --dtype float32"
+        )
+    values = values.astype(dtype)
     types = {"row": pa.int64(), "id": pa.int64(), "kind": pa.string(), "label": pa.string(), "name": pa.string()}
     arrays = {name: pa.array(columns[name], kind) for name, kind in types.items()}
     rows = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=pa.array(bad))
@@ -148,6 +159,42 @@ def read_shard(folder: Path, plan: ShardPlan, number: int) -> pa.Table:
     if not np.isfinite(values).all() or column.null_count != facts.bad:
         raise UserError(f"{path}: its embeddings are damaged; delete it, and write it again by the same `mmcl embed`")
     return table
+
+
+def remove_damaged(folder: Path, plan: ShardPlan, numbers: Iterable[int]) -> list[str]:
+    """Reads complete files whole, and removes those that are damaged, so that they are written again.
+
+    A file is damaged if its digest is not that in `done.json`, or, before there is one, if its content cannot be read.
+
+    Args:
+        folder: the folder.
+        plan: its plan.
+        numbers: of the files.
+
+    Returns:
+        Names of the removed files.
+    """
+    digests: dict[str, str] = {}
+    if (folder / DONE).is_file():
+        with suppress(UserError):
+            done = from_dict(Done, read_json(folder / DONE), DONE)
+            digests = done.files if done.plan == plan.key else {}
+
+    def is_damaged(number: int) -> bool:
+        name = plan.file(number)
+        if not (folder / name).exists():
+            return False
+        try:
+            read_shard(folder, plan, number)
+        except UserError:
+            return True
+        return name in digests and _sha256(folder / name) != digests[name]
+
+    removed = [plan.file(number) for number in numbers if is_damaged(number)]
+    for name in removed:
+        (folder / name).unlink(missing_ok=True)
+        (folder / DONE).unlink(missing_ok=True)
+    return removed
 
 
 def finish(folder: Path, plan: ShardPlan) -> Done:

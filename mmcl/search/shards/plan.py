@@ -20,6 +20,7 @@ from mmcl.files.untrusted import read_json
 PLAN = "plan.json"
 FORMAT = 1
 CLASSES = "classes.parquet"
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,7 @@ class ShardPlan:
         rows: samples of the source, N.
         shard_rows: samples of each shard but the last, R; shard i has the samples i * R to (i + 1) * R - 1.
         features: whether the rows are the encoder's outputs before the head, of the images alone.
+        dtype: of the embeddings, "float32" or "float16".
         classes: number of classes, which have a file of their own; 0 for none.
         device: kind of device, such as "cpu": others round otherwise.
         versions: those of the libraries that the numbers depend on.
@@ -44,6 +46,7 @@ class ShardPlan:
     rows: int
     shard_rows: int
     features: bool
+    dtype: str = "float32"
     classes: int
     device: str
     versions: dict[str, str]
@@ -51,6 +54,8 @@ class ShardPlan:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise UserError(f"format {self.format} is not known; a newer mmcl may read it")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype {self.dtype} is not known; it is {' or '.join(DTYPES)}")
         if self.rows < 1 or self.shard_rows < 1 or self.classes < 0:
             raise UserError("rows and shard_rows are at least 1, and classes at least 0")
 
@@ -119,6 +124,8 @@ def _difference(name: str, old: Any, new: Any) -> str:
     """What differs, up to the fix that is the same for all."""
     if name == "shard_rows":
         return f"--shard_rows {old}, not {new}: give --shard_rows {old}"
+    if name == "dtype":
+        return f"--dtype {old}, not {new}: give --dtype {old}"
     if name == "features":
         return "the features: give --features" if old else "the embeddings: leave out --features"
     if name in ("model", "data"):

@@ -65,7 +65,7 @@ class ShardVectors:
             table = read_shard(folder, plan, number)
             for row, kind, name, vector in zip(*(table[one] for one in ("row", "kind", "name", "embedding")), strict=True):
                 if vector.is_valid:
-                    values = vector.values.to_numpy()
+                    values = _unit(vector.values.to_numpy())
                     (self._images if kind.as_py() == "image" else self._texts).setdefault(name.as_py(), values)
                     rows += [row.as_py()] if kind.as_py() == "image" else []
         if not rows:
@@ -88,3 +88,9 @@ class ShardVectors:
         if missing is not None:
             raise UserError(f"the caption {missing!r} has no embedding in the shards; embed the data again into a new folder")
         return np.stack([self._texts[text] for text in texts])
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Values as float32, at unit length again if they were rounded to float16."""
+    wide = values.astype(np.float32)
+    return wide if values.dtype == np.float32 else wide / np.float32(np.linalg.norm(wide))
