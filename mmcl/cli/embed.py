@@ -5,11 +5,11 @@ from __future__ import annotations
 import json as json_module
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mmcl.cli.evaluate import load_cached
 from mmcl.cli.exit import end_partly, refuse_all_bad
-from mmcl.cli.options import Device, Json, NoCache, Root
+from mmcl.cli.options import RARE, Device, Json, NoCache, Root
 from mmcl.cli.output import say
 from mmcl.cli.sources import parse_source
 from mmcl.errors import UserError
@@ -35,11 +35,11 @@ def embed(
     *,
     model: str = "runs/clip_emoji",
     out: Path,
-    features: bool = False,
+    features: Annotated[bool, RARE] = False,
     data_args: str = "{}",
     shard_rows: int | None = None,
-    dtype: Literal["float32", "float16"] | None = None,
-    verify: bool = False,
+    dtype: Annotated[Literal["float32", "float16"] | None, RARE] = None,
+    verify: Annotated[bool, RARE] = False,
     runner: str | None = None,
     workers: int | None = None,
     root: Root = None,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,15 @@ class Entry:
     @property
     def digest(self) -> bytes:
         """Digest of the texts and columns."""
-        return bytes.fromhex(digest(self.sample.captions, self.label, sorted(self.meta.items())))
+        if self.meta:
+            return bytes.fromhex(digest(self.sample.captions, self.label, sorted(self.meta.items())))
+        return _digest_of_texts(tuple(self.sample.captions), self.label)
+
+
+@lru_cache(2**12)
+def _digest_of_texts(captions: tuple[str, ...], label: str | None) -> bytes:
+    """Digest without columns; most images of a folder without captions have the same one."""
+    return bytes.fromhex(digest(captions, label, []))
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,15 @@ def kind_of_member(extension: str) -> str | None:
 
 def find_sidecars(names: Sequence[str]) -> dict[str, list[str]]:
     """Maps images to the sidecar files that are read for them, texts or records, in the order of their names."""
+    written = [name for name in names if suffix_of(name) in (*TEXT_SUFFIXES, RECORD_SUFFIX)]
+    if not written:
+        return {}
     keys = {key: name for name in names if is_image(name) for key in (without_suffix(name), composed(name))}
     beside: dict[str, list[str]] = {}
-    for name in names:
-        if suffix_of(name) in (*TEXT_SUFFIXES, RECORD_SUFFIX):
-            key = owner(without_suffix(name), keys)
-            if key is not None:
-                beside.setdefault(key, []).append(name)
+    for name in written:
+        key = owner(without_suffix(name), keys)
+        if key is not None:
+            beside.setdefault(key, []).append(name)
     found = {}
     for image in filter(is_image, names):
         near = [text for key in (without_suffix(image), composed(image)) for text in beside.get(key, ())]
