@@ -207,6 +207,7 @@ def open_index(index: str, *, mode: Literal["r", "w"] = "r", device: str | None 
 
 
 def need_lancedb(place: str) -> None:
+    """Raises UserError if lancedb is not installed."""
     from mmcl.errors import how_to_install
     from mmcl.search.lance_table import is_available
 

@@ -270,7 +270,7 @@ def test_float16_halves_the_numbers(job: EmbeddingJob, tmp_path: Path) -> None:
 
 
 def test_numbers_too_large_for_float16_are_refused() -> None:
-    columns = {"row": [0], "id": [0], "kind": ["image"], "label": [None], "name": ["a"]}
+    columns: dict[str, list[Any]] = {"row": [0], "id": [0], "kind": ["image"], "label": [None], "name": ["a"]}
     assert shard_table(columns, np.array([[65504.0]]), [None], "float16")["embedding"].to_pylist() == [[65504.0]]
     with pytest.raises(UserError, match="too large for float16; give --dtype float32"):
         shard_table(columns, np.array([[7e4]]), [None], "float16")

@@ -26,14 +26,16 @@ class Looked:
 
     def __init__(self) -> None:
         rows = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
-        self.rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        self.rows: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def encode_image(self, images: Any, **options: Any) -> np.ndarray:
         pixels = [np.asarray(decode_sample(images[number], None))[0, 0].astype(int) for number in range(len(images))]
-        return self.rows[[red + 256 * green for red, green, _ in pixels]]
+        found: np.ndarray = self.rows[[red + 256 * green for red, green, _ in pixels]]
+        return found
 
     def encode_text(self, texts: Any, **options: Any) -> np.ndarray:
-        return self.rows[[int(text) for text in texts]]
+        found: np.ndarray = self.rows[[int(text) for text in texts]]
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.cli import index as verbs
+from mmcl.cli import index as index_verbs
+from mmcl.cli import index_care as verbs
 from mmcl.errors import UserError
 from mmcl.search import Index, calibration
 from tests.search.test_approximate import Looked
@@ -60,7 +61,7 @@ def test_the_verb(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["recall"], facts["of"], facts["exact"], facts["queries"]) == (1, "captions", True, 20)
     verbs.optimize(place, ann="ivf_flat")
-    verbs.status(place)
+    index_verbs.status(place)
     verbs.recall(place, queries=20, top_k=5)
     said = capsys.readouterr().out
     assert "mmcl index recall" in said
