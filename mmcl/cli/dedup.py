@@ -37,7 +37,7 @@ def dedup(
     move_to: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Find duplicates of images; it changes nothing, unless asked to move them.
+    """Find duplicates of images, and move them away if asked to.
 
     Examples:
         mmcl dedup photos.mmcl

@@ -47,7 +47,7 @@ def embed(
     json: Json = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Embed images, their captions and their classes, into a file or a folder.
+    """Embed images, captions and classes into a file or a folder.
 
     Examples:
         mmcl embed photos/ --out photos.parquet

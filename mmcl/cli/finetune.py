@@ -31,7 +31,7 @@ def finetune(
     keep: tuple[str, ...] = (),
     dry_run: bool = False,
 ) -> None:
-    """Fine-tune a model on your own pairs, and show what it gained and lost.
+    """Fine-tune a model on your pairs; show what it gained and lost.
 
     Examples:
         mmcl finetune photos/ --init runs/clip_emoji --dry_run

@@ -62,7 +62,7 @@ VERBS: dict[str, Callable[..., object]] = {
 # The help of `train` depends on the configuration, `eval` has three forms, `data` and `index` have verbs: no signature says so.
 _PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data, "index": index}
 
-_EXAMPLE = 'mmcl train && mmcl search runs/clip_emoji "a crying face"'
+_MORE = "start with mmcl train; mmcl VERB --help explains a verb, mmcl --help_all flags"
 _SHARED = {
     "--help, --help_all": "the arguments of a verb, in short or in full",
     "--plugins MODULE": "import methods, sources, ... of yours (or MMCL_PLUGINS)",
@@ -88,7 +88,7 @@ def _run(words: Sequence[str]) -> None:
     if verb == "help" and rest:
         verb, rest = rest[0], [*rest[1:], "--help"]
     if verb in (*HELP, HELP_ALL, "help"):
-        _print_overview()
+        _print_overview(complete=verb == HELP_ALL)
     elif verb in ("--version", "version"):
         say(f"mmcl {mmcl.__version__}")
     elif verb in _PARSERS:
@@ -101,14 +101,7 @@ def _run(words: Sequence[str]) -> None:
         raise unknown_name("verb", verb, VERBS, where="mmcl")
 
 
-def _print_overview() -> None:
+def _print_overview(*, complete: bool) -> None:
     verbs = [(name, form_of(verb).summary.rstrip(".")) for name, verb in VERBS.items()]
-    lines = ["mmcl: contrastive learning of embeddings for images and texts", f"  {_EXAMPLE}", ""]
-    lines += [
-        "verbs (mmcl VERB --help explains each)",
-        *entries(verbs),
-        "",
-        "flags of every verb",
-        *entries(list(_SHARED.items())),
-    ]
-    show("\n".join([*lines, _CODES]))
+    shared = ["", "flags of every verb", *entries(list(_SHARED.items())), _CODES] if complete else [_MORE]
+    show("\n".join(["mmcl: contrastive learning of embeddings for images and texts", *entries(verbs), *shared]))

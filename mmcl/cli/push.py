@@ -26,7 +26,7 @@ def push(
     dry_run: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Publish a run on the Hugging Face hub, checked and with a model card.
+    """Publish a run on the Hugging Face hub, with a model card.
 
     Examples:
         mmcl push runs/clip_emoji me/clip --license cc-by-sa-4.0 --dry_run

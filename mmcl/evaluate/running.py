@@ -11,6 +11,8 @@ from mmcl.evaluate import EVALUATORS
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task
 from mmcl.logging import get_logger
+from mmcl.progress import progress_bar
+from mmcl.terminal import printable_line
 
 logger = get_logger(__name__)
 
@@ -56,8 +58,11 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
         (True, 'retrieval, digits, trained: digits: no sample has a caption, which retrieval needs')
     """
     report, errors = Report(), []
-    for name, args, task in jobs:
-        for number, model in enumerate(models):
+    todo = [(*job, number, model) for job in jobs for number, model in enumerate(models)]
+    with progress_bar(total=len(todo), shown=len(todo) > 1, unit="result") as bar:
+        for name, args, task, number, model in todo:
+            title = ", ".join(filter(None, (name, task.name, model.name)))
+            bar.set_postfix_str(printable_line(title))
             try:
                 EVALUATORS.check(name, args)
                 own: Report = EVALUATORS[name](
@@ -69,7 +74,8 @@ def run_all(jobs: Iterable[tuple[str, Mapping[str, Any], Task]], models: Sequenc
                     logger.exception(f"{name} of {model.name}: not evaluated")
                 errors.append(error)
                 what = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-                report += Report(failures=(f"{', '.join(filter(None, (name, task.name, model.name)))}: {what}",))
+                report += Report(failures=(f"{title}: {what}",))
+            bar.update()
     if errors and not report.metrics and not report.figures:
         raise errors[0]
     return report

@@ -320,7 +320,8 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     config, order, steps = plan.config, plan.order, plan.facts.total_steps
     parameters = sum(p.numel() for p in plan.method.parameters() if p.requires_grad)
     device = accelerator.device.type
-    threads = f", {counted(torch.get_num_threads(), 'thread')} each" if device == "cpu" else ""
+    each = " each" if accelerator.num_processes > 1 else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')}{each}" if device == "cpu" else ""
     logger.info(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
     logger.info(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     if plan.method.from_init:
