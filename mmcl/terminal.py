@@ -59,7 +59,9 @@ def wrapped(text: str, width: int, *, indent: str = "") -> str:
         width: columns.
         indent: of all lines but the first.
     """
-    return "\n".join(wcwidth.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False))
+    whole = text.replace(" %", "\N{NO-BREAK SPACE}%")  # a number stays on the line of its percent sign
+    lines = wcwidth.wrap(whole, width, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def short_paths(paths: Sequence[str]) -> list[str]:

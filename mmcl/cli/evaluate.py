@@ -260,7 +260,7 @@ def _finish(report: Report, out: Path | None, json: bool, everything: bool, agai
         for failure in report.failures:
             say(f"not evaluated: {failure}", error=True)
     else:
-        show_report(report, everything=everything)
+        show_report(report, everything=everything, again=again)
         if out is not None:
             say(f"report   {out}/report.html")
         show_next(steps)

@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 All = Annotated[bool, "Print all metrics. By default those that are commonly quoted."]
 
 
-def show_report(report: Report, *, everything: bool) -> None:
+def show_report(report: Report, *, everything: bool, again: str | None = None) -> None:
     """Prints the verdict and the tables, and says how many metrics are not shown.
 
     Args:
         report: of a run or an evaluation.
         everything: print all metrics, not only those that are commonly quoted.
+        again: the command that evaluates the same again, if there is one.
     """
     from mmcl.evaluate.reporting.metric import quoted, without_repeats
 
     show(report.to_text(brief=not everything, width=terminal_width()))
     hidden = 0 if everything else _count(without_repeats(report.metrics)) - _count(quoted(report.metrics))
     if hidden > 0:
-        show(f"\n{counted(hidden, 'more metric')}: see the report, or `mmcl eval --all`")
+        show(f"\n{counted(hidden, 'more metric')}: see the report{f', or {again} --all' if again else ''}")
 
 
 def show_next(commands: Iterable[str]) -> None:

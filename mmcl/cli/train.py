@@ -171,7 +171,7 @@ def _component_arguments(config: Config) -> _Rows:
 
 def _print_result(result: RunResult) -> None:
     show("")
-    show_report(result.report, everything=False)
+    show_report(result.report, everything=False, again=shlex.join(["mmcl", "eval", str(result.run_dir)]))
     show("")
     say(f"model    {result.run_dir}/model")
     say(f"report   {result.run_dir}/report/report.html")

@@ -75,8 +75,8 @@ def test_metrics_of_one_evaluator_stay_apart() -> None:
     header = ["metric", "trained", "untrained", "labeled pixels", "majority", "chance"]
     title, _, *lines = text_table("zero_shot: emoji", header, rows, 80).splitlines()
     assert title == "zero_shot: emoji"
-    assert [line.split()[0] for line in lines[:3]] == ["top1", "top5", "top1_worst…"]
-    assert len(lines) == 3
+    assert [line.split()[0] for line in lines[:3]] == ["top1", "top5", "top1_worst_"]
+    assert lines[3:] == ["   template"], "the rest of the name"
 
 
 def test_names_that_differ_at_their_end_are_not_cut_to_the_same() -> None:

@@ -174,8 +174,9 @@ def topic(metric: str) -> str:
 
 
 def label(metric: str) -> str:
-    """A metric's name for readers: "text → image R@1" for "text_to_image_R@1"."""
-    return metric.replace("_to_", " → ").replace("_", " ")
+    """A metric's name for readers: "text → image R@1" for "text_to_image_R@1", "zero-shot top-1" for "zero_shot_top1"."""
+    words = metric.replace("zero_shot", "zero-shot").replace("_to_", " → ").replace("_", " ")
+    return re.sub(r"\btop(?=\d)", "top-", words)
 
 
 def headline(metrics: Iterable[Metric], most: int = 4) -> list[list[Metric]]:

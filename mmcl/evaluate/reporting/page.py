@@ -57,7 +57,12 @@ def facts(about: Mapping[str, str]) -> str:
 
 def paragraphs(lines: Iterable[str], *, flagged: bool = False) -> str:
     """Paragraphs; those that begin with `FLAG` are painted, or with `flagged` all."""
-    return "\n".join(f"<p{' class=flag' if flagged or line.startswith(FLAG) else ''}>{escape(line)}</p>" for line in lines)
+    return "\n".join(f"<p{' class=flag' if flagged or line.startswith(FLAG) else ''}>{prose(line)}</p>" for line in lines)
+
+
+def prose(text: str) -> str:
+    """A sentence as HTML, in which no line begins with "%"."""
+    return escape(text).replace(" %", "&nbsp;%")
 
 
 def scores(metrics: Iterable[Metric]) -> str:
@@ -65,7 +70,7 @@ def scores(metrics: Iterable[Metric]) -> str:
     charts = "\n".join(map(_score, headline(metrics)))
     if not charts:
         return ""
-    note = "Bars begin at 0 and the tracks end at 1, unless a value is beyond; the bracket across a bar is the 95 % interval."
+    note = "Bars begin at 0 and the tracks end at 1, unless a value is beyond; the bracket across a bar is the 95&nbsp;% interval."
     return f'<h2>Scores</h2>\n<div class="scores">\n{charts}\n</div>\n<p class="pale">{note}</p>'
 
 

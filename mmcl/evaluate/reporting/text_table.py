@@ -22,7 +22,8 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
     Only the second column has intervals, and a last column that is the same number in all rows is said in the title. If the
     table is still too wide, then one after the other, until it fits: the names of metrics lose that of the evaluator, which the
     title has; text_to_image becomes t2i and image_to_text i2t; long names in the header become letters, which are explained
-    below; texts are cut off with "…"; and the columns that have no room follow in a second table, after the first column.
+    below; texts are cut off with "…", names of metrics continue on the next line; and the columns that have no room follow in a
+    second table, after the first column.
     """
     cells = [[printable_line(cell) for cell in row] for row in (header, *rows)]
     cells = [cells[0], *([*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in cells[1:])]
@@ -85,7 +86,17 @@ def _cut(cells: list[list[str]], room: int) -> list[list[str]]:
         excess = _sum(widths) - room
         fewest = _FEWEST if column else names
         widths[column] = min(widths[column], max(fewest, widths[column] - max(0, excess)))
-    return [[shortened(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    return [line for row in cells for line in _lines(row, widths)]
+
+
+def _lines(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """A row whose texts are cut; or two, if its name has a part that goes to the second line: "top1_worst_" and "template"."""
+    name, width = row[0], widths[0]
+    end = name.rfind("_", 0, width) + 1
+    cut = [shortened(cell, room) for cell, room in zip(row, widths, strict=True)]
+    if display_width(name) <= width or not end or display_width(name[end:]) > width - 1:
+        return [cut]
+    return [[name[:end], *cut[1:]], [f" {name[end:]}", *([""] * len(cut[1:]))]]
 
 
 def _distinct_width(texts: Sequence[str]) -> int:
