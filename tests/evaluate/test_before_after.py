@@ -47,7 +47,7 @@ def test_the_words_are_those_of_the_paired_test(won: int, lost: int) -> None:
 
 def test_new_and_old_data_are_told_apart() -> None:
     found = before_and_after([*moved(30, 5), *moved(3, 4, data="old"), *moved(0, 40, data="older")], {"old", "older"})
-    assert found.startswith("Fine-tuning gained on the new data; lost on the old data. New, new: text → image R@1 +12.5 points")
+    assert found.startswith("Fine-tuning gained on the new data, and lost on the old data. New, new: text → image")
     assert "Old, old: text → image R@1 -0.5 points [" in found
     assert "] (not significant). Old, older: text → image R@1 -20.0 points [" in found
     assert "not known" not in found

@@ -81,7 +81,7 @@ class Projection:
         """Returns an interactive page, which works offline: images, captions, nearest neighbors in the embedding, search."""
         note = (
             f"Neighborhoods count; distances and sizes on a map mean little. Trustworthiness {self.trustworthiness:.3f}; "
-            f"of {self.neighbors} nearest neighbors {self.neighbors_kept:.0%} are nearest here too."
+            f"of {self.neighbors} nearest neighbors {100 * self.neighbors_kept:.0f} % are nearest here too."
         )
         what = self.points, self.labels, self.class_names, self.captions, self.images, (self.nearest, self.cosine)
         return map_page(*what, title=self.title, note=note)

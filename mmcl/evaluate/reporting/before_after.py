@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mmcl.evaluate.reporting.contrasts import Contrast, contrast, headlines
 from mmcl.evaluate.reporting.metric import Metric, label
@@ -39,9 +39,9 @@ def before_and_after(metrics: Iterable[Metric], old: Collection[str] = ()) -> st
     if not changes:
         return ""
     sides = {side: {place: own for place, own in changes.items() if (place[1] in old) == (side == "old")} for side in _SIDES}
-    opening = "; ".join(_outcome(side, [one for own in sides[side].values() for one in own]) for side in _SIDES if sides[side])
+    outcomes = {side: [one for changed in own.values() for one in changed] for side, own in sides.items() if own}
     lists = [_listed(side, data, own) for side in _SIDES for (_, data), own in sides[side].items()]
-    return " ".join([f"Fine-tuning {opening}.", *lists, *([] if sides["old"] else [_UNKNOWN])])
+    return " ".join([f"Fine-tuning {_opening(outcomes)}.", *lists, *([] if sides["old"] else [_UNKNOWN])])
 
 
 _SIDES = ("new", "old")
@@ -55,6 +55,13 @@ def _changes(metrics: Sequence[Metric]) -> dict[tuple[str, str], list[Change]]:
         if metric.model == _TRAINED and metric.key[:3] in start and metric.evaluator not in _NO_SCORES:
             found.setdefault(metric.key[:2], []).append(metric)
     return {place: [(one, contrast(one, start[one.key[:3]])) for one in headlines(own)] for place, own in found.items()}
+
+
+def _opening(outcomes: Mapping[str, Sequence[Change]]) -> str:
+    """What happened on each side, as a predicate."""
+    if len(outcomes) > 1 and not any(one.is_significant for changes in outcomes.values() for _, one in changes):
+        return "changed no score significantly, neither of the new data nor of the old"
+    return ", and ".join(_outcome(side, changes) for side, changes in outcomes.items())
 
 
 def _outcome(side: str, changes: Sequence[Change]) -> str:

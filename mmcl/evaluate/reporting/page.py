@@ -70,8 +70,8 @@ def scores(metrics: Iterable[Metric]) -> str:
     charts = "\n".join(map(_score, headline(metrics)))
     if not charts:
         return ""
-    note = "Bars begin at 0 and the tracks end at 1, unless a value is beyond; the bracket across a bar is the 95&nbsp;% interval."
-    return f'<h2>Scores</h2>\n<div class="scores">\n{charts}\n</div>\n<p class="pale">{note}</p>'
+    note = "Bars begin at 0 and the tracks end at 1, unless a value is beyond; the bracket across a bar is the 95 % interval."
+    return f'<h2>Scores</h2>\n<div class="scores">\n{charts}\n</div>\n<p class="pale">{prose(note)}</p>'
 
 
 def _score(metrics: Sequence[Metric]) -> str:

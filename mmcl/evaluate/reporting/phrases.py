@@ -109,6 +109,11 @@ def wording(metric: Metric) -> Wording:
     return Wording(clause, value, phrase.row, phrase.is_share, digits)
 
 
+_ROUNDING = 1e-9
+"""Smaller numbers are what the rounding of larger ones leaves of 0."""
+
+
 def _number(value: float, digits: int, sign: str = "") -> str:
+    value = 0.0 if abs(value) < _ROUNDING else value
     is_small = 0 < abs(value) < 0.5 * 10**-digits
     return format(value, f"{sign}.1g") if is_small else format(value, f"{sign}.{digits}f")
