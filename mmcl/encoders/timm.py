@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
-from mmcl.files.hub import hub_errors, is_reachable, offline_if_unreachable, unreachable
+from mmcl.files.hub import hub_errors, is_reachable, not_found, offline_if_unreachable
 from mmcl.files.untrusted import load_into, read_tensors, reason
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
@@ -127,7 +127,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
         if not pretrained:
             raise UserError(f"timm {name} cannot be built: {reason(error)}; see in_chans and model_args") from None
         if isinstance(error, OSError) and not is_reachable():
-            raise unreachable(f"timm:{name}") from None
+            raise not_found(f"timm:{name}") from None
         fix = "check the network, or give the path of a state dict as pretrained"
         raise UserError(f"timm {name} cannot be loaded: {reason(error)}; {fix}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,6 +15,9 @@ from mmcl.files.untrusted import reason
 
 _SECONDS = 5
 """Time in which a server has to answer: the hub's client tries every file again for half a minute, even without a network."""
+
+_REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@.+)?")
+"""A name on the hub. All others are paths: absolute, relative with a dot, or of more than two parts."""
 
 
 @contextmanager
@@ -30,8 +34,8 @@ def hub_errors(name: str) -> Iterator[None]:
     except Exception as error:  # from the hub client, the network, the file system, JSON, pickle or transformers
         if Path(name).is_dir():
             raise UserError(f"{name}: has no model that can be loaded: {reason(error)}") from None
-        if not is_reachable() and isinstance(error, OSError):
-            raise unreachable(name) from None
+        if _is_path(name) or (not is_reachable() and isinstance(error, OSError)):
+            raise not_found(name) from None
         raise UserError(
             f"{name}: no such folder, and cannot be loaded from the hub ({reason(error)}); check the name"
         ) from None
@@ -57,16 +61,23 @@ def offline_if_unreachable() -> Iterator[None]:
         yield
 
 
-def unreachable(name: str) -> UserError:
-    """Builds the error for a model that is not in the cache and cannot be downloaded now."""
+def not_found(name: str) -> UserError:
+    """Builds the error for a model that is not in the cache and cannot be downloaded now, or for a folder that is not there."""
     from huggingface_hub import constants
 
+    if _is_path(name):
+        return UserError(f"{name}: no such folder; check the path")
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
     fix = "unset it" if constants.HF_HUB_OFFLINE else "check the network"
     return UserError(
         f"{name}: {why}, and it is not in the cache; {fix}, or load the model where there is a network and copy "
         f"{constants.HF_HUB_CACHE} from there"
     )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name, perhaps behind a scheme, cannot be one of the hub."""
+    return not _REPOSITORY.fullmatch(name.rpartition(":")[2])
 
 
 def is_cached(repository: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmcl.files.hub import is_cached, is_reachable, unreachable
+from mmcl.files.hub import is_cached, is_reachable, not_found
 from mmcl.interop.catalog import catalog
 
 
@@ -12,7 +12,7 @@ def check_available(name: str) -> None:
     """Raises UserError if a model, by its name for `load_model`, would have to be downloaded, and the hub cannot be reached."""
     repositories = _repositories(name)
     if repositories and not any(map(is_cached, repositories)) and not is_reachable():
-        raise unreachable(name)
+        raise not_found(name)
 
 
 def _repositories(name: str) -> list[str]:

@@ -138,7 +138,7 @@ class Diagnosis:
             [
                 *(wrapped(f"{name:<{_INDENT}}{line}", terminal_width(), indent=" " * _INDENT) for name, line in lines.items()),
                 *_columns([header, *rows]),
-                *(f"warning: {printable_line(warning)}" for warning in self.warnings),
+                *(wrapped(f"warning: {printable_line(warning)}", terminal_width()) for warning in self.warnings),
             ]
         )
 
@@ -156,7 +156,7 @@ class Diagnosis:
         lines["activations"] = (
             f"about {format_size(one.per_pair)} a sample{always}, {in_all} for {self.encoded:,} at a time{self.advice}"
         )
-        free = f" of {format_size(self.free)} that are free" if self.free is not None else ""
+        free = f"; {format_size(self.free)} are free" if self.free is not None else ""
         besides = " besides the weights" if one.weights_are_there else ""
         lines["memory"] = f"about {format_size(self.needed)} for a step{besides}{free} ({self.device})"
         return lines

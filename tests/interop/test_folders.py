@@ -257,3 +257,17 @@ def test_a_folder_of_another_library_says_how_it_is_loaded(file: str, message: s
     (tmp_path / file).write_text("{}")
     with pytest.raises(UserError, match=f"{message}{tmp_path}"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/gone", "./gone", "../gone/", "~/gone", "a/b/c", "a/"])
+@pytest.mark.parametrize("scheme", ["hf:", "timm:hf-hub:"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(scheme: str, name: str) -> None:
+    with pytest.raises(UserError, match="no such folder; check the path"):
+        load_model(scheme + name)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "a_1.0/b-2", "a/b@main"])
+def test_what_may_be_on_the_hub_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        load_model(f"hf:{name}")
