@@ -27,7 +27,8 @@ def show_report(report: Report, *, everything: bool, again: str | None = None) -
     show(report.to_text(brief=not everything, width=terminal_width()))
     hidden = 0 if everything else _count(without_repeats(report.metrics)) - _count(quoted(report.metrics))
     if hidden > 0:
-        show(f"\n{counted(hidden, 'more metric')}: see the report{f', or {again} --all' if again else ''}")
+        say("")
+        say(f"{counted(hidden, 'more metric')}: see the report{f', or {again} --all' if again else ''}")
 
 
 def show_next(commands: Iterable[str]) -> None:
