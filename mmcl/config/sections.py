@@ -256,6 +256,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Precision of the encoders; the loss is always computed in float32. "auto" takes bf16 where the machine has instructions
     for it, else fp32; a resumed run keeps the precision of its start."""
+    matmul: Literal["highest", "high"] = "highest"
+    """Precision of products of float32 matrices on GPUs: "highest" is float32, "high" is TF32, several times as fast, with an
+    error of about 5e-4 in the gradient of the loss. It has no effect on a CPU."""
     freeze_statistics: Literal["auto"] | bool = "auto"
     """Keep the batch norms of the encoders, and of heads from `init`, in evaluation mode: statistics of small or other data
     cost accuracy. "auto" does so for what comes from `init`."""

@@ -1,13 +1,15 @@
-"""The precision `auto`: bfloat16 where the machine has instructions for it, else float32."""
+"""The precision `auto`: bfloat16 where the machine has instructions for it, else float32; and that of products of float32."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, cast
 
 import torch
 
-from mmcl.config import Config
+from mmcl.config import Config, TrainConfig
 from mmcl.logging import get_logger
 
 logger = get_logger(__name__)
@@ -28,6 +30,31 @@ def settle_precision(config: Config, saved: str | None = None) -> Config:
         precision, reason = fastest_precision()
     logger.info(f"train.precision auto is {precision}: {reason}")
     return replace(config, train=replace(config.train, precision=cast(Literal["bf16", "fp32"], precision)))
+
+
+@contextmanager
+def matmul_precision(setting: Literal["highest", "high"]) -> Iterator[None]:
+    """Context in which CUDA devices compute products of float32 matrices as `train.matmul` says.
+
+    Convolutions are left to cuDNN, which computes them in TF32 by default. CPUs are not affected.
+    """
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    # The default of torch is float32, but the program around a run may have changed it.
+    switch.fp32_precision = "tf32" if setting == "high" else ("ieee" if before == "tf32" else before)
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+def precision_in_words(train: TrainConfig) -> str:
+    """Return in what precision this machine computes under `train.precision`, once settled, and `train.matmul`, in words."""
+    has_tf32 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    if not has_tf32:
+        return train.precision + ("; train.matmul high has no effect on this machine" if train.matmul == "high" else "")
+    products = "TF32" if train.matmul == "high" else "float32 (TF32: train.matmul high)"
+    return f"{train.precision}, matrix products in {products}"
 
 
 def fastest_precision() -> tuple[str, str]:

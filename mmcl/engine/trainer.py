@@ -34,6 +34,7 @@ from mmcl.engine.loading import BatchPieces, loaded, loader_processes
 from mmcl.engine.log import Logbook
 from mmcl.engine.nonfinite import Snapshot, mark_changed, write_crash_bundle
 from mmcl.engine.optim import update_unless
+from mmcl.engine.precision import matmul_precision
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
 from mmcl.engine.step_record import StepRecord, StepSums
@@ -137,7 +138,8 @@ class Trainer:
         train = self.config.train
         self.logbook = Logbook(self.run_dir, self.accelerator, train, done=start, total=self.total_steps)
         self.encode.train()
-        with closing(self.logbook), self.stop, self.writer, lost_process_reported(train.timeout_seconds):
+        lost = lost_process_reported(train.timeout_seconds)
+        with closing(self.logbook), self.stop, self.writer, lost, matmul_precision(train.matmul):
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.config import OptimConfig
 from mmcl.encoders.blocks import blocks
@@ -23,6 +23,7 @@ from mmcl.methods.method import Method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
 
 class Weights(ABC):
@@ -66,6 +67,7 @@ class ReplicatedWeights(Weights):
 
     def __init__(self, accelerator: Accelerator, method: Method, config: OptimConfig):
         self.accelerator = accelerator
+        accelerator.ddp_handler = ddp_options(method)
         self.encode, self.optimizer = accelerator.prepare(method, build_optimizer(method, config))
 
     def no_sync(self) -> AbstractContextManager[object]:
@@ -76,8 +78,23 @@ class ReplicatedWeights(Weights):
         """Do nothing: DDP has averaged all gradients."""
 
     def clip(self, bound: float | None) -> Tensor:
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.encode.parameters(), math.inf if bound is None else bound)
-        return norm
+        parameters = list(self.encode.parameters())
+        if bound is not None:
+            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, bound)
+            return norm
+        self.accelerator.unscale_gradients()  # under fp16; clipping does it, too
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def ddp_options(method: Method) -> DistributedDataParallelKwargs:
+    """Return the options of DDP for a method: gradients are stored once, in the buckets that are sent, and only running
+    statistics are broadcast, because processes compute them from their own rows. All other buffers are equal anyway."""
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    statistics = {id(statistic) for statistic in running_statistics(method)}
+    others = [name for name, buffer in method.named_buffers() if id(buffer) not in statistics]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, others)
+    return DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 
 
 class ShardedWeights(Weights):
@@ -134,9 +151,15 @@ class ShardedWeights(Weights):
 
 def broadcast_statistics(module: nn.Module) -> None:
     """Replace the running statistics of batch norms by those of the first process. All processes call this."""
+    for statistic in running_statistics(module):
+        dist.broadcast(statistic, src=0)
+
+
+def running_statistics(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers of batch norms."""
     for norm in module.modules():
-        for statistic in norm.buffers(recurse=False) if getattr(norm, "track_running_stats", False) else ():
-            dist.broadcast(statistic, src=0)
+        if getattr(norm, "track_running_stats", False):
+            yield from norm.buffers(recurse=False)
 
 
 def _square(tensors: list[Tensor], device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from mmcl.core.cached_backward import split_views
 from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.parameter_groups import ParameterGroup, group_parameters
-from mmcl.engine.precision import settle_precision
+from mmcl.engine.precision import precision_in_words, settle_precision
 from mmcl.engine.schedule import warmup_steps
 from mmcl.interop.device import find_device
 from mmcl.methods.method import Method
@@ -69,6 +69,7 @@ class Diagnosis:
             last 2 blocks" for a part.
         adapters: of each tower that has some, the number of adapters, their parameters, and the share of the encoder that these
             are, in words.
+        precision: precision of the encoders and of products of matrices, in words.
         footprint: bytes of weights, gradients, optimizer state, copies and activations of one process. Those of activations
             are measured on a few samples.
         encoded: samples that one process encodes at a time.
@@ -101,6 +102,7 @@ class Diagnosis:
     frozen: int
     frozen_encoders: tuple[str, ...]
     adapters: tuple[str, ...]
+    precision: str
     footprint: Footprint
     encoded: int
     needed: int
@@ -123,6 +125,7 @@ class Diagnosis:
             "global batch": f"{self.global_batch:,} = {self.processes} x {self.share:,}{pieces}",
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
+            "precision": self.precision,
             "loss memory": f"{format_size(self.loss_bytes)} a process ({format_size(self.whole_bytes)} with all scores stored)",
             "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
@@ -204,6 +207,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,
         adapters=tuple(filter(None, (_adapters(name, tower) for name, tower in method.towers.items()))),  # type: ignore[arg-type]
+        precision=precision_in_words(config.train),
         footprint=footprint,
         encoded=encoded,
         needed=footprint.bytes(encoded),

@@ -21,6 +21,7 @@ from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.encoders.adapters import adapt, adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.weight_average import WeightAverage
+from mmcl.engine.weight_layout import ddp_options
 from mmcl.methods import METHODS
 from mmcl.methods.method import Method
 from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
@@ -108,7 +109,7 @@ def share_of(batch: Batch, rank: int, world: int, *, even: bool) -> Batch:
 def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) -> State:
     """As the engine does it: DDP averages the gradients, so the shares of the loss are multiplied by their number."""
     method = configured(name, dtype)
-    encode = DistributedDataParallel(method) if world > 1 else method
+    encode = DistributedDataParallel(method, **ddp_options(method).to_kwargs()) if world > 1 else method
     even = "uneven" not in layout
 
     def step_of(step: int) -> tuple[Tensor, Embeddings, Batch]:
@@ -299,13 +300,33 @@ def weighted_squares(rank: int, world: int, dtype: torch.dtype) -> Tensor:
     return weight.grad
 
 
-def test_every_rank_contributes_to_the_gradient_of_a_row() -> None:
+def scattered(rank: int, world: int, dtype: torch.dtype) -> Tensor:
+    """As on NCCL, which sends to each process only the sums of its own rows; gloo computes them here from those of all."""
+    calls: list[int] = []
+
+    def scatter(share: Tensor, rows: Tensor) -> None:
+        calls.append(len(share))
+        total = rows.clone()
+        torch.distributed.all_reduce(total)
+        share.copy_(total.chunk(world)[rank])
+
+    with (
+        mock.patch("mmcl.core.gather._scatters", return_value=True),
+        mock.patch("torch.distributed.reduce_scatter_tensor", scatter),
+    ):
+        gradient = weighted_squares(rank, world, dtype)
+    assert calls == [1]
+    return gradient
+
+
+@pytest.mark.parametrize("work", [weighted_squares, scattered])
+def test_every_rank_contributes_to_the_gradient_of_a_row(work: Callable[..., Tensor]) -> None:
     """Rank r weighs the sum of squares by r + 1; a row's gradient must carry the weights of all ranks."""
     world, dtype = 3, torch.float64
     torch.manual_seed(0)
     weight = torch.randn(4, 3, dtype=dtype)
     data = torch.arange(4 * world, dtype=dtype).view(world, 4)
-    for rank, gradient in enumerate(run_processes(world, weighted_squares, dtype)):
+    for rank, gradient in enumerate(run_processes(world, work, dtype)):
         row = data[rank : rank + 1]
         expected = row.T @ (2 * row @ weight) * sum(range(1, world + 1))
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)

@@ -7,14 +7,17 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from accelerate.state import PartialState
 
 from mmcl import train
-from mmcl.config import Config, load_config
+from mmcl.config import Config, TrainConfig, load_config
 from mmcl.engine.launch import start
+from mmcl.engine.precision import matmul_precision, precision_in_words
+from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.resume import FILE
@@ -112,3 +115,50 @@ def test_machines_that_differ_must_be_told(folder: Path, precisions: tuple[str, 
 
 def test_machines_that_agree_start(folder: Path) -> None:
     assert run_processes(2, _started, _configs(folder, ("bf16", "bf16"))) == ["bf16", "bf16"]
+
+
+@pytest.mark.parametrize(("setting", "switch"), [("high", "tf32"), ("highest", "none")])
+def test_products_of_float32_are_switched_during_training_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, switch: str
+) -> None:
+    """On a CPU the switch changes nothing, so the losses are those of any setting."""
+    seen: list[str] = []
+    original = Trainer._step
+
+    def step(trainer: Trainer, *args: Any) -> None:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        original(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
+    train(tiny_config(folder, tmp_path / setting, "--train.matmul", setting))
+    assert set(seen) == {switch}
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
+    train(tiny_config(folder, tmp_path / "default"))
+    assert _losses(tmp_path / setting) == _losses(tmp_path / "default")
+
+
+def test_highest_is_float32_whatever_the_program_has_set() -> None:
+    switch = torch.backends.cuda.matmul
+    with matmul_precision("high"):
+        with matmul_precision("highest"):
+            assert switch.fp32_precision == "ieee"
+        assert switch.fp32_precision == "tf32"
+    assert switch.fp32_precision == "none"
+
+
+@pytest.mark.parametrize(
+    ("has_tf32", "setting", "said"),
+    [
+        (False, "highest", "fp32"),
+        (False, "high", "fp32; train.matmul high has no effect on this machine"),
+        (True, "highest", "fp32, matrix products in float32 (TF32: train.matmul high)"),
+        (True, "high", "fp32, matrix products in TF32"),
+    ],
+)
+def test_the_doctor_says_how_products_are_computed(
+    monkeypatch: pytest.MonkeyPatch, has_tf32: bool, setting: Literal["highest", "high"], said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_tf32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert precision_in_words(TrainConfig(matmul=setting)) == said
