@@ -308,14 +308,14 @@ def built(case: str, files: int, _: int, rounds: int) -> list[Row]:
 
 
 def tiny() -> Any:
-    """A small vision transformer with random weights."""
+    """A small convolutional network with random weights."""
     from torch import nn
 
     from mmcl.encoders.tower import TowerSpec, build_tower
     from mmcl.interop.model import Model
 
     torch.manual_seed(0)
-    spec = TowerSpec(modality="image", encoder="small_vit", head_args={"embed_dim": 256})
+    spec = TowerSpec(modality="image", encoder="small_cnn", head="linear", head_args={"embed_dim": 256})
     return Model(nn.ModuleDict({"image": build_tower(spec)}))
 
 
