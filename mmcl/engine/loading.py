@@ -82,8 +82,8 @@ def host_bytes(rows: int, row_bytes: int, workers: int) -> int:
         workers: loader processes.
 
     Example:
-        >>> host_bytes(32_768, 3 * 224 * 224, 16) / 2**30  # 588 with whole batches of float32 in every loader process
-        10.3...
+        >>> round(host_bytes(32_768, 3 * 224 * 224, 16) / 2**30, 1)  # 588 if each process read whole batches of float32
+        10.4
     """
     batches = 2 if workers else 1
     pieces = 0 if rows <= PIECE_ROWS and not workers else PREFETCH * workers + 1

@@ -126,7 +126,10 @@ FAILPOINTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAILPOINTS)
+SOME = ("in the middle of the file", "after the rename", "before the list of all")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in SOME else [pytest.mark.long]) for name in FAILPOINTS])
 def test_killed_inside_a_write(name: str, job: EmbeddingJob, expected: Bytes) -> None:
     module, function, call, before, whole = FAILPOINTS[name]
     assert in_process(job, kill_at(module, function, call, before=before)) == KILLED

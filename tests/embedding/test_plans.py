@@ -30,7 +30,9 @@ from tests.engine.tiny import make_folder
 from tests.faults.runs import tiny_run
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "another shard", "not parquet"])
+@pytest.mark.parametrize(
+    "damage", ["cut off", "another shard", *(pytest.param(one, marks=pytest.mark.long) for one in ("empty", "not parquet"))]
+)
 def test_a_damaged_shard_is_done_again(damage: str, job: EmbeddingJob, expected: Bytes) -> None:
     run_embedding_job(job, workers=1)
     path = job.folder / read_plan(job.folder).file(2)

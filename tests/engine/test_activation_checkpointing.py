@@ -90,7 +90,11 @@ def step(encoder: Encoder, *, checkpointed: bool, pieces: int = 1, adapter: str 
     return {**grads, **dict(encoder.named_buffers()), "generator": torch.get_rng_state()}
 
 
-@pytest.mark.parametrize("way", [{}, {"pieces": 2}, {"adapter": "lora"}], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param({}, marks=pytest.mark.long), {"pieces": 2}, pytest.param({"adapter": "lora"}, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_the_gradient_is_the_same(encoder: Encoder, way: dict[str, Any]) -> None:
     """With dropout, where the library has it; batch norms count each batch once."""
     expected = step(encoder, checkpointed=False, **way)

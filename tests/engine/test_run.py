@@ -267,7 +267,7 @@ def test_one_piece_of_a_batch_is_on_the_device_at_a_time(folder: Path, tmp_path:
     trained, frozen = ("--data.augment", "[]"), ("--image.freeze", "true")  # without augmentation, features are stored
     for flags, pieces in ((trained, [(6, torch.uint8)] * 4), (frozen, [(6, torch.float32)] * 2)):
         moved.clear()
-        with patch("mmcl.engine.trainer.views_on", watched):
+        with patch("mmcl.engine.batch_gradient.views_on", watched):
             train(tiny_config(folder, tmp_path / flags[0], *flags, *one_step))
         assert moved == pieces
 

@@ -106,7 +106,7 @@ def test_a_batch_larger_than_the_data_is_the_same_run_too(image_folder: Path, tm
         (1, (1, 5), ()),
         pytest.param(2, (4,), (), marks=pytest.mark.long),
         pytest.param(3, (6,), (), marks=pytest.mark.long),
-        (2, (3,), ("--train.fsdp", "true")),
+        pytest.param(2, (3,), ("--train.fsdp", "true"), marks=pytest.mark.long),
     ],
     ids=["1", "2", "3", "2 spread"],
 )
