@@ -17,7 +17,7 @@ from mmcl.interop.export.graphs import GraphExport, axes_of
 from mmcl.interop.export.onnx_precision import reduced
 from mmcl.interop.export.own import usage_by_mmcl
 from mmcl.interop.export.target import LoadedExport
-from mmcl.interop.graph_folder import IMAGE_EMBEDS, IMAGE_INPUTS, TEXT_EMBEDS, TEXT_INPUTS
+from mmcl.interop.graph_folder import IMAGE_EMBEDS, IMAGE_INPUTS, IMAGE_LOGITS, TEXT_EMBEDS, TEXT_INPUTS
 from mmcl.interop.onnx_model import OnnxModel
 from mmcl.types import Tokens
 
@@ -88,6 +88,9 @@ class _LoadedOnnx:
 
     def embed_pixels(self, pixels_BCHW: Tensor) -> np.ndarray:
         return self._model.run("image", dict(zip(IMAGE_INPUTS, [pixels_BCHW.numpy()], strict=True)), IMAGE_EMBEDS)
+
+    def pixel_logits(self, pixels_BCHW: Tensor) -> np.ndarray:
+        return self._model.run("image", dict(zip(IMAGE_INPUTS, [pixels_BCHW.numpy()], strict=True)), IMAGE_LOGITS)
 
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
         inputs = dict(zip(TEXT_INPUTS, [tokens.ids.numpy(), tokens.mask.long().numpy()], strict=True))

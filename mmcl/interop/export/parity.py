@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmcl.data.images.decode import decode
 from mmcl.errors import UserError
 from mmcl.files.listing import is_image, list_files
-from mmcl.interop.export.target import LoadedExport, LoadedModel
+from mmcl.interop.export.target import LoadedClassifier, LoadedExport, LoadedModel
 from mmcl.interop.model import Model
 from mmcl.preprocess import Preprocess
 
@@ -32,7 +33,7 @@ class Parity:
     """Largest absolute differences between the unit embeddings of an export and of its model.
 
     Attributes:
-        tensor: for the same "pixels" and the same "tokens".
+        tensor: for the same "pixels" and the same "tokens"; and of a classifier's "logits", as a part of the largest of them.
         end_to_end: for "images" of the model's size, "landscape", "portrait" and "odd" images (of which an odd number of pixels
             is cropped), "photos" of the user's, and "texts".
     """
@@ -64,6 +65,8 @@ def measure(model: Model, export: LoadedExport, photos: Sequence[Image.Image] | 
     tensor, end_to_end = {}, {}
     if model.has_image:
         tensor["pixels"] = _pixels(model, export)
+        if model.class_names is not None and isinstance(export, LoadedClassifier):
+            tensor["logits"] = _logits(model, export)
         shapes: dict[str, Sequence[Image.Image | np.ndarray]] = dict(generated_images(model.preprocess))
         for kind, images in {**shapes, **({} if photos is None else {"photos": photos})}.items():
             end_to_end[kind] = _largest(model.encode_image(images), export.encode_image(images))
@@ -107,11 +110,21 @@ def _image(height: int, width: int, preprocess: Preprocess, draw: np.random.Gene
 
 def _pixels(model: Model, export: LoadedExport) -> float:
     """Batches of several sizes: the batch size of an exported graph may have become a constant."""
+    ours = LoadedModel(model)
+    return max(_largest(ours.embed_pixels(batch), export.embed_pixels(batch)) for batch in _random_pixels(model))
+
+
+def _logits(model: Model, export: LoadedClassifier) -> float:
+    ours, batches = LoadedModel(model), _random_pixels(model)
+    largest = max(float(np.abs(ours.pixel_logits(batch)).max()) for batch in batches)
+    return max(_largest(ours.pixel_logits(batch), export.pixel_logits(batch)) for batch in batches) / max(largest, 1e-12)
+
+
+def _random_pixels(model: Model) -> Sequence[Tensor]:
     shown = model.preprocess
     generator = torch.Generator().manual_seed(0)
     pixels_BCHW = torch.rand(5, shown.channels, shown.height, shown.width, generator=generator)
-    ours = LoadedModel(model)
-    return max(_largest(ours.embed_pixels(batch), export.embed_pixels(batch)) for batch in pixels_BCHW.split([1, 4]))
+    return [pixels_BCHW[:1], pixels_BCHW[1:]]
 
 
 def _tokens(model: Model, export: LoadedExport) -> float:

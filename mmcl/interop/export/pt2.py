@@ -17,7 +17,7 @@ from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.interop.encoding import read_in_batches
 from mmcl.interop.export.graphs import GraphExport
 from mmcl.interop.export.target import LoadedExport
-from mmcl.interop.graph_folder import IMAGE_EMBEDS, TEXT_EMBEDS, read_settings
+from mmcl.interop.graph_folder import IMAGE_EMBEDS, IMAGE_LOGITS, TEXT_EMBEDS, read_settings
 from mmcl.preprocess import Preprocess
 from mmcl.types import Tokens
 
@@ -57,6 +57,11 @@ class _LoadedPt2:
     def embed_pixels(self, pixels_BCHW: Tensor) -> np.ndarray:
         rows: np.ndarray = self._graphs["image"](pixels=pixels_BCHW)[IMAGE_EMBEDS].numpy()
         return rows
+
+    @torch.no_grad()
+    def pixel_logits(self, pixels_BCHW: Tensor) -> np.ndarray:
+        logits: np.ndarray = self._graphs["image"](pixels=pixels_BCHW)[IMAGE_LOGITS].numpy()
+        return logits
 
     @torch.no_grad()
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:

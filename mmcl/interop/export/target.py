@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,15 @@ class LoadedExport(Protocol):
         ...
 
 
+@runtime_checkable
+class LoadedClassifier(LoadedExport, Protocol):
+    """An export that keeps the logits of a classifier."""
+
+    def pixel_logits(self, pixels_BCHW: Tensor) -> np.ndarray:
+        """Outputs of the image head for such pixels as `embed_pixels` takes, without normalization: float32 [N, C]."""
+        ...
+
+
 class LoadedModel:
     """A model of mmcl as a `LoadedExport`, on the CPU."""
 
@@ -64,6 +73,12 @@ class LoadedModel:
     def embed_pixels(self, pixels_BCHW: Tensor) -> np.ndarray:
         """See `LoadedExport`."""
         return self._rows("image", pixels_BCHW)
+
+    @torch.inference_mode()
+    def pixel_logits(self, pixels_BCHW: Tensor) -> np.ndarray:
+        """See `LoadedClassifier`."""
+        logits: np.ndarray = self.model.towers["image"](pixels_BCHW, unit=False).float().numpy()
+        return logits
 
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
         """See `LoadedExport`."""

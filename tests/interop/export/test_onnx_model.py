@@ -20,6 +20,7 @@ from mmcl.cli.main import main
 from mmcl.config import load_config
 from mmcl.data.open import open_source
 from mmcl.errors import UserError
+from mmcl.interop.export import onnx
 from mmcl.interop.export.exporting import export
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
@@ -120,7 +121,8 @@ def test_weights_are_not_taken_from_it(onnx_folder: Path, photos: Path, tmp_path
 def test_a_classifier_keeps_its_classes_and_logits(tmp_path: Path) -> None:
     image = {"encoder": "strided_cnn", "encoder_args": models.OWN_IMAGE, "head": "linear", "head_args": {"embed_dim": 3}}
     classifier = models.shaken_model({"image": image}, class_names=["a", "b", "c"], embedding="features")
-    export(classifier, to="onnx", out=tmp_path / "graphs")
+    report = export(classifier, to="onnx", out=tmp_path / "graphs")
+    assert report.parity.tensor["logits"] < network_tolerance(classifier.towers)
     ours = load_model(f"onnx:{tmp_path / 'graphs'}")
     images = [np.full((20, 30, 3), level, np.uint8) for level in (0, 100, 255)]
     assert ours.class_names == ["a", "b", "c"]
@@ -134,6 +136,19 @@ def test_a_classifier_keeps_its_classes_and_logits(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="no text tower"):
         ours.encode_text(["a"])
+
+
+@pytest.mark.parametrize("embedding", ["features", "projection"])
+def test_wrong_logits_are_no_export(embedding: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be wrong where the embeddings are right."""
+    image = {"encoder": "strided_cnn", "encoder_args": models.OWN_IMAGE, "head": "linear", "head_args": {"embed_dim": 3}}
+    classifier = models.shaken_model({"image": image}, class_names=["a", "b", "c"], embedding=embedding)
+    assert max(export(classifier, to="pt2", out=tmp_path / "right").parity.tensor.values()) < 1e-5
+    right = onnx._LoadedOnnx.pixel_logits
+    monkeypatch.setattr(onnx._LoadedOnnx, "pixel_logits", lambda self, pixels: 1.001 * right(self, pixels))
+    with pytest.raises(UserError, match=r"logits differ by 0\.001"):
+        export(classifier, to="onnx", out=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def cut(path: Path) -> None:
