@@ -12,6 +12,7 @@ import mmcl
 from mmcl.runs import build
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
+from mmcl.runs.warnings import _replaced
 from tests.engine.tiny import tiny_config
 from tests.faults.runs import small_vocabulary
 
@@ -74,3 +75,9 @@ def test_towers_in_whose_place_init_has_its_own(folder: Path, start: str) -> Non
     other = ("--image.encoder.args.image_size", "24", "--text.head.args.embed_dim", "8")
     [line] = warnings(folder, *flags, *other)
     assert line == f"not used: image.encoder and text.head of the configuration, because {start} has its own"
+
+
+def test_the_shipped_configuration_fits_the_default_run() -> None:
+    """It names an architecture for those who have no such run yet; where there is one, nothing is replaced."""
+    own, start = (mmcl.load_config(name) for name in ("clip_finetune", "clip_emoji"))
+    assert [_replaced(name, getattr(own, name), getattr(start, name)) for name in ("image", "text")] == [[], []]
