@@ -104,6 +104,13 @@ def wrapped(text: str, width: int, lines: int) -> str:
     return "\n".join(found)
 
 
+def contained(image: Image.Image, side: int, *, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """The image with its longer side of that many pixels, and the other of at least one, which Pillow 12 leaves without any."""
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    return image.resize((width, height), resample=resample)
+
+
 def new_sheet(figure: Figure) -> Axes:
     """Axes over the whole figure in inches from its top left, for all texts and images: axes for each take far longer."""
     width, height = figure.get_size_inches()

@@ -69,4 +69,5 @@ def test_signals_reach_a_command_and_one_that_hangs_is_killed() -> None:
 
 def test_a_launch_is_processes_that_find_each_other() -> None:
     code = "import torch.distributed as dist; dist.init_process_group('gloo'); print(dist.get_rank(), dist.get_world_size())"
-    assert [child.wait().stdout for child in launch(2, "-c", f"{code}; dist.destroy_process_group()")] == ["0 2\n", "1 2\n"]
+    printed = [child.wait().stdout for child in launch(2, "-c", f"{code}; dist.destroy_process_group()")]
+    assert [text.splitlines()[-1] for text in printed] == ["0 2", "1 2"]  # below what some versions of Gloo say

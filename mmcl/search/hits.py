@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.sample import ImageLike, Sample
-from mmcl.drawing import PALE, new_figure, new_sheet, png_bytes, show_image, write_text
+from mmcl.drawing import PALE, contained, new_figure, new_sheet, png_bytes, show_image, write_text
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, check_folder, staged, write_file
 from mmcl.files.figure import FIGURE_SUFFIXES, write_figure
@@ -194,7 +194,7 @@ class Hits(list[Hit]):
         """An image as it is shown: small, so that the figure stays light, and not too thin to be seen."""
         if image is None:
             raise UserError(f"{name}: the index has no image of it; build it again from the data")
-        small = ImageOps.contain(decode_sample(Sample(name, image), self.preprocess), (_PIXELS, _PIXELS))
+        small = contained(decode_sample(Sample(name, image), self.preprocess), _PIXELS)
         return small.resize((max(small.width, _THINNEST), max(small.height, _THINNEST)))
 
 

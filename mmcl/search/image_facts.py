@@ -6,11 +6,12 @@ import io
 from dataclasses import dataclass
 from datetime import datetime
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.decode import SCALES, opened
 from mmcl.data.sample import ImageLike
+from mmcl.drawing import contained
 from mmcl.preprocess import Preprocess
 
 THUMB = 256
@@ -57,7 +58,7 @@ def read_facts(image: ImageLike, name: str, preprocess: Preprocess | None, *, th
 
 def _thumb(image: Image.Image) -> bytes:
     if max(image.size) > THUMB:
-        image = ImageOps.contain(image, (THUMB, THUMB), Image.Resampling.BILINEAR)
+        image = contained(image, THUMB, resample=Image.Resampling.BILINEAR)
     written = io.BytesIO()
     image.save(written, "WEBP", quality=_QUALITY, method=_EFFORT)
     return written.getvalue()

@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmcl.data.images.decode import FORMATS, checked
+from mmcl.drawing import contained
 from mmcl.errors import UserError
 
 MAX_UPLOADS = 8
@@ -47,7 +48,7 @@ def encode_thumb(image: Image.Image) -> bytes:
 
 def _webp(image: Image.Image, side: int, quality: int) -> bytes:
     if max(image.size) > side:
-        image = ImageOps.contain(image, (side, side))
+        image = contained(image, side)
     file = io.BytesIO()
     image.save(file, "WEBP", quality=quality)
     return file.getvalue()

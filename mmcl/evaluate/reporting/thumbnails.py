@@ -7,6 +7,8 @@ import io
 
 from PIL import Image, ImageOps
 
+from mmcl.drawing import contained
+
 SIDE = 128
 """Longest side of a thumbnail of an example, in pixels."""
 MAX_BYTES = 8_000
@@ -24,7 +26,7 @@ def data_uri(image: Image.Image) -> str:
         >>> data_uri(Image.new("RGB", (4000, 30), "red"))[:23]
         'data:image/webp;base64,'
     """
-    small = ImageOps.contain(_on_white(image), (SIDE, SIDE))
+    small = contained(_on_white(image), SIDE)
     thinnest = round(max(small.size) * _THINNEST)
     if min(small.size) < thinnest:
         small = ImageOps.pad(small, (max(small.width, thinnest), max(small.height, thinnest)), color="white")

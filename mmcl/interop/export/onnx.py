@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,17 @@ class OnnxExport(GraphExport):
         if self.precision != "fp32" and size > _LARGEST_FILE:
             raise UserError(f"the {path.stem} tower has {size / 1e9:.1f} GB, and {self.precision} is for up to 2 GB; take fp32")
         try:
-            converted = torch.onnx.export(
-                program,
-                input_names=inputs,
-                output_names=outputs,
-                opset_version=OPSET,
-                dynamic_shapes={name: dict(enumerate(axes_of(name))) for name in inputs},
-                custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
-                dynamo=True,
-                verbose=False,
-            )
+            with redirect_stdout(io.StringIO()):  # some versions of onnxscript print what they merge
+                converted = torch.onnx.export(
+                    program,
+                    input_names=inputs,
+                    output_names=outputs,
+                    opset_version=OPSET,
+                    dynamic_shapes={name: dict(enumerate(axes_of(name))) for name in inputs},
+                    custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
+                    dynamo=True,
+                    verbose=False,
+                )
             assert converted is not None
             if self.precision == "fp32":
                 converted.save(path, external_data=size > _LARGEST_FILE)
