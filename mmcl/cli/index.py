@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mmcl.cli.arguments import form_of
 from mmcl.cli.exit import end_partly
@@ -31,9 +31,6 @@ from mmcl.cli.parse import asks_for_help, parse_call
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.atomic import check_folder
 from mmcl.terminal import counted, shortened, terminal_width
-
-if TYPE_CHECKING:
-    pass
 
 _LEAST_SECONDS = 2.0
 

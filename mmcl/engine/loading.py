@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from mmcl.data.batches.pieces import PIECE_ROWS, Piece
+from mmcl.data.batches.pieces import Piece
 from mmcl.engine.guards import ignore_stop_signals, loader_batches
 from mmcl.types import Batch
 
@@ -69,25 +69,6 @@ def loader_processes(asked: int | None, *, on_cuda: bool, processes: int) -> int
     if asked is not None:
         return asked
     return min(_WORKERS_ON_CUDA, (os.cpu_count() or 1) // processes) if on_cuda else 0
-
-
-def host_bytes(rows: int, row_bytes: int, workers: int) -> int:
-    """Return the largest number of bytes of inputs that a training process and its loader processes hold at a time.
-
-    These are the batch in use, the next one, the pieces that have been read ahead, and the one that is being copied.
-
-    Args:
-        rows: rows of a process's share of a step.
-        row_bytes: bytes of a row's inputs, for example 3 x 224 x 224 for an image that is not augmented on the host.
-        workers: loader processes.
-
-    Example:
-        >>> round(host_bytes(32_768, 3 * 224 * 224, 16) / 2**30, 1)  # 588 if each process read whole batches of float32
-        10.4
-    """
-    batches = 2 if workers else 1
-    pieces = 0 if rows <= PIECE_ROWS and not workers else PREFETCH * workers + 1
-    return (batches * rows + pieces * min(rows, PIECE_ROWS)) * row_bytes
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from mmcl.config import OptimConfig
 from mmcl.engine.lars import Lars
 from mmcl.engine.parameter_groups import ParameterGroup, as_options, group_parameters
 
+FUSED = ("cpu", "cuda")
+"""Types of devices for which AdamW and SGD are fused, which is faster and follows `update_unless`."""
+
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimizer for the parameters that require a gradient, in the groups of `group_parameters`.
@@ -57,13 +60,13 @@ def _build(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opt
     if config.name == "sgd":
         return _sgd(groups, config)
     device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device in FUSED)
 
 
 def _sgd(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """Build torch's fused SGD, or, where it does not work, LARS without individual rates, which is the same."""
     parameters = [parameter for group in groups for parameter in group["params"]]
-    if any(isinstance(p, DTensor) or p.device.type not in ("cpu", "cuda") for p in parameters):
+    if any(isinstance(p, DTensor) or p.device.type not in FUSED for p in parameters):
         return Lars([{**group, "adapted": False} for group in groups], lr=config.lr, momentum=config.momentum)
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     # A first step that is undone would leave torch's own buffers without values.
@@ -81,7 +84,7 @@ def update_unless(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
 
 
 class _Together(torch.optim.Optimizer):
-    """Combine optimizers of different parameters into one with a shared state. (The AdamW within Muon is not fused: slower.)"""
+    """Combine optimizers of different parameters into one with a shared state."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers

@@ -33,7 +33,7 @@ from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.loading import BatchPieces, loaded, loader_processes
 from mmcl.engine.log import Logbook
 from mmcl.engine.nonfinite import Snapshot, mark_changed, write_crash_bundle
-from mmcl.engine.optim import update_unless
+from mmcl.engine.optim import FUSED, update_unless
 from mmcl.engine.precision import matmul_precision
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
@@ -116,6 +116,9 @@ class Trainer:
         self.weight_anchor = WeightAnchor(method, anchor.l2_sp) if anchor.l2_sp else None
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at = 0, time.monotonic()
+        # Else the host waits for each step: under fp16 because only the scaler knows whether it is the cause of an infinite
+        # gradient, and on other devices because torch's optimizers, which are not fused there, ignore `update_unless`.
+        self.device_decides = accelerator.scaler is None and accelerator.device.type in FUSED
         self.unsettled: StepRecord | None = None
         self.agreed = {"stop": False, "save": False}
         self.stop = StopSignals()
@@ -197,13 +200,14 @@ class Trainer:
             embeddings, shares = self._backward(step, batch)
         shares["gradient_norm"] = self.weights.clip(self.config.optim.clip) / self.accelerator.num_processes
         self.unsettled = self._record(step, batch, embeddings, shares, rate)
-        if self.accelerator.scaler is None:
+        if self.device_decides:
             self._update(embeddings, batch, buffers, self.unsettled.sums.is_bad)
-        elif self._settle():  # only the scaler knows whether it is the cause of an infinite gradient, so the host waits
-            self._update_in_fp16(embeddings, batch)
+        elif self._settle():
+            self._update_once_known(embeddings, batch)
         else:
             buffers.restore()
-            self.accelerator.scaler.update()  # it has checked this step's gradients and expects the step to end
+            if self.accelerator.scaler:
+                self.accelerator.scaler.update()  # it has checked this step's gradients and expects the step to end
         self.optimizer.zero_grad()
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
@@ -263,8 +267,8 @@ class Trainer:
         if self.average:
             self.average.update(is_bad)
 
-    def _update_in_fp16(self, embeddings: Embeddings, batch: Batch) -> None:
-        """Take a finite step, with what follows it, unless the loss scaler skips it."""
+    def _update_once_known(self, embeddings: Embeddings, batch: Batch) -> None:
+        """Take a step that the host knows to be finite, with what follows it, unless the loss scaler skips it."""
         self.optimizer.step()
         is_taken = not self.optimizer.step_was_skipped
         if self.weight_anchor and is_taken:
@@ -297,7 +301,7 @@ class Trainer:
         if train.on_nonfinite == "stop" or self.skipped > train.max_skipped:
             raise UserError(message)
         logger.warning(message)
-        if self.accelerator.scaler is None:  # otherwise nothing was updated in the first place
+        if self.device_decides:  # otherwise nothing was updated in the first place
             mark_changed(self.method.buffers())
             if self.average:
                 self.average.undo()

@@ -62,7 +62,7 @@ class Forecast:
         """Format the facts, one per line and no line wider than `width`; without the warnings of a run that is to follow."""
         share = self.parameters / self.all_parameters
         pieces = f", {self.micro_batch} pairs at a time" if self.micro_batch else ""
-        free = f" of {format_size(self.free)} that are free" if self.free is not None else ""
+        free = f"; {format_size(self.free)} are free" if self.free is not None else ""
         duration = format_seconds(self.epoch_seconds * self.epochs)
         lines = {
             "start": self.start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,8 +15,8 @@ import torch
 
 from mmcl.data.batches import loader, pieces
 from mmcl.data.batches.loader import StepBatches
-from mmcl.data.batches.pieces import Piece
-from mmcl.engine.loading import PREFETCH, host_bytes, loaded, loader_processes
+from mmcl.data.batches.pieces import PIECE_ROWS, Piece
+from mmcl.engine.loading import PREFETCH, loaded, loader_processes
 from mmcl.types import Batch, Tokens, Unaugmented, views_on
 from tests.data.test_loader import AUGMENT, PAIR, TWO, Toy, batches, rows
 from tests.narrow import of_type
@@ -74,6 +75,8 @@ def test_loader_processes_share_a_batch(workers: int) -> None:
 def test_nobody_waits_for_batches_that_are_not_used() -> None:
     with loaded(batches(SOURCE), range(100), workers=1, pin=False) as found:
         next(found)
+    assert not multiprocessing.active_children()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("next batch")]
 
 
 class Counted:
@@ -111,6 +114,12 @@ class Counted:
         return piece
 
 
+def host_bytes(rows: int, row_bytes: int, workers: int, piece: int = PIECE_ROWS) -> int:
+    """Inputs that a training process and its loader processes hold: the batch in use, the next one, the pieces that have been
+    read ahead, and the one that is being copied."""
+    return (2 * rows + (PREFETCH * workers + 1) * piece) * row_bytes
+
+
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bytes_in_flight(workers: int) -> None:
@@ -122,16 +131,12 @@ def test_bytes_in_flight(workers: int) -> None:
         for batch in found:
             row = sum(view[0].nbytes for view in batch.views.values() if isinstance(view, torch.Tensor))
             del batch
-    with patch("mmcl.engine.loading.PIECE_ROWS", 5):
-        bound = host_bytes(40, row, workers)
-    assert bound == (2 * 40 + 5 * (PREFETCH * workers + 1)) * row
-    assert 40 * row < counted.most.value <= bound
+    assert 40 * row < counted.most.value <= host_bytes(40, row, workers, piece=5)
 
 
 def test_a_large_batch_fits_into_the_memory_of_a_host() -> None:
     """32,768 pairs of 224 x 224 pixels with 16 loader processes, as the formula counts that the test above measures."""
     assert host_bytes(32_768, 3 * 224 * 224, 16) < 12 * GIB
-    assert host_bytes(256, 1, 0) == 256
 
 
 def test_loader_processes_by_default() -> None:

@@ -141,6 +141,6 @@ def _sorted(batch: Batch, order_b: Tensor) -> Batch:
 
 def _reorder(rows: Tensor, order_b: Tensor) -> None:
     """Reorders rows in place, some of their columns at a time, because a copy would double the memory of the batch."""
-    columns = rows.flatten(1)
+    columns = rows.view(len(rows), -1)
     for slab in columns.split(max(1, -(-columns.shape[1] // _SLABS)), dim=1):
         slab.copy_(slab[order_b])
