@@ -21,7 +21,7 @@ from mmcl.files.listing import file_named
 from mmcl.logging import get_logger
 from mmcl.search.arrow import TYPES
 from mmcl.search.items import KINDS, Item, Kind, id_of, unknown_id
-from mmcl.search.lance_table import LanceTable
+from mmcl.search.lance_table import FOUND, LanceTable, row_ids_of
 from mmcl.search.ranking import ranked
 from mmcl.search.store import TextRows
 from mmcl.search.table_indices import Approximate, approximate_kind, nearest_rows, with_words
@@ -31,7 +31,6 @@ logger = get_logger(__name__)
 
 LARGE_ROWS, LARGE_BYTES = 10**6, 2**31
 """Above one of these, a warning names the approximate index. An exact search goes on as before."""
-_FOUND = "vector IS NOT NULL"
 _OF_ITEM = ("id", "path", "file", "offset", "size", "width", "height", "taken", "captions", "label")
 _KEPT_BYTES = 2**25
 """Columns up to this size stay in memory after their first use."""
@@ -68,7 +67,7 @@ class LanceStore:
             self._forget()
 
     def __len__(self) -> int:
-        return self.table.count(_FOUND) if self._row_ids is None else len(self._row_ids)
+        return self.table.count(FOUND) if self._row_ids is None else len(self._row_ids)
 
     @property
     def dim(self) -> int:
@@ -117,11 +116,9 @@ class LanceStore:
         """Vectors of the images; loaded on first use."""
         if self._images is None:
             self._warn_if_large()
-            places = self._places()
             vectors = np.empty((len(self.row_ids), self.dim), np.float32)
-            for batch in self.table.scan(["vector"], _FOUND):
-                values = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
-                vectors[places(batch)] = values
+            for row_ids, values in self.table.scan_vectors():
+                vectors[self._places(row_ids)] = values
             self._images = torch.from_numpy(vectors)
         return self._images
 
@@ -132,7 +129,7 @@ class LanceStore:
         row_ids = self.row_ids[list(positions)]
         rows = self.table.take(row_ids.tolist(), ["vector"])
         found = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
-        ids = rows["_rowid"].to_numpy().astype(np.int64)
+        ids = row_ids_of(rows)
         order = np.argsort(ids)
         return torch.from_numpy(found[order[np.searchsorted(ids[order], row_ids)]].astype(np.float32))
 
@@ -140,9 +137,8 @@ class LanceStore:
         """Returns the positions nearest to a query, by the approximate index if there is one."""
         if self.approximate is None:
             return [row.position for row in ranked(query_D[None], self.images, count)]
-        order, ascending = self._by_row_id()
         ids = np.array(nearest_rows(self.table, self.approximate, query_D, count), np.int64)
-        return [int(one) for one in order[np.searchsorted(ascending, ids)]]
+        return [int(one) for one in self._places(ids)]
 
     @property
     def texts(self) -> TextRows:
@@ -161,14 +157,16 @@ class LanceStore:
     def row_ids(self) -> np.ndarray:
         """Lance's id of the row at each position, int64 [N]."""
         if self._row_ids is None:
-            batches = list(self.table.scan(["path"], _FOUND))
-            if not batches:
-                self._row_ids = np.empty(0, np.int64)
-                return self._row_ids
-            rows = pa.Table.from_batches(batches)
-            # By their parts, as a walk through the folder meets them; "/" sorts after "-" and other signs.
-            parts = pc.replace_substring(rows["path"], "/", "\0")
-            self._row_ids = rows["_rowid"].take(pc.sort_indices(parts)).to_numpy().astype(np.int64)
+            row_ids, paths = np.empty(self.table.count(FOUND), np.int64), list[pa.Array]()
+            filled = 0
+            for batch in self.table.scan(["path"], FOUND):
+                row_ids[filled : filled + len(batch)] = row_ids_of(batch)
+                filled += len(batch)
+                # By their parts, as a walk through the folder meets them; "/" sorts after "-" and other signs.
+                paths.append(pc.replace_substring(batch["path"], "/", "\0"))
+            self._row_ids = row_ids[pc.sort_indices(pa.chunked_array(paths, pa.string())).to_numpy()]
+            paths.clear()
+            pa.default_memory_pool().release_unused()  # beside the vectors, which are read next
         return self._row_ids
 
     def items(self, positions: Sequence[int]) -> list[Item]:
@@ -228,12 +226,6 @@ class LanceStore:
         with self.table.locked():
             self.table.write_about(replace(self.table.about, calibration=calibration))
 
-    def _by_row_id(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in the order of Lance's ids, and these ids."""
-        if self._order is None:
-            self._order = np.argsort(self.row_ids)
-        return self._order, self.row_ids[self._order]
-
     def _warn_if_large(self) -> None:
         """Names the approximate index where an exact search takes long and much memory; nothing switches by itself."""
         rows = len(self)
@@ -244,19 +236,20 @@ class LanceStore:
                 f"{self.table.place} --ann ivf_flat"
             )
 
-    def _places(self) -> Any:
-        """Returns a function from a batch to the positions of its rows."""
-        order, ascending = self._by_row_id()
-        return lambda batch: order[np.searchsorted(ascending, batch["_rowid"].to_numpy().astype(np.int64))]
+    def _places(self, row_ids: np.ndarray) -> np.ndarray:
+        """Returns the positions of rows with some of Lance's ids."""
+        if self._order is None:
+            self._order = np.argsort(self.row_ids)
+        return self._order[np.searchsorted(self.row_ids, row_ids, sorter=self._order)]
 
     def _ordered(self, columns: Sequence[str]) -> dict[str, pa.Array]:
         """Returns columns at all positions."""
-        batches = list(self.table.scan(columns, _FOUND))
+        batches = list(self.table.scan(columns, FOUND))
         if not batches:
             kinds = {"caption_vectors": pa.binary(), "sha": pa.binary(32)}
             return {name: pa.array([], kinds.get(name) or TYPES[self.kinds[name]]) for name in columns}
         rows = pa.Table.from_batches(batches)
-        order = np.argsort(self._places()(rows))
+        order = np.argsort(self._places(row_ids_of(rows)))
         return {name: rows[name].take(pa.array(order)).combine_chunks() for name in columns}
 
     def _item(self, row: Mapping[str, Any], own: Sequence[str]) -> Item:

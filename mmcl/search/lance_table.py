@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from mmcl.errors import UserError, first_line, how_to_install
@@ -32,6 +33,10 @@ FORMAT = 1
 STORES = ("s3://", "gs://", "az://")
 """Object stores. Their keys and endpoints are in the variables of the environment that their own tools read."""
 ITEMS, ABOUT, LOCK = "items", "about", ".lock"
+FOUND = "status = 'ok'"
+"""Rows that can be found. To ask whether they have a vector would read all vectors."""
+_ROWS, _VECTOR_BYTES = 8192, 2**21
+"""Rows in a batch of a scan, and bytes in one of vectors. Batches are read ahead, so they are memory beside the result."""
 _DELETED = 500
 """Ids in one statement."""
 _KEPT = timedelta(hours=1)
@@ -178,8 +183,27 @@ class LanceTable:
             where: one of this package's own conditions; never a user's.
         """
         with readable(self.place):
-            search = self.table.search().select(list(columns)).with_row_id(True)
-            yield from (search.where(where) if where else search).to_batches()
+            yield from self._batches(columns, where, _ROWS)
+
+    def scan_vectors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields ids int64 [n] and vectors [n, D], as they are stored, of the rows that can be found.
+
+        Raises:
+            UserError: one of them has no vector.
+        """
+        with readable(self.place):
+            for batch in self._batches(["vector"], FOUND, max(1, _VECTOR_BYTES // (4 * self.about.dim))):
+                if batch["vector"].null_count:
+                    raise UserError(
+                        f"{self.place}: is damaged (an image has no vector; `mmcl index verify` names it); restore an older "
+                        "version, or build the index again"
+                    )
+                values = batch["vector"].flatten().to_numpy(zero_copy_only=False)
+                yield row_ids_of(batch), values.reshape(-1, self.about.dim)
+
+    def _batches(self, columns: Sequence[str], where: str | None, rows: int) -> Iterator[pa.RecordBatch]:
+        search = self.table.search().select(list(columns)).with_row_id(True)
+        yield from (search.where(where) if where else search).to_batches(batch_size=rows)
 
     def take(self, row_ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Returns columns and `_rowid` of some rows, in any order."""
@@ -263,6 +287,12 @@ def is_available() -> bool:
     from importlib.util import find_spec
 
     return find_spec("lancedb") is not None
+
+
+def row_ids_of(rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+    """Returns Lance's ids of rows, int64 [n]."""
+    row_ids: np.ndarray = rows["_rowid"].to_numpy().astype(np.int64)
+    return row_ids
 
 
 def _settings(about: About) -> pa.Table:

@@ -69,8 +69,7 @@ def measure_recall(store: LanceStore, n: int = 200, k: int = 10, *, seed: int = 
 def _kth_best(store: LanceStore, query_QD: torch.Tensor, k: int) -> torch.Tensor:
     """The k-th best score of each query over all images, float32 [Q]."""
     best = torch.empty(len(query_QD), 0)
-    for batch in store.table.scan(["vector"], "vector IS NOT NULL"):
-        values = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, store.dim)
+    for _, values in store.table.scan_vectors():
         key = torch.from_numpy(values.astype(np.float32))
         if len(key):
             score, _ = nearest(query_QD, key, min(k, len(key)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 import numpy as np
 
 from mmcl.errors import UserError, unknown_name
-from mmcl.search.lance_table import LanceTable, readable, writable
+from mmcl.search.lance_table import FOUND, LanceTable, readable, writable
 
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
@@ -67,7 +67,7 @@ def index_vectors(table: LanceTable, kind: str) -> None:
 
     if kind not in get_args(Approximate):
         raise unknown_name("approximate index", kind, get_args(Approximate))
-    rows = table.count("vector IS NOT NULL")
+    rows = table.count(FOUND)
     if not rows:
         raise UserError(f"{table.place}: has no vectors to index")
     config = {"ivf_flat": IvfFlat, "ivf_rq": IvfRq}[kind](distance_type="dot", num_partitions=_lists(rows))
@@ -86,7 +86,7 @@ def drop_vectors(table: LanceTable) -> None:
 
 def nearest_rows(table: LanceTable, kind: Approximate, query_D: np.ndarray, count: int) -> list[int]:
     """Returns the ids of rows that an approximate index of some kind finds nearest to a query, best first."""
-    rows = max(table.count("vector IS NOT NULL"), 1)
+    rows = max(table.count(FOUND), 1)
     probes = max(_PROBES, math.ceil(_SPARE * count * _lists(rows) / rows))
     with readable(table.place):
         search = cast("LanceVectorQueryBuilder", table.table.search(query_D)).distance_type("dot").nprobes(probes)

@@ -219,6 +219,7 @@ def change_about(place: Path, **change: object) -> None:
         ("settings", "settings are damaged"),
         ("data", "is damaged"),
         ("manifests", "is damaged|no index there"),
+        ("no vector", r"is damaged \(an image has no vector; `mmcl index verify` names it\)"),
         ("no items", "no other index|no index there"),
     ],
 )
@@ -235,6 +236,9 @@ def test_a_damaged_index_is_one_line(damage: str, message: str, photos: Path, tm
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     elif damage == "manifests":
         shutil.rmtree(items / "_versions")
+    elif damage == "no vector":
+        LanceTable.open(str(place)).table.update(where="path = '001.png'", values_sql={"vector": "NULL"})
+        assert Index.open(place).verify() == ["001.png: has no vector"]
     else:
         shutil.rmtree(items)
     with pytest.raises(UserError, match=message) as error:
