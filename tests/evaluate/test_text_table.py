@@ -66,17 +66,40 @@ def test_the_rules_one_after_the_other() -> None:
     assert "an_uncommonly_l…" in table(COLUMNS[:1], "an_uncommonly_long_name_of_a_metric", 40)
     narrow = table(COLUMNS, width=50)
     assert narrow.count("metric") == 2, "what has no room follows"
-    assert all(column in narrow for column in COLUMNS)
+    assert all(word in narrow for column in COLUMNS for word in column.split())
 
 
 def test_metrics_of_one_evaluator_stay_apart() -> None:
     names = ["zero_shot_top1", "zero_shot_top5", "zero_shot_top1_worst_template"]
     rows = [[name, "0.588 [0.540, 0.635]", "0.001", "0.359", "0.002", "0.002"] for name in names]
     header = ["metric", "trained", "untrained", "labeled pixels", "majority", "chance"]
-    title, _, *lines = text_table("zero_shot: emoji", header, rows, 80).splitlines()
+    title, upper, lower, *lines = text_table("zero_shot: emoji", header, rows, 80).splitlines()
     assert title == "zero_shot: emoji"
+    assert upper.split() == ["metric", "trained", "untrained", "labeled", "majority", "chance"]
+    assert lower.split() == ["pixels"]
     assert [line.split()[0] for line in lines[:3]] == ["top1", "top5", "top1_worst_"]
     assert lines[3:] == ["   template"], "the rest of the name"
+
+
+def test_names_of_two_words_take_two_lines_before_a_table_is_split() -> None:
+    values = ["0.987 [0.972, 0.995]", "0.971", "0.989", "0.989", "0.101", "0.100", "445"]
+    header = ["metric", "trained", "untrained", "raw pixels", "PCA-50", "majority", "chance", "n"]
+    text = text_table("knn: digits", header, [["knn20_top1", *values]], 80)
+    _, upper, lower, _ = text.splitlines()
+    assert widest(text) <= 80
+    assert upper.split() == ["metric", "trained", "untrained", "raw", "PCA-50", "majority", "chance"]
+    assert lower.index("pixels") == upper.index("raw ")
+    assert "raw pixels" in text_table("knn: digits", header, [["knn20_top1", *values]], 100), "there is room"
+
+
+def test_rows_without_a_value_are_left_out() -> None:
+    def metric(name: str, value: float | None) -> Metric:
+        return Metric("retrieval", "photos", name, "trained", value, None, None, 6)
+
+    text = Report((metric("text_to_image_R@1", 0.5), metric("text_to_image_R@10", None))).to_text()
+    assert "R@1 " in text
+    assert "R@10" not in text
+    assert Report((metric("text_to_image_R@10", None),)).to_text() == "", "nor a table without rows"
 
 
 def test_names_that_differ_at_their_end_are_not_cut_to_the_same() -> None:

@@ -14,7 +14,7 @@ from importlib.resources import files
 
 from mmcl.evaluate.reporting.examples import GROUPS, Changes, Examples, Hit, Query
 from mmcl.evaluate.reporting.metric import Metric, headline, label
-from mmcl.evaluate.reporting.tables import Table, format_metric
+from mmcl.evaluate.reporting.tables import NO_VALUE, Table, format_metric, rows_with_values
 from mmcl.evaluate.reporting.verdict import FLAG
 from mmcl.terminal import printable
 
@@ -205,10 +205,9 @@ def folded(table: Table, *, is_open: bool = False) -> str:
 
 
 def _with_values(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Without rows that have nothing between their name and their number of samples, and without columns that have nothing."""
-    empty = {"", "-"}
-    kept = [row for row in rows if len(row) < 3 or not set(row[1:-1]) <= empty]
-    columns = [n for n in range(len(header)) if any(row[n] not in empty for row in kept)]
+    """Without rows and columns that have nothing."""
+    kept = rows_with_values(rows)
+    columns = [n for n in range(len(header)) if any(row[n] not in NO_VALUE for row in kept)]
     return [header[n] for n in columns], [["" if row[n] == "-" else row[n] for n in columns] for row in kept]
 
 

@@ -18,6 +18,9 @@ COVERAGE = (
 BRACKETS = "In brackets: 95 % confidence intervals over the rows of the test set."
 INTERVALS = f"{BRACKETS} {COVERAGE}"
 
+NO_VALUE = frozenset({"", "-"})
+"""Cells of a metric that a model does not have."""
+
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -27,7 +30,14 @@ Table = tuple[str, list[str], list[list[str]]]
 def text(tables: Iterable[Table], notes: Iterable[str], *, opening: Iterable[str] = (), width: int = WIDTH) -> str:
     """Paragraphs, tables for a terminal, see `text_table`, and the notes."""
     paragraphs, remarks = ((wrapped(printable_line(line), width) for line in lines) for lines in (opening, notes))
-    return "\n\n".join([*paragraphs, *(text_table(*table, width) for table in tables), *remarks])
+    valued = ((title, header, rows_with_values(rows)) for title, header, rows in tables)
+    shown = (text_table(title, header, rows, width) for title, header, rows in valued if rows)
+    return "\n\n".join([*paragraphs, *shown, *remarks])
+
+
+def rows_with_values(rows: Iterable[list[str]]) -> list[list[str]]:
+    """Without rows that have nothing between their name and their number of samples."""
+    return [row for row in rows if len(row) < 3 or not set(row[1:-1]) <= NO_VALUE]
 
 
 def markdown(

@@ -22,8 +22,8 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
     Only the second column has intervals, and a last column that is the same number in all rows is said in the title. If the
     table is still too wide, then one after the other, until it fits: the names of metrics lose that of the evaluator, which the
     title has; text_to_image becomes t2i and image_to_text i2t; long names in the header become letters, which are explained
-    below; texts are cut off with "…", names of metrics continue on the next line; and the columns that have no room follow in a
-    second table, after the first column.
+    below; names of two words in the header take two lines; texts are cut off with "…", names of metrics continue on the next
+    line; and the columns that have no room follow in a second table, after the first column.
     """
     cells = [[printable_line(cell) for cell in row] for row in (header, *rows)]
     cells = [cells[0], *([*row[:2], *(cell.partition(" [")[0] for cell in row[2:])] for row in cells[1:])]
@@ -36,8 +36,10 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
         cells = [[_abbreviated(row[0]), *row[1:]] for row in cells]
     if _width(cells) > room:
         cells[0], below = _lettered(cells[0])
+    head, body = cells[:1], cells[1:]
     if _width(cells) > room:
-        cells = _cut(cells, room)
+        head = _in_two_lines(cells[0], _widths(body or head))
+    cells = _cut(head, body, room) if _width([*head, *body]) > room else [*head, *body]
     blocks = ["\n".join(" " * _INDENT + line for line in _aligned(block)) for block in _blocks(cells, room)]
     notes = [wrapped(f"{' ' * _INDENT}{line}", width, indent=" " * 5) for line in below]
     return "\n".join([shortened(title, width), "\n\n".join(blocks), *notes])
@@ -73,13 +75,28 @@ def _lettered(header: list[str]) -> tuple[list[str], list[str]]:
     return short, [f"{letter}  {name}" for letter, name in zip(short, header, strict=True) if letter != name]
 
 
-def _cut(cells: list[list[str]], room: int) -> list[list[str]]:
+def _in_two_lines(header: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """The header in two lines, if names that are wider than their columns have a space: "raw" above "pixels"."""
+    pairs = [_halves(name) if display_width(name) > width else (name, "") for name, width in zip(header, widths, strict=True)]
+    upper, lower = map(list, zip(*pairs, strict=True))
+    return [upper, lower] if any(lower) else [upper]
+
+
+def _halves(name: str) -> tuple[str, str]:
+    """The two parts of a name, split at the space that makes the wider one narrowest; the second is empty without a space."""
+    words = name.split(" ")
+    splits = [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, len(words))]
+    return min([(name, ""), *splits], key=lambda parts: max(map(display_width, parts)))
+
+
+def _cut(head: list[list[str]], body: list[list[str]], room: int) -> list[list[str]]:
     """Texts, the widest column first, as short as the room demands or as they may be made.
 
     The first column names the rows: its texts stay different from each other, if the widest other column still fits beside it.
     """
+    cells = [*head, *body]
     widths = _widths(cells)
-    texts = [column for column in range(len(widths)) if not all(_NUMBER.fullmatch(row[column]) for row in cells[1:])]
+    texts = [column for column in range(len(widths)) if not all(_NUMBER.fullmatch(row[column]) for row in body)]
     beside = max([_FEWEST, *(widths[column] for column in range(1, len(widths)) if column not in texts)])
     names = min(_distinct_width([row[0] for row in cells]), max(_FEWEST, room - _GAP - beside))
     for column in sorted(texts, key=lambda column: -widths[column]):
