@@ -62,9 +62,11 @@ def test_constant_features_are_ignored() -> None:
     assert linear_probe(wider[0], train_label, wider[1], test_label).metrics == expected.metrics
 
 
-def test_the_note_says_whether_it_converged() -> None:
+def test_a_note_says_if_it_did_not_converge() -> None:
     rows = (*data(300), *data(200))
-    assert "converged after" in linear_probe(*rows).notes[0]
+    found = linear_probe(*rows)
+    assert not found.notes
+    assert "converged after" in found.details["solver: linear_probe, trained"]
     assert "did NOT converge (raise max_iter) after 2 steps" in linear_probe(*rows, max_iter=2).notes[0]
 
 
@@ -83,7 +85,7 @@ def test_adamw_comes_within_a_point_of_lbfgs_where_classes_are_separate(names: n
     assert solved > 0.95
     short = linear_probe(*rows, solver="adamw")
     assert short["linear_top1"] == pytest.approx(solved, abs=0.01)
-    assert "weight decay 0" in short.notes[0]
+    assert "weight decay 0" in short.details["solver: linear_probe, trained"]
     chosen = linear_probe(*rows, solver="adamw", val_emb=val, val_labels=names[val_label])
     assert chosen["linear_top1"] == pytest.approx(solved, abs=0.01)
     assert linear_probe(*rows, solver="adamw").metrics == short.metrics, "the same seed, the same probe"

@@ -128,7 +128,7 @@ def linear_probe(
     "lbfgs" is logistic regression, solved to convergence. Features are standardized first: mean 0 and standard deviation 1 over
     the training rows (constant features stay 0), so that `c` means the same for embeddings of any scale. "adamw" is the short
     training of CLIP_benchmark, see `fit_adamw`, on rows of unit length. The two accuracies may differ by up to one percentage
-    point. A note in the report says how the solver ended.
+    point. `details` says how the solver ended, and a note if it did not converge.
 
     Args:
         train_emb, test_emb: finite rows [N, D], [M, D].
@@ -168,7 +168,7 @@ def linear_probe(
     given = {"c": c, "max_iter": max_iter, "tolerance": tolerance, "lr": lr, "epochs": epochs, "batch_size": batch_size}
     options = _options(solver, given | {"seed": seed, "val_emb": val_emb})
     if solver == "lbfgs":
-        predict, how = _fit_lbfgs(train, train_class, **options)
+        predict, how, converged = _fit_lbfgs(train, train_class, **options)
     else:
         validation = None
         if val_emb is not None and val_labels is not None:
@@ -176,9 +176,11 @@ def linear_probe(
             same_width(train, val, "train_emb and val_emb")
             validation = unit_rows(val, "val_emb"), _classes(train_labels, val_labels, (len(train), len(val)))
         predict, how = _fit_adamw(unit_rows(train, "train_emb"), train_class, validation, **options)
+        converged = True  # its steps are counted beforehand
     estimate = statistics.mean((classes[predict(test)] == test_label).cpu().numpy())
     place = f"{EVALUATOR}, {data}, {model}" if data else f"{EVALUATOR}, {model}"
-    return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes=(f"{place}: {how}.",))
+    notes = () if converged else (f"{place}: {how}.",)
+    return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes, {f"solver: {place}": how})
 
 
 def _check(task: Task, has_text: bool, *, solver: Solver, **given: Any) -> None:
@@ -234,7 +236,7 @@ def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str]:
+def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str, bool]:
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
     # After standardization, a column that varies only by rounding error would weigh as much as any other.
     is_alive = (deviation > 1e-6 * mean.abs()) & (deviation > _DEAD * deviation.max())
@@ -243,7 +245,7 @@ def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Call
     state = "converged" if fit.converged else "did NOT converge (raise max_iter)"
     end = f"L-BFGS {state} after {fit.steps} steps, largest gradient {fit.gradient:.1e}"
     how = f"standardized features, C = {options['c']}; {end}"
-    return lambda test: ((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1), how
+    return lambda test: ((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1), how, fit.converged
 
 
 def _fit_adamw(
