@@ -213,14 +213,14 @@ class Task:
         self.require_labels()
 
     def row_names(self, metric: str) -> Sequence[str]:
-        """Names of the rows of a metric: captions for text-to-image retrieval, samples for all others."""
+        """Names of the rows of a metric: captions for text-to-image retrieval, else samples: "photos/cat.png (a cat)"."""
         if metric.startswith("text_to_image"):
             return self.captions.texts
         return self._described_names if metric.startswith("image_to_text") else self._sample_names
 
     @cached_property
     def _sample_names(self) -> tuple[str, ...]:
-        return tuple(self.source[index].name for index in range(len(self.source)))
+        return tuple(_with_caption(self.source[index]) for index in range(len(self.source)))
 
     @cached_property
     def _described_names(self) -> tuple[str, ...]:
@@ -329,6 +329,11 @@ def captions_of(source: Source) -> Captions:
     image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
     pairs = dict.fromkeys((text, int(image_ids[image])) for image, own in enumerate(captions) for text in own)
     return Captions(tuple(text for text, _ in pairs), np.array([image_id for _, image_id in pairs], np.int64), image_ids)
+
+
+def _with_caption(sample: Sample) -> str:
+    """The name of a sample, with its first caption if it has one."""
+    return f"{sample.name} ({sample.captions[0]})" if sample.captions else sample.name
 
 
 def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
