@@ -179,8 +179,6 @@ def _print_result(result: RunResult) -> None:
     show("\ntry next")
     for line in _next_lines(result):
         say(f"  {line}".rstrip())
-    for paragraph in result.report.opening:
-        show("\n".join(["", *wrapped(paragraph)]))
 
 
 def _next_lines(result: RunResult) -> list[str]:
