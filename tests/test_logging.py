@@ -14,6 +14,7 @@ from mmcl.cli.exit import exit_cleanly
 from mmcl.cli.output import printed_log
 from mmcl.engine.collapse import logger as of_a_module
 from mmcl.logging import get_logger, note
+from mmcl.runs.run import say_if_busy
 
 EVIL = "a\x1b]52;c;AA==\x07\nwarning: fake\u202e"
 SAFE = "a\\u001b]52;c;AA==\\u0007\\u000awarning: fake\\u202e"
@@ -85,6 +86,22 @@ def test_the_command_line_prints_lines_as_they_are_and_names_the_rest(capsys: py
     assert said.err == f"warning: bad\nnote: chosen\nerror: {SAFE}\n"
 
 
+def test_warnings_on_a_terminal_are_broken_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "the configuration has an encoder that is not used, because " + "the model to start from has its own"
+    with printed_log():
+        of_a_module.warning(line)
+        assert capsys.readouterr().err == f"warning: {line}\n", "a file has messages in one line"
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "60")
+        of_a_module.warning(line)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == f"warning: {line}"
+
+
 def test_a_command_prints_the_log_of_what_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_cleanly(lambda: of_a_module.info("one of a run")) == 0
     assert capsys.readouterr().out == "one of a run\n"
@@ -100,3 +117,15 @@ def test_processes_but_the_first_log_warnings_alone(stream: io.StringIO, monkeyp
         logger.warning(f"trouble of {rank}")
     said = [line.rpartition("|")[2] for line in stream.getvalue().splitlines()]
     assert said == ["information of 0", "decision of 0", "trouble of 0", "trouble of 1"]
+
+
+def test_a_busy_machine_is_named_where_threads_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mmcl")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for threads, load, is_said in ((2, 4.1, True), (2, 4.0, False), (1, 9.0, False)):
+        caplog.clear()
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        say_if_busy(threads)
+        assert ("(load 4 on 2 cores): --train.threads 1 is faster" in caplog.text) == is_said

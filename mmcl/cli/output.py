@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mmcl.logging import label
-from mmcl.terminal import escaped, printable, printable_line
+from mmcl.terminal import escaped, printable, printable_line, terminal_width, wrapped
 
 
 def say(line: str, *, error: bool = False) -> None:
@@ -54,7 +54,10 @@ class LogPrinter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a record. An error of the stream, such as a closed pipe, ends the command (`mmcl.cli.exit`)."""
         prefix = label(record)
-        say(f"{prefix}: {record.getMessage()}" if prefix else record.getMessage(), error=bool(prefix))
+        line = printable_line(f"{prefix}: {record.getMessage()}" if prefix else record.getMessage())
+        if prefix and sys.stderr is not None and sys.stderr.isatty():
+            line = wrapped(line, terminal_width(), indent="  ")
+        show(line, error=bool(prefix))
         if record.exc_text:
             show(record.exc_text, error=True)
 

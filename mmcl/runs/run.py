@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = get_logger(__name__)
+
+_BUSY = 2
+"""Load per core above which several threads are slower than one: measured at 4, 1.3 times the time and twice the work."""
 
 
 @dataclass(frozen=True)
@@ -330,4 +334,15 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     logger.info(
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}"
     )
+    if device == "cpu":
+        say_if_busy(torch.get_num_threads())
     logger.info(f"continuing from {checkpoint.path}" if checkpoint else f"writing to {config.run_dir}")
+
+
+def say_if_busy(threads: int) -> None:
+    """Threads that share cores with other programs wait for each other in every operation."""
+    cores, load = os.cpu_count() or 1, 0.0
+    with suppress(AttributeError, OSError):  # not on Windows
+        load = os.getloadavg()[0]
+    if threads > 1 and load > _BUSY * cores:
+        logger.info(f"the machine is busy (load {load:.0f} on {cores} cores): --train.threads 1 is faster")
