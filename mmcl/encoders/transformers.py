@@ -369,10 +369,12 @@ def _check_patches(model: Any, preprocess: Preprocess) -> None:
 
 
 def _patches(pixels_BCHW: Tensor, patch: int) -> dict[str, Tensor]:
-    """Convert pixels to SigLIP 2's input: rows of patches, each [patch, patch, C] flattened, with their grid and a mask."""
+    """Convert pixels to SigLIP 2's input: rows of patches, each [patch, patch, C] flattened, with their grid and a mask.
+
+    The grid is that of all images and given once: SigLIP 2 then resizes its position embeddings once, and not for each row.
+    """
     grid_BChpwp = pixels_BCHW.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     patches_BLP = grid_BChpwp.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-    shape = torch.tensor([grid_BChpwp.shape[2], grid_BChpwp.shape[4]], device=pixels_BCHW.device)
-    shape_B2 = shape.expand(patches_BLP.shape[0], 2)  # not `len`, which would make the batch of a traced graph a constant
+    grid_12 = torch.tensor([[grid_BChpwp.shape[2], grid_BChpwp.shape[4]]], device=pixels_BCHW.device)
     mask_BL = torch.ones(patches_BLP.shape[:2], dtype=torch.long, device=pixels_BCHW.device)
-    return {"pixel_values": patches_BLP, "spatial_shapes": shape_B2, "pixel_attention_mask": mask_BL}
+    return {"pixel_values": patches_BLP, "spatial_shapes": grid_12, "pixel_attention_mask": mask_BL}
