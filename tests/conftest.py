@@ -27,10 +27,19 @@ SLOW = {"browser", "cli", "distributed", "documentation", "embedding", "engine",
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `pytest -m "not slow"` leaves out: these folders, and the long tier."""
+    """Marks what `pytest -m "not slow"` leaves out, which is these folders and the long tier, and puts the tests in order.
+
+    Files that fork processes in which gradients are computed come first: torch.export starts threads that no fork survives.
+    The other slow ones follow, so that no process ends long after the others.
+    """
     for item in items:
         if item.get_closest_marker("long") or SLOW & set(item.path.relative_to(Path(__file__).parent).parts):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: (not forks(item), item.get_closest_marker("slow") is None))
+
+
+def forks(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "module", None), "run_processes")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -126,12 +126,14 @@ def _assert_same_when_sharded(encoder: Encoder, inputs: Any) -> None:
             torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=tolerance, msg=name)
 
 
+@pytest.mark.slow
 def test_an_image_encoder_may_be_sharded(image_case: Case) -> None:
     assert isinstance(image_case.encoder, ImageEncoder)
     encoder = copy.deepcopy(image_case.encoder).double()
     _assert_same_when_sharded(encoder, pixels_of(encoder).double())
 
 
+@pytest.mark.slow
 def test_a_text_encoder_may_be_sharded(text_case: Case) -> None:
     assert isinstance(text_case.encoder, TextEncoder)
     encoder = copy.deepcopy(text_case.encoder).double()
