@@ -25,20 +25,29 @@ class Tokens:
         ids: int64 [B, L].
         mask: bool [B, L], true where there is a token; every row has at least one.
         truncated: number of texts cut to the context length; 0 for a subset of rows, for which it is unknown.
+        padding: id after the end of a text, with which batches are joined and lengthened.
     """
 
     ids: Tensor
     mask: Tensor
     truncated: int = 0
+    padding: int = 0
 
     def to(self, device: device | str, *, non_blocking: bool = False) -> Tokens:
         """Copies it to a device."""
         ids, mask = (part.to(device, non_blocking=non_blocking) for part in (self.ids, self.mask))
-        return Tokens(ids, mask, self.truncated)
+        return replace(self, ids=ids, mask=mask)
 
     def pin_memory(self) -> Tokens:
         """Copies it to page-locked memory."""
-        return Tokens(self.ids.pin_memory(), self.mask.pin_memory(), self.truncated)
+        return replace(self, ids=self.ids.pin_memory(), mask=self.mask.pin_memory())
+
+    def lengthened(self, length: int) -> Tokens:
+        """Pads the rows to a length, which is not less than theirs."""
+        from torch.nn.functional import pad
+
+        more = (0, length - self.ids.shape[1])
+        return replace(self, ids=pad(self.ids, more, value=self.padding), mask=pad(self.mask, more))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,7 +55,7 @@ class Tokens:
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
         ids, mask = self.ids[rows], self.mask[rows]
         longest = int(mask.any(0).sum()) or mask.shape[1]  # the mask may have zero rows
-        return Tokens(ids[:, :longest], mask[:, :longest])
+        return replace(self, ids=ids[:, :longest], mask=mask[:, :longest], truncated=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Tokenizer:
         import torch  # not needed where a model runs without it
 
         ids, mask, truncated = self.arrays(texts)
-        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated)
+        return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), truncated, self.padding_id)
 
     def arrays(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
         """Return ids, mask and number of truncated texts as in `Tokens`, in numpy's arrays."""

@@ -53,13 +53,14 @@ def test_a_batch_of_pieces_is_the_batch(options: dict[str, Any], augmented: bool
 
 def test_texts_keep_their_padding_and_their_number_of_truncated_ones() -> None:
     parts = [
-        Tokens(torch.tensor([[5, 6]]), torch.ones(1, 2).bool(), 1),
-        Tokens(torch.tensor([[7]]), torch.ones(1, 1).bool(), 2),
+        Tokens(torch.tensor([[5, 6]]), torch.ones(1, 2).bool(), 1, 9),
+        Tokens(torch.tensor([[7]]), torch.ones(1, 1).bool(), 2, 9),
     ]
-    joined = pieces.joined_tokens(parts, 9)
+    joined = pieces.joined_tokens(parts)
     assert joined.ids.tolist() == [[5, 6], [7, 9]]
     assert joined.mask.tolist() == [[True, True], [True, False]]
     assert joined.truncated == 3
+    assert joined[:1].lengthened(3).ids.tolist() == [[5, 6, 9]]
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -145,7 +145,7 @@ class StepBatches(Dataset[Batch]):
             pieces: each is taken when there is room for it, and freed before the next.
             pin: whether the batch is in page-locked memory.
         """
-        return join(pieces, self._share, padding=getattr(self.tokenizer, "padding_id", 0), pin=pin)
+        return join(pieces, self._share, pin=pin)
 
     @property
     def _share(self) -> int:

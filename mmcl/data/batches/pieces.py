@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcl.types import Batch, Features, Tokens, Unaugmented
 
@@ -37,13 +37,12 @@ class Piece:
     same_ids: Mapping[int, int]
 
 
-def join(pieces: Iterable[Piece], rows: int, *, padding: int = 0, pin: bool = False) -> Batch:
+def join(pieces: Iterable[Piece], rows: int, *, pin: bool = False) -> Batch:
     """Joins the pieces of a step to its batch.
 
     Args:
         pieces: in their order; the pixels of one are copied before the next is taken.
         rows: rows of all pieces.
-        padding: token after the end of a text.
         pin: whether the batch is in page-locked memory.
     """
     parts: list[Piece] = []
@@ -54,7 +53,7 @@ def join(pieces: Iterable[Piece], rows: int, *, padding: int = 0, pin: bool = Fa
             piece = _emptied(piece, pixels, start, rows, pin)
         parts.append(piece)
         start += len(piece.batch.ids)
-    batch = parts[0].batch if len(parts) == 1 else _concatenated([part.batch for part in parts], pixels, padding)
+    batch = parts[0].batch if len(parts) == 1 else _concatenated([part.batch for part in parts], pixels)
     if same := parts[0].same_ids:
         batch = dataclasses.replace(batch, ids=torch.tensor([same.get(number, number) for number in batch.ids.tolist()]))
     if parts[0].lengths is not None:
@@ -77,12 +76,12 @@ def _emptied(piece: Piece, pixels: dict[str, Tensor], start: int, rows: int, pin
     return dataclasses.replace(piece, batch=dataclasses.replace(piece.batch, views=views))
 
 
-def _concatenated(parts: Sequence[Batch], pixels: Mapping[str, Tensor], padding: int) -> Batch:
+def _concatenated(parts: Sequence[Batch], pixels: Mapping[str, Tensor]) -> Batch:
     def all_of(name: str) -> Any:
         found = [getattr(part, name) for part in parts]
         return None if found[0] is None else torch.cat(found)
 
-    views = {name: _joined_view([part.views[name] for part in parts], pixels.get(name), padding) for name in parts[0].views}
+    views = {name: _joined_view([part.views[name] for part in parts], pixels.get(name)) for name in parts[0].views}
     return Batch(
         views,
         all_of("ids"),
@@ -94,7 +93,7 @@ def _concatenated(parts: Sequence[Batch], pixels: Mapping[str, Tensor], padding:
     )
 
 
-def _joined_view(parts: Sequence[Any], pixels: Tensor | None, padding: int) -> Any:
+def _joined_view(parts: Sequence[Any], pixels: Tensor | None) -> Any:
     first = parts[0]
     if isinstance(first, Unaugmented):
         assert pixels is not None
@@ -103,19 +102,16 @@ def _joined_view(parts: Sequence[Any], pixels: Tensor | None, padding: int) -> A
     if isinstance(first, Features):
         return Features(torch.cat([part.rows for part in parts]))
     if isinstance(first, Tokens):
-        return joined_tokens(parts, padding)
+        return joined_tokens(parts)
     return pixels
 
 
-def joined_tokens(parts: Sequence[Tokens], padding: int) -> Tokens:
-    """Joins batches of texts, padded to the longest of all."""
+def joined_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """Joins batches of texts of one tokenizer, padded to the longest of all."""
     longest = max(part.ids.shape[1] for part in parts)
-
-    def padded(rows: Tensor, value: int) -> Tensor:
-        return nn.functional.pad(rows, (0, longest - rows.shape[1]), value=value)
-
-    ids, mask = torch.cat([padded(part.ids, padding) for part in parts]), torch.cat([padded(part.mask, 0) for part in parts])
-    return Tokens(ids, mask, sum(part.truncated for part in parts))
+    padded = [part.lengthened(longest) for part in parts]
+    ids, mask = torch.cat([part.ids for part in padded]), torch.cat([part.mask for part in padded])
+    return Tokens(ids, mask, sum(part.truncated for part in parts), parts[0].padding)
 
 
 def _sorted(batch: Batch, order_b: Tensor) -> Batch:
@@ -123,7 +119,7 @@ def _sorted(batch: Batch, order_b: Tensor) -> Batch:
     views: dict[str, Any] = {}
     for name, view in batch.views.items():
         if isinstance(view, Tokens):  # not by `view[order_b]`, which forgets how many were truncated
-            views[name] = Tokens(view.ids[order_b], view.mask[order_b], view.truncated)
+            views[name] = dataclasses.replace(view, ids=view.ids[order_b], mask=view.mask[order_b])
         elif isinstance(view, Unaugmented):
             _reorder(view.pixels, order_b)
             rows = order_b.numpy()
