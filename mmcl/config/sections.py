@@ -262,6 +262,10 @@ class TrainConfig:
     freeze_statistics: Literal["auto"] | bool = "auto"
     """Keep the batch norms of the encoders, and of heads from `init`, in evaluation mode: statistics of small or other data
     cost accuracy. "auto" does so for what comes from `init`."""
+    compile: bool = False
+    """Compile the blocks of the encoders with torch.compile, which starts slowly and computes faster from then on, above all on
+    GPUs. Texts are padded to multiples of 8 tokens. Rounding differs, and dropout masks for
+    other lengths of texts."""
     checkpoint_activations: bool = setting(False, decides=False)
     """Store only the inputs of the blocks of each encoder, and compute their activations again in the backward pass: the same
     gradient in a fraction of the memory, at the cost of one more forward pass. For encoders with blocks, such as transformers

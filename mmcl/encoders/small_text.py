@@ -76,7 +76,7 @@ class SmallText(TextEncoder):
         length_B = tokens.mask.sum(1)
         order_B, means = length_B.argsort(stable=True), []
         for rows in order_B.chunk(_LENGTHS):
-            length = int(length_B[rows[-1]])
+            length = -(-int(length_B[rows[-1]]) // self.length_multiple) * self.length_multiple
             means.append(self._mean_output(hidden_BLW[rows, :length], tokens.mask[rows, :length]))
         return torch.cat(means)[order_B.argsort()]
 

@@ -50,9 +50,15 @@ class ImageEncoder(Encoder):
 
 
 class TextEncoder(Encoder):
-    """Encoder of `Tokens` to features [B, F]. Padding never changes the features."""
+    """Encoder of `Tokens` to features [B, F]. Padding never changes the features.
+
+    Attributes:
+        tokenizer: splits texts into `Tokens`.
+        length_multiple: texts are padded to a multiple of this length, so that few lengths occur; set by `train.compile`.
+    """
 
     tokenizer: Tokenizer
+    length_multiple: int = 1
 
 
 @dataclass(frozen=True, slots=True)

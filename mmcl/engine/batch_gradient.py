@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,8 @@ from mmcl import rng
 from mmcl.config import TrainConfig
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings
-from mmcl.engine.activation_checkpointing import ActivationCheckpointing
 from mmcl.engine.anchors import FeatureAnchor
+from mmcl.engine.compilation import CompiledEncoders, lengthened
 from mmcl.engine.guards import check_adapters
 from mmcl.engine.weight_layout import Weights
 from mmcl.methods.method import Method
@@ -22,6 +21,8 @@ from mmcl.types import Batch, Embeddings, LossOutput, Views, views_on
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from mmcl.engine.activation_checkpointing import ActivationCheckpointing
 
 
 class BatchGradient:
@@ -33,7 +34,7 @@ class BatchGradient:
         weights: its weights.
         train: sets the size of micro-batches and the seed.
         anchor: adds a distance to the loss, or None.
-        checkpointing: checked after the first backward pass, or None.
+        changed: changes of the blocks of encoders, checked after the first backward pass.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class BatchGradient:
         train: TrainConfig,
         *,
         anchor: FeatureAnchor | None,
-        checkpointing: ActivationCheckpointing | None,
+        changed: Sequence[ActivationCheckpointing | CompiledEncoders] = (),
     ):
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
-        self.anchor, self.checkpointing, self.is_checked = anchor, checkpointing, False
-        self.on_device = partial(views_on, accelerator.device)
+        self.anchor, self.changed, self.is_checked = anchor, changed, False
+
+    def on_device(self, views: Views) -> Views:
+        """Return views on the device, in the lengths that the encoders take."""
+        return lengthened(views_on(self.accelerator.device, views), self.method)
 
     def accumulate(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""
@@ -69,8 +73,8 @@ class BatchGradient:
         self.weights.reduce()
         if not self.is_checked:
             check_adapters(self.method, self.accelerator)
-            if self.checkpointing:
-                self.checkpointing.check()
+            for change in self.changed:
+                change.check()
             self.is_checked = True
         return embeddings, {"loss": output.loss, **output.metrics}
 

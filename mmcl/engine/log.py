@@ -89,7 +89,7 @@ class Logbook:
         """
         self.measured_at += seconds
         if self.is_writer:
-            shown = self.train.keep_best or next(iter(scores))
+            shown = self.train.keep_best or next(iter(scores), "")
             if shown in scores:
                 self.progress.show({shown.rpartition("/")[2]: scores[shown]})
             self._write({"step": step, **scores, EVALUATION: seconds})

@@ -23,6 +23,7 @@ from mmcl.engine.best_checkpoint import BestScore
 from mmcl.engine.checkpoint import load_average, load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.engine.collapse import CollapseMonitor, few_rows
+from mmcl.engine.compilation import CompiledEncoders
 from mmcl.engine.guards import (
     StopSignals,
     lost_process_reported,
@@ -104,15 +105,16 @@ class Trainer:
         towers: Any = dict(method.towers)
         anchor = config.train.anchor
         feature_anchor = FeatureAnchor(method, anchor.features) if anchor.features else None
-        checkpointing = ActivationCheckpointing(towers) if config.train.checkpoint_activations else None
+        self.compiled = CompiledEncoders(method) if config.train.compile else None
+        changed: list[Any] = [self.compiled] if self.compiled else []
+        if config.train.checkpoint_activations:
+            changed.append(ActivationCheckpointing(towers))
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
         if feature_anchor and self.weights.are_sharded:
             shard(feature_anchor.towers, accelerator.device)
-        self.gradient = BatchGradient(
-            accelerator, method, self.weights, config.train, anchor=feature_anchor, checkpointing=checkpointing
-        )
+        self.gradient = BatchGradient(accelerator, method, self.weights, config.train, anchor=feature_anchor, changed=changed)
         self.weight_anchor = WeightAnchor(method, anchor.l2_sp) if anchor.l2_sp else None
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at = 0, time.monotonic()
@@ -142,7 +144,8 @@ class Trainer:
         self.logbook = Logbook(self.run_dir, self.accelerator, train, done=start, total=self.total_steps)
         self.encode.train()
         lost = lost_process_reported(train.timeout_seconds)
-        with closing(self.logbook), self.stop, self.writer, lost, matmul_precision(train.matmul):
+        compiled, matmul = self.compiled or nullcontext(), matmul_precision(train.matmul)
+        with closing(self.logbook), self.stop, self.writer, lost, matmul, compiled:
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)
@@ -326,7 +329,8 @@ class Trainer:
         """
         if due := self.evaluation.due(step):
             began = time.perf_counter()
-            with self.average.in_place() if self.average else nullcontext():
+            average = self.average.in_place() if self.average else nullcontext()
+            with average, self.compiled.paused() if self.compiled else nullcontext():
                 scores = self.evaluation.scores(due)
             self.logbook.evaluation(step, scores, time.perf_counter() - began, figures=self.evaluation.figures)
             self.best.update(step, scores)

@@ -15,9 +15,11 @@ from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
 from mmcl.engine.activation_checkpointing import check_blocks
 from mmcl.engine.anchors import check_anchors
+from mmcl.engine.compilation import check_compiler
 from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate import Task, check
+from mmcl.interop.device import find_device
 from mmcl.methods.method import Method
 from mmcl.runs.build_data import check_data
 from mmcl.types import Tokens
@@ -43,6 +45,8 @@ def check_run(
     """
     group_parameters(method, config.optim)
     check_anchors(config, method)
+    if config.train.compile:
+        check_compiler(find_device())
     if config.train.checkpoint_activations:
         check_blocks(dict(method.towers))  # type: ignore[arg-type]
     check_data(config, method, source)

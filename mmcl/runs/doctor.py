@@ -11,6 +11,7 @@ from mmcl.config import Config, TowerConfig
 from mmcl.core.cached_backward import split_views
 from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
+from mmcl.engine.compilation import compiled_in_words
 from mmcl.engine.parameter_groups import ParameterGroup, group_parameters
 from mmcl.engine.precision import precision_in_words, settle_precision
 from mmcl.engine.schedule import warmup_steps
@@ -70,6 +71,7 @@ class Diagnosis:
         adapters: of each tower that has some, the number of adapters, their parameters, and the share of the encoder that these
             are, in words.
         precision: precision of the encoders and of products of matrices, in words.
+        compiled: what is compiled, in words; "" without `train.compile`.
         footprint: bytes of weights, gradients, optimizer state, copies and activations of one process. Those of activations
             are measured on a few samples.
         encoded: samples that one process encodes at a time.
@@ -103,6 +105,7 @@ class Diagnosis:
     frozen_encoders: tuple[str, ...]
     adapters: tuple[str, ...]
     precision: str
+    compiled: str
     footprint: Footprint
     encoded: int
     needed: int
@@ -129,6 +132,8 @@ class Diagnosis:
             "loss memory": f"{format_size(self.loss_bytes)} a process ({format_size(self.whole_bytes)} with all scores stored)",
             "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
         }
+        if self.compiled:
+            lines["compiled"] = self.compiled
         lines |= self._memory_lines()
         if self.probe_steps:
             lines["probe"] = f"the blocks and embeddings of the encoders join after {counted(self.probe_steps, 'step')}"
@@ -208,6 +213,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         frozen_encoders=frozen,
         adapters=tuple(filter(None, (_adapters(name, tower) for name, tower in method.towers.items()))),  # type: ignore[arg-type]
         precision=precision_in_words(config.train),
+        compiled=compiled_in_words(method) if config.train.compile else "",
         footprint=footprint,
         encoded=encoded,
         needed=footprint.bytes(encoded),

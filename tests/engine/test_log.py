@@ -77,6 +77,15 @@ def test_a_processor_does_not_wait_for_what_it_prepares_itself(
     assert caplog.text == ""
 
 
+def test_an_evaluation_without_scores_is_recorded(tmp_path: Path) -> None:
+    """As when no evaluator could compute its scores."""
+    accelerator = SimpleNamespace(is_main_process=True, log=lambda values, step: None, trackers=[], device=torch.device("cpu"))
+    book = Logbook(tmp_path, accelerator, TrainConfig(), done=0, total=9)
+    book.evaluation(3, {}, 0.5)
+    book.close()
+    assert [row["step"] for row in read_log(tmp_path / "metrics.jsonl")] == [3]
+
+
 def test_lines_that_no_run_wrote_are_left_out(tmp_path: Path) -> None:
     lines = [
         b'{"step": 1, "loss": 2.0}',
