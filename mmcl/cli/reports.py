@@ -28,15 +28,21 @@ def show_report(report: Report, *, everything: bool, again: str | None = None) -
     hidden = 0 if everything else _count(without_repeats(report.metrics)) - _count(quoted(report.metrics))
     if hidden > 0:
         say("")
-        say(f"{counted(hidden, 'more metric')}: see the report{f', or {again} --all' if again else ''}")
+        say(f"{counted(hidden, 'more metric')}: {'see the report' if again is None else ''}".rstrip())
+        show_commands([f"{again} --all"] if again else [])
 
 
 def show_next(commands: Iterable[str]) -> None:
-    """Prints commands to run next, each on a line of its own that is not broken."""
+    """Prints commands to run next."""
     lines = list(commands)
     if lines:
         show("\ntry next")
-    for command in lines:
+    show_commands(lines)
+
+
+def show_commands(commands: Iterable[str]) -> None:
+    """Prints commands, each on a line of its own that is not broken, to be copied."""
+    for command in commands:
         say(f"  {command}")
 
 

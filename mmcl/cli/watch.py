@@ -104,12 +104,10 @@ def _is_number(value: object) -> bool:
 
 
 def _print_end(run: Path) -> None:
-    """What the run ended with."""
-    from mmcl.evaluate import Report
-
+    """Where the result is; its tables would scroll the curves away."""
     if not (run / "model").is_dir():
         say("stopped before its end: continue it with --resume")
         return
-    if (run / "report" / "metrics.json").is_file():
-        show(f"\n{Report.load(run / 'report').to_text(brief=True)}")
     say(f"finished: the model is in {run}/model")
+    if (run / "report" / "report.html").is_file():
+        say(f"report   {run}/report/report.html")
