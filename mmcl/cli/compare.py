@@ -11,7 +11,7 @@ from mmcl.cli.output import say, show
 from mmcl.cli.reports import All, show_next
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
-from mmcl.interop.suggestions import runs_in, unknown_run
+from mmcl.interop.suggestions import is_unfinished, runs_in, unfinished_run, unknown_run
 from mmcl.terminal import terminal_width
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _report(path: Path) -> Report:
     for folder in (path.parent if path.name == "metrics.json" else path, path / "report"):
         if (folder / "metrics.json").is_file():
             return Report.load(folder)
+    if is_unfinished(path):
+        raise unfinished_run(path)
     if path.exists() and not runs_in(path):
         raise UserError(
             f"{path}: no report here; give a run directory, a folder that `mmcl eval --out` wrote, or its metrics.json"

@@ -37,9 +37,8 @@ def unknown_model(name: str, *, holds: str) -> UserError:
         name: the name as given by the user.
         holds: name of the file that identifies a model folder.
     """
-    config = Path(name, "config.yaml")
-    if config.is_file():
-        return UserError(f"{name}: a run without a model; it is not finished: mmcl train {config} --run_dir {name} --resume")
+    if Path(name, "config.yaml").is_file():
+        return unfinished_run(Path(name))
     prefix, colon, rest = name.partition(":")
     if colon and not rest and prefix in PREFIXES:
         return UserError(f"{name}: the name after the prefix is missing; see mmcl.load_model for what it takes")
@@ -52,6 +51,17 @@ def unknown_model(name: str, *, holds: str) -> UserError:
         return unknown_name("prefix", prefix, PREFIXES, where=name)
     named = ", ".join(f"{one}:NAME" for one in PREFIXES)
     return UserError(f"{name}: neither a run nor a model folder; give one that holds {holds}, or {named}")
+
+
+def is_unfinished(path: Path) -> bool:
+    """True for a run directory without a model."""
+    return (path / "config.yaml").is_file() and not (path / "model").is_dir()
+
+
+def unfinished_run(path: Path) -> UserError:
+    """Builds the error for a run that is still training, or that was stopped."""
+    again = f"mmcl train {path / 'config.yaml'} --run_dir {path} --resume"
+    return UserError(f"{path}: a run without a model; it is not finished (mmcl watch {path}); if it was stopped: {again}")
 
 
 def unknown_run(path: Path) -> UserError:
