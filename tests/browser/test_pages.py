@@ -76,7 +76,8 @@ def changes() -> list[tuple[Query, Query]]:
             Hit(rank=rank, score=0.5, is_right=rank == number, text=HARD[rank], image=data_uri(image(rank)))
             for rank in (1, 2, 3)
         ]
-        return Query(group=group, text=HARD[number], image=None, hits=tuple(hits))
+        answer = Hit(rank=1_234_567, score=-0.078, is_right=True, text=HARD[0], image=data_uri(image(0)))
+        return Query(group=group, text=HARD[number], image=None, hits=tuple(hits), answer=answer)
 
     return [(query(group, number), query(group, number + 1)) for group in ("better", "worse") for number in (0, 1, 2, 3)]
 
@@ -152,7 +153,8 @@ def test_right_and_wrong_are_distinguished_without_colors(browser: Browser, page
         "return [...document.querySelectorAll('.hits li')].map((hit) => [hit.className, "
         "hit.querySelector('.mark').getAttribute('aria-label'), getComputedStyle(hit.querySelector('.frame')).borderTopStyle])"
     )
-    assert {tuple(one) for one in found} == {("right", "right", "solid"), ("wrong", "wrong", "dashed")}
+    kinds = {("right", "right", "solid"), ("wrong", "wrong", "dashed"), ("right answer", "right", "solid")}
+    assert {tuple(one) for one in found} == kinds
 
 
 def pointer(browser: Browser) -> Any:

@@ -99,6 +99,7 @@ def test_classes_without_samples_and_chunks() -> None:
     expected = [right[labels == label].mean() for label in range(CLASSES) if label != 3]
     assert report["zero_shot_mean_class_recall"] == pytest.approx(np.mean(expected))
     assert report.notes == ("zero_shot: 6 of 7 classes have samples.",)
+    assert zero_shot(image, labels, class_emb).notes == ()
     assert zero_shot(image[kept], labels[kept], class_emb, chunk_size=11) == report
 
 

@@ -75,8 +75,9 @@ def zero_shot_multilabel(
         "n": target.sum(axis=0).astype(int).tolist(),
         "average_precision": precision,
     }
+    note = f"{EVALUATOR}{', ' + data if data else ''}: {len(shown)} of {len(classes)} classes have images."
     return Report(
         metric_rows(EVALUATOR, data, model, {"zero_shot_mAP": estimate}),
-        notes=(f"{EVALUATOR}{', ' + data if data else ''}: {len(shown)} of {len(classes)} classes have images.",),
+        notes=(note,) if len(shown) < len(classes) else (),
         details={f"per class: {place}": table},
     )

@@ -126,9 +126,11 @@ def zero_shot_from_scores(
         estimates |= {f"zero_shot_{name}": estimate for name, estimate in calibration.estimates().items()}
     confusion = np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
     place = ", ".join(part for part in (EVALUATOR, data, model) if part)
+    seen = len(np.unique(label))
+    note = f"{EVALUATOR}{', ' + data if data else ''}: {seen} of {classes} classes have samples."
     return Report(
         metric_rows(EVALUATOR, data, model, estimates),
-        notes=(f"{EVALUATOR}{', ' + data if data else ''}: {len(np.unique(label))} of {classes} classes have samples.",),
+        notes=(note,) if seen < classes else (),
         details={
             f"confusion: {place}": {"classes": names, "counts": confusion.tolist()},
             f"per class: {place}": _per_class(names, confusion),
