@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmcl.cli.options import Json, Out
-from mmcl.cli.output import say, show
+from mmcl.cli.output import show
 from mmcl.cli.reports import All, show_next
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
 from mmcl.interop.suggestions import is_unfinished, runs_in, unfinished_run, unknown_run
-from mmcl.terminal import terminal_width
+from mmcl.terminal import printable_line, terminal_width
 
 if TYPE_CHECKING:
     from mmcl.evaluate import Report
@@ -59,7 +59,7 @@ def compare(
         return
     show(comparison.to_text(brief=not all, width=terminal_width()))
     if out is not None:
-        say(f"report   {out}/comparison.html")
+        show(f"\nreport   {printable_line(str(out))}/comparison.html")
     elif not comparison.is_equal:
         of_columns = () if models[0] == models[1] == "trained" else ("--models", *models)
         show_next([shlex.join(["mmcl", "compare", str(a), str(b), *of_columns, "--out", "comparison"])])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcl.cli.output import redraw, say, show
+from mmcl.cli.output import redraw, say
 from mmcl.errors import unknown_name
 from mmcl.interop.suggestions import unknown_run
 from mmcl.terminal import printable_line

@@ -12,9 +12,10 @@ import pytest
 from scipy.stats import chi2, permutation_test, ttest_rel
 
 from mmcl.errors import UserError
-from mmcl.evaluate import CachedModel, Metric, Report, Task, compare, run
+from mmcl.evaluate import CachedModel, Comparison, Metric, Report, Task, compare, run
 from mmcl.evaluate.measures.outcomes import Outcomes, Statistic
 from mmcl.evaluate.measures.paired_tests import paired_difference, paired_shares, paired_test, swap_test
+from mmcl.evaluate.reporting.compare import Difference
 from mmcl.evaluate.reporting.metric import Provenance
 from mmcl.testing.patterns import PatternModel, PatternSource
 from tests.evaluate.toys import bounds
@@ -249,6 +250,17 @@ def test_equal_outcomes_and_equal_weights_are_distinguished(right: Report) -> No
     assert not compare(metric(hits(8, 0.5, 0)), metric(hits(8, 0.5, 0))).has_equal_weights, "the reports do not say"
 
 
+def mixed_verdict(*found: tuple[float, float]) -> str:
+    """A comparison with a p-value and a difference for each direction of retrieval."""
+    names = ("text_to_image_R@1", "image_to_text_R@1")
+    differences = [
+        Difference("retrieval", "photos", name, 0.5, 0.5 + gain, gain, gain - 0.05, gain + 0.05, p, 100, ("a",), ())
+        for name, (p, gain) in zip(names, found, strict=True)
+    ]
+    (paragraph,) = Comparison("runs/a", "runs/b", tuple(differences)).verdict()
+    return paragraph
+
+
 @pytest.mark.parametrize("lower_is_better", [False, True])
 def test_the_verdict_says_who_is_better(lower_is_better: bool) -> None:
     a, b = np.repeat([0, 1, 0, 1], [30, 2, 8, 60]), np.repeat([1, 0, 0, 1], [30, 2, 8, 60])
@@ -261,6 +273,16 @@ def test_the_verdict_says_who_is_better(lower_is_better: bool) -> None:
         assert "right class for 90.0 % of 100 images, with runs/a 62.0 % (+28.0 points [" in found
     (level,) = compare(metric(a), metric(np.roll(a, 1))).verdict()
     assert level.startswith("knn, mnist: no significant difference of B from A: with B ")
+
+
+def test_a_paragraph_says_once_who_is_better_and_leaves_paths_as_they_are() -> None:
+    both = mixed_verdict((0.01, 0.1), (0.01, 0.1))
+    assert both.count("runs/b is better than runs/a") == 1
+    assert " worse). With runs/b the right text comes first for " in both
+    level = mixed_verdict((0.01, 0.1), (0.5, 0.1))
+    assert level.startswith("retrieval, photos: runs/b is better than runs/a: with runs/b the right image ")
+    assert " worse). No significant difference of runs/b from runs/a: with runs/b the right text " in level
+    assert " worse). But runs/a is better than runs/b: with runs/b the right text " in mixed_verdict((0.01, 0.1), (0.01, -0.1))
 
 
 def test_a_comparison_on_many_datasets_opens_with_a_summary() -> None:

@@ -30,7 +30,7 @@ NOTES = (
     f"permutation test (median: outcomes swapped) of {SWAPS} draws.",
     tables.COVERAGE,
 )
-_SHOWN = 5
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Comparison:
         places = dict.fromkeys((one.evaluator, one.data) for one in self.differences)
         own = {place: headlines(d for d in self.differences if (d.evaluator, d.data) == place) for place in places}
         opening = (self._summary([one for found in own.values() for one in found]),) if len(own) > FEW_RESULTS else ()
-        return (*opening, *(sentences(place, [self._sentence(one) for one in found]) for place, found in own.items()))
+        return (*opening, *(sentences(place, self._sentences(found)) for place, found in own.items()))
 
     def _equality(self) -> str:
         a, b = self._short
@@ -143,17 +143,33 @@ class Comparison:
         a, b = self._short
         return b if (one.difference > 0) != lower_is_better(one.metric) else a
 
-    def _sentence(self, one: Difference) -> str:
-        """On one metric: who is better, both values, the difference with its interval and p-value, and the queries changed."""
+    def _sentences(self, found: Sequence[Difference]) -> list[str]:
+        """On each metric, who is better, unless the sentence before says it, and the values."""
+        sentences, before = [], ""
+        for one in found:
+            who, values = self._who(one), self._values(one)
+            contrast = "but " if before and one.p < LEVEL else ""
+            sentences.append(values if who == before else f"{contrast}{who}: {values}")
+            before = who
+        return sentences
+
+    def _who(self, one: Difference) -> str:
+        a, b = self._short
+        better = self._better(one)
+        return (
+            f"{better} is better than {a if better == b else b}"
+            if one.p < LEVEL
+            else f"no significant difference of {b} from {a}"
+        )
+
+    def _values(self, one: Difference) -> str:
+        """Both values, the difference with its interval and p-value, and the number of queries that changed."""
         name_a, name_b = self._short
         b, a = (wording(Metric(one.evaluator, one.data, one.metric, "", value, None, None, one.n)) for value in (one.b, one.a))
         interval = "" if one.low is None or one.high is None else f" [{b.bare(one.low)}, {b.bare(one.high)}]"
         test = f"{b.bare(one.difference, sign='+')}{' points' if b.is_share else ''}{interval}, p {_p_value(one.p)}"
-        better = self._better(one)
-        other = name_a if better == name_b else name_b
-        who = f"{better} is better than {other}" if one.p < LEVEL else f"no significant difference of {name_b} from {name_a}"
         changed = f"{len(one.won):,} of {counted(one.n, b.row)} better, {len(one.lost):,} worse"
-        return f"{who}: with {name_b} {b.clause}, with {name_a} {a.value} ({test}; {changed})."
+        return f"with {name_b} {b.clause}, with {name_a} {a.value} ({test}; {changed})."
 
     def to_json(self) -> str:
         """Names of the models, the verdict, differences and notes."""
@@ -269,7 +285,7 @@ def compare(
     left = sorted(
         {" ".join(key) for key in ours.keys() ^ theirs.keys()} | {" ".join(key) for key in shared if key not in paired}
     )
-    skipped = (f"Not compared, because not both have rows: {', '.join(left)}.",) if left else ()
+    skipped = (f"Not compared, because they are not known for each query of both: {', '.join(left)}.",) if left else ()
     banks = tuple(note for what in tested for note in _about_banks(a, b, *what, names))
     weights = [{one.model_fingerprint for what in tested for one in _made(report, *what, model)} for report, model in columns]
     has_equal_weights = len(weights[0]) == 1 and weights[0] == weights[1]
