@@ -319,7 +319,7 @@ def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
     found = compare(Report.load(tmp_path / "a"), Report.load(tmp_path / "b"), names=("runs/a", "runs/b"))
     one = found["text_to_image_R@1"]
     assert (one.a, one.b, one.difference) == (1.0, 0.5, -0.5)
-    assert one.lost == ("pattern 0", "pattern 1", "pattern 2")
+    assert sorted(one.lost) == ["pattern 0", "pattern 1", "pattern 2"]
     assert one.won == ()
     rank = found["text_to_image_median_rank"]  # lower is better
     assert len(rank.lost) == 3
@@ -334,6 +334,15 @@ def test_what_changed_is_listed_by_name(right: Report, tmp_path: Path) -> None:
     assert "text_to_image_R@5" not in changed
     found.write(tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {f"comparison.{kind}" for kind in ("json", "md", "html")}
+
+
+def test_the_largest_changes_come_first_and_equal_ones_are_of_all_kinds() -> None:
+    a, b = np.zeros(200), np.r_[np.ones(100), np.zeros(99), 3]
+    (won, again) = (compare(metric(a), metric(b)).differences[0].won for _ in range(2))
+    assert won == again
+    assert won[0] == "199"
+    assert sorted(map(int, won[1:])) == list(range(100))
+    assert max(map(int, won[1:5])) > 50, "not the first rows"
 
 
 def test_two_columns_of_one_report(right: Report) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from mmcl.errors import UserError
 from mmcl.evaluate.measures.outcomes import Outcomes
 from mmcl.evaluate.measures.paired_tests import SWAPS, paired_test
+from mmcl.evaluate.measures.statistics import SEED
 from mmcl.evaluate.reporting import page, tables
 from mmcl.evaluate.reporting.contrasts import LEVEL, headlines
 from mmcl.evaluate.reporting.examples import Changes
@@ -21,6 +22,7 @@ from mmcl.evaluate.reporting.phrases import wording
 from mmcl.evaluate.reporting.report import Report, file_name
 from mmcl.evaluate.reporting.verdict import FEW_RESULTS, sentences
 from mmcl.files.atomic import write_file
+from mmcl.rng import permutation
 from mmcl.terminal import WIDTH, counted, printable_line, short_paths
 
 NOTES = (
@@ -43,8 +45,8 @@ class Difference:
         difference, low, high: b - a with its 95 % interval; None if it does not exist.
         p: two-sided p-value, see `paired_test`.
         n: number of queries.
-        won, lost: names of the queries on which B is better or worse, largest change first; row numbers from 0 if the report
-            does not name its rows.
+        won, lost: names of the queries on which B is better or worse, largest change first, and equal ones at random with a
+            fixed seed; row numbers from 0 if the report does not name its rows.
 
     Example:
         >>> from mmcl import evaluate
@@ -351,7 +353,9 @@ def _difference(a: Metric, b: Metric, names: tuple[str, str], are_same_data: boo
 def _changes(a: Outcomes, b: Outcomes, *, lower_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     gain = (a.values - b.values) if lower_is_better else (b.values - a.values)
     names = [str(row) for row in range(len(a))] if a.names is None else a.names
-    order = np.argsort(-np.abs(gain), kind="stable")
+    # Data are often sorted by kind, and most changes are of one size: the first rows would be all of one kind.
+    shuffled = permutation(len(gain), SEED)
+    order = shuffled[np.argsort(-np.abs(gain[shuffled]), kind="stable")]
     return tuple(names[row] for row in order if gain[row] > 0), tuple(names[row] for row in order if gain[row] < 0)
 
 
