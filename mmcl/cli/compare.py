@@ -38,7 +38,7 @@ def compare(
     The difference B - A of every metric, its 95 % interval and p-value, and the queries that B wins and loses.
 
     Args:
-        a: A run directory, a report folder, or its metrics.json.
+        a: A run directory, a report folder, or a file in it.
         b: The other. Give the same one to compare two of its columns.
         models: The column of each that is compared, such as "raw pixels" trained.
         out: Write comparison.html and figures into this folder. Also comparison.md and comparison.json.
@@ -84,14 +84,19 @@ def _names(a: Path, b: Path, models: tuple[str, str]) -> tuple[str, str]:
 
 def _folder(path: Path) -> Path:
     """The run, or the folder that `mmcl eval --out` wrote, which has this report."""
-    folder = path.parent if path.name == "metrics.json" else path
+    folder = _report_folder(path)
     return folder.parent if folder.name == "report" and (folder.parent / "config.yaml").is_file() else folder
+
+
+def _report_folder(path: Path) -> Path:
+    """The folder of a file, such as report.html or metrics.json, if it is one."""
+    return path.parent if path.is_file() else path
 
 
 def _report(path: Path) -> Report:
     from mmcl.evaluate import Report
 
-    for folder in (path.parent if path.name == "metrics.json" else path, path / "report"):
+    for folder in (_report_folder(path), path / "report"):
         if (folder / "metrics.json").is_file():
             return Report.load(folder)
     if is_unfinished(path):

@@ -85,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> None:
     verb, *rest = words or ["--help"]
-    if verb == "help" and rest:
-        verb, rest = rest[0], [*rest[1:], "--help"]
+    if verb in ("help", *HELP, HELP_ALL) and rest:  # before the verb or after it
+        verb, rest = rest[0], [*rest[1:], HELP_ALL if verb == HELP_ALL else "--help"]
     if verb in (*HELP, HELP_ALL, "help"):
         _print_overview(complete=verb == HELP_ALL)
     elif verb in ("--version", "version"):

@@ -28,7 +28,7 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where} must be a mapping with the keys {', '.join(fields)}")
+        raise UserError(f"{where} must be a mapping with the keys {', '.join(fields)}{_instead(tree, fields)}")
     for key in tree:
         if key not in fields:
             raise unknown_name("key", _key(key, where), fields, where=where)
@@ -37,6 +37,13 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: the key {name!r} is missing")
     return schema(**values)
+
+
+def _instead(value: Any, fields: Mapping[str, Any]) -> str:
+    """What to write in place of a value that is not a mapping."""
+    if value is None or value in ("none", "null", ""):
+        return "; a list without any is []"
+    return f", such as {{name: {value}}}" if isinstance(value, str) and value.isidentifier() and "name" in fields else ""
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

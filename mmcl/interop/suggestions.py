@@ -14,6 +14,8 @@ from mmcl.interop.catalog import catalog
 _HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?huggingface\.co/([^/]+/[^/?#]+)")
 _PARTS = ("model", "checkpoints")
 """Folders of a run."""
+_RUNS = Path("runs")
+"""Where runs are by default."""
 _PLACES = ("hf-hub", "local-dir")
 ONNX = "onnx"
 PREFIXES = ("open_clip", "hf", "timm", "torchvision", ONNX)
@@ -68,6 +70,8 @@ def unknown_run(path: Path) -> UserError:
     """Builds the error for a path that is not a run directory: the runs in it, the most similar one, or what makes it."""
     if inside := runs_in(path):
         return UserError(f"{path}: holds runs; give one of them, such as {path / inside[0]}")
+    if path.is_file() and (run := next((one for one in path.parents if one.name and _is_run(one)), None)):
+        return UserError(f"{path}: a file of a run; give the run, {run}")
     if path.exists():
         return UserError(f"{path}: not a run directory; one has config.yaml and model/")
     if nearest := _nearest_folder(path):
@@ -79,7 +83,11 @@ def unknown_run(path: Path) -> UserError:
 
 def runs_in(path: Path) -> list[str]:
     """Names of the runs and model folders in a folder."""
-    return sorted(one.name for one in path.iterdir() if any((one / at).is_dir() for at in _PARTS)) if path.is_dir() else []
+    return sorted(one.name for one in path.iterdir() if _is_run(one)) if path.is_dir() else []
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / at).is_dir() for at in _PARTS)
 
 
 def _suggested(name: str) -> Iterator[str]:
@@ -91,6 +99,8 @@ def _suggested(name: str) -> Iterator[str]:
         yield from (f"open_clip:{name}", f"timm:{name}")
     elif nearest := _nearest_folder(Path(name)):
         yield nearest
+    elif name in runs_in(_RUNS):
+        yield str(_RUNS / name)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists():
         yield from _suggested_libraries(name)
 

@@ -8,6 +8,7 @@ processes.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -173,6 +174,21 @@ def _check_signature(method: type[Method]) -> None:
     for name in method.init_args:
         if name not in ("temperature", "bias") or not (takes_any or name in keywords):
             raise UserError(f"{method.__name__}.init_args: {name!r} is not a keyword-only parameter called temperature or bias")
+
+
+POSITIVE = ("temperature", "tau", "max_scale", "epsilon")
+"""Arguments of methods, alone or at the end of a name, that divide or are divided by."""
+
+
+def check_positive(args: Mapping[str, Any]) -> None:
+    """Raise UserError if an argument of a method that must be above 0 is a number that is not.
+
+    Example:
+        >>> check_positive({"ssl_temperature": 0.1, "hardness": 0.0})
+    """
+    for name, value in args.items():
+        if name.endswith(POSITIVE) and isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UserError(f"method.args.{name} is {value:g}: give a number above 0")
 
 
 def _shape(view: Tensor | Features) -> tuple[int, ...]:

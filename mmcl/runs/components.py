@@ -12,6 +12,7 @@ from mmcl.data.augment import AUGMENTATIONS
 from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.evaluate import EVALUATORS
 from mmcl.methods import METHODS
+from mmcl.methods.method import check_positive
 from mmcl.registry import Registry
 
 
@@ -23,6 +24,7 @@ def check_components(config: Config) -> None:
     """
     for where, registry, component in _components(config):
         registry.check(component.name, component.args, where=where)
+    check_positive(config.method.args)
 
 
 def complete_settings(config: Config) -> dict[str, Any]:

@@ -104,6 +104,12 @@ def test_the_complete_help_explains_the_arguments_of_the_components(capsys: pyte
             assert main(["train", name, "--help_all"]) == 0, name
 
 
+@pytest.mark.parametrize("words", [("--help", "search"), ("help", "search"), ("search", "-h")], ids=" ".join)
+def test_help_is_asked_for_before_the_verb_or_after_it(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("usage: mmcl search MODEL")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"mmcl {mmcl.__version__}\n"

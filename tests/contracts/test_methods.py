@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mmcl.errors import UserError
 from mmcl.methods import METHODS
 from mmcl.methods.clip import CLIP
-from mmcl.methods.method import Method
+from mmcl.methods.method import POSITIVE, Method, check_positive
 from mmcl.methods.supcon import SupCon
 from mmcl.testing import METHOD_CHECKS, check_method
 from mmcl.testing.toys import toy_method
@@ -146,3 +147,13 @@ def test_a_method_that_exports_a_temperature_takes_that_of_init(name: str) -> No
     method = toy_method(name)
     assert ("temperature" in method.init_args) == (method.logit_scale is not None)
     assert ("bias" in method.init_args) == (method.logit_bias is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_temperatures_are_above_0(name: str) -> None:
+    for argument in METHODS.parameters(name):
+        if argument.endswith(POSITIVE):
+            check_positive({argument: 1e-9})
+            for value in (0, -1.0, math.inf, math.nan):
+                with pytest.raises(UserError, match=rf"^method\.args\.{argument} is .*: give a number above 0$"):
+                    check_positive({argument: value})

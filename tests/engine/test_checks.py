@@ -174,7 +174,8 @@ def test_a_folder_where_a_run_writes_a_file_is_refused_first(name: str, folder: 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--method.args.temperature", "0"), "method 'clip' cannot be built with temperature: 0"),
+        (("--method.args.temperature", "0"), r"method\.args\.temperature is 0: give a number above 0"),
+        (("--method.args.image_temperature", "-1"), r"method\.args\.image_temperature is -1: give a number above 0"),
         (("--method.args.temperature", "warm"), "method 'clip' cannot be built with temperature: 'warm'"),
         (("--text.encoder.args.heads", "0"), "text encoder 'small_text' cannot be built with .*heads: 0"),
         (("--image.encoder.args.feature_dim", "wide"), "image encoder 'small_cnn' cannot be built with .*feature_dim: 'wide'"),
