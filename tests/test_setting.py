@@ -88,6 +88,24 @@ def test_both_sides_of_every_bound(section: Any, name: str, value: float, allowe
         check_ranges(settings)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ({}, ""),
+        ({"at_least": 0}, "of 0 or more"),
+        ({"above": 0}, "above 0"),
+        ({"at_most": 1}, "at most 1"),
+        ({"below": 1}, "below 1"),
+        ({"at_least": 0, "at_most": 1}, "from 0 to 1"),
+        ({"at_least": 0, "below": 1}, "from 0 to below 1"),
+        ({"above": 0, "at_most": 1}, "above 0 and at most 1"),
+        ({"above": 0, "below": 1.5}, "above 0 and below 1.5"),
+    ],
+)
+def test_a_range_in_words(bounds: dict[str, float], words: str) -> None:
+    assert Facts(**bounds).range == words  # type: ignore[arg-type]
+
+
 def test_nan_is_in_no_range() -> None:
     for facts in (Facts(at_least=0), Facts(above=0), Facts(at_most=0), Facts(below=0)):
         assert not facts.allow(math.nan)

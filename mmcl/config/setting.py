@@ -41,21 +41,12 @@ class Facts:
     @property
     def range(self) -> str:
         """The range in words, such as "from 0 to below 1"; "" if any number is allowed."""
-        low = (
-            f"from {self.at_least:g}"
-            if self.at_least is not None
-            else f"above {self.above:g}"
-            if self.above is not None
-            else ""
-        )
-        high = (
-            f"to {self.at_most:g}" if self.at_most is not None else f"to below {self.below:g}" if self.below is not None else ""
-        )
-        if low and not high and self.at_least is not None:
-            return f"of {self.at_least:g} or more"
-        if low and high and self.above is not None:
-            return f"{low} and {high.removeprefix('to ')}"
-        return f"{low} {high}".strip()
+        if self.at_least is not None:
+            if self.at_most is None and self.below is None:
+                return f"of {self.at_least:g} or more"
+            return f"from {self.at_least:g} to {f'below {self.below:g}' if self.at_most is None else f'{self.at_most:g}'}"
+        bounds = {"above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
 
 
 def setting(default: Any = MISSING, *, default_factory: Any = MISSING, **facts: Any) -> Any:
