@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mmcl.encoders.image_processor import preprocess_of
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
-from mmcl.encoders.transformers_folder import located, merged
+from mmcl.encoders.transformers_folder import located, merged, without_bars
 from mmcl.encoders.transformers_positions import fitted_to_size
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, unknown_name
@@ -240,7 +241,7 @@ def _build_model(
     if name is None or not pretrained:
         model = transformers.AutoModel.from_config(_make_config(config or read_config(str(name))), dtype=torch.float32)
         return _encoder_of(model), frozenset()
-    with hub_errors(name):
+    with hub_errors(name), without_bars(Path(name).is_dir()):
         model, info = transformers.AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 from mmcl.errors import UserError, how_to_install
 from mmcl.files.hub import hub_errors
@@ -48,3 +51,16 @@ def merged(model: Any, adapter: str, base: str) -> Any:
     if different:
         raise UserError(refusal.format(f"one of them alone has {min(different)}"))
     return adapted.merge_and_unload()
+
+
+@contextmanager
+def without_bars(hidden: bool = True) -> Iterator[None]:
+    """Hide the progress bars of transformers, those of downloads too: it draws one even for a file that is here."""
+    hidden = hidden and transformers_logging.is_progress_bar_enabled()
+    if hidden:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            transformers_logging.enable_progress_bar()

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch.nn.utils.parametrize import is_parametrized
-from transformers.utils import logging as hf_logging
 
+from mmcl.encoders.transformers_folder import without_bars
 from mmcl.errors import UserError, how_to_install
 from mmcl.files.atomic import staged
 from mmcl.files.untrusted import reason
@@ -160,17 +160,14 @@ def _library_errors(to: str, model: Model) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hides what the libraries say of their own work."""
-    level, bars = logging.root.manager.disable, hf_logging.is_progress_bar_enabled()
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    hf_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def _ready(model: Model) -> Model:
