@@ -124,13 +124,14 @@ class Diagnosis:
         lines = {
             "method": f"{self.method}, {self.trainable / 1e6:.2f} M parameters learn{locked}",
             "data": f"{self.samples:,} samples",
-            "length": f"{self.steps:,} steps = {self.epochs:.1f} epochs",
+            "length": f"{counted(self.steps, 'step')} = {self.epochs:.1f} epochs",
             "global batch": f"{self.global_batch:,} = {self.processes} x {self.share:,}{pieces}",
             "negatives": f"{self.negatives:,} per row" if self.negatives is not None else "not known",
             "first loss": f"about {self.first_loss:.3f}" if self.first_loss is not None else "not known",
             "precision": self.precision,
             "loss memory": f"{format_size(self.loss_bytes)} a process ({format_size(self.whole_bytes)} with all scores stored)",
-            "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} after {self.warmup_steps:,} steps of warm-up",
+            "learning rate": f"{self.learning_rate:g} ({self.optimizer}){muon} "
+            f"after {counted(self.warmup_steps, 'step')} of warm-up",
         }
         if self.compiled:
             lines["compiled"] = self.compiled

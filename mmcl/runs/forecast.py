@@ -71,7 +71,7 @@ class Forecast:
             "old data": ", ".join(self.old) or "none, so that what is forgotten is not measured (--keep DATA)",
             "trained": f"{self.tensors:,} of {self.all_tensors:,} tensors, {self.parameters / 1e6:.3g} M of "
             f"{self.all_parameters / 1e6:.4g} M parameters ({share:.1%})",
-            "length": f"{self.steps:,} steps of {self.batch:,} = {self.epochs:.0f} epochs, about "
+            "length": f"{counted(self.steps, 'step')} of {self.batch:,} = {counted(round(self.epochs), 'epoch')}, about "
             f"{format_seconds(self.epoch_seconds)} each and {duration} in all",
             "memory": f"about {format_size(self.needed)} for a step{free} ({self.device}){pieces}",
         }

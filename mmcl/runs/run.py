@@ -327,7 +327,7 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     each = " each" if accelerator.num_processes > 1 else ""
     threads = f", {counted(torch.get_num_threads(), 'thread')}{each}" if device == "cpu" else ""
     logger.info(f"{config.method.name}: {parameters / 1e6:.2f} M parameters, {order.size:,} samples an epoch")
-    logger.info(f"{steps:,} steps of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
+    logger.info(f"{counted(steps, 'step')} of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     if plan.method.from_init:
         logger.info(f"starting from {config.init}: {', '.join(plan.method.from_init)}")
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""

@@ -140,7 +140,8 @@ def _about_run(plan: Plan) -> list[str]:
         found.append("train.precision fp16 needs an accelerator, and training will refuse it here: use bf16 or fp32")
     if config.optim.warmup > 0 and warmup_steps(steps, config.optim.warmup) == 0:
         found.append(
-            f"optim.warmup {config.optim.warmup} of {steps} steps rounds to zero: training starts at the full learning rate"
+            f"optim.warmup {config.optim.warmup} of {counted(steps, 'step')} rounds to zero: "
+            "training starts at the full learning rate"
         )
     if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
         found.append(f"{config.init} does not exist: starting from random weights (init_missing is random)")
