@@ -70,26 +70,39 @@ def split_source(source: Source, share: float, seed: int, *, cache: Path | None 
 
     Args:
         share: share of rows to hold out, above 0 and below 1; rounded to at least one row.
-        cache: folder in which the groups of more than 100,000 samples are cached, since reading all captions is slow.
+        cache: folder in which the groups of more than 100,000 samples are cached, since reading all captions is slow, and the
+            rows held out.
 
     Raises:
         UserError: one of the parts would be empty.
     """
+    wanted = min(max(int(share * len(source) + 0.5), 1), len(source) - 1)
+    if cache is None or len(source) < MANY:
+        held = _held_out(source, share, wanted, seed, cache)
+    else:
+        name = f"held-out-{digest(source.fingerprint, share, seed)[:32]}.npy"
+        held = np.asarray(cached_array(cache / name, lambda: _held_out(source, share, wanted, seed, cache)))
+    is_held = np.zeros(len(source), bool)
+    is_held[held] = True
+    rest = Subset(source, np.flatnonzero(~is_held))
+    if len(held) != wanted:
+        why = f"data.holdout {share} of {len(source)} samples is {wanted}, and {len(held)} are held out"
+        rest.warnings = (*source.warnings, f"{why}: samples with equal captions or ids stay together")
+    return rest, Subset(source, held)
+
+
+def _held_out(source: Source, share: float, wanted: int, seed: int, cache: Path | None) -> np.ndarray:
+    """Rows to hold out, ascending: int64 [about `wanted`]. Raises UserError if one of the parts would be empty."""
     group, place, size = np.unique(_groups(source, cache), return_inverse=True, return_counts=True)
     if len(group) < 2 or not 0 < share < 1:
         raise UserError(
             f"data.holdout {share} of {len(source)} samples with {len(group)} different captions leaves an empty part; "
             "give more data, or test data of its own"
         )
-    wanted = min(max(int(share * len(source) + 0.5), 1), len(source) - 1)
     order = np.argsort(uniform(seed, Stream.HOLDOUT, group), kind="stable")
-    chosen = order[_first_that_fit(size[order], wanted)]
-    held = np.isin(place, chosen)
-    rest = Subset(source, np.flatnonzero(~held))
-    if held.sum() != wanted:
-        why = f"data.holdout {share} of {len(source)} samples is {wanted}, and {held.sum()} are held out"
-        rest.warnings = (*source.warnings, f"{why}: samples with equal captions or ids stay together")
-    return rest, Subset(source, np.flatnonzero(held))
+    is_chosen = np.zeros(len(group), bool)
+    is_chosen[order[_first_that_fit(size[order], wanted)]] = True
+    return np.flatnonzero(is_chosen[place])
 
 
 def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
@@ -101,7 +114,9 @@ def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
             left -= size
         if left == 0:
             break
-    spare = np.setdiff1d(np.arange(len(sizes)), taken)
+    is_spare = np.ones(len(sizes), bool)
+    is_spare[taken] = False
+    spare = np.flatnonzero(is_spare)
     smallest = int(spare[sizes[spare].argmin()])
     is_nearer = sizes[smallest] - left < left and len(spare) > 1
     return [*taken, smallest] if is_nearer or not taken else taken
