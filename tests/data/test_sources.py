@@ -138,13 +138,13 @@ class TestSplit:
         plain = split_source(source, 0.5, seed=1)
         monkeypatch.setattr("mmcl.data.derived.subset.MANY", 1)
         first = split_source(source, 0.5, seed=1, cache=cache)
+        for share, seed in ((0.5, 2), (0.25, 1)):
+            others = split_source(source, share, seed), split_source(source, share, seed, cache=cache)
+            assert others[0][1].indices.tolist() == others[1][1].indices.tolist()
         monkeypatch.setattr("mmcl.data.derived.subset.text_groups", lambda source: pytest.fail("made again"))
         again = split_source(source, 0.5, seed=1, cache=cache)
         for parts in (first, again):
             assert [part.indices.tolist() for part in parts] == [part.indices.tolist() for part in plain]
-        for share, seed in ((0.5, 2), (0.25, 1)):
-            others = split_source(source, share, seed), split_source(source, share, seed, cache=cache)
-            assert others[0][1].indices.tolist() == others[1][1].indices.tolist()
         (cache.parent / "file").write_text("")
         with pytest.raises(UserError, match="cannot be written"):
             split_source(source, 0.5, seed=1, cache=tmp_path / "file")
