@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Request:
-    """Inputs to encode (the number of a source, or texts) and the method of `Model` that encodes them."""
+    """Inputs to encode (the number of a source, or texts), the number of the model, and its method that encodes them."""
 
+    model: int
     method: str
     inputs: int | list[str]
     options: dict[str, Any]
@@ -32,69 +33,78 @@ class _Request:
 
 @dataclass(frozen=True)
 class _End:
-    """Outcome of the work in the first process."""
+    """The work in the first process has ended, or failed."""
 
-    result: Any = None
     failure: str | None = None
+
+
+def encode_together(models: Sequence[Model], sources: Sequence[Source], work: Callable[[Sequence[Model]], T]) -> T | None:
+    """Run `work` on models in the first process, while the others encode their shares of its requests.
+
+    Args:
+        models: the same in all processes.
+        sources: data that all processes hold in this order; images of other sources are encoded by the first process alone.
+        work: gets models that split their inputs over the processes.
+
+    Returns:
+        The result of `work` in the first process, None in the others.
+
+    Raises:
+        UserError: in all processes, if `work` raises one in the first. Any other error is raised there unchanged.
+    """
+    if world_size() == 1:
+        return work(models)
+    shared = [SharedModel(model, sources, number) for number, model in enumerate(models)]
+    if rank() > 0:
+        _serve(shared)
+        return None
+    try:
+        result = work(shared)
+    except Exception as error:
+        _broadcast(_End(failure=str(error)))
+        raise
+    _broadcast(_End())
+    return result
+
+
+def _serve(models: Sequence[SharedModel]) -> None:
+    while not isinstance(message := _broadcast(None), _End):
+        with suppress(UserError):  # The first process has the error too and reports it.
+            models[message.model]._encode_share(message)
+    if message.failure is not None:
+        raise UserError(message.failure)
 
 
 class SharedModel(Model):
     """A model whose inputs are split over the processes: contiguous shares in rank order, each item once, without padding.
 
-    Args:
-        model: the same in all processes.
-        sources: data that all processes hold in this order; images of other sources are encoded by the first process alone.
+    Only within `encode_together`.
     """
 
-    def __init__(self, model: Model, sources: Sequence[Source]):
+    def __init__(self, model: Model, sources: Sequence[Source], number: int):
         scale = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
         super().__init__(model.towers, embedding=model.embedding, device=model.device, **scale)  # type: ignore[arg-type]
-        self._sources = sources
+        self._sources, self._model = sources, number
         self._number = {id(source): number for number, source in enumerate(sources)}
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Run `work` in the first process while the others encode their shares of its requests. All return its result.
-
-        Raises:
-            UserError: in all processes, if `work` raises one in the first. Any other error is raised there unchanged.
-        """
-        if rank() > 0:
-            served: T = self._serve()
-            return served
-        try:
-            result = work()
-        except Exception as error:
-            _broadcast(_End(failure=str(error)))
-            raise
-        _broadcast(_End(result))
-        return result
-
     def encode_image(self, images: ImageLike | Sequence[ImageLike] | Source, **options: Any) -> np.ndarray:
-        """Encode images as `Model.encode_image` does; only within `together`."""
+        """Encode images as `Model.encode_image` does."""
         number = self._number.get(id(images))
         return super().encode_image(images, **options) if number is None else self._ask("encode_image", number, options)
 
     def image_logits(self, images: ImageLike | Sequence[ImageLike] | Source, **options: Any) -> np.ndarray:
-        """Compute logits as `Model.image_logits` does; only within `together`."""
+        """Compute logits as `Model.image_logits` does."""
         number = self._number.get(id(images))
         return super().image_logits(images, **options) if number is None else self._ask("image_logits", number, options)
 
     def encode_text(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
-        """Encode texts as `Model.encode_text` does; only within `together`."""
+        """Encode texts as `Model.encode_text` does."""
         return self._ask("encode_text", [texts] if isinstance(texts, str) else list(texts), options)
 
     def _ask(self, method: str, inputs: int | list[str], options: dict[str, Any]) -> np.ndarray:
-        request = _Request(method, inputs, options)
+        request = _Request(self._model, method, inputs, options)
         _broadcast(request)
         return self._encode_share(request)
-
-    def _serve(self) -> Any:
-        while not isinstance(message := _broadcast(None), _End):
-            with suppress(UserError):  # The first process has the error too and reports it.
-                self._encode_share(message)
-        if message.failure is not None:
-            raise UserError(message.failure)
-        return message.result
 
     def _encode_share(self, request: _Request) -> np.ndarray:
         """Return all rows. Raises UserError in every process when one of them could not encode its share."""

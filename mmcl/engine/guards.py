@@ -117,6 +117,18 @@ def longer_timeout(seconds: float, *, usual: float) -> Iterator[None]:
     set_collective_timeout(usual)
 
 
+@contextmanager
+def waiting_long() -> Iterator[None]:
+    """Context after training, in which processes wait up to a week for each other.
+
+    Raises:
+        UserError: as `lost_process_reported` does.
+    """
+    set_collective_timeout(_WEEK)
+    with lost_process_reported(_WEEK):
+        yield
+
+
 def run_on_first_process(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
     """Return the result of `work` in the first process; the others wait up to a week and get None. All processes call this.
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from mmcl.config import Config, EvaluatorConfig
-from mmcl.engine.distributed_model import SharedModel
+from mmcl.data.source import Source
+from mmcl.engine.distributed_model import encode_together
 from mmcl.engine.guards import longer_timeout
 from mmcl.engine.launch import SLOW_SECONDS
 from mmcl.engine.weight_layout import broadcast_statistics, gathered_weights
@@ -77,11 +79,12 @@ class LiveEvaluation:
                 return self._score(model, due)
             # After its last forward pass, a process has running statistics of its own rows.
             broadcast_statistics(self.method)
-            sources = [source for _, task in due for source in (task.source, task.bank) if source is not None]
-            shared = SharedModel(model, sources)
+            sources = sources_of([task for _, task in due])
             # Processes encode shares of different sizes, so sharded weights cannot be gathered block by block.
             with gathered_weights(self.method):
-                return shared.together(lambda: self._score(shared, due))
+                found = encode_together([model], sources, lambda shared: self._score(shared[0], due))
+            scores: dict[str, float] = broadcast_object_list([found])[0]
+            return scores
 
     def _score(self, model: Model, due: Due) -> dict[str, float]:
         cached, report, ran = CachedModel(model), Report(), []
@@ -115,6 +118,11 @@ class LiveEvaluation:
         best, monitored = self.config.train.keep_best, self.config.monitored_evaluators
         if best is not None and best not in known and all(evaluator in ran for evaluator in monitored):
             raise UserError(f"train.keep_best is {best}, which no evaluator gives; there are {', '.join(sorted(known))}")
+
+
+def sources_of(tasks: Sequence[Task]) -> list[Source]:
+    """Return the data of tasks, in the same order in all processes."""
+    return [source for task in tasks for source in (task.source, task.bank) if source is not None]
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from pathlib import Path
 from mmcl.config import Config, EvaluatorConfig, SourceConfig, read_as
 from mmcl.data.source import Source
 from mmcl.encoders.adapters import merge_adapters
+from mmcl.engine.distributed_model import encode_together
+from mmcl.engine.live_evaluation import sources_of
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, run_all
@@ -26,6 +28,8 @@ from mmcl.runs.next_steps import after_training
 def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, cache: EmbeddingCache | None = None) -> Report:
     """Run a configuration's evaluators on the trained model and on the model that the run started from; each is a column.
 
+    All processes of a launch call this and share the encoding; the report of all but the first is empty.
+
     Args:
         config: configuration of the run.
         trained: the trained model.
@@ -33,10 +37,17 @@ def evaluate_trained(config: Config, trained: Model, tasks: Sequence[Task], *, c
         cache: cache for embeddings, if any.
     """
     # Rebuilt from the seed, because keeping a copy during the run would need memory.
-    method = build_method(config)
+    method = build_method(config).to(trained.device)
     merge_adapters(method.towers)  # for speed; they have not changed anything yet
-    start = CachedModel(build_model(method), "before" if config.init else "untrained", cache=cache)
-    report = evaluate_models([CachedModel(trained, "trained", cache=cache), start], config.evaluate, tasks)
+    names = ("trained", "before" if config.init else "untrained")
+
+    def evaluate(models: Sequence[Model]) -> Report:
+        cached = [CachedModel(model, name, cache=cache) for model, name in zip(models, names, strict=True)]
+        return evaluate_models(cached, config.evaluate, tasks)
+
+    report = encode_together([trained, build_model(method)], sources_of(tasks), evaluate)
+    if report is None:
+        return Report()
     ema = config.train.ema
     averaged = () if ema is None else (f"The trained weights are the moving average over the steps (train.ema {ema:g}).",)
     change = before_and_after(report.metrics, {one.label for one in config.evaluate if one.keep}) if config.init else ""

@@ -26,7 +26,7 @@ from mmcl.engine.checkpoint import (
     load_weights,
     set_newer_aside,
 )
-from mmcl.engine.guards import run_on_first_process
+from mmcl.engine.guards import run_on_first_process, waiting_long
 from mmcl.engine.launch import as_launched, keep_freed_memory, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import track_figures
@@ -137,13 +137,13 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> RunResult
     accelerator.init_trackers("mmcl", config={"config": to_yaml(plan.config)})
     result = _fit(plan, batches, accelerator, checkpoint, identity)
     del batches  # and the decoded images with them
-    report = None
+    report = Report()
     if result.is_complete:
-        report = run_on_first_process(accelerator, lambda: _finish(plan, run_dir, accelerator, result))
+        report = _finish(plan, run_dir, accelerator, result)
     elif accelerator.is_main_process:
         logger.warning(f"stopped by a signal after step {result.step} of {plan.facts.total_steps}; continue with --resume")
     accelerator.end_training()
-    return RunResult(run_dir, report or Report())
+    return RunResult(run_dir, report)
 
 
 def _fit(
@@ -164,18 +164,37 @@ def _fit(
 
 
 def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResult) -> Report:
-    """Write and evaluate the model."""
-    config, source, method = plan.config, plan.source, plan.method
+    """Write the model in the first process, and evaluate it in all. Returns the report; an empty one in all but the first."""
+    config = plan.config
+    with waiting_long():
+        model, exported = _trained_model(plan, run_dir, accelerator, result)
+    run_on_first_process(accelerator, lambda: _save_model(plan, run_dir, model, exported))
+    if not config.evaluate:
+        return Report()
+    with waiting_long():
+        report = evaluate_trained(config, model, plan.tasks)
+    run_on_first_process(accelerator, lambda: _publish(report, run_dir, accelerator, result.step))
+    return report
+
+
+def _trained_model(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResult) -> tuple[Model, dict[str, Any]]:
+    """Return the model to export, and a description of its weights. The first process writes its adapters."""
+    config, method = plan.config, plan.method
     if config.train.fsdp:
         method = build_method(config)  # whole again
         method.configure(plan.facts)
     exported = _choose_weights(config, run_dir, method.to(accelerator.device), result)
-    if config.train.alpha == 1:
+    if config.train.alpha == 1 and accelerator.is_main_process:
         _write_adapters(plan.asked, run_dir, method)
     merge_adapters(method.towers)
     model = build_model(method)
     if config.train.alpha < 1:
-        model, exported["alpha"] = _mean_with_start(config, model, source), config.train.alpha
+        model, exported["alpha"] = _mean_with_start(config, model, plan.source), config.train.alpha
+    return model, exported
+
+
+def _save_model(plan: Plan, run_dir: Path, model: Model, exported: dict[str, Any]) -> None:
+    config, source = plan.config, plan.source
     provenance = {"config": to_dict(config), **exported, "data_fingerprint": source.fingerprint}
     save_model(
         run_dir / "model",
@@ -183,7 +202,7 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
         logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
         embedding=model.embedding,
-        class_names=class_names(config, method, source),
+        class_names=class_names(config, plan.method, source),
         provenance=provenance,
     )
     given = ", ".join(f"'{name}': MODULE" for name in model.towers if model.towers[name].spec.encoder == GIVEN)  # type: ignore[union-attr]
@@ -191,14 +210,15 @@ def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResu
         logger.info(f"this model cannot be rebuilt by name: mmcl.load_model({str(run_dir)!r}, towers={{{given}}})")
     if not config.evaluate:
         logger.info(f"not evaluated, as the configuration names no evaluator; the model is in {run_dir}/model")
-        return Report()
-    report = evaluate_trained(config, model, plan.tasks)
+
+
+def _publish(report: Report, run_dir: Path, accelerator: Accelerator, step: int) -> None:
+    """Write the report, and give its metrics and figures to the trackers."""
     write_report(report, run_dir)
     trained = [metric for metric in report.metrics if metric.model == "trained" and metric.value is not None]
-    accelerator.log({f"{metric.data}/{metric.metric}": metric.value for metric in trained}, step=result.step)
+    accelerator.log({f"{metric.data}/{metric.metric}": metric.value for metric in trained}, step=step)
     if accelerator.trackers:
-        track_figures(accelerator, result.step, {**report.figures, **report.draw_examples()})
-    return report
+        track_figures(accelerator, step, {**report.figures, **report.draw_examples()})
 
 
 def _mean_with_start(config: Config, trained: Model, source: Source) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ from torch import nn
 
 from mmcl.data.sample import Sample
 from mmcl.encoders.tower import TowerSpec, build_tower
-from mmcl.engine.distributed_model import SharedModel
+from mmcl.engine.distributed_model import encode_together
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Task, run
 from mmcl.interop.model import Model
@@ -43,6 +44,15 @@ def model() -> Model:
     return Model(nn.ModuleDict({name: build_tower(spec) for name, spec in specs.items()}), logit_scale=10.0, device="cpu")
 
 
+def other() -> Model:
+    """The same with another scale and other weights."""
+    found = model()
+    with torch.no_grad():
+        for parameter in found.towers.parameters():
+            parameter.add_(0.1)
+    return found
+
+
 def scores(one: Model, task: Task) -> dict[str, tuple[float | None, int]]:
     return {f"{row.evaluator}/{row.metric}": (row.value, row.n) for row in run(EVALUATORS, [CachedModel(one)], [task]).metrics}
 
@@ -68,17 +78,17 @@ def together(rank: int, world: int) -> dict[str, Any]:
         setattr(Model, name, counting)
     data = task()
     assert data.bank is not None
-    shared = SharedModel(model(), [data.source, data.bank])
-    found["scores"] = shared.together(lambda: scores(shared, data))
-    found["rows"] = shared.together(lambda: shared.encode_image(data.source).tolist())
+    sources = [data.source, data.bank]
+    found["scores"] = encode_together([model()], sources, lambda shared: scores(shared[0], data))
+    found["rows"] = encode_together([other(), model()], sources, lambda shared: shared[1].encode_image(data.source).tolist())
     broken = task(Broken(ROWS, seed=0))
-    shared = SharedModel(model(), [broken.source])
-    for name, work in {
-        "image": lambda: scores(shared, broken),
-        "evaluator": lambda: run([("knn", {"ks": [0]})], [CachedModel(shared)], [data]),
-    }.items():
+    work: dict[str, Callable[[Sequence[Model]], Any]] = {
+        "image": lambda shared: scores(shared[0], broken),
+        "evaluator": lambda shared: run([("knn", {"ks": [0]})], [CachedModel(shared[0])], [data]),
+    }
+    for name, failing in work.items():
         with pytest.raises(UserError) as error:
-            shared.together(work)
+            encode_together([model()], [broken.source], failing)
         found[name] = str(error.value)
     return found
 
@@ -90,7 +100,9 @@ def all_ranks(world: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_scores_are_those_of_one_process(world: int) -> None:
-    for found in all_ranks(world):
+    first, *others = all_ranks(world)
+    assert all(found["scores"] is found["rows"] is None for found in others)
+    for found in [first]:
         assert found["scores"].keys() == alone().keys()
         for name, (value, count) in alone().items():
             assert found["scores"][name] == (pytest.approx(value, abs=1e-6), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mmcl.config import Config
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import EVALUATION, read_log
+from mmcl.interop.model import Model
 from tests.faults.runs import KILLED, final_state, kill, output, run, tiny_run
 
 Uninterrupted = Callable[..., Config]
@@ -35,6 +37,41 @@ def test_scores_of_many_processes_are_those_of_one(world: int, uninterrupted: Un
     for step, values in expected.items():
         assert SCORE in values
         assert ours[step] == pytest.approx(values)
+
+
+def report_of(config: Config) -> dict[tuple[str, ...], tuple[float | None, int]]:
+    rows = json.loads((Path(config.run_dir or "") / "report/metrics.json").read_text())
+    return {tuple(row[key] for key in ("evaluator", "data", "metric", "model")): (row["value"], row["n"]) for row in rows}
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_the_report_of_many_processes_is_that_of_one(world: int, uninterrupted: Uninterrupted) -> None:
+    """With all baselines; the processes share the encoding of the trained and of the untrained model."""
+    ours, expected = (report_of(uninterrupted(number, *EVALUATED)) for number in (world, 1))
+    assert {model for *_, model in expected} >= {"trained", "untrained", "chance"}
+    assert ours.keys() == expected.keys()
+    for row, (value, count) in expected.items():
+        assert ours[row][0] == pytest.approx(value, abs=1e-6), row
+        assert ours[row][1] == count, row
+
+
+def test_every_process_encodes_for_the_report(image_folder: Path, tmp_path: Path) -> None:
+    def fault(rank: int) -> None:
+        original = Model.encode_image
+
+        def counted(self: Model, images: Any, **options: Any) -> Any:
+            with Path(f"{tmp_path}/encoded-{rank}").open("a") as file:
+                file.write(f"{len(images)}\n")
+            return original(self, images, **options)
+
+        patch.object(Model, "encode_image", counted).start()
+
+    config = tiny_run(image_folder, tmp_path / "run", "--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: x}]")
+    assert run(config, 3, fault) == [0, 0, 0]
+    encoded = [[int(line) for line in (tmp_path / f"encoded-{rank}").read_text().split()] for rank in range(3)]
+    assert len({len(counts) for counts in encoded}) == 1
+    for shares in zip(*encoded, strict=True):
+        assert max(shares) - min(shares) <= 1
 
 
 def test_a_kill_in_an_evaluation_costs_nothing(image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
