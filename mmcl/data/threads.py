@@ -11,13 +11,20 @@ T = TypeVar("T")
 
 _QUEUED = 4096
 """Maximum number of calls queued for the threads."""
+_RUN = 16
+"""Consecutive calls of a thread at most: scheduling small ones individually would cost more than they do."""
 
 
 def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
     """Maps a function in threads; yields the results in order."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    workers = os.cpu_count() or 1
+    run = max(1, min(_RUN, len(indices) // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(indices), _QUEUED):  # Bounded, since a million queued calls would be a million objects.
-            yield from pool.map(function, indices[start : start + _QUEUED])
+            queued = indices[start : start + _QUEUED]
+            runs = [queued[at : at + run] for at in range(0, len(queued), run)]
+            for results in pool.map(lambda part: [function(index) for index in part], runs):
+                yield from results
 
 
 def in_batches(read: Callable[[int], T], total: int, batch_size: int) -> Iterator[list[T]]:

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.captions import checked_caption
-from mmcl.data.images.image_cache import ReadableImages
-from mmcl.data.sample import Sample
+from mmcl.data.images.image_cache import ReadableImages, decode_sample
+from mmcl.data.sample import ImageLike, Sample
 from mmcl.data.source import SampleList
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 from mmcl.files.listing import valid_name
 from mmcl.preprocess import Preprocess
 from mmcl.search.collection import NOWHERE, Entry
-from mmcl.search.image_facts import ImageFacts, read_facts
+from mmcl.search.image_facts import ImageFacts, read_facts, read_with_facts
 from mmcl.types import EmbeddingModel
 
 CONTENT_COLUMNS = ("id", "width", "height", "taken", "thumb", "vector", "captions", "caption_vectors")
@@ -132,22 +132,22 @@ def _reason(content: Content | str, problems: Sequence[str]) -> str | None:
 
 
 class _Reading(ReadableImages):
-    """Images that are read once for their facts and once for the model."""
+    """Images that are read for the model and for their facts at once."""
 
     def __init__(self, entries: Sequence[Entry], preprocess: Preprocess | None, *, thumbs: bool):
         super().__init__(_Entries(entries), preprocess)
         self.facts: dict[int, ImageFacts] = {}
         self._thumbs = thumbs
 
-    def __getitem__(self, index: int) -> Sample:
-        sample = super().__getitem__(index)
-        if index not in self.unreadable:
-            given = self.source[index]
-            try:
-                self.facts[index] = read_facts(given.required_image(), given.name, self._preprocess, thumb=self._thumbs)
-            except UserError as error:
-                self.unreadable[index] = str(error)
-        return sample
+    def read(self, index: int) -> Sample:
+        sample = self.source[index]
+        image = sample.required_image()
+        if self._preprocess is None:
+            read: ImageLike = decode_sample(sample)
+            self.facts[index] = read_facts(image, sample.name, None, thumb=self._thumbs)
+        else:
+            read, self.facts[index] = read_with_facts(image, sample.name, self._preprocess, thumb=self._thumbs)
+        return replace(sample, image=read)
 
 
 class _Entries(SampleList):

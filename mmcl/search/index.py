@@ -309,7 +309,7 @@ class Index(Upkeep):
         return self.store.items([self.store.position(id)])[0]
 
     def thumb(self, id: str) -> bytes | None:
-        """Returns an image at no more than 256 pixels a side, as WebP; None if there is none.
+        """Returns an image at no more than 256 pixels a side, as JPEG; None if there is none.
 
         Raises:
             UserError: there is no such image.

@@ -105,7 +105,7 @@ class Store(Protocol):
         ...
 
     def thumb(self, position: int) -> bytes | None:
-        """Returns a small image as WebP, of at most 256 pixels a side; None if there is none."""
+        """Returns a small image as JPEG, of at most 256 pixels a side; None if there is none."""
         ...
 
     def bad(self) -> list[BadSample]:

@@ -227,7 +227,7 @@ def _add_questions(app: FastAPI, gallery: Gallery, desk: Desk) -> None:
 
 def _add_images(app: FastAPI, gallery: Gallery, desk: Desk) -> None:
     async def shown(make: Callable[[], bytes]) -> Response:
-        return Response(await desk.decode(make), media_type="image/webp", headers={"cache-control": _FOREVER})
+        return Response(await desk.decode(make), media_type="image/jpeg", headers={"cache-control": _FOREVER})
 
     @app.get("/api/thumb/{id}")
     async def thumb(id: Id) -> Response:

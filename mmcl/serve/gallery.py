@@ -25,11 +25,12 @@ from mmcl.files.spreadsheet import spreadsheet_cell
 from mmcl.preprocess import Preprocess
 from mmcl.rng import hash_integers
 from mmcl.search.duplicates import Group, find_duplicates
+from mmcl.search.image_facts import to_thumb
 from mmcl.search.items import Item
 from mmcl.search.question import answer, question_of
 from mmcl.search.ranking import Ranked, allowed, by_date
 from mmcl.search.store import Store
-from mmcl.serve.pictures import BytesCache, encode_shown, encode_thumb
+from mmcl.serve.pictures import BytesCache, encode_shown
 from mmcl.serve.text_cache import TextCache
 from mmcl.types import EmbeddingModel
 
@@ -135,20 +136,20 @@ class Gallery:
         return {"id": item.id, "name": item.path, "captions": list(item.captions), **facts, "meta": meta}
 
     def thumb(self, id: str) -> bytes:
-        """Returns a small image, WebP. Raises UserError for an unknown id, and if the image cannot be shown."""
+        """Returns a small image, JPEG. Raises UserError for an unknown id, and if the image cannot be shown."""
 
         def make() -> bytes:
             try:
                 found = self.store.thumb(self.store.position(id))
             except UserError:
                 found = None
-            return found or encode_thumb(decode_sample(Sample(id, self._item(id).image), self._preprocess))
+            return found or to_thumb(decode_sample(Sample(id, self._item(id).image), self._preprocess))
 
         self.store.position(id)
         return self._files.get(("thumb", id), lambda: self._shown(id, make))
 
     def image(self, id: str) -> bytes:
-        """Returns an image encoded anew, of at most 2048 pixels a side, WebP. Raises UserError as `thumb` does."""
+        """Returns an image encoded anew, of at most 2048 pixels a side, JPEG. Raises UserError as `thumb` does."""
 
         def make() -> bytes:
             return encode_shown(decode_sample(Sample(id, self._item(id).image), self._preprocess))

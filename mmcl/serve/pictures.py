@@ -10,12 +10,11 @@ from threading import Lock
 from PIL import Image
 
 from mmcl.data.images.decode import FORMATS, checked
-from mmcl.drawing import contained
 from mmcl.errors import UserError
+from mmcl.search.image_facts import to_jpeg
 
 MAX_UPLOADS = 8
-SHOWN_SIDE, THUMB_SIDE = 2048, 256
-_SHOWN_QUALITY, _THUMB_QUALITY = 85, 75
+SHOWN_SIDE, _SHOWN_QUALITY = 2048, 85
 _CACHE_BYTES = 64 * 2**20
 
 
@@ -37,21 +36,8 @@ def check_upload(content: bytes, name: str) -> bytes:
 
 
 def encode_shown(image: Image.Image) -> bytes:
-    """Encodes an image for the page, of at most 2048 pixels a side: WebP."""
-    return _webp(image, SHOWN_SIDE, _SHOWN_QUALITY)
-
-
-def encode_thumb(image: Image.Image) -> bytes:
-    """Encodes an image for the grid, of at most 256 pixels a side: WebP."""
-    return _webp(image, THUMB_SIDE, _THUMB_QUALITY)
-
-
-def _webp(image: Image.Image, side: int, quality: int) -> bytes:
-    if max(image.size) > side:
-        image = contained(image, side)
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=quality)
-    return file.getvalue()
+    """Encodes an image for the page, of at most 2048 pixels a side: JPEG."""
+    return to_jpeg(image, SHOWN_SIDE, _SHOWN_QUALITY)
 
 
 class BytesCache:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmcl.errors import UserError
 from mmcl.preprocess import Preprocess
@@ -74,6 +75,34 @@ def test_only_the_bad_image_is_left_out(damage: str, known: bool, tmp_path: Path
     assert len(read) == len(set(read)) >= 39
     assert np.array_equal(index.image_emb, np.delete(whole.image_emb, 7, 0))
     assert [sample.name for sample in index.samples] == [str(file) for file in files[:7] + files[8:]]
+
+
+def test_a_file_is_decoded_once_for_its_vector_and_its_small_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "photo.jpg"
+    taken = Image.Exif()
+    taken.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2020:05:04 03:02:01"
+    large = Image.fromarray(pattern(1)).resize((400, 600))
+    large.save(file, exif=taken, comment=b"private")
+    read: list[str] = []
+    real = Image.open
+
+    def counted(file: Path, **options: object) -> Image.Image:
+        read.append(Path(str(file)).name)
+        return real(file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", counted)
+    model = PatternModel()
+    model.preprocess = Preprocess(size=SIZE)  # type: ignore[attr-defined]
+    index = Index.build(folder, model, out=folder.parent / "index")
+    assert read.count("photo.jpg") == read.count("0.png") == 1
+    (item,) = (index.item(hit.id) for hit in index.search("pattern 1", top_k=9) if hit.name == str(file))
+    assert (item.width, item.height, str(item.taken)) == (400, 600, "2020-05-04 03:02:01")
+    thumb = index.thumb(item.id)
+    assert thumb is not None
+    assert b"private" not in thumb
+    with real(io.BytesIO(thumb)) as small:
+        assert (small.size, dict(small.getexif())) == ((171, 256), {})
+    assert np.array_equal(index.image_emb, Index.build(folder, model).image_emb)
 
 
 def test_only_the_bad_caption_is_left_out(folder: Path) -> None:

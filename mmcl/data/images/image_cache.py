@@ -86,14 +86,18 @@ class ReadableImages(DerivedSource):
         self.unreadable: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.source[index]
         try:
-            if self._preprocess is None:
-                return dataclasses.replace(sample, image=decode_sample(sample))
-            return dataclasses.replace(sample, image=read_sample(sample, self._preprocess))
+            return self.read(index)
         except UserError as error:
             self.unreadable[index] = str(error)
-            return dataclasses.replace(sample, image=np.zeros((32, 32, 3), np.uint8), problem=None)
+            return dataclasses.replace(self.source[index], image=np.zeros((32, 32, 3), np.uint8), problem=None)
+
+    def read(self, index: int) -> Sample:
+        """Returns a sample with its image read. Raises UserError if it cannot be read."""
+        sample = self.source[index]
+        if self._preprocess is None:
+            return dataclasses.replace(sample, image=decode_sample(sample))
+        return dataclasses.replace(sample, image=read_sample(sample, self._preprocess))
 
     @property
     def fingerprint(self) -> str:
