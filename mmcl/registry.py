@@ -23,6 +23,24 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
+_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
+_LISTS = ("Sequence[", "tuple[", "list[")
+
+
+def _expected(annotation: Any, value: Any) -> str | None:
+    """What a value must be, if it cannot be what a parameter is annotated with: a number, a switch or a list.
+
+    Other annotations, and values of another but a similar kind, are left to the factory.
+    """
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    kinds = [kind for kind in text.split(" | ") if kind != "None"]
+    if kinds and all(kind in _KINDS for kind in kinds) and isinstance(value, str | list | dict):
+        return " or ".join(_KINDS[kind] for kind in kinds)
+    is_list = len(kinds) == 1 and kinds[0].startswith(_LISTS)
+    is_single = isinstance(value, str | bool | int | float | dict)
+    return f"a list, such as [{_SHORT.repr(value)}]" if is_list and is_single else None
+
+
 def _docstring(module: str, name: str) -> str | None:
     """Returns the docstring of a class or function in the source of a module that need not be imported."""
     if module in sys.modules:
@@ -125,6 +143,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
         for key in args:
             if key not in parameters:
                 raise unknown_name(f"argument of {self.kind} {name!r}:", key, parameters, where=where)
+        for key, value in args.items():
+            if expected := _expected(parameters[key].annotation, value):
+                prefix = f"{where}: " if where else ""
+                raise UserError(f"{prefix}{key} of {self.kind} {name!r} must be {expected}, not {_SHORT.repr(value)}")
         missing = [key for key, p in parameters.items() if p.default is p.empty and key not in args]
         if missing:
             prefix = f"{where}: " if where else ""

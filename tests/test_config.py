@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mmcl.config import Config, TrainConfig, config_hash, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
+from mmcl.config.plain_yaml import read_yaml, write_yaml
 from mmcl.errors import UserError
 from tests.narrow import present
 
@@ -52,6 +53,20 @@ def test_a_flag_begins_a_list_that_a_file_does_not_have(path: Path) -> None:
     assert [(group.match, group.lr) for group in config.optim.groups] == [("^text", 1e-5)]
     with pytest.raises(UserError, match=r"optim\.groups has entries 0 to 0, not '1'"):
         load_config(path, ["--optim.groups.0.match", "^text", "--optim.groups.0.lr", "1e-5", "--optim.groups.1.lr", "1"])
+
+
+@pytest.mark.parametrize("text", ["5e-2", "+5E-2", ".5e-1", "5.e-2", "50e-3", "0.05"])
+def test_numbers_with_exponents_are_numbers_in_arguments_too(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"base: simclr_digits\nmethod: {{name: simclr, args: {{temperature: {text}}}}}\n")
+    for config in (load_config(file), load_config("simclr_digits", ["--method.args.temperature", text])):
+        assert config.method.args == {"temperature": 0.05}
+
+
+@pytest.mark.parametrize("text", ["5e-2", "1e3", ".5e+1", "e5", "5e", "1_0e2", "0x5e-4", "5e-2x", "yes", "1e999"])
+def test_texts_stay_texts_when_they_are_written_and_read(text: str) -> None:
+    assert read_yaml(write_yaml({"name": text, "list": [text]})) == {"name": text, "list": [text]}
+    assert read_yaml(write_yaml({"name": text, "list": [text]}, compact=True)) == {"name": text, "list": [text]}
 
 
 @pytest.mark.parametrize("text", ["5e-4", "0.0005", "5.0e-4"])

@@ -10,8 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from mmcl.config.plain_yaml import write_yaml
 from mmcl.errors import UserError, unknown_name
 
 T = TypeVar("T")
@@ -88,7 +87,7 @@ def _convert_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
 
 
 def _convert_scalar(kind: type, value: Any, where: str) -> Any:
-    # YAML 1.1 reads 5e-4 as a string.
+    # JSON and quotes may hold a number as a text.
     if kind is float and not isinstance(value, bool) and _is_number(value):
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -145,4 +144,4 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Writes the whole configuration as YAML, including defaults."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(to_dict(config))

@@ -12,6 +12,7 @@ import yaml
 
 from mmcl.config.convert import convert
 from mmcl.config.describe import all_settings
+from mmcl.config.plain_yaml import read_yaml
 from mmcl.config.schema import Config
 from mmcl.config.setting import without_none
 from mmcl.errors import UserError
@@ -78,7 +79,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
 def parse_value(word: str) -> Any:
     """Parses one command-line word as YAML; a word that is not valid YAML is a string."""
     try:
-        return yaml.safe_load(word)
+        return read_yaml(word)
     except (yaml.YAMLError, ValueError, RecursionError):
         return word
 

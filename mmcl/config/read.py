@@ -13,6 +13,7 @@ import yaml
 
 from mmcl.config.convert import from_dict
 from mmcl.config.flags import check_flag, parse_flags
+from mmcl.config.plain_yaml import read_yaml
 from mmcl.config.schema import Config
 from mmcl.config.shipped import find_config, nearest
 from mmcl.errors import UserError
@@ -60,7 +61,7 @@ def read_as(schema: type[T], path: Path) -> T:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, an invalid date, too many digits
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

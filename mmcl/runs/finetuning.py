@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmcl.config import Config, EvaluatorConfig, SourceConfig, load_config, to_dict
 from mmcl.config.flags import check_flag, parse_flags
+from mmcl.config.plain_yaml import write_yaml
 from mmcl.data.captions import caption_key
 from mmcl.data.derived.label_captions import has_captions
 from mmcl.data.source import Source
@@ -64,13 +63,7 @@ class Choice:
         """The configuration, based on the preset, with what differs from it."""
         name = f"finetune/{self.preset}"
         base = to_dict(load_config(name))
-        return yaml.safe_dump(
-            {"base": name, **_difference(to_dict(self.config), base)},
-            sort_keys=False,
-            allow_unicode=True,
-            width=100,
-            default_flow_style=None,
-        )
+        return write_yaml({"base": name, **_difference(to_dict(self.config), base)}, compact=True)
 
 
 def choose(

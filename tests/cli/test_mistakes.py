@@ -57,6 +57,8 @@ SETTINGS = {
     "train tiny.yaml --data.augment '[{name: RandomResizedCrop}]'": r"did you mean 'crop'\?",
     "train tiny.yaml --data.augment blur": r"keys name, args, such as \{name: blur\}$",
     "train tiny.yaml --evaluate none": r"must be a mapping with .*; a list without any is \[\]$",
+    "train --data.train.args.vendors noto": r"vendors of data source 'emoji' must be a list, such as \['noto'\], not 'noto'",
+    "train simclr_digits --method.args.temperature nan": r"must be a number, not 'nan'",
     "train simclr_digits --method.args.temperature 0": r"method\.args\.temperature is 0: give a number above 0",
     "train tiny.yaml --image.encoder.name vit_b_16": r"did you mean 'torchvision' with args \{name: vit_b_16\}\?",
     "train tiny.yaml --image.encoder.name google/vit-base": r"'transformers' with args \{name: google/vit-base\}",

@@ -176,12 +176,17 @@ def test_a_folder_where_a_run_writes_a_file_is_refused_first(name: str, folder: 
     [
         (("--method.args.temperature", "0"), r"method\.args\.temperature is 0: give a number above 0"),
         (("--method.args.image_temperature", "-1"), r"method\.args\.image_temperature is -1: give a number above 0"),
-        (("--method.args.temperature", "warm"), "method 'clip' cannot be built with temperature: 'warm'"),
+        (("--method.args.temperature", "warm"), "method: temperature of method 'clip' must be a number, not 'warm'"),
+        (("--method.args.hard_negatives", "maybe"), "hard_negatives of method 'clip' must be true or false, not 'maybe'"),
+        (("--image.encoder.args.feature_dim", "[8, 9]"), r"must be a whole number, not \[8, 9\]"),
         (("--text.encoder.args.heads", "0"), "text encoder 'small_text' cannot be built with .*heads: 0"),
-        (("--image.encoder.args.feature_dim", "wide"), "image encoder 'small_cnn' cannot be built with .*feature_dim: 'wide'"),
+        (
+            ("--image.encoder.args.feature_dim", "wide"),
+            "feature_dim of .* 'small_cnn' must be a whole number, not 'wide'",
+        ),
         (
             ("--data.augment", "[{name: affine, args: {rotation: x}}]"),
-            "'affine' cannot be built with rotation: 'x'",
+            "rotation of augmentation 'affine' must be a number, not 'x'",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmcl.config import Config, config_hash, from_dict, load_config, to_dict, to_yaml
+from mmcl.config.plain_yaml import read_yaml
 from mmcl.errors import UserError
 from mmcl.runs.evaluation import read_config
 
@@ -50,7 +51,7 @@ def check(file: Path, flags: list[str] | None = None) -> None:
         assert len(said.splitlines()) == 1
         return
     text = to_yaml(config).encode("utf-8").decode("utf-8")
-    again = from_dict(Config, yaml.safe_load(text), "again")
+    again = from_dict(Config, read_yaml(text), "again")
     assert again == config
     assert config_hash(again) == config_hash(config)
 
@@ -113,7 +114,7 @@ def test_any_flags(words: list[str]) -> None:
         (f"train: {{steps: {'9' * 5000}}}", "not valid YAML"),
         (f"train: {{steps: 0x{'f' * 5000}}}", "give a finite number below 2^63"),
         ("optim: {lr: .nan}", "optim: lr is nan: give a finite number"),
-        ("optim: {lr: 1e999}", "lr must be a number, not '1e999'"),
+        ("optim: {lr: 1e999}", "lr is inf: give a finite number below 2^63"),
         ("optim: {clip: .inf}", "optim: clip is inf: give a finite number"),
         ("optim: {betas: [0.9, 1.5]}", "optim.betas is [0.9, 1.5]"),
         ("optim: {weight_decay: -1}", "optim.weight_decay is -1"),
