@@ -235,6 +235,14 @@ def test_search_counts_marks_and_goes_to_what_is_found(browser: Browser, pages: 
     browser.wait("byId('found').textContent.startsWith('0 of')")
 
 
+@pytest.mark.parametrize("width", [1280, 320])
+def test_a_map_of_images_begins_with_all_of_them_in_sight(width: int, browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["map of images"], width=width)
+    spans = "[...Array(count).keys()].flatMap((i) => [[screenX(i), canvas.clientWidth], [screenY(i), canvas.clientHeight]])"
+    assert browser.run(f"return {spans}.every(([at, end]) => at >= imageSide() / 2 && at <= end - imageSide() / 2)")
+    assert not browser.find("#about").is_displayed(), "it has no classes to click"
+
+
 def test_zooming_enlarges_the_images_and_dragging_moves_the_map(browser: Browser, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 

@@ -31,7 +31,7 @@ def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_from_the_choice_to_what_was_gained(capsys: pytest.CaptureFixture[str]) -> None:
-    """A dry run writes nothing. The run of what it prints is the same, and its last words are on what was gained and lost."""
+    """A dry run writes nothing. The run of what it prints is the same, and its verdict opens with what was gained and lost."""
     words = ["finetune", "squares", "--init", "runs/start", "--keep", "squares", "--run_dir", "runs/first"]
     words += ["--train.epochs", "2", "--optim.lr", "1e-3"]
     assert main([*words, "--dry_run"]) == 0
@@ -42,10 +42,9 @@ def test_from_the_choice_to_what_was_gained(capsys: pytest.CaptureFixture[str]) 
     Path("mine.yaml").write_text(printed)
     assert "mmcl finetune squares --init runs/start --preset full --keep squares --run_dir runs/first" in said
     assert main(words) == 0
-    *_, last = capsys.readouterr().out.strip().split("\n\n")
-    assert last.startswith("Fine-tuning ")
-    assert "Old, squares: " in " ".join(last.split())
-    assert all(len(line) <= 80 for line in last.splitlines())
+    (gained,) = (part for part in capsys.readouterr().out.strip().split("\n\n") if part.startswith("Fine-tuning "))
+    assert "Old, squares: " in " ".join(gained.split())
+    assert all(len(line) <= 80 for line in gained.splitlines())
     mine, ran = load_config("mine.yaml"), load_config("runs/first/config.yaml")
     assert (mine.run_dir, mine.evaluate, mine.optim, mine.data) == (ran.run_dir, ran.evaluate, ran.optim, ran.data)
     assert main(words) == 2
