@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -20,6 +21,7 @@ from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.encoders.adapters import adapt, adapters
 from mmcl.encoders.tower import Tower
+from mmcl.engine.compilation import CompiledEncoders
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ddp_options
 from mmcl.methods import METHODS
@@ -183,6 +185,32 @@ def test_training_is_that_of_one_process(world: int, name: str, kind: tuple[torc
             size = value.double().norm().clamp(min=float(whole_gradient / 10) if key.startswith("gradient") else 1e-3)
             error = (state[key] - value).double().norm() / size
             assert error <= TOLERANCE[dtype], f"{key}: relative error {error:.1e}"
+
+
+def compiled(rank: int, world: int) -> dict[str, State]:
+    """Training with compiled encoders, of all methods."""
+    warnings.simplefilter("ignore")  # the compiler's own, which it hides, unless warnings are errors
+    original = configured
+
+    def compiled_method(name: str, dtype: torch.dtype) -> Method:
+        method = original(name, dtype)
+        CompiledEncoders(method, backend="aot_eager").__enter__()
+        return method
+
+    with mock.patch(f"{__name__}.configured", compiled_method):
+        return {name: together(rank, world, name, torch.float64, "two pieces") for name in NAMES}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [2, 1])
+def test_training_of_compiled_encoders_is_that_of_one_process(world: int) -> None:
+    # Alone in a process of its own, too, because tests that fork must follow.
+    for found in run_processes(world, compiled):
+        for name, state in found.items():
+            expected = alone(name, torch.float64)
+            assert state.keys() == expected.keys()
+            for key, value in expected.items():
+                torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-12, msg=f"{name}, {key}")
 
 
 def with_dropout(name: str) -> Method:
