@@ -43,6 +43,13 @@ def test_better_than_every_baseline() -> None:
     )
 
 
+def test_a_map_has_no_paragraph_beside_scores() -> None:
+    drawn = Metric("embedding_map", "digits", "tsne_trustworthiness@10", "trained", 0.9, None, None, 100)
+    score = measured("trained", hits(90, 100))
+    assert verdict([drawn, score]) == verdict([score])
+    assert verdict([drawn]) == ("embedding_map, digits: the map of 100 images has a trustworthiness of 0.900.",)
+
+
 @pytest.mark.parametrize("rows", [True, False])
 def test_below_a_baseline_is_flagged_before_what_is_good(rows: bool) -> None:
     trained, pixels = (measured(model, hits(n, 100), rows=rows) for model, n in (("trained", 40), ("raw pixels", 80)))

@@ -14,12 +14,16 @@ from mmcl.terminal import listed, short_paths
 
 FLAG = "Caution: "
 """Start of a paragraph on a model that is not better than a baseline."""
+TO_LOOK_AT = ("embedding_map",)
+"""Evaluators that show the data; their numbers are on the picture, not on the model, and have no baseline."""
 FEW_RESULTS = 4
 """Results, of a model on a dataset, that are read without a summary."""
 
 
 def verdict(metrics: Iterable[Metric]) -> tuple[str, ...]:
     """Paragraphs of plain text, one for each evaluator and dataset; of many results, a summary comes first.
+
+    Maps are left out, unless there is nothing else.
 
     Each says what was measured on how many rows, and by how much the best model is better or worse than the other models and
     every baseline. Differences are tested on the same rows, or by the intervals where a report has no outcomes per row. If a
@@ -31,7 +35,8 @@ def verdict(metrics: Iterable[Metric]) -> tuple[str, ...]:
         ('pairs, birds: the right text is preferred in 90.0 % of 180 comparisons, better than chance (by 40.0 points).',)
     """
     valued = _with_short_names([metric for metric in metrics if metric.value is not None and math.isfinite(metric.value)])
-    places = dict.fromkeys(metric.key[:2] for metric in valued)
+    every = dict.fromkeys(metric.key[:2] for metric in valued)
+    places = [place for place in every if place[0] not in TO_LOOK_AT] or list(every)
     scores = {place: scores_of([metric for metric in valued if metric.key[:2] == place]) for place in places}
     results = {(place, model) for place, own in scores.items() for model in own[0].contrasts}
     opening = (summary(scores),) if len(results) > FEW_RESULTS else ()
