@@ -266,6 +266,9 @@ class TrainConfig:
     """Compile the blocks of the encoders with torch.compile, which starts slowly and computes faster from then on, above all on
     GPUs. Texts are padded to multiples of 8 tokens. Rounding differs, and dropout masks for
     other lengths of texts."""
+    channels_last: bool = False
+    """Keep pixels and convolutions of image encoders in channels-last memory, in which convolutions are faster on GPUs, and
+    in bf16 also on CPUs. Rounding differs. For encoders such as ResNets; not with `fsdp`."""
     checkpoint_activations: bool = setting(False, decides=False)
     """Store only the inputs of the blocks of each encoder, and compute their activations again in the backward pass: the same
     gradient in a fraction of the memory, at the cost of one more forward pass. For encoders with blocks, such as transformers

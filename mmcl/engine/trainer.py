@@ -20,6 +20,7 @@ from mmcl.engine.activation_checkpointing import ActivationCheckpointing
 from mmcl.engine.anchors import FeatureAnchor, WeightAnchor
 from mmcl.engine.batch_gradient import BatchGradient
 from mmcl.engine.best_checkpoint import BestScore
+from mmcl.engine.channels_last import ChannelsLast
 from mmcl.engine.checkpoint import load_average, load_checkpoint, take_snapshot
 from mmcl.engine.checkpoint_writer import CheckpointWriter
 from mmcl.engine.collapse import CollapseMonitor, few_rows
@@ -105,6 +106,7 @@ class Trainer:
         towers: Any = dict(method.towers)
         anchor = config.train.anchor
         feature_anchor = FeatureAnchor(method, anchor.features) if anchor.features else None
+        self.memory = ChannelsLast(method) if config.train.channels_last else nullcontext()
         self.compiled = CompiledEncoders(method) if config.train.compile else None
         changed: list[Any] = [self.compiled] if self.compiled else []
         if config.train.checkpoint_activations:
@@ -145,7 +147,7 @@ class Trainer:
         self.encode.train()
         lost = lost_process_reported(train.timeout_seconds)
         compiled, matmul = self.compiled or nullcontext(), matmul_precision(train.matmul)
-        with closing(self.logbook), self.stop, self.writer, lost, matmul, compiled:
+        with closing(self.logbook), self.stop, self.writer, lost, matmul, self.memory, compiled:
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)

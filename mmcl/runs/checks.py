@@ -15,6 +15,7 @@ from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
 from mmcl.engine.activation_checkpointing import check_blocks
 from mmcl.engine.anchors import check_anchors
+from mmcl.engine.channels_last import check_channels_last
 from mmcl.engine.compilation import check_compiler
 from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError, first_line
@@ -45,6 +46,8 @@ def check_run(
     """
     group_parameters(method, config.optim)
     check_anchors(config, method)
+    if config.train.channels_last:
+        check_channels_last(method, fsdp=config.train.fsdp)
     if config.train.compile:
         check_compiler(find_device())
     if config.train.checkpoint_activations:

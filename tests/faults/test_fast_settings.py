@@ -65,6 +65,7 @@ SETTINGS = {
         lambda: products_in_tf32().__enter__(),  # type: ignore[no-untyped-call]
         1e-3,
     ),
+    "channels last": Setting(("--train.channels_last", "true")),
     # Each micro-batch rounds its share of the gradient to 8 bits.
     "bf16": Setting(("--train.precision", "bf16"), tolerance=2e-2),
     "bytes": Setting(("--data.augment", "[]", "--data.workers", "1")),
