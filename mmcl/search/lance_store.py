@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ logger = get_logger(__name__)
 LARGE_ROWS, LARGE_BYTES = 10**6, 2**31
 """Above one of these, a warning names the approximate index. An exact search goes on as before."""
 _OF_ITEM = ("id", "path", "file", "offset", "size", "width", "height", "taken", "captions", "label")
+_ID = re.compile("[0-9a-f]{16}")
 _KEPT_BYTES = 2**25
 """Columns up to this size stay in memory after their first use."""
 
@@ -50,6 +52,7 @@ class LanceStore:
     def _forget(self) -> None:
         self._row_ids: np.ndarray | None = None
         self._order: np.ndarray | None = None
+        self._ids: tuple[np.ndarray, np.ndarray] | None = None
         self._images: Tensor | None = None
         self._texts: TextRows | None = None
         self._columns: dict[str, pa.Array] = {}
@@ -180,11 +183,18 @@ class LanceStore:
 
     def position(self, id: str) -> int:
         """Returns the position of an image. Raises UserError for an id that there is not."""
-        batches = [batch for batch in self.table.of_ids([id], ["id"]).to_batches() if len(batch)]
-        found = np.flatnonzero(self.row_ids == batches[0]["_rowid"][0].as_py()).tolist() if batches else []
-        if not found:
+        if not _ID.fullmatch(id):
             raise unknown_id(id)
-        return int(found[0])
+        if self._ids is None:
+            digits = "".join(self._ordered(["id"])["id"].to_pylist())
+            numbers = np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+            self._ids = numbers, np.argsort(numbers)
+        numbers, order = self._ids
+        wanted = np.uint64(int(id, 16))
+        place = int(np.searchsorted(numbers, wanted, sorter=order))
+        if place == len(numbers) or numbers[order[place]] != wanted:
+            raise unknown_id(id)
+        return int(order[place])
 
     def column(self, name: str) -> pa.Array:
         """Returns a column at all positions."""

@@ -96,7 +96,12 @@ class Question:
 
 
 def answer(store: Store, model: Callable[[], EmbeddingModel], question: Question) -> Hits:
-    """Answers a question; only the rows of the hits are looked up.
+    """Answers a question; only the rows of the hits are looked up. Arguments and errors are those of `ranked_rows`."""
+    return _hits(store, ranked_rows(store, model, question), question)
+
+
+def ranked_rows(store: Store, model: Callable[[], EmbeddingModel], question: Question) -> list[Ranked]:
+    """Returns the rows that answer a question, best first.
 
     Args:
         store: the rows.
@@ -112,8 +117,7 @@ def answer(store: Store, model: Callable[[], EmbeddingModel], question: Question
     query = _vectors(store, model, question)
     among = allowed(store, question.where)
     wanted = question.top_k + question.offset
-    rows = _found(store, query, among, question, wanted, min_score)
-    return _hits(store, rows[question.offset : wanted], question)
+    return _found(store, query, among, question, wanted, min_score)[question.offset : wanted]
 
 
 def is_exact(store: Store, question: Question) -> bool:

@@ -24,11 +24,12 @@ from mmcl.evaluate.prompts import class_embeddings
 from mmcl.files.spreadsheet import spreadsheet_cell
 from mmcl.preprocess import Preprocess
 from mmcl.rng import hash_integers
+from mmcl.search.calibration import match_of
 from mmcl.search.duplicates import Group, find_duplicates
 from mmcl.search.image_facts import to_thumb
 from mmcl.search.items import Item
-from mmcl.search.question import answer, question_of
-from mmcl.search.ranking import Ranked, allowed, by_date
+from mmcl.search.question import is_exact, question_of, ranked_rows
+from mmcl.search.ranking import allowed
 from mmcl.search.store import Store
 from mmcl.serve.pictures import BytesCache, encode_shown
 from mmcl.serve.text_cache import TextCache
@@ -88,6 +89,7 @@ class Gallery:
         self._preprocess: Preprocess | None = getattr(model, "preprocess", None)
         self._files = BytesCache()
         self._groups: tuple[tuple[float, int], list[Group]] | None = None
+        self._facets: tuple[int, Values] | None = None
 
     def about(self) -> Values:
         """Returns what the page says of the collection and offers."""
@@ -159,6 +161,11 @@ class Gallery:
 
     def facets(self) -> Values:
         """Returns what can be filtered by: folders, classes and years with their numbers of images, and the columns."""
+        if self._facets is None or self._facets[0] != self.store.version:
+            self._facets = self.store.version, self._count_facets()
+        return self._facets[1]
+
+    def _count_facets(self) -> Values:
         found = {"folders": self._counted("folder"), "labels": self._counted("label"), "years": []}
         if not hasattr(self.store, "samples") or len(self.store) <= _FEW:
             years = pc.year(self.store.column("taken"))
@@ -246,21 +253,23 @@ class Gallery:
             sort=query.sort,
             min_match=query.min_match,
         )
-        hits = answer(self.store, lambda: self._model, question)
-        rows = self._rows([self.store.position(hit.id) for hit in hits])
-        for row, hit in zip(rows, hits, strict=True):
-            row["score"] = round(hit.score, 5)
-            if hit.match is not None:
-                row["match"] = round(hit.match, 3)
-        return rows, hits.exact
+        ranked = ranked_rows(self.store, lambda: self._model, question)
+        rows = self._rows([one.position for one in ranked])
+        calibration = self.store.calibration
+        for row, one in zip(rows, ranked, strict=True):
+            row["score"] = round(one.score, 5)
+            if calibration is not None:
+                row["match"] = round(match_of(one.score, calibration), 3)
+        return rows, is_exact(self.store, question)
 
     def _in_order(self, query: Query, mask: Tensor | None) -> list[Values]:
         """A part of the collection, or of what a filter lets through."""
-        positions = list(range(len(self.store))) if mask is None else mask.nonzero().flatten().tolist()
+        positions = np.arange(len(self.store)) if mask is None else mask.nonzero().flatten().numpy()
         if query.sort is not None:
-            rows = [Ranked(position, 0.0) for position in positions]
-            positions = [row.position for row in by_date(rows, self.store.column("taken"), query.sort)]
-        return self._rows(positions[query.offset : query.offset + query.k])
+            order: Literal["ascending", "descending"] = "descending" if query.sort == "-taken" else "ascending"
+            taken = self.store.column("taken").take(pa.array(positions))
+            positions = positions[pc.array_sort_indices(taken, order=order).to_numpy()]  # stable, without a date last
+        return self._rows(positions[query.offset : query.offset + query.k].tolist())
 
     def _rows(self, positions: Sequence[int]) -> list[Values]:
         return [

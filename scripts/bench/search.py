@@ -8,6 +8,7 @@ numpy's product and argpartition, faiss's flat index, and a flat search of Lance
 `open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer.
 `sync 100000`: files; a sync where nothing has changed.
 `build 20000`: small JPEG files; images a second, beside a plain loop of the model over a DataLoader.
+`page 100000x512`: an index behind the page; the 95th percentile of answers to 50 clients at once, beside the median of one.
 
 Every case is measured in a process of its own, its sides in turn, and each value is the median over the rounds. Sides must find
 the same, or the bench stops.
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page as clients
 import torch
 from side_by_side import Row, as_line, peak_memory, row, write_json
 
@@ -41,6 +43,7 @@ USUAL = [
     "open 1000000x256",
     "sync 100000",
     "build 20000",
+    "page 100000x512",
 ]
 K = 10
 QUERIES = 100
@@ -172,7 +175,7 @@ def batch(case: str, rows: int, width: int, rounds: int) -> list[Row]:
     sides: dict[str, Run] = {"mmcl": lambda: nearest(queries, keys, K)[1].tolist()}
     faiss_index = flat(vectors)
     if faiss_index is None:
-        return [row(case, "time per query", "ms", 1e3 * in_turn(sides, rounds)["mmcl"] / QUERIES)]
+        return [row(case, "time a query", "ms", 1e3 * in_turn(sides, rounds)["mmcl"] / QUERIES)]
     sides["faiss"] = lambda: faiss_index.search(asked, K)[1].tolist()
     require_equal(case, sides["mmcl"](), sides["faiss"]())
     times = in_turn(sides, rounds)
@@ -184,8 +187,7 @@ def duplicates(case: str, rows: int, width: int, rounds: int) -> list[Row]:
 
     vectors = torch.from_numpy(clustered(rows, width))
     vectors[rows // 2 : rows // 2 + rows // 20] = vectors[: rows // 20]
-    every, block = torch.arange(rows), 2048
-    memory = torch.empty(block, block)
+    every, block, memory = torch.arange(rows), 2048, torch.empty(2048, 2048)
     before = peak_memory()
     groups = len(near_groups(vectors, 0.97, every))
     grown = peak_memory() - before
@@ -304,8 +306,8 @@ def built(case: str, files: int, _: int, rounds: int) -> list[Row]:
             mmcl.Index.build(folder, model, out=Path(place, f"index{next(number)}"))
 
         times = in_turn({"mmcl": ours, "loop over a DataLoader": lambda: plain_loop(model, folder)}, max(1, rounds - 1))
-    theirs = files / times["loop over a DataLoader"]
-    return [row(case, "throughput", "/s", files / times["mmcl"], "loop over a DataLoader", theirs)]
+    ours_per_s, theirs = (files / times[side] for side in ("mmcl", "loop over a DataLoader"))
+    return [row(case, "throughput", "/s", ours_per_s, "loop over a DataLoader", theirs)]
 
 
 def tiny() -> Any:
@@ -341,6 +343,16 @@ def plain_loop(model: Any, folder: Path) -> np.ndarray:
         return np.concatenate([model.towers["image"](batch.float() / 255).numpy() for batch in batches])
 
 
+def page(case: str, rows: int, width: int, rounds: int) -> list[Row]:
+    from mmcl.search.lance_table import About, LanceTable
+
+    model = Given()
+    model.query = clustered(1, width, seed=1)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        fill(LanceTable.create(folder, About(model="given", dim=width)), rows, width)
+        return clients.many_at_once(case, folder, model, rounds)
+
+
 CASES: dict[str, Callable[[str, int, int, int], list[Row]]] = {
     "query": query,
     "batch": batch,
@@ -348,6 +360,7 @@ CASES: dict[str, Callable[[str, int, int, int], list[Row]]] = {
     "open": opened,
     "sync": synced,
     "build": built,
+    "page": page,
 }
 
 
