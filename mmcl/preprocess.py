@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -40,6 +41,24 @@ MAX_SIDE = 2**14
 
 TORCHVISION_LANCZOS = "2.12"
 """First torch version whose torchvision can resize tensors with Lanczos interpolation."""
+
+_CHOICES = {
+    "interpolation": Interpolation,
+    "resize": Resize,
+    "crop_rounding": CropRounding,
+    "backend": Backend,
+    "channel_order": ChannelOrder,
+}
+_EXPECTED = {
+    "size": f"1 to {MAX_SIDE:,} pixels, or height and width",
+    "resize_size": f"1 to {MAX_SIDE:,} pixels, or height and width",
+    "channels": f"1 to {MAX_SIDE:,}",
+    "mean": "a number for each channel",
+    "std": "a number other than 0 for each channel",
+    "fill": "a level from 0 to 255, or one for each channel",
+    "shrink_on_load": "true or false",
+}
+_SHORT = reprlib.Repr()
 
 OF_THE_ENCODER = ("size", "channels", "mean", "std", "channel_order")
 """Fields of `Preprocess` that are fixed by how the encoder was built."""
@@ -105,16 +124,10 @@ class Preprocess:
                 raise self._refusal(name)
 
     def _refusal(self, name: str) -> UserError:
-        return UserError(f"preprocess: {name} {getattr(self, name)!r} is not possible here; see mmcl.preprocess.Preprocess")
+        fix = f"choose one of {', '.join(get_args(_CHOICES[name]))}" if name in _CHOICES else f"give {_EXPECTED[name]}"
+        return UserError(f"preprocess: {name} is {_SHORT.repr(getattr(self, name))}: {fix}")
 
     def _checks(self) -> dict[str, bool]:
-        choices = {
-            "interpolation": Interpolation,
-            "resize": Resize,
-            "crop_rounding": CropRounding,
-            "backend": Backend,
-            "channel_order": ChannelOrder,
-        }
         fill = self.fill if isinstance(self.fill, tuple) else (self.fill,) * self.channels
         return {
             "size": _is_size(self.size),
@@ -123,7 +136,7 @@ class Preprocess:
             "std": len(self.std) == self.channels and _are_finite(self.std) and 0 not in self.std,
             "fill": len(fill) == self.channels and all(isinstance(v, int) and 0 <= v <= 255 for v in fill),
             "shrink_on_load": isinstance(self.shrink_on_load, bool),
-            **{name: getattr(self, name) in get_args(allowed) for name, allowed in choices.items()},
+            **{name: getattr(self, name) in get_args(allowed) for name, allowed in _CHOICES.items()},
         }
 
     @classmethod

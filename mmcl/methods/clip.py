@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.errors import UserError
 from mmcl.methods.hard_negatives import truly_negative, unused_ids
-from mmcl.methods.method import Method
+from mmcl.methods.method import Method, check_positive
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput
 
 
@@ -53,10 +53,9 @@ class CLIP(Method):
         image_temperature: float = 0.1,
     ):
         super().__init__(towers)
-        if image_weight < 0 or image_temperature <= 0:
-            raise UserError(
-                f"image_weight {image_weight:g} and image_temperature {image_temperature:g}: give numbers from 0 and above 0"
-            )
+        if image_weight < 0:
+            raise UserError(f"image_weight is {image_weight:g}: give a number from 0")
+        check_positive({"temperature": temperature, "max_scale": max_scale, "image_temperature": image_temperature})
         self.hard_negatives = hard_negatives
         self.image_weight, self.image_temperature = image_weight, image_temperature
         if hard_negatives:

@@ -180,15 +180,19 @@ POSITIVE = ("temperature", "tau", "max_scale", "epsilon")
 """Arguments of methods, alone or at the end of a name, that divide or are divided by."""
 
 
-def check_positive(args: Mapping[str, Any]) -> None:
+def check_positive(args: Mapping[str, Any], where: str = "") -> None:
     """Raise UserError if an argument of a method that must be above 0 is a number that is not.
+
+    Args:
+        args: arguments by name.
+        where: what stands before a name in the message.
 
     Example:
         >>> check_positive({"ssl_temperature": 0.1, "hardness": 0.0})
     """
     for name, value in args.items():
         if name.endswith(POSITIVE) and isinstance(value, int | float) and not 0 < value < math.inf:
-            raise UserError(f"method.args.{name} is {value:g}: give a number above 0")
+            raise UserError(f"{where}{name} is {value:g}: give a number above 0")
 
 
 def _shape(view: Tensor | Features) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ def check_components(config: Config) -> None:
     """
     for where, registry, component in _components(config):
         registry.check(component.name, component.args, where=where)
-    check_positive(config.method.args)
+    check_positive(config.method.args, "method.args.")
 
 
 def complete_settings(config: Config) -> dict[str, Any]:

@@ -155,5 +155,5 @@ def test_temperatures_are_above_0(name: str) -> None:
         if argument.endswith(POSITIVE):
             check_positive({argument: 1e-9})
             for value in (0, -1.0, math.inf, math.nan):
-                with pytest.raises(UserError, match=rf"^method\.args\.{argument} is .*: give a number above 0$"):
+                with pytest.raises(UserError, match=rf"^{argument} is .*: give a number above 0$"):
                     check_positive({argument: value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,10 +60,14 @@ def test_without_equal_ids_only_clip_is_left() -> None:
     torch.testing.assert_close(method.loss(embeddings, batch).loss, plain.loss(embeddings, batch).loss, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("weight", "temperature"), [(-1.0, 0.1), (1.0, 0.0)])
-def test_a_loss_between_images_has_a_weight_and_a_temperature(weight: float, temperature: float) -> None:
-    with pytest.raises(UserError, match=f"image_weight {weight:g} and image_temperature {temperature:g}"):
-        toy_method("clip", image_weight=weight, image_temperature=temperature)
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("image_weight", -1.0, "from 0"), ("image_temperature", 0.0, "above 0"), ("temperature", 0, "above 0")],
+)
+def test_a_weight_and_temperatures_out_of_range_are_named(name: str, value: float, said: str) -> None:
+    args: dict[str, Any] = {name: value}
+    with pytest.raises(UserError, match=f"^{name} is {value:g}: give a number {said}$"):
+        toy_method("clip", **args)
 
 
 def test_clip_starts_at_the_published_scale_and_is_clamped_after_every_step() -> None:
