@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.data.files import decoded, write_image, write_mnist, write_table
 from tests.data.tars import pairs, write_tar
 from tests.data.test_loader import batches
 from tests.data.test_loader import rows as rows_of
-from tests.narrow import present
+from tests.narrow import of_type, present
 
 Given = tuple[str, str | None, str | None, dict[str, Any]]
 
@@ -297,6 +298,25 @@ class TestFolder:
         assert names == ["b/1.png", "b/deep/5.jpeg", "b-c.png", "b.x/2.PNG", "lost.png"]
         assert source.fingerprint
         assert source.labels is None
+
+    def test_of_many_images_some_sizes_are_looked_at_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before, asked = open_source("folder", str(folder)).fingerprint, list[Path]()
+        module = "mmcl.data.sources.folders.source"
+        original = importlib.import_module(module)._size
+
+        def size(file: Path) -> int | None:
+            asked.append(file)
+            return of_type(int, original(file))
+
+        monkeypatch.setattr(f"{module}._size", size)
+        source = open_source("folder", str(folder))
+        assert [source.fingerprint for _ in range(3)] == [before] * 3
+        assert len(asked) == len(source)
+        asked.clear()
+        monkeypatch.setattr(f"{module}._ALL_SIZES", len(source) - 1)
+        monkeypatch.setattr(f"{module}._SOME_SIZES", 2)
+        assert open_source("folder", str(folder)).fingerprint != before
+        assert 1 <= len(asked) <= 2 < len(source)
 
     def test_the_fingerprint_belongs_to_the_content(self, folder: Path, tmp_path: Path) -> None:
         before = open_source("folder", str(folder)).fingerprint

@@ -42,7 +42,7 @@ class Subset(DerivedSource):
     def __getitem__(self, index: int) -> Sample:
         return self.source[int(self.indices[index])]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return digest(self.source.fingerprint, self.indices.tobytes())
 
