@@ -22,6 +22,10 @@ class UserError(ValueError):
         super().__init__(printable_line(" ".join(re.split("\r?\n", message.strip()))))
 
 
+class DamagedIndexError(UserError):
+    """An index on disk that is damaged: only a rebuild or an older version helps. The command line exits with 4."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str], *, where: str = "", suggestion: str | None = None) -> UserError:
     """Returns the error for a name that does not exist: it suggests the nearest one, else lists them all.
 

@@ -1,7 +1,7 @@
 """Exit codes and one-line error messages of all commands.
 
-0: success; 1: partial failure, with a list of what failed; 2: an error that the user can fix; 70: a bug in mmcl; 130: Ctrl-C;
-141: the reader of the output has closed it (as in `mmcl list | head -1`).
+0: success; 1: partial failure, with a list of what failed; 2: an error that the user can fix; 3: nothing was found; 4: an index
+is damaged; 70: a bug in mmcl; 130: Ctrl-C; 141: the reader of the output has closed it (as in `mmcl list | head -1`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
 from mmcl.cli.output import printed_log, say, show
-from mmcl.errors import UserError
+from mmcl.errors import DamagedIndexError, UserError
 from mmcl.terminal import printable, printable_line
 
 if TYPE_CHECKING:
     from mmcl.types import BadSample
 
-PART, USER_ERROR, BUG, INTERRUPTED, NO_READER = 1, 2, 70, 130, 141
+PART, USER_ERROR, NOTHING, DAMAGED, BUG, INTERRUPTED, NO_READER = 1, 2, 3, 4, 70, 130, 141
 
 _DEBUG, _PLUGINS = "--debug", "--plugins"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -83,13 +83,13 @@ def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, modules
 
 
-def end_partly(bad: Sequence[BadSample]) -> None:
-    """Lists the samples that were left out, and ends the command with exit code 1; returns if there are none."""
+def end_partly(bad: Sequence[BadSample], *, code: int = 0) -> None:
+    """Lists the samples that were left out, and ends the command with another exit code or, if there are some, with 1."""
     for one in bad:
         name = printable_line(one.name)  # as in an error
         say(f"left out: {one.reason if name in one.reason else f'{name}: {one.reason}'}", error=True)
-    if bad:
-        sys.exit(PART)
+    if bad or code:
+        sys.exit(code or PART)
 
 
 def refuse_all_bad(bad: Sequence[BadSample], total: int) -> None:
@@ -100,7 +100,7 @@ def refuse_all_bad(bad: Sequence[BadSample], total: int) -> None:
 
 def _line_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, UserError):
-        return f"error: {error}", USER_ERROR
+        return f"error: {error}", DAMAGED if isinstance(error, DamagedIndexError) else USER_ERROR
     if isinstance(error, OSError) and error.errno in _FULL:
         _forget(sys.stdout)  # it may be what lies on the full disk
         return f"error: {error.strerror}: {error.filename or 'the output'}; make room", USER_ERROR

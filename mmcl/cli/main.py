@@ -68,7 +68,7 @@ _SHARED = {
     "--plugins MODULE": "import methods, sources, ... of yours (or MMCL_PLUGINS)",
     "--debug, --version": "show the traceback of an error; print the version",
 }
-_CODES = "exit codes: 0 done, 1 in part (the rest is listed), 2 an error to fix, 70 a bug"
+_CODES = "exit codes: 0 done, 1 in part, 2 to fix, 3 nothing found, 4 damaged, 70 a bug"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mmcl.cli.exit import end_partly
+from mmcl.cli.exit import NOTHING, end_partly
 from mmcl.cli.options import RARE, Device, Json
 from mmcl.cli.output import say, show
 from mmcl.errors import UserError
@@ -48,8 +48,8 @@ def search(
         mmcl search runs/clip_emoji "a crying face"
         mmcl search runs/clip_emoji --image photos/cat.png --images photos/
 
-    Images of the collection that cannot be read are listed, and the exit code is then 1. An index that `mmcl index build` has
-    made may stand in place of the model; it is searched without encoding any image again.
+    Images of the collection that cannot be read are listed, and the exit code is then 1; it is 3 if nothing was found. An index
+    that `mmcl index build` has made may stand in place of the model; it is searched without encoding any image again.
 
     Args:
         model: A run directory, an index, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
@@ -89,7 +89,7 @@ def search(
     if copy_to is not None:
         hits.copy_to(copy_to)
     _print(hits, json)
-    end_partly([] if index.is_saved(images or model) else index.bad)
+    end_partly([] if index.is_saved(images or model) else index.bad, code=0 if hits else NOTHING)
 
 
 def _print(hits: Hits, json: bool) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.errors import UserError, first_line, how_to_install
+from mmcl.errors import DamagedIndexError, UserError, first_line, how_to_install
 from mmcl.files.lock import FileLock
 from mmcl.search.arrow import TYPES
 from mmcl.search.items import Kind
@@ -194,7 +194,7 @@ class LanceTable:
         with readable(self.place):
             for batch in self._batches(["vector"], FOUND, max(1, _VECTOR_BYTES // (4 * self.about.dim))):
                 if batch["vector"].null_count:
-                    raise UserError(
+                    raise DamagedIndexError(
                         f"{self.place}: is damaged (an image has no vector; `mmcl index verify` names it); restore an older "
                         "version, or build the index again"
                     )
@@ -317,14 +317,14 @@ def _read_about(place: str, database: Any) -> About:
         content = json.loads(database.open_table(ABOUT).to_arrow()["value"][0].as_py())
         number = int(content["format"])
     except (IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{place}: its settings are damaged ({error!r}); build the index again") from None
+        raise DamagedIndexError(f"{place}: its settings are damaged ({error!r}); build the index again") from None
     if number > FORMAT:
         raise UserError(f"{place}: is of format {number}, and this version of mmcl reads up to {FORMAT}; install a newer mmcl")
     known = {one.name for one in fields(About)}
     try:
         return About(**{name: value for name, value in content.items() if name in known})
     except TypeError as error:
-        raise UserError(f"{place}: its settings are damaged ({error}); build the index again") from None
+        raise DamagedIndexError(f"{place}: its settings are damaged ({error}); build the index again") from None
 
 
 @contextmanager
@@ -338,7 +338,7 @@ def readable(place: str) -> Iterator[None]:
         why = first_line(error)[:200]
         if "not found" in why.lower() and ("://" in place or not exists(place)):
             raise UserError(f"{place}: no index there; `mmcl index build` makes one") from None
-        raise UserError(f"{place}: is damaged ({why}); restore an older version, or build the index again") from error
+        raise DamagedIndexError(f"{place}: is damaged ({why}); restore an older version, or build the index again") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmcl.config import from_dict
 from mmcl.data.sample import Sample
-from mmcl.errors import UserError
+from mmcl.errors import DamagedIndexError
 from mmcl.files.atomic import staged, write_file
 from mmcl.files.listing import file_named
 from mmcl.files.untrusted import read_json, read_tensors
@@ -72,12 +72,12 @@ def load(directory: Path, preprocess: Preprocess | None = None) -> MemoryStore:
             raise TypeError("model_name is a text, places are texts")
         image_emb, text_emb = _embeddings(read_tensors(directory / _tensor_file(content["digest"])))
         if _digest({"image": image_emb, "text": text_emb}) != content["digest"]:
-            raise UserError(f"{directory}: the embeddings are damaged (their checksum differs); build the index again")
+            raise DamagedIndexError(f"{directory}: the embeddings are damaged (their checksum differs); build the index again")
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{directory}: index.json is damaged ({error!r}); build the index again") from None
+        raise DamagedIndexError(f"{directory}: index.json is damaged ({error!r}); build the index again") from None
     texts = sum(len(sample.captions) for sample in samples)
     if not samples or len(image_emb) != len(samples) or len(text_emb) not in (0, texts):
-        raise UserError(f"{directory}: embeddings and index.json do not belong together; build the index again")
+        raise DamagedIndexError(f"{directory}: embeddings and index.json do not belong together; build the index again")
     return MemoryStore(
         samples, image_emb, text_emb, bad=bad, model=model, model_name=name, preprocess=preprocess, places=places
     )

@@ -16,7 +16,7 @@ import pytest
 from mmcl.cli import exit as cli_exit
 from mmcl.cli.exit import exit_cleanly
 from mmcl.cli.main import main
-from mmcl.errors import UserError
+from mmcl.errors import DamagedIndexError, UserError
 
 
 def raising(error: BaseException) -> object:
@@ -31,6 +31,7 @@ class OutOfMemoryError(RuntimeError):
     ("error", "code", "line"),
     [
         (UserError("a\nb"), 2, r"error: a b"),
+        (DamagedIndexError("a"), 4, r"error: a"),
         (KeyboardInterrupt(), 130, r"interrupted"),
         (KeyError("width"), 70, r"error: this is a bug in mmcl \(KeyError: 'width'\); please report it .*\.log \(--debug.*\)"),
         (ValueError("a\n\nb" + "x" * 5000), 70, r"error: this is a bug in mmcl \(ValueError: a bx{280,290} \.\.\.\); .*"),

@@ -6,13 +6,16 @@ import json
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.errors import UserError
+from mmcl.cli.main import main
+from mmcl.errors import DamagedIndexError, UserError
 from mmcl.search import Index
 from mmcl.search.lance_table import ABOUT, ITEMS, LanceTable
 from mmcl.testing.patterns import PatternModel, pattern
@@ -184,7 +187,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_written(photos: Path, tmp_pa
         )
     code = f"""
 import resource, signal
-from mmcl.errors import UserError
+from mmcl.cli.main import main
+from mmcl.errors import DamagedIndexError, UserError
 from mmcl.search import Index
 from mmcl.testing.patterns import PatternModel
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -244,6 +248,40 @@ def test_a_damaged_index_is_one_line(damage: str, message: str, photos: Path, tm
     with pytest.raises(UserError, match=message) as error:
         Index.open(place, PatternModel()).search("pattern 1")
     assert "\n" not in str(error.value)
+    if damage in ("settings", "data", "no vector"):
+        assert isinstance(error.value, DamagedIndexError)
+    if damage in ("settings", "data"):
+        assert main(["search", str(place), "--like", "0" * 16]) == 4
+
+
+def test_a_search_that_finds_nothing_says_so(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = Index.build(photos, PatternModel(), out=tmp_path / "index")
+    like = index.search("pattern 1")[0].id
+    words = ["search", str(tmp_path / "index"), "--like", like]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--where", "width > 9000"])
+    assert end.value.code == 3
+    assert "nothing found" in capsys.readouterr().err
+    assert main([*words, "--where", "width < 9000"]) == 0
+
+
+def test_two_writers_past_the_lock_leave_no_duplicates(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an object store, which has no lock: both sync new files at once, batch by batch."""
+    place = tmp_path / "index"
+    Index.build(photos, PatternModel(), out=place)
+    for number in range(4, 24):
+        write(photos / f"{number:03}.png", number, f"pattern {number}")
+    monkeypatch.setattr(LanceTable, "locked", lambda self: nullcontext())
+    writers = [Index.open(place, PatternModel()) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(writer.sync, batch=5) for writer in writers]
+        errors = [one.exception() for one in done]
+    assert all(error is None or isinstance(error, UserError) for error in errors), errors
+    monkeypatch.undo()
+    after = Index.open(place, PatternModel())
+    after.sync()
+    assert rows(after) == rows(Index.build(photos, PatternModel(), out=tmp_path / "rebuilt"))
+    assert len(after) == 24 == after.store.table.count()  # type: ignore[attr-defined]
 
 
 def test_another_model_is_refused_when_it_would_write(photos: Path, tmp_path: Path) -> None:
