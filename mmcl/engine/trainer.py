@@ -114,6 +114,7 @@ class Trainer:
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
+        self.committed = method.committed_parameters  # listed once, because large models have thousands of parameters
         if feature_anchor and self.weights.are_sharded:
             shard(feature_anchor.towers, accelerator.device)
         self.gradient = BatchGradient(accelerator, method, self.weights, config.train, anchor=feature_anchor, changed=changed)
@@ -265,7 +266,7 @@ class Trainer:
         self.optimizer.step()
         if self.weight_anchor:
             self.weight_anchor.pull(self.optimizer.param_groups, is_bad)
-        parameters = Snapshot(self.method.committed_parameters)
+        parameters = Snapshot(self.committed)
         self.method.commit(embeddings, batch)
         for snapshot in (buffers, parameters):
             snapshot.undo_if(is_bad)
