@@ -32,6 +32,7 @@ class CLIP(Method):
     Args:
         towers: "image" and "text", of equal embedding width.
         temperature: initial temperature.
+        learn_temperature: whether to learn it; otherwise it stays.
         max_scale: largest inverse temperature; the log-scale is clamped to [0, ln max_scale] after every step.
         hard_negatives: whether to read a hard negative for every text from the data.
         image_weight: weight of the loss between images with equal ids, from 0.
@@ -47,6 +48,7 @@ class CLIP(Method):
         towers: nn.ModuleDict,
         *,
         temperature: float = 0.07,
+        learn_temperature: bool = True,
         max_scale: float = 100.0,
         hard_negatives: bool = False,
         image_weight: float = 0.0,
@@ -60,7 +62,7 @@ class CLIP(Method):
         self.image_weight, self.image_temperature = image_weight, image_temperature
         if hard_negatives:
             self.views = {**self.views, "negative": "text"}
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
         self.max_log_scale = math.log(max_scale)
 
     @property

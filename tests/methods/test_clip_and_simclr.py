@@ -70,6 +70,21 @@ def test_a_weight_and_temperatures_out_of_range_are_named(name: str, value: floa
         toy_method("clip", **args)
 
 
+def test_a_temperature_that_is_not_learned_stays_and_all_else_learns_the_same() -> None:
+    embeddings = random_embeddings(("image", "text"), 6)
+    learned, fixed = toy_method("clip"), toy_method("clip", learn_temperature=False)
+    found = []
+    for method in (learned, fixed):
+        rows = {view: row.detach().requires_grad_() for view, row in embeddings.all.items()}
+        method.loss(Embeddings(rows, rows, embeddings.ids, embeddings.all_ids), batch_of(embeddings)).loss.backward()
+        found.append([row.grad for row in rows.values()])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert learned.log_scale.grad is not None
+    assert fixed.log_scale.grad is None
+    assert not fixed.log_scale.requires_grad
+    assert present(fixed.logit_scale).item() == pytest.approx(1 / 0.07)
+
+
 def test_clip_starts_at_the_published_scale_and_is_clamped_after_every_step() -> None:
     method, embeddings = toy_method("clip"), random_embeddings(("image", "text"), 2)
     assert present(method.logit_scale).item() == pytest.approx(1 / 0.07)

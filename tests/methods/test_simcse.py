@@ -138,6 +138,7 @@ def test_the_head_is_for_training_alone() -> None:
         ("simcse", {"supervision": "hard_negatives", "hard_negative_log_weight": 0.4}),
         ("clip", {"hard_negatives": True}),
         ("clip", {"image_weight": 0.6}),
+        ("clip", {"learn_temperature": False}),
     ],
 )
 def test_options_over_two_processes_are_those_of_one_batch(name: str, args: dict[str, Any]) -> None:
