@@ -188,10 +188,11 @@ def check_positive(args: Mapping[str, Any], where: str = "") -> None:
         where: what stands before a name in the message.
 
     Example:
-        >>> check_positive({"ssl_temperature": 0.1, "hardness": 0.0})
+        >>> check_positive({"ssl_temperature": 0.1, "hardness": 0.0, "learn_temperature": False})
     """
     for name, value in args.items():
-        if name.endswith(POSITIVE) and isinstance(value, int | float) and not 0 < value < math.inf:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name.endswith(POSITIVE) and is_number and not 0 < value < math.inf:
             raise UserError(f"{where}{name} is {value:g}: give a number above 0")
 
 
