@@ -96,7 +96,7 @@ def test_help_shows_the_values_of_the_configuration(capsys: pytest.CaptureFixtur
 def test_the_complete_help_explains_the_arguments_of_the_components(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "clip_emoji", "--help_all"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"--method\.args\.temperature\s.*\[0\.05\]", said, re.DOTALL)
+    assert re.search(r"--method\.args\.temperature\s.*\[0\.0667\]", said, re.DOTALL)
     assert "--image.encoder.args.widths" in said
     assert "--data.mix.NAME.weight" in said
     for name in shipped_configs():
