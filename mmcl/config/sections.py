@@ -264,8 +264,7 @@ class TrainConfig:
     cost accuracy. "auto" does so for what comes from `init`."""
     compile: bool = False
     """Compile the blocks of the encoders with torch.compile, which starts slowly and computes faster from then on, above all on
-    GPUs. Texts are padded to multiples of 8 tokens. Rounding differs, and dropout masks for
-    other lengths of texts."""
+    GPUs. Texts are padded to multiples of 8 tokens. Rounding differs, and so do the dropout masks of texts that are padded."""
     channels_last: bool = False
     """Keep pixels and convolutions of image encoders in channels-last memory, in which convolutions are faster on GPUs, and
     in bf16 also on CPUs. Rounding differs. For encoders such as ResNets; not with `fsdp`."""

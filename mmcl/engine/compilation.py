@@ -76,7 +76,8 @@ class CompiledEncoders:
 
     def check(self) -> None:
         """Raise UserError for an encoder whose blocks have not been called. Called after the first step."""
-        for name, encoder in sorted(self._unused.items()):
+        if self._unused:
+            name, encoder = min(self._unused.items())
             raise UserError(
                 f"train.compile: the encoder {encoder} ({name}) takes the layers out of its blocks instead of calling them, so "
                 "that they are not compiled; set it to false"
