@@ -1,8 +1,9 @@
-"""A folder like the one that the documentation describes, made once for all pages."""
+"""A folder like the one that the documentation describes."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,17 @@ from mmcl.data.example import write_example
 from tests.documentation.snippets import QUICK, RETRIEVAL, SMALL_TEXT
 
 
+@pytest.fixture
+def place(_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, for one test: what a test makes in it is not there for the next."""
+    folder = tmp_path / "place"
+    shutil.copytree(_place, folder, copy_function=os.link)  # files that a run writes are new ones, under the old name
+    monkeypatch.chdir(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photos/ and labeled/ as `mmcl example` writes them, and runs/clip_emoji, trained for a step."""
     folder = tmp_path_factory.mktemp("place")
     write_example(folder / "photos")

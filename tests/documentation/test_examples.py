@@ -49,13 +49,13 @@ def test_an_example_of_a_loss(name: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert set(re.findall(r"^from (mmcl[.\w]*) import", path.read_text(), re.MULTILINE)) == {"mmcl.losses"}
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_prints_what_it_found(
-    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process. Training is shortened by flags after its own, as on the pages."""
     words, printed = EXAMPLES[name]
-    monkeypatch.chdir(place)
     monkeypatch.setattr(mmcl, "load_config", quick_config)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")

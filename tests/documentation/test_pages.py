@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,16 +27,13 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LOSSES, "_lines", dict(LOSSES._lines))
 
 
-@pytest.mark.usefixtures("_registries_as_they_were")
+@pytest.mark.usefixtures("_registries_as_they_were", "place")
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.long] if page.name in LONG else []) for page in WITH_CODE],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_page(page: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "place"
-    shutil.copytree(place, folder, copy_function=os.link)  # files that a run writes are new ones, under the old name
-    monkeypatch.chdir(folder)
+def test_page(page: Path) -> None:
     run_page(page)
 
 

@@ -218,7 +218,7 @@ def test_where_chooses_matrices_by_name() -> None:
         ({"alpha": 0}, "alpha 0 above 0"),
         ({"alpha": float("nan")}, "alpha nan above 0"),
         ({"dropout": 1.0}, "dropout 1.0 from 0 to below 1"),
-        ({"rank": "many"}, "adapter 'lora' cannot be built with rank: 'many'"),
+        ({"rank": "many"}, "rank of adapter 'lora' must be a whole number, not 'many'"),
         ({"rnk": 4}, "did you mean 'rank'"),
         ({"name": "dorra"}, "did you mean 'dora'"),
     ],

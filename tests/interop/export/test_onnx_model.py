@@ -169,7 +169,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a width of zero": (lambda folder: changed(folder, embed_dim=0), "embed_dim is 0"),
     "another width": (lambda folder: changed(folder, embed_dim=9), "rows of 8 numbers, and config.json says 9"),
     "no scale": (lambda folder: changed(folder, logit_scale=-1), "logit_scale is -1"),
-    "no preprocessing": (lambda folder: (folder / "preprocess.json").write_text('{"size": -3}'), "size -3"),
+    "no preprocessing": (lambda folder: (folder / "preprocess.json").write_text('{"size": -3}'), "size is -3"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"tokenizer\.json: damaged tokenizer"),
 }
 
