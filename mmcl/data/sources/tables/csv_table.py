@@ -65,9 +65,9 @@ class Dialect:
         return re.compile(rb'(?<![^%b\r\n])"[^"\r\n]*+(?<=\\)"(?!["%b\r\n]|\Z)' % (separator, separator))
 
     def run_of(self, characters: bytes) -> re.Pattern[bytes]:
-        """Pattern of fields that are quoted or consist of given characters, with quotes allowed inside."""
+        """Pattern of fields that are quoted or consist of given characters, with quotes allowed inside; see `_end_of_run`."""
         within = rb'(?<=[^%b\r\n])"' % re.escape(self.separator).encode()
-        return re.compile(rb"(?:%b++|%b|%b)*+" % (characters, self.quoted, within))
+        return re.compile(rb"(?:%b++|%b|%b){1,1000}" % (characters, self.quoted, within))
 
 
 def csv_batches(path: Path, encoding: str, header: Sequence[str] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -212,18 +212,28 @@ def _known(names: Sequence[str]) -> int:
     return sum(name.strip().lower() in usual for name in names)
 
 
+def _end_of_run(run: re.Pattern[bytes], text: memoryview, start: int) -> int:
+    """Returns the offset at which the repetitions of a pattern of `Dialect.run_of` end.
+
+    The pattern stops after 1,000 parts, so that what it remembers of each takes no memory. A possessive group would remember
+    nothing, but before Python 3.11.5 and 3.12 it may lose its last byte (https://github.com/python/cpython/issues/106052).
+    """
+    while match := run.match(text, start):
+        start = match.end()
+    return start
+
+
 def _check_quotes(path: Path, text: memoryview, dialect: Dialect) -> None:
     """Raises UserError for a quote that is not closed, or is closed lines later within a field, since rows would be lost.
 
     Also raises for a quote escaped only by a backslash, since its field would be garbled.
     """
-    match = dialect.run_of(rb'[^"]').match(text)
-    assert match  # The pattern also matches the empty text.
-    if match.end() < len(text):
-        closing = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"').match(text, match.end())
+    end = _end_of_run(dialect.run_of(rb'[^"]'), text, 0)
+    if end < len(text):
+        closing = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"').match(text, end)
         where = f"only closes on line {line_at(text, closing.end())}, within a field" if closing else "never closes"
         raise UserError(
-            f'{path}, line {line_at(text, match.end())}: a quote (") opens a field here and {where}; close it at the end of '
+            f'{path}, line {line_at(text, end)}: a quote (") opens a field here and {where}; close it at the end of '
             'the field, or put the field in quotes and write each quote in it twice ("")'
         )
     if escaped := dialect.escaped_quote.search(text):
@@ -237,9 +247,8 @@ def _wrong_row(path: Path, text: memoryview, dialect: Dialect) -> UserError | No
     fields, quoted = dialect.run_of(rb'[^"\r\n]'), re.compile(dialect.quoted)
     position = dialect.start
     while position < len(text):
-        match = fields.match(text, position)
-        assert match
-        row, position = match[0], match.end() + len(_LINE.match(text, match.end())[0])  # type: ignore[index]
+        start, end = position, _end_of_run(fields, text, position)
+        row, position = bytes(text[start:end]), end + len(_LINE.match(text, end)[0])  # type: ignore[index]
         count, expected = quoted.sub(b"", row).count(dialect.separator.encode()) + 1, len(dialect.names)
         if row and count != expected:
             problem = _misfit(count, expected, dialect.separator)
@@ -247,5 +256,5 @@ def _wrong_row(path: Path, text: memoryview, dialect: Dialect) -> UserError | No
             problem = f"the row has {len(row)} bytes, more than the limit of {LONGEST_ROW}"
         else:
             continue
-        return UserError(f"{path}, line {line_at(text, match.start())}: {problem}")
+        return UserError(f"{path}, line {line_at(text, start)}: {problem}")
     return None
