@@ -173,9 +173,17 @@ def start_of(runs: Path, seed: int) -> Path:
 
 
 def rows_of_vendor(seed: int) -> tuple[Source, np.ndarray]:
-    """The vendor that the start has never seen, and its rows in an order of their own for every seed."""
+    """The vendor that the start has never seen, and its rows in an order of their own for every seed.
+
+    Of emoji with one image, such as a country's flag and its island's, one remains: none is in two parts of the data.
+    """
     source = open_source("emoji", args={"split": "unseen_style", "fold": "test"})
-    return source, np.random.default_rng([seed, 1]).permutation(len(source))
+    first: dict[bytes, int] = {}
+    for index in range(len(source)):
+        image = source[index].image
+        assert isinstance(image, bytes)
+        first.setdefault(image, index)
+    return source, np.random.default_rng([seed, 1]).permutation(list(first.values()))
 
 
 def test_data(seed: int) -> Mapping[str, Source]:

@@ -43,6 +43,44 @@ def test_better_than_every_baseline() -> None:
     )
 
 
+BOTH_WAYS = ("text_to_image_R@1", "image_to_text_R@1")
+
+
+def test_what_compares_alike_shares_a_sentence() -> None:
+    """As a retrieval is better than chance both ways."""
+    found = [measured("trained", hits(n, 100), metric=way) for way, n in zip(BOTH_WAYS, (60, 55), strict=True)]
+    chance = [exact("chance", 0.01, metric=way) for way in BOTH_WAYS]
+    assert verdict([*found, *chance]) == (
+        "knn, digits: the right image comes first for 60.0 % of 100 texts and the right text comes first for 55.0 % of 100 "
+        "images, better than chance (by 59.0 and 54.0 points).",
+    )
+    level = [measured("raw pixels", hits(n, 100), metric=way) for way, n in zip(BOTH_WAYS, (59, 54), strict=True)]
+    (both,) = verdict([*found, *level, *chance])
+    assert both.startswith(FLAG)
+    assert both.count("comparing raw pixels") == both.count("chance") == 1
+    assert len(re.findall(r"\+1\.0 points \[-?\d\.\d, \d\.\d\]", both)) == 2
+
+
+@pytest.mark.parametrize("pixels", [90, 55])
+def test_what_does_not_compare_alike_has_a_sentence_of_its_own(pixels: int) -> None:
+    shares = {"trained": (60, 55), "raw pixels": (1, pixels)}
+    found = [
+        measured(model, hits(right, 100), metric=way)
+        for model, own in shares.items()
+        for way, right in zip(BOTH_WAYS, own, strict=True)
+    ]
+    (one,) = verdict(found)
+    assert one.count("comparing raw pixels") == 2
+    assert "texts, better than comparing" in one
+    assert "images, better than comparing" not in one
+
+
+def test_of_several_models_every_metric_has_a_sentence() -> None:
+    found = [measured(model, hits(n, 100), metric=way) for way in BOTH_WAYS for model, n in (("a", 60), ("b", 20))]
+    (one,) = verdict(found)
+    assert one.count("better than b (by 40.0 points)") == 2
+
+
 def test_a_map_has_no_paragraph_beside_scores() -> None:
     drawn = Metric("embedding_map", "digits", "tsne_trustworthiness@10", "trained", 0.9, None, None, 100)
     score = measured("trained", hits(90, 100))

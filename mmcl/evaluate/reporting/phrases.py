@@ -74,10 +74,6 @@ class Wording:
     is_share: bool
     digits: int
 
-    def amount(self, value: float) -> str:
-        """A difference without its sign, such as "42.4 points"."""
-        return f"{self.bare(abs(value))}{' points' if self.is_share else ''}"
-
     def bare(self, value: float, *, sign: str = "") -> str:
         """A difference as a number alone, which `sign` "+" gives a sign; a small one keeps a digit that is not 0."""
         return _number(100 * value if self.is_share else value, self.digits, sign)

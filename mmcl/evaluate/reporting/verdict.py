@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ FEW_RESULTS = 4
 def verdict(metrics: Iterable[Metric]) -> tuple[str, ...]:
     """Paragraphs of plain text, one for each evaluator and dataset; of many results, a summary comes first.
 
-    Maps are left out, unless there is nothing else.
+    Maps are left out, unless there is nothing else. Metrics for which everything compares alike share a sentence.
 
     Each says what was measured on how many rows, and by how much the best model is better or worse than the other models and
     every baseline. Differences are tested on the same rows, or by the intervals where a report has no outcomes per row. If a
@@ -52,9 +53,20 @@ def _with_short_names(metrics: Sequence[Metric]) -> list[Metric]:
 
 def _paragraph(place: Place, scores: Sequence[Score]) -> str:
     """Of one evaluator and dataset."""
-    parts = [_sentence(score) for score in scores]
+    parts = [_sentence(alike) for alike in _alike(scores)]
     flag = FLAG if any(is_flagged for _, is_flagged in parts) else ""
     return flag + sentences(place, [sentence for sentence, _ in parts])
+
+
+def _alike(scores: Sequence[Score]) -> list[list[Score]]:
+    """Puts successive scores of one model together that stand in the same relations to the same others."""
+
+    def standing(numbered: tuple[int, Score]) -> object:
+        number, score = numbered
+        relations = [(one.other, _relation(one)) for one in score.contrasts[score.best.model]]
+        return number if len(score.contrasts) > 1 or not relations else (wording(score.best).is_share, relations)
+
+    return [[score for _, score in own] for _, own in itertools.groupby(enumerate(scores), standing)]
 
 
 def sentences(place: Place, found: Sequence[str]) -> str:
@@ -63,14 +75,17 @@ def sentences(place: Place, found: Sequence[str]) -> str:
     return " ".join([f"{place_name(place)}: {first}", *(one[:1].upper() + one[1:] for one in more)])
 
 
-def _sentence(score: Score) -> tuple[str, bool]:
-    """A sentence on one metric, and whether it is to be flagged: on the best model, then on others at a baseline."""
-    how, best = wording(score.best), score.best.model
-    count = len(score.contrasts)
+def _sentence(scores: Sequence[Score]) -> tuple[str, bool]:
+    """A sentence on metrics that are alike, on the best model and then on others at a baseline; whether it is to be flagged."""
+    first, hows = scores[0], [wording(score.best) for score in scores]
+    best, count = first.best.model, len(first.contrasts)
     name = "" if best == "trained" or count == 1 else f", best for {best} of {count} models"
-    clauses = [how.clause + name, *_clauses(score.contrasts[best], how)]
-    flagged = {model: [one for one in own if _is_flagged(one)] for model, own in score.contrasts.items()}
-    behind = [f" {model}: {'; '.join(_clauses(lost, how))}." for model, lost in flagged.items() if lost and model != best]
+    own = zip(*(score.contrasts[best] for score in scores), strict=True)
+    clauses = [listed([how.clause for how in hows]) + name, *_clauses(own, hows)]
+    flagged = {model: [one for one in ones if _is_flagged(one)] for model, ones in first.contrasts.items()}
+    behind = [
+        f" {model}: {'; '.join(_clauses(zip(lost), hows[:1]))}." for model, lost in flagged.items() if lost and model != best
+    ]
     return f"{', '.join(clauses)}.{''.join(behind)}", any(flagged.values())
 
 
@@ -78,25 +93,43 @@ def _is_flagged(one: Contrast) -> bool:
     return is_rival(one) and one.is_significant is not None and not is_better(one)
 
 
-def _clauses(contrasts: Sequence[Contrast], how: Wording) -> list[str]:
-    """What the model is worse than, what it does not differ from, what it is better than, and what was not tested."""
+_UNTESTED = "not tested, for lack of an interval, against"
+_RELATIONS = ("worse than", "as good as", "no better than", "not significantly different from", "better than", _UNTESTED)
+"""In the order of a sentence."""
 
-    def by_amount(own: Sequence[Contrast]) -> list[str]:
-        return [f"{_name(one)} (by {how.amount(one.gain)})" for one in own]
 
-    def with_change(own: Sequence[Contrast]) -> list[str]:
-        return [f"{_name(one)} ({_change(one, how)})" for one in own]
+def _relation(one: Contrast) -> str:
+    if one.is_significant is None:
+        return _UNTESTED
+    if one.gain == 0:
+        return "as good as"
+    if one.is_significant:
+        return "better than" if one.gain > 0 else "worse than"
+    return "no better than" if one.other == EXACT else "not significantly different from"
 
-    level = [one for one in contrasts if one.is_significant is False and one.gain != 0]
-    lists = {
-        "worse than": by_amount([one for one in contrasts if one.is_significant and one.gain < 0]),
-        "as good as": [_name(one) for one in contrasts if one.is_significant is False and one.gain == 0],
-        "no better than": with_change([one for one in level if one.other == EXACT]),
-        "not significantly different from": with_change([one for one in level if one.other != EXACT]),
-        "better than": by_amount([one for one in contrasts if is_better(one)]),
-        "not tested, for lack of an interval, against": with_change([one for one in contrasts if one.is_significant is None]),
-    }
-    return [f"{relation} {listed(items)}" for relation, items in lists.items() if items]
+
+def _clauses(contrasts: Iterable[Sequence[Contrast]], hows: Sequence[Wording]) -> list[str]:
+    """What the model is worse than, what it does not differ from, what it is better than, and what was not tested.
+
+    Args:
+        contrasts: with one model or baseline, for each of several metrics; in one relation.
+        hows: wording of these metrics.
+    """
+    items: dict[str, list[str]] = {relation: [] for relation in _RELATIONS}
+    for ones in contrasts:
+        relation = _relation(ones[0])
+        items[relation].append(_name(ones[0]) + _amounts(relation, ones, hows))
+    return [f"{relation} {listed(names)}" for relation, names in items.items() if names]
+
+
+def _amounts(relation: str, ones: Sequence[Contrast], hows: Sequence[Wording]) -> str:
+    """By how much, such as " (by 30.0 and 12.5 points)"; with its interval if a difference is not significant."""
+    if relation == "as good as":
+        return ""
+    if relation not in ("better than", "worse than"):
+        return f" ({listed([_change(one, how) for one, how in zip(ones, hows, strict=True)])})"
+    sizes = listed([how.bare(abs(one.gain)) for one, how in zip(ones, hows, strict=True)])
+    return f" (by {sizes}{' points' if hows[0].is_share else ''})"
 
 
 def _change(one: Contrast, how: Wording) -> str:
