@@ -115,7 +115,7 @@ def test_a_baseline_that_has_seen_labels_is_marked_and_raises_no_caution() -> No
     metrics = [measured(model, hits(n, 100), metric="zero_shot_top1") for model, n in (("trained", 40), ("labeled pixels", 80))]
     (found,) = verdict(metrics)
     assert not found.startswith(FLAG)
-    assert "worse than the nearest labeled image by raw pixels (which has seen labels; the model has not) (by 40.0" in found
+    assert "worse than the labels, unknown to the model, of the nearest images by raw pixels (by 40.0" in found
 
 
 def test_pairing_decides_where_the_intervals_overlap() -> None:

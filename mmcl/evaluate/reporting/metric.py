@@ -21,7 +21,7 @@ BASELINES: Mapping[str, str] = MappingProxyType(
         "untrained": "the untrained network",
         "raw pixels": "comparing raw pixels",
         "PCA-50": "PCA-50 of the pixels",
-        LABELED_PIXELS: "the nearest labeled image by raw pixels (which has seen labels; the model has not)",
+        LABELED_PIXELS: "the labels, unknown to the model, of the nearest images by raw pixels",
         "bag of words": "counting common words",
         "majority": "always answering the most frequent class",
         "chance": "chance",
