@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         why = error.strerror or str(error)
-        raise UserError(f"{host}:{port} cannot be served at ({why}); give another --port, or --port 0 for any") from None
+        raise UserError(f"cannot listen at {host}:{port} ({why}); give another --port, or --port 0 for any") from None
     return found
 
 
