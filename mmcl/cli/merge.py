@@ -51,7 +51,7 @@ def merge(
     Args:
         models: Two or more: a run directory, open_clip:ARCH/TAG or hf:ID. They must have the same architecture.
         out: Folder to write. It gets model/, and with --evaluate also report/ and merge.json.
-        alpha: Shares of the second of two models; above 1 or below 0 the mean extrapolates. With --evaluate by default 0 0.25 0.5 0.75 1.
+        alpha: Shares of the second of two models; beyond 0 to 1 it extrapolates. With --evaluate by default 0 0.25 0.5 0.75 1.
         weights: One per model, which sum to 1. By default equal ones.
         soup: Add model after model while the score does not fall. To an equal mean, the best first.
         evaluate: Suites to choose the best by. YAML files, or names of shipped ones, as for `mmcl eval suite`.

@@ -4,9 +4,12 @@ state.
 Frozen weights of encoders are left out: every start of a run builds them again, and compares them with those of the first
 (`mmcl.runs.resume`).
 
-A checkpoint is written to a temporary folder, synced and then renamed, so a folder named step-* is always complete. The
-manifest is written last. It holds the size and sha256 of each file, because safetensors silently loads a flipped bit, and a
-sha256 of itself. Old checkpoints are removed only after the new one is in place, and are renamed before they are deleted.
+A folder named step-* is always complete (`mmcl.engine.checkpoint_writer`). Its manifest holds the size and sha256 of each file,
+because safetensors silently loads a flipped bit, and a sha256 of itself.
+
+Each process of a run with sharded weights writes its own rows of them, so every file comes in as many shards. The rows of a
+tensor follow each other in the order of the shards; what is not sharded is in the first. Readers see whole tensors, so a
+checkpoint fits any layout of the weights.
 """
 
 from __future__ import annotations
@@ -14,21 +17,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmcl.config import from_dict
 from mmcl.encoders.adapters import frozen_weights
 from mmcl.errors import UserError
-from mmcl.files.atomic import staged
-from mmcl.files.untrusted import read_json, read_safetensors, reason
+from mmcl.files.untrusted import read_json, read_safetensors
 from mmcl.logging import get_logger
 
 logger = get_logger(__name__)
@@ -36,7 +37,6 @@ logger = get_logger(__name__)
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 MANIFEST = "MANIFEST.json"
-_SPARE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +47,30 @@ class Snapshot:
         step: the number of steps done.
         model, optimizer: tensors by name, on the CPU.
         facts: JSON values for the manifest.
-        average: moving average of the weights, likewise; {} without one.
+        average: moving average of the weights, likewise; None without one.
+        shard, shards: number of this process's shard, from 0, and their number.
     """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
-    average: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] | None = None
+    shard: int = 0
+    shards: int = 1
 
     @property
     def files(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file."""
         files = {MODEL: self.model, OPTIMIZER: self.optimizer}
-        return {**files, AVERAGE: self.average} if self.average else files
+        if self.average is not None:
+            files[AVERAGE] = self.average
+        return {shard_name(name, self.shard, self.shards): tensors for name, tensors in files.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.nbytes for tensors in self.files.values() for tensor in tensors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,11 @@ class Checkpoint:
     path: Path
     step: int
     manifest: dict[str, Any]
+
+    def files(self, name: str) -> list[Path]:
+        """Return the paths of a file's shards; none if the checkpoint does not have it."""
+        names = shard_names(name, self.manifest.get("shards", 1))
+        return [self.path / shard for shard in names if shard in self.manifest["files"]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +101,30 @@ class _Manifest:
 
     step: int
     files: dict[str, _File]
+    shards: int = 1
 
     def __post_init__(self) -> None:
-        missing = [name for name in (MODEL, OPTIMIZER) if name not in self.files]
-        if missing or self.step < 0:
-            raise UserError(f"{MANIFEST}: " + (f"it lists no {missing[0]}" if missing else f"step is {self.step}"))
+        if self.step < 0 or self.shards < 1:
+            raise UserError(f"{MANIFEST}: step is {self.step}, shards is {self.shards}")
+        missing = next((name for name in self.needed() if name not in self.files), None)
+        if missing:
+            raise UserError(f"{MANIFEST}: it lists no {missing}")
+
+    def needed(self) -> Iterator[str]:
+        """Yield the names of the shards of all files."""
+        has_average = any(name.startswith(Path(AVERAGE).stem) for name in self.files)
+        for name in (MODEL, OPTIMIZER, AVERAGE) if has_average else (MODEL, OPTIMIZER):
+            yield from shard_names(name, self.shards)
+
+
+def shard_name(name: str, shard: int, shards: int) -> str:
+    """Return the name of a shard of a file; the file's own if there is only one."""
+    return name if shards == 1 else name.replace(".", f".shard-{shard + 1}-of-{shards}.")
+
+
+def shard_names(name: str, shards: int) -> Iterator[str]:
+    """Yield the names of a file's shards in the order of their rows."""
+    return (shard_name(name, shard, shards) for shard in range(shards))
 
 
 def take_snapshot(
@@ -99,50 +133,27 @@ def take_snapshot(
     optimizer: torch.optim.Optimizer,
     *,
     average: Mapping[str, Tensor] | None = None,
-    keep: bool = True,
     **facts: Any,
 ) -> Snapshot:
     """Copy trained parameters, persistent buffers, the state of the optimizer, and the average of the weights if there is one.
 
-    Sharded tensors are gathered, so all processes must call this. Processes without `keep` get no tensors.
+    If the weights are sharded, all processes must call this. Each copies its own rows of them, and the first also what is not
+    sharded; nothing is sent.
     """
+    mesh = next((weight.device_mesh for weight in module.parameters() if isinstance(weight, DTensor)), None)
+    shard, shards = (mesh.get_rank(), mesh.size()) if mesh else (0, 1)
 
     def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        whole = ((name, _whole(tensor)) for name, tensor in tensors.items())
-        return {name: _copy(tensor) for name, tensor in whole if keep}
+        own = ((name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors.items())
+        return {name: _copy(part) for name, part in own if shard == 0 or (isinstance(tensors[name], DTensor) and len(part))}
 
     model, state = copied(_module_tensors(module)), copied(_optimizer_tensors(module, optimizer))
-    return Snapshot(step, model, state, facts, copied(average or {}))
-
-
-def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int, spare: int | None = None) -> Path:
-    """Write `folder/step-<step>` atomically, then remove all checkpoints but the newest `keep` and that of step `spare`.
-
-    Raises:
-        UserError: it cannot be written, for example because the disk is full. The partial checkpoint is removed and existing
-            checkpoints are kept.
-    """
-    final = folder / _name(snapshot.step)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in (*folder.glob(".tmp-*"), *folder.glob(".del-*")):
-            _delete(leftover)
-        _check_space(folder, snapshot)
-        with staged(final) as stage:
-            stage.mkdir()
-            _write_files(stage, snapshot)
-        for old in _step_folders(folder)[keep:]:
-            if spare is None or old.name != _name(spare):
-                _remove(old)
-    except Exception as error:  # OSError, or a bare RuntimeError of torch
-        what = str(error) if isinstance(error, UserError) else f"{final} cannot be written ({reason(error)})"
-        raise UserError(f"{what}; the checkpoints before it are untouched") from error
-    return final
+    return Snapshot(step, model, state, facts, None if average is None else copied(average), shard, shards)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint whose files are all intact, or None. Logs the ones it skips."""
-    for path in _step_folders(folder):
+    for path in step_folders(folder):
         try:
             return verify(path)
         except UserError as error:
@@ -152,16 +163,16 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def checkpoint_of_step(folder: Path, step: int) -> Checkpoint:
     """Return the checkpoint of a step. Raises UserError when it is missing or damaged."""
-    return verify(folder / _name(step))
+    return verify(folder / step_name(step))
 
 
 def set_newer_aside(checkpoint: Checkpoint) -> None:
     """Rename damaged checkpoints newer than this one, so that they do not displace intact ones among the newest."""
-    folders = _step_folders(checkpoint.path.parent)
+    folders = step_folders(checkpoint.path.parent)
     for path in folders[: folders.index(checkpoint.path)]:
         aside = path.with_name(f"damaged-{path.name}")
         if aside.exists():
-            _delete(aside)
+            delete(aside)
         path.rename(aside)
 
 
@@ -178,17 +189,16 @@ def verify(path: Path) -> Checkpoint:
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this version of mmcl reads {FORMAT_VERSION}")
-    if manifest.pop("sha256", None) != _seal(manifest):
+    if manifest.pop("sha256", None) != seal(manifest):
         raise UserError(f"{path}: {MANIFEST} is damaged (its checksum differs)")
     try:
-        known = from_dict(_Manifest, {key: manifest[key] for key in ("step", "files") if key in manifest}, MANIFEST)
+        known = from_dict(_Manifest, {key: manifest[key] for key in ("step", "files", "shards") if key in manifest}, MANIFEST)
     except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    if path.name != _name(known.step):
+    if path.name != step_name(known.step):
         raise UserError(f"{path} holds step {known.step}: was the folder renamed?")
-    for name in (MODEL, OPTIMIZER, AVERAGE):
-        if name in known.files:
-            _verify_file(path / name, known.files[name])
+    for name in known.needed():
+        _verify_file(path / name, known.files[name])
     return Checkpoint(path, known.step, manifest)
 
 
@@ -198,7 +208,7 @@ def load_checkpoint(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.
     Raises:
         UserError: the checkpoint's tensors do not match the model's.
     """
-    moments, parameters = read_safetensors(checkpoint.path / OPTIMIZER), dict(module.named_parameters())
+    moments, parameters = _Tensors(checkpoint, OPTIMIZER), dict(module.named_parameters())
     _refuse(checkpoint, sorted({path.rpartition("/")[0] for path in moments} - set(parameters)))
     shapes = {path: (tensor.shape, parameters[path.rpartition("/")[0]].shape) for path, tensor in moments.items()}
     _refuse(checkpoint, [path for path, (shape, whole) in shapes.items() if shape.numel() != 1 and shape != whole])
@@ -223,14 +233,41 @@ def load_average(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> bool:
     Raises:
         UserError: as `load_checkpoint` does.
     """
-    if AVERAGE not in checkpoint.manifest["files"]:
+    if not checkpoint.files(AVERAGE):
         return False
     _fill(tensors, checkpoint, AVERAGE)
     return True
 
 
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors of a file, mapped from the disk. The shards of a tensor are joined whenever it is asked for, and not kept.
+
+    Raises:
+        UserError: shards do not fit together.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, file: str):
+        self._parts: dict[str, list[Tensor]] = {}
+        for shard in checkpoint.files(file):
+            for name, part in read_safetensors(shard).items():
+                self._parts.setdefault(name, []).append(part)
+        for name, parts in self._parts.items():
+            if len(parts) > 1 and (parts[0].ndim == 0 or len({(part.dtype, part.shape[1:]) for part in parts}) > 1):
+                raise UserError(f"{checkpoint.path} is damaged: the shards of {name} do not fit together")
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 def _fill(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, file: str) -> None:
-    state = read_safetensors(checkpoint.path / file)
+    state = _Tensors(checkpoint, file)
     misfits = [name for name, tensor in tensors.items() if name in state and not _is_alike(state[name], tensor)]
     _refuse(checkpoint, [*sorted(set(state) ^ set(tensors)), *misfits])
     with torch.no_grad():
@@ -247,36 +284,11 @@ def _refuse(checkpoint: Checkpoint, misfits: list[str]) -> None:
         raise UserError(f"{checkpoint.path} is of another model: {misfits[0]} does not fit; start with another run_dir")
 
 
-def _write_files(stage: Path, snapshot: Snapshot) -> None:
-    files = {}
-    for name, tensors in snapshot.files.items():
-        save_file(tensors, stage / name)
-        files[name] = {"bytes": (stage / name).stat().st_size, "sha256": _sha256(stage / name)}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "step": snapshot.step,
-        "files": files,
-        **snapshot.facts,
-    }
-    manifest["sha256"] = _seal(manifest)
-    (stage / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
 def _verify_file(file: Path, expected: _File) -> None:
     if not file.is_file():
         raise UserError(f"{file.parent}: {file.name} is missing")
-    if file.stat().st_size != expected.bytes or _sha256(file) != expected.sha256:
+    if file.stat().st_size != expected.bytes or sha256(file) != expected.sha256:
         raise UserError(f"{file.parent}: {file.name} is damaged (its checksum differs)")
-
-
-def _check_space(folder: Path, snapshot: Snapshot) -> None:
-    needed = sum(tensor.nbytes for group in snapshot.files.values() for tensor in group.values()) + _SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder}: {free / 1e6:.0f} MB are free and the checkpoint of step {snapshot.step} needs {needed / 1e6:.0f}; "
-            "make room and continue with --resume"
-        )
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -311,10 +323,6 @@ def _like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(_laid_out(tensor, parameter))
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _laid_out(whole: Tensor, target: Tensor) -> Tensor:
     """Return this process's shard if the target is sharded; every process reads the whole file, so nothing is sent."""
     if not isinstance(target, DTensor):
@@ -322,33 +330,30 @@ def _laid_out(whole: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
-def _name(step: int) -> str:
+def step_name(step: int) -> str:
+    """Return the name of the folder of a step's checkpoint."""
     return f"step-{step:07d}"
 
 
-def _step_folders(folder: Path) -> list[Path]:
+def step_folders(folder: Path) -> list[Path]:
     """Return the checkpoint folders, newest first."""
     return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
-def _remove(path: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that an interrupted deletion does not look like a checkpoint."""
-    doomed = path.with_name(f".del-{path.name}")
-    path.rename(doomed)
-    _delete(doomed)
-
-
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Delete a file or folder; of a link, only the link."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
         shutil.rmtree(path)
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest without its own."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Return the sha256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

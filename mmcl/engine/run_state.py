@@ -55,7 +55,7 @@ def read_run_state(checkpoint: Checkpoint) -> RunState:
     """Read the state of a run. Raises UserError when the manifest does not contain it, or not the average that it counts."""
     try:
         state = from_dict(RunState, checkpoint.manifest.get("state"), "state")  # type: ignore[arg-type]
-        if state.averaged and AVERAGE not in checkpoint.manifest["files"]:
+        if state.averaged and not checkpoint.files(AVERAGE):
             raise UserError(f"it lists no {AVERAGE}, and state.averaged is {state.averaged}")
         return state
     except UserError as error:

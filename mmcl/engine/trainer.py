@@ -130,7 +130,8 @@ class Trainer:
         self.collapse_monitor = CollapseMonitor()
         self.best = BestScore(config.train)
         self.average: WeightAverage | None = None
-        self.writer = CheckpointWriter(self.run_dir / "checkpoints", keep=config.train.keep_checkpoints)
+        folder, keep = self.run_dir / "checkpoints", config.train.keep_checkpoints
+        self.writer = CheckpointWriter(folder, keep=keep, shared=self.weights.are_sharded)
 
     def fit(self, checkpoint: Checkpoint | None = None) -> FitResult:
         """Run the remaining steps, with saving and evaluation. On a stop signal, finish the current step and return.
@@ -227,7 +228,7 @@ class Trainer:
             "save": self._save_is_due(),
             "bad": len(batch.bad_samples),
             "truncated": sum(text.truncated for text in texts),
-            "unwritten": self.writer.failure is not None,
+            "unwritten": self.accelerator.is_main_process and self.writer.failure is not None,
         }
         sums = StepSums(self.accelerator, shares, flags, self.method.logit_scale)
         rows = HostCopy(few_rows(embeddings)) if self.logbook.is_logged(step) else None
@@ -320,7 +321,7 @@ class Trainer:
         self.bad_samples.add(bad, [row for _, rows in gathered for row in rows], seen=self.config.train.batch_size)
 
     def _stop_unwritten(self, any_failed: bool) -> None:
-        """Stop all processes if the first, which alone writes checkpoints, failed; all raise its error."""
+        """Stop all processes if a checkpoint could not be written; all raise the error, which the first has."""
         if any_failed:
             [reason] = broadcast_object_list([str(self.writer.failure)])
             raise UserError(reason)
@@ -345,17 +346,16 @@ class Trainer:
         return is_due or self.agreed["save"] or self.agreed["stop"]
 
     def _save_is_due(self) -> bool:
-        """Return True if a checkpoint is due. Only the first process writes, so only its clock counts."""
+        """Return True if a checkpoint is due by the clock of the first process."""
         minutes = self.config.train.save_minutes
         if minutes is None or not self.accelerator.is_main_process:
             return False
         return time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self, step: int) -> None:
-        """Save a checkpoint. The first process writes; sharded weights are gathered from all processes."""
+        """Save a checkpoint. The first process writes it; if the weights are sharded, every process writes its shard."""
         self.saved_at, self.agreed["save"] = time.monotonic(), False
-        is_writer = self.accelerator.is_main_process
-        if not (is_writer or self.weights.are_sharded):
+        if not (self.accelerator.is_main_process or self.weights.are_sharded):
             return
         scaler, bad = self.accelerator.scaler, self.bad_samples
         state = RunState(
@@ -372,9 +372,7 @@ class Trainer:
             self.method,
             self.optimizer.optimizer,
             average=self.average.tensors if self.average else None,
-            keep=is_writer,
             identity=self.identity,
             state=asdict(state),
         )
-        if is_writer:
-            self.writer.save(snapshot, spare=self.best.step)
+        self.writer.save(snapshot, spare=self.best.step)

@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from side_by_side import Row, row, write_json
 from tqdm import tqdm
@@ -32,10 +33,13 @@ from tqdm import tqdm
 from mmcl.config import Config, load_config
 from mmcl.data.batches.order import Order
 from mmcl.engine import trainer
+from mmcl.engine.checkpoint import Snapshot
+from mmcl.engine.checkpoint_writer import write_checkpoint
 from mmcl.engine.log import read_log
 from mmcl.engine.trainer import Trainer
 from mmcl.rng import permutation
 from mmcl.runs.run import train
+from tests.distributed.harness import run_processes
 from tests.engine.tiny import make_folder
 from tests.faults.runs import KILLED, Fault, final_state, kill_at, output, run, small_vocabulary, start, tiny_run
 
@@ -194,6 +198,28 @@ def cost_of_safety(folder: Path, steps: int = 12) -> list[Row]:
     ]
 
 
+def write_a_share(rank: int, world: int, folder: Path) -> tuple[float, float]:
+    """Write a process's share of the 428 M parameters of ViT-L/14 and two moments: seconds, and those of the processor."""
+    group: Any = dist.new_group(backend="gloo")
+    weights = {str(number): torch.randn(1000 // world, 1000) for number in range(428)}
+    moments = {
+        f"{name}/{key}": torch.randn_like(weight) for name, weight in weights.items() for key in ("exp_avg", "exp_avg_sq")
+    }
+    began, work = time.perf_counter(), time.process_time()
+    write_checkpoint(folder, Snapshot(1, weights, moments, shard=rank, shards=world), keep=1, group=group)
+    return time.perf_counter() - began, time.process_time() - work
+
+
+def cost_of_a_large_checkpoint(folder: Path) -> list[Row]:
+    table = []
+    for world in (1, 2):
+        seconds, work = run_processes(world, write_a_share, folder / str(world))[0]
+        shutil.rmtree(folder / str(world))
+        table.append(row("checkpoint of ViT-L/14", f"writing, {world} processes", "s", seconds))
+        table.append(row("checkpoint of ViT-L/14", f"processor time of the first, {world} processes", "s", work))
+    return table
+
+
 def cost_of_a_permutation(n: int = 12_000_000) -> list[Row]:
     began = time.perf_counter()
     permutation(n, 0, 0)
@@ -222,6 +248,8 @@ def main() -> None:
     table.append(row("soak", "time", "s", time.perf_counter() - began))
     print("permutation", flush=True)
     table += cost_of_a_permutation()
+    print("a large checkpoint", flush=True)
+    table += cost_of_a_large_checkpoint(folder)
     print("guards, order and checkpoints in the default run", flush=True)
     table += cost_of_safety(folder)
     shutil.rmtree(folder)

@@ -13,6 +13,9 @@ import torch
 import torch._dynamo  # an optimizer imports it: here once, not in every process
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
+
+from mmcl.engine.checkpoint import Snapshot
 
 
 def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -30,12 +33,39 @@ def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: t
 def run_processes(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """`work(rank, world, *args)` on every rank; the results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("fork")
-        children = [context.Process(target=_child, args=(rank, world, folder, work, args)) for rank in range(world)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(120)
+        _joined(world, folder, work, args)
         errors = [path.read_text() for path in sorted(Path(folder).glob("error-*"))]
         assert not errors, errors[0]
         return [torch.load(Path(folder) / f"result-{rank}") for rank in range(world)]
+
+
+def exit_codes(world: int, work: Callable[..., Any], *args: Any) -> list[int | None]:
+    """Exit codes of `work(rank, world, *args)` on every rank; negative for a signal."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _joined(world, folder, work, args)
+
+
+def _joined(world: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> list[int | None]:
+    context = mp.get_context("fork")
+    children = [context.Process(target=_child, args=(rank, world, folder, work, args)) for rank in range(world)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    return [child.exitcode for child in children]
+
+
+def whole(snapshot: Snapshot) -> Snapshot:
+    """The shards of all processes in one; every process calls this."""
+    if snapshot.shards == 1:
+        return snapshot
+    shards: list[Any] = [None] * snapshot.shards
+    dist.all_gather_object(shards, snapshot)
+
+    def joined(part: str) -> dict[str, Tensor]:
+        parts = [getattr(shard, part) for shard in shards]
+        rows = {name: [tensors[name] for tensors in parts if name in tensors] for name in parts[0]}
+        return {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in rows.items()}
+
+    average = None if snapshot.average is None else joined("average")
+    return Snapshot(snapshot.step, joined("model"), joined("optimizer"), snapshot.facts, average)

@@ -28,7 +28,7 @@ from mmcl.methods.simcse import SimCSE
 from mmcl.testing.toys import positives_of, without_batch_norm
 from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
-from tests.distributed.harness import run_processes
+from tests.distributed.harness import run_processes, whole
 from tests.distributed.test_one_gradient import ADAPTED, batch_of_step, configured, share_of
 from tests.grid import grid, sample_of
 from tests.narrow import of_type
@@ -114,11 +114,12 @@ def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: 
 
 def state_of(method: nn.Module, optimizer: Any, norms: list[Tensor], average: WeightAverage) -> State:
     """The state of a checkpoint, and the weights with the average in their place."""
-    snapshot = take_snapshot(STEPS, method, optimizer, average=average.tensors)
+    snapshot = whole(take_snapshot(STEPS, method, optimizer, average=average.tensors))
     with average.in_place():
-        averaged = take_snapshot(STEPS, method, optimizer).model
-    again = take_snapshot(STEPS, method, optimizer).model
+        averaged = whole(take_snapshot(STEPS, method, optimizer)).model
+    again = whole(take_snapshot(STEPS, method, optimizer)).model
     assert all(torch.equal(again[key], value) for key, value in snapshot.model.items()), "the weights are back"
+    assert snapshot.average is not None
     parts = {"moment": snapshot.optimizer, "average": snapshot.average, "averaged": averaged}
     flat = {f"{part} {key}": value for part, tensors in parts.items() for key, value in tensors.items()}
     return {"norms": torch.stack(norms), **snapshot.model, **flat}
@@ -183,7 +184,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
     with gathered_weights(method), torch.inference_mode():
         encoded = [method.towers["text"](texts(2, number)) for number in range(rank + 1)]
     assert all(isinstance(p, DTensor) for p in method.towers.parameters() if p.ndim > 0), "taken apart again"
-    state = take_snapshot(1, method, weights.optimizer).model
+    state = whole(take_snapshot(1, method, weights.optimizer)).model
     method.train()
     step(1)
     return {
@@ -191,7 +192,7 @@ def used(rank: int, world: int) -> dict[str, Any]:
         "units": len(blocks(method)),
         "rows": encoded,
         "state": state,
-        "later": take_snapshot(2, method, weights.optimizer).model,
+        "later": whole(take_snapshot(2, method, weights.optimizer)).model,
         "running": {name: x.clone() for name, x in method.named_buffers() if "running" in name},
     }
 
@@ -233,7 +234,7 @@ def partly_frozen(rank: int, world: int) -> State:
             weights.reduce()
         optimizer.step()
         optimizer.zero_grad()
-    return take_snapshot(2, method, optimizer).model
+    return whole(take_snapshot(2, method, optimizer)).model
 
 
 def test_blocks_may_be_frozen() -> None:

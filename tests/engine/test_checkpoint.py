@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mmcl.config import OptimConfig
-from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, take_snapshot, verify, write_checkpoint
+from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, take_snapshot, verify
+from mmcl.engine.checkpoint_writer import write_checkpoint
 from mmcl.engine.optim import build_optimizer
 from mmcl.errors import UserError
 

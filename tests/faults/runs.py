@@ -188,10 +188,9 @@ def final_state(config: Config) -> dict[str, str]:
     """What two equal runs have in common to the bit: the tensors of the last checkpoint, and every line of the log."""
     folder = Path(config.run_dir or "") / "checkpoints" / f"step-{config.train.steps:07d}"
     found = {
-        f"{name}/{key}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-        for name in ("model", "optimizer", "average")
-        if (folder / f"{name}.safetensors").exists()
-        for key, tensor in load_file(folder / f"{name}.safetensors").items()
+        f"{file.stem}/{key}": hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for file in folder.glob("*.safetensors")
+        for key, tensor in load_file(file).items()
     }
     rows = read_log(Path(config.run_dir or "") / "metrics.jsonl")
     times = ("samples_per_second", "data_wait", EVALUATION)

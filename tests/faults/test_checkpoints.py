@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmcl.engine import checkpoint as checkpoints
-from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer_aside, verify, write_checkpoint
-from mmcl.engine.checkpoint_writer import CheckpointWriter
+from mmcl.engine import checkpoint_writer as writing
+from mmcl.engine.checkpoint import latest_checkpoint, load_checkpoint, set_newer_aside, verify
+from mmcl.engine.checkpoint_writer import CheckpointWriter, write_checkpoint
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.files import atomic as files
 from tests.engine.test_checkpoint import trained
-from tests.faults.runs import STEPS, before_step, final_state, kill, kill_at, output, run, tiny_run
+from tests.faults.runs import KILLED, STEPS, before_step, final_state, kill, kill_at, output, run, tiny_run
 
 GOLDEN = Path(__file__).parent / "golden_checkpoint"
 
@@ -41,15 +42,15 @@ def half_a_file() -> None:
             os.truncate(path, path.stat().st_size // 2)
             kill()
 
-    patch.object(checkpoints, "save_file", deadly).start()
+    patch.object(writing, "save_file", deadly).start()
 
 
 # The third checkpoint of two that are kept: `replace` puts it in place, `rename` takes the oldest out of sight.
 FAILPOINTS = {
     "in the middle of a file": (half_a_file, 2),
-    "before the manifest": (kill_at(checkpoints, "_seal", 1), 2),
-    "before the last file is synced": (kill_at(os, "fsync", 3), 2),
-    "before the folder is synced": (kill_at(os, "fsync", 4), 2),
+    "before the manifest": (kill_at(writing, "seal", 1), 2),
+    "before the last file is synced": (kill_at(os, "fsync", 5), 2),
+    "before the folder is synced": (kill_at(os, "fsync", 6), 2),
     "before the rename": (kill_at(Path, "replace", 1), 2),
     "after the rename": (kill_at(Path, "replace", 1, before=False), 3),
     "before an old one is renamed": (kill_at(Path, "rename", 1), 3),
@@ -109,11 +110,13 @@ def test_what_a_name_promises_is_on_the_disk_before(tmp_path: Path, monkeypatch:
 
     write_checkpoint(tmp_path / "checkpoints", snapshot(1), keep=1)
     monkeypatch.setattr(files, "sync", noted_sync)
+    monkeypatch.setattr(writing, "sync", noted_sync)
     monkeypatch.setattr(Path, "rename", noted_rename)
     monkeypatch.setattr(Path, "replace", noted_replace)
     write_checkpoint(tmp_path / "checkpoints", snapshot(2), keep=1)
-    assert sorted(done[:3]) == ["sync MANIFEST.json", "sync model.safetensors", "sync optimizer.safetensors"]
-    assert done[3:] == [
+    assert done[:2] == ["sync model.safetensors", "sync optimizer.safetensors"], "before their digests are in the manifest"
+    assert sorted(done[2:5]) == ["sync MANIFEST.json", "sync model.safetensors", "sync optimizer.safetensors"]
+    assert done[5:] == [
         "sync step-0000002",
         "step-0000002 in its place",
         "sync checkpoints",
@@ -211,6 +214,26 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     assert found.step == 2
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_dies_while_all_write(
+    rank: int, image_folder: Path, uninterrupted: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The shards of the others never become a checkpoint; they end, and the run continues from the checkpoint before."""
+    spread = ("--train.fsdp", "true")
+    config, strike = tiny_run(image_folder, tmp_path / "run", *spread), kill_at(writing, "sha256", 6)
+    codes = run(config, 2, lambda ours: strike() if ours == rank else None)
+    assert codes[rank] == KILLED
+    assert codes[1 - rank] == 2
+    assert "another process of this run died" in output(config, 1 - rank)
+    found = latest_checkpoint(tmp_path / "run/checkpoints")
+    assert found is not None
+    assert found.step == 2, "two files of each process are a checkpoint"
+    config = tiny_run(image_folder, tmp_path / "run", *spread, "--resume")
+    assert run(config, 2) == [0, 0]
+    assert final_state(config) == final_state(uninterrupted(2, *spread))
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     """What lies under the names of the writer is removed as a link, not through it."""
     outside = tmp_path / "outside"
@@ -241,7 +264,7 @@ class TestBackground:
         assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
 
     def test_never_two_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        running, most, original = [], [], checkpoints._write_files
+        running, most, original = [], [], writing._put_file
 
         def slow(*args: Any) -> None:
             running.append(1)
@@ -250,11 +273,11 @@ class TestBackground:
             original(*args)
             running.pop()
 
-        monkeypatch.setattr(checkpoints, "_write_files", slow)
+        monkeypatch.setattr(writing, "_put_file", slow)
         with CheckpointWriter(tmp_path, keep=5) as writer:
             for step in range(1, 5):
                 writer.save(snapshot(step))
-        assert most == [1, 1, 1, 1]
+        assert most == [1] * 8
         assert len(list(tmp_path.glob("step-*"))) == 4
 
     def test_a_failure_surfaces_at_the_next_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +285,7 @@ class TestBackground:
             time.sleep(0.05)
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(checkpoints, "_write_files", failing)
+        monkeypatch.setattr(writing, "_put_file", failing)
         with CheckpointWriter(tmp_path, keep=2) as writer:
             writer.save(snapshot(1))
             pending = writer._pending

@@ -26,7 +26,8 @@ from mmcl.config import TrainConfig
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import TowerSpec, build_tower
 from mmcl.engine.best_checkpoint import BestScore, BestState
-from mmcl.engine.checkpoint import AVERAGE, _seal, load_average, load_checkpoint, take_snapshot, verify, write_checkpoint
+from mmcl.engine.checkpoint import AVERAGE, load_average, load_checkpoint, seal, take_snapshot, verify
+from mmcl.engine.checkpoint_writer import write_checkpoint
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.errors import UserError
@@ -179,7 +180,7 @@ def checkpoint_folder(folder: Path) -> Callable[[], Any]:
         manifest = json.loads((folder / "MANIFEST.json").read_text())
         if "sha256" in manifest:  # whoever forges a file forges its digest
             del manifest["sha256"]
-            manifest["sha256"] = _seal(manifest)
+            manifest["sha256"] = seal(manifest)
         (written / "MANIFEST.json").write_text(json.dumps(manifest))
         checkpoint = verify(written)
         load_checkpoint(checkpoint, module, optimizer)
