@@ -59,10 +59,10 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in run_dir.iterdir()] == [LOCK]:  # the run was refused before it started
-                (run_dir / LOCK).unlink()
-                for folder in made:
-                    with suppress(OSError):  # another run has started in the same directory
+            with suppress(OSError):  # the directory was removed meanwhile, or another run has started in it
+                if [path.name for path in run_dir.iterdir()] == [LOCK]:  # the run was refused before it started
+                    (run_dir / LOCK).unlink()
+                    for folder in made:
                         folder.rmdir()
 
 

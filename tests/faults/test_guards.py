@@ -331,6 +331,16 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         StepLog(tmp_path / "gone" / "metrics.jsonl").write({"step": 1})
 
 
+def test_a_run_directory_that_is_removed_ends_the_run_in_one_line(image_folder: Path, tmp_path: Path) -> None:
+    def remove(trainer: Trainer) -> None:
+        trainer.writer.wait()
+        shutil.rmtree(trainer.run_dir)
+
+    config = tiny_run(image_folder, tmp_path / "run")
+    assert run(config, 1, before_step(3, remove, ranks=[0])) == [2]
+    assert "cannot be written (" in output(config).splitlines()[-1]
+
+
 def test_minutes_make_a_checkpoint_due(image_folder: Path, tmp_path: Path) -> None:
     flags = ("--train.save_every", "100", "--train.save_minutes", "1", "--train.keep_checkpoints", "9")
 
