@@ -141,8 +141,8 @@ def test_swav_takes_small_crops(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_docstring_has_all_sections(name: str) -> None:
     parts = ("Args", "Shape", "Requirements", "Relations", "Raises", "Source", "Example")
-    doc = losses.LOSSES[name].__doc__ or ""
-    assert [part for part in parts if f"\n    {part}:\n" not in doc] == []
+    doc = inspect.getdoc(losses.LOSSES[name]) or ""
+    assert [part for part in parts if f"\n{part}:\n" not in doc] == []
     assert "$$" in doc
 
 
