@@ -34,7 +34,9 @@ def flags_of(form: Callable[..., object]) -> Iterator[tuple[str, str, str]]:
     """Name, type and default of each argument; a positional one has its name in angle brackets."""
     for one in form_of(form).arguments:
         default = "required" if one.default is inspect.Parameter.empty else repr(one.default)
-        kind = one.kind.__name__ if isinstance(one.kind, type) else re.sub(r"\b(typing|pathlib)\.", "", str(one.kind))
+        kind = (
+            one.kind.__name__ if isinstance(one.kind, type) else re.sub(r"\b(typing|pathlib(\._local)?)\.", "", str(one.kind))
+        )
         yield f"--{one.name}" if one.is_flag else f"<{one.name}>", kind, default
 
 
