@@ -145,9 +145,10 @@ def _check(image: Sequence[Path], save: Path | None, picture: Path | None, copy_
 
 def index_of(model: str, images: str | None, device: str | None, image: Sequence[Path] = ()) -> Index:
     """Opens an index, or builds one of any other data. The model reads the images that are looked for first."""
+    from mmcl.interop.suggestions import may_be_index
     from mmcl.search import Index
 
-    if Index.is_saved(model):
+    if Index.is_saved(model) or may_be_index(model):
         if images is not None:
             raise UserError(f"{model} is an index, and --images {images} another collection: give the index alone")
         return Index.open(model, device=device)

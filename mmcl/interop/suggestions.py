@@ -23,8 +23,13 @@ PREFIXES = ("open_clip", "hf", "timm", "torchvision", ONNX)
 
 
 def may_be_model(name: str) -> bool:
-    """True if a word can name a model: it has a library's prefix, or is a folder."""
-    return name.partition(":")[0] in PREFIXES or Path(name).expanduser().is_dir()
+    """True if a word can name a model: it has a library's prefix, is a folder, or may be an index, which names its model."""
+    return name.partition(":")[0] in PREFIXES or Path(name).expanduser().is_dir() or may_be_index(name)
+
+
+def may_be_index(name: str) -> bool:
+    """True if a word has the ending that the documentation gives to every index."""
+    return name.rstrip("/").endswith(".mmcl")
 
 
 def saved_with_preprocess(name: str | Path) -> UserError:

@@ -197,7 +197,7 @@ class Index(Upkeep):
                 table.hold()
             store = LanceStore(table)
         else:
-            raise UserError(f"{place}/index.json: no such file, and no other index; `mmcl index build` makes one")
+            raise lance_table.no_index(place)
         if model is not None and not isinstance(model, str):
             check_model(place, store.model, model)
         return cls(store, model, device=device)
@@ -214,7 +214,7 @@ class Index(Upkeep):
         Raises:
             UserError: there is no such index, it is damaged, or `out` cannot be written.
         """
-        store = saved.load(Path(old))
+        store = maintenance.load_old(str(old))
         name = model_name or store.model_name
         index = cls.build(maintenance.source_of(store), maintenance.KnownVectors(store), out=out, model_name=name)
         return cls(index.store)

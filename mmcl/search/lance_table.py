@@ -8,6 +8,7 @@ model, root, ...
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -282,6 +283,18 @@ def exists(place: str) -> bool:
     return "://" not in place and (Path(place, f"{ITEMS}.lance").is_dir() and Path(place, f"{ABOUT}.lance").is_dir())
 
 
+def no_index(place: str) -> UserError:
+    """Builds the error for a place without an index: what is there, the most similar index beside it, or what makes one."""
+    path = Path(place)
+    if "://" not in place and path.exists():
+        found = "holds no index" if path.is_dir() else "is a file, and an index is a folder"
+        return UserError(f"{place}: {found}; give a folder that `mmcl index build IMAGES --out FOLDER` has made")
+    beside = [] if "://" in place else [items.parent for items in path.parent.glob(f"*/{ITEMS}.lance")]
+    nearest = difflib.get_close_matches(path.name, [one.name for one in beside], n=1)
+    way = f"did you mean {path.parent / nearest[0]}?" if nearest else f"`mmcl index build IMAGES --out {place}` makes one"
+    return UserError(f"{place}: no such index; {way}")
+
+
 def is_available() -> bool:
     """True if lancedb is installed."""
     from importlib.util import find_spec
@@ -337,7 +350,7 @@ def readable(place: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
         why = first_line(error)[:200]
         if "not found" in why.lower() and ("://" in place or not exists(place)):
-            raise UserError(f"{place}: no index there; `mmcl index build` makes one") from None
+            raise no_index(place) from None
         raise DamagedIndexError(f"{place}: is damaged ({why}); restore an older version, or build the index again") from error
 
 

@@ -18,6 +18,7 @@ from mmcl.data.source import SampleList, Source
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, staged
 from mmcl.files.digest import digest
+from mmcl.search import lance_table, saved
 from mmcl.search.lance_store import LanceStore
 from mmcl.search.memory_store import MemoryStore
 
@@ -171,6 +172,15 @@ class KnownSamples(SampleList):
     @property
     def fingerprint(self) -> str:
         return digest([sample.name for sample in self._samples])
+
+
+def load_old(place: str) -> MemoryStore:
+    """Loads an index of index.json. Raises UserError if there is none, or it is damaged."""
+    if saved.is_saved(place):
+        return saved.load(Path(place))
+    if lance_table.exists(place):
+        raise UserError(f"{place}: an index that keeps up already; bring it up to date by `mmcl index sync {place}`")
+    raise lance_table.no_index(place)
 
 
 def source_of(store: MemoryStore) -> Source:

@@ -132,6 +132,16 @@ MODELS = {
     "eval zero-shot --model runs/a --data photos": r"has no label|no class names",
     "search 'a cat' --images photos": r"'a cat' was taken for the model, and there is nothing to look for: mmcl search",
     "search runs/a --images photos": r"nothing to look for in 'runs/a': give a text in quotes",
+    "search nothing.mmcl cat": r"nothing\.mmcl: no such index; `mmcl index build IMAGES --out nothing\.mmcl` makes one",
+    "search 'a cat' nothing.mmcl": r"nothing\.mmcl: no such index",
+    "search nothing.mmcl": r"nothing to look for in 'nothing\.mmcl'",
+    "serve nothing.mmcl/": r"nothing\.mmcl/: no such index",
+    "search cats.mmcl cat": r"cats\.mmcl: is a file, and an index is a folder; give a folder that `mmcl index build",
+    "index sync nothing.mmcl": r"nothing\.mmcl: no such index; `mmcl index build",
+    "index status empty": r"empty: holds no index; give a folder that `mmcl index build",
+    "index import nothing --out new.mmcl": r"nothing: no such index",
+    "index export cats.mmcl --out rows.csv": r"cats\.mmcl: is a file, and an index is a folder",
+    "dedup nothing.mmcl": r"nothing\.mmcl: no such index",
     "search a cat": r"a: neither a run nor a model folder; did you mean runs/a\?",
     "search runs/a/config.yaml cat": r"runs/a/config\.yaml: a file of a run; give the run, runs/a$",
     "search runs/a ''": r"nothing to look for",
@@ -177,6 +187,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("red_tiny.png", "blue_huge.png", "green_small.png"):
             shutil.copy(squares / name, place / folder / name)
     (place / "empty").mkdir()
+    (place / "cats.mmcl").write_text("no index")
     (place / "broken").mkdir()
     for name in "ab":
         (place / "broken" / f"{name}.png").write_bytes(b"nothing")

@@ -222,9 +222,9 @@ def change_about(place: Path, **change: object) -> None:
         ("newer", r"of format 99, and this version of mmcl reads up to 1; install a newer mmcl"),
         ("settings", "settings are damaged"),
         ("data", "is damaged"),
-        ("manifests", "is damaged|no index there"),
+        ("manifests", "is damaged|holds no index"),
         ("no vector", r"is damaged \(an image has no vector; `mmcl index verify` names it\)"),
-        ("no items", "no other index|no index there"),
+        ("no items", "holds no index"),
     ],
 )
 def test_a_damaged_index_is_one_line(damage: str, message: str, photos: Path, tmp_path: Path) -> None:
@@ -321,3 +321,11 @@ def test_an_older_index_is_imported(photos: Path, tmp_path: Path) -> None:
     assert (report.encoded, report.commits, len(index)) == (0, 0, 4)
     with pytest.raises(UserError, match="index import"):
         Index.open(tmp_path / "old", PatternModel(), mode="w")
+    with pytest.raises(UserError, match="an index that keeps up already"):
+        Index.import_old(tmp_path / "new", tmp_path / "newer")
+
+
+def test_a_misspelt_index_has_a_suggestion(photos: Path, tmp_path: Path) -> None:
+    Index.build(photos, PatternModel(), out=tmp_path / "photos.mmcl")
+    with pytest.raises(UserError, match=r"phots\.mmcl: no such index; did you mean .*/photos\.mmcl\?"):
+        Index.open(tmp_path / "phots.mmcl")
