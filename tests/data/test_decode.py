@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,24 @@ def test_the_given_image_is_neither_changed_nor_closed() -> None:
         decode(animation)
         animation.seek(1)
         assert np.abs(np.asarray(animation.convert("RGB")).astype(int) - (0, 0, 255)).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nothing.jpg", "no such file"),
+        ("a.jpg/b.jpg", "no such file"),
+        ("a\0b.jpg", "no such file"),
+        (".", "is not a file"),
+        ("a" * 300, "cannot be read (File name too long)"),
+        ("loop.jpg", "cannot be read (Too many levels of symbolic links)"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(path: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"content")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    with pytest.raises(UserError, match=re.escape(f"a.jpg: {said}")):
+        decode(tmp_path / path, name="a.jpg")
 
 
 def test_grays_beyond_16_bits_are_refused() -> None:

@@ -246,7 +246,7 @@ def test_a_damaged_index_is_a_user_error(change: dict[str, object], folder: Path
 
 
 def test_truncated_embeddings_and_no_index_are_user_errors(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"index\.json: no such file"):
+    with pytest.raises(UserError, match=r"nothing: no such index; `mmcl index build IMAGES --out .*nothing` makes one"):
         Index.load(tmp_path / "nothing", PatternModel())
     Index.build(folder, PatternModel()).save(tmp_path / "index")
     (file,) = (tmp_path / "index").glob("*.safetensors")

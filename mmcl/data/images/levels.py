@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
+import stat
 import zipfile
 from pathlib import Path
 
@@ -91,17 +93,26 @@ def read_array(file: File, name: str, *, max_pixels: int, max_bytes: int) -> np.
 
 def check_file(file: File, name: str, max_bytes: int) -> None:
     """Raises UserError if the file is missing, empty or too large."""
-    if isinstance(file, Path | str):
-        path = Path(file)
-        if not path.is_file():
-            raise UserError(f"{name}: is not a file" if path.exists() else f"{name}: no such file")
-        size = path.stat().st_size
-    else:
-        size = len(file) if isinstance(file, bytes) else file.size
+    size = _size_of(file, name)
     if size > max_bytes:
         raise UserError(f"{name}: {size} bytes, more than the limit of {max_bytes}")
     if size == 0:
         raise UserError(f"{name}: the file is empty")
+
+
+def _size_of(file: File, name: str) -> int:
+    """Returns the size of a file in bytes. Raises UserError if there is none."""
+    if isinstance(file, bytes | FilePart):
+        return len(file) if isinstance(file, bytes) else file.size
+    try:
+        found = os.stat(file)  # once, since it is done for every image
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a path that no file can have
+        raise UserError(f"{name}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{name}: is not a file")
+    return found.st_size
 
 
 def read_file(file: File) -> bytes:
