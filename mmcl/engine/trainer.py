@@ -124,6 +124,7 @@ class Trainer:
         # Else the host waits for each step: under fp16 because only the scaler knows whether it is the cause of an infinite
         # gradient, and on other devices because torch's optimizers, which are not fused there, ignore `update_unless`.
         self.device_decides = accelerator.scaler is None and accelerator.device.type in FUSED
+        self.reading_waits = accelerator.device.type != "cpu"
         self.unsettled: StepRecord | None = None
         self.agreed = {"stop": False, "save": False}
         self.stop = StopSignals()
@@ -263,14 +264,20 @@ class Trainer:
 
     def _update(self, embeddings: Embeddings, batch: Batch, buffers: Snapshot, is_bad: Tensor) -> None:
         """Take the step, with what follows it, unless it `is_bad`: then nothing changes, which the device decides."""
-        update_unless(self.optimizer.optimizer, is_bad)
-        self.optimizer.step()
+        optimizer = self.optimizer.optimizer  # Accelerate's own looks for packages in every step, and there is no scaler
+        update_unless(optimizer, is_bad)
+        optimizer.step()
         if self.weight_anchor:
             self.weight_anchor.pull(self.optimizer.param_groups, is_bad)
-        parameters = Snapshot(self.committed)
-        self.method.commit(embeddings, batch)
-        for snapshot in (buffers, parameters):
-            snapshot.undo_if(is_bad)
+        if self.reading_waits:
+            parameters = Snapshot(self.committed)
+            self.method.commit(embeddings, batch)
+            for snapshot in (buffers, parameters):
+                snapshot.undo_if(is_bad)
+        elif is_bad:
+            buffers.restore()
+        else:
+            self.method.commit(embeddings, batch)
         if self.average:
             self.average.update(is_bad)
 

@@ -69,6 +69,7 @@ class ReplicatedWeights(Weights):
         self.accelerator = accelerator
         accelerator.ddp_handler = ddp_options(method)
         self.encode, self.optimizer = accelerator.prepare(method, build_optimizer(method, config))
+        self._parameters = list(method.parameters())  # listed once, because large models have thousands
 
     def no_sync(self) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = self.accelerator.no_sync(self.encode)
@@ -78,12 +79,11 @@ class ReplicatedWeights(Weights):
         """Do nothing: DDP has averaged all gradients."""
 
     def clip(self, bound: float | None) -> Tensor:
-        parameters = list(self.encode.parameters())
+        self.accelerator.unscale_gradients()  # under fp16
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if bound is not None:
-            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, bound)
-            return norm
-        self.accelerator.unscale_gradients()  # under fp16; clipping does it, too
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, bound, norm)
+        return norm
 
 
 def ddp_options(method: Method) -> DistributedDataParallelKwargs:

@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {"ema": 0.9}
 def test_no_step_waits(name: str, tmp_path: Path) -> None:
     """Neither a plain step nor one that is logged. Only what has been copied to the host before is read, of the step before."""
     trainer = toy_trainer(name, tmp_path)
+    trainer.reading_waits = True  # as on a GPU
     waits: dict[int, list[str]] = {}
     made: dict[int, int] = {}
     launch, record, read = trainer._step, trainer._record, StepSums.read
@@ -94,12 +95,13 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 CASES = [*((name, "adamw") for name in METHODS), *(("clip", optimizer) for optimizer in OPTIMIZERS if optimizer != "adamw")]
 
 
-@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize(("number", "device"), [(1, "cpu"), (4, "cpu"), (4, "like cuda")])
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
 def test_a_run_that_is_not_finite_ends_a_step_later_with_the_state_before(
-    name: str, optimizer: str, number: int, tmp_path: Path
+    name: str, optimizer: str, number: int, device: str, tmp_path: Path
 ) -> None:
     trainer = toy_trainer(name, tmp_path, optim=OPTIMIZERS[optimizer], **EVERYTHING)
+    trainer.reading_waits = device != "cpu"
     poison(trainer, number)
     before: dict[int, dict[str, Tensor]] = {}
     original = trainer._step
@@ -117,17 +119,17 @@ def test_a_run_that_is_not_finite_ends_a_step_later_with_the_state_before(
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES)
 def test_a_skipped_step_leaves_no_trace_whenever_it_is_noticed(name: str, optimizer: str, tmp_path: Path) -> None:
-    """Noticed a step later, or at once, as before a checkpoint, or before the update, as on devices without fused optimizers:
-    the run goes on with the same bits."""
+    """Noticed a step later, or at once, as before a checkpoint, or before the update, as on devices without fused optimizers,
+    and on a CPU, where reading does not wait: the run goes on with the same bits."""
     found = []
-    for when in ("late", "at once", "before it is taken"):
+    for when in ("late", "on a CPU", "at once", "before it is taken"):
         trainer = toy_trainer(
             name, tmp_path / when, optim=OPTIMIZERS[optimizer], steps=7, on_nonfinite="skip", log_every=1, **EVERYTHING
         )
         poison(trainer, 3)
         if when == "at once":
             settle_at_once(trainer)
-        trainer.device_decides = when != "before it is taken"
+        trainer.device_decides, trainer.reading_waits = when != "before it is taken", when != "on a CPU"
         trainer.fit()
         rows = [(row["step"], row["loss"], row["gradient_norm"]) for row in read_log(tmp_path / when / "metrics.jsonl")]
         found.append((state_of(trainer), rows, trainer.average.updates if trainer.average else 0))
