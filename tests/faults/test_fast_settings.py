@@ -60,6 +60,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "compile": Setting(("--train.compile", "true"), compile_quickly),
+    "compile, spread weights": Setting(("--train.compile", "true", "--train.fsdp", "true"), compile_quickly),
     "TF32": Setting(
         ("--train.matmul", "high"),
         lambda: products_in_tf32().__enter__(),  # type: ignore[no-untyped-call]
