@@ -7,7 +7,8 @@ numpy's product and argpartition, faiss's flat index, and a flat search of Lance
 `duplicates 100000x256`: groups of near duplicates; beside it the products of all pairs of blocks alone.
 `open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer.
 `sync 100000`: files; a sync where nothing has changed.
-`build 20000`: small JPEG files; images a second, beside a plain loop of the model over a DataLoader.
+`build 20000`: small JPEG files; images a second, and processor time of one, beside a plain loop of the model over a DataLoader.
+The loop makes no small pictures, and neither hashes nor keeps anything.
 `page 100000x512`: an index behind the page; the 95th percentile of answers to 50 clients at once, beside the median of one.
 
 Every case is measured in a process of its own, its sides in turn, and each value is the median over the rounds. Sides must find
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 import page as clients
 import torch
+from plain_loop import plain_loop, processor_seconds, tiny, write_images
 from side_by_side import Row, as_line, peak_memory, row, write_json
 
 USUAL = [
@@ -261,17 +263,6 @@ def open_here(folder: str, width: int) -> dict[str, float]:
     return {"time": time.perf_counter() - start, "memory": peak_memory() - before}
 
 
-def write_images(folder: Path, number: int, side: int) -> None:
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for n in range(number):
-        small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        small[0, 0] = n % 256, n // 256 % 256, n // 65536
-        Image.fromarray(small).resize((side, side)).save(folder / f"{n:06}.jpg", quality=85)
-
-
 def synced(case: str, files: int, _: int, rounds: int) -> list[Row]:
     from mmcl.search import Index
     from mmcl.testing.patterns import PatternModel
@@ -305,42 +296,23 @@ def built(case: str, files: int, _: int, rounds: int) -> list[Row]:
         def ours() -> None:
             mmcl.Index.build(folder, model, out=Path(place, f"index{next(number)}"))
 
-        times = in_turn({"mmcl": ours, "loop over a DataLoader": lambda: plain_loop(model, folder)}, max(1, rounds - 1))
-    ours_per_s, theirs = (files / times[side] for side in ("mmcl", "loop over a DataLoader"))
-    return [row(case, "throughput", "/s", ours_per_s, "loop over a DataLoader", theirs)]
+        peer, spent = "loop over a DataLoader", dict[str, list[float]]()
 
+        def counted(name: str, run: Run) -> Run:
+            def run_and_count() -> None:
+                before = processor_seconds()
+                run()
+                spent.setdefault(name, []).append(processor_seconds() - before)
 
-def tiny() -> Any:
-    """A small convolutional network with random weights."""
-    from torch import nn
+            return run_and_count
 
-    from mmcl.encoders.tower import TowerSpec, build_tower
-    from mmcl.interop.model import Model
-
-    torch.manual_seed(0)
-    spec = TowerSpec(modality="image", encoder="small_cnn", head="linear", head_args={"embed_dim": 256})
-    return Model(nn.ModuleDict({"image": build_tower(spec)}))
-
-
-def plain_loop(model: Any, folder: Path) -> np.ndarray:
-    """What one would write by hand: decoding in two workers, batches of 64."""
-    from PIL import Image
-    from torch.utils.data import DataLoader
-
-    from mmcl.data.images.tensors import to_tensor
-
-    files = sorted(folder.glob("*.jpg"))
-
-    class Files(torch.utils.data.Dataset[torch.Tensor]):
-        def __len__(self) -> int:
-            return len(files)
-
-        def __getitem__(self, number: int) -> torch.Tensor:
-            return to_tensor(Image.open(files[number]).convert("RGB"), model.preprocess)
-
-    with torch.inference_mode():
-        batches = DataLoader(Files(), batch_size=64, num_workers=min(2, os.cpu_count() or 1))
-        return np.concatenate([model.towers["image"](batch.float() / 255).numpy() for batch in batches])
+        sides = {"mmcl": ours, peer: lambda: plain_loop(model, folder)}
+        times = in_turn({name: counted(name, run) for name, run in sides.items()}, max(1, rounds - 1))
+    work = {name: 1e3 * statistics.median(seconds[1:]) / files for name, seconds in spent.items()}
+    return [
+        row(case, "throughput", "/s", files / times["mmcl"], peer, files / times[peer]),
+        row(case, "processor", "ms", work["mmcl"], peer, work[peer]),
+    ]
 
 
 def page(case: str, rows: int, width: int, rounds: int) -> list[Row]:
