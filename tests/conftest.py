@@ -26,23 +26,31 @@ SLOW = {"browser", "cli", "distributed", "documentation", "embedding", "engine",
 """Folders whose tests start commands, training runs or several processes."""
 
 
+MANY = {"search", "security", "serve"}
+"""Folders of short tests which together take a minute."""
+
+
 TRACE = {"documentation", "export", "test_compilation.py", "test_compiled.py", "test_modules.py", "test_publish.py"}
 """Folders and files whose tests trace graphs in their own process: torch may then start threads that no fork survives."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what `pytest -m "not slow"` leaves out, which is its folders and the long tier, and puts the tests in order.
+    """Marks what `pytest -m "not slow"` leaves out, which is these folders and the long tier, and puts the tests in order.
 
     What traces graphs comes last, as many others fork processes in which gradients are computed. Of the rest, slow ones come
     first, so that no process ends long after the others.
     """
+    folder = Path(__file__).parent
     last: dict[str, bool] = {}
     for item in items:
-        parts = set(item.path.relative_to(Path(__file__).parent).parts)
+        parts = set(item.path.relative_to(folder).parts)
         last[item.nodeid] = bool(TRACE & parts)
         if item.get_closest_marker("long") or SLOW & parts:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (last[item.nodeid], item.get_closest_marker("slow") is None))
+    for item in items:
+        if MANY & set(item.path.relative_to(folder).parts):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
