@@ -225,6 +225,7 @@ class Embeddings:
         all_ids: int64 [B], ids of all rows.
         offset: index of this process's first row in `all`.
         all_text_ids: `Batch.text_ids` of every process, [B, V], or None.
+        all_index: `Batch.index` of every process, int64 [B]; None if the method was called without.
     """
 
     local: Mapping[str, Tensor]
@@ -233,6 +234,7 @@ class Embeddings:
     all_ids: Tensor
     offset: int = 0
     all_text_ids: Tensor | None = None
+    all_index: Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -255,17 +257,19 @@ class LossOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
-    """Facts about a run that a method may depend on: batch size and length of training.
+    """Facts about a run that a method may depend on: batch size, length of training and size of the data.
 
     Attributes:
         global_batch: rows of one step over all processes.
         total_steps: optimizer steps of the whole run, including those before a resume.
         steps_per_epoch: optimizer steps of one pass over the data.
+        samples: samples of the training data; `Batch.index` is below it.
     """
 
     global_batch: int
     total_steps: int
     steps_per_epoch: int
+    samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

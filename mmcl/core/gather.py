@@ -106,7 +106,12 @@ def gather_rows(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
 
 def gather_embeddings(
-    local: Mapping[str, Tensor], ids: Tensor, counts: Sequence[int] | None = None, *, text_ids: Tensor | None = None
+    local: Mapping[str, Tensor],
+    ids: Tensor,
+    counts: Sequence[int] | None = None,
+    *,
+    text_ids: Tensor | None = None,
+    index: Tensor | None = None,
 ) -> Embeddings:
     """Collects the inputs of a loss: the local rows of every view and, with one collective for all views, the global rows.
 
@@ -115,11 +120,16 @@ def gather_embeddings(
         ids: int64 [b].
         counts: as in `gather_rows`.
         text_ids: int64 [b, V], see `Batch`.
+        index: int64 [b], see `Batch`.
     """
     offset = rank() * len(ids) if counts is None else sum(counts[: rank()])
     if world_size() == 1:
-        return Embeddings(local, local, ids, ids, offset, text_ids)
+        return Embeddings(local, local, ids, ids, offset, text_ids, index)
     joined = gather_rows(torch.cat(list(local.values()), dim=1), counts)
     split = joined.split([rows.shape[1] for rows in local.values()], dim=1)
+    rows = dict(zip(local, split, strict=True))
     all_text_ids = None if text_ids is None else gather_rows(text_ids, counts)
-    return Embeddings(local, dict(zip(local, split, strict=True)), ids, gather_rows(ids, counts), offset, all_text_ids)
+    if index is None:
+        return Embeddings(local, rows, ids, gather_rows(ids, counts), offset, all_text_ids)
+    all_ids, all_index = gather_rows(torch.stack([ids, index], dim=1), counts).T.contiguous()
+    return Embeddings(local, rows, ids, all_ids, offset, all_text_ids, all_index)

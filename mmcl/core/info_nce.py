@@ -117,7 +117,7 @@ def info_nce(
     own_negative_N = None
     if own_negative_ND is not None:
         own_negative_N = scale * (query_ND * own_negative_ND).sum(1) + own_negative_log_weight
-    of_keys = _contrast(query_ND, key_MD, scale, query_id_N, key_id_M, query_row_N, key_row_M, key_valid_M, tile)
+    of_keys = contrast_of(query_ND, key_MD, scale, query_id_N, key_id_M, query_row_N, key_row_M, key_valid_M, tile)
     contrast = _WithOwnKeys(of_keys, scale, own_logit_N, own_negative_N)
     # Positives first: the backward pass starts with the part computed last, and frees its tiles before the other part begins.
     positive_N = contrast.mean_positive() if positives == "outside" else contrast.log_mean_exp_positive()
@@ -160,7 +160,7 @@ def symmetric_info_nce(
     check_rows(a_ND, b_ND, id_N, id_N)
     _check_choice("reduction", reduction, ("mean", "sum"))
     scale = as_scalar("scale", scale, a_ND, positive=True)
-    contrast = _contrast(a_ND, b_ND, scale, id_N, id_N, None, None, None, tile)
+    contrast = contrast_of(a_ND, b_ND, scale, id_N, id_N, tile=tile)
     # Summed over the batch, both directions have the same mean positives: sums within each group, divided by its size.
     positive_N = contrast.positive_sum() / contrast.positive_count_N  # first, as in `info_nce`
     rows_N, columns_N = contrast.log_sums_of_both()
@@ -168,18 +168,18 @@ def symmetric_info_nce(
     return total if reduction == "sum" else total / max(len(id_N), 1)
 
 
-def _contrast(
+def contrast_of(
     query_ND: Tensor,
     key_MD: Tensor,
     scale: Tensor | float,
     query_id_N: Tensor,
     key_id_M: Tensor,
-    query_row_N: Tensor | None,
-    key_row_M: Tensor | None,
-    key_valid_M: Tensor | None,
-    tile: TileShape | None,
+    query_row_N: Tensor | None = None,
+    key_row_M: Tensor | None = None,
+    key_valid_M: Tensor | None = None,
+    tile: TileShape | None = None,
 ) -> DenseContrast | TiledContrast:
-    """All pairs at once if they are few, else in tiles."""
+    """All pairs at once if they are few, else in tiles. The arguments are those of `info_nce`, checked."""
     tile = tile or choose_tile(len(query_ND), len(key_MD), query_ND.device.type)
     if tile is None:
         return DenseContrast(

@@ -110,7 +110,7 @@ class BatchGradient:
     def _loss(self, rows: Mapping[str, Tensor], start: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
-        embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids)
+        embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids, index=batch.index)
         output = self.method.loss(embeddings, batch)
         if self.anchor:
             output = self.anchor.add(output, rows, start, len(embeddings.all_ids))

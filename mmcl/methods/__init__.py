@@ -21,6 +21,7 @@ METHODS = Registry(
         "simcse": "mmcl.methods.simcse:SimCSE",
         "simsiam": "mmcl.methods.simsiam:SimSiam",
         "slip": "mmcl.methods.slip:SLIP",
+        "sogclr": "mmcl.methods.sogclr:SogCLR",
         "supcon": "mmcl.methods.supcon:SupCon",
         "supervised": "mmcl.methods.supervised:Supervised",
         "swav": "mmcl.methods.swav:SwAV",

@@ -75,27 +75,29 @@ class CLIP(Method):
         return LossFacts(first_loss=None if self.image_weight else first_loss, negatives=keys - 1)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
-        local, everything = embeddings.local, embeddings.all
         batch_size = len(embeddings.all_ids)
-        # If this process has all rows, both directions share one similarity matrix.
-        if len(embeddings.ids) == batch_size and not self.hard_negatives:
-            total = symmetric_info_nce(
-                local["image"], local["text"], id_N=embeddings.ids, scale=self.logit_scale, reduction="sum"
-            )
-        else:
-            texts, text_ids = everything["text"], embeddings.all_ids
-            if self.hard_negatives:
-                negatives = everything["negative"][truly_negative(embeddings)]
-                texts = torch.cat([texts, negatives])
-                text_ids = torch.cat([text_ids, unused_ids(text_ids, len(negatives))])
-            total = self._direction(local["image"], texts, embeddings.ids, text_ids)
-            total = total + self._direction(local["text"], everything["image"], embeddings.ids, embeddings.all_ids)
-        clip_loss = total / (2 * batch_size)
+        clip_loss = self._between_images_and_texts(embeddings) / (2 * batch_size)
         if self.image_weight == 0:
             return LossOutput(clip_loss)
         image_loss = self._between_images(embeddings) / batch_size
         parts = {"clip_loss": clip_loss.detach(), "image_loss": image_loss.detach()}
         return LossOutput(clip_loss + self.image_weight * image_loss, parts)
+
+    def _between_images_and_texts(self, embeddings: Embeddings) -> Tensor:
+        """Return the losses of both directions, summed over the pairs of this process."""
+        local, everything = embeddings.local, embeddings.all
+        # If this process has all rows, both directions share one similarity matrix.
+        if embeddings.share == 1 and not self.hard_negatives:
+            return symmetric_info_nce(
+                local["image"], local["text"], id_N=embeddings.ids, scale=self.logit_scale, reduction="sum"
+            )
+        texts, text_ids = everything["text"], embeddings.all_ids
+        if self.hard_negatives:
+            negatives = everything["negative"][truly_negative(embeddings)]
+            texts = torch.cat([texts, negatives])
+            text_ids = torch.cat([text_ids, unused_ids(text_ids, len(negatives))])
+        to_texts = self._direction(local["image"], texts, embeddings.ids, text_ids)
+        return to_texts + self._direction(local["text"], everything["image"], embeddings.ids, embeddings.all_ids)
 
     def _between_images(self, embeddings: Embeddings) -> Tensor:
         """Return SupCon's loss between the images, summed over those of this process."""

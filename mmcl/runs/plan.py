@@ -66,7 +66,7 @@ def make_plan(config: Config, processes: int) -> Plan:
     views = image_views(config, method)
     check_run(config, method, source, tasks, views, processes)
     order = build_order(config, source)
-    facts = run_facts(config, order)
+    facts = run_facts(config, order, len(source))
     method.configure(facts)
     return Plan(
         asked=asked,
@@ -103,7 +103,8 @@ def fit_batch(config: Config, samples: int, processes: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=fitting))
 
 
-def run_facts(config: Config, order: BatchOrder) -> RunFacts:
+def run_facts(config: Config, order: BatchOrder, samples: int) -> RunFacts:
     """Return the size and length of a run."""
     total_steps = config.train.steps or order.steps(config.train.epochs or 1)
-    return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=order.steps(1))
+    steps_per_epoch = order.steps(1)
+    return RunFacts(global_batch=order.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch, samples=samples)

@@ -17,7 +17,7 @@ from mmcl.testing.require import require
 from mmcl.testing.toys import embed, toy_batch, toy_method, train_step
 from mmcl.types import Batch, Embeddings, RunFacts
 
-_FACTS = RunFacts(global_batch=8, total_steps=6, steps_per_epoch=2)
+_FACTS = RunFacts(global_batch=8, total_steps=6, steps_per_epoch=2, samples=8)
 
 Entry = str | type[Method]
 
@@ -103,7 +103,7 @@ def check_order_of_views(entry: Entry) -> None:
     rows = {_swapped(key, list(method.views)[:2]): value for key, value in straight.local.items()}
     if len(method.views) < 2 or rows.keys() != straight.local.keys():
         return  # the first two views are not alike
-    swapped = Embeddings(rows, rows, straight.ids, straight.ids)
+    swapped = Embeddings(rows, rows, straight.ids, straight.ids, all_index=straight.all_index)
     _require_close(
         method.loss(swapped, batch).loss, method.loss(straight, batch).loss, "the loss depends on the order of views"
     )

@@ -75,7 +75,7 @@ def configured(name: str, dtype: torch.dtype) -> Method:
 
     with mock.patch("mmcl.testing.toys.toy_tower", adapted_tower) if adapter else nullcontext():
         method = toy_method(name, dtype)
-    method.configure(RunFacts(global_batch=ROWS, total_steps=STEPS, steps_per_epoch=2))
+    method.configure(RunFacts(global_batch=ROWS, total_steps=STEPS, steps_per_epoch=2, samples=ROWS))
     return method
 
 
@@ -119,7 +119,7 @@ def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) 
         counts = None if even else row_counts(local.ids)
 
         def loss_of(rows: Mapping[str, Tensor]) -> tuple[Tensor, Embeddings]:
-            embeddings = gather_embeddings(rows, positives_of(method, local), counts)
+            embeddings = gather_embeddings(rows, positives_of(method, local), counts, index=local.index)
             return method.loss(embeddings, local).loss, embeddings
 
         loss, embeddings = cached_backward(
@@ -229,7 +229,7 @@ def test_dropout_masks_are_the_same_in_both_passes(name: str) -> None:
 
     def loss_of(method: Method, rows: Mapping[str, Tensor]) -> Tensor:
         ids = positives_of(method, batch)
-        return method.loss(Embeddings(rows, rows, ids, ids), batch).loss
+        return method.loss(Embeddings(rows, rows, ids, ids, all_index=batch.index), batch).loss
 
     encoded = [reference.encode(piece) for number, piece in enumerate(pieces) if torch.manual_seed(number)]
     expected = loss_of(reference, {view: torch.cat([rows[view] for rows in encoded]) for view in encoded[0]})

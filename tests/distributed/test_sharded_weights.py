@@ -64,7 +64,7 @@ def alone(name: str, optimizer_name: str) -> State:
     for step in range(STEPS):
         batch = batch_of_step(method, step, torch.float64)
         rows, ids = method.encode(batch.views), positives_of(method, batch)
-        embeddings = Embeddings(rows, rows, ids, ids)
+        embeddings = Embeddings(rows, rows, ids, ids, all_index=batch.index)
         method.loss(embeddings, batch).loss.backward()
         norms.append(nn.utils.clip_grad_norm_(method.parameters(), config.clip or math.inf))
         optimizer.step()
@@ -89,7 +89,7 @@ def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: 
         local = share_of(batch_of_step(method, step, torch.float64), rank, world, even=True)
 
         def loss_of(rows: Mapping[str, Tensor], local: Batch = local) -> tuple[Embeddings, Tensor]:
-            embeddings = gather_embeddings(rows, positives_of(method, local))
+            embeddings = gather_embeddings(rows, positives_of(method, local), index=local.index)
             return embeddings, method.loss(embeddings, local).loss
 
         embeddings, _ = cached_backward(

@@ -61,7 +61,7 @@ def toy_trainer(name: str, run_dir: Path, *, steps: int = 6, optim: dict[str, An
         for key, buffer in method.named_buffers():
             if key.endswith("pushed"):
                 buffer.zero_()
-    method.configure(RunFacts(global_batch=ROWS, total_steps=steps, steps_per_epoch=2))
+    method.configure(RunFacts(global_batch=ROWS, total_steps=steps, steps_per_epoch=2, samples=ROWS))
     batches = ToyBatches(toy_batch(method, ROWS, torch.float32))
     evaluation = LiveEvaluation(config, accelerator, method, [], total_steps=steps)
     return Trainer(config, accelerator, method, batches, Order(ROWS, ROWS, 0), evaluation, total_steps=steps, identity={})

@@ -164,12 +164,21 @@ SPREAD = ("--train.fsdp", "true")
 """Weights, gradients and moments spread over the processes."""
 
 
-@pytest.mark.parametrize(("world", "kills"), [(2, (6,)), pytest.param(3, (4,), marks=pytest.mark.long)])
-def test_spread_weights_resume_bit_for_bit(world: int, kills: tuple[int, ...], image_folder: Path, tmp_path: Path) -> None:
-    """With a teacher, queues, micro-batches and an evaluation of uneven shares on the way."""
+MOMENTUM, AVERAGES = "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}", "{name: sogclr}"
+"""Methods with a teacher and queues, and with an average for every sample."""
+
+
+@pytest.mark.parametrize(
+    ("world", "kills", "method"),
+    [(2, (6,), MOMENTUM), (2, (5,), AVERAGES), pytest.param(3, (4,), MOMENTUM, marks=pytest.mark.long)],
+)
+def test_spread_weights_resume_bit_for_bit(
+    world: int, kills: tuple[int, ...], method: str, image_folder: Path, tmp_path: Path
+) -> None:
+    """With micro-batches and an evaluation of uneven shares on the way."""
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 3}]")
-    momentum = ("--method", "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}", "--text.encoder.args.layers", "2")
-    flags = (*SPREAD, *momentum, *evaluated, "--train.micro_batch", "2")
+    rest = ("--text.encoder.args.layers", "2", "--train.micro_batch", "2")
+    flags = (*SPREAD, "--method", method, *evaluated, *rest)
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
     config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)

@@ -68,12 +68,12 @@ class TestMomentumCLIP:
     @pytest.mark.parametrize("args", [{"queue": 0}, {"queue": 20, "queue_start": 0.5}])
     def test_without_a_queue_or_before_its_start_it_is_clip_against_the_teachers_keys(self, args: dict[str, Any]) -> None:
         method = toy_method("momentum_clip", **args)
-        method.configure(RunFacts(global_batch=8, total_steps=10, steps_per_epoch=5))
+        method.configure(RunFacts(global_batch=8, total_steps=10, steps_per_epoch=5, samples=40))
         torch.testing.assert_close(loss_of(method, self.ROWS, self.IDS), self.by_hand(method), rtol=1e-12, atol=0)
 
     def test_from_its_start_on_the_queue_adds_negatives(self) -> None:
         method: Any = toy_method("momentum_clip", queue=5, queue_start=0.5)
-        method.configure(RunFacts(global_batch=8, total_steps=10, steps_per_epoch=5))
+        method.configure(RunFacts(global_batch=8, total_steps=10, steps_per_epoch=5, samples=40))
         queue = random_rows(("queue",), 5)["queue"].flip(1)
         push(method, queue, torch.arange(100, 105))
         method.teacher.step.fill_(4)

@@ -19,7 +19,7 @@ def siglip(**arguments: float) -> SigLIP:
 
 
 def facts(global_batch: int) -> RunFacts:
-    return RunFacts(global_batch=global_batch, total_steps=10, steps_per_epoch=5)
+    return RunFacts(global_batch=global_batch, total_steps=10, steps_per_epoch=5, samples=20)
 
 
 @pytest.mark.parametrize("ids", [torch.arange(6), torch.tensor([0, 1, 0, 2, 1, 0])])

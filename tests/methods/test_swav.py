@@ -16,7 +16,7 @@ from mmcl.testing.toys import embed, toy_batch, toy_method, train_step
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.methods.toy import random_rows
 
-FACTS = RunFacts(global_batch=8, total_steps=20, steps_per_epoch=2)
+FACTS = RunFacts(global_batch=8, total_steps=20, steps_per_epoch=2, samples=16)
 
 
 def swav(**arguments: Any) -> SwAV:

@@ -50,7 +50,7 @@ def test_moco_v3_is_algorithm_1() -> None:
 def test_the_momentum_rises_from_its_start_to_one_over_the_run(name: str) -> None:
     method = toy_method(name)
     assert isinstance(method, BYOL)
-    method.configure(RunFacts(global_batch=4, total_steps=10, steps_per_epoch=2))
+    method.configure(RunFacts(global_batch=4, total_steps=10, steps_per_epoch=2, samples=8))
     batch = toy_batch(method, 4)
     for step in range(10):
         assert method.teacher.momentum == cosine_momentum(step, 10, 0.9)
