@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeats:
+    """Which texts of a batch are equal.
+
+    Attributes:
+        first: int64 [U], a row of each of the U distinct texts.
+        text: int64 [B], the number of each row's text.
+    """
+
+    first: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """A batch of tokenized texts, padded at the end to the longest text; a subset of rows is padded to its own longest text.
 
@@ -26,17 +39,23 @@ class Tokens:
         mask: bool [B, L], true where there is a token; every row has at least one.
         truncated: number of texts cut to the context length; 0 for a subset of rows, for which it is unknown.
         padding: id after the end of a text, with which batches are joined and lengthened.
+        repeats: which texts are equal, so that a tower encodes each of them once; None, also for a subset of rows: every row is
+            encoded.
     """
 
     ids: Tensor
     mask: Tensor
     truncated: int = 0
     padding: int = 0
+    repeats: Repeats | None = None
 
     def to(self, device: device | str, *, non_blocking: bool = False) -> Tokens:
         """Copies it to a device."""
         ids, mask = (part.to(device, non_blocking=non_blocking) for part in (self.ids, self.mask))
-        return replace(self, ids=ids, mask=mask)
+        repeats = self.repeats and Repeats(
+            *(rows.to(device, non_blocking=non_blocking) for rows in (self.repeats.first, self.repeats.text))
+        )
+        return replace(self, ids=ids, mask=mask, repeats=repeats)
 
     def pin_memory(self) -> Tokens:
         """Copies it to page-locked memory."""
@@ -49,13 +68,33 @@ class Tokens:
         more = (0, length - self.ids.shape[1])
         return replace(self, ids=pad(self.ids, more, value=self.padding), mask=pad(self.mask, more))
 
+    def with_repeats(self) -> Tokens:
+        """Finds out which texts are equal. It reads the ids, which should be on the host.
+
+        Where nine texts in ten are distinct, the batch is returned as it is: little would be saved.
+        """
+        import numpy as np
+        import torch
+
+        ids_BL = self.ids.masked_fill(~self.mask, -1).numpy(force=True)
+        _, first_U, text_B = np.unique(ids_BL, axis=0, return_index=True, return_inverse=True)
+        if 10 * len(first_U) > 9 * len(ids_BL):
+            return self
+        return replace(self, repeats=Repeats(torch.from_numpy(first_U), torch.from_numpy(text_B.reshape(-1))))
+
+    def distinct(self) -> Tokens:
+        """Returns every text once, in the length of the batch, after `with_repeats`."""
+        if self.repeats is None:
+            return self
+        return replace(self, ids=self.ids[self.repeats.first], mask=self.mask[self.repeats.first], truncated=0, repeats=None)
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
         ids, mask = self.ids[rows], self.mask[rows]
         longest = int(mask.any(0).sum()) or mask.shape[1]  # the mask may have zero rows
-        return replace(self, ids=ids[:, :longest], mask=mask[:, :longest], truncated=0)
+        return replace(self, ids=ids[:, :longest], mask=mask[:, :longest], truncated=0, repeats=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +195,10 @@ def _side_stream(target: device) -> Any:
 
 def _tensors(view: Any) -> list[Tensor]:
     """The tensors of a view."""
-    names = {Tokens: ("ids", "mask"), Features: ("rows",), Unaugmented: ("pixels",)}.get(type(view))
-    return [view] if names is None else [getattr(view, name) for name in names]
+    names = {Repeats: ("first", "text"), Tokens: ("ids", "mask"), Features: ("rows",), Unaugmented: ("pixels",)}.get(type(view))
+    tensors = [view] if names is None else [getattr(view, name) for name in names]
+    repeats = getattr(view, "repeats", None)
+    return tensors if repeats is None else [*tensors, *_tensors(repeats)]
 
 
 def _as_float(view: Any) -> Any:

@@ -217,8 +217,13 @@ class Tower(nn.Module):
         return self
 
     def features(self, inputs: Tensor | Tokens | Features) -> Features:
-        """Return the encoder's features of a batch; `Features` are returned unchanged."""
-        return inputs if isinstance(inputs, Features) else Features(self.encoder(inputs))
+        """Return the encoder's features of a batch, of texts that are known to be equal computed once; `Features` are returned
+        unchanged."""
+        if isinstance(inputs, Features):
+            return inputs
+        if isinstance(inputs, Tokens) and inputs.repeats is not None:
+            return Features(self.encoder(inputs.distinct())[inputs.repeats.text])
+        return Features(self.encoder(inputs))
 
     def project(self, inputs: Tensor | Tokens | Features) -> Tensor:
         """Return the head's output without normalization: float32 [B, D] (float64 for a float64 tower)."""

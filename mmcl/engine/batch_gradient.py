@@ -15,6 +15,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.engine.anchors import FeatureAnchor
 from mmcl.engine.compilation import CompiledEncoders, lengthened
 from mmcl.engine.guards import check_adapters
+from mmcl.engine.repeated_texts import RepeatedTexts
 from mmcl.engine.weight_layout import Weights
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossOutput, Views, views_on
@@ -34,6 +35,7 @@ class BatchGradient:
         weights: its weights.
         train: sets the size of micro-batches and the seed.
         anchor: adds a distance to the loss, or None.
+        repeats: marks texts that are encoded once, or None.
         changed: changes of the blocks of encoders, checked after the first backward pass.
     """
 
@@ -45,14 +47,16 @@ class BatchGradient:
         train: TrainConfig,
         *,
         anchor: FeatureAnchor | None,
+        repeats: RepeatedTexts | None = None,
         changed: Sequence[ActivationCheckpointing | CompiledEncoders] = (),
     ):
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
-        self.anchor, self.changed, self.is_checked = anchor, changed, False
+        self.anchor, self.repeats, self.changed, self.is_checked = anchor, repeats, changed, False
 
     def on_device(self, views: Views) -> Views:
         """Return views on the device, in the lengths that the encoders take."""
-        return lengthened(views_on(self.accelerator.device, views), self.method)
+        marked = self.repeats.mark(views) if self.repeats else views  # on the host, which knows then how many rows there are
+        return lengthened(views_on(self.accelerator.device, marked), self.method)
 
     def accumulate(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         """Accumulate the gradient of a step. Returns the inputs of the loss and this process's shares of loss and metrics."""

@@ -37,6 +37,7 @@ from mmcl.engine.log import Logbook
 from mmcl.engine.nonfinite import Snapshot, mark_changed, write_crash_bundle
 from mmcl.engine.optim import FUSED, update_unless
 from mmcl.engine.precision import matmul_precision
+from mmcl.engine.repeated_texts import RepeatedTexts
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
 from mmcl.engine.step_record import StepRecord, StepSums
@@ -111,13 +112,17 @@ class Trainer:
         changed: list[Any] = [self.compiled] if self.compiled else []
         if config.train.checkpoint_activations:
             changed.append(ActivationCheckpointing(towers))
+        # Compiled code would be made for every number of distinct texts.
+        repeats = None if config.train.compile else RepeatedTexts(method, accelerator.device)
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
         self.committed = method.committed_parameters  # listed once, because large models have thousands of parameters
         if feature_anchor and self.weights.are_sharded:
             shard(feature_anchor.towers, accelerator.device)
-        self.gradient = BatchGradient(accelerator, method, self.weights, config.train, anchor=feature_anchor, changed=changed)
+        self.gradient = BatchGradient(
+            accelerator, method, self.weights, config.train, anchor=feature_anchor, repeats=repeats, changed=changed
+        )
         self.weight_anchor = WeightAnchor(method, anchor.l2_sp) if anchor.l2_sp else None
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)
         self.skipped, self.saved_at = 0, time.monotonic()

@@ -46,7 +46,8 @@ def test_training_is_the_same_and_encodes_every_sample_once(
     train(tiny_config(folder, tmp_path / "stored", *FROZEN))
     assert encoded == {"image": 25, "text": 25}
     without_store(monkeypatch, tiny_config(folder, tmp_path / "encoded", *FROZEN))
-    assert encoded == {"image": 25 + 96, "text": 25 + 96}
+    # Three samples are in a batch twice, where an epoch ends; equal texts are encoded once.
+    assert encoded == {"image": 25 + 96, "text": 25 + 96 - 3}
     assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "encoded"), rel=1e-5)
     assert_same_model(tmp_path / "stored", tmp_path / "encoded")
 
