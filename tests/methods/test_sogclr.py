@@ -177,3 +177,46 @@ def test_the_first_loss_is_that_of_the_whole_data() -> None:
 def test_numbers_out_of_range_are_named(args: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         toy_method("sogclr", **args)
+
+
+PUBLISHED = [
+    (4.036345764761169, 2.162216763400894, 0.29049765770243785),
+    (15.936813501447551, 11.218122318370973, 16.581707391296426),
+    (6.791740666738617, 5.849274486507915, 1.1312622764564695),
+]
+PUBLISHED_AVERAGES = {
+    "image": [
+        1655357.344198784,
+        2.2441793418425626,
+        0.6736544888418056,
+        1.4376758456090333,
+        238135.35408919843,
+        267.1033476058508,
+    ],
+    "text": [
+        8335.599853974329,
+        1.4892624329985478,
+        1.3946282457688404,
+        1.3224131204489993,
+        105654.98787986835,
+        228.26123067724805,
+    ],
+}
+
+
+def test_it_is_the_published_code() -> None:
+    """Half of `FastCLIPLoss(6, 0.3, eps=1e-14, multiply_tau=False)` of FastCLIP's repository (efd89d5), at scale 10: norms
+    of the gradients to rows, gradients to the log-scale, and averages, in float64."""
+    method = configured(samples=6, gamma=0.3, gamma_decay=0.0, epsilon=1e-14)
+    with torch.no_grad():
+        method.log_scale.fill_(math.log(10))
+    number = torch.arange(24, dtype=torch.float64).reshape(4, 6) + 1
+    for step, index in enumerate(torch.tensor([[0, 1, 2, 3], [4, 2, 5, 0], [3, 0, 1, 2]])):
+        rows = {view: F.normalize(torch.sin((step + 1) * (k + 1) * number), dim=1) for k, view in enumerate(VIEWS)}
+        embeddings = embeddings_of(rows, index, index)
+        found = gradients(method, embeddings)
+        norms = float(found["image"].norm()), float(found["text"].norm())
+        assert (*norms, float(found["scale"])) == pytest.approx(PUBLISHED[step], rel=1e-11)
+        method.commit(embeddings, Batch({}, index, index))
+    for view, averages in PUBLISHED_AVERAGES.items():
+        assert method.normalizers[view].log_average_S.exp().tolist() == pytest.approx(averages, rel=1e-11)
