@@ -12,12 +12,16 @@ from torch import Tensor
 
 from mmcl.data.images.bands import decode_to_show
 from mmcl.data.images.decode import SCALES, opened
+from mmcl.data.images.levels import File, read_file
+from mmcl.data.images.metadata import is_bare_jpeg
 from mmcl.data.images.tensors import read_pixels, to_tensor
 from mmcl.data.sample import ImageLike
 from mmcl.drawing import contained
 from mmcl.files.byte_range import FilePart
 from mmcl.preprocess import Preprocess
 
+_THUMB_BYTES = 16 * 1024
+"""Most bytes of a file that is its own small picture."""
 THUMB = 256
 """Longest side of the small picture, in pixels."""
 _QUALITY = 80
@@ -52,7 +56,7 @@ def read_with_facts(image: ImageLike, name: str, preprocess: Preprocess, *, thum
     with opened(image, name=name, intensity=preprocess.intensity) as stored:
         width, height, taken = stored.width, stored.height, stored.taken
         pixels = stored.pixels()
-        return to_tensor(pixels, preprocess), ImageFacts(width, height, taken, to_thumb(pixels) if thumb else None)
+        return to_tensor(pixels, preprocess), ImageFacts(width, height, taken, _thumb(image, pixels) if thumb else None)
 
 
 def read_facts(image: ImageLike, name: str, preprocess: Preprocess | None, *, thumb: bool) -> ImageFacts:
@@ -72,7 +76,16 @@ def read_facts(image: ImageLike, name: str, preprocess: Preprocess | None, *, th
         width, height, taken = stored.width, stored.height, stored.taken
         spare = max(width, height) / THUMB if stored.may_shrink else 1
         scale = max((scale for scale in SCALES if scale <= spare), default=1)
-        return ImageFacts(width, height, taken, to_thumb(stored.pixels(scale)) if thumb else None)
+        return ImageFacts(width, height, taken, _thumb(image, stored.pixels(scale)) if thumb else None)
+
+
+def _thumb(image: ImageLike, pixels: Image.Image) -> bytes:
+    """The small picture of an image with these pixels: the file itself, if it is one already."""
+    if max(pixels.size) <= THUMB and isinstance(image, File):
+        content = read_file(image)
+        if len(content) <= _THUMB_BYTES and is_bare_jpeg(content):
+            return content
+    return to_thumb(pixels)
 
 
 def to_thumb(image: Image.Image) -> bytes:

@@ -8,7 +8,7 @@ numpy's product and argpartition, faiss's flat index, and a flat search of Lance
 `open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer.
 `sync 100000`: files; a sync where nothing has changed.
 `build 20000`: small JPEG files; images a second, and processor time of one, beside a plain loop of the model over a DataLoader.
-The loop makes no small pictures, and neither hashes nor keeps anything.
+The loop makes no small pictures, and neither hashes nor keeps anything; files of this size are their own small pictures.
 `page 100000x512`: an index behind the page; the 95th percentile of answers to 50 clients at once, beside the median of one.
 
 Every case is measured in a process of its own, its sides in turn, and each value is the median over the rounds. Sides must find
