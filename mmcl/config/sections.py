@@ -238,6 +238,18 @@ class AnchorConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MatryoshkaConfig:
+    """Training of prefixes of the embeddings as embeddings of their own, so that a model can be used at several widths
+    (Kusupati et al., "Matryoshka Representation Learning", 2022)."""
+
+    dims: tuple[int, ...] = setting((), at_least=2)
+    """Widths of the prefixes below the full one, such as [32, 64, 128]. The loss is the mean of the method's loss over all
+    prefixes, each scaled to unit length, and over the whole embeddings. None trains the full width alone."""
+    weights: tuple[float, ...] | None = setting(None, above=0)
+    """Relative weights in this mean: one for each of `dims`, and last that of the full width. Null weighs all equally."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Run length, batch size, precision and checkpointing."""
 
@@ -278,6 +290,8 @@ class TrainConfig:
     averages nothing."""
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     """Anchors to the model that the run starts from, against forgetting."""
+    matryoshka: MatryoshkaConfig = field(default_factory=MatryoshkaConfig)
+    """Widths below the full one at which the embeddings shall be usable, too."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

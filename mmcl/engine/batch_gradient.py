@@ -15,6 +15,7 @@ from mmcl.core.gather import gather_embeddings
 from mmcl.engine.anchors import FeatureAnchor
 from mmcl.engine.compilation import CompiledEncoders, lengthened
 from mmcl.engine.guards import check_adapters
+from mmcl.engine.matryoshka import NestedLoss
 from mmcl.engine.repeated_texts import RepeatedTexts
 from mmcl.engine.weight_layout import Weights
 from mmcl.methods.method import Method
@@ -33,7 +34,7 @@ class BatchGradient:
         accelerator: device, precision and processes.
         method: the method to train.
         weights: its weights.
-        train: sets the size of micro-batches and the seed.
+        train: sets the size of micro-batches, the seed and the widths of prefixes.
         anchor: adds a distance to the loss, or None.
         repeats: marks texts that are encoded once, or None.
         changed: changes of the blocks of encoders, checked after the first backward pass.
@@ -52,6 +53,7 @@ class BatchGradient:
     ):
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
         self.anchor, self.repeats, self.changed, self.is_checked = anchor, repeats, changed, False
+        self.loss = NestedLoss(method, train.matryoshka) if train.matryoshka.dims else method.loss
 
     def on_device(self, views: Views) -> Views:
         """Return views on the device, in the lengths that the encoders take."""
@@ -115,7 +117,7 @@ class BatchGradient:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
         embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids, index=batch.index)
-        output = self.method.loss(embeddings, batch)
+        output = self.loss(embeddings, batch)
         if self.anchor:
             output = self.anchor.add(output, rows, start, len(embeddings.all_ids))
         return embeddings, output

@@ -74,6 +74,7 @@ def merge(models: Sequence[Model], weights: Sequence[float] | None = None, *, st
         logit_bias=_mean([model.logit_bias for model in models], shares),
         embedding=models[0].embedding,
         class_names=models[0].class_names,
+        matryoshka_dims=[dim for dim in models[0].matryoshka_dims if all(dim in one.matryoshka_dims for one in models)],
         provenance={"merged": [{"fingerprint": m.fingerprint, "weight": w} for m, w in zip(models, shares, strict=True)]},
         device=models[0].device,
     )

@@ -37,6 +37,7 @@ class Model(PairScores):
         logit_bias: added to the logits; None for softmax models, a number for sigmoid models (SigLIP).
         embedding: which output is returned, see `Embedding`.
         class_names: for a classifier trained with labels, the name of each logit of its image tower; None for other models.
+        matryoshka_dims: widths below the full one whose prefixes were trained as embeddings (`train.matryoshka`); () if none.
         provenance: origin of the model, as JSON values.
 
     Raises:
@@ -57,6 +58,7 @@ class Model(PairScores):
         logit_bias: float | None = None,
         embedding: Embedding = "projection",
         class_names: Sequence[str] | None = None,
+        matryoshka_dims: Sequence[int] = (),
         provenance: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ):
@@ -68,6 +70,7 @@ class Model(PairScores):
         self.logit_bias = logit_bias
         self.embedding: Embedding = embedding
         self.class_names: Sequence[str] | None = None if class_names is None else list(class_names)
+        self.matryoshka_dims = tuple(matryoshka_dims)
         self.provenance = dict(provenance or {})
 
     def __repr__(self) -> str:
@@ -75,6 +78,8 @@ class Model(PairScores):
         facts = [towers, f"embed_dim={self.embed_dim}", f"embedding={self.embedding!r}"]
         if self.logit_scale is not None:
             facts.append(f"logit_scale={self.logit_scale:.4g}")
+        if self.matryoshka_dims:
+            facts.append(f"matryoshka_dims={list(self.matryoshka_dims)}")
         if self.class_names is not None:
             facts.append(f"classes={len(self.class_names)}")
         return f"Model({', '.join(facts)}, device={str(self.device)!r})"
@@ -184,6 +189,7 @@ class Model(PairScores):
             logit_bias=self.logit_bias,
             embedding=self.embedding,
             class_names=self.class_names,
+            matryoshka_dims=self.matryoshka_dims,
             provenance=self.provenance if provenance is None else provenance,
         )
 

@@ -48,6 +48,7 @@ class ModelFile:
     shared_tensors: dict[str, str]
     provenance: dict[str, Any]
     plugins: tuple[str, ...] = ()
+    matryoshka_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = next((name for name, tower in self.towers.items() if name != tower.modality), None)

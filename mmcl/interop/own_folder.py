@@ -111,6 +111,7 @@ def _read_folder(folder: Path, given: Collection[str]) -> dict[str, Any]:
         "logit_bias": file.logit_bias,
         "embedding": file.embedding,
         "class_names": _class_names(file, towers, folder),
+        "matryoshka_dims": _matryoshka_dims(file, towers, folder),
         "provenance": file.provenance,
     }
 
@@ -144,6 +145,14 @@ def _class_names(file: ModelFile, towers: nn.ModuleDict, folder: Path) -> Sequen
     if file.class_names is not None and len(file.class_names) != logits:
         raise damaged(folder / CONFIG, f"it has {len(file.class_names)} class_names for {logits} logits")
     return file.class_names
+
+
+def _matryoshka_dims(file: ModelFile, towers: nn.ModuleDict, folder: Path) -> Sequence[int]:
+    width = min(int(tower.embed_dim) for tower in towers.values())  # type: ignore[arg-type]
+    wrong = [dim for dim in file.matryoshka_dims if not 0 < dim < width]
+    if wrong:
+        raise damaged(folder / CONFIG, f"its matryoshka_dims have {wrong[0]}, and its embeddings are {width} wide")
+    return file.matryoshka_dims
 
 
 def _read_tower(folder: Path, entry: TowerEntry) -> Tower:

@@ -1,7 +1,7 @@
 """mmcl's own model format: a self-contained folder with JSON for the architecture and safetensors for the weights; no pickle.
 
 config.json         towers by name and arguments, the plug-ins that registered these names, preprocessing, logit scale and bias,
-                    class names, origin of the model
+                    class names, trained widths, origin of the model
 model.safetensors   the weights, each stored once
 tokenizer.json      if there is a text tower
 """
@@ -35,6 +35,7 @@ def save_model(
     logit_bias: float | None = None,
     embedding: Embedding = "projection",
     class_names: Sequence[str] | None = None,
+    matryoshka_dims: Sequence[int] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that `load_model` can read without further arguments. The write is atomic. Adapters are merged in it.
@@ -42,7 +43,7 @@ def save_model(
     Args:
         path: the folder; an existing model folder is replaced, a folder with other content is refused.
         towers: "image" and "text", or one of them, as built by `build_tower`.
-        logit_scale, logit_bias, embedding, class_names, provenance: as in `Model`.
+        logit_scale, logit_bias, embedding, class_names, matryoshka_dims, provenance: as in `Model`.
 
     Raises:
         UserError: a tower was not built by `build_tower`, so it cannot be rebuilt; or the folder cannot be written.
@@ -55,6 +56,7 @@ def save_model(
         "plugins": sorted({module for tower in towers.values() for module in tower.spec.plugins()}),  # type: ignore[union-attr,operator]
         "embedding": embedding,
         "class_names": None if class_names is None else list(class_names),
+        "matryoshka_dims": list(matryoshka_dims),
         "logit_scale": None if logit_scale is None else float(logit_scale),
         "logit_bias": None if logit_bias is None else float(logit_bias),
         "shared_tensors": shared,

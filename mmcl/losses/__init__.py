@@ -3,7 +3,7 @@
 Arguments have the same names everywhere: `image` and `text` for pairs, `a` and `b` for views, otherwise `query` and `key`. Rows
 with equal `ids` belong together. Rows are scaled to unit length if the paper does so. All losses compute in float32 whatever
 the input type (float64 for float64 rows), have exact derivatives of any order, and form no N x M matrix for large inputs. Names
-are imported on first use. For training on several processes, see `gathered`.
+are imported on first use. For training on several processes, see `gathered`; for embeddings of several widths, `matryoshka`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmcl.losses.modules import SwAVLoss as SwAVLoss
     from mmcl.losses.modules import TripletLoss as TripletLoss
     from mmcl.losses.modules import VICRegLoss as VICRegLoss
+    from mmcl.losses.prefixes import matryoshka as matryoshka
     from mmcl.losses.processes import gathered as gathered
     from mmcl.losses.sigmoid import siglip_loss as siglip_loss
     from mmcl.losses.softmax import clip_loss as clip_loss
@@ -70,6 +71,7 @@ _HOMES = {
     "gathered": "processes",
     "info_nce": "softmax",
     "margin_loss": "metric_learning",
+    "matryoshka": "prefixes",
     "moco_loss": "softmax",
     "nt_xent": "two_views",
     "siglip_loss": "sigmoid",

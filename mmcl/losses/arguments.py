@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcl.core.higher_derivatives import is_transformed
 from mmcl.core.precision import in_float32, statistics_dtype
 from mmcl.errors import UserError
+
+
+def signature_of(loss: Callable[..., Tensor] | nn.Module) -> inspect.Signature:
+    """Returns the signature with which a loss is called; that of the wrapped loss for the wrappers of this package."""
+    wrapped: inspect.Signature | None = getattr(loss, "signature", None)
+    return wrapped or inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
 
 
 def check_rows(given: Mapping[str, Tensor], *, paired: bool = True) -> None:

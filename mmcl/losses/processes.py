@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.core.gather import gather_rows, world_size
 from mmcl.errors import UserError
+from mmcl.losses.arguments import signature_of
 
 
 def gathered(loss: Callable[..., Tensor] | nn.Module, *, gradient_reduction: Literal["mean", "sum"] = "mean") -> GatheredLoss:
@@ -68,7 +69,7 @@ class GatheredLoss(nn.Module):
     def __init__(self, loss: Callable[..., Tensor] | nn.Module, divisor: int | None):
         super().__init__()
         self.loss, self.divisor = loss, divisor
-        self.signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+        self.signature = signature_of(loss)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if world_size() == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -68,6 +68,10 @@ class CLIP(Method):
     @property
     def logit_scale(self) -> Tensor:
         return self.log_scale.exp()
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return self.embedded_views
 
     def describe(self, global_batch: int) -> LossFacts:
         keys = 2 * global_batch if self.hard_negatives else global_batch

@@ -81,6 +81,12 @@ class Method(nn.Module):
         return self.views
 
     @property
+    def nested_rows(self) -> Collection[str]:
+        """Names of the rows that may all be cut to a prefix of any width, of unit length, before `loss` gets them, as
+        `train.matryoshka` does; () if the loss needs the full width."""
+        return ()
+
+    @property
     def loss_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters used by `loss` itself, excluding those used by `encode` (towers and predictor)."""
         encoding = ("towers.", "predictor.")

@@ -6,7 +6,7 @@ Each loss is a separate method because each has its own arguments.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,6 +35,10 @@ class MetricMethod(Method):
     def __init__(self, towers: nn.ModuleDict):
         super().__init__(towers)
         self._steps = HostCount(self, "step")
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return self.embedded_views
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(negatives=2 * global_batch - 2)

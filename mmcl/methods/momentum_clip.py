@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmcl.core.ema import MomentumTeacher
 from mmcl.core.info_nce import info_nce
 from mmcl.core.key_queue import KeyQueue
+from mmcl.core.prefixes import unit_prefix
 from mmcl.methods.byol import teacher_rows
 from mmcl.methods.clip import CLIP
 from mmcl.methods.hard_negatives import unused_ids
@@ -53,6 +54,10 @@ class MomentumCLIP(CLIP):
     def configure(self, facts: RunFacts) -> None:
         self.first_queue_step = round(self.queue_start * facts.total_steps)
 
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return {*self.views, *(f"teacher_{view}" for view in self.views)}
+
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(negatives=global_batch - 1 + self.queue_size)
 
@@ -70,7 +75,7 @@ class MomentumCLIP(CLIP):
         key_rows = unused_ids(key_ids, len(keys))
         queue: KeyQueue = self.queues[key]  # type: ignore[assignment]
         if int(self.teacher.steps) >= self.first_queue_step:
-            keys, key_ids = torch.cat([keys, queue.keys.to(keys)]), torch.cat([key_ids, queue.ids])
+            keys, key_ids = torch.cat([keys, unit_prefix(queue.keys, keys.shape[1]).to(keys)]), torch.cat([key_ids, queue.ids])
             key_rows = torch.cat([key_rows, queue.ids])
         return info_nce(
             embeddings.local[query],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -56,6 +56,10 @@ class SigLIP(Method):
     def configure(self, facts: RunFacts) -> None:
         if not self.bias_is_given:
             self.bias.fill_(-math.log(max(facts.global_batch - 1, 1)))
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return self.embedded_views
 
     def describe(self, global_batch: int) -> LossFacts:
         """Estimate the initial loss: rows of untrained towers are nearly orthogonal, so every logit is about the bias."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -55,6 +55,10 @@ class SimCLR(Method):
     @property
     def logit_scale(self) -> Tensor:
         return torch.tensor(1 / self.temperature)
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return self.embedded_views
 
     def describe(self, global_batch: int) -> LossFacts:
         negatives = 2 * global_batch - 2

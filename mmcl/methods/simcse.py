@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -64,6 +64,10 @@ class SimCSE(Method):
     @property
     def logit_scale(self) -> Tensor:
         return torch.tensor(1 / self.temperature)
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return {*self.views, "positive"}
 
     def describe(self, global_batch: int) -> LossFacts:
         keys = 2 * global_batch if "negative" in self.views else global_batch

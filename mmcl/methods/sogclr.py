@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -78,6 +78,10 @@ class SogCLR(CLIP):
     def describe(self, global_batch: int) -> LossFacts:
         first_loss = None if self.image_weight else math.log1p(1 / self._epsilon(global_batch))
         return LossFacts(first_loss=first_loss, negatives=global_batch - 1)
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return ()  # the averages are those of whole rows
 
     @property
     def current_gamma(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -37,6 +37,10 @@ class SupCon(Method):
     @property
     def logit_scale(self) -> Tensor:
         return torch.tensor(1 / self.temperature)
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return self.embedded_views
 
     def describe(self, global_batch: int) -> LossFacts:
         return LossFacts(negatives=2 * global_batch - 2)

@@ -17,6 +17,7 @@ from mmcl.engine.activation_checkpointing import check_blocks
 from mmcl.engine.anchors import check_anchors
 from mmcl.engine.channels_last import check_channels_last
 from mmcl.engine.compilation import check_compiler
+from mmcl.engine.matryoshka import check_matryoshka
 from mmcl.engine.parameter_groups import group_parameters
 from mmcl.errors import UserError, first_line
 from mmcl.evaluate import Task, check
@@ -46,6 +47,7 @@ def check_run(
     """
     group_parameters(method, config.optim)
     check_anchors(config, method)
+    check_matryoshka(config, method)
     if config.train.channels_last:
         check_channels_last(method, fsdp=config.train.fsdp)
     if config.train.compile:

@@ -203,6 +203,7 @@ def _save_model(plan: Plan, run_dir: Path, model: Model, exported: dict[str, Any
         logit_bias=model.logit_bias,
         embedding=model.embedding,
         class_names=class_names(config, plan.method, source),
+        matryoshka_dims=config.train.matryoshka.dims,
         provenance=provenance,
     )
     given = ", ".join(f"'{name}': MODULE" for name in model.towers if model.towers[name].spec.encoder == GIVEN)  # type: ignore[union-attr]

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmcl.core.key_queue import KeyQueue
+from mmcl.core.prefixes import unit_prefix
+from mmcl.errors import first_line
 from mmcl.methods.method import Method
 from mmcl.testing.require import require
 from mmcl.testing.toys import embed, toy_batch, toy_method, train_step
@@ -63,6 +68,32 @@ def check_embedded_views(entry: Entry) -> None:
     towers = {view: method.tower(view)(views[view], unit=False) for view in method.views}
     same = {view for view, own in towers.items() if view in rows and _are_parallel(rows[view], own)}
     require(same == given, f"embedded_views is {sorted(given)}, and the rows of {sorted(same)} are those of their towers")
+
+
+def check_nested_rows(entry: Entry) -> None:
+    """Where rows may be cut to prefixes, the loss is that of a method that only ever saw the prefixes: with zeros behind them,
+    of the same cosines. What `commit` keeps of whole rows must not differ."""
+    (method, _), (narrow, _) = _started(entry), _started(entry)
+    batch = toy_batch(method, 6)
+    embeddings, nested = embed(method, batch), set(method.nested_rows)
+    unknown = nested - embeddings.local.keys()
+    require(not unknown, f"nested_rows names {sorted(unknown)}, which encode does not give")
+    if not nested:
+        return
+    prefixes = {name: unit_prefix(row, 3) if name in nested else row for name, row in embeddings.local.items()}
+    padded = {name: F.pad(row, (0, 3)) if name in nested else row for name, row in prefixes.items()}
+    cut, wide = (replace(embeddings, local=rows, all=rows) for rows in (prefixes, padded))
+    for queue in (module for module in narrow.modules() if isinstance(module, KeyQueue)):
+        queue.key_KD.copy_(F.pad(unit_prefix(queue.key_KD, 3), (0, 3)))
+    method.commit(embeddings, batch)
+    narrow.commit(wide, batch)
+    try:
+        loss = method.loss(cut, batch).loss
+    except (RuntimeError, ValueError) as error:
+        raise AssertionError(f"nested_rows is not (), and the loss refuses prefixes: {first_line(error)}") from error
+    _require_close(
+        loss, narrow.loss(wide, batch).loss, "nested_rows is not (), and prefixes have another loss than narrow rows"
+    )
 
 
 def check_pure_loss(entry: Entry) -> None:
@@ -158,6 +189,7 @@ METHOD_CHECKS: dict[str, Callable[[Entry], None]] = {
     "declarations": check_declarations,
     "unit rows": check_unit_rows,
     "embedded views": check_embedded_views,
+    "nested rows": check_nested_rows,
     "pure loss": check_pure_loss,
     "commit": check_commit,
     "order of rows": check_order_of_rows,

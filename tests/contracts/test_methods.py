@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +15,7 @@ from mmcl.errors import UserError
 from mmcl.methods import METHODS
 from mmcl.methods.clip import CLIP
 from mmcl.methods.method import POSITIVE, Method, check_positive
+from mmcl.methods.sogclr import SogCLR
 from mmcl.methods.supcon import SupCon
 from mmcl.testing import METHOD_CHECKS, check_method
 from mmcl.testing.toys import toy_method
@@ -90,6 +93,35 @@ class Forgetful(CLIP):
         self.steps += 1
 
 
+class Weighted(CLIP):
+    """It needs rows of the full width, which it does not say."""
+
+    column: Tensor
+
+    def __init__(self, towers: nn.ModuleDict, **args: Any):
+        super().__init__(towers, **args)
+        self.register_buffer("column", torch.linspace(0.5, 1.5, self.tower("image").embed_dim))
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        rows = {name: row * self.column for name, row in embeddings.local.items()}
+        return super().loss(replace(embeddings, local=rows, all=rows), batch)
+
+
+class Counting(CLIP):
+    """Its loss depends on the number of columns."""
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
+        return LossOutput(super().loss(embeddings, batch).loss / embeddings.local["image"].shape[1])
+
+
+class Remembering(SogCLR):
+    """Its averages are those of whole rows."""
+
+    @property
+    def nested_rows(self) -> Collection[str]:
+        return self.embedded_views
+
+
 class Undeclared(SupCon):
     positives: ClassVar[Any] = "classes"
 
@@ -99,6 +131,9 @@ class Undeclared(SupCon):
     [
         (Undeclared, "declarations"),
         (LongRows, "unit rows"),
+        (Weighted, "nested rows"),
+        (Counting, "nested rows"),
+        (Remembering, "nested rows"),
         (Impure, "pure loss"),
         (Meddling, "commit"),
         (Ordered, "order of rows"),

@@ -131,7 +131,9 @@ def modules(rank: int, world: int) -> list[Any]:
     own = rows[part]
     info_nce = losses.gathered(losses.info_nce)
     few = slice(part.start, part.start + 1)
+    nested = losses.gathered(losses.matryoshka(losses.supcon_loss, dims=[2, 4]))
     return [
+        nested(own, ids[part], temperature=0.1).item(),
         *(queue(own, own + step, ids[part]).item() for step in range(3)),
         of_type(losses.MoCoLoss, queue.loss).queue.keys.sum().item(),
         swav(own, own.flip(1), [own + 1, own - 1]).item(),

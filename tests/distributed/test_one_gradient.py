@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmcl.config import MatryoshkaConfig
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.encoders.adapters import adapt, adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.compilation import CompiledEncoders
+from mmcl.engine.matryoshka import NestedLoss
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ddp_options
 from mmcl.methods import METHODS
@@ -63,8 +65,9 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 
 def configured(name: str, dtype: torch.dtype) -> Method:
-    """A method on toy towers, or, as in "clip with lora", on towers with adapters that have already been trained."""
-    name, _, adapter = name.partition(" with ")
+    """A method on toy towers; as in "clip with lora", with adapters that have already been trained, or "with prefixes"."""
+    name, _, more = name.partition(" with ")
+    adapter = "" if more == "prefixes" else more
 
     def adapted_tower() -> Tower:
         tower = toy_tower()
@@ -75,6 +78,8 @@ def configured(name: str, dtype: torch.dtype) -> Method:
 
     with mock.patch("mmcl.testing.toys.toy_tower", adapted_tower) if adapter else nullcontext():
         method = toy_method(name, dtype)
+    if more == "prefixes":
+        method.loss = NestedLoss(method, MatryoshkaConfig(dims=(4, 2), weights=(2.0, 1.0, 3.0)))  # type: ignore[method-assign]
     method.configure(RunFacts(global_batch=ROWS, total_steps=STEPS, steps_per_epoch=2, samples=ROWS))
     return method
 
@@ -152,7 +157,10 @@ def small_tiles() -> Iterator[None]:
 ADAPTED = ("clip with lora", "byol with dora")
 """Adapters of one tower that is trained by itself, and of one that a teacher follows."""
 
-WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED)
+NESTED = tuple(f"{name} with prefixes" for name in METHODS if toy_method(name).nested_rows)
+"""The loss over prefixes of the rows, of every method that has one."""
+
+WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED)
 KINDS = (*((torch.float64, layout) for layout in LAYOUTS), (torch.float32, "two pieces"))
 SAMPLE = sample_of(WORLDS, NAMES, KINDS)
 
@@ -174,7 +182,7 @@ def test_training_is_that_of_one_process(world: int, name: str, kind: tuple[torc
     dtype, layout = kind
     expected = alone(name, dtype)
     learning = [key for key, p in configured(name, dtype).named_parameters() if p.requires_grad]
-    assert any("parametrizations" in key for key in learning) == ("with" in name)
+    assert any("parametrizations" in key for key in learning) == (name in ADAPTED)
     assert {f"gradient of {key}" for key in learning} <= expected.keys()
     # Gradients that are zero but for rounding, such as those of a bias under Barlow Twins, are small beside the others.
     whole_gradient = torch.stack([value.norm() for key, value in expected.items() if key.startswith("gradient")]).norm()

@@ -175,14 +175,16 @@ MOMENTUM, AVERAGES = "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}
 def test_spread_weights_resume_bit_for_bit(
     world: int, kills: tuple[int, ...], method: str, image_folder: Path, tmp_path: Path
 ) -> None:
-    """With micro-batches and an evaluation of uneven shares on the way."""
+    """With prefixes, where the method has them, micro-batches and an evaluation of uneven shares on the way."""
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 3}]")
     rest = ("--text.encoder.args.layers", "2", "--train.micro_batch", "2")
-    flags = (*SPREAD, "--method", method, *evaluated, *rest)
+    prefixes = ("--train.matryoshka.dims", "[4, 8]") if method == MOMENTUM else ()
+    flags = (*SPREAD, "--method", method, *evaluated, *rest, *prefixes)
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
     config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
     assert final_state(config) == final_state(whole)
+    assert ("loss_4" in final_state(config)["metrics"]) == bool(prefixes)
     assert f"{world} processes on cpu, 1 thread each, the weights spread over them" in output(config)
 
 

@@ -183,6 +183,7 @@ def _ready(model: Model) -> Model:
         logit_bias=model.logit_bias,
         embedding=model.embedding,
         class_names=model.class_names,
+        matryoshka_dims=model.matryoshka_dims,
         provenance=model.provenance,
         device=torch.device("cpu"),
     )
