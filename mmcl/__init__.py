@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmcl.interop.load import load_model as load_model
     from mmcl.interop.merge import merge as merge
     from mmcl.interop.model import Model as Model
+    from mmcl.interop.truncated import TruncatedModel as TruncatedModel
     from mmcl.methods import METHODS as METHODS
     from mmcl.runs.run import train as train
     from mmcl.search.index import Index as Index
@@ -42,6 +43,7 @@ _HOMES = {
     "Sample": "data.sample",
     "Source": "data.source",
     "TrainedClassifier": "evaluate.classifier",
+    "TruncatedModel": "interop.truncated",
     "UserError": "errors",
     "ZeroShotClassifier": "evaluate.classifier",
     "adapt": "encoders.adapters",

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from mmcl.cli.exit import PART
-from mmcl.cli.options import Device, Json, NoCache, Out, Root
+from mmcl.cli.options import RARE, Device, Json, NoCache, Out, Root
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import parse_call
 from mmcl.cli.reports import All, show_next, show_report
@@ -93,8 +93,9 @@ def evaluate_one(
     bank: str | None = None,
     bank_args: str = "{}",
     embeddings: Path | None = None,
-    bank_embeddings: Path | None = None,
+    bank_embeddings: Annotated[Path | None, RARE] = None,
     args: str = "{}",
+    dim: Annotated[int | None, RARE] = None,
     root: Root = None,
     out: Out = None,
     all: All = False,
@@ -116,13 +117,16 @@ def evaluate_one(
         bank_args: Arguments of the bank's source.
         embeddings: A parquet file, in place of model and data. As `mmcl embed` writes it, with a row for each image, text or
             class: the columns kind (image, text, class), embedding, id (equal ones belong together), label and name.
-        bank_embeddings: Another, of the labeled images.
+        bank_embeddings: Another parquet file, of the labeled images.
         args: Arguments of the evaluator, such as "{ks: [1, 5]}". `mmcl list evaluators --args` shows them all.
+        dim: Width: only the first columns of the embeddings, scaled to unit length. For a model trained with train.matryoshka.
     """
     _check(out)
     if embeddings is not None:
-        if any(one is not None for one in (model, data, bank, device, root)) or data_args != "{}" or bank_args != "{}":
-            raise UserError("--embeddings replaces a model and data: remove --model, --data, --bank, --device and --root")
+        if any(one is not None for one in (model, data, bank, dim, device, root)) or data_args != "{}" or bank_args != "{}":
+            raise UserError(
+                "--embeddings replaces a model and data: remove --model, --data, --bank, --dim, --device and --root"
+            )
         again = _command(evaluator, embeddings=embeddings, bank_embeddings=bank_embeddings, args=args)
         _finish(_of_embeddings(evaluator, embeddings, bank_embeddings, parse_mapping("--args", args)), out, json, all, again)
         return
@@ -132,6 +136,8 @@ def evaluate_one(
         missing = {"--model": model, "--data (a path, or one of `mmcl list sources`)": data}
         needed = listed([flag for flag, value in missing.items() if value is None])
         raise UserError(f"mmcl eval {evaluator} needs {needed}{', or --embeddings' if model == data else ''}")
+    if dim is not None and evaluator == "classification":
+        raise UserError("--dim is a width of embeddings, and classification compares logits: leave it out")
     check_available(model)
     from mmcl.evaluate import check as check_task
     from mmcl.runs.evaluation import build_tasks, evaluate_models
@@ -144,10 +150,10 @@ def evaluate_one(
         args=parse_mapping("--args", args),
     )
     of_data = {"data": data, "data_args": data_args, "bank": bank, "bank_args": bank_args}
-    again = _command(evaluator, model=model, **of_data, args=args, root=root)
+    again = _command(evaluator, model=model, **of_data, args=args, dim=None if dim is None else str(dim), root=root)
     [task] = build_tasks([config], root)
     check_task(evaluator, config.args, task, has_text=True)  # errors that no model can avoid come before it is loaded
-    _finish(evaluate_models([load_cached(model, no_cache, device)], [config], [task]), out, json, all, again)
+    _finish(evaluate_models([load_cached(model, no_cache, device, dim)], [config], [task]), out, json, all, again)
 
 
 def evaluate_suite(
@@ -280,9 +286,11 @@ def _cache(no_cache: bool) -> EmbeddingCache | None:
     return None if no_cache else default_cache()
 
 
-def load_cached(name: str, no_cache: bool, device: str | None) -> CachedModel:
-    """Loads a model by name, with the cache of embeddings unless `no_cache` is set."""
+def load_cached(name: str, no_cache: bool, device: str | None, dim: int | None = None) -> CachedModel:
+    """Loads a model by name, at its width or a smaller one, with the cache of embeddings unless `no_cache` is set."""
     from mmcl.evaluate import CachedModel
     from mmcl.interop.load import load_model
+    from mmcl.interop.truncated import TruncatedModel
 
-    return CachedModel(load_model(name, device=device), cache=_cache(no_cache))
+    model = load_model(name, device=device)
+    return CachedModel(model if dim is None else TruncatedModel(model, dim), cache=_cache(no_cache))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -70,6 +71,31 @@ def collected(batches: Iterator[np.ndarray], total: int, width: int, *, progress
             "damaged, or its training diverged"
         )
     return rows
+
+
+def check_dim(dim: int, width: int | None) -> None:
+    """Raises UserError unless embeddings of `width` columns, None if unknown, have a prefix of `dim` columns."""
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or not 1 <= dim <= (dim if width is None else width):
+        most = "" if width is None else f" to {width}, the width of the embeddings"
+        raise UserError(f"dim is {dim!r}: give a whole number from 1{most}")
+
+
+def unit_prefixes(rows: np.ndarray, dim: int | None) -> np.ndarray:
+    """Returns the first `dim` columns of rows, scaled to unit length: float32 [N, dim]; the rows themselves for None.
+
+    Raises:
+        UserError: the rows have no such prefix.
+    """
+    if dim is None:
+        return rows
+    check_dim(dim, rows.shape[1])
+    if dim == rows.shape[1]:
+        return rows
+    prefix = rows[:, :dim]
+    length = np.linalg.norm(prefix, axis=1, keepdims=True)
+    shortest = np.float32(1e-12)  # rows of zeros stay zeros
+    scaled: np.ndarray = (prefix / np.maximum(length, shortest)).astype(np.float32)
+    return scaled
 
 
 class PairScores:

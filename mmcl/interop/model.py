@@ -21,7 +21,7 @@ from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
 from mmcl.interop.device import find_device
-from mmcl.interop.encoding import Embedding, Images, PairScores, as_many, collected, read_in_batches
+from mmcl.interop.encoding import Embedding, Images, PairScores, as_many, check_dim, collected, read_in_batches, unit_prefixes
 from mmcl.interop.save import save_model
 from mmcl.methods.method import Method
 from mmcl.preprocess import Preprocess
@@ -111,7 +111,9 @@ class Model(PairScores):
         """Width D of the embeddings; that of the images if the features of images and texts differ in width."""
         return self._width(next(iter(self.towers.values())))  # type: ignore[arg-type]
 
-    def encode_image(self, images: ImageLike | Images, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+    def encode_image(
+        self, images: ImageLike | Images, *, batch_size: int | None = None, progress: bool = False, dim: int | None = None
+    ) -> np.ndarray:
         """Embeds images.
 
         Args:
@@ -119,16 +121,19 @@ class Model(PairScores):
                 of these; or a data source.
             batch_size: images per forward pass; by default 64, or more if the images are small.
             progress: whether to show a progress bar.
+            dim: width of the result: the first columns, scaled to unit length; None for all. Any width works, and is as good as
+                training has made it, see `matryoshka_dims`.
 
         Returns:
             float32 [N, D], unit length, in the order given; N is 1 for a single image.
 
         Raises:
-            UserError: the model has no image tower, or an image is missing or cannot be read; the message names the file.
+            UserError: the model has no image tower, an image is missing or cannot be read (the message names the file), or
+                `dim` is not from 1 to D.
         """
         tower = self._tower("image", "encode_image")
         many = as_many(images)
-        return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress)
+        return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress, dim)
 
     def image_logits(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
         """Outputs of the image head without normalization, such as the logits of a classifier: float32 [N, C].
@@ -150,21 +155,23 @@ class Model(PairScores):
             batches = self._pixels(tower, as_many(images), batch_size)
             return np.concatenate([tower.encoder(batch).float().cpu().numpy() for batch in batches])
 
-    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """Embeds a string or a list of strings. A string is always a text, never a path.
+    def encode_text(
+        self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False, dim: int | None = None
+    ) -> np.ndarray:
+        """Embeds a string or a list of strings. A string is always a text, never a path; `dim` as for `encode_image`.
 
         Returns:
             float32 [N, D], unit length, in the order given; N is 1 for a single string.
 
         Raises:
-            UserError: the model has no text tower, or an element is not a string.
+            UserError: the model has no text tower, an element is not a string, or `dim` is not from 1 to D.
         """
         tower = self._tower("text", "encode_text")
         encoder: TextEncoder = tower.encoder  # type: ignore[assignment]
         rows = [texts] if isinstance(texts, str) else list(texts)
         starts = range(0, len(rows), batch_size)
         tokens = (encoder.tokenizer(rows[start : start + batch_size]).to(self.device) for start in starts)
-        return self._encode(tower, tokens, len(rows), progress)
+        return self._encode(tower, tokens, len(rows), progress, dim)
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes a folder that `mmcl.load_model` reads, atomically; adapters are merged in it.
@@ -217,10 +224,14 @@ class Model(PairScores):
         batches = read_in_batches(images, preprocess, batch_size, lambda image, name: read_pixels(image, preprocess, name=name))
         return (torch.stack(batch).to(self.device).float() / 255 for batch in batches)
 
-    def _encode(self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool) -> np.ndarray:
+    def _encode(
+        self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool, dim: int | None
+    ) -> np.ndarray:
+        width = self._width(tower)
+        check_dim(width if dim is None else dim, width)  # before anything is encoded
         with torch.inference_mode():
             rows = (embed(tower, batch, self.embedding).cpu().numpy() for batch in batches)
-            return collected(rows, total, self._width(tower), progress=progress)
+            return unit_prefixes(collected(rows, total, width, progress=progress), dim)
 
 
 def embed(tower: Tower, batch: Tensor | Tokens, embedding: Embedding) -> Tensor:

@@ -15,7 +15,7 @@ from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError, first_line, how_to_install
 from mmcl.files.digest import digest
 from mmcl.files.untrusted import existing_file
-from mmcl.interop.encoding import Images, PairScores, as_many, collected, read_in_batches
+from mmcl.interop.encoding import Images, PairScores, as_many, check_dim, collected, read_in_batches, unit_prefixes
 from mmcl.interop.graph_folder import (
     CONFIG,
     IMAGE_EMBEDS,
@@ -106,10 +106,12 @@ class OnnxModel(PairScores):
         files = sorted(path for path in (*settings, *graphs) if path.is_file())
         return digest(*(part for path in files for part in (path.name, path)))
 
-    def encode_image(self, images: ImageLike | Images, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+    def encode_image(
+        self, images: ImageLike | Images, *, batch_size: int | None = None, progress: bool = False, dim: int | None = None
+    ) -> np.ndarray:
         """Embeds images; arguments, result and errors as for `Model.encode_image`."""
         many = as_many(images)
-        return collected(self._image_outputs(many, batch_size, IMAGE_EMBEDS), len(many), self.embed_dim, progress=progress)
+        return self._collected(self._image_outputs(many, batch_size, IMAGE_EMBEDS), len(many), progress, dim)
 
     def image_logits(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
         """Logits of a classifier trained with labels: float32 [N, C]. Raises UserError if the model is none."""
@@ -118,10 +120,16 @@ class OnnxModel(PairScores):
         many = as_many(images)
         return collected(self._image_outputs(many, batch_size, IMAGE_LOGITS), len(many), len(self.class_names), progress=False)
 
-    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+    def encode_text(
+        self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False, dim: int | None = None
+    ) -> np.ndarray:
         """Embeds texts; arguments, result and errors as for `Model.encode_text`."""
         rows = [texts] if isinstance(texts, str) else list(texts)
-        return collected(self._text_outputs(rows, batch_size), len(rows), self.embed_dim, progress=progress)
+        return self._collected(self._text_outputs(rows, batch_size), len(rows), progress, dim)
+
+    def _collected(self, batches: Iterator[np.ndarray], total: int, progress: bool, dim: int | None) -> np.ndarray:
+        check_dim(self.embed_dim if dim is None else dim, self.embed_dim)
+        return unit_prefixes(collected(batches, total, self.embed_dim, progress=progress), dim)
 
     def _image_outputs(self, images: Images, batch_size: int | None, output: str) -> Iterator[np.ndarray]:
         preprocess = self.preprocess

@@ -131,6 +131,16 @@ def test_eval_of_other_data(run_dir: Path, folder: Path, tmp_path: Path, capsys:
     assert (out / "report.html").exists()
 
 
+def test_eval_at_a_smaller_width(run_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cache, which keeps what was encoded at another width, is not mixed up."""
+    words = ["eval", "retrieval", "--model", str(run_dir), "--data", str(folder), "--args", "{examples: 0}"]
+    found = {}
+    for dim in (None, "2", "16"):
+        flags = [] if dim is None else ["--dim", dim]
+        found[dim] = {row["metric"]: row["value"] for row in run_json(capsys, *words, *flags) if row["model"] == "trained"}
+    assert found["16"] == found[None] != found["2"]
+
+
 def test_embeddings_are_evaluated_as_the_model_is(
     run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +279,12 @@ def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "{folder}"], "squares"),
         (["eval", "knn"], "needs --model and --data"),
         (["eval", "knn", "--model", "{run}"], "needs --data"),
+        (
+            ["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--dim", "17"],
+            "dim is 17: give a whole number from 1",
+        ),
+        (["eval", "classification", "--model", "{run}", "--data", "{folder}", "--dim", "4"], "classification compares logits"),
+        (["eval", "knn", "--embeddings", "e.parquet", "--dim", "4"], "remove --model, --data, --bank, --dim"),
         (["eval", "knn", "--model", "{run}", "--data", "{folder}"], "give --bank"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "{{kss: 1}}"], "kss"),
         (["eval", "retrieval", "--model", "{run}", "--data", "{folder}", "--args", "3"], "--args must be a mapping"),
