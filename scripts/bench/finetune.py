@@ -4,8 +4,7 @@ The start is the default run, trained here if its folder does not exist: of each
 are 800 other emoji of that vendor, old data 800 of the vendors that the start was trained on; R@1 is the mean of both
 directions. All cases take equally many steps, with a fifth of the pairs held out. By these pairs alone, ranked among all 200,
 the learning rate of each case is chosen, and the share alpha of the trained weights in the mean with the start (WiSE-FT): the
-settings with the best mean reciprocal rank over all seeds. Neither new nor old test data choose anything. The presets in
-configs/finetune have the chosen alpha.
+settings with the best mean reciprocal rank over all seeds. Neither new nor old test data choose anything.
 
 Beside the trained weights (alpha 1) and the chosen mean, the table has the mean half way, and for each row the gain over the
 start of the same seed: the mean difference, and its 95 % interval of Student over the seeds, which differ in all but the task.
