@@ -53,7 +53,7 @@ class BatchGradient:
     ):
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
         self.anchor, self.repeats, self.changed, self.is_checked = anchor, repeats, changed, False
-        self.loss = NestedLoss(method, train.matryoshka) if train.matryoshka.dims else method.loss
+        self.nested_loss = NestedLoss(method, train.matryoshka) if train.matryoshka.dims else None
 
     def on_device(self, views: Views) -> Views:
         """Return views on the device, in the lengths that the encoders take."""
@@ -117,7 +117,7 @@ class BatchGradient:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
         embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids, index=batch.index)
-        output = self.loss(embeddings, batch)
+        output = (self.nested_loss or self.method.loss)(embeddings, batch)
         if self.anchor:
             output = self.anchor.add(output, rows, start, len(embeddings.all_ids))
         return embeddings, output

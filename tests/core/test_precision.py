@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mmcl.core
-from mmcl.core import clustering, decorrelation, geometry, info_nce, nearest, precision, regression, sigmoid
+from mmcl.core import (
+    clustering,
+    decorrelation,
+    geometry,
+    global_contrast,
+    info_nce,
+    nearest,
+    precision,
+    prefixes,
+    regression,
+    sigmoid,
+)
 from mmcl.core import metric_learning as metric
 from mmcl.evaluate.measures import rank_counts
 from mmcl.methods.byol import predict
@@ -33,6 +44,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
         a, b, query_id_N=ID, key_id_M=ID, scale=s, own_key_ND=a, own_negative_ND=b, query_weight_N=a[:, 0].abs()
     ),
     "symmetric_info_nce": lambda a, b, s: info_nce.symmetric_info_nce(a, b, id_N=ID, scale=s),
+    "log_mean_negative": lambda a, b, s: global_contrast.log_mean_negative(a, b, query_id_N=ID, key_id_M=ID, scale=s),
     "sigmoid_loss": lambda a, b, s: sigmoid.sigmoid_loss(a, b, image_id_N=ID, text_id_M=ID, scale=s, bias=-s),
     "barlow_twins_loss": lambda a, b, s: decorrelation.barlow_twins_loss(a, b),
     "cross_correlation": lambda a, b, s: decorrelation.cross_correlation(a, b),
@@ -45,6 +57,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "sinkhorn": lambda a, b, s: clustering.sinkhorn(a),
     "Prototypes": lambda a, b, s: prototypes(a),
     "unit_rows": lambda a, b, s: precision.unit_rows(a),
+    "unit_prefix": lambda a, b, s: prefixes.unit_prefix(a, 2),
     "nearest": lambda a, b, s: nearest.nearest(a, b, 3)[0],
     "cosine_rank_counts": lambda a, b, s: rank_counts.cosine_rank_counts(a, b, ID, ID)[0].score,
     "alignment": lambda a, b, s: geometry.alignment(a, b),
@@ -56,7 +69,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
 }
 WITHOUT_ARITHMETIC = {"is_collapsed", "check_rows", "recomputed_tiles", "equal_rows"}
 """Those that look at shapes alone, or call one of the others."""
-OF_ONE_TYPE = {"pair_log_sum_exp", "positive_dot_sum", "scaled_products", "near_pairs"}
+OF_ONE_TYPE = {"contrast_of", "pair_log_sum_exp", "positive_dot_sum", "scaled_products", "near_pairs"}
 """Parts of a loss, which casts for them, and the pairs of an index, which are of float32 and decided in float64."""
 
 
