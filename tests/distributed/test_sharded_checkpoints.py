@@ -300,4 +300,6 @@ def test_the_checkpoint_of_this_format_version_loads() -> None:
     trained.load(verify(GOLDEN / "step-0000003"))
     expected = Trained(1)
     for name, tensor in flat(expected.snapshot(3)).items():
-        torch.testing.assert_close(flat(trained.snapshot(3))[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        # The gradient of a bias in front of a batch norm is rounding alone, of which AdamW makes steps as large as the rate.
+        atol = 2 * 2 * 1e-2 if name.endswith(("/0.bias", "/1.running_mean")) else 1e-5
+        torch.testing.assert_close(flat(trained.snapshot(3))[name], tensor, rtol=1e-4, atol=atol, msg=name)
