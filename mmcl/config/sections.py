@@ -291,7 +291,7 @@ class TrainConfig:
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     """Anchors to the model that the run starts from, against forgetting."""
     matryoshka: MatryoshkaConfig = field(default_factory=MatryoshkaConfig)
-    """Widths below the full one at which the embeddings shall be usable, too."""
+    """Widths below the full one at which the embeddings are to be usable, too."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

@@ -26,7 +26,7 @@ def checked_shares(dims: Sequence[int], weights: Sequence[float] | None, where: 
         where: what stands before the names in messages.
 
     Raises:
-        UserError: widths are no whole numbers from 2 on, or are repeated; weights are not above 0, or not one for each.
+        UserError: a width is not a whole number of at least 2, or is repeated; a weight is not above 0, or their number is off.
     """
     if not isinstance(dims, Sequence) or not dims:
         raise UserError(f"{where}dims is {dims!r}: give a list of widths, such as [64, 128]")
