@@ -91,7 +91,21 @@ class Drawing(nn.Module):
         return x + 0.01 * torch.randn_like(x) if self.training else x
 
 
-LAYERS = (nn.Dropout(0.1), nn.BatchNorm1d(32), Drawing(), nn.LayerNorm(32))
+class RareDropPath(nn.Module):
+    """Drops a row so rarely that a trial hardly ever sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), 1) > 1e-6) if self.training else x
+
+
+class CentredByTheBatch(nn.Module):
+    """Neither draws nor is a batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+LAYERS = (nn.Dropout(0.1), nn.BatchNorm1d(32), Drawing(), RareDropPath(), CentredByTheBatch(), nn.LayerNorm(32))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)

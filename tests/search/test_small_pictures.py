@@ -56,6 +56,7 @@ OTHERS = {
     "XMP": with_segment(jpeg(photo()), 0xE1, b"http://ns.adobe.com/xap/1.0/\0private"),
     "a second JFIF segment": with_segment(jpeg(photo()), 0xE0, b"JFXX\0\x10private"),
     "something behind the end": jpeg(photo()) + b"private",
+    "a second image behind the end": jpeg(photo()) + jpeg(photo(seed=1)),
     "another format": b"\x89PNG\r\n\x1a\nprivate\xff\xd9",
     "nothing": b"",
 }

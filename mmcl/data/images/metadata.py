@@ -51,9 +51,10 @@ def _bare_jpeg(file: bytes) -> bytes:
 def is_bare_jpeg(file: bytes) -> bool:
     """Whether a file is a JPEG that every browser shows, gray or color, with nothing in it but the pixels: no camera data, no
     comment, no profile, no small picture, nothing behind the end."""
-    if not (file.startswith(_JPEG) and file.endswith(_END)):
-        return False
     segments = list(_segments(file))
+    scans = len(_JPEG) + sum(len(segment) for _, segment in segments)
+    if not file.startswith(_JPEG) or file.find(_END, scans) != len(file) - len(_END):
+        return False
     jfif = [segment for marker, segment in segments if marker == _JFIF]
     frames = [segment for marker, segment in segments if marker in _FRAMES]
     return (
