@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,7 @@ from mmcl.interop.available import check_available
 from mmcl.terminal import counted
 
 if TYPE_CHECKING:
+    from mmcl.config import SourceConfig
     from mmcl.data.source import Source
     from mmcl.evaluate import CachedModel
     from mmcl.runs.embedding.job import EmbeddingJob
@@ -36,6 +38,7 @@ def embed(
     model: str = "runs/clip_emoji",
     out: Path,
     features: Annotated[bool, RARE] = False,
+    dim: Annotated[int | None, RARE] = None,
     data_args: str = "{}",
     shard_rows: int | None = None,
     dtype: Annotated[Literal["float32", "float16"] | None, RARE] = None,
@@ -66,6 +69,7 @@ def embed(
         model: A run, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         out: A .parquet, .csv or .npy, or a folder. A job that was killed goes on only in a folder.
         features: Write what the encoder gives before the head. At its own length, and of the images alone.
+        dim: Width: only the first columns of the embeddings, scaled to unit length. For a model trained with train.matryoshka.
         data_args: Arguments of the source, such as "{fold: test}".
         shard_rows: Samples in each file of a folder, 4096 by default. 67 MB hold 65,536 rows of 256 numbers.
         dtype: Type of the numbers in a folder, float32 by default. float16 halves the files and changes some scores by 1e-3.
@@ -84,9 +88,12 @@ def embed(
         raise UserError(f"{flag} is of a folder of shards, and --out {out} is a file; give a folder, or leave {flag} out")
     if not is_file and no_cache:
         raise UserError("--no_cache: a folder of shards uses no cache; leave it out, and give a new --out to encode again")
+    if features and dim is not None:
+        raise UserError("--dim is a width of embeddings, and --features are what comes before them: leave one out")
     check_available(model)
     if is_file:
-        _embed_into_file(data, data_args, root, out, model, features, device, json, no_cache)
+        source = parse_source(data, data_args, flag="--data_args")
+        _embed_into_file(source, root, out, lambda: load_cached(model, no_cache, device, dim), features, json)
         return
     from mmcl.runs.embedding.job import EmbeddingJob
     from mmcl.search.shards.plan import check_shard_folder
@@ -98,6 +105,7 @@ def embed(
         folder=out,
         shard_rows=_SHARD_ROWS if shard_rows is None else shard_rows,
         features=features,
+        dim=dim,
         dtype=dtype or "float32",
         root=root,
         device=device,
@@ -138,20 +146,12 @@ def _embed_into_folder(job: EmbeddingJob, runner: str | None, workers: int | Non
 
 
 def _embed_into_file(
-    data: str,
-    data_args: str,
-    root: str | None,
-    out: Path,
-    model: str,
-    features: bool,
-    device: str | None,
-    json: bool,
-    no_cache: bool,
+    data: SourceConfig, root: str | None, out: Path, model: Callable[[], CachedModel], features: bool, json: bool
 ) -> None:
     from mmcl.runs.build_data import build_source
 
-    source = build_source(parse_source(data, data_args, flag="--data_args"), root, "data")
-    rows, bad = _written(out, source, load_cached(model, no_cache, device), features)
+    source = build_source(data, root, "data")
+    rows, bad = _written(out, source, model(), features)
     say(json_module.dumps({"file": str(out), "rows": rows}) if json else f"{counted(rows, 'row')} in {out}")
     end_partly(bad)
 

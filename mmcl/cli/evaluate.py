@@ -290,7 +290,6 @@ def load_cached(name: str, no_cache: bool, device: str | None, dim: int | None =
     """Loads a model by name, at its width or a smaller one, with the cache of embeddings unless `no_cache` is set."""
     from mmcl.evaluate import CachedModel
     from mmcl.interop.load import load_model
-    from mmcl.interop.truncated import TruncatedModel
+    from mmcl.interop.truncated import at_dim
 
-    model = load_model(name, device=device)
-    return CachedModel(model if dim is None else TruncatedModel(model, dim), cache=_cache(no_cache))
+    return CachedModel(at_dim(load_model(name, device=device), dim), cache=_cache(no_cache))

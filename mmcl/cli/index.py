@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from mmcl.cli.arguments import form_of
 from mmcl.cli.exit import end_partly
@@ -25,7 +25,7 @@ from mmcl.cli.index_care import (
     verify,
     versions,
 )
-from mmcl.cli.options import Device, Json
+from mmcl.cli.options import RARE, Device, Json
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import asks_for_help, parse_call
 from mmcl.errors import UserError, unknown_name
@@ -91,6 +91,7 @@ def build(
     out: str,
     model: str,
     columns: Path | None = None,
+    dim: Annotated[int | None, RARE] = None,
     dtype: Literal["float32", "float16"] = "float32",
     replace: bool = False,
     device: Device = None,
@@ -109,6 +110,7 @@ def build(
         out: The folder of the index.
         model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         columns: A table of your own columns, to filter and sort by. Its column `image` names images relative to the folder.
+        dim: Width: only the first columns of the vectors, scaled to unit length. For a model trained with train.matryoshka.
         dtype: Type of the vectors on disk. float16 halves them and changes some scores by 1e-3.
         replace: Build anew over an index of another model or other data.
         json: Print JSON instead of text. It is {"index": ..., "images": ..., "bad": ..., "seconds": ...}.
@@ -125,7 +127,7 @@ def build(
     check_available(model)
     loaded = load_model(model, device=device)
     started = time.perf_counter()
-    options = {"model_name": lasting(model), "columns": columns, "dtype": dtype, "replace": replace}
+    options = {"model_name": lasting(model), "columns": columns, "dim": dim, "dtype": dtype, "replace": replace}
     made = Index.build(data, loaded, out=out, progress=True, **options)  # type: ignore[arg-type]
     seconds, bad = time.perf_counter() - started, made.bad
     if json:

@@ -39,6 +39,7 @@ def search(
     hybrid: Annotated[bool, RARE] = False,
     exact: Annotated[bool, RARE] = False,
     copy_to: Annotated[Path | None, RARE] = None,
+    dim: Annotated[int | None, RARE] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -70,13 +71,14 @@ def search(
         hybrid: Also look for the words in the captions, and join both rankings. An index on disk only.
         exact: Compare all images, although the index has an approximate one.
         copy_to: Copy what was found into this folder, with the rank before each name.
+        dim: Width: only the first columns of the vectors, scaled to unit length. For a model trained with train.matryoshka.
         json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ..., "id": ...}].
     """
     model, text = _in_order(model, text, (*image, *like))
     if not Path(model).exists() and "://" not in model:  # before libraries are imported that an index needs
         check_available(model)
     _check(image, save, picture, copy_to)
-    index = index_of(model, images, device, image)
+    index = index_of(model, images, device, image, dim)
     if save is not None:
         index.save(save)
     question: dict[str, Any] = {
@@ -143,15 +145,19 @@ def _check(image: Sequence[Path], save: Path | None, picture: Path | None, copy_
         check_image(one, str(one), MAX_BYTES)
 
 
-def index_of(model: str, images: str | None, device: str | None, image: Sequence[Path] = ()) -> Index:
-    """Opens an index, or builds one of any other data. The model reads the images that are looked for first."""
+def index_of(model: str, images: str | None, device: str | None, image: Sequence[Path] = (), dim: int | None = None) -> Index:
+    """Opens an index, or builds one of any other data. The model reads the images that are looked for first.
+
+    Raises:
+        UserError: an index is of another width than `dim`, or the model has no such width.
+    """
     from mmcl.interop.suggestions import may_be_index
     from mmcl.search import Index
 
     if Index.is_saved(model) or may_be_index(model):
         if images is not None:
             raise UserError(f"{model} is an index, and --images {images} another collection: give the index alone")
-        return Index.open(model, device=device)
+        return _of_dim(Index.open(model, device=device), model, dim)
     check_available(model)
     from mmcl.data.images.tensors import read_pixels
     from mmcl.interop.load import load_model
@@ -159,8 +165,19 @@ def index_of(model: str, images: str | None, device: str | None, image: Sequence
     loaded = load_model(model, device=device)
     for one in image:
         read_pixels(one, loaded.preprocess)
+    if images is not None and Index.is_saved(images):
+        return _of_dim(Index.load(images, loaded), images, dim)
     if images is not None:
-        return Index.load(images, loaded) if Index.is_saved(images) else Index.build(images, loaded, progress=True)
+        return Index.build(images, loaded, dim=dim, progress=True)
     from mmcl.runs.evaluation import evaluated_source
 
-    return Index.build(evaluated_source(Path(model)), loaded, progress=True)
+    return Index.build(evaluated_source(Path(model)), loaded, dim=dim, progress=True)
+
+
+def _of_dim(index: Index, place: str, dim: int | None) -> Index:
+    """Returns an index. Raises UserError if it is of another width than was asked for."""
+    if dim not in (None, index.store.dim):
+        raise UserError(
+            f"{place}: holds vectors of {index.store.dim} columns, not {dim}: leave --dim out, or build another index"
+        )
+    return index

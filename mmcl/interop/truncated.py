@@ -11,6 +11,11 @@ from mmcl.interop.encoding import check_dim, unit_prefixes
 from mmcl.types import EmbeddingModel
 
 
+def at_dim(model: EmbeddingModel, dim: int | None) -> EmbeddingModel:
+    """Returns a model at a width: itself for None and for its own width, else a `TruncatedModel`, with its errors."""
+    return model if dim is None or dim == getattr(model, "embed_dim", None) else TruncatedModel(model, dim)
+
+
 class TruncatedModel:
     """The first columns of a model's embeddings, scaled to unit length; an `EmbeddingModel` (see types.py).
 
@@ -54,6 +59,11 @@ class TruncatedModel:
     def has_text(self) -> bool:
         """Whether the model embeds texts."""
         return self.model.has_text
+
+    @property
+    def provenance(self) -> Any:
+        """That of the model; empty if it has none to tell."""
+        return getattr(self.model, "provenance", {})
 
     @property
     def preprocess(self) -> Any:

@@ -38,13 +38,42 @@ def lasting(name: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else name
 
 
-def check_model(name: str, expected: str, model: EmbeddingModel) -> None:
-    """Raises UserError if the model is not the one of the index; names both and the way out."""
-    if model.fingerprint != expected:
-        raise UserError(
-            f"{name}: made with another model ({expected[:12]}, not {model.fingerprint[:12]}); load that one, or build the "
-            "index again (mmcl index build --replace)"
-        )
+def at_dim(model: EmbeddingModel, dim: int | None) -> EmbeddingModel:
+    """Returns a model at its own width, for None, or at a smaller one. Raises UserError if it has no such prefix."""
+    # `interop` stands beside `search`, so only a width that the user gave leads there.
+    return model if dim is None else importlib.import_module("mmcl.interop.truncated").at_dim(model, dim)
+
+
+def model_of(name: str, expected: str, dim: int, model: EmbeddingModel) -> EmbeddingModel:
+    """Returns the model of an index: the given one, or its prefix if that has made the rows.
+
+    Args:
+        name: of the index, for messages.
+        expected: fingerprint of the model that made the rows.
+        dim: their width.
+        model: the model.
+
+    Raises:
+        UserError: it is another one, or of another width; names both and the way out.
+    """
+    if dim < getattr(model, "embed_dim", dim) and (narrower := at_dim(model, dim)).fingerprint == expected:
+        return narrower
+    check_model(name, expected, dim, model)
+    return model
+
+
+def check_model(name: str, expected: str, dim: int, model: EmbeddingModel) -> None:
+    """Raises UserError as `model_of` does, also for a model whose prefix has made the rows."""
+    if model.fingerprint == expected:
+        return
+    width = getattr(model, "embed_dim", dim)
+    here, there = expected[:12], model.fingerprint[:12]
+    if width != dim:
+        here, there = f"{here} at a width of {dim}", f"{there} at {width}"
+    raise UserError(
+        f"{name}: made with another model ({here}, not {there}); load that one, or build the index again "
+        "(mmcl index build --replace)"
+    )
 
 
 def opened_or_created(
@@ -60,7 +89,7 @@ def opened_or_created(
     """Opens the index of a build that goes on, or creates an empty one."""
     if lance_table.exists(place) and not replace:
         table = LanceTable.open(place)
-        check_model(place, table.about.model, model)
+        check_model(place, table.about.model, table.about.dim, model)
         if table.about.root != found.root or dict(table.about.column_kinds) != dict(found.column_kinds):
             raise UserError(
                 f"{place}: is an index of {table.about.collection or 'other images'}; give a new folder, or replace it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mmcl.data.sample import ImageLike, Sample
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
 from mmcl.search import lance_table, maintenance, saved
-from mmcl.search.building import Dtype, check_model, embedded, loaded_model, opened_or_created
+from mmcl.search.building import Dtype, at_dim, embedded, loaded_model, model_of, opened_or_created
 from mmcl.search.calibration import Calibration, fit
 from mmcl.search.collection import Given, open_collection
 from mmcl.search.content import Encoder
@@ -21,8 +21,8 @@ from mmcl.search.duplicates import THRESHOLD, Group, Keep, Level, find_duplicate
 from mmcl.search.hits import Hits
 from mmcl.search.items import Item
 from mmcl.search.lance_store import LanceStore
-from mmcl.search.lance_table import LanceTable
 from mmcl.search.memory_store import MemoryStore
+from mmcl.search.opening import Mode, open_store
 from mmcl.search.query import Weights
 from mmcl.search.question import Combine, answer, question_of
 from mmcl.search.ranking import Sort
@@ -33,7 +33,6 @@ from mmcl.search.upkeep import Upkeep
 from mmcl.terminal import counted
 from mmcl.types import BadSample, EmbeddingModel
 
-Mode = Literal["r", "w"]
 Several: TypeAlias = "ImageLike | Sequence[ImageLike]"
 
 
@@ -74,8 +73,8 @@ class Index(Upkeep):
             name = self._model or self.store.model_name
             if not name:
                 raise UserError("the index does not name its model; give the model that it was built with")
-            self._model, _ = loaded_model(name, device=self._device)
-            check_model(name, self.store.model, self._model)
+            loaded, _ = loaded_model(name, device=self._device)
+            self._model = model_of(name, self.store.model, self.store.dim, loaded)
         return self._model
 
     @property
@@ -109,6 +108,7 @@ class Index(Upkeep):
         out: str | Path | None = None,
         model_name: str = "",
         columns: str | Path | None = None,
+        dim: int | None = None,
         dtype: Dtype = "float32",
         replace: bool = False,
         batch_size: int | None = None,
@@ -124,6 +124,8 @@ class Index(Upkeep):
                 memory.
             model_name: what loads the model when the index is opened without it; by default as it was given or loaded.
             columns: a table of your own columns to filter and sort by; its column `image` names images relative to the folder.
+            dim: width of the vectors: the first columns of the model's, scaled to unit length; None for all. Queries are cut
+                alike. Any width works, and is as good as training has made it.
             dtype: of the vectors on disk; float16 halves them, and changes some scores by 1e-3.
             replace: build anew where `out` is an index of another model or other data.
             batch_size: images per batch; by default the model chooses.
@@ -133,7 +135,8 @@ class Index(Upkeep):
             The index. Images that cannot be read are left out and listed in `bad`.
 
         Raises:
-            UserError: the collection is empty, none of its images can be read, or `out` cannot be written.
+            UserError: the collection is empty, none of its images can be read, the model has no such `dim`, or `out` cannot
+                be written.
         """
         if out is not None and "://" not in str(out):
             check_folder(Path(out), flag="out")
@@ -141,8 +144,8 @@ class Index(Upkeep):
         found = open_collection(collection, columns=columns)
         if not len(found):
             raise UserError(f"{found.name} is empty; give it at least one image")
-        loaded, name = loaded_model(model)
-        name = model_name or name
+        whole, name = loaded_model(model)
+        loaded, name = at_dim(whole, dim), model_name or name
         if out is None or not lance_table.is_available():
             index = cls(embedded(found, loaded, name, batch_size, progress), loaded)
             if out is not None:
@@ -172,35 +175,15 @@ class Index(Upkeep):
         Args:
             directory: its folder, or the URL of one in an object store, such as s3://bucket/photos.mmcl.
             model: the model that it was built with, or its name; None takes the one that the index names, when it is first
-                needed.
+                needed. Of an index with a `dim`, either the whole model or its `TruncatedModel`.
             device: device of a model that is loaded by name; see `mmcl.load_model`.
             mode: "r" to search it; "w" to change it too, which only one process can at a time.
 
         Raises:
             UserError: there is no index, it is damaged, of a newer format or of another model, or another process writes it.
         """
-        if mode not in ("r", "w"):
-            raise UserError(f"mode {mode!r} is unknown; give r or w")
-        place = str(directory)
-        store: MemoryStore | LanceStore
-        if saved.is_saved(place):
-            if mode == "w":
-                raise UserError(
-                    f"{place}: an index of an earlier format can only be read; `mmcl index import` makes one that keeps up"
-                )
-            store = saved.load(Path(place), getattr(model, "preprocess", None))
-        elif lance_table.exists(place):
-            table = LanceTable.open(place)
-            if model is not None and not isinstance(model, str):
-                check_model(place, table.about.model, model)
-            if mode == "w":
-                table.hold()
-            store = LanceStore(table)
-        else:
-            raise lance_table.no_index(place)
-        if model is not None and not isinstance(model, str):
-            check_model(place, store.model, model)
-        return cls(store, model, device=device)
+        store, given = open_store(str(directory), model, mode)
+        return cls(store, given, device=device)
 
     @classmethod
     def import_old(cls, old: str | Path, out: str | Path, *, model_name: str = "") -> Index:
@@ -220,10 +203,18 @@ class Index(Upkeep):
         return cls(index.store)
 
     @classmethod
-    def from_shards(cls, shards: str | Path, data: Given, *, out: str | Path | None = None, model_name: str = "") -> Index:
-        """Builds an index from shards of the data, see `shard_vectors`; `out` and `model_name` are as for `build`."""
+    def from_shards(
+        cls,
+        shards: str | Path,
+        data: Given,
+        *,
+        out: str | Path | None = None,
+        model_name: str = "",
+        dim: int | None = None,
+    ) -> Index:
+        """Builds an index from shards of the data, see `shard_vectors`; `out`, `model_name` and `dim` are as for `build`."""
         source, vectors = shard_vectors(Path(shards), data)
-        return cls(cls.build(source, vectors, out=out, model_name=model_name).store, model_name or None)
+        return cls(cls.build(source, vectors, out=out, model_name=model_name, dim=dim).store, model_name or None)
 
     @classmethod
     def load(cls, directory: str | Path, model: EmbeddingModel | str) -> Index:

@@ -77,7 +77,8 @@ def other_list(job: EmbeddingJob, folder: Path) -> EmbeddingJob:
 
 
 REFUSED: dict[str, tuple[Callable[[EmbeddingJob, Path], EmbeddingJob], str]] = {
-    "model": (other_model, r"another model \(\w{8}, not \w{8}\): give that one, or another --out"),
+    "model": (other_model, r"another model or --dim \(\w{8}, not \w{8}\): give that one, or another --out"),
+    "dim": (lambda job, _: replace(job, dim=2), r"another model or --dim \(\w{8}, not \w{8}\): give that one"),
     "rows": (other_data, r"another list of samples|26 samples, not 25"),
     "captions": (other_list, r"another list of samples \(\w{8}, not \w{8}\)"),
     "shard_rows": (lambda job, _: replace(job, shard_rows=5), "--shard_rows 4, not 5: give --shard_rows 4"),
@@ -218,6 +219,24 @@ def test_an_index_from_shards_is_that_of_the_data(on_disk: bool, job: EmbeddingJ
         assert [hit.path.name for hit in found] == [hit.path.name for hit in expected]
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
     assert index.search(text, target="texts", top_k=3)[0].caption == built.search(text, target="texts", top_k=3)[0].caption
+
+
+@pytest.mark.parametrize("when", ["shards", "index"])
+def test_a_width_may_be_cut_in_the_shards_or_in_the_index(when: str, job: EmbeddingJob, tmp_path: Path) -> None:
+    """An index on disk of either opens with the whole model that it names, and finds what the model at that width finds."""
+    small = mmcl.TruncatedModel(mmcl.load_model(job.model, device="cpu"), 2)
+    built = mmcl.Index.build(str(job.data.path), small)
+    dims = (2, None) if when == "shards" else (None, 2)
+    run_embedding_job(replace(job, dim=dims[0]), workers=1)
+    mmcl.Index.from_shards(job.folder, str(job.data.path), out=tmp_path / "a.mmcl", model_name=job.model, dim=dims[1])
+    found, expected = (one.search("a tiny red square", top_k=5) for one in (mmcl.Index.open(tmp_path / "a.mmcl"), built))
+    assert [hit.path.name for hit in found] == [hit.path.name for hit in expected]
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+
+
+def test_features_have_no_width_to_cut(job: EmbeddingJob) -> None:
+    with pytest.raises(UserError, match="dim is a width of embeddings, and features are what comes before them"):
+        run_embedding_job(replace(job, features=True, dim=2), workers=1)
 
 
 def test_an_index_from_incomplete_or_other_shards_is_refused(begun: EmbeddingJob, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from mmcl.evaluate.prompts import class_embeddings
 from mmcl.evaluate.task import library_versions
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
+from mmcl.interop.truncated import at_dim
 from mmcl.runs.build_data import build_source
 from mmcl.search.shards.files import Claims, ShardFacts, shard_facts, shard_table, write_shard
 from mmcl.search.shards.plan import ShardPlan, settle_plan
@@ -46,6 +47,7 @@ class EmbeddingJob:
         folder: folder of the shards; for several machines, on a file system that all of them see.
         shard_rows: samples of each shard.
         features: the encoder's outputs before the head, of the images alone.
+        dim: width of the embeddings, a prefix of the model's; None for all.
         dtype: of the embeddings in the files, "float32" or "float16".
         root: folder with downloaded datasets.
         device: device of this process; None uses the GPU if there is one.
@@ -56,6 +58,7 @@ class EmbeddingJob:
     folder: Path
     shard_rows: int = 4096
     features: bool = False
+    dim: int | None = None
     dtype: str = "float32"
     root: str | None = None
     device: str | None = None
@@ -77,8 +80,9 @@ class ShardEncoder:
     def __init__(self, job: EmbeddingJob):
         self.folder = job.folder
         self.source: Source = build_source(job.data, job.root, "data")
-        self.model: Model = load_model(job.model, device=job.device)
-        self.plan = _plan_of(job, self.source, self.model)
+        self._whole: Model = load_model(job.model, device=job.device)
+        self.model = at_dim(self._whole, job.dim)
+        self.plan = _plan_of(job, self.source, self._whole, self.model.fingerprint)
         settle_plan(self.folder, self.plan)
 
     def fill(self, numbers: Iterable[int], on_shard: Callable[[int], None] = lambda number: None) -> None:
@@ -112,8 +116,8 @@ class ShardEncoder:
 
     def _samples(self, rows: range) -> tuple[pa.Table, int]:
         """The images of a shard, then their captions; and the number of images."""
-        images = ReadableImages(Subset(self.source, np.arange(rows.start, rows.stop)), self.model.preprocess)
-        embeddings = [_finite(self.model.image_features(images)) if self.plan.features else self.model.encode_image(images)]
+        images = ReadableImages(Subset(self.source, np.arange(rows.start, rows.stop)), self._whole.preprocess)
+        embeddings = [_finite(self._whole.image_features(images)) if self.plan.features else self.model.encode_image(images)]
         samples = [self.source[row] for row in rows]
         reasons = [self._reason(images.unreadable.get(number)) for number in range(len(samples))]
         ids = list(rows) if self.source.ids is None else [int(self.source.ids[row]) for row in rows]
@@ -160,17 +164,19 @@ class ShardEncoder:
         return shard_table(columns, embeddings, [None] * count, self.plan.dtype), 0
 
 
-def _plan_of(job: EmbeddingJob, source: Source, model: Model) -> ShardPlan:
+def _plan_of(job: EmbeddingJob, source: Source, model: Model, fingerprint: str) -> ShardPlan:
     if not len(source):
         raise UserError(f"{job.data.path or job.data.name} has no samples; give at least one")
     if not model.has_image:
         raise UserError(f"{job.model} has no image tower, which shards of images need; give a model that has one")
     if job.features and not hasattr(model, "image_features"):
         raise UserError("this model has no features before its embeddings; leave out --features")
+    if job.features and job.dim is not None:
+        raise UserError("dim is a width of embeddings, and features are what comes before them: leave one out")
     has_classes = model.has_text and not job.features and bool(source.class_names)
     device = getattr(model, "device", None)
     return ShardPlan(
-        model=model.fingerprint,
+        model=fingerprint,
         data=source.fingerprint,
         rows=len(source),
         shard_rows=job.shard_rows,

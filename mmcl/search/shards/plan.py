@@ -129,7 +129,7 @@ def _difference(name: str, old: Any, new: Any) -> str:
     if name == "features":
         return "the features: give --features" if old else "the embeddings: leave out --features"
     if name in ("model", "data"):
-        return f"another {'model' if name == 'model' else 'list of samples'} ({old[:8]}, not {new[:8]}): give that one"
+        return f"another {'model or --dim' if name == 'model' else 'list of samples'} ({old[:8]}, not {new[:8]}): give that one"
     if name == "rows":
         return f"{old:,} samples, not {new:,}: give the same data"
     if name == "versions":
