@@ -25,7 +25,7 @@ from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.files.digest import digest
-from mmcl.files.listing import valid_name
+from mmcl.files.listing import suffix_of, valid_name
 from mmcl.search.arrow import TYPES, kind_of
 from mmcl.search.items import Kind, check_columns, id_of
 from mmcl.terminal import listed
@@ -34,6 +34,8 @@ Given = str | Path | Sequence[str | Path] | Source
 _NAMES = ("image", "path", "file", "filename", "file_name")
 """Names of the column of a table of own columns that names the image."""
 NOWHERE = (-1, 0, 0)
+_SMALL_BYTES = 2**15
+_JPEG, _JPEG_SUFFIXES = b"\xff\xd8", (".jpg", ".jpeg")
 _FORMS: Sequence[tuple[Kind, re.Pattern[str], Callable[[str], Any]]] = (
     ("whole", re.compile(r"[-+]?\d{1,18}"), int),
     ("number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"), float),
@@ -53,6 +55,7 @@ class Entry(NamedTuple):  # made for every image, and three times as fast as a f
             file, so that only its content tells whether it has changed.
         label: name of its class, or None.
         meta: columns of the user's own.
+        file: content of the image's file, if it has been read.
     """
 
     id: str
@@ -61,6 +64,12 @@ class Entry(NamedTuple):  # made for every image, and three times as fast as a f
     look: tuple[int, int, int] | None
     label: str | None
     meta: Mapping[str, Any]
+    file: bytes | None = None
+
+    @property
+    def image(self) -> ImageLike | None:
+        """The image, from memory if its file has been read."""
+        return self.sample.image if self.file is None else self.file
 
     @property
     def digest(self) -> bytes:
@@ -164,6 +173,20 @@ def look_of(image: ImageLike | None) -> tuple[int, int, int] | None:
     except OSError:
         return NOWHERE
     return stat.st_size if size < 0 else size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def with_small_file(entry: Entry) -> Entry:
+    """Returns an entry with the content of its file, if that is a small JPEG: opening it costs as much as decoding it, and
+    hash, pixels and small picture all need it."""
+    image = entry.sample.image
+    is_small = entry.look is not None and 0 < entry.look[0] <= _SMALL_BYTES
+    if not (is_small and isinstance(image, str | Path) and suffix_of(str(image)) in _JPEG_SUFFIXES):
+        return entry
+    try:
+        content = Path(image).read_bytes()
+    except OSError:
+        return entry  # Whatever reads it next says why it cannot be read.
+    return entry._replace(file=content) if content.startswith(_JPEG) else entry
 
 
 def sha_of(image: ImageLike | None) -> bytes | None:

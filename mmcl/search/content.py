@@ -152,7 +152,7 @@ class _Reading(ReadableImages):
 
 class _Entries(SampleList):
     def __init__(self, entries: Sequence[Entry]):
-        self._samples = [entry.sample for entry in entries]
+        self._samples = [entry.sample if entry.file is None else replace(entry.sample, image=entry.file) for entry in entries]
 
     @property
     def fingerprint(self) -> str:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from mmcl.data.threads import in_threads
 from mmcl.errors import UserError
 from mmcl.progress import progress_bar
-from mmcl.search.collection import NOWHERE, Collection, Entry, sha_of
+from mmcl.search.collection import NOWHERE, Collection, Entry, sha_of, with_small_file
 from mmcl.search.content import CONTENT_COLUMNS, Content, Encoder
 from mmcl.search.lance_table import LanceTable, schema_of
 from mmcl.search.table_indices import index_captions
@@ -198,8 +198,12 @@ def _apply(work: _Work, candidates: Sequence[Entry], batch: int, progress: bool)
     with progress_bar(total=len(candidates), shown=progress, unit="image") as bar:
         for start in range(0, len(candidates), batch):
             part = candidates[start : start + batch]
-            looked = looked if shas else time.time_ns()  # before the files are read
-            rows = _rows(work, part, shas or _hashed(part), looked)
+            if work.known:
+                rows = _rows(work, part, shas, looked)
+            else:
+                looked = time.time_ns()  # before the files are read
+                part = _with_small_files(part)
+                rows = _rows(work, part, _hashed(part), looked)
             if rows:
                 work.table.upsert(pa.Table.from_pylist(rows, schema=schema_of(work.table.about)))
                 work.report.commits += 1
@@ -282,9 +286,13 @@ def _fetched(work: _Work, shas: Set[bytes], ids: Sequence[str] = ()) -> tuple[di
     return contents, texts
 
 
+def _with_small_files(entries: Sequence[Entry]) -> list[Entry]:
+    return list(in_threads(lambda number: with_small_file(entries[number]), range(len(entries))))
+
+
 def _hashed(entries: Sequence[Entry]) -> dict[str, bytes | None]:
     """Hashes the content of images; None for those that cannot be read."""
-    shas = in_threads(lambda number: sha_of(entries[number].sample.image), range(len(entries)))
+    shas = in_threads(lambda number: sha_of(entries[number].image), range(len(entries)))
     return {entry.id: sha for entry, sha in zip(entries, shas, strict=True)}
 
 

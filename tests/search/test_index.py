@@ -83,11 +83,12 @@ def test_a_file_is_decoded_once_for_its_vector_and_its_small_picture(folder: Pat
     taken.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2020:05:04 03:02:01"
     large = Image.fromarray(pattern(1)).resize((400, 600))
     large.save(file, exif=taken, comment=b"private")
+    names = {image.read_bytes(): image.name for image in folder.rglob("*") if image.is_file()}
     read: list[str] = []
     real = Image.open
 
-    def counted(file: Path, **options: object) -> Image.Image:
-        read.append(Path(str(file)).name)
+    def counted(file: Path | io.BytesIO, **options: object) -> Image.Image:
+        read.append(names[file.getvalue()] if isinstance(file, io.BytesIO) else Path(str(file)).name)
         return real(file, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Image, "open", counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from PIL import Image
 from mmcl.data.images.metadata import is_bare_jpeg
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.preprocess import Preprocess
+from mmcl.search.collection import Collection, FileList, sha_of, with_small_file
+from mmcl.search.content import Encoder
 from mmcl.search.image_facts import THUMB, read_facts, read_with_facts
+from mmcl.testing.patterns import SIZE, PatternModel
 
 PREPROCESS = Preprocess(size=16)
 
@@ -27,6 +31,13 @@ def jpeg(image: Image.Image, **options: Any) -> bytes:
     written = io.BytesIO()
     image.save(written, "JPEG", **options)
     return written.getvalue()
+
+
+def model() -> PatternModel:
+    """A model whose preprocessing is known, so that an image is read for its vector and its small picture at once."""
+    made = PatternModel()
+    made.preprocess = Preprocess(size=SIZE)  # type: ignore[attr-defined]
+    return made
 
 
 def with_camera() -> Image.Exif:
@@ -110,3 +121,44 @@ def test_files_with_damaged_headers_are_not_bare(cut: int) -> None:
     file = jpeg(photo())
     assert not is_bare_jpeg(file[:cut])
     assert not is_bare_jpeg(file[:20] + file[20 + cut + 1 :])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.png", "a.npy", "a"])
+@pytest.mark.parametrize("content", ["small", "large", "no JPEG", "empty"])
+def test_a_small_jpeg_is_read_once_and_what_is_told_of_any_file_stays(tmp_path: Path, name: str, content: str) -> None:
+    large = jpeg(Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)))
+    file = tmp_path / name
+    file.write_bytes({"small": jpeg(photo()), "large": large, "no JPEG": b"no image", "empty": b""}[content])
+    (entry,) = Collection(FileList([file]), "files")
+    held = with_small_file(entry)
+    assert (held.file is not None) == (content == "small" and name in ("a.jpg", "a.JPEG"))
+    assert sha_of(held.image) == sha_of(entry.image)
+    encoder = Encoder(model())
+    (before,), (after,) = encoder.contents([entry]), encoder.contents([held])
+    assert isinstance(before, str) == (content in ("no JPEG", "empty") or name == "a.npy")
+    if isinstance(before, str) or isinstance(after, str):
+        assert after == before
+    else:
+        assert after.thumb == before.thumb
+        assert np.array_equal(after.vector, before.vector)
+
+
+def test_the_hash_of_a_small_jpeg_is_that_of_the_pixels(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(BARE["color"])
+    (entry,) = Collection(FileList([file]), "files")
+    held = with_small_file(entry)
+    file.write_bytes(BARE["gray"])
+    (content,) = Encoder(model()).contents([held])
+    assert not isinstance(content, str)
+    assert content.thumb == BARE["color"]
+    assert sha_of(held.image) == hashlib.sha256(BARE["color"]).digest()
+
+
+def test_a_file_that_has_gone_is_not_held(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(BARE["color"])
+    (entry,) = Collection(FileList([file]), "files")
+    file.unlink()
+    assert with_small_file(entry) is entry
+    assert Encoder(model()).contents([entry]) == [f"{file}: no such file"]
