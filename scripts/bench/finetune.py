@@ -21,15 +21,14 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import json
-import multiprocessing
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from side_by_side import Row, peak_memory, row, write_json
+from trainings import apart, once
 
 from mmcl import load_model
 from mmcl.config import Config, load_config, to_yaml
@@ -231,34 +230,6 @@ def rank_score(model: Model, held_out: Source, others: Source) -> float:
     own_H = np.diagonal(score_NN)[:count]
     ranks = [1 + (score_NN[:count] > own_H[:, None]).sum(1), 1 + (score_NN[:, :count] > own_H).sum(0)]
     return float(np.mean([1 / rank for rank in ranks]))
-
-
-def once(file: Path, settings: str, compute: Callable[..., Any], *args: Any) -> Any:
-    """What `compute` gives, or gave to an earlier call with the same settings."""
-    if file.exists():
-        found = json.loads(file.read_text())
-        if found["settings"] != settings:
-            raise SystemExit(f"finetune: {file} was made with other settings; remove it, or give another --runs")
-        return found["value"]
-    value = compute(*args)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"settings": settings, "value": value}) + "\n")
-    return value
-
-
-def apart(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function in a fork of this process, so that its peak memory is its own."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: theirs.send(function(*args)))
-    child.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise SystemExit("finetune: a training failed, see above") from None
-    finally:
-        child.join()
 
 
 GAINS = {"gain on new": "new", "gain on old": "old"}

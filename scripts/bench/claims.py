@@ -1,0 +1,251 @@
+"""The ledger of claims: methods that are said to give more for the same compute, tried on the default run.
+
+A claim is a training with the method beside one without it. Both see equally many samples; R@1 is the mean of both directions
+on a vendor that neither has seen. The encoders' operations are counted on one batch by torch and multiplied by three, for the
+backward pass, and by the number of steps. Beside a claim stand its controls: what the same run gives without the method.
+
+By default the vendor is Noto, held out of the training data to choose settings. `--fold test` trains on all three vendors and
+tests on the fourth, which has chosen nothing. A ratio is that of the means over the seeds; its interval is Student's, of the
+ratios of runs with equal seeds. A claim holds if the ratio reaches what it asks. Claims that need other data or machines
+are listed with the reason.
+
+`texts that repeat` has no training: the text tower encodes a batch in which a tenth of the texts are distinct, once with every
+row of its own and once with each text encoded once.
+
+python scripts/bench/claims.py --fold test --json claims.json
+python scripts/bench/claims.py --claims sogclr --seeds 0 1 --epochs 10
+
+Every training is a process of its own; what is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from side_by_side import Row, row, write_json
+from torch.utils.flop_counter import FlopCounterMode
+from trainings import apart, once
+
+from mmcl import TruncatedModel, load_model
+from mmcl.config import Config, load_config, to_yaml
+from mmcl.data.batches.loader import StepBatches
+from mmcl.data.open import open_source
+from mmcl.encoders.tower import Tower
+from mmcl.engine.repeated_texts import RepeatedTexts
+from mmcl.evaluate import CachedModel, Task, run
+from mmcl.evaluate.measures.statistics import over_runs
+from mmcl.files.digest import digest
+from mmcl.runs.plan import make_plan
+from mmcl.runs.run import train
+from mmcl.types import Tokens, views_on
+
+Flags = tuple[str, ...]
+TESTED = 1906
+FOLDS: dict[str, tuple[Flags, dict[str, object]]] = {
+    "held_out": (
+        ("--data.train.args.vendors", "[openmoji, fluent]", "--data.train.args.fold", "all"),
+        {"fold": "all", "vendors": ["noto"]},
+    ),
+    "test": ((), {"split": "unseen_style", "fold": "test"}),
+}
+"""By name: flags of the training, and arguments of the data that it is tested on."""
+PLAIN: Flags = ("--method", "{name: clip, args: {temperature: 0.0667, learn_temperature: false}}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training, and the width at which its embeddings are tested, None for all of it."""
+
+    config: str = "clip_emoji"
+    flags: Flags = ()
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published gain and how it is tried.
+
+    Attributes:
+        published: what is claimed, and where.
+        own, beside: the run with the method, and that which it is compared with.
+        asked: least ratio of their R@1.
+        controls: further runs by name, which have no verdict.
+    """
+
+    published: str
+    own: Run
+    beside: Run
+    asked: float
+    controls: Mapping[str, Run] = field(default_factory=dict)
+
+
+SMALL: Flags = ("--train.batch_size", "64", "--optim.lr", "5.0e-4", "--optim.muon_lr", "0.014")
+NESTED = Run(flags=("--train.matryoshka.dims", "[64]"), dim=64)
+CLAIMS = {
+    "sogclr": Claim(
+        "small batches as good as large ones by normalisers over the data set (Yuan et al., 2202.12387)",
+        Run("sogclr_emoji"),
+        Run(flags=PLAIN),
+        0.97,
+        {"batches of 64 without it": Run(flags=(*PLAIN, *SMALL))},
+    ),
+    "matryoshka": Claim(
+        "a quarter of the width keeps 99 % (Kusupati et al., 2205.13147)",
+        NESTED,
+        Run(),
+        0.98,
+        {"a quarter without it": Run(dim=64), "its own full width": Run(flags=NESTED.flags)},
+    ),
+    "half": Claim(
+        "none: what half of the samples cost, for the claims above", Run(flags=("--train.epochs", "42.5")), Run(), 1.0
+    ),
+}
+UNTESTED = {
+    "LeJEPA, 79 % linear on ImageNet (2511.08544)": "needs ViT-H/14 and ImageNet; the method is here on MNIST, docs/results.md",
+    "FLIP, CLIPA: fewer tokens (2212.00794, 2305.07017)": "the default run has no tokens of images",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--claims", nargs="+", choices=[*CLAIMS, "texts"], default=[*CLAIMS, "texts"])
+    parser.add_argument("--fold", choices=list(FOLDS), default="held_out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, help="of every run, instead of its own; halved where a claim halves them")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench_claims"), help="folder for the runs")
+    parser.add_argument("--json", type=Path, help="write the table here")
+    arguments = parser.parse_args()
+
+    table = []
+    for name in arguments.claims:
+        table += texts_that_repeat() if name == "texts" else tried(name, CLAIMS[name], arguments)
+    for claim, reason in UNTESTED.items():
+        print(f"{claim}: not testable here, {reason}")
+    write_json(arguments.json, "claims", table)
+
+
+def tried(name: str, claim: Claim, arguments: argparse.Namespace) -> list[Row]:
+    """Trains what a claim needs, and prints its lines of the ledger."""
+    print(f"\n{name}: {claim.published}")
+    own, beside = scores(claim.own, arguments), scores(claim.beside, arguments)
+    rows = [compared(name, claim.own, own, claim.beside, beside, arguments)]
+    ratio = rows[0]["ratio"]
+    rows[0]["verdict"] = (
+        "holds" if ratio >= claim.asked else f"does not hold at this scale: {ratio:.3f} of {claim.asked:g} asked"
+    )
+    print(f"  {rows[0]['verdict']}")
+    for control, run_of_it in claim.controls.items():
+        rows.append(compared(control, run_of_it, scores(run_of_it, arguments), claim.beside, beside, arguments))
+    return rows
+
+
+def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[float], arguments: argparse.Namespace) -> Row:
+    """A line of the table: R@1 of both, the ratio with its interval, and the ratio of the encoders' operations."""
+    flops = [encoder_flops(config_of(one, 0, arguments)) for one in (own, beside)]
+    ratios = over_runs([a / b for a, b in zip(ours, theirs, strict=True)], TESTED, within=(0.0, 100.0))
+    interval = "" if ratios.low is None else f" [{ratios.low:.3f}, {ratios.high:.3f}]"
+    found = row(name, "R@1", "share", statistics.mean(ours), "without", statistics.mean(theirs))
+    print(
+        f"  {name:<28} R@1 {found['mmcl']:.3f} beside {found['peer_value']:.3f}: ratio {found['ratio']:.3f}{interval}, "
+        f"{flops[0] / flops[1]:.3f} of the operations",
+        flush=True,
+    )
+    return found | {"values": ours, "low": ratios.low, "high": ratios.high, "flops": flops[0], "peer_flops": flops[1]}
+
+
+def config_of(one: Run, seed: int, arguments: argparse.Namespace) -> Config:
+    """The configuration of a run; `--epochs` stands for the length that is shipped, of which a run may take a share."""
+    flags = [*FOLDS[arguments.fold][0], *one.flags, "--evaluate", "[]", "--train.seed", str(seed)]
+    flags += ["--train.threads", str(arguments.threads)]
+    if arguments.epochs:
+        share = epochs_of(one.config, one.flags) / epochs_of(one.config, ())
+        flags += ["--train.epochs", str(share * arguments.epochs)]
+    return load_config(one.config, flags)
+
+
+def epochs_of(config: str, flags: Flags) -> float:
+    epochs = load_config(config, list(flags)).train.epochs
+    assert epochs is not None
+    return epochs
+
+
+def scores(one: Run, arguments: argparse.Namespace) -> list[float]:
+    """R@1 of every seed. A run is trained once, whatever claims need it, and tested once at each width."""
+    found = []
+    for seed in arguments.seeds:
+        settings = to_yaml(config_of(one, seed, arguments))
+        folder: Path = arguments.runs / f"{arguments.fold}-{digest(settings)[:12]}"
+        once(Path(f"{folder}.json"), settings, apart, trained, one, seed, arguments, folder)
+        found.append(once(Path(f"{folder}-{one.dim or 'full'}.json"), settings, apart, tested, one, arguments, folder))
+    return found
+
+
+def trained(one: Run, seed: int, arguments: argparse.Namespace, folder: Path) -> float:
+    """Trains a run; its seconds."""
+    started = time.perf_counter()
+    train(dataclasses.replace(config_of(one, seed, arguments), run_dir=str(folder)))
+    return time.perf_counter() - started
+
+
+def tested(one: Run, arguments: argparse.Namespace, folder: Path) -> float:
+    """R@1 of a trained run, the mean of both directions."""
+    model = load_model(folder, device="cpu")
+    source = open_source("emoji", args=FOLDS[arguments.fold][1])
+    encoder = model if one.dim is None else TruncatedModel(model, one.dim)
+    report = run([("retrieval", {})], [CachedModel(encoder)], [Task("test", source, baselines=False, figures=False)])
+    return statistics.mean(report[f"{way}_R@1"] or 0.0 for way in ("text_to_image", "image_to_text"))
+
+
+def encoder_flops(config: Config) -> float:
+    """Operations of all encoders in a run, forward and backward."""
+    plan = make_plan(config, 1)
+    text: Any = plan.method.tower("text").encoder
+    batches = StepBatches(plan.source, plan.order, images=plan.views, texts=["text"], tokenizer=text.tokenizer)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        plan.method.encode(views_on("cpu", batches[0].views))
+    return 3.0 * float(counter.get_total_flops()) * plan.facts.total_steps
+
+
+def texts_that_repeat() -> list[Row]:
+    """The text tower's operations, forward and backward, and processor time, where a tenth of 512 texts are distinct."""
+    plan = make_plan(load_config("clip_emoji", []), 1)
+    tower, text = plan.method.tower("text"), [f"a photo of number {number % 51}" for number in range(512)]
+    encoder: Any = tower.encoder
+    tokens: Tokens = encoder.tokenizer(text)
+    repeated = tokens.with_repeats()
+    if "text" not in RepeatedTexts(plan.method, torch.device("cpu")).views:
+        raise SystemExit("texts that repeat: the engine would encode each row by itself")
+    flops, seconds, rows = {}, {}, []
+    for name, given in (("mmcl", repeated), ("each row", tokens)):
+        with FlopCounterMode(display=False) as counter:
+            gradient_of(tower, given)
+        flops[name] = float(counter.get_total_flops())
+        seconds[name] = statistics.median(processor_seconds(tower, given) for _ in range(5))
+    for measure, unit, found in (("operations", "", flops), ("processor", "s", seconds)):
+        rows.append(row("texts that repeat", measure, unit, found["mmcl"], "each row by itself", found["each row"]))
+        print(f"texts that repeat: {rows[-1]['ratio']:.3f} of the {measure} (asked: at most 0.15)")
+    return rows
+
+
+def gradient_of(tower: Tower, tokens: Tokens) -> None:
+    tower.zero_grad()
+    tower(tokens).square().sum().backward()
+
+
+def processor_seconds(tower: Tower, tokens: Tokens) -> float:
+    started = time.process_time()
+    gradient_of(tower, tokens)
+    return time.process_time() - started
+
+
+if __name__ == "__main__":
+    main()
