@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmcl.core.clustering import sinkhorn
 from mmcl.core.decorrelation import barlow_twins_loss, vicreg_loss
+from mmcl.core.distillation import TeacherRows, distillation_loss, sigmoid_distillation_loss
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.core.regression import cosine_regression
@@ -38,6 +39,10 @@ LOSSES: dict[str, Loss] = {
     ),
     "symmetric": lambda a, b, i, s: symmetric_info_nce(a, b, id_N=i, scale=s),
     "sigmoid": lambda a, b, i, s: sigmoid_loss(a, b, image_id_N=i, text_id_M=i, scale=s, bias=-s),
+    "taught": lambda a, b, i, s: distillation_loss(
+        a, b, teachers=[TeacherRows(b, a, 4.0)], scale=s, query_row_N=i, key_row_M=i + 1
+    ),
+    "taught sigmoids": lambda a, b, i, s: sigmoid_distillation_loss(a, b, teachers=[TeacherRows(b, a, 4.0)], scale=s, bias=-s),
     "Barlow Twins": lambda a, b, i, s: barlow_twins_loss(a, b),
     "VICReg": lambda a, b, i, s: vicreg_loss(a, b),
     "cosine regression": lambda a, b, i, s: cosine_regression(a, b),

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import mmcl.core
 from mmcl.core import (
     clustering,
     decorrelation,
+    distillation,
     geometry,
     global_contrast,
     info_nce,
@@ -32,6 +34,7 @@ from mmcl.methods.byol import predict
 from tests.narrow import of_type
 
 ID = torch.arange(6) // 2
+TEACHER = partial(distillation.TeacherRows, scale=4.0, bias=-2.0)
 LOW = [torch.bfloat16, torch.float16]
 
 
@@ -46,6 +49,10 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "symmetric_info_nce": lambda a, b, s: info_nce.symmetric_info_nce(a, b, id_N=ID, scale=s),
     "log_mean_negative": lambda a, b, s: global_contrast.log_mean_negative(a, b, query_id_N=ID, key_id_M=ID, scale=s),
     "sigmoid_loss": lambda a, b, s: sigmoid.sigmoid_loss(a, b, image_id_N=ID, text_id_M=ID, scale=s, bias=-s),
+    "distillation_loss": lambda a, b, s: distillation.distillation_loss(a, b, teachers=[TEACHER(b, a)], scale=s),
+    "sigmoid_distillation_loss": lambda a, b, s: distillation.sigmoid_distillation_loss(
+        a, b, teachers=[TEACHER(b, a)], scale=s, bias=-s
+    ),
     "barlow_twins_loss": lambda a, b, s: decorrelation.barlow_twins_loss(a, b),
     "cross_correlation": lambda a, b, s: decorrelation.cross_correlation(a, b),
     "vicreg_loss": lambda a, b, s: decorrelation.vicreg_loss(a, b),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mmcl.core
+from mmcl.core.distillation import TeacherRows, distillation_loss, sigmoid_distillation_loss
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.core.tiled.pairs import TileShape
@@ -42,6 +43,21 @@ def every_pair(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: T
     return sigmoid_loss(image, text, image_id_N=id_N, text_id_M=id_N, scale=scale, bias=bias, tile=tile)
 
 
+def teacher_of(query: Tensor, key: Tensor) -> TeacherRows:
+    """Computed, because the transforms of torch.func forbid random numbers."""
+    numbers = torch.arange(5 * len(query) + 5 * len(key), dtype=query.dtype)
+    a, b = F.normalize((numbers**2).sin().view(-1, 5), dim=1).split([len(query), len(key)])
+    return TeacherRows(a, b, scale=7.0, bias=-1.0)
+
+
+def taught(query: Tensor, key: Tensor, scale: Tensor, tile: TileShape | None = None) -> Tensor:
+    return distillation_loss(query, key, teachers=[teacher_of(query, key)], scale=scale, tile=tile)
+
+
+def taught_every_pair(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: TileShape | None = None) -> Tensor:
+    return sigmoid_distillation_loss(image, text, teachers=[teacher_of(image, text)], scale=scale, bias=bias, tile=tile)
+
+
 def plain_two_views(z: Tensor, scale: Tensor) -> Tensor:
     logits = (scale * z @ z.T).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(z)) ^ 1)
@@ -60,11 +76,26 @@ def plain_every_pair(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -
     return -F.logsigmoid(sign * (scale * image @ text.T + bias)).sum() / len(image)
 
 
+def plain_taught(query: Tensor, key: Tensor, scale: Tensor) -> Tensor:
+    a, b, of_teacher, _ = teacher_of(query, key)
+    student, teacher = (scale * query @ key.T).log_softmax(1), (of_teacher * a @ b.T).log_softmax(1)
+    return (teacher.exp() * (teacher - student)).sum(1).mean()
+
+
+def plain_taught_every_pair(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    a, b, of_teacher, its_bias = teacher_of(image, text)
+    targets = (of_teacher * a @ b.T + its_bias).sigmoid()
+    logits = scale * image @ text.T + bias
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(image)
+
+
 LOSSES: dict[str, tuple[Loss, Loss, int, int]] = {
     "two views": (two_views, plain_two_views, 1, 1),
     "one way": (one_way, plain_one_way, 2, 1),
     "both ways": (both_ways, plain_both_ways, 2, 1),
     "every pair": (every_pair, plain_every_pair, 2, 2),
+    "taught": (taught, plain_taught, 2, 1),
+    "taught every pair": (taught_every_pair, plain_taught_every_pair, 2, 2),
 }
 """Ours, the same in PyTorch's own operations, how many arguments are rows and how many scalars."""
 LOSS = pytest.mark.parametrize("name", LOSSES)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcl.core.distillation import TeacherRows, distillation_loss
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.sigmoid import sigmoid_loss
 from tests.waits import Waits
@@ -36,6 +37,9 @@ LOSSES: dict[str, Loss] = {
     "supcon inside": lambda *rest: against_itself(*rest, positives="inside"),
     "dcl": lambda *rest: against_itself(*rest, denominator="negatives"),
     "hcl": lambda *rest: against_itself(*rest, hardness=1.0, positive_prior=0.1),
+    "distillation": lambda a, b, ids, scale, tile: distillation_loss(
+        a, b, teachers=[TeacherRows(b, a, 5.0)], scale=scale, query_row_N=ids, key_row_M=ids, tile=tile
+    ),
     "siglip": lambda a, b, ids, scale, tile: sigmoid_loss(
         a, b, image_id_N=ids, text_id_M=ids, scale=scale, bias=torch.tensor(-8.0, requires_grad=True), tile=tile
     ),
@@ -62,7 +66,8 @@ def test_a_small_loss_waits_for_nothing(loss: Loss, scale: float) -> None:
 @LOSS
 @pytest.mark.parametrize("rows", [64, 512])
 def test_a_tiled_loss_reads_what_it_needs_at_once(loss: Loss, rows: int) -> None:
-    assert counted(loss, rows, scale=14.0, tile=(32, 32)).waits == ["tolist"]
+    softmaxes = 2 if loss is LOSSES["distillation"] else 1  # the teacher's and the student's
+    assert counted(loss, rows, scale=14.0, tile=(32, 32)).waits == ["tolist"] * softmaxes
 
 
 @LOSS
