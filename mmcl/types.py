@@ -222,6 +222,7 @@ class Batch:
         bad_rows: positions of the replaced samples in the global batch, in the sample order of the run.
         text_ids: int64 [b, V], equal for equal texts: one column per text view, the last for hard negatives; None without hard
             negatives.
+        stored: name -> stored rows [b, E] of the samples, such as those of teachers; of any floating type.
     """
 
     views: Views
@@ -231,6 +232,7 @@ class Batch:
     labels: Tensor | None = None
     bad_rows: tuple[int, ...] = ()
     text_ids: Tensor | None = None
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: device | str) -> Batch:
         """Copies all but the views to a device; the copies may still be in progress on return."""
@@ -243,7 +245,8 @@ class Batch:
 
     def _mapped(self, change: Callable[[Any], Any]) -> Batch:
         labels, text_ids = (None if part is None else change(part) for part in (self.labels, self.text_ids))
-        return replace(self, ids=change(self.ids), index=change(self.index), labels=labels, text_ids=text_ids)
+        stored = {name: change(rows) for name, rows in self.stored.items()}
+        return replace(self, ids=change(self.ids), index=change(self.index), labels=labels, text_ids=text_ids, stored=stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +270,7 @@ class Embeddings:
         offset: index of this process's first row in `all`.
         all_text_ids: `Batch.text_ids` of every process, [B, V], or None.
         all_index: `Batch.index` of every process, int64 [B]; None if the method was called without.
+        all_stored: `Batch.stored` of every process, name -> [B, E].
     """
 
     local: Mapping[str, Tensor]
@@ -276,6 +280,7 @@ class Embeddings:
     offset: int = 0
     all_text_ids: Tensor | None = None
     all_index: Tensor | None = None
+    all_stored: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def share(self) -> float:

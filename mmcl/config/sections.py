@@ -126,6 +126,10 @@ class DataConfig:
     samples_per_class: int | None = setting(None, at_least=1)
     """Samples per class in every batch (P x K sampling, with P = train.batch_size / samples_per_class classes), for supervised
     contrastive and metric learning. Null draws samples in random order, regardless of class."""
+    embeddings: tuple[str, ...] = setting((), decides=False)
+    """Folders of shards that `mmcl embed` wrote of the training data; their rows are read with every sample, for
+    `train.distillation`. Every image, and every caption that may be drawn, needs a row. All views of an image share its row.
+    Folders of one model, of several datasets in a mixture, are one teacher."""
     cache: Literal["auto"] | bool = setting("auto", decides=False)
     """Keep the decoded images in memory; "auto" does so if they take less than 1 GB and are not cropped."""
     crop: CropConfig | None = None
@@ -250,6 +254,19 @@ class MatryoshkaConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationConfig:
+    """Learning from other models, whose embeddings of the training data are stored: `data.embeddings`
+    (Vasu et al., "MobileCLIP: Fast Image-Text Models through Multi-Modal Reinforced Training", 2024)."""
+
+    weight: float = setting(0.0, at_least=0, at_most=1)
+    """Share in the loss of the divergence of the model's similarities, over all pairs of the batch, from those of the teachers;
+    the rest is the loss of the method."""
+    temperature: float | None = setting(None, above=0)
+    """Temperature of the teachers' logits. Null takes that of each teacher, which features (`mmcl embed --features`) and models
+    that compare without one do not have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Run length, batch size, precision and checkpointing."""
 
@@ -292,6 +309,8 @@ class TrainConfig:
     """Anchors to the model that the run starts from, against forgetting."""
     matryoshka: MatryoshkaConfig = field(default_factory=MatryoshkaConfig)
     """Widths below the full one at which the embeddings are to be usable, too."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Learning from stored teachers."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

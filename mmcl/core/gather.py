@@ -112,6 +112,7 @@ def gather_embeddings(
     *,
     text_ids: Tensor | None = None,
     index: Tensor | None = None,
+    stored: Mapping[str, Tensor] | None = None,
 ) -> Embeddings:
     """Collects the inputs of a loss: the local rows of every view and, with one collective for all views, the global rows.
 
@@ -121,15 +122,22 @@ def gather_embeddings(
         counts: as in `gather_rows`.
         text_ids: int64 [b, V], see `Batch`.
         index: int64 [b], see `Batch`.
+        stored: name -> rows [b, E], see `Batch`; gathered in a second collective, without gradient.
     """
+    stored = stored or {}
     offset = rank() * len(ids) if counts is None else sum(counts[: rank()])
     if world_size() == 1:
-        return Embeddings(local, local, ids, ids, offset, text_ids, index)
-    joined = gather_rows(torch.cat(list(local.values()), dim=1), counts)
-    split = joined.split([rows.shape[1] for rows in local.values()], dim=1)
-    rows = dict(zip(local, split, strict=True))
+        return Embeddings(local, local, ids, ids, offset, text_ids, index, stored)
+    rows, all_stored = _gathered(local, counts), _gathered(stored, counts) if stored else {}
     all_text_ids = None if text_ids is None else gather_rows(text_ids, counts)
     if index is None:
-        return Embeddings(local, rows, ids, gather_rows(ids, counts), offset, all_text_ids)
+        return Embeddings(local, rows, ids, gather_rows(ids, counts), offset, all_text_ids, all_stored=all_stored)
     all_ids, all_index = gather_rows(torch.stack([ids, index], dim=1), counts).T.contiguous()
-    return Embeddings(local, rows, ids, all_ids, offset, all_text_ids, all_index)
+    return Embeddings(local, rows, ids, all_ids, offset, all_text_ids, all_index, all_stored)
+
+
+def _gathered(local: Mapping[str, Tensor], counts: Sequence[int] | None) -> dict[str, Tensor]:
+    """Rows of all processes by name, with one collective."""
+    joined = gather_rows(torch.cat(list(local.values()), dim=1), counts)
+    split = joined.split([rows.shape[1] for rows in local.values()], dim=1)
+    return dict(zip(local, split, strict=True))

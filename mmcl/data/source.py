@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,20 @@ from mmcl.data.identity import identity_of
 from mmcl.data.sample import OWN_TEXTS, Sample
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
+
+
+class Origins(NamedTuple):
+    """Where the samples of a source come from.
+
+    Attributes:
+        sources: the sources that are not derived from others.
+        part_N: int64 [N], the number of each sample's source.
+        row_N: int64 [N], its row there.
+    """
+
+    sources: Sequence[Source]
+    part_N: np.ndarray
+    row_N: np.ndarray
 
 
 class Source(ABC):
@@ -27,6 +42,7 @@ class Source(ABC):
         ids: int64 [N], or None. Rows with equal ids are positives of each other; if None, equal captions are positives.
         places: prefixes of sample names that differ between copies of the data, such as the folder of its files.
         scores: float64 [N], human similarity ratings of each row's caption and its positive; None without ratings.
+        draws_as_listed: whether `caption` returns one of the sample's `captions` as it is, without prompts or keywords.
         usage: how much of its files, rows or members are used, one entry per unit; () if all are always used.
         notes: properties of the whole dataset that may surprise a user, such as captions that are not read; one line each.
         warnings: unused data and the notes; printed when a run starts.
@@ -47,6 +63,7 @@ class Source(ABC):
     ids: np.ndarray | None = None
     scores: np.ndarray | None = None
     places: Sequence[str] = ()
+    draws_as_listed: bool = True
 
     @property
     def usage(self) -> Sequence[Usage]:
@@ -94,6 +111,11 @@ class Source(ABC):
         """
         return label_array(self[index].label for index in range(len(self)))
 
+    @property
+    def origins(self) -> Origins:
+        """The source itself, and every row of it."""
+        return Origins((self,), np.zeros(len(self), np.int64), np.arange(len(self)))
+
     def peers(self, index: int) -> range:
         """Returns the rows from which a replacement for an unusable sample is drawn."""
         return range(len(self))
@@ -126,6 +148,7 @@ class DerivedSource(Source):
         self.source = source
         self.class_names, self.templates = source.class_names, source.templates
         self.ids, self.scores, self.places = source.ids, source.scores, source.places
+        self.draws_as_listed = source.draws_as_listed
 
     def __len__(self) -> int:
         return len(self.source)
@@ -146,6 +169,11 @@ class DerivedSource(Source):
     @property
     def warnings(self) -> Sequence[str]:
         return self.source.warnings
+
+    @property
+    def origins(self) -> Origins:
+        """Those of the underlying source."""
+        return self.source.origins
 
     def broken_files(self) -> Iterator[str]:
         return self.source.broken_files()

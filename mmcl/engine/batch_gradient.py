@@ -17,6 +17,7 @@ from mmcl.engine.compilation import CompiledEncoders, lengthened
 from mmcl.engine.guards import check_adapters
 from mmcl.engine.matryoshka import NestedLoss
 from mmcl.engine.repeated_texts import RepeatedTexts
+from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher
 from mmcl.engine.weight_layout import Weights
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossOutput, Views, views_on
@@ -34,8 +35,9 @@ class BatchGradient:
         accelerator: device, precision and processes.
         method: the method to train.
         weights: its weights.
-        train: sets the size of micro-batches, the seed and the widths of prefixes.
+        train: sets the size of micro-batches, the seed, the widths of prefixes and the weight of teachers.
         anchor: adds a distance to the loss, or None.
+        teachers: what the stored rows of a batch are, see `mmcl.engine.stored_teachers`.
         repeats: marks texts that are encoded once, or None.
         changed: changes of the blocks of encoders, checked after the first backward pass.
     """
@@ -48,12 +50,14 @@ class BatchGradient:
         train: TrainConfig,
         *,
         anchor: FeatureAnchor | None,
+        teachers: Sequence[StoredTeacher] = (),
         repeats: RepeatedTexts | None = None,
         changed: Sequence[ActivationCheckpointing | CompiledEncoders] = (),
     ):
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
         self.anchor, self.repeats, self.changed, self.is_checked = anchor, repeats, changed, False
-        self.nested_loss = NestedLoss(method, train.matryoshka) if train.matryoshka.dims else None
+        distilled = DistilledLoss(method, teachers, train.distillation.weight) if teachers else None
+        self.other_loss = NestedLoss(method, train.matryoshka, distilled) if train.matryoshka.dims else distilled
 
     def on_device(self, views: Views) -> Views:
         """Return views on the device, in the lengths that the encoders take."""
@@ -116,8 +120,8 @@ class BatchGradient:
     def _loss(self, rows: Mapping[str, Tensor], start: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, LossOutput]:
         positives = batch.labels if self.method.positives == "labels" else batch.ids
         assert positives is not None, "a run refuses data without labels before it starts"
-        embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids, index=batch.index)
-        output = (self.nested_loss or self.method.loss)(embeddings, batch)
+        embeddings = gather_embeddings(rows, positives, text_ids=batch.text_ids, index=batch.index, stored=batch.stored)
+        output = (self.other_loss or self.method.loss)(embeddings, batch)
         if self.anchor:
             output = self.anchor.add(output, rows, start, len(embeddings.all_ids))
         return embeddings, output

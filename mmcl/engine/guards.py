@@ -143,7 +143,7 @@ def run_on_first_process(accelerator: Accelerator, work: Callable[[], T]) -> T |
         with lost_process_reported(_WEEK):
             dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:
-            raise UserError(f"the first process failed after training: {failure[0]}")
+            raise UserError(f"the first process failed: {failure[0]}")
         return None
     try:
         result = work()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -28,10 +28,16 @@ class NestedLoss:
     Args:
         method: its loss is computed; its `nested_rows` are cut.
         config: widths of the prefixes, and weights.
+        loss: another loss of the same rows in place of the method's own, such as one that adds teachers; None for that.
     """
 
-    def __init__(self, method: Method, config: MatryoshkaConfig):
-        self.loss, self.nested = method.loss, frozenset(method.nested_rows)
+    def __init__(
+        self,
+        method: Method,
+        config: MatryoshkaConfig,
+        loss: Callable[[Embeddings, Batch], LossOutput] | None = None,
+    ):
+        self.loss, self.nested = loss or method.loss, frozenset(method.nested_rows)
         dims = (*config.dims, _width(method))
         self.shares = dict(zip(dims, checked_shares(config.dims, config.weights, _WHERE), strict=True))
 

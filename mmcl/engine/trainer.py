@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from mmcl.engine.repeated_texts import RepeatedTexts
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
 from mmcl.engine.step_record import StepRecord, StepSums
+from mmcl.engine.stored_teachers import StoredTeacher
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ReplicatedWeights, ShardedWeights, shard
 from mmcl.errors import UserError
@@ -82,6 +84,7 @@ class Trainer:
         evaluation: evaluators that run during training.
         total_steps: length of the run.
         identity: JSON values that a checkpoint must match before training may continue from it.
+        teachers: what the stored rows of the batches are.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Trainer:
         *,
         total_steps: int,
         identity: dict[str, Any],
+        teachers: Sequence[StoredTeacher] = (),
     ):
         self.config, self.accelerator, self.method, self.batches, self.order = config, accelerator, method, batches, order
         self.evaluation, self.total_steps, self.identity = evaluation, total_steps, identity
@@ -105,7 +109,7 @@ class Trainer:
         # Accelerate gets neither the loader nor the schedule: it would reorder the data and advance the schedule once per
         # process.
         towers: Any = dict(method.towers)
-        anchor = config.train.anchor
+        train, anchor = config.train, config.train.anchor
         feature_anchor = FeatureAnchor(method, anchor.features) if anchor.features else None
         self.memory = ChannelsLast(method) if config.train.channels_last else nullcontext()
         self.compiled = CompiledEncoders(method) if config.train.compile else None
@@ -121,7 +125,7 @@ class Trainer:
         if feature_anchor and self.weights.are_sharded:
             shard(feature_anchor.towers, accelerator.device)
         self.gradient = BatchGradient(
-            accelerator, method, self.weights, config.train, anchor=feature_anchor, repeats=repeats, changed=changed
+            accelerator, method, self.weights, train, anchor=feature_anchor, teachers=teachers, repeats=repeats, changed=changed
         )
         self.weight_anchor = WeightAnchor(method, anchor.l2_sp) if anchor.l2_sp else None
         self.bad_samples = BadSampleBudget(config.data.max_bad_fraction, config.data.max_bad_consecutive)

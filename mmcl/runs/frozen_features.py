@@ -6,7 +6,6 @@ that is mapped into memory, so the operating system caches as much as fits, and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
+from mmcl.files.mapped import reserve_array
 from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
@@ -131,13 +131,10 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
 
 
 def _reserve(stage: Path, shape: tuple[int, int]) -> None:
-    """Create the file at its full size: if a mapped file met a full disk later, the process would be killed (SIGBUS)."""
+    """Create the file, unless there is no room for it."""
     try:
         stage.parent.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(stage, "w+", np.float32, shape).flush()
-        if hasattr(os, "posix_fallocate"):
-            with stage.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, stage.stat().st_size)
+        reserve_array(stage, shape, "float32")
     except OSError as error:
         stage.unlink(missing_ok=True)
         logger.warning(f"features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})")

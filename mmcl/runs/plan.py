@@ -10,6 +10,7 @@ from mmcl.config import Config
 from mmcl.data.batches.order import BatchOrder
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
+from mmcl.engine.stored_teachers import check_teachers
 from mmcl.errors import UserError
 from mmcl.evaluate import Task
 from mmcl.methods.method import Method
@@ -18,6 +19,7 @@ from mmcl.runs.build_data import build_order, build_training_data
 from mmcl.runs.checks import check_run
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import build_tasks
+from mmcl.runs.stored_teachers import TeacherFolders, open_teachers
 from mmcl.types import RunFacts
 
 
@@ -32,6 +34,7 @@ class Plan:
         processes: number of processes of the launch.
         source: the training data.
         tasks: one for each evaluator in `config.evaluate`.
+        teachers: those of `data.embeddings`.
         method: configured for this run, with its initial weights, on the CPU.
         views: settings of each image view of the method.
         order: selects the samples of each step.
@@ -43,6 +46,7 @@ class Plan:
     processes: int
     source: Source
     tasks: Sequence[Task]
+    teachers: Sequence[TeacherFolders]
     method: Method
     views: Mapping[str, ImageView]
     order: BatchOrder
@@ -64,6 +68,8 @@ def make_plan(config: Config, processes: int) -> Plan:
     method = build_method(config)
     config = as_built(config, method)
     views = image_views(config, method)
+    teachers = open_teachers(config, method, source)
+    check_teachers(config, method, [one.teacher for one in teachers])
     check_run(config, method, source, tasks, views, processes)
     order = build_order(config, source)
     facts = run_facts(config, order, len(source))
@@ -74,6 +80,7 @@ def make_plan(config: Config, processes: int) -> Plan:
         processes=processes,
         source=source,
         tasks=tasks,
+        teachers=teachers,
         method=method,
         views=views,
         order=order,

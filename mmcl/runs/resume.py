@@ -27,6 +27,7 @@ from mmcl.files.digest import digest
 from mmcl.files.untrusted import read_json
 from mmcl.methods.method import Method
 from mmcl.runs.components import complete_settings
+from mmcl.runs.stored_teachers import TeacherFolders
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +39,7 @@ _KINDS = {
     "settings": dict,
     "frozen": dict,
     "start": dict | None,
+    "teachers": dict | None,
     "data": str,
     "images": str | None,
     "all_images": str | None,
@@ -52,12 +54,14 @@ _LIBRARIES = {
 """Libraries that may affect the last bits of the results: module -> distribution."""
 
 
-def identify(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, Any]:
+def identify(
+    config: Config, method: Method, source: Source, teachers: Sequence[TeacherFolders], accelerator: Accelerator
+) -> dict[str, Any]:
     """Return the settings, frozen weights, training data and environment of a run as JSON values. All processes call this.
 
     The weights are those that checkpoints leave out, and those of the start that anchors keep the run near to, as digests by
-    tower. The data are represented by the source's `fingerprint` and by the images and texts of up to 1,000 evenly spaced
-    samples, or of all samples with `verify_data`.
+    tower; of stored teachers, they are digests of the shards, with the scale. The data are represented by the source's
+    `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples, or of all samples with `verify_data`.
     """
     with accelerator.main_process_first():  # The others use what the first has cached.
         images = Subset(source, spread_rows(len(source), COMPARED)).identity
@@ -69,6 +73,7 @@ def identify(config: Config, method: Method, source: Source, accelerator: Accele
         "start": {name: _digest(method.towers[name].state_dict()) for name in method.pretrained}
         if _is_anchored(config)
         else {},
+        "teachers": {one.key: one.teacher.scale for one in teachers},
         "data": source.fingerprint,
         "images": images,
         "all_images": all_images,
@@ -113,6 +118,11 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
     start, start_now = (facts.get("start") or {} for facts in (saved, now))
     for name in sorted(start.keys() & start_now.keys()):
         _refuse_other_weights("anchors", name, start[name], start_now[name], config)
+    if (saved.get("teachers") or {}) != now["teachers"]:
+        raise UserError(
+            f"{config.run_dir} cannot be continued with other rows of teachers: restore the folders of data.embeddings, or "
+            "start a new run with another --run_dir"
+        )
     if config.verify_data and saved.get("all_images") is None:
         raise UserError(
             f"{config.run_dir}: --verify_data needs a run that was started with it; else {COMPARED:,} samples are compared"

@@ -57,6 +57,7 @@ from mmcl.runs.resume import (
     without_start_settings,
     write_identity,
 )
+from mmcl.runs.stored_teachers import store_rows
 from mmcl.runs.towers import with_given_encoders
 from mmcl.runs.warnings import find_warnings
 from mmcl.terminal import counted
@@ -155,7 +156,15 @@ def _fit(
         keep_freed_memory(True)
     evaluation = LiveEvaluation(plan.config, accelerator, plan.method, plan.tasks, total_steps=steps)
     trainer = Trainer(
-        plan.config, accelerator, plan.method, batches, plan.order, evaluation, total_steps=steps, identity=identity
+        plan.config,
+        accelerator,
+        plan.method,
+        batches,
+        plan.order,
+        evaluation,
+        total_steps=steps,
+        identity=identity,
+        teachers=[one.teacher for one in plan.teachers],
     )
     result = trainer.fit(checkpoint)
     if on_cpu:
@@ -302,7 +311,7 @@ def _identity(
         UserError: the differences do not allow the run to continue.
     """
     config = plan.config
-    identity = identify(config, plan.method, plan.source, accelerator)
+    identity = identify(config, plan.method, plan.source, plan.teachers, accelerator)
     if not config.resume:
         return identity, []
     saved = read_identity(run_dir, checkpoint)
@@ -337,6 +346,7 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
         by_length=(config.train.micro_batch or share) < share,
         augment_on=config.data.augment_on,
         progress=accelerator.is_main_process,
+        stored=store_rows(plan.teachers, plan.source, Path(config.run_dir or ""), accelerator),
     )
     return FeatureBatches(batches, {view: files[kind] for view, kind in method.views.items() if kind in files})
 
@@ -351,6 +361,8 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
     logger.info(f"{counted(steps, 'step')} of {order.batch_size} = {order.epochs(steps):.1f} epochs, {config.train.precision}")
     if plan.method.from_init:
         logger.info(f"starting from {config.init}: {', '.join(plan.method.from_init)}")
+    for teacher in plan.teachers:
+        logger.info(teacher.describe())
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
     logger.info(
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}"

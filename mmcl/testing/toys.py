@@ -82,7 +82,7 @@ def embed(method: Method, batch: Batch) -> Embeddings:
     """Inputs of the loss on one process."""
     torch.manual_seed(4)
     rows, ids = method.encode(batch.views), positives_of(method, batch)
-    return Embeddings(rows, rows, ids, ids, all_index=batch.index)
+    return Embeddings(rows, rows, ids, ids, all_index=batch.index, all_stored=batch.stored)
 
 
 def train_step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:

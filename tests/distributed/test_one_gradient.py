@@ -24,6 +24,7 @@ from mmcl.encoders.adapters import adapt, adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.compilation import CompiledEncoders
 from mmcl.engine.matryoshka import NestedLoss
+from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher, is_teachable
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.engine.weight_layout import ddp_options
 from mmcl.methods import METHODS
@@ -65,9 +66,10 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 
 def configured(name: str, dtype: torch.dtype) -> Method:
-    """A method on toy towers; as in "clip with lora", with adapters that have already been trained, or "with prefixes"."""
+    """A method on toy towers; as in "clip with lora", with adapters that have already been trained, "with prefixes" or "with
+    teachers"."""
     name, _, more = name.partition(" with ")
-    adapter = "" if more == "prefixes" else more
+    adapter = more if more in ("lora", "dora") else ""
 
     def adapted_tower() -> Tower:
         tower = toy_tower()
@@ -78,15 +80,33 @@ def configured(name: str, dtype: torch.dtype) -> Method:
 
     with mock.patch("mmcl.testing.toys.toy_tower", adapted_tower) if adapter else nullcontext():
         method = toy_method(name, dtype)
-    if more == "prefixes":
-        method.loss = NestedLoss(method, MatryoshkaConfig(dims=(4, 2), weights=(2.0, 1.0, 3.0)))  # type: ignore[method-assign]
+    distilled = DistilledLoss(method, teachers_of(method), 0.7) if "teachers" in more else None
+    if "prefixes" in more:
+        nested = NestedLoss(method, MatryoshkaConfig(dims=(4, 2), weights=(2.0, 1.0, 3.0)), distilled)
+        method.loss = nested  # type: ignore[method-assign]
+    elif distilled:
+        method.loss = distilled  # type: ignore[method-assign]
     method.configure(RunFacts(global_batch=ROWS, total_steps=STEPS, steps_per_epoch=2, samples=ROWS))
     return method
 
 
+def teachers_of(method: Method) -> list[StoredTeacher]:
+    """Two at once and, but for sigmoids, a third that has seen images alone."""
+    pairs = [
+        StoredTeacher(name=name, scale=scale, bias=-2.0, has_text="text" in method.towers)
+        for name, scale in (("first", 9.0), ("second", 4.0))
+    ]
+    images = StoredTeacher(name="images", scale=6.0, bias=None, has_text=False)
+    return pairs if method.logit_bias is not None else [*pairs, images]
+
+
 def batch_of_step(method: Method, step: int, dtype: torch.dtype) -> Batch:
     batch = toy_batch(method, ROWS, dtype)
-    return replace(batch, views={view: x.roll(step, dims=1) for view, x in batch.views.items()})  # type: ignore[union-attr]
+    views = {view: x.roll(step, dims=1) for view, x in batch.views.items()}  # type: ignore[union-attr]
+    rng = torch.Generator().manual_seed(step)
+    widths = {"first/image": 3, "first/text": 3, "second/image": 7, "second/text": 7, "images/image": 4}
+    stored = {name: torch.randn(ROWS, width, generator=rng, dtype=dtype) for name, width in widths.items()}
+    return replace(batch, views=views, stored=stored)
 
 
 @functools.cache
@@ -110,7 +130,8 @@ def share_of(batch: Batch, rank: int, world: int, *, even: bool) -> Batch:
     part = slice(start, stop)
     assert batch.labels is not None
     views = {name: view[part] for name, view in batch.views.items()}
-    return Batch(views, batch.ids[part], batch.index[part], labels=batch.labels[part])
+    stored = {name: rows[part] for name, rows in batch.stored.items()}
+    return Batch(views, batch.ids[part], batch.index[part], labels=batch.labels[part], stored=stored)
 
 
 def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) -> State:
@@ -124,7 +145,8 @@ def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) 
         counts = None if even else row_counts(local.ids)
 
         def loss_of(rows: Mapping[str, Tensor]) -> tuple[Tensor, Embeddings]:
-            embeddings = gather_embeddings(rows, positives_of(method, local), counts, index=local.index)
+            ids = positives_of(method, local)
+            embeddings = gather_embeddings(rows, ids, counts, index=local.index, stored=local.stored)
             return method.loss(embeddings, local).loss, embeddings
 
         loss, embeddings = cached_backward(
@@ -149,7 +171,7 @@ def together(rank: int, world: int, name: str, dtype: torch.dtype, layout: str) 
 def small_tiles() -> Iterator[None]:
     """As if every batch were a large one."""
     with ExitStack() as stack:
-        for module in ("info_nce", "sigmoid"):
+        for module in ("info_nce", "sigmoid", "distillation"):
             stack.enter_context(mock.patch(f"mmcl.core.{module}.choose_tile", return_value=(19, 23)))
         yield
 
@@ -160,7 +182,10 @@ ADAPTED = ("clip with lora", "byol with dora")
 NESTED = tuple(f"{name} with prefixes" for name in METHODS if toy_method(name).nested_rows)
 """The loss over prefixes of the rows, of every method that has one."""
 
-WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED)
+TAUGHT = (*(f"{name} with teachers" for name in METHODS if is_teachable(toy_method(name))), "clip with prefixes and teachers")
+"""The loss mixed with what stored teachers say, of every method that has a temperature."""
+
+WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED, *TAUGHT)
 KINDS = (*((torch.float64, layout) for layout in LAYOUTS), (torch.float32, "two pieces"))
 SAMPLE = sample_of(WORLDS, NAMES, KINDS)
 

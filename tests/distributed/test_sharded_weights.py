@@ -29,7 +29,7 @@ from mmcl.testing.toys import positives_of, without_batch_norm
 from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes, whole
-from tests.distributed.test_one_gradient import ADAPTED, NESTED, batch_of_step, configured, share_of
+from tests.distributed.test_one_gradient import ADAPTED, NESTED, TAUGHT, batch_of_step, configured, share_of
 from tests.grid import grid, sample_of
 from tests.narrow import of_type
 
@@ -48,7 +48,11 @@ OPTIMIZERS = {
     "layer decay": OptimConfig(name="sgd", lr=1e-2, layer_decay=0.5),
 }
 STEPS = 3
-CASES = [(name, "adamw") for name in [*METHODS, *ADAPTED, *NESTED[:2]]] + [("byol", "sgd"), ("clip", "lars"), ("swav", "muon")]
+CASES = [(name, "adamw") for name in [*METHODS, *ADAPTED, *NESTED[:2], *TAUGHT[:2]]] + [
+    ("byol", "sgd"),
+    ("clip", "lars"),
+    ("swav", "muon"),
+]
 CASES += [("clip with lora", "lars"), ("byol with dora", "muon"), ("clip", "groups")]
 
 State = dict[str, Tensor]
@@ -64,7 +68,7 @@ def alone(name: str, optimizer_name: str) -> State:
     for step in range(STEPS):
         batch = batch_of_step(method, step, torch.float64)
         rows, ids = method.encode(batch.views), positives_of(method, batch)
-        embeddings = Embeddings(rows, rows, ids, ids, all_index=batch.index)
+        embeddings = Embeddings(rows, rows, ids, ids, all_index=batch.index, all_stored=batch.stored)
         method.loss(embeddings, batch).loss.backward()
         norms.append(nn.utils.clip_grad_norm_(method.parameters(), config.clip or math.inf))
         optimizer.step()
@@ -89,7 +93,8 @@ def sharded_over(rank: int, world: int, name: str, optimizer_name: str, pieces: 
         local = share_of(batch_of_step(method, step, torch.float64), rank, world, even=True)
 
         def loss_of(rows: Mapping[str, Tensor], local: Batch = local) -> tuple[Embeddings, Tensor]:
-            embeddings = gather_embeddings(rows, positives_of(method, local), index=local.index)
+            ids = positives_of(method, local)
+            embeddings = gather_embeddings(rows, ids, index=local.index, stored=local.stored)
             return embeddings, method.loss(embeddings, local).loss
 
         embeddings, _ = cached_backward(

@@ -64,7 +64,7 @@ def test_nobody_waits_for_a_first_process_that_failed(fault: Callable[[], Any], 
     said = {"fail": "the disk is full", "fail_otherwise": "division by zero"}[fault.__name__]
     assert codes[1] == 2
     assert codes[0] != 0
-    assert output(config, 1).splitlines()[-1] == f"error: the first process failed after training: {said}"
+    assert output(config, 1).splitlines()[-1] == f"error: the first process failed: {said}"
 
 
 def test_nobody_waits_for_a_first_process_that_is_gone(image_folder: Path, tmp_path: Path) -> None:

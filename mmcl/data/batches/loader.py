@@ -22,6 +22,7 @@ from mmcl.data.images.image_cache import ImageCache
 from mmcl.data.random_streams import Stream
 from mmcl.data.sample import OWN_TEXTS, Sample
 from mmcl.data.source import Source
+from mmcl.data.stored_rows import StoredRows, caption_place
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 from mmcl.terminal import counted
@@ -33,12 +34,13 @@ MAX_ATTEMPTS = 100
 
 @dataclass(frozen=True, slots=True)
 class _BatchRow:
-    """One row of a batch: the sample and its part of every view."""
+    """One row of a batch: the sample, its part of every view, and all of its captions."""
 
     epoch: int
     index: int
     pixels: dict[str, Tensor]
     captions: dict[str, str]
+    listed: tuple[str, ...]
     is_replacement: bool
 
 
@@ -67,6 +69,7 @@ class StepBatches(Dataset[Batch]):
         by_length: sort the rows of a step by text length, so that micro-batches need less padding.
         augment_on: "device" leaves the augmentation to `views_on`, which then runs it on the device.
         progress: whether filling the cache shows a progress bar.
+        stored: name -> stored rows of the samples, for `Batch.stored`; of texts those of the first text view.
 
     Raises:
         UserError: a view needs captions or images that the source lacks, or the batch cannot be shared equally.
@@ -86,7 +89,9 @@ class StepBatches(Dataset[Batch]):
         by_length: bool = False,
         augment_on: Literal["host", "device"] = "host",
         progress: bool = False,
+        stored: Mapping[str, StoredRows] | None = None,
     ):
+        self.stored = stored or {}
         self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
         self.augment_on = augment_on
         self.images, self.texts, self.tokenizer = images, texts, tokenizer
@@ -133,6 +138,7 @@ class StepBatches(Dataset[Batch]):
             None if self.labels is None else torch.from_numpy(self.labels[index]),
             bad_rows=tuple(first + start + number for number, row in enumerate(rows) if row.is_replacement),
             text_ids=self._text_ids(views) if "negative" in self.texts else None,
+            stored=self._stored(rows, index),
         )
         lengths = [sum(map(len, row.captions.values())) for row in rows] if self.by_length else None
         return Piece(batch, lengths, {} if number else self._same_ids(step))
@@ -166,7 +172,8 @@ class StepBatches(Dataset[Batch]):
             try:
                 sample = self.source[index].check()
                 pixels = self._pixels(epoch, index, sample)
-                return _BatchRow(epoch, index, pixels, self._captions(index, sample.name, caption_draw_V), attempt > 0)
+                captions = self._captions(index, sample.name, caption_draw_V)
+                return _BatchRow(epoch, index, pixels, captions, sample.captions, attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 tried.add(index)
@@ -199,6 +206,16 @@ class StepBatches(Dataset[Batch]):
             text = self.source.view_text(name, index, float(own))
             captions[name] = checked_caption(text, sample_name)
         return captions
+
+    def _stored(self, rows: Sequence[_BatchRow], index: np.ndarray) -> dict[str, Tensor]:
+        """Stored rows of the samples shown, and of the captions drawn for the first text view."""
+        if not self.stored:
+            return {}
+        place = None
+        if self.texts:
+            shown = [caption_place(row.captions[self.texts[0]], row.listed) for row in rows]
+            place = np.array(shown, np.int64)
+        return {name: torch.from_numpy(stored.read(index, place)) for name, stored in self.stored.items()}
 
     def _ids(self, index: np.ndarray, views: Mapping[str, Any]) -> np.ndarray:
         if not self.texts:

@@ -90,6 +90,7 @@ def _concatenated(parts: Sequence[Batch], pixels: Mapping[str, Tensor]) -> Batch
         all_of("labels"),
         bad_rows=tuple(row for part in parts for row in part.bad_rows),
         text_ids=all_of("text_ids"),
+        stored={name: torch.cat([part.stored[name] for part in parts]) for name in parts[0].stored},
     )
 
 
@@ -131,7 +132,13 @@ def _sorted(batch: Batch, order_b: Tensor) -> Batch:
             views[name] = view
     labels, text_ids = (None if part is None else part[order_b] for part in (batch.labels, batch.text_ids))
     return dataclasses.replace(
-        batch, views=views, ids=batch.ids[order_b], index=batch.index[order_b], labels=labels, text_ids=text_ids
+        batch,
+        views=views,
+        ids=batch.ids[order_b],
+        index=batch.index[order_b],
+        labels=labels,
+        text_ids=text_ids,
+        stored={name: rows[order_b] for name, rows in batch.stored.items()},
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mmcl.data.derived.subset import text_groups
 from mmcl.data.random_streams import Stream
 from mmcl.data.sample import Sample
-from mmcl.data.source import Source
+from mmcl.data.source import Origins, Source
 from mmcl.data.usage import Usage
 from mmcl.files.digest import digest
 from mmcl.rng import hash_integers
@@ -41,6 +41,7 @@ class Mixture(Source):
         self.class_names = list(classes) or None
         self._label_of = [[number[name] for name in source.class_names or ()] for source in self._sources]
         self.templates = next((source.templates for source in self._sources if source.class_names), ("{}",))
+        self.draws_as_listed = all(source.draws_as_listed for source in self._sources)
         if any(source.ids is not None for source in self._sources):
             self.ids = np.concatenate([_ids(part, source) for part, source in enumerate(self._sources)])
 
@@ -74,6 +75,17 @@ class Mixture(Source):
     @property
     def warnings(self) -> Sequence[str]:
         return [f"{name}: {warning}" for name, source in self.parts.items() for warning in source.warnings]
+
+    @property
+    def origins(self) -> Origins:
+        """Those of all parts."""
+        found = [source.origins for source in self._sources]
+        starts = np.cumsum([0, *(len(one.sources) for one in found)])
+        return Origins(
+            [source for one in found for source in one.sources],
+            np.concatenate([one.part_N + start for one, start in zip(found, starts[:-1], strict=True)]),
+            np.concatenate([one.row_N for one in found]),
+        )
 
     def broken_files(self) -> Iterator[str]:
         for source in self._sources:

@@ -11,7 +11,7 @@ import numpy as np
 from mmcl.data.captions import caption_key, text_hash
 from mmcl.data.random_streams import Stream
 from mmcl.data.sample import Sample
-from mmcl.data.source import DerivedSource, Source
+from mmcl.data.source import DerivedSource, Origins, Source
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 from mmcl.files.disk_cache import cached_array
@@ -49,6 +49,12 @@ class Subset(DerivedSource):
     @cached_property
     def labels(self) -> np.ndarray | None:
         return None if self.source.labels is None else self.source.labels[self.indices]
+
+    @property
+    def origins(self) -> Origins:
+        """Those of the selected rows."""
+        sources, part_N, row_N = self.source.origins
+        return Origins(sources, part_N[self.indices], row_N[self.indices])
 
     def caption(self, index: int, draw: float) -> str:
         return self.source.caption(int(self.indices[index]), draw)

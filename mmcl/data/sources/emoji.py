@@ -136,6 +136,7 @@ class EmojiSource(SampleList):
         )
         self._keywords = [keywords[concept] for concept in self.concept]
         self._keyword_share, self._sentence_share = keyword_share, sentence_share
+        self.draws_as_listed = not keyword_share and not sentence_share
         self._samples = [
             Sample(
                 name=f"{row['vendor']}/{row['concept_id']}",

@@ -26,7 +26,7 @@ from mmcl.files.atomic import staged, write_file
 from mmcl.files.parquet import parquet_batches
 from mmcl.files.untrusted import read_json
 from mmcl.logging import get_logger
-from mmcl.search.shards.plan import ShardPlan
+from mmcl.search.shards.plan import ShardPlan, read_plan
 
 try:
     import fcntl
@@ -218,6 +218,32 @@ def finish(folder: Path, plan: ShardPlan) -> Done:
     )
     write_file(folder / DONE, json.dumps(asdict(done), indent=1) + "\n")
     return done
+
+
+def complete_shards(folder: Path) -> tuple[ShardPlan, Done]:
+    """Returns the plan of a complete folder, and its list. Reads no shard.
+
+    Raises:
+        UserError: it is no folder of shards, or not complete.
+    """
+    plan = read_plan(folder)
+    try:
+        done = from_dict(Done, read_json(folder / DONE), DONE)
+    except UserError:
+        done = None
+    if done is None or done.plan != plan.key:
+        raise UserError(f"{folder}: is not complete; run the same `mmcl embed` again")
+    return plan, done
+
+
+def shard_metadata(folder: Path, plan: ShardPlan) -> tuple[dict[str, Any], int]:
+    """Returns what the first shard says of model and data, and the width of its rows. Raises UserError if it is damaged."""
+    path = folder / plan.file(0)
+    try:
+        schema = pq.read_schema(path)
+        return json.loads((schema.metadata or {})[METADATA_KEY.encode()]), schema.field("embedding").type.list_size
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it, and write it again by the same `mmcl embed`") from None
 
 
 def bad_rows(folder: Path, plan: ShardPlan, most: int) -> Iterator[tuple[int, str, str]]:
