@@ -134,7 +134,7 @@ def _teacher(
             f"data.embeddings: {name} has rows of captions as they are, and the training data draw others, with sentences or "
             "keywords around them; switch that off in the arguments of the data (keyword_share, sentence_share)"
         )
-    scale = 1 / config.train.distillation.temperature if config.train.distillation.temperature else first.about.logit_scale
+    scale = _scale(first, config.train.distillation.temperature)
     if scale is None:
         raise UserError(f"data.embeddings: the rows of {name} have no temperature; set train.distillation.temperature")
     return TeacherFolders(
@@ -143,6 +143,13 @@ def _teacher(
         width=first.width,
         key=digest(*(one.digest for one in chosen)),
     )
+
+
+def _scale(shards: _Shards, temperature: float | None) -> float | None:
+    """Return the inverse temperature of a teacher; None if it has none, as features, which the model itself never compares."""
+    if temperature is not None:
+        return 1 / temperature
+    return None if shards.plan.features else shards.about.logit_scale
 
 
 def store_rows(

@@ -7,18 +7,22 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
 from mmcl.data.batches import loader, pieces
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.pieces import PIECE_ROWS, Piece
+from mmcl.data.stored_rows import StoredRows
 from mmcl.engine.loading import PREFETCH, loaded, loader_processes
 from mmcl.types import Batch, Tokens, Unaugmented, views_on
 from tests.data.test_loader import AUGMENT, PAIR, TWO, Toy, batches, rows
+from tests.data.test_loader import texts as texts_of
 from tests.narrow import of_type
 
 GIB = 2**30
@@ -49,6 +53,26 @@ def test_a_batch_of_pieces_is_the_batch(options: dict[str, Any], augmented: bool
             made = batches(SOURCE, **options)
             assert made.pieces == -(-24 // options.get("world", 1) // size)
             assert [everything(made[step]) for step in range(4)] == whole
+
+
+@pytest.mark.parametrize("options", [{}, {"by_length": True}, {"rank": 1, "world": 2}], ids=str)
+def test_stored_rows_stay_with_their_samples(options: dict[str, Any], tmp_path: Path) -> None:
+    """Through pieces, another order of the rows, and replacements of samples that cannot be used."""
+    listed = [list(dict.fromkeys(sample.captions)) for sample in map(SOURCE.__getitem__, range(len(SOURCE)))]
+    counts = np.array([len(captions) for captions in listed])
+    np.save(tmp_path / "images.npy", np.arange(len(SOURCE), dtype=np.float32)[:, None])
+    np.save(tmp_path / "texts.npy", np.arange(counts.sum(), dtype=np.float16)[:, None])
+    np.save(tmp_path / "starts.npy", np.cumsum(counts) - counts)
+    texts = StoredRows(tmp_path / "texts.npy", tmp_path / "starts.npy")
+    stored, everyone = {"image": StoredRows(tmp_path / "images.npy"), "text": texts}, [one for some in listed for one in some]
+    for size in (256, 5, 1):
+        with patch.object(loader, "PIECE_ROWS", size):
+            made = batches(SOURCE, views=PAIR, batch_size=24, stored=stored, **options)
+            for step in range(4):
+                batch = made[step]
+                assert batch.stored["image"][:, 0].tolist() == batch.index.tolist()
+                shown = [everyone[int(number)] for number in batch.stored["text"][:, 0]]
+                assert shown == texts_of(batch.views["text"])
 
 
 def test_texts_keep_their_padding_and_their_number_of_truncated_ones() -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmcl.config import Config
+from mmcl.config import Config, SourceConfig
 from mmcl.engine.log import read_log
+from mmcl.runs.embedding.job import EmbeddingJob
+from mmcl.runs.embedding.runners import run_embedding_job
 from tests.faults.runs import KILLED, STEPS, before_step, final_state, kill, output, run, samples, tiny_run
 
 Uninterrupted = Callable[..., Config]
@@ -158,6 +160,36 @@ def test_anchors_resume_bit_for_bit(
     config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
     assert final_state(config) == final_state(whole)
     assert "feature_distance" in final_state(config)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("world", "kills", "layout"),
+    [
+        (1, (1, 5), ()),
+        (2, (4,), ("--train.fsdp", "true")),
+        pytest.param(3, (2, 6), (), marks=pytest.mark.long),
+    ],
+    ids=["1", "2 spread", "3"],
+)
+def test_stored_teachers_resume_bit_for_bit(
+    world: int,
+    kills: tuple[int, ...],
+    layout: tuple[str, ...],
+    image_folder: Path,
+    uninterrupted: Uninterrupted,
+    tmp_path: Path,
+) -> None:
+    """With prefixes, micro-batches, samples held out, and a first kill before the rows were ever read by a step."""
+    data, shards = SourceConfig(path=str(image_folder)), tmp_path / "shards"
+    job = EmbeddingJob(data=data, model=str(uninterrupted(1).run_dir), folder=shards, shard_rows=10, device="cpu")
+    run_embedding_job(job, workers=1)
+    taught = ("--data.embeddings", json.dumps([str(shards)]), "--train.distillation.weight", "0.6", "--data.holdout", "0.2")
+    flags = (*taught, *layout, "--train.matryoshka.dims", "[4, 8]", "--train.micro_batch", "3")
+    whole = tiny_run(image_folder, tmp_path / "whole", *flags)
+    assert run(whole, world) == [0] * world
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
+    assert final_state(config) == final_state(whole)
+    assert "distillation_loss" in final_state(config)["metrics"]
 
 
 SPREAD = ("--train.fsdp", "true")

@@ -135,7 +135,7 @@ class EmojiSource(SampleList):
             [row[column] for row in rows] for column in ("vendor", "group", "subgroup", "concept_id")
         )
         self._keywords = [keywords[concept] for concept in self.concept]
-        self._keyword_share, self._sentence_share = keyword_share, sentence_share
+        self._keyword_share, self._sentence_share = float(keyword_share), float(sentence_share)  # 0 and 0.0 are equal data
         self.draws_as_listed = not keyword_share and not sentence_share
         self._samples = [
             Sample(
