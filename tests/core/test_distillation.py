@@ -205,3 +205,19 @@ def test_arguments_that_do_not_fit_are_refused(rng: torch.Generator, case: str) 
     options |= {key: value for key, value in given.items() if key not in ("queries", "teacher_scale")}
     with pytest.raises(ValueError, match=message):
         distillation_loss(unit(rng, 5), unit(rng, 8), **options)
+
+
+def test_the_gradient_is_that_of_open_clip(rng: torch.Generator) -> None:
+    """Its loss is the cross-entropy with one teacher, which is larger by the entropy of the targets."""
+    theirs_of = pytest.importorskip("open_clip.loss").DistillClipLoss()
+    image, text = unit(rng, 9).requires_grad_(), unit(rng, 9).requires_grad_()
+    teacher = TeacherRows(unit(rng, 9, 6), unit(rng, 9, 6), 8.0)
+    swapped = TeacherRows(teacher.key_ME, teacher.query_NE, 8.0)
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    _, theirs = theirs_of(image, text, scale, teacher.query_NE, teacher.key_ME, torch.tensor(8.0).double())
+    ours = distillation_loss(image, text, teachers=[teacher], scale=scale)
+    ours = (ours + distillation_loss(text, image, teachers=[swapped], scale=scale)) / 2
+    leaves = (image, text, scale)
+    expected = torch.autograd.grad(theirs, leaves)
+    for mine, other in zip(torch.autograd.grad(ours, leaves), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-14)
