@@ -23,7 +23,7 @@ from typing import Any
 
 from side_by_side import LONG, Case, Sides, add_arguments, compare, peak_memory, write_json
 
-ROWS = [2**power for power in range(10, 17)]
+ROWS = [2**power for power in range(6, 17)]
 DIMS = [256, 512]
 SCALE, BIAS = 14.3, -8.0
 PEERS = {
@@ -35,6 +35,7 @@ PEERS = {
 MEASURES = {"time": "s", "memory": "MiB"}
 # What is measured unless told otherwise: some minutes. Everything takes hours.
 USUAL = [
+    "info_nce 64x512",
     *(f"info_nce {rows}x512" for rows in (1024, 4096, 8192, 16384, 65536)),
     "info_nce 8192x256",
     "sigmoid 1024x512",
@@ -44,6 +45,8 @@ USUAL = [
     "nt_xent 2x4096x512",
     "one_way 8192x512",
 ]
+# Small losses are timed for this long at least: a single one of a millisecond says little.
+SECONDS = 0.5
 # Logits, what comes of them, and their gradients: what a loss with whole matrices holds at its peak, at the least.
 PEER_MATRICES = 3
 
@@ -119,8 +122,8 @@ def measure(case: str, side: str, repeats: int) -> dict[str, Any]:
     value = step()
     first = time.perf_counter() - started
     memory = peak_memory() - before
-    seconds = []
-    for _ in range(repeats if first < LONG else 0):
+    seconds: list[float] = []
+    while first < LONG and (len(seconds) < repeats or sum(seconds) < SECONDS):
         started = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - started)

@@ -112,8 +112,8 @@ def row(case: str, measure: str, unit: str, ours: float, peer: str = "", theirs:
 
 
 def as_line(row: Row) -> str:
-    theirs, ratio = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("peer_value", "ratio"))
-    start = f"{row['case']:<28} {row['measure']:<12} {row['mmcl']:>10.3f}"
+    theirs, ratio = ("-" if row[key] is None else f"{row[key]:.4g}" for key in ("peer_value", "ratio"))
+    start = f"{row['case']:<28} {row['measure']:<12} {row['mmcl']:>10.4g}"
     return f"{start} {theirs:>10} {row['unit']:<4} {ratio:>7}  {row['peer']}"
 
 
