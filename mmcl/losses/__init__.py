@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmcl.losses.modules import ContrastivePairLoss as ContrastivePairLoss
     from mmcl.losses.modules import DCLLoss as DCLLoss
     from mmcl.losses.modules import InfoNCELoss as InfoNCELoss
+    from mmcl.losses.modules import LeJEPALoss as LeJEPALoss
     from mmcl.losses.modules import MarginLoss as MarginLoss
     from mmcl.losses.modules import MoCoLoss as MoCoLoss
     from mmcl.losses.modules import NTXentLoss as NTXentLoss
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from mmcl.losses.two_views import supcon_loss as supcon_loss
     from mmcl.losses.without_negatives import barlow_twins_loss as barlow_twins_loss
     from mmcl.losses.without_negatives import byol_loss as byol_loss
+    from mmcl.losses.without_negatives import lejepa_loss as lejepa_loss
     from mmcl.losses.without_negatives import swav_loss as swav_loss
     from mmcl.losses.without_negatives import vicreg_loss as vicreg_loss
 
@@ -54,6 +56,7 @@ _HOMES = {
     "ContrastivePairLoss": "modules",
     "DCLLoss": "modules",
     "InfoNCELoss": "modules",
+    "LeJEPALoss": "modules",
     "MarginLoss": "modules",
     "MoCoLoss": "modules",
     "NTXentLoss": "modules",
@@ -70,6 +73,7 @@ _HOMES = {
     "dcl_loss": "two_views",
     "gathered": "processes",
     "info_nce": "softmax",
+    "lejepa_loss": "without_negatives",
     "margin_loss": "metric_learning",
     "matryoshka": "prefixes",
     "moco_loss": "softmax",

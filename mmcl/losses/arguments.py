@@ -112,6 +112,17 @@ def check_positive(**given: float) -> None:
             raise UserError(f"{name} is {value}, and must be a finite number above 0")
 
 
+def check_sigreg(*, weight: float, slices: int, knots: int, upper: float) -> None:
+    """Raises UserError for an option of SIGReg that is out of its range."""
+    check_numbers(weight=weight)
+    check_positive(upper=upper)
+    if not 0 <= weight <= 1:
+        raise UserError(f"weight is {weight}, and must be from 0 to 1: the share of SIGReg in the loss")
+    for name, value, least in (("slices", slices, 1), ("knots", knots, 2)):
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{name} is {value!r}, and must be a whole number of at least {least}")
+
+
 def inverse(temperature: Tensor | float, rows: Tensor) -> Tensor | float:
     """Returns the scale, 1 / temperature; raises UserError like `number`."""
     return 1 / number("temperature", temperature, rows, positive=True)

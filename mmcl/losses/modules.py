@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.core.clustering import Prototypes
+from mmcl.core.host_count import HostCount
 from mmcl.core.key_queue import KeyQueue
 from mmcl.core.metric_learning import Miner
 from mmcl.core.precision import unit_rows
-from mmcl.losses.arguments import check_positive
+from mmcl.losses.arguments import check_positive, check_sigreg
 from mmcl.losses.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.losses.sigmoid import siglip_loss
 from mmcl.losses.softmax import Similarity, clip_loss, info_nce, moco_loss, simcse_loss
 from mmcl.losses.two_views import dcl_loss, nt_xent, supcon_loss
-from mmcl.losses.without_negatives import barlow_twins_loss, byol_loss, swav_loss, vicreg_loss
+from mmcl.losses.without_negatives import barlow_twins_loss, byol_loss, lejepa_loss, swav_loss, vicreg_loss
 
 
 class Loss(nn.Module):
@@ -315,6 +316,32 @@ class VICRegLoss(Loss):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return vicreg_loss(a, b, **self.options)
+
+
+class LeJEPALoss(Loss):
+    """`lejepa_loss` with other directions in every call in training mode.
+
+    Attributes:
+        step: int64 scalar, number of calls in training mode so far.
+
+    Example:
+        >>> criterion = LeJEPALoss(weight=0.0)
+        >>> round(criterion(torch.zeros(3, 2), torch.ones(3, 2)).item(), 4)  # both are 1/2 from their mean
+        0.25
+    """
+
+    step: Tensor
+
+    def __init__(self, *, weight: float = 0.05, slices: int = 1024, knots: int = 17, upper: float = 3.0):
+        check_sigreg(weight=weight, slices=slices, knots=knots, upper=upper)
+        super().__init__(weight=weight, slices=slices, knots=knots, upper=upper)
+        self._steps = HostCount(self, "step")
+
+    def forward(self, a: Tensor, b: Tensor, small: Sequence[Tensor] = ()) -> Tensor:
+        loss = lejepa_loss(a, b, small, step=int(self._steps), **self.options)
+        if self.training:
+            self._steps.add(1)
+        return loss
 
 
 class BYOLLoss(Loss):

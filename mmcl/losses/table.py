@@ -119,6 +119,14 @@ LOSSES = LossRegistry(
             learned=("temperature",),
             extreme={"temperature": 1e-6},
         ),
+        "lejepa": LossEntry(
+            function="mmcl.losses.without_negatives:lejepa_loss",
+            needs="two views of every sample, and small crops if there are any",
+            rows=("a", "b"),
+            args={"slices": 5, "weight": 0.3},
+            unit=False,
+            tolerance=1e-4,
+        ),
         "margin": LossEntry(
             function="mmcl.losses.metric_learning:margin_loss",
             needs="samples with classes",

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.core import decorrelation
+from mmcl.core import decorrelation, sigreg
 from mmcl.core.clustering import sinkhorn
 from mmcl.core.precision import in_float32, unit_rows
 from mmcl.core.regression import cosine_regression
-from mmcl.losses.arguments import check_numbers, check_positive, check_rows, inverse
+from mmcl.losses.arguments import check_numbers, check_positive, check_rows, check_sigreg, inverse
 
 
 def barlow_twins_loss(a: Tensor, b: Tensor, *, off_diagonal: float = 0.0051) -> Tensor:
@@ -88,6 +88,60 @@ def vicreg_loss(a: Tensor, b: Tensor, *, invariance: float = 25.0, variance: flo
     check_rows({"a": a, "b": b})
     check_numbers(invariance=invariance, variance=variance, covariance=covariance)
     return decorrelation.vicreg_loss(a, b, invariance=invariance, variance=variance, covariance=covariance)
+
+
+def lejepa_loss(
+    a: Tensor,
+    b: Tensor,
+    small: Sequence[Tensor] = (),
+    *,
+    weight: float = 0.05,
+    slices: int = 1024,
+    knots: int = 17,
+    upper: float = 3.0,
+    step: int = 0,
+) -> Tensor:
+    r"""LeJEPA: pulls views together, and the rows of a batch towards an isotropic Gaussian distribution (SIGReg).
+
+    $$\ell = \frac{1 - \lambda}{V N D} \sum_{v, i} \| z_{v i} - \tfrac{1}{2} (a_i + b_i) \|^2
+    + \frac{\lambda N}{V M} \sum_{v, m} \int_{-c}^{c} \Big| \frac{1}{N} \sum_i e^{i t \langle z_{v i}, u_m \rangle}
+    - e^{-t^2 / 2} \Big|^2 e^{-t^2 / 2} \, dt$$
+
+    for V views z, of which a and b are two, and M random directions u.
+
+    Args:
+        a, b: two large views; row i of each belongs to the same sample. Not scaled.
+        small: rows of additional small crops, which are compared with the mean of a and b; not scaled.
+        weight: $\lambda$, from 0 to 1.
+        slices: M.
+        knots, upper: points of the trapezoidal rule from 0 to c, and c.
+        step: number from which the directions are drawn; give that of the training step, the same on all processes.
+
+    Shape:
+        a, b and each of small [N, D]; returns a scalar.
+
+    Requirements:
+        Distributions are those of the whole batch; on several processes, use `gathered`.
+
+    Relations:
+        With `weight=0`, equal rows have a loss of 0: only SIGReg prevents collapse.
+
+    Raises:
+        UserError: shapes, dtypes or devices do not match, a value is not finite, or an option is out of its range.
+
+    Source:
+        Balestriero and LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics", 2025.
+
+    Example:
+        >>> a = torch.zeros(8, 2)  # collapsed
+        >>> round(lejepa_loss(a, a, weight=1.0).item(), 4) > round(lejepa_loss(*torch.randn(2, 8, 2), weight=1.0).item(), 4)
+        True
+    """
+    views = {"a": a, "b": b, **{f"small[{number}]": rows for number, rows in enumerate(small)}}
+    check_rows(views)
+    check_sigreg(weight=weight, slices=slices, knots=knots, upper=upper)
+    directions = sigreg.random_directions(a.shape[1], slices, step).to(a.device)
+    return sigreg.lejepa_loss(_stacked(*views.values()), directions, large=2, weight=weight, knots=knots, upper=upper)
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -184,6 +238,11 @@ def swav_loss(
         if crop != name
     ]
     return torch.stack(losses).mean() / max(len(a), 1)
+
+
+@in_float32
+def _stacked(*views: Tensor) -> Tensor:
+    return torch.stack(views)
 
 
 @in_float32

@@ -12,6 +12,7 @@ METHODS = Registry(
         "clip": "mmcl.methods.clip:CLIP",
         "contrastive_pair": "mmcl.methods.metric:ContrastivePair",
         "distillation": "mmcl.methods.distillation:Distillation",
+        "lejepa": "mmcl.methods.lejepa:LeJEPA",
         "margin": "mmcl.methods.metric:Margin",
         "moco": "mmcl.methods.moco:MoCo",
         "moco_v3": "mmcl.methods.moco_v3:MoCoV3",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmcl.core.precision import in_float32
+from mmcl.core.sigreg import random_directions
 from mmcl.errors import UserError
 from mmcl.losses import LOSSES, LossEntry
 from mmcl.testing import LOSS_CHECKS, check_loss
@@ -168,6 +169,20 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
+def lejepa(a: Tensor, b: Tensor, slices: int, weight: float) -> Tensor:
+    """The integral by `torch.trapezoid` over both signs of t, in complex numbers."""
+    directions = random_directions(a.shape[1], slices, 0).to(a)
+    t = torch.linspace(-3, 3, 33, dtype=a.dtype)
+    normal, rows, statistics = (-(t**2) / 2).exp(), max(len(a), 1), []
+    for view, direction in itertools.product((a, b), directions.T):
+        angles = torch.stack([t * (row * direction).sum() for row in view]) if len(view) else a.new_zeros(0, 33)
+        difference = (1j * angles).exp().sum(0) / rows - normal
+        statistics.append(len(a) * torch.trapezoid((difference * difference.conj()).real * normal, t))
+    center = (a + b) / 2
+    distance = mean([((view[i] - center[i]) ** 2).mean() for view in (a, b) for i in range(len(a))], a)
+    return (1 - weight) * distance + weight * torch.stack(statistics).mean()
+
+
 def byol(prediction: Tensor, target: Tensor) -> Tensor:
     return mean([distance(p, z).square() for p, z in zip(unit(prediction), unit(target.detach()), strict=True)], prediction)
 
@@ -196,6 +211,7 @@ REFERENCES: dict[str, Callable[..., Tensor]] = {
     "contrastive_pair": contrastive_pair,
     "dcl": dcl,
     "info_nce": one_direction,
+    "lejepa": lejepa,
     "margin": margin,
     "moco": moco,
     "nt_xent": nt_xent,

@@ -17,6 +17,7 @@ from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.core.regression import cosine_regression
 from mmcl.core.sigmoid import sigmoid_loss
+from mmcl.core.sigreg import lejepa_loss
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,7 @@ LOSSES: dict[str, Loss] = {
     "taught sigmoids": lambda a, b, i, s: sigmoid_distillation_loss(a, b, teachers=[TeacherRows(b, a, 4.0)], scale=s, bias=-s),
     "Barlow Twins": lambda a, b, i, s: barlow_twins_loss(a, b),
     "VICReg": lambda a, b, i, s: vicreg_loss(a, b),
+    "LeJEPA": lambda a, b, i, s: lejepa_loss(torch.stack([a, b]), b[:5].T, large=2),
     "cosine regression": lambda a, b, i, s: cosine_regression(a, b),
     "triplet": lambda a, b, i, s: triplet_loss(a, i),
     "batch-hard triplet": lambda a, b, i, s: triplet_loss(a, i, miner="batch_hard"),

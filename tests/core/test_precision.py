@@ -27,6 +27,7 @@ from mmcl.core import (
     prefixes,
     regression,
     sigmoid,
+    sigreg,
 )
 from mmcl.core import metric_learning as metric
 from mmcl.evaluate.measures import rank_counts
@@ -56,6 +57,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "barlow_twins_loss": lambda a, b, s: decorrelation.barlow_twins_loss(a, b),
     "cross_correlation": lambda a, b, s: decorrelation.cross_correlation(a, b),
     "vicreg_loss": lambda a, b, s: decorrelation.vicreg_loss(a, b),
+    "sigreg": lambda a, b, s: sigreg.sigreg(a[None], b[:5].T),
+    "lejepa_loss": lambda a, b, s: sigreg.lejepa_loss(a[None], b[:5].T, large=1),
     "cosine_regression": lambda a, b, s: regression.cosine_regression(a, b),
     "triplet_loss": drawn("semi_hard"),
     "draw_negatives": drawn("distance_weighted"),

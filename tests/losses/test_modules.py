@@ -59,6 +59,11 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[Any, ...], Callable[[], Tensor]]
     ),
     "DCLLoss": (losses.DCLLoss, (A, B), lambda: losses.dcl_loss(A, B, temperature=0.1)),
     "InfoNCELoss": (losses.InfoNCELoss, (A, A, IDS), lambda: losses.info_nce(A, A, IDS, temperature=0.1)),
+    "LeJEPALoss": (
+        lambda: losses.LeJEPALoss(weight=0.3, slices=5),
+        (A, B, [C]),
+        lambda: losses.lejepa_loss(A, B, [C], weight=0.3, slices=5),
+    ),
     "MarginLoss": (
         lambda: losses.MarginLoss(negatives="all", beta=1.0),
         (A, IDS),

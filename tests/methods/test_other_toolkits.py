@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcl.core.sigreg import random_directions
 from mmcl.testing.toys import toy_method
 from mmcl.types import Batch, Embeddings
 from tests.methods.toy import random_rows
@@ -79,6 +80,19 @@ def test_barlow_twins(lightly: Any) -> None:
 def test_vicreg(lightly: Any) -> None:
     ours = lambda rows: of_mmcl("vicreg", rows)  # noqa: E731
     assert_same(ours, lambda rows: lightly.VICRegLoss()(rows["a"], rows["b"]), "a", "b")
+
+
+def test_lejepa(lightly: Any) -> None:
+    """On the same directions; its knots and weights are float32."""
+
+    def theirs(rows: dict[str, Tensor]) -> Tensor:
+        loss = lightly.LeJEPALoss(lambda_param=0.3, sigreg_num_vectors=6)
+        loss.sigreg._generate_unit_vectors = lambda device, dtype, num_features: random_directions(num_features, 6, 0).to(dtype)
+        large, small = torch.stack([rows["a"], rows["b"]]), rows["small_0"][None]
+        value: Tensor = loss(global_proj=large, local_proj=small)
+        return value
+
+    assert_same(lambda rows: of_mmcl("lejepa", rows, weight=0.3), theirs, "a", "b", "small_0", tolerance=1e-6)
 
 
 @pytest.mark.parametrize(
