@@ -118,7 +118,7 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
     start, start_now = (facts.get("start") or {} for facts in (saved, now))
     for name in sorted(start.keys() & start_now.keys()):
         _refuse_other_weights("anchors", name, start[name], start_now[name], config)
-    if (saved.get("teachers") or {}) != now["teachers"]:
+    if (saved.get("teachers") or {}) != (now.get("teachers") or {}):
         raise UserError(
             f"{config.run_dir} cannot be continued with other rows of teachers: restore the folders of data.embeddings, or "
             "start a new run with another --run_dir"
