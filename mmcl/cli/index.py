@@ -92,7 +92,8 @@ def build(
     model: str,
     columns: Path | None = None,
     dim: Annotated[int | None, RARE] = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Literal["float32", "float16", "none"] = "float32",
+    narrow: Annotated[Literal["int8", "binary"] | None, RARE] = None,
     replace: bool = False,
     device: Device = None,
     json: Json = False,
@@ -111,7 +112,9 @@ def build(
         model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         columns: A table of your own columns, to filter and sort by. Its column `image` names images relative to the folder.
         dim: Width: only the first columns of the vectors, scaled to unit length. For a model trained with train.matryoshka.
-        dtype: Type of the vectors on disk. float16 halves them and changes some scores by 1e-3.
+        dtype: Type of the vectors on disk. float16 halves them and changes some scores by 1e-3; none keeps only narrow rows.
+        narrow: Compare a byte (int8) or a bit (binary) of each number, in 1/4 or 1/32 of the memory. The vectors of the best
+            are then read from the disk and compared; `mmcl index recall` measures what is missed.
         replace: Build anew over an index of another model or other data.
         json: Print JSON instead of text. It is {"index": ..., "images": ..., "bad": ..., "seconds": ...}.
     """
@@ -127,8 +130,8 @@ def build(
     check_available(model)
     loaded = load_model(model, device=device)
     started = time.perf_counter()
-    options = {"model_name": lasting(model), "columns": columns, "dim": dim, "dtype": dtype, "replace": replace}
-    made = Index.build(data, loaded, out=out, progress=True, **options)  # type: ignore[arg-type]
+    options = {"model_name": lasting(model), "columns": columns, "replace": replace}
+    made = Index.build(data, loaded, out=out, dim=dim, dtype=dtype, narrow=narrow, progress=True, **options)  # type: ignore[arg-type]
     seconds, bad = time.perf_counter() - started, made.bad
     if json:
         show(json_module.dumps({"index": out, "images": len(made), "bad": len(bad), "seconds": round(seconds, 2)}))
@@ -199,7 +202,8 @@ def status(index: str, /, *, json: Json = False) -> None:
         "from": about.collection,
         "model": store.model_name or store.model[:12],
         "width": store.dim,
-        "answers": "exact" if store.exact else f"approximate ({store.approximate})",  # type: ignore[attr-defined]
+        "vectors": about.dtype,
+        "answers": "exact" if store.exact else f"approximate ({store.narrow or store.approximate})",  # type: ignore[attr-defined]
         "match": "calibrated" if store.calibration else "not calibrated",
         "columns": ", ".join(store.kinds),
         "version": store.version,

@@ -7,10 +7,10 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mmcl.cli.exit import PART
-from mmcl.cli.options import Json
+from mmcl.cli.options import RARE, Json
 from mmcl.cli.output import say, show
 from mmcl.errors import UserError
 from mmcl.terminal import counted
@@ -73,8 +73,16 @@ def optimize(index: str, /, *, ann: Literal["ivf_flat", "ivf_rq", "none"] | None
         say(f"answers are approximate now; measure what they miss: mmcl index recall {index}")
 
 
-def recall(index: str, /, *, queries: int = 200, top_k: int = 10, json: Json = False) -> None:
-    """Measure which share of the nearest images an approximate index finds.
+def recall(
+    index: str,
+    /,
+    *,
+    queries: int = 200,
+    top_k: int = 10,
+    rescore: Annotated[int | None, RARE] = None,
+    json: Json = False,
+) -> None:
+    """Measure which share of the nearest images narrow rows or an approximate index find.
 
     Examples:
         mmcl index recall photos.mmcl
@@ -86,12 +94,13 @@ def recall(index: str, /, *, queries: int = 200, top_k: int = 10, json: Json = F
         index: A folder made by `mmcl index build`.
         queries: How many, drawn at random.
         top_k: How many images to look for.
+        rescore: Times as many images whose vectors are compared, 10 by default. Of an index with narrow rows.
         json: Print JSON instead of text. It is {"recall": ..., "low": ..., "high": ..., "queries": ..., "of": ...}.
     """
     from mmcl.evaluate.measures.statistics import mean
 
     opened = open_index(index)
-    measured = opened.recall(queries, top_k)
+    measured = opened.recall(queries, top_k, rescore=rescore)
     found = mean(measured.found, within=(0, 1))
     if json:
         facts = {"recall": found.value, "low": found.low, "high": found.high, "queries": found.n, "of": measured.queries}

@@ -38,6 +38,7 @@ def search(
     min_match: Annotated[float | None, RARE] = None,
     hybrid: Annotated[bool, RARE] = False,
     exact: Annotated[bool, RARE] = False,
+    rescore: Annotated[int | None, RARE] = None,
     copy_to: Annotated[Path | None, RARE] = None,
     dim: Annotated[int | None, RARE] = None,
     device: Device = None,
@@ -69,7 +70,8 @@ def search(
         min_score: Leave out what scores less. A cosine, such as 0.2.
         min_match: Leave out what is less likely a match, 0 to 1. It needs an index that was calibrated.
         hybrid: Also look for the words in the captions, and join both rankings. An index on disk only.
-        exact: Compare all images, although the index has an approximate one.
+        exact: Compare all vectors, although the index has narrow rows or an approximate one.
+        rescore: Times as many images whose vectors are compared, 10 by default. Of an index with narrow rows.
         copy_to: Copy what was found into this folder, with the rank before each name.
         dim: Width: only the first columns of the vectors, scaled to unit length. For a model trained with train.matryoshka.
         json: Print JSON instead of text. It is one list: [{"name": ..., "score": ..., "caption": ..., "id": ...}].
@@ -85,7 +87,7 @@ def search(
         **{"image": list(image), "like": list(like), "negative": list(negative), "where": where, "top_k": top_k},
         **{"target": target, "sort": None if sort == "none" else sort, "min_score": min_score, "min_match": min_match},
     }
-    hits = index.search(text, hybrid=hybrid, exact=exact, **question)
+    hits = index.search(text, hybrid=hybrid, exact=exact, rescore=rescore, **question)
     if picture is not None:
         hits.save(picture)
     if copy_to is not None:

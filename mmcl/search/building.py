@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
 from mmcl.data.images.image_cache import ReadableImages
-from mmcl.errors import UserError
+from mmcl.errors import UserError, how_to_install, unknown_name
 from mmcl.search import lance_table
 from mmcl.search.collection import Collection
 from mmcl.search.content import with_usable_captions
-from mmcl.search.lance_table import About, LanceTable
+from mmcl.search.lance_table import FORMAT, About, Dtype, LanceTable
 from mmcl.search.memory_store import MemoryStore
+from mmcl.search.narrow import Narrow
 from mmcl.terminal import counted
 from mmcl.types import BadSample, EmbeddingModel
-
-Dtype = Literal["float32", "float16"]
 
 
 def loaded_model(model: EmbeddingModel | str, *, device: str | None = None) -> tuple[EmbeddingModel, str]:
@@ -36,6 +35,18 @@ def lasting(name: str) -> str:
     """Returns a model's name that also loads it from another working directory."""
     folder = Path(name).expanduser()
     return str(folder.absolute()) if folder.is_dir() else name
+
+
+def check_stored(dtype: Dtype, narrow: Narrow | None, *, on_disk: bool) -> None:
+    """Raises UserError for rows that an index cannot keep."""
+    for name, given, known in (("dtype", dtype, get_args(Dtype)), ("narrow", narrow, (*get_args(Narrow), None))):
+        if given not in known:
+            raise unknown_name(name, str(given), [one for one in known if one is not None])
+    if dtype == "none" and narrow is None:
+        raise UserError("dtype none keeps no vectors: give narrow, int8 or binary, or another dtype")
+    if not on_disk and (dtype != "float32" or narrow is not None):
+        what = f"dtype {dtype}" if narrow is None else f"narrow {narrow}"
+        raise UserError(f"{what} is of an index on disk: give `out` ({how_to_install('index')}), or leave it out")
 
 
 def at_dim(model: EmbeddingModel, dim: int | None) -> EmbeddingModel:
@@ -83,6 +94,7 @@ def opened_or_created(
     name: str,
     columns: str | Path | None,
     dtype: Dtype,
+    narrow: Narrow | None,
     *,
     replace: bool,
 ) -> LanceTable:
@@ -94,12 +106,19 @@ def opened_or_created(
             raise UserError(
                 f"{place}: is an index of {table.about.collection or 'other images'}; give a new folder, or replace it"
             )
+        if (table.about.dtype, table.about.narrow) != (dtype, narrow):
+            raise UserError(
+                f"{place}: was begun with dtype {table.about.dtype} and narrow {table.about.narrow}, not {dtype} and {narrow}; "
+                "give these, a new folder, or replace it"
+            )
         return table
     about = About(
+        format=1 if narrow is None else FORMAT,
         model=model.fingerprint,
         model_name=name,
         dim=_width(model),
         dtype=dtype,
+        narrow=narrow,
         root=found.root,
         collection=os.path.abspath(os.path.expanduser(found.name)) if found.kind else found.root,
         kind=found.kind,

@@ -20,9 +20,11 @@ from mmcl.files.listing import valid_name
 from mmcl.preprocess import Preprocess
 from mmcl.search.collection import NOWHERE, Entry
 from mmcl.search.image_facts import ImageFacts, read_facts, read_with_facts
+from mmcl.search.lance_table import About
+from mmcl.search.narrow import narrowed, widened
 from mmcl.types import EmbeddingModel
 
-CONTENT_COLUMNS = ("id", "width", "height", "taken", "thumb", "vector", "captions", "caption_vectors")
+_OF_CONTENT = ("id", "width", "height", "taken", "thumb", "captions", "caption_vectors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,38 @@ class Content:
     texts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any], dim: int) -> Content:
-        """Returns the content of a row of the table."""
-        captions, stored = row["captions"] or [], np.frombuffer(row["caption_vectors"] or b"", np.float32).reshape(-1, dim)
+    def of_row(cls, row: Mapping[str, Any], about: About) -> Content:
+        """Returns the content of a row of the table, with the columns `content_columns`."""
+        captions = row["captions"] or []
+        stored = np.frombuffer(row["caption_vectors"] or b"", np.float32).reshape(-1, about.dim)
         texts = dict(zip(captions, stored, strict=True)) if len(stored) else {}
-        vector = np.zeros(0, np.float32) if row["vector"] is None else np.asarray(row["vector"], np.float32)
+        vector = np.zeros(0, np.float32) if row[about.stored] is None else _vector_of(row[about.stored], about)
         return cls(row["width"], row["height"], row["taken"], row["thumb"], vector, texts)
+
+
+def content_columns(about: About) -> list[str]:
+    """Returns the columns that `Content.of_row` reads."""
+    return [*_OF_CONTENT, about.stored]
+
+
+def as_stored(rows: list[dict[str, Any]], about: About) -> list[dict[str, Any]]:
+    """Returns rows of the table with vectors of its type, and the narrow rows that follow from these."""
+    found = [row for row in rows if row.get("vector") is not None]
+    for row in found if about.dtype == "float16" else ():
+        row["vector"] = row["vector"].astype(np.float16)
+    if about.narrow is not None and found:
+        vectors = np.stack([row["vector"] for row in found]).astype(np.float32)
+        for row, code in zip(found, narrowed(vectors, about.narrow), strict=True):
+            row["code"] = code.tobytes()
+    return rows
+
+
+def _vector_of(stored: Any, about: About) -> np.ndarray:
+    if about.stored == "vector":
+        return np.asarray(stored, np.float32)
+    assert about.narrow is not None
+    vector: np.ndarray = widened(np.frombuffer(stored, np.uint8)[None], about.narrow, about.dim)[0]
+    return vector
 
 
 class Encoder:

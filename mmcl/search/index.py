@@ -13,7 +13,7 @@ from mmcl.data.sample import ImageLike, Sample
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
 from mmcl.search import lance_table, maintenance, saved
-from mmcl.search.building import Dtype, at_dim, embedded, loaded_model, model_of, opened_or_created
+from mmcl.search.building import at_dim, check_stored, embedded, loaded_model, model_of, opened_or_created
 from mmcl.search.calibration import Calibration, fit
 from mmcl.search.collection import Given, open_collection
 from mmcl.search.content import Encoder
@@ -21,7 +21,9 @@ from mmcl.search.duplicates import THRESHOLD, Group, Keep, Level, find_duplicate
 from mmcl.search.hits import Hits
 from mmcl.search.items import Item
 from mmcl.search.lance_store import LanceStore
+from mmcl.search.lance_table import Dtype
 from mmcl.search.memory_store import MemoryStore
+from mmcl.search.narrow import Narrow
 from mmcl.search.opening import Mode, open_store
 from mmcl.search.query import Weights
 from mmcl.search.question import Combine, answer, question_of
@@ -110,6 +112,7 @@ class Index(Upkeep):
         columns: str | Path | None = None,
         dim: int | None = None,
         dtype: Dtype = "float32",
+        narrow: Narrow | None = None,
         replace: bool = False,
         batch_size: int | None = None,
         progress: bool = False,
@@ -126,7 +129,9 @@ class Index(Upkeep):
             columns: a table of your own columns to filter and sort by; its column `image` names images relative to the folder.
             dim: width of the vectors: the first columns of the model's, scaled to unit length; None for all. Queries are cut
                 alike. Any width works, and is as good as training has made it.
-            dtype: of the vectors on disk; float16 halves them, and changes some scores by 1e-3.
+            dtype: of the vectors on disk; float16 halves them, and changes some scores by 1e-3; "none" keeps only narrow rows.
+            narrow: what is compared with a query, from memory, in place of the vectors: "int8", a byte a number, or "binary",
+                a bit. The vectors of the best are then read from the disk and compared; see `rescore` of `search`.
             replace: build anew where `out` is an index of another model or other data.
             batch_size: images per batch; by default the model chooses.
             progress: whether to show a progress bar.
@@ -135,9 +140,11 @@ class Index(Upkeep):
             The index. Images that cannot be read are left out and listed in `bad`.
 
         Raises:
-            UserError: the collection is empty, none of its images can be read, the model has no such `dim`, or `out` cannot
-                be written.
+            UserError: the collection is empty, none of its images can be read, the model has no such `dim`, `out` cannot be
+                written, or `dtype` or `narrow` is given for an index that is not on disk.
         """
+        on_disk = out is not None and lance_table.is_available()
+        check_stored(dtype, narrow, on_disk=on_disk)
         if out is not None and "://" not in str(out):
             check_folder(Path(out), flag="out")
             cls.check_place(out)
@@ -146,12 +153,12 @@ class Index(Upkeep):
             raise UserError(f"{found.name} is empty; give it at least one image")
         whole, name = loaded_model(model)
         loaded, name = at_dim(whole, dim), model_name or name
-        if out is None or not lance_table.is_available():
+        if not on_disk:
             index = cls(embedded(found, loaded, name, batch_size, progress), loaded)
             if out is not None:
                 index.save(out)
             return index
-        table = opened_or_created(str(out), found, loaded, name, columns, dtype, replace=replace)
+        table = opened_or_created(str(out), found, loaded, name, columns, dtype, narrow, replace=replace)
         index = cls(LanceStore(table), loaded)
         with table.locked():
             sync(table, found, Encoder(loaded, batch_size=batch_size), progress=progress)
@@ -239,6 +246,7 @@ class Index(Upkeep):
         hybrid: bool = False,
         combine: Combine = "mean",
         exact: bool = False,
+        rescore: int | None = None,
     ) -> Hits:
         """Finds the nearest neighbors of texts, images and examples together.
 
@@ -261,7 +269,8 @@ class Index(Upkeep):
             hybrid: fuse the ranking with that of a full-text search in the captions, by reciprocal ranks; an index on disk
                 only.
             combine: of several images, "mean" finds what is near all, "any" what is near one of them.
-            exact: compare all images although there is an approximate index; see `build_ann`.
+            exact: compare all vectors although rows are narrow or there is an approximate index; see `build_ann`.
+            rescore: times as many images as are wanted that narrow rows find, and whose vectors are compared; by default 10.
 
         Returns:
             Hits, best first; equal scores in the order of the collection.
@@ -274,7 +283,7 @@ class Index(Upkeep):
             text,
             **{"image": image, "like": like, "negative": negative, "weights": weights, "where": where},
             **{"top_k": top_k, "offset": offset, "min_score": min_score, "min_match": min_match, "sort": sort},
-            **{"target": target, "hybrid": hybrid, "combine": combine, "exact": exact},
+            **{"target": target, "hybrid": hybrid, "combine": combine, "exact": exact, "rescore": rescore},
         )
         hits = answer(self.store, lambda: self.model, question)
         hits.preprocess = getattr(self._model, "preprocess", None)  # None of a name: the model was not needed

@@ -20,9 +20,10 @@ from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.files.listing import file_named
 from mmcl.logging import get_logger
-from mmcl.search.arrow import TYPES
+from mmcl.search.arrow import TYPES, vectors_of
 from mmcl.search.items import KINDS, Item, Kind, id_of, unknown_id
 from mmcl.search.lance_table import FOUND, LanceTable, row_ids_of
+from mmcl.search.narrow import RESCORE, Narrow, NarrowRows, code_bytes
 from mmcl.search.ranking import ranked
 from mmcl.search.store import TextRows
 from mmcl.search.table_indices import Approximate, approximate_kind, nearest_rows, with_words
@@ -54,6 +55,7 @@ class LanceStore:
         self._order: np.ndarray | None = None
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
         self._images: Tensor | None = None
+        self._narrow: NarrowRows | None = None
         self._texts: TextRows | None = None
         self._columns: dict[str, pa.Array] = {}
         self._approximate: Approximate | Literal[False] | None = False
@@ -100,9 +102,14 @@ class LanceStore:
         return self._approximate
 
     @property
+    def narrow(self) -> Narrow | None:
+        """Kind of the narrow rows; None without them."""
+        return self.table.about.narrow
+
+    @property
     def exact(self) -> bool:
-        """False if there is an approximate index."""
-        return self.approximate is None
+        """False if there is an approximate index, or rows are narrow."""
+        return self.narrow is None and self.approximate is None
 
     @property
     def version(self) -> int:
@@ -130,14 +137,28 @@ class LanceStore:
         if self._images is not None or not len(positions):
             return self.images[list(positions)] if len(positions) else torch.zeros(0, self.dim)
         row_ids = self.row_ids[list(positions)]
-        rows = self.table.take(row_ids.tolist(), ["vector"])
-        found = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+        rows = self.table.take(row_ids.tolist(), [self.table.about.stored])
+        found = vectors_of(rows[self.table.about.stored], self.dim, self.narrow)
         ids = row_ids_of(rows)
         order = np.argsort(ids)
         return torch.from_numpy(found[order[np.searchsorted(ids[order], row_ids)]].astype(np.float32))
 
-    def nearby(self, query_D: np.ndarray, count: int) -> list[int]:
-        """Returns the positions nearest to a query, by the approximate index if there is one."""
+    @property
+    def codes(self) -> NarrowRows:
+        """The narrow rows, of an index that has them; loaded on first use."""
+        if self._narrow is None:
+            assert self.narrow is not None
+            codes = np.empty((len(self.row_ids), code_bytes(self.narrow, self.dim)), np.uint8)
+            for row_ids, values in self.table.scan_codes():
+                codes[self._places(row_ids)] = values
+            self._narrow = NarrowRows(codes, self.narrow, self.dim)
+        return self._narrow
+
+    def nearby(self, query_D: np.ndarray, count: int, *, among_N: Tensor | None = None, rescore: int = RESCORE) -> list[int]:
+        """Returns the positions nearest to a query, by the narrow rows or the approximate index if there is one."""
+        if self.narrow is not None:
+            near = self.codes.nearest(query_D, rescore * count, None if among_N is None else among_N.numpy()).tolist()
+            return [near[row.position] for row in ranked(query_D[None], self.vectors(near), count)]
         if self.approximate is None:
             return [row.position for row in ranked(query_D[None], self.images, count)]
         ids = np.array(nearest_rows(self.table, self.approximate, query_D, count), np.int64)

@@ -17,20 +17,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from mmcl.errors import DamagedIndexError, UserError, first_line, how_to_install
 from mmcl.files.lock import FileLock
-from mmcl.search.arrow import TYPES
+from mmcl.search.arrow import TYPES, codes_of, vectors_of
 from mmcl.search.items import Kind
+from mmcl.search.narrow import Narrow, code_bytes
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-FORMAT = 1
+FORMAT = 2
+"""With narrow rows; an index without them is of format 1."""
+Dtype = Literal["float32", "float16", "none"]
+_NUMBERS: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 STORES = ("s3://", "gs://", "az://")
 """Object stores. Their keys and endpoints are in the variables of the environment that their own tools read."""
 ITEMS, ABOUT, LOCK = "items", "about", ".lock"
@@ -52,17 +56,19 @@ class About:
         format: of the tables.
         model, model_name: fingerprint of the model, and what `mmcl.load_model` takes; "" if not known.
         dim: width of the vectors.
-        dtype: of the vectors on disk, "float32" or "float16".
+        dtype: of the vectors on disk, "float32" or "float16"; "none" if there are only narrow rows.
+        narrow: kind of the narrow rows that a search compares, see `mmcl.search.narrow`; None if it compares vectors.
         root, collection, kind, columns: of the collection, see `Collection`; how it is opened again.
         column_kinds: types of the own columns.
         calibration: of `match`, or None.
     """
 
-    format: int = FORMAT
+    format: int = 1
     model: str
     model_name: str = ""
     dim: int
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
+    narrow: Narrow | None = None
     root: str = ""
     collection: str = ""
     kind: str = ""
@@ -70,11 +76,16 @@ class About:
     column_kinds: Mapping[str, Kind] = field(default_factory=dict)
     calibration: Mapping[str, float] | None = None
 
+    @property
+    def stored(self) -> str:
+        """Column that has the vectors, or what they are made of again."""
+        return "code" if self.dtype == "none" else "vector"
+
 
 def schema_of(about: About) -> pa.Schema:
     """Returns the columns of `items`."""
-    number = {"float32": pa.float32(), "float16": pa.float16()}[about.dtype]
-    vector = pa.list_(number, about.dim)
+    vectors = [] if about.dtype == "none" else [pa.field("vector", pa.list_(_NUMBERS[about.dtype], about.dim))]
+    codes = [] if about.narrow is None else [pa.field("code", pa.binary(code_bytes(about.narrow, about.dim)))]
     own = [pa.field(name, TYPES[kind]) for name, kind in about.column_kinds.items()]
     return pa.schema(
         [
@@ -97,7 +108,8 @@ def schema_of(about: About) -> pa.Schema:
             pa.field("status", pa.string()),
             pa.field("reason", pa.string()),
             pa.field("thumb", pa.binary()),
-            pa.field("vector", vector),
+            *vectors,
+            *codes,
             pa.field("caption_vectors", pa.binary()),
         ]
     )
@@ -187,20 +199,28 @@ class LanceTable:
             yield from self._batches(columns, where, _ROWS)
 
     def scan_vectors(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields ids int64 [n] and vectors [n, D], as they are stored, of the rows that can be found.
+        """Yields ids int64 [n] and vectors [n, D], as they are stored, of the rows that can be found; float32 of narrow rows.
 
         Raises:
             UserError: one of them has no vector.
         """
+        for batch in self._scan_complete(self.about.stored):
+            yield row_ids_of(batch), vectors_of(batch[self.about.stored], self.about.dim, self.about.narrow)
+
+    def scan_codes(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields ids int64 [n] and codes uint8 [n, B] of the rows that can be found, as `scan_vectors` does."""
+        for batch in self._scan_complete("code"):
+            yield row_ids_of(batch), codes_of(batch["code"])
+
+    def _scan_complete(self, column: str) -> Iterator[pa.RecordBatch]:
         with readable(self.place):
-            for batch in self._batches(["vector"], FOUND, max(1, _VECTOR_BYTES // (4 * self.about.dim))):
-                if batch["vector"].null_count:
+            for batch in self._batches([column], FOUND, max(1, _VECTOR_BYTES // (4 * self.about.dim))):
+                if batch[column].null_count:
                     raise DamagedIndexError(
                         f"{self.place}: is damaged (an image has no vector; `mmcl index verify` names it); restore an older "
                         "version, or build the index again"
                     )
-                values = batch["vector"].flatten().to_numpy(zero_copy_only=False)
-                yield row_ids_of(batch), values.reshape(-1, self.about.dim)
+                yield batch
 
     def _batches(self, columns: Sequence[str], where: str | None, rows: int) -> Iterator[pa.RecordBatch]:
         search = self.table.search().select(list(columns)).with_row_id(True)

@@ -19,8 +19,11 @@ from mmcl.errors import UserError
 from mmcl.files.atomic import check_file, staged
 from mmcl.files.digest import digest
 from mmcl.search import lance_table, saved
+from mmcl.search.arrow import codes_of, vectors_of
 from mmcl.search.lance_store import LanceStore
+from mmcl.search.lance_table import About
 from mmcl.search.memory_store import MemoryStore
+from mmcl.search.narrow import narrowed
 
 EXPORTED = (".parquet", ".csv")
 _LENGTH = 1e-3
@@ -45,32 +48,46 @@ class Version:
 
 def verify(store: LanceStore) -> list[str]:
     """Reads every row. Returns a line for each finding: ids that repeat, vectors that are missing, not finite or not of unit
-    length, and images that are not there any more. Raises UserError if a row cannot be read."""
+    length, narrow rows that are not those of their vectors, and images that are not there any more.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
     return list(_findings(store))
 
 
 def _findings(store: LanceStore) -> Iterator[str]:
     seen: set[str] = set()
-    dim = store.dim
-    for batch in store.table.scan(["id", "path", "status", "reason", "vector", "captions", "caption_vectors"]):
-        vectors = batch["vector"]
-        for number, row in enumerate(batch.drop_columns(["vector"]).to_pylist()):
+    about, dim = store.table.about, store.dim
+    vector_columns = [name for name, kept in (("vector", about.dtype != "none"), ("code", about.narrow is not None)) if kept]
+    for batch in store.table.scan(["id", "path", "status", "reason", *vector_columns, "captions", "caption_vectors"]):
+        for number, row in enumerate(batch.drop_columns(vector_columns).to_pylist()):
             if row["id"] in seen:
                 yield f"{row['path']}: has several rows"
             seen.add(row["id"])
             if row["status"] == "bad":
                 continue
-            vector = vectors[number].as_py()
-            if vector is None:
-                yield f"{row['path']}: has no vector"
-            elif not abs(float(np.linalg.norm(np.asarray(vector, np.float64))) - 1) < _LENGTH:
-                yield f"{row['path']}: its vector is not of length 1"
+            yield from (f"{row['path']}: {fault}" for fault in _vector_faults(batch.slice(number, 1), about))
             stored = len(row["caption_vectors"] or b"") // (4 * dim)
             if stored not in (0, len(row["captions"] or ())):
                 yield f"{row['path']}: has {len(row['captions'] or ())} captions and vectors of {stored}"
     root = store.table.about.root
     if root and not Path(root).is_dir():
         yield f"{root}: the folder of the images is not there; is its disk mounted?"
+
+
+def _vector_faults(row: pa.RecordBatch, about: About) -> Iterator[str]:
+    """Yields what is wrong with the vector of a row."""
+    if row[about.stored].null_count:
+        yield "has no vector"
+        return
+    vectors = vectors_of(row[about.stored], about.dim, about.narrow).astype(np.float32)
+    if not abs(float(np.linalg.norm(vectors.astype(np.float64))) - 1) < _LENGTH:
+        yield "its vector is not of length 1"
+    elif about.narrow is not None and (
+        row["code"].null_count or not np.array_equal(codes_of(row["code"]), narrowed(vectors, about.narrow))
+    ):
+        yield "its narrow row is not that of its vector"
 
 
 def versions(store: LanceStore) -> list[Version]:
@@ -95,8 +112,9 @@ def export(store: LanceStore, path: Path) -> int:
     """
     check_file(path, flag="path", suffixes=EXPORTED)
     with_vectors = path.suffix == ".parquet"
-    columns = [*_OF_EXPORT, *store.table.about.column_kinds, *(["vector"] if with_vectors else [])]
-    batches = (batch.select(columns) for batch in store.table.scan(columns))
+    about = store.table.about
+    columns = [*_OF_EXPORT, *about.column_kinds, *([about.stored] if with_vectors else [])]
+    batches = (_with_vector(batch.select(columns), about) for batch in store.table.scan(columns))
     first = next(batches, None)
     if first is None:
         raise UserError(f"{store.table.place}: is empty; there is nothing to export")
@@ -113,6 +131,18 @@ def export(store: LanceStore, path: Path) -> int:
             for batch in shown:
                 csv.write_batch(batch)
     return sum(map(len, shown))
+
+
+def _with_vector(batch: pa.RecordBatch, about: About) -> pa.RecordBatch:
+    """Returns a batch with the vectors of narrow rows in place of these."""
+    if "code" not in batch.schema.names:
+        return batch
+    codes = batch["code"]
+    found = np.flatnonzero(codes.is_valid().to_numpy(zero_copy_only=False))
+    numbers = np.zeros((len(batch), about.dim), np.float32)
+    numbers[found] = vectors_of(codes.take(pa.array(found)), about.dim, about.narrow)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), about.dim, mask=codes.is_null())
+    return batch.drop_columns(["code"]).append_column("vector", vectors)
 
 
 def _all(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mmcl.core.nearest import nearest
 from mmcl.data.names import relative, unique
 from mmcl.data.sample import Sample
 from mmcl.data.threads import in_threads
@@ -25,6 +24,8 @@ from mmcl.search.arrow import array_of
 from mmcl.search.collection import sha_of
 from mmcl.search.image_facts import ImageFacts, read_facts
 from mmcl.search.items import KINDS, Item, Kind, folder_of, id_of, unknown_id
+from mmcl.search.narrow import RESCORE
+from mmcl.search.ranking import ranked
 from mmcl.search.store import TextRows
 from mmcl.types import BadSample
 
@@ -47,6 +48,7 @@ class MemoryStore:
     """
 
     exact = True
+    narrow = None
     version = 0
     kinds: Mapping[str, Kind] = KINDS
 
@@ -85,10 +87,9 @@ class MemoryStore:
         """Vectors at some positions."""
         return self.images[list(positions)]
 
-    def nearby(self, query_D: np.ndarray, count: int) -> list[int]:
+    def nearby(self, query_D: np.ndarray, count: int, *, among_N: Tensor | None = None, rescore: int = RESCORE) -> list[int]:
         """Returns the positions nearest to a query; exactly, in memory."""
-        found: list[int] = nearest(torch.from_numpy(query_D)[None], self.images, min(count, len(self)))[1][0].tolist()
-        return found
+        return [row.position for row in ranked(query_D[None], self.images, count, among_N)]
 
     @cached_property
     def texts(self) -> TextRows:

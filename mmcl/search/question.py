@@ -14,6 +14,7 @@ from mmcl.data.sample import ImageLike
 from mmcl.errors import UserError, unknown_name
 from mmcl.search.calibration import match_of, score_at
 from mmcl.search.hits import Hit, Hits
+from mmcl.search.narrow import RESCORE
 from mmcl.search.query import (
     Weights,
     as_list,
@@ -64,6 +65,7 @@ class Question:
     hybrid: bool = False
     combine: Combine = "mean"
     exact: bool = False
+    rescore: int | None = None
 
     def __post_init__(self) -> None:
         for name, given, kind in (("target", self.target, Target), ("combine", self.combine, Combine)):
@@ -78,6 +80,8 @@ class Question:
                 else f"top_k and offset are {self.top_k}, {self.offset}"
             )
             raise UserError(f"{what}; an answer has at most {MOST:,} hits, and offset is 0 or more")
+        if self.rescore is not None and not 1 <= self.rescore <= MOST:
+            raise UserError(f"rescore is {self.rescore}; give a whole number from 1, such as {RESCORE}")
         for name in ("min_score", "min_match"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -112,6 +116,8 @@ def ranked_rows(store: Store, model: Callable[[], EmbeddingModel], question: Que
         UserError: the question does not fit the index or the model.
     """
     min_score = _lowest(store, question)
+    if question.rescore is not None and (store.narrow is None or is_exact(store, question)):
+        raise UserError("rescore is of images that narrow rows find, and here vectors are compared: leave it out")
     if question.target == "texts" and not len(store.texts.vectors):
         raise UserError("no texts to find: the collection has no captions, or the model no text tower; search for images")
     query = _vectors(store, model, question)
@@ -121,8 +127,13 @@ def ranked_rows(store: Store, model: Callable[[], EmbeddingModel], question: Que
 
 
 def is_exact(store: Store, question: Question) -> bool:
-    """True if a question is answered by comparing all images that may be found, and not by an approximate index."""
-    return store.exact or question.exact or question.target == "texts" or bool(question.where) or question.sort is not None
+    """True if a question is answered by comparing the vectors of all images that may be found.
+
+    It is not by an approximate index, which knows no filter, or narrow rows, which do.
+    """
+    if store.exact or question.exact or question.target == "texts" or question.sort is not None:
+        return True
+    return store.narrow is None and bool(question.where)
 
 
 def _found(
@@ -138,7 +149,7 @@ def _found(
         rows = _hybrid(store, query, among, question, wanted)
         return [row for row in rows if min_score is None or row.score >= min_score]
     if question.target == "images" and question.sort is None:
-        return _ranked_images(store, query, wanted, among, is_exact(store, question), min_score)
+        return _ranked_images(store, query, wanted, among, question, min_score)
     item = None if question.target == "images" else store.texts.item
     key = store.images if item is None else store.texts.vectors
     if among is not None and item is not None:
@@ -155,12 +166,12 @@ def _ranked_images(
     query: np.ndarray,
     wanted: int,
     among: torch.Tensor | None,
-    exact: bool,
+    question: Question,
     min_score: float | None = None,
 ) -> list[Ranked]:
     """The nearest images, best first. An approximate index reads only the vectors that a filter lets through."""
-    if not exact:
-        return ranked_nearby(store, query, wanted, min_score=min_score)
+    if not is_exact(store, question):
+        return ranked_nearby(store, query, wanted, among, min_score=min_score, rescore=question.rescore or RESCORE)
     if among is not None and not store.exact:
         return ranked_among(store, query, wanted, among, min_score=min_score)
     return ranked(query, store.images, wanted, among, min_score=min_score)
@@ -214,7 +225,7 @@ def _vectors(store: Store, model: Callable[[], EmbeddingModel], question: Questi
 
 def _hybrid(store: Store, query: np.ndarray, among: torch.Tensor | None, question: Question, wanted: int) -> list[Ranked]:
     depth = max(FUSED, wanted)
-    by_vector = _ranked_images(store, query, depth, among, is_exact(store, question))
+    by_vector = _ranked_images(store, query, depth, among, question)
     found = store.full_text(" ".join(question.text))
     by_text = [place for place, _ in found if among is None or among[place]][:depth]
     missing = sorted({*by_text} - {row.position for row in by_vector})

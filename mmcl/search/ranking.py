@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl.core.nearest import nearest
+from mmcl.search.narrow import RESCORE
 from mmcl.search.store import Store
 from mmcl.search.where import mask_of, parse_where
 
@@ -67,9 +68,18 @@ def ranked(
     return [Ranked(*one) for one in found if min_score is None or one[1] >= min_score]
 
 
-def ranked_nearby(store: Store, query_QD: np.ndarray, count: int, *, min_score: float | None = None) -> list[Ranked]:
-    """`ranked` among the images that a store's approximate index finds; it may miss some."""
-    near = sorted({position for query_D in query_QD for position in store.nearby(query_D, count)})
+def ranked_nearby(
+    store: Store,
+    query_QD: np.ndarray,
+    count: int,
+    among_N: Tensor | None = None,
+    *,
+    min_score: float | None = None,
+    rescore: int = RESCORE,
+) -> list[Ranked]:
+    """`ranked` among the images that a store's narrow rows or approximate index finds; it may miss some."""
+    found = (store.nearby(query_D, count, among_N=among_N, rescore=rescore) for query_D in query_QD)
+    near = sorted({position for positions in found for position in positions})
     rows = ranked(query_QD, store.vectors(near), count, min_score=min_score)
     return [replace(row, position=near[row.position]) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Share of the true nearest images that an approximate index finds."""
+"""Share of the true nearest images that narrow rows or an approximate index find."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmcl.core.nearest import nearest
 from mmcl.errors import UserError
 from mmcl.rng import permutation
 from mmcl.search.lance_store import LanceStore
+from mmcl.search.narrow import RESCORE
 
 _EQUAL = 1e-6
 """Scores closer than this are equal; another row of the same score is no miss."""
@@ -38,18 +39,27 @@ class Recall:
         return float(self.found.mean())
 
 
-def measure_recall(store: LanceStore, n: int = 200, k: int = 10, *, seed: int = 0) -> Recall:
+def measure_recall(store: LanceStore, n: int = 200, k: int = 10, *, rescore: int | None = None, seed: int = 0) -> Recall:
     """Compares the answers of an index with those of an exact search, which reads all vectors once, a batch at a time.
 
     Args:
         store: the index.
         n: queries at most.
         k: images that are looked for.
+        rescore: of narrow rows, see `Index.search`.
         seed: draws the queries.
 
     Raises:
-        UserError: n or k is not from 1 to the number of images.
+        UserError: n or k is not from 1 to the number of images, the index keeps no vectors, or has no narrow rows to rescore.
     """
+    if store.table.about.dtype == "none":
+        raise UserError(f"{store.table.place}: keeps no vectors, so what narrow rows miss is not known; build one with a dtype")
+    if rescore is not None and (store.narrow is None or rescore < 1):
+        raise UserError(
+            "rescore is of an index with narrow rows, and 1 or more: leave it out"
+            if store.narrow is None
+            else f"rescore is {rescore}; give 1 or more"
+        )
     if not 1 <= k < len(store) or n < 1:
         raise UserError(f"recall: k is {k} and n is {n}; give 1 query or more, and k from 1 to {max(len(store) - 1, 1)}")
     texts = store.texts
@@ -60,7 +70,9 @@ def measure_recall(store: LanceStore, n: int = 200, k: int = 10, *, seed: int = 
     lowest = _kth_best(store, query, k + spare)
     found = []
     for row, query_D, least in zip(rows, query, lowest.tolist(), strict=True):
-        near = [place for place in store.nearby(query_D.numpy(), k + spare) if not spare or place != row][:k]
+        near = [
+            place for place in store.nearby(query_D.numpy(), k + spare, rescore=rescore or RESCORE) if not spare or place != row
+        ][:k]
         scores = store.vectors(near).double() @ query_D.double()
         found.append(int((scores >= least - _EQUAL).sum()) / k)
     return Recall(np.array(found), k, "images" if spare else "captions")

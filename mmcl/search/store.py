@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mmcl.search.items import Item, Kind
+from mmcl.search.narrow import RESCORE, Narrow
 from mmcl.types import BadSample
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Store(Protocol):
 
     @property
     def exact(self) -> bool:
-        """False if answers come from an approximate index."""
+        """False if answers come from narrow rows or an approximate index."""
         ...
 
     @property
@@ -83,8 +84,20 @@ class Store(Protocol):
         """Returns the vectors of some images, float32 [len(positions), D]."""
         ...
 
-    def nearby(self, query_D: np.ndarray, count: int) -> list[int]:
-        """Returns the positions of at most `count` images nearest to a query, by the approximate index if there is one."""
+    @property
+    def narrow(self) -> Narrow | None:
+        """Kind of the narrow rows that are compared in place of the vectors; None without them."""
+        ...
+
+    def nearby(self, query_D: np.ndarray, count: int, *, among_N: Tensor | None = None, rescore: int = RESCORE) -> list[int]:
+        """Returns the positions of at most `count` images nearest to a query.
+
+        Args:
+            query_D: the query.
+            count: number of images.
+            among_N: bool [N], the images that may be found; None for all. An approximate index finds any.
+            rescore: times as many images that narrow rows find, and whose vectors are compared.
+        """
         ...
 
     @property

@@ -22,7 +22,7 @@ from mmcl.data.threads import in_threads
 from mmcl.errors import UserError
 from mmcl.progress import progress_bar
 from mmcl.search.collection import NOWHERE, Collection, Entry, sha_of, with_small_file
-from mmcl.search.content import CONTENT_COLUMNS, Content, Encoder
+from mmcl.search.content import Content, Encoder, as_stored, content_columns
 from mmcl.search.lance_table import LanceTable, schema_of
 from mmcl.search.table_indices import index_captions
 from mmcl.terminal import counted
@@ -205,7 +205,8 @@ def _apply(work: _Work, candidates: Sequence[Entry], batch: int, progress: bool)
                 part = _with_small_files(part)
                 rows = _rows(work, part, _hashed(part), looked)
             if rows:
-                work.table.upsert(pa.Table.from_pylist(rows, schema=schema_of(work.table.about)))
+                about = work.table.about
+                work.table.upsert(pa.Table.from_pylist(as_stored(rows, about), schema=schema_of(about)))
                 work.report.commits += 1
                 if work.report.commits % _OPTIMIZED == 0:
                     work.table.optimize()
@@ -278,8 +279,9 @@ def _fetched(work: _Work, shas: Set[bytes], ids: Sequence[str] = ()) -> tuple[di
     holders = {work.holders[sha]: sha for sha in shas if sha not in contents}
     texts = {text: vector for content in contents.values() for text, vector in content.texts.items()}
     wanted = sorted({*holders, *ids})
-    for row in work.table.of_ids(wanted, CONTENT_COLUMNS).to_pylist() if wanted else ():
-        content = Content.of_row(row, work.table.about.dim)
+    about = work.table.about
+    for row in work.table.of_ids(wanted, content_columns(about)).to_pylist() if wanted else ():
+        content = Content.of_row(row, about)
         texts |= content.texts
         if row["id"] in holders:
             contents[holders[row["id"]]] = content

@@ -122,9 +122,13 @@ class Upkeep:
             kind: "ivf_flat" keeps vectors as they are; "ivf_rq" keeps one bit a number, where they do not fit into memory.
 
         Raises:
-            UserError: the kind is unknown, there are no images, or another process writes.
+            UserError: the kind is unknown, there are no images, rows are narrow, or another process writes.
         """
         store = self._on_disk("build_ann")
+        if store.narrow is not None:
+            raise UserError(
+                f"{store.table.place}: has narrow rows ({store.narrow}), which are compared already; build one without"
+            )
         with store.table.locked():
             table_indices.index_vectors(store.table, kind)
             store.table.optimize()
@@ -137,13 +141,14 @@ class Upkeep:
             table_indices.drop_vectors(store.table)
         self._forget()
 
-    def recall(self, n: int = 200, k: int = 10) -> Recall:
-        """Measures which share of the k nearest images an approximate index finds, over n queries.
+    def recall(self, n: int = 200, k: int = 10, *, rescore: int | None = None) -> Recall:
+        """Measures which share of the k nearest images narrow rows or an approximate index find, over n queries.
 
         Raises:
-            UserError: the index is not on disk, or n or k is not from 1 to the number of images.
+            UserError: the index is not on disk or keeps no vectors, n or k is not from 1 to the number of images, or `rescore`
+                (see `Index.search`) is given without narrow rows.
         """
-        return measure_recall(self._on_disk("recall"), n, k)
+        return measure_recall(self._on_disk("recall"), n, k, rescore=rescore)
 
     def verify(self) -> list[str]:
         """Reads every row of an index on disk. Returns a line for each finding; see `mmcl.search.maintenance`."""

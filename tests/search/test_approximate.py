@@ -112,7 +112,7 @@ def test_recall_counts_what_is_missed(index: Index, monkeypatch: pytest.MonkeyPa
     """Half of the true neighbors, and others in their place: half is found; a tie is no miss."""
     store, real = index.store, lance_store.LanceStore.nearby
 
-    def every_second(self: Any, query: np.ndarray, count: int) -> list[int]:
+    def every_second(self: Any, query: np.ndarray, count: int, **options: Any) -> list[int]:
         found = real(self, query, 2 * count)
         return [found[0], *found[2::2]][:count]
 
