@@ -2,7 +2,7 @@
 
 A row of int8 is $round(127 v / max_i |v_i|)$, and a row of bits is $v_i > 0$ (Charikar 2002, for given directions). Rows are of
 unit length, so the scale of each is known from its numbers and is not stored. A scale for each dimension would depend on the
-collection, and finds no more: `scripts/bench/search.py`.
+collection, so that a synced index would differ from a new one, and finds no more.
 """
 
 from __future__ import annotations
