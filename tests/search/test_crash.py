@@ -17,7 +17,7 @@ from PIL import Image
 from mmcl.cli.main import main
 from mmcl.errors import DamagedIndexError, UserError
 from mmcl.search import Index
-from mmcl.search.lance_table import ABOUT, ITEMS, LanceTable
+from mmcl.search.lance_table import ABOUT, FORMAT, ITEMS, LanceTable
 from mmcl.testing.patterns import PatternModel, pattern
 from tests.search.test_sync import rows, write
 from tests.warm import start
@@ -219,7 +219,7 @@ def change_about(place: Path, **change: object) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("newer", r"of format 99, and this version of mmcl reads up to 1; install a newer mmcl"),
+        ("newer", rf"of format 99, and this version of mmcl reads up to {FORMAT}; install a newer mmcl"),
         ("settings", "settings are damaged"),
         ("data", "is damaged"),
         ("manifests", "is damaged|holds no index"),
