@@ -25,6 +25,7 @@ WITHOUT_EFFECT = {
     "data.root",
     "data.train.path",
     "data.cache",
+    "data.embeddings",  # where the rows of teachers are; a run that resumes compares the rows themselves
     "data.workers",
     "data.max_pixels",
     "data.max_bad_fraction",
