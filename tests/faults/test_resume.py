@@ -166,7 +166,7 @@ def test_anchors_resume_bit_for_bit(
     ("world", "kills", "layout"),
     [
         (1, (1, 5), ()),
-        (2, (4,), ("--train.fsdp", "true")),
+        pytest.param(2, (4,), ("--train.fsdp", "true"), marks=pytest.mark.long),
         pytest.param(3, (2, 6), (), marks=pytest.mark.long),
     ],
     ids=["1", "2 spread", "3"],
@@ -202,7 +202,11 @@ MOMENTUM, AVERAGES = "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}
 
 @pytest.mark.parametrize(
     ("world", "kills", "method"),
-    [(2, (6,), MOMENTUM), (2, (5,), AVERAGES), pytest.param(3, (4,), MOMENTUM, marks=pytest.mark.long)],
+    [
+        (2, (6,), MOMENTUM),
+        pytest.param(2, (5,), AVERAGES, marks=pytest.mark.long),
+        pytest.param(3, (4,), MOMENTUM, marks=pytest.mark.long),
+    ],
 )
 def test_spread_weights_resume_bit_for_bit(
     world: int, kills: tuple[int, ...], method: str, image_folder: Path, tmp_path: Path
