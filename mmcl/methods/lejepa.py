@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from mmcl.core.host_count import HostCount
 from mmcl.core.sigreg import lejepa_loss, random_directions
 from mmcl.losses.arguments import check_sigreg
+from mmcl.methods.crops import LARGE, crop_views
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossOutput
-
-_LARGE: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
 
 
 class LeJEPA(Method):
@@ -31,7 +30,7 @@ class LeJEPA(Method):
         small_crops: number of views `small_0`, `small_1`, ... besides `a` and `b`; `data.views.small` sets their size.
     """
 
-    views: Mapping[str, Literal["image", "text"]] = _LARGE
+    views: Mapping[str, Literal["image", "text"]] = LARGE
     embedding: ClassVar[Literal["projection", "features"]] = "features"
     unit_rows: ClassVar[bool] = False
 
@@ -50,14 +49,14 @@ class LeJEPA(Method):
     ):
         super().__init__(towers)
         check_sigreg(weight=weight, slices=slices, knots=knots, upper=upper)
-        self.views = {**_LARGE, **{f"small_{number}": "image" for number in range(small_crops)}}
+        self.views = crop_views(small_crops)
         self.weight, self.slices, self.knots, self.upper = weight, slices, knots, upper
         self._steps = HostCount(self, "step")
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:
         row_VBD = torch.stack([embeddings.all[view] for view in self.views])
         direction_DM = random_directions(row_VBD.shape[2], self.slices, int(self._steps)).to(row_VBD.device)
-        loss = lejepa_loss(row_VBD, direction_DM, large=len(_LARGE), weight=self.weight, knots=self.knots, upper=self.upper)
+        loss = lejepa_loss(row_VBD, direction_DM, large=len(LARGE), weight=self.weight, knots=self.knots, upper=self.upper)
         return LossOutput(embeddings.share * loss)
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from mmcl.core.clustering import Prototypes, sinkhorn
 from mmcl.core.host_count import HostCount
 from mmcl.core.key_queue import KeyQueue
+from mmcl.methods.crops import LARGE, crop_views
 from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossFacts, LossOutput, RunFacts
-
-_GLOBAL_CROPS: Mapping[str, Literal["image", "text"]] = {"a": "image", "b": "image"}
 
 
 class SwAV(Method):
@@ -37,7 +36,7 @@ class SwAV(Method):
         freeze_epochs: number of initial epochs in which the prototypes are not updated.
     """
 
-    views: Mapping[str, Literal["image", "text"]] = _GLOBAL_CROPS
+    views: Mapping[str, Literal["image", "text"]] = LARGE
     embedding: ClassVar[Literal["projection", "features"]] = "features"
 
     step: Tensor
@@ -57,10 +56,10 @@ class SwAV(Method):
         freeze_epochs: int = 1,
     ):
         super().__init__(towers)
-        self.views = {**_GLOBAL_CROPS, **{f"small_{number}": "image" for number in range(small_crops)}}
+        self.views = crop_views(small_crops)
         width = self.tower("a").embed_dim
         self.prototypes = Prototypes(prototypes, width)
-        self.queues = nn.ModuleDict({view: KeyQueue(queue, width) for view in _GLOBAL_CROPS})
+        self.queues = nn.ModuleDict({view: KeyQueue(queue, width) for view in LARGE})
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.queue_from_epoch, self.freeze_epochs, self.steps_per_epoch = queue_from_epoch, freeze_epochs, 0
         self._steps = HostCount(self, "step")
@@ -75,11 +74,11 @@ class SwAV(Method):
         frozen = self._is_before_epoch(self.freeze_epochs)
         logits = {name: self.prototypes(embeddings.local[name], frozen=frozen) / self.temperature for name in self.views}
         total = torch.zeros((), device=embeddings.ids.device)
-        for assigned in _GLOBAL_CROPS:
+        for assigned in LARGE:
             code_NK = self._codes(embeddings, assigned)
             others = [logit_NK for name, logit_NK in logits.items() if name != assigned]
             total = total + sum(F.cross_entropy(logit_NK, code_NK, reduction="sum") for logit_NK in others) / len(others)
-        return LossOutput(total / (len(_GLOBAL_CROPS) * len(embeddings.all_ids)))
+        return LossOutput(total / (len(LARGE) * len(embeddings.all_ids)))
 
     @torch.no_grad()
     def _codes(self, embeddings: Embeddings, view: str) -> Tensor:
@@ -93,7 +92,7 @@ class SwAV(Method):
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
         self.prototypes.normalize()
         if not self._is_before_epoch(self.queue_from_epoch):
-            for view in _GLOBAL_CROPS:
+            for view in LARGE:
                 self._queue(view).push(embeddings.all[view], embeddings.all_ids)
         self._steps.add(1)
 

@@ -5,7 +5,7 @@ on a vendor that neither has seen. The encoders' operations are counted on one b
 backward pass, and by the number of steps. Beside a claim stand its controls: what the same run gives without the method.
 
 By default the vendor is Noto, held out of the training data to choose settings. `--fold test` trains on all three vendors and
-tests on the fourth, which has chosen nothing. A ratio is that of the means over the seeds; its interval is Student's, of the
+tests on the fourth. A ratio is that of the means over the seeds; its interval is Student's, of the
 ratios of runs with equal seeds. A claim holds if the ratio reaches what it asks. Claims that need other data or machines
 are listed with the reason.
 

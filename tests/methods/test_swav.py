@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mmcl.core.clustering import sinkhorn
+from mmcl.errors import UserError
 from mmcl.methods import swav as swav_module
 from mmcl.methods.swav import SwAV
 from mmcl.testing.toys import embed, toy_batch, toy_method, train_step
@@ -114,3 +115,9 @@ def test_codes_of_a_share_are_those_of_the_whole() -> None:
         shares.append(method.loss(Embeddings(local, whole.all, whole.ids[offset:stop], whole.all_ids, offset), batch).loss)
     torch.testing.assert_close(sum(shares), method.loss(whole, batch).loss, rtol=1e-12, atol=0)
     assert embed(method, toy_batch(method, 3)).share == 1
+
+
+@pytest.mark.parametrize("method", ["swav", "lejepa"])
+def test_a_negative_number_of_crops_is_refused(method: str) -> None:
+    with pytest.raises(UserError, match="small_crops is -1: give a number of views, 0 or more"):
+        toy_method(method, small_crops=-1)
