@@ -119,7 +119,8 @@ class DataConfig:
     """Relative frequencies of a sample's captions, in their order: [3, 1] shows the first caption three times as often as the
     second. Null shows all captions equally often."""
     holdout: float = setting(0.0, at_least=0, below=1)
-    """Share of the training data that is held out for evaluators without `data` of their own."""
+    """Share of the training data that is held out for evaluators without `data` of their own. Samples of one group stay
+    together (`group_column`, an argument of the source); without groups, those with equal captions or ids."""
     labels: float | None = None
     """Train on a stratified subset only, as for learning from few labels: a share of every class if below 1 (0.01), else the
     number of samples per class. `train.seed` determines the subset; a smaller subset is contained in a larger one."""

@@ -41,6 +41,7 @@ class Contents(Protocol):
     templates: Sequence[str]
     ids: np.ndarray | None
     scores: np.ndarray | None
+    groups: np.ndarray | None
 
     def __len__(self) -> int: ...
 
@@ -49,7 +50,7 @@ class Contents(Protocol):
 
 def identity_of(source: Contents) -> str:
     """Hex digest of a source: the images, captions, other texts and labels of all samples in order, and its `ids`, `scores`,
-    `class_names` and `templates`.
+    `groups`, `class_names` and `templates`.
 
     File names and locations are not included: a copy of a folder, or the same data on a server, has the same identity. Remote
     images are read again when the URL, the size or the server's version of the content, such as an ETag, changes. An unreadable
@@ -94,7 +95,8 @@ def _digest_of(source: Contents, facts_of: Callable[[ImageLike], Facts]) -> str:
     starts = range(0, len(source), _RUN)
     runs = progress_bar(in_threads(of_run, starts), total=len(starts), shown=len(starts) > 400, desc="digest", unit="run")
     arrays = (None if array is None else array.tobytes() for array in (source.ids, source.scores))
-    return digest(len(source), *arrays, _texts(source.class_names), _texts(source.templates), *runs)
+    groups = () if source.groups is None else ("groups", source.groups.tobytes())
+    return digest(len(source), *arrays, *groups, _texts(source.class_names), _texts(source.templates), *runs)
 
 
 def _sample(source: Contents, row: int, facts_of: Callable[[ImageLike], Facts]) -> str:

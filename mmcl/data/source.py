@@ -40,6 +40,9 @@ class Source(ABC):
         class_names: names of the labels, or None without labels.
         templates: prompt templates for zero-shot classification, each with one "{}" for the class name.
         ids: int64 [N], or None. Rows with equal ids are positives of each other; if None, equal captions are positives.
+        groups: int64 [N], equal for samples that are not independent of each other, such as the images of one patient; None if
+            all are. Splits keep groups whole, and intervals treat a group as one draw. Hashes of names (`group_of`), so that
+            groups of different sources can be compared; `fingerprint` covers them.
         places: prefixes of sample names that differ between copies of the data, such as the folder of its files.
         scores: float64 [N], human similarity ratings of each row's caption and its positive; None without ratings.
         draws_as_listed: whether `caption` returns one of the sample's `captions` as it is, without prompts or keywords.
@@ -62,6 +65,7 @@ class Source(ABC):
     templates: Sequence[str] = ("{}",)
     ids: np.ndarray | None = None
     scores: np.ndarray | None = None
+    groups: np.ndarray | None = None
     places: Sequence[str] = ()
     draws_as_listed: bool = True
 
@@ -147,7 +151,7 @@ class DerivedSource(Source):
     def __init__(self, source: Source):
         self.source = source
         self.class_names, self.templates = source.class_names, source.templates
-        self.ids, self.scores, self.places = source.ids, source.scores, source.places
+        self.ids, self.scores, self.groups, self.places = source.ids, source.scores, source.groups, source.places
         self.draws_as_listed = source.draws_as_listed
 
     def __len__(self) -> int:

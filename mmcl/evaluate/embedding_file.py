@@ -6,9 +6,10 @@ Each row is an image, a text or a class, with the columns
     kind        "image", "text" or "class"
     embedding   list of numbers, of the same length in the whole file
     label       for images and classes: the class; null otherwise
+    group       optional, for images: what makes them dependent on each other, such as the patient, see `Source.groups`
     name        optional name; for a text, the text itself
 
-ids and labels are integers or strings. Zero-shot classification compares images with the rows of kind "class".
+ids, labels and groups are integers or strings. Zero-shot classification compares images with the rows of kind "class".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from mmcl.config import from_dict
 from mmcl.data.sample import Sample
 from mmcl.data.source import SampleList, Source
-from mmcl.data.sources.tables.column_names import number_labels
+from mmcl.data.sources.tables.column_names import group_of, number_labels
 from mmcl.data.sources.tables.table_file import read_table
 from mmcl.errors import UserError
 from mmcl.evaluate.prompts import class_embeddings
@@ -50,9 +51,16 @@ class StoredSource(SampleList):
 
     templates = (f"{_CLASS}{{}}",)
 
-    def __init__(self, samples: Sequence[Sample], ids: np.ndarray, class_names: Sequence[str] | None, identity: str):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        ids: np.ndarray,
+        groups: np.ndarray | None,
+        class_names: Sequence[str] | None,
+        identity: str,
+    ):
         self._samples = samples
-        self.ids = ids
+        self.ids, self.groups = ids, groups
         self.class_names = class_names
         self.identity = identity
 
@@ -173,14 +181,16 @@ def _images_only(source: Source, model: EmbeddingModel) -> tuple[pa.Table, np.nd
         raise UserError("this model has no features before its embeddings; leave out --features")
     ids = captions_of(source).image_ids.tolist()
     names = [source[index].name for index in range(len(source))]
-    return _rows_table([(ids, "image", _label_names(source), names)]), model.image_features(source).astype(np.float32)
+    table = _rows_table([(ids, "image", _label_names(source), names)], source.groups)
+    return table, model.image_features(source).astype(np.float32)
 
 
 def _everything(source: Source, model: CachedModel) -> tuple[pa.Table, np.ndarray]:
     """Rows and embeddings of images, texts and classes."""
     captions = captions_of(source)
     names = [source[index].name for index in range(len(source))]
-    parts, rows = [(captions.image_ids.tolist(), "image", _label_names(source), names)], [model.images(source)]
+    images = (captions.image_ids.tolist(), "image", _label_names(source), names)
+    parts, rows = [images], [model.images(source)]
     if model.model.has_text and captions.texts:
         texts = list(captions.texts)
         parts.append((captions.text_ids.tolist(), "text", [None] * len(texts), texts))
@@ -189,15 +199,17 @@ def _everything(source: Source, model: CachedModel) -> tuple[pa.Table, np.ndarra
     if model.model.has_text and classes:
         parts.append(([None] * len(classes), "class", list(classes), list(classes)))
         rows.append(class_embeddings(model, classes, source.templates))
-    return _rows_table(parts), np.concatenate(rows).astype(np.float32)
+    return _rows_table(parts, source.groups), np.concatenate(rows).astype(np.float32)
 
 
-def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]]) -> pa.Table:
-    """Table with the columns id, kind, label and name."""
+def _rows_table(parts: Sequence[tuple[list[Any], str, list[Any], list[str]]], groups: np.ndarray | None) -> pa.Table:
+    """Table with the columns id, kind, label and name, and group if the images, the first part, have groups."""
     columns: dict[str, list[Any]] = {"id": [], "kind": [], "label": [], "name": []}
     for ids, kind, labels, names in parts:
         for column, values in zip(columns, (ids, [kind] * len(names), labels, names), strict=True):
             columns[column] += values
+    if groups is not None:
+        columns["group"] = [*groups.tolist(), *[None] * (len(columns["id"]) - len(groups))]
     return pa.table(columns)
 
 
@@ -235,9 +247,10 @@ class _File:
             raise UserError(f"{path}: has no row of kind 'image'")
         self.rows = _matrix(table["embedding"], path)
         self.ids, self.labels, names = (_optional(table, column) for column in ("id", "label", "name"))
+        self.groups = table["group"].to_pylist() if "group" in table.column_names else None
         self.names = [f"{self.kinds[row]} {row + 1}" if name is None else str(name) for row, name in enumerate(names)]
         self.metadata = _read_metadata(table.schema.metadata, path)
-        self.data = self.metadata.data or digest(self.kinds.tolist(), self.ids, self.labels, self.names)
+        self.data = self.metadata.data or digest(self.kinds.tolist(), self.ids, self.labels, self.names, *(self.groups or ()))
 
     def rows_of_kind(self, kind: str) -> np.ndarray:
         return np.flatnonzero(self.kinds == kind)
@@ -260,7 +273,13 @@ class _File:
             )
             for row in rows
         ]
-        return StoredSource(samples, np.array(ids, np.int64), class_names, self.data)
+        return StoredSource(samples, np.array(ids, np.int64), self._groups(rows), class_names, self.data)
+
+    def _groups(self, rows: np.ndarray) -> np.ndarray | None:
+        """Groups of images, int64. Raises UserError for an image without one, if there are groups."""
+        if self.groups is None:
+            return None
+        return np.array([group_of(self.groups[row], f"{self.path}: group, row {row + 1}") for row in rows], np.int64)
 
     def texts(self) -> dict[str, np.ndarray]:
         """Embeddings by text."""

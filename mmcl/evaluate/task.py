@@ -25,6 +25,7 @@ from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.reporting.thumbnails import data_uri
 from mmcl.files.digest import digest
 from mmcl.preprocess import Preprocess
+from mmcl.terminal import counted
 from mmcl.types import EmbeddingModel
 
 DTYPE = "float32"
@@ -193,14 +194,20 @@ class Task:
         return renumbered
 
     def about_bank(self, evaluator: str) -> tuple[str, ...]:
-        """Note on test samples of classes without training samples, which every model gets wrong."""
+        """Notes on test samples of classes without training samples, which every model gets wrong, and on shared groups."""
+        notes, ours, theirs = [], self.source.groups, self.required_bank.groups
         unseen = ~np.isin(self.labels, self.bank_labels)
-        if not unseen.any():
-            return ()
-        return (
-            f"{evaluator}, {self.name}: {int(unseen.sum())} of {len(unseen)} samples are of classes that the training data "
-            "lack, and count as wrong.",
-        )
+        if unseen.any():
+            notes.append(
+                f"{evaluator}, {self.name}: {int(unseen.sum())} of {len(unseen)} samples are of classes that the training data "
+                "lack, and count as wrong."
+            )
+        if ours is not None and theirs is not None and (shared := np.isin(np.unique(ours), theirs)).any():
+            notes.append(
+                f"{evaluator}, {self.name}: {int(shared.sum())} of {counted(len(shared), 'group')} are in the training data "
+                "too: the results do not hold for new groups."
+            )
+        return tuple(notes)
 
     def require_labels(self, *, bank: bool = False) -> None:
         """Raises UserError unless every sample has a label, and with `bank` every training sample too."""

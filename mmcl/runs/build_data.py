@@ -49,9 +49,7 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     split: dict[str, Source] = {}
     if config.data.holdout > 0:
         # Before captions are made of labels, which would hold out whole classes: equal captions stay together.
-        cache = data_root(config.data.root) / "index"
-        for where, source in sources.items():
-            sources[where], split[where] = split_source(source, config.data.holdout, config.train.seed, cache=cache)
+        sources, split = _split(sources, config.data.holdout, config.train.seed, data_root(config.data.root) / "index")
     for parts in (sources, split):
         for where, source in parts.items():
             parts[where] = _with_texts(source, config.data, needs_captions=where in uncaptioned)
@@ -59,6 +57,19 @@ def build_training_data(config: Config) -> tuple[Source, Source | None]:
     if config.data.labels is not None:
         source = _few_labels(source, config.data.labels, config.train.seed)
     return source, held_out
+
+
+def _split(sources: Mapping[str, Source], share: float, seed: int, cache: Path) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Split every source into (rest, held out). Groups that several sources share are held out of all of them, or of none."""
+    rest: dict[str, Source] = {}
+    held_out: dict[str, Source] = {}
+    for where, source in sources.items():
+        others = [one.groups for one in sources.values() if one is not source and one.groups is not None]
+        beside = others if source.groups is not None else []
+        rest[where], held = split_source(source, share, seed, cache=cache, beside=beside)
+        if len(held):
+            held_out[where] = held
+    return rest, held_out
 
 
 def _require_captions(sources: Mapping[str, Source]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from mmcl.config import ComponentConfig, TowerConfig
 from mmcl.data.captions import caption_key
 from mmcl.data.leakage import shared_images
+from mmcl.data.source import Source
 from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.activation_checkpointing import is_trained
@@ -35,6 +36,7 @@ def find_warnings(plan: Plan) -> list[str]:
         *_about_negatives(plan),
         *_about_batch(plan),
         *_about_images(plan),
+        *_about_groups(plan),
         *_about_run(plan),
         *_about_init(plan),
         *_about_rates(plan),
@@ -107,12 +109,33 @@ def _about_images(plan: Plan) -> list[str]:
     return []
 
 
+def _about_groups(plan: Plan) -> list[str]:
+    """Groups, such as patients, that are in both the training and the evaluation data."""
+    found = []
+    for source, labels in _evaluated(plan):
+        if plan.source.groups is None or source.groups is None:
+            continue
+        rows = np.flatnonzero(np.isin(source.groups, plan.source.groups))
+        if len(rows):
+            shared, groups = len(np.unique(source.groups[rows])), len(np.unique(source.groups))
+            found.append(
+                f"{labels}: {shared:,} of {counted(groups, 'group')} are in the training data too, as that of "
+                f"{source[int(rows[0])].name}: results do not hold for new groups; leave them out of one (data.keep)"
+            )
+    return found
+
+
+def _evaluated(plan: Plan) -> list[tuple[Source, str]]:
+    """Return the evaluation data, each once, with the labels of its evaluators."""
+    sources = {id(task.source): task.source for task in plan.tasks}.values()
+    return [(one, listed(sorted({task.name for task in plan.tasks if task.source is one}))) for one in sources]
+
+
 def warnings_of_shared_images(plan: Plan) -> list[str]:
     """Return the warnings about evaluation data whose images are in the training data too; reads files of equal sizes."""
     found = []
-    for source in {id(task.source): task.source for task in plan.tasks}.values():
+    for source, labels in _evaluated(plan):
         rows = shared_images(source, plan.source)
-        labels = listed(sorted({task.name for task in plan.tasks if task.source is source}))
         if rows:
             found.append(
                 f"{labels}: {len(rows):,} of {counted(len(source), 'image')} are in the training data too, byte for byte, as "

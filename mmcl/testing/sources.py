@@ -80,15 +80,16 @@ def check_captions(open_again: Open) -> None:
 
 
 def check_labels(open_again: Open) -> None:
-    """`labels` and `ids` are int64 with a row for each sample, -1 for a sample without a label."""
+    """`labels`, `ids` and `groups` are int64 with a row for each sample, -1 for a sample without a label."""
     source = open_again()
     own = [-1 if (label := source[index].label) is None else label for index in range(len(source))]
     if source.labels is None:
         require(set(own) == {-1}, "labels is None, and samples have labels")
     else:
         require(source.labels.dtype == np.int64 and source.labels.tolist() == own, "labels are not those of the samples")
-    if source.ids is not None:
-        require(source.ids.dtype == np.int64 and len(source.ids) == len(source), "ids are not int64, one for each sample")
+    for name, own_N in (("ids", source.ids), ("groups", source.groups)):
+        if own_N is not None:
+            require(own_N.dtype == np.int64 and len(own_N) == len(source), f"{name} are not int64, one for each sample")
 
 
 def check_fingerprint(open_again: Open) -> None:

@@ -14,6 +14,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Report, Task, compare, run
 from mmcl.evaluate.embedding_file import stored_task, write_embeddings
 from mmcl.testing.patterns import PatternModel, PatternSource
+from tests.narrow import present
 
 ARGS: dict[str, dict[str, Any]] = {"knn": {"ks": [1, 5]}, "retrieval": {"examples": 0}}
 NAMES = ["retrieval", "zero_shot", "knn", "linear_probe"]
@@ -42,6 +43,18 @@ def test_a_file_gives_the_numbers_of_its_model(name: str, files: tuple[Path, Pat
     assert found.provenance == direct(name).provenance
     # The file says of which data it is, so that it can be compared with a report of the model itself.
     assert all(one.difference == 0 for one in compare(found, direct(name)).differences)
+
+
+def test_a_file_keeps_the_groups_of_its_images(tmp_path: Path) -> None:
+    grouped, path = PatternSource(36, seed=0), tmp_path / "e.parquet"
+    grouped.groups = np.arange(36) // 3 + 2**62
+    write_embeddings(path, grouped, CachedModel(PatternModel()))
+    groups = present(stored_task(path)[1].source.groups)
+    assert (groups[:, None] == groups).tolist() == (grouped.groups[:, None] == grouped.groups).tolist()
+    assert stored_task(write(tmp_path / "plain.parquet", kind=["image"], embedding=[[1.0]]))[1].source.groups is None
+    missing = write(tmp_path / "a.parquet", kind=["image", "image"], embedding=[[1.0], [2.0]], group=["x", None])
+    with pytest.raises(UserError, match=r"a\.parquet: group, row 2: no group; fill in the cell, or remove the row"):
+        stored_task(missing)
 
 
 def write(path: Path, **columns: object) -> Path:

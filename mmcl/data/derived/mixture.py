@@ -22,7 +22,7 @@ class Mixture(Source):
     Equal captions (see `caption_key`) are positives across parts, as within one part. If a part has its own ids, an id that is
     equivalent to a caption (all its rows share one first caption, and no other row of the part has it) matches that caption in
     the other parts; other ids never match across parts. If any part has ids, the other parts are matched by their first
-    captions. Classes with the same name are merged.
+    captions. Classes with the same name are merged, and so are groups; a sample of a part without groups is its own.
 
     Args:
         parts: name -> source; at least one.
@@ -44,6 +44,8 @@ class Mixture(Source):
         self.draws_as_listed = all(source.draws_as_listed for source in self._sources)
         if any(source.ids is not None for source in self._sources):
             self.ids = np.concatenate([_ids(part, source) for part, source in enumerate(self._sources)])
+        if any(source.groups is not None for source in self._sources):
+            self.groups = np.concatenate([_groups(part, source) for part, source in enumerate(self._sources)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -115,12 +117,22 @@ class Mixture(Source):
         return np.full(len(source), -1, np.int64) if source.labels is None else label_of[source.labels]
 
 
+def _groups(part: int, source: Source) -> np.ndarray:
+    return _own(part, np.arange(len(source))) if source.groups is None else source.groups
+
+
+def _own(part: int, number_N: np.ndarray) -> np.ndarray:
+    """Numbers that no other part has: int64 [N], equal for equal numbers."""
+    hashes: np.ndarray = (hash_integers(Stream.PART, part, number_N) >> np.uint64(1)).astype(np.int64)
+    return hashes
+
+
 def _ids(part: int, source: Source) -> np.ndarray:
     """Hashes of first captions, or ids unique to the part where the source's ids are not equivalent to captions."""
     captions_N = text_groups(source)
     if source.ids is None:
         return captions_N
-    own_N = (hash_integers(Stream.PART, part, source.ids) >> np.uint64(1)).astype(np.int64)
+    own_N = _own(part, source.ids)
     id_N, caption_N = (np.unique(values, return_inverse=True)[1] for values in (source.ids, captions_N))
     id_P, caption_P = np.unique(np.stack([id_N, caption_N]), axis=1)  # the pairs that occur
     is_caption_N = (np.bincount(id_P)[id_N] == 1) & (np.bincount(caption_P)[caption_N] == 1)

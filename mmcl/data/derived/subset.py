@@ -17,6 +17,7 @@ from mmcl.files.digest import digest
 from mmcl.files.disk_cache import cached_array
 from mmcl.progress import progress_bar
 from mmcl.rng import hash_integers, uniform
+from mmcl.terminal import counted
 
 
 class Subset(DerivedSource):
@@ -35,6 +36,7 @@ class Subset(DerivedSource):
         self.indices = indices
         self.ids = None if source.ids is None else source.ids[indices]
         self.scores = None if source.scores is None else source.scores[indices]
+        self.groups = None if source.groups is None else source.groups[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -66,49 +68,65 @@ class Subset(DerivedSource):
 MANY = 100_000
 
 
-def split_source(source: Source, share: float, seed: int, *, cache: Path | None = None) -> tuple[Subset, Subset]:
+def split_source(
+    source: Source, share: float, seed: int, *, cache: Path | None = None, beside: Sequence[np.ndarray] = ()
+) -> tuple[Subset, Subset]:
     """Splits a source at random into (rest, held out).
 
-    Groups are not split: rows with equal ids or, without ids, with the same first caption (see `caption_key`). Groups are
-    ordered by a hash of the seed and the group, and held out in this order until the share is reached; a group that would
-    exceed it is skipped. So the share is exact if groups are small, and otherwise the nearest possible, which the `warnings` of
-    the rest report. Adding data moves few groups between the parts.
+    Groups are not split: rows with equal `groups`; without these, with equal ids; without either, with the same first caption
+    (see `caption_key`). Groups are ordered by a hash of the seed and the group, and held out in this order until the share is
+    reached; a group that would exceed it is skipped. So the share is exact if groups are small, and otherwise the nearest
+    possible, which the `warnings` of the rest report. Adding data moves few groups between the parts, and the order of the rows
+    has no influence.
 
     Args:
         share: share of rows to hold out, above 0 and below 1; rounded to at least one row.
         cache: folder in which the groups of more than 100,000 samples are cached, since reading all captions is slow, and the
             rows held out.
+        beside: `groups` of sources that are split with the same share and seed; a group of several sources is held out of all
+            of them or of none, and the share is that of all together.
 
     Raises:
-        UserError: one of the parts would be empty.
+        UserError: one of the parts would be empty; beside others, only the held-out part may be.
     """
-    wanted = min(max(int(share * len(source) + 0.5), 1), len(source) - 1)
     if cache is None or len(source) < MANY:
-        held = _held_out(source, share, wanted, seed, cache)
+        held = _held_out(source, share, seed, cache, beside)
     else:
-        name = f"held-out-{digest(source.fingerprint, share, seed)[:32]}.npy"
-        held = np.asarray(cached_array(cache / name, lambda: _held_out(source, share, wanted, seed, cache)))
+        name = f"held-out-{digest(source.fingerprint, share, seed, *(one.tobytes() for one in beside))[:32]}.npy"
+        held = np.asarray(cached_array(cache / name, lambda: _held_out(source, share, seed, cache, beside)))
     is_held = np.zeros(len(source), bool)
     is_held[held] = True
     rest = Subset(source, np.flatnonzero(~is_held))
-    if len(held) != wanted:
+    together = "with equal captions or ids" if source.groups is None else "of one group"
+    if len(rest) == 0:
+        raise UserError(
+            f"data.holdout {share}: of a dataset of the mixture, all {counted(len(source), 'sample')} would be held out, as "
+            "their groups are; lower the share, or set another train.seed"
+        )
+    if len(held) != (wanted := _wanted(share, len(source))):
         why = f"data.holdout {share} of {len(source)} samples is {wanted}, and {len(held)} are held out"
-        rest.warnings = (*source.warnings, f"{why}: samples with equal captions or ids stay together")
+        rest.warnings = (*source.warnings, f"{why}: samples {together} stay together")
     return rest, Subset(source, held)
 
 
-def _held_out(source: Source, share: float, wanted: int, seed: int, cache: Path | None) -> np.ndarray:
-    """Rows to hold out, ascending: int64 [about `wanted`]. Raises UserError if one of the parts would be empty."""
-    group, place, size = np.unique(_groups(source, cache), return_inverse=True, return_counts=True)
+def _wanted(share: float, rows: int) -> int:
+    return min(max(int(share * rows + 0.5), 1), rows - 1)
+
+
+def _held_out(source: Source, share: float, seed: int, cache: Path | None, beside: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows to hold out, ascending: int64. Raises UserError if one of the parts would be empty."""
+    own = _groups(source, cache)
+    group, place, size = np.unique(np.concatenate([own, *beside]), return_inverse=True, return_counts=True)
     if len(group) < 2 or not 0 < share < 1:
+        of = counted(len(group), "different caption" if source.groups is None else "group")
         raise UserError(
-            f"data.holdout {share} of {len(source)} samples with {len(group)} different captions leaves an empty part; "
-            "give more data, or test data of its own"
+            f"data.holdout {share} of {len(source)} samples with {of} leaves an empty part; give more data, or test data of "
+            "its own"
         )
     order = np.argsort(uniform(seed, Stream.HOLDOUT, group), kind="stable")
     is_chosen = np.zeros(len(group), bool)
-    is_chosen[order[_first_that_fit(size[order], wanted)]] = True
-    return np.flatnonzero(is_chosen[place])
+    is_chosen[order[_first_that_fit(size[order], _wanted(share, len(place)))]] = True
+    return np.flatnonzero(is_chosen[place[: len(own)]])
 
 
 def _first_that_fit(sizes: np.ndarray, wanted: int) -> list[int]:
@@ -162,7 +180,9 @@ def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class:
 
 
 def _groups(source: Source, cache: Path | None) -> np.ndarray:
-    """Group of every row: its id, else its `text_group`."""
+    """Group of every row: its group, else its id, else its `text_group`."""
+    if source.groups is not None:
+        return source.groups
     if source.ids is not None:
         return source.ids
     if cache is None or len(source) < MANY:

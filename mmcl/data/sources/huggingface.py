@@ -34,7 +34,8 @@ class HuggingFaceSource(ArrowSource):
         split: split to use, if the dataset has several.
         subset: configuration of a hub dataset, if it has several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
-        image_column, caption_column, label_column, positive_column, negative_column, score_column: as in `TableSource`.
+        image_column, caption_column, label_column, positive_column, negative_column, score_column, group_column: as in
+            `TableSource`.
         image_root: folder that image paths are relative to; default: `path`, if it is a folder.
 
     Raises:
@@ -55,6 +56,7 @@ class HuggingFaceSource(ArrowSource):
         positive_column: str | None = None,
         negative_column: str | None = None,
         score_column: str | None = None,
+        group_column: str | None = None,
         image_root: str | None = None,
     ):
         if path is None:
@@ -69,6 +71,7 @@ class HuggingFaceSource(ArrowSource):
             "positive": positive_column,
             "negative": negative_column,
             "score": score_column,
+            "group": group_column,
         }
         folder = image_root or (path if Path(path).is_dir() else None)
         columns = find_columns(dataset.column_names, given, path)
@@ -119,11 +122,11 @@ class HuggingFaceSource(ArrowSource):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of texts, labels and the number of rows; does not read the images in the library's files."""
+        """Digest of texts, labels, groups and the number of rows; does not read the images in the library's files."""
         parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
         for column in itertools.chain.from_iterable(self._texts.values()):
             parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
-        return digest(*parts)
+        return digest(*parts, *(() if self.groups is None else ("groups", self.groups.tobytes())))
 
 
 def _load(path: str, cache: str, split: str, subset: str | None, revision: str | None) -> Any:

@@ -47,6 +47,7 @@ class Described:
         image: name of the image in the file; None if missing.
         captions: content of the caption cell.
         label: content of the label cell.
+        group: content of the group cell.
         problem: why the row cannot be used, if known.
     """
 
@@ -54,6 +55,7 @@ class Described:
     image: str | None
     captions: tuple[Any, ...]
     label: Any = None
+    group: Any = None
     problem: str | None = None
 
 
@@ -92,15 +94,16 @@ def captions_above(folder: Path) -> Path | None:
     return next((place for place in (above / ANNOTATIONS / name, above / name) if place.is_file()), None)
 
 
-def read_captions_file(path: Path) -> Iterator[Described]:
+def read_captions_file(path: Path, group_column: str | None = None) -> Iterator[Described]:
     """Yields the rows of a captions file.
 
     Raises:
-        UserError: the file cannot be read, or does not name images; says what is missing.
+        UserError: the file cannot be read, does not name images, or has no column for the groups; says what is missing.
     """
-    if suffix_of(path.name) == ".json":
-        return _from_json(path)
-    return _from_token(path) if path.name.lower().endswith((".token", ".token.txt")) else _from_table(path)
+    is_json, is_token = suffix_of(path.name) == ".json", path.name.lower().endswith((".token", ".token.txt"))
+    if group_column is not None and (is_json or is_token):
+        raise UserError(f"{path}: has no columns, and so none for `group_column`; write it as a .csv with {group_column!r}")
+    return _from_json(path) if is_json else _from_token(path) if is_token else _from_table(path, group_column)
 
 
 class ImageNames:
@@ -175,16 +178,17 @@ def _from_token(path: Path) -> Iterator[Described]:
             raise UserError(f"{path}, line {row}: must be an image, # and a number, a tab and a caption")
 
 
-def _from_table(path: Path) -> Iterator[Described]:
+def _from_table(path: Path, group_column: str | None) -> Iterator[Described]:
     table, problems = without_problems(read_table(path))
-    columns = find_columns(table.column_names, {}, str(path), fix=_NAME_COLUMNS)
+    columns = find_columns(table.column_names, {"group": group_column}, str(path), fix=_NAME_COLUMNS)
     if columns.image is None:
         found = ", ".join(table.column_names)
         raise UserError(f"{path}: which column names the images? Its columns are {found}; {_NAME_COLUMNS}")
     nothing = [None] * len(table)
-    images, labels = (table[column].to_pylist() if column else nothing for column in (columns.image, columns.label))
+    cells = (columns.image, columns.label, columns.group)
+    images, labels, groups = (table[column].to_pylist() if column else nothing for column in cells)
     texts = [table[column].to_pylist() for column in columns.captions]
-    for row, (cell, label) in enumerate(zip(images, labels, strict=True), 1):
+    for row, (cell, label, group) in enumerate(zip(images, labels, groups, strict=True), 1):
         try:
             image, problem = image_of(cell), problems.get(row - 1)
         except UserError as error:
@@ -192,7 +196,7 @@ def _from_table(path: Path) -> Iterator[Described]:
         if isinstance(image, bytes):
             raise UserError(f"{path}: holds images, not names of images; open it as a table, not its folder")
         captions = tuple(text for column in texts for text in captions_of(column[row - 1]))
-        yield Described(row, None if image is None else str(image), captions, label, problem)
+        yield Described(row, None if image is None else str(image), captions, label, group, problem)
 
 
 def _from_json(path: Path) -> Iterator[Described]:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from mmcl.data.captions import text_hash
 from mmcl.data.identity import spread_rows
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source, required_path
 from mmcl.data.sources.folders.captions_file import Described, ImageNames, possible_captions_files, read_captions_file
 from mmcl.data.sources.folders.layout import Layout, by_argument, find_layout
 from mmcl.data.sources.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read_captions
-from mmcl.data.sources.tables.column_names import is_missing, number_labels
+from mmcl.data.sources.tables.column_names import group_of, is_missing, number_labels
 from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete
 from mmcl.errors import UserError, first_line
 from mmcl.files.digest import digest
@@ -47,12 +48,21 @@ class FolderSource(Source):
         split: subfolder of a folder with several splits such as train and test, or the split in the captions file; "all"
             combines them.
         captions: path of the captions file relative to the folder, if it has an unusual name or there are several.
+        group_column: column of the captions file, as in `TableSource`.
 
     Raises:
-        UserError: the folder has no images, or the split or captions file is ambiguous.
+        UserError: the folder has no images, the split or captions file is ambiguous, or a group is missing.
     """
 
-    def __init__(self, path: str | None, root: str | None, *, split: str | None = None, captions: str | None = None):
+    def __init__(
+        self,
+        path: str | None,
+        root: str | None,
+        *,
+        split: str | None = None,
+        captions: str | None = None,
+        group_column: str | None = None,
+    ):
         self.path = required_path(path, "folder")
         if not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; give the folder, or choose the data source 'table'")
@@ -60,11 +70,14 @@ class FolderSource(Source):
         listing = list_files(self.path)
         layout = find_layout(self.path, listing.names, split=split, captions=captions)
         names = [name for name in listing.names if name.startswith(layout.split)]
-        content = _listed(self.path, names, layout, layout.captions) if layout.captions else _found(self.path, names)
+        content = _content(self.path, names, layout, group_column)
         ours = [name for name in listing.names if not layout.is_of_others(name)] if layout.split else names
         # Samples are not stored: millions of them would take gigabytes.
         self._names, self._captions, self._problems = content.names, content.captions, content.problems
         self._unreadable = listing.unreadable
+        if group_column is not None:
+            own = (content.groups.get(row, text_hash(f"\0{name}")) for row, name in enumerate(content.names))
+            self.groups = np.fromiter(own, np.int64, len(content.names))
         labels, self._notes = (content.labels, content.notes) if layout.captions else _class_folders(content, layout.part)
         if any(label is not None for label in labels):
             numbers, self.class_names = number_labels(labels)
@@ -117,13 +130,15 @@ class FolderSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of relative paths, file sizes, captions and labels, so that a copy of the folder has the same one.
+        """Digest of relative paths, file sizes, captions, labels and groups, so that a copy of the folder has the same one.
 
         Of more than 100,000 images, the sizes of 1,000: on a network file system, those of ten million take half an hour.
         """
         labels = None if self.class_names is None else (self.class_names, self._labels.tolist())
         seen = spread_rows(len(self), len(self) if len(self) <= _ALL_SIZES else _SOME_SIZES)
-        return digest(self._names, [_size(self.path / self._names[row]) for row in seen.tolist()], self._captions, labels)
+        sizes = [_size(self.path / self._names[row]) for row in seen.tolist()]
+        groups = () if self.groups is None else (self.groups.tobytes(),)
+        return digest(self._names, sizes, self._captions, labels, *groups)
 
 
 @dataclass(slots=True)
@@ -132,6 +147,7 @@ class _Content:
 
     Attributes:
         names, captions, labels: values of every image; names are paths relative to the folder.
+        groups: image index -> its group, if there are groups.
         problems: image index -> why it cannot be used.
         texts: files that were read for captions.
         notes: notes to print when a run starts.
@@ -140,6 +156,7 @@ class _Content:
     names: list[str] = field(default_factory=list)
     captions: list[tuple[str, ...]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    groups: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -152,14 +169,23 @@ class _Content:
         self.labels.append(None)
 
 
-def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _Content:
+def _content(folder: Path, names: Sequence[str], layout: Layout, group_column: str | None) -> _Content:
+    """Collects the images of a captions file, or all. Raises UserError if there is none that could have the groups."""
+    if layout.captions is not None:
+        return _listed(folder, names, layout, layout.captions, group_column)
+    if group_column is not None:
+        raise UserError(f"{folder}: no captions file in it, and so no column {group_column!r} for `group_column`; add one")
+    return _found(folder, names)
+
+
+def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path, group_column: str | None) -> _Content:
     """Collects the images listed in a captions file, in its order."""
     inside = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
     place = inside[: inside.rfind("/") + 1]
     images, content = ImageNames(names, place), _Content(texts={inside})
     number: dict[str, int] = {}
     second_labels = []
-    for line in read_captions_file(path):
+    for line in read_captions_file(path, group_column):
         found = None if line.image is None else images.find(line.image)
         if found is None and layout.split and not inside.startswith(layout.split):
             continue  # Rows of other splits are skipped without a check of their images.
@@ -167,6 +193,8 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
         if name not in number:
             number[name] = len(number)
             content.add(name, problem=None if found else _missing(folder / name, line, path))
+        if group_column is not None and line.problem is None:
+            _join_group(content, number[name], line, f"{path}: {group_column}, row {line.row}")
         content.captions[number[name]] += line.captions
         label = content.labels[number[name]]
         if is_missing(label):
@@ -180,6 +208,13 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path) -> _
         first = f"none of the images that it names is in {folder}; the first is {content.names[0]}" if number else "has no rows"
         raise UserError(f"{path}: {first}")
     return content
+
+
+def _join_group(content: _Content, image: int, line: Described, where: str) -> None:
+    """Adds the group of a row. Raises UserError if it is empty, or not that of another row of the image."""
+    group = group_of(line.group, where)
+    if content.groups.setdefault(image, group) != group:
+        raise UserError(f"{where}: gives {content.names[image]} a second group; an image belongs to one")
 
 
 def _missing(image: Path, line: Described, captions: Path) -> str | None:

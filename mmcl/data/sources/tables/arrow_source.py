@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmcl.data.captions import text_hash
 from mmcl.data.sample import ImageLike, Sample
 from mmcl.data.source import Source
 from mmcl.data.sources.tables.arrow_types import JsonType
@@ -23,6 +24,7 @@ from mmcl.data.sources.tables.table_rows import distinct, missing_cells
 from mmcl.data.usage import EXAMPLES, Unused, Usage, count_unused
 from mmcl.errors import UserError
 from mmcl.files.listing import in_any_form
+from mmcl.terminal import counted
 
 LOOKED_FOR = 100_000
 """Largest table whose image files are checked for existence when a run opens it; `verify` checks tables of any size."""
@@ -49,7 +51,8 @@ class ArrowSource(Source):
         url_column: column with image URLs, if no column has the images.
 
     Raises:
-        UserError: image paths are relative but there is no folder, images are given by URL, or a label or score is invalid.
+        UserError: image paths are relative but there is no folder, images are given by URL, or a label, score or group is
+            invalid.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class ArrowSource(Source):
         if columns.score:
             scores = scores_of(table[columns.score], f"{name}: {columns.score}", self._problems)
             self.scores = scores[self._rows[self._first_row[:-1]]]
+        if columns.group:
+            self.groups = _sample_groups(table[columns.group], rows, f"{name}: {columns.group}", self._problems)
         self._check_paths()
 
     def __len__(self) -> int:
@@ -233,7 +238,34 @@ def _class_numbers(column: pa.ChunkedArray, names: Sequence[str], where: str) ->
     return numbers, list(names)
 
 
-def _labels_of(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, Sequence[str]]:
+def _sample_groups(column: pa.ChunkedArray, sample_rows: np.ndarray, where: str, broken: Collection[int]) -> np.ndarray:
+    """Group of every sample, int64, see `group_of`; a broken row is its own.
+
+    Raises:
+        UserError: a row has no group, or two rows of one image have different groups.
+    """
+    rows, sample = sample_rows
+    number_N, names = _labels_of(column, where, "group")
+    is_empty = number_N < 0
+    is_empty[list(broken)] = False
+    if is_empty.any():
+        first, count = int(is_empty.argmax()) + 1, int(is_empty.sum())
+        raise UserError(
+            f"{where}: {count:,} of {counted(len(rows), 'row')} without a group, the first is row {first}; fill in the cells, "
+            "or remove these rows"
+        )
+    group_N = np.array([*(text_hash(group) for group in names), -1], np.int64)[number_N]
+    for row in broken:
+        group_N[row] = text_hash(f"{where}, row {row + 1}")
+    group = group_N[rows]
+    first_S: np.ndarray = group[np.flatnonzero(np.diff(sample, prepend=-1))]
+    second = np.flatnonzero(group != first_S[sample])
+    if len(second):
+        raise UserError(f"{where}: row {rows[second].min() + 1} gives an image a second group; an image belongs to one")
+    return first_S
+
+
+def _labels_of(column: pa.ChunkedArray, where: str, what: str = "label") -> tuple[np.ndarray, Sequence[str]]:
     """Returns class indices, int64, -1 for empty cells, and the class names."""
     try:
         if column.type == JsonType():
@@ -243,7 +275,7 @@ def _labels_of(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, Sequenc
             code, found = distinct(column)
             values = found.to_pylist()
     except pa.ArrowNotImplementedError:
-        raise UserError(f"{where}: holds {column.type}; a label is one text or number") from None
-    numbers, names = number_labels(values, where)
+        raise UserError(f"{where}: holds {column.type}; a {what} is one text or number") from None
+    numbers, names = number_labels(values, where, what)
     number_of = np.array([-1 if number is None else number for number in numbers] + [-1], np.int64)
     return number_of[code], names

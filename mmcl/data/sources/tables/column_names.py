@@ -9,13 +9,14 @@ import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from mmcl.data.captions import text_hash
 from mmcl.data.sample import ImageLike
 from mmcl.data.sources.tables.image_urls import find_url_column, how_to_download
 from mmcl.errors import UserError
@@ -38,6 +39,7 @@ USUAL_NAMES: Mapping[str, Sequence[str]] = {
     "negative": ("negative", "negatives", "hard_negative", "hard_neg"),
     "label": ("label", "class", "category"),
     "score": ("score", "similarity_score", "similarity"),
+    "group": (),
 }
 
 
@@ -49,6 +51,7 @@ class Columns:
         image, caption, label: columns of the sample itself.
         positive, negative: texts with the same meaning as the caption, and hard negatives.
         score: human similarity ratings of caption and positive.
+        group: what makes samples dependent on each other, such as the patient; it has no usual name.
         more_captions: further captions of the same images: caption_1 to caption_4 beside caption_0.
     """
 
@@ -58,6 +61,7 @@ class Columns:
     positive: str | None = None
     negative: str | None = None
     score: str | None = None
+    group: str | None = field(default=None, repr=False)  # Caches of the rows of images are the same with and without it.
     more_captions: tuple[str, ...] = ()
 
     @property
@@ -79,7 +83,7 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """All columns, each once."""
-        others = (self.image, self.label, self.score)
+        others = (self.image, self.label, self.score, self.group)
         return list(dict.fromkeys([*filter(None, others), *(name for names in self.texts.values() for name in names)]))
 
 
@@ -285,13 +289,13 @@ def _number_of(cell: Any, where: str) -> float:
     raise UserError(f"{where}: {cell!r} is not a number; every pair needs a score")
 
 
-def number_labels(values: Iterable[Any], where: str = "label") -> tuple[list[int | None], list[str]]:
+def number_labels(values: Iterable[Any], where: str = "label", what: str = "label") -> tuple[list[int | None], list[str]]:
     """Returns the class index of each value, None if missing, and the sorted class names (numbers by value).
 
     Raises:
-        UserError: a label is a list or an object.
+        UserError: a label is a list or an object; the message calls it `what`.
     """
-    values = [_label_of(value, where) for value in values]
+    values = [_label_of(value, where, what) for value in values]
     present = {value for value in values if value is not None}
     numeric = all(isinstance(value, int | float) for value in present)
     names = sorted(present) if numeric else sorted(present, key=str)
@@ -299,11 +303,23 @@ def number_labels(values: Iterable[Any], where: str = "label") -> tuple[list[int
     return [None if value is None else number[value] for value in values], [str(name) for name in names]
 
 
-def _label_of(value: Any, where: str) -> Any:
+def group_of(cell: Any, where: str) -> int:
+    """Hash of the name of a group, from 0 to 2^63 - 1: equal for equal texts, and for a number and its text.
+
+    Raises:
+        UserError: the cell is empty, a list or an object.
+    """
+    name = _label_of(cell, where, "group")
+    if name is None:
+        raise UserError(f"{where}: no group; fill in the cell, or remove the row")
+    return text_hash(str(name))
+
+
+def _label_of(value: Any, where: str, what: str) -> Any:
     if is_missing(value):
         return None
     if isinstance(value, list | dict | np.ndarray):
-        raise UserError(f"{where}: a label is one text or number, not {value!r:.60}")
+        raise UserError(f"{where}: a {what} is one text or number, not {value!r:.60}")
     if isinstance(value, bytes):
         return _text_of(value)
     if isinstance(value, str):

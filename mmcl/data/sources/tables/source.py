@@ -41,6 +41,8 @@ class TableSource(ArrowSource):
         positive_column, negative_column: further texts, see `Sample`; default: the usual names ("positive", "sentence2",
             "negative", "hard_neg", ...).
         score_column: numeric human similarity ratings of caption and positive; default: "score", if there are positives.
+        group_column: what makes samples dependent on each other, such as the patient, the video or the photographer: no split
+            divides a group, and intervals count it as one draw; default: none. No cell may be empty.
         image_root: folder that image paths are relative to; default: the folder of the file. Required for a remote table with
             image paths.
         encoding: encoding of a text file, such as "cp1252", "gbk" or "utf-16"; default: that of its byte order mark, else
@@ -63,6 +65,7 @@ class TableSource(ArrowSource):
         positive_column: str | None = None,
         negative_column: str | None = None,
         score_column: str | None = None,
+        group_column: str | None = None,
         image_root: str | None = None,
         encoding: str | None = None,
         header: Sequence[str] | None = None,
@@ -81,10 +84,12 @@ class TableSource(ArrowSource):
             "positive": positive_column,
             "negative": negative_column,
             "score": score_column,
+            "group": group_column,
         }
         columns = find_columns(table.column_names, given, self.path)
         reading = [option for option in (encoding, header) if option is not None]
-        self._fingerprint_parts = (columns, str(image_root), *reading)
+        grouped = () if group_column is None else ("group", group_column)
+        self._fingerprint_parts = (columns, str(image_root), *reading, *grouped)
         folder = None if is_url(self.path) else local.parent
         rows = self._sample_rows(table, columns, local, f"rows 3 of {columns} {reading}")
         place = Path(image_root) if image_root else folder
