@@ -124,16 +124,24 @@ def _cosine(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     return torch.cat([(a @ block.double().T).float() for block in b_MD.split(512)], dim=1)
 
 
-def class_baselines(evaluator: str, data: str, metrics: Sequence[str], labels: np.ndarray, bank_labels: np.ndarray) -> Report:
+def class_baselines(
+    evaluator: str,
+    data: str,
+    metrics: Sequence[str],
+    labels: np.ndarray,
+    bank_labels: np.ndarray,
+    clusters: np.ndarray | None = None,
+) -> Report:
     """Top-1 accuracy without a model: chance (a random class) and majority (the most common class of the training data).
 
     Args:
         metrics: names of the top-1 accuracies that the baselines are for.
         labels, bank_labels: int64, of the test and of the training rows.
+        clusters: those of the test rows, as for `statistics.mean`.
     """
     classes, counts = np.unique(bank_labels, return_counts=True)
     chance = statistics.exact(float(np.isin(labels, classes).mean() / len(classes)), len(labels))
-    majority = statistics.mean(labels == classes[counts.argmax()])
+    majority = statistics.mean(labels == classes[counts.argmax()], clusters=clusters)
     by_model = {"majority": majority, "chance": chance}
     rows = (metric_rows(evaluator, data, model, dict.fromkeys(metrics, value)) for model, value in by_model.items())
     return Report(tuple(metric for row in rows for metric in row))

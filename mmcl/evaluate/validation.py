@@ -55,6 +55,13 @@ def integers(values: Values, name: str, length: int) -> Tensor:
     return vector.long()
 
 
+def cluster_numbers(values: Values | None, length: int) -> np.ndarray | None:
+    """Checks clusters, integers or strings: int64 [length]. None without any. Raises UserError as `integers` does."""
+    if values is not None and _is_text(values):
+        values = np.unique(np.asarray(values).astype(str), return_inverse=True)[1]
+    return None if values is None else integers(values, "clusters", length).cpu().numpy()
+
+
 def labels_or_ids(first: Values, second: Values, names: tuple[str, str], lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Checks the labels or ids of two sides and returns them as integers; equal strings get equal numbers on both sides.
 

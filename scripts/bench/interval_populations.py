@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -134,6 +135,20 @@ def clusters() -> Iterator[Population]:
                 _, variance, draws = statistics._draws(outcomes.astype(float), names)
                 spread = variance * draws / (POPULATION // 10)
                 yield Population(f"{sizes}, {rate}, {alike}", partial(_clustered, sizes, rate, alike), spread)
+    yield Population("large ones are harder", lambda rng, n: (_mean_in_clusters(*_harder_if_large(rng, n)), LARGE_AND_SMALL))
+
+
+LARGE_AND_SMALL = (0.2 * 20 * 0.4 + 0.8 * 4 * 0.8) / (0.2 * 20 + 0.8 * 4)
+
+
+def _harder_if_large(rng: Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    large = rng.random(n) < 0.2
+    own, names = rng.beta(np.where(large, 4, 8), np.where(large, 6, 2)), np.repeat(np.arange(n), np.where(large, 20, 4))
+    return rng.random(len(names)) < own[names], names
+
+
+def _mean_in_clusters(outcomes: np.ndarray, names: np.ndarray) -> Estimate:
+    return statistics.mean(outcomes, clusters=names)
 
 
 def _clustered(sizes: str, rate: float, alike: float, rng: Generator, n: int) -> Drawn:
@@ -211,6 +226,44 @@ def class_means() -> Iterator[Population]:
 def _class_mean(rates: np.ndarray, rng: Generator, n: int) -> Drawn:
     labels, own = np.arange(n) % len(rates), np.array([near(rate, rng, -(-n // len(rates))) for rate in rates])
     return statistics.class_mean((rng.random(n) < own[labels]).astype(float), labels), float(own.mean())
+
+
+def class_means_in_clusters() -> Iterator[Population]:
+    """Balanced accuracy over n clusters of rows, each of one class or of all classes."""
+    for mixed, sizes, classes, rate in itertools.product((False, True), ("5", "1-100"), (2, 5), (0.5, 0.9)):
+        outcomes, labels, names = _labeled(mixed, sizes, classes, rate, np.random.default_rng(0), POPULATION // 10)
+        found = statistics._clustered_class_spread(outcomes, labels, names)
+        assert found is not None
+        name = f"{sizes}, {classes} classes{' in each' if mixed else ''}, {rate}"
+        draw = partial(_class_mean_in_clusters, mixed, sizes, classes, rate)
+        yield Population(name, draw, found[0] * found[1] ** 2 / (POPULATION // 10))
+
+
+def _class_mean_in_clusters(mixed: bool, sizes: str, classes: int, rate: float, rng: Generator, n: int) -> Drawn:
+    outcomes, labels, names = _labeled(mixed, sizes, classes, rate, rng, n)
+    return statistics.class_mean(outcomes, labels, clusters=names), rate
+
+
+def _labeled(
+    mixed: bool, sizes: str, classes: int, rate: float, rng: Generator, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    outcomes, names = _clusters(sizes, rate, 3.0, rng, n)
+    return outcomes.astype(float), rng.integers(classes, size=len(names)) if mixed else names % classes, names
+
+
+def macro_f1s_in_clusters() -> Iterator[Population]:
+    """Macro F1 over n clusters of rows, each of one class or of all classes."""
+    for mixed, classes, rate in itertools.product((False, True), (2, 5), (0.5, 0.9)):
+        truth = _macro_f1_in_clusters(mixed, classes, rate, 0.0, np.random.default_rng(0), POPULATION)[0].value
+        assert truth is not None
+        draw = partial(_macro_f1_in_clusters, mixed, classes, rate, truth)
+        yield Population(f"{classes} classes{' in each' if mixed else ''}, {rate}", draw, rate * (1 - rate) / 2)
+
+
+def _macro_f1_in_clusters(mixed: bool, classes: int, rate: float, truth: float, rng: Generator, n: int) -> Drawn:
+    right, labels, names = _labeled(mixed, "5", classes, rate, rng, n)
+    predicted = np.where(right == 1, labels, (labels + rng.integers(1, classes, len(labels))) % classes)
+    return macro_f1(labels, predicted, classes, names), truth
 
 
 def macro_f1s() -> Iterator[Population]:
@@ -326,7 +379,9 @@ STATISTICS: dict[str, Callable[[], Iterator[Population]]] = {
     "share, rows in clusters (jackknife)": clusters,
     "difference, rows in clusters": paired_clusters,
     "class mean (bounded)": class_means,
+    "class mean, rows in clusters": class_means_in_clusters,
     "macro F1 (bounded)": macro_f1s,
+    "macro F1, rows in clusters": macro_f1s_in_clusters,
     "AUROC (bounded)": aurocs,
     "FPR at 95 % (MOVER)": false_positive_rates,
     "mean log-likelihood (Hall)": losses,

@@ -225,6 +225,8 @@ DECISIVE = [
     ("difference of paired means (bounded)", 50),
     ("share, rows in clusters (jackknife)", 50),
     ("class mean (bounded)", 20),
+    ("class mean, rows in clusters", 50),
+    ("macro F1, rows in clusters", 50),
     ("AUROC (bounded)", 10),
     ("rank correlation (Fisher's z)", 20),
     ("median (order statistics)", 10),

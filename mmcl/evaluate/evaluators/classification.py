@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
@@ -33,8 +34,10 @@ def evaluate_classification(model: CachedModel, task: Task) -> Report:
             f"{task.name} has {len(names)} classes, and the head of the model gives {logits_NC.shape[1]} logits: evaluate "
             "it on data with the classes that it was trained on"
         )
-    right = statistics.mean(logits_NC.argmax(1) == task.labels)
-    report = Report(metric_rows(EVALUATOR, task.name, model.name, {METRIC: right}))
+    groups = task.source.groups
+    right = statistics.mean(logits_NC.argmax(1) == task.labels, clusters=groups)
+    notes = clusters_note(EVALUATOR, task.name, groups)
+    report = Report(metric_rows(EVALUATOR, task.name, model.name, {METRIC: right}), notes)
     if task.baselines and task.bank is not None:
-        report += class_baselines(EVALUATOR, task.name, [METRIC], task.labels, task.bank_labels)
+        report += class_baselines(EVALUATOR, task.name, [METRIC], task.labels, task.bank_labels, groups)
     return report

@@ -13,11 +13,12 @@ from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.examples import Describe, Examples, check_count
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
-from mmcl.evaluate.validation import Array, Values, cutoffs, labels_or_ids, same_width, unit_rows
+from mmcl.evaluate.validation import Array, Values, cluster_numbers, cutoffs, labels_or_ids, same_width, unit_rows
 
 EVALUATOR = "knn"
 _BLOCK = 2**24
@@ -31,6 +32,7 @@ def knn(
     *,
     ks: Sequence[int] = (1, 5, 20),
     temperature: float | None = None,
+    clusters: Values | None = None,
     chunk_size: int | None = None,
     data: str = "",
     model: str = "trained",
@@ -45,6 +47,8 @@ def knn(
         bank_labels, query_labels: integers [M], [N], in any range, with any gaps; or strings.
         ks: numbers of neighbors; one search serves all of them.
         temperature: above 0; None for a majority vote.
+        clusters: integers or strings [N], equal for queries that were drawn together, such as the images of one
+            patient; the intervals treat them as one draw.
         chunk_size: queries per block of scores; affects only memory use.
         data, model: names of the data and the model in the report.
 
@@ -69,13 +73,14 @@ def knn(
         raise UserError(f"knn: k = {ks[-1]} is more than the {len(bank)} rows of the bank; lower `ks` or enlarge the bank")
     _positive(temperature)
     classes, bank_class = bank_label.unique(return_inverse=True)
+    drawn = cluster_numbers(clusters, len(query))
     score, row = nearest(query, bank, ks[-1], chunk_size=chunk_size)
     neighbor = bank_class[row]
     estimates = {}
     for k in ks:
         predicted = classes[_vote(neighbor[:, :k], score[:, :k], len(classes), temperature)]
-        estimates[f"knn{k}_top1"] = statistics.mean((predicted == query_label).cpu().numpy())
-    return Report(metric_rows(EVALUATOR, data, model, estimates))
+        estimates[f"knn{k}_top1"] = statistics.mean((predicted == query_label).cpu().numpy(), clusters=drawn)
+    return Report(metric_rows(EVALUATOR, data, model, estimates), clusters_note(EVALUATOR, data, drawn))
 
 
 def _check(task: Task, has_text: bool, *, ks: Sequence[int], temperature: float | None, examples: int) -> None:
@@ -106,8 +111,8 @@ def evaluate_knn(
 
     def score(one: CachedModel) -> Report:
         bank_emb, query_emb = one.images(task.required_bank), one.images(task.source)
-        options: dict[str, Any] = {"ks": usable, "temperature": temperature, "data": task.name, "model": one.name}
-        found = knn(bank_emb, task.bank_labels, query_emb, task.labels, **options)
+        options: dict[str, Any] = {"ks": usable, "temperature": temperature, "clusters": task.source.groups}
+        found = knn(bank_emb, task.bank_labels, query_emb, task.labels, **options, data=task.name, model=one.name)
         return found + Report(metric_rows(EVALUATOR, task.name, one.name, too_many))
 
     report = score(model) + Report(notes=task.about_bank(EVALUATOR))
@@ -115,7 +120,8 @@ def evaluate_knn(
         report += Report(examples=_examples(model, task, examples))
     if task.baselines:
         report += score(task.pixels(model)) + score(task.pca(model))
-        report += class_baselines(EVALUATOR, task.name, [f"knn{k}_top1" for k in usable], task.labels, task.bank_labels)
+        names = [f"knn{k}_top1" for k in usable]
+        report += class_baselines(EVALUATOR, task.name, names, task.labels, task.bank_labels, task.source.groups)
     return report
 
 

@@ -13,10 +13,11 @@ from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.evaluators.adamw import choose_weight_decay, fit_adamw
 from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs
-from mmcl.evaluate.validation import Array, Values, features, labels_or_ids, same_width, unit_rows
+from mmcl.evaluate.validation import Array, Values, cluster_numbers, features, labels_or_ids, same_width, unit_rows
 
 EVALUATOR = "linear_probe"
 _DEAD = 1e-5
@@ -120,6 +121,7 @@ def linear_probe(
     seed: int | None = None,
     val_emb: Array | None = None,
     val_labels: Values | None = None,
+    clusters: Values | None = None,
     data: str = "",
     model: str = "trained",
 ) -> Report:
@@ -141,6 +143,8 @@ def linear_probe(
         lr, epochs, batch_size, seed: adamw only; by default .1, 10, 64, 0.
         val_emb, val_labels: adamw only: rows for choosing the weight decay, which the final fit also trains on; without them
             the weight decay is 0.
+        clusters: integers or strings [M], equal for test rows that were drawn together, such as the images of one
+            patient; the intervals treat them as one draw.
         data, model: names of the data and the model in the report.
 
     Returns:
@@ -177,9 +181,10 @@ def linear_probe(
             validation = unit_rows(val, "val_emb"), _classes(train_labels, val_labels, (len(train), len(val)))
         predict, how = _fit_adamw(unit_rows(train, "train_emb"), train_class, validation, **options)
         converged = True  # its steps are counted beforehand
-    estimate = statistics.mean((classes[predict(test)] == test_label).cpu().numpy())
+    drawn = cluster_numbers(clusters, len(test))
+    estimate = statistics.mean((classes[predict(test)] == test_label).cpu().numpy(), clusters=drawn)
     place = f"{EVALUATOR}, {data}, {model}" if data else f"{EVALUATOR}, {model}"
-    notes = () if converged else (f"{place}: {how}.",)
+    notes = (*clusters_note(EVALUATOR, data, drawn), *(() if converged else (f"{place}: {how}.",)))
     return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes, {f"solver: {place}": how})
 
 
@@ -210,13 +215,13 @@ def evaluate_linear_probe(
 
     def score(one: CachedModel) -> Report:
         train_emb, test_emb = one.images(task.required_bank), one.images(task.source)
-        options: dict[str, Any] = {"solver": solver, **given, "data": task.name, "model": one.name}
-        return linear_probe(train_emb, task.bank_labels, test_emb, task.labels, **options)
+        options: dict[str, Any] = {"solver": solver, **given, "clusters": task.source.groups}
+        return linear_probe(train_emb, task.bank_labels, test_emb, task.labels, **options, data=task.name, model=one.name)
 
     report = score(model) + Report(notes=task.about_bank(EVALUATOR))
     if task.baselines:
         report += score(task.pixels(model)) + score(task.pca(model))
-        report += class_baselines(EVALUATOR, task.name, ["linear_top1"], task.labels, task.bank_labels)
+        report += class_baselines(EVALUATOR, task.name, ["linear_top1"], task.labels, task.bank_labels, task.source.groups)
     return report
 
 

@@ -6,17 +6,16 @@ would give it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
 from mmcl.errors import UserError
 from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
-from mmcl.evaluate.validation import Array, as_tensor, integers, same_width, unit_rows
+from mmcl.evaluate.validation import Array, Values, as_tensor, cluster_numbers, same_width, unit_rows
 
 EVALUATOR = "pairs"
 
@@ -26,7 +25,7 @@ def pairs(
     positive_emb: Array,
     negative_emb: Array,
     *,
-    clusters: Array | Sequence[int] | None = None,
+    clusters: Values | None = None,
     data: str = "",
     model: str = "trained",
 ) -> Report:
@@ -34,7 +33,8 @@ def pairs(
 
     Args:
         image_emb, positive_emb, negative_emb: finite rows [N, D]: each image, its text, and a wrong text.
-        clusters: integers [N], equal for comparisons that share an image; the interval treats them as one cluster.
+        clusters: integers or strings [N], equal for comparisons that share an image or a group of images; the interval treats
+            them as one draw.
         data, model: names of the data and the model in the report.
 
     Returns:
@@ -55,7 +55,7 @@ def pairs(
         if len(image) != len(other):
             raise UserError(f"image_emb has {len(image)} rows and {name} {len(other)}; give one of each for every comparison")
     right = (_cosine(image, positive) > _cosine(image, negative)).cpu().numpy()
-    own = None if clusters is None else integers(clusters, "clusters", len(image)).cpu().numpy()
+    own = cluster_numbers(clusters, len(image))
     return Report(metric_rows(EVALUATOR, data, model, {"pairs_accuracy": statistics.mean(right, clusters=own)}))
 
 
@@ -111,7 +111,10 @@ def evaluate_pairs(model: CachedModel, task: Task) -> Report:
     positive = model.encode_text([samples[row].captions[0] for row in rows])
     negative = model.encode_text([text for sample in samples for text in sample.negatives])
     image_emb = model.images(task.source)[rows]
-    report = pairs(image_emb, positive, negative, clusters=rows, data=task.name, model=model.name)
+    groups = task.source.groups
+    clusters = rows if groups is None else groups[rows]
+    report = pairs(image_emb, positive, negative, clusters=clusters, data=task.name, model=model.name)
+    report += Report(notes=clusters_note(EVALUATOR, task.name, clusters, unit="image" if groups is None else "group"))
     if task.baselines:
         report += Report(metric_rows(EVALUATOR, task.name, "chance", {"pairs_accuracy": statistics.exact(0.5, len(rows))}))
     return report

@@ -14,6 +14,7 @@ from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.calibration import probabilities
 from mmcl.evaluate.measures.statistics import Estimate
 from mmcl.evaluate.prompts import Templates, class_embeddings
+from mmcl.evaluate.reporting.clusters import without_intervals
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
@@ -126,7 +127,7 @@ def evaluate_zero_shot_reject(
     if task.baselines:
         chance = {row.metric: statistics.exact(0.5 if row.metric.endswith("auroc") else KEPT, row.n) for row in report.metrics}
         report += Report(metric_rows(EVALUATOR, task.name, "chance", chance))
-    return report
+    return without_intervals(report, task.source.groups)
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,22 @@ from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.rank_counts import Scores, cosine_rank_counts
 from mmcl.evaluate.measures.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
 from mmcl.evaluate.measures.statistics import Estimate
+from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.examples import Examples, check_count
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Captions, Task, needs, require_text
-from mmcl.evaluate.validation import Array, Values, as_tensor, cutoffs, features, labels_or_ids, same_width, unit_rows
+from mmcl.evaluate.validation import (
+    Array,
+    Values,
+    as_tensor,
+    cluster_numbers,
+    cutoffs,
+    features,
+    labels_or_ids,
+    same_width,
+    unit_rows,
+)
 
 EVALUATOR = "retrieval"
 
@@ -32,6 +44,7 @@ def retrieval(
     text_image_ids: Values,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "mean",
+    clusters: Values | None = None,
     chunk_size: int | None = None,
     data: str = "",
     model: str = "trained",
@@ -48,6 +61,9 @@ def retrieval(
         ks: cut-offs. A metric at k has no value if there are fewer than k candidates.
         ties: how equal scores are ranked: "mean" is the exact expectation over a random order, so that a collapsed model scores
             k / N; "optimistic" ranks positives first, "pessimistic" last; "index" keeps the order of the rows.
+        clusters: integers or strings [N], equal for images that were drawn together, such as the images of one patient. The
+            intervals treat all queries of an id as one draw, and with clusters all ids of a cluster; clusters that share an id
+            are one.
         chunk_size: rows of either side in a tile of scores; affects only time and memory.
         data, model: names of the data and the model in the report.
 
@@ -79,7 +95,7 @@ def retrieval(
     both = cosine_rank_counts(text, image, text_id, image_id, chunk_size=chunk_size)
     queries = {"text_to_image": (text_id, image_id), "image_to_text": (image_id, text_id)}
     found = {name: (ranks(counts, ties), _answered(*queries[name])) for name, counts in zip(queries, both, strict=True)}
-    return _report(found, ks, data, model)
+    return _report(found, _Draws.of(image_id, clusters), ks, data, model)
 
 
 def retrieval_from_scores(
@@ -89,6 +105,7 @@ def retrieval_from_scores(
     text_image_ids: Values,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "mean",
+    clusters: Values | None = None,
     chunk_size: int | None = None,
     data: str = "",
     model: str = "trained",
@@ -113,7 +130,7 @@ def retrieval_from_scores(
         name: (score_ranks(_tensors(score, name), *ids[name], ties=ties, chunk_size=chunk_size), _answered(*ids[name]))
         for name, score in scores.items()
     }
-    return _report(found, cutoffs(ks), data, model)
+    return _report(found, _Draws.of(image, clusters), cutoffs(ks), data, model)
 
 
 def _tensors(scores: Callable[[slice], Array], direction: str) -> Scores:
@@ -147,6 +164,7 @@ def evaluate_retrieval(
         "image_ids": captions.image_ids,
         "text_image_ids": captions.text_ids,
         "ks": ks,
+        "clusters": task.source.groups,
         "data": task.name,
     }
     report = retrieval(image_emb, text_emb, ties=ties, model=model.name, **options)
@@ -158,13 +176,55 @@ def evaluate_retrieval(
 
 
 def _answered(query_ids: torch.Tensor, key_ids: torch.Tensor) -> np.ndarray:
-    """Ids of the queries that have a positive, in the order of `Ranks`; queries with equal ids form a cluster."""
+    """Ids of the queries that have a positive, in the order of `Ranks`."""
     return query_ids[torch.isin(query_ids, key_ids)].cpu().numpy()
 
 
-def _report(directions: Mapping[str, tuple[Ranks, np.ndarray]], ks: Sequence[int], data: str, model: str) -> Report:
+@dataclass(frozen=True)
+class _Draws:
+    """What was drawn together: the images and texts of an id and, with groups of images, all ids of these.
+
+    Attributes:
+        ids: int64 [I], the different ids of the images, ascending.
+        cluster: int64 [I], the cluster of each.
+        unit: what a cluster is.
+        linked: which of them count as one, if any.
+    """
+
+    ids: np.ndarray
+    cluster: np.ndarray
+    unit: str
+    linked: str
+
+    @classmethod
+    def of(cls, image_ids: torch.Tensor, groups: Values | None) -> _Draws:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        ids, place = np.unique(image_ids.cpu().numpy(), return_inverse=True)
+        linked = "those that share a caption or an id count as one"
+        named = cluster_numbers(groups, len(place))
+        if named is None:
+            return cls(ids, ids, "image", linked if len(ids) < len(place) else "")
+        names, group = np.unique(named, return_inverse=True)
+        size = len(ids) + len(names)
+        edges = coo_array((np.ones(len(place)), (place, len(ids) + group)), shape=(size, size))
+        number, component = connected_components(edges, directed=False)
+        return cls(ids, component[: len(ids)].astype(np.int64), "group", linked if number < len(names) else "")
+
+    def clusters(self, query_ids: np.ndarray) -> np.ndarray:
+        """Clusters of queries that have a positive: int64 [Q]."""
+        return self.cluster[np.searchsorted(self.ids, query_ids)]
+
+
+def _report(
+    directions: Mapping[str, tuple[Ranks, np.ndarray]], draws: _Draws, ks: Sequence[int], data: str, model: str
+) -> Report:
     estimates: dict[str, Estimate] = {}
-    for direction, (found, ids) in directions.items():
+    notes: tuple[str, ...] = ()
+    for direction, (found, query_ids) in directions.items():
+        ids = draws.clusters(query_ids)
+        notes = notes or clusters_note(EVALUATOR, data, ids, unit=draws.unit, linked=draws.linked)
         for name, outcome_Q in _outcomes(found, ks).items():
             within = (1.0, float(found.keys)) if name == "mean_rank" else (0.0, 1.0)
             estimates[f"{direction}_{name}"] = (
@@ -174,7 +234,7 @@ def _report(directions: Mapping[str, tuple[Ranks, np.ndarray]], ks: Sequence[int
             )
         estimates[f"{direction}_median_rank"] = statistics.median(found.first(), clusters=ids)
         estimates[f"{direction}_tied"] = statistics.mean(found.tied, clusters=ids)
-    return Report(metric_rows(EVALUATOR, data, model, estimates))
+    return Report(metric_rows(EVALUATOR, data, model, estimates), notes)
 
 
 def _outcomes(found: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray | None]:

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from mmcl.errors import UserError
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.statistics import Estimate
+from mmcl.evaluate.reporting.clusters import without_intervals
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
@@ -67,7 +68,7 @@ def evaluate_sts(model: CachedModel, task: Task) -> Report:
         by_model = {"bag of words": words, "chance": statistics.exact(0.0, len(scores))}
         for name, estimate in by_model.items():
             report += Report(metric_rows(EVALUATOR, task.name, name, {METRIC: estimate}))
-    return report
+    return without_intervals(report, task.source.groups)
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray) -> Estimate:

@@ -17,10 +17,11 @@ from mmcl.evaluate.measures.rank_counts import Scores
 from mmcl.evaluate.measures.ranking import Ties, cosine_scores, score_ranks
 from mmcl.evaluate.measures.statistics import Estimate
 from mmcl.evaluate.prompts import Templates, mean_embeddings, prompt_embeddings, template_names
+from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.metric import LABELED_PIXELS, metric_rows
 from mmcl.evaluate.reporting.report import Report
 from mmcl.evaluate.task import CachedModel, Task, needs, require_text
-from mmcl.evaluate.validation import Array, cutoffs, integers, same_width, unit_rows
+from mmcl.evaluate.validation import Array, Values, cluster_numbers, cutoffs, integers, same_width, unit_rows
 
 EVALUATOR = "zero_shot"
 _BLOCK = 2**22
@@ -37,6 +38,7 @@ def zero_shot(
     ties: Ties = "mean",
     logit_scale: float | None = None,
     logit_bias: float | None = None,
+    clusters: Values | None = None,
     chunk_size: int | None = None,
     data: str = "",
     model: str = "trained",
@@ -52,6 +54,8 @@ def zero_shot(
         ties: how equal scores are ranked, as in `retrieval`; with "mean" a collapsed model scores k / C.
         logit_scale, logit_bias: with a scale, the probabilities are evaluated too: softmax(scale * cosine), or
             sigmoid(scale * cosine + bias) with a bias.
+        clusters: integers or strings [N], equal for images that were drawn together, such as the images of one
+            patient; the intervals treat them as one draw.
         chunk_size: images per block of scores; affects only memory use.
         data, model: names of the data and the model in the report.
 
@@ -80,6 +84,7 @@ def zero_shot(
         ties=ties,
         logit_scale=logit_scale,
         logit_bias=logit_bias,
+        clusters=clusters,
         chunk_size=chunk_size,
         data=data,
         model=model,
@@ -96,6 +101,7 @@ def zero_shot_from_scores(
     ties: Ties = "mean",
     logit_scale: float | None = None,
     logit_bias: float | None = None,
+    clusters: Values | None = None,
     chunk_size: int | None = None,
     data: str = "",
     model: str = "trained",
@@ -113,24 +119,24 @@ def zero_shot_from_scores(
             raise UserError(f"{argument} must be a finite number, not {number}")
     class_ids = torch.arange(classes, device=labels.device)
     ranks = score_ranks(scores, labels, class_ids, ties=ties, chunk_size=chunk_size)
-    n, label = len(ranks), labels.cpu().numpy()
+    n, label, drawn = len(ranks), labels.cpu().numpy(), cluster_numbers(clusters, len(labels))
     predicted, calibration = _predictions(scores, labels, chunk_size or max(1, _BLOCK // classes), logit_scale, logit_bias)
     estimates: dict[str, Estimate] = {
-        f"zero_shot_top{k}": statistics.mean(ranks.hits(k)) if k <= classes else statistics.exact(None, n)
+        f"zero_shot_top{k}": statistics.mean(ranks.hits(k), clusters=drawn) if k <= classes else statistics.exact(None, n)
         for k in cutoffs(top_k, "top_k")
     }
-    estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1), label)
-    estimates["zero_shot_macro_f1"] = macro_f1(label, predicted, classes)
-    estimates["zero_shot_tied"] = statistics.mean(ranks.tied)
+    estimates["zero_shot_mean_class_recall"] = statistics.class_mean(ranks.hits(1), label, clusters=drawn)
+    estimates["zero_shot_macro_f1"] = macro_f1(label, predicted, classes, drawn)
+    estimates["zero_shot_tied"] = statistics.mean(ranks.tied, clusters=drawn)
     if calibration is not None:
-        estimates |= {f"zero_shot_{name}": estimate for name, estimate in calibration.estimates().items()}
+        estimates |= {f"zero_shot_{name}": estimate for name, estimate in calibration.estimates(drawn).items()}
     confusion = np.bincount(label * classes + predicted, minlength=classes**2).reshape(classes, classes)
     place = ", ".join(part for part in (EVALUATOR, data, model) if part)
     seen = len(np.unique(label))
     note = f"{EVALUATOR}{', ' + data if data else ''}: {seen} of {classes} classes have samples."
     return Report(
         metric_rows(EVALUATOR, data, model, estimates),
-        notes=(note,) if seen < classes else (),
+        notes=(*((note,) if seen < classes else ()), *clusters_note(EVALUATOR, data, drawn)),
         details={
             f"confusion: {place}": {"classes": names, "counts": confusion.tolist()},
             f"per class: {place}": _per_class(names, confusion),
@@ -138,11 +144,12 @@ def zero_shot_from_scores(
     )
 
 
-def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimate:
+def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int, clusters: np.ndarray | None = None) -> Estimate:
     """Mean F1 over the classes that occur as a label or a prediction: scikit-learn's `f1_score(average="macro")`.
 
-    The interval uses the variance of the rows' influence (the delta method). It is omitted if one of these classes is the label
-    or the prediction of fewer than 10 rows, counted together.
+    The interval uses the variance of the influence of the rows, or of the clusters, which are as for `statistics.mean` (the
+    delta method). It is omitted if one of these classes is the label or the prediction of fewer than 10 rows, counted together,
+    or of rows in fewer than 10 clusters.
     """
     n, hit = len(labels), labels == predicted
     rows = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
@@ -151,8 +158,16 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Estimat
     if rows[seen].min() < _FEWEST_OF_F1:
         return statistics.exact(value, n)
     influence = (2 * hit - f1[labels]) / rows[labels] - f1[predicted] / rows[predicted]
-    effective = seen.sum() ** 2 / (2 / rows[seen]).sum()
-    variance = (influence**2).sum() / seen.sum() ** 2 * n / (n - 1)
+    effective, draws = seen.sum() ** 2 / (2 / rows[seen]).sum(), n
+    clusters = statistics.proper_clusters(clusters)
+    if clusters is not None:
+        names, cluster = np.unique(clusters, return_inverse=True)
+        weight = np.bincount(cluster, 1 / rows[labels] + 1 / rows[predicted]) / seen.sum()
+        effective, draws, influence = 1 / (weight**2).sum(), len(names), np.bincount(cluster, influence)
+        pairs = np.unique(np.concatenate([labels, predicted]) * draws + np.tile(cluster, 2))
+        if min(effective, np.bincount(pairs // draws, minlength=classes)[seen].min()) < statistics.FEWEST_CLUSTERS:
+            return statistics.exact(value, n)
+    variance = (influence**2).sum() / seen.sum() ** 2 * draws / (draws - 1)
     return statistics.bounded(value, variance * effective, effective, n)
 
 
@@ -191,11 +206,16 @@ def evaluate_zero_shot(
     prompts = prompt_embeddings(model, names, templates)
     image_emb, class_emb = model.images(task.source), mean_embeddings(prompts)
     scale: dict[str, Any] = {"logit_scale": model.model.logit_scale, "logit_bias": model.model.logit_bias}
-    options: dict[str, Any] = {"class_names": names, "top_k": top_k, "data": task.name}
+    options: dict[str, Any] = {
+        "class_names": names,
+        "top_k": top_k,
+        "clusters": task.source.groups,
+        "data": task.name,
+    }
     report = zero_shot(image_emb, task.labels, class_emb, ties=ties, model=model.name, **scale, **options)
     report += _by_template(image_emb, task.labels, prompts, templates, ties, task.name, model.name)
     if task.baselines:
-        report += _constant_baselines(task.labels, len(names), cutoffs(top_k, "top_k"), task.name)
+        report += _constant_baselines(task, len(names), cutoffs(top_k, "top_k"))
     if task.baselines and task.bank is not None:
         pixels = task.pixels(model)
         image, member = (torch.from_numpy(pixels.images(source)) for source in (task.source, task.bank))
@@ -227,20 +247,23 @@ def _by_template(
     )
 
 
-def _constant_baselines(labels: np.ndarray, classes: int, ks: Sequence[int], data: str) -> Report:
+def _constant_baselines(task: Task, classes: int, ks: Sequence[int]) -> Report:
     """Chance (a random order of the classes) and majority (always the classes by their frequency in the test set itself)."""
+    labels, groups = task.labels, task.source.groups
     n, counts = len(labels), np.bincount(labels, minlength=classes)
     order = np.argsort(-counts, kind="stable")
     chance = {f"zero_shot_top{k}": statistics.exact(k / classes if k <= classes else None, n) for k in ks}
     majority = {
-        f"zero_shot_top{k}": statistics.mean(np.isin(labels, order[:k])) if k <= classes else statistics.exact(None, n)
+        f"zero_shot_top{k}": statistics.mean(np.isin(labels, order[:k]), clusters=groups)
+        if k <= classes
+        else statistics.exact(None, n)
         for k in ks
     }
     recall = {"zero_shot_mean_class_recall": statistics.exact(1 / classes, n)}
     majority_recall = {"zero_shot_mean_class_recall": statistics.exact(1 / int((counts > 0).sum()), n)}
     return Report(
-        metric_rows(EVALUATOR, data, "majority", majority | majority_recall)
-        + metric_rows(EVALUATOR, data, "chance", chance | recall)
+        metric_rows(EVALUATOR, task.name, "majority", majority | majority_recall)
+        + metric_rows(EVALUATOR, task.name, "chance", chance | recall)
     )
 
 

@@ -63,15 +63,19 @@ class Calibration:
         confidence, right, brier, nll = columns
         return cls(confidence, right, brier, nll, blocks[0].one_by_one)
 
-    def estimates(self) -> dict[str, Estimate]:
+    def estimates(self, clusters: np.ndarray | None = None) -> dict[str, Estimate]:
         """`ece` (Guo et al., "On calibration of modern neural networks", 2017, equation 3, 15 equal bins), `brier`, `nll`.
 
         The calibration error has no interval: even for a perfectly calibrated model it is above 0 by chance, and a bootstrap
-        increases this bias, so that its interval is above the true value.
+        increases this bias, so that its interval is above the true value. `clusters` are as for `statistics.mean`.
         """
         # The Brier score is at most 2 for probabilities that sum to 1; for a sigmoid model, every class can add 1.
-        brier = statistics.mean(self.brier, within=statistics.ANYTHING if self.one_by_one else (0.0, 2.0))
-        return {"ece": self._error(), "brier": brier, "nll": statistics.mean(self.nll, within=statistics.ANYTHING)}
+        bounds = statistics.ANYTHING if self.one_by_one else (0.0, 2.0)
+        return {
+            "ece": self._error(),
+            "brier": statistics.mean(self.brier, clusters=clusters, within=bounds),
+            "nll": statistics.mean(self.nll, clusters=clusters, within=statistics.ANYTHING),
+        }
 
     def _error(self) -> Estimate:
         bins = np.minimum((self.confidence * BINS).astype(np.int64), BINS - 1)

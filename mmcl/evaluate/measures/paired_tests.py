@@ -36,7 +36,7 @@ def paired_difference(first: Outcomes, second: Outcomes, *, tail: float = TAIL) 
     low, high = first.within or statistics.bounds(np.concatenate([a, b]))
     within = (low - high, high - low)
     if first.labels is not None:
-        return statistics.class_mean(change, first.labels, within=within, tail=tail)
+        return statistics.class_mean(change, first.labels, clusters=first.clusters, within=within, tail=tail)
     if first.clusters is None and np.isin(change, (-1, 0, 1)).all() and within == (-1, 1):
         return paired_shares(int((change > 0).sum()), int((change < 0).sum()), len(change), tail=tail)
     return statistics.mean(change, clusters=first.clusters, within=within, tail=tail)

@@ -8,7 +8,8 @@ a single rate, and only the mean over a few rates is in the range (Brown, Cai an
 
 share of 0/1 outcomes           mid-p binomial (Lancaster, "Significance tests in discrete distributions", 1961)
 mean within known bounds        `within_bounds`; with classes, the mean over the classes
-mean of rows in clusters        `within_bounds` with the jackknife variance over clusters and their effective number
+mean of rows in clusters        `within_bounds` with the jackknife variance over clusters and their effective number; likewise
+                                the mean over the classes
 mean without bounds             Hall's transformation of Student's t (1992), from `FEWEST_UNBOUNDED` rows
 median                          interpolated order statistics (Hettmansperger and Sheather, 1986)
 difference of two samples       MOVER (Zou and Donner, "Construction of confidence limits about effect measures", 2008)
@@ -33,7 +34,8 @@ FEWEST_DRAWS = 5
 FEWEST_CLUSTERS = 10
 """Smallest effective number of clusters for an interval; clusters of unequal sizes count as fewer equal ones (Kish)."""
 FEWEST_WITHIN_CLASSES = 15
-"""Smallest number of rows beyond the first of each class for an interval of the mean over the classes."""
+"""Smallest number of rows, or of effective clusters, beyond the first of each class for an interval of the mean over the
+classes."""
 FEWEST_UNBOUNDED = 200
 """Smallest number of rows for an interval of the mean of unbounded outcomes; fewer may not show a long tail."""
 FEWEST_CORRELATED = 20
@@ -82,7 +84,7 @@ def mean(
         tail: probability beyond each end.
     """
     outcomes = np.asarray(outcomes, np.float64)
-    clusters = _proper(clusters)
+    clusters = proper_clusters(clusters)
     low, high = within or bounds(outcomes)
     per_row = Outcomes(np.asarray(outcomes, np.float32), clusters=clusters, within=(low, high))
     if clusters is None and (low, high) == (0, 1) and np.isin(outcomes, (0, 1)).all():
@@ -96,27 +98,65 @@ def mean(
     return replace(bounded(value, variance, draws, len(outcomes), low, high, tail=tail), outcomes=per_row)
 
 
-def class_mean(outcomes: np.ndarray, labels: np.ndarray, *, within: Interval | None = None, tail: float = TAIL) -> Estimate:
+def class_mean(
+    outcomes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    clusters: np.ndarray | None = None,
+    within: Interval | None = None,
+    tail: float = TAIL,
+) -> Estimate:
     """Mean over the classes of the mean outcome of their rows, such as balanced accuracy.
 
-    The variance is estimated within each class, with divisor n - 1. There is no interval if a class has a single row, if there
-    are fewer than `FEWEST_WITHIN_CLASSES` rows beyond the first of each class, or for unbounded outcomes. `within` and `tail`
-    are as for `mean`.
+    The variance is estimated within each class, with divisor n - 1; for rows in clusters, it is that of the jackknife. There is
+    no interval if a class has a single row or cluster, if there are fewer than `FEWEST_WITHIN_CLASSES` rows or effective
+    clusters beyond the first of each class, or for unbounded outcomes. `clusters`, `within` and `tail` are as for `mean`.
     """
     outcomes, labels = np.asarray(outcomes, np.float64), np.asarray(labels, np.int64)
     _, place, count = np.unique(labels, return_inverse=True, return_counts=True)
     means = np.bincount(place, outcomes) / count
     value = float(means.mean())
     low, high = within or bounds(outcomes)
-    per_row = Outcomes(np.asarray(outcomes, np.float32), "class_mean", labels, within=(low, high))
-    is_known = count.min() >= 2 and len(outcomes) - len(count) >= FEWEST_WITHIN_CLASSES
-    if not is_known or not np.isfinite(high - low):
+    clusters = proper_clusters(clusters)
+    per_row = Outcomes(np.asarray(outcomes, np.float32), "class_mean", labels, clusters=clusters, within=(low, high))
+    spread = _class_spread(outcomes, place) if clusters is None else _clustered_class_spread(outcomes, place, clusters)
+    if spread is None or not np.isfinite(high - low):
         return Estimate(value, None, None, len(outcomes), per_row)
-    variances = np.bincount(place, (outcomes - means[place]) ** 2) / (count - 1) / count
-    effective = len(count) ** 2 / float((1 / count).sum())
-    variance = float(variances.sum()) / len(count) ** 2
+    variance, effective = spread
     found = bounded(value, variance * effective, effective, len(outcomes), low, high, tail=tail)
     return replace(found, outcomes=per_row)
+
+
+def _class_spread(outcomes: np.ndarray, place: np.ndarray) -> tuple[float, float] | None:
+    """Variance of the mean over the classes, and the effective number of rows; None if there are too few."""
+    count = np.bincount(place)
+    if count.min() < 2 or len(outcomes) - len(count) < FEWEST_WITHIN_CLASSES:
+        return None
+    means = np.bincount(place, outcomes) / count
+    variances = np.bincount(place, (outcomes - means[place]) ** 2) / (count - 1) / count
+    return float(variances.sum()) / len(count) ** 2, len(count) ** 2 / float((1 / count).sum())
+
+
+def _clustered_class_spread(outcomes: np.ndarray, place: np.ndarray, clusters: np.ndarray) -> tuple[float, float] | None:
+    """Variance of the mean over the classes when one cluster after the other is left out, and the effective number of clusters.
+
+    None if there are too few, in all or beyond the first of each class, or if a class would vanish with a cluster.
+    """
+    names, cluster = np.unique(clusters, return_inverse=True)
+    # Only pairs of a class and a cluster that occur: all of them may be too many.
+    pair, row = np.unique(place * len(names) + cluster, return_inverse=True)
+    of_class, of_cluster = np.divmod(pair, len(names))
+    count, total = np.bincount(place), np.bincount(place, outcomes)
+    own_count, own_total = np.bincount(row), np.bincount(row, outcomes)
+    left = count[of_class] - own_count
+    weight = np.bincount(of_cluster, own_count / count[of_class]) / len(count)
+    effective = 1 / float((weight**2).sum())
+    of_classes = float((count**2 / np.bincount(of_class, own_count**2)).sum())
+    if left.min() == 0 or effective < FEWEST_CLUSTERS or of_classes - len(count) < FEWEST_WITHIN_CLASSES:
+        return None
+    change = (total[of_class] - own_total) / left - (total / count)[of_class]
+    changes = np.bincount(of_cluster, change) / len(count)
+    return float((changes**2).sum()) * (1 - 1 / len(names)), effective
 
 
 def median(outcomes: np.ndarray, *, clusters: np.ndarray | None = None) -> Estimate:
@@ -125,7 +165,7 @@ def median(outcomes: np.ndarray, *, clusters: np.ndarray | None = None) -> Estim
     Equal outcomes, such as ranks, widen the interval, because an end cannot lie between them; coverage is then 93 to 100 %.
     """
     outcomes = np.asarray(outcomes, np.float64)
-    clusters = _proper(clusters)
+    clusters = proper_clusters(clusters)
     per_row, value = Outcomes(np.asarray(outcomes, np.float32), "median", clusters=clusters), float(np.median(outcomes))
     _, variance, draws = _draws((outcomes < value) + (outcomes == value) / 2, clusters)
     # The number of independent rows with the same precision for the share below the median; rows of a cluster are correlated.
@@ -288,8 +328,14 @@ def _hall(draws: np.ndarray, tail: float) -> Interval | None:
     return float(ends[0]), float(ends[1])
 
 
-def _proper(clusters: np.ndarray | None) -> np.ndarray | None:
-    """Returns the clusters, or None if every row is its own cluster."""
+def effective_clusters(clusters: np.ndarray) -> float:
+    """The number of clusters of equal size that are worth as much: (sum of sizes)^2 / sum of squared sizes (Kish, 1965)."""
+    count = np.unique(clusters, return_counts=True)[1]
+    return float(count.sum()) ** 2 / float((count**2).sum())
+
+
+def proper_clusters(clusters: np.ndarray | None) -> np.ndarray | None:
+    """Returns the clusters, int64 [N], or None if every row is its own cluster."""
     if clusters is None or len(np.unique(clusters)) == len(clusters):
         return None
     return np.asarray(clusters, np.int64)
@@ -300,13 +346,13 @@ def _draws(outcomes: np.ndarray, clusters: np.ndarray | None) -> tuple[float, fl
 
     A draw is a row, or a cluster. For clusters, the variance is that of the jackknife, which is valid for unequal sizes
     (MacKinnon, Nielsen and Webb, "Cluster-robust inference: a guide to empirical practice", 2023), and the number of draws is
-    the effective one, (sum of sizes)^2 / sum of squared sizes (Kish, "Survey sampling", 1965).
+    the effective one, see `effective_clusters`.
     """
     value = float(outcomes.mean())
     if clusters is None:
         return value, float(outcomes.var()), float(len(outcomes))
     _, place, count = np.unique(clusters, return_inverse=True, return_counts=True)
-    effective = len(outcomes) ** 2 / float((count**2).sum())
+    effective = effective_clusters(clusters)
     if len(count) < 2:
         return value, 0.0, effective
     change = np.bincount(place, outcomes - value) / (len(outcomes) - count) * (1 - 1 / len(count))
