@@ -17,6 +17,7 @@ SOURCES = Registry(
         "webdataset": "mmcl.data.sources.shards.source:WebDatasetSource",
         "huggingface": "mmcl.data.sources.huggingface:HuggingFaceSource",
         "torchvision": "mmcl.data.sources.torchvision:TorchvisionSource",
+        "embeddings": "mmcl.data.sources.embeddings.source:EmbeddingSource",
         "digits": "mmcl.data.sources.digits:DigitsSource",
     },
 )

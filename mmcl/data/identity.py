@@ -19,6 +19,7 @@ from PIL import Image
 
 from mmcl.data.images.decode import MAX_BYTES, decode
 from mmcl.data.sample import ImageLike, Sample
+from mmcl.data.stored_rows import rows_of_texts
 from mmcl.data.threads import in_threads
 from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
@@ -108,7 +109,8 @@ def _sample(source: Contents, row: int, facts_of: Callable[[ImageLike], Facts]) 
         image = None if sample.image is None else digest(*facts_of(sample.image))
     except (ValueError, OSError):  # UserError is a ValueError; so is the error for an invalid path.
         image = "unreadable"
-    return digest(*_texts_and_label(sample), image)
+    rows = tuple(row.identity for row in (sample.row, *rows_of_texts(sample.captions)) if row is not None)
+    return digest(*_texts_and_label(sample), image, *([rows] if rows else []))
 
 
 def _texts_and_label(sample: Sample) -> Facts:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmcl.data import SOURCES
 from mmcl.data.source import Source, required_path
+from mmcl.data.sources.embeddings.table import PLAN
 from mmcl.data.sources.folders.captions_file import usual_captions_files
 from mmcl.data.sources.huggingface import is_saved_to_disk
 from mmcl.data.sources.shards.paths import COMPRESSED, is_shards
@@ -102,6 +103,8 @@ def guess_source(path: str | None) -> str:
             return "table"
         raise UserError(f"{path}: is neither a table nor a shard; of URLs only .tar and {', '.join(TABLE_SUFFIXES)} are read")
     place = required_path(path, "auto")
+    if (place / PLAN).is_file():
+        return "embeddings"
     if place.is_dir():
         return "huggingface" if is_saved_to_disk(place) else _guess_folder(place)
     if is_table(place):

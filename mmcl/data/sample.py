@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
+from mmcl.data.stored_rows import StoredRow
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 
@@ -37,6 +38,7 @@ class Sample:
         positives: texts with the same meaning as the captions, as in entailment pairs.
         negatives: hard negatives: similar texts with another meaning, as in contradiction pairs.
         problem: reason why the sample cannot be used, if the source already knows one.
+        row: a row of numbers in place of the image, such as its embedding by another model.
 
     Example:
         >>> Sample("cat.png", Path("cat.png"), captions=("a cat", "a kitten"), label=3).check().captions
@@ -50,6 +52,7 @@ class Sample:
     positives: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
     problem: str | None = None
+    row: StoredRow | None = None
 
     def check(self) -> Sample:
         """Returns the sample itself. Raises UserError if it cannot be used."""
@@ -61,7 +64,8 @@ class Sample:
         """Returns the image as stored. Raises UserError with its name if there is none or it cannot be used."""
         image = self.check().image
         if image is None:
-            raise UserError(f"{self.name}: has no image")
+            instead = "; it has a stored row of numbers, which models of `rows` read" if self.row else ""
+            raise UserError(f"{self.name}: has no image{instead}")
         return image
 
 

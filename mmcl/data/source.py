@@ -12,6 +12,7 @@ import numpy as np
 
 from mmcl.data.identity import identity_of
 from mmcl.data.sample import OWN_TEXTS, Sample
+from mmcl.data.stored_rows import StoredRow
 from mmcl.data.usage import Usage
 from mmcl.errors import UserError
 
@@ -195,6 +196,21 @@ def label_array(labels: Iterable[int | None]) -> np.ndarray | None:
     """Builds `Source.labels` from the labels of the samples."""
     array = np.array([-1 if label is None else label for label in labels], np.int64)
     return None if (array < 0).all() else array
+
+
+def has_rows(source: Source) -> bool:
+    """Returns True if stored rows stand for the images of a source."""
+    return len(source) > 0 and source[0].row is not None
+
+
+def required_rows(source: Source) -> list[StoredRow]:
+    """Returns the stored rows that stand for the images. Raises UserError if a sample has none."""
+    rows = []
+    for sample in map(source.__getitem__, range(len(source))):
+        if sample.check().row is None:
+            raise UserError(f"{sample.name}: has no stored row, and others have one")
+        rows.append(sample.row)
+    return rows  # type: ignore[return-value]
 
 
 def given_path(path: str | None, source: str) -> str:

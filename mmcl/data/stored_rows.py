@@ -1,4 +1,4 @@
-"""Rows that were stored for the samples of a source, such as the embeddings of another model, and are read with every batch.
+"""Rows that were stored for the samples of a source, or stand for them, such as the embeddings of another model.
 
 They are in files that are mapped into memory, so that all processes share what the operating system caches of them.
 """
@@ -12,6 +12,80 @@ from pathlib import Path
 import numpy as np
 
 from mmcl.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row of numbers in place of an image or a text, such as its embedding by another model.
+
+    Attributes:
+        file: rows, .npy of float32 or float16 [R, F], in a folder whose name is a digest of its content.
+        number: the row.
+        model: fingerprint of the model that wrote it; "" if unknown.
+    """
+
+    file: Path
+    number: int
+    model: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """Identifies the numbers without reading them, wherever the folder is."""
+        return self.file.parent.name, self.file.name, self.number
+
+
+class StoredText(str):
+    """A text with the row that stands for it.
+
+    Example:
+        >>> text = StoredText("a cat", StoredRow(Path("0123/text.npy"), 7))
+        >>> text, text.row.number
+        ('a cat', 7)
+    """
+
+    row: StoredRow
+
+    def __new__(cls, text: str, row: StoredRow) -> StoredText:
+        made = super().__new__(cls, text)
+        made.row = row
+        return made
+
+    def __reduce__(self) -> tuple[type[StoredText], tuple[str, StoredRow]]:
+        return StoredText, (str(self), self.row)
+
+
+def rows_of_texts(texts: Sequence[str]) -> list[StoredRow]:
+    """Returns the rows of those texts that have one."""
+    return [text.row for text in texts if isinstance(text, StoredText)]
+
+
+def text_identity(text: str) -> object:
+    """Returns what the embedding of a text depends on besides the model: the text, or the row that stands for it."""
+    return text.row.identity if isinstance(text, StoredText) else text
+
+
+def read_rows(rows: Sequence[StoredRow]) -> np.ndarray:
+    """Reads rows, in one pass over each file: float32 [N, F].
+
+    Raises:
+        UserError: they are of several widths.
+
+    Example:
+        >>> np.save("a.npy", np.arange(6.0, dtype=np.float16).reshape(3, 2))
+        >>> read_rows([StoredRow(Path("a.npy"), 2), StoredRow(Path("a.npy"), 0)]).tolist()
+        [[4.0, 5.0], [0.0, 1.0]]
+    """
+    by_file: dict[Path, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_file.setdefault(row.file, []).append(place)
+    tables = {file: _mapped(file) for file in by_file}
+    widths = sorted({table.shape[1] for table in tables.values()})
+    if len(widths) != 1:
+        raise UserError(f"stored rows of {widths[0]} and of {widths[-1]} numbers are in one batch; give tables of one model")
+    found = np.empty((len(rows), widths[0]), np.float32)
+    for file, places in by_file.items():
+        found[places] = tables[file][[rows[place].number for place in places]]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,15 @@ class Encoder(nn.Module):
         rebuild_args: arguments with which the registry rebuilds this architecture with random weights and without a download;
             JSON values only.
         test_args: arguments that make the encoder small enough for a test, for `mmcl.testing.check_encoder`.
+        rows_of: fingerprint of the model whose stored rows may stand for the features, "" for those of any; None for none.
+        encodes: false for an encoder that takes stored rows alone.
     """
 
     feature_dim: int
     rebuild_args: Mapping[str, Any]
     test_args: ClassVar[Mapping[str, Any]] = {}
+    rows_of: str | None = None
+    encodes: ClassVar[bool] = True
 
 
 class ImageEncoder(Encoder):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmcl.data.images.image_cache import decode_sample, decoded_batches
-from mmcl.data.source import Source
+from mmcl.data.source import Source, required_rows
+from mmcl.data.stored_rows import read_rows
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.rank_counts import Scores
 from mmcl.evaluate.reporting.metric import metric_rows
@@ -60,6 +61,17 @@ class RawPixels(_Pixels):
         """Pixels of a source: float32 [N, C * size * size], unit length. Raises UserError for an image that cannot be read."""
         pixels = torch.cat(list(decoded_batches(images, self.preprocess, batch_size or 1024))).flatten(1).float()
         return torch.nn.functional.normalize(pixels, dim=1).numpy()
+
+
+class RawRows(_Pixels):
+    """The stored rows that stand for the images, scaled to unit length, where there are no pixels."""
+
+    preprocess = None
+    fingerprint = "stored rows"
+
+    def encode_image(self, images: Source, *, batch_size: int | None = None, progress: bool = False) -> np.ndarray:
+        """Rows of a source: float32 [N, F], unit length. Raises UserError if a sample has none."""
+        return torch.nn.functional.normalize(torch.from_numpy(read_rows(required_rows(images))), dim=1).numpy()
 
 
 class PCAPixels(_Pixels):

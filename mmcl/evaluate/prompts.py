@@ -123,10 +123,15 @@ def template_set(name: str) -> list[Callable[[str], str]]:
 
 
 def _fill(template: Template, name: str) -> str:
-    """Inserts the name at the placeholder. Not with `str.format`, because a name or a template may contain other braces."""
+    """Inserts the name at the placeholder. Not with `str.format`, because a name or a template may contain other braces.
+
+    A template that is nothing but the placeholder gives the name itself, with its stored row if it has one.
+    """
     if callable(template):
         return template(name)
     slot = _slot(template)
+    if slot == template:
+        return name
     if slot is None:
         raise UserError(
             f'template {template!r} has no slot for the class name; write it with "{{}}", as in "a photo of a {{}}."'

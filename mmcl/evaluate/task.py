@@ -15,9 +15,10 @@ import numpy as np
 from mmcl.data.captions import caption_key
 from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.sample import Sample
-from mmcl.data.source import Source
+from mmcl.data.source import Source, has_rows
+from mmcl.data.stored_rows import text_identity
 from mmcl.errors import UserError
-from mmcl.evaluate.baselines import PCAPixels, RawPixels
+from mmcl.evaluate.baselines import PCAPixels, RawPixels, RawRows
 from mmcl.evaluate.cache import EmbeddingCache
 from mmcl.evaluate.measures.statistics import SEED
 from mmcl.evaluate.reporting.metric import Provenance
@@ -82,7 +83,7 @@ class CachedModel:
         """Embeddings of texts: float32 [M, D]; only new ones are encoded."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            rows = self._stored(lambda: self.model.encode_text(new), lambda: {"texts": digest(*new)})
+            rows = self._stored(lambda: self.model.encode_text(new), lambda: {"texts": digest(*map(text_identity, new))})
             self._texts.update(zip(new, rows, strict=True))
         return np.stack([self._texts[text] for text in texts])
 
@@ -132,7 +133,8 @@ class Task:
         baselines: whether the evaluators also report chance, majority and raw pixels; when several models are compared, once
             is enough.
         figures: whether the evaluators also draw figures: examples and maps.
-        pixel_models: the baseline "raw pixels" for each preprocessing; tasks that share this mapping decode images once.
+        pixel_models: the baseline "raw pixels" for each preprocessing, or "stored rows" for None; tasks that share this mapping
+            decode images once.
         pca_models: the baseline "PCA-50" for each preprocessing, for this task only.
 
     Example:
@@ -147,8 +149,8 @@ class Task:
     bank: Source | None = None
     baselines: bool = True
     figures: bool = True
-    pixel_models: dict[Preprocess, CachedModel] = field(default_factory=dict)
-    pca_models: dict[Preprocess, CachedModel] = field(default_factory=dict, init=False)
+    pixel_models: dict[Preprocess | None, CachedModel] = field(default_factory=dict)
+    pca_models: dict[Preprocess | None, CachedModel] = field(default_factory=dict, init=False)
 
     @cached_property
     def captions(self) -> Captions:
@@ -260,7 +262,9 @@ class Task:
         return self.bank
 
     def pixels(self, beside: CachedModel) -> CachedModel:
-        """The baseline "raw pixels", with the intensity range and channels of the model that is compared."""
+        """The baseline "raw pixels", with the intensity range and channels of the model that is compared; or "stored rows"."""
+        if has_rows(self.source):
+            return self.pixel_models.setdefault(None, CachedModel(RawRows(), "stored rows"))
         model = RawPixels.like(self.source, beside.preprocess)
         return self.pixel_models.setdefault(model.preprocess, CachedModel(model, "raw pixels"))
 

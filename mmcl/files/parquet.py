@@ -24,8 +24,12 @@ _CELL_BYTES = 64
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
-def parquet_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def parquet_batches(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Reads a file as stored, in record batches.
+
+    Args:
+        path: the file.
+        columns: names of the columns to read; None for all.
 
     Raises:
         UserError: the file unpacks to more than `UNPACKED_BYTES` and `UNPACKED_FOLD` allow.
@@ -37,7 +41,7 @@ def parquet_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     per_row = sum(file.metadata.row_group(group).total_byte_size for group in groups) // max(1, file.metadata.num_rows)
     rows = min(PIECE_ROWS, PIECE_BYTES // max(1, per_row, longest)) or 1
     # One row group at a time: Arrow does not merge dictionaries nested in lists.
-    batches = (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group]))
+    batches = (batch for group in groups for batch in file.iter_batches(rows, row_groups=[group], columns=columns))
     return file.schema_arrow, (_validated(batch, path) for batch in batches)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mmcl.data.images.tensors import check_resize, read_pixels
 from mmcl.data.sample import ImageLike
+from mmcl.data.source import Source, has_rows, required_rows
+from mmcl.data.stored_rows import rows_of_texts
 from mmcl.encoders.adapters import merged_state_dict
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
@@ -23,9 +25,10 @@ from mmcl.errors import UserError
 from mmcl.interop.device import find_device
 from mmcl.interop.encoding import Embedding, Images, PairScores, as_many, check_dim, collected, read_in_batches, unit_prefixes
 from mmcl.interop.save import save_model
+from mmcl.interop.stored_inputs import feature_batches
 from mmcl.methods.method import Method
 from mmcl.preprocess import Preprocess
-from mmcl.types import Tokens
+from mmcl.types import Features, Tokens
 
 
 class Model(PairScores):
@@ -118,7 +121,7 @@ class Model(PairScores):
 
         Args:
             images: a path (any `str` is a path), a PIL image, a uint8 array [H, W] or [H, W, C], or an encoded file; a sequence
-                of these; or a data source.
+                of these; or a data source, also of stored rows for a model that was trained on them.
             batch_size: images per forward pass; by default 64, or more if the images are small.
             progress: whether to show a progress bar.
             dim: width of the result: the first columns, scaled to unit length; None for all. Any width works, and is as good as
@@ -133,7 +136,7 @@ class Model(PairScores):
         """
         tower = self._tower("image", "encode_image")
         many = as_many(images)
-        return self._encode(tower, self._pixels(tower, many, batch_size), len(many), progress, dim)
+        return self._encode(tower, self._image_inputs(tower, many, batch_size), len(many), progress, dim)
 
     def image_logits(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
         """Outputs of the image head without normalization, such as the logits of a classifier: float32 [N, C].
@@ -142,7 +145,7 @@ class Model(PairScores):
         """
         tower = self._tower("image", "image_logits")
         with torch.inference_mode():
-            batches = self._pixels(tower, as_many(images), batch_size)
+            batches = self._image_inputs(tower, as_many(images), batch_size)
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
     def image_features(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
@@ -152,13 +155,15 @@ class Model(PairScores):
         """
         tower = self._tower("image", "image_features")
         with torch.inference_mode():
-            batches = self._pixels(tower, as_many(images), batch_size)
-            return np.concatenate([tower.encoder(batch).float().cpu().numpy() for batch in batches])
+            batches = self._image_inputs(tower, as_many(images), batch_size)
+            return np.concatenate([tower.features(batch).rows.float().cpu().numpy() for batch in batches])
 
     def encode_text(
         self, texts: str | Sequence[str], *, batch_size: int = 256, progress: bool = False, dim: int | None = None
     ) -> np.ndarray:
         """Embeds a string or a list of strings. A string is always a text, never a path; `dim` as for `encode_image`.
+
+        The captions of a source of stored rows are read for a model that was trained on such rows.
 
         Returns:
             float32 [N, D], unit length, in the order given; N is 1 for a single string.
@@ -169,9 +174,13 @@ class Model(PairScores):
         tower = self._tower("text", "encode_text")
         encoder: TextEncoder = tower.encoder  # type: ignore[assignment]
         rows = [texts] if isinstance(texts, str) else list(texts)
-        starts = range(0, len(rows), batch_size)
-        tokens = (encoder.tokenizer(rows[start : start + batch_size]).to(self.device) for start in starts)
-        return self._encode(tower, tokens, len(rows), progress, dim)
+        stored = rows_of_texts(rows) if encoder.rows_of is not None else []
+        if rows and len(stored) == len(rows):
+            inputs: Iterator[Tokens | Features] = feature_batches(tower, "text", stored)
+        else:
+            starts = range(0, len(rows), batch_size)
+            inputs = (encoder.tokenizer(rows[start : start + batch_size]) for start in starts)
+        return self._encode(tower, (batch.to(self.device) for batch in inputs), len(rows), progress, dim)
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes a folder that `mmcl.load_model` reads, atomically; adapters are merged in it.
@@ -217,15 +226,17 @@ class Model(PairScores):
             raise UserError(f"this model has no {name} tower, so {method} does not work; load a model that has one")
         return self.towers[name]  # type: ignore[return-value]
 
-    def _pixels(self, tower: Tower, images: Images, batch_size: int | None) -> Iterator[Tensor]:
-        """Preprocessed images for the tower, in batches."""
+    def _image_inputs(self, tower: Tower, images: Images, batch_size: int | None) -> Iterator[Tensor | Features]:
+        """Preprocessed images for the tower, or the stored rows that stand for them, in batches."""
+        if isinstance(images, Source) and has_rows(images):
+            return (rows.to(self.device) for rows in feature_batches(tower, "image", required_rows(images)))
         encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
         preprocess = encoder.preprocess
         batches = read_in_batches(images, preprocess, batch_size, lambda image, name: read_pixels(image, preprocess, name=name))
         return (torch.stack(batch).to(self.device).float() / 255 for batch in batches)
 
     def _encode(
-        self, tower: Tower, batches: Iterator[Tensor | Tokens], total: int, progress: bool, dim: int | None
+        self, tower: Tower, batches: Iterator[Tensor | Tokens | Features], total: int, progress: bool, dim: int | None
     ) -> np.ndarray:
         width = self._width(tower)
         check_dim(width if dim is None else dim, width)  # before anything is encoded
@@ -234,12 +245,12 @@ class Model(PairScores):
             return unit_prefixes(collected(rows, total, width, progress=progress), dim)
 
 
-def embed(tower: Tower, batch: Tensor | Tokens, embedding: Embedding) -> Tensor:
-    """Embeds a prepared batch, pixels float32 [B, C, H, W] in [0, 1] or tokens: float32 [B, D], unit length."""
+def embed(tower: Tower, batch: Tensor | Tokens | Features, embedding: Embedding) -> Tensor:
+    """Embeds a prepared batch, pixels float32 [B, C, H, W] in [0, 1], tokens or features: float32 [B, D], unit length."""
     if embedding == "projection":
         projected: Tensor = tower(batch).float()
         return projected
-    return nn.functional.normalize(tower.encoder(batch).float(), dim=-1)
+    return nn.functional.normalize(tower.features(batch).rows.float(), dim=-1)
 
 
 def _description(item: tuple[str, nn.Module]) -> list[Any]:

@@ -176,6 +176,8 @@ def _read_tower(folder: Path, entry: TowerEntry) -> Tower:
 def _check_encoding(towers: nn.ModuleDict, folder: Path) -> None:
     """Encodes a blank input, because some arguments build a tower that cannot encode."""
     for name, tower in towers.eval().items():
+        if not tower.encoder.encodes:  # type: ignore[union-attr]
+            continue
         try:
             if isinstance(tower.encoder, ImageEncoder):
                 shown = tower.encoder.preprocess

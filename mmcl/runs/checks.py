@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcl.config import Config
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
+from mmcl.encoders.tower import Tower
 from mmcl.engine.activation_checkpointing import check_blocks
 from mmcl.engine.anchors import check_anchors
 from mmcl.engine.channels_last import check_channels_last
@@ -24,7 +25,7 @@ from mmcl.evaluate import Task, check
 from mmcl.interop.device import find_device
 from mmcl.methods.method import Method
 from mmcl.runs.build_data import check_data
-from mmcl.types import Tokens
+from mmcl.types import Features, Tokens
 
 _TEXTS = ("a photo", "a longer text of several words")
 
@@ -111,10 +112,7 @@ def check_single_rows(config: Config, method: Method, views: Mapping[str, ImageV
     share, micro = config.train.batch_size // processes, config.train.micro_batch
     if min(share, micro or share) != 1:
         return
-    inputs: dict[str, Any] = {
-        name: two_images(views[name], config.train.seed) if name in views else _two_texts(method.tower(name).encoder)
-        for name in method.views
-    }
+    inputs: dict[str, Any] = {name: _two_inputs(method.tower(name), views.get(name), config) for name in method.views}
     try:
         copy.deepcopy(method).train().encode({name: both[:1] for name, both in inputs.items()})
     except ValueError as error:
@@ -143,7 +141,7 @@ def _batch_norms(method: Method) -> str:
 def _try_view(name: str, view: ImageView | None, config: Config, method: Method) -> None:
     tower = method.tower(name)
     encoder = type(tower.encoder).__name__ if tower.spec is None else tower.spec.encoder
-    inputs = _two_texts(tower.encoder) if view is None else two_images(view, config.train.seed)
+    inputs = _two_inputs(tower, view, config)
     try:
         tower(inputs, unit=False)
     except Exception as error:  # other libraries raise various errors for an unsupported size
@@ -156,6 +154,13 @@ def _try_view(name: str, view: ImageView | None, config: Config, method: Method)
             f"give it {preprocess.height} x {preprocess.width} pixels by "
             f"data.views.{name}.size and the augmentations, or take another encoder"
         ) from error
+
+
+def _two_inputs(tower: Tower, view: ImageView | None, config: Config) -> Tensor | Tokens | Features:
+    """Return two black images, two texts, or two rows of an encoder that reads rows alone."""
+    if not tower.encoder.encodes:
+        return Features(torch.zeros(2, tower.encoder.feature_dim))
+    return _two_texts(tower.encoder) if view is None else two_images(view, config.train.seed)
 
 
 def two_images(view: ImageView, seed: int) -> Tensor:

@@ -98,7 +98,7 @@ def build_tasks(
     chosen = []
     # Evaluators of the same data share a task, and therefore the pixels and components of the baselines.
     tasks: dict[tuple[str, int, int], Task] = {}
-    pixel_models: dict[Preprocess, CachedModel] = {}
+    pixel_models: dict[Preprocess | None, CachedModel] = {}
     for number, evaluator in enumerate(evaluators):
         source = open_once(evaluator.data, held_out, f"evaluate.{number}.data")
         bank = open_once(evaluator.bank, training_data, f"evaluate.{number}.bank")

@@ -16,7 +16,8 @@ from mmcl.runs.checks import two_images
 from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.memory import Memory, count_memory, format_size
 from mmcl.runs.plan import Plan
-from mmcl.types import Views
+from mmcl.runs.stored_inputs import stored_inputs
+from mmcl.types import Features, Views
 
 _PAIRS, _MOST, _SECONDS = 4, 256, 0.2
 """Pairs that are encoded to measure, at first and at most, and the duration of a pass from which on there are enough."""
@@ -133,7 +134,11 @@ def _passed(method: nn.Module, views: Views, config: Config) -> tuple[int, float
 
 def _inputs(plan: Plan, count: int, device: torch.device) -> Views:
     found: dict[str, Any] = {}
+    stored = stored_inputs(plan.source)
     for name, kind in plan.method.views.items():
+        if kind in stored:
+            found[name] = Features(torch.zeros(count, plan.method.tower(name).encoder.feature_dim, device=device))
+            continue
         if kind == "image":
             image_BCHW = two_images(plan.views[name], plan.config.train.seed)
             found[name] = image_BCHW[:1].repeat(count, 1, 1, 1).to(device)

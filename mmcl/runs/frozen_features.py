@@ -1,13 +1,15 @@
 """Features of frozen encoders, computed once and read in every epoch instead of encoding again.
 
-The encoder's inputs must not be random, as in LiT (Zhai et al., 2022). The features are stored in a file in the run directory
-that is mapped into memory, so the operating system caches as much as fits, and resumed runs reuse the file.
+The encoder's inputs must be known, as in LiT (Zhai et al., 2022): images that are not augmented, and captions as they are
+listed, one of which may be drawn in each epoch. The features are stored in files in the run directory that are mapped into
+memory, so the operating system caches as much as fits, and resumed runs reuse them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from mmcl.data.captions import checked_caption
 from mmcl.data.derived.subset import Subset
 from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Source
+from mmcl.data.stored_rows import StoredRows
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
@@ -31,6 +34,7 @@ from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.methods.method import Method
 from mmcl.progress import progress_bar
+from mmcl.runs.stored_inputs import stored_inputs
 from mmcl.types import Batch, Features, Tokens
 
 if TYPE_CHECKING:
@@ -39,16 +43,21 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
+def stored_name(kind: str) -> str:
+    """Return the name under which a batch has the features of images or captions, before they take the place of the inputs."""
+    return f"features/{kind}"
+
+
 class FeatureBatches:
     """Batches in which the views of frozen encoders hold features instead of inputs, read in pieces like `StepBatches`.
 
     Args:
-        batches: item number s is a process's share of step s.
-        files: view name -> file written by `store_features`.
+        batches: item number s is a process's share of step s, with the features among its stored rows.
+        kinds: view -> "image" or "text", for the views of frozen encoders.
     """
 
-    def __init__(self, batches: StepBatches, files: Mapping[str, Path]):
-        self.batches, self.files = batches, files
+    def __init__(self, batches: StepBatches, kinds: Mapping[str, str]):
+        self.batches, self.kinds = batches, kinds
 
     @property
     def pieces(self) -> int:
@@ -61,12 +70,9 @@ class FeatureBatches:
     def piece(self, step: int, number: int) -> Piece:
         """Reads a piece of a step, with features."""
         piece = self.batches.piece(step, number)
-        # The file is mapped for each piece, so that its contents are not sent to loader processes.
-        features = {
-            view: Features(torch.from_numpy(np.load(file, mmap_mode="r")[piece.batch.index.numpy()]))
-            for view, file in self.files.items()
-        }
-        return replace(piece, batch=replace(piece.batch, views={**piece.batch.views, **features}))
+        features = {view: Features(piece.batch.stored[stored_name(kind)]) for view, kind in self.kinds.items()}
+        others = {name: rows for name, rows in piece.batch.stored.items() if name not in map(stored_name, self.kinds.values())}
+        return replace(piece, batch=replace(piece.batch, views={**piece.batch.views, **features}, stored=others))
 
     def joined(self, step: int, pieces: Iterable[Piece], *, pin: bool = False) -> Batch:
         """Joins the pieces of a step, see `StepBatches.joined`."""
@@ -74,44 +80,54 @@ class FeatureBatches:
 
 
 def has_fixed_inputs(kind: str, config: Config, source: Source) -> bool:
-    """Return True if the inputs of a tower ("image" or "text") are the same in every epoch."""
+    """Return True if the inputs of a tower ("image" or "text") are known before the run: the same images in every epoch, or
+    captions as the source lists them."""
     if kind == "image":
         return not config.data.augment and config.data.crop is None and not config.data.views
-    return all(_has_one_caption(source, index) for index in range(len(source)))
+    return source.draws_as_listed and all(_draws_listed(source, index) for index in range(len(source)))
 
 
-def _has_one_caption(source: Source, index: int) -> bool:
-    """Return True if a sample has one caption. A source may draw captions it does not list, so both ends of the draw count."""
+def _draws_listed(source: Source, index: int) -> bool:
+    """Return True if a sample has captions and draws them as they are. Of a source that does not say so, both ends of the draw
+    count."""
     captions = source[index].captions
-    return len(captions) == 1 and source.caption(index, 0.0) == source.caption(index, np.nextafter(1, 0)) == captions[0]
+    return bool(captions) and {source.caption(index, draw) for draw in (0.0, np.nextafter(1, 0))} <= {*captions}
 
 
-def store_features(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, Path]:
+def store_features(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, StoredRows]:
     """Compute missing features, each process its share. All processes call this.
 
-    If a sample cannot be read, its encoder is skipped; training then encodes as usual and replaces such samples.
+    If a sample cannot be read, its encoder is skipped; training then encodes as usual and replaces such samples. So are texts
+    of which the run shows fewer than there are, and those of methods with several views of them.
 
     Returns:
-        Name of each frozen tower with fixed inputs -> file of features, float32 [N, F]; row i belongs to sample i.
+        Name of each frozen tower with fixed inputs -> features of all images, or of all captions.
     """
     files = {}
+    others = stored_inputs(source).keys() | ({"text"} if [*method.views.values()].count("text") > 1 else set())
     for kind, tower in method.towers.items():
-        if tower.frozen and has_fixed_inputs(kind, config, source):
-            file = _store(kind, tower, config, source, accelerator)  # type: ignore[arg-type]
-            if file is not None:
-                files[kind] = file
+        if tower.frozen and kind not in others and has_fixed_inputs(kind, config, source):
+            rows = _store(kind, tower, config, source, accelerator)  # type: ignore[arg-type]
+            if rows is not None:
+                files[kind] = rows
     return files
 
 
-def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> Path | None:
-    shape = (len(source), tower.encoder.feature_dim)
+def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> StoredRows | None:
+    count_N = np.array([len(_distinct(source, index)) if kind == "text" else 1 for index in range(len(source))], np.int64)
+    total = int(count_N.sum())
+    if total > max(len(source), _shown(config, len(source))):
+        return None
     final = Path(config.run_dir or "") / "features" / f"{kind}-{_key(kind, tower, config, source, accelerator)}.npy"
+    starts = final.with_suffix(".starts.npy") if total > len(source) else None
     stage = final.with_name(f".tmp-{final.name}")
     if accelerator.is_main_process and not final.exists():
-        _reserve(stage, shape)
+        _reserve(stage, (total, tower.encoder.feature_dim))
+        if starts is not None and stage.exists():
+            np.save(starts, np.cumsum(count_N) - count_N)
     accelerator.wait_for_everyone()
     if final.exists():
-        return final
+        return StoredRows(final, starts)
     if not stage.exists():
         return None
     failed = 0
@@ -127,7 +143,17 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
         else:
             stage.rename(final)
     accelerator.wait_for_everyone()
-    return None if failed else final
+    return None if failed else StoredRows(final, starts)
+
+
+def _shown(config: Config, samples: int) -> float:
+    """Return how many captions a run shows."""
+    train = config.train
+    return train.steps * train.batch_size if train.steps else (train.epochs or 1) * samples
+
+
+def _distinct(source: Source, index: int) -> list[str]:
+    return list(dict.fromkeys(source[index].captions))
 
 
 def _reserve(stage: Path, shape: tuple[int, int]) -> None:
@@ -152,24 +178,27 @@ def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: A
 @torch.no_grad()
 def _fill(stage: Path, kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
-    row, stop = (len(source) * part // world for part in (rank, rank + 1))
-    features_NF = np.load(stage, mmap_mode="r+")
+    features_RF = np.load(stage, mmap_mode="r+")
+    row, stop = (len(features_RF) * part // world for part in (rank, rank + 1))
     size = config.train.micro_batch or config.train.batch_size // world
-    inputs = _inputs(kind, tower.encoder, Subset(source, np.arange(row, stop)), size)
+    inputs = _inputs(kind, tower.encoder, source, range(row, stop), size)
     with accelerator.autocast(), progress_bar(total=stop - row, shown=rank == 0, desc=f"{kind} features") as bar:
         for batch in inputs:
             rows = tower.encoder(batch.to(accelerator.device)).float().cpu().numpy()
-            features_NF[row : row + len(rows)] = rows
+            features_RF[row : row + len(rows)] = rows
             row += len(rows)
             bar.update(len(rows))
-    features_NF.flush()
+    features_RF.flush()
 
 
-def _inputs(kind: str, encoder: Any, source: Source, size: int) -> Iterator[Tensor | Tokens]:
-    """Yield the encoder's inputs in training, in the order of the source."""
+def _inputs(kind: str, encoder: Any, source: Source, rows: range, size: int) -> Iterator[Tensor | Tokens]:
+    """Yield the encoder's inputs in training, in the order of the source: some of the images, or of the captions."""
     if kind == "image":
-        yield from (batch.float().div_(255) for batch in decoded_batches(source, encoder.preprocess, size))
+        part = Subset(source, np.arange(rows.start, rows.stop))
+        yield from (batch.float().div_(255) for batch in decoded_batches(part, encoder.preprocess, size))
         return
-    for start in range(0, len(source), size):
-        samples = [source[index] for index in range(start, min(start + size, len(source)))]
-        yield encoder.tokenizer([checked_caption(sample.captions[0], sample.name) for sample in samples])
+    samples = map(source.__getitem__, range(len(source)))
+    captions = ((text, sample.name) for sample in samples for text in dict.fromkeys(sample.captions))
+    chosen = islice(captions, rows.start, rows.stop)
+    while batch := [checked_caption(text, name) for text, name in islice(chosen, size)]:
+        yield encoder.tokenizer(batch)

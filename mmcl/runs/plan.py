@@ -19,6 +19,7 @@ from mmcl.runs.build_data import build_order, build_training_data
 from mmcl.runs.checks import check_run
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import build_tasks
+from mmcl.runs.stored_inputs import check_stored_inputs, with_widths
 from mmcl.runs.stored_teachers import TeacherFolders, open_teachers
 from mmcl.types import RunFacts
 
@@ -64,9 +65,10 @@ def make_plan(config: Config, processes: int) -> Plan:
         raise UserError(f"processes is {processes}: give 1 or more")
     source, held_out = build_training_data(config)
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
-    asked, config = config, fit_batch(config, len(source), processes)
+    asked, config = config, with_widths(fit_batch(config, len(source), processes), source)
     method = build_method(config)
     config = as_built(config, method)
+    check_stored_inputs(config, method, source)
     views = image_views(config, method)
     teachers = open_teachers(config, method, source)
     check_teachers(config, method, [one.teacher for one in teachers])

@@ -46,7 +46,7 @@ from mmcl.methods.method import Method
 from mmcl.runs.build import build_method, class_names
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import evaluate_trained, write_report
-from mmcl.runs.frozen_features import FeatureBatches, store_features
+from mmcl.runs.frozen_features import FeatureBatches, store_features, stored_name
 from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.resume import (
     compare,
@@ -346,9 +346,12 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
         by_length=(config.train.micro_batch or share) < share,
         augment_on=config.data.augment_on,
         progress=accelerator.is_main_process,
-        stored=store_rows(plan.teachers, plan.source, Path(config.run_dir or ""), accelerator),
+        stored={
+            **store_rows(plan.teachers, plan.source, Path(config.run_dir or ""), accelerator),
+            **{stored_name(kind): rows for kind, rows in files.items()},
+        },
     )
-    return FeatureBatches(batches, {view: files[kind] for view, kind in method.views.items() if kind in files})
+    return FeatureBatches(batches, {view: kind for view, kind in method.views.items() if kind in files})
 
 
 def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:

@@ -11,9 +11,11 @@ from torch import nn
 from mmcl.config import AdapterConfig, ComponentConfig, Config, TowerConfig
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.adapters import adapt
-from mmcl.encoders.heads import MLPHead
-from mmcl.encoders.tower import GIVEN, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
+from mmcl.encoders.embeddings_of import EMBEDDINGS_OF
+from mmcl.encoders.heads import MLPHead, NoHead
+from mmcl.encoders.tower import GIVEN, Encoder, ImageEncoder, Tower, TowerSpec, build_tower, wrap_encoder
 from mmcl.errors import UserError
+from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.methods import METHODS
 from mmcl.preprocess import OF_THE_ENCODER
@@ -107,7 +109,21 @@ def _build(name: str, config: TowerConfig) -> Tower:
         head=head.name,
         head_args=head.args,
     )
+    if config.encoder.name == EMBEDDINGS_OF and "model" in config.encoder.args:
+        return wrap_encoder(_embeddings_of(name, config.encoder.args["model"]), spec)
     return build_tower(spec)
+
+
+def _embeddings_of(name: str, model_name: str) -> Encoder:
+    """Return an encoder whose features are the embeddings of a model. Raises UserError if it has no such tower."""
+    model = load_model(model_name, device="cpu")
+    start: Any = dict(getattr(model, "towers", {})).get(name)  # graphs of ONNX have none
+    if start is None:
+        raise UserError(f"{name}.encoder.args.model {model_name} has no {name} tower to train with; give a model that has one")
+    if model.embedding == "features":
+        start = Tower(start.encoder, NoHead(start.encoder.feature_dim), spec=replace(start.spec, head="none", head_args={}))
+    encoder: Encoder = _ENCODERS[name][EMBEDDINGS_OF](tower=start, written_by=model.fingerprint)
+    return encoder
 
 
 def _with_new_head(name: str, start: Tower, config: TowerConfig) -> Tower:
@@ -137,7 +153,7 @@ def has_trained_weights(name: str, encoder: ComponentConfig) -> bool:
     Those of plug-ins, and modules passed from Python, are taken to be trained: only their authors know.
     """
     encoders, args = _ENCODERS[name], encoder.args
-    if encoder.name == GIVEN or encoders.plugin(encoder.name) is not None:
+    if encoder.name in (GIVEN, EMBEDDINGS_OF) or encoders.plugin(encoder.name) is not None:
         return True
     pretrained = encoders.parameters(encoder.name).get("pretrained")
     has_weights = pretrained is not None and bool(args.get("pretrained", pretrained.default))

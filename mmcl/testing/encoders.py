@@ -48,6 +48,9 @@ def check_encoder(
     built = build(small_args(factory, args))
     kind = ImageEncoder if modality == "image" else TextEncoder
     require(isinstance(built, kind), f"{type(built).__name__} is not a mmcl.encoders.tower.{kind.__name__}")
+    if not built.encodes:  # stored rows stand for its features
+        require(built.rows_of is not None, "it neither encodes inputs nor takes stored rows (rows_of)")
+        return
     for check in ENCODER_CHECKS.values():
         check(built.eval(), build)
 

@@ -131,7 +131,7 @@ OPENED: dict[str, Opened] = {
     "emoji": of_emoji,
     "digits": of_digits,
 }
-WITHOUT_IMAGES = {"emoji_texts"}
+WITHOUT_IMAGES = {"emoji_texts", "embeddings"}
 DERIVED: dict[str, Callable[[Source], Source]] = {
     "Subset": lambda source: Subset(source, np.arange(4)),
     "Mixture": lambda source: Mixture({"one": source, "two": Subset(source, np.arange(2))}),

@@ -116,9 +116,13 @@ def batches(
 def rows(batch: Batch) -> list[tuple[Any, ...]]:
     """Everything about a batch, row by row, to be compared bit for bit."""
     pixels = {name: [row.numpy().tobytes() for row in view] for name, view in images(batch).items()}
-    views = [pixels[name] if name in pixels else texts(view) for name, view in batch.views.items()]
+    views = [pixels[name] if name in pixels else _read(view) for name, view in batch.views.items()]
     labels = [None] * len(batch.ids) if batch.labels is None else batch.labels.tolist()
     return list(zip(batch.index.tolist(), batch.ids.tolist(), labels, *views, strict=True))
+
+
+def _read(view: View) -> list[Any]:
+    return [row.numpy().tobytes() for row in view.rows] if isinstance(view, Features) else texts(view)
 
 
 def test_a_batch_holds_what_the_order_says() -> None:

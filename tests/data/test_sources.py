@@ -18,6 +18,7 @@ from mmcl.data.derived.subset import Subset, split_source
 from mmcl.data.open import guess_source, open_source
 from mmcl.errors import UserError
 from mmcl.testing import check_source
+from tests.data.embeddings import PAIR_COLUMNS, pairs_file
 from tests.data.files import decoded, write_image, write_mnist, write_table
 from tests.data.tars import pairs, write_tar
 from tests.data.test_loader import batches
@@ -33,16 +34,16 @@ TINY = Path(__file__).parents[1] / "fixtures" / "emoji_tiny"
 def given(request: pytest.FixtureRequest, tmp_path: Path) -> Given:
     """The positional and keyword arguments with which each registered source is opened."""
     name = request.param
-    if name == "folder":
-        return name, str(request.getfixturevalue("folder")), None, {}
-    if name == "table":
-        return name, str(request.getfixturevalue("table")), None, {}
+    if name in ("folder", "table"):
+        return name, str(request.getfixturevalue(name)), None, {}
     if name == "webdataset":
         for number in range(3):
             write_tar(tmp_path / "shards" / f"{number}.tar", pairs(4 * number, 4 * number + 4))
         return name, str(tmp_path / "shards"), str(tmp_path), {}
     if name == "huggingface":
         return name, str(TINY), str(tmp_path), {}
+    if name == "embeddings":
+        return name, str(pairs_file(tmp_path)), str(tmp_path), PAIR_COLUMNS
     if name == "torchvision":
         write_mnist(tmp_path / "mnist" / "MNIST" / "raw")
         return name, None, str(tmp_path), {"dataset": "MNIST", "train": False}
@@ -71,7 +72,7 @@ class TestContract:
     def test_the_same_batches_for_any_workers_and_processes(self, given: Given) -> None:
         source = open_source(*given)
         sample = source[0]
-        kinds = {"image": "image"} if sample.image is not None else {}
+        kinds = {"image": "image"} if sample.image is not None or sample.row is not None else {}
         kinds |= {"text": "text"} if sample.captions else {}
 
         def made(rank: int = 0, world: int = 1) -> StepBatches:

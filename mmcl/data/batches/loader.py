@@ -16,17 +16,17 @@ from torch.utils.data import Dataset
 from mmcl.data.batches.order import BatchOrder
 from mmcl.data.batches.pieces import PIECE_ROWS, Piece, join
 from mmcl.data.batches.views import ImageView, make_views
-from mmcl.data.captions import checked_caption, token_ids
+from mmcl.data.captions import caption_key, checked_caption, text_hash, token_ids
 from mmcl.data.derived.label_captions import CAPTIONS_WANTED
 from mmcl.data.images.image_cache import ImageCache
 from mmcl.data.random_streams import Stream
 from mmcl.data.sample import OWN_TEXTS, Sample
-from mmcl.data.source import Source
-from mmcl.data.stored_rows import StoredRows, caption_place
+from mmcl.data.source import Source, has_rows
+from mmcl.data.stored_rows import StoredRows, caption_place, read_rows, rows_of_texts
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 from mmcl.terminal import counted
-from mmcl.types import BadSample, Batch, Tokens, Unaugmented
+from mmcl.types import BadSample, Batch, Features, Tokens, Unaugmented
 
 CACHE_BYTES = 10**9
 MAX_ATTEMPTS = 100
@@ -38,9 +38,9 @@ class _BatchRow:
 
     epoch: int
     index: int
+    sample: Sample
     pixels: dict[str, Tensor]
     captions: dict[str, str]
-    listed: tuple[str, ...]
     is_replacement: bool
 
 
@@ -57,6 +57,8 @@ class StepBatches(Dataset[Batch]):
     With captions, ids are the source's own, else hashes of the first text view's tokens: captions that the encoder cannot
     distinguish are positives of each other. With image views only, every sample is its own class. Labels of the source are
     separate from the ids, in `Batch.labels`; only methods that request labels use them.
+
+    Where stored rows stand for images or texts, a view is their `Features`, and ids are hashes of the texts themselves.
 
     Args:
         source: the samples.
@@ -100,7 +102,8 @@ class StepBatches(Dataset[Batch]):
         self.order.rows(0, rank, world)
         self._check_source()
         self._cache: ImageCache | None = None
-        if images and all(view.crop is None for view in images.values()):
+        self._has_rows = has_rows(source)
+        if images and not self._has_rows and all(view.crop is None for view in images.values()):
             preprocess = next(iter(images.values())).preprocess
             fits = ImageCache.nbytes(source, preprocess) <= CACHE_BYTES
             if cache is True or (cache == "auto" and fits):
@@ -123,16 +126,12 @@ class StepBatches(Dataset[Batch]):
         draws = self._caption_draws(epoch, wanted)
         rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
         epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
-        views: dict[str, Any] = {
-            name: self._images(view, torch.stack([row.pixels[name] for row in rows]), epoch, index)
-            for name, view in self.images.items()
-        }
-        for name in self.texts:
-            assert self.tokenizer
-            views[name] = self.tokenizer([row.captions[name] for row in rows])
+        views = self._image_views(rows, epoch, index)
+        texts = {name: [row.captions[name] for row in rows] for name in self.texts}
+        views |= {name: self._text_view(own) for name, own in texts.items()}
         batch = Batch(
             views,
-            torch.from_numpy(self._ids(index, views)),
+            torch.from_numpy(self._ids(index, texts, views)),
             torch.from_numpy(index),
             tuple(bad),
             None if self.labels is None else torch.from_numpy(self.labels[index]),
@@ -157,6 +156,20 @@ class StepBatches(Dataset[Batch]):
     def _share(self) -> int:
         return self.order.batch_size // self.world
 
+    def _image_views(self, rows: Sequence[_BatchRow], epoch: np.ndarray, index: np.ndarray) -> dict[str, Any]:
+        if not self._has_rows:
+            stacked = {name: torch.stack([row.pixels[name] for row in rows]) for name in self.images}
+            return {name: self._images(view, stacked[name], epoch, index) for name, view in self.images.items()}
+        stored = [row.sample.row for row in rows if row.sample.row is not None]
+        return dict.fromkeys(self.images, Features(torch.from_numpy(read_rows(stored))))
+
+    def _text_view(self, texts: Sequence[str]) -> Tokens | Features:
+        """The tokens of texts, or the rows that are stored for them."""
+        if stored := rows_of_texts(texts):
+            return Features(torch.from_numpy(read_rows(stored)))
+        assert self.tokenizer
+        return self.tokenizer(texts)
+
     def _images(self, view: ImageView, pixels: Tensor, epoch: np.ndarray, index: np.ndarray) -> Tensor | Unaugmented:
         if view.augment is None:
             return pixels
@@ -173,7 +186,7 @@ class StepBatches(Dataset[Batch]):
                 sample = self.source[index].check()
                 pixels = self._pixels(epoch, index, sample)
                 captions = self._captions(index, sample.name, caption_draw_V)
-                return _BatchRow(epoch, index, pixels, captions, sample.captions, attempt > 0)
+                return _BatchRow(epoch, index, sample, pixels, captions, attempt > 0)
             except UserError as error:
                 bad.append(BadSample(index, self.source[index].name, str(error)))
                 tried.add(index)
@@ -186,7 +199,7 @@ class StepBatches(Dataset[Batch]):
         raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
 
     def _pixels(self, epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
-        if not self.images:
+        if not self.images or self._has_rows:
             return {}
         if self._cache:
             return dict.fromkeys(self.images, self._cache[index])
@@ -213,17 +226,17 @@ class StepBatches(Dataset[Batch]):
             return {}
         place = None
         if self.texts:
-            shown = [caption_place(row.captions[self.texts[0]], row.listed) for row in rows]
+            shown = [caption_place(row.captions[self.texts[0]], row.sample.captions) for row in rows]
             place = np.array(shown, np.int64)
         return {name: torch.from_numpy(stored.read(index, place)) for name, stored in self.stored.items()}
 
-    def _ids(self, index: np.ndarray, views: Mapping[str, Any]) -> np.ndarray:
+    def _ids(self, index: np.ndarray, texts: Mapping[str, Sequence[str]], views: Mapping[str, Any]) -> np.ndarray:
         if not self.texts:
             return index
         if self.source.ids is not None:
             ids: np.ndarray = self.source.ids[index]
             return ids
-        return token_ids(views[self.texts[0]])
+        return _ids_of_texts(texts[self.texts[0]], views[self.texts[0]])
 
     def _text_ids(self, views: Mapping[str, Any]) -> Tensor:
         """Text ids of every text view, hard negatives last: int64 [b, V]."""
@@ -247,9 +260,8 @@ class StepBatches(Dataset[Batch]):
                 shown.append((sample, self._captions(sample, "", draw_V)[self.texts[0]]))
         if not shown:
             return {}
-        assert self.tokenizer
-        groups: dict[int, set[int]] = {}
-        for (sample, _), text_id in zip(shown, token_ids(self.tokenizer([text for _, text in shown])).tolist(), strict=True):
+        texts, groups = [text for _, text in shown], dict[int, set[int]]()
+        for (sample, _), text_id in zip(shown, _ids_of_texts(texts, self._text_view(texts)).tolist(), strict=True):
             groups.setdefault(sample, set()).add(text_id)
         return _smallest(groups.values())
 
@@ -261,11 +273,18 @@ class StepBatches(Dataset[Batch]):
             if not any(getattr(sample, field) for sample in first):
                 fix = f"; {CAPTIONS_WANTED}" if field == "captions" else ""
                 raise UserError(f"the data have no {field}, which the view {view!r} needs: {first[0].name} has none{fix}")
-        if self.images and all(sample.image is None for sample in first):
+        if self.images and all(sample.image is None and sample.row is None for sample in first):
             raise UserError(
                 f"the data have no images, which the view {next(iter(self.images))!r} needs: {first[0].name} has none "
                 "(in a table, `image_column` names them)"
             )
+
+
+def _ids_of_texts(texts: Sequence[str], view: Tokens | Features) -> np.ndarray:
+    """Ids of texts: of their tokens, or, where rows are stored for them, of the texts themselves: int64 [B]."""
+    if isinstance(view, Tokens):
+        return token_ids(view)
+    return np.array([text_hash(caption_key(text)) for text in texts], np.int64)
 
 
 def _smallest(groups: Iterable[set[int]]) -> dict[int, int]:

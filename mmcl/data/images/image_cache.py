@@ -93,8 +93,10 @@ class ReadableImages(DerivedSource):
             return dataclasses.replace(self.source[index], image=np.zeros((32, 32, 3), np.uint8), problem=None)
 
     def read(self, index: int) -> Sample:
-        """Returns a sample with its image read. Raises UserError if it cannot be read."""
+        """Returns a sample with its image read, if no stored row stands for it. Raises UserError if it cannot be read."""
         sample = self.source[index]
+        if sample.row is not None:
+            return sample
         if self._preprocess is None:
             return dataclasses.replace(sample, image=decode_sample(sample))
         return dataclasses.replace(sample, image=read_sample(sample, self._preprocess))

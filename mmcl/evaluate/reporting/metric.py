@@ -20,6 +20,7 @@ BASELINES: Mapping[str, str] = MappingProxyType(
         "before": "the model before this training",
         "untrained": "the untrained network",
         "raw pixels": "comparing raw pixels",
+        "stored rows": "comparing stored rows",
         "PCA-50": "PCA-50 of the pixels",
         LABELED_PIXELS: "the labels, unknown to the model, of the nearest images by raw pixels",
         "bag of words": "counting common words",

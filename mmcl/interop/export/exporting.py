@@ -171,7 +171,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _ready(model: Model) -> Model:
-    """Returns a model on the CPU. Raises UserError for weights that are not final."""
+    """Returns a model on the CPU. Raises UserError for weights that are not final, and for heads without encoders."""
+    bare = next((name for name, tower in model.towers.items() if not tower.encoder.encodes), None)  # type: ignore[union-attr]
+    if bare is not None:
+        raise UserError(
+            f"the {bare} tower takes stored rows, and has nothing to export that encodes {bare}s: train with {bare}.encoder "
+            "embeddings_of and the model that wrote the rows"
+        )
     changed = next((name for name, module in model.towers.named_modules() if is_parametrized(module)), None)
     if changed is not None:
         raise UserError(f"{changed} has adapters or other parametrized weights; merge them into the weights before an export")

@@ -1,0 +1,1 @@
+"""Stored embeddings in place of images and texts: folders of `mmcl embed`, and parquet files of any origin."""
