@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmcl.data.captions import text_hash
 from mmcl.errors import UserError
 from mmcl.search.store import Store
 
 LEAST = 200
 """Least number of different captions."""
 MOST_CAPTIONS = 2000
-"""Captions that are used, spread evenly over the collection."""
+"""Captions that are used, chosen by a hash of their texts."""
 _CHANCE = 0.55
 """Below this, the score tells nothing: the best score with a caption's images is that without them."""
 STALE = 0.2
@@ -57,17 +58,19 @@ def score_at(match: float, calibration: Mapping[str, float]) -> float:
 
 
 def fit(store: Store) -> Calibration:
-    """Fits `match` to the captions of an index; every second caption is held out to measure it.
+    """Fits `match` to the captions of an index; those of half of the images are held out to measure it.
+
+    All captions of an image are on one side, unless another image has one of them too. The sides depend on the ids of the
+    images, not on their order.
 
     Raises:
         UserError: there are fewer than 200 different captions, or scores do not tell matches from others.
     """
-    positive, negative = _examples(store)
+    positive, negative, held = _examples(store)
     if len(positive) < LEAST:
         raise UserError(
             f"match is calibrated on {LEAST} different captions or more, and the index has {len(positive)}; use scores instead"
         )
-    held = np.arange(len(positive)) % 2 == 1
     a, b = _platt(positive[~held], negative[~held])
     held_out = positive[held], negative[held]
     auroc = _auroc(*held_out)
@@ -79,18 +82,20 @@ def fit(store: Store) -> Calibration:
     return Calibration(a, b, auroc, ece, len(positive), len(store))
 
 
-def _examples(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Best score of every different caption, and the best with the images of that caption masked: float64 [C] each."""
+def _examples(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Best score of every different caption, and the best with the images of that caption masked: float64 [C] each; and whether
+    the caption is held out, bool [C]."""
     texts = store.texts
     captions = [text for item in store.column("captions").to_pylist() for text in item or []]
     if not len(texts.vectors):
-        return np.empty(0), np.empty(0)
+        return np.empty(0), np.empty(0), np.empty(0, bool)
     rows: dict[str, list[int]] = {}
     for row, caption in enumerate(captions):
         rows.setdefault(" ".join(caption.casefold().split()), []).append(row)
-    groups = list(rows.values())
-    step = max(1, len(groups) // MOST_CAPTIONS)
-    chosen = groups[::step][:MOST_CAPTIONS]
+    chosen = [rows[text] for text in sorted(rows, key=text_hash)[:MOST_CAPTIONS]]
+    ids = store.column("id").to_pylist()
+    image = [min(ids[position] for position in texts.item[group].tolist()) for group in chosen]
+    held = np.array([text_hash(one) % 2 == 1 for one in image])
     positive, negative = [], []
     for start in range(0, len(chosen), 128):
         part = chosen[start : start + 128]
@@ -99,7 +104,7 @@ def _examples(store: Store) -> tuple[np.ndarray, np.ndarray]:
             positive.append(float(row.max()))
             row[texts.item[group]] = -2
             negative.append(float(row.max()))
-    return np.array(positive), np.array(negative)
+    return np.array(positive), np.array(negative), held
 
 
 def _platt(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmcl.data.captions import text_hash
 from mmcl.data.sample import Sample
 from mmcl.errors import UserError
-from mmcl.search import Index
+from mmcl.search import Index, calibration
 from mmcl.search.calibration import match_of, score_at
 from mmcl.search.memory_store import MemoryStore
 from mmcl.search.query import combined
@@ -264,6 +265,27 @@ def test_match_is_calibrated_on_the_captions() -> None:
     assert hits[0].match == pytest.approx(match_of(hits[0].score, {"a": found.a, "b": found.b}))
     likely = index.search(like=index.store.items([3])[0].id, top_k=600, min_match=0.5)
     assert likely == [hit for hit in hits if hit.match is not None and hit.match >= 0.5]
+
+
+def test_the_calibration_holds_out_whole_images_whatever_their_order() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(300, 16)).astype(np.float32)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text = image.repeat(3, axis=0) + 0.2 * rng.normal(size=(900, 16)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+
+    def of(order: np.ndarray) -> Index:
+        samples = [Sample(f"{n}.png", None, tuple(f"caption {3 * n + part}" for part in range(3))) for n in order]
+        return Index(MemoryStore(samples, image[order], text.reshape(300, 3, 16)[order].reshape(900, 16)))
+
+    found = [of(order).calibrate() for order in (np.arange(300), rng.permutation(300))]
+    assert [(one.a, one.b, one.auroc) for one in found[:1]] == [pytest.approx((one.a, one.b, one.auroc)) for one in found[1:]]
+    store = of(np.arange(300)).store
+    held = calibration._examples(store)[2]
+    texts = sorted((f"caption {n}" for n in range(900)), key=text_hash)
+    sides = [{bool(side) for side, text in zip(held, texts, strict=True) if int(text[8:]) // 3 == n} for n in range(300)]
+    assert {len(side) for side in sides} == {1}
+    assert 0.4 < held.mean() < 0.6
 
 
 def test_match_is_missing_where_it_cannot_be_calibrated() -> None:
