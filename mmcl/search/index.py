@@ -127,8 +127,7 @@ class Index(Upkeep):
                 memory.
             model_name: what loads the model when the index is opened without it; by default as it was given or loaded.
             columns: a table of your own columns to filter and sort by; its column `image` names images relative to the folder.
-            dim: width of the vectors: the first columns of the model's, scaled to unit length; None for all. Queries are cut
-                alike. Any width works, and is as good as training has made it.
+            dim: width of the vectors and queries: the first columns of the model's, scaled to unit length; None for all.
             dtype: of the vectors on disk; float16 halves them, and changes some scores by 1e-3; "none" keeps only narrow rows.
             narrow: what is compared with a query, from memory, in place of the vectors: "int8", a byte a number, or "binary",
                 a bit. The vectors of the best are then read from the disk and compared; see `rescore` of `search`.
@@ -205,9 +204,8 @@ class Index(Upkeep):
             UserError: there is no such index, it is damaged, or `out` cannot be written.
         """
         store = maintenance.load_old(str(old))
-        name = model_name or store.model_name
-        index = cls.build(maintenance.source_of(store), maintenance.KnownVectors(store), out=out, model_name=name)
-        return cls(index.store)
+        given = maintenance.source_of(store), maintenance.KnownVectors(store)
+        return cls(cls.build(*given, out=out, model_name=model_name or store.model_name).store)
 
     @classmethod
     def from_shards(
@@ -218,10 +216,13 @@ class Index(Upkeep):
         out: str | Path | None = None,
         model_name: str = "",
         dim: int | None = None,
+        dtype: Dtype = "float32",
+        narrow: Narrow | None = None,
     ) -> Index:
-        """Builds an index from shards of the data, see `shard_vectors`; `out`, `model_name` and `dim` are as for `build`."""
+        """Builds an index from shards of the data, see `shard_vectors`; all other arguments are as for `build`."""
         source, vectors = shard_vectors(Path(shards), data)
-        return cls(cls.build(source, vectors, out=out, model_name=model_name, dim=dim).store, model_name or None)
+        made = cls.build(source, vectors, out=out, model_name=model_name, dim=dim, dtype=dtype, narrow=narrow)
+        return cls(made.store, model_name or None)
 
     @classmethod
     def load(cls, directory: str | Path, model: EmbeddingModel | str) -> Index:

@@ -9,10 +9,12 @@ numpy's product and argpartition, faiss's flat index, and a flat search of Lance
 `sync 100000`: files; a sync where nothing has changed.
 `build 20000`: small JPEG files; images a second, and processor time of one, beside a plain loop of the model over a DataLoader.
 The loop makes no small pictures, and neither hashes nor keeps anything; files of this size are their own small pictures.
+`narrow 100000x512`: one query of an index on disk with narrow rows, whose vectors are read from the disk for the best hundred;
+beside it the exact query, and faiss's index of the same kind, which has the vectors in memory.
 `page 100000x512`: an index behind the page; the 95th percentile of answers to 50 clients at once, beside the median of one.
 
-Every case is measured in a process of its own, its sides in turn, and each value is the median over the rounds. Sides must find
-the same, or the bench stops.
+Every case is measured in a process of its own, its sides in turn, and each value is the median over the rounds. Exact sides
+must find the same, or the bench stops.
 
 python scripts/bench/search.py --cases "query 20000x256" "duplicates 4000x64" --json search.json
 """
@@ -35,8 +37,10 @@ from typing import Any
 import numpy as np
 import page as clients
 import torch
+from narrow import narrow
 from plain_loop import plain_loop, processor_seconds, tiny, write_images
 from side_by_side import Row, as_line, peak_memory, row, write_json
+from vectors import Given, Run, clustered, fill, in_turn, nearest_by_numpy
 
 USUAL = [
     "query 100000x512",
@@ -45,50 +49,11 @@ USUAL = [
     "open 1000000x256",
     "sync 100000",
     "build 20000",
+    "narrow 100000x512",
     "page 100000x512",
 ]
 K = 10
 QUERIES = 100
-
-Run = Callable[[], Any]
-
-
-class Given:
-    """A model whose query is given, so that only the search is timed."""
-
-    fingerprint, has_text, logit_scale, logit_bias = "given", True, None, None
-    query: np.ndarray
-
-    def encode_text(self, texts: Any, **options: Any) -> np.ndarray:
-        return self.query[None]
-
-    def encode_image(self, images: Any, **options: Any) -> np.ndarray:
-        return self.query[None]
-
-
-def clustered(rows: int, width: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors around a center for each hundred."""
-    rng = np.random.default_rng(seed)
-    centers = rng.normal(size=(max(1, rows // 100), width)).astype(np.float32)
-    found = np.empty((rows, width), np.float32)
-    for start in range(0, rows, 50_000):
-        part = centers[rng.integers(0, len(centers), min(50_000, rows - start))]
-        part = part + rng.normal(size=part.shape).astype(np.float32)
-        found[start : start + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
-    return found
-
-
-def in_turn(sides: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each side, run in turn after one run that is not counted."""
-    for run in sides.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def flat(vectors: np.ndarray) -> Any:
@@ -140,10 +105,7 @@ def query(case: str, rows: int, width: int, rounds: int) -> list[Row]:
         return [int(hit.name) for hit in index.search("x", top_k=K)]
 
     def by_numpy() -> list[int]:
-        score = vectors @ ask()
-        best = np.argpartition(-score, K)[:K]
-        found: list[int] = best[np.argsort(-score[best], kind="stable")].tolist()
-        return found
+        return nearest_by_numpy(vectors, ask(), K)
 
     sides: dict[str, Run] = {"mmcl": ours, "numpy": by_numpy}
     faiss_index = flat(vectors)
@@ -223,28 +185,6 @@ def opened(case: str, rows: int, width: int, rounds: int) -> list[Row]:
         row(case, "memory", "MiB", statistics.median(run["memory"] for run in runs), "vectors", megabytes),
         row(case, "first answer", "s", statistics.median(run["time"] for run in runs)),
     ]
-
-
-def fill(table: Any, rows: int, width: int) -> None:
-    """Writes rows without images."""
-    import pyarrow as pa
-
-    from mmcl.search.items import id_of
-    from mmcl.search.lance_table import schema_of
-
-    schema = schema_of(table.about)
-    for start in range(0, rows, 50_000):
-        vectors = clustered(min(50_000, rows - start), width, seed=start)
-        paths = [f"folder{(start + n) % 97}/image{start + n:07}.jpg" for n in range(len(vectors))]
-        given = {
-            "id": pa.array([id_of(path) for path in paths]),
-            "path": pa.array(paths),
-            "status": pa.array(["ok"] * len(paths)),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width),
-        }
-        columns = [given[field.name] if field.name in given else pa.nulls(len(paths), field.type) for field in schema]
-        table.upsert(pa.Table.from_arrays(columns, schema=schema))
-    table.optimize()
 
 
 def open_here(folder: str, width: int) -> dict[str, float]:
@@ -332,6 +272,7 @@ CASES: dict[str, Callable[[str, int, int, int], list[Row]]] = {
     "open": opened,
     "sync": synced,
     "build": built,
+    "narrow": narrow,
     "page": page,
 }
 

@@ -205,19 +205,20 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert sorted(Path().rglob("*")) == before
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_an_index_from_shards_is_that_of_the_data(on_disk: bool, job: EmbeddingJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", [None, {}, {"dtype": "float16", "narrow": "int8"}], ids=["memory", "disk", "narrow"])
+def test_an_index_from_shards_is_that_of_the_data(stored: dict[str, Any] | None, job: EmbeddingJob, tmp_path: Path) -> None:
     run_embedding_job(job, workers=1)
     model = mmcl.load_model(job.model, device="cpu")
     built = mmcl.Index.build(str(job.data.path), model)
-    out = tmp_path / "squares.mmcl" if on_disk else None
+    out = None if stored is None else tmp_path / "squares.mmcl"
     with mock.patch.object(type(model), "encode_image", side_effect=AssertionError("nothing is encoded")):
-        index = mmcl.Index.from_shards(job.folder, str(job.data.path), out=out, model_name=job.model)
+        index = mmcl.Index.from_shards(job.folder, str(job.data.path), out=out, model_name=job.model, **(stored or {}))
+    assert index.store.narrow == (stored or {}).get("narrow")
     assert len(index) == len(built) == ROWS - 1
     for text in ("a tiny red square", "a huge black square"):
         expected, found = built.search(text, top_k=5), index.search(text, top_k=5)
         assert [hit.path.name for hit in found] == [hit.path.name for hit in expected]
-        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-3 if stored else 1e-5)
     assert index.search(text, target="texts", top_k=3)[0].caption == built.search(text, target="texts", top_k=3)[0].caption
 
 

@@ -18,6 +18,7 @@ from mmcl.cli.main import main
 from mmcl.errors import DamagedIndexError, UserError
 from mmcl.search import Index
 from mmcl.search.lance_table import ABOUT, FORMAT, ITEMS, LanceTable
+from mmcl.search.narrow import Narrow
 from mmcl.testing.patterns import PatternModel, pattern
 from tests.search.test_sync import rows, write
 from tests.warm import start
@@ -67,10 +68,10 @@ def killed(index: Path, photos: Path, step: int, after: float) -> bool:
     return done.returncode != 0
 
 
-def check_killed(photos: Path, place: Path, kills: list[tuple[int, float]]) -> int:
+def check_killed(photos: Path, place: Path, kills: list[tuple[int, float]], narrow: Narrow | None) -> int:
     """Adds, moves and removes images, and kills the sync again and again. Returns how many kills struck."""
     index = place / "index"
-    Index.build(photos, PatternModel(), out=index)
+    Index.build(photos, PatternModel(), out=index, narrow=narrow)
     for number in range(4, IMAGES):
         write(photos / f"{number:03}.png", number, f"pattern {number}")
     (photos / "000.png").rename(photos / "moved.png")
@@ -90,7 +91,7 @@ def check_killed(photos: Path, place: Path, kills: list[tuple[int, float]]) -> i
             np.testing.assert_array_equal(pixels, expected, err_msg=path)
     finished = Index.open(index, PatternModel(), mode="w")
     finished.sync()
-    assert rows(finished) == rows(Index.build(photos, PatternModel(), out=place / "again"))
+    assert rows(finished) == rows(Index.build(photos, PatternModel(), out=place / "again", narrow=narrow))
     assert finished.verify() == []
     assert finished.sync().commits == 0
     finished.close()
@@ -98,11 +99,12 @@ def check_killed(photos: Path, place: Path, kills: list[tuple[int, float]]) -> i
 
 
 def test_a_killed_sync_goes_on(photos: Path, tmp_path: Path) -> None:
-    assert check_killed(photos, tmp_path, [(2, -1), (2, 0.004)]) >= 1
+    assert check_killed(photos, tmp_path, [(2, -1), (2, 0.004)], "int8") >= 1
 
 
 @pytest.mark.long
-def test_a_sync_killed_at_many_places_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("narrow", [None, "int8", "binary"])
+def test_a_sync_killed_at_many_places_goes_on(narrow: Narrow | None, tmp_path: Path) -> None:
     """Between commits and within them, in every kind of step: 40 kills, of which 20 and more strike."""
     struck = 0
     for first in (1, 3, 6, 10):
@@ -110,7 +112,7 @@ def test_a_sync_killed_at_many_places_goes_on(tmp_path: Path) -> None:
         for number in range(4):
             write(place / "photos" / f"{number:03}.png", number, f"pattern {number}")
         kills = [(first, -1.0), *((step, after) for step in (1, 2, 3) for after in (0.001, 0.004, 0.015))]
-        struck += check_killed(place / "photos", place, kills)
+        struck += check_killed(place / "photos", place, kills, narrow)
     assert struck >= 20
 
 

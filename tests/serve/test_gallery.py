@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -22,6 +23,20 @@ from mmcl.serve.text_cache import TextCache
 from mmcl.testing.patterns import CLASSES, NAMES, PatternModel, pattern
 from tests.serve.server import Served
 
+STORES: dict[str, dict[str, Any]] = {
+    "memory": {},
+    "disk": {"dtype": "float32"},
+    "narrow": {"dtype": "float16", "narrow": "int8"},
+    "narrow-alone": {"dtype": "none", "narrow": "int8"},
+}
+
+
+@pytest.fixture(scope="module", params=STORES)
+def index(request: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """The collection in every kind of store."""
+    out = None if request.param == "memory" else tmp_path_factory.mktemp("index") / "photos.mmcl"
+    return Index.build(folder, PatternModel(), out=out, **STORES[request.param])
+
 
 def png(number: int) -> bytes:
     file = io.BytesIO()
@@ -29,9 +44,9 @@ def png(number: int) -> bytes:
     return file.getvalue()
 
 
-def test_about(server: Served) -> None:
+def test_about(server: Served, index: Index) -> None:
     about = server.get("/api/health").json
-    assert (about["name"], about["rows"], about["exact"], about["has_text"]) == ("photos", 30, True, True)
+    assert (about["name"], about["rows"], about["exact"], about["has_text"]) == ("photos", 30, index.store.narrow is None, True)
     assert set(about["suggestions"]) <= {*NAMES}
     assert about["suggestions"]
 
@@ -41,7 +56,7 @@ def test_a_question_is_answered_as_by_the_index(server: Served, index: Index) ->
     expected = index.search(NAMES[2], negative=NAMES[1], top_k=7, offset=2)
     assert [(row["id"], row["caption"]) for row in found["rows"]] == [(hit.id, hit.caption) for hit in expected]
     assert [row["score"] for row in found["rows"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
-    assert (found["total"], found["exact"]) == (30, True)
+    assert (found["total"], found["exact"]) == (30, index.store.narrow is None)
 
 
 def test_pictures_examples_and_filters(server: Served, index: Index) -> None:
