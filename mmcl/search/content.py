@@ -24,7 +24,7 @@ from mmcl.search.lance_table import About
 from mmcl.search.narrow import narrowed, widened
 from mmcl.types import EmbeddingModel
 
-_AHEAD_NUMBERS = 2**18
+_AHEAD_NUMBERS = 3 * 256**2
 """Numbers of an image that is read before the model needs it: one of 256 x 256 pixels in color. Larger ones are not worth the
 memory, as a model takes longer for them than anything else does."""
 _OF_CONTENT = ("id", "width", "height", "taken", "thumb", "captions", "caption_vectors")
