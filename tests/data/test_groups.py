@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -16,6 +18,9 @@ from mmcl.data.identity import identity_of
 from mmcl.data.open import open_source
 from mmcl.data.source import Source
 from mmcl.errors import UserError
+from mmcl.evaluate import CachedModel
+from mmcl.evaluate.embedding_file import write_embeddings
+from mmcl.testing.patterns import PatternModel, PatternSource
 from tests.data.files import write_image, write_table
 from tests.narrow import present
 
@@ -56,6 +61,25 @@ def test_every_kind_of_table_has_the_same_groups(kind: str, tmp_path: Path) -> N
     assert plain.groups is None
     assert source.fingerprint != plain.fingerprint
     assert identity_of(source) != identity_of(plain)
+
+
+def test_stored_embeddings_have_the_groups_of_their_file(tmp_path: Path) -> None:
+    rows = np.eye(4, dtype=np.float32).tolist()
+    columns = {"picture": rows, "words": rows, "patient": ["x", "y", "x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    args = {"image_column": "picture", "text_column": "words"}
+    path = str(tmp_path / "rows.parquet")
+    source = open_source("embeddings", path, str(tmp_path), args | BY_PATIENT)
+    assert groups(source) == [text_hash(name) for name in "xyxy"]
+    assert open_source("embeddings", path, str(tmp_path), args).groups is None
+    own = PatternSource(12, seed=0)
+    own.groups = np.arange(12) // 4
+    write_embeddings(tmp_path / "e.parquet", own, CachedModel(PatternModel()))
+    written = groups(open_source("embeddings", str(tmp_path / "e.parquet"), str(tmp_path)))
+    assert written == [text_hash(str(n // 4)) for n in range(12)]
+    pq.write_table(pa.table(columns | {"patient": ["x", None, "x", "y"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="patient, image 2: no group; fill in the cell, or remove the row"):
+        open_source("embeddings", path, str(tmp_path), args | BY_PATIENT)
 
 
 def test_rows_of_one_image_have_its_group(tmp_path: Path) -> None:

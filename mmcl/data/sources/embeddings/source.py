@@ -13,7 +13,7 @@ from mmcl.data.names import unique
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source, required_path
 from mmcl.data.sources.embeddings.table import Columns, EmbeddedRows, EmbeddedTable, open_embeddings
-from mmcl.data.sources.tables.column_names import number_labels
+from mmcl.data.sources.tables.column_names import group_of, number_labels
 from mmcl.data.stored_rows import StoredRow, StoredText
 from mmcl.data.usage import Usage, incomplete
 from mmcl.errors import UserError
@@ -37,6 +37,7 @@ class EmbeddingSource(Source):
         image_column, text_column: columns of embeddings.
         caption_column: the texts themselves; equal ones are positives of each other.
         label_column: classes of the images.
+        group_column: what makes images dependent on each other, as in `TableSource`; a file of `mmcl embed` has its own.
         id_column: what images and texts belong to; default: those of the same row. Images with equal ids have the same texts.
 
     Raises:
@@ -54,16 +55,19 @@ class EmbeddingSource(Source):
         text_column: str | None = None,
         caption_column: str | None = None,
         label_column: str | None = None,
+        group_column: str | None = None,
         id_column: str | None = None,
     ):
         cache = data_root(root) / "index"
-        of_images = Columns(image=image_column, label=label_column, id=id_column)
+        of_images = Columns(image=image_column, label=label_column, group=group_column, id=id_column)
         of_texts = Columns(text=text_column, caption=caption_column, id=id_column)
         whole = required_path(path, "embeddings")
         if texts is None:
             self._images = self._texts = open_embeddings(whole, of_images | of_texts, cache)
         else:
-            self._images = open_embeddings(whole, of_images if image_column or label_column else Columns(), cache)
+            self._images = open_embeddings(
+                whole, of_images if image_column or label_column or group_column else Columns(), cache
+            )
             others = required_path(os.path.expanduser(texts), "embeddings")
             self._texts = open_embeddings(others, of_texts if text_column or caption_column else Columns(), cache)
             _require_same_data(self._images, self._texts)
@@ -73,6 +77,10 @@ class EmbeddingSource(Source):
         self._names = list(unique(self._image.names))
         self._start_N, self._stop_N, self._slot_T = _texts_of_images(self._images, self._texts)
         self.class_names, self._label_N = _classes(self._image, self._texts)
+        if group_column is not None or any(group is not None for group in self._image.groups):
+            where = f"{self._images.path}: {group_column or 'group'}"
+            cells = enumerate(self._image.groups, 1)
+            self.groups = np.array([group_of(cell, f"{where}, image {number}") for number, cell in cells], np.int64)
 
     def __len__(self) -> int:
         return len(self._image)

@@ -36,6 +36,8 @@ the model and the data."""
 FEATURES = "features of "
 """Before the fingerprint of a model whose features are stored in place of its embeddings."""
 _UNUSED = "unused.json"
+_DESCRIBED = ("key", "name", "label", "group")
+"""Columns of what describes the rows in a copy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,7 @@ class Columns:
         image, text: lists of numbers, all of one length.
         caption: the text itself.
         label: the class of the image.
+        group: the group of the image, such as the patient.
         id: what the image and the text belong to, if they are not in the same row.
     """
 
@@ -53,6 +56,7 @@ class Columns:
     text: str | None = None
     caption: str | None = None
     label: str | None = None
+    group: str | None = None
     id: str | None = None
 
     @property
@@ -75,6 +79,7 @@ class EmbeddedRows:
         keys: what they belong to: whole numbers or texts, R of them, or None.
         names: of images and classes; of texts, the text itself.
         labels: classes of the images, or None.
+        groups: groups of the images, or None.
     """
 
     file: Path
@@ -82,6 +87,7 @@ class EmbeddedRows:
     keys: pa.ChunkedArray
     names: Sequence[str]
     labels: Sequence[Any]
+    groups: Sequence[Any]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -115,6 +121,7 @@ class _Piece(NamedTuple):
     keys: pa.Array
     names: pa.Array
     labels: pa.Array
+    groups: pa.Array
     values_NF: np.ndarray
     unused: Sequence[tuple[str, str]] = ()
 
@@ -145,7 +152,7 @@ def open_embeddings(path: Path, columns: Columns, cache: Path) -> EmbeddedTable:
         content = digest(*(file_digest(file, cache) for file in files), sorted(columns.given.items()))
         model, data = (_stated(schema, name) for name in ("model", "data"))
         pieces = _by_kind(files) if is_ours else _in_pairs(files, columns)
-    folder = cache / f"embeddings-{content[:32]}"
+    folder = cache / f"embeddings-{digest(content, _DESCRIBED)[:32]}"
     if not folder.exists():
         _copy(pieces, folder, path)
     try:
@@ -211,7 +218,7 @@ def _of_shards(folder: Path, files: Mapping[str, str]) -> Iterator[_Piece]:
 
 
 def _by_kind(files: Sequence[Path]) -> Iterator[_Piece]:
-    for file, batch, first in _batches(files, ["kind", "embedding"], ["id", "name", "label"]):
+    for file, batch, first in _batches(files, ["kind", "embedding"], ["id", "name", "label", "group"]):
         yield from _pieces_by_kind(pa.Table.from_batches([batch]), file, "id", first)
 
 
@@ -231,6 +238,7 @@ def _pieces_by_kind(table: pa.Table, file: Path, key: str, first: int = 0) -> It
             _cells(part, key),
             _cells(part, "name"),
             _cells(part, "label"),
+            _cells(part, "group"),
             _matrix(part["embedding"].combine_chunks(), f"{file}: embedding", first),
             missing,
         )
@@ -244,18 +252,20 @@ def _in_pairs(files: Sequence[Path], columns: Columns) -> Iterator[_Piece]:
             f"{files[0]}: which columns hold the embeddings? Give image_column, text_column or both; it has "
             f"{', '.join(_schema(files[0]).names)}"
         )
-    others = [name for name in (columns.caption, columns.label, columns.id) if name is not None]
+    others = [name for name in (columns.caption, columns.label, columns.group, columns.id) if name is not None]
     for file, batch, first in _batches(files, [*lists, *others], []):
         table = pa.Table.from_batches([batch])
         numbers = pa.array(range(first, first + len(table)), pa.int64())
         rows = pa.array([f"row {first + number + 1}" for number in range(len(table))], pa.string())
         keys = numbers if columns.id is None else _cells(table, columns.id)
         captions = rows if columns.caption is None else _cells(table, columns.caption).cast(pa.string())
-        labels = pa.nulls(len(table)) if columns.label is None else _cells(table, columns.label)
+        nothing = pa.nulls(len(table))
+        labels = nothing if columns.label is None else _cells(table, columns.label)
+        groups = nothing if columns.group is None else _cells(table, columns.group)
         for kind, column in kinds.items():
             if column is not None:
                 values_NF = _matrix(table[column].combine_chunks(), f"{file}: {column}", first)
-                yield _Piece(kind, keys, captions if kind == "text" else rows, labels, values_NF)
+                yield _Piece(kind, keys, captions if kind == "text" else rows, labels, groups, values_NF)
 
 
 def _batches(files: Sequence[Path], needed: list[str], further: list[str]) -> Iterator[tuple[Path, pa.RecordBatch, int]]:
@@ -329,7 +339,7 @@ def _copy(pieces: Iterator[_Piece], folder: Path, path: Path) -> None:
                 raise UserError(f"{path}: has no rows with an embedding")
             for kind, parts in columns.items():
                 joined = (pa.chunked_array(list(part)).combine_chunks() for part in zip(*parts, strict=True))
-                pq.write_table(pa.table(dict(zip(("key", "name", "label"), joined, strict=True))), stage / f"{kind}.parquet")
+                pq.write_table(pa.table(dict(zip(_DESCRIBED, joined, strict=True))), stage / f"{kind}.parquet")
             left = {reason: [one.count, one.examples] for reason, one in unused.items()}
             (stage / _UNUSED).write_text(json.dumps(left), encoding="utf-8")
     except pa.ArrowException as error:
@@ -340,4 +350,4 @@ def _read(folder: Path, kind: str) -> EmbeddedRows:
     table, file = pq.read_table(folder / f"{kind}.parquet"), folder / f"{kind}.npy"
     width: int = np.load(file, mmap_mode="r", allow_pickle=False).shape[1]
     names = [f"{kind} {row + 1}" if name is None else name for row, name in enumerate(table["name"].to_pylist())]
-    return EmbeddedRows(file, width, table["key"], names, table["label"].to_pylist())
+    return EmbeddedRows(file, width, table["key"], names, table["label"].to_pylist(), table["group"].to_pylist())
