@@ -121,7 +121,9 @@ class Trainer:
         layout = ShardedWeights if config.train.fsdp and accelerator.num_processes > 1 else ReplicatedWeights
         self.weights = layout(accelerator, method, config.optim)
         self.encode, self.optimizer = self.weights.encode, self.weights.optimizer
-        self.committed = method.committed_parameters  # listed once, because large models have thousands of parameters
+        # Listed once, because large models have thousands of them; the method itself may register buffers later.
+        self.committed = method.committed_parameters
+        self.stateful = [method, *(one for one in method.modules() if one is not method and list(one.buffers(recurse=False)))]
         if feature_anchor and self.weights.are_sharded:
             shard(feature_anchor.towers, accelerator.device)
         self.gradient = BatchGradient(
@@ -200,7 +202,7 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1 or step == self.total_steps:
             return
-        buffers = Snapshot(self.method.buffers())
+        buffers = Snapshot(self._buffers())
         self._backward(step + 1, self.batches[step].to(self.accelerator.device))
         self.optimizer.zero_grad()
         buffers.restore()
@@ -208,7 +210,7 @@ class Trainer:
     def _step(self, step: int, batch: Batch) -> None:
         """Launch one step. The host waits for none of its results: its numbers are read by `_settle`, in the next step."""
         rate = set_rates(self.optimizer.param_groups, step, self.config.optim, total=self.total_steps)
-        buffers = Snapshot(self.method.buffers())
+        buffers = Snapshot(self._buffers())
         embeddings, shares = self._backward(step, batch)
         if not self._settle():
             # This pass came before the host took back what the undone step had counted, such as the keys of a queue.
@@ -226,6 +228,9 @@ class Trainer:
             if self.accelerator.scaler:
                 self.accelerator.scaler.update()  # it has checked this step's gradients and expects the step to end
         self.optimizer.zero_grad()
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for module in self.stateful for buffer in module.buffers(recurse=False)]
 
     def _backward(self, step: int, batch: Batch) -> tuple[Embeddings, dict[str, Tensor]]:
         return self.gradient.accumulate(step, batch)
@@ -325,7 +330,7 @@ class Trainer:
             raise UserError(message)
         logger.warning(message)
         if self.device_decides:  # otherwise nothing was updated in the first place
-            mark_changed(self.method.buffers())
+            mark_changed(self._buffers())
             if self.average:
                 self.average.undo()
 
