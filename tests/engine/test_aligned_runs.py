@@ -15,18 +15,23 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.cli.main import main
-from mmcl.config import Config, load_config
+from mmcl.config import Config, SourceConfig, load_config
 from mmcl.data.sources.embeddings.source import EmbeddingSource
 from mmcl.data.sources.folders.source import FolderSource
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
+from mmcl.interop.export.exporting import export
+from mmcl.runs.embedding.job import EmbeddingJob
+from mmcl.runs.embedding.runners import run_embedding_job
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.data.embeddings import write_pairs
+from tests.encoders import tiny
 from tests.engine.test_frozen_features import losses
 from tests.engine.test_stored_teachers import DAMAGED, embedded
 from tests.engine.tiny import make_folder, tiny_config
 from tests.faults.runs import STEPS, before_step, final_state, kill, run, small_vocabulary
+from tests.narrow import present
 
 pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
@@ -98,11 +103,46 @@ def test_rows_and_pictures_train_the_same_model_and_it_is_whole(place: Path, tmp
         (whole.encode_image(source), a.encode_image(source), second["image.head.weight"]),
         (whole.encode_text(texts), b.encode_text(texts), second["text.head.weight"]),
     ):
-        expected = of_start.astype(np.float64) @ head.T.astype(np.float64)
-        np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+        np.testing.assert_allclose(found, unit(of_start.astype(np.float64) @ head.T.astype(np.float64)), atol=1e-5)
     rows = EmbeddingSource(str(place / "rows-a"), None, texts=str(place / "rows-b"))
     np.testing.assert_allclose(whole.encode_image(rows), whole.encode_image(source), atol=1e-5)
     np.testing.assert_allclose(whole.encode_text([rows[index].captions[0] for index in range(25)]), found, atol=1e-5)
+
+
+def test_models_of_two_libraries(place: Path, tmp_path: Path) -> None:
+    """Images by transformers and texts by open_clip, from pictures and from rows; and texts by a model without images."""
+    folders = {name: tmp_path / name for name in ("open_clip", "clip", "bert")}
+    folders["open_clip"].mkdir()
+    config = tiny.open_clip_config("clip", folders["open_clip"])
+    tiny.open_clip_model(config, "clip", folders["open_clip"] / "open_clip_model.safetensors")
+    described = {"model_cfg": config, "preprocess_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}}
+    (folders["open_clip"] / "open_clip_config.json").write_text(json.dumps(described))
+    for kind in ("clip", "bert"):
+        tiny.transformers_model(kind, folders[kind])
+    image, text = f"hf:{folders['clip']}", f"open_clip:local-dir:{folders['open_clip']}"
+    flags = ("--image.encoder.args.model", image, "--text.encoder.args.model", text)
+    train(of_pictures(place, tmp_path / "pictures", *flags))
+    for name, model in (("images", image), ("texts", text)):
+        embedded(place / "squares", model, tmp_path / name)
+    train(of_rows(place, tmp_path / "rows", *flags, image=str(tmp_path / "images"), text=str(tmp_path / "texts")))
+    assert losses(tmp_path / "rows") == pytest.approx(losses(tmp_path / "pictures"), rel=1e-4)
+    whole, head = mmcl.load_model(tmp_path / "rows"), heads(tmp_path / "rows")
+    shown, said = place / "squares/red_tiny.png", "a tiny red square"
+    for found, start, weight in (
+        (whole.encode_image(shown), mmcl.load_model(image).encode_image(shown), head["image.head.weight"]),
+        (whole.encode_text(said), mmcl.load_model(text).encode_text(said), head["text.head.weight"]),
+    ):
+        np.testing.assert_allclose(found, unit(start @ weight.T), atol=1e-4)
+    bert = f"{{name: transformers, args: {{name: {folders['bert']}}}}}"
+    train(of_pictures(place, tmp_path / "bert_run", "--text.encoder", bert, "--image.encoder.args.model", image))
+    kept = [path.name.partition("-")[0] for path in (tmp_path / "bert_run/features").glob("*.npy")]
+    assert sorted(kept) == ["image", "text", "text"], "features, and where the texts of each image start"
+    assert mmcl.load_model(tmp_path / "bert_run").encode_text(said).shape == (1, 8)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    normalized: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return normalized
 
 
 def test_a_model_of_rows_alone_is_evaluated_on_rows_and_says_what_it_cannot_do(
@@ -132,6 +172,12 @@ def test_a_model_of_rows_alone_is_evaluated_on_rows_and_says_what_it_cannot_do(
     said = capsys.readouterr().err
     assert "the stored rows of texts were written by another model" in said
     assert main(["eval", str(tmp_path / "run")]) == 0
+    with pytest.raises(UserError, match="the image tower takes stored rows, and has nothing to export that encodes images"):
+        export(model, to="onnx", out=tmp_path / "graph")
+    data = SourceConfig(path=str(place / "rows-a"), args={"texts": str(place / "rows-b")})
+    job = EmbeddingJob(data=data, model=str(tmp_path / "run"), folder=tmp_path / "again", device="cpu")
+    done = present(run_embedding_job(job, workers=1).done)
+    assert (done.images, done.texts, done.bad) == (25, 50, 0), "rows of the heads, from those of the encoders"
     other = ["eval", "retrieval", "--model", str(place / "a"), "--data", str(place / "rows-a")]
     assert main(other) == 2
     assert "the data have stored rows in place of images, which the encoder small_cnn cannot read" in capsys.readouterr().err
@@ -251,5 +297,5 @@ def test_rows_of_any_origin(tmp_path: Path) -> None:
     config = aligned(tmp_path, tmp_path / "run", "--data.train", data, encoder="rows")
     train(config)
     saved = load_config(tmp_path / "run/config.yaml")
-    assert [present.encoder.args["width"] for present in (saved.image, saved.text) if present and present.encoder] == [4, 3]
+    assert [tower.encoder.args["width"] for tower in (saved.image, saved.text) if tower and tower.encoder] == [4, 3]
     assert main(["doctor", str(tmp_path / "run.yaml"), "--data.train", data, "--run_dir", str(tmp_path / "other")]) == 0
