@@ -45,9 +45,14 @@ def test_a_clip_of_another_size_gives_the_librarys_embeddings(
 
     model.save(tmp_path / "saved")
     again = load_model(tmp_path / "saved", device="cpu")
-    np.testing.assert_array_equal(again.encode_image(image(side)), model.encode_image(image(side)))
     original = load_model(f"hf:{tmp_path / 'theirs'}", device="cpu")
-    np.testing.assert_array_equal(model.encode_text(["a cat"]), original.encode_text(["a cat"]))
+    # Where its weights lie in memory may change the order of a sum.
+    limit = network_tolerance(theirs)
+    np.testing.assert_allclose(again.encode_image(image(side)), model.encode_image(image(side)), atol=limit, rtol=0)
+    np.testing.assert_allclose(model.encode_text(["a cat"]), original.encode_text(["a cat"]), atol=limit, rtol=0)
+    assert all(torch.equal(again.towers.state_dict()[name], weight) for name, weight in model.towers.state_dict().items())
+    texts = original.towers["text"].state_dict()
+    assert all(torch.equal(texts[name], weight) for name, weight in model.towers["text"].state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
