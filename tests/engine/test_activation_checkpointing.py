@@ -105,8 +105,11 @@ def test_the_gradient_is_the_same(encoder: Encoder, way: dict[str, Any]) -> None
     found = step(encoder, checkpointed=True, **way)
     assert found.keys() == expected.keys()
     assert any(name.endswith("weight") or name.endswith(".B") for name in found)
+    # Gradients that are zero but for rounding, such as those of biases of keys, are compared on the scale of the others.
+    largest = max(float(value.abs().max()) for name, value in expected.items() if name != "generator")
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0, msg=functools.partial("{}: {}".format, name))
+        atol = 0.0 if name == "generator" else 1e-14 * largest
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=atol, msg=functools.partial("{}: {}".format, name))
 
 
 def stored_bytes(encoder: Encoder, *, checkpointed: bool) -> int:
