@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if any(block.language in LANGUAGES[:3] for block in blocks_of(page))]
 # `.ci/run` runs the README with the wheel; the others train or export for a minute.
-LONG = ("README.md", "fine_tuning.md", "export.md", "distillation.md", "supervised.md", "evaluation.md", "resume.md", "slip.md")
+LONG = {
+    f"{name}.md"
+    for name in (
+        *("README", "distillation", "evaluation", "export", "fine_tuning", "first_run", "frozen_encoders", "momentum_clip"),
+        *("resume", "slip", "supervised"),
+    )
+}
 
 
 @pytest.fixture

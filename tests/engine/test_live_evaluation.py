@@ -180,6 +180,7 @@ class TestBestCheckpoint:
         run_dir = self.run(folder, tmp_path / "run", [0.5, 0.1, 0.9], "--train.export", "best", "--train.best_is", "min")
         assert mmcl.load_model(run_dir).provenance["steps"] == 4
 
+    @pytest.mark.long
     def test_patience(self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """The best at step 4, then two that are not better; it stops after step 8 and takes no step when resumed."""
         caplog.set_level("INFO", "mmcl")
@@ -286,6 +287,7 @@ def test_data_that_are_not_there_are_named_before_training(folder: Path, tmp_pat
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.long
 def test_tensorboard_shows_the_curves_the_scores_and_examples_of_what_is_found(folder: Path, tmp_path: Path) -> None:
     """Also of the evaluation at the end, with its baselines; what is learned is the same as without a tracker."""
     train(evaluated(folder, tmp_path / "run", "--train.trackers", "tensorboard"))

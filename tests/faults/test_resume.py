@@ -200,14 +200,8 @@ MOMENTUM, AVERAGES = "{name: momentum_clip, args: {queue: 24, queue_start: 0.2}}
 """Methods with a teacher and queues, and with an average for every sample."""
 
 
-@pytest.mark.parametrize(
-    ("world", "kills", "method"),
-    [
-        (2, (6,), MOMENTUM),
-        pytest.param(2, (5,), AVERAGES, marks=pytest.mark.long),
-        pytest.param(3, (4,), MOMENTUM, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("world", "kills", "method"), [(2, (6,), MOMENTUM), (2, (5,), AVERAGES), (3, (4,), MOMENTUM)])
 def test_spread_weights_resume_bit_for_bit(
     world: int, kills: tuple[int, ...], method: str, image_folder: Path, tmp_path: Path
 ) -> None:
