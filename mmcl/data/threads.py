@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _QUEUED = 4096
-"""Maximum number of calls queued for the threads, unless told otherwise: a million queued calls would be a million objects."""
+"""Maximum number of calls queued for the threads."""
 _RUN = 16
 """Consecutive calls of a thread at most: scheduling small ones individually would cost more than they do."""
 
 
-def in_threads(function: Callable[[int], T], indices: Sequence[int], *, ahead: int = _QUEUED) -> Generator[T, None, None]:
-    """Maps a function in threads; yields the results in order.
-
-    Args:
-        function: what is called.
-        indices: its arguments.
-        ahead: most results that are computed, or wait, while the caller is busy with earlier ones.
-    """
+def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
+    """Maps a function in threads; yields the results in order."""
     workers = os.cpu_count() or 1
-    run = max(1, min(_RUN, min(len(indices), ahead) // (4 * workers)))
-    pool, queued = ThreadPoolExecutor(workers), deque[Future[list[T]]]()
-    try:
-        for at in range(0, len(indices), run):
-            queued.append(pool.submit(lambda part: [function(index) for index in part], indices[at : at + run]))
-            if len(queued) * run >= ahead:
-                yield from queued.popleft().result()
-        while queued:
-            yield from queued.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    run = max(1, min(_RUN, len(indices) // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(indices), _QUEUED):  # Bounded, since a million queued calls would be a million objects.
+            queued = indices[start : start + _QUEUED]
+            runs = [queued[at : at + run] for at in range(0, len(queued), run)]
+            for results in pool.map(lambda part: [function(index) for index in part], runs):
+                yield from results
 
 
 def in_batches(read: Callable[[int], T], total: int, batch_size: int) -> Iterator[list[T]]:

@@ -27,7 +27,6 @@ from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.files.digest import digest
 from mmcl.files.listing import suffix_of, valid_name
 from mmcl.search.arrow import TYPES, kind_of
-from mmcl.search.image_facts import ImageFacts
 from mmcl.search.items import Kind, check_columns, id_of
 from mmcl.terminal import listed
 
@@ -46,10 +45,6 @@ _FORMS: Sequence[tuple[Kind, re.Pattern[str], Callable[[str], Any]]] = (
 """Kinds of the cells of a text file, by their form."""
 
 
-Read = tuple[ImageLike, ImageFacts]
-"""An image that has been read, and the facts about it."""
-
-
 class Entry(NamedTuple):  # made for every image, and three times as fast as a frozen dataclass
     """One image of a collection.
 
@@ -61,7 +56,6 @@ class Entry(NamedTuple):  # made for every image, and three times as fast as a f
         label: name of its class, or None.
         meta: columns of the user's own.
         file: content of the image's file, if it has been read.
-        read: the image as a model takes it, with the facts about it, or why it cannot be read; None if it has not been read.
     """
 
     id: str
@@ -71,7 +65,6 @@ class Entry(NamedTuple):  # made for every image, and three times as fast as a f
     label: str | None
     meta: Mapping[str, Any]
     file: bytes | None = None
-    read: Read | str | None = None
 
     @property
     def image(self) -> ImageLike | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,21 +12,18 @@ import numpy as np
 
 from mmcl.data.captions import checked_caption
 from mmcl.data.images.image_cache import ReadableImages, decode_sample
-from mmcl.data.sample import Sample
+from mmcl.data.sample import ImageLike, Sample
 from mmcl.data.source import SampleList
 from mmcl.errors import UserError
 from mmcl.files.byte_range import FilePart
 from mmcl.files.listing import valid_name
 from mmcl.preprocess import Preprocess
-from mmcl.search.collection import NOWHERE, Entry, Read
+from mmcl.search.collection import NOWHERE, Entry
 from mmcl.search.image_facts import ImageFacts, read_facts, read_with_facts
 from mmcl.search.lance_table import About
 from mmcl.search.narrow import narrowed, widened
 from mmcl.types import EmbeddingModel
 
-_AHEAD_NUMBERS = 3 * 256**2
-"""Numbers of an image that is read before the model needs it: one of 256 x 256 pixels in color. Larger ones are not worth the
-memory, as a model takes longer for them than anything else does."""
 _OF_CONTENT = ("id", "width", "height", "taken", "thumb", "captions", "caption_vectors")
 
 
@@ -95,34 +92,11 @@ class Encoder:
         self.model, self.batch_size, self.thumbs = model, batch_size, thumbs
         self._preprocess: Preprocess | None = getattr(model, "preprocess", None)
 
-    def read_ahead(self, entry: Entry) -> Entry:
-        """Returns an entry with its image read, if it takes so little memory that many can wait for the model."""
-        preprocess = self._preprocess
-        if preprocess is None or preprocess.channels * preprocess.height * preprocess.width > _AHEAD_NUMBERS:
-            return entry
-        try:
-            return entry._replace(read=self._read(entry))
-        except UserError as error:
-            return entry._replace(read=str(error))
-
-    def _read(self, entry: Entry) -> Read:
-        """Reads an image for the model and for its facts at once. Raises UserError if it cannot be read."""
-        if isinstance(entry.read, str):
-            raise UserError(entry.read)
-        if entry.read is not None:
-            return entry.read
-        sample = entry.sample
-        image = sample.required_image() if entry.file is None else entry.file
-        if self._preprocess is not None:
-            return read_with_facts(image, sample.name, self._preprocess, thumb=self.thumbs)
-        decoded = decode_sample(sample)
-        return decoded, read_facts(image, sample.name, None, thumb=self.thumbs)
-
     def contents(self, entries: Sequence[Entry]) -> list[Content | str]:
         """Reads and embeds images; returns the reason in place of each that cannot be read."""
         if not entries:
             return []
-        images = _Images(entries, self._read, self._preprocess)
+        images = _Reading(entries, self._preprocess, thumbs=self.thumbs)
         vectors = self.model.encode_image(images, batch_size=self.batch_size)
         if not np.isfinite(vectors).all():
             raise UserError("the model's vectors are not finite; its weights are damaged, or its training diverged")
@@ -185,26 +159,28 @@ def _reason(content: Content | str, problems: Sequence[str]) -> str | None:
     return "; ".join([*([content] if isinstance(content, str) else []), *problems]) or None
 
 
-class _Images(ReadableImages):
-    """The images of entries.
+class _Reading(ReadableImages):
+    """Images that are read for the model and for their facts at once."""
 
-    Attributes:
-        facts: number of an image -> facts about it; complete after all images have been read.
-    """
-
-    def __init__(self, entries: Sequence[Entry], read: Callable[[Entry], Read], preprocess: Preprocess | None):
-        super().__init__(_Samples(entries), preprocess)
+    def __init__(self, entries: Sequence[Entry], preprocess: Preprocess | None, *, thumbs: bool):
+        super().__init__(_Entries(entries), preprocess)
         self.facts: dict[int, ImageFacts] = {}
-        self._entries, self._read = entries, read
+        self._thumbs = thumbs
 
     def read(self, index: int) -> Sample:
-        image, self.facts[index] = self._read(self._entries[index])
-        return replace(self.source[index], image=image)
+        sample = self.source[index]
+        image = sample.required_image()
+        if self._preprocess is None:
+            read: ImageLike = decode_sample(sample)
+            self.facts[index] = read_facts(image, sample.name, None, thumb=self._thumbs)
+        else:
+            read, self.facts[index] = read_with_facts(image, sample.name, self._preprocess, thumb=self._thumbs)
+        return replace(sample, image=read)
 
 
-class _Samples(SampleList):
+class _Entries(SampleList):
     def __init__(self, entries: Sequence[Entry]):
-        self._samples = [entry.sample for entry in entries]
+        self._samples = [entry.sample if entry.file is None else replace(entry.sample, image=entry.file) for entry in entries]
 
     @property
     def fingerprint(self) -> str:

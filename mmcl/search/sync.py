@@ -11,9 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,8 +31,6 @@ _RACY_NS = 2 * 10**9
 """Two changes of a file within this time may leave it with equal times."""
 _OPTIMIZED = 20
 """Commits after which the pieces are joined."""
-_AHEAD = 512
-"""Images that are read while others are encoded and written."""
 _ALARMING = 0.5
 """Share of the files that may be gone without a question."""
 _KNOWN = ("id", "path", "size", "mtime_ns", "ctime_ns", "looked_ns", "sha", "digest", "status")
@@ -95,20 +91,6 @@ class Known(NamedTuple):  # made for every row, and three times as fast as a fro
         """True if the file cannot have changed since it was read."""
         newest = max(self.look[1], self.look[2])
         return entry.look == self.look and (self.look == NOWHERE or newest < self.looked_ns - _RACY_NS)
-
-
-class _Read(NamedTuple):
-    """An entry that has been read ahead.
-
-    Attributes:
-        entry: the entry.
-        sha: hash of its content; None if that cannot be read.
-        looked_ns: a moment before it was read.
-    """
-
-    entry: Entry
-    sha: bytes | None
-    looked_ns: int
 
 
 @dataclass
@@ -209,24 +191,19 @@ def _refuse_vanished(collection: Collection, known: int, gone: int, allowed: boo
 def _apply(work: _Work, candidates: Sequence[Entry], batch: int, progress: bool) -> None:
     """Commits the candidates in batches."""
     shas: dict[str, bytes | None] = {}
-    hashed_ns = time.time_ns()
+    looked = time.time_ns()
     if work.known:
         shas = _hashed(candidates)
         _save_overwritten(work, candidates, shas)
-
-    def read(number: int) -> _Read:
-        entry = candidates[number]
-        looked_ns = hashed_ns if work.known else time.time_ns()  # before the file is read
-        entry = entry if work.known else with_small_file(entry)
-        sha = shas[entry.id] if work.known else sha_of(entry.image)
-        return _Read(entry if sha in work.holders else work.encoder.read_ahead(entry), sha, looked_ns)
-
-    with (
-        closing(in_threads(read, range(len(candidates)), ahead=_AHEAD)) as ahead,
-        progress_bar(total=len(candidates), shown=progress, unit="image") as bar,
-    ):
-        while part := list(islice(ahead, batch)):
-            rows = _rows(work, part)
+    with progress_bar(total=len(candidates), shown=progress, unit="image") as bar:
+        for start in range(0, len(candidates), batch):
+            part = candidates[start : start + batch]
+            if work.known:
+                rows = _rows(work, part, shas, looked)
+            else:
+                looked = time.time_ns()  # before the files are read
+                part = _with_small_files(part)
+                rows = _rows(work, part, _hashed(part), looked)
             if rows:
                 about = work.table.about
                 work.table.upsert(pa.Table.from_pylist(as_stored(rows, about), schema=schema_of(about)))
@@ -244,9 +221,8 @@ def _save_overwritten(work: _Work, candidates: Sequence[Entry], shas: Mapping[st
     work.saved = _fetched(work, needed)[0]
 
 
-def _rows(work: _Work, part: Sequence[_Read]) -> list[dict[str, Any]]:
+def _rows(work: _Work, entries: Sequence[Entry], shas: Mapping[str, bytes | None], looked: int) -> list[dict[str, Any]]:
     """Returns the rows of a batch that differ from those in the index; known content is taken over, other is encoded once."""
-    entries, shas = [one.entry for one in part], {one.entry.id: one.sha for one in part}
     changed = [one for one in entries if not _is_as_before(work, one, shas[one.id])]
     known = {sha for one in changed if (sha := shas[one.id]) is not None and sha in work.holders}
     contents, texts = _fetched(work, known, [one.id for one in changed if one.id in work.known])
@@ -269,7 +245,7 @@ def _rows(work: _Work, part: Sequence[_Read]) -> list[dict[str, Any]]:
         sha = shas[one.id]
         if sha is not None and isinstance(content, Content):
             work.holders[sha] = one.id
-    return work.encoder.rows(found, shas, texts, min(one.looked_ns for one in part), work.table.about.root)
+    return work.encoder.rows(found, shas, texts, looked, work.table.about.root)
 
 
 def _is_as_before(work: _Work, entry: Entry, sha: bytes | None) -> bool:
@@ -310,6 +286,10 @@ def _fetched(work: _Work, shas: Set[bytes], ids: Sequence[str] = ()) -> tuple[di
         if row["id"] in holders:
             contents[holders[row["id"]]] = content
     return contents, texts
+
+
+def _with_small_files(entries: Sequence[Entry]) -> list[Entry]:
+    return list(in_threads(lambda number: with_small_file(entries[number]), range(len(entries))))
 
 
 def _hashed(entries: Sequence[Entry]) -> dict[str, bytes | None]:

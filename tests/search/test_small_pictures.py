@@ -15,7 +15,7 @@ from mmcl.data.images.metadata import is_bare_jpeg
 from mmcl.files.byte_range import FilePart, LocalFile
 from mmcl.preprocess import Preprocess
 from mmcl.search.collection import Collection, FileList, sha_of, with_small_file
-from mmcl.search.content import Content, Encoder
+from mmcl.search.content import Encoder
 from mmcl.search.image_facts import THUMB, read_facts, read_with_facts
 from mmcl.testing.patterns import SIZE, PatternModel
 
@@ -162,26 +162,3 @@ def test_a_file_that_has_gone_is_not_held(tmp_path: Path) -> None:
     file.unlink()
     assert with_small_file(entry) is entry
     assert Encoder(model()).contents([entry]) == [f"{file}: no such file"]
-
-
-@pytest.mark.parametrize(
-    ("reader", "limit", "is_read"),
-    [(model(), 3 * SIZE**2, True), (model(), 3 * SIZE**2 - 1, False), (PatternModel(), 3 * SIZE**2, False)],
-)
-def test_an_image_is_read_ahead_if_it_is_small_for_the_model(
-    reader: PatternModel, limit: int, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its vector and facts are those of an image that is read when the model needs it, and so is the reason of a broken one."""
-    monkeypatch.setattr("mmcl.search.content._AHEAD_NUMBERS", limit)
-    photo().save(tmp_path / "photo.jpg")
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    entries = list(Collection(FileList([tmp_path / "photo.jpg", tmp_path / "broken.jpg"]), "photos"))
-    encoder = Encoder(reader)
-    ahead = [encoder.read_ahead(entry) for entry in entries]
-    assert [entry.read is not None for entry in ahead] == [is_read, is_read]
-    (found, reason), (expected, expected_reason) = encoder.contents(ahead), encoder.contents(entries)
-    assert reason == expected_reason
-    assert isinstance(found, Content)
-    assert isinstance(expected, Content)
-    np.testing.assert_array_equal(found.vector, expected.vector)
-    assert (found.width, found.height, found.thumb) == (90, 60, expected.thumb)
