@@ -57,6 +57,7 @@ class BatchGradient:
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
         self.anchor, self.repeats, self.changed, self.is_checked = anchor, repeats, changed, False
         distilled = DistilledLoss(method, teachers, train.distillation.weight) if teachers else None
+        self.loss_parameters = method.loss_parameters  # listed once, because that walks through all modules
         self.other_loss = NestedLoss(method, train.matryoshka, distilled) if train.matryoshka.dims else distilled
 
     def on_device(self, views: Views) -> Views:
@@ -78,7 +79,7 @@ class BatchGradient:
             seed=lambda piece: self._seed(step, piece),
             prepare=self.on_device,
             no_sync=self.weights.no_sync,
-            loss_parameters=self.method.loss_parameters,
+            loss_parameters=self.loss_parameters,
         )
         self.weights.reduce()
         if not self.is_checked:

@@ -89,10 +89,8 @@ class Method(nn.Module):
     @property
     def loss_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters used by `loss` itself, excluding those used by `encode` (towers and predictor)."""
-        # Asked for in every step, so the modules of the towers are not walked through.
-        others = [child for name, child in self.named_children() if name not in ("towers", "predictor")]
-        own = [*self.parameters(recurse=False), *(p for child in others for p in child.parameters())]
-        return [p for p in own if p.requires_grad]
+        encoding = ("towers.", "predictor.")
+        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(encoding)]
 
     @property
     def committed_parameters(self) -> list[nn.Parameter]:
