@@ -1,10 +1,17 @@
-"""The device that a model runs on."""
+"""The device that a model runs on, and the cores of a processor that it takes."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from mmcl.errors import UserError
+
+_SMALL_WORK = 2**30
+"""Bound on the multiplications of one image. A network within it needs a small part of them, as most weights see a smaller
+image, and takes a core a few milliseconds, about as long as reading the image."""
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -34,3 +41,25 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     if (found.index or 0) >= counts.get(found.type, 2**63):
         raise UserError(f"device {str(device)!r} is not available; this machine has {here}")
     return found
+
+
+@contextmanager
+def beside_reading(device: torch.device, multiplications: int) -> Iterator[None]:
+    """Leaves a core to the threads that read images, while a small network encodes others within the block.
+
+    Otherwise its threads, which wait for each other actively, and those that read would keep each other from the cores. The
+    number of threads, and with it the rounding of sums, depends on the machine and the model but not on the images.
+
+    Args:
+        device: of the network.
+        multiplications: bound on those of the network for one image.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or multiplications > _SMALL_WORK or threads == 1:
+        yield
+        return
+    torch.set_num_threads(threads - 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

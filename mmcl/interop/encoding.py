@@ -26,8 +26,9 @@ Embedding = Literal["projection", "features"]
 
 Images = Sequence[ImageLike] | Source
 
-_BATCH_PIXELS = 2**18
-"""Pixels in one forward pass, where 64 images have fewer: small batches of small images are slow."""
+_BATCH_PIXELS = 2**17
+"""Pixels in one forward pass, where 64 images have fewer: small batches of small images are slow, and so are batches that no
+longer fit into the cache of a processor."""
 
 
 def as_many(images: ImageLike | Images) -> Images:

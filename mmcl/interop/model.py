@@ -22,7 +22,7 @@ from mmcl.encoders.adapters import merged_state_dict
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower
 from mmcl.errors import UserError
-from mmcl.interop.device import find_device
+from mmcl.interop.device import beside_reading, find_device
 from mmcl.interop.encoding import Embedding, Images, PairScores, as_many, check_dim, collected, read_in_batches, unit_prefixes
 from mmcl.interop.save import save_model
 from mmcl.interop.stored_inputs import feature_batches
@@ -136,7 +136,8 @@ class Model(PairScores):
         """
         tower = self._tower("image", "encode_image")
         many = as_many(images)
-        return self._encode(tower, self._image_inputs(tower, many, batch_size), len(many), progress, dim)
+        with beside_reading(self.device, _most_multiplications(tower)):
+            return self._encode(tower, self._image_inputs(tower, many, batch_size), len(many), progress, dim)
 
     def image_logits(self, images: ImageLike | Images, *, batch_size: int | None = None) -> np.ndarray:
         """Outputs of the image head without normalization, such as the logits of a classifier: float32 [N, C].
@@ -144,7 +145,7 @@ class Model(PairScores):
         Args, Raises: as for `encode_image`.
         """
         tower = self._tower("image", "image_logits")
-        with torch.inference_mode():
+        with beside_reading(self.device, _most_multiplications(tower)), torch.inference_mode():
             batches = self._image_inputs(tower, as_many(images), batch_size)
             return np.concatenate([tower(batch, unit=False).float().cpu().numpy() for batch in batches])
 
@@ -154,7 +155,7 @@ class Model(PairScores):
         Args, Raises: as for `encode_image`.
         """
         tower = self._tower("image", "image_features")
-        with torch.inference_mode():
+        with beside_reading(self.device, _most_multiplications(tower)), torch.inference_mode():
             batches = self._image_inputs(tower, as_many(images), batch_size)
             return np.concatenate([tower.features(batch).rows.float().cpu().numpy() for batch in batches])
 
@@ -251,6 +252,13 @@ def embed(tower: Tower, batch: Tensor | Tokens | Features, embedding: Embedding)
         projected: Tensor = tower(batch).float()
         return projected
     return nn.functional.normalize(tower.features(batch).rows.float(), dim=-1)
+
+
+def _most_multiplications(tower: Tower) -> int:
+    """Bound on the multiplications of an image tower for one image: no weight is used more often than once per pixel."""
+    encoder: ImageEncoder = tower.encoder  # type: ignore[assignment]
+    preprocess = encoder.preprocess
+    return sum(parameter.numel() for parameter in tower.parameters()) * preprocess.height * preprocess.width
 
 
 def _description(item: tuple[str, nn.Module]) -> list[Any]:

@@ -183,7 +183,8 @@ def with_small_file(entry: Entry) -> Entry:
     if not (is_small and isinstance(image, str | Path) and suffix_of(str(image)) in _JPEG_SUFFIXES):
         return entry
     try:
-        content = Path(image).read_bytes()
+        with open(image, "rb") as file:
+            content = file.read()
     except OSError:
         return entry  # Whatever reads it next says why it cannot be read.
     return entry._replace(file=content) if content.startswith(_JPEG) else entry

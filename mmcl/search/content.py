@@ -175,12 +175,15 @@ class _Reading(ReadableImages):
             self.facts[index] = read_facts(image, sample.name, None, thumb=self._thumbs)
         else:
             read, self.facts[index] = read_with_facts(image, sample.name, self._preprocess, thumb=self._thumbs)
-        return replace(sample, image=read)
+        return Sample(sample.name, read)
 
 
 class _Entries(SampleList):
     def __init__(self, entries: Sequence[Entry]):
-        self._samples = [entry.sample if entry.file is None else replace(entry.sample, image=entry.file) for entry in entries]
+        self._samples = [
+            entry.sample if entry.file is None else Sample(entry.sample.name, entry.file, problem=entry.sample.problem)
+            for entry in entries
+        ]
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,8 @@ Cases are named as they are printed, and take other sizes:
 numpy's product and argpartition, faiss's flat index, and a flat search of LanceDB.
 `batch 100000x512`: the same for 100 queries at a time, per query.
 `duplicates 100000x256`: groups of near duplicates; beside it the products of all pairs of blocks alone.
-`open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer.
+`open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer beside that of
+reading the vectors alone into memory, which a virtual machine may have to ask its host for.
 `sync 100000`: files; a sync where nothing has changed.
 `build 20000`: small JPEG files; images a second, and processor time of one, beside a plain loop of the model over a DataLoader.
 The loop makes no small pictures, and neither hashes nor keeps anything; files of this size are their own small pictures.
@@ -40,7 +41,7 @@ import torch
 from narrow import narrow
 from plain_loop import plain_loop, processor_seconds, tiny, write_images
 from side_by_side import Row, as_line, peak_memory, row, write_json
-from vectors import Given, Run, clustered, fill, in_turn, nearest_by_numpy
+from vectors import Given, Run, clustered, fill, in_turn, nearest_by_numpy, parts
 
 USUAL = [
     "query 100000x512",
@@ -54,6 +55,10 @@ USUAL = [
 ]
 K = 10
 QUERIES = 100
+_LOAD = """import sys, time, numpy
+start = time.perf_counter()
+numpy.load(sys.argv[1])
+print('{"time": %f}' % (time.perf_counter() - start))"""
 
 
 def flat(vectors: np.ndarray) -> Any:
@@ -159,9 +164,9 @@ def duplicates(case: str, rows: int, width: int, rounds: int) -> list[Row]:
         raise SystemExit(f"{case}: {groups} groups where {rows // 20} pairs are planted")
 
     def products() -> None:
-        parts = vectors.split(block)
-        for number, one in enumerate(parts):
-            for other in parts[number:]:
+        blocks = vectors.split(block)
+        for number, one in enumerate(blocks):
+            for other in blocks[number:]:
                 torch.mm(one, other.T, out=memory.flatten()[: len(one) * len(other)].view(len(one), len(other)))
 
     times = in_turn({"mmcl": lambda: near_groups(vectors, 0.97, every), "products alone": products}, 1)
@@ -176,15 +181,22 @@ def opened(case: str, rows: int, width: int, rounds: int) -> list[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         fill(LanceTable.create(folder, About(model="given", dim=width)), rows, width)
-        command = [sys.executable, sys.argv[0], "--cases", case, "--opened", folder]
-        runs = [
-            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout) for _ in range(rounds)
-        ]
+        np.save(Path(folder, "vectors.npy"), np.concatenate(list(parts(rows, width))))
+        ours = [sys.executable, sys.argv[0], "--cases", case, "--opened", folder]
+        peer = [sys.executable, "-c", _LOAD, str(Path(folder, "vectors.npy"))]
+        runs, loads = zip(*[(_printed(ours), _printed(peer)) for _ in range(rounds)], strict=True)
     megabytes = rows * width * 4 / 2**20
+    times = (statistics.median(run["time"] for run in each) for each in (runs, loads))
     return [
         row(case, "memory", "MiB", statistics.median(run["memory"] for run in runs), "vectors", megabytes),
-        row(case, "first answer", "s", statistics.median(run["time"] for run in runs)),
+        row(case, "first answer", "s", next(times), "numpy.load", next(times)),
     ]
+
+
+def _printed(command: list[str]) -> dict[str, float]:
+    """What a process prints as JSON."""
+    printed: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return printed
 
 
 def open_here(folder: str, width: int) -> dict[str, float]:

@@ -154,6 +154,8 @@ def _resize_center(image: Image.Image, size: tuple[int, int], preprocess: Prepro
 def _crop_or_fill(pixels_CHW: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     """Crops or pads around the center to the model's size."""
     height, width = sides(preprocess)
+    if pixels_CHW.shape[1:] == (height, width):
+        return pixels_CHW
     from_rows, to_rows = _overlap(pixels_CHW.shape[1], height, preprocess.crop_rounding)
     from_columns, to_columns = _overlap(pixels_CHW.shape[2], width, preprocess.crop_rounding)
     shown = pixels_CHW[:, from_rows, from_columns]
