@@ -43,6 +43,8 @@ class Contents(Protocol):
     ids: np.ndarray | None
     scores: np.ndarray | None
     groups: np.ndarray | None
+    targets: np.ndarray | None
+    target_names: Sequence[str]
 
     def __len__(self) -> int: ...
 
@@ -51,7 +53,7 @@ class Contents(Protocol):
 
 def identity_of(source: Contents) -> str:
     """Hex digest of a source: the images, captions, other texts and labels of all samples in order, and its `ids`, `scores`,
-    `groups`, `class_names` and `templates`.
+    `groups`, `targets`, `class_names` and `templates`.
 
     File names and locations are not included: a copy of a folder, or the same data on a server, has the same identity. Remote
     images are read again when the URL, the size or the server's version of the content, such as an ETag, changes. An unreadable
@@ -97,7 +99,8 @@ def _digest_of(source: Contents, facts_of: Callable[[ImageLike], Facts]) -> str:
     runs = progress_bar(in_threads(of_run, starts), total=len(starts), shown=len(starts) > 400, desc="digest", unit="run")
     arrays = (None if array is None else array.tobytes() for array in (source.ids, source.scores))
     groups = () if source.groups is None else ("groups", source.groups.tobytes())
-    return digest(len(source), *arrays, *groups, _texts(source.class_names), _texts(source.templates), *runs)
+    targets = () if source.targets is None else ("targets", _texts(source.target_names), source.targets.tobytes())
+    return digest(len(source), *arrays, *groups, *targets, _texts(source.class_names), _texts(source.templates), *runs)
 
 
 def _sample(source: Contents, row: int, facts_of: Callable[[ImageLike], Facts]) -> str:

@@ -16,3 +16,4 @@ class Stream(IntEnum):
     LABELS = 6
     CLASSES = 7
     PART = 8
+    CALIBRATION = 9

@@ -44,6 +44,8 @@ class Source(ABC):
         groups: int64 [N], equal for samples that are not independent of each other, such as the images of one patient; None if
             all are. Splits keep groups whole, and intervals treat a group as one draw. Hashes of names (`group_of`), so that
             groups of different sources can be compared; `fingerprint` covers them.
+        targets: int8 [N, Q], answers to yes/no questions about the samples: 1 yes, 0 no, -1 unknown; None without any.
+        target_names: Q names of the questions.
         places: prefixes of sample names that differ between copies of the data, such as the folder of its files.
         scores: float64 [N], human similarity ratings of each row's caption and its positive; None without ratings.
         draws_as_listed: whether `caption` returns one of the sample's `captions` as it is, without prompts or keywords.
@@ -67,6 +69,8 @@ class Source(ABC):
     ids: np.ndarray | None = None
     scores: np.ndarray | None = None
     groups: np.ndarray | None = None
+    targets: np.ndarray | None = None
+    target_names: Sequence[str] = ()
     places: Sequence[str] = ()
     draws_as_listed: bool = True
 
@@ -153,6 +157,7 @@ class DerivedSource(Source):
         self.source = source
         self.class_names, self.templates = source.class_names, source.templates
         self.ids, self.scores, self.groups, self.places = source.ids, source.scores, source.groups, source.places
+        self.targets, self.target_names = source.targets, source.target_names
         self.draws_as_listed = source.draws_as_listed
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from mmcl.registry import Registry
 
 if TYPE_CHECKING:
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
+    from mmcl.evaluate.evaluators.decisions import decisions as decisions
     from mmcl.evaluate.evaluators.embedding_map import embedding_map as embedding_map
     from mmcl.evaluate.evaluators.few_shot import few_shot as few_shot
     from mmcl.evaluate.evaluators.geometry import geometry as geometry
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mmcl.evaluate.evaluators.pairs import winoground as winoground
     from mmcl.evaluate.evaluators.projection import Projection as Projection
     from mmcl.evaluate.evaluators.projection import project as project
+    from mmcl.evaluate.evaluators.prompt_pairs import prompt_pairs as prompt_pairs
     from mmcl.evaluate.evaluators.rejection import zero_shot_reject as zero_shot_reject
     from mmcl.evaluate.evaluators.retrieval import retrieval as retrieval
     from mmcl.evaluate.evaluators.retrieval import retrieval_from_scores as retrieval_from_scores
@@ -52,6 +54,7 @@ EVALUATORS = Registry(
     {
         "retrieval": "mmcl.evaluate.evaluators.retrieval:evaluate_retrieval",
         "zero_shot": "mmcl.evaluate.evaluators.zero_shot:evaluate_zero_shot",
+        "prompt_pairs": "mmcl.evaluate.evaluators.prompt_pairs:evaluate_prompt_pairs",
         "knn": "mmcl.evaluate.evaluators.knn:evaluate_knn",
         "classification": "mmcl.evaluate.evaluators.classification:evaluate_classification",
         "linear_probe": "mmcl.evaluate.evaluators.linear_probe:evaluate_linear_probe",
@@ -78,6 +81,7 @@ _HOMES = {
     "check": "running",
     "class_embeddings": "prompts",
     "compare": "reporting.compare",
+    "decisions": "evaluators.decisions",
     "effective_robustness": "evaluators.robustness",
     "embedding_map": "evaluators.embedding_map",
     "few_shot": "evaluators.few_shot",
@@ -88,6 +92,7 @@ _HOMES = {
     "needs": "task",
     "pairs": "evaluators.pairs",
     "project": "evaluators.projection",
+    "prompt_pairs": "evaluators.prompt_pairs",
     "retrieval": "evaluators.retrieval",
     "retrieval_from_scores": "evaluators.retrieval",
     "robustness": "evaluators.robustness",

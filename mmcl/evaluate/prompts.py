@@ -62,11 +62,16 @@ def prompt_embeddings(model: TextEncoder, class_names: Sequence[str], templates:
 
     The arguments and errors are those of `class_embeddings`.
     """
-    check_class_names(class_names)
-    templates = _resolved(templates)
-    sentences = [_sentences(name, templates) for name in class_names]
+    sentences = class_sentences(class_names, templates)
     text_emb = unit_rows(model.encode_text([text for own in sentences for text in own]), "the text embeddings")
     return list(text_emb.split([len(own) for own in sentences]))
+
+
+def class_sentences(class_names: Sequence[str], templates: Templates) -> list[list[str]]:
+    """The sentences of each class. Arguments and errors are those of `class_embeddings`."""
+    check_class_names(class_names)
+    templates = _resolved(templates)
+    return [_sentences(name, templates) for name in class_names]
 
 
 def template_names(templates: Templates) -> list[str]:

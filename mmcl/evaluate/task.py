@@ -123,6 +123,19 @@ class Captions:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """Yes/no questions about the images of a source.
+
+    Attributes:
+        names: Q different names.
+        target_NQ: int8 [N, Q]: 1 yes, 0 no, -1 unknown.
+    """
+
+    names: tuple[str, ...]
+    target_NQ: np.ndarray
+
+
+@dataclass(frozen=True)
 class Task:
     """A dataset to evaluate.
 
@@ -174,6 +187,16 @@ class Task:
     def labels(self) -> np.ndarray:
         """Labels of the source, int64 [N]. Raises UserError if a sample has no label."""
         return _labels(self.source, self.name)
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The questions of the source; without any, whether an image is of a class. Raises UserError if it has neither."""
+        if self.source.targets is not None:
+            return Questions(tuple(self.source.target_names), self.source.targets)
+        names = self.source.class_names
+        if names is None:
+            raise UserError(f"{self.name}: has neither target_columns nor class names; name the columns with the answers")
+        return Questions(tuple(names), (self.labels[:, None] == np.arange(len(names))).astype(np.int8))
 
     @cached_property
     def bank_labels(self) -> np.ndarray:

@@ -57,7 +57,7 @@ def integers(values: Values, name: str, length: int) -> Tensor:
 
 def cluster_numbers(values: Values | None, length: int) -> np.ndarray | None:
     """Checks clusters, integers or strings: int64 [length]. None without any. Raises UserError as `integers` does."""
-    if values is not None and _is_text(values):
+    if values is not None and is_text(values):
         values = np.unique(np.asarray(values).astype(str), return_inverse=True)[1]
     return None if values is None else integers(values, "clusters", length).cpu().numpy()
 
@@ -68,7 +68,7 @@ def labels_or_ids(first: Values, second: Values, names: tuple[str, str], lengths
     Raises:
         UserError: a side has neither integers nor strings, a length is wrong, or one side has integers and the other strings.
     """
-    texts = [_is_text(values) for values in (first, second)]
+    texts = [is_text(values) for values in (first, second)]
     if texts[0] != texts[1]:
         raise UserError(f"{names[0]} and {names[1]} must both be integers or both be texts")
     if not texts[0]:
@@ -81,7 +81,8 @@ def labels_or_ids(first: Values, second: Values, names: tuple[str, str], lengths
     return integers(codes[0], names[0], lengths[0]), integers(codes[1], names[1], lengths[1])
 
 
-def _is_text(values: Values) -> bool:
+def is_text(values: Values) -> bool:
+    """Whether values are strings."""
     if isinstance(values, Tensor):
         return False
     return np.asarray(values).dtype.kind in "US" or (all(isinstance(value, str) for value in values) and len(values) > 0)

@@ -24,11 +24,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from interval_populations import STATISTICS, Population
+from detection_populations import DETECTIONS
+from interval_populations import STATISTICS as OF_ROWS
+from interval_populations import Population
 from side_by_side import Row, write_json
 
 SIZES = (5, 10, 20, 50, 200, 1000)
 LEAST, MOST = 0.93, 0.97
+STATISTICS = OF_ROWS | DETECTIONS
 AGAIN = 4
 """How many times as often cells near a limit are drawn."""
 

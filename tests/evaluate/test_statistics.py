@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from interval_coverage import LEAST, MOST, SIZES, Cell, line, measure, populations, verdict
-from interval_populations import STATISTICS
+from interval_coverage import LEAST, MOST, SIZES, STATISTICS, Cell, line, measure, populations, verdict
 from scipy.stats import beta, binom, bootstrap, norm, t
 from sklearn.metrics import balanced_accuracy_score
 

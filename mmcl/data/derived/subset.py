@@ -37,6 +37,7 @@ class Subset(DerivedSource):
         self.ids = None if source.ids is None else source.ids[indices]
         self.scores = None if source.scores is None else source.scores[indices]
         self.groups = None if source.groups is None else source.groups[indices]
+        self.targets = None if source.targets is None else source.targets[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -115,7 +116,7 @@ def _wanted(share: float, rows: int) -> int:
 
 def _held_out(source: Source, share: float, seed: int, cache: Path | None, beside: Sequence[np.ndarray]) -> np.ndarray:
     """Rows to hold out, ascending: int64. Raises UserError if one of the parts would be empty."""
-    own = _groups(source, cache)
+    own = groups_to_keep(source, cache)
     group, place, size = np.unique(np.concatenate([own, *beside]), return_inverse=True, return_counts=True)
     if len(group) < 2 or not 0 < share < 1:
         of = counted(len(group), "different caption" if source.groups is None else "group")
@@ -179,8 +180,12 @@ def label_subset(labels_N: np.ndarray, *, share: float | None = None, per_class:
     return np.sort(np.concatenate(kept))
 
 
-def _groups(source: Source, cache: Path | None) -> np.ndarray:
-    """Group of every row: its group, else its id, else its `text_group`."""
+def groups_to_keep(source: Source, cache: Path | None = None) -> np.ndarray:
+    """Which rows no split divides, int64 [N]: those of equal `groups`, else equal ids, else equal `text_group`.
+
+    Args:
+        cache: folder in which the groups of more than 100,000 samples are cached.
+    """
     if source.groups is not None:
         return source.groups
     if source.ids is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmcl.data.sources.tables.arrow_source import ArrowSource
 from mmcl.data.sources.tables.arrow_types import plain_table
-from mmcl.data.sources.tables.column_names import Columns, find_columns
+from mmcl.data.sources.tables.column_names import Columns, find_columns, find_targets
 from mmcl.data.sources.tables.image_urls import LOOKED_AT, find_url_column
 from mmcl.data.sources.tables.table_file import LARGE
 from mmcl.data.sources.tables.table_rows import sample_rows
@@ -34,8 +35,8 @@ class HuggingFaceSource(ArrowSource):
         split: split to use, if the dataset has several.
         subset: configuration of a hub dataset, if it has several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
-        image_column, caption_column, label_column, positive_column, negative_column, score_column, group_column: as in
-            `TableSource`.
+        image_column, caption_column, label_column, positive_column, negative_column, score_column, group_column,
+            target_columns: as in `TableSource`.
         image_root: folder that image paths are relative to; default: `path`, if it is a folder.
 
     Raises:
@@ -57,6 +58,7 @@ class HuggingFaceSource(ArrowSource):
         negative_column: str | None = None,
         score_column: str | None = None,
         group_column: str | None = None,
+        target_columns: Sequence[str] = (),
         image_root: str | None = None,
     ):
         if path is None:
@@ -75,6 +77,7 @@ class HuggingFaceSource(ArrowSource):
         }
         folder = image_root or (path if Path(path).is_dir() else None)
         columns = find_columns(dataset.column_names, given, path)
+        columns = replace(columns, targets=find_targets(dataset.column_names, target_columns, path))
         self._open(dataset, columns, path, Path(folder) if folder else None, data_root(root) / "index")
 
     def _open(self, dataset: Any, columns: Columns, path: str, folder: Path | None, cache: Path) -> None:
@@ -122,11 +125,13 @@ class HuggingFaceSource(ArrowSource):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of texts, labels, groups and the number of rows; does not read the images in the library's files."""
+        """Digest of texts, labels, groups, targets and the number of rows; does not read the images in the library's files."""
         parts: list[object] = [len(self), None if self._labels is None else self._labels.tolist()]
         for column in itertools.chain.from_iterable(self._texts.values()):
             parts += (digest(column.slice(start, _PIECE).to_pylist()) for start in range(0, len(column), _PIECE))
-        return digest(*parts, *(() if self.groups is None else ("groups", self.groups.tobytes())))
+        groups = () if self.groups is None else ("groups", self.groups.tobytes())
+        targets = () if self.targets is None else ("targets", *self.target_names, self.targets.tobytes())
+        return digest(*parts, *groups, *targets)
 
 
 def _load(path: str, cache: str, split: str, subset: str | None, revision: str | None) -> Any:

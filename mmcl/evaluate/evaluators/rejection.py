@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from mmcl.errors import UserError
-from mmcl.evaluate.measures import statistics
+from mmcl.evaluate.measures import detection, statistics
 from mmcl.evaluate.measures.calibration import probabilities
+from mmcl.evaluate.measures.detection import Clusters
 from mmcl.evaluate.measures.statistics import Estimate
 from mmcl.evaluate.prompts import Templates, class_embeddings
 from mmcl.evaluate.reporting.clusters import without_intervals
@@ -131,20 +131,10 @@ def evaluate_zero_shot_reject(
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> Estimate:
-    """Probability that a known score is above an unknown one, ties counted half: Mann-Whitney's U over the number of pairs.
-
-    The variance is that of DeLong, DeLong and Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves",
-    1988); the number of draws is the size of the smaller sample. With fewer than 5 images on a side, the interval is omitted.
-    """
-    m, n = len(known), len(unknown)
-    rank = rankdata(np.concatenate([known, unknown]))
-    below = (rank[:m] - rankdata(known)) / n  # For each known score, the share of unknown scores below it.
-    above = 1 - (rank[m:] - rankdata(unknown)) / m
-    value, fewer = float(below.mean()), min(m, n)
-    if fewer < statistics.FEWEST_DRAWS:
-        return statistics.exact(value, m + n)
-    variance = below.var(ddof=1) / m + above.var(ddof=1) / n
-    return statistics.bounded(value, variance * fewer, fewer, m + n)
+    """Probability that a known score is above an unknown one, see `detection.auroc`."""
+    target = np.repeat([True, False], [len(known), len(unknown)])
+    rows = Clusters.of(None, len(target))
+    return detection.auroc(np.concatenate([known, unknown]), target, rows).estimate(rows)
 
 
 def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> Estimate:

@@ -15,6 +15,9 @@ from mmcl.evaluate.measures.statistics import Estimate
 LABELED_PIXELS = "labeled pixels"
 """The baseline that has seen labels, which the model has not, so a model that is worse may still be good."""
 
+ALWAYS_YES = "always yes"
+"""The baseline of yes/no questions."""
+
 BASELINES: Mapping[str, str] = MappingProxyType(
     {
         "before": "the model before this training",
@@ -24,6 +27,7 @@ BASELINES: Mapping[str, str] = MappingProxyType(
         "PCA-50": "PCA-50 of the pixels",
         LABELED_PIXELS: "the labels, unknown to the model, of the nearest images by raw pixels",
         "bag of words": "counting common words",
+        ALWAYS_YES: "always saying yes",
         "majority": "always answering the most frequent class",
         "chance": "chance",
     }
@@ -123,9 +127,20 @@ def by_column(models: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(models), key=lambda name: COLUMNS.index(name) if name in COLUMNS else -1)
 
 
+def of_class(metric: str, name: str) -> str:
+    """Name of a metric of one class, such as "pair_auroc[dog]"."""
+    return f"{metric}[{name}]"
+
+
+def bare_name(metric: str) -> str:
+    """A metric's name without the label in front and the class behind: "pair_auroc" for "held_out/pair_auroc[cat/dog]"."""
+    found = re.fullmatch(r"(?:.*?/)??([^/\[]*)(?:\[.*\])?", metric, re.DOTALL)
+    return metric if found is None else found[1]
+
+
 def name_parts(metric: str) -> set[str]:
-    """Words of a metric's name, such as "retrieval/median_rank" or "R@1", without the label in front."""
-    return set(re.split(r"[_@]", metric.rpartition("/")[2]))
+    """Words of a metric's name, such as "retrieval/median_rank" or "R@1", without its label and class."""
+    return set(re.split(r"[_@]", bare_name(metric)))
 
 
 def lower_is_better(metric: str) -> bool:
@@ -149,8 +164,11 @@ N = TypeVar("N", bound=Named)
 
 
 def quoted(metrics: Iterable[N]) -> list[N]:
-    """Commonly quoted metrics of an evaluator, such as R@k and top-k accuracies, if it has any; otherwise all its metrics."""
-    metrics = list(metrics)
+    """Commonly quoted metrics of an evaluator, such as R@k and top-k accuracies, if it has any; otherwise all its metrics.
+
+    Those of a single class are left out.
+    """
+    metrics = [metric for metric in metrics if not metric.metric.endswith("]")]
     has_quoted = {metric.evaluator for metric in metrics if name_parts(metric.metric) & _QUOTED}
     return [metric for metric in metrics if metric.evaluator not in has_quoted or name_parts(metric.metric) & _QUOTED]
 
@@ -171,7 +189,7 @@ def without_repeats(metrics: Iterable[Metric]) -> list[Metric]:
 
 def topic(metric: str) -> str:
     """What metrics of one kind have in common, their first word: "text" for text_to_image_R@1 and text_to_image_R@5."""
-    return re.match("[a-zA-Z]*", metric.rpartition("/")[2])[0]  # type: ignore[index]
+    return re.match("[a-zA-Z]*", bare_name(metric))[0]  # type: ignore[index]
 
 
 def label(metric: str) -> str:
@@ -206,5 +224,5 @@ def headline(metrics: Iterable[Metric], most: int = 4) -> list[list[Metric]]:
 
 def _cutoff(metric: str) -> int:
     """The k of "R@5", "top5" and "knn5_top1"; 0 if there is none."""
-    numbers = re.findall(r"\d+", metric.rpartition("/")[2])
+    numbers = re.findall(r"\d+", bare_name(metric))
     return max(map(int, numbers), default=0)

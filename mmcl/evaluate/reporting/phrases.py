@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmcl.evaluate.reporting.metric import Metric, name_parts
+from mmcl.evaluate.reporting.metric import Metric, bare_name, name_parts
 from mmcl.terminal import counted
 
 
@@ -47,6 +47,8 @@ _PHRASES = (
     _phrase(r"pairs_accuracy", "the right text is preferred in {value} of {rows}", "comparison"),
     _phrase(r"winoground_text", "both images prefer their own text in {value} of {rows}", "example"),
     _phrase(r"reject_(.+)_auroc", "known classes score higher ({0}) in {value} of all pairs of known and unknown in {rows}"),
+    _phrase(r"pair_auroc", "an image with the class scores above one without it in {value} of all pairs in {rows}"),
+    _phrase(r"decision_f1", "thresholds give an F1 of {value} on {rows} that they were not fitted on"),
     _phrase(r"zero_shot_mAP", "the mean average precision over {rows} is {value}", "label"),
     _phrase(r"accuracy_worst_group", "{value} of the worst group are right ({rows} in all groups)", "row"),
     _phrase(r"accuracy", "{value} of {rows} are right", "row"),
@@ -81,7 +83,7 @@ class Wording:
 
 def has_phrase(metric: str) -> bool:
     """Whether there is a clause for a metric of this name."""
-    return any(phrase.metric.fullmatch(metric.rpartition("/")[2]) for phrase in _PHRASES)
+    return any(phrase.metric.fullmatch(bare_name(metric)) for phrase in _PHRASES)
 
 
 def wording(metric: Metric) -> Wording:
@@ -95,7 +97,7 @@ def wording(metric: Metric) -> Wording:
         'the nearest neighbor has the right class for 90.0 % of 180 images'
     """
     assert metric.value is not None
-    name = metric.metric.rpartition("/")[2]
+    name = bare_name(metric.metric)
     found = ((phrase, match) for phrase in _PHRASES if (match := phrase.metric.fullmatch(name)))
     phrase, match = next(found, (_phrase("", "{name} is {value} on {rows}", "row", is_share=False), None))
     digits = 1 if phrase.is_share or "rank" in name_parts(name) else 3

@@ -51,8 +51,8 @@ class ArrowSource(Source):
         url_column: column with image URLs, if no column has the images.
 
     Raises:
-        UserError: image paths are relative but there is no folder, images are given by URL, or a label, score or group is
-            invalid.
+        UserError: image paths are relative but there is no folder, images are given by URL, or a label, score, group or
+            target is invalid.
     """
 
     def __init__(
@@ -88,6 +88,9 @@ class ArrowSource(Source):
             self.scores = scores[self._rows[self._first_row[:-1]]]
         if columns.group:
             self.groups = _sample_groups(table[columns.group], rows, f"{name}: {columns.group}", self._problems)
+        if columns.targets:
+            answers = [_sample_answers(table[column], rows, f"{name}: {column}") for column in columns.targets]
+            self.targets, self.target_names = np.stack(answers, axis=1), columns.targets
         self._check_paths()
 
     def __len__(self) -> int:
@@ -263,6 +266,30 @@ def _sample_groups(column: pa.ChunkedArray, sample_rows: np.ndarray, where: str,
     if len(second):
         raise UserError(f"{where}: row {rows[second].min() + 1} gives an image a second group; an image belongs to one")
     return first_S
+
+
+_ANSWERS = {"1": 1, "True": 1, "true": 1, "0": 0, "False": 0, "false": 0, "-1": -1}
+
+
+def _sample_answers(column: pa.ChunkedArray, sample_rows: np.ndarray, where: str) -> np.ndarray:
+    """Answer of every sample to a yes/no question: int8, 1 yes, 0 no, -1 unknown.
+
+    Raises:
+        UserError: a cell is not an answer, or two rows of one image answer differently.
+    """
+    rows, sample = sample_rows
+    number_N, texts = _labels_of(column, where, "target")
+    wrong = [text for text in texts if text not in _ANSWERS]
+    if wrong:
+        row = int(np.flatnonzero(number_N == texts.index(wrong[0]))[0]) + 1
+        raise UserError(f"{where}, row {row}: {wrong[0]!r:.60} is not an answer; write 1, 0, or nothing if it is unknown")
+    answer = np.array([*(_ANSWERS[text] for text in texts), -1], np.int8)[number_N][rows]
+    answer_S = np.full(sample[-1] + 1, -1, np.int8)
+    np.maximum.at(answer_S, sample, answer)
+    second = np.flatnonzero((answer >= 0) & (answer != answer_S[sample]))
+    if len(second):
+        raise UserError(f"{where}: row {rows[second].min() + 1} and another one answer differently for one image")
+    return answer_S
 
 
 def _labels_of(column: pa.ChunkedArray, where: str, what: str = "label") -> tuple[np.ndarray, Sequence[str]]:

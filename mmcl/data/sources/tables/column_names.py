@@ -52,6 +52,7 @@ class Columns:
         positive, negative: texts with the same meaning as the caption, and hard negatives.
         score: human similarity ratings of caption and positive.
         group: what makes samples dependent on each other, such as the patient; it has no usual name.
+        targets: answers to yes/no questions; they have no usual name.
         more_captions: further captions of the same images: caption_1 to caption_4 beside caption_0.
     """
 
@@ -62,6 +63,7 @@ class Columns:
     negative: str | None = None
     score: str | None = None
     group: str | None = field(default=None, repr=False)  # Caches of the rows of images are the same with and without it.
+    targets: tuple[str, ...] = field(default=(), repr=False)
     more_captions: tuple[str, ...] = ()
 
     @property
@@ -84,7 +86,9 @@ class Columns:
     def names(self) -> list[str]:
         """All columns, each once."""
         others = (self.image, self.label, self.score, self.group)
-        return list(dict.fromkeys([*filter(None, others), *(name for names in self.texts.values() for name in names)]))
+        return list(
+            dict.fromkeys([*filter(None, others), *self.targets, *(name for names in self.texts.values() for name in names)])
+        )
 
 
 _NUMBERED = re.compile(r"(caption|text|title|sentence|description|comment|sent)s?[ _-]?(\d*)")
@@ -141,7 +145,20 @@ def find_columns(
         raise UserError(f"{where}: which column holds the images, or the captions? {listing}; {fix}{more}")
     if found["positive"] is None and given.get("score") is None:
         found["score"] = None  # Without positives, the score has another meaning.
-    return Columns(**found, more_captions=further[1:])
+    return Columns(**found, targets=(), more_captions=further[1:])
+
+
+def find_targets(columns: Sequence[str], given: Sequence[str], where: str) -> tuple[str, ...]:
+    """Checks the names of the columns with answers to yes/no questions.
+
+    Raises:
+        UserError: a column does not exist, or is given twice.
+    """
+    for number, name in enumerate(given):
+        find_column(columns, name, (), argument="target_columns", where=where)
+        if name in given[:number]:
+            raise UserError(f"{where}: target_columns has {name!r} twice; name each column once")
+    return tuple(given)
 
 
 def _numbered_captions(columns: Sequence[str], caption: str | None, *, has_images: bool) -> tuple[str, ...]:

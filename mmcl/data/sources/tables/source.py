@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from mmcl.data.source import given_path
 from mmcl.data.sources.tables.arrow_source import ArrowSource
-from mmcl.data.sources.tables.column_names import Columns, find_columns
+from mmcl.data.sources.tables.column_names import Columns, find_columns, find_targets
 from mmcl.data.sources.tables.image_urls import LOOKED_AT, find_url_column
 from mmcl.data.sources.tables.table_file import LARGE, file_digest, open_table, without_problems
 from mmcl.data.sources.tables.table_rows import sample_rows
@@ -43,6 +44,8 @@ class TableSource(ArrowSource):
         score_column: numeric human similarity ratings of caption and positive; default: "score", if there are positives.
         group_column: what makes samples dependent on each other, such as the patient, the video or the photographer: no split
             divides a group, and intervals count it as one draw; default: none. No cell may be empty.
+        target_columns: columns with the answers to yes/no questions about the images, which `prompt_pairs` evaluates: 1 or
+            true, 0 or false; -1 or empty if unknown. Their names are those of the questions; default: none.
         image_root: folder that image paths are relative to; default: the folder of the file. Required for a remote table with
             image paths.
         encoding: encoding of a text file, such as "cp1252", "gbk" or "utf-16"; default: that of its byte order mark, else
@@ -66,6 +69,7 @@ class TableSource(ArrowSource):
         negative_column: str | None = None,
         score_column: str | None = None,
         group_column: str | None = None,
+        target_columns: Sequence[str] = (),
         image_root: str | None = None,
         encoding: str | None = None,
         header: Sequence[str] | None = None,
@@ -87,9 +91,11 @@ class TableSource(ArrowSource):
             "group": group_column,
         }
         columns = find_columns(table.column_names, given, self.path)
+        columns = replace(columns, targets=find_targets(table.column_names, target_columns, self.path))
         reading = [option for option in (encoding, header) if option is not None]
         grouped = () if group_column is None else ("group", group_column)
-        self._fingerprint_parts = (columns, str(image_root), *reading, *grouped)
+        asked = ("targets", *target_columns) if target_columns else ()
+        self._fingerprint_parts = (columns, str(image_root), *reading, *grouped, *asked)
         folder = None if is_url(self.path) else local.parent
         rows = self._sample_rows(table, columns, local, f"rows 3 of {columns} {reading}")
         place = Path(image_root) if image_root else folder
