@@ -8,9 +8,10 @@ import math
 import reprlib
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from mmcl.config.plain_yaml import write_yaml
+from mmcl.config.setting import hints_of
 from mmcl.errors import UserError, unknown_name
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     Raises:
         UserError: "where: key ..."; suggests the nearest key for an unknown one.
     """
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     if not isinstance(tree, Mapping):
         raise UserError(f"{where} must be a mapping with the keys {', '.join(fields)}{_instead(tree, fields)}")

@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from mmcl.config.schema import Config
-from mmcl.config.setting import facts_of
+from mmcl.config.setting import facts_of, hints_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setting:
 def sections(schema: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
     """Yields the dataclasses of the schema, each with its place: "" for Config, "data.mix.NAME", "evaluate.0", ..."""
     yield path.removesuffix("."), schema
-    hints = get_type_hints(schema)
+    hints = hints_of(schema)
     for field in dataclasses.fields(schema):
         for below, item in schemas_of(hints[field.name]):
             yield from sections(below, f"{path}{field.name}{item}.")
@@ -54,7 +54,7 @@ def sections(schema: type = Config, path: str = "") -> Iterator[tuple[str, type]
 
 def settings_in(schema: type, path: str) -> list[Setting]:
     """Returns the settings of one dataclass, which stands at `path`."""
-    hints, texts = get_type_hints(schema), _texts(schema)
+    hints, texts = hints_of(schema), _texts(schema)
     prefix = f"{path}." if path else ""
     return [
         Setting(f"{prefix}{field.name}", field, hints[field.name], texts[field.name]) for field in dataclasses.fields(schema)

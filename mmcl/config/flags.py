@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -14,7 +14,7 @@ from mmcl.config.convert import convert
 from mmcl.config.describe import all_settings
 from mmcl.config.plain_yaml import read_yaml
 from mmcl.config.schema import Config
-from mmcl.config.setting import without_none
+from mmcl.config.setting import hints_of, without_none
 from mmcl.errors import UserError
 
 SINGLE_DASH = re.compile(r"-(?!inf\b|nan\b)[A-Za-z][\w.-]*(=.*)?")
@@ -92,7 +92,7 @@ def check_flag(key: str, value: Any) -> None:
         hint = without_none(hint)
         origin, args = get_origin(hint), get_args(hint)
         if dataclasses.is_dataclass(hint):
-            hints = get_type_hints(hint)
+            hints = hints_of(hint)
             if name not in hints:
                 raise _unknown_setting(path, depth, list(hints))
             hint = hints[name]

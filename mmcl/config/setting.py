@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, get_args, get_type_hints
@@ -73,7 +74,7 @@ def facts_of(one: dataclasses.Field[Any]) -> Facts:
 
 def check_ranges(settings: Any, where: str = "") -> None:
     """Raises UserError for a value out of range anywhere in a dataclass: "train.batch_size is 0: give ..."."""
-    hints = get_type_hints(type(settings))
+    hints = hints_of(type(settings))
     for one in dataclasses.fields(settings):
         path, value = f"{where}{one.name}", getattr(settings, one.name)
         for key, below in _dataclasses_in(value):
@@ -92,7 +93,7 @@ def decides(schema: Any, key: str) -> bool:
         return True
     if not facts_of(one).decides:
         return False
-    hint = without_none(get_type_hints(schema)[name])
+    hint = without_none(hints_of(schema)[name])
     if getattr(hint, "__origin__", None) is dict:  # its keys are names
         hint, rest = get_args(hint)[1], rest.partition(".")[2]
     return not rest or not dataclasses.is_dataclass(hint) or decides(hint, rest)
@@ -121,6 +122,14 @@ def _kind(hint: Any) -> str:
     if get_args(kind) == (bool, int):
         return "true, false or a whole number"
     return f"{null}a whole number" if kind is int else f"{null}a number"
+
+
+def hints_of(schema: Any) -> Mapping[str, Any]:
+    """Returns the types of the fields of a dataclass. They are kept: a run asks for them hundreds of times."""
+    return _kept_hints(schema)
+
+
+_kept_hints = functools.cache(get_type_hints)
 
 
 def without_none(hint: Any) -> Any:
