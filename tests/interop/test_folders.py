@@ -209,7 +209,9 @@ def test_an_adapter_is_merged_into_its_model(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(ours.encode_text(TEXTS[:2])), theirs, rtol=0, atol=tolerance)
     assert np.abs(ours.encode_text(TEXTS[:2]) - load_model(f"hf:{base}", device="cpu").encode_text(TEXTS[:2])).max() > 0.01
     save_model(tmp_path / "saved", ours.towers)
-    np.testing.assert_array_equal(load_model(tmp_path / "saved", device="cpu").encode_text(TEXTS), ours.encode_text(TEXTS))
+    again = load_model(tmp_path / "saved", device="cpu")
+    assert again.fingerprint == ours.fingerprint
+    np.testing.assert_allclose(again.encode_text(TEXTS), ours.encode_text(TEXTS), atol=network_tolerance(ours.towers))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:Found missing adapter keys")
