@@ -20,9 +20,10 @@ def sample_of(*axes: Collection[Any]) -> set[tuple[Any, ...]]:
     return {tuple(value for _, value in case) for case in numbered if sum(number for number, _ in case) % part == 0}
 
 
-def grid(*axes: Collection[Any]) -> list[ParameterSet]:
-    """All combinations, for `pytest.mark.parametrize`; those outside of the sample are marked long."""
-    sample = sample_of(*axes)
+def grid(*axes: Collection[Any], sample: Collection[tuple[Any, ...]] | None = None) -> list[ParameterSet]:
+    """All combinations, for `pytest.mark.parametrize`; those outside of the sample, `sample_of` them if none is given, are
+    marked long."""
+    sample = sample_of(*axes) if sample is None else sample
     return [
         pytest.param(*case, marks=() if case in sample else pytest.mark.long, id="-".join(map(_name, case)))
         for case in itertools.product(*axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import functools
+import gc
 import graphlib
 import importlib
 import inspect
@@ -44,7 +45,11 @@ PUBLIC = sorted(
 
 @functools.cache
 def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    gc.disable()  # all nodes are kept: looking for garbage among them takes longer than parsing
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
 
 
 def functions(path: Path) -> Iterator[Function]:

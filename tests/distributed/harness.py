@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mmcl.engine.checkpoint import Snapshot
 
 
 def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    gc.freeze()  # or the process would copy the memory of all modules when it looks for garbage
     try:
         torch.set_num_threads(1)
         store = f"file://{folder}/store"

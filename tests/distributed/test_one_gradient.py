@@ -35,7 +35,7 @@ from tests.distributed.harness import run_processes
 from tests.grid import grid, sample_of
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
-STEPS = 5
+STEPS = 3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 LAYOUTS = {"whole": 1, "two pieces": 2, "five pieces, tiled": 5, "uneven shares, tiled": 2}
 
@@ -43,7 +43,7 @@ State = dict[str, Tensor]
 
 
 def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Batch]]) -> State:
-    """Five steps of AdamW. Returns loss and gradients of the first, and the state after the last: weights, their average,
+    """A few steps of AdamW. Returns loss and gradients of the first, and the state after the last: weights, their average,
     teachers, queues."""
     learning = [p for p in method.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(learning, lr=1e-3, eps=1e-3)
@@ -187,7 +187,8 @@ TAUGHT = (*(f"{name} with teachers" for name in METHODS if is_teachable(toy_meth
 
 WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED, *TAUGHT)
 KINDS = (*((torch.float64, layout) for layout in LAYOUTS), (torch.float32, "two pieces"))
-SAMPLE = sample_of(WORLDS, NAMES, KINDS)
+SAMPLE = sample_of(WORLDS[:3], NAMES, KINDS)
+"""Four processes gather as three do, and have a share of those in test_sharded_weights.py."""
 
 
 def all_cases(rank: int, world: int, cases: list[tuple[str, torch.dtype, str]]) -> dict[Any, State]:
@@ -202,7 +203,7 @@ def all_ranks(world: int, sampled: bool) -> list[dict[Any, State]]:
     return [all_cases(0, 1, cases)] if world == 1 else run_processes(world, all_cases, cases)
 
 
-@pytest.mark.parametrize(("world", "name", "kind"), grid(WORLDS, NAMES, KINDS))
+@pytest.mark.parametrize(("world", "name", "kind"), grid(WORLDS, NAMES, KINDS, sample=SAMPLE))
 def test_training_is_that_of_one_process(world: int, name: str, kind: tuple[torch.dtype, str]) -> None:
     dtype, layout = kind
     expected = alone(name, dtype)
