@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -30,6 +34,10 @@ MANY = {"search", "security", "serve"}
 """Folders of short tests which together take a minute."""
 
 
+BLANK = {"cli", "documentation", "embedding", "engine", "faults", "interop"}
+"""Folders that are not about figures; tests/evaluate and tests/search draw them, and `.ci/run` those of whole runs."""
+
+
 TRACE = {"documentation", "export", "test_compilation.py", "test_compiled.py", "test_modules.py", "test_publish.py"}
 """Folders and files whose tests trace graphs in their own process: torch may then start threads that no fork survives."""
 
@@ -41,16 +49,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first, so that no process ends long after the others.
     """
     folder = Path(__file__).parent
-    last: dict[str, bool] = {}
+    parts = {path: set(path.relative_to(folder).parts) for path in {item.path for item in items}}
     for item in items:
-        parts = set(item.path.relative_to(folder).parts)
-        last[item.nodeid] = bool(TRACE & parts)
-        if item.get_closest_marker("long") or SLOW & parts:
+        if item.get_closest_marker("long") or SLOW & parts[item.path]:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: (last[item.nodeid], item.get_closest_marker("slow") is None))
+    items.sort(key=lambda item: (bool(TRACE & parts[item.path]), item.get_closest_marker("slow") is None))
     for item in items:
-        if MANY & set(item.path.relative_to(folder).parts):
+        if MANY & parts[item.path]:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: garbage is looked for in what the tests make."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or triton's bindings take what is left at the end for a leak
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In `BLANK`, the figures of a report are composed as ever and not drawn, which is half of the time of a short run."""
+    if not BLANK & set(request.path.parts):
+        yield
+        return
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(figure: Figure, file: IO[bytes], **_: object) -> None:
+        Image.new("L", figure.canvas.get_width_height(), 255).save(file, "PNG")
+
+    with mock.patch.object(Figure, "savefig", save):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

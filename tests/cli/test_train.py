@@ -31,6 +31,11 @@ LAUNCHERS = {
 SINGLE, *LAUNCHED = LAUNCHERS
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _small_vocabulary() -> None:
+    """The processes that are launched have CLIP's, and this one is compared with them."""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")

@@ -73,15 +73,14 @@ def test_the_model_of_a_run_is_merged(base: Path, adapted: Path) -> None:
     mmcl.load_model(adapted)
 
 
-def test_a_checkpoint_holds_what_is_trained(base: Path, adapted: Path) -> None:
+def test_a_checkpoint_holds_what_is_trained(adapted: Path) -> None:
     state, moments = tensors_of(adapted)
     trained = {name for name in state if ".parametrizations." in name or ".head." in name or name == "log_scale"}
     statistics = {name for name in state if "running_" in name or "num_batches" in name}
     assert state.keys() == trained | statistics
     assert {name.rpartition("/")[0] for name in moments} == trained
     assert not [name for name in state if name.endswith(".original")]
-    size, whole = (sum(x.nbytes for x in tensors_of(run)[0].values()) for run in (adapted, base))
-    assert size < whole / 20, "the vocabulary is the base's"
+    assert not [name for name in state if "token_embedding" in name], "the vocabulary is the base's"
 
 
 def test_adapters_and_magnitudes_do_not_decay(folder: Path, base: Path, tmp_path: Path) -> None:

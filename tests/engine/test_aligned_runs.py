@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,8 @@ from tests.encoders import tiny
 from tests.engine.test_frozen_features import losses
 from tests.engine.test_stored_teachers import DAMAGED, embedded
 from tests.engine.tiny import make_folder, tiny_config
-from tests.faults.runs import STEPS, before_step, final_state, kill, run, small_vocabulary
+from tests.faults.runs import STEPS, before_step, final_state, kill, run
 from tests.narrow import present
-
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 ALIGNED = """
 method: {{name: clip, args: {{temperature: 0.2}}}}
@@ -45,20 +42,19 @@ train: {{batch_size: 12, steps: 8, log_every: 1, threads: 1}}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """squares/ with two captions each; the runs a/ and b/, b without an image tower of that width; rows of them."""
     root = tmp_path_factory.mktemp("aligned")
     folder = make_folder(root / "squares")
     lines = (folder / "captions.csv").read_text().splitlines()
     more = [f"{line.partition(',')[0]},square number {number}" for number, line in enumerate(lines[1:])]
     (folder / "captions.csv").write_text("\n".join([*lines, *more]) + "\n")
-    with small_vocabulary():
-        train(tiny_config(folder, root / "a", "--train.steps", "2"))
-        narrow = ("--text.head.args.embed_dim", "6", "--image.head.args.embed_dim", "6", "--train.seed", "3")
-        train(tiny_config(folder, root / "b", "--train.steps", "2", *narrow))
-        embedded(folder, str(root / "a"), root / "rows-a")
-        embedded(folder, str(root / "b"), root / "rows-b")
-        yield root
+    train(tiny_config(folder, root / "a", "--train.steps", "2"))
+    narrow = ("--text.head.args.embed_dim", "6", "--image.head.args.embed_dim", "6", "--train.seed", "3")
+    train(tiny_config(folder, root / "b", "--train.steps", "2", *narrow))
+    embedded(folder, str(root / "a"), root / "rows-a")
+    embedded(folder, str(root / "b"), root / "rows-b")
+    return root
 
 
 def aligned(

@@ -34,9 +34,6 @@ from mmcl.types import LossOutput
 from tests.distributed.harness import run_processes
 from tests.distributed.test_sharded_weights import OPTIMIZERS, accelerator
 from tests.engine.tiny import tiny_config
-from tests.faults.runs import small_vocabulary
-
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 ANCHORED = [name for name in METHODS if toy_method(name).embedded_views]
 
@@ -155,8 +152,7 @@ def test_adapters_and_frozen_weights_are_not_anchored_and_the_start_shares_them(
 
 @pytest.fixture(scope="module")
 def base(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with small_vocabulary():
-        return train(tiny_config(folder, tmp_path_factory.mktemp("base") / "base", "--train.steps", "6")).run_dir
+    return train(tiny_config(folder, tmp_path_factory.mktemp("base") / "base", "--train.steps", "6")).run_dir
 
 
 TOWERS_OF_INIT = tuple(flag for name in ("image", "text") for flag in (f"--{name}.encoder", "null", f"--{name}.head", "null"))

@@ -20,7 +20,6 @@ from mmcl.testing.toys import toy_method
 from tests.encoders.cases import IMAGES, build_case, pixels_of
 from tests.engine.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 CONVOLUTIONAL = {"resnet", "test_resnet", "test_convnext", "squeezenet1_1", "shufflenet_v2_x0_5"}
 SETTING = ("--train.channels_last", "true", "--train.save_every", "4", "--train.keep_checkpoints", "9")
 

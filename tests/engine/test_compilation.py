@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from mmcl.testing.toys import embed, toy_batch, toy_method
 from mmcl.types import Tokens
 from tests.encoders.cases import IMAGES, TEXT_MODELS, build_case, inputs_of
 from tests.engine.tiny import make_folder
-from tests.faults.runs import small_vocabulary
 from tests.narrow import of_type
 
 YAML = """
@@ -55,12 +53,6 @@ STEADY = ("--text.encoder.args.dropout", "0", "--train.steps", "2")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-@pytest.fixture(autouse=True)
-def vocabulary() -> Iterator[None]:
-    with small_vocabulary():
-        yield
 
 
 def configured(folder: Path, run_dir: Path, *flags: str) -> Config:

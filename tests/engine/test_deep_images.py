@@ -96,6 +96,11 @@ def trained(config: Path, seed: int) -> Path:
     return run
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _blank_figures() -> None:
+    """They are drawn here, as what they show is looked at."""
+
+
 SLOW = tuple(KINDS)[1:]
 
 

@@ -46,7 +46,7 @@ def test_no_more_scores_are_kept_than_the_rows_take(folder: Path) -> None:
 
 
 def test_the_first_loss_and_the_steps_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
-    flags = ("--train.epochs", "1", "--train.steps", "null")
+    flags = ("--train.epochs", "1", "--train.steps", "null", "--method.args.temperature", "0.5")
     found = diagnose(tiny_config(folder, tmp_path / "run", *flags))
     train(tiny_config(folder, tmp_path / "run", *flags))
     rows = read_log(tmp_path / "run" / "metrics.jsonl")

@@ -25,9 +25,6 @@ from mmcl.runs.memory import Memory
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.engine.tiny import tiny_config
-from tests.faults.runs import small_vocabulary
-
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 PRESETS = get_args(Preset)
 IMAGE = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8, 8], blocks: [0, 0, 0], feature_dim: 8}}")
@@ -36,12 +33,12 @@ IMAGE = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: 
 @pytest.fixture(scope="module")
 def start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with evaluators on data of its own and on none."""
-    with small_vocabulary():
-        old = f"{{name: retrieval, label: squares, data: {{path: {folder}}}}}"
-        more = f"{{name: embedding_map, label: squares, data: {{path: {folder}}}}}"
-        flags = (*IMAGE, "--text.encoder.args.layers", "3", "--train.steps", "2", "--data.holdout", "0.2")
-        config = tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", *flags)
-        run_dir = train(config).run_dir
+    old = f"{{name: retrieval, label: squares, data: {{path: {folder}}}}}"
+    more = f"{{name: embedding_map, label: squares, data: {{path: {folder}}}}}"
+    deep = ("--text.encoder.args.layers", "3", "--text.encoder.args.context_length", "24")
+    flags = (*IMAGE, *deep, "--train.steps", "2", "--data.holdout", "0.2")
+    config = tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", *flags)
+    run_dir = train(config).run_dir
     text = (run_dir / "config.yaml").read_text()
     (run_dir / "config.yaml").write_text(text.replace("evaluate: []", f"evaluate: [{old}, {more}]"))
     return run_dir

@@ -19,9 +19,6 @@ from mmcl.runs.build import build_method
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
 from tests.engine.tiny import tiny_config
-from tests.faults.runs import small_vocabulary
-
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 NORMED = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8, 8], feature_dim: 8}}")
 DEEP = ("--text.encoder.args.layers", "3", "--text.encoder.args.dropout", "0.2")
@@ -34,8 +31,7 @@ State = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with batch norms and three text blocks, to start from."""
-    with small_vocabulary():
-        return train(tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", *NORMED, *DEEP)).run_dir
+    return train(tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", *NORMED, *DEEP)).run_dir
 
 
 Tuned = Callable[..., tuple[State, State]]

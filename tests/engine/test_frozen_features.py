@@ -17,8 +17,7 @@ from mmcl.engine.log import read_log
 from mmcl.runs import run
 from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.run import train
-from tests.engine.test_run import run_script
-from tests.engine.tiny import YAML, make_folder, tiny_config
+from tests.engine.tiny import YAML, make_folder, run_script, tiny_config
 
 FROZEN = ("--image.freeze", "true", "--text.freeze", "true", "--data.augment", "[]")
 

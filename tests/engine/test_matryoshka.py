@@ -23,8 +23,6 @@ from mmcl.runs.run import train
 from mmcl.testing.toys import embed, toy_batch, toy_method
 from tests.engine.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
-
 WIDTH = 6
 NESTED = [name for name in METHODS if toy_method(name).nested_rows]
 

@@ -26,8 +26,6 @@ from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
 from tests.engine.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
-
 
 @pytest.fixture
 def method() -> CLIP:

@@ -21,8 +21,6 @@ from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
 from tests.engine.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
-
 IMAGE = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8], blocks: [0, 0], feature_dim: 8}}")
 PROBED = ("--train.steps", "6", "--train.save_every", "1", "--train.keep_checkpoints", "9", "--optim.probe", "0.5")
 

@@ -26,7 +26,6 @@ from mmcl.types import Tokens, views_on
 from tests.encoders.cases import TEXT_MODELS, build_case
 from tests.engine.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 CPU = torch.device("cpu")
 TEXTS = ["a red dog", "a cat", "a red dog", "a red dog", "two birds on a hill", "a cat", "a red dog", "a red dog"]
 

@@ -21,8 +21,6 @@ from mmcl.runs.components import complete_settings
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
-
 CONFIGS = Path(__file__).parents[2] / "configs"
 STEPS = ("--train.steps", "1")
 

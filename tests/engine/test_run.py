@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,11 +30,10 @@ from mmcl.runs.doctor import diagnose
 from mmcl.runs.evaluation import read_config
 from mmcl.runs.run import train
 from mmcl.types import LossOutput, Views, views_on
-from tests.engine.tiny import YAML, make_folder, tiny_config
+from tests.engine.tiny import SCRIPT, YAML, make_folder, run_script, tiny_config
 from tests.narrow import present
-from tests.warm import launch, python
+from tests.warm import python
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 DROPOUT = ("--text.encoder.args.dropout", "0.2")
 
 
@@ -270,13 +268,6 @@ def test_one_piece_of_a_batch_is_on_the_device_at_a_time(folder: Path, tmp_path:
         with patch("mmcl.engine.batch_gradient.views_on", watched):
             train(tiny_config(folder, tmp_path / flags[0], *flags, *one_step))
         assert moved == pieces
-
-
-def run_script(*words: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """Runs `scripts/train.py` in several processes. Returns what the first printed, once all are done."""
-    first, *others = [child.wait() for child in launch(processes, str(SCRIPT), *words)]
-    assert all(one.returncode == first.returncode for one in others)
-    return first
 
 
 @pytest.mark.long

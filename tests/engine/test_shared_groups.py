@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import yaml
 
 from mmcl.config import Config
@@ -34,7 +33,6 @@ def train_on(folder: Path, *colors: str) -> tuple[str, ...]:
     return tuple(part for name, value in source.items() for part in (f"--data.train.{name}", yaml.safe_dump(value).strip()))
 
 
-@pytest.mark.usefixtures("_small_vocabulary")
 def test_shared_groups_are_named(folder: Path) -> None:
     def said(*colors: str) -> list[str]:
         found = diagnose(config(folder, by_color(folder, *colors), *train_on(folder, "red", "green", "blue")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import yaml
 
 from mmcl.engine.log import read_log
@@ -16,7 +15,6 @@ from tests.engine.tiny import tiny_config
 SHARED = ["black_huge.png", "blue_tiny.png", "red_small.png"]
 
 
-@pytest.mark.usefixtures("_small_vocabulary")
 def test_shared_images_are_named_and_left_out(folder: Path, tmp_path: Path) -> None:
     test = tmp_path / "test"
     test.mkdir()

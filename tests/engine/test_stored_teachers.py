@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,8 @@ from mmcl.search.shards.plan import read_plan
 from mmcl.testing.toys import embed, toy_batch, toy_method
 from mmcl.types import Tokens, views_on
 from tests.engine.tiny import tiny_config
-from tests.faults.runs import small_vocabulary
 
 ROWS, WIDTH = 25, 16
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 TAUGHT = ("--train.distillation.weight", "0.4")
 
 
@@ -55,15 +53,13 @@ def pairs(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(pairs: Path) -> Iterator[str]:
-    with small_vocabulary():
-        yield str(train(tiny_config(pairs, pairs.parent / "teacher", "--train.steps", "2")).run_dir)
+def model(pairs: Path) -> str:
+    return str(train(tiny_config(pairs, pairs.parent / "teacher", "--train.steps", "2")).run_dir)
 
 
 @pytest.fixture(scope="module")
 def shards(pairs: Path, model: str) -> Path:
-    with small_vocabulary():
-        return embedded(pairs, model, pairs.parent / "shards")
+    return embedded(pairs, model, pairs.parent / "shards")
 
 
 def embedded(data: Path, model: str, folder: Path, **options: Any) -> Path:

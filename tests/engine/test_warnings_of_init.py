@@ -14,9 +14,6 @@ from mmcl.runs.doctor import diagnose
 from mmcl.runs.run import train
 from mmcl.runs.warnings import _replaced
 from tests.engine.tiny import tiny_config
-from tests.faults.runs import small_vocabulary
-
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 RELEASED = "open_clip:ViT/released"
 NULL = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "null", "--text.head", "null")
@@ -24,8 +21,7 @@ NULL = ("--image.encoder", "null", "--image.head", "null", "--text.encoder", "nu
 
 @pytest.fixture(scope="module")
 def start(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    with small_vocabulary():
-        run_dir = train(tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", "--train.steps", "1")).run_dir
+    run_dir = train(tiny_config(folder, tmp_path_factory.mktemp("runs") / "start", "--train.steps", "1")).run_dir
     return str(run_dir)
 
 

@@ -21,8 +21,6 @@ from mmcl.errors import UserError
 from mmcl.runs.run import RunResult, train
 from tests.engine.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("_small_vocabulary")
-
 NORMED = ("--image.encoder", "{name: strided_cnn, args: {image_size: 16, widths: [4, 8], blocks: [0, 0], feature_dim: 8}}")
 LIVE = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 4}]")
 EMA = ("--train.ema", "0.9")

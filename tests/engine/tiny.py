@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 
 from PIL import Image
 
 from mmcl.config import Config, load_config
+from tests.warm import launch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (230, 220, 30), "black": (10, 10, 10)}
 SIZES = {"tiny": 4, "small": 8, "medium": 14, "large": 20, "huge": 26}
@@ -44,3 +48,19 @@ def tiny_config(folder: Path, run_dir: Path, *flags: str) -> Config:
     path = folder.parent / "tiny.yaml"
     path.write_text(YAML)
     return load_config(path, ["--data.train.path", str(folder), "--run_dir", str(run_dir), *flags])
+
+
+WITH_FEW_TOKENS = """
+import runpy, sys
+from tests.faults.runs import small_vocabulary
+sys.argv = sys.argv[1:]
+with small_vocabulary():
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_script(*words: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Runs `scripts/train.py` in several processes. Returns what the first printed, once all are done."""
+    first, *others = [child.wait() for child in launch(processes, "-c", WITH_FEW_TOKENS, str(SCRIPT), *words)]
+    assert all(one.returncode == first.returncode for one in others)
+    return first

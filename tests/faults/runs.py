@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -96,6 +97,7 @@ def output(config: Config, rank: int = 0) -> str:
 def _child(rank: int, world: int, port: int, config: Config, fault: Fault) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
+    gc.freeze()  # or the process would copy the memory of all modules when it looks for garbage
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
