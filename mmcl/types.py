@@ -7,10 +7,8 @@ L tokens, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,60 +151,44 @@ class Unaugmented:
         return replace(self, pixels=self.pixels[rows], epoch=epoch, index=index)
 
 
-Views = Mapping[str, "Tensor | Tokens | Features"]
-"""Inputs of the towers, by view name: images float32 [B, C, H, W] in [0, 1], `Tokens`, or the `Features` of either.
+@dataclass(frozen=True, slots=True)
+class ImagePatches:
+    """Images of which an encoder sees some of the patches; the same number of each.
+
+    Attributes:
+        pixels: all pixels, as of other images: float32 [B, C, H, W] in [0, 1]; before `views_on` also uint8, or `Unaugmented`.
+        kept: int64 [B, K], the numbers of these patches, row by row of the image.
+        patches: number of all patches of an image.
+    """
+
+    pixels: Any
+    kept: Tensor
+    patches: int
+
+    def to(self, device: device | str, *, non_blocking: bool = False) -> ImagePatches:
+        """Copies it to a device."""
+        pixels, kept = (part.to(device, non_blocking=non_blocking) for part in (self.pixels, self.kept))
+        return replace(self, pixels=pixels, kept=kept)
+
+    def pin_memory(self) -> ImagePatches:
+        """Copies it to page-locked memory."""
+        return replace(self, pixels=self.pixels.pin_memory(), kept=self.kept.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, rows: slice | Tensor) -> ImagePatches:
+        return replace(self, pixels=self.pixels[rows], kept=self.kept[rows])
+
+
+Input: TypeAlias = "Tensor | Tokens | Features | ImagePatches"
+"""Input of a tower: images float32 [B, C, H, W] in [0, 1], some of their patches, texts, or the features of any."""
+
+Views = Mapping[str, Input]
+"""Inputs of the towers, by view name.
 
 On their way to the device, images that are not augmented on the host are uint8 or `Unaugmented`, which `views_on` resolves.
 """
-
-
-def views_on(device: device | str, views: Views) -> Views:
-    """Copies views to a device; the copies may still be in progress on return. Images of uint8 become float32 in [0, 1] there,
-    so that a quarter of the bytes travels.
-
-    On CUDA the copies have a stream of their own, so that they need not wait for the computations that were started before.
-    """
-    import torch
-
-    target = torch.device(device)
-    with _copy_stream(target):
-        moved = {name: view.to(target, non_blocking=True) for name, view in views.items()}
-    if target.type == "cuda":
-        computing = torch.cuda.current_stream(target)
-        computing.wait_stream(_side_stream(target))
-        for part in (part for view in moved.values() for part in _tensors(view)):
-            part.record_stream(computing)  # its memory is not used again before these computations have ended
-    return {name: _as_float(view) for name, view in moved.items()}
-
-
-def _copy_stream(target: device) -> AbstractContextManager[object]:
-    """Context in which copies to a device are started in the stream of the copies."""
-    import torch
-
-    return torch.cuda.stream(_side_stream(target)) if target.type == "cuda" else nullcontext()
-
-
-@lru_cache
-def _side_stream(target: device) -> Any:
-    import torch
-
-    return torch.cuda.Stream(target)
-
-
-def _tensors(view: Any) -> list[Tensor]:
-    """The tensors of a view."""
-    names = {Repeats: ("first", "text"), Tokens: ("ids", "mask"), Features: ("rows",), Unaugmented: ("pixels",)}.get(type(view))
-    tensors = [view] if names is None else [getattr(view, name) for name in names]
-    repeats = getattr(view, "repeats", None)
-    return tensors if repeats is None else [*tensors, *_tensors(repeats)]
-
-
-def _as_float(view: Any) -> Any:
-    """Bytes of pixels as float32 in [0, 1], augmented where that is still to be done; others unchanged."""
-    if isinstance(view, Unaugmented):
-        return view.augment(view.pixels.float().div_(255), epoch=view.epoch, index=view.index)
-    is_bytes = not isinstance(view, Tokens | Features) and not view.is_floating_point()
-    return view.float().div_(255) if is_bytes else view
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,18 @@ class MatryoshkaConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FewerTokensConfig:
+    """Training of the image encoder on some of the patches of every image, in most of the steps
+    (Li et al., "Scaling Language-Image Pre-training via Masking", 2023, FLIP)."""
+
+    patches: float = setting(1.0, above=0, at_most=1)
+    """Share of the patches of each image that the encoder sees, such as 0.5, drawn anew for every epoch and view; evaluations
+    see all. For vision transformers, which then take about this share of the time."""
+    finish: float = setting(0.1, at_least=0, below=1)
+    """Share of the steps, the last ones, in which the encoder sees all patches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DistillationConfig:
     """Learning from other models, whose embeddings of the training data are stored: `data.embeddings`
     (Vasu et al., "MobileCLIP: Fast Image-Text Models through Multi-Modal Reinforced Training", 2024)."""
@@ -312,6 +324,8 @@ class TrainConfig:
     """Widths below the full one at which the embeddings are to be usable, too."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """Learning from stored teachers."""
+    fewer_tokens: FewerTokensConfig = field(default_factory=FewerTokensConfig)
+    """Images of which the encoder sees some of the patches, and all in the end: about the same result in less time."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

@@ -17,3 +17,4 @@ class Stream(IntEnum):
     CLASSES = 7
     PART = 8
     CALIBRATION = 9
+    PATCHES = 10

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import ImageEncoder, TextEncoder, Tower, TowerSpec, build_tower
 from mmcl.errors import UserError
@@ -45,6 +46,11 @@ class EmbeddedImages(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         embedding_BD: Tensor = self.tower(image_BCHW)
         return embedding_BD
+
+    def patch_tokens(self) -> PatchTokens | None:
+        encoder: Any = self.tower.encoder
+        found: PatchTokens | None = encoder.patch_tokens()
+        return found
 
 
 class EmbeddedTexts(TextEncoder):

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import GIVEN, ImageEncoder, TextEncoder
 from mmcl.errors import UserError
@@ -69,6 +70,9 @@ class GivenImageEncoder(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         feature_BF: Tensor = self.module(image_BCHW)
         return feature_BF
+
+    def patch_tokens(self) -> PatchTokens | None:
+        return self.module.patch_tokens() if isinstance(self.module, ImageEncoder) else None
 
 
 class GivenTextEncoder(TextEncoder):

@@ -19,11 +19,14 @@ import open_clip
 import torch
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
-from open_clip.transformer import text_global_pool
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer, text_global_pool
 from torch import Tensor, nn
 
 from mmcl.encoders import transformers as hf
 from mmcl.encoders.open_clip_weights import load_towers
+from mmcl.encoders.patches import PatchTokens
+from mmcl.encoders.timm import patch_tokens as timm_patch_tokens
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length, say_preprocess
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
@@ -130,6 +133,16 @@ class OpenClipImage(ImageEncoder):
         output = self.visual(self.norm(image_BCHW))
         feature_BF: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa's tower also gives its patches
         return feature_BF
+
+    def patch_tokens(self) -> PatchTokens | None:
+        visual = self.visual
+        if isinstance(visual, TimmModel):
+            return timm_patch_tokens(visual.trunk)
+        if not isinstance(visual, VisionTransformer):
+            return None
+        if not isinstance(visual.patch_dropout, nn.Identity):
+            raise UserError("it has a patch dropout of its own, vision_cfg.patch_dropout: remove that")
+        return PatchTokens(visual.patch_dropout, 1, visual.patch_size)
 
 
 class OpenClipText(TextEncoder):

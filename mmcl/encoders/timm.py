@@ -12,8 +12,11 @@ import timm
 from huggingface_hub.errors import EntryNotFoundError
 from timm.layers import to_2tuple
 from timm.models._hub import download_from_hf, load_model_config_from_hf, load_model_config_from_path
-from torch import Tensor
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
+from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.hub import hub_errors, is_reachable, not_found, offline_if_unreachable
@@ -89,6 +92,32 @@ class TimmEncoder(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         feature_BF: Tensor = self.model(self.norm(image_BCHW))
         return feature_BF
+
+    def patch_tokens(self) -> PatchTokens | None:
+        return patch_tokens(self.model)
+
+
+class _AllPatches(nn.Module):
+    """Takes the place of timm's patch dropout, and drops none."""
+
+    def forward(self, token_BLF: Tensor) -> tuple[Tensor, None]:
+        return token_BLF, None
+
+
+def patch_tokens(model: Any) -> PatchTokens | None:
+    """Return where a timm model has the tokens of patches, see `ImageEncoder.patch_tokens`.
+
+    Raises:
+        UserError: it has a patch dropout of its own.
+    """
+    if not isinstance(model, VisionTransformer | Eva) or getattr(model.patch_embed, "dynamic_img_pad", False):
+        return None
+    if isinstance(model, Eva) and model.patch_drop is None:
+        model.patch_drop = _AllPatches()  # Eva's rotary positions need the numbers of the patches that are there
+    if not isinstance(model.patch_drop, nn.Identity | _AllPatches):
+        raise UserError("it has a patch dropout of its own, patch_drop_rate: remove that")
+    height, width = to_2tuple(model.patch_embed.feat_ratio(as_scalar=False))
+    return PatchTokens(model.patch_drop, model.num_prefix_tokens, (height, width))
 
 
 def _read_place(place: str, model_args: dict[str, Any] | None) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torchvision
 from torch import Tensor, nn
 
+from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import load_into, read_tensors
@@ -64,6 +65,11 @@ class TorchvisionEncoder(ImageEncoder):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         feature_BF: Tensor = self.model(self.norm(image_BCHW))
         return feature_BF
+
+    def patch_tokens(self) -> PatchTokens | None:
+        if not isinstance(self.model, torchvision.models.VisionTransformer):
+            return None
+        return PatchTokens(self.model.encoder.dropout, 1, (self.model.patch_size, self.model.patch_size))
 
 
 def _remove_last_layer(model: nn.Module) -> tuple[str, int]:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mmcl.encoders import HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.blocks import blocks, module_depths, parameter_depths
+from mmcl.encoders.patches import PatchTokens, encode_patches
 from mmcl.errors import UserError
 from mmcl.logging import get_logger, note
 from mmcl.preprocess import Preprocess
 from mmcl.terminal import counted
-from mmcl.types import Features, Tokens
+from mmcl.types import Features, ImagePatches, Input, Tokens
 
 if TYPE_CHECKING:
     from mmcl.encoders.tokenizers import Tokenizer
@@ -51,6 +52,14 @@ class ImageEncoder(Encoder):
     """Encoder of pixels, float32 [B, C, H, W] in [0, 1], to features [B, F]; normalizes with `preprocess`'s mean and std."""
 
     preprocess: Preprocess
+
+    def patch_tokens(self) -> PatchTokens | None:
+        """Return where the tokens of patches are, of which `train.fewer_tokens` keeps some; None where none can be left out.
+
+        Raises:
+            UserError: a setting of the encoder is in the way.
+        """
+        return None
 
 
 class TextEncoder(Encoder):
@@ -220,21 +229,23 @@ class Tower(nn.Module):
             module.training = False
         return self
 
-    def features(self, inputs: Tensor | Tokens | Features) -> Features:
+    def features(self, inputs: Input) -> Features:
         """Return the encoder's features of a batch, of texts that are known to be equal computed once; `Features` are returned
         unchanged."""
         if isinstance(inputs, Features):
             return inputs
+        if isinstance(inputs, ImagePatches):
+            return Features(encode_patches(self.encoder, inputs))  # type: ignore[arg-type]
         if isinstance(inputs, Tokens) and inputs.repeats is not None:
             return Features(self.encoder(inputs.distinct())[inputs.repeats.text])
         return Features(self.encoder(inputs))
 
-    def project(self, inputs: Tensor | Tokens | Features) -> Tensor:
+    def project(self, inputs: Input) -> Tensor:
         """Return the head's output without normalization: float32 [B, D] (float64 for a float64 tower)."""
         projected: Tensor = self.head(self.features(inputs).rows)
         return projected.to(torch.promote_types(projected.dtype, torch.float32))
 
-    def forward(self, inputs: Tensor | Tokens | Features, *, unit: bool = True) -> Tensor:
+    def forward(self, inputs: Input, *, unit: bool = True) -> Tensor:
         """Embed a batch: float32 [B, D] (float64 for a float64 tower), rows of unit length unless `unit` is false."""
         projected = self.project(inputs)
         return nn.functional.normalize(projected, dim=-1) if unit else projected

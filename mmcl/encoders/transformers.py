@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from mmcl.encoders.image_processor import preprocess_of
+from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_folder import located, merged, without_bars
@@ -43,6 +44,12 @@ TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_
 _ALL_NEEDED = {"size", "mean", "std"}
 """Fields of `Preprocess` that must be known to prepare a model's input."""
 READS_PATCHES = ("siglip2", "siglip2_vision_model")
+_EXTRA_TOKENS = {
+    **dict.fromkeys(("clip_vision_model", "chinese_clip_vision_model", "altclip_vision_model", "metaclip_2_vision_model"), 1),
+    **dict.fromkeys(("vit", "vit_msn", "dinov2", "dinov2_with_registers"), 1),
+    **{"siglip_vision_model": 0, "deit": 2},
+}
+"""Number of class tokens of vision models whose positions are all added to the tokens before the first layer."""
 
 
 def image_encoder(
@@ -172,6 +179,15 @@ class TransformersImage(ImageEncoder):
         hidden: Tensor = output.last_hidden_state
         hidden_BLF = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden
         return hidden_BLF.mean(1) if self.pooling == "mean" else hidden_BLF[:, 0]
+
+    def patch_tokens(self) -> PatchTokens | None:
+        config = _part_config(self.model.config, "vision_config")
+        extra = _EXTRA_TOKENS.get(config.model_type)
+        if extra is None:
+            return None
+        [embeddings] = [part for part in self.model.modules() if hasattr(part, "interpolate_pos_encoding")]
+        extra += getattr(config, "num_register_tokens", 0)
+        return PatchTokens(embeddings, extra, (config.patch_size, config.patch_size))
 
     def _output(self, pixels_BCHW: Tensor) -> Any:
         encode = self.model.get_image_features if is_dual(self.model) else self.model

@@ -18,9 +18,10 @@ from mmcl.engine.guards import check_adapters
 from mmcl.engine.matryoshka import NestedLoss
 from mmcl.engine.repeated_texts import RepeatedTexts
 from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher
+from mmcl.engine.transfer import views_on
 from mmcl.engine.weight_layout import Weights
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossOutput, Views, views_on
+from mmcl.types import Batch, Embeddings, LossOutput, Views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

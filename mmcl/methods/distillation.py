@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
 from mmcl.methods.method import Method
-from mmcl.types import Batch, Embeddings, LossOutput, Views
+from mmcl.types import Batch, Embeddings, ImagePatches, LossOutput, Views
 
 
 class Distillation(Method):
@@ -64,9 +64,10 @@ class Distillation(Method):
         return self
 
     def encode(self, views: Views) -> dict[str, Tensor]:
-        """Return the student's logits, and the teacher's as "teacher"."""
+        """Return the student's logits, and as "teacher" the teacher's, which sees whole images."""
+        view = views["image"]
         with torch.no_grad():
-            teacher_BC = self.teacher(views["image"], unit=False)
+            teacher_BC = self.teacher(view.pixels if isinstance(view, ImagePatches) else view, unit=False)
         return super().encode(views) | {"teacher": teacher_BC}
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:

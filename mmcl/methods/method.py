@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmcl.encoders.tower import Tower
 from mmcl.errors import UserError
-from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, RunFacts, Tokens, Views
+from mmcl.types import Batch, Embeddings, Features, ImagePatches, Input, LossFacts, LossOutput, RunFacts, Tokens, Views
 
 
 class Method(nn.Module):
@@ -129,7 +129,7 @@ class Method(nn.Module):
             rows.update(zip(names, outputs, strict=True))
         return rows
 
-    def forward(self, views: Views, *, frozen_only: bool = False) -> Mapping[str, Tensor | Tokens | Features]:
+    def forward(self, views: Views, *, frozen_only: bool = False) -> Mapping[str, Input]:
         """Call `encode`; with `frozen_only`, return the views with those of frozen encoders replaced by their features.
 
         Both go through `forward` because wrappers of the method (DDP, FSDP, mixed precision) intercept only this call.
@@ -202,14 +202,19 @@ def check_positive(args: Mapping[str, Any], where: str = "") -> None:
             raise UserError(f"{where}{name} is {value:g}: give a number above 0")
 
 
-def _shape(view: Tensor | Features) -> tuple[int, ...]:
+def _shape(view: Tensor | Features | ImagePatches) -> tuple[int, ...]:
+    if isinstance(view, ImagePatches):
+        return (*view.pixels.shape[1:], view.kept.shape[1])
     return tuple((view.rows if isinstance(view, Features) else view).shape[1:])
 
 
-def _joined(inputs: Sequence[Any]) -> Tensor | Tokens | Features:
+def _joined(inputs: Sequence[Any]) -> Input:
     if len(inputs) == 1:
-        only: Tensor | Tokens | Features = inputs[0]
+        only: Input = inputs[0]
         return only
     if isinstance(inputs[0], Features):
         return Features(torch.cat([features.rows for features in inputs]))
+    if isinstance(inputs[0], ImagePatches):
+        pixels, kept = (torch.cat([getattr(images, name) for images in inputs]) for name in ("pixels", "kept"))
+        return ImagePatches(pixels, kept, inputs[0].patches)
     return torch.cat(list(inputs))

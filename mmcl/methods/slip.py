@@ -11,7 +11,7 @@ from mmcl.core.precision import unit_rows
 from mmcl.encoders.heads import MLPHead
 from mmcl.methods.clip import CLIP
 from mmcl.methods.two_views import all_rows, local_rows, nt_xent
-from mmcl.types import Batch, Embeddings, Features, LossFacts, LossOutput, Tokens, Views
+from mmcl.types import Batch, Embeddings, Input, LossFacts, LossOutput, Views
 
 
 class SLIP(CLIP):
@@ -61,7 +61,7 @@ class SLIP(CLIP):
         rows = self.embed(self.towers, {name: views[name] for name in ("image", "text")})
         return rows | {name: self._ssl_rows(views[name]) for name in ("a", "b")}
 
-    def _ssl_rows(self, view: Tensor | Tokens | Features) -> Tensor:
+    def _ssl_rows(self, view: Input) -> Tensor:
         return unit_rows(self.ssl_head(self.tower("image").features(view).rows))
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> LossOutput:

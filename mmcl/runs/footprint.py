@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mmcl.config import Config
 from mmcl.runs.checks import two_images
+from mmcl.runs.fewer_tokens import first_patches
 from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.memory import Memory, count_memory, format_size
 from mmcl.runs.plan import Plan
@@ -42,7 +43,7 @@ class Footprint:
         weights_are_there: whether the weights are in the memory already, as on a CPU, so that a step needs only what is added.
         per_pass: bytes that a pass keeps for the backward pass whatever the batch, such as adapted weights.
         per_pair: bytes for each pair that is encoded at a time.
-        seconds: of one forward and backward pass, for each pair.
+        seconds: of one forward and backward pass, for each pair; the mean over the run where its steps differ.
     """
 
     memory: Memory
@@ -90,6 +91,10 @@ def measure(plan: Plan, device: torch.device) -> Footprint:
             break
         pairs *= 2
     per_pair = max(0, many - few) / (pairs - _PAIRS // 2)
+    if plan.patches:
+        _, fewer = _passed(method, _with_fewer_tokens(plan, _inputs(plan, pairs, device)), plan.config)
+        share = plan.patches.until / plan.facts.total_steps
+        seconds = share * fewer + (1 - share) * seconds
     if plan.config.train.anchor.features:  # a forward pass through the frozen start
         seconds *= _ONE_MORE_PASS
     return Footprint(
@@ -149,6 +154,12 @@ def _inputs(plan: Plan, count: int, device: torch.device) -> Views:
             with torch.no_grad():
                 found[name] = tower.features(found[name])  # which a run computes once
     return found
+
+
+def _with_fewer_tokens(plan: Plan, views: Views) -> Views:
+    assert plan.patches
+    counts = plan.patches.counts
+    return {name: first_patches(view, counts[name]) if name in counts else view for name, view in views.items()}  # type: ignore[arg-type]
 
 
 def _longest_texts(plan: Plan, view: str, count: int) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mmcl.config import Config
 from mmcl.data.batches.order import BatchOrder
+from mmcl.data.batches.patches import PatchDropout
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
 from mmcl.engine.stored_teachers import check_teachers
@@ -19,6 +20,7 @@ from mmcl.runs.build_data import build_order, build_training_data
 from mmcl.runs.checks import check_run
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import build_tasks
+from mmcl.runs.fewer_tokens import drop_patches
 from mmcl.runs.stored_inputs import check_stored_inputs, with_widths
 from mmcl.runs.stored_teachers import TeacherFolders, open_teachers
 from mmcl.types import RunFacts
@@ -40,6 +42,7 @@ class Plan:
         views: settings of each image view of the method.
         order: selects the samples of each step.
         facts: size and length of the run.
+        patches: which patches of an image its encoder sees; None if it sees all in every step.
     """
 
     asked: Config
@@ -52,6 +55,7 @@ class Plan:
     views: Mapping[str, ImageView]
     order: BatchOrder
     facts: RunFacts
+    patches: PatchDropout | None
 
 
 def make_plan(config: Config, processes: int) -> Plan:
@@ -75,6 +79,7 @@ def make_plan(config: Config, processes: int) -> Plan:
     check_run(config, method, source, tasks, views, processes)
     order = build_order(config, source)
     facts = run_facts(config, order, len(source))
+    patches = drop_patches(config, method, source, views, facts.total_steps)
     method.configure(facts)
     return Plan(
         asked=asked,
@@ -87,6 +92,7 @@ def make_plan(config: Config, processes: int) -> Plan:
         views=views,
         order=order,
         facts=facts,
+        patches=patches,
     )
 
 

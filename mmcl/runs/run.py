@@ -350,6 +350,7 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
             **store_rows(plan.teachers, plan.source, Path(config.run_dir or ""), accelerator),
             **{stored_name(kind): rows for kind, rows in files.items()},
         },
+        patches=plan.patches,
     )
     return FeatureBatches(batches, {view: kind for view, kind in method.views.items() if kind in files})
 
@@ -366,6 +367,8 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
         logger.info(f"starting from {config.init}: {', '.join(plan.method.from_init)}")
     for teacher in plan.teachers:
         logger.info(teacher.describe())
+    if plan.patches:
+        logger.info(f"the image encoder sees {plan.patches.describe(steps)}")
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
     logger.info(
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}"

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
+from mmcl.encoders.patches import encode_patches
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder
 from mmcl.testing.require import require, small_args
-from mmcl.types import Tokens
+from mmcl.types import ImagePatches, Tokens
 
 TEXTS = ["a red square", "a", "a long text about a small blue circle on a green ground"]
 
@@ -93,10 +94,29 @@ def check_rebuilding(encoder: Encoder, build: Build) -> None:
     require(same, f"rebuild_args change when they are built again: {again.rebuild_args} for {settings}")
 
 
+def check_patches(encoder: Encoder, build: Build) -> None:
+    """Checks of an image encoder with `patch_tokens` that the order of the patches does not matter, and that it takes any
+    number of them; up to rounding."""
+    tokens = encoder.patch_tokens() if isinstance(encoder, ImageEncoder) else None
+    if tokens is None:
+        return
+    assert isinstance(encoder, ImageEncoder)
+    image_BCHW: Any = _inputs(encoder, 3)
+    count = tokens.count(image_BCHW.shape[2:])
+    kept_BK = torch.arange(count).flip(0).repeat(3, 1)
+    with torch.no_grad():
+        whole, turned = encoder(image_BCHW), encode_patches(encoder, ImagePatches(image_BCHW, kept_BK, count))
+        error = float((whole - turned).norm()) / max(float(whole.norm()), 1e-6)
+        require(error < 1e-4, f"features differ by the order of the patches: relative error {error:.1e}")
+        half = encode_patches(encoder, ImagePatches(image_BCHW, kept_BK[:, : -(-count // 2)], count))
+        require(half.shape == whole.shape, f"half of the patches became {list(half.shape)}, not {list(whole.shape)}")
+
+
 ENCODER_CHECKS: dict[str, Callable[[Encoder, Build], None]] = {
     "features": check_features,
     "independence": check_independence,
     "rebuilding": check_rebuilding,
+    "patches": check_patches,
 }
 """The checks of `check_encoder`, by name."""
 

@@ -39,7 +39,7 @@ from mmcl.config import Config
 from mmcl.core.cached_backward import cached_backward
 from mmcl.core.info_nce import symmetric_info_nce
 from mmcl.encoders import open_clip as encoders
-from mmcl.types import views_on
+from mmcl.engine.transfer import views_on
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 MIB = 2**20

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from mmcl.config import Config
-from mmcl.types import Batch, views_on
+from mmcl.engine.transfer import views_on
+from mmcl.types import Batch
 
 PLAIN = "plain loop"
 KEPT, LOGGED = 8, 10

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.given import given_encoders
+from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.small_cnn import SmallCNN
 from mmcl.encoders.small_text import SmallText
 from mmcl.encoders.tower import ImageEncoder
@@ -88,6 +90,29 @@ class Padded(SmallText):
 def test_one_that_keeps_all_rules_passes() -> None:
     check_encoder(Mine)
     check_encoder(SmallCNN, {"image_size": 8})
+
+
+class Patches(Mine):
+    """Features of the brightest pixel of each of four patches; their order counts if `weights` differ."""
+
+    def __init__(self, *, feature_dim: int = 4, weights: tuple[float, ...] = (1, 1, 1, 1)):
+        super().__init__(feature_dim=feature_dim)
+        self.linear, self.tokens, self.weights = nn.Linear(1, feature_dim), nn.Identity(), weights
+        self.rebuild_args = {"feature_dim": feature_dim, "weights": list(weights)}
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        brightest = nn.functional.max_pool2d(image_BCHW, 4).flatten(1)[..., None]
+        token_BLF = of_type(Tensor, self.tokens(self.linear(brightest)))
+        return (token_BLF * torch.tensor(self.weights)[: token_BLF.shape[1], None]).mean(1)
+
+    def patch_tokens(self) -> PatchTokens:
+        return PatchTokens(self.tokens, 0, (4, 4))
+
+
+def test_one_whose_patches_have_an_order_is_found() -> None:
+    check_encoder(Patches)
+    with pytest.raises(AssertionError, match="features differ by the order of the patches"):
+        check_encoder(Patches, {"weights": (1, 2, 3, 4)})
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.batches.bad_samples import BadSampleBudget
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import BatchOrder, Order
+from mmcl.data.batches.patches import PatchCount, PatchDropout
 from mmcl.data.batches.views import ImageView
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.image_cache import decoded_batches
@@ -28,10 +29,11 @@ from mmcl.data.images.tensors import to_tensor
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source
 from mmcl.data.sources.tables.column_names import captions_of
+from mmcl.engine.transfer import views_on
 from mmcl.errors import UserError
 from mmcl.files.digest import digest
 from mmcl.preprocess import Preprocess
-from mmcl.types import BadSample, Batch, Features, Tokens, views_on
+from mmcl.types import BadSample, Batch, Features, ImagePatches, Tokens
 from tests.narrow import of_type, present
 
 PREPROCESS = Preprocess(size=8)
@@ -41,7 +43,7 @@ AUGMENT = AugmentationPipeline.build(
     [ComponentConfig(name="affine", args={"rotation": 20, "translation": 0.1}), ComponentConfig(name="hflip")]
 )
 
-View = Tensor | Tokens | Features
+View = Tensor | Tokens | Features | ImagePatches
 
 
 class Toy(Source):
@@ -116,6 +118,11 @@ def batches(
 def rows(batch: Batch) -> list[tuple[Any, ...]]:
     """Everything about a batch, row by row, to be compared bit for bit."""
     pixels = {name: [row.numpy().tobytes() for row in view] for name, view in images(batch).items()}
+    some = {name: view for name, view in batch.views.items() if isinstance(view, ImagePatches)}
+    pixels |= {
+        name: [(row.numpy().tobytes(), *kept) for row, kept in zip(one.pixels, one.kept.tolist(), strict=True)]
+        for name, one in some.items()
+    }
     views = [pixels[name] if name in pixels else _read(view) for name, view in batch.views.items()]
     labels = [None] * len(batch.ids) if batch.labels is None else batch.labels.tolist()
     return list(zip(batch.index.tolist(), batch.ids.tolist(), labels, *views, strict=True))
@@ -155,7 +162,14 @@ def test_one_seed_one_batch() -> None:
     assert rows(made[5]) != rows(other[5])
 
 
-@pytest.mark.parametrize("options", [{}, {"crop": RandomResizedCrop(scale=(0.3, 1.0))}], ids=["cached", "cropped"])
+SOME_PATCHES = PatchDropout({"image": PatchCount(3, 7)}, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"crop": RandomResizedCrop(scale=(0.3, 1.0))}, {"patches": SOME_PATCHES}],
+    ids=["cached", "cropped", "some of the patches"],
+)
 def test_ranks_one_after_the_other_are_one_process(options: dict[str, Any]) -> None:
     source = Toy(bad_images=(3, 17, 30), captions={5: ()})
     whole = batches(source, augment=AUGMENT, **options)

@@ -20,7 +20,8 @@ from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.pieces import PIECE_ROWS, Piece
 from mmcl.data.stored_rows import StoredRows
 from mmcl.engine.loading import PREFETCH, loaded, loader_processes
-from mmcl.types import Batch, Tokens, Unaugmented, views_on
+from mmcl.engine.transfer import views_on
+from mmcl.types import Batch, Tokens, Unaugmented
 from tests.data.test_loader import AUGMENT, PAIR, TWO, Toy, batches, rows
 from tests.data.test_loader import texts as texts_of
 from tests.narrow import of_type

@@ -32,6 +32,7 @@ from mmcl.methods.method import Method
 from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
+from tests.distributed.patches import some_patches, transformer_tower
 from tests.grid import grid, sample_of
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
@@ -66,8 +67,8 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 
 def configured(name: str, dtype: torch.dtype) -> Method:
-    """A method on toy towers; as in "clip with lora", with adapters that have already been trained, "with prefixes" or "with
-    teachers"."""
+    """A method on toy towers; as in "clip with lora", with adapters that have already been trained, "with prefixes", "with
+    teachers", or "with patches", of which all but the last step see some."""
     name, _, more = name.partition(" with ")
     adapter = more if more in ("lora", "dora") else ""
 
@@ -78,7 +79,8 @@ def configured(name: str, dtype: torch.dtype) -> Method:
             nn.init.normal_(one.B, std=0.3)  # type: ignore[arg-type]
         return tower
 
-    with mock.patch("mmcl.testing.toys.toy_tower", adapted_tower) if adapter else nullcontext():
+    towers = {"lora": adapted_tower, "dora": adapted_tower, "patches": transformer_tower}
+    with mock.patch("mmcl.testing.toys.toy_tower", towers[more]) if more in towers else nullcontext():
         method = toy_method(name, dtype)
     distilled = DistilledLoss(method, teachers_of(method), 0.7) if "teachers" in more else None
     if "prefixes" in more:
@@ -106,7 +108,7 @@ def batch_of_step(method: Method, step: int, dtype: torch.dtype) -> Batch:
     rng = torch.Generator().manual_seed(step)
     widths = {"first/image": 3, "first/text": 3, "second/image": 7, "second/text": 7, "images/image": 4}
     stored = {name: torch.randn(ROWS, width, generator=rng, dtype=dtype) for name, width in widths.items()}
-    return replace(batch, views=views, stored=stored)
+    return replace(batch, views=some_patches(method, views, until=STEPS - 1, step=step), stored=stored)
 
 
 @functools.cache
@@ -185,7 +187,10 @@ NESTED = tuple(f"{name} with prefixes" for name in METHODS if toy_method(name).n
 TAUGHT = (*(f"{name} with teachers" for name in METHODS if is_teachable(toy_method(name))), "clip with prefixes and teachers")
 """The loss mixed with what stored teachers say, of every method that has a temperature."""
 
-WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED, *TAUGHT)
+SOME = ("clip with patches", "simclr with patches", "momentum_clip with patches")
+"""Images of which some of the patches are seen: of one view, of two, and by a teacher too."""
+
+WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED, *TAUGHT, *SOME)
 KINDS = (*((torch.float64, layout) for layout in LAYOUTS), (torch.float32, "two pieces"))
 SAMPLE = sample_of(WORLDS[:3], NAMES, KINDS)
 """Four processes gather as three do, and have a share of those in test_sharded_weights.py."""

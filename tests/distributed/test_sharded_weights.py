@@ -29,7 +29,7 @@ from mmcl.testing.toys import positives_of, without_batch_norm
 from mmcl.types import Batch, Embeddings, Tokens
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes, whole
-from tests.distributed.test_one_gradient import ADAPTED, NESTED, TAUGHT, batch_of_step, configured, share_of
+from tests.distributed.test_one_gradient import ADAPTED, NESTED, SOME, TAUGHT, batch_of_step, configured, share_of
 from tests.grid import grid, sample_of
 from tests.narrow import of_type
 
@@ -48,7 +48,7 @@ OPTIMIZERS = {
     "layer decay": OptimConfig(name="sgd", lr=1e-2, layer_decay=0.5),
 }
 STEPS = 3
-CASES = [(name, "adamw") for name in [*METHODS, *ADAPTED, *NESTED[:2], *TAUGHT[:2]]] + [
+CASES = [(name, "adamw") for name in [*METHODS, *ADAPTED, *NESTED[:2], *TAUGHT[:2], *SOME]] + [
     ("byol", "sgd"),
     ("clip", "lars"),
     ("swav", "muon"),

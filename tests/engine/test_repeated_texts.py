@@ -19,10 +19,11 @@ from mmcl.encoders import TEXT_ENCODERS
 from mmcl.encoders.tower import TextEncoder, Tower
 from mmcl.engine.log import read_log
 from mmcl.engine.repeated_texts import RepeatedTexts, encodes_each_row_by_itself
+from mmcl.engine.transfer import views_on
 from mmcl.methods.clip import CLIP
 from mmcl.runs.run import train
 from mmcl.testing.toys import toy_tower
-from mmcl.types import Tokens, views_on
+from mmcl.types import Tokens
 from tests.encoders.cases import TEXT_MODELS, build_case
 from tests.engine.tiny import tiny_config
 

@@ -21,6 +21,7 @@ import mmcl
 from mmcl.config import ComponentConfig, Config, EvaluatorConfig, ViewConfig, load_config
 from mmcl.engine.launch import as_launched
 from mmcl.engine.log import read_log
+from mmcl.engine.transfer import views_on
 from mmcl.errors import UserError
 from mmcl.methods.clip import CLIP
 from mmcl.methods.simclr import SimCLR
@@ -29,7 +30,7 @@ from mmcl.runs.build_data import build_training_data
 from mmcl.runs.doctor import diagnose
 from mmcl.runs.evaluation import read_config
 from mmcl.runs.run import train
-from mmcl.types import LossOutput, Views, views_on
+from mmcl.types import LossOutput, Views
 from tests.engine.tiny import SCRIPT, YAML, make_folder, run_script, tiny_config
 from tests.narrow import present
 from tests.warm import python

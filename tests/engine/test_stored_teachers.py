@@ -22,6 +22,7 @@ from mmcl.config import Config, SourceConfig
 from mmcl.data.stored_rows import StoredRows
 from mmcl.engine.log import read_log
 from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher, check_teachers, is_teachable
+from mmcl.engine.transfer import views_on
 from mmcl.errors import UserError
 from mmcl.methods import METHODS
 from mmcl.runs import stored_teachers
@@ -33,7 +34,7 @@ from mmcl.runs.run import _batches, train
 from mmcl.search.shards.files import DONE, read_shard
 from mmcl.search.shards.plan import read_plan
 from mmcl.testing.toys import embed, toy_batch, toy_method
-from mmcl.types import Tokens, views_on
+from mmcl.types import Tokens
 from tests.engine.tiny import tiny_config
 
 ROWS, WIDTH = 25, 16

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import timm  # noqa: F401  (so that no child needs to import it)
 import torch
 from safetensors.torch import load_file
 
@@ -192,6 +193,34 @@ def test_stored_teachers_resume_bit_for_bit(
     assert "distillation_loss" in final_state(config)["metrics"]
 
 
+SIZES = "{embed_dim: 16, depth: 2, num_heads: 2, patch_size: 4}"
+FEWER = (
+    *("--image.encoder", f"{{name: timm, args: {{name: test_vit, image_size: 16, model_args: {SIZES}}}}}"),
+    *("--train.fewer_tokens.patches", "0.5", "--train.fewer_tokens.finish", "0.25"),
+)
+"""A vision transformer that sees half of the patches in six steps, and all in the last two."""
+
+
+@pytest.mark.parametrize(
+    ("world", "kills", "layout"),
+    [
+        (1, (3, 7), ("--train.micro_batch", "5")),
+        pytest.param(2, (7,), ("--train.fsdp", "true", "--train.micro_batch", "3"), marks=pytest.mark.long),
+        pytest.param(3, (6,), ("--train.checkpoint_activations", "true"), marks=pytest.mark.long),
+    ],
+    ids=["1", "2 spread", "3"],
+)
+def test_fewer_tokens_resume_bit_for_bit(
+    world: int, kills: tuple[int, ...], layout: tuple[str, ...], image_folder: Path, tmp_path: Path
+) -> None:
+    """Across the step from which on all patches are seen."""
+    whole = tiny_run(image_folder, tmp_path / "whole", *FEWER, *layout)
+    assert run(whole, world) == [0] * world
+    assert "sees 8 of 16 patches of an image until step 6, all of them in the last 2 steps" in output(whole)
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *FEWER, *layout)
+    assert final_state(config) == final_state(whole)
+
+
 SPREAD = ("--train.fsdp", "true")
 """Weights, gradients and moments spread over the processes."""
 
@@ -218,9 +247,12 @@ def test_spread_weights_resume_bit_for_bit(
     assert f"{world} processes on cpu, 1 thread each, the weights spread over them" in output(config)
 
 
-def test_a_run_may_change_how_its_weights_lie(image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), FEWER], ids=["all tokens", "fewer"])
+def test_a_run_may_change_how_its_weights_lie(
+    more: tuple[str, ...], image_folder: Path, uninterrupted: Uninterrupted, tmp_path: Path
+) -> None:
     """Spread over three processes, whole in one, spread over two: the losses, norms and exported weights of a run in one."""
-    flags = ("--text.encoder.args.dropout", "0", "--optim.clip", "0.5")
+    flags = (*more, "--text.encoder.args.dropout", "0", "--optim.clip", "0.5")
     starts = [(3, SPREAD), (1, ()), (2, SPREAD)]
     for number, (world, layout) in enumerate(starts):
         config = resumed(image_folder, tmp_path / "run", number, *flags, *layout)

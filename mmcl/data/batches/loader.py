@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmcl.data.batches.order import BatchOrder
+from mmcl.data.batches.patches import PatchDropout
 from mmcl.data.batches.pieces import PIECE_ROWS, Piece, join
 from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.captions import caption_key, checked_caption, text_hash, token_ids
@@ -26,10 +27,11 @@ from mmcl.data.stored_rows import StoredRows, caption_place, read_rows, rows_of_
 from mmcl.errors import UserError
 from mmcl.rng import hash_integers, uniform
 from mmcl.terminal import counted
-from mmcl.types import BadSample, Batch, Features, Tokens, Unaugmented
+from mmcl.types import BadSample, Batch, Features, ImagePatches, Tokens, Unaugmented
 
 CACHE_BYTES = 10**9
 MAX_ATTEMPTS = 100
+_PATCHES = "patches/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class StepBatches(Dataset[Batch]):
         augment_on: "device" leaves the augmentation to `views_on`, which then runs it on the device.
         progress: whether filling the cache shows a progress bar.
         stored: name -> stored rows of the samples, for `Batch.stored`; of texts those of the first text view.
+        patches: makes images `ImagePatches` in the steps in which an encoder sees some of their patches; None in none.
 
     Raises:
         UserError: a view needs captions or images that the source lacks, or the batch cannot be shared equally.
@@ -92,7 +95,9 @@ class StepBatches(Dataset[Batch]):
         augment_on: Literal["host", "device"] = "host",
         progress: bool = False,
         stored: Mapping[str, StoredRows] | None = None,
+        patches: PatchDropout | None = None,
     ):
+        self.patches = patches
         self.stored = stored or {}
         self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
         self.augment_on = augment_on
@@ -137,7 +142,7 @@ class StepBatches(Dataset[Batch]):
             None if self.labels is None else torch.from_numpy(self.labels[index]),
             bad_rows=tuple(first + start + number for number, row in enumerate(rows) if row.is_replacement),
             text_ids=self._text_ids(views) if "negative" in self.texts else None,
-            stored=self._stored(rows, index),
+            stored={**self._stored(rows, index), **self._kept_patches(step, epoch, index)},
         )
         lengths = [sum(map(len, row.captions.values())) for row in rows] if self.by_length else None
         return Piece(batch, lengths, {} if number else self._same_ids(step))
@@ -150,11 +155,31 @@ class StepBatches(Dataset[Batch]):
             pieces: each is taken when there is room for it, and freed before the next.
             pin: whether the batch is in page-locked memory.
         """
-        return join(pieces, self._share, pin=pin)
+        batch = join(pieces, self._share, pin=pin)
+        return self._with_patches(batch) if self.patches and self.patches.is_on(step) else batch
 
     @property
     def _share(self) -> int:
         return self.order.batch_size // self.world
+
+    def _kept_patches(self, step: int, epoch: np.ndarray, index: np.ndarray) -> dict[str, Tensor]:
+        """The patches that are seen in a step, among the stored rows, so that they are joined and sorted as these are."""
+        if self.patches is None or not self.patches.is_on(step):
+            return {}
+        rows = {"epoch": epoch, "index": index}
+        return {
+            f"{_PATCHES}{name}": torch.from_numpy(
+                self.patches.draw(name, seed=self.order.seed, number=self.images[name].number, **rows)
+            )
+            for name in self.patches.counts
+        }
+
+    def _with_patches(self, batch: Batch) -> Batch:
+        assert self.patches
+        views, stored = dict(batch.views), dict(batch.stored)
+        for name, count in self.patches.counts.items():
+            views[name] = ImagePatches(views[name], stored.pop(f"{_PATCHES}{name}"), count.all)
+        return replace(batch, views=views, stored=stored)
 
     def _image_views(self, rows: Sequence[_BatchRow], epoch: np.ndarray, index: np.ndarray) -> dict[str, Any]:
         if not self._has_rows:

@@ -128,6 +128,7 @@ def _sorted(batch: Batch, order_b: Tensor) -> Batch:
         elif isinstance(view, Features):
             views[name] = view[order_b]
         else:
+            assert isinstance(view, Tensor), "patches are chosen for whole batches"
             _reorder(view, order_b)
             views[name] = view
     labels, text_ids = (None if part is None else part[order_b] for part in (batch.labels, batch.text_ids))
