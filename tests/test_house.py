@@ -62,7 +62,7 @@ def place(path: Path, node: Function) -> str:
 
 def lines_of_code(node: Function) -> int:
     """Those of the signature and the body. A docstring has a public function's shapes, errors and example; it may be long."""
-    docstring = node.body[0] if ast.get_docstring(node) is not None else None
+    docstring = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
     skipped = 0 if docstring is None else (docstring.end_lineno or 0) - docstring.lineno + 1
     return (node.end_lineno or 0) - node.lineno + 1 - skipped
 
@@ -140,7 +140,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user stands who has trained: with a run in `runs/clip_emoji`."""
     found = tmp_path_factory.mktemp("examples")
     flags = ["--train.steps", "1", "--train.batch_size", "16", "--evaluate", "[]", "--run_dir", str(found / "runs/clip_emoji")]
-    mmcl.train(mmcl.load_config("clip_emoji", flags))
+    narrow = ["--image.encoder.args.widths", "[8, 8, 8]", "--text.encoder.args.width", "32"]
+    mmcl.train(mmcl.load_config("clip_emoji", [*flags, *narrow]))
     return found
 
 
@@ -152,8 +153,13 @@ class LastLines(doctest.OutputChecker):
         return super().check_output(want, "".join(got.splitlines(True)[-lines:]) if want else got, optionflags)
 
 
+WITH_EXAMPLES = [module_name(path) for path in FILES if ">>> " in path.read_text(encoding="utf-8")]
+LONG = {"mmcl.interop.onnx_model"}
+"""That of `export` makes a graph as it does, and tests/interop/export loads one."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [module_name(path) for path in FILES if ">>> " in path.read_text(encoding="utf-8")])
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.long] if one in LONG else []) for one in WITH_EXAMPLES])
 def test_every_example_in_a_docstring_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     module = importlib.import_module(name)
