@@ -27,7 +27,7 @@ HARD = [
     "",
 ]
 SHAPES = [(40, 30), (2000, 20), (20, 2000), (1, 1), (64, 64)]
-SETTINGS = [(1280, False), (390, True), (320, False), (320, True)]
+SETTINGS = [(1280, False), (320, True), *(pytest.param(*one, marks=pytest.mark.long) for one in [(390, True), (320, False)])]
 POINTS = 40
 
 Save = Callable[[str, str], Path]

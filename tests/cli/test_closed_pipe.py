@@ -42,7 +42,21 @@ COMMANDS = [
     ["watch", "run"],
     ["completion", "bash"],
 ]
-LONG = ("serve", "embed", "export", "card", "push", "finetune", "merge", "index", "dedup", "doctor")
+LONG = (
+    "serve",
+    "embed",
+    "export",
+    "card",
+    "push",
+    "finetune",
+    "merge",
+    "index",
+    "dedup",
+    "doctor",
+    "classify",
+    "compare",
+    "data",
+)
 """Verbs that take seconds and print by the same means as the others."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from mmcl.cli.main import main
 from mmcl.config.shipped import shipped_configs
 from mmcl.engine.log import read_log
 from tests.engine.tiny import YAML, make_folder
+from tests.warm import python
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 ACCELERATE = ["-m", "accelerate.commands.launch"]
@@ -49,9 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_launcher_trains_the_same(launcher: str, place: Path) -> None:
     words, processes = LAUNCHERS[launcher]
     settings = ["tiny.yaml", "--data.train.path", "squares", "--run_dir", launcher]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *words, "train", *settings]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = python(*words, "train", *settings, cwd=place)
     assert done.returncode == 0, done.stderr
     assert f"{processes} process{'es' if processes > 1 else ''} on" in done.stdout
     assert done.stdout.count(f"not evaluated, as the configuration names no evaluator; the model is in {launcher}/model") == 1

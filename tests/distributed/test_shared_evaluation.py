@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -20,9 +20,17 @@ from mmcl.interop.model import Model
 from mmcl.testing.patterns import PatternSource
 from tests.arithmetic import network_tolerance
 from tests.distributed.harness import run_processes
+from tests.faults.runs import small_vocabulary
 
 ROWS, BANK = 17, 25
 EVALUATORS: list[tuple[str, dict[str, Any]]] = [("retrieval", {"examples": 0}), ("knn", {"ks": [1, 5]}), ("zero_shot", {})]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_vocabulary() -> Iterator[None]:
+    """Every process builds the model again and again."""
+    with small_vocabulary():
+        yield
 
 
 class Broken(PatternSource):

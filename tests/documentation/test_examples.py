@@ -62,22 +62,14 @@ def test_an_example_prints_what_it_found(
     assert printed in capsys.readouterr().out
 
 
-def run_as_it_is(name: str, place: Path) -> None:
+@pytest.mark.long  # one trains with the evaluation of the default configuration
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_as_it_is(name: str, place: Path) -> None:
     words, printed = EXAMPLES[name]
     script = str(ROOT / "examples" / f"{name}.py")
     done = python(script, *words, cwd=place, timeout=250)
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout
-
-
-def test_an_example_is_a_script(place: Path) -> None:
-    run_as_it_is("zero_shot_classification", place)
-
-
-@pytest.mark.long  # one trains with the evaluation of the default configuration
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_as_it_is(name: str, place: Path) -> None:
-    run_as_it_is(name, place)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

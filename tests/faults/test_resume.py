@@ -45,7 +45,7 @@ def killed_and_resumed(image_folder: Path, run_dir: Path, world: int, kills: Ite
         pytest.param(1, range(1, STEPS + 1), marks=pytest.mark.long),
         (2, (3,)),
         pytest.param(2, (2, 3, 6), marks=pytest.mark.long),
-        (3, (4,)),
+        pytest.param(3, (4,), marks=pytest.mark.long),
         pytest.param(3, (3, 4, 7), marks=pytest.mark.long),
     ],
     ids=["1 process", "every step", "2 processes", "2 processes, often", "3 processes", "3 processes, often"],

@@ -17,6 +17,7 @@ from mmcl.errors import UserError
 from mmcl.interop.load import load_model
 from tests.arithmetic import network_tolerance
 from tests.encoders import tiny
+from tests.grid import grid
 from tests.narrow import of_type
 
 SQUARE = {"resize": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -26,8 +27,7 @@ def image(side: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("side", [16, 32, 64, 80])
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize(("kind", "side"), grid(["clip", "siglip"], [16, 32, 64, 80]))
 def test_a_clip_of_another_size_gives_the_librarys_embeddings(
     kind: str, side: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

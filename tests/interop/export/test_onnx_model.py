@@ -138,7 +138,7 @@ def test_a_classifier_keeps_its_classes_and_logits(tmp_path: Path) -> None:
         ours.encode_text(["a"])
 
 
-@pytest.mark.parametrize("embedding", ["features", "projection"])
+@pytest.mark.parametrize("embedding", [pytest.param("features", marks=pytest.mark.long), "projection"])
 def test_wrong_logits_are_no_export(embedding: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may be wrong where the embeddings are right."""
     image = {"encoder": "strided_cnn", "encoder_args": models.OWN_IMAGE, "head": "linear", "head_args": {"embed_dim": 3}}
