@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmcl.encoders.adapters import merge_adapters as merge_adapters
     from mmcl.engine.parameter_groups import param_groups as param_groups
     from mmcl.errors import UserError as UserError
+    from mmcl.evaluate.classifier import HeadClassifier as HeadClassifier
     from mmcl.evaluate.classifier import TrainedClassifier as TrainedClassifier
     from mmcl.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
     from mmcl.interop.export.exporting import export as export
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
+    "HeadClassifier": "evaluate.classifier",
     "Index": "search.index",
     "METHODS": "methods",
     "Model": "interop.model",

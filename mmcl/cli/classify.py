@@ -33,6 +33,7 @@ def classify(
     *,
     labels: tuple[str, ...] = (),
     template: tuple[str, ...] = (),
+    head: Path | None = None,
     model: str = "runs/clip_emoji",
     top_k: int = 5,
     out: Path | None = None,
@@ -51,6 +52,8 @@ def classify(
         images: Image files, and folders of images.
         labels: Labels to choose from. Without them, the classes of a model that was trained with labels.
         template: Sentences with {} for the label. Several are averaged; by default the label stands alone.
+        head: What an evaluation of this model has learned, head_*.safetensors in the folder of its --out. In place of labels;
+            with thresholds, it says yes or no to each class.
         model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
         top_k: How many labels to show, the likeliest first.
         out: Write the labels to this .csv or .json. A .csv has the columns image, label, score, a row for each label.
@@ -60,14 +63,17 @@ def classify(
         raise UserError("no image given; images stand before the labels: mmcl classify IMAGE ... --labels LABEL ...")
     if template and not labels:
         raise UserError("--template needs --labels")
+    if head is not None and (labels or template):
+        raise UserError(f"--head has classes of its own: remove {'--labels' if labels else '--template'}")
     if out is not None:
-        check_file(out, flag="--out", suffixes=(".csv", ".json"), inputs=images)
+        check_file(out, flag="--out", suffixes=(".csv", ".json"), inputs=(*images, head))
     paths = [path for given in images for path in _images_of(given)]
     check_available(model)
     from mmcl.interop.load import load_model
 
     loaded = load_model(model, device=device)
-    found, bad = _classified(_classifier(loaded, model, _separated(labels), template), paths, top_k, loaded.preprocess)
+    chosen = _classifier(loaded, model, _separated(labels), template, head)
+    found, bad = _classified(chosen, paths, top_k, loaded.preprocess)
     rows = [{"image": str(path), "labels": likeliest} for path, likeliest in found]
     listing = json_module.dumps(rows, ensure_ascii=False, indent=1)
     if out is not None:
@@ -98,11 +104,13 @@ def _separated(labels: Sequence[str]) -> list[str]:
     return list(labels)
 
 
-def _classifier(loaded: Model, name: str, labels: list[str], template: Sequence[str]) -> Classifier:
-    from mmcl.evaluate.classifier import TrainedClassifier, ZeroShotClassifier
+def _classifier(loaded: Model, name: str, labels: list[str], template: Sequence[str], head: Path | None) -> Classifier:
+    from mmcl.evaluate.classifier import HeadClassifier, TrainedClassifier, ZeroShotClassifier
 
+    if head is not None:
+        return HeadClassifier(loaded, head)
     if not labels and loaded.class_names is None:
-        raise UserError(f"{name} was not trained with labels and has none of its own; give --labels")
+        raise UserError(f"{name} was not trained with labels and has none of its own; give --labels, or --head")
     if not labels:
         return TrainedClassifier(loaded)
     if len(labels) == 1 and loaded.logit_bias is None:  # a sigmoid model gives each label a probability of its own
@@ -131,18 +139,23 @@ def _classified(
     return list(zip(images, labels, strict=True)), bad
 
 
+_ANSWERS = {True: "yes", False: "no", None: "-"}
+
+
 def _print(found: Found) -> None:
     for path, likeliest in found:
         say(str(path))
         for prediction in likeliest:
-            say(f"  {prediction['score']:6.1%}  {prediction['label']}")
+            answer = f"{_ANSWERS[prediction['yes']]:<3}  " if "yes" in prediction else ""
+            say(f"  {prediction['score']:6.1%}  {answer}{prediction['label']}")
 
 
 def _csv(found: Found) -> str:
     def rows() -> Iterator[tuple[object, ...]]:
-        yield "image", "label", "score"
+        columns = "label", "score", *(("yes",) if any("yes" in one for _, own in found for one in own) else ())
+        yield "image", *columns
         for path, likeliest in found:
-            yield from ((path, one["label"], one["score"]) for one in likeliest)
+            yield from ((path, *(one[column] for column in columns)) for one in likeliest)
 
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows())

@@ -256,6 +256,7 @@ def _finish(report: Report, out: Path | None, json: bool, everything: bool, agai
     Args:
         again: the command, which is printed with --out as what to run next, unless there is a folder with the report.
     """
+    from mmcl.evaluate.reporting.report import head_file
     from mmcl.runs.next_steps import against_baseline
 
     steps = (f"{again} --out report",) if out is None else against_baseline(report, out)
@@ -269,6 +270,8 @@ def _finish(report: Report, out: Path | None, json: bool, everything: bool, agai
         show_report(report, everything=everything, again=again)
         if out is not None:
             say(f"report   {out}/report.html")
+            for name in report.heads:
+                say(f"head     {out / head_file(name)}")
         show_next(steps)
     if report.failures:  # listed above
         sys.exit(PART)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mmcl.evaluate.evaluators.robustness import robustness as robustness
     from mmcl.evaluate.evaluators.sts import sts as sts
     from mmcl.evaluate.evaluators.zero_shot import zero_shot as zero_shot
+    from mmcl.evaluate.head import Head as Head
     from mmcl.evaluate.prompts import class_embeddings as class_embeddings
     from mmcl.evaluate.reporting.compare import Comparison as Comparison
     from mmcl.evaluate.reporting.compare import Difference as Difference
@@ -72,6 +73,7 @@ _HOMES = {
     "CachedModel": "task",
     "Comparison": "reporting.compare",
     "Difference": "reporting.compare",
+    "Head": "head",
     "Metric": "reporting.metric",
     "Projection": "evaluators.projection",
     "Provenance": "reporting.metric",

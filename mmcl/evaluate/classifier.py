@@ -15,6 +15,7 @@ from torch import Tensor
 from mmcl.data.sample import ImageLike
 from mmcl.data.source import Source
 from mmcl.errors import UserError
+from mmcl.evaluate.head import Head, zero_shot_head
 from mmcl.evaluate.measures.calibration import probabilities
 from mmcl.evaluate.prompts import Templates, class_embeddings
 from mmcl.evaluate.validation import unit_rows
@@ -79,10 +80,11 @@ class Classifier(ABC):
             return []
         logits, score = self._scores([images] if one else images, batch_size)
         order = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k]
-        best = [self._scored(*row) for row in zip(order.tolist(), score.gather(1, order).tolist(), strict=True)]
+        ordered = (part.gather(1, order).tolist() for part in (logits, score))
+        best = [self._scored(*row) for row in zip(order.tolist(), *ordered, strict=True)]
         return best[0] if one else best
 
-    def _scored(self, labels: list[int], scores: list[float]) -> Scored:
+    def _scored(self, labels: list[int], logits: list[float], scores: list[float]) -> Scored:
         if self.reject is not None and scores[0] < self.reject:
             return [{"label": NONE_OF_THESE, "score": scores[0]}]
         return [{"label": self.candidate_labels[n], "score": score} for n, score in zip(labels, scores, strict=True)]
@@ -127,11 +129,69 @@ class ZeroShotClassifier(Classifier):
         super().__init__(candidate_labels if isinstance(candidate_labels, str) else list(candidate_labels), reject)
         self.model = model
         self.class_emb = class_embeddings(model, self.candidate_labels, templates)
+        self._templates = templates
 
     def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
         image = unit_rows(self.model.encode_image(images, batch_size=batch_size), "the image embeddings")
         cosine = image @ torch.from_numpy(self.class_emb).T
         return cosine, probabilities(cosine, self.model.logit_scale, self.model.logit_bias)
+
+    def head(self) -> Head:
+        """The classifier as a file that `Head.load` and `mmcl classify --head` read. Raises UserError without a temperature."""
+        return zero_shot_head(self.class_emb, self.candidate_labels, self._templates, self.model, {"evaluator": "zero_shot"})
+
+
+class HeadClassifier(Classifier):
+    """Classifies images with a saved head, which a linear probe, the texts of classes or pairs of prompts have left.
+
+    The scores are its probabilities. A head with thresholds answers yes or no for each class: every result has the key "yes",
+    true or false, None without a threshold. The surest yes comes first.
+
+    Args:
+        model: the model that the head was fitted on.
+        head: the head, or its file.
+        reject: as in `Classifier`; not with thresholds.
+
+    Raises:
+        UserError: the head is of another model or damaged, or `reject` is out of range or given beside thresholds.
+
+    Example:
+        >>> from mmcl import load_model
+        >>> model = load_model("runs/clip_emoji")
+        >>> ZeroShotClassifier(model, ["cat", "dog"], "a photo of a {}").head().save("pets.safetensors")
+        >>> classify = HeadClassifier(model, "pets.safetensors")
+        >>> [sorted(label) for label in classify(np.zeros((32, 32, 3), np.uint8))]
+        [['label', 'score'], ['label', 'score']]
+    """
+
+    def __init__(self, model: EmbeddingModel, head: Head | str | Path, *, reject: float | None = None):
+        where = "the head" if isinstance(head, Head) else str(head)
+        self.head = head if isinstance(head, Head) else Head.load(head)
+        if self.head.model != model.fingerprint:
+            raise UserError(
+                f"{where}: fitted on the embeddings of another model ({self.head.model[:12]}, and this one is "
+                f"{model.fingerprint[:12]}); give that model, or fit a head on this one"
+            )
+        if reject is not None and self.head.thresholds is not None:
+            raise UserError(f"{where}: has thresholds of its own, and reject would be another; leave reject out")
+        super().__init__(self.head.class_names, reject)
+        self.model = model
+
+    def _scores(self, images: Any, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        logits = torch.from_numpy(self.head.logits(self.model.encode_image(images, batch_size=batch_size)))
+        probability = logits.softmax(dim=1) if self.head.probability == "softmax" else logits.sigmoid()
+        if self.head.thresholds is None:
+            return logits, probability
+        # Above the threshold; classes without one come last.
+        edge = torch.tensor([np.inf if one is None else one for one in self.head.thresholds], dtype=torch.float64)
+        return logits - edge, probability
+
+    def _scored(self, labels: list[int], logits: list[float], scores: list[float]) -> Scored:
+        found = super()._scored(labels, logits, scores)
+        if self.head.thresholds is None:
+            return found
+        answers = [None if logit == -np.inf else logit >= 0 for logit in logits]
+        return [{**one, "yes": answer} for one, answer in zip(found, answers, strict=True)]
 
 
 class TrainedClassifier(Classifier):

@@ -85,6 +85,28 @@ def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, 
     assert rows[0]["labels"][0]["score"] == pytest.approx(1 / np.exp(logits - logits[1]).sum(), rel=1e-5)
 
 
+def test_a_head_of_an_evaluation_classifies(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colors = ("red", "green", "blue")
+    table = tmp_path / "asked.csv"
+    pictures = [str(path) for path in sorted(folder.glob("*.png"))]
+    rows = [[path, *(str(int(Path(path).name.startswith(color))) for color in colors)] for path in pictures]
+    table.write_text("\n".join(",".join(row) for row in [["image", *colors], *rows]))
+    data = ["--model", str(run_dir), "--data", str(table), "--data_args", f"{{target_columns: [{', '.join(colors)}]}}"]
+    assert main(["eval", "prompt-pairs", *data, "--out", str(tmp_path / "report")]) == 0
+    [head] = (tmp_path / "report").glob("head_prompt_pairs_*.safetensors")
+    assert f"head     {head}" in capsys.readouterr().out
+    words = ["classify", pictures[0], "--model", str(run_dir), "--head", str(head)]
+    [found] = run_json(capsys, *words)
+    assert sorted(one["label"] for one in found["labels"]) == sorted(colors)
+    assert all({"yes", "score"} <= one.keys() for one in found["labels"])
+    assert main([*words, "--out", str(tmp_path / "labels.csv")]) == 0
+    assert (tmp_path / "labels.csv").read_text().startswith("image,label,score,yes\n")
+    assert main([*words, "--labels", "a", "b"]) == 2
+    assert "--head has classes of its own: remove --labels" in capsys.readouterr().err
+
+
 def test_search_by_text_in_what_the_run_was_evaluated_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hits = run_json(capsys, "search", str(run_dir), "a red square", "--top_k", "3")
     assert len(hits) == 3

@@ -26,11 +26,13 @@ from mmcl.engine.checkpoint import verify
 from mmcl.engine.run_state import read_run_state
 from mmcl.errors import UserError
 from mmcl.evaluate.embedding_file import stored_task
+from mmcl.evaluate.head import Head
 from mmcl.evaluate.reporting.report import Report
 from mmcl.files.untrusted import read_tensors
 from tests.security.test_hostile_values import (
     checkpoint_folder,
     embeddings_file,
+    head_folder,
     index_folder,
     model_folder,
     report_folder,
@@ -139,6 +141,11 @@ def shard(folder: Path) -> Reader:
     return lambda: samples(folder / "a.tar", folder)
 
 
+def head(folder: Path) -> Reader:
+    head_folder(folder)
+    return lambda: Head.load(folder / "head.safetensors")
+
+
 KINDS: dict[str, tuple[Callable[[Path], Reader], list[str]]] = {
     "model": (model_folder, ["config.json", "tokenizer.json", "model.safetensors"]),
     "index": (index_folder, ["index.json", "*.safetensors"]),
@@ -146,6 +153,7 @@ KINDS: dict[str, tuple[Callable[[Path], Reader], list[str]]] = {
     "identity": (run_folder, ["identity.json"]),
     "checkpoint": (checkpoint, ["MANIFEST.json", "optimizer.safetensors", "average.safetensors"]),
     "embeddings": (embeddings, ["a.parquet"]),
+    "head": (head, ["head.safetensors"]),
     "safetensors": (partial(weights_file, "a.safetensors"), ["a.safetensors"]),
     "pt": (partial(weights_file, "a.pt"), ["a.pt"]),
     "old pt": (partial(weights_file, "old.pt"), ["old.pt"]),

@@ -31,7 +31,9 @@ from mmcl.engine.checkpoint_writer import write_checkpoint
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.weight_average import WeightAverage
 from mmcl.errors import UserError
+from mmcl.evaluate.classifier import HeadClassifier
 from mmcl.evaluate.embedding_file import stored_task
+from mmcl.evaluate.head import Head
 from mmcl.evaluate.measures.outcomes import Outcomes, outcomes_file, read_outcomes
 from mmcl.evaluate.reporting.compare import compare
 from mmcl.evaluate.reporting.metric import Metric, Provenance
@@ -211,6 +213,25 @@ def embeddings_file(folder: Path) -> Callable[[], Any]:
     return read
 
 
+def head_folder(folder: Path) -> Callable[[], Any]:
+    """What the file of a head says of itself, as a file of its own."""
+    head = Head(np.eye(2), np.zeros(2), ("a", "b"), PatternModel.fingerprint, "sigmoid", (0.5, None), {"evaluator": "x"})
+    head.save(folder / "head.safetensors")
+    content = (folder / "head.safetensors").read_bytes()
+    tensors, header = load(content), json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    (folder / "head.json").write_text(header["__metadata__"]["mmcl_head"])
+
+    def read() -> None:
+        forged = save(tensors, {"mmcl_head": json.dumps(json.loads((folder / "head.json").read_text()))})
+        (folder / "head.safetensors").write_bytes(forged)
+        head = Head.load(folder / "head.safetensors")
+        assert np.isfinite(head.logits(np.eye(2))).all()
+        with suppress(UserError):
+            HeadClassifier(PatternModel(), head)
+
+    return read
+
+
 READERS: dict[str, tuple[Callable[[Path], Callable[[], Any]], str]] = {
     "model": (model_folder, "config.json"),
     "tokenizer": (model_folder, "tokenizer.json"),
@@ -221,6 +242,7 @@ READERS: dict[str, tuple[Callable[[Path], Callable[[], Any]], str]] = {
     "identity": (run_folder, "identity.json"),
     "manifest": (checkpoint_folder, "MANIFEST.json"),
     "embeddings": (embeddings_file, "said.json"),
+    "head": (head_folder, "head.json"),
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate.baselines import class_baselines
 from mmcl.evaluate.evaluators.adamw import choose_weight_decay, fit_adamw
+from mmcl.evaluate.head import Head
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.metric import metric_rows
@@ -159,6 +160,54 @@ def linear_probe(
         >>> linear_probe(rows, labels, rows, labels)["linear_top1"]
         1.0
     """
+    given = {"c": c, "max_iter": max_iter, "tolerance": tolerance, "lr": lr, "epochs": epochs, "batch_size": batch_size}
+    return _probed(
+        (train_emb, train_labels),
+        (test_emb, test_labels),
+        (val_emb, val_labels),
+        solver=solver,
+        given=given | {"seed": seed, "val_emb": val_emb},
+        clusters=clusters,
+        data=data,
+        model=model,
+    )[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A fitted probe: logits = rows @ weight + bias.
+
+    Attributes:
+        weight_DC, bias_C: float64, of rows of unit length; for the solver lbfgs, of rows as they are.
+        predict: finds the class numbers of rows: int64 [N].
+        how: how the solver ended.
+        converged: whether it did.
+    """
+
+    weight_DC: Tensor
+    bias_C: Tensor
+    predict: Callable[[Tensor], Tensor]
+    how: str
+    converged: bool = True
+
+
+Rows = tuple[Array, Values]
+"""Embeddings and labels."""
+
+
+def _probed(
+    train_rows: Rows,
+    test_rows: Rows,
+    val_rows: tuple[Array | None, Values | None],
+    *,
+    solver: Solver,
+    given: dict[str, Any],
+    clusters: Values | None,
+    data: str,
+    model: str,
+) -> tuple[Report, Tensor, _Fit]:
+    """Also returns the labels of the classes, in order, and the probe."""
+    (train_emb, train_labels), (test_emb, test_labels), (val_emb, val_labels) = train_rows, test_rows, val_rows
     train, test = features(train_emb, "train_emb"), features(test_emb, "test_emb")
     same_width(train, test, "train_emb and test_emb")
     sizes = len(train), len(test)
@@ -169,23 +218,22 @@ def linear_probe(
         raise UserError("linear_probe: the training rows have one class only; a classifier needs two")
     if (val_emb is None) != (val_labels is None):
         raise UserError("linear_probe: give val_emb and val_labels, or neither")
-    given = {"c": c, "max_iter": max_iter, "tolerance": tolerance, "lr": lr, "epochs": epochs, "batch_size": batch_size}
-    options = _options(solver, given | {"seed": seed, "val_emb": val_emb})
+    options = _options(solver, given)
     if solver == "lbfgs":
-        predict, how, converged = _fit_lbfgs(train, train_class, **options)
+        fit = _fit_lbfgs(train, train_class, **options)
     else:
         validation = None
         if val_emb is not None and val_labels is not None:
             val = features(val_emb, "val_emb")
             same_width(train, val, "train_emb and val_emb")
             validation = unit_rows(val, "val_emb"), _classes(train_labels, val_labels, (len(train), len(val)))
-        predict, how = _fit_adamw(unit_rows(train, "train_emb"), train_class, validation, **options)
-        converged = True  # its steps are counted beforehand
+        fit = _fit_adamw(unit_rows(train, "train_emb"), train_class, validation, **options)
     drawn = cluster_numbers(clusters, len(test))
-    estimate = statistics.mean((classes[predict(test)] == test_label).cpu().numpy(), clusters=drawn)
+    estimate = statistics.mean((classes[fit.predict(test)] == test_label).cpu().numpy(), clusters=drawn)
     place = f"{EVALUATOR}, {data}, {model}" if data else f"{EVALUATOR}, {model}"
-    notes = (*clusters_note(EVALUATOR, data, drawn), *(() if converged else (f"{place}: {how}.",)))
-    return Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes, {f"solver: {place}": how})
+    notes = (*clusters_note(EVALUATOR, data, drawn), *(() if fit.converged else (f"{place}: {fit.how}.",)))
+    report = Report(metric_rows(EVALUATOR, data, model, {"linear_top1": estimate}), notes, {f"solver: {place}": fit.how})
+    return report, classes, fit
 
 
 def _check(task: Task, has_text: bool, *, solver: Solver, **given: Any) -> None:
@@ -213,16 +261,31 @@ def evaluate_linear_probe(
     """
     given = {"c": c, "max_iter": max_iter, "lr": lr, "epochs": epochs, "batch_size": batch_size, "seed": seed}
 
-    def score(one: CachedModel) -> Report:
-        train_emb, test_emb = one.images(task.required_bank), one.images(task.source)
-        options: dict[str, Any] = {"solver": solver, **given, "clusters": task.source.groups}
-        return linear_probe(train_emb, task.bank_labels, test_emb, task.labels, **options, data=task.name, model=one.name)
+    def score(one: CachedModel) -> tuple[Report, Tensor, _Fit]:
+        bank, test = (one.images(task.required_bank), task.bank_labels), (one.images(task.source), task.labels)
+        options: dict[str, Any] = {"clusters": task.source.groups, "data": task.name, "model": one.name}
+        return _probed(bank, test, (None, None), solver=solver, given=given, **options)
 
-    report = score(model) + Report(notes=task.about_bank(EVALUATOR))
+    report, classes, fit = score(model)
+    head = Head(
+        fit.weight_DC.T.cpu().numpy(),
+        fit.bias_C.cpu().numpy(),
+        _names(task, classes.tolist()),
+        model.model.fingerprint,
+        "softmax",
+        how={"evaluator": EVALUATOR, "data": task.name, "solver": fit.how},
+    )
+    report += Report(notes=task.about_bank(EVALUATOR), heads=head.for_report(EVALUATOR, task.name, model.name))
     if task.baselines:
-        report += score(task.pixels(model)) + score(task.pca(model))
+        report += score(task.pixels(model))[0] + score(task.pca(model))[0]
         report += class_baselines(EVALUATOR, task.name, ["linear_top1"], task.labels, task.bank_labels, task.source.groups)
     return report
+
+
+def _names(task: Task, classes: list[int]) -> tuple[str, ...]:
+    """Names of classes of the bank, which are numbered as those of the source; the numbers themselves if there are none."""
+    names = list(dict.fromkeys([*(task.source.class_names or ()), *(task.required_bank.class_names or ())]))
+    return tuple(names[number] if number < len(names) else str(number) for number in classes)
 
 
 def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +304,7 @@ def _options(solver: Solver, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Callable[[Tensor], Tensor], str, bool]:
+def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> _Fit:
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
     # After standardization, a column that varies only by rounding error would weigh as much as any other.
     is_alive = (deviation > 1e-6 * mean.abs()) & (deviation > _DEAD * deviation.max())
@@ -250,19 +313,21 @@ def _fit_lbfgs(train: Tensor, train_class: Tensor, **options: Any) -> tuple[Call
     state = "converged" if fit.converged else "did NOT converge (raise max_iter)"
     end = f"L-BFGS {state} after {fit.steps} steps, largest gradient {fit.gradient:.1e}"
     how = f"standardized features, C = {options['c']}; {end}"
-    return lambda test: ((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1), how, fit.converged
+    weight_DC = fit.weight.double() / scale.double()[:, None]
+    bias_C = fit.bias.double() - mean.double() @ weight_DC
+    predict = lambda test: ((test - mean) / scale @ fit.weight + fit.bias).argmax(dim=1)  # noqa: E731
+    return _Fit(weight_DC, bias_C, predict, how, fit.converged)
 
 
-def _fit_adamw(
-    train: Tensor, train_class: Tensor, validation: tuple[Tensor, Tensor] | None, **options: Any
-) -> tuple[Callable[[Tensor], Tensor], str]:
+def _fit_adamw(train: Tensor, train_class: Tensor, validation: tuple[Tensor, Tensor] | None, **options: Any) -> _Fit:
     decay, rows = 0.0, (train, train_class)
     if validation is not None:
         decay = choose_weight_decay(rows, validation, **options)
         rows = torch.cat([train, validation[0]]), torch.cat([train_class, validation[1]])
     classifier = fit_adamw(*rows, weight_decay=decay, **options)
     how = f"rows of unit length, AdamW, lr {options['lr']}, {options['epochs']} epochs, weight decay {decay:.2g}"
-    return lambda test: classifier(unit_rows(test, "test_emb")).argmax(dim=1), how
+    predict = lambda test: classifier(unit_rows(test, "test_emb")).argmax(dim=1)  # noqa: E731
+    return _Fit(classifier.weight.double().T, classifier.bias.double(), predict, how)
 
 
 def _classes(train_labels: Values, val_labels: Values, sizes: tuple[int, int]) -> Tensor:

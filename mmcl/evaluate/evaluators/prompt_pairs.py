@@ -10,6 +10,7 @@ import numpy as np
 from mmcl.data.derived.subset import groups_to_keep
 from mmcl.errors import UserError, unknown_name
 from mmcl.evaluate.evaluators.decisions import Column, checked_names, checked_targets, decide, require_both
+from mmcl.evaluate.head import Head, templates_to_text
 from mmcl.evaluate.measures import detection, statistics
 from mmcl.evaluate.measures.detection import Clusters, MeanDetection
 from mmcl.evaluate.measures.ranking import cosine_scores
@@ -219,4 +220,22 @@ def evaluate_prompt_pairs(
         return report
     is_fitted = calibration_part(groups_to_keep(task.source), len(target_NC), calibration)
     found = decide(scores, target_NC, is_fitted, Criterion(criterion, floor), names, **options)
-    return report + found
+    if scale is None:
+        return report + found
+    [table] = found.details.values()
+    head = Head(
+        (present.astype(np.float64) - absent) * scale,
+        np.zeros(len(names)),
+        tuple(names),
+        model.model.fingerprint,
+        "sigmoid",
+        tuple(table["threshold"]),
+        {
+            "evaluator": EVALUATOR,
+            "data": task.name,
+            "positive": templates_to_text(positive),
+            "negative": templates_to_text(negative),
+            "thresholds": f"{Criterion(criterion, floor)} on {int(is_fitted.sum())} images",
+        },
+    )
+    return report + found + Report(heads=head.for_report(EVALUATOR, task.name, model.name))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import best_of_group
+from mmcl.evaluate.head import zero_shot_head
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.calibration import Calibration
 from mmcl.evaluate.measures.rank_counts import Scores
@@ -213,6 +214,7 @@ def evaluate_zero_shot(
         "data": task.name,
     }
     report = zero_shot(image_emb, task.labels, class_emb, ties=ties, model=model.name, **scale, **options)
+    report += Report(heads=_head(class_emb, names, templates, model, task.name))
     report += _by_template(image_emb, task.labels, prompts, templates, ties, task.name, model.name)
     if task.baselines:
         report += _constant_baselines(task, len(names), cutoffs(top_k, "top_k"))
@@ -225,6 +227,14 @@ def evaluate_zero_shot(
             scores, torch.from_numpy(task.labels), len(names), ties=ties, model=LABELED_PIXELS, **options
         )
     return report
+
+
+def _head(class_emb: np.ndarray, names: Sequence[str], templates: Templates, model: CachedModel, data: str) -> dict[str, bytes]:
+    """The classifier as a file; none of a model without a temperature, which has no probabilities."""
+    if model.model.logit_scale is None:
+        return {}
+    head = zero_shot_head(class_emb, names, templates, model.model, {"evaluator": EVALUATOR, "data": data})
+    return head.for_report(EVALUATOR, data, model.name)
 
 
 def _by_template(

@@ -45,6 +45,7 @@ class Report:
         examples: queries with what was found for them; unique by evaluator, data, model and title.
         title: heading of the page.
         about: what the page says below its heading, such as the method and the date.
+        heads: what evaluators have learned, by name: files that `Head.load` reads, without "head_" and ".safetensors".
         opening: paragraphs that open the verdict, such as what a fine-tuning gained and lost.
 
     Example:
@@ -69,6 +70,7 @@ class Report:
     title: str = ""
     about: Mapping[str, str] = field(default_factory=dict)
     opening: tuple[str, ...] = ()
+    heads: Mapping[str, bytes] = field(default_factory=dict)
 
     def __add__(self, other: Report) -> Report:
         metrics = {metric.key: metric for metric in (*self.metrics, *other.metrics)}
@@ -92,6 +94,7 @@ class Report:
             title,
             about,
             tuple(dict.fromkeys((*self.opening, *other.opening))),
+            {**self.heads, **other.heads},
         )
 
     def __getitem__(self, metric: str) -> float | None:
@@ -225,6 +228,7 @@ class Report:
             _OUTCOMES: outcomes_file({metric.key: metric.outcomes for metric in self.metrics if metric.outcomes is not None}),
             **{f"{file_name(name)}.png": png for name, png in self.figures.items()},
             **{f"{file_name(name)}.html": page.encode() for name, page in self.pages.items()},
+            **{head_file(name): content for name, content in self.heads.items()},
         }
         more = {
             "verdict": self.verdict(),
@@ -233,6 +237,7 @@ class Report:
             "details": self.details,
             "figures": list(self.figures),
             "pages": list(self.pages),
+            "heads": list(self.heads),
             "provenance": [asdict(one) for one in self.provenance],
             "next_steps": self.next_steps,
             "examples": [asdict(one) for one in self.examples],
@@ -267,6 +272,7 @@ class Report:
                 read(_OUTCOMES)
             figures = {name: read(f"{file_name(name)}.png") for name in more.figures}
             pages = {name: read(f"{file_name(name)}.html").decode() for name in more.pages}
+            heads = {name: read(head_file(name)) for name in more.heads}
         except FileNotFoundError as error:
             raise UserError(f"{directory}: no report here, {Path(error.filename).name} is missing") from None
         except UserError as error:
@@ -290,6 +296,7 @@ class Report:
             more.title,
             more.about,
             more.opening,
+            heads,
         )
 
 
@@ -307,6 +314,7 @@ class _Details:
     title: str = ""
     about: dict[str, str] = field(default_factory=dict)
     opening: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     sha256: dict[str, str]
     verdict: tuple[str, ...] = ()
     """For readers; a report has it of its metrics."""
@@ -333,6 +341,11 @@ class _Tied:
 def file_name(*parts: str) -> str:
     """A file name without extension for a figure: "retrieval", "emoji/unseen" -> "retrieval_emoji_unseen"."""
     return re.sub(r"[^\w-]+", "_", "_".join(part for part in parts if part)).strip("_")
+
+
+def head_file(name: str) -> str:
+    """The file of a head in the folder of a report."""
+    return f"head_{file_name(name)}.safetensors"
 
 
 def _json(value: Any) -> str:
