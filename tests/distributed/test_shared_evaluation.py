@@ -23,7 +23,12 @@ from tests.distributed.harness import run_processes
 from tests.faults.runs import small_vocabulary
 
 ROWS, BANK = 17, 25
-EVALUATORS: list[tuple[str, dict[str, Any]]] = [("retrieval", {"examples": 0}), ("knn", {"ks": [1, 5]}), ("zero_shot", {})]
+EVALUATORS: list[tuple[str, dict[str, Any]]] = [
+    ("retrieval", {"examples": 0}),
+    ("knn", {"ks": [1, 5]}),
+    ("zero_shot", {}),
+    ("prompt_pairs", {}),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -93,14 +93,14 @@ def test_influences_are_derivatives_by_the_weights_of_rows(statistic: Any, decim
 
 @pytest.mark.parametrize("statistic", [auroc, average_precision])
 def test_clusters_of_equal_rows_are_as_many_rows(statistic: Any) -> None:
-    score, target = scored(rows=90)
-    rows, several = Clusters.of(None, 90), Clusters.of(np.arange(90).repeat(4), 360)
+    score, target = scored(rows=150)
+    rows, several = Clusters.of(None, 150), Clusters.of(np.arange(150).repeat(4), 600)
     one, four = statistic(score, target, rows), statistic(score.repeat(4), target.repeat(4), several)
     if statistic is auroc:  # average precision counts the copies of a positive, too
         assert four.value == pytest.approx(one.value)
         assert bounds(four.estimate(several)) == pytest.approx(bounds(one.estimate(rows)), abs=1e-9)
     assert four.draws == pytest.approx(one.draws)
-    free = Clusters.of(None, 360)
+    free = Clusters.of(None, 600)
     low, high = bounds(statistic(score.repeat(4), target.repeat(4), free).estimate(free))
     assert -np.subtract(*bounds(four.estimate(several))) > 1.6 * (high - low)
 

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.statistics import Estimate
 
-FEWEST_POSITIVES = 20
+FEWEST_POSITIVES = 30
 """Smallest number of positives, or of effective clusters of them, for an interval of the average precision."""
 
 
