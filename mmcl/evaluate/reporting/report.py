@@ -45,7 +45,7 @@ class Report:
         examples: queries with what was found for them; unique by evaluator, data, model and title.
         title: heading of the page.
         about: what the page says below its heading, such as the method and the date.
-        heads: what evaluators have learned, by name: files that `Head.load` reads, without "head_" and ".safetensors".
+        heads: what evaluators have learned: name -> content of the file `head_NAME.safetensors`, which `Head.load` reads.
         opening: paragraphs that open the verdict, such as what a fine-tuning gained and lost.
 
     Example:
