@@ -35,8 +35,8 @@ class HuggingFaceSource(ArrowSource):
         split: split to use, if the dataset has several.
         subset: configuration of a hub dataset, if it has several.
         revision: commit, tag or branch on the hub; pin it for a reproducible run.
-        image_column, caption_column, label_column, positive_column, negative_column, score_column, group_column,
-            target_columns: as in `TableSource`.
+        image_column, caption_column, label_column, positive_column, negative_column: as in `TableSource`.
+        score_column, group_column, target_columns: as in `TableSource`.
         image_root: folder that image paths are relative to; default: `path`, if it is a folder.
 
     Raises:
