@@ -174,6 +174,8 @@ def tried(name: str, claim: Claim, arguments: argparse.Namespace) -> list[Row]:
 def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[float], arguments: argparse.Namespace) -> Row:
     """A line of the table: R@1 of both, the ratio with its interval, and the ratio of the encoders' operations."""
     flops = [encoder_flops(config_of(one, 0, arguments)) for one in (own, beside)]
+    if not all(theirs):
+        raise SystemExit(f"{name}: a run beside it has learned nothing (R@1 is 0); give more --epochs")
     ratios = over_runs([a / b for a, b in zip(ours, theirs, strict=True)], TESTED, within=(0.0, 100.0))
     interval = "" if ratios.low is None else f" [{ratios.low:.3f}, {ratios.high:.3f}]"
     found = row(name, "R@1", "share", statistics.mean(ours), "without", statistics.mean(theirs))
