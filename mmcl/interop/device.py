@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,14 +49,15 @@ def beside_reading(device: torch.device, multiplications: int) -> Iterator[None]
     """Leaves a core to the threads that read images, while a small network encodes others within the block.
 
     Otherwise its threads, which wait for each other actively, and those that read would keep each other from the cores. The
-    number of threads, and with it the rounding of sums, depends on the machine and the model but not on the images.
+    number of threads, and with it the rounding of sums, depends on the machine and the model but not on the images. It is that
+    of the process, so only the main thread changes it: several that set it back would leave each other's number.
 
     Args:
         device: of the network.
         multiplications: bound on those of the network for one image.
     """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or multiplications > _SMALL_WORK or threads == 1:
+    threads, is_main = torch.get_num_threads(), threading.current_thread() is threading.main_thread()
+    if device.type != "cpu" or multiplications > _SMALL_WORK or threads == 1 or not is_main:
         yield
         return
     torch.set_num_threads(threads - 1)

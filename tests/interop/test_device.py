@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -45,3 +47,17 @@ def test_the_last_thread_stays() -> None:
             assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_several_callers_at_once_leave_the_number_as_it_was() -> None:
+    together = Barrier(4)
+
+    def encode(_: int) -> None:
+        with beside_reading(torch.device("cpu"), 1):
+            together.wait()
+
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(encode, range(4)))
+        assert set(callers.map(lambda _: torch.get_num_threads(), range(40))) == {3}
+    assert torch.get_num_threads() == 3
