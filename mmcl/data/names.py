@@ -51,5 +51,7 @@ def unique(paths: Iterable[str]) -> Iterator[str]:
 
 def relative(name: str, places: Sequence[str]) -> str:
     """Returns a sample's name without the place of its collection (`Source.places`)."""
+    if len(places) == 1:  # as most collections have, each of whose names comes by here
+        return name.removeprefix(places[0])
     place = max((place for place in places if name.startswith(place)), key=len, default="")
     return name.removeprefix(place)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ _OPTIMIZED = 20
 _ALARMING = 0.5
 """Share of the files that may be gone without a question."""
 _KNOWN = ("id", "path", "size", "mtime_ns", "ctime_ns", "looked_ns", "sha", "digest", "status")
+"""Columns that `Known` needs, in its order, after that of the ids."""
 
 
 @dataclass(slots=True)
@@ -77,20 +78,57 @@ class SyncReport:
         return f"{', '.join([*parts, rest])}{bad}; {self.encoded:,} encoded in {self.seconds:.1f} s"
 
 
-class Known(NamedTuple):  # made for every row, and three times as fast as a frozen dataclass
+class Known(NamedTuple):  # made for every image, and three times as fast as a frozen dataclass
     """State of a row in the index; see `lance_table`."""
 
     path: str
-    look: tuple[int, int, int]
+    size: int
+    mtime_ns: int
+    ctime_ns: int
     looked_ns: int
     sha: bytes | None
     digest: bytes
     is_ok: bool
 
+    @property
+    def look(self) -> tuple[int, int, int]:
+        """As in `Entry`."""
+        return self[1:4]
+
     def is_same(self, entry: Entry) -> bool:
-        """True if the file cannot have changed since it was read."""
-        newest = max(self.look[1], self.look[2])
-        return entry.look == self.look and (self.look == NOWHERE or newest < self.looked_ns - _RACY_NS)
+        """True if neither the file can have changed since it was read, nor its texts and columns."""
+        look, border = self[1:4], self.looked_ns - _RACY_NS
+        is_old = self.mtime_ns < border and self.ctime_ns < border
+        return entry.look == look and (is_old or look == NOWHERE) and entry.digest == self.digest
+
+
+class _Rows(Mapping[str, Known]):
+    """Rows of an index by their ids.
+
+    They are kept as plain tuples, which the garbage collector leaves alone; it would look through a million of a class of their
+    own again and again.
+    """
+
+    def __init__(self, table: LanceTable):
+        self._rows: dict[str, tuple[Any, ...]] = {}
+        for rows in table.scan(_KNOWN):
+            columns = {name: rows[name] for name in _KNOWN}
+            columns |= {"size": pc.fill_null(columns["size"], -1), "status": pc.equal(columns["status"], "ok")}
+            # Several times as fast as `to_pylist`.
+            ids, *others = (column.to_numpy(zero_copy_only=False).tolist() for column in columns.values())
+            self._rows.update(zip(ids, zip(*others, strict=True), strict=True))
+
+    def __getitem__(self, id: str) -> Known:
+        return Known._make(self._rows[id])
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass
@@ -123,18 +161,17 @@ def sync(
 ) -> SyncReport:
     """Brings an index up to date; the caller holds the writer's lock. See `Index.sync`."""
     started, started_ns, report = time.perf_counter(), time.time_ns(), SyncReport()
-    known = _known(table)
+    known = _Rows(table)
     _refuse_unreadable(collection, skip_unreadable)
     candidates: list[Entry] = []
     seen: set[str] = set()
     for entry in collection:
         seen.add(entry.id)
-        row = known.get(entry.id)
-        if row is not None and not verify and row.is_same(entry) and row.digest == entry.digest:
+        if not verify and entry.id in known and known[entry.id].is_same(entry):
             report.same += 1
         else:
             candidates.append(entry)
-    gone = {id for id, row in known.items() if id not in seen and not _is_below(row.path, collection.unreadable)}
+    gone = {id for id in known if id not in seen and not _is_below(known[id].path, collection.unreadable)}
     _refuse_vanished(collection, len(known), len(gone), allow_empty)
     holders = {row.sha: id for id, row in known.items() if row.sha is not None and row.is_ok} if candidates else {}
     left = Counter(sha for id in gone if (sha := known[id].sha) is not None)
@@ -151,20 +188,6 @@ def sync(
     report.bad = table.count("status = 'bad'")
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _known(table: LanceTable) -> dict[str, Known]:
-    known: dict[str, Known] = {}
-    for rows in table.scan(_KNOWN):
-        columns = {name: rows[name] for name in _KNOWN}
-        columns |= {"size": pc.fill_null(columns["size"], -1), "status": pc.equal(columns["status"], "ok")}
-        # Several times as fast as `to_pylist`.
-        id, path, size, mtime, ctime, looked, sha, of_texts, is_ok = (
-            column.to_numpy(zero_copy_only=False).tolist() for column in columns.values()
-        )
-        looks = zip(size, mtime, ctime, strict=True)
-        known.update(zip(id, map(Known, path, looks, looked, sha, of_texts, is_ok), strict=True))
-    return known
 
 
 def _refuse_unreadable(collection: Collection, skipped: bool) -> None:

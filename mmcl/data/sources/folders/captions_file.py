@@ -80,12 +80,10 @@ def usual_captions_files(folder: Path, names: Sequence[str], part: str) -> list[
 
 def possible_captions_files(names: Sequence[str]) -> list[str]:
     """Returns the files that, by their names, could contain captions of several images."""
-    beside = {text for texts in find_sidecars(names).values() for text in texts}
-    return [
-        name
-        for name in names
-        if name not in beside and (suffix_of(name) in _KINDS or _USUAL.fullmatch(name.rpartition("/")[2]))
-    ]
+    others = [name for name in names if not is_image(name)]
+    possible = [name for name in others if suffix_of(name) in _KINDS or _USUAL.fullmatch(name.rpartition("/")[2])]
+    beside = {text for texts in find_sidecars(names).values() for text in texts} if possible else set()
+    return [name for name in possible if name not in beside]
 
 
 def captions_above(folder: Path) -> Path | None:
