@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -37,34 +37,46 @@ def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> Iterator
                 yield from results
 
 
-def in_batches(read: Callable[[int], T], total: int, batch_size: int) -> Iterator[list[T]]:
+def in_batches(read: Callable[[int], T], total: int, batch_size: int) -> Generator[list[T]]:
     """Yields `read(0)` to `read(total - 1)` in batches; threads read the next batch while one is in use.
 
-    Every thread reads several consecutive items: scheduling small ones individually would cost more than reading them. Small
-    items leave a core to whoever uses the batch, whom more threads would keep waiting for the GIL.
+    Tiny items are read without threads, when their batch is asked for. Otherwise every thread reads several consecutive items:
+    scheduling small ones individually would cost more than reading them. Small items leave a core to whoever uses the batch,
+    whom more threads would keep waiting for the GIL. Closing it waits for the item that each thread is at, and no longer.
     """
     workers = min(8, os.cpu_count() or 1)
-    seconds = 0.0
+    seconds, closed = 0.0, False
+
+    def read_unless_closed(number: int) -> T:
+        if closed:
+            raise CancelledError
+        return read(number)
 
     def timed(part: Sequence[int]) -> list[T]:
         nonlocal seconds
-        results, seconds = _timed(read, part)
+        results, seconds = _timed(read_unless_closed, part)
         return results
 
     def ahead(start: int, stop: int) -> list[Future[list[T]]]:
-        items = range(start, min(stop, total))
+        items = range(start, min(stop, total) if seconds >= _TINY_S else start)
         runs = max(1, workers - 1) if seconds < _SMALL_S else 2 * workers
         run = max(1, -(-len(items) // runs))
         return [pool.submit(timed, items[at : at + run]) for at in range(0, len(items), run)]
 
+    runs: list[Future[list[T]]] = []
     with ThreadPoolExecutor(workers) as pool:
-        batch = timed(range(min(_TRIED, batch_size, total)))
-        runs = ahead(len(batch), batch_size)
-        for start in range(0, total, batch_size):
-            batch += [item for run in runs for item in run.result()]
-            runs = ahead(start + batch_size, start + 2 * batch_size)
-            yield batch
-            batch = []
+        try:
+            for start in range(0, total, batch_size):
+                stop = min(start + batch_size, total)
+                batch = [item for run in runs for item in run.result()]
+                while start + len(batch) < stop and seconds < _TINY_S:
+                    at = start + len(batch)
+                    batch += timed(range(at, min(at + (_RUN if at else _TRIED), stop)))
+                batch += [item for run in ahead(start + len(batch), stop) for item in run.result()]
+                runs = ahead(stop, stop + batch_size)
+                yield batch
+        finally:
+            closed = True
 
 
 def _while_tiny(function: Callable[[int], T], indices: Sequence[int]) -> Generator[T, None, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,13 @@ class Content:
         return cls(row["width"], row["height"], row["taken"], row["thumb"], vector, texts)
 
 
+class Read(NamedTuple):
+    """An image as the model takes it, and its facts."""
+
+    image: ImageLike
+    facts: ImageFacts
+
+
 def content_columns(about: About) -> list[str]:
     """Returns the columns that `Content.of_row` reads."""
     return [*_OF_CONTENT, about.stored]
@@ -92,11 +99,31 @@ class Encoder:
         self.model, self.batch_size, self.thumbs = model, batch_size, thumbs
         self._preprocess: Preprocess | None = getattr(model, "preprocess", None)
 
-    def contents(self, entries: Sequence[Entry]) -> list[Content | str]:
-        """Reads and embeds images; returns the reason in place of each that cannot be read."""
+    def read(self, entry: Entry) -> Read | str | None:
+        """Reads an image as the model takes it, and its facts; returns the reason if it cannot be read.
+
+        None for a model that does not say how it takes images: whole ones are read only when it asks, or they would fill the
+        memory.
+        """
+        if self._preprocess is None:
+            return None
+        sample = entry.sample
+        try:
+            image = sample.required_image() if entry.file is None else entry.file
+            return Read(*read_with_facts(image, sample.name, self._preprocess, thumb=self.thumbs))
+        except UserError as error:
+            return str(error)
+
+    def contents(self, entries: Sequence[Entry], read: Mapping[str, Read | str]) -> list[Content | str]:
+        """Embeds images; returns the reason in place of each that cannot be read.
+
+        Args:
+            entries: the images.
+            read: what `read` has returned for some of them, by id; the others are read here.
+        """
         if not entries:
             return []
-        images = _Reading(entries, self._preprocess, thumbs=self.thumbs)
+        images = _Reading(self, entries, [read.get(entry.id) for entry in entries])
         vectors = self.model.encode_image(images, batch_size=self.batch_size)
         if not np.isfinite(vectors).all():
             raise UserError("the model's vectors are not finite; its weights are damaged, or its training diverged")
@@ -160,22 +187,23 @@ def _reason(content: Content | str, problems: Sequence[str]) -> str | None:
 
 
 class _Reading(ReadableImages):
-    """Images that are read for the model and for their facts at once."""
+    """Images that are read for the model and for their facts at once, if they have not been read before."""
 
-    def __init__(self, entries: Sequence[Entry], preprocess: Preprocess | None, *, thumbs: bool):
-        super().__init__(_Entries(entries), preprocess)
+    def __init__(self, encoder: Encoder, entries: Sequence[Entry], read: Sequence[Read | str | None]):
+        super().__init__(_Entries(entries))
         self.facts: dict[int, ImageFacts] = {}
-        self._thumbs = thumbs
+        self._encoder, self._entries, self._read = encoder, entries, read
 
     def read(self, index: int) -> Sample:
+        read = self._read[index] or self._encoder.read(self._entries[index]) or self._as_it_is(index)
+        if isinstance(read, str):
+            raise UserError(read)
+        self.facts[index] = read.facts
+        return Sample(self.source[index].name, read.image)
+
+    def _as_it_is(self, index: int) -> Read:
         sample = self.source[index]
-        image = sample.required_image()
-        if self._preprocess is None:
-            read: ImageLike = decode_sample(sample)
-            self.facts[index] = read_facts(image, sample.name, None, thumb=self._thumbs)
-        else:
-            read, self.facts[index] = read_with_facts(image, sample.name, self._preprocess, thumb=self._thumbs)
-        return Sample(sample.name, read)
+        return Read(decode_sample(sample), read_facts(sample.required_image(), sample.name, None, thumb=self._encoder.thumbs))
 
 
 class _Entries(SampleList):

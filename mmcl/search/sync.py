@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmcl.data.threads import in_threads
+from mmcl.data.threads import in_batches, in_threads
 from mmcl.errors import UserError
 from mmcl.progress import progress_bar
 from mmcl.search.collection import NOWHERE, Collection, Entry, sha_of, with_small_file
-from mmcl.search.content import Content, Encoder, as_stored, content_columns
+from mmcl.search.content import Content, Encoder, Read, as_stored, content_columns
 from mmcl.search.lance_table import LanceTable, schema_of
 from mmcl.search.table_indices import index_captions
 from mmcl.terminal import counted
@@ -148,6 +149,22 @@ class _Work:
     unsure: list[str] = field(default_factory=list)  # ids of rows that were the same, and had to be hashed to know it
 
 
+class _Look(NamedTuple):
+    """What a look at an image has found.
+
+    Attributes:
+        entry: the image.
+        sha: of its content, None if it cannot be read.
+        looked_ns: moment before.
+        read: as from `Encoder.read`, None if its content is in the index already.
+    """
+
+    entry: Entry
+    sha: bytes | None
+    looked_ns: int
+    read: Read | str | None
+
+
 def sync(
     table: LanceTable,
     collection: Collection,
@@ -212,22 +229,27 @@ def _refuse_vanished(collection: Collection, known: int, gone: int, allowed: boo
 
 
 def _apply(work: _Work, candidates: Sequence[Entry], batch: int, progress: bool) -> None:
-    """Commits the candidates in batches."""
+    """Commits the candidates in batches; the next one is read while one is encoded and written."""
     shas: dict[str, bytes | None] = {}
-    looked = time.time_ns()
+    looked_ns = time.time_ns()
     if work.known:
         shas = _hashed(candidates)
         _save_overwritten(work, candidates, shas)
-    with progress_bar(total=len(candidates), shown=progress, unit="image") as bar:
-        for start in range(0, len(candidates), batch):
-            part = candidates[start : start + batch]
-            if work.known:
-                rows = _rows(work, part, shas, looked)
-            else:
-                looked = time.time_ns()  # before the files are read
-                part = _with_small_files(part)
-                rows = _rows(work, part, _hashed(part), looked)
-            if rows:
+
+    def look(number: int) -> _Look:
+        entry = candidates[number]
+        if work.known:
+            now_ns, sha = looked_ns, shas[entry.id]
+        else:
+            now_ns = time.time_ns()  # before the file is read
+            entry = with_small_file(entry)
+            sha = sha_of(entry.image)
+        return _Look(entry, sha, now_ns, None if sha in work.holders else work.encoder.read(entry))
+
+    bar = progress_bar(total=len(candidates), shown=progress, unit="image")
+    with bar, closing(in_batches(look, len(candidates), batch)) as parts:
+        for part in parts:
+            if rows := _rows(work, part):
                 about = work.table.about
                 work.table.upsert(pa.Table.from_pylist(as_stored(rows, about), schema=schema_of(about)))
                 work.report.commits += 1
@@ -244,9 +266,11 @@ def _save_overwritten(work: _Work, candidates: Sequence[Entry], shas: Mapping[st
     work.saved = _fetched(work, needed)[0]
 
 
-def _rows(work: _Work, entries: Sequence[Entry], shas: Mapping[str, bytes | None], looked: int) -> list[dict[str, Any]]:
+def _rows(work: _Work, looks: Sequence[_Look]) -> list[dict[str, Any]]:
     """Returns the rows of a batch that differ from those in the index; known content is taken over, other is encoded once."""
-    changed = [one for one in entries if not _is_as_before(work, one, shas[one.id])]
+    shas = {look.entry.id: look.sha for look in looks}
+    reads = {look.entry.id: look.read for look in looks if look.read is not None}
+    changed = [look.entry for look in looks if not _is_as_before(work, look.entry, look.sha)]
     known = {sha for one in changed if (sha := shas[one.id]) is not None and sha in work.holders}
     contents, texts = _fetched(work, known, [one.id for one in changed if one.id in work.known])
     first: dict[bytes | str, Entry] = {}
@@ -255,10 +279,10 @@ def _rows(work: _Work, entries: Sequence[Entry], shas: Mapping[str, bytes | None
         work.report.count(_what(work, one, sha, is_known=sha in contents or sha in first))
         if sha not in contents:
             first.setdefault(one.id if sha is None else sha, one)
-    read = dict(zip(first, work.encoder.contents(list(first.values())), strict=True))
+    read = dict(zip(first, work.encoder.contents(list(first.values()), reads), strict=True))
     again = [one for one in changed if isinstance(read.get(shas[one.id] or one.id), str) and one not in first.values()]
     # A reason names its file, so each copy of an unreadable file has its own.
-    reasons = {one.id: reason for one, reason in zip(again, work.encoder.contents(again), strict=True)}
+    reasons = {one.id: reason for one, reason in zip(again, work.encoder.contents(again, reads), strict=True)}
     work.report.encoded += sum(isinstance(content, Content) for content in read.values())
     found: list[tuple[Entry, Content | str]] = []
     for one in changed:
@@ -268,7 +292,8 @@ def _rows(work: _Work, entries: Sequence[Entry], shas: Mapping[str, bytes | None
         sha = shas[one.id]
         if sha is not None and isinstance(content, Content):
             work.holders[sha] = one.id
-    return work.encoder.rows(found, shas, texts, looked, work.table.about.root)
+    looked_ns = min((look.looked_ns for look in looks), default=0)
+    return work.encoder.rows(found, shas, texts, looked_ns, work.table.about.root)
 
 
 def _is_as_before(work: _Work, entry: Entry, sha: bytes | None) -> bool:
@@ -309,10 +334,6 @@ def _fetched(work: _Work, shas: Set[bytes], ids: Sequence[str] = ()) -> tuple[di
         if row["id"] in holders:
             contents[holders[row["id"]]] = content
     return contents, texts
-
-
-def _with_small_files(entries: Sequence[Entry]) -> list[Entry]:
-    return list(in_threads(lambda number: with_small_file(entries[number]), range(len(entries))))
 
 
 def _hashed(entries: Sequence[Entry]) -> dict[str, bytes | None]:

@@ -49,24 +49,49 @@ def test_tiny_calls_stay_in_the_thread_of_the_caller_and_others_do_not() -> None
     assert len(_readers(lambda read: list(in_threads(read, range(60))), seconds=0.005)) > 1
 
 
-@pytest.mark.parametrize(("cores", "seconds", "at_once"), [(2, 0, 1), (4, 0, 3), (2, 0.005, 2), (1, 0, 1), (1, 0.005, 1)])
-def test_small_items_leave_a_core_to_the_caller(
+@pytest.mark.parametrize(
+    ("cores", "seconds", "at_once"),
+    [(2, 0, 0), (4, 0, 0), (2, 0.001, 1), (4, 0.001, 3), (2, 0.03, 2), (1, 0.001, 1), (1, 0.03, 1)],
+)
+def test_tiny_items_need_no_threads_and_small_ones_leave_a_core_to_the_caller(
     cores: int, seconds: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    readers = _readers(lambda read: list(in_batches(read, 160, 40)), seconds=seconds)
+    monkeypatch.setattr(threads, "_SMALL_S", 0.02)  # far from both, so that a busy machine does not mix them up
+    readers = _readers(lambda read: list(in_batches(read, 60, 20)), seconds=seconds)
     assert len(readers - {threading.get_ident()}) <= at_once
-    assert seconds == 0 or len(readers - {threading.get_ident()}) == at_once
+    assert seconds < 0.02 or len(readers - {threading.get_ident()}) == at_once
 
 
 def test_a_batch_is_read_while_the_one_before_is_in_use() -> None:
     called = set[int]()
-    batches = in_batches(called.add, 30, 10)
+
+    def read(number: int) -> None:
+        time.sleep(0.001)
+        called.add(number)
+
+    batches = in_batches(read, 30, 10)
     next(batches)
     end = time.monotonic() + 20
     while len(called) < 20 and time.monotonic() < end:
         time.sleep(0.01)
     assert called == set(range(20))
+
+
+def test_whoever_stops_waits_for_no_more_than_the_items_at_hand() -> None:
+    called, going = list[int](), threading.Event()
+
+    def read(number: int) -> None:
+        called.append(number)
+        if number >= 10:
+            going.set()
+        time.sleep(0.02)
+
+    batches = in_batches(read, 1000, 10)
+    next(batches)
+    assert going.wait(20)  # the next batch has begun
+    batches.close()
+    assert len(called) < 20
 
 
 def _readers(run: Callable[[Callable[[int], None]], object], *, seconds: float) -> set[int]:

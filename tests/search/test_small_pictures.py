@@ -134,7 +134,7 @@ def test_a_small_jpeg_is_read_once_and_what_is_told_of_any_file_stays(tmp_path: 
     assert (held.file is not None) == (content == "small" and name in ("a.jpg", "a.JPEG"))
     assert sha_of(held.image) == sha_of(entry.image)
     encoder = Encoder(model())
-    (before,), (after,) = encoder.contents([entry]), encoder.contents([held])
+    (before,), (after,) = encoder.contents([entry], {}), encoder.contents([held], {})
     assert isinstance(before, str) == (content in ("no JPEG", "empty") or name == "a.npy")
     if isinstance(before, str) or isinstance(after, str):
         assert after == before
@@ -149,7 +149,7 @@ def test_the_hash_of_a_small_jpeg_is_that_of_the_pixels(tmp_path: Path) -> None:
     (entry,) = Collection(FileList([file]), "files")
     held = with_small_file(entry)
     file.write_bytes(BARE["gray"])
-    (content,) = Encoder(model()).contents([held])
+    (content,) = Encoder(model()).contents([held], {})
     assert not isinstance(content, str)
     assert content.thumb == BARE["color"]
     assert sha_of(held.image) == hashlib.sha256(BARE["color"]).digest()
@@ -161,4 +161,4 @@ def test_a_file_that_has_gone_is_not_held(tmp_path: Path) -> None:
     (entry,) = Collection(FileList([file]), "files")
     file.unlink()
     assert with_small_file(entry) is entry
-    assert Encoder(model()).contents([entry]) == [f"{file}: no such file"]
+    assert Encoder(model()).contents([entry], {}) == [f"{file}: no such file"]
