@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmcl.interop.load import load_model as load_model
     from mmcl.interop.merge import merge as merge
     from mmcl.interop.model import Model as Model
+    from mmcl.interop.mteb import MTEBModel as MTEBModel
     from mmcl.interop.truncated import TruncatedModel as TruncatedModel
     from mmcl.methods import METHODS as METHODS
     from mmcl.runs.run import train as train
@@ -41,6 +42,7 @@ _HOMES = {
     "HeadClassifier": "evaluate.classifier",
     "Index": "search.index",
     "METHODS": "methods",
+    "MTEBModel": "interop.mteb",
     "Model": "interop.model",
     "Sample": "data.sample",
     "Source": "data.source",

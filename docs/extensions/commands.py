@@ -9,7 +9,7 @@ from mmcl.cli.data import VERBS as DATA_VERBS
 from mmcl.cli.main import VERBS, main
 
 # The flags of every evaluator are those of one.
-_BELOW = {"eval": ["knn", "suite"], "data": list(DATA_VERBS)}
+_BELOW = {"eval": ["knn", "suite", "mteb"], "data": list(DATA_VERBS)}
 
 
 def help_of_commands() -> str:

@@ -93,7 +93,7 @@ def _names_of_verbs() -> dict[str, list[str]]:
         "train": runs,
         "doctor": runs,
         "config": configs,
-        "eval": ["suite", *EVALUATORS, *suites],
+        "eval": ["suite", "mteb", *EVALUATORS, *suites],
         "data": list(DATA_VERBS),
         "index": list(INDEX_VERBS),
         "list": list(get_args(Kind)),

@@ -1,13 +1,14 @@
-"""`mmcl eval`: a run's own evaluators, a single evaluator on any model and data, or a suite."""
+"""`mmcl eval`: a run's own evaluators, a single evaluator on any model and data, a suite, or tasks of mteb."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import json as json_module
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,26 +22,26 @@ from mmcl.config import EvaluatorConfig
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
 from mmcl.interop.available import check_available
-from mmcl.terminal import listed
+from mmcl.terminal import listed, terminal_width
 
 if TYPE_CHECKING:
     from mmcl.evaluate import CachedModel, Report
     from mmcl.evaluate.cache import EmbeddingCache
 
 _SHORT = {"probe": "linear_probe", "map": "embedding_map"}
-_SUITE = "suite"
+_SUITE, _MTEB = "suite", "mteb"
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """Parses the words after `mmcl eval`: an evaluator, or `suite`, among them says which of the three forms it is.
+    """Parses the words after `mmcl eval`: an evaluator, `suite` or `mteb` among them says which of the four forms it is.
 
     Raises:
         UserError: anything that the user can fix.
     """
     first, rest = _with_form_first(words)
     form: Callable[..., None] = evaluate_run
-    if first == _SUITE:
-        form = evaluate_suite
+    if first in _FORMS:
+        form = _FORMS[first]
     elif name := _evaluator(first):
         form = functools.partial(evaluate_one, name)
     elif first and not _may_be_run(first):
@@ -69,11 +70,11 @@ def evaluate_run(
         mmcl eval retrieval --model runs/clip_emoji --data photos/
         mmcl eval suite eval/emoji --models runs/clip_emoji
 
-    The words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`) and suite have a help of their own:
+    The words retrieval, zero-shot, knn, probe, map, ... (`mmcl list evaluators`), suite and mteb have a help of their own:
     mmcl eval knn --help
 
     Args:
-        run: A run directory; or an evaluator or `suite`, see mmcl eval knn --help.
+        run: A run directory; or an evaluator, `suite` or `mteb`, see mmcl eval knn --help.
     """
     _check(out)
     from mmcl.interop.load import load_model
@@ -193,7 +194,56 @@ def evaluate_suite(
     _finish(report, folder, json, all, "")
 
 
-FORMS: list[Callable[..., None]] = [evaluate_run, evaluate_one, evaluate_suite]
+def evaluate_mteb(
+    model: str,
+    /,
+    *,
+    tasks: tuple[str, ...] = (),
+    out: Path | None = None,
+    dim: Annotated[int | None, RARE] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a model on tasks of the benchmark library mteb.
+
+    Examples:
+        mmcl eval mteb runs/clip_emoji --tasks CIFAR10ZeroShot Flickr30kT2IRetrieval
+
+    The data of the tasks are downloaded. Results are kept by name and fingerprint of the model: what has been evaluated is not
+    evaluated again. Tasks that could not be evaluated are listed, and the exit code is then 1.
+
+    Args:
+        model: A run directory, open_clip:ARCH/TAG or hf:ID. `mmcl list models` shows what can be loaded.
+        tasks: Names of tasks, as mteb lists them.
+        out: Folder of mteb's results. Default: $MTEB_CACHE, else ~/.cache/mteb.
+        dim: Width: only the first columns of the embeddings, scaled to unit length. For a model trained with train.matryoshka.
+        json: Print JSON instead of text. It is one list: [{"task": ..., "metric": ..., "value": ..., "file": ...}].
+    """
+    if not tasks:
+        raise UserError(f"no task given: mmcl eval mteb {model} --tasks CIFAR10ZeroShot")
+    if out is not None:
+        check_folder(out, flag="--out")
+    check_available(model)
+    from mmcl.interop.load import load_model
+    from mmcl.interop.mteb import MTEBModel
+    from mmcl.interop.truncated import at_dim
+    from mmcl.runs.mteb import evaluate_tasks, named_tasks, result_name, scores_in_words
+
+    chosen = named_tasks(tasks)  # before the model is loaded
+    scores, failures = evaluate_tasks(MTEBModel(at_dim(load_model(model, device=device), dim), result_name(model)), chosen, out)
+    if json:
+        show(json_module.dumps([{**asdict(one), "file": str(one.file)} for one in scores], indent=1))
+    elif scores:
+        show(scores_in_words(scores, terminal_width()))
+        say(f"results  {scores[0].file.parent}")
+    for failure in failures:
+        say(f"not evaluated: {failure}", error=True)
+    if failures:
+        sys.exit(PART)
+
+
+_FORMS: dict[str, Callable[..., None]] = {_SUITE: evaluate_suite, _MTEB: evaluate_mteb}
+FORMS: list[Callable[..., None]] = [evaluate_run, evaluate_one, *_FORMS.values()]
 
 
 def _check(out: Path | None) -> None:
@@ -202,9 +252,9 @@ def _check(out: Path | None) -> None:
 
 
 def _with_form_first(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the evaluator or `suite`, and the other words; a flag may stand before it."""
+    """Returns the evaluator, `suite` or `mteb`, and the other words; a flag may stand before it."""
     candidates = [0] if words and not words[0].startswith("-") else range(len(words))
-    place = next((number for number in candidates if words[number] == _SUITE or _evaluator(words[number])), 0)
+    place = next((number for number in candidates if words[number] in _FORMS or _evaluator(words[number])), 0)
     return (words[place] if words else ""), [*words[:place], *words[place + 1 :]]
 
 
@@ -235,7 +285,7 @@ def _may_be_run(word: str) -> bool:
 def _unknown(word: str) -> UserError:
     from mmcl.evaluate import EVALUATORS
 
-    known = sorted([*EVALUATORS, *_SHORT, _SUITE])
+    known = sorted([*EVALUATORS, *_SHORT, *_FORMS])
     nearest = difflib.get_close_matches(word.replace("-", "_").lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"the evaluators are {', '.join(known)}"
     return UserError(f"{word!r} is neither a run directory nor an evaluator; {hint} (`mmcl list evaluators`)")

@@ -67,12 +67,31 @@ def not_found(name: str) -> UserError:
 
     if _is_path(name):
         return UserError(f"{name}: no such folder; check the path")
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-    fix = "unset it" if constants.HF_HUB_OFFLINE else "check the network"
+    why, fix = _unreachable()
     return UserError(
         f"{name}: {why}, and it is not in the cache; {fix}, or load the model where there is a network and copy "
         f"{constants.HF_HUB_CACHE} from there"
     )
+
+
+def data_not_found(name: str) -> UserError:
+    """Builds the error for data that are not in the cache and cannot be downloaded now."""
+    from huggingface_hub import constants
+
+    why, fix = _unreachable()
+    return UserError(
+        f"{name}: {why}, and its data are not in the cache; {fix}, or load them where there is a network and copy "
+        f"{constants.HF_HOME} from there"
+    )
+
+
+def _unreachable() -> tuple[str, str]:
+    """Returns why nothing can be downloaded, and what to do about it."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set", "unset it"
+    return f"{constants.ENDPOINT} does not answer", "check the network"
 
 
 def _is_path(name: str) -> bool:

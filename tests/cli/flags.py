@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from mmcl.cli.arguments import form_of
 from mmcl.cli.data import VERBS as DATA_VERBS
-from mmcl.cli.evaluate import evaluate_one, evaluate_run, evaluate_suite
+from mmcl.cli.evaluate import evaluate_mteb, evaluate_one, evaluate_run, evaluate_suite
 from mmcl.cli.index import VERBS as INDEX_VERBS
 from mmcl.cli.main import VERBS
 from mmcl.config.describe import all_settings
@@ -24,6 +24,7 @@ FORMS: dict[str, Callable[..., object]] = {
     "mmcl eval": evaluate_run,
     "mmcl eval knn": functools.partial(evaluate_one, "knn"),
     "mmcl eval suite": evaluate_suite,
+    "mmcl eval mteb": evaluate_mteb,
     **{f"mmcl data {verb}": form for verb, form in DATA_VERBS.items()},
     **{f"mmcl index {verb}": form for verb, form in INDEX_VERBS.items()},
 }

@@ -400,7 +400,7 @@ def test_an_unreadable_query_is_refused_before_the_collection_is_embedded(
 def test_what_only_tells_imports_no_large_library() -> None:
     """`import mmcl`, the lists of names and models, and the help of every verb."""
     telling = ["--version", "--help", "list", "list models", "list models ViT-B-32 --json", "config clip_emoji"]
-    telling += [f"{verb} --help" for verb in [*VERBS, "eval knn", "eval suite", "data stats"]]
+    telling += [f"{verb} --help" for verb in [*VERBS, "eval knn", "eval suite", "eval mteb", "data stats"]]
     run_without_libraries(telling, code=0)
 
 

@@ -35,6 +35,7 @@ COMPLETIONS = {
     "mmcl classify photos/cat.png --model runs/al": "mmcl classify photos/cat.png --model runs/alpha",
     "mmcl eval kn": "mmcl eval knn",
     "mmcl eval runs/be": "mmcl eval runs/beta",
+    "mmcl eval mteb runs/be": "mmcl eval mteb runs/beta",
     "mmcl eval suite eval/em": "mmcl eval suite eval/emoji",
     "mmcl eval knn --bank_e": "mmcl eval knn --bank_embeddings",
     "mmcl eval knn --data dig": "mmcl eval knn --data digits",

@@ -66,7 +66,7 @@ def test_the_examples_of_the_help_name_flags_that_exist() -> None:
                 continue
             verb = " ".join(["mmcl", words[0], *([words[1]] if words[0] in ("data", "index") else [])])
             verb = "mmcl eval knn" if words[0] == "eval" and "/" not in words[1] else verb
-            verb = "mmcl eval suite" if words[:2] == ["eval", "suite"] else verb
+            verb = f"mmcl eval {words[1]}" if words[0] == "eval" and words[1] in ("suite", "mteb") else verb
             known = {name for name, _, _ in flags_of(FORMS[verb])} | {name for name, _, _ in settings()}
             assert {word for word in words if word.startswith("--")} <= known, (command, example)
 

@@ -27,6 +27,7 @@ FOLDERS = {
     "eval knn --out": ("eval", "knn", "--model", "none", "--data", "nowhere", "--out", "{}"),
     "eval knn --embeddings --out": ("eval", "knn", "--embeddings", "none.parquet", "--out", "{}"),
     "eval suite --out": ("eval", "suite", "none.yaml", "--out", "{}"),
+    "eval mteb --out": ("eval", "mteb", "none", "--tasks", "CIFAR10ZeroShot", "--out", "{}"),
     "export --out": ("export", "none", "--to", "own", "--out", "{}"),
     "push --out": ("push", "none", "me/a", "--license", "mit", "--dry_run", "--out", "{}"),
     "compare --out": ("compare", "none", "none", "--out", "{}"),

@@ -14,7 +14,8 @@ from tests.cli.flags import FORMS
 from tests.documentation.snippets import run_page
 
 FORMS_WITH_EXAMPLES = {**FORMS, "mmcl data": look, "mmcl index": keep_up}
-"""Of `mmcl completion`, tests/cli/test_completion.py runs the scripts; `mmcl index calibrate` needs 200 captions."""
+"""Of `mmcl completion`, tests/cli/test_completion.py runs the scripts; `mmcl index calibrate` needs 200 captions, and
+`mmcl eval mteb` downloads (tests/interop/test_mteb.py)."""
 LAUNCHER = "torchrun --nproc_per_node 2 -m mmcl"
 MADE_BEFORE = """mmcl index build photos/ --out photos.mmcl --model runs/clip_emoji
 mmcl search runs/clip_emoji "a dog" --images photos/ --save old.mmcl"""
@@ -30,7 +31,7 @@ LONG = (*(f"mmcl {verb}" for verb in _OF_RUNS), *(f"mmcl index {verb}" for verb 
     [
         pytest.param(command, marks=[pytest.mark.long] if command in LONG else [])
         for command in FORMS_WITH_EXAMPLES
-        if command not in ("mmcl completion", "mmcl index calibrate")
+        if command not in ("mmcl completion", "mmcl index calibrate", "mmcl eval mteb")
     ],
 )
 def test_the_examples_of_the_help_run(command: str, place: Path, tmp_path: Path) -> None:
