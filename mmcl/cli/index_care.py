@@ -183,7 +183,15 @@ def export(index: str, /, *, out: Path) -> None:
     say(f"{counted(open_index(index).export(out), 'row')} in {out}")
 
 
-def import_(old: str, /, *, out: str, model: str = "") -> None:
+def import_(
+    old: str,
+    /,
+    *,
+    out: str,
+    model: str = "",
+    dtype: Literal["float32", "float16", "none"] = "float32",
+    narrow: Annotated[Literal["int8", "binary"] | None, RARE] = None,
+) -> None:
     """Turn an index of two files, index.json and embeddings, into one that keeps up.
 
     Examples:
@@ -195,12 +203,14 @@ def import_(old: str, /, *, out: str, model: str = "") -> None:
         old: A folder with index.json, as `mmcl search --save` writes it.
         out: The folder of the new index.
         model: What loads its model. Older ones do not name it.
+        dtype: Type of the vectors on disk. float16 halves them and changes some scores by 1e-3; none keeps only narrow rows.
+        narrow: Compare a byte (int8) or a bit (binary) of each number, as in `mmcl index build`.
     """
     need_lancedb(out)
     from mmcl.search import Index
     from mmcl.search.building import lasting
 
-    made = Index.import_old(old, out, model_name=lasting(model) if model else "")
+    made = Index.import_old(old, out, model_name=lasting(model) if model else "", dtype=dtype, narrow=narrow)
     say(f"{counted(len(made), 'image')} in {out}; bring it up to date: mmcl index sync {out}")
 
 

@@ -192,20 +192,23 @@ class Index(Upkeep):
         return cls(store, given, device=device)
 
     @classmethod
-    def import_old(cls, old: str | Path, out: str | Path, *, model_name: str = "") -> Index:
+    def import_old(
+        cls, old: str | Path, out: str | Path, *, model_name: str = "", dtype: Dtype = "float32", narrow: Narrow | None = None
+    ) -> Index:
         """Writes an index of index.json as one on disk. Nothing is encoded: images must not have changed since it was made.
 
         Args:
             old: folder of the index.
             out: folder of the new one.
             model_name: what loads its model, where the old index does not name it.
+            dtype, narrow: as for `build`.
 
         Raises:
             UserError: there is no such index, it is damaged, or `out` cannot be written.
         """
         store = maintenance.load_old(str(old))
         given = maintenance.source_of(store), maintenance.KnownVectors(store)
-        return cls(cls.build(*given, out=out, model_name=model_name or store.model_name).store)
+        return cls(cls.build(*given, out=out, model_name=model_name or store.model_name, dtype=dtype, narrow=narrow).store)
 
     @classmethod
     def from_shards(
@@ -312,8 +315,7 @@ class Index(Upkeep):
     def thumb(self, id: str) -> bytes | None:
         """Returns an image at no more than 256 pixels a side, as JPEG; None if there is none.
 
-        Raises:
-            UserError: there is no such image.
+        Raises UserError for an id that there is not.
         """
         return self.store.thumb(self.store.position(id))
 

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -314,11 +315,12 @@ def test_versions_are_restored(photos: Path, tmp_path: Path) -> None:
     assert index.sync().new == 1
 
 
-def test_an_older_index_is_imported(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [{}, {"narrow": "binary"}, {"dtype": "float16", "narrow": "int8"}])
+def test_an_older_index_is_imported(kind: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     Index.build(photos, PatternModel()).save(tmp_path / "old")
-    imported = Index.import_old(tmp_path / "old", tmp_path / "new")
+    imported = Index.import_old(tmp_path / "old", tmp_path / "new", **kind)
     index = Index.open(tmp_path / "new", PatternModel())
-    assert rows(imported) == rows(Index.build(photos, PatternModel(), out=tmp_path / "built"))
+    assert rows(imported) == rows(Index.build(photos, PatternModel(), out=tmp_path / "built", **kind))
     report = index.sync()
     assert (report.encoded, report.commits, len(index)) == (0, 0, 4)
     with pytest.raises(UserError, match="index import"):
