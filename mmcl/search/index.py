@@ -313,10 +313,7 @@ class Index(Upkeep):
         return self.store.items([self.store.position(id)])[0]
 
     def thumb(self, id: str) -> bytes | None:
-        """Returns an image at no more than 256 pixels a side, as JPEG; None if there is none.
-
-        Raises UserError for an id that there is not.
-        """
+        """Returns an image at no more than 256 pixels a side, as JPEG; None without one. Raises UserError as `item` does."""
         return self.store.thumb(self.store.position(id))
 
     def duplicates(
