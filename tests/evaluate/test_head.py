@@ -62,6 +62,17 @@ def test_a_probe_names_classes_and_says_how_it_was_fitted() -> None:
     assert np.mean(right) == report["linear_top1"]
 
 
+def test_few_shots_from_prompts_leave_the_probe_that_was_evaluated() -> None:
+    model, source = PatternModel(), PatternSource(36, seed=0)
+    options: dict[str, Any] = {"shots": [1, 3], "seeds": 1, "prompts": True, "prompt_c": 10.0, "templates": "a {}"}
+    head, report = learned("few_shot", model, source, **options)
+    expected = {"evaluator": "few_shot", "data": "patterns", "shots": "3", "c": "10", "templates": '["a {}"]'}
+    assert (head.class_names, head.how) == (tuple(NAMES), expected)
+    found = HeadClassifier(model, head)(source, top_k=1)
+    right = [one[0]["label"] == NAMES[row % len(NAMES)] for row, one in enumerate(found)]
+    assert np.mean(right) == report["few_shot_prompts_3_top1"]
+
+
 @pytest.mark.parametrize("bias", [None, -3.0], ids=["softmax", "sigmoid"])
 def test_a_zero_shot_head_scores_as_its_classifier(bias: float | None) -> None:
     model, source = PatternModel(logit_bias=bias), PatternSource(12, seed=0)

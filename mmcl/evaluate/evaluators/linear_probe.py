@@ -64,28 +64,46 @@ def fit_logistic_regression(
         class_N: int64 [N], from 0 without gaps.
     """
     width, classes = feature_ND.shape[1], int(class_N.max()) + 1
-    parameter_CD = feature_ND.new_zeros(classes, width + 1, requires_grad=True)
+    objective = _Objective(feature_ND, class_N, classes, penalty=1 / (c * len(feature_ND)))
+    start_CD = feature_ND.new_zeros(classes, width + 1)
+    solution_CD, steps, gradient = minimize(objective, start_CD, max_iter=max_iter, tolerance=tolerance)
+    solution = solution_CD.T
+    return LogisticRegression(solution[:-1], solution[-1], steps, gradient, gradient <= tolerance)
+
+
+def minimize(
+    objective: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *, max_iter: int, tolerance: float
+) -> tuple[Tensor, int, float]:
+    """Minimizes a smooth function by L-BFGS with a strong Wolfe line search.
+
+    Args:
+        objective: its value and gradient at a tensor.
+        start: where to begin.
+        max_iter: maximum number of iterations.
+        tolerance: stops when no component of the gradient is larger.
+
+    Returns:
+        The solution, the number of iterations, and the largest component of the gradient there.
+    """
+    parameter = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [parameter_CD],
+        [parameter],
         max_iter=max_iter,
         max_eval=2 * max_iter,
         tolerance_grad=tolerance,
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
-    objective = _Objective(feature_ND, class_N, classes, penalty=1 / (c * len(feature_ND)))
 
     def closure() -> Tensor:
-        loss, parameter_CD.grad = objective(parameter_CD)
+        loss, parameter.grad = objective(parameter)
         return loss
 
     with torch.no_grad():
         optimizer.step(closure)
         closure()
-    gradient = float(parameter_CD.grad.abs().max())  # type: ignore[union-attr]
-    steps = int(optimizer.state[parameter_CD]["n_iter"])
-    solution = parameter_CD.detach().T
-    return LogisticRegression(solution[:-1], solution[-1], steps, gradient, gradient <= tolerance)
+    gradient = float(parameter.grad.abs().max())  # type: ignore[union-attr]
+    return parameter.detach(), int(optimizer.state[parameter]["n_iter"]), gradient
 
 
 class _Objective:
@@ -282,9 +300,14 @@ def evaluate_linear_probe(
     return report
 
 
+def class_names_of(task: Task) -> tuple[str, ...]:
+    """Names of the classes by their numbers in the test and training data; () if neither has any."""
+    return tuple(dict.fromkeys([*(task.source.class_names or ()), *(task.required_bank.class_names or ())]))
+
+
 def _names(task: Task, classes: list[int]) -> tuple[str, ...]:
-    """Names of classes of the bank, which are numbered as those of the source; the numbers themselves if there are none."""
-    names = list(dict.fromkeys([*(task.source.class_names or ()), *(task.required_bank.class_names or ())]))
+    """Names of classes; the numbers themselves if there are none."""
+    names = class_names_of(task)
     return tuple(names[number] if number < len(names) else str(number) for number in classes)
 
 

@@ -41,6 +41,8 @@ _PHRASES = (
     _phrase(r"knn(\d+)_top1", "the {0} nearest neighbors vote for the right class for {value} of {rows}"),
     _phrase(r"linear_top1", "a linear probe names the right class of {value} of {rows}"),
     _phrase(r"few_shot_(\d+)_top1", "a linear probe with {0} per class names the right class of {value} of {rows}"),
+    _phrase(r"few_shot_prompts_0_top1", "the text of the right class is the nearest for {value} of {rows}"),
+    _phrase(r"few_shot_prompts_(\d+)_top1", "a probe from texts and {0} per class names the right class of {value} of {rows}"),
     _phrase(r"few_label_(.+)pct_finetuned_top1", "with {0} % of the labels, it names the right class of {value} of {rows}"),
     _phrase(r"few_label_(\d+)_per_class_finetuned_top1", "with {0} per class, it names the right class of {value} of {rows}"),
     _phrase(r"top1", "the classifier names the right class of {value} of {rows}"),
