@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmcl.evaluate.classifier import Classifier
     from mmcl.interop.model import Model
     from mmcl.preprocess import Preprocess
-    from mmcl.types import BadSample
+    from mmcl.types import BadSample, EmbeddingModel
 
     Found = list[tuple[Path, list[dict[str, Any]]]]
 
@@ -108,7 +108,7 @@ def _classifier(loaded: Model, name: str, labels: list[str], template: Sequence[
     from mmcl.evaluate.classifier import HeadClassifier, TrainedClassifier, ZeroShotClassifier
 
     if head is not None:
-        return HeadClassifier(loaded, head)
+        return HeadClassifier(_at_width_of(head, loaded), head)
     if not labels and loaded.class_names is None:
         raise UserError(f"{name} was not trained with labels and has none of its own; give --labels, or --head")
     if not labels:
@@ -116,6 +116,15 @@ def _classifier(loaded: Model, name: str, labels: list[str], template: Sequence[
     if len(labels) == 1 and loaded.logit_bias is None:  # a sigmoid model gives each label a probability of its own
         raise UserError(f"--labels {labels[0]}: one label alone is always 100 %; give at least two to choose from")
     return ZeroShotClassifier(loaded, labels, tuple(template) or "{}")
+
+
+def _at_width_of(head: Path, loaded: Model) -> EmbeddingModel:
+    """The model at the width of a head, which was smaller if the head is from an evaluation with --dim."""
+    from mmcl.evaluate.head import Head
+    from mmcl.interop.truncated import at_dim
+
+    width = Head.load(head).weight_CD.shape[1]
+    return at_dim(loaded, width) if width < loaded.embed_dim else loaded
 
 
 def _classified(

@@ -85,8 +85,9 @@ def test_classify_by_what_was_learned_from_labels(tmp_path: Path, folder: Path, 
     assert rows[0]["labels"][0]["score"] == pytest.approx(1 / np.exp(logits - logits[1]).sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dim", [[], ["--dim", "2"]], ids=["whole", "smaller width"])
 def test_a_head_of_an_evaluation_classifies(
-    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dim: list[str], run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     colors = ("red", "green", "blue")
     table = tmp_path / "asked.csv"
@@ -94,7 +95,7 @@ def test_a_head_of_an_evaluation_classifies(
     rows = [[path, *(str(int(Path(path).name.startswith(color))) for color in colors)] for path in pictures]
     table.write_text("\n".join(",".join(row) for row in [["image", *colors], *rows]))
     data = ["--model", str(run_dir), "--data", str(table), "--data_args", f"{{target_columns: [{', '.join(colors)}]}}"]
-    assert main(["eval", "prompt-pairs", *data, "--out", str(tmp_path / "report")]) == 0
+    assert main(["eval", "prompt-pairs", *data, *dim, "--out", str(tmp_path / "report")]) == 0
     [head] = (tmp_path / "report").glob("head_prompt_pairs_*.safetensors")
     assert f"head     {head}" in capsys.readouterr().out
     words = ["classify", pictures[0], "--model", str(run_dir), "--head", str(head)]

@@ -90,6 +90,16 @@ def test_markdown_has_the_models_side_by_side_with_baselines_last() -> None:
     assert "![map](map.png)" in lines
 
 
+def test_different_numbers_of_rows_are_a_range() -> None:
+    two = (Metric("knn", "x", "knn5_top1", model, 0.5, None, None, n) for model, n in {"a": 445, "b": 200, "c": 300}.items())
+    same = (Metric("knn", "x", "knn1_top1", model, 0.5, None, None, 445) for model in "abc")
+    rows = [line.split() for line in Report((*two, *same)).to_text(brief=False).splitlines()]
+    assert {row[0]: row[-1] for row in rows if row and row[0].startswith("knn")}.items() >= {
+        ("knn5_top1", "200-445"),
+        ("knn1_top1", "445"),
+    }
+
+
 def test_terminal_text_opens_with_the_verdict_and_has_aligned_columns() -> None:
     verdict, table = report().to_text().split("\n\n")[:2][0], report().to_text().partition("knn: mnist")[2]
     assert " ".join(verdict.split()) == report().verdict()[0]

@@ -74,14 +74,17 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def metric_tables(metrics: Iterable[Metric]) -> Iterator[Table]:
-    """One table for each evaluator and dataset."""
+    """One table for each evaluator and dataset; the last column is the number of rows, "200-445" where models differ in it."""
     metrics = without_repeats(metrics)
     for evaluator, data in dict.fromkeys((metric.evaluator, metric.data) for metric in metrics):
         own = [metric for metric in metrics if (metric.evaluator, metric.data) == (evaluator, data)]
         models = by_column(metric.model for metric in own)
         cells = {(metric.metric, metric.model): format_metric(metric) for metric in own}
-        rows_of = {metric.metric: str(metric.n) for metric in own}
-        table = [[name, *(cells.get((name, model), "") for model in models), n] for name, n in rows_of.items()]
+        rows_of: dict[str, set[int]] = {}
+        for metric in own:
+            rows_of.setdefault(metric.metric, set()).add(metric.n)
+        counts = {name: "-".join(map(str, sorted({min(ns), max(ns)}))) for name, ns in rows_of.items()}
+        table = [[name, *(cells.get((name, model), "") for model in models), n] for name, n in counts.items()]
         yield (f"{evaluator}: {data}" if data else evaluator), ["metric", *models, "n"], table
 
 
