@@ -216,6 +216,7 @@ class TestMix:
             ("{mix: {}}", "name at least one dataset"),
             ("{mix: {a: {path: x}}, train: {path: y}}", r"data\.mix and data\.train exclude each other"),
             ("{mix: {a: {path: x}}, samples_per_class: 2}", r"data\.mix and data\.samples_per_class exclude each other"),
+            ("{mix: {a: {path: x}}, hard_batches: {}}", r"data\.mix and data\.hard_batches exclude each other"),
             ("{mix: {a: {path: x, weight: 0}}}", r"data\.mix\.a\.weight is 0\.0: give null or a number above 0"),
             ("{mix: {a: {path: x, weight: 1}, b: {path: y}}}", r"data\.mix\.b: give every part a weight"),
             ("{mix: {a: {path: x, weight: 1, epochs: 2}}}", r"data\.mix\.a: give every part a weight"),

@@ -5,6 +5,7 @@ apply to both: `--optim.lr 3e-4`, `--image.encoder.args.image_size 48`, `--data.
 """
 
 from mmcl.config.convert import from_dict, to_dict, to_yaml
+from mmcl.config.data_sections import CropConfig, DataConfig, HardBatchesConfig, ViewConfig
 from mmcl.config.flags import parse_flags, parse_value
 from mmcl.config.identity import config_hash, flat_settings, flattened, is_decisive, is_within, unflattened
 from mmcl.config.read import load_config, read_as
@@ -13,8 +14,6 @@ from mmcl.config.sections import (
     AdapterConfig,
     AnchorConfig,
     ComponentConfig,
-    CropConfig,
-    DataConfig,
     DistillationConfig,
     EvaluatorConfig,
     FewerTokensConfig,
@@ -25,7 +24,6 @@ from mmcl.config.sections import (
     SourceConfig,
     TowerConfig,
     TrainConfig,
-    ViewConfig,
     refuse_equal_labels,
 )
 
@@ -40,6 +38,7 @@ __all__ = [
     "EvaluatorConfig",
     "FewerTokensConfig",
     "GroupConfig",
+    "HardBatchesConfig",
     "MatryoshkaConfig",
     "OptimConfig",
     "PartConfig",

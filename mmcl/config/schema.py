@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mmcl.config.data_sections import DataConfig
 from mmcl.config.sections import (
     ComponentConfig,
-    DataConfig,
     EvaluatorConfig,
     OptimConfig,
     SourceConfig,
@@ -125,13 +125,16 @@ class Config:
         _require(is_amount, "data.labels", labels, "give a share above 0 and below 1, or a whole number")
         some = weights is None or sum(weights) > 0
         _require(some, "data.caption_weights", weights, "one of them must be above 0")
+        if self.data.hard_batches is not None and self.data.samples_per_class is not None:
+            raise UserError("data.hard_batches and data.samples_per_class exclude each other: remove one of them")
 
     def _check_mix(self) -> None:
         data = self.data
         if data.mix is None:
             return
         _require(bool(data.mix), "data.mix", data.mix, "name at least one dataset")
-        given = {"train": data.train != SourceConfig(), "labels": data.labels, "samples_per_class": data.samples_per_class}
+        given = {name: getattr(data, name) for name in ("labels", "samples_per_class", "hard_batches")}
+        given["train"] = data.train != SourceConfig()
         for key in (key for key, value in given.items() if value):
             raise UserError(f"data.mix and data.{key} exclude each other: remove one of them")
         weighted = [part.weight is not None for part in data.mix.values()]

@@ -18,3 +18,4 @@ class Stream(IntEnum):
     PART = 8
     CALIBRATION = 9
     PATCHES = 10
+    CLUSTERS = 11

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmcl.config import Config, DataConfig, SourceConfig
 from mmcl.data.batches.class_order import ClassOrder
+from mmcl.data.batches.cluster_order import ClusterOrder
 from mmcl.data.batches.mixed_order import MixedOrder, rows_of_a_round
 from mmcl.data.batches.order import BatchOrder, Order
 from mmcl.data.derived.label_captions import CAPTIONS_WANTED, LabelCaptions, has_captions
@@ -116,11 +117,20 @@ def required_labels(source: Source, needed_by: str) -> np.ndarray:
     return source.labels
 
 
-def build_order(config: Config, source: Source) -> BatchOrder:
-    """Build the order that selects the samples of each step. Raises UserError when the batch does not fit the data."""
+def build_order(config: Config, source: Source, clusters: Path | None = None) -> BatchOrder:
+    """Build the order that selects the samples of each step. Raises UserError when the batch does not fit the data.
+
+    Args:
+        config: the configuration.
+        source: the training data.
+        clusters: file of the clusters of `data.hard_batches`, which is read with the first batch.
+    """
     batch_size, seed, samples = config.train.batch_size, config.train.seed, config.data.samples_per_class
     if isinstance(source, Mixture):
         return MixedOrder(source.sizes, _rows_of_a_round(config, source), batch_size, seed)
+    if config.data.hard_batches is not None:
+        assert clusters is not None, "open_hard_batches names the file"
+        return ClusterOrder(clusters, len(source), batch_size, config.data.hard_batches.cluster, seed)
     if samples is None:
         return Order(len(source), batch_size, seed)
     return ClassOrder(required_labels(source, "data.samples_per_class"), batch_size, samples, seed)

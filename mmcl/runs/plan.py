@@ -21,6 +21,7 @@ from mmcl.runs.checks import check_run
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import build_tasks
 from mmcl.runs.fewer_tokens import drop_patches
+from mmcl.runs.hard_batches import HardBatches, open_hard_batches
 from mmcl.runs.stored_inputs import check_stored_inputs, with_widths
 from mmcl.runs.stored_teachers import TeacherFolders, open_teachers
 from mmcl.types import RunFacts
@@ -38,6 +39,7 @@ class Plan:
         source: the training data.
         tasks: one for each evaluator in `config.evaluate`.
         teachers: those of `data.embeddings`.
+        hard_batches: clusters of the samples; None if batches are not made of clusters.
         method: configured for this run, with its initial weights, on the CPU.
         views: settings of each image view of the method.
         order: selects the samples of each step.
@@ -51,6 +53,7 @@ class Plan:
     source: Source
     tasks: Sequence[Task]
     teachers: Sequence[TeacherFolders]
+    hard_batches: HardBatches | None
     method: Method
     views: Mapping[str, ImageView]
     order: BatchOrder
@@ -77,7 +80,8 @@ def make_plan(config: Config, processes: int) -> Plan:
     teachers = open_teachers(config, method, source)
     check_teachers(config, method, [one.teacher for one in teachers])
     check_run(config, method, source, tasks, views, processes)
-    order = build_order(config, source)
+    hard_batches = open_hard_batches(config, method, source)
+    order = build_order(config, source, hard_batches.file if hard_batches else None)
     facts = run_facts(config, order, len(source))
     patches = drop_patches(config, method, source, views, facts.total_steps)
     method.configure(facts)
@@ -88,6 +92,7 @@ def make_plan(config: Config, processes: int) -> Plan:
         source=source,
         tasks=tasks,
         teachers=teachers,
+        hard_batches=hard_batches,
         method=method,
         views=views,
         order=order,

@@ -18,16 +18,14 @@ import mmcl
 from mmcl.config import AnchorConfig, Config, config_hash, flat_settings, from_dict, is_decisive, is_within, unflattened
 from mmcl.data.derived.subset import Subset
 from mmcl.data.identity import spread_rows
-from mmcl.data.source import Source
 from mmcl.encoders.adapters import frozen_weights
 from mmcl.engine.checkpoint import MANIFEST, Checkpoint
 from mmcl.errors import UserError
 from mmcl.files.atomic import write_file
 from mmcl.files.digest import digest
 from mmcl.files.untrusted import read_json
-from mmcl.methods.method import Method
 from mmcl.runs.components import complete_settings
-from mmcl.runs.stored_teachers import TeacherFolders
+from mmcl.runs.plan import Plan
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,6 +38,7 @@ _KINDS = {
     "frozen": dict,
     "start": dict | None,
     "teachers": dict | None,
+    "clusters": str | None,
     "data": str,
     "images": str | None,
     "all_images": str | None,
@@ -54,15 +53,15 @@ _LIBRARIES = {
 """Libraries that may affect the last bits of the results: module -> distribution."""
 
 
-def identify(
-    config: Config, method: Method, source: Source, teachers: Sequence[TeacherFolders], accelerator: Accelerator
-) -> dict[str, Any]:
+def identify(plan: Plan, accelerator: Accelerator) -> dict[str, Any]:
     """Return the settings, frozen weights, training data and environment of a run as JSON values. All processes call this.
 
     The weights are those that checkpoints leave out, and those of the start that anchors keep the run near to, as digests by
-    tower; of stored teachers, they are digests of the shards, with the scale. The data are represented by the source's
-    `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples, or of all samples with `verify_data`.
+    tower; of stored teachers, they are digests of the shards, with the scale; of hard batches, of the rows that are compared.
+    The data are represented by the source's `fingerprint` and by the images and texts of up to 1,000 evenly spaced samples, or
+    of all samples with `verify_data`.
     """
+    config, method, source = plan.config, plan.method, plan.source
     with accelerator.main_process_first():  # The others use what the first has cached.
         images = Subset(source, spread_rows(len(source), COMPARED)).identity
         all_images = source.identity if config.verify_data else None
@@ -73,7 +72,8 @@ def identify(
         "start": {name: _digest(method.towers[name].state_dict()) for name in method.pretrained}
         if _is_anchored(config)
         else {},
-        "teachers": {one.key: one.teacher.scale for one in teachers},
+        "teachers": {one.key: one.teacher.scale for one in plan.teachers},
+        "clusters": plan.hard_batches.key if plan.hard_batches else None,
         "data": source.fingerprint,
         "images": images,
         "all_images": all_images,
@@ -122,6 +122,12 @@ def compare(saved: dict[str, Any], now: dict[str, Any], config: Config) -> list[
         raise UserError(
             f"{config.run_dir} cannot be continued with other rows of teachers: restore the folders of data.embeddings, or "
             "start a new run with another --run_dir"
+        )
+    clusters = saved.get("clusters"), now.get("clusters")
+    if all(clusters) and clusters[0] != clusters[1] and _DATA not in changed:
+        raise UserError(
+            f"{config.run_dir} cannot be continued with clusters of other rows: restore the folder of "
+            "data.hard_batches.embeddings, or start a new run with another --run_dir"
         )
     if config.verify_data and saved.get("all_images") is None:
         raise UserError(

@@ -47,6 +47,7 @@ from mmcl.runs.build import build_method, class_names
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import evaluate_trained, write_report
 from mmcl.runs.frozen_features import FeatureBatches, store_features, stored_name
+from mmcl.runs.hard_batches import store_clusters
 from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.resume import (
     compare,
@@ -311,7 +312,7 @@ def _identity(
         UserError: the differences do not allow the run to continue.
     """
     config = plan.config
-    identity = identify(config, plan.method, plan.source, plan.teachers, accelerator)
+    identity = identify(plan, accelerator)
     if not config.resume:
         return identity, []
     saved = read_identity(run_dir, checkpoint)
@@ -330,6 +331,8 @@ def _open_run_dir(run_dir: Path, config: Config, checkpoint: Checkpoint | None, 
 
 def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
     config, method = plan.config, plan.method
+    if plan.hard_batches:
+        store_clusters(plan.hard_batches, plan.source, accelerator)
     files = store_features(config, method, plan.source, accelerator)
     share = config.train.batch_size // accelerator.num_processes
     text: Any = method.towers["text"].encoder if "text" in method.towers else None

@@ -6,7 +6,7 @@ order. All processes map these into memory, and resumed runs use them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,26 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmcl.config import Config, from_dict
+from mmcl.config import Config
 from mmcl.data.source import Source
 from mmcl.data.stored_rows import StoredRows
 from mmcl.engine.guards import run_on_first_process
 from mmcl.engine.stored_teachers import StoredTeacher, embedded
 from mmcl.errors import UserError
-from mmcl.evaluate.embedding_file import FileMetadata
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.files.mapped import reserve_array
 from mmcl.methods.method import Method
-from mmcl.progress import progress_bar
-from mmcl.search.shards.files import complete_shards, read_shard, shard_metadata
-from mmcl.search.shards.plan import ShardPlan
-from mmcl.terminal import listed
+from mmcl.runs.stored_shards import EMBED_AGAIN, Shards, open_stored_shards, rows_of_samples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_EMBED_AGAIN = "run `mmcl embed` on the training data, with the same arguments"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +36,13 @@ class TeacherFolders:
 
     Attributes:
         teacher: what the loss needs to know of it.
-        folders: folder and plan for every source that the samples come from, in the order of `Source.origins`.
+        folders: one for every source that the samples come from, in the order of `Source.origins`.
         width: numbers of each row.
         key: digest of the shards.
     """
 
     teacher: StoredTeacher
-    folders: Sequence[tuple[Path, ShardPlan]]
+    folders: Sequence[Shards]
     width: int
     key: str
 
@@ -59,18 +53,6 @@ class TeacherFolders:
         return f"teacher {one.name}: rows of {self.width} numbers for {what}, temperature {1 / one.scale:.3g}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Shards:
-    """A complete folder."""
-
-    path: Path
-    plan: ShardPlan
-    about: FileMetadata
-    width: int
-    texts: int
-    digest: str
-
-
 def open_teachers(config: Config, method: Method, source: Source) -> list[TeacherFolders]:
     """Return the teachers that `data.embeddings` names, in their order. Reads no shard.
 
@@ -78,38 +60,16 @@ def open_teachers(config: Config, method: Method, source: Source) -> list[Teache
         UserError: a folder is not complete, or was made from other data; data have no rows of a teacher; or a teacher has no
             temperature.
     """
-    shards = [_opened(Path(folder).expanduser()) for folder in config.data.embeddings]
     origins = source.origins.sources
-    for one in shards:
-        _check_data(one, origins)
-    of_model: dict[tuple[str, bool], list[_Shards]] = {}
-    for one in shards:
+    of_model: dict[tuple[str, bool], list[Shards]] = {}
+    for folder in config.data.embeddings:
+        one = open_stored_shards(Path(folder).expanduser(), origins, "data.embeddings")
         of_model.setdefault((one.plan.model, one.plan.features), []).append(one)
     return [_teacher(group, origins, config, method, source) for group in of_model.values()]
 
 
-def _opened(path: Path) -> _Shards:
-    try:
-        plan, done = complete_shards(path)
-        about, width = shard_metadata(path, plan)
-        metadata = from_dict(FileMetadata, about, str(path))
-    except UserError as error:
-        raise UserError(f"data.embeddings: {error}") from None
-    return _Shards(path, plan, metadata, width, done.texts, digest(plan.key, *done.files.values()))
-
-
-def _check_data(shards: _Shards, origins: Sequence[Source]) -> None:
-    """Raise UserError if shards are of none of the training data."""
-    if any(shards.plan.data == source.fingerprint for source in origins):
-        return
-    sizes = [f"{len(source):,}" for source in origins]
-    is_same = f"{shards.plan.rows:,}" in sizes
-    what = "another list of samples" if is_same else f"{shards.plan.rows:,} samples, not {listed(sizes)}"
-    raise UserError(f"data.embeddings: {shards.path} was made from {what}; {_EMBED_AGAIN}")
-
-
 def _teacher(
-    group: Sequence[_Shards], origins: Sequence[Source], config: Config, method: Method, source: Source
+    group: Sequence[Shards], origins: Sequence[Source], config: Config, method: Method, source: Source
 ) -> TeacherFolders:
     first, name = group[0], str(group[0].path)
     by_data = {one.plan.data: one for one in group}
@@ -128,7 +88,7 @@ def _teacher(
     has_text = any(one.texts for one in chosen) and bool(embedded(method, "text"))
     without = next((one for one in chosen if has_text and not one.texts), None)
     if without is not None:
-        raise UserError(f"data.embeddings: {without.path} has no rows of captions; {_EMBED_AGAIN}, after they have captions")
+        raise UserError(f"data.embeddings: {without.path} has no rows of captions; {EMBED_AGAIN}, after they have captions")
     if has_text and not source.draws_as_listed:
         raise UserError(
             f"data.embeddings: {name} has rows of captions as they are, and the training data draw others, with sentences or "
@@ -139,13 +99,13 @@ def _teacher(
         raise UserError(f"data.embeddings: the rows of {name} have no temperature; set train.distillation.temperature")
     return TeacherFolders(
         teacher=StoredTeacher(name=name, scale=scale, bias=first.about.logit_bias, has_text=has_text),
-        folders=[(one.path, one.plan) for one in chosen],
+        folders=chosen,
         width=first.width,
         key=digest(*(one.digest for one in chosen)),
     )
 
 
-def _scale(shards: _Shards, temperature: float | None) -> float | None:
+def _scale(shards: Shards, temperature: float | None) -> float | None:
     """Return the inverse temperature of a teacher; None if it has none, as features, which the model itself never compares."""
     if temperature is not None:
         return 1 / temperature
@@ -177,7 +137,7 @@ def _write(teacher: TeacherFolders, source: Source, folder: Path) -> None:
     """Write the rows of all samples, of each its image and its captions, in the order of the source, unless they are there."""
     if folder.exists():
         return
-    dtype, width = teacher.folders[0][1].dtype, teacher.width
+    dtype, width = teacher.folders[0].plan.dtype, teacher.width
     with staged(folder) as stage:
         stage.mkdir()
         image_ND = reserve_array(stage / "images.npy", (len(source), width), dtype)
@@ -187,7 +147,7 @@ def _write(teacher: TeacherFolders, source: Source, folder: Path) -> None:
             start_N = np.cumsum(counts) - counts
             np.save(stage / "starts.npy", start_N)
             text_TD = reserve_array(stage / "texts.npy", (int(counts.sum()), width), dtype)
-        for shard, chosen, row_n in _shards_of_samples(teacher, source):
+        for shard, chosen, row_n in rows_of_samples(teacher.folders, source):
             for index, row in zip(chosen.tolist(), row_n.tolist(), strict=True):
                 image_ND[index] = shard.row("image", row, source[index].name)
                 if text_TD is not None:
@@ -200,53 +160,3 @@ def _write(teacher: TeacherFolders, source: Source, folder: Path) -> None:
 
 def _distinct(source: Source, index: int) -> list[str]:
     return list(dict.fromkeys(source[index].captions))
-
-
-def _shards_of_samples(teacher: TeacherFolders, source: Source) -> Iterator[tuple[_ShardRows, np.ndarray, np.ndarray]]:
-    """Yield each shard that has rows of the samples, once, with these samples and their rows in the data that it is of."""
-    _, part_N, row_N = source.origins
-    for part, (path, plan) in enumerate(teacher.folders):
-        samples = np.flatnonzero(part_N == part)
-        samples = samples[np.argsort(row_N[samples], kind="stable")]
-        numbers = progress_bar(range(plan.shards), total=plan.shards, shown=plan.shards > 20, desc="teacher", unit="shard")
-        for number in numbers:
-            span = plan.samples(number)
-            chosen = samples[slice(*np.searchsorted(row_N[samples], (span.start, span.stop)))]
-            if len(chosen):
-                yield _ShardRows(path, plan, number, teacher.width), chosen, row_N[chosen]
-
-
-class _ShardRows:
-    """The rows of a shard, by kind, row of the sample and, of texts, caption.
-
-    Raises:
-        UserError: the shard is damaged, or its rows have another width.
-    """
-
-    def __init__(self, path: Path, plan: ShardPlan, number: int, width: int):
-        self.path, table = path, read_shard(path, plan, number)
-        column = table["embedding"].combine_chunks()
-        if column.type.list_size != width:
-            raise UserError(
-                f"data.embeddings: {path / plan.file(number)} has rows of {column.type.list_size} numbers, and the first shard "
-                f"of {width}; delete it, and write it again by the same `mmcl embed`"
-            )
-        self.values = column.drop_null().flatten().to_numpy().reshape(-1, width)
-        has_values = column.is_valid().to_numpy(zero_copy_only=False)
-        slots = np.where(has_values, np.cumsum(has_values) - 1, -1).tolist()
-        keys = zip(*(table[name].to_pylist() for name in ("kind", "row", "name")), strict=True)
-        self.slots = {_key(*key): slot for key, slot in zip(keys, slots, strict=True)}
-
-    def row(self, kind: str, row: int, name: str) -> np.ndarray:
-        """Return the row of an image, by any name, or of a caption. Raises UserError if there is none."""
-        slot = self.slots.get(_key(kind, row, name), -1)
-        if slot < 0:
-            what = f"the image {name}" if kind == "image" else f"the caption {name!r}"
-            fix = "embed the training data again, or leave the sample out by data.keep"
-            raise UserError(f"data.embeddings: {self.path} has no row of {what}: {fix}")
-        found: np.ndarray = self.values[slot]
-        return found
-
-
-def _key(kind: str, row: int, name: str) -> tuple[str, int, str]:
-    return kind, row, "" if kind == "image" else name

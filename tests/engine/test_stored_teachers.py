@@ -25,7 +25,7 @@ from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher, check_teac
 from mmcl.engine.transfer import views_on
 from mmcl.errors import UserError
 from mmcl.methods import METHODS
-from mmcl.runs import stored_teachers
+from mmcl.runs import stored_shards, stored_teachers
 from mmcl.runs.build_data import build_training_data
 from mmcl.runs.embedding.job import EmbeddingJob
 from mmcl.runs.embedding.runners import run_embedding_job
@@ -143,7 +143,7 @@ def test_the_loss_is_the_published_one(pairs: Path, shards: Path, tmp_path: Path
 
 def test_rows_are_read_once_and_resumed_runs_read_none(pairs: Path, shards: Path, tmp_path: Path) -> None:
     flags = (*TAUGHT, *given(shards))
-    with mock.patch.object(stored_teachers, "read_shard", wraps=read_shard) as read:
+    with mock.patch.object(stored_shards, "read_shard", wraps=read_shard) as read:
         train(tiny_config(pairs, tmp_path / "run", *flags, "--train.steps", "2"))
         assert [call.args[2] for call in read.call_args_list] == [0, 1, 2, 3]
         train(tiny_config(pairs, tmp_path / "run", *flags, "--train.steps", "2", "--resume"))
@@ -373,7 +373,7 @@ def test_captions_that_are_drawn_otherwise_are_refused(model: str, tmp_path: Pat
         asked = replace(config, data=replace(config.data, train=data, embeddings=(str(shards),)))
         source, _ = build_training_data(asked)
         assert source.draws_as_listed == (sentences == 0)
-        with mock.patch.object(stored_teachers, "_opened", return_value=fake(source, shards)):
+        with mock.patch.object(stored_teachers, "open_stored_shards", return_value=fake(source, shards)):
             if sentences:
                 with pytest.raises(UserError, match="the training data draw others, with sentences or keywords around them"):
                     make_plan(asked, 1)

@@ -180,17 +180,21 @@ def test_stored_teachers_resume_bit_for_bit(
     uninterrupted: Uninterrupted,
     tmp_path: Path,
 ) -> None:
-    """With prefixes, micro-batches, samples held out, and a first kill before the rows were ever read by a step."""
+    """With prefixes, micro-batches, samples held out, batches of clusters of the same rows, and a first kill before the rows
+    were ever read by a step."""
     data, shards = SourceConfig(path=str(image_folder)), tmp_path / "shards"
     job = EmbeddingJob(data=data, model=str(uninterrupted(1).run_dir), folder=shards, shard_rows=10, device="cpu")
     run_embedding_job(job, workers=1)
     taught = ("--data.embeddings", json.dumps([str(shards)]), "--train.distillation.weight", "0.6", "--data.holdout", "0.2")
-    flags = (*taught, *layout, "--train.matryoshka.dims", "[4, 8]", "--train.micro_batch", "3")
+    hard = ("--data.hard_batches", f"{{embeddings: {shards}, cluster: 4, skip: 2}}")
+    flags = (*taught, *hard, *layout, "--train.matryoshka.dims", "[4, 8]", "--train.micro_batch", "3")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, world) == [0] * world
     config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *flags)
     assert final_state(config) == final_state(whole)
     assert "distillation_loss" in final_state(config)["metrics"]
+    assert samples(config, world) == samples(whole, world)
+    assert "hard batches: clusters of 4 samples with a mean cosine of" in output(whole)
 
 
 SIZES = "{embed_dim: 16, depth: 2, num_heads: 2, patch_size: 4}"
