@@ -6,7 +6,8 @@ numpy's product and argpartition, faiss's flat index, and a flat search of Lance
 `batch 100000x512`: the same for 100 queries at a time, per query.
 `duplicates 100000x256`: groups of near duplicates; beside it the products of all pairs of blocks alone.
 `open 1000000x256`: an index on disk; its memory beside that of its vectors, and the time until the first answer beside that of
-reading the vectors alone into memory, which a virtual machine may have to ask its host for.
+reading the vectors alone. Another process has used as much memory just before, as a virtual machine asks its host for what has
+long been free: that can take ten seconds a GB, whoever reads.
 `sync 100000`: files; a sync where nothing has changed.
 `build 20000`: small JPEG files; images a second, and processor time of one, beside a plain loop of the model over a DataLoader.
 The loop makes no small pictures, and neither hashes nor keeps anything; files of this size are their own small pictures.
@@ -55,10 +56,12 @@ USUAL = [
 ]
 K = 10
 QUERIES = 100
-_LOAD = """import sys, time, numpy
+_USE = "import sys, numpy; numpy.ones(int(sys.argv[1]), numpy.float32)"
+_LOAD = f"""import subprocess, sys, time, numpy
+subprocess.run([sys.executable, "-c", {_USE!r}, sys.argv[2]], check=True)
 start = time.perf_counter()
 numpy.load(sys.argv[1])
-print('{"time": %f}' % (time.perf_counter() - start))"""
+print('{{"time": %f}}' % (time.perf_counter() - start))"""
 
 
 def flat(vectors: np.ndarray) -> Any:
@@ -183,7 +186,7 @@ def opened(case: str, rows: int, width: int, rounds: int) -> list[Row]:
         fill(LanceTable.create(folder, About(model="given", dim=width)), rows, width)
         np.save(Path(folder, "vectors.npy"), np.concatenate(list(parts(rows, width))))
         ours = [sys.executable, sys.argv[0], "--cases", case, "--opened", folder]
-        peer = [sys.executable, "-c", _LOAD, str(Path(folder, "vectors.npy"))]
+        peer = [sys.executable, "-c", _LOAD, str(Path(folder, "vectors.npy")), str(rows * width)]
         runs, loads = zip(*[(_printed(ours), _printed(peer)) for _ in range(rounds)], strict=True)
     megabytes = rows * width * 4 / 2**20
     times = (statistics.median(run["time"] for run in each) for each in (runs, loads))
@@ -199,7 +202,7 @@ def _printed(command: list[str]) -> dict[str, float]:
     return printed
 
 
-def open_here(folder: str, width: int) -> dict[str, float]:
+def open_here(folder: str, rows: int, width: int) -> dict[str, float]:
     """Memory and seconds from opening an index to its first answer, in this process."""
     from mmcl.search import Index
     from mmcl.search.lance_table import About, LanceTable
@@ -209,6 +212,7 @@ def open_here(folder: str, width: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as small:  # so that the code of the libraries is in memory
         fill(LanceTable.create(small, About(model="given", dim=width)), 100, width)
         Index.open(small, model).search("x", top_k=K)
+    subprocess.run([sys.executable, "-c", _USE, str(rows * width)], check=True)
     before, start = peak_memory(), time.perf_counter()
     index = Index.open(folder, model)
     index.search("x", top_k=K)
@@ -304,11 +308,11 @@ def main() -> None:
     if arguments.opened or arguments.here:
         (match,) = shapes
         assert match is not None
-        width = int(match[3] or 0)
+        rows, width = int(match[2]), int(match[3] or 0)
         if arguments.opened:
-            print(json.dumps(open_here(arguments.opened, width)))
+            print(json.dumps(open_here(arguments.opened, rows, width)))
         else:
-            print(json.dumps(CASES[match[1]](arguments.cases[0], int(match[2]), width, arguments.rounds)))
+            print(json.dumps(CASES[match[1]](arguments.cases[0], rows, width, arguments.rounds)))
         return
     print(f"{'case':<28} {'measure':<12} {'mmcl':>10} {'peer':>10} {'unit':<4} {'ratio':>7}")
     table: list[Row] = []
