@@ -25,6 +25,7 @@ from mmcl.cli.help import entries
 from mmcl.cli.index import index, keep_up
 from mmcl.cli.list import list_components
 from mmcl.cli.merge import merge
+from mmcl.cli.mine import mine
 from mmcl.cli.output import say, show
 from mmcl.cli.parse import HELP, HELP_ALL, parse_call, with_underscores
 from mmcl.cli.push import push
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "dedup": dedup,
     "serve": serve,
     "embed": embed,
+    "mine": mine,
     "eval": evaluate_run,
     "compare": compare,
     "finetune": finetune,
@@ -62,6 +64,8 @@ VERBS: dict[str, Callable[..., object]] = {
 # The help of `train` depends on the configuration, `eval` has three forms, `data` and `index` have verbs: no signature says so.
 _PARSERS: dict[str, Callable[[Sequence[str]], None]] = {"train": train_or_help, "eval": evaluate, "data": data, "index": index}
 
+_ONCE = ("completion",)
+"""Verbs that one needs once, if at all, and the short overview has no line for."""
 _MORE = "start with mmcl train; mmcl VERB --help explains a verb, mmcl --help_all flags"
 _SHARED = {
     "--help, --help_all": "the arguments of a verb, in short or in full",
@@ -102,6 +106,6 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _print_overview(*, complete: bool) -> None:
-    verbs = [(name, form_of(verb).summary.rstrip(".")) for name, verb in VERBS.items()]
+    verbs = [(name, form_of(verb).summary.rstrip(".")) for name, verb in VERBS.items() if complete or name not in _ONCE]
     shared = ["", "flags of every verb", *entries(list(_SHARED.items())), _CODES] if complete else [_MORE]
     show("\n".join(["mmcl: contrastive learning of embeddings for images and texts", *entries(verbs), *shared]))

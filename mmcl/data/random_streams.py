@@ -19,3 +19,4 @@ class Stream(IntEnum):
     CALIBRATION = 9
     PATCHES = 10
     CLUSTERS = 11
+    NEGATIVES = 12

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmcl.cli.exit import NO_READER, USER_ERROR, exit_cleanly
-from mmcl.cli.main import VERBS
+from mmcl.cli.main import VERBS, main
 from mmcl.runs.run import train
 from tests.engine.tiny import make_folder, tiny_config
 from tests.warm import python
@@ -25,6 +25,7 @@ COMMANDS = [
     ["search", "run", "red", "--images", "squares"],
     ["serve", "run", "--port", "0"],
     ["embed", "squares", "--model", "run", "--out", "out.parquet"],
+    ["mine", "squares", "--rows", "rows", "--out", "mined.jsonl"],
     ["eval", "run"],
     ["export", "run", "--to", "own", "--out", "exported"],
     ["card", "run", "--license", "mit", "--out", "card.md"],
@@ -45,6 +46,7 @@ COMMANDS = [
 LONG = (
     "serve",
     "embed",
+    "mine",
     "export",
     "card",
     "push",
@@ -66,6 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_folder(place / "squares")
     evaluation = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out}]")
     train(tiny_config(folder, place / "run", *evaluation, "--train.steps", "1"))
+    assert main(["embed", str(folder), "--model", str(place / "run"), "--out", str(place / "rows")]) == 0
     return place
 
 

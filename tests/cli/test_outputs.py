@@ -15,6 +15,7 @@ from mmcl.cli.train import train
 # The models and the data are not there: a line about them would mean that they were looked for first.
 FILES = {
     "search --picture": ("search", "none", "a cat", "--images", "nowhere", "--picture", "{}.png"),
+    "mine --out": ("mine", "nowhere", "--rows", "none", "--out", "{}.parquet"),
     "embed --out": ("embed", "nowhere", "--model", "none", "--out", "{}.parquet"),
     "card --out": ("card", "none", "--license", "mit", "--out", "{}.md"),
     "data stats --picture": ("data", "stats", "nowhere", "--picture", "{}.png"),

@@ -74,6 +74,7 @@ def trained(place: Path) -> bytes:
     said, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors), printed_log():
         train(str(place / "clip.yaml"), *words)
+        assert main(["embed", str(place / "captions"), "--model", run_of(place), "--out", str(place / "rows")]) == 0
     warnings = re.findall(r"warning: [^\r\n]*", errors.getvalue())  # between what progress bars draw
     return "\n".join([said.getvalue(), *warnings]).encode()
 
@@ -95,6 +96,7 @@ VERBS = {
     "zero-shot": ("eval", "zero-shot", "--model", "{run}", "--data", "{classes}", "--out", "{place}/out"),
     "compare": ("compare", "{run}", "{run}", "--models", "trained", "untrained"),
     "embed": ("embed", "{place}/broken", "--model", "{run}", "--out", "{place}/{evil}.parquet"),
+    "mine": ("mine", "{captions}", "--rows", "{place}/rows", "--out", "{place}/{evil}.jsonl", "--relative_margin", "-9"),
     "index": ("data", "index", "{captions}"),
     "verify": ("data", "verify", "{place}/broken"),
     "stats": ("data", "stats", "{captions}"),
