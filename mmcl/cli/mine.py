@@ -123,5 +123,4 @@ def _print(found: MinedTable, out: Path, number: int) -> None:
         say(f"  {counted(without, 'sample')} without any, left out of the table: raise --range_max, or widen the guards")
     for row in found.examples:
         say(shortened(f"  such as {row['caption'][0]!r}: {row['negative'][0]!r}", terminal_width()))
-    if found.rows:
-        say(f'next: mmcl train clip_finetune --data.train.path {out} --method "{{name: clip, args: {{hard_negatives: true}}}}"')
+    say(f'next: mmcl train clip_finetune --data.train.path {out} --method "{{name: clip, args: {{hard_negatives: true}}}}"')

@@ -21,6 +21,7 @@ from mmcl.files.atomic import staged
 from mmcl.files.mapped import reserve_array
 from mmcl.runs.stored_shards import Shards, open_stored_shards, rows_of_samples
 from mmcl.search.mining import Mined, MiningLimits, mine
+from mmcl.terminal import counted
 
 Query = Literal["image", "text"]
 
@@ -61,7 +62,7 @@ def mine_table(source: Source, folder: Path, out: Path, query: Query, limits: Mi
 
     Raises:
         UserError: the folder is of other data, incomplete or damaged; or a sample has no caption, no row, or an image without
-            a path.
+            a path; or no sample has a negative.
     """
     shards = open_stored_shards(folder, source.origins.sources, "--rows")
     if not shards.texts:
@@ -70,6 +71,12 @@ def mine_table(source: Source, folder: Path, out: Path, query: Query, limits: Mi
         captions = _Captions(source, shards, query, stage.parent)
         mined = captions.mined(limits)
         chosen = np.flatnonzero(mined.row_NK[:, 0] >= 0)
+        if not len(chosen):
+            refused = ", ".join(f"{name} refused {count:,}" for name, count in mined.refused.items() if count)
+            raise UserError(
+                f"no sample has a negative, and nothing was written: of {counted(mined.candidates, 'candidate')}, "
+                f"{refused or 'all are before --range_min'}; widen the guards"
+            )
         table = [captions.row(index, mined.row_NK[index]) for index in chosen.tolist()]
         _write(stage, table)
     best = np.argsort(-mined.score_NK[chosen, 0], kind="stable")[:examples].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,7 +35,7 @@ class MiningLimits:
         seed: of the random ones.
 
     Raises:
-        UserError: the ranks leave fewer candidates than negatives.
+        UserError: the ranks leave fewer candidates than negatives, or a guard is no number or refuses everything.
     """
 
     number: int = 3
@@ -51,6 +52,11 @@ class MiningLimits:
         for name, least in (("number", 1), ("range_min", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} is {getattr(self, name)}: give {least} or more")
+        for name in GUARDS:
+            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+                raise UserError(f"--{name} is {value}: give a number")
+        if None not in (self.min_score, self.max_score) and self.min_score > self.max_score:  # type: ignore[operator]
+            raise UserError(f"--min_score {self.min_score} is above --max_score {self.max_score}: lower it")
         if self.range_max - self.range_min < self.number:
             raise UserError(
                 f"--range_max {self.range_max} leaves {max(self.range_max - self.range_min, 0)} candidates after --range_min "

@@ -116,6 +116,13 @@ def test_what_cannot_be_mined_is_one_line(
         ([str(folder), "--rows", str(tmp_path), "--out", str(out)], r"--rows: .* has no plan.json"),
         ([str(other), *given, str(out)], r"--rows: .* was made from "),
         ([str(folder), *given, str(out), "--range_max", "2"], r"--range_max 2 leaves 2 candidates"),
+        ([str(folder), *given, str(out), "--max_score", "nan"], r"--max_score is nan: give a number"),
+        (
+            [str(folder), *given, str(out), "--min_score", "0.5", "--max_score", "0.2"],
+            r"--min_score 0.5 is above --max_score 0.2",
+        ),
+        ([str(folder), *given, str(out), "--max_score", "-1"], r"nothing was written: of 600 candidates, .*max_score refused"),
+        ([str(folder), *given, str(out), "--range_min", "90"], r"nothing was written: .*"),
     ]
     for words, message in cases:
         assert main(["mine", *words]) == 2
