@@ -160,12 +160,12 @@ class FileList(SampleList):
 
 def look_of(image: ImageLike | None) -> tuple[int, int, int] | None:
     """Returns the state of an image's file; see `Entry`."""
-    if isinstance(image, FilePart):
+    if isinstance(image, str | Path):
+        place, size = str(image), -1
+    elif isinstance(image, FilePart):
         if not isinstance(image.file, LocalFile):
             return image.size, int(digest(image.file.version)[:15], 16), image.offset
         place, size = image.file.path, image.size
-    elif isinstance(image, str | Path):
-        place, size = str(image), -1
     else:
         return NOWHERE if image is None else None
     try:
@@ -254,6 +254,6 @@ def _folder(place: str) -> str:
 
 
 def _has_anything(folder: str) -> bool:
-    with suppress(OSError):
-        return any(not name.startswith(".") for name in os.listdir(folder))
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(not entry.name.startswith(".") for entry in entries)
     return False

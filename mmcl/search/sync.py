@@ -125,6 +125,10 @@ class _Rows(Mapping[str, Known]):
     def __contains__(self, id: object) -> bool:
         return id in self._rows
 
+    def get(self, id: str, default: Known | None = None) -> Known | None:  # type: ignore[override]
+        row = self._rows.get(id)
+        return default if row is None else Known._make(row)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
@@ -184,7 +188,8 @@ def sync(
     seen: set[str] = set()
     for entry in collection:
         seen.add(entry.id)
-        if not verify and entry.id in known and known[entry.id].is_same(entry):
+        row = None if verify else known.get(entry.id)
+        if row is not None and row.is_same(entry):
             report.same += 1
         else:
             candidates.append(entry)

@@ -23,6 +23,8 @@ _USUAL = re.compile(
     r"|(?!.*\.lemma\.).*\.token(?:\.txt)?",  # The lemma files beside Flickr's captions do not contain sentences.
     re.IGNORECASE,
 )
+_USUAL_ENDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".json", ".txt", ".token")
+"""Ends of all names that `_USUAL` fits; most files of a folder have another one, and are passed over by it."""
 _KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _TOKEN = re.compile(r"(.+)#\d+\t(.*)")
 """A line of Flickr's caption files: image, number of the caption, caption."""
@@ -67,7 +69,8 @@ def usual_captions_files(folder: Path, names: Sequence[str], part: str) -> list[
         names: all files in it.
         part: path of the part; "" or ending in "/".
     """
-    inside = (name for name in names if name.startswith(part) and name[len(part) :].count("/") <= 1)
+    possible = (name for name in names if name.lower().endswith(_USUAL_ENDS))
+    inside = (name for name in possible if name.startswith(part) and name[len(part) :].count("/") <= 1)
     usual = [name for name in inside if _USUAL.fullmatch(name.rpartition("/")[2])]
     if not usual:
         return []

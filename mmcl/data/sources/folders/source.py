@@ -67,6 +67,7 @@ class FolderSource(Source):
         if not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; give the folder, or choose the data source 'table'")
         self.places = (f"{valid_name(self.path)}/",)
+        self._prefix = str(self.path / "_")[:-1]
         listing = list_files(self.path)
         layout = find_layout(self.path, listing.names, split=split, captions=captions)
         names = [name for name in listing.names if name.startswith(layout.split)]
@@ -90,7 +91,8 @@ class FolderSource(Source):
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self.path / self._names[index]
+        name = self._names[index]
+        image = name if name.startswith("/") else self._prefix + name  # a hundred times as fast as by `Path`
         label = -1 if self.class_names is None else int(self._labels[index])
         return Sample(
             valid_name(image),
@@ -306,12 +308,13 @@ def _unread(names: Sequence[str]) -> list[str]:
 
 
 def _usage(names: Sequence[str], listing: Listing, content: _Content, layout: Layout) -> Usage:
-    used = content.texts.union(content.names).intersection(names)
+    used = content.texts.union(content.names)
     not_named = f"not in {layout.captions.name}" if layout.captions else ""
     unused = [(not_named if is_image(name) else reason_unused(name), name) for name in names if name not in used]
+    count = len(names) - len(unused)
     unused += [("folders that cannot be read", name) for name, _ in listing.unreadable]
     unused += [("linked folders that are entered anyway", name) for name in listing.linked]
-    return Usage(unit="files", used=len(used), unused=count_unused(unused))
+    return Usage(unit="files", used=count, unused=count_unused(unused))
 
 
 def _size(file: Path) -> int | None:
