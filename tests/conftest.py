@@ -8,17 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from unittest import mock
 
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    import torch
+
 THREADS = os.environ.get("MMCL_TEST_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # before numpy and torch are imported
-
-import torch  # noqa: E402
-import torch._dynamo  # noqa: E402  # by every optimizer otherwise, for seconds in each process that a test forks
 
 # A busy machine is slow, which is not a failure. A change is tested on what its parent was; the long tier looks for more.
 settings.register_profile("mmcl", deadline=None, derandomize=True)
@@ -40,6 +40,11 @@ BLANK = {"cli", "documentation", "embedding", "engine", "faults", "interop"}
 
 TRACE = {"documentation", "export", "test_compilation.py", "test_compiled.py", "test_modules.py", "test_publish.py"}
 """Folders and files whose tests trace graphs in their own process: torch may then start threads that no fork survives."""
+
+
+def pytest_collection() -> None:
+    """Not at the top: the process that hands out the tests to workers, and waits for them, collects none and needs no torch."""
+    import torch._dynamo  # noqa: F401  # by every optimizer otherwise, for seconds in each process that a test forks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -87,6 +92,8 @@ def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
+    import torch
+
     torch.set_num_threads(int(THREADS))
 
 
@@ -99,6 +106,8 @@ def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _no_flushed_denormals() -> None:
     """A run in this process has set it; hypothesis needs denormal numbers."""
+    import torch
+
     torch.set_flush_denormal(False)
 
 
@@ -114,4 +123,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rng() -> torch.Generator:
+    import torch
+
     return torch.Generator().manual_seed(0)
