@@ -202,6 +202,10 @@ class DistillationConfig:
     temperature: float | None = setting(None, above=0)
     """Temperature of the teachers' logits. Null takes that of each teacher, which features (`mmcl embed --features`) and models
     that compare without one do not have."""
+    targets: Literal["pairs", "neighbors"] = "pairs"
+    """What the teachers compare: each image with the captions, as the model does; or images with images and captions with
+    captions, so that the captions of its neighbors are positives of an image, as much as they are near (Gao et al., "SoftCLIP:
+    Softer Cross-modal Alignment Makes CLIP Stronger", 2024). Neighbors need a `temperature`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,7 @@ class BatchGradient:
     ):
         self.accelerator, self.method, self.weights, self.train = accelerator, method, weights, train
         self.anchor, self.repeats, self.changed, self.is_checked = anchor, repeats, changed, False
-        distilled = DistilledLoss(method, teachers, train.distillation.weight) if teachers else None
+        distilled = DistilledLoss(method, teachers, train.distillation) if teachers else None
         self.loss_parameters = method.loss_parameters  # listed once, because that walks through all modules
         self.other_loss = NestedLoss(method, train.matryoshka, distilled) if train.matryoshka.dims else distilled
 

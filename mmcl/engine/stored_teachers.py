@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import permutations
 
 import torch
 from torch import Tensor
 
-from mmcl.config import Config
+from mmcl.config import Config, DistillationConfig
 from mmcl.core.distillation import TeacherRows, distillation_loss, sigmoid_distillation_loss
 from mmcl.core.precision import unit_rows
 from mmcl.data.sample import OWN_TEXTS
@@ -18,6 +18,7 @@ from mmcl.methods.method import Method
 from mmcl.types import Batch, Embeddings, LossOutput
 
 _WHERE = "train.distillation."
+_UNUSED = DistillationConfig()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,20 +47,25 @@ class DistilledLoss:
     counts half. The student's logits have the temperature of its method, and its bias: with one, it learns the teachers'
     sigmoids.
 
+    With neighbors as targets, every teacher compares images with images and, with rows of texts, texts with texts, and the mean
+    of all these softmaxes is the target in both directions (Gao et al., "SoftCLIP", 2024, which compares parts of images): the
+    texts of the neighbors of an image are its positives, too.
+
     The rows are gathered before, and `Method.loss` is pure: the gradient stays that of one process and one batch. The metrics
     are those of the method, its loss as "method_loss", and "distillation_loss".
 
     Args:
         method: see `check_teachers`.
         teachers: at least one.
-        weight: lambda, above 0 and up to 1.
+        config: its weight is lambda, above 0.
     """
 
-    def __init__(self, method: Method, teachers: Sequence[StoredTeacher], weight: float):
-        self.method, self.own_loss, self.weight = method, method.loss, weight
+    def __init__(self, method: Method, teachers: Sequence[StoredTeacher], config: DistillationConfig):
+        self.method, self.own_loss, self.weight = method, method.loss, config.weight
+        self.of_neighbors = config.targets == "neighbors"
         images, texts = embedded(method, "image"), embedded(method, "text")
-        of_texts = [one for one in teachers if one.has_text]
-        of_images = [one for one in teachers if not one.has_text]
+        of_texts = [one for one in teachers if one.has_text or self.of_neighbors]
+        of_images = [one for one in teachers if one not in of_texts]
         between_images = list(permutations(images, 2)) or [(view, view) for view in images]
         self.groups = []
         if of_texts:
@@ -83,7 +89,7 @@ class DistilledLoss:
         assert scale is not None, "check_teachers refuses methods without a temperature"
         if bias is not None:
             image, text = directions[0]  # every pair counts once
-            rows = [self._rows(embeddings, one, image, text) for one in teachers]
+            rows = [self._rows(embeddings, one, "image", "text") for one in teachers]
             return sigmoid_distillation_loss(
                 embeddings.local[image], embeddings.all[text], teachers=rows, scale=scale, bias=bias, reduction="sum"
             )
@@ -100,17 +106,25 @@ class DistilledLoss:
         return distillation_loss(
             embeddings.local[query],
             embeddings.all[key],
-            teachers=[self._rows(embeddings, one, query, key) for one in teachers],
+            teachers=[
+                self._rows(embeddings, one, *sides)
+                for one in teachers
+                for sides in self._compared(one, self.method.views[query], self.method.views[key])
+            ],
             scale=scale,
             reduction="sum",
             **numbers,  # type: ignore[arg-type]
         )
 
+    def _compared(self, teacher: StoredTeacher, query: str, key: str) -> list[tuple[str, str]]:
+        """Return the sides, "image" or "text", that a teacher compares for queries and keys of some sides."""
+        if not self.of_neighbors:
+            return [(query, key)]
+        return [("image", "image"), ("text", "text")] if teacher.has_text else [("image", "image")]
+
     def _rows(self, embeddings: Embeddings, teacher: StoredTeacher, query: str, key: str) -> TeacherRows:
         # Stored in float16, they are of unit length only to rounding.
-        query_BE, key_BE = (
-            unit_rows(embeddings.all_stored[f"{teacher.name}/{self.method.views[view]}"]) for view in (query, key)
-        )
+        query_BE, key_BE = (unit_rows(embeddings.all_stored[f"{teacher.name}/{side}"]) for side in (query, key))
         return TeacherRows(query_BE[_own(embeddings)], key_BE, teacher.scale, teacher.bias or 0.0)
 
 
@@ -132,8 +146,9 @@ def check_teachers(config: Config, method: Method, teachers: Sequence[StoredTeac
     """Raise UserError if a run cannot use its stored teachers with this method, or has settings without effect."""
     distillation, name = config.train.distillation, config.method.name
     if not teachers:
-        if distillation.weight or distillation.temperature is not None:
-            given = "weight" if distillation.weight else "temperature"
+        settings = (field.name for field in fields(distillation))
+        given = next((one for one in settings if getattr(distillation, one) != getattr(_UNUSED, one)), None)
+        if given:
             raise UserError(f"{_WHERE}{given} has no effect without data.embeddings: give a folder of `mmcl embed`")
         return
     if not distillation.weight:
@@ -143,6 +158,8 @@ def check_teachers(config: Config, method: Method, teachers: Sequence[StoredTeac
             f"data.embeddings: method {name} does not compare images by cosines and a temperature, as teachers do; remove it, "
             "or take a method such as clip, siglip or simclr"
         )
+    if distillation.targets == "neighbors":
+        _check_neighbors(config, method)
     if method.logit_bias is not None:
         for one in teachers:
             if not one.has_text or one.bias is None:
@@ -151,3 +168,15 @@ def check_teachers(config: Config, method: Method, teachers: Sequence[StoredTeac
                     f"data.embeddings: the sigmoids of {name} need a sigmoid teacher of images and captions, such as SigLIP, "
                     f"and {one.name} has {lack}; take method clip"
                 )
+
+
+def _check_neighbors(config: Config, method: Method) -> None:
+    where, name = f"{_WHERE}targets is neighbors", config.method.name
+    if not embedded(method, "text"):
+        raise UserError(f"{where}, and teachers of {name}, which has no captions, compare images with images anyway: remove it")
+    if method.logit_bias is not None:
+        raise UserError(f"{where}, which a softmax can learn, and the sigmoids of {name} cannot; take method clip")
+    if config.train.distillation.temperature is None:
+        raise UserError(
+            f"{where}, and {_WHERE}temperature is missing: a model's own is for images against captions; set it, as to 0.1"
+        )

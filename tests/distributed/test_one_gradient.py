@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmcl.config import MatryoshkaConfig
+from mmcl.config import DistillationConfig, MatryoshkaConfig
 from mmcl.core.cached_backward import cached_backward, split_views
 from mmcl.core.gather import gather_embeddings, gather_rows, row_counts
 from mmcl.encoders.adapters import adapt, adapters
@@ -68,7 +68,7 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 def configured(name: str, dtype: torch.dtype) -> Method:
     """A method on toy towers; as in "clip with lora", with adapters that have already been trained, "with prefixes", "with
-    teachers", or "with patches", of which all but the last step see some."""
+    teachers", "with neighbors" as their targets, or "with patches", of which all but the last step see some."""
     name, _, more = name.partition(" with ")
     adapter = more if more in ("lora", "dora") else ""
 
@@ -82,7 +82,8 @@ def configured(name: str, dtype: torch.dtype) -> Method:
     towers = {"lora": adapted_tower, "dora": adapted_tower, "patches": transformer_tower}
     with mock.patch("mmcl.testing.toys.toy_tower", towers[more]) if more in towers else nullcontext():
         method = toy_method(name, dtype)
-    distilled = DistilledLoss(method, teachers_of(method), 0.7) if "teachers" in more else None
+    taught = DistillationConfig(weight=0.7, targets="neighbors" if more == "neighbors" else "pairs")
+    distilled = DistilledLoss(method, teachers_of(method), taught) if "teachers" in more or more == "neighbors" else None
     if "prefixes" in more:
         nested = NestedLoss(method, MatryoshkaConfig(dims=(4, 2), weights=(2.0, 1.0, 3.0)), distilled)
         method.loss = nested  # type: ignore[method-assign]
@@ -184,7 +185,8 @@ ADAPTED = ("clip with lora", "byol with dora")
 NESTED = tuple(f"{name} with prefixes" for name in METHODS if toy_method(name).nested_rows)
 """The loss over prefixes of the rows, of every method that has one."""
 
-TAUGHT = (*(f"{name} with teachers" for name in METHODS if is_teachable(toy_method(name))), "clip with prefixes and teachers")
+TEACHABLE = tuple(f"{name} with teachers" for name in METHODS if is_teachable(toy_method(name)))
+TAUGHT = (*TEACHABLE, "clip with prefixes and teachers", "clip with neighbors")
 """The loss mixed with what stored teachers say, of every method that has a temperature."""
 
 SOME = ("clip with patches", "simclr with patches", "momentum_clip with patches")

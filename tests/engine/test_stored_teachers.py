@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import mmcl
-from mmcl.config import Config, SourceConfig
+from mmcl.config import Config, DistillationConfig, SourceConfig
 from mmcl.data.stored_rows import StoredRows
 from mmcl.engine.log import read_log
 from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher, check_teachers, is_teachable
@@ -39,6 +39,7 @@ from tests.engine.tiny import tiny_config
 
 ROWS, WIDTH = 25, 16
 TAUGHT = ("--train.distillation.weight", "0.4")
+NEIGHBORS = ("--train.distillation.targets", "neighbors", "--train.distillation.temperature", "0.1")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_several_teachers_and_one_of_images_alone(pairs: Path, model: str, shard
     flags = (*given(shards, features), "--train.distillation.temperature", "0.1")
     plan = plan_of(pairs, tmp_path / "run", *flags)
     assert [(one.teacher.has_text, one.teacher.scale, one.width) for one in plan.teachers] == [(True, 10, 16), (False, 10, 32)]
-    assert logged(tiny_config(pairs, tmp_path / "trained", *TAUGHT, *flags))["step"] == 8
+    assert logged(tiny_config(pairs, tmp_path / "trained", *TAUGHT, *flags, *NEIGHBORS[:2]))["step"] == 8
     simclr = ("--method.name", "simclr", "--text", "null", "--method.args", "{temperature: 0.5}")
     assert logged(tiny_config(pairs, tmp_path / "simclr", *TAUGHT, *flags, *simclr))["step"] == 8
 
@@ -213,7 +214,7 @@ def test_a_teacher_of_images_leaves_out_the_sample_itself() -> None:
     batch = replace(batch, index=torch.tensor([0, 1, 2, 3, 4, 2]), stored={"one/image": rows})
     teacher = StoredTeacher(name="one", scale=3.0, bias=None, has_text=False)
     embeddings = embed(method, batch)
-    output = DistilledLoss(method, [teacher], 1.0)(embeddings, batch)
+    output = DistilledLoss(method, [teacher], DistillationConfig(weight=1.0))(embeddings, batch)
     student, unit = embeddings.local["image"].detach(), F.normalize(rows, dim=1)
     scale, total = 1 / 0.07, 0.0
     for i in range(6):
@@ -223,6 +224,32 @@ def test_a_teacher_of_images_leaves_out_the_sample_itself() -> None:
         total += float((target * (target.log() - log)).sum()) / 6
     assert float(output.loss.detach()) == pytest.approx(total, rel=1e-7)
     torch.testing.assert_close(output.metrics["method_loss"], method.loss(embeddings, batch).loss.detach())
+
+
+def test_captions_of_neighbors_are_positives_as_much_as_stored_rows_are_near() -> None:
+    """In a loop over the queries of both directions, with one teacher of pairs and one of images."""
+    method = toy_method("clip")
+    batch, rng = toy_batch(method, 6), torch.Generator().manual_seed(1)
+    widths = {"pairs/image": 3, "pairs/text": 4, "images/image": 5}
+    stored = {name: torch.randn(6, width, generator=rng, dtype=torch.float64) for name, width in widths.items()}
+    stored["pairs/image"][5] = stored["pairs/image"][2]
+    batch = replace(batch, stored=stored)
+    teachers = [
+        StoredTeacher(name="pairs", scale=3.0, bias=-4.0, has_text=True),
+        StoredTeacher(name="images", scale=5.0, bias=None, has_text=False),
+    ]
+    embeddings = embed(method, batch)
+    output = DistilledLoss(method, teachers, DistillationConfig(weight=1.0, targets="neighbors"))(embeddings, batch)
+    image, text = (embeddings.local[view].detach() for view in ("image", "text"))
+    unit = {name: F.normalize(rows, dim=1) for name, rows in stored.items()}
+    scales, total = {"pairs/image": 3.0, "pairs/text": 3.0, "images/image": 5.0}, 0.0
+    for query, key in ((image, text), (text, image)):
+        for i in range(6):
+            target = torch.stack([(scale * unit[name] @ unit[name][i]).softmax(0) for name, scale in scales.items()]).mean(0)
+            assert target.argmax() == i or (i == 5 and target[2] <= target[5])
+            log = (key @ query[i] / 0.07).log_softmax(0)
+            total += float((target * (target.log() - log)).sum()) / 12
+    assert float(output.loss.detach()) == pytest.approx(total, rel=1e-7)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -344,6 +371,18 @@ def test_settings_and_data_that_do_not_fit_are_refused(
             r"train.distillation.temperature has no effect without data.embeddings",
         ),
         (pairs, ("--train.distillation.weight", "1.5"), r"train.distillation.weight"),
+        (pairs, NEIGHBORS[:2], r"train.distillation.targets has no effect without data.embeddings"),
+        (pairs, (*TAUGHT, *given(shards), *NEIGHBORS[:2]), "neighbors, and train.distillation.temperature is missing: a model"),
+        (
+            pairs,
+            (*TAUGHT, *given(shards), *NEIGHBORS, "--method.name", "simclr", "--text", "null"),
+            "and teachers of simclr, which has no captions, compare images with images anyway: remove it",
+        ),
+        (
+            pairs,
+            (*TAUGHT, *given(shards), *NEIGHBORS, "--method.name", "siglip"),
+            "neighbors, which a softmax can learn, and the sigmoids of siglip cannot; take method clip",
+        ),
         (
             pairs,
             (*TAUGHT, *given(shards), "--method.name", "siglip"),

@@ -166,11 +166,11 @@ def test_anchors_resume_bit_for_bit(
 @pytest.mark.parametrize(
     ("world", "kills", "layout"),
     [
-        (1, (1, 5), ()),
+        (1, (1, 5), ("--train.distillation.targets", "neighbors", "--train.distillation.temperature", "0.1")),
         pytest.param(2, (4,), ("--train.fsdp", "true"), marks=pytest.mark.long),
         pytest.param(3, (2, 6), (), marks=pytest.mark.long),
     ],
-    ids=["1", "2 spread", "3"],
+    ids=["1 neighbors", "2 spread", "3"],
 )
 def test_stored_teachers_resume_bit_for_bit(
     world: int,
