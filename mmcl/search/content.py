@@ -246,6 +246,5 @@ def _place(entry: Entry, root: str) -> tuple[str | None, int | None]:
         return valid_name(Path(image.file.path).absolute()), image.offset
     if not isinstance(image, str | Path):
         return None, None
-    named = image if isinstance(image, Path) else Path(image)  # which takes its time, for every image
-    place = valid_name(named.absolute())
+    place = valid_name(Path(image).absolute())
     return (None if root and place == root + entry.path else place), None

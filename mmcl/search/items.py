@@ -46,7 +46,7 @@ class Item:
         width, height: of the upright image, in pixels.
         taken: date of the photograph (EXIF DateTimeOriginal), without a zone.
         meta: columns of the user's own.
-        image: the image, not yet decoded; None if it is not there any more.
+        image: the image, not yet decoded, a file as a `Path`; None if it is not there any more.
     """
 
     id: str

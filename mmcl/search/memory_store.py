@@ -160,8 +160,10 @@ class MemoryStore:
 
     def _item(self, position: int) -> Item:
         sample, path = self.samples[position], self.paths[position]
+        # Among what is not wanted, a string is a text.
+        image = Path(sample.image) if isinstance(sample.image, str) else sample.image
         known = {name: self._columns[name][position].as_py() for name in (*_OF_FILES, "size") if name in self._columns}
-        return Item(id_of(path), path, sample.name, sample.captions, self.label(position), image=sample.image, **known)
+        return Item(id_of(path), path, sample.name, sample.captions, self.label(position), image=image, **known)
 
     def _of_headers(self) -> dict[str, list[Any]]:
         facts = list(in_threads(self._facts, range(len(self))))

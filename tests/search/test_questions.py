@@ -205,6 +205,21 @@ def test_columns_of_the_files(album: Index) -> None:
     assert thumb[:2] == b"\xff\xd8"
 
 
+@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "table", "list"])
+def test_the_image_of_an_item_can_be_what_is_not_wanted(kind: str, disk: bool, dated: Path, tmp_path: Path) -> None:
+    files = sorted(dated.glob("**/*.jpg"))
+    table = tmp_path / "images.csv"
+    table.write_text("\n".join(["image", *map(str, files)]), encoding="utf-8")
+    collection: Any = {"folder": dated, "table": table, "list": files}[kind]
+    index = Index.build(collection, PatternModel(), out=tmp_path / "images.mmcl" if disk else None)
+    first, second = (index.item(hit.id) for hit in index.search(NAMES[0], top_k=2))
+    assert isinstance(first.image, Path)
+    given: dict[str, Any] = {"like": [second.id], "top_k": len(files)}
+    found = [(hit.path, hit.score) for hit in index.search(negative=first.image, **given)]
+    assert found == [(hit.path, hit.score) for hit in index.search(negative=first.image.read_bytes(), **given)]
+
+
 def test_own_columns(dated: Path, tmp_path: Path) -> None:
     index = Index.build(dated / "photos", PatternModel(), out=tmp_path / "index", columns=dated / "own.csv")
     found = index.search(NAMES[0], where='rating >= 2 and camera in ("a", "b") and day < 2020-06-01')
