@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import threadpoolctl
 import torch
 
+from mmcl.engine.precision import is_faster_in_bf16
 from mmcl.errors import UserError, how_to_install
 from mmcl.logging import get_logger
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from mmcl.config import Config, TrainConfig
+    from mmcl.config import Config
 
 logger = get_logger(__name__)
 
@@ -27,12 +28,12 @@ SLOW_SECONDS = 1800.0
 _TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
-def start(config: TrainConfig, run_dir: str) -> Accelerator:
+def start(config: Config, run_dir: str) -> Accelerator:
     """Set the number of threads and return the Accelerator for this process.
 
     Raises:
         UserError: the launcher started a different number of processes than requested, the batch cannot be split over them,
-            or a tracker is not installed.
+            a tracker is not installed, or the machines differ in a way that would let their weights drift apart.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -40,38 +41,46 @@ def start(config: TrainConfig, run_dir: str) -> Accelerator:
     _refuse_lost_processes()
     _refuse_half_a_launch()
     _forget_the_run_before()
+    settings = config.train
     no_accelerator = not torch.accelerator.is_available()
-    precision = "no" if config.precision == "fp32" else config.precision
-    if config.precision == "fp16" and no_accelerator:
+    precision = "no" if settings.precision == "fp32" else settings.precision
+    if settings.precision == "fp16" and no_accelerator:
         raise UserError("train.precision fp16 needs an accelerator: use bf16 or fp32 on the CPU")
     # Without cpu=True, two processes of torchrun on a machine without an accelerator become two worlds of size one.
     accelerator = Accelerator(
         cpu=no_accelerator,
         mixed_precision=precision,
-        log_with=_trackers(config.trackers),
+        log_with=_trackers(settings.trackers),
         project_dir=run_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=max(SLOW_SECONDS, config.timeout_seconds)))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=max(SLOW_SECONDS, settings.timeout_seconds)))],
     )
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked_for:
         raise UserError(f"the launcher asked for {asked_for} processes, but {accelerator.num_processes} found each other")
-    if config.batch_size % accelerator.num_processes:
+    if settings.batch_size % accelerator.num_processes:
         raise UserError(
-            f"train.batch_size {config.batch_size} cannot be split evenly over {accelerator.num_processes} processes; "
+            f"train.batch_size {settings.batch_size} cannot be split evenly over {accelerator.num_processes} processes; "
             f"take a multiple of {accelerator.num_processes}"
         )
-    _refuse_different_precisions(accelerator, config.precision)
-    set_threads(config.threads)
+    _refuse_different_machines(accelerator, config)
+    set_threads(settings.threads)
     # Very small gradients become denormal numbers, which slow a CPU down tenfold and have no effect on training.
     torch.set_flush_denormal(True)
     return accelerator
 
 
-def _refuse_different_precisions(accelerator: Accelerator, precision: str) -> None:
-    """Refuse processes for which `train.precision: auto` means different precisions, as on machines of different age."""
-    number = torch.tensor([("fp32", "bf16", "fp16").index(precision)], device=accelerator.device)
-    if len(accelerator.gather(number).unique()) > 1:
+def _refuse_different_machines(accelerator: Accelerator, config: Config) -> None:
+    """Refuse processes that would compute in different precisions, as on machines of different age."""
+    precision = ("fp32", "bf16", "fp16").index(config.train.precision)
+    mine = torch.tensor([[precision, is_faster_in_bf16(accelerator.device)]], device=accelerator.device)
+    precisions, of_muon = accelerator.gather(mine).T
+    if len(precisions.unique()) > 1:
         raise UserError("train.precision auto means fp32 on some of the machines and bf16 on others: choose one of them")
+    if config.optim.muon_lr is not None and len(of_muon.unique()) > 1:
+        raise UserError(
+            "optim.muon_lr: Muon computes in bf16 on some of the machines and in fp32 on others, and their weights would drift "
+            "apart: take machines of one kind, or AdamW alone (optim.muon_lr null)"
+        )
 
 
 def _refuse_lost_processes() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmcl.engine.lars import kept_if_bad
+from mmcl.engine.precision import is_faster_in_bf16
 
 MOMENTUM = 0.95
 COEFFICIENTS = [
@@ -68,18 +69,21 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Return an approximation of the orthogonal polar factor of a matrix, in bfloat16.
+    """Return an approximation of the orthogonal polar factor of a matrix.
 
+    It is computed in bfloat16, which suffices (Jordan et al., 2024), where the device has instructions for it, else in float32.
     A sharded matrix is gathered first: every process computes exactly the result of a single process and keeps its shard.
-    (Iterating on shards would round sums in bfloat16 in a different order.)
+    (Iterating on shards would round sums in a different order.)
 
     Args:
         matrix: out x rest.
 
     Returns:
-        A matrix of the same shape, in bfloat16, sharded as `matrix` is.
+        A matrix of the same shape, in bfloat16 or float32, sharded as `matrix` is.
     """
     if isinstance(matrix, DTensor):
         whole = orthogonalized(matrix.full_tensor())
         return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
-    return zeropower_via_newtonschulz(matrix.flatten(1), len(COEFFICIENTS), COEFFICIENTS).reshape_as(matrix)
+    dtype = torch.bfloat16 if is_faster_in_bf16(matrix.device) else torch.float32
+    factor = zeropower_via_newtonschulz(matrix.flatten(1), len(COEFFICIENTS), COEFFICIENTS, dtype=dtype)
+    return factor.reshape_as(matrix)

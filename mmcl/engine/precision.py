@@ -58,15 +58,22 @@ def precision_in_words(train: TrainConfig) -> str:
 
 
 def fastest_precision() -> tuple[str, str]:
-    """Return the precision that `auto` stands for on this machine, and why, in words.
+    """Return the precision that `auto` stands for on this machine, and why, in words."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = accelerator or torch.device("cpu")
+    names = {"cpu": lambda: "the processor", "cuda": torch.cuda.get_device_name}
+    machine = names.get(device.type, lambda: str(device))()
+    if is_faster_in_bf16(device):
+        return "bf16", f"{machine} has instructions for it"
+    return "fp32", f"{machine} is not faster in bf16"
 
-    bfloat16 is chosen where its products are faster than those of float32: on CUDA devices from compute capability 8.0 on, and
-    on x86 processors with AVX-512 BF16, which include all with AMX. Elsewhere it would be emulated, which is slower.
+
+def is_faster_in_bf16(device: torch.device) -> bool:
+    """Whether products of matrices are faster in bfloat16 than in float32 on a device of this machine.
+
+    They are on CUDA devices from compute capability 8.0 on, and on x86 processors with AVX-512 BF16, which include all with
+    AMX. Elsewhere bfloat16 would be emulated, which is slower: on a CPU, some twenty times.
     """
-    if torch.cuda.is_available():
-        has_bf16, machine = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
-    elif torch.accelerator.is_available():
-        has_bf16, machine = False, str(torch.accelerator.current_accelerator())
-    else:
-        has_bf16, machine = torch.cpu._is_avx512_bf16_supported(), "the processor"
-    return ("bf16", f"{machine} has instructions for it") if has_bf16 else ("fp32", f"{machine} is not faster in bf16")
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -117,7 +117,7 @@ def _launched(config: Config) -> RunResult:
     check_components(config)
     run_dir = Path(config.run_dir or "runs/unnamed")
     config = settle_precision(as_launched(config), saved_precision(run_dir) if config.resume else None)
-    accelerator = start(config.train, str(run_dir))
+    accelerator = start(config, str(run_dir))
     with locked(run_dir) if accelerator.is_main_process else nullcontext():
         return _train(config, run_dir, accelerator)
 

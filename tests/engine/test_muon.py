@@ -9,17 +9,23 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from mmcl.engine.muon import Muon, orthogonalized
+from mmcl.engine.muon import COEFFICIENTS, Muon, orthogonalized
 from tests.distributed.harness import run_processes
 from tests.narrow import of_type
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+
 
 SHAPES = [(4, 4), (4, 6), (6, 4), (5, 600), (64, 3, 7, 7), (6, 4, 3, 3), (8, 4, 5), (4, 4, 4)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_moves_as_timms_does(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """The original library, where it does not leave a matrix to AdamW for its shape; bit by bit."""
+def test_it_moves_as_timms_does(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original library, which always computes in bfloat16, where it does not leave a matrix to AdamW; bit by bit."""
+    _pretend(monkeypatch, has_bf16=True)
     start = torch.randn(shape, dtype=dtype)
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
     optimizers = (
@@ -34,15 +40,32 @@ def test_it_moves_as_timms_does(shape: tuple[int, ...], dtype: torch.dtype) -> N
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1), (3, 7), (4, 1000), (16, 1, 7, 7)])
-def test_a_matrix_of_any_shape_is_orthogonalized(shape: tuple[int, ...]) -> None:
+def test_a_matrix_of_any_shape_is_orthogonalized(
+    shape: tuple[int, ...], has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, has_bf16)
     matrix = torch.randn(shape)
     found = orthogonalized(matrix)
     assert found.shape == shape
+    assert found.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
     left, singular, right = torch.linalg.svd(found.flatten(1).double(), full_matrices=False)
     assert ((singular > 0.5) & (singular < 1.4)).all()
     truth = torch.linalg.svd(matrix.flatten(1).double(), full_matrices=False)
     torch.testing.assert_close(left @ right, truth.U @ truth.Vh, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_processor_without_bf16_iterates_in_float32(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the iteration in float64 as written in the paper: X <- a X + (b X X' + c (X X')^2) X, from X over its norm."""
+    _pretend(monkeypatch, has_bf16=False)
+    matrix = torch.randn(shape)
+    x = matrix.double().flatten(1) / matrix.double().norm()
+    for a, b, c in COEFFICIENTS:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalized(matrix).double().flatten(1), x, rtol=0, atol=1e-4)
 
 
 def test_what_has_no_gradient_stays() -> None:

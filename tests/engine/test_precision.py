@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def _started(rank: int, world: int, configs: list[Config]) -> str:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     PartialState._reset_state()  # a run of the process from which this one was forked
     try:
-        accelerator = start(configs[rank].train, str(configs[rank].run_dir))
+        accelerator = start(configs[rank], str(configs[rank].run_dir))
         accelerator.wait_for_everyone()
         return str(accelerator.mixed_precision)
     except UserError as error:
@@ -111,6 +112,22 @@ def _started(rank: int, world: int, configs: list[Config]) -> str:
 def test_machines_that_differ_must_be_told(folder: Path, precisions: tuple[str, ...]) -> None:
     lines = run_processes(len(precisions), _started, _configs(folder, precisions))
     assert set(lines) == {"train.precision auto means fp32 on some of the machines and bf16 on others: choose one of them"}
+
+
+def _started_with_muon(rank: int, world: int, configs: list[Config]) -> str:
+    """Starts one process on a machine with instructions for bfloat16, and the others on machines without."""
+    with pytest.MonkeyPatch.context() as patch:
+        _pretend(patch, has_bf16=rank == 0)
+        return _started(rank, world, configs)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_muon_is_refused_on_machines_that_would_drift_apart(folder: Path, world: int) -> None:
+    config = tiny_config(folder, folder.parent / "run", "--train.batch_size", "6")
+    assert set(run_processes(world, _started_with_muon, [config] * world)) == {"no"}
+    with_muon = replace(config, optim=replace(config.optim, muon_lr=0.02))
+    for line in run_processes(world, _started_with_muon, [with_muon] * world):
+        assert line.startswith("optim.muon_lr: Muon computes in bf16 on some of the machines and in fp32 on others")
 
 
 def test_machines_that_agree_start(folder: Path) -> None:

@@ -55,7 +55,7 @@ def toy_trainer(name: str, run_dir: Path, *, steps: int = 6, optim: dict[str, An
         },
         "toy run",
     )
-    accelerator = launch.start(config.train, str(run_dir))
+    accelerator = launch.start(config, str(run_dir))
     method = toy_method(name, torch.float32)
     with torch.no_grad():
         for key, buffer in method.named_buffers():
