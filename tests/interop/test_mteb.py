@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from mmcl.runs.mteb import evaluate_tasks, result_name
 from mmcl.testing.patterns import PatternModel
 from tests.interop.export import models
 
-mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
-
-pytestmark = pytest.mark.filterwarnings("ignore:Precision is ill-defined")  # of classes that mteb's zero-shot never predicts
+# mteb is imported by the tests that need it: for seconds, in every process that collects them otherwise.
+pytestmark = [
+    pytest.mark.skipif(find_spec("mteb") is None, reason="the extra mteb is not installed"),
+    pytest.mark.filterwarnings("ignore:Precision is ill-defined"),  # of classes that mteb's zero-shot never predicts
+]
 
 KS = (1, 5, 10)
 AT: dict[str, Any] = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
@@ -45,6 +48,8 @@ def source() -> Source:
 
 
 def metadata(name: str, **facts: Any) -> Any:
+    import mteb
+
     return mteb.TaskMetadata(
         name=name,
         description="Emoji.",
@@ -173,7 +178,9 @@ def test_the_metadata_say_what_is_known(model: Model) -> None:
     assert small.revision != meta.revision
     other = mmcl.MTEBModel(PatternModel(has_text=False), "patterns").mteb_model_meta
     assert (other.modalities, other.n_parameters, other.framework) == (["image"], None, [])
-    assert isinstance(mmcl.MTEBModel(model, "tiny"), mteb.EncoderProtocol)
+    from mteb import EncoderProtocol
+
+    assert isinstance(mmcl.MTEBModel(model, "tiny"), EncoderProtocol)
 
 
 def test_what_was_evaluated_is_not_evaluated_again(source: Source, tmp_path: Path) -> None:
@@ -223,6 +230,8 @@ def test_the_verb_ends_in_a_table_and_in_lines_on_what_failed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    import mteb
+
     model.save(tmp_path / "clip")
     tasks = {"EmojiZeroShot": zero_shot_task(source), "CIFAR10ZeroShot": mteb.get_task("CIFAR10ZeroShot")}
     monkeypatch.setattr(mteb, "get_task", lambda name: tasks[name])
