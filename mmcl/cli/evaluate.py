@@ -141,6 +141,7 @@ def evaluate_one(
         raise UserError("--dim is a width of embeddings, and classification compares logits: leave it out")
     check_available(model)
     from mmcl.evaluate import check as check_task
+    from mmcl.runs.components import check_targets
     from mmcl.runs.evaluation import build_tasks, evaluate_models
 
     config = EvaluatorConfig(
@@ -150,6 +151,7 @@ def evaluate_one(
         bank=parse_source(bank, bank_args, flag="--bank_args") if bank else None,
         args=parse_mapping("--args", args),
     )
+    check_targets({"--data_args: ": config.data, "--bank_args: ": config.bank}, [config])
     of_data = {"data": data, "data_args": data_args, "bank": bank, "bank_args": bank_args}
     again = _command(evaluator, model=model, **of_data, args=args, dim=None if dim is None else str(dim), root=root)
     [task] = build_tasks([config], root)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from mmcl.logging import get_logger
 logger = get_logger(__name__)
 
 MAX_BYTES = 4 * 2**30
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that influence an embedding besides its model and data."""
+    return {name: str(sys.modules[name].__version__) for name in ("mmcl", "torch", "numpy", "PIL")}
 
 
 class EmbeddingCache:

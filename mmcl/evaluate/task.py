@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from mmcl.data.source import Source, has_rows
 from mmcl.data.stored_rows import text_identity
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels, RawRows
-from mmcl.evaluate.cache import EmbeddingCache
+from mmcl.evaluate.cache import EmbeddingCache, library_versions
 from mmcl.evaluate.measures.statistics import SEED
 from mmcl.evaluate.reporting.metric import Provenance
 from mmcl.evaluate.reporting.report import Report
@@ -314,12 +313,16 @@ Evaluator = Callable[..., Report]
 Check = Callable[..., None]
 
 
-def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callable[[Evaluator], Evaluator]:
+def needs(
+    check: Check, *, reads_targets: bool = False, test_args: Mapping[str, Any] | None = None
+) -> Callable[[Evaluator], Evaluator]:
     """Decorates an evaluator with a check of its requirements, which can run before a model exists.
 
     Args:
         check: called with the task, whether the model embeds texts, and the evaluator's arguments by name, defaults included;
             raises UserError if the evaluator cannot run. It may read labels, sizes and texts, but must not embed anything.
+        reads_targets: whether the evaluator reads `Source.targets`. Where none does, a configuration that names the
+            `target_columns` of data is refused.
         test_args: arguments for `mmcl.testing.check_evaluator`, which runs the evaluator on `mmcl.testing.patterns`, if the
             defaults are too slow or unsuitable.
 
@@ -347,6 +350,7 @@ def needs(check: Check, *, test_args: Mapping[str, Any] | None = None) -> Callab
             return evaluate(model, task, **args)
 
         run.check = given  # type: ignore[attr-defined]
+        run.reads_targets = reads_targets  # type: ignore[attr-defined]
         run.test_args = dict(test_args or {})  # type: ignore[attr-defined]
         return run
 
@@ -383,11 +387,6 @@ def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
     _, component = connected_components(coo_array((np.ones(len(text)), (image, text)), shape=(size, size)), directed=False)
     ids: np.ndarray = component[: len(captions)].astype(np.int64)
     return ids
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that influence an embedding besides its model and data."""
-    return {name: str(sys.modules[name].__version__) for name in ("mmcl", "torch", "numpy", "PIL")}
 
 
 def _labels(source: Source, name: str) -> np.ndarray:

@@ -12,8 +12,8 @@ from mmcl.config import EvaluatorConfig, read_as, refuse_equal_labels
 from mmcl.config.shipped import find_config
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, run
-from mmcl.evaluate.cache import EmbeddingCache
-from mmcl.evaluate.task import NeedsTexts, library_versions
+from mmcl.evaluate.cache import EmbeddingCache, library_versions
+from mmcl.evaluate.task import NeedsTexts
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.interop.device import find_device
@@ -21,6 +21,7 @@ from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.progress import progress_bar
+from mmcl.runs.components import check_targets, evaluated_sources
 from mmcl.runs.evaluation import build_tasks
 from mmcl.terminal import printable_line
 
@@ -45,7 +46,8 @@ def load_suite(files: Sequence[Path], *, models: Sequence[str] = ()) -> Suite:
         models: models to use instead of those in the files.
 
     Raises:
-        UserError: a file is missing or invalid, there are no models, or an evaluator does not exist or lacks data.
+        UserError: a file is missing or invalid, there are no models, or an evaluator does not exist, lacks data or does
+            not use their targets.
     """
     parts = [_read(file) for file in files]
     evaluators = tuple(evaluator for part in parts for evaluator in part.evaluate)
@@ -132,6 +134,7 @@ def _read(file: Path) -> Suite:
             raise UserError(f"{file}: evaluate.{number}.data is missing: a suite has no other data")
         if evaluator.keep:
             raise UserError(f"{file}: evaluate.{number}.keep is for a run with init, which a suite is not; remove it")
+    check_targets(evaluated_sources(suite.evaluate, f"{file}: evaluate"), suite.evaluate)
     return suite
 
 

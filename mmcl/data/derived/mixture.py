@@ -22,7 +22,8 @@ class Mixture(Source):
     Equal captions (see `caption_key`) are positives across parts, as within one part. If a part has its own ids, an id that is
     equivalent to a caption (all its rows share one first caption, and no other row of the part has it) matches that caption in
     the other parts; other ids never match across parts. If any part has ids, the other parts are matched by their first
-    captions. Classes with the same name are merged, and so are groups; a sample of a part without groups is its own.
+    captions. Classes with the same name are merged, and so are groups; a sample of a part without groups is its own. There are
+    targets if all parts have those of the same names.
 
     Args:
         parts: name -> source; at least one.
@@ -46,6 +47,11 @@ class Mixture(Source):
             self.ids = np.concatenate([_ids(part, source) for part, source in enumerate(self._sources)])
         if any(source.groups is not None for source in self._sources):
             self.groups = np.concatenate([_groups(part, source) for part, source in enumerate(self._sources)])
+
+        if all(source.targets is not None for source in self._sources):
+            self.target_names = self._sources[0].target_names
+            if all(set(source.target_names) == set(self.target_names) for source in self._sources):
+                self.targets = np.concatenate([_targets(source, self.target_names) for source in self._sources])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -119,6 +125,13 @@ class Mixture(Source):
 
 def _groups(part: int, source: Source) -> np.ndarray:
     return _own(part, np.arange(len(source))) if source.groups is None else source.groups
+
+
+def _targets(source: Source, names: Sequence[str]) -> np.ndarray:
+    """The answers of a part, int8 [N, Q], in the order of the names."""
+    assert source.targets is not None
+    answers: np.ndarray = source.targets[:, [list(source.target_names).index(name) for name in names]]
+    return answers
 
 
 def _own(part: int, number_N: np.ndarray) -> np.ndarray:

@@ -183,7 +183,11 @@ def _check(
         raise UserError(f"{EVALUATOR}: floor needs a criterion: recall, precision or specificity")
 
 
-@needs(_check, test_args={"negative": {f"pattern {n}": [f"pattern {(n + 1) % 6}"] for n in range(6)}})
+@needs(
+    _check,
+    reads_targets=True,
+    test_args={"negative": {f"pattern {n}": [f"pattern {(n + 1) % 6}"] for n in range(6)}},
+)
 def evaluate_prompt_pairs(
     model: CachedModel,
     task: Task,

@@ -26,9 +26,9 @@ from mmcl.data.names import relative
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source
 from mmcl.errors import UserError
+from mmcl.evaluate.cache import library_versions
 from mmcl.evaluate.embedding_file import FileMetadata
 from mmcl.evaluate.prompts import class_embeddings
-from mmcl.evaluate.task import library_versions
 from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.interop.truncated import at_dim

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.data.sources.sidecar import find_sidecars
-from mmcl.data.sources.tables.column_names import USUAL_NAMES, captions_of, find_columns, image_of
+from mmcl.data.sources.tables.column_names import USUAL_NAMES, Columns, captions_of, find_columns, find_targets, image_of
 from mmcl.data.sources.tables.table_file import read_table, without_problems
 from mmcl.errors import UserError, first_line
 from mmcl.files.listing import composed, is_image, suffix_of, without_suffix
@@ -50,6 +50,7 @@ class Described:
         captions: content of the caption cell.
         label: content of the label cell.
         group: content of the group cell.
+        targets: contents of the cells with answers.
         problem: why the row cannot be used, if known.
     """
 
@@ -58,6 +59,7 @@ class Described:
     captions: tuple[Any, ...]
     label: Any = None
     group: Any = None
+    targets: tuple[Any, ...] = ()
     problem: str | None = None
 
 
@@ -95,16 +97,27 @@ def captions_above(folder: Path) -> Path | None:
     return next((place for place in (above / ANNOTATIONS / name, above / name) if place.is_file()), None)
 
 
-def read_captions_file(path: Path, group_column: str | None = None) -> Iterator[Described]:
+def read_captions_file(path: Path, asked: Columns) -> Iterator[Described]:
     """Yields the rows of a captions file.
 
+    Args:
+        path: the file.
+        asked: the columns that the user named: of the group and the targets.
+
     Raises:
-        UserError: the file cannot be read, does not name images, or has no column for the groups; says what is missing.
+        UserError: the file cannot be read, does not name images, or has no such column; says what is missing.
     """
     is_json, is_token = suffix_of(path.name) == ".json", path.name.lower().endswith((".token", ".token.txt"))
-    if group_column is not None and (is_json or is_token):
-        raise UserError(f"{path}: has no columns, and so none for `group_column`; write it as a .csv with {group_column!r}")
-    return _from_json(path) if is_json else _from_token(path) if is_token else _from_table(path, group_column)
+    if (is_json or is_token) and (first := first_named(asked)):
+        argument, column = first
+        raise UserError(f"{path}: has no columns, and so none for `{argument}`; write it as a .csv with {column!r}")
+    return _from_json(path) if is_json else _from_token(path) if is_token else _from_table(path, asked)
+
+
+def first_named(asked: Columns) -> tuple[str, str] | None:
+    """Returns the argument that names a column of the group or of the targets, and the column; None if there is none."""
+    targets = ("target_columns", asked.targets[0]) if asked.targets else None
+    return targets if asked.group is None else ("group_column", asked.group)
 
 
 class ImageNames:
@@ -179,9 +192,9 @@ def _from_token(path: Path) -> Iterator[Described]:
             raise UserError(f"{path}, line {row}: must be an image, # and a number, a tab and a caption")
 
 
-def _from_table(path: Path, group_column: str | None) -> Iterator[Described]:
+def _from_table(path: Path, asked: Columns) -> Iterator[Described]:
     table, problems = without_problems(read_table(path))
-    columns = find_columns(table.column_names, {"group": group_column}, str(path), fix=_NAME_COLUMNS)
+    columns = find_columns(table.column_names, {"group": asked.group}, str(path), fix=_NAME_COLUMNS)
     if columns.image is None:
         found = ", ".join(table.column_names)
         raise UserError(f"{path}: which column names the images? Its columns are {found}; {_NAME_COLUMNS}")
@@ -189,6 +202,7 @@ def _from_table(path: Path, group_column: str | None) -> Iterator[Described]:
     cells = (columns.image, columns.label, columns.group)
     images, labels, groups = (table[column].to_pylist() if column else nothing for column in cells)
     texts = [table[column].to_pylist() for column in columns.captions]
+    targets = [table[column].to_pylist() for column in find_targets(table.column_names, asked.targets, str(path))]
     for row, (cell, label, group) in enumerate(zip(images, labels, groups, strict=True), 1):
         try:
             image, problem = image_of(cell), problems.get(row - 1)
@@ -197,7 +211,8 @@ def _from_table(path: Path, group_column: str | None) -> Iterator[Described]:
         if isinstance(image, bytes):
             raise UserError(f"{path}: holds images, not names of images; open it as a table, not its folder")
         captions = tuple(text for column in texts for text in captions_of(column[row - 1]))
-        yield Described(row, None if image is None else str(image), captions, label, group, problem)
+        answers = tuple(column[row - 1] for column in targets)
+        yield Described(row, None if image is None else str(image), captions, label, group, answers, problem)
 
 
 def _from_json(path: Path) -> Iterator[Described]:

@@ -15,10 +15,17 @@ from mmcl.data.captions import text_hash
 from mmcl.data.identity import spread_rows
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source, required_path
-from mmcl.data.sources.folders.captions_file import Described, ImageNames, possible_captions_files, read_captions_file
+from mmcl.data.sources.folders.captions_file import (
+    Described,
+    ImageNames,
+    first_named,
+    possible_captions_files,
+    read_captions_file,
+)
 from mmcl.data.sources.folders.layout import Layout, by_argument, find_layout
 from mmcl.data.sources.sidecar import MAX_TEXT_BYTES, RECORD_SUFFIX, find_sidecars, read_captions
-from mmcl.data.sources.tables.column_names import group_of, is_missing, number_labels
+from mmcl.data.sources.tables.answers import answer_of
+from mmcl.data.sources.tables.column_names import Columns, group_of, is_missing, number_labels
 from mmcl.data.usage import Usage, count_unused, counts_to_text, incomplete
 from mmcl.errors import UserError, first_line
 from mmcl.files.digest import digest
@@ -48,10 +55,11 @@ class FolderSource(Source):
         split: subfolder of a folder with several splits such as train and test, or the split in the captions file; "all"
             combines them.
         captions: path of the captions file relative to the folder, if it has an unusual name or there are several.
-        group_column: column of the captions file, as in `TableSource`.
+        group_column, target_columns: columns of the captions file, as in `TableSource`.
 
     Raises:
-        UserError: the folder has no images, the split or captions file is ambiguous, or a group is missing.
+        UserError: the folder has no images, the split or captions file is ambiguous, a group is missing, or a target is no
+            answer.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class FolderSource(Source):
         split: str | None = None,
         captions: str | None = None,
         group_column: str | None = None,
+        target_columns: Sequence[str] = (),
     ):
         self.path = required_path(path, "folder")
         if not self.path.is_dir():
@@ -71,7 +80,8 @@ class FolderSource(Source):
         listing = list_files(self.path)
         layout = find_layout(self.path, listing.names, split=split, captions=captions)
         names = [name for name in listing.names if name.startswith(layout.split)]
-        content = _content(self.path, names, layout, group_column)
+        asked = Columns(group=group_column, targets=tuple(target_columns))
+        content = _content(self.path, names, layout, asked)
         ours = [name for name in listing.names if not layout.is_of_others(name)] if layout.split else names
         # Samples are not stored: millions of them would take gigabytes.
         self._names, self._captions, self._problems = content.names, content.captions, content.problems
@@ -79,6 +89,8 @@ class FolderSource(Source):
         if group_column is not None:
             own = (content.groups.get(row, text_hash(f"\0{name}")) for row, name in enumerate(content.names))
             self.groups = np.fromiter(own, np.int64, len(content.names))
+        if asked.targets:
+            self.targets, self.target_names = np.array(content.answers, np.int8), asked.targets
         labels, self._notes = (content.labels, content.notes) if layout.captions else _class_folders(content, layout.part)
         if any(label is not None for label in labels):
             numbers, self.class_names = number_labels(labels)
@@ -132,7 +144,7 @@ class FolderSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of relative paths, file sizes, captions, labels and groups, so that a copy of the folder has the same one.
+        """Digest of relative paths, file sizes, captions, labels, groups and targets, equal for a copy of the folder.
 
         Of more than 100,000 images, the sizes of 1,000: on a network file system, those of ten million take half an hour.
         """
@@ -140,7 +152,8 @@ class FolderSource(Source):
         seen = spread_rows(len(self), len(self) if len(self) <= _ALL_SIZES else _SOME_SIZES)
         sizes = [_size(self.path / self._names[row]) for row in seen.tolist()]
         groups = () if self.groups is None else (self.groups.tobytes(),)
-        return digest(self._names, sizes, self._captions, labels, *groups)
+        targets = () if self.targets is None else ("targets", *self.target_names, self.targets.tobytes())
+        return digest(self._names, sizes, self._captions, labels, *groups, *targets)
 
 
 @dataclass(slots=True)
@@ -150,6 +163,7 @@ class _Content:
     Attributes:
         names, captions, labels: values of every image; names are paths relative to the folder.
         groups: image index -> its group, if there are groups.
+        answers: answers of every image to yes/no questions, if any are asked.
         problems: image index -> why it cannot be used.
         texts: files that were read for captions.
         notes: notes to print when a run starts.
@@ -159,6 +173,7 @@ class _Content:
     captions: list[tuple[str, ...]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
     groups: dict[int, int] = field(default_factory=dict)
+    answers: list[list[int]] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -171,23 +186,24 @@ class _Content:
         self.labels.append(None)
 
 
-def _content(folder: Path, names: Sequence[str], layout: Layout, group_column: str | None) -> _Content:
-    """Collects the images of a captions file, or all. Raises UserError if there is none that could have the groups."""
+def _content(folder: Path, names: Sequence[str], layout: Layout, asked: Columns) -> _Content:
+    """Collects the images of a captions file, or all. Raises UserError if there is none that could have the columns."""
     if layout.captions is not None:
-        return _listed(folder, names, layout, layout.captions, group_column)
-    if group_column is not None:
-        raise UserError(f"{folder}: no captions file in it, and so no column {group_column!r} for `group_column`; add one")
+        return _listed(folder, names, layout, layout.captions, asked)
+    if first := first_named(asked):
+        argument, column = first
+        raise UserError(f"{folder}: no captions file in it, and so no column {column!r} for `{argument}`; add one")
     return _found(folder, names)
 
 
-def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path, group_column: str | None) -> _Content:
+def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path, asked: Columns) -> _Content:
     """Collects the images listed in a captions file, in its order."""
     inside = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
     place = inside[: inside.rfind("/") + 1]
     images, content = ImageNames(names, place), _Content(texts={inside})
     number: dict[str, int] = {}
     second_labels = []
-    for line in read_captions_file(path, group_column):
+    for line in read_captions_file(path, asked):
         found = None if line.image is None else images.find(line.image)
         if found is None and layout.split and not inside.startswith(layout.split):
             continue  # Rows of other splits are skipped without a check of their images.
@@ -195,8 +211,11 @@ def _listed(folder: Path, names: Sequence[str], layout: Layout, path: Path, grou
         if name not in number:
             number[name] = len(number)
             content.add(name, problem=None if found else _missing(folder / name, line, path))
-        if group_column is not None and line.problem is None:
-            _join_group(content, number[name], line, f"{path}: {group_column}, row {line.row}")
+            content.answers.append([-1] * len(asked.targets))
+        if line.problem is None:
+            if asked.group is not None:
+                _join_group(content, number[name], line, f"{path}: {asked.group}, row {line.row}")
+            _join_answers(content, number[name], line, asked.targets, path)
         content.captions[number[name]] += line.captions
         label = content.labels[number[name]]
         if is_missing(label):
@@ -217,6 +236,17 @@ def _join_group(content: _Content, image: int, line: Described, where: str) -> N
     group = group_of(line.group, where)
     if content.groups.setdefault(image, group) != group:
         raise UserError(f"{where}: gives {content.names[image]} a second group; an image belongs to one")
+
+
+def _join_answers(content: _Content, image: int, line: Described, questions: Sequence[str], path: Path) -> None:
+    """Adds the answers of a row. Raises UserError if a cell is none, or another row of the image answers differently."""
+    known = content.answers[image]
+    for number, (question, cell) in enumerate(zip(questions, line.targets, strict=True)):
+        where = f"{path}: {question}, row {line.row}"
+        answer = answer_of(cell, where)
+        if min(answer, known[number]) >= 0 and answer != known[number]:
+            raise UserError(f"{where} and another one answer differently for {content.names[image]}")
+        known[number] = max(answer, known[number])
 
 
 def _missing(image: Path, line: Described, captions: Path) -> str | None:

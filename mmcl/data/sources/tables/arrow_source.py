@@ -17,6 +17,7 @@ import pyarrow as pa
 from mmcl.data.captions import text_hash
 from mmcl.data.sample import ImageLike, Sample
 from mmcl.data.source import Source
+from mmcl.data.sources.tables.answers import ANSWERS, not_an_answer
 from mmcl.data.sources.tables.arrow_types import JsonType
 from mmcl.data.sources.tables.column_names import Columns, captions_of, image_of, number_labels, scores_of
 from mmcl.data.sources.tables.image_urls import how_to_download, is_url_of_image
@@ -268,9 +269,6 @@ def _sample_groups(column: pa.ChunkedArray, sample_rows: np.ndarray, where: str,
     return first_S
 
 
-_ANSWERS = {"1": 1, "True": 1, "true": 1, "0": 0, "False": 0, "false": 0, "-1": -1}
-
-
 def _sample_answers(column: pa.ChunkedArray, sample_rows: np.ndarray, where: str) -> np.ndarray:
     """Answer of every sample to a yes/no question: int8, 1 yes, 0 no, -1 unknown.
 
@@ -279,11 +277,11 @@ def _sample_answers(column: pa.ChunkedArray, sample_rows: np.ndarray, where: str
     """
     rows, sample = sample_rows
     number_N, texts = _labels_of(column, where, "target")
-    wrong = [text for text in texts if text not in _ANSWERS]
+    wrong = [text for text in texts if text not in ANSWERS]
     if wrong:
         row = int(np.flatnonzero(number_N == texts.index(wrong[0]))[0]) + 1
-        raise UserError(f"{where}, row {row}: {wrong[0]!r:.60} is not an answer; write 1, 0, or nothing if it is unknown")
-    answer = np.array([*(_ANSWERS[text] for text in texts), -1], np.int8)[number_N][rows]
+        raise not_an_answer(wrong[0], f"{where}, row {row}")
+    answer = np.array([*(ANSWERS[text] for text in texts), -1], np.int8)[number_N][rows]
     answer_S = np.full(sample[-1] + 1, -1, np.int8)
     np.maximum.at(answer_S, sample, answer)
     second = np.flatnonzero((answer >= 0) & (answer != answer_S[sample]))
