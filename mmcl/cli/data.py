@@ -1,4 +1,4 @@
-"""`mmcl data`: indexing, validation, statistics and inspection of data before training."""
+"""`mmcl data`: indexing, validation, statistics, inspection and curation of data before training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmcl.cli.arguments import form_of
+from mmcl.cli.curate import curate
 from mmcl.cli.help import print_help
 from mmcl.cli.options import Json, Root
 from mmcl.cli.output import say, show
@@ -39,7 +40,7 @@ def data(words: Sequence[str]) -> None:
     parse_call(VERBS[first], rest, prog=f"mmcl data {first}")()
 
 
-def look(verb: Literal["index", "verify", "stats", "preview"], data: str, /) -> None:
+def look(verb: Literal["index", "verify", "stats", "preview", "curate"], data: str, /) -> None:
     """Check, count and show a dataset before training.
 
     Examples:
@@ -47,9 +48,10 @@ def look(verb: Literal["index", "verify", "stats", "preview"], data: str, /) -> 
         mmcl data stats photos/ --picture stats.png
         mmcl data preview photos/ sheet.png
         mmcl data index photos/
+        mmcl data curate photos/ --rows rows/ --out doubtful.parquet
 
     Args:
-        verb: One of index, verify, stats and preview: mmcl data verify --help.
+        verb: One of index, verify, stats, preview and curate: mmcl data verify --help.
         data: A path, or the name of a source. `mmcl list sources` lists them.
     """
     VERBS[verb](data)
@@ -207,7 +209,7 @@ def preview(
     say(f"{len(rows)} of {counted(len(source), 'sample')} in {out}")
 
 
-VERBS: dict[str, Callable[..., None]] = {"index": index, "verify": verify, "stats": stats, "preview": preview}
+VERBS: dict[str, Callable[..., None]] = {"index": index, "verify": verify, "stats": stats, "preview": preview, "curate": curate}
 
 
 def _seen(channels: int, intensity: str) -> dict[str, Any]:

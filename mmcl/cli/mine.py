@@ -16,8 +16,6 @@ from mmcl.terminal import counted, shortened, terminal_width
 if TYPE_CHECKING:
     from mmcl.runs.mining import MinedTable
 
-_SUFFIXES = (".parquet", ".jsonl")
-
 
 def mine(
     data: str,
@@ -66,9 +64,9 @@ def mine(
         data_args: Arguments of the source, such as "{fold: test}".
         json: Print JSON instead of text. It is {"samples": ..., "rows": ..., "refused": {...}, ...}.
     """
-    if out.suffix.lower() not in _SUFFIXES:
-        raise UserError(f"--out {out}: give a file that ends in {' or '.join(_SUFFIXES)}")
-    check_file(out, flag="--out", inputs=(data,))
+    from mmcl.runs.records import RECORD_SUFFIXES
+
+    check_file(out, flag="--out", suffixes=RECORD_SUFFIXES, inputs=(data,))
     given = parse_source(data, data_args, flag="--data_args")
     from mmcl.runs.build_data import build_source
     from mmcl.runs.mining import mine_table

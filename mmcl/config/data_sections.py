@@ -59,7 +59,8 @@ class DataConfig:
     mix: dict[str, PartConfig] | None = None
     """Several training datasets in place of `train`, under names of your choice, each with a weight or a number of epochs."""
     keep: str | None = None
-    """File of sample names, one a line, as `mmcl dedup --list` writes it: of all training data, only these are used."""
+    """File of sample names, one a line, as `--list` of `mmcl dedup` and `mmcl data curate` writes it: of all training data,
+    only these are used."""
     templates: tuple[str, ...] | None = None
     """Prompt templates with one "{}" each, such as "a photo of a {}.": captions for labeled training data without captions."""
     caption_weights: tuple[float, ...] | None = setting(None, at_least=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from mmcl.data.captions import caption_key
@@ -19,6 +17,7 @@ from mmcl.data.source import Source
 from mmcl.errors import UserError
 from mmcl.files.atomic import staged
 from mmcl.files.mapped import reserve_array
+from mmcl.runs.records import write_records
 from mmcl.runs.stored_shards import Shards, open_stored_shards, rows_of_samples
 from mmcl.search.mining import Mined, MiningLimits, mine
 from mmcl.terminal import counted
@@ -78,7 +77,8 @@ def mine_table(source: Source, folder: Path, out: Path, query: Query, limits: Mi
                 f"{refused or 'all are before --range_min'}; widen the guards"
             )
         table = [captions.row(index, mined.row_NK[index]) for index in chosen.tolist()]
-        _write(stage, table)
+        texts = pa.list_(pa.string())
+        write_records(stage, table, pa.schema([(name, pa.string() if name == "image" else texts) for name in table[0]]))
     best = np.argsort(-mined.score_NK[chosen, 0], kind="stable")[:examples].tolist()
     return MinedTable(
         samples=len(source),
@@ -151,12 +151,3 @@ def _unit(row_E: np.ndarray) -> np.ndarray:
     wide = row_E.astype(np.float32)
     unit: np.ndarray = wide / max(float(np.linalg.norm(wide)), 1e-12)
     return unit
-
-
-def _write(file: Path, table: Sequence[dict[str, Any]]) -> None:
-    if file.suffix.lower() == ".jsonl":
-        file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table), "utf-8")
-        return
-    texts = pa.list_(pa.string())
-    schema = [(name, pa.string() if name == "image" else texts) for name in (table[0] if table else ("caption", "negative"))]
-    pq.write_table(pa.Table.from_pylist(list(table), pa.schema(schema)), file)

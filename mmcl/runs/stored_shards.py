@@ -108,13 +108,17 @@ class ShardRows:
 
     def row(self, kind: str, row: int, name: str) -> np.ndarray:
         """Return the row of an image, by any name, or of a caption. Raises UserError if there is none."""
-        slot = self.slots.get(_key(kind, row, name), -1)
-        if slot < 0:
+        found = self.get(kind, row, name)
+        if found is None:
             what = f"the image {name}" if kind == "image" else f"the caption {name!r}"
             fix = "embed the training data again, or leave the sample out by data.keep"
             raise UserError(f"{self.folder.where}: {self.folder.path} has no row of {what}: {fix}")
-        found: np.ndarray = self.values[slot]
         return found
+
+    def get(self, kind: str, row: int, name: str) -> np.ndarray | None:
+        """Return the row of an image, by any name, or of a caption; None if there is none."""
+        slot = self.slots.get(_key(kind, row, name), -1)
+        return None if slot < 0 else self.values[slot]
 
 
 def _key(kind: str, row: int, name: str) -> tuple[str, int, str]:

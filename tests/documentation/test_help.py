@@ -21,7 +21,7 @@ MADE_BEFORE = """mmcl index build photos/ --out photos.mmcl --model runs/clip_em
 mmcl search runs/clip_emoji "a dog" --images photos/ --save old.mmcl"""
 """What the examples of `mmcl index` and `mmcl dedup` find."""
 EMBEDDED_BEFORE = "mmcl embed photos/ --model runs/clip_emoji --out rows/"
-"""What those of `mmcl mine` find."""
+"""What those of `mmcl mine` and `mmcl data curate` find."""
 OF_AN_INDEX = ("build", "sync", "verify", "optimize", "recall", "calibrate", "versions", "restore", "export", "import")
 _OF_RUNS = ("train", "eval", "eval suite", "finetune", "export", "merge", "push", "compare")
 LONG = (*(f"mmcl {verb}" for verb in _OF_RUNS), *(f"mmcl index {verb}" for verb in OF_AN_INDEX))
@@ -42,7 +42,7 @@ def test_the_examples_of_the_help_run(command: str, place: Path, tmp_path: Path)
     assert lines
     if command.startswith(("mmcl index", "mmcl dedup")):
         lines = f"{MADE_BEFORE}\n{lines}"
-    if command == "mmcl mine":
+    if command in ("mmcl mine", "mmcl data", "mmcl data curate"):
         lines = f"{EMBEDDED_BEFORE}\n{lines}"
     page = tmp_path / "page.md"
     page.write_text(f"```bash\n{lines.replace(LAUNCHER, 'mmcl')}\n```\n")
