@@ -294,8 +294,12 @@ def test_forged_shards_that_do_not_fit_together_are_refused(
         Trained(1).load(verify(path))
 
 
-def test_the_checkpoint_of_this_format_version_loads() -> None:
-    """Written by the first version with shards, by `written` in three processes: see `tests.faults.test_checkpoints`."""
+def test_the_checkpoint_of_this_format_version_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written by the first version with shards, by `written` in three processes: see `tests.faults.test_checkpoints`.
+
+    That version's Muon computed in bfloat16 everywhere.
+    """
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     trained = Trained(1, steps=0)
     trained.load(verify(GOLDEN / "step-0000003"))
     expected = Trained(1)
