@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,8 @@ def _print(found: CuratedData, doubt: Doubt, data: str, out: Path, kept: Path | 
     if 2 * doubtful > found.pairs:
         say("  more than half: the model of the rows may not know such images and texts; embed them with another one")
     if doubtful and found.typical is not None:
-        say(f"  median cosine {_median(found):.3f}, that of the other pairs {found.typical:.3f}")
+        median = statistics.median(record["similarity"] for record in found.records)
+        say(f"  median cosine {median:.3f}, that of the other pairs {found.typical:.3f}")
     for record in found.records[:_SHOWN]:
         ranks = f"caption {record['caption_rank']:,g}, image {record['image_rank']:,g}"
         say(shortened(f"  {record['similarity']:.3f}  {ranks}  {record['sample']}: {record['caption']!r}", terminal_width()))
@@ -107,8 +109,3 @@ def _print(found: CuratedData, doubt: Doubt, data: str, out: Path, kept: Path | 
         say(f"next: look at {out}, then train on the others: --data.keep {kept}")
     elif doubtful:
         say(f"next: look at {out}; to train on the others: --list kept.txt, then mmcl train --data.keep kept.txt")
-
-
-def _median(found: CuratedData) -> float:
-    scores = sorted(float(record["similarity"]) for record in found.records)
-    return scores[len(scores) // 2]
