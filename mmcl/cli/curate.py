@@ -48,7 +48,7 @@ def curate(
         out: The table, a .parquet or .jsonl file.
         list: Write the names to keep into this file, one a line. A sample stays if one of its captions is not doubtful.
         nearest: Share of the captions, and of the images, that are near enough. Both must be met, and 1 is no limit.
-        min_score: Lowest cosine of a pair. Such as 0.3 for a large released model.
+        min_score: Lowest cosine of a pair, such as 0.3 for a large released model.
         args: Arguments of the source, such as "{split: train}".
         json: Print JSON instead of text. It is {"samples": ..., "pairs": ..., "doubtful": ..., "dropped": ..., ...}.
     """
@@ -89,7 +89,8 @@ def _facts(found: CuratedData, out: Path, kept: Path | None) -> dict[str, object
 def _print(found: CuratedData, doubt: Doubt, data: str, out: Path, kept: Path | None) -> None:
     doubtful = len(found.records)
     are = "is" if doubtful == 1 else "are"
-    say(f"{doubtful:,} of {counted(found.pairs, 'pair')} {are} doubtful: {doubt.in_words()}")
+    say(f"{doubtful:,} of {counted(found.pairs, 'pair')} {are} doubtful:")
+    say(f"  {doubt.in_words()}")
     if 2 * doubtful > found.pairs:
         say("  more than half: the model of the rows may not know such images and texts; embed them with another one")
     if doubtful and found.typical is not None:
@@ -106,6 +107,6 @@ def _print(found: CuratedData, doubt: Doubt, data: str, out: Path, kept: Path | 
     if kept is not None:
         in_part = f"; {counted(found.kept_in_part, 'sample')} with another caption stay" if found.kept_in_part else ""
         say(f"{counted(found.samples - found.dropped, 'name')} in {kept}, without {counted(found.dropped, 'sample')}{in_part}")
-        say(f"next: look at {out}, then train on the others: --data.keep {kept}")
-    elif doubtful:
-        say(f"next: look at {out}; to train on the others: --list kept.txt, then mmcl train --data.keep kept.txt")
+    if doubtful:
+        say(f"next: look at {out}, then train on the others:")
+        say(f"  --data.keep {kept}" if kept else "  --list kept.txt here, and --data.keep kept.txt in training")

@@ -6,6 +6,7 @@ import hashlib
 import html
 import re
 import unicodedata
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,27 @@ from mmcl.errors import UserError
 from mmcl.types import Tokens
 
 MAX_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class NotText:
+    """What stands for a caption that is no text. It can be hashed, as texts are, and `checked_caption` refuses it.
+
+    Attributes:
+        type: name of the type of the value.
+        content: the value, shortened.
+    """
+
+    type: str
+    content: str
+
+    def __repr__(self) -> str:
+        return self.content
+
+
+def text_or_not(value: object) -> str | NotText:
+    """Returns a text as it is, and what stands for any other value."""
+    return value if isinstance(value, str) else NotText(type(value).__name__, f"{value!r:.100}")
 
 
 def caption_lines(text: str) -> tuple[str, ...]:
@@ -27,7 +49,8 @@ def checked_caption(caption: object, name: str) -> str:
         UserError: the caption is invalid; names the sample and the problem.
     """
     if not isinstance(caption, str):
-        raise UserError(f"{name}: the caption is of type {type(caption).__name__}, not a text")
+        kind = caption.type if isinstance(caption, NotText) else type(caption).__name__
+        raise UserError(f"{name}: the caption is of type {kind}, not a text")
     if not caption.strip():
         raise UserError(f"{name}: the caption is empty")
     if len(caption) > MAX_CHARACTERS:

@@ -190,7 +190,7 @@ class Tokenizer:
         clean = _CLEANERS[self.clean]
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise UserError(f"text {number} is a {type(text).__name__}, not a string; give a string or a list of strings")
+                raise UserError(f"text {number} is a {type(text).__name__}, not a string: {text!r:.40}; give strings")
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:

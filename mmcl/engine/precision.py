@@ -59,10 +59,10 @@ def precision_in_words(train: TrainConfig) -> str:
 
 def fastest_precision() -> tuple[str, str]:
     """Return the precision that `auto` stands for on this machine, and why, in words."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = accelerator or torch.device("cpu")
-    names = {"cpu": lambda: "the processor", "cuda": torch.cuda.get_device_name}
-    machine = names.get(device.type, lambda: str(device))()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    machine = "the processor" if device.type == "cpu" else str(device)
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name()
     if is_faster_in_bf16(device):
         return "bf16", f"{machine} has instructions for it"
     return "fp32", f"{machine} is not faster in bf16"

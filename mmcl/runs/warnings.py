@@ -16,6 +16,7 @@ from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
 from mmcl.engine.activation_checkpointing import is_trained
 from mmcl.engine.parameter_groups import group_parameters
+from mmcl.engine.precision import is_faster_in_bf16
 from mmcl.engine.schedule import warmup_steps
 from mmcl.methods.method import Method
 from mmcl.runs.frozen_features import has_fixed_inputs
@@ -161,6 +162,8 @@ def _about_run(plan: Plan) -> list[str]:
     found = []
     if config.train.precision == "fp16" and not torch.accelerator.is_available():
         found.append("train.precision fp16 needs an accelerator, and training will refuse it here: use bf16 or fp32")
+    if config.train.precision == "bf16" and not torch.accelerator.is_available() and not is_faster_in_bf16(torch.device("cpu")):
+        found.append("train.precision bf16 is emulated on this processor, several times slower than fp32: use auto")
     if config.optim.warmup > 0 and warmup_steps(steps, config.optim.warmup) == 0:
         found.append(
             f"optim.warmup {config.optim.warmup} of {counted(steps, 'step')} rounds to zero: "

@@ -91,7 +91,7 @@ def test_the_doubtful_pairs_are_those_of_the_model_itself(
     assert [one[3] for one in found] == pytest.approx([one[0] for one in sorted(expected)], abs=1e-5)
     assert [one[:2] for one in found] == [(name, str(folder / name)) for _, name, *_ in sorted(expected)]
     said = capsys.readouterr().out
-    assert f"{len(expected)} of 26 pairs are doubtful: image and caption are not among each other's nearest 20 %" in said
+    assert f"{len(expected)} of 26 pairs are doubtful:\n  image and caption are not among each other's nearest 20 %\n" in said
     assert "1 sample without a caption, not judged" in said
     assert "1 sample without rows, not judged: `mmcl data verify" in said
 
@@ -130,7 +130,7 @@ def test_a_sample_stays_while_one_of_its_captions_is_not_doubtful(
     assert "red_tiny.png" in kept.read_text().splitlines()
     said = capsys.readouterr().out
     assert "; 1 sample with another caption stay" in said
-    assert "doubtful: their cosine is below" in said
+    assert "doubtful:\n  their cosine is below" in said
 
 
 def test_no_doubt_is_no_error(folder: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +178,32 @@ def test_nothing_is_written_if_nothing_would_be_kept(run_dir: Path, tmp_path: Pa
     assert "all samples are doubtful, and nothing would be left to train on" in capsys.readouterr().err
     assert not out.exists()
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("wrong", [["b", ["c"]], {"text": {"b": 1}}, [{"b": [1]}], [[]]], ids=str)
+def test_captions_that_are_no_texts_are_left_out_or_one_line(
+    wrong: Any, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table may hold anything; what embeds, curates, mines, evaluates or trains says which caption it is."""
+    captions = ["a red square", "a blue square", wrong, "a black square"]
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    data, rows, out = tmp_path / "data.jsonl", tmp_path / "rows", tmp_path / "found.jsonl"
+    records = [{"image": f"{number}.png", "caption": caption} for number, caption in enumerate(captions)]
+    data.write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    with pytest.raises(SystemExit, match="1"):  # something was left out
+        main(["embed", str(data), "--model", str(run_dir), "--out", str(rows)])
+    assert re.search(r"2\.png: the caption is of type (list|dict), not a text", capsys.readouterr().err)
+    curated(data, rows, out)
+    assert "doubtful" in capsys.readouterr().out
+    for words in (
+        ["mine", str(data), "--rows", str(rows), "--out", str(out)],
+        ["eval", "retrieval", "--model", str(run_dir), "--data", str(data)],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
 
 
 def test_what_has_no_pairs_or_no_texts_is_one_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import BatchOrder, Order
 from mmcl.data.batches.patches import PatchCount, PatchDropout
 from mmcl.data.batches.views import ImageView
+from mmcl.data.captions import NotText
 from mmcl.data.images.crop import RandomResizedCrop
 from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.images.tensors import to_tensor
@@ -250,11 +251,12 @@ class TestBadSamples:
         assert "toy/7" in found[0].reason
 
     def test_cells_of_a_table(self) -> None:
-        """Numbers are texts, missing ones are none, and what is neither reaches the check as it is."""
+        """Numbers are texts, missing ones are none, and what is neither reaches the check, and can be hashed until then."""
         assert captions_of(["a", None, float("nan"), 7, 1.5, np.int64(3)]) == ("a", "7", "1.5", "3")
-        assert captions_of([b"cat", b"dog\0\0", b"\xff"]) == ("cat", "dog", b"\xff")  # type: ignore[comparison-overlap]
+        assert captions_of([b"cat", b"dog\0\0", b"\xff"]) == ("cat", "dog", NotText("bytes", r"b'\xff'"))  # type: ignore[comparison-overlap]
         assert captions_of({"raw": ["a", " "], "tokens": [["a"]]}) == captions_of([{"raw": "a", "imgid": 1}]) == ("a",)
-        assert captions_of([["a"], {"b": 1}]) == (["a"], {"b": 1})  # type: ignore[comparison-overlap]
+        nested = (NotText("list", "['a']"), NotText("dict", "{'b': 1}"))
+        assert captions_of([["a"], {"b": 1}]) == nested  # type: ignore[comparison-overlap]
 
     def test_an_invalid_first_caption_that_is_not_shown(self) -> None:
         """A batch over the end of an epoch goes by first captions, whatever these are."""

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmcl.config import Config, load_config
 from mmcl.engine.log import read_log
@@ -82,6 +83,15 @@ def test_warnings(folder: Path, flags: tuple[str, ...], processes: int, expected
     found = look(folder, *flags, processes=processes).warnings
     assert len(found) == len(expected)
     assert all(part in warning for part, warning in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_emulated_bf16_is_warned_of(folder: Path, has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    found = look(folder, "--train.precision", "bf16", "--optim.warmup", "0.25").warnings
+    expected = "train.precision bf16 is emulated on this processor, several times slower than fp32: use auto"
+    assert list(found) == ([] if has_bf16 else [expected])
 
 
 def test_repeated_captions_are_counted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmcl.data.captions import caption_lines
+from mmcl.data.captions import NotText, caption_lines
 from mmcl.data.sources.tables.column_names import USUAL_NAMES, captions_of
 from mmcl.files.listing import IMAGE_SUFFIXES, composed, is_image, suffix_of, without_suffix
 
@@ -98,7 +98,7 @@ def _record_captions(record: Any, fields: Sequence[str] | None) -> tuple[str, ..
     usual = [spelling[name] for name in USUAL_NAMES["caption"] if record.get(spelling.get(name, name))][:1]
     captions = tuple(text for name in (usual if fields is None else fields) for text in captions_of(record.get(name)))
     for text in captions:
-        if not isinstance(text, str):
-            raise ValueError(f"a caption is of type {type(text).__name__}, not a text")
+        if isinstance(text, NotText):
+            raise ValueError(f"a caption is of type {text.type}, not a text")
         text.encode()  # JSON may contain lone surrogates, which an index and a tokenizer cannot encode.
     return captions

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.data.captions import text_hash
+from mmcl.data.captions import text_hash, text_or_not
 from mmcl.data.sample import ImageLike
 from mmcl.data.sources.tables.image_urls import find_url_column, how_to_download
 from mmcl.errors import UserError
@@ -190,12 +190,12 @@ def captions_of(cell: Any) -> tuple[str, ...]:
         cell: a text, an object that contains one ({"raw": ...}), or a list of these.
 
     Returns:
-        The captions. Invalid values, such as nested lists, are returned unchanged; `checked_caption` refuses them by name.
+        The captions, with a `NotText` for what is invalid, such as a nested list; `checked_caption` refuses it by name.
     """
     cell = _caption_in(cell)
     cells = cell if isinstance(cell, list | tuple | np.ndarray) else [cell]
     texts = (_text_of(_caption_in(text)) for text in cells)
-    return tuple(text for text in texts if not is_missing(text))
+    return tuple(text_or_not(text) for text in texts if not is_missing(text))  # type: ignore[misc]
 
 
 def _caption_in(cell: Any) -> Any:
