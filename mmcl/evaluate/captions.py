@@ -27,22 +27,26 @@ class Captions:
     image_ids: np.ndarray
 
 
-def captions_of(source: Source) -> Captions:
+def captions_of(source: Source, *, checked: bool = False) -> Captions:
     """Collects the captions of a source.
 
     Without `source.ids`, images that share a caption (up to case and white space, see `caption_key`), directly or through a
     chain of other images, have equal ids.
 
+    Args:
+        source: the images.
+        checked: whether every caption must be one that can be encoded, see `checked_caption`.
+
     Raises:
-        UserError: a caption cannot be read, see `checked_caption`; names the sample.
+        UserError: a caption that is checked cannot be encoded; names the sample.
     """
-    captions = [_captions_of_one(source[index]) for index in range(len(source))]
+    captions = [_checked(source[index]) if checked else source[index].captions for index in range(len(source))]
     image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
     pairs = dict.fromkeys((text, int(image_ids[image])) for image, own in enumerate(captions) for text in own)
     return Captions(tuple(text for text, _ in pairs), np.array([image_id for _, image_id in pairs], np.int64), image_ids)
 
 
-def _captions_of_one(sample: Sample) -> tuple[str, ...]:
+def _checked(sample: Sample) -> tuple[str, ...]:
     return tuple(checked_caption(caption, sample.name) for caption in sample.captions)
 
 

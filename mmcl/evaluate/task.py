@@ -151,8 +151,8 @@ class Task:
 
     @cached_property
     def captions(self) -> Captions:
-        """Captions of the source. Raises UserError if it has none."""
-        captions = captions_of(self.source)
+        """Captions of the source. Raises UserError if it has none, or one that cannot be encoded."""
+        captions = captions_of(self.source, checked=True)
         if not captions.texts:
             raise UserError(f"{self.name}: no sample has a caption, which retrieval needs; choose another source or evaluator")
         return captions

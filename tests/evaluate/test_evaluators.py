@@ -140,7 +140,7 @@ def test_given_ids_win_over_captions() -> None:
 
 @pytest.mark.parametrize(
     ("caption", "problem"),
-    [(NotText("dict", "{'k': 1}"), "is of type dict, not a text"), (" ", "is empty"), ("\udc80", "surrogate")],
+    [(NotText("dict", "{'k': 1}"), "is of type dict, not a text"), (" ", "is empty"), ("\udc80", "is not valid Unicode")],
 )
 def test_a_caption_that_cannot_be_read_is_named_with_its_sample(caption: str, problem: str) -> None:
     class Damaged(PatternSource):
@@ -149,7 +149,8 @@ def test_a_caption_that_cannot_be_read_is_named_with_its_sample(caption: str, pr
             return replace(sample, captions=("a", caption)) if index == 4 else sample
 
     with pytest.raises(UserError, match=f"^row 4: .*{problem}"):
-        captions_of(Damaged(6, seed=0))
+        _ = Task("damaged", Damaged(6, seed=0)).captions
+    assert caption in captions_of(Damaged(6, seed=0)).texts
 
 
 @pytest.mark.parametrize(
