@@ -15,6 +15,7 @@ from mmcl.core.decorrelation import barlow_twins_loss, vicreg_loss
 from mmcl.core.distillation import TeacherRows, distillation_loss, sigmoid_distillation_loss
 from mmcl.core.info_nce import info_nce, symmetric_info_nce
 from mmcl.core.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
+from mmcl.core.negative_mixing import mixed_log_sum_exp
 from mmcl.core.regression import cosine_regression
 from mmcl.core.sigmoid import sigmoid_loss
 from mmcl.core.sigreg import lejepa_loss
@@ -38,6 +39,9 @@ LOSSES: dict[str, Loss] = {
     "own keys": lambda a, b, i, s: info_nce(
         a, b, query_id_N=i, key_id_M=i + len(a), scale=5, own_key_ND=b, own_negative_ND=a, own_negative_log_weight=0.5
     ),
+    "mixed negatives": lambda a, b, i, s: mixed_log_sum_exp(
+        a, b, query_id_N=i, key_id_M=i, scale=s, hardest=5, pairs=6, with_query=3, seed=7
+    ).sum(),
     "symmetric": lambda a, b, i, s: symmetric_info_nce(a, b, id_N=i, scale=s),
     "sigmoid": lambda a, b, i, s: sigmoid_loss(a, b, image_id_N=i, text_id_M=i, scale=s, bias=-s),
     "taught": lambda a, b, i, s: distillation_loss(

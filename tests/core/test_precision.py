@@ -23,6 +23,7 @@ from mmcl.core import (
     global_contrast,
     info_nce,
     nearest,
+    negative_mixing,
     precision,
     prefixes,
     regression,
@@ -48,6 +49,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
         a, b, query_id_N=ID, key_id_M=ID, scale=s, own_key_ND=a, own_negative_ND=b, query_weight_N=a[:, 0].abs()
     ),
     "symmetric_info_nce": lambda a, b, s: info_nce.symmetric_info_nce(a, b, id_N=ID, scale=s),
+    "mixed_log_sum_exp": lambda a, b, s: negative_mixing.mixed_log_sum_exp(
+        a, b, query_id_N=ID, key_id_M=ID, scale=s, hardest=3, pairs=4, with_query=2, seed=5
+    ),
     "log_mean_negative": lambda a, b, s: global_contrast.log_mean_negative(a, b, query_id_N=ID, key_id_M=ID, scale=s),
     "sigmoid_loss": lambda a, b, s: sigmoid.sigmoid_loss(a, b, image_id_N=ID, text_id_M=ID, scale=s, bias=-s),
     "distillation_loss": lambda a, b, s: distillation.distillation_loss(a, b, teachers=[TEACHER(b, a)], scale=s),

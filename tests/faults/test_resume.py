@@ -61,7 +61,8 @@ def test_resume_is_bit_exact(
 
 @pytest.mark.long
 def test_queue_and_teacher_continue_where_they_were(image_folder: Path, tmp_path: Path) -> None:
-    flags = ("--text", "null", "--method.name", "moco", "--method.args", "{queue: 48, bn_groups: 2}")
+    mixing = "mixed: 20, mixed_with_query: 6, hardest: 16, mix_start: 0.3"
+    flags = ("--text", "null", "--method.name", "moco", "--method.args", f"{{queue: 48, bn_groups: 2, {mixing}}}")
     whole = tiny_run(image_folder, tmp_path / "whole", *flags)
     assert run(whole, 2) == [0, 0]
     config = killed_and_resumed(image_folder, tmp_path / "run", 2, (3, 6), *flags)
