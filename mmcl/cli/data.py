@@ -229,5 +229,5 @@ def _intensity(text: str) -> Intensity:
 def _open(data: str, args: str, root: str | None) -> Source:
     from mmcl.data.open import open_source
 
-    config = parse_source(data, args, flag="--args")
+    config = parse_source(data, args, flag="--args", with_answers=True)
     return open_source(config.name, config.path, root, config.args)

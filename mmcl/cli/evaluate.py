@@ -137,21 +137,23 @@ def evaluate_one(
         missing = {"--model": model, "--data (a path, or one of `mmcl list sources`)": data}
         needed = listed([flag for flag, value in missing.items() if value is None])
         raise UserError(f"mmcl eval {evaluator} needs {needed}{', or --embeddings' if model == data else ''}")
+    if bank is None and bank_args != "{}":
+        raise UserError("--bank_args goes with --bank: give the labeled data, or leave its arguments out")
     if dim is not None and evaluator == "classification":
         raise UserError("--dim is a width of embeddings, and classification compares logits: leave it out")
     check_available(model)
     from mmcl.evaluate import check as check_task
-    from mmcl.runs.components import check_targets
     from mmcl.runs.evaluation import build_tasks, evaluate_models
+    from mmcl.runs.read_columns import check_columns
 
     config = EvaluatorConfig(
         name=evaluator,
         label=data,
-        data=parse_source(data, data_args, flag="--data_args"),
-        bank=parse_source(bank, bank_args, flag="--bank_args") if bank else None,
+        data=parse_source(data, data_args, flag="--data_args", with_answers=True),
+        bank=parse_source(bank, bank_args, flag="--bank_args", with_answers=True) if bank else None,
         args=parse_mapping("--args", args),
     )
-    check_targets({"--data_args: ": config.data, "--bank_args: ": config.bank}, [config])
+    check_columns({"--data_args: ": config.data, "--bank_args: ": config.bank}, [config])
     of_data = {"data": data, "data_args": data_args, "bank": bank, "bank_args": bank_args}
     again = _command(evaluator, model=model, **of_data, args=args, dim=None if dim is None else str(dim), root=root)
     [task] = build_tasks([config], root)

@@ -12,6 +12,7 @@ from mmcl.cli.options import Device, Root
 from mmcl.cli.output import say
 from mmcl.cli.reports import show_next, show_report
 from mmcl.cli.sources import parse_source
+from mmcl.config import SourceConfig
 from mmcl.errors import UserError
 from mmcl.files.atomic import check_folder
 
@@ -61,10 +62,11 @@ def merge(
     """
     check_folder(out, flag="--out")
     _check_flags(models, alpha, weights, soup, evaluate)
+    given = _statistics_source(statistics, statistics_args)
     from mmcl.interop.load import load_model
 
     loaded = {name: load_model(name, device=device) for name in models}
-    data = _statistics(loaded, statistics, statistics_args, root)
+    data = _statistics(loaded, given, root)
     if not evaluate:
         _write_one(loaded, _weights(loaded, alpha, weights), data, out)
         return
@@ -92,12 +94,18 @@ def _check_flags(
         raise UserError(f"--evaluate chooses between two models, but there are {len(models)}: give --soup")
 
 
-def _statistics(models: Mapping[str, Model], name: str | None, args: str, root: str | None) -> Source | None:
+def _statistics_source(name: str | None, args: str) -> SourceConfig | None:
+    if name is None and args != "{}":
+        raise UserError("--statistics_args goes with --statistics: give the source, or leave its arguments out")
+    return None if name is None else parse_source(name, args, flag="--statistics_args")
+
+
+def _statistics(models: Mapping[str, Model], given: SourceConfig | None, root: str | None) -> Source | None:
     from mmcl.interop.merge import statistics_differ
     from mmcl.runs.build_data import build_source
 
-    if name is not None:
-        return build_source(parse_source(name, args, flag="--statistics_args"), root, "statistics")
+    if given is not None:
+        return build_source(given, root, "statistics")
     if statistics_differ([*models.values()]):
         raise UserError(
             "the models differ in their statistics of batch norm, which a mean of weights does not determine: give the "

@@ -9,15 +9,30 @@ from mmcl.config import SourceConfig, parse_value
 from mmcl.errors import UserError
 
 
-def parse_source(name_or_path: str, args: str, *, flag: str) -> SourceConfig:
+def parse_source(name_or_path: str, args: str, *, flag: str, with_answers: bool = False) -> SourceConfig:
     """Returns the source of that name, or the one at that path; an existing file takes precedence.
+
+    Args:
+        name_or_path: the source.
+        args: its arguments, as YAML.
+        flag: what gives them, for messages.
+        with_answers: whether the command reads more of the data than images, captions, labels and groups; otherwise, columns
+            of more are refused.
 
     Raises:
         UserError: the arguments are not a mapping, or the name is nearly that of a source.
     """
+    source = _source(name_or_path, parse_mapping(flag, args))
+    if source.args and not with_answers:
+        from mmcl.runs.read_columns import refuse_columns
+
+        refuse_columns(source, flag)
+    return source
+
+
+def _source(name_or_path: str, options: dict[str, object]) -> SourceConfig:
     from mmcl.data import SOURCES
 
-    options = parse_mapping(flag, args)
     if name_or_path in SOURCES and not Path(name_or_path).exists():
         return SourceConfig(name=name_or_path, args=options)
     nearest = difflib.get_close_matches(name_or_path, SOURCES, n=1, cutoff=0.7)

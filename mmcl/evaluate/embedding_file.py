@@ -31,8 +31,9 @@ from mmcl.data.source import SampleList, Source
 from mmcl.data.sources.tables.column_names import group_of, number_labels
 from mmcl.data.sources.tables.table_file import read_table
 from mmcl.errors import UserError
+from mmcl.evaluate.captions import captions_of
 from mmcl.evaluate.prompts import class_embeddings
-from mmcl.evaluate.task import CachedModel, Task, captions_of
+from mmcl.evaluate.task import CachedModel, Task
 from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.files.untrusted import parse_json

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mmcl.data.captions import caption_key
 from mmcl.data.images.image_cache import decode_sample
 from mmcl.data.sample import Sample
 from mmcl.data.source import Source, has_rows
@@ -19,6 +18,7 @@ from mmcl.data.stored_rows import text_identity
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import PCAPixels, RawPixels, RawRows
 from mmcl.evaluate.cache import EmbeddingCache, library_versions
+from mmcl.evaluate.captions import Captions, captions_of
 from mmcl.evaluate.measures.statistics import SEED
 from mmcl.evaluate.reporting.metric import Provenance
 from mmcl.evaluate.reporting.report import Report
@@ -107,21 +107,6 @@ class CachedModel:
 
 
 @dataclass(frozen=True)
-class Captions:
-    """Captions of a source, each once per image id that it describes.
-
-    Attributes:
-        texts: M texts.
-        text_ids: int64 [M], ids of the images that the texts describe.
-        image_ids: int64 [N], ids of the images.
-    """
-
-    texts: tuple[str, ...]
-    text_ids: np.ndarray
-    image_ids: np.ndarray
-
-
-@dataclass(frozen=True)
 class Questions:
     """Yes/no questions about the images of a source.
 
@@ -166,8 +151,8 @@ class Task:
 
     @cached_property
     def captions(self) -> Captions:
-        """Captions of the source. Raises UserError if it has none."""
-        captions = captions_of(self.source)
+        """Captions of the source. Raises UserError if it has none, or one that cannot be encoded."""
+        captions = captions_of(self.source, checked=True)
         if not captions.texts:
             raise UserError(f"{self.name}: no sample has a caption, which retrieval needs; choose another source or evaluator")
         return captions
@@ -314,15 +299,15 @@ Check = Callable[..., None]
 
 
 def needs(
-    check: Check, *, reads_targets: bool = False, test_args: Mapping[str, Any] | None = None
+    check: Check, *, reads: Collection[str] = (), test_args: Mapping[str, Any] | None = None
 ) -> Callable[[Evaluator], Evaluator]:
     """Decorates an evaluator with a check of its requirements, which can run before a model exists.
 
     Args:
         check: called with the task, whether the model embeds texts, and the evaluator's arguments by name, defaults included;
             raises UserError if the evaluator cannot run. It may read labels, sizes and texts, but must not embed anything.
-        reads_targets: whether the evaluator reads `Source.targets`. Where none does, a configuration that names the
-            `target_columns` of data is refused.
+        reads: which it reads of "targets" and "scores" of a `Source`, and "positives" and "negatives" of a `Sample`. Where
+            nothing does, a configuration that names their columns is refused.
         test_args: arguments for `mmcl.testing.check_evaluator`, which runs the evaluator on `mmcl.testing.patterns`, if the
             defaults are too slow or unsuitable.
 
@@ -350,43 +335,16 @@ def needs(
             return evaluate(model, task, **args)
 
         run.check = given  # type: ignore[attr-defined]
-        run.reads_targets = reads_targets  # type: ignore[attr-defined]
+        run.reads = frozenset(reads)  # type: ignore[attr-defined]
         run.test_args = dict(test_args or {})  # type: ignore[attr-defined]
         return run
 
     return checked
 
 
-def captions_of(source: Source) -> Captions:
-    """Collects the captions of a source.
-
-    Without `source.ids`, images that share a caption (up to case and white space, see `caption_key`), directly or through a
-    chain of other images, have equal ids.
-    """
-    captions = [source[index].captions for index in range(len(source))]
-    image_ids = _linked_by_caption(captions) if source.ids is None else np.asarray(source.ids, np.int64)
-    pairs = dict.fromkeys((text, int(image_ids[image])) for image, own in enumerate(captions) for text in own)
-    return Captions(tuple(text for text, _ in pairs), np.array([image_id for _, image_id in pairs], np.int64), image_ids)
-
-
 def _with_caption(sample: Sample) -> str:
     """The name of a sample, with its first caption if it has one."""
     return f"{sample.name} ({sample.captions[0]})" if sample.captions else sample.name
-
-
-def _linked_by_caption(captions: Sequence[Sequence[str]]) -> np.ndarray:
-    """Connected components of the graph of images and captions: int64 [N]."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    keys = [[caption_key(text) for text in own] for own in captions]
-    node = {key: number for number, key in enumerate(dict.fromkeys(key for own in keys for key in own), len(captions))}
-    image = [number for number, own in enumerate(keys) for _ in own]
-    text = [node[key] for own in keys for key in own]
-    size = len(captions) + len(node)
-    _, component = connected_components(coo_array((np.ones(len(text)), (image, text)), shape=(size, size)), directed=False)
-    ids: np.ndarray = component[: len(captions)].astype(np.int64)
-    return ids
 
 
 def _labels(source: Source, name: str) -> np.ndarray:

@@ -12,8 +12,8 @@ from mmcl.core.nearest import nearest
 from mmcl.errors import UserError
 from mmcl.evaluate import CachedModel, Comparison, Task
 from mmcl.evaluate.cache import default_cache
+from mmcl.evaluate.captions import Captions
 from mmcl.evaluate.reporting.examples import Changes, Hit, Query
-from mmcl.evaluate.task import Captions
 from mmcl.interop.load import load_model
 from mmcl.runs.build_data import build_source
 from mmcl.runs.evaluation import read_config

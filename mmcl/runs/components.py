@@ -3,85 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from mmcl.config import ComponentConfig, Config, EvaluatorConfig, SourceConfig, flattened, to_dict
 from mmcl.data import SOURCES
 from mmcl.data.augment import AUGMENTATIONS
 from mmcl.encoders import ADAPTERS, HEADS, IMAGE_ENCODERS, TEXT_ENCODERS
-from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS
 from mmcl.methods import METHODS
 from mmcl.methods.method import check_positive
 from mmcl.registry import Registry
+from mmcl.runs.read_columns import check_columns, evaluated_sources
 
 
 def check_components(config: Config) -> None:
     """Check every component name and argument of a configuration against its registry.
 
     Raises:
-        UserError: "image.encoder: unknown argument ...", or an argument is not used, see `check_targets`.
+        UserError: "image.encoder: unknown argument ...", or a column is not used, see `check_columns`.
     """
     for where, registry, component in _components(config):
         registry.check(component.name, component.args, where=where)
     check_positive(config.method.args, "method.args.")
-    check_targets(evaluated_sources(config.evaluate), config.evaluate)
-    _check_targets_of_training(config)
-
-
-def evaluated_sources(evaluators: Sequence[EvaluatorConfig], where: str = "evaluate") -> dict[str, SourceConfig | None]:
-    """Return the data and banks of evaluators, by the setting of their arguments: "evaluate.0.data.args."."""
-    return {
-        f"{where}.{number}.{name}.args.": source
-        for number, evaluator in enumerate(evaluators)
-        for name, source in (("data", evaluator.data), ("bank", evaluator.bank))
-    }
-
-
-def check_targets(sources: Mapping[str, SourceConfig | None], evaluators: Sequence[EvaluatorConfig]) -> None:
-    """Raise UserError for `target_columns` of evaluation data that no evaluator reads.
-
-    Args:
-        sources: by what a message puts before the name of the argument, see `evaluated_sources`.
-        evaluators: all that run.
-    """
-    read = [one.data for one in evaluators if _reads_targets(one)]
-    for where, source in sources.items():
-        if source is not None and _targets(source) and source not in read:
-            raise UserError(
-                f"{where}target_columns is not used: no evaluator of these data asks its questions; remove it, or choose "
-                "prompt_pairs"
-            )
-
-
-def _check_targets_of_training(config: Config) -> None:
-    """Raise UserError for `target_columns` of training data whose held-out share no evaluator asks, or not of each part."""
-    named = {where: _targets(source) for where, source in config.training_parts.items()}
-    first = next((where for where, columns in named.items() if columns), None)
-    if first is None:
-        return
-    if not any(_reads_targets(one) and one.data is None for one in config.evaluate):
-        raise UserError(
-            f"{first}.args.target_columns is not used: training reads no answers; remove it, or set data.holdout and evaluate "
-            "prompt_pairs on the share that is held out"
-        )
-    for where, columns in named.items():
-        if columns != named[first]:
-            raise UserError(
-                f"{where}.args.target_columns {'differ from' if columns else 'is missing, unlike'} those of {first} "
-                f"({', '.join(named[first])}): name the same in every part, as their held-out shares are evaluated together"
-            )
-
-
-def _reads_targets(evaluator: EvaluatorConfig) -> bool:
-    return bool(getattr(EVALUATORS[evaluator.name], "reads_targets", True))  # only `needs` says that one does not
-
-
-def _targets(source: SourceConfig) -> list[str]:
-    """Return the names of the target columns of a source, sorted, before its arguments have been checked."""
-    given = source.args.get("target_columns") or []
-    return sorted(map(str, given)) if isinstance(given, list | tuple) else [str(given)]
+    check_columns(evaluated_sources(config.evaluate), config.evaluate)
 
 
 def complete_settings(config: Config) -> dict[str, Any]:

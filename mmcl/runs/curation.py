@@ -14,8 +14,8 @@ import torch
 from mmcl.data.names import names_of
 from mmcl.data.source import Source
 from mmcl.errors import UserError
+from mmcl.evaluate.captions import Captions, captions_of
 from mmcl.evaluate.measures.pair_ranks import PairRanks, pair_ranks
-from mmcl.evaluate.task import Captions, captions_of
 from mmcl.files.atomic import staged, write_file
 from mmcl.files.mapped import reserve_array
 from mmcl.runs.records import write_records

@@ -22,6 +22,7 @@ from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import build_tasks
 from mmcl.runs.fewer_tokens import drop_patches
 from mmcl.runs.hard_batches import HardBatches, open_hard_batches
+from mmcl.runs.read_columns import check_training_columns
 from mmcl.runs.stored_inputs import check_stored_inputs, with_widths
 from mmcl.runs.stored_teachers import TeacherFolders, open_teachers
 from mmcl.types import RunFacts
@@ -74,6 +75,7 @@ def make_plan(config: Config, processes: int) -> Plan:
     tasks = build_tasks(config.evaluate, config.data.root, source, held_out)
     asked, config = config, with_widths(fit_batch(config, len(source), processes), source)
     method = build_method(config)
+    check_training_columns(config, method.views)
     config = as_built(config, method)
     check_stored_inputs(config, method, source)
     views = image_views(config, method)

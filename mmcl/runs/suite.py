@@ -21,8 +21,8 @@ from mmcl.interop.load import load_model
 from mmcl.interop.model import Model
 from mmcl.logging import get_logger
 from mmcl.progress import progress_bar
-from mmcl.runs.components import check_targets, evaluated_sources
 from mmcl.runs.evaluation import build_tasks
+from mmcl.runs.read_columns import check_columns, evaluated_sources
 from mmcl.terminal import printable_line
 
 logger = get_logger(__name__)
@@ -134,7 +134,7 @@ def _read(file: Path) -> Suite:
             raise UserError(f"{file}: evaluate.{number}.data is missing: a suite has no other data")
         if evaluator.keep:
             raise UserError(f"{file}: evaluate.{number}.keep is for a run with init, which a suite is not; remove it")
-    check_targets(evaluated_sources(suite.evaluate, f"{file}: evaluate"), suite.evaluate)
+    check_columns(evaluated_sources(suite.evaluate, f"{file}: evaluate"), suite.evaluate)
     return suite
 
 

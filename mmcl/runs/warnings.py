@@ -11,6 +11,7 @@ from torch import nn
 from mmcl.config import ComponentConfig, TowerConfig
 from mmcl.data.captions import caption_key
 from mmcl.data.leakage import shared_images
+from mmcl.data.sample import OWN_TEXTS
 from mmcl.data.source import Source
 from mmcl.encoders.adapters import adapters
 from mmcl.encoders.tower import Tower
@@ -21,6 +22,7 @@ from mmcl.engine.schedule import warmup_steps
 from mmcl.methods.method import Method
 from mmcl.runs.frozen_features import has_fixed_inputs
 from mmcl.runs.plan import Plan
+from mmcl.runs.read_columns import is_evaluated
 from mmcl.terminal import counted, listed
 
 MOST_FOR_RELEASED = 1e-4
@@ -35,6 +37,7 @@ def find_warnings(plan: Plan) -> list[str]:
         *plan.source.warnings,
         *_about_positives(plan),
         *_about_negatives(plan),
+        *_about_own_texts(plan),
         *_about_batch(plan),
         *_about_images(plan),
         *_about_groups(plan),
@@ -75,6 +78,21 @@ def _about_negatives(plan: Plan) -> list[str]:
     if len(labels) and labels[0] >= 0 and (labels == labels[0]).all():
         return ["all training samples are of a single class: no row has a negative, and nothing is learned"]
     return []
+
+
+def _about_own_texts(plan: Plan) -> list[str]:
+    """Texts in a column of a usual name that nothing reads; a column that the configuration names is refused instead."""
+    config, method, sample = plan.config, plan.method, plan.source[0]
+    unread = [
+        field
+        for view, field in OWN_TEXTS.items()
+        if getattr(sample, field) and view not in method.views and not is_evaluated(f"{view}_column", config)
+    ]
+    return [
+        f"the data have texts that are {field} of the captions, and {config.method.name} reads none with its settings: see "
+        "`mmcl list methods --args`"
+        for field in unread
+    ]
 
 
 def _about_batch(plan: Plan) -> list[str]:

@@ -157,7 +157,7 @@ def test_what_cannot_be_curated_is_one_line(
         ([*given, "--min_score", "30"], r"--min_score is 30.0: give a cosine from -1 to 1"),
         ([*given, "--list", str(out)], r"--list .*: this is the table of --out"),
         ([*given, "--list", str(tmp_path / "no" / "kept.txt")], r"--list .*: there is no folder"),
-        ([*given, "--args", "{target_columns: [x]}"], r"no column 'x' for `target_columns`"),
+        ([*given, "--args", "{group_column: x}"], r"no column 'x' for `group_column`"),
     ]
     for words, message in cases:
         assert main(["data", "curate", *words]) == 2

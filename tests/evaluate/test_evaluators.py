@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmcl.data.captions import NotText
 from mmcl.data.sample import Sample
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Report, Task, check, run
-from mmcl.evaluate.task import NeedsTexts, captions_of
+from mmcl.evaluate.captions import captions_of
+from mmcl.evaluate.task import NeedsTexts
 from mmcl.testing.patterns import CLASSES, NAMES, PatternModel, PatternSource
 from tests.evaluate.toys import ARGS
 from tests.narrow import present
@@ -134,6 +136,21 @@ def test_given_ids_win_over_captions() -> None:
     found = captions_of(source)
     assert found.image_ids.tolist() == [0] * 6 + [100] * 6
     assert found.texts == tuple(NAMES * 2), "the same text of two ids is two queries"
+
+
+@pytest.mark.parametrize(
+    ("caption", "problem"),
+    [(NotText("dict", "{'k': 1}"), "is of type dict, not a text"), (" ", "is empty"), ("\udc80", "is not valid Unicode")],
+)
+def test_a_caption_that_cannot_be_read_is_named_with_its_sample(caption: str, problem: str) -> None:
+    class Damaged(PatternSource):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            return replace(sample, captions=("a", caption)) if index == 4 else sample
+
+    with pytest.raises(UserError, match=f"^row 4: .*{problem}"):
+        _ = Task("damaged", Damaged(6, seed=0)).captions
+    assert caption in captions_of(Damaged(6, seed=0)).texts
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class Mixture(Source):
     equivalent to a caption (all its rows share one first caption, and no other row of the part has it) matches that caption in
     the other parts; other ids never match across parts. If any part has ids, the other parts are matched by their first
     captions. Classes with the same name are merged, and so are groups; a sample of a part without groups is its own. There are
-    targets if all parts have those of the same names.
+    scores if all parts have them, and targets if all have those of the same names.
 
     Args:
         parts: name -> source; at least one.
@@ -47,7 +47,9 @@ class Mixture(Source):
             self.ids = np.concatenate([_ids(part, source) for part, source in enumerate(self._sources)])
         if any(source.groups is not None for source in self._sources):
             self.groups = np.concatenate([_groups(part, source) for part, source in enumerate(self._sources)])
-
+        scores = [source.scores for source in self._sources if source.scores is not None]
+        if len(scores) == len(self._sources):
+            self.scores = np.concatenate(scores)
         if all(source.targets is not None for source in self._sources):
             self.target_names = self._sources[0].target_names
             if all(set(source.target_names) == set(self.target_names) for source in self._sources):

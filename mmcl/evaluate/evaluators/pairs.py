@@ -99,7 +99,7 @@ def _check(task: Task, has_text: bool) -> None:
             raise UserError(f"{sample.name}: has no caption or no negative text, which {EVALUATOR} needs")
 
 
-@needs(_check)
+@needs(_check, reads=["negatives"])
 def evaluate_pairs(model: CachedModel, task: Task) -> Report:
     """Evaluates `pairs` on a source with hard negatives: each image's first caption against its negative texts; with chance.
 

@@ -185,7 +185,7 @@ def _check(
 
 @needs(
     _check,
-    reads_targets=True,
+    reads=["targets"],
     test_args={"negative": {f"pattern {n}": [f"pattern {(n + 1) % 6}"] for n in range(6)}},
 )
 def evaluate_prompt_pairs(

@@ -12,6 +12,7 @@ import torch
 from mmcl.data.captions import caption_key
 from mmcl.errors import UserError
 from mmcl.evaluate.baselines import best_of_group, group_to_queries
+from mmcl.evaluate.captions import Captions
 from mmcl.evaluate.measures import statistics
 from mmcl.evaluate.measures.rank_counts import Scores, cosine_rank_counts
 from mmcl.evaluate.measures.ranking import Ranks, Ties, chance_ranks, ranks, score_ranks
@@ -20,7 +21,7 @@ from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.examples import Examples, check_count
 from mmcl.evaluate.reporting.metric import metric_rows
 from mmcl.evaluate.reporting.report import Report
-from mmcl.evaluate.task import CachedModel, Captions, Task, needs, require_text
+from mmcl.evaluate.task import CachedModel, Task, needs, require_text
 from mmcl.evaluate.validation import (
     Array,
     Values,

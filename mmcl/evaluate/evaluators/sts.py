@@ -58,7 +58,7 @@ def _check(task: Task, has_text: bool) -> None:
     _require_order(_pairs(task)[2])
 
 
-@needs(_check)
+@needs(_check, reads=["positives", "scores"])
 def evaluate_sts(model: CachedModel, task: Task) -> Report:
     """Evaluates `sts` on a source with scores, between each caption and its positive; with chance and bag-of-words cosines."""
     first, second, scores = _pairs(task)
