@@ -34,8 +34,8 @@ MANY = {"search", "security", "serve"}
 """Folders of short tests which together take a minute."""
 
 
-BLANK = {"cli", "documentation", "embedding", "engine", "faults", "interop"}
-"""Folders that are not about figures; tests/evaluate and tests/search draw them, and `.ci/run` those of whole runs."""
+BLANK = {"cli", "documentation", "embedding", "engine", "faults", "interop", "test_house.py"}
+"""Folders and files not about figures; tests/evaluate and tests/search draw them, and `.ci/run` those of whole runs."""
 
 
 TRACE = {"documentation", "export", "test_compilation.py", "test_compiled.py", "test_modules.py", "test_publish.py"}

@@ -105,8 +105,8 @@ def train(config: Config, *, towers: Mapping[str, nn.Module] | None = None) -> R
 
     Example:
         >>> from mmcl.config import load_config
-        >>> flags = ["--train.steps", "1", "--train.batch_size", "16", "--evaluate", "[]", "--run_dir", "runs/one_step"]
-        >>> train(load_config("clip_emoji", flags)).run_dir.as_posix()
+        >>> flags = ["--train.steps", "1", "--evaluate", "[]", "--run_dir", "runs/one_step"]
+        >>> train(load_config("simclr_digits", flags)).run_dir.as_posix()
         'runs/one_step'
     """
     with given_encoders(towers):

@@ -152,8 +152,8 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def quick_config(config: str | Path, flags: Sequence[str] = ()) -> Config:
-    """In place of `mmcl.load_config`: what it returns, with `quick_flags`."""
-    return load_config(config, [*flags, *quick_flags(load_config(config, flags))])
+    """In place of `mmcl.load_config`: what it returns, with `quick_flags` and steps of 16 samples."""
+    return load_config(config, [*flags, *quick_flags(load_config(config, flags)), "--train.batch_size", "16"])
 
 
 def quick_flags(config: Config) -> tuple[str, ...]:

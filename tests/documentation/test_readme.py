@@ -51,6 +51,7 @@ def next_lines(printed: str) -> list[str]:
     return [line.strip() for line in below.splitlines() if line.startswith("  mmcl ") and not re.search(r"\b[A-Z]{5,}\b", line)]
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_what_a_run_says_to_try_next_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
