@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def timm_encoder(kind: str, folder: Path, modality: str) -> Any:
 
 
 def torchvision_encoder(kind: str, folder: Path, modality: str) -> Any:
-    return IMAGE_ENCODERS.build("torchvision", {"name": kind, "image_size": None if kind.startswith("vit") else 64})
+    """Of full size, and so without values."""
+    with torch.device("meta"):
+        return IMAGE_ENCODERS.build("torchvision", {"name": kind, "image_size": None if kind.startswith("vit") else 64})
 
 
 def own_encoder(kind: str, folder: Path, modality: str) -> Any:
@@ -86,7 +89,7 @@ def inputs_of(encoder: Any) -> Any:
         return encoder.tokenizer(TEXTS)
     preprocess = encoder.preprocess
     shape = 2, preprocess.channels, preprocess.height, preprocess.width
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(shape, device=next(encoder.parameters()).device)
 
 
 class FirstUses(TorchFunctionMode):
@@ -124,14 +127,27 @@ def depths_by_use(encoder: nn.Module) -> dict[str, int]:
     return uses.depths()
 
 
-@pytest.mark.parametrize(("modality", "library", "kind"), CASES, ids=["-".join(case) for case in CASES])
-def test_depth_is_the_order_of_use(modality: str, library: str, kind: str, tmp_path: Path) -> None:
-    encoder = BUILDERS[library](kind, tmp_path, modality)
-    assert len(blocks(encoder)) == CASES[modality, library, kind]
-    used = depths_by_use(encoder)
-    assert {name: depth for name, _, depth in parameter_depths(encoder) if name in used} == used
-    missing = {name for name, _ in encoder.named_parameters()} - used.keys()
-    assert len(missing) <= 0.1 * len(used), "libraries pack few weights out of sight"
+@dataclass
+class Case:
+    """An encoder, its number of blocks, and the depths by use of its parameters."""
+
+    encoder: Any
+    blocks: int
+    used: dict[str, int]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    modality, library, kind = request.param
+    encoder = BUILDERS[library](kind, tmp_path_factory.mktemp(kind), modality)
+    return Case(encoder, CASES[request.param], depths_by_use(encoder))
+
+
+def test_depth_is_the_order_of_use(case: Case) -> None:
+    assert len(blocks(case.encoder)) == case.blocks
+    assert {name: depth for name, _, depth in parameter_depths(case.encoder) if name in case.used} == case.used
+    missing = {name for name, _ in case.encoder.named_parameters()} - case.used.keys()
+    assert len(missing) <= 0.1 * len(case.used), "libraries pack few weights out of sight"
 
 
 _SIDE_BY_SIDE = {"hrnet", "twins", "crossvit", "coat", "efficientvim"}
@@ -155,18 +171,17 @@ def test_depth_is_the_order_of_use_in_every_family(module: str) -> None:
     assert [key for key in misplaced if not re.search(r"token|pos_embed|final_conv", key)] == []
 
 
-@pytest.mark.parametrize(("modality", "library", "kind"), CASES, ids=["-".join(case) for case in CASES])
-def test_the_lowest_blocks_are_frozen_with_all_below_them(modality: str, library: str, kind: str, tmp_path: Path) -> None:
+def test_the_lowest_blocks_are_frozen_with_all_below_them(case: Case) -> None:
     """A gradient reaches what is used after the last frozen block, and nothing else; what is frozen does not drop out."""
-    encoder = BUILDERS[library](kind, tmp_path, modality)
-    used = depths_by_use(encoder)
-    lowest = max(1, CASES[modality, library, kind] // 2)
+    encoder = copy.deepcopy(case.encoder)
+    lowest = max(1, case.blocks // 2)
     tower = Tower(encoder, LinearHead(encoder.feature_dim, embed_dim=2)).train()
+    tower.to(next(encoder.parameters()).device)
     tower.freeze(lowest)
     assert not tower.frozen
     tower(inputs_of(encoder)).square().sum().backward()
     reached = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
-    assert reached & used.keys() == {name for name, depth in used.items() if depth > lowest}
+    assert reached & case.used.keys() == {name for name, depth in case.used.items() if depth > lowest}
     below = [module for module, depth in module_depths(encoder).items() if depth <= lowest]
     above = [module for module, depth in module_depths(encoder).items() if depth > lowest]
     assert not any(module.training for module in below)

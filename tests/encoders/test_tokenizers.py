@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer
 
-from mmcl.encoders.tokenizers import Tokenizer, clip_bpe, from_transformers
+from mmcl.encoders.tokenizers import Clean, Tokenizer, clip_bpe, from_transformers
 from mmcl.errors import UserError
 from tests.encoders.tiny import word_tokenizer
 
-CLIP = clip_bpe()
-REFERENCE = open_clip.SimpleTokenizer()
+clip = cache(clip_bpe)
+reference = cache(open_clip.SimpleTokenizer)
 
 TEXTS = [
     "a photo of a cat",
@@ -48,27 +49,26 @@ def test_clip_bpe_equals_open_clip_for_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
-def test_cleaning_equals_open_clip(clean: str) -> None:
-    theirs, ours = open_clip.SimpleTokenizer(clean=clean), clip_bpe(clean=clean)  # type: ignore[arg-type]
+def test_cleaning_equals_open_clip(clean: Clean) -> None:
     for text in TEXTS:
-        _assert_equal(text, ours, theirs)
+        _assert_equal(text, clean)
 
 
-def _assert_equal(text: str, ours: Tokenizer = CLIP, theirs: open_clip.SimpleTokenizer = REFERENCE) -> None:
-    expected = theirs(text)[0].tolist()
-    tokens = ours(text)
+def _assert_equal(text: str, clean: Clean = "lower") -> None:
+    expected = reference(clean=clean)(text)[0].tolist()
+    tokens = clip(clean=clean)(text)
     length = int(tokens.mask.sum())
     assert tokens.ids[0, :length].tolist() == expected[:length]
     assert not any(expected[length:])
 
 
 def test_a_batch_is_padded_to_its_longest() -> None:
-    tokens = CLIP(["a", "a b c d", ""])
+    tokens = clip()(["a", "a b c d", ""])
     assert tokens.ids.shape == tokens.mask.shape == (3, 6)
     assert tokens.mask.sum(1).tolist() == [3, 6, 2]
-    assert (tokens.ids[~tokens.mask] == CLIP.pad_id).all()
+    assert (tokens.ids[~tokens.mask] == clip().pad_id).all()
     for row, text in enumerate(["a", "a b c d", ""]):
-        assert tokens.ids[row][tokens.mask[row]].tolist() == CLIP(text).ids[0].tolist()
+        assert tokens.ids[row][tokens.mask[row]].tolist() == clip()(text).ids[0].tolist()
 
 
 def test_truncation_keeps_the_end_token_and_is_counted() -> None:
@@ -76,25 +76,25 @@ def test_truncation_keeps_the_end_token_and_is_counted() -> None:
     texts = ["a", "one two three four five six"]
     ids = short(texts).ids
     assert ids.shape == (2, 5)
-    assert ids[1].tolist() == [*CLIP(texts[1]).ids[0, :4].tolist(), CLIP.end_id]
-    assert short.lengths(texts).tolist() == CLIP.lengths(texts).tolist() == [3, 8]
-    assert (short(texts).truncated, CLIP(texts).truncated, short([]).truncated) == (1, 0, 0)
+    assert ids[1].tolist() == [*clip()(texts[1]).ids[0, :4].tolist(), clip().end_id]
+    assert short.lengths(texts).tolist() == clip().lengths(texts).tolist() == [3, 8]
+    assert (short(texts).truncated, clip()(texts).truncated, short([]).truncated) == (1, 0, 0)
     assert (short.lengths("word " * 300) == 302).all()
 
 
 def test_no_texts_make_no_rows() -> None:
-    assert len(CLIP([])) == 0
+    assert len(clip()([])) == 0
 
 
 @pytest.mark.parametrize("bad", [None, 3, b"bytes", ["nested"], float("nan")])
 def test_a_non_string_is_named(bad: object) -> None:
     with pytest.raises(UserError, match=f"text 1 is a {type(bad).__name__}"):
-        CLIP(["fine", bad])  # type: ignore[list-item]
+        clip()(["fine", bad])  # type: ignore[list-item]
 
 
 def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(UserError, match="surrogate"):
-        CLIP("broken \ud800")
+        clip()("broken \ud800")
 
 
 def test_a_context_without_room_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_a_damaged_file_is_one_clear_error(content: str, message: str, tmp_path:
 
 
 def test_a_cut_file_is_one_clear_error(tmp_path: Path) -> None:
-    content = json.dumps(CLIP.to_json())
+    content = json.dumps(clip().to_json())
     (tmp_path / "tokenizer.json").write_text(content[: len(content) // 2])
     with pytest.raises(UserError, match="not valid JSON"):
         Tokenizer.load(tmp_path / "tokenizer.json")

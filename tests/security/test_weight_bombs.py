@@ -151,21 +151,22 @@ def npz(start: bytes, zeros: int = 0) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (npy((10**6, 10**6)), "more values than the limit"),
-        (npy((2**32, 2**32)), "more values than the limit"),
-        (npy((-1, 4)), "more values than the limit"),
-        (npy((1,), "|V500000000", bytes(10)), "no numbers"),
-        (npz(npy((1,), "|S200000000"), 2 * 10**8), "more than the limit"),
-        (npz(npy((1, 1)), 2 * 10**8), "more than the limit"),
-        (npz(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2 * 10**8), 2 * 10**8), "more than the limit"),
-        (npz(b""), "cannot be read"),
-        (b"PK\x03\x04", "cannot be read"),
-    ],
-)
-def test_arrays_of_images(content: bytes, message: str) -> None:
+ARRAYS: list[tuple[Callable[[], bytes], str]] = [
+    (lambda: npy((10**6, 10**6)), "more values than the limit"),
+    (lambda: npy((2**32, 2**32)), "more values than the limit"),
+    (lambda: npy((-1, 4)), "more values than the limit"),
+    (lambda: npy((1,), "|V500000000", bytes(10)), "no numbers"),
+    (lambda: npz(npy((1,), "|S200000000"), 2 * 10**8), "more than the limit"),
+    (lambda: npz(npy((1, 1)), 2 * 10**8), "more than the limit"),
+    (lambda: npz(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2 * 10**8), 2 * 10**8), "more than the limit"),
+    (lambda: npz(b""), "cannot be read"),
+    (lambda: b"PK\x03\x04", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), ARRAYS)
+def test_arrays_of_images(make: Callable[[], bytes], message: str) -> None:
+    content = make()
     refused_within_bounds(lambda: decode(content, max_pixels=10**6), message)
 
 
