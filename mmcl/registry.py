@@ -12,7 +12,8 @@ import inspect
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,25 @@ _LISTS = ("Sequence[", "tuple[", "list[")
 def _expected(annotation: Any, value: Any) -> str | None:
     """What a value must be, if it cannot be what a parameter is annotated with: a number, a switch or a list.
 
-    Other annotations, and values of another but a similar kind, are left to the factory.
+    Other annotations are left to the factory.
     """
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    kinds = [kind for kind in text.split(" | ") if kind != "None"]
-    if kinds and all(kind in _KINDS for kind in kinds) and isinstance(value, str | list | dict):
+    named = text.split(" | ")
+    kinds = [kind for kind in named if kind != "None"]
+    if kinds and all(kind in _KINDS for kind in kinds) and not _is_one_of(named, value):
         return " or ".join(_KINDS[kind] for kind in kinds)
     is_list = len(kinds) == 1 and kinds[0].startswith(_LISTS)
     is_single = isinstance(value, str | bool | int | float | dict)
     return f"a list, such as [{_SHORT.repr(value)}]" if is_list and is_single else None
+
+
+def _is_one_of(kinds: Sequence[str], value: Any) -> bool:
+    """Whether a value is of one of the kinds "float", "int", "bool" and "None"; 4e3 is a whole number, too."""
+    if value is None or isinstance(value, bool):
+        return type(value).__name__.removesuffix("Type") in kinds
+    if "float" in kinds:
+        return isinstance(value, Real)
+    return "int" in kinds and (isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()))
 
 
 def _docstring(module: str, name: str) -> str | None:
