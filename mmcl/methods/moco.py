@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -158,7 +157,7 @@ class MoCo(Method):
 def _check_mixing(queue: int, mixed: int, mixed_with_query: int, hardest: int | None, mix_start: float | None) -> None:
     """Raise UserError for a number that is out of range, or without effect."""
     for name, count in {"mixed": mixed, "mixed_with_query": mixed_with_query}.items():
-        if not isinstance(count, Integral) or count < 0:
+        if count < 0:
             raise UserError(f"{name} is {count}: give a whole number from 0")
     if not mixed and not mixed_with_query:
         for name, value in {"hardest": hardest, "mix_start": mix_start}.items():
@@ -168,7 +167,7 @@ def _check_mixing(queue: int, mixed: int, mixed_with_query: int, hardest: int | 
     least = 2 if mixed else 1
     if queue < least:
         raise UserError(f"queue is {queue}: give at least {least} key{'s' * (least > 1)}, from which negatives are mixed")
-    if hardest is not None and not (isinstance(hardest, Integral) and least <= hardest <= queue):
+    if hardest is not None and not least <= hardest <= queue:
         raise UserError(f"hardest is {hardest}: give a whole number from {least} to the size of the queue, {queue}")
     if mix_start is not None and not 0 <= mix_start < 1:
         raise UserError(f"mix_start is {mix_start:g}: give a share of the run, from 0 and below 1")

@@ -178,11 +178,9 @@ def test_an_empty_queue_has_nothing_to_mix() -> None:
     ("arguments", "message"),
     [
         ({"mixed": -1}, "mixed is -1: give a whole number from 0"),
-        ({"mixed": 2.5}, "mixed is 2.5: give a whole number from 0"),
         ({"mixed_with_query": -2}, "mixed_with_query is -2: give a whole number from 0"),
         ({"hardest": 5}, "hardest has no effect without mixed or mixed_with_query: set one of them, or leave it out"),
         ({"mix_start": 0.0}, "mix_start has no effect without mixed or mixed_with_query: set one of them, or leave it out"),
-        ({"mixed": 3, "hardest": 2.5}, "hardest is 2.5: give a whole number from 2 to the size of the queue, 20"),
         ({"mixed": 3, "hardest": 0}, "hardest is 0: give a whole number from 2 to the size of the queue, 20"),
         ({"mixed": 3, "hardest": 1}, "hardest is 1: give a whole number from 2 to the size of the queue, 20"),
         ({"mixed_with_query": 3, "hardest": 21}, "hardest is 21: give a whole number from 1 to the size of the queue, 20"),
