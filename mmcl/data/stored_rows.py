@@ -93,9 +93,9 @@ class StoredRows:
     """Rows of the images, or of the captions, of all samples.
 
     Attributes:
-        file: rows, .npy of float32 or float16 [R, E].
-        starts: the first row of each sample, .npy of int64 [N], followed by those of its other captions; None where sample i
-            has row i alone.
+        file: rows, .npy of float32 or float16 [R, E], or of one number each [R].
+        starts: of captions, the first row of each sample, .npy of int64 [N], followed by those of its other captions; None for
+            images, of which sample i has row i.
 
     Example:
         >>> np.save("rows.npy", np.arange(6.0, dtype=np.float32).reshape(3, 2))
@@ -110,7 +110,7 @@ class StoredRows:
     starts: Path | None = None
 
     def read(self, index_b: np.ndarray, place_b: np.ndarray | None) -> np.ndarray:
-        """Reads the rows of some samples: [b, E].
+        """Reads the rows of some samples: [b, E] or [b].
 
         Args:
             index_b: the samples.

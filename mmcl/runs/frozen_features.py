@@ -7,8 +7,9 @@ memory, so the operating system caches as much as fits, and resumed runs reuse t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mmcl.config import Config
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.pieces import Piece
-from mmcl.data.captions import checked_caption
+from mmcl.data.captions import checked_caption, token_ids
 from mmcl.data.derived.subset import Subset
 from mmcl.data.images.image_cache import decoded_batches
 from mmcl.data.source import Source
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = get_logger(__name__)
+
+_ROWS, _STARTS, _IDS = "rows.npy", "starts.npy", "ids.npy"
 
 
 def stored_name(kind: str) -> str:
@@ -94,7 +97,26 @@ def _draws_listed(source: Source, index: int) -> bool:
     return bool(captions) and {source.caption(index, draw) for draw in (0.0, np.nextafter(1, 0))} <= {*captions}
 
 
-def store_features(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, StoredRows]:
+@dataclass(frozen=True, slots=True)
+class FrozenFeatures:
+    """Features of all images or captions in a folder.
+
+    Attributes:
+        rows: the features.
+        caption_ids: `token_ids` of the captions, which a run then need not tokenize; None for images.
+    """
+
+    rows: StoredRows
+    caption_ids: StoredRows | None
+
+    @classmethod
+    def of(cls, folder: Path, kind: str) -> FrozenFeatures:
+        """Return the features of a kind, "image" or "text", in a folder that exists or is about to be made."""
+        starts = folder / _STARTS if kind == "text" else None
+        return cls(StoredRows(folder / _ROWS, starts), StoredRows(folder / _IDS, starts) if kind == "text" else None)
+
+
+def store_features(config: Config, method: Method, source: Source, accelerator: Accelerator) -> dict[str, FrozenFeatures]:
     """Compute missing features, each process its share. All processes call this.
 
     If a sample cannot be read, its encoder is skipped; training then encodes as usual and replaces such samples. So are texts
@@ -103,31 +125,27 @@ def store_features(config: Config, method: Method, source: Source, accelerator: 
     Returns:
         Name of each frozen tower with fixed inputs -> features of all images, or of all captions.
     """
-    files = {}
+    found = {}
     others = stored_inputs(source).keys() | ({"text"} if [*method.views.values()].count("text") > 1 else set())
     for kind, tower in method.towers.items():
         if tower.frozen and kind not in others and has_fixed_inputs(kind, config, source):
-            rows = _store(kind, tower, config, source, accelerator)  # type: ignore[arg-type]
-            if rows is not None:
-                files[kind] = rows
-    return files
+            features = _store(kind, tower, config, source, accelerator)  # type: ignore[arg-type]
+            if features is not None:
+                found[kind] = features
+    return found
 
 
-def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> StoredRows | None:
+def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> FrozenFeatures | None:
     count_N = np.array([len(_distinct(source, index)) if kind == "text" else 1 for index in range(len(source))], np.int64)
-    total = int(count_N.sum())
-    if total > max(len(source), _shown(config, len(source))):
+    if count_N.sum() > max(len(source), _shown(config, len(source))):
         return None
-    final = Path(config.run_dir or "") / "features" / f"{kind}-{_key(kind, tower, config, source, accelerator)}.npy"
-    starts = final.with_suffix(".starts.npy") if total > len(source) else None
+    final = Path(config.run_dir or "") / "features" / f"{kind}-{_key(kind, tower, config, source, accelerator)}"
     stage = final.with_name(f".tmp-{final.name}")
     if accelerator.is_main_process and not final.exists():
-        _reserve(stage, (total, tower.encoder.feature_dim))
-        if starts is not None and stage.exists():
-            np.save(starts, np.cumsum(count_N) - count_N)
+        _reserve(stage, kind, count_N, tower.encoder.feature_dim)
     accelerator.wait_for_everyone()
     if final.exists():
-        return StoredRows(final, starts)
+        return FrozenFeatures.of(final, kind)
     if not stage.exists():
         return None
     failed = 0
@@ -139,11 +157,11 @@ def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator:
     failed = int(accelerator.reduce(torch.tensor(failed, device=accelerator.device), "sum"))
     if accelerator.is_main_process:
         if failed:
-            stage.unlink()
+            shutil.rmtree(stage)
         else:
             stage.rename(final)
     accelerator.wait_for_everyone()
-    return None if failed else StoredRows(final, starts)
+    return None if failed else FrozenFeatures.of(final, kind)
 
 
 def _shown(config: Config, samples: int) -> float:
@@ -156,13 +174,22 @@ def _distinct(source: Source, index: int) -> list[str]:
     return list(dict.fromkeys(source[index].captions))
 
 
-def _reserve(stage: Path, shape: tuple[int, int]) -> None:
-    """Create the file, unless there is no room for it."""
+def _reserve(stage: Path, kind: str, count_N: np.ndarray, width: int) -> None:
+    """Create the files of a folder, unless there is no room for them.
+
+    Args:
+        count_N: number of images or captions of each sample.
+        width: of the features.
+    """
+    total = int(count_N.sum())
     try:
-        stage.parent.mkdir(parents=True, exist_ok=True)
-        reserve_array(stage, shape, "float32")
+        stage.mkdir(parents=True, exist_ok=True)
+        reserve_array(stage / _ROWS, (total, width), "float32")
+        if kind == "text":
+            np.save(stage / _STARTS, np.cumsum(count_N) - count_N)
+            reserve_array(stage / _IDS, (total,), "int64")
     except OSError as error:
-        stage.unlink(missing_ok=True)
+        shutil.rmtree(stage, ignore_errors=True)
         logger.warning(f"features are not kept between epochs: {stage.parent} cannot be written ({error.strerror})")
 
 
@@ -178,7 +205,8 @@ def _key(kind: str, tower: Tower, config: Config, source: Source, accelerator: A
 @torch.no_grad()
 def _fill(stage: Path, kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
-    features_RF = np.load(stage, mmap_mode="r+")
+    features_RF = np.load(stage / _ROWS, mmap_mode="r+")
+    id_R = np.load(stage / _IDS, mmap_mode="r+") if kind == "text" else None
     row, stop = (len(features_RF) * part // world for part in (rank, rank + 1))
     size = config.train.micro_batch or config.train.batch_size // world
     inputs = _inputs(kind, tower.encoder, source, range(row, stop), size)
@@ -186,9 +214,13 @@ def _fill(stage: Path, kind: str, tower: Tower, config: Config, source: Source, 
         for batch in inputs:
             rows = tower.encoder(batch.to(accelerator.device)).float().cpu().numpy()
             features_RF[row : row + len(rows)] = rows
+            if id_R is not None:
+                id_R[row : row + len(rows)] = token_ids(batch)  # type: ignore[arg-type]
             row += len(rows)
             bar.update(len(rows))
     features_RF.flush()
+    if id_R is not None:
+        id_R.flush()
 
 
 def _inputs(kind: str, encoder: Any, source: Source, rows: range, size: int) -> Iterator[Tensor | Tokens]:

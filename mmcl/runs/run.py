@@ -333,13 +333,13 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
     config, method = plan.config, plan.method
     if plan.hard_batches:
         store_clusters(plan.hard_batches, plan.source, accelerator)
-    files = store_features(config, method, plan.source, accelerator)
+    frozen = store_features(config, method, plan.source, accelerator)
     share = config.train.batch_size // accelerator.num_processes
     text: Any = method.towers["text"].encoder if "text" in method.towers else None
     batches = StepBatches(
         plan.source,
         plan.order,
-        images={} if "image" in files else plan.views,
+        images={} if "image" in frozen else plan.views,
         # Texts are always read, because samples with equal captions are positives.
         texts=[view for view, kind in method.views.items() if kind == "text"],
         tokenizer=text.tokenizer if text else None,
@@ -351,11 +351,12 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
         progress=accelerator.is_main_process,
         stored={
             **store_rows(plan.teachers, plan.source, Path(config.run_dir or ""), accelerator),
-            **{stored_name(kind): rows for kind, rows in files.items()},
+            **{stored_name(kind): features.rows for kind, features in frozen.items()},
         },
+        caption_ids=frozen["text"].caption_ids if "text" in frozen else None,
         patches=plan.patches,
     )
-    return FeatureBatches(batches, {view: kind for view, kind in method.views.items() if kind in files})
+    return FeatureBatches(batches, {view: kind for view, kind in method.views.items() if kind in frozen})
 
 
 def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:

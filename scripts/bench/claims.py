@@ -252,7 +252,8 @@ def batches_of(plan: Plan, patches: PatchDropout | None) -> StepBatches:
 
 
 def frozen_encoders(arguments: argparse.Namespace) -> list[Row]:
-    """Seconds of a training of heads on two frozen encoders, features included, and of an epoch beside one with the encoders.
+    """Seconds of a training of heads on two frozen encoders, features included, and of an epoch beside one with the encoders,
+    in which every fifth step is logged.
 
     The encoders are those of the two runs that `align_emoji` names, after a step: their weights do not change the time.
     """
@@ -264,7 +265,7 @@ def frozen_encoders(arguments: argparse.Namespace) -> list[Row]:
     flags += ["--image.encoder.args.model", str(runs / "simclr_emoji"), "--text.encoder.args.model", str(runs / "simcse_emoji")]
     few = runs / "5000.txt"
     few.write_text("".join(f"{name}\n" for name in islice(names_of(open_source("emoji", args={"fold": "train"})), PAIRS)))
-    flags += ["--data.keep", str(few), "--train.log_every", "1"]
+    flags += ["--data.keep", str(few), "--train.log_every", "5"]
     trained_too = ("--image.freeze", "false", "--text.freeze", "false", "--train.epochs", "2", "--train.micro_batch", "256")
     seconds, epoch = apart(timed, load_config("align_emoji", [*flags, "--run_dir", str(runs / "aligned")]))
     _, whole_epoch = apart(timed, load_config("align_emoji", [*flags, *trained_too, "--run_dir", str(runs / "unfrozen")]))

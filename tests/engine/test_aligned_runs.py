@@ -131,8 +131,8 @@ def test_models_of_two_libraries(place: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, unit(start @ weight.T), atol=1e-4)
     bert = f"{{name: transformers, args: {{name: {folders['bert']}}}}}"
     train(of_pictures(place, tmp_path / "bert_run", "--text.encoder", bert, "--image.encoder.args.model", image))
-    kept = [path.name.partition("-")[0] for path in (tmp_path / "bert_run/features").glob("*.npy")]
-    assert sorted(kept) == ["image", "text", "text"], "features, and where the texts of each image start"
+    kept = [path.name.partition("-")[0] for path in (tmp_path / "bert_run/features").iterdir()]
+    assert sorted(kept) == ["image", "text"]
     assert mmcl.load_model(tmp_path / "bert_run").encode_text(said).shape == (1, 8)
 
 

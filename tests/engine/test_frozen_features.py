@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from mmcl.config import Config
 from mmcl.data.sources.folders.source import FolderSource
+from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.engine.log import read_log
 from mmcl.runs import run
 from mmcl.runs.frozen_features import has_fixed_inputs
@@ -51,6 +53,37 @@ def test_training_is_the_same_and_encodes_every_sample_once(
     assert_same_model(tmp_path / "stored", tmp_path / "encoded")
 
 
+def test_captions_are_tokenized_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of most images, one of them of two images: positives are those of the run that tokenizes in every step."""
+    two = make_folder(tmp_path / "two")
+    with (two / "captions.csv").open("a") as file:
+        file.writelines(f"{image.name},a square of {image.stem.split('_')[0]}\n" for image in two.glob("*_[tsm]*.png"))
+    flags = (*FROZEN, "--train.epochs", "4", "--train.batch_size", "20")
+    seen: list[int] = []
+    original = Tokenizer.arrays
+
+    def counting(self: Tokenizer, texts: list[str]) -> Any:
+        seen.append(len(texts))
+        return original(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "arrays", counting)
+    train(tiny_config(two, tmp_path / "stored", *flags, "--train.steps", "null"))
+    assert sum(seen) == 2 + 40, "those that are stored, and two for the trial before the run"
+    without_store(monkeypatch, tiny_config(two, tmp_path / "encoded", *flags, "--train.steps", "null"))
+    assert sum(seen) >= 2 + 40 + 2 + 100
+    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "encoded"), rel=1e-5)
+
+
+def test_captions_may_be_drawn_beside_stored_images(
+    folder: Path, tmp_path: Path, encoded: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FolderSource.caption
+    monkeypatch.setattr(FolderSource, "caption", lambda self, index, draw: f"{original(self, index, draw)} {draw:.1f}")
+    train(tiny_config(folder, tmp_path / "run", *FROZEN[:2], *FROZEN[4:]))
+    assert encoded["image"] == 25
+    assert encoded["text"] > 80
+
+
 @pytest.mark.long
 def test_two_processes_store_the_same_features(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(YAML)
@@ -58,8 +91,9 @@ def test_two_processes_store_the_same_features(folder: Path, tmp_path: Path) -> 
     done = run_script(*words, "--run_dir", str(tmp_path / "two"), processes=2)
     assert done.returncode == 0, done.stderr
     train(tiny_config(folder, tmp_path / "one", *FROZEN))
-    one, two = (sorted((tmp_path / name / "features").iterdir()) for name in ("one", "two"))
-    assert [path.name for path in one] == [path.name for path in two]
+    one, two = (sorted((tmp_path / name / "features").rglob("*.npy")) for name in ("one", "two"))
+    assert [path.parts[-2:] for path in one] == [path.parts[-2:] for path in two]
+    assert [path.name for path in one] == ["rows.npy", "ids.npy", "rows.npy", "starts.npy"]
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(np.load(a), np.load(b), rtol=1e-5, atol=1e-6)
     assert_same_model(tmp_path / "one", tmp_path / "two")

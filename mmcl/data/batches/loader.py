@@ -60,7 +60,8 @@ class StepBatches(Dataset[Batch]):
     distinguish are positives of each other. With image views only, every sample is its own class. Labels of the source are
     separate from the ids, in `Batch.labels`; only methods that request labels use them.
 
-    Where stored rows stand for images or texts, a view is their `Features`, and ids are hashes of the texts themselves.
+    Where stored rows stand for images or texts, a view is their `Features`, and ids are hashes of the texts themselves. With
+    `caption_ids`, texts are drawn and not tokenized: a batch has no text views.
 
     Args:
         source: the samples.
@@ -74,6 +75,7 @@ class StepBatches(Dataset[Batch]):
         augment_on: "device" leaves the augmentation to `views_on`, which then runs it on the device.
         progress: whether filling the cache shows a progress bar.
         stored: name -> stored rows of the samples, for `Batch.stored`; of texts those of the first text view.
+        caption_ids: the `token_ids` of all captions, for a run that needs nothing else of their tokens.
         patches: makes images `ImagePatches` in the steps in which an encoder sees some of their patches; None in none.
 
     Raises:
@@ -95,10 +97,11 @@ class StepBatches(Dataset[Batch]):
         augment_on: Literal["host", "device"] = "host",
         progress: bool = False,
         stored: Mapping[str, StoredRows] | None = None,
+        caption_ids: StoredRows | None = None,
         patches: PatchDropout | None = None,
     ):
         self.patches = patches
-        self.stored = stored or {}
+        self.stored, self.caption_ids = stored or {}, caption_ids
         self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
         self.augment_on = augment_on
         self.images, self.texts, self.tokenizer = images, texts, tokenizer
@@ -133,16 +136,21 @@ class StepBatches(Dataset[Batch]):
         epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
         views = self._image_views(rows, epoch, index)
         texts = {name: [row.captions[name] for row in rows] for name in self.texts}
-        views |= {name: self._text_view(own) for name, own in texts.items()}
+        if self.caption_ids is None:
+            views |= {name: self._text_view(own) for name, own in texts.items()}
+        place = self._places(rows) if self._are_captions_stored else None
         batch = Batch(
             views,
-            torch.from_numpy(self._ids(index, texts, views)),
+            torch.from_numpy(self._ids(index, texts, views, place)),
             torch.from_numpy(index),
             tuple(bad),
             None if self.labels is None else torch.from_numpy(self.labels[index]),
             bad_rows=tuple(first + start + number for number, row in enumerate(rows) if row.is_replacement),
             text_ids=self._text_ids(views) if "negative" in self.texts else None,
-            stored={**self._stored(rows, index), **self._kept_patches(step, epoch, index)},
+            stored={
+                **{name: torch.from_numpy(stored.read(index, place)) for name, stored in self.stored.items()},
+                **self._kept_patches(step, epoch, index),
+            },
         )
         lengths = [sum(map(len, row.captions.values())) for row in rows] if self.by_length else None
         return Piece(batch, lengths, {} if number else self._same_ids(step))
@@ -245,22 +253,25 @@ class StepBatches(Dataset[Batch]):
             captions[name] = checked_caption(text, sample_name)
         return captions
 
-    def _stored(self, rows: Sequence[_BatchRow], index: np.ndarray) -> dict[str, Tensor]:
-        """Stored rows of the samples shown, and of the captions drawn for the first text view."""
-        if not self.stored:
-            return {}
-        place = None
-        if self.texts:
-            shown = [caption_place(row.captions[self.texts[0]], row.sample.captions) for row in rows]
-            place = np.array(shown, np.int64)
-        return {name: torch.from_numpy(stored.read(index, place)) for name, stored in self.stored.items()}
+    @property
+    def _are_captions_stored(self) -> bool:
+        return any(stored.starts for stored in self.stored.values()) or self.caption_ids is not None
 
-    def _ids(self, index: np.ndarray, texts: Mapping[str, Sequence[str]], views: Mapping[str, Any]) -> np.ndarray:
+    def _places(self, rows: Sequence[_BatchRow]) -> np.ndarray:
+        """Places of the captions shown in the first text view among the distinct ones of their samples: int64 [b]."""
+        shown = [caption_place(row.captions[self.texts[0]], row.sample.captions) for row in rows]
+        return np.array(shown, np.int64)
+
+    def _ids(
+        self, index: np.ndarray, texts: Mapping[str, Sequence[str]], views: Mapping[str, Any], place: np.ndarray | None
+    ) -> np.ndarray:
         if not self.texts:
             return index
         if self.source.ids is not None:
             ids: np.ndarray = self.source.ids[index]
             return ids
+        if self.caption_ids:
+            return self.caption_ids.read(index, place)
         return _ids_of_texts(texts[self.texts[0]], views[self.texts[0]])
 
     def _text_ids(self, views: Mapping[str, Any]) -> Tensor:
@@ -285,10 +296,18 @@ class StepBatches(Dataset[Batch]):
                 shown.append((sample, self._captions(sample, "", draw_V)[self.texts[0]]))
         if not shown:
             return {}
-        texts, groups = [text for _, text in shown], dict[int, set[int]]()
-        for (sample, _), text_id in zip(shown, _ids_of_texts(texts, self._text_view(texts)).tolist(), strict=True):
+        groups = dict[int, set[int]]()
+        for (sample, _), text_id in zip(shown, self._ids_of_captions(shown).tolist(), strict=True):
             groups.setdefault(sample, set()).add(text_id)
         return _smallest(groups.values())
+
+    def _ids_of_captions(self, shown: Sequence[tuple[int, str]]) -> np.ndarray:
+        """Ids of captions, each with the number of its sample, in the first text view: int64 [N]."""
+        texts = [text for _, text in shown]
+        if self.caption_ids is None:
+            return _ids_of_texts(texts, self._text_view(texts))
+        place = [caption_place(text, self.source[sample].captions) for sample, text in shown]
+        return self.caption_ids.read(np.array([sample for sample, _ in shown]), np.array(place))
 
     def _check_source(self) -> None:
         """Raises UserError for a source without any caption or image, instead of reporting every sample as bad."""
