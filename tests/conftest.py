@@ -90,11 +90,15 @@ def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _threads() -> None:
+    """A test may have set others; where cores are busy, small operations take ten times as long on several threads."""
     import torch
 
-    torch.set_num_threads(int(THREADS))
+    if torch.get_num_threads() != int(THREADS):
+        from mmcl.engine.launch import set_threads
+
+        set_threads(int(THREADS))
 
 
 @pytest.fixture(autouse=True, scope="session")

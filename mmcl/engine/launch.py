@@ -162,9 +162,16 @@ def keep_freed_memory(keep: bool) -> None:
 
 
 def set_threads(asked_for: int | None) -> None:
-    """Set the number of CPU threads of this process; None takes its share of the cores, where launchers set one."""
+    """Set the number of CPU threads of this process.
+
+    None takes OMP_NUM_THREADS, as torch does; where it is not set, or by a launcher, which always sets it to 1, the process's
+    share of the cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = asked_for or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    is_launched = any(name in os.environ for name in ("LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"))
+    chosen = "" if is_launched else os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = asked_for or (int(chosen) if chosen.isdecimal() else 0) or share
     torch.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads)
 
