@@ -18,6 +18,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer, text_global_pool
@@ -26,6 +27,8 @@ from torch import Tensor, nn
 from mmcl.encoders import transformers as hf
 from mmcl.encoders.open_clip_weights import load_towers
 from mmcl.encoders.patches import PatchTokens
+from mmcl.encoders.positions import call_at_size
+from mmcl.encoders.timm import at_size
 from mmcl.encoders.timm import patch_tokens as timm_patch_tokens
 from mmcl.encoders.tokenizers import Tokenizer, clip_bpe
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length, say_preprocess
@@ -50,6 +53,8 @@ _WEIGHT_NAMES = (
 )
 """Names of weight files, in the order in which open_clip looks for them in a folder."""
 _CLIP_SCALE = math.log(1 / 0.07)
+_RESNET_STRIDE = 32
+"""Pixels of an image between two positions of a ResNet."""
 
 
 def image_encoder(
@@ -130,9 +135,24 @@ class OpenClipImage(ImageEncoder):
         self.rebuild_args = {"config": {key: config[key] for key in _IMAGE_KEYS if key in config}}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        output = self.visual(self.norm(image_BCHW))
+        output = self._encoded(self.norm(image_BCHW))
         feature_BF: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa's tower also gives its patches
         return feature_BF
+
+    def _encoded(self, pixels_BCHW: Tensor) -> Any:
+        visual, size = self.visual, (pixels_BCHW.shape[2], pixels_BCHW.shape[3])
+        if isinstance(visual, TimmModel):
+            with at_size(visual.trunk, size):
+                return visual(pixels_BCHW)
+        if size == (self.preprocess.height, self.preprocess.width):
+            return visual(pixels_BCHW)
+        if isinstance(visual, VisionTransformer):
+            return call_at_size(visual, "positional_embedding", visual.grid_size, visual.patch_size, pixels_BCHW)
+        if isinstance(visual, ModifiedResNet):
+            side = visual.image_size // _RESNET_STRIDE
+            table, stride = "attnpool.positional_embedding", (_RESNET_STRIDE, _RESNET_STRIDE)
+            return call_at_size(visual, table, (side, side), stride, pixels_BCHW)
+        return visual(pixels_BCHW)
 
     def patch_tokens(self) -> PatchTokens | None:
         visual = self.visual

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmcl.encoders.positions import resampling
 from mmcl.encoders.tower import ImageEncoder, PixelNorm
 from mmcl.errors import UserError
 from mmcl.preprocess import Preprocess, as_size
@@ -17,7 +18,8 @@ class StridedCNN(ImageEncoder):
     """Stages of a strided convolution, which halves the resolution, batch norm and ReLU, then optional residual blocks.
 
     The output of the last stage is flattened instead of averaged. This keeps positions, which suits images centered on one
-    object (digits, icons), and needs a fraction of the convolutions that would compensate for average pooling.
+    object (digits, icons), and needs a fraction of the convolutions that would compensate for average pooling. For images of
+    another size, the weights of the positions are resampled.
 
     Args:
         image_size: side in pixels, or height and width.
@@ -58,14 +60,25 @@ class StridedCNN(ImageEncoder):
             stages += [_Residual(width) for _ in range(depth)]
             width_in, sides = width, [(side + 1) // 2 for side in sides]
         self.stages = nn.Sequential(*stages)
+        self.grid = (sides[0], sides[1])
         self.project = nn.Linear(width_in * math.prod(sides), feature_dim, bias=False)
         self.norm = nn.BatchNorm1d(feature_dim)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         # On a CPU, convolutions over channels-last memory take about half the time.
         maps_BCHW = self.stages(image_BCHW.contiguous(memory_format=torch.channels_last))
-        feature_BF: Tensor = self.norm(self.project(maps_BCHW.flatten(1))).relu()
+        feature_BF: Tensor = self.norm(self._projected(maps_BCHW)).relu()
         return feature_BF
+
+    def _projected(self, maps_BCHW: Tensor) -> Tensor:
+        grid = (maps_BCHW.shape[2], maps_BCHW.shape[3])
+        if grid == self.grid:
+            projected_BF: Tensor = self.project(maps_BCHW.flatten(1))
+            return projected_BF
+        # As if the maps were enlarged to the grid of the weights; these are fewer than the maps of a batch.
+        weight_FCP = self.project.weight.unflatten(1, (maps_BCHW.shape[1], -1))
+        weight_FCQ = weight_FCP @ resampling(grid, self.grid, "bilinear", like=weight_FCP)
+        return nn.functional.linear(maps_BCHW.flatten(1), weight_FCQ.flatten(1))
 
 
 def _convolution(width_in: int, width_out: int, kernel: int, stride: int = 1) -> nn.Sequential:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
 from huggingface_hub.errors import EntryNotFoundError
 from timm.layers import to_2tuple
+from timm.layers.format import Format
 from timm.models._hub import download_from_hf, load_model_config_from_hf, load_model_config_from_path
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -90,7 +92,8 @@ class TimmEncoder(ImageEncoder):
         }
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        feature_BF: Tensor = self.model(self.norm(image_BCHW))
+        with at_size(self.model, (image_BCHW.shape[2], image_BCHW.shape[3])):
+            feature_BF: Tensor = self.model(self.norm(image_BCHW))
         return feature_BF
 
     def patch_tokens(self) -> PatchTokens | None:
@@ -102,6 +105,37 @@ class _AllPatches(nn.Module):
 
     def forward(self, token_BLF: Tensor) -> tuple[Tensor, None]:
         return token_BLF, None
+
+
+@contextmanager
+def at_size(model: Any, size: tuple[int, int]) -> Iterator[None]:
+    """Context in which a vision transformer of timm takes images of a height and width, as if it was built for any size
+    (`dynamic_img_size`): its positions are resampled, and its parameters stay those of its own size."""
+    is_transformer = isinstance(model, VisionTransformer | Eva) and not model.dynamic_img_size
+    if not is_transformer or model.patch_embed.img_size in (None, size):
+        yield
+        return
+    embed, rope = model.patch_embed, getattr(model, "rope", None)
+    changes: list[tuple[Any, dict[str, Any]]] = [
+        (model, {"dynamic_img_size": True}),
+        (embed, {"strict_img_size": False, "flatten": False, "output_fmt": Format.NHWC}),
+    ]
+    if rope is not None and not any(True for _ in rope.parameters()):  # it may have kept those of one size
+        rope = copy.deepcopy(rope)
+        rope.update_feat_shape([size[0] // embed.patch_size[0], size[1] // embed.patch_size[1]])
+        changes.append((model, {"rope": rope}))
+    before = [(part, {name: getattr(part, name) for name in values}) for part, values in changes]
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(attributes: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+    for part, values in attributes:
+        for name, value in values.items():
+            setattr(part, name, value)
 
 
 def patch_tokens(model: Any) -> PatchTokens | None:

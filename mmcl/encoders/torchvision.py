@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mmcl.encoders.patches import PatchTokens
+from mmcl.encoders.positions import call_at_size
 from mmcl.encoders.tower import ImageEncoder, PixelNorm, say_preprocess
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.untrusted import load_into, read_tensors
@@ -23,8 +24,8 @@ class TorchvisionEncoder(ImageEncoder):
     Args:
         name: name in torchvision, e.g. "resnet18".
         pretrained: true downloads the released weights; a path loads a torchvision state dict; false uses random weights.
-        image_size: side in pixels, or height and width; None uses the size of the released weights, which is the only size
-            that transformers accept.
+        image_size: side in pixels, or height and width; None uses the size of the released weights. Vision transformers (vit_*)
+            have positions for this size, which are resampled for every batch of another one.
         small_stem: for ResNets on images of about 32 pixels (CIFAR): replaces the strided 7x7 convolution by a 3x3 one and
             removes the pooling after it (Chen et al., "SimCLR", 2020, appendix B.9).
         preprocess: fields of `Preprocess` that override torchvision's for its released weights.
@@ -63,7 +64,17 @@ class TorchvisionEncoder(ImageEncoder):
         self.rebuild_args = {"name": name, "image_size": image_size, "small_stem": small_stem, "preprocess": preprocess}
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        feature_BF: Tensor = self.model(self.norm(image_BCHW))
+        pixels_BCHW, own = self.norm(image_BCHW), getattr(self.model, "image_size", None)
+        feature_BF: Tensor
+        if not isinstance(self.model, torchvision.models.VisionTransformer) or pixels_BCHW.shape[2] == own:
+            feature_BF = self.model(pixels_BCHW)
+            return feature_BF
+        patch, side = self.model.patch_size, own // self.model.patch_size
+        self.model.image_size = pixels_BCHW.shape[2]  # which the library compares with the images
+        try:
+            feature_BF = call_at_size(self.model, "encoder.pos_embedding", (side, side), (patch, patch), pixels_BCHW)
+        finally:
+            self.model.image_size = own
         return feature_BF
 
     def patch_tokens(self) -> PatchTokens | None:
