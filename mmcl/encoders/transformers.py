@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from mmcl.encoders.patches import PatchTokens
 from mmcl.encoders.tokenizers import Tokenizer
 from mmcl.encoders.tower import DualEncoder, ImageEncoder, PixelNorm, TextEncoder, check_tokenizer, fixed_length
 from mmcl.encoders.transformers_folder import located, merged, without_bars
-from mmcl.encoders.transformers_positions import fitted_to_size
+from mmcl.encoders.transformers_positions import arguments_at_size, fitted_to_size
 from mmcl.encoders.transformers_tokenizer import load_tokenizer
 from mmcl.errors import UserError, unknown_name
 from mmcl.files.hub import hub_errors
@@ -45,8 +44,6 @@ TRAINED_WITHOUT_MASK = ("siglip", "siglip_text_model", "siglip2", "siglip2_text_
 _ALL_NEEDED = {"size", "mean", "std"}
 """Fields of `Preprocess` that must be known to prepare a model's input."""
 READS_PATCHES = ("siglip2", "siglip2_vision_model")
-_RESAMPLE = "interpolate_pos_encoding"
-"""Argument of models that take images of another size on request only."""
 _EXTRA_TOKENS = {
     **dict.fromkeys(("clip_vision_model", "chinese_clip_vision_model", "altclip_vision_model", "metaclip_2_vision_model"), 1),
     **dict.fromkeys(("vit", "vit_msn", "dinov2", "dinov2_with_registers"), 1),
@@ -196,10 +193,7 @@ class TransformersImage(ImageEncoder):
         encode = self.model.get_image_features if is_dual(self.model) else self.model
         if self.model.config.model_type in READS_PATCHES:
             return encode(**_patches(pixels_BCHW, _part_config(self.model.config, "vision_config").patch_size))
-        own = (self.preprocess.height, self.preprocess.width)
-        if tuple(pixels_BCHW.shape[2:]) != own and _RESAMPLE in signature(getattr(encode, "forward", encode)).parameters:
-            return encode(pixel_values=pixels_BCHW, **{_RESAMPLE: True})
-        return encode(pixel_values=pixels_BCHW)
+        return encode(pixel_values=pixels_BCHW, **arguments_at_size(encode, pixels_BCHW, self.preprocess))
 
 
 class TransformersText(TextEncoder):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from mmcl.errors import UserError
 from mmcl.logging import get_logger, note
@@ -16,6 +17,8 @@ from mmcl.preprocess import Preprocess
 
 logger = get_logger(__name__)
 
+_RESAMPLE = "interpolate_pos_encoding"
+"""Method of embeddings that resample their positions, and argument of models that do so on request only."""
 _TABLES = ("position_embedding.weight", "position_embeddings")
 
 
@@ -36,9 +39,16 @@ def fitted_to_size(model: Any, preprocess: Preprocess, name: str, *, resize: boo
     return model
 
 
+def arguments_at_size(encode: Callable[..., Any], pixels_BCHW: Tensor, preprocess: Preprocess) -> dict[str, bool]:
+    """Return the arguments with which a model, or a method of it, resamples its positions for images of another size."""
+    is_own = tuple(pixels_BCHW.shape[2:]) == (preprocess.height, preprocess.width)
+    on_request = _RESAMPLE in signature(getattr(encode, "forward", encode)).parameters
+    return {_RESAMPLE: True} if on_request and not is_own else {}
+
+
 def _is_fixed(part: nn.Module) -> bool:
     """True for embeddings that are resampled on request only."""
-    return hasattr(part, "interpolate_pos_encoding") and "interpolate_pos_encoding" in signature(part.forward).parameters
+    return hasattr(part, _RESAMPLE) and _RESAMPLE in signature(part.forward).parameters
 
 
 @torch.no_grad()
@@ -58,7 +68,7 @@ def resample_positions(model: Any, preprocess: Preprocess, name: str) -> Any:
     vision = getattr(config, "vision_config", config)
     if getattr(vision, "image_size", None) == preprocess.size:
         return model
-    found = [(path, part) for path, part in model.named_modules() if hasattr(part, "interpolate_pos_encoding")]
+    found = [(path, part) for path, part in model.named_modules() if hasattr(part, _RESAMPLE)]
     if len(found) != 1 or not isinstance(getattr(vision, "image_size", None), int):
         raise UserError(f"{name}: {type(model).__name__} has no position embeddings to resample; remove resize_positions")
     [(path, part)] = found
