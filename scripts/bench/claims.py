@@ -216,9 +216,9 @@ def scores(one: Run, arguments: argparse.Namespace) -> list[float]:
 
 
 def trained(one: Run, seed: int, arguments: argparse.Namespace, folder: Path) -> float:
-    """Trains a run; its seconds."""
+    """Trains a run, or the rest of one that was stopped; its seconds."""
     started = time.perf_counter()
-    train(dataclasses.replace(config_of(one, seed, arguments), run_dir=str(folder)))
+    train(dataclasses.replace(config_of(one, seed, arguments), run_dir=str(folder), resume=(folder / "checkpoints").is_dir()))
     return time.perf_counter() - started
 
 
