@@ -90,29 +90,10 @@ def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> None:
-    """A test may have set others; where cores are busy, small operations take ten times as long on several threads."""
-    import torch
-
-    if torch.get_num_threads() != int(THREADS):
-        from mmcl.engine.launch import set_threads
-
-        set_threads(int(THREADS))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MMCL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.setdefault("MMCL_DATA_ROOT", str(tmp_path_factory.mktemp("root")))
-
-
-@pytest.fixture(autouse=True)
-def _no_flushed_denormals() -> None:
-    """A run in this process has set it; hypothesis needs denormal numbers."""
-    import torch
-
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import threadpoolctl
 import torch
 
 from mmcl.engine.precision import is_faster_in_bf16
@@ -29,7 +27,7 @@ _TRACKER_EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "t
 
 
 def start(config: Config, run_dir: str) -> Accelerator:
-    """Set the number of threads and return the Accelerator for this process.
+    """Return the Accelerator for this process.
 
     Raises:
         UserError: the launcher started a different number of processes than requested, the batch cannot be split over them,
@@ -63,9 +61,6 @@ def start(config: Config, run_dir: str) -> Accelerator:
             f"take a multiple of {accelerator.num_processes}"
         )
     _refuse_different_machines(accelerator, config)
-    set_threads(settings.threads)
-    # Very small gradients become denormal numbers, which slow a CPU down tenfold and have no effect on training.
-    torch.set_flush_denormal(True)
     return accelerator
 
 
@@ -141,39 +136,6 @@ def as_launched(config: Config) -> Config:
 
 def _asked_for(plugin: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("1", "true")
-
-
-def keep_freed_memory(keep: bool) -> None:
-    """Make glibc keep freed memory, or restore its defaults and release it (mallopt(3), malloc_trim(3)).
-
-    Every step frees and allocates the same large blocks. By default glibc returns them to the system and requests them again,
-    zeroed, which takes a tenth of the time of a small network. Memory is therefore kept while training on a CPU.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, trim = libc.mallopt, libc.malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return  # not glibc
-    max_mapped, trim_threshold = -4, -1
-    mallopt(max_mapped, 0 if keep else 2**16)
-    mallopt(trim_threshold, 2**30 if keep else 2**17)
-    if not keep:
-        trim(0)
-
-
-def set_threads(asked_for: int | None) -> None:
-    """Set the number of CPU threads of this process.
-
-    None takes OMP_NUM_THREADS, as torch does; where it is not set, or by a launcher, which always sets it to 1, the process's
-    share of the cores.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    is_launched = any(name in os.environ for name in ("LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"))
-    chosen = "" if is_launched else os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    threads = asked_for or (int(chosen) if chosen.isdecimal() else 0) or share
-    torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)
 
 
 def _trackers(names: tuple[str, ...]) -> list[str] | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from mmcl.config.shipped import shipped_config, summary
-from mmcl.engine.launch import set_threads
 from mmcl.engine.precision import settle_precision
+from mmcl.engine.process_settings import processor_settings
 from mmcl.interop.device import find_device
 from mmcl.runs.finetuning import HELD_OUT, Choice
 from mmcl.runs.footprint import free_bytes, measure
@@ -89,7 +89,11 @@ def forecast(choice: Choice) -> tuple[Choice, Forecast]:
     Raises:
         UserError: training would refuse the configuration.
     """
-    set_threads(choice.config.train.threads)
+    with processor_settings(choice.config.train.threads):
+        return _forecast(choice)
+
+
+def _forecast(choice: Choice) -> tuple[Choice, Forecast]:
     device = find_device()
     plan = make_plan(settle_precision(choice.config), 1)
     warnings = find_warnings(plan)

@@ -27,10 +27,11 @@ from mmcl.engine.checkpoint import (
     set_newer_aside,
 )
 from mmcl.engine.guards import run_on_first_process, waiting_long
-from mmcl.engine.launch import as_launched, keep_freed_memory, start
+from mmcl.engine.launch import as_launched, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import track_figures
 from mmcl.engine.precision import settle_precision
+from mmcl.engine.process_settings import freed_memory_kept, processor_settings
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import FitResult, Trainer
 from mmcl.engine.weight_average import averaged_tensors
@@ -118,7 +119,7 @@ def _launched(config: Config) -> RunResult:
     run_dir = Path(config.run_dir or "runs/unnamed")
     config = settle_precision(as_launched(config), saved_precision(run_dir) if config.resume else None)
     accelerator = start(config, str(run_dir))
-    with locked(run_dir) if accelerator.is_main_process else nullcontext():
+    with processor_settings(config.train.threads), locked(run_dir) if accelerator.is_main_process else nullcontext():
         return _train(config, run_dir, accelerator)
 
 
@@ -152,9 +153,7 @@ def _fit(
     plan: Plan, batches: FeatureBatches, accelerator: Accelerator, checkpoint: Checkpoint | None, identity: dict[str, Any]
 ) -> FitResult:
     """Run the training steps."""
-    on_cpu, steps = accelerator.device.type == "cpu", plan.facts.total_steps
-    if on_cpu:
-        keep_freed_memory(True)
+    steps = plan.facts.total_steps
     evaluation = LiveEvaluation(plan.config, accelerator, plan.method, plan.tasks, total_steps=steps)
     trainer = Trainer(
         plan.config,
@@ -167,10 +166,8 @@ def _fit(
         identity=identity,
         teachers=[one.teacher for one in plan.teachers],
     )
-    result = trainer.fit(checkpoint)
-    if on_cpu:
-        keep_freed_memory(False)
-    return result
+    with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
+        return trainer.fit(checkpoint)
 
 
 def _finish(plan: Plan, run_dir: Path, accelerator: Accelerator, result: FitResult) -> Report:

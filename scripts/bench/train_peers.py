@@ -24,8 +24,8 @@ KEPT, LOGGED = 8, 10
 
 def run_plain_loop(model: str, config: Config, folder: Path, scratch: Path) -> None:
     from mmcl.data.batches.loader import StepBatches
-    from mmcl.engine.launch import keep_freed_memory
     from mmcl.engine.optim import build_optimizer
+    from mmcl.engine.process_settings import freed_memory_kept
     from mmcl.runs.plan import make_plan
 
     plan = make_plan(config, 1)
@@ -34,21 +34,21 @@ def run_plain_loop(model: str, config: Config, folder: Path, scratch: Path) -> N
     texts = [view for view, kind in method.views.items() if kind == "text"]
     made = StepBatches(plan.source, plan.order, images=plan.views, texts=texts, tokenizer=text.tokenizer if text else None)
     batches = [made[step] for step in range(KEPT)]
-    keep_freed_memory(True)
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     # Muon is the only optimizer that torch does not have in this form.
     optimizer = build_optimizer(method, config.optim) if config.optim.muon_lr else torch.optim.AdamW(parameters, fused=True)
     loss_of = clip_loss if texts else nt_xent
     method.train()
-    for step in range(plan.facts.total_steps):
-        batch = batches[step % KEPT]
-        rows = method.encode(views_on("cpu", batch.views))
-        loss = loss_of({name: normalize(row, dim=1) for name, row in rows.items()}, method, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % LOGGED == 0:
-            print(float(loss.detach()))
+    with freed_memory_kept():
+        for step in range(plan.facts.total_steps):
+            batch = batches[step % KEPT]
+            rows = method.encode(views_on("cpu", batch.views))
+            loss = loss_of({name: normalize(row, dim=1) for name, row in rows.items()}, method, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % LOGGED == 0:
+                print(float(loss.detach()))
 
 
 def clip_loss(rows: Mapping[str, Tensor], method: Any, batch: Batch) -> Tensor:
