@@ -181,14 +181,19 @@ class MatryoshkaConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FewerTokensConfig:
-    """Training of the image encoder on some of the patches of every image, in most of the steps
-    (Li et al., "Scaling Language-Image Pre-training via Masking", 2023, FLIP)."""
+    """Training of the image encoder on some of the patches of every image (Li et al., "Scaling Language-Image Pre-training via
+    Masking", 2023, FLIP), on smaller images (Li et al., "An Inverse Scaling Law for CLIP Training", 2023, CLIPA), or on some of
+    the patches of smaller images, in most of the steps."""
 
     patches: float = setting(1.0, above=0, at_most=1)
     """Share of the patches of each image that the encoder sees, such as 0.5, drawn anew for every epoch and view; evaluations
     see all. For vision transformers, which then take about this share of the time."""
+    image_size: int | None = setting(None, at_least=1)
+    """Side in pixels of the images that the encoder sees, such as 112 of 224, and the longer one where they are not square;
+    evaluations see the full size. Crops and augmentations are those of the full size. For encoders that take images of another
+    size, such as ResNets and vision transformers. Views with a size of their own keep it. Null is the full size."""
     finish: float = setting(0.1, at_least=0, below=1)
-    """Share of the steps, the last ones, in which the encoder sees all patches."""
+    """Share of the steps, the last ones, in which the encoder sees all patches of images of full size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +259,8 @@ class TrainConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """Learning from stored teachers."""
     fewer_tokens: FewerTokensConfig = field(default_factory=FewerTokensConfig)
-    """Images of which the encoder sees some of the patches, and all in the end: about the same result in less time."""
+    """Images of which the encoder sees fewer pixels or some of the patches, and all in the end: about the same result in less
+    time."""
     fsdp: bool = setting(False, decides=False)
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""

@@ -66,7 +66,7 @@ class Diagnosis:
         warmup_steps: number of warm-up steps.
         probe_steps: number of steps in which only what follows the last blocks is trained, see `optim.probe`.
         trainable, frozen: numbers of parameters.
-        patches: how many patches of an image the encoder sees, in words; "" if it sees all in every step.
+        fewer_tokens: what the encoder sees of an image until when, in words; "" if it sees all in every step.
         frozen_encoders: names of the towers with frozen encoders, as in "image", or "image: 6 blocks" or "image: all below the
             last 2 blocks" for a part.
         adapters: of each tower that has some, the number of adapters, their parameters, and the share of the encoder that these
@@ -101,7 +101,7 @@ class Diagnosis:
     muon_learning_rate: float | None
     warmup_steps: int
     probe_steps: int
-    patches: str
+    fewer_tokens: str
     trainable: int
     frozen: int
     frozen_encoders: tuple[str, ...]
@@ -138,8 +138,8 @@ class Diagnosis:
         if self.compiled:
             lines["compiled"] = self.compiled
         lines |= self._memory_lines()
-        if self.patches:
-            lines["patches"] = self.patches
+        if self.fewer_tokens:
+            lines["fewer tokens"] = self.fewer_tokens
         if self.probe_steps:
             lines["probe"] = f"the blocks and embeddings of the encoders join after {counted(self.probe_steps, 'step')}"
         rows = [
@@ -213,7 +213,7 @@ def diagnose(config: Config, processes: int = 1) -> Diagnosis:
         muon_learning_rate=config.optim.muon_lr,
         warmup_steps=warmup_steps(steps, config.optim.warmup),
         probe_steps=round(config.optim.probe * steps),
-        patches=plan.patches.describe(steps) if plan.patches else "",
+        fewer_tokens=plan.fewer.describe() if plan.fewer else "",
         trainable=sum(n for n, learns in numbers if learns),
         frozen=sum(n for n, learns in numbers if not learns),
         frozen_encoders=frozen,

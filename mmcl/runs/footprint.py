@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmcl.config import Config
+from mmcl.data.batches.fewer_tokens import FewerTokens
 from mmcl.runs.checks import two_images
 from mmcl.runs.fewer_tokens import first_patches
 from mmcl.runs.frozen_features import has_fixed_inputs
@@ -83,18 +84,20 @@ def measure(plan: Plan, device: torch.device) -> Footprint:
     The method of the plan is moved there; its weights do not change.
     """
     method = plan.method.to(device).train()
-    few, _ = _passed(method, _inputs(plan, _PAIRS // 2, device), plan.config)  # also allocates what stays
+    fewer = plan.fewer
+    largest = fewer if fewer and fewer.until == fewer.steps else None  # what the steps see that need the most memory
+    few, _ = _passed(method, _inputs(plan, _PAIRS // 2, device, largest), plan.config)  # also allocates what stays
     pairs = _PAIRS
     while True:
-        many, seconds = _passed(method, _inputs(plan, pairs, device), plan.config)
+        many, seconds = _passed(method, _inputs(plan, pairs, device, largest), plan.config)
         if seconds > _SECONDS or 2 * pairs > min(_MOST, plan.facts.global_batch):
             break
         pairs *= 2
     per_pair = max(0, many - few) / (pairs - _PAIRS // 2)
-    if plan.patches:
-        _, fewer = _passed(method, _with_fewer_tokens(plan, _inputs(plan, pairs, device)), plan.config)
-        share = plan.patches.until / plan.facts.total_steps
-        seconds = share * fewer + (1 - share) * seconds
+    if fewer and not largest:
+        _, in_most = _passed(method, _inputs(plan, pairs, device, fewer), plan.config)
+        share = fewer.until / fewer.steps
+        seconds = share * in_most + (1 - share) * seconds
     if plan.config.train.anchor.features:  # a forward pass through the frozen start
         seconds *= _ONE_MORE_PASS
     return Footprint(
@@ -137,7 +140,8 @@ def _passed(method: nn.Module, views: Views, config: Config) -> tuple[int, float
     return kept, time.monotonic() - start
 
 
-def _inputs(plan: Plan, count: int, device: torch.device) -> Views:
+def _inputs(plan: Plan, count: int, device: torch.device, fewer: FewerTokens | None) -> Views:
+    """Return inputs of every view; of images all, or what is seen in the steps with fewer tokens."""
     found: dict[str, Any] = {}
     stored = stored_inputs(plan.source)
     for name, kind in plan.method.views.items():
@@ -145,8 +149,9 @@ def _inputs(plan: Plan, count: int, device: torch.device) -> Views:
             found[name] = Features(torch.zeros(count, plan.method.tower(name).encoder.feature_dim, device=device))
             continue
         if kind == "image":
-            image_BCHW = two_images(plan.views[name], plan.config.train.seed)
-            found[name] = image_BCHW[:1].repeat(count, 1, 1, 1).to(device)
+            view = fewer.views.get(name, plan.views[name]) if fewer else plan.views[name]
+            image_BCHW = two_images(view, plan.config.train.seed)[:1].repeat(count, 1, 1, 1).to(device)
+            found[name] = first_patches(image_BCHW, fewer.counts[name]) if fewer and fewer.counts else image_BCHW
         else:
             found[name] = _longest_texts(plan, name, count).to(device)
         tower = plan.method.tower(name)
@@ -154,12 +159,6 @@ def _inputs(plan: Plan, count: int, device: torch.device) -> Views:
             with torch.no_grad():
                 found[name] = tower.features(found[name])  # which a run computes once
     return found
-
-
-def _with_fewer_tokens(plan: Plan, views: Views) -> Views:
-    assert plan.patches
-    counts = plan.patches.counts
-    return {name: first_patches(view, counts[name]) if name in counts else view for name, view in views.items()}  # type: ignore[arg-type]
 
 
 def _longest_texts(plan: Plan, view: str, count: int) -> Any:

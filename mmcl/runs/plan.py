@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmcl.config import Config
+from mmcl.data.batches.fewer_tokens import FewerTokens
 from mmcl.data.batches.order import BatchOrder
-from mmcl.data.batches.patches import PatchDropout
 from mmcl.data.batches.views import ImageView
 from mmcl.data.source import Source
 from mmcl.engine.stored_teachers import check_teachers
@@ -20,7 +20,7 @@ from mmcl.runs.build_data import build_order, build_training_data
 from mmcl.runs.checks import check_run
 from mmcl.runs.components import check_components
 from mmcl.runs.evaluation import build_tasks
-from mmcl.runs.fewer_tokens import drop_patches
+from mmcl.runs.fewer_tokens import plan_fewer_tokens
 from mmcl.runs.hard_batches import HardBatches, open_hard_batches
 from mmcl.runs.read_columns import check_training_columns
 from mmcl.runs.stored_inputs import check_stored_inputs, with_widths
@@ -45,7 +45,7 @@ class Plan:
         views: settings of each image view of the method.
         order: selects the samples of each step.
         facts: size and length of the run.
-        patches: which patches of an image its encoder sees; None if it sees all in every step.
+        fewer: what the image encoder sees of each image in most steps; None if it sees all in every step.
     """
 
     asked: Config
@@ -59,7 +59,7 @@ class Plan:
     views: Mapping[str, ImageView]
     order: BatchOrder
     facts: RunFacts
-    patches: PatchDropout | None
+    fewer: FewerTokens | None
 
 
 def make_plan(config: Config, processes: int) -> Plan:
@@ -85,7 +85,7 @@ def make_plan(config: Config, processes: int) -> Plan:
     hard_batches = open_hard_batches(config, method, source)
     order = build_order(config, source, hard_batches.file if hard_batches else None)
     facts = run_facts(config, order, len(source))
-    patches = drop_patches(config, method, source, views, facts.total_steps)
+    fewer = plan_fewer_tokens(config, method, source, views, facts.total_steps)
     method.configure(facts)
     return Plan(
         asked=asked,
@@ -99,7 +99,7 @@ def make_plan(config: Config, processes: int) -> Plan:
         views=views,
         order=order,
         facts=facts,
-        patches=patches,
+        fewer=fewer,
     )
 
 

@@ -351,7 +351,7 @@ def _batches(plan: Plan, accelerator: Accelerator) -> FeatureBatches:
             **{stored_name(kind): features.rows for kind, features in frozen.items()},
         },
         caption_ids=frozen["text"].caption_ids if "text" in frozen else None,
-        patches=plan.patches,
+        fewer=plan.fewer,
     )
     return FeatureBatches(batches, {view: kind for view, kind in method.views.items() if kind in frozen})
 
@@ -368,8 +368,8 @@ def _say_what_starts(plan: Plan, accelerator: Accelerator, checkpoint: Checkpoin
         logger.info(f"starting from {config.init}: {', '.join(plan.method.from_init)}")
     for teacher in plan.teachers:
         logger.info(teacher.describe())
-    if plan.patches:
-        logger.info(f"the image encoder sees {plan.patches.describe(steps)}")
+    if plan.fewer:
+        logger.info(f"the image encoder sees {plan.fewer.describe()}")
     spread = ", the weights spread over them" if config.train.fsdp and accelerator.num_processes > 1 else ""
     logger.info(
         f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''} on {device}{threads}{spread}"

@@ -189,14 +189,15 @@ def _about_run(plan: Plan) -> list[str]:
         )
     if config.init and config.init_missing == "random" and not Path(config.init).exists() and ":" not in config.init:
         found.append(f"{config.init} does not exist: starting from random weights (init_missing is random)")
-    if config.train.fewer_tokens.patches < 1 and plan.patches is None:
+    fewer = config.train.fewer_tokens
+    if (fewer.patches < 1 or fewer.image_size is not None) and plan.fewer is None:
         found.append(
-            f"train.fewer_tokens has no effect: its finish, in which all patches are seen, is all of {counted(steps, 'step')}"
+            f"train.fewer_tokens has no effect: its finish, in which images are whole, is all of {counted(steps, 'step')}"
         )
-    if plan.patches and plan.patches.until < steps and config.train.patience is not None:
+    if plan.fewer and plan.fewer.until < steps and config.train.patience is not None:
         found.append(
-            f"train.patience may end the run before step {plan.patches.until + 1:,}, from which on the image encoder sees all "
-            "patches: set it to null"
+            f"train.patience may end the run before step {plan.fewer.until + 1:,}, from which on the image encoder sees whole "
+            "images: set it to null"
         )
     return found
 

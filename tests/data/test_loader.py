@@ -19,9 +19,9 @@ from mmcl.config import ComponentConfig
 from mmcl.core.cached_backward import split_views
 from mmcl.data.augment.pipeline import AugmentationPipeline
 from mmcl.data.batches.bad_samples import BadSampleBudget
+from mmcl.data.batches.fewer_tokens import FewerTokens, PatchCount
 from mmcl.data.batches.loader import StepBatches
 from mmcl.data.batches.order import BatchOrder, Order
-from mmcl.data.batches.patches import PatchCount, PatchDropout
 from mmcl.data.batches.views import ImageView
 from mmcl.data.captions import NotText
 from mmcl.data.images.crop import RandomResizedCrop
@@ -163,13 +163,15 @@ def test_one_seed_one_batch() -> None:
     assert rows(made[5]) != rows(other[5])
 
 
-SOME_PATCHES = PatchDropout({"image": PatchCount(3, 7)}, 4)
+SOME_PATCHES = FewerTokens(until=4, steps=9, counts={"image": PatchCount(3, 7)})
+SMALLER = FewerTokens(until=3, steps=9, views={"image": ImageView(number=0, preprocess=PREPROCESS.at(5), augment=AUGMENT)})
+"""Of the same draws."""
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"crop": RandomResizedCrop(scale=(0.3, 1.0))}, {"patches": SOME_PATCHES}],
-    ids=["cached", "cropped", "some of the patches"],
+    [{}, {"crop": RandomResizedCrop(scale=(0.3, 1.0))}, {"fewer": SOME_PATCHES}, {"fewer": SMALLER}],
+    ids=["cached", "cropped", "some of the patches", "smaller"],
 )
 def test_ranks_one_after_the_other_are_one_process(options: dict[str, Any]) -> None:
     source = Toy(bad_images=(3, 17, 30), captions={5: ()})
@@ -191,8 +193,9 @@ def test_workers_and_resuming_change_nothing(workers: int) -> None:
 
 
 def test_the_cache_changes_nothing_but_the_speed() -> None:
+    """One of each size that occurs."""
     source = Toy(bad_images=(3, 4))
-    cached, uncached = batches(source, cache=True, augment=AUGMENT), batches(source, cache=False, augment=AUGMENT)
+    cached, uncached = (batches(source, cache=cache, augment=AUGMENT, fewer=SMALLER) for cache in (True, False))
     for step in range(5):
         assert rows(cached[step]) == rows(uncached[step])
         assert cached[step].bad_samples == uncached[step].bad_samples

@@ -32,7 +32,7 @@ from mmcl.methods.method import Method
 from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
-from tests.distributed.patches import some_patches, transformer_tower
+from tests.distributed.patches import OfSmallerImages, some_patches, transformer_tower
 from tests.grid import grid, sample_of
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
@@ -68,7 +68,8 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 def configured(name: str, dtype: torch.dtype) -> Method:
     """A method on toy towers; as in "clip with lora", with adapters that have already been trained, "with prefixes", "with
-    teachers", "with neighbors" as their targets, or "with patches", of which all but the last step see some."""
+    teachers", "with neighbors" as their targets, or "with patches", of which all but the last step see some, as of "smaller
+    images"."""
     name, _, more = name.partition(" with ")
     adapter = more if more in ("lora", "dora") else ""
 
@@ -80,6 +81,7 @@ def configured(name: str, dtype: torch.dtype) -> Method:
         return tower
 
     towers = {"lora": adapted_tower, "dora": adapted_tower, "patches": transformer_tower}
+    towers["smaller images"] = functools.partial(transformer_tower, OfSmallerImages)
     with mock.patch("mmcl.testing.toys.toy_tower", towers[more]) if more in towers else nullcontext():
         method = toy_method(name, dtype)
     taught = DistillationConfig(weight=0.7, targets="neighbors" if more == "neighbors" else "pairs")
@@ -189,8 +191,8 @@ TEACHABLE = tuple(f"{name} with teachers" for name in METHODS if is_teachable(to
 TAUGHT = (*TEACHABLE, "clip with prefixes and teachers", "clip with neighbors")
 """The loss mixed with what stored teachers say, of every method that has a temperature."""
 
-SOME = ("clip with patches", "simclr with patches", "momentum_clip with patches")
-"""Images of which some of the patches are seen: of one view, of two, and by a teacher too."""
+SOME = ("clip with patches", "simclr with patches", "momentum_clip with patches", "clip with smaller images")
+"""Images of which some of the patches are seen: of one view, of two, by a teacher too, and of smaller images."""
 
 WORLDS, NAMES = (1, 2, 3, 4), (*METHODS, *ADAPTED, *NESTED, *TAUGHT, *SOME)
 KINDS = (*((torch.float64, layout) for layout in LAYOUTS), (torch.float32, "two pieces"))

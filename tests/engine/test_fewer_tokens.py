@@ -1,5 +1,5 @@
 """Fewer tokens: what a run sees in each of its two phases, what it says of them, and what is refused. Exactness:
-`tests/distributed`, `tests/encoders/test_patches.py`; resumed runs: `tests/faults`."""
+`tests/distributed`, `tests/encoders/test_patches.py` and `test_positions.py`; resumed runs: `tests/faults`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mmcl.engine.compilation import CompiledEncoders
 from mmcl.engine.log import read_log
 from mmcl.errors import UserError
 from mmcl.runs.doctor import diagnose
+from mmcl.runs.footprint import measure
 from mmcl.runs.plan import make_plan
 from mmcl.runs.run import train
 from tests.engine.tiny import tiny_config
@@ -29,7 +30,10 @@ from tests.engine.tiny import tiny_config
 pytestmark = pytest.mark.usefixtures("_small_vocabulary")
 
 VIT = "{name: timm, args: {name: test_vit, image_size: 16, model_args: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 4}}}"
-HALF = ("--train.fewer_tokens.patches", "0.5", "--train.fewer_tokens.finish", "0.25")
+FINISH = ("--train.fewer_tokens.finish", "0.25")
+HALF = ("--train.fewer_tokens.patches", "0.5", *FINISH)
+SMALL = ("--train.fewer_tokens.image_size", "8", *FINISH)
+BOTH = (*HALF, *SMALL)
 
 
 def configured(folder: Path, run_dir: Path, *flags: str) -> Config:
@@ -61,20 +65,38 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, bool]]:
     return seen
 
 
+@pytest.mark.parametrize(
+    ("flags", "seen", "said"),
+    [
+        (HALF, 8, "8 of 16 patches of an image until step 6, all of them in the last 2 steps"),
+        (
+            (*HALF, *SMALL),
+            2,
+            "2 of 4 patches of images of 8 x 8 pixels until step 6, whole ones of full size in the last 2 steps",
+        ),
+    ],
+    ids=["half of the patches", "of smaller images"],
+)
 def test_a_run_sees_half_of_the_patches_and_then_all(
-    folder: Path, tmp_path: Path, tokens: Counter[tuple[int, bool]], caplog: pytest.LogCaptureFixture
+    flags: tuple[str, ...],
+    seen: int,
+    said: str,
+    folder: Path,
+    tmp_path: Path,
+    tokens: Counter[tuple[int, bool]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """And a class token. Evaluations see all in every step."""
     evaluated = ("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 2}]")
     with caplog.at_level("INFO", logger="mmcl"):
-        run_dir = train(configured(folder, tmp_path / "run", *HALF, *evaluated)).run_dir
-    said = "8 of 16 patches of an image until step 6, all of them in the last 2 steps"
+        run_dir = train(configured(folder, tmp_path / "run", *flags, *evaluated)).run_dir
     assert f"the image encoder sees {said}" in caplog.messages
-    assert (tokens[9, True], tokens[17, True]) == (6, 2)
-    assert tokens[9, False] == 1, "the trial"
+    assert (tokens[seen + 1, True], tokens[17, True]) == (6, 2)
+    assert tokens[seen + 1, False] == 1, "the trial"
     assert tokens[17, False] >= 5
-    assert diagnose(configured(folder, tmp_path / "run", *HALF)).patches == said
-    assert f"patches       {said[:30]}" in diagnose(configured(folder, tmp_path / "r", *HALF)).to_text()
+    diagnosis = diagnose(configured(folder, tmp_path / "run", *flags))
+    assert diagnosis.fewer_tokens == said
+    assert f"fewer tokens  {said[:30]}" in diagnosis.to_text()
     model, image = mmcl.load_model(run_dir), folder / "red_huge.png"
     tokens.clear()
     model.encode_image(image)
@@ -89,7 +111,7 @@ def test_all_patches_are_the_run_without(folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weights["all"][key], value) for key, value in weights["off"].items())
 
 
-FEW = ("--train.steps", "2", "--train.fewer_tokens.patches", "0.5", "--train.fewer_tokens.finish", "0.5")
+FEW = ("--train.steps", "2", *BOTH, "--train.fewer_tokens.finish", "0.5")
 """A step of each kind."""
 SAME = {
     "micro-batches": ("--train.micro_batch", "5"),
@@ -136,12 +158,26 @@ def test_views_of_two_sizes_have_their_own_numbers(folder: Path, tmp_path: Path)
     small = ("--data.views", "{small: {size: 8}}", "--train.fewer_tokens.patches", "0.5")
     vit = VIT.replace("patch_size: 4", "patch_size: 4, dynamic_img_size: true")
     plan = make_plan(tiny_config(folder, tmp_path / "run", "--image.encoder", vit, *flags, *small), 1)
-    assert plan.patches
-    assert {name: (one.kept, one.all) for name, one in plan.patches.counts.items()} == {
+    assert plan.fewer
+    assert {name: (one.kept, one.all) for name, one in plan.fewer.counts.items()} == {
         **dict.fromkeys(("a", "b"), (8, 16)),
         **dict.fromkeys(("small_0", "small_1"), (2, 4)),
     }
-    assert plan.patches.describe(8) == ("8 of 16 and 2 of 4 patches of an image until step 7, all of them in the last step")
+    assert plan.fewer.describe() == ("8 of 16 and 2 of 4 patches of an image until step 7, all of them in the last step")
+
+
+def test_smaller_images_of_any_encoder_and_aspect(folder: Path, tmp_path: Path) -> None:
+    """Convolutions, and positions on their last map. Views with a size of their own keep it."""
+    strided = "{name: strided_cnn, args: {image_size: [24, 16], widths: [4, 8], blocks: [0, 0], feature_dim: 16}}"
+    resnet = "{name: timm, args: {name: test_resnet, image_size: [24, 16]}}"
+    for encoder in (strided, resnet):
+        small = ("--train.fewer_tokens.image_size", "12", "--train.fewer_tokens.finish", "0")
+        flags = ("--image.encoder", encoder, *small, "--data.views", "{b: {size: 20, crop: {}}}")
+        plan = make_plan(tiny_config(folder, tmp_path / "run", "--text", "null", "--method.name", "simclr", *flags), 1)
+        assert plan.fewer
+        assert plan.fewer.describe() == "images of 12 x 8 and 20 x 20 pixels until step 8"
+        assert not plan.fewer.counts
+        assert measure(plan, torch.device("cpu")).seconds > 0
 
 
 def test_a_fixed_teacher_sees_whole_images(folder: Path, tmp_path: Path) -> None:
@@ -153,6 +189,12 @@ def test_a_fixed_teacher_sees_whole_images(folder: Path, tmp_path: Path) -> None
     taught = ("--method.name", "distillation", "--teacher", str(teacher), "--image.encoder", vit, *HALF)
     run_dir = train(tiny_config(folder, tmp_path / "run", *source, *taught)).run_dir
     assert len(losses(run_dir)) == 4
+    with pytest.raises(UserError, match=r"image_size is 4, and the teacher .* would see the smaller images, too: leave it out"):
+        make_plan(tiny_config(folder, tmp_path / "r", *source, *taught, "--train.fewer_tokens.image_size", "4"), 1)
+
+
+def sized(size: int) -> tuple[str, ...]:
+    return "--train.fewer_tokens.image_size", str(size)
 
 
 FROZEN = ("--image.freeze", "true", "--data.augment", "[]")
@@ -169,13 +211,54 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("--image", "null", "--method.name", "simcse", *HALF),
         r"train\.fewer_tokens\.patches is 0\.5, and simcse has no images: leave it out",
     ),
+    "no smaller images": (
+        ("--image", "null", "--method.name", "simcse", *BOTH),
+        r"patches is 0\.5 and train\.fewer_tokens\.image_size is 8, and simcse has no images: leave it out",
+    ),
+    "stored features of smaller images": (
+        (*FROZEN, *SMALL),
+        r"train\.fewer_tokens\.image_size is 8, and the features of the frozen image encoder timm \(test_vit\) are computed o",
+    ),
+    "full size": (
+        sized(16),
+        r"train\.fewer_tokens\.image_size is 16, and the image encoder timm \(test_vit\) sees images of 16 x 16: set it to les",
+    ),
+    "parts of patches": (
+        sized(10),
+        r"image_size is 10, and 10 x 10 pixels of the image encoder timm \(test_vit\) are no whole patches of 4 x 4: set it to",
+    ),
+    "parts of pixels": (
+        ("--image.encoder", "{name: torchvision, args: {name: resnet18, image_size: [32, 24]}}", *sized(15)),
+        r"image_size is 15, and 15 x 11\.25 pixels of the image encoder torchvision \(resnet18\) are no whole pixels: set it",
+    ),
+    "one patch": (
+        ("--image.encoder", VIT.replace("patch_size: 4", "patch_size: 16"), *sized(4)),
+        r"image_size is 4, and 4 x 4 pixels .* are no whole patches of 16 x 16: leave it out",
+    ),
+    "an encoder of one size": (
+        ("--image.encoder", "{name: small_cnn, args: {image_size: 16, channels: 3}}", *sized(8)),
+        r"view 'image': the image encoder small_cnn cannot take images of 8 x 8 \(.*mat1 .*\): set train\.fewer_tokens\.im",
+    ),
+    "sizes of their own": (
+        ("--data.views", "{image: {size: 12, crop: {}}}", *sized(8)),
+        r"train\.fewer_tokens\.image_size is 8, and all views have a size of their own, by data\.views or an augmentation with",
+    ),
+    "a size of the augmentation": (
+        ("--data.augment", "[{name: crop, args: {size: 16}}]", *sized(8)),
+        r"train\.fewer_tokens\.image_size is 8, and all views have a size of their own, by data\.views or an augmentation with",
+    ),
+    "cut images": (
+        ("--image.preprocess", "{resize: none}", *sized(8)),
+        r"image_size is 8, and image\.preprocess\.resize is 'none', which would cut images instead of shrinking them: set that",
+    ),
+    "no pixels": (sized(0), r"train\.fewer_tokens\.image_size is 0: give null or a whole number of 1 or more"),
     "stored features": (
         (*FROZEN, *HALF),
         r"the features of the frozen image encoder timm \(test_vit\) are computed once, from whole images: leave it out, or se",
     ),
     "a finish alone": (
         ("--train.fewer_tokens.finish", "0.2"),
-        r"train\.fewer_tokens\.finish has no effect without train\.fewer_tokens\.patches: set that to a share below 1",
+        r"train\.fewer_tokens\.finish has no effect without train\.fewer_tokens\.patches or train\.fewer_tokens\.image_size: s",
     ),
     "nearly all": (
         ("--train.fewer_tokens.patches", "0.98"),
@@ -226,14 +309,14 @@ def test_a_frozen_encoder_of_augmented_images_sees_fewer(
 WARNED = {
     "too short": (
         ("--train.steps", "1"),
-        "train.fewer_tokens has no effect: its finish, in which all patches are seen, is all of 1 step",
+        "train.fewer_tokens has no effect: its finish, in which images are whole, is all of 1 step",
     ),
     "patience": (
         (
             *("--data.holdout", "0.3", "--evaluate", "[{name: retrieval, label: held_out, every: 2}]"),
             *("--train.keep_best", "held_out/text_to_image_mean_rank", "--train.patience", "1"),
         ),
-        "train.patience may end the run before step 7, from which on the image encoder sees all patches: set it to null",
+        "train.patience may end the run before step 7, from which on the image encoder sees whole images: set it to null",
     ),
 }
 

@@ -204,25 +204,29 @@ FEWER = (
     *("--train.fewer_tokens.patches", "0.5", "--train.fewer_tokens.finish", "0.25"),
 )
 """A vision transformer that sees half of the patches in six steps, and all in the last two."""
+SMALLER = (*FEWER, "--train.fewer_tokens.image_size", "8")
 
 
 @pytest.mark.parametrize(
-    ("world", "kills", "layout"),
+    ("world", "kills", "seen", "layout"),
     [
-        (1, (3, 7), ("--train.micro_batch", "5")),
-        pytest.param(2, (7,), ("--train.fsdp", "true", "--train.micro_batch", "3"), marks=pytest.mark.long),
-        pytest.param(3, (6,), ("--train.checkpoint_activations", "true"), marks=pytest.mark.long),
+        (1, (3, 7), SMALLER, ("--train.micro_batch", "5")),
+        pytest.param(2, (7,), FEWER, ("--train.fsdp", "true", "--train.micro_batch", "3"), marks=pytest.mark.long),
+        pytest.param(2, (5,), SMALLER, ("--train.fsdp", "true"), marks=pytest.mark.long),
+        pytest.param(3, (6,), FEWER, ("--train.checkpoint_activations", "true"), marks=pytest.mark.long),
     ],
-    ids=["1", "2 spread", "3"],
+    ids=["1, of smaller images", "2 spread", "2 spread, of smaller images", "3"],
 )
 def test_fewer_tokens_resume_bit_for_bit(
-    world: int, kills: tuple[int, ...], layout: tuple[str, ...], image_folder: Path, tmp_path: Path
+    world: int, kills: tuple[int, ...], seen: tuple[str, ...], layout: tuple[str, ...], image_folder: Path, tmp_path: Path
 ) -> None:
-    """Across the step from which on all patches are seen."""
-    whole = tiny_run(image_folder, tmp_path / "whole", *FEWER, *layout)
+    """Across the step from which on all is seen."""
+    whole = tiny_run(image_folder, tmp_path / "whole", *seen, *layout)
     assert run(whole, world) == [0] * world
-    assert "sees 8 of 16 patches of an image until step 6, all of them in the last 2 steps" in output(whole)
-    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *FEWER, *layout)
+    some = "2 of 4 patches of images of 8 x 8 pixels until step 6, whole ones of full size"
+    said = some if seen == SMALLER else "8 of 16 patches of an image until step 6, all of them"
+    assert f"sees {said} in the last 2 steps" in output(whole)
+    config = killed_and_resumed(image_folder, tmp_path / "run", world, kills, *seen, *layout)
     assert final_state(config) == final_state(whole)
 
 

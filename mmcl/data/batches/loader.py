@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmcl.data.batches.fewer_tokens import FewerTokens
 from mmcl.data.batches.order import BatchOrder
-from mmcl.data.batches.patches import PatchDropout
 from mmcl.data.batches.pieces import PIECE_ROWS, Piece, join
 from mmcl.data.batches.views import ImageView, make_views
 from mmcl.data.captions import caption_key, checked_caption, text_hash, token_ids
@@ -25,6 +25,7 @@ from mmcl.data.sample import OWN_TEXTS, Sample
 from mmcl.data.source import Source, has_rows
 from mmcl.data.stored_rows import StoredRows, caption_place, read_rows, rows_of_texts
 from mmcl.errors import UserError
+from mmcl.preprocess import Preprocess
 from mmcl.rng import hash_integers, uniform
 from mmcl.terminal import counted
 from mmcl.types import BadSample, Batch, Features, ImagePatches, Tokens, Unaugmented
@@ -69,14 +70,15 @@ class StepBatches(Dataset[Batch]):
         images: image views by name.
         texts: names of the text views; each has its own draws.
         tokenizer: converts texts to `Tokens`, for text views.
-        cache: decode every image once and keep it in memory; "auto" does so without crops and below 1 GB.
+        cache: decode every image once for each size and keep it in memory; "auto" does so without crops and for as many sizes
+            as take less than 1 GB, first for those of the first steps.
         rank, world: rank of this process, and number of processes that share the global batch.
         by_length: sort the rows of a step by text length, so that micro-batches need less padding.
         augment_on: "device" leaves the augmentation to `views_on`, which then runs it on the device.
         progress: whether filling the cache shows a progress bar.
         stored: name -> stored rows of the samples, for `Batch.stored`; of texts those of the first text view.
         caption_ids: the `token_ids` of all captions, for a run that needs nothing else of their tokens.
-        patches: makes images `ImagePatches` in the steps in which an encoder sees some of their patches; None in none.
+        fewer: what an encoder sees of each image in most steps: other views, or `ImagePatches`; None sees all in every step.
 
     Raises:
         UserError: a view needs captions or images that the source lacks, or the batch cannot be shared equally.
@@ -98,9 +100,9 @@ class StepBatches(Dataset[Batch]):
         progress: bool = False,
         stored: Mapping[str, StoredRows] | None = None,
         caption_ids: StoredRows | None = None,
-        patches: PatchDropout | None = None,
+        fewer: FewerTokens | None = None,
     ):
-        self.patches = patches
+        self.fewer = fewer
         self.stored, self.caption_ids = stored or {}, caption_ids
         self.source, self.order, self.rank, self.world, self.by_length = source, order, rank, world, by_length
         self.augment_on = augment_on
@@ -109,13 +111,14 @@ class StepBatches(Dataset[Batch]):
         self.labels = source.labels
         self.order.rows(0, rank, world)
         self._check_source()
-        self._cache: ImageCache | None = None
         self._has_rows = has_rows(source)
-        if images and not self._has_rows and all(view.crop is None for view in images.values()):
-            preprocess = next(iter(images.values())).preprocess
-            fits = ImageCache.nbytes(source, preprocess) <= CACHE_BYTES
-            if cache is True or (cache == "auto" and fits):
-                self._cache = ImageCache(source, preprocess, progress=progress)
+        self._caches: dict[Preprocess, ImageCache] = {}
+        room = CACHE_BYTES
+        for preprocess in self._sizes_to_cache():
+            size = ImageCache.nbytes(source, preprocess)
+            if cache is True or (cache == "auto" and size <= room):
+                self._caches[preprocess] = ImageCache(source, preprocess, progress=progress)
+                room -= size
 
     @property
     def pieces(self) -> int:
@@ -131,10 +134,10 @@ class StepBatches(Dataset[Batch]):
         stop, first = min(start + PIECE_ROWS, self._share), self.rank * self._share
         epoch, wanted = self.order.part(step, first + start, first + stop)
         bad: list[BadSample] = []
-        draws = self._caption_draws(epoch, wanted)
-        rows = [self._read(int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
+        draws, images = self._caption_draws(epoch, wanted), self._images_of(step)
+        rows = [self._read(images, int(e), int(i), draw, bad) for e, i, draw in zip(epoch, wanted, draws, strict=True)]
         epoch, index = (np.array(numbers, np.int64) for numbers in zip(*((row.epoch, row.index) for row in rows), strict=True))
-        views = self._image_views(rows, epoch, index)
+        views = self._image_views(images, rows, epoch, index)
         texts = {name: [row.captions[name] for row in rows] for name in self.texts}
         if self.caption_ids is None:
             views |= {name: self._text_view(own) for name, own in texts.items()}
@@ -164,7 +167,7 @@ class StepBatches(Dataset[Batch]):
             pin: whether the batch is in page-locked memory.
         """
         batch = join(pieces, self._share, pin=pin)
-        return self._with_patches(batch) if self.patches and self.patches.is_on(step) else batch
+        return self._with_patches(batch) if self.fewer and self.fewer.is_on(step) else batch
 
     @property
     def _share(self) -> int:
@@ -172,27 +175,40 @@ class StepBatches(Dataset[Batch]):
 
     def _kept_patches(self, step: int, epoch: np.ndarray, index: np.ndarray) -> dict[str, Tensor]:
         """The patches that are seen in a step, among the stored rows, so that they are joined and sorted as these are."""
-        if self.patches is None or not self.patches.is_on(step):
+        if self.fewer is None or not self.fewer.is_on(step):
             return {}
         rows = {"epoch": epoch, "index": index}
         return {
             f"{_PATCHES}{name}": torch.from_numpy(
-                self.patches.draw(name, seed=self.order.seed, number=self.images[name].number, **rows)
+                self.fewer.draw(name, seed=self.order.seed, number=self.images[name].number, **rows)
             )
-            for name in self.patches.counts
+            for name in self.fewer.counts
         }
 
     def _with_patches(self, batch: Batch) -> Batch:
-        assert self.patches
+        assert self.fewer
         views, stored = dict(batch.views), dict(batch.stored)
-        for name, count in self.patches.counts.items():
+        for name, count in self.fewer.counts.items():
             views[name] = ImagePatches(views[name], stored.pop(f"{_PATCHES}{name}"), count.all)
         return replace(batch, views=views, stored=stored)
 
-    def _image_views(self, rows: Sequence[_BatchRow], epoch: np.ndarray, index: np.ndarray) -> dict[str, Any]:
+    def _images_of(self, step: int) -> Mapping[str, ImageView]:
+        """The image views of a step."""
+        return self.fewer.views if self.fewer and self.fewer.views and self.fewer.is_on(step) else self.images
+
+    def _sizes_to_cache(self) -> Iterable[Preprocess]:
+        """What whole images are resized to, in the order of the steps."""
+        if self._has_rows or any(view.crop for view in self.images.values()):
+            return []
+        steps = [0, self.fewer.steps - 1] if self.fewer else [0]
+        return dict.fromkeys(view.preprocess for step in steps for view in self._images_of(step).values())
+
+    def _image_views(
+        self, images: Mapping[str, ImageView], rows: Sequence[_BatchRow], epoch: np.ndarray, index: np.ndarray
+    ) -> dict[str, Any]:
         if not self._has_rows:
-            stacked = {name: torch.stack([row.pixels[name] for row in rows]) for name in self.images}
-            return {name: self._images(view, stacked[name], epoch, index) for name, view in self.images.items()}
+            stacked = {name: torch.stack([row.pixels[name] for row in rows]) for name in images}
+            return {name: self._images(view, stacked[name], epoch, index) for name, view in images.items()}
         stored = [row.sample.row for row in rows if row.sample.row is not None]
         return dict.fromkeys(self.images, Features(torch.from_numpy(read_rows(stored))))
 
@@ -211,13 +227,15 @@ class StepBatches(Dataset[Batch]):
             return Unaugmented(pixels, epoch, index, augment)
         return augment(pixels.float().div_(255), epoch=epoch, index=index)
 
-    def _read(self, epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]) -> _BatchRow:
+    def _read(
+        self, images: Mapping[str, ImageView], epoch: int, index: int, caption_draw_V: np.ndarray, bad: list[BadSample]
+    ) -> _BatchRow:
         """Reads a sample, or its first readable replacement; appends unreadable samples to `bad`."""
         wanted, peers, tried = index, self.source.peers(index), set[int]()
         for attempt in range(MAX_ATTEMPTS):
             try:
                 sample = self.source[index].check()
-                pixels = self._pixels(epoch, index, sample)
+                pixels = self._pixels(images, epoch, index, sample)
                 captions = self._captions(index, sample.name, caption_draw_V)
                 return _BatchRow(epoch, index, sample, pixels, captions, attempt > 0)
             except UserError as error:
@@ -231,13 +249,14 @@ class StepBatches(Dataset[Batch]):
                 caption_draw_V = self._caption_draws(np.array(epoch), np.array(index))
         raise UserError(f"{MAX_ATTEMPTS} samples in a row could not be used; the last: {bad[-1].reason}")
 
-    def _pixels(self, epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
-        if not self.images or self._has_rows:
+    def _pixels(self, images: Mapping[str, ImageView], epoch: int, index: int, sample: Sample) -> dict[str, Tensor]:
+        if not images or self._has_rows:
             return {}
-        if self._cache:
-            return dict.fromkeys(self.images, self._cache[index])
+        sizes = {name: view.preprocess for name, view in images.items()}
+        if self._caches.keys() >= set(sizes.values()):
+            return {name: self._caches[preprocess][index] for name, preprocess in sizes.items()}
         seed = self.order.seed
-        return make_views(sample.required_image(), self.images, name=sample.name, seed=seed, epoch=epoch, index=index)
+        return make_views(sample.required_image(), images, name=sample.name, seed=seed, epoch=epoch, index=index)
 
     def _caption_draws(self, epoch: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Draws that choose captions, one per text view: float64 [..., V]."""
