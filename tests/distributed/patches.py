@@ -49,6 +49,10 @@ def transformer_tower(kind: type[ToyTransformer] = ToyTransformer) -> Tower:
     return Tower(encoder, LinearHead(encoder.feature_dim, embed_dim=6))
 
 
+def smaller_tower() -> Tower:
+    return transformer_tower(OfSmallerImages)
+
+
 def some_patches(method: Method, views: Mapping[str, Any], *, until: int, step: int) -> Mapping[str, Any]:
     """Three of the patches of each image, for a method of `ToyTransformer`s, before the step `until`."""
     names = [name for name, tower in method.views.items() if tower == "image"]

@@ -32,7 +32,7 @@ from mmcl.methods.method import Method
 from mmcl.testing.toys import embed, positives_of, toy_batch, toy_method, toy_tower
 from mmcl.types import Batch, Embeddings, RunFacts
 from tests.distributed.harness import run_processes
-from tests.distributed.patches import OfSmallerImages, some_patches, transformer_tower
+from tests.distributed.patches import smaller_tower, some_patches, transformer_tower
 from tests.grid import grid, sample_of
 
 ROWS = 84  # cut into five, the share of 1, 2, 3 or 4 processes leaves a ragged last piece
@@ -68,8 +68,7 @@ def train(method: Method, step_of: Callable[[int], tuple[Tensor, Embeddings, Bat
 
 def configured(name: str, dtype: torch.dtype) -> Method:
     """A method on toy towers; as in "clip with lora", with adapters that have already been trained, "with prefixes", "with
-    teachers", "with neighbors" as their targets, or "with patches", of which all but the last step see some, as of "smaller
-    images"."""
+    teachers", "with neighbors" as their targets, or "with patches" or "smaller images", of which most steps see some."""
     name, _, more = name.partition(" with ")
     adapter = more if more in ("lora", "dora") else ""
 
@@ -80,8 +79,7 @@ def configured(name: str, dtype: torch.dtype) -> Method:
             nn.init.normal_(one.B, std=0.3)  # type: ignore[arg-type]
         return tower
 
-    towers = {"lora": adapted_tower, "dora": adapted_tower, "patches": transformer_tower}
-    towers["smaller images"] = functools.partial(transformer_tower, OfSmallerImages)
+    towers = {"lora": adapted_tower, "dora": adapted_tower, "patches": transformer_tower, "smaller images": smaller_tower}
     with mock.patch("mmcl.testing.toys.toy_tower", towers[more]) if more in towers else nullcontext():
         method = toy_method(name, dtype)
     taught = DistillationConfig(weight=0.7, targets="neighbors" if more == "neighbors" else "pairs")
