@@ -54,6 +54,11 @@ class Sample:
     problem: str | None = None
     row: StoredRow | None = None
 
+    @property
+    def distinct_captions(self) -> tuple[str, ...]:
+        """Captions without repetitions, in their order, as rows are stored for them."""
+        return self.captions if len(self.captions) < 2 else tuple(dict.fromkeys(self.captions))
+
     def check(self) -> Sample:
         """Returns the sample itself. Raises UserError if it cannot be used."""
         if self.problem is not None:

@@ -124,17 +124,16 @@ class StoredRows:
         return rows
 
 
-def caption_place(caption: str, listed: Sequence[str]) -> int:
+def caption_place(caption: str, distinct: Sequence[str]) -> int:
     """Returns the place of a drawn caption among the distinct captions of its sample.
 
     Raises:
         UserError: the source draws captions that it does not list, although its `draws_as_listed` says that it does not.
 
     Example:
-        >>> caption_place("a kitten", ("a cat", "a cat", "a kitten"))
+        >>> caption_place("a kitten", ("a cat", "a kitten"))
         1
     """
-    distinct = list(dict.fromkeys(listed))
     if caption not in distinct:
         raise UserError(f"no row is stored for the caption {caption!r}: the data list others for this sample")
     return distinct.index(caption)

@@ -178,7 +178,7 @@ class _Pairs:
                 if values is not None:
                     self._image_NE[len(self._sample_of_image)] = values
                     self._sample_of_image.append(index)
-                for text in dict.fromkeys(self._source[index].captions):
+                for text in self._source[index].distinct_captions:
                     caption = number[text, int(self._captions.image_ids[index])]
                     own = shard.get("text", row, text)
                     if own is not None and caption not in place:

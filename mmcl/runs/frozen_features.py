@@ -136,7 +136,8 @@ def store_features(config: Config, method: Method, source: Source, accelerator: 
 
 
 def _store(kind: str, tower: Tower, config: Config, source: Source, accelerator: Accelerator) -> FrozenFeatures | None:
-    count_N = np.array([len(_distinct(source, index)) if kind == "text" else 1 for index in range(len(source))], np.int64)
+    samples = map(source.__getitem__, range(len(source)))
+    count_N = np.array([len(sample.distinct_captions) if kind == "text" else 1 for sample in samples], np.int64)
     if count_N.sum() > max(len(source), _shown(config, len(source))):
         return None
     final = Path(config.run_dir or "") / "features" / f"{kind}-{_key(kind, tower, config, source, accelerator)}"
@@ -168,10 +169,6 @@ def _shown(config: Config, samples: int) -> float:
     """Return how many captions a run shows."""
     train = config.train
     return train.steps * train.batch_size if train.steps else (train.epochs or 1) * samples
-
-
-def _distinct(source: Source, index: int) -> list[str]:
-    return list(dict.fromkeys(source[index].captions))
 
 
 def _reserve(stage: Path, kind: str, count_N: np.ndarray, width: int) -> None:
@@ -230,7 +227,7 @@ def _inputs(kind: str, encoder: Any, source: Source, rows: range, size: int) -> 
         yield from (batch.float().div_(255) for batch in decoded_batches(part, encoder.preprocess, size))
         return
     samples = map(source.__getitem__, range(len(source)))
-    captions = ((text, sample.name) for sample in samples for text in dict.fromkeys(sample.captions))
+    captions = ((text, sample.name) for sample in samples for text in sample.distinct_captions)
     chosen = islice(captions, rows.start, rows.stop)
     while batch := [checked_caption(text, name) for text, name in islice(chosen, size)]:
         yield encoder.tokenizer(batch)

@@ -145,10 +145,10 @@ def _own_row(sample: Sample, is_image: bool) -> np.ndarray:
     return row
 
 
-def _captions(sample: Sample) -> list[str]:
+def _captions(sample: Sample) -> tuple[str, ...]:
     if not sample.captions:
         raise _without_row(sample)
-    return list(dict.fromkeys(sample.captions))
+    return sample.distinct_captions
 
 
 def _without_row(sample: Sample) -> UserError:

@@ -133,7 +133,7 @@ class _Captions:
         sample = self.source[index]
         image = {} if sample.image is None else {"image": str(Path(sample.image).absolute())}  # type: ignore[arg-type]
         texts = [self.texts[number] for number in negative_K.tolist() if number >= 0]
-        return {**image, "caption": list(dict.fromkeys(sample.captions)), "negative": texts}
+        return {**image, "caption": list(sample.distinct_captions), "negative": texts}
 
 
 def _checked(sample: Sample) -> Sample:

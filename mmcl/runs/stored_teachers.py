@@ -143,7 +143,7 @@ def _write(teacher: TeacherFolders, source: Source, folder: Path) -> None:
         image_ND = reserve_array(stage / "images.npy", (len(source), width), dtype)
         text_TD, start_N = None, np.arange(0)
         if teacher.teacher.has_text:
-            counts = np.array([len(_distinct(source, index)) for index in range(len(source))], np.int64)
+            counts = np.array([len(source[index].distinct_captions) for index in range(len(source))], np.int64)
             start_N = np.cumsum(counts) - counts
             np.save(stage / "starts.npy", start_N)
             text_TD = reserve_array(stage / "texts.npy", (int(counts.sum()), width), dtype)
@@ -151,12 +151,8 @@ def _write(teacher: TeacherFolders, source: Source, folder: Path) -> None:
             for index, row in zip(chosen.tolist(), row_n.tolist(), strict=True):
                 image_ND[index] = shard.row("image", row, source[index].name)
                 if text_TD is not None:
-                    for place, caption in enumerate(_distinct(source, index)):
+                    for place, caption in enumerate(source[index].distinct_captions):
                         text_TD[start_N[index] + place] = shard.row("text", row, caption)
         image_ND.flush()
         if text_TD is not None:
             text_TD.flush()
-
-
-def _distinct(source: Source, index: int) -> list[str]:
-    return list(dict.fromkeys(source[index].captions))

@@ -278,7 +278,7 @@ class StepBatches(Dataset[Batch]):
 
     def _places(self, rows: Sequence[_BatchRow]) -> np.ndarray:
         """Places of the captions shown in the first text view among the distinct ones of their samples: int64 [b]."""
-        shown = [caption_place(row.captions[self.texts[0]], row.sample.captions) for row in rows]
+        shown = [caption_place(row.captions[self.texts[0]], row.sample.distinct_captions) for row in rows]
         return np.array(shown, np.int64)
 
     def _ids(
@@ -325,7 +325,7 @@ class StepBatches(Dataset[Batch]):
         texts = [text for _, text in shown]
         if self.caption_ids is None:
             return _ids_of_texts(texts, self._text_view(texts))
-        place = [caption_place(text, self.source[sample].captions) for sample, text in shown]
+        place = [caption_place(text, self.source[sample].distinct_captions) for sample, text in shown]
         return self.caption_ids.read(np.array([sample for sample, _ in shown]), np.array(place))
 
     def _check_source(self) -> None:

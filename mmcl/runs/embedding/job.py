@@ -203,7 +203,7 @@ def one_thread() -> Iterator[None]:
 def _captions(samples: Iterable[Sample]) -> Iterator[tuple[int, str, str | None]]:
     """Each sample's captions: the sample's place, the caption, and why it cannot be used, if so."""
     for place, sample in enumerate(samples):
-        for caption in dict.fromkeys(sample.captions):
+        for caption in sample.distinct_captions:
             try:
                 yield place, checked_caption(caption, sample.name), None
             except UserError as error:
