@@ -265,7 +265,7 @@ class TrainConfig:
     """Shard the towers' weights, gradients and optimizer state over the processes (FSDP), for towers that are too large for
     one device; the result is the same. Launch with torchrun or `accelerate launch --multi_gpu`."""
     threads: int | None = setting(None, at_least=1, decides=False)
-    """CPU threads per process; default: OMP_NUM_THREADS, unless a launcher starts the processes, or cores / local processes."""
+    """CPU threads per process; default: OMP_NUM_THREADS; if it is not set, or under a launcher, cores / local processes."""
     log_every: int = setting(10, at_least=1, decides=False)
     """Number of steps between two lines of metrics.jsonl."""
     save_every: int | None = setting(None, at_least=1, decides=False)

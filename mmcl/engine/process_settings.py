@@ -1,4 +1,4 @@
-"""Settings of the whole process in training. Afterwards they are as before, because `mmcl.train` is also called from Python."""
+"""Settings of the whole process during training, restored afterwards, because `mmcl.train` is also called from Python."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 
 @contextmanager
 def processor_settings(threads: int | None) -> Iterator[None]:
-    """Context with a number of CPU threads, and without denormal numbers; random generators are as before, too, afterwards.
+    """Context with a number of CPU threads in which denormal numbers are flushed to zero. Both are restored afterwards, and so
+    are the random generators.
 
     Very small gradients become denormal numbers, which slow a CPU down tenfold and have no effect on training.
 
     Args:
-        threads: None takes OMP_NUM_THREADS, as torch does; where it is not set, or by a launcher, which takes 1 unasked, the
-            process's share of the cores.
+        threads: number of threads. None takes OMP_NUM_THREADS, as torch does; if it is not set, or under a launcher, which sets
+            it to 1 by default, the process's share of the cores.
     """
     count, before, were_flushed = threads or _default_threads(), torch.get_num_threads(), _are_denormals_flushed()
     # A process that has not used the GPU yet may be about to take another than the first.
@@ -36,7 +37,7 @@ def processor_settings(threads: int | None) -> Iterator[None]:
 
 def _default_threads() -> int:
     is_launched = any(name in os.environ for name in ("LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"))
-    chosen = "" if is_launched else os.environ.get("OMP_NUM_THREADS", "")
+    chosen = "" if is_launched else os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # one for each level
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return (int(chosen) if chosen.isdecimal() else 0) or max(1, share)

@@ -20,7 +20,8 @@ from tests.engine.tiny import tiny_config
     [
         (None, {}, 6),
         (None, {"OMP_NUM_THREADS": "3"}, 3),
-        (None, {"OMP_NUM_THREADS": "3,2"}, 6),
+        (None, {"OMP_NUM_THREADS": " 3,2"}, 3),
+        (None, {"OMP_NUM_THREADS": "all"}, 6),
         (2, {"OMP_NUM_THREADS": "3"}, 2),
         (None, {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 6),
         (None, {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 3),
