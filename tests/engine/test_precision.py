@@ -13,11 +13,14 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate.state import PartialState
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcl import train
 from mmcl.config import Config, TrainConfig, load_config
 from mmcl.engine.launch import start
-from mmcl.engine.precision import matmul_precision, precision_in_words
+from mmcl.engine.precision import attention_precision, matmul_precision, precision_in_words
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
 from mmcl.runs.doctor import diagnose
@@ -180,3 +183,62 @@ def test_the_doctor_says_how_products_are_computed(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_tf32)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert precision_in_words(TrainConfig(matmul=setting)) == said
+
+
+CPU = torch.device("cpu")
+
+
+def _attended(kind: str) -> tuple[Tensor, Tensor]:
+    """Outputs of attention under autocast, and the gradient of their sum of squares with respect to the inputs."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 5, 8, generator=draw).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        if kind == "module":
+            torch.manual_seed(0)
+            outputs, _ = nn.MultiheadAttention(8, 2, batch_first=True)(inputs, inputs, inputs, need_weights=False)
+        else:
+            masks = {"boolean": torch.ones(5, 5).tril() > 0, "added": torch.randn(5, 5, generator=draw).bfloat16()}
+            rest = {"attn_mask": masks[kind]} if kind in masks else {"is_causal": kind == "causal"}
+            heads = inputs.unflatten(2, (2, 4)).transpose(1, 2)
+            outputs = functional.scaled_dot_product_attention(heads, heads, heads, **rest)
+    (gradient,) = torch.autograd.grad(outputs.float().square().sum(), inputs)
+    return outputs.detach(), gradient
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "boolean", "added", "module"])
+def test_attention_in_float32_is_that_of_bfloat16_up_to_its_rounding(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    expected = _attended(kind)
+    with attention_precision(CPU):
+        found = _attended(kind)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype == torch.bfloat16
+        # A few roundings of bfloat16 (2^-8 each) beside the largest number.
+        assert (one - other).abs().max() <= 2**-5 * other.abs().max()
+
+
+def _dtypes(device: torch.device) -> list[torch.dtype]:
+    """Types of numbers in which attention is computed in the context, under autocast."""
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "attention" in str(func):
+                found.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    heads = torch.ones(1, 1, 4, 8)
+    with attention_precision(device), Watch(), torch.autocast("cpu", torch.bfloat16):  # type: ignore[no-untyped-call]
+        functional.scaled_dot_product_attention(heads, heads, heads)
+    return found
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_attention_is_in_float32_on_a_cpu_without_amx_alone(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    before = functional.scaled_dot_product_attention
+    assert set(_dtypes(CPU)) == {torch.bfloat16 if has_amx else torch.float32}
+    assert set(_dtypes(torch.device("cuda"))) == {torch.bfloat16}
+    with pytest.raises(KeyError), attention_precision(CPU):
+        raise KeyError
+    assert functional.scaled_dot_product_attention is before
