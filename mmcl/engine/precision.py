@@ -51,7 +51,7 @@ def matmul_precision(setting: Literal["highest", "high"]) -> Iterator[None]:
 
 
 @contextmanager
-def attention_precision(device: torch.device) -> Iterator[None]:
+def attention_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Context in which a CPU without AMX computes attention in float32 where autocast would compute it in bfloat16.
 
     There torch's backward pass of attention calls a product of matrices for each head of each sequence, and in bfloat16 each
@@ -59,9 +59,10 @@ def attention_precision(device: torch.device) -> Iterator[None]:
     tokens three times, and 512 tokens a fifth longer. Encoders of all libraries are affected, hence the function is exchanged.
 
     Args:
+        precision: that of the run; unless it is "bf16", nothing changes.
         device: device of the run; on all but CPUs, nothing changes.
     """
-    if device.type != "cpu" or torch.cpu._is_amx_tile_supported():
+    if precision != "bf16" or device.type != "cpu" or torch.cpu._is_amx_tile_supported():
         yield
         return
     attention = functional.scaled_dot_product_attention

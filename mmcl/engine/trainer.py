@@ -161,7 +161,7 @@ class Trainer:
         self.encode.train()
         lost = lost_process_reported(train.timeout_seconds)
         compiled, matmul = self.compiled or nullcontext(), matmul_precision(train.matmul)
-        attention = attention_precision(self.accelerator.device)
+        attention = attention_precision(self.accelerator.mixed_precision, self.accelerator.device)
         with closing(self.logbook), self.stop, self.writer, lost, matmul, attention, self.memory, compiled:
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)

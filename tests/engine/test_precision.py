@@ -209,7 +209,7 @@ def _attended(kind: str) -> tuple[Tensor, Tensor]:
 def test_attention_in_float32_is_that_of_bfloat16_up_to_its_rounding(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     expected = _attended(kind)
-    with attention_precision(CPU):
+    with attention_precision("bf16", CPU):
         found = _attended(kind)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype == torch.bfloat16
@@ -217,7 +217,7 @@ def test_attention_in_float32_is_that_of_bfloat16_up_to_its_rounding(monkeypatch
         assert (one - other).abs().max() <= 2**-5 * other.abs().max()
 
 
-def _dtypes(device: torch.device) -> list[torch.dtype]:
+def _dtypes(precision: str, device: torch.device) -> list[torch.dtype]:
     """Types of numbers in which attention is computed in the context, under autocast."""
     found = []
 
@@ -228,7 +228,7 @@ def _dtypes(device: torch.device) -> list[torch.dtype]:
             return func(*args, **(kwargs or {}))
 
     heads = torch.ones(1, 1, 4, 8)
-    with attention_precision(device), Watch(), torch.autocast("cpu", torch.bfloat16):  # type: ignore[no-untyped-call]
+    with attention_precision(precision, device), Watch(), torch.autocast("cpu", torch.bfloat16):  # type: ignore[no-untyped-call]
         functional.scaled_dot_product_attention(heads, heads, heads)
     return found
 
@@ -237,8 +237,8 @@ def _dtypes(device: torch.device) -> list[torch.dtype]:
 def test_attention_is_in_float32_on_a_cpu_without_amx_alone(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     before = functional.scaled_dot_product_attention
-    assert set(_dtypes(CPU)) == {torch.bfloat16 if has_amx else torch.float32}
-    assert set(_dtypes(torch.device("cuda"))) == {torch.bfloat16}
-    with pytest.raises(KeyError), attention_precision(CPU):
+    assert set(_dtypes("bf16", CPU)) == {torch.bfloat16 if has_amx else torch.float32}
+    assert set(_dtypes("bf16", torch.device("cuda"))) == set(_dtypes("no", CPU)) == {torch.bfloat16}
+    with pytest.raises(KeyError), attention_precision("bf16", CPU):
         raise KeyError
     assert functional.scaled_dot_product_attention is before
