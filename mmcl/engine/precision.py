@@ -1,4 +1,4 @@
-"""The precision `auto`: bfloat16 where the machine has instructions for it, else float32; and that of products of float32."""
+"""The precision `auto`: bfloat16 where the machine has instructions for it, else float32; that of products and of attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcl.config import Config, TrainConfig
+from mmcl.core.precision import in_float32
 from mmcl.logging import get_logger
 
 logger = get_logger(__name__)
@@ -54,32 +55,28 @@ def matmul_precision(setting: Literal["highest", "high"]) -> Iterator[None]:
 def attention_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Context in which a CPU without AMX computes attention in float32 where autocast would compute it in bfloat16.
 
-    There torch's backward pass of attention calls a product of matrices for each head of each sequence, and in bfloat16 each
-    call has a high constant cost: on an AMD processor with AVX-512 BF16, 16 tokens take seven times as long as in float32, 77
-    tokens three times, and 512 tokens a fifth longer. Encoders of all libraries are affected, hence the function is exchanged.
+    There torch's backward pass of attention is slower in bfloat16. Measured on an AMD processor with AVX-512 BF16, both passes:
+    seven times for sequences of 16 tokens, three times for 77, and a fifth for 512. The function itself is exchanged, because
+    the encoders of all libraries call it.
 
     Args:
-        precision: that of the run; unless it is "bf16", nothing changes.
+        precision: `train.precision`, once settled; unless it is "bf16", nothing changes.
         device: device of the run; on all but CPUs, nothing changes.
     """
     if precision != "bf16" or device.type != "cpu" or torch.cpu._is_amx_tile_supported():
         yield
         return
-    attention = functional.scaled_dot_product_attention
+    exchanged = functional.scaled_dot_product_attention
+    wide = in_float32(exchanged)
 
-    def in_float32(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        if attn_mask is not None and attn_mask.is_floating_point():
-            attn_mask = attn_mask.float()
-        with torch.autocast("cpu", enabled=False):
-            return attention(query.float(), key.float(), value.float(), attn_mask, *args, **kwargs).to(query.dtype)
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return wide(query, *args, **kwargs).to(query.dtype)
 
-    functional.scaled_dot_product_attention = in_float32
+    functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = attention
+        functional.scaled_dot_product_attention = exchanged
 
 
 def precision_in_words(train: TrainConfig) -> str:

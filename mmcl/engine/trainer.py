@@ -37,7 +37,7 @@ from mmcl.engine.loading import BatchPieces, loaded, loader_processes
 from mmcl.engine.log import Logbook
 from mmcl.engine.nonfinite import Snapshot, mark_changed, write_crash_bundle
 from mmcl.engine.optim import FUSED, update_unless
-from mmcl.engine.precision import attention_precision, matmul_precision
+from mmcl.engine.precision import matmul_precision
 from mmcl.engine.repeated_texts import RepeatedTexts
 from mmcl.engine.run_state import RunState, ScalerState, read_run_state
 from mmcl.engine.schedule import set_rates
@@ -161,8 +161,7 @@ class Trainer:
         self.encode.train()
         lost = lost_process_reported(train.timeout_seconds)
         compiled, matmul = self.compiled or nullcontext(), matmul_precision(train.matmul)
-        attention = attention_precision(self.accelerator.mixed_precision, self.accelerator.device)
-        with closing(self.logbook), self.stop, self.writer, lost, matmul, attention, self.memory, compiled:
+        with closing(self.logbook), self.stop, self.writer, lost, matmul, self.memory, compiled:
             self._warm_up(start)
             set_collective_timeout(train.timeout_seconds)
             steps = range(start, start if self._evaluate(start) else self.total_steps)

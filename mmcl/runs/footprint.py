@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mmcl.config import Config
 from mmcl.data.batches.fewer_tokens import FewerTokens
+from mmcl.engine.precision import attention_precision
 from mmcl.runs.checks import two_images
 from mmcl.runs.fewer_tokens import first_patches
 from mmcl.runs.frozen_features import has_fixed_inputs
@@ -128,6 +129,7 @@ def _passed(method: nn.Module, views: Views, config: Config) -> tuple[int, float
     with (
         torch.random.fork_rng(devices=[]),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
+        attention_precision(config.train.precision, device),
         saved_tensors_hooks(count, lambda tensor: tensor),
     ):
         rows = method(views)

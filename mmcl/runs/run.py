@@ -30,7 +30,7 @@ from mmcl.engine.guards import run_on_first_process, waiting_long
 from mmcl.engine.launch import as_launched, start
 from mmcl.engine.live_evaluation import LiveEvaluation
 from mmcl.engine.log import track_figures
-from mmcl.engine.precision import settle_precision
+from mmcl.engine.precision import attention_precision, settle_precision
 from mmcl.engine.process_settings import freed_memory_kept, processor_settings
 from mmcl.engine.run_lock import locked
 from mmcl.engine.trainer import FitResult, Trainer
@@ -119,7 +119,9 @@ def _launched(config: Config) -> RunResult:
     run_dir = Path(config.run_dir or "runs/unnamed")
     config = settle_precision(as_launched(config), saved_precision(run_dir) if config.resume else None)
     accelerator = start(config, str(run_dir))
-    with processor_settings(config.train.threads), locked(run_dir) if accelerator.is_main_process else nullcontext():
+    attention = attention_precision(config.train.precision, accelerator.device)
+    lock = locked(run_dir) if accelerator.is_main_process else nullcontext()
+    with processor_settings(config.train.threads), attention, lock:
         return _train(config, run_dir, accelerator)
 
 

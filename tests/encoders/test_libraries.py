@@ -20,8 +20,10 @@ from torch.distributed.tensor import DTensor
 from mmcl.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from mmcl.encoders.heads import NoHead
 from mmcl.encoders.tower import Encoder, ImageEncoder, TextEncoder, Tower
+from mmcl.engine.precision import attention_precision
 from mmcl.engine.weight_layout import shard
 from mmcl.errors import UserError
+from tests.attention import recorded_attention
 from tests.distributed.harness import run_processes
 from tests.encoders import tiny
 from tests.encoders.cases import TEXTS, Case, pixels_of
@@ -92,6 +94,32 @@ def test_every_parameter_gets_a_gradient(text_case: Case) -> None:
     encoder.zero_grad()
     encoder(encoder.tokenizer(TEXTS)).pow(2).sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+def _types_of_attention(encoder: Encoder, inputs: Any, precision: str) -> set[torch.dtype]:
+    exchanged = attention_precision(precision, torch.device("cpu"))
+    with recorded_attention() as types, exchanged, torch.autocast("cpu", torch.bfloat16):
+        assert encoder(inputs).isfinite().all()
+    return types
+
+
+def _assert_attention_in_float32(encoder: Encoder, inputs: Any) -> None:
+    """Under autocast it is in bfloat16 otherwise; networks of convolutions have none."""
+    usual = _types_of_attention(encoder, inputs, "fp32")
+    assert usual in ({torch.bfloat16}, set())
+    assert _types_of_attention(encoder, inputs, "bf16") == ({torch.float32} if usual else set())
+
+
+def test_an_image_encoder_may_attend_in_float32(image_case: Case) -> None:
+    encoder = image_case.encoder
+    assert isinstance(encoder, ImageEncoder)
+    _assert_attention_in_float32(encoder, pixels_of(encoder))
+
+
+def test_a_text_encoder_may_attend_in_float32(text_case: Case) -> None:
+    encoder = text_case.encoder
+    assert isinstance(encoder, TextEncoder)
+    _assert_attention_in_float32(encoder, encoder.tokenizer(TEXTS))
 
 
 def _gradients_when_sharded(rank: int, world: int, encoder: Encoder, inputs: Any) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ import torch
 from accelerate.state import PartialState
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcl import train
 from mmcl.config import Config, TrainConfig, load_config
@@ -24,7 +23,10 @@ from mmcl.engine.precision import attention_precision, matmul_precision, precisi
 from mmcl.engine.trainer import Trainer
 from mmcl.errors import UserError
 from mmcl.runs.doctor import diagnose
+from mmcl.runs.footprint import measure
+from mmcl.runs.plan import make_plan
 from mmcl.runs.resume import FILE
+from tests.attention import recorded_attention
 from tests.distributed.harness import run_processes
 from tests.engine.tiny import make_folder, tiny_config
 
@@ -206,39 +208,58 @@ def _attended(kind: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "causal", "boolean", "added", "module"])
-def test_attention_in_float32_is_that_of_bfloat16_up_to_its_rounding(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+def test_attention_in_float32_is_that_of_bfloat16_up_to_its_rounding(kind: str) -> None:
     expected = _attended(kind)
-    with attention_precision("bf16", CPU):
+    with recorded_attention() as types, attention_precision("bf16", CPU):
         found = _attended(kind)
+    assert types == {torch.float32}
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype == torch.bfloat16
         # A few roundings of bfloat16 (2^-8 each) beside the largest number.
         assert (one - other).abs().max() <= 2**-5 * other.abs().max()
 
 
-def _dtypes(precision: str, device: torch.device) -> list[torch.dtype]:
-    """Types of numbers in which attention is computed in the context, under autocast."""
-    found = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if "attention" in str(func):
-                found.append(args[0].dtype)
-            return func(*args, **(kwargs or {}))
-
-    heads = torch.ones(1, 1, 4, 8)
-    with attention_precision(precision, device), Watch(), torch.autocast("cpu", torch.bfloat16):  # type: ignore[no-untyped-call]
-        functional.scaled_dot_product_attention(heads, heads, heads)
-    return found
-
-
-@pytest.mark.parametrize("has_amx", [True, False])
-def test_attention_is_in_float32_on_a_cpu_without_amx_alone(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "device", "has_amx"), [("fp32", "cpu", False), ("bf16", "cuda", False), ("bf16", "cpu", True)]
+)
+def test_elsewhere_attention_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, has_amx: bool
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     before = functional.scaled_dot_product_attention
-    assert set(_dtypes("bf16", CPU)) == {torch.bfloat16 if has_amx else torch.float32}
-    assert set(_dtypes("bf16", torch.device("cuda"))) == set(_dtypes("no", CPU)) == {torch.bfloat16}
+    with attention_precision(precision, torch.device(device)):
+        assert functional.scaled_dot_product_attention is before
+
+
+def test_attention_is_as_before_after_an_error() -> None:
+    before = functional.scaled_dot_product_attention
     with pytest.raises(KeyError), attention_precision("bf16", CPU):
         raise KeyError
     assert functional.scaled_dot_product_attention is before
+
+
+def test_attention_in_float64_stays_in_float64() -> None:
+    heads = torch.ones(1, 1, 4, 8, dtype=torch.float64)
+    with recorded_attention() as types, attention_precision("bf16", CPU):
+        assert functional.scaled_dot_product_attention(heads, heads, heads).dtype == torch.float64
+    assert types == {torch.float64}
+
+
+FROZEN = ("--text.freeze", "true", "--data.augment", "[]")
+
+
+@pytest.mark.parametrize("flags", [(), ("--train.micro_batch", "4"), FROZEN], ids=["whole", "pieces", "stored"])
+def test_a_run_in_bf16_computes_attention_in_float32(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: Sequence[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with recorded_attention() as types:
+        train(tiny_config(folder, tmp_path / "run", "--train.precision", "bf16", "--evaluate", "[]", *flags))
+    assert types == {torch.float32}
+
+
+def test_a_forecast_measures_what_a_run_computes(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(tiny_config(folder, tmp_path / "run", "--train.precision", "bf16"), 1)
+    with recorded_attention() as types:
+        measure(plan, CPU)
+    assert types == {torch.float32}
