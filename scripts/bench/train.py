@@ -6,7 +6,7 @@ transformers' form; `clip_emoji`, the default run; `simclr`, the net of configs/
 emoji. Peers are the trainers of open_clip, sentence-transformers (of `hf`) and lightly (its recipe of SimCLR); toolkits are
 taken where they are installed.
 
-The `plain loop` is the least that training takes: the same towers, a few batches in memory, the loss by `cross_entropy`, one
+The `plain loop` is the least that training takes: the same towers, the same batches in memory, the loss by `cross_entropy`, one
 fused optimizer, and nothing else: no checks, no log, no loader. Freed memory is kept between its steps, as mmcl keeps it.
 
 Everybody has one loader process, except the plain loop. Measured between two optimizer steps, all in one thread: `step`, the

@@ -18,8 +18,8 @@ from mmcl.engine.transfer import views_on
 from mmcl.types import Batch
 
 PLAIN = "plain loop"
-KEPT, LOGGED = 8, 10
-"""Batches that the plain loop has in memory, and the steps from one look at its loss to the next."""
+LOGGED = 10
+"""Steps from one look at the loss of the plain loop to the next."""
 
 
 def run_plain_loop(model: str, config: Config, folder: Path, scratch: Path) -> None:
@@ -33,15 +33,14 @@ def run_plain_loop(model: str, config: Config, folder: Path, scratch: Path) -> N
     text: Any = method.towers["text"].encoder if "text" in method.towers else None
     texts = [view for view, kind in method.views.items() if kind == "text"]
     made = StepBatches(plan.source, plan.order, images=plan.views, texts=texts, tokenizer=text.tokenizer if text else None)
-    batches = [made[step] for step in range(KEPT)]
+    batches = [made[step] for step in range(plan.facts.total_steps)]
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     # Muon is the only optimizer that torch does not have in this form.
     optimizer = build_optimizer(method, config.optim) if config.optim.muon_lr else torch.optim.AdamW(parameters, fused=True)
     loss_of = clip_loss if texts else nt_xent
     method.train()
     with freed_memory_kept():
-        for step in range(plan.facts.total_steps):
-            batch = batches[step % KEPT]
+        for step, batch in enumerate(batches):
             rows = method.encode(views_on("cpu", batch.views))
             loss = loss_of({name: normalize(row, dim=1) for name, row in rows.items()}, method, batch)
             optimizer.zero_grad()
