@@ -13,6 +13,8 @@ import pytest
 
 from tests.warm import launch, python, start
 
+pytestmark = pytest.mark.slow
+
 SHOWN = """
 import os, sys
 print(sys.argv, os.getcwd(), os.environ["GIVEN"], __name__, sys.path[:3], sys.stdin.read())

@@ -234,6 +234,7 @@ DECISIVE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("statistic", "n"), DECISIVE)
 def test_intervals_of_small_samples_hold_the_truth(statistic: str, n: int) -> None:
     """With few draws, a cell may be off by four standard errors, and the mean over the cells by as many of its own."""
