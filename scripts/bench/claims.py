@@ -153,6 +153,8 @@ def main() -> None:
     parser.add_argument("--fold", choices=list(FOLDS), default="held_out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, help="of every run, instead of its own; halved where a claim halves them")
+    parser.add_argument("--precision", default="fp32", help="of every training; fp32 by default")
+    parser.add_argument("--without_controls", action="store_true", help="train the claims alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench_claims"), help="folder for the runs")
     parser.add_argument("--json", type=Path, help="write the table here")
@@ -177,7 +179,7 @@ def tried(name: str, claim: Claim, arguments: argparse.Namespace) -> list[Row]:
             "holds" if ratio >= claim.asked else f"does not hold at this scale: {ratio:.3f} of {claim.asked:g} asked"
         )
         print(f"  {rows[0]['verdict']}")
-    for control, run_of_it in claim.controls.items():
+    for control, run_of_it in () if arguments.without_controls else claim.controls.items():
         rows.append(compared(control, run_of_it, scores(run_of_it, arguments), claim.beside, beside, arguments))
     return rows
 
@@ -201,7 +203,7 @@ def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[f
 def config_of(one: Run, seed: int, arguments: argparse.Namespace) -> Config:
     """The configuration of a run; `--epochs` stands for the length that is shipped, of which a run may take a share."""
     flags = [*FOLDS[arguments.fold][0], *one.flags, "--evaluate", "[]", "--train.seed", str(seed)]
-    flags += ["--train.threads", str(arguments.threads)]
+    flags += ["--train.threads", str(arguments.threads), "--train.precision", arguments.precision]
     if arguments.epochs:
         share = epochs_of(one.config, one.flags) / epochs_of(one.config, ())
         flags += ["--train.epochs", str(share * arguments.epochs)]
