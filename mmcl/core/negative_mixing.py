@@ -6,6 +6,8 @@ belong to keys, not to ranks: where rounding decides between two keys, all that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,6 +84,17 @@ def mixed_log_sum_exp(
     counts = min(hardest, len(key_MD)), pairs, with_query
     parts = [_of_block(query_nD, id_n, key_MD, wide_MD, key_id_M, scale, counts, seed) for query_nD, id_n in blocks]
     return torch.cat(parts).to(query_ND)
+
+
+def mixed_negatives(query_ND: Tensor, key_MD: Tensor, **options: Any) -> dict[str, Tensor]:
+    """Returns the arguments of `info_nce` by which mixed negatives join its denominator.
+
+    Args:
+        query_ND, key_MD, options: see `mixed_log_sum_exp`.
+    """
+    # The logit of a row of zeros is 0, so that its weight is the sum over all of them.
+    log_sum_N = mixed_log_sum_exp(query_ND, key_MD, **options)
+    return {"own_negative_ND": torch.zeros_like(query_ND), "own_negative_log_weight": log_sum_N}
 
 
 def _of_block(

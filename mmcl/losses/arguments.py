@@ -123,6 +123,17 @@ def check_sigreg(*, weight: float, slices: int, knots: int, upper: float) -> Non
             raise UserError(f"{name} is {value!r}, and must be a whole number of at least {least}")
 
 
+def check_mixing(*, mixed: int, mixed_with_query: int, hardest: int | None) -> None:
+    """Raises UserError for an option of the mixing of negatives that is out of its range, or without effect."""
+    counts = {"mixed": mixed, "mixed_with_query": mixed_with_query, "hardest": hardest}
+    least = {"hardest": 2 if mixed else 1}
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < least.get(name, 0)):
+            raise UserError(f"{name} is {value!r}, and must be a whole number of at least {least.get(name, 0)}")
+    if hardest is not None and not mixed and not mixed_with_query:
+        raise UserError("hardest has no effect without mixed or mixed_with_query: give one of them, or leave it out")
+
+
 def inverse(temperature: Tensor | float, rows: Tensor) -> Tensor | float:
     """Returns the scale, 1 / temperature; raises UserError like `number`."""
     return 1 / number("temperature", temperature, rows, positive=True)

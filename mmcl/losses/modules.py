@@ -18,7 +18,7 @@ from mmcl.core.host_count import HostCount
 from mmcl.core.key_queue import KeyQueue
 from mmcl.core.metric_learning import Miner
 from mmcl.core.precision import unit_rows
-from mmcl.losses.arguments import check_positive, check_sigreg
+from mmcl.losses.arguments import check_mixing, check_positive, check_sigreg
 from mmcl.losses.metric_learning import contrastive_pair_loss, margin_loss, triplet_loss
 from mmcl.losses.sigmoid import siglip_loss
 from mmcl.losses.softmax import Similarity, clip_loss, info_nce, moco_loss, simcse_loss
@@ -174,37 +174,6 @@ class SimCSELoss(Loss):
         return simcse_loss(a, b, ids, negative, **self.options)
 
 
-class MoCoLoss(Loss):
-    """`moco_loss` with its queue. In training mode, the keys are added to the queue after the loss, so call it once per step.
-
-    Args:
-        size: K, the capacity of the queue, which is initially empty.
-        dim: width of the rows.
-        temperature: 0.2 in MoCo v2, 0.07 in v1.
-
-    Attributes:
-        queue: keys and ids of past batches; part of the state dict.
-
-    Example:
-        >>> criterion = MoCoLoss(size=4, dim=3, temperature=0.5)
-        >>> [round(criterion(torch.eye(3), torch.eye(3), torch.arange(3) + step).item(), 4) for step in (0, 3)]
-        [0.0, 0.8201]
-    """
-
-    def __init__(self, *, size: int = 65536, dim: int = 128, temperature: float = 0.2):
-        super().__init__(temperature=temperature)
-        self.queue = KeyQueue(size, dim)
-
-    def forward(self, query: Tensor, key: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Computes the loss. `ids` are sample numbers, 0 or more; give them in every call or in none."""
-        # A copy, because the graph of the loss refers to the old keys and `push` changes the queue in place.
-        queue_ids = None if ids is None else self.queue.ids.clone()
-        loss = moco_loss(query, key, ids, queue=self.queue.keys.clone(), queue_ids=queue_ids, **self.options)
-        if self.training:
-            self.queue.push(unit_rows(key.detach()), torch.full((len(key),), -1, device=key.device) if ids is None else ids)
-        return loss
-
-
 class ContrastivePairLoss(Loss):
     """`contrastive_pair_loss`.
 
@@ -236,6 +205,50 @@ class _DrawingLoss(Loss):
         generator = torch.Generator(rows.device).manual_seed(int(self.step))
         self.step += self.training
         return generator
+
+
+class MoCoLoss(_DrawingLoss):
+    """`moco_loss` with its queue. In training mode, the keys are added to the queue after the loss, so call it once per step.
+
+    Args:
+        size: K, the capacity of the queue, which is initially empty.
+        dim: width of the rows.
+        temperature: 0.2 in MoCo v2, 0.07 in v1.
+        mixed, mixed_with_query, hardest: see `moco_loss`; what is mixed depends on the step number.
+
+    Attributes:
+        queue: keys and ids of past batches; part of the state dict.
+
+    Example:
+        >>> criterion = MoCoLoss(size=4, dim=3, temperature=0.5)
+        >>> [round(criterion(torch.eye(3), torch.eye(3), torch.arange(3) + step).item(), 4) for step in (0, 3)]
+        [0.0, 0.8201]
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 65536,
+        dim: int = 128,
+        temperature: float = 0.2,
+        mixed: int = 0,
+        mixed_with_query: int = 0,
+        hardest: int | None = None,
+    ):
+        check_mixing(mixed=mixed, mixed_with_query=mixed_with_query, hardest=hardest)
+        super().__init__(temperature=temperature, mixed=mixed, mixed_with_query=mixed_with_query, hardest=hardest)
+        self.queue = KeyQueue(size, dim)
+
+    def forward(self, query: Tensor, key: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Computes the loss. `ids` are sample numbers, 0 or more; give them in every call or in none."""
+        # A copy, because the graph of the loss refers to the old keys and `push` changes the queue in place.
+        queue_ids = None if ids is None else self.queue.ids.clone()
+        seed = int(self.step) if self.options["mixed"] or self.options["mixed_with_query"] else 0
+        loss = moco_loss(query, key, ids, queue=self.queue.keys.clone(), queue_ids=queue_ids, seed=seed, **self.options)
+        if self.training:
+            self.queue.push(unit_rows(key.detach()), torch.full((len(key),), -1, device=key.device) if ids is None else ids)
+            self.step += 1
+        return loss
 
 
 class TripletLoss(_DrawingLoss):

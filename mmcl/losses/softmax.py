@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mmcl.core import info_nce as core
 from mmcl.core.higher_derivatives import is_transformed
+from mmcl.core.negative_mixing import mixed_negatives
 from mmcl.core.precision import in_float32, unit_rows
 from mmcl.core.tiled.pairs import TileShape
 from mmcl.errors import UserError
-from mmcl.losses.arguments import check_rows, checked_ids, inverse, number, stacked
+from mmcl.losses.arguments import check_mixing, check_rows, checked_ids, inverse, number, stacked
 
 Similarity = Literal["cosine", "dot", "euclidean"]
 
@@ -161,11 +162,17 @@ def moco_loss(
     queue: Tensor,
     queue_ids: Tensor | None = None,
     temperature: Tensor | float,
+    mixed: int = 0,
+    mixed_with_query: int = 0,
+    hardest: int | None = None,
+    seed: int = 0,
     tile: TileShape | None = None,
 ) -> Tensor:
     r"""MoCo: contrasts a query with the momentum teacher's key of the same sample and a queue of keys from past batches.
 
     $$\ell = -\frac{1}{N} \sum_i \log \frac{e^{q_i^\top k_i / T}}{e^{q_i^\top k_i / T} + \sum_{j=1}^{K} e^{q_i^\top n_j / T}}$$
+
+    MoCHi adds negatives that are mixed from the keys nearest to the query, which have no gradient.
 
     Args:
         query: rows of the student; scaled to unit length.
@@ -174,6 +181,10 @@ def moco_loss(
         queue: keys of past batches, already of unit length; the same on all processes. Receives no gradient.
         queue_ids: sample numbers of the queue; keys of the query's own sample that are still in the queue are ignored.
         temperature: T, a number above 0 or a one-element tensor; 0.07 in v1, 0.2 in v2.
+        mixed: s of MoCHi, negatives of each query that are mixed from two keys of the queue; 1024 there, for K = 16,384.
+        mixed_with_query: s', negatives that are mixed from the query and a key; 128 to 256 there.
+        hardest: N, keys nearest to the query that are mixed; 1024 unless given. Of fewer keys, all.
+        seed: determines what is mixed; give another in every step, and the same on all processes.
         tile: queries and keys compared at once; by default chosen from the shapes.
 
     Shape:
@@ -186,35 +197,55 @@ def moco_loss(
         `info_nce` with the queue as keys. Constant rows give ln(K + 1); an empty queue gives 0.
 
     Raises:
-        UserError: shapes, dtypes or devices do not match, or a value is not finite.
+        UserError: shapes, dtypes or devices do not match, a value is not finite, or an option is out of range or without
+            effect.
 
     Source:
-        He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, eq. 1.
+        He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2020, eq. 1; the mixing: Kalantidis et
+        al., "Hard Negative Mixing for Contrastive Learning", 2020, section 4.
 
     Example:
         >>> query, key, queue = torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:]
         >>> round(moco_loss(query, key, queue=queue, temperature=0.5).item(), 4)
         0.2395
+        >>> round(moco_loss(query, key, queue=queue, temperature=0.5, mixed=2).item(), 4)  # two more with a cosine of 0
+        0.4327
     """
     check_rows({"query": query, "key": key})
     check_rows({"query": query, "queue": queue}, paired=False)
+    check_mixing(mixed=mixed, mixed_with_query=mixed_with_query, hardest=hardest)
     if (ids is None) != (queue_ids is None):
         raise UserError("give ids and queue_ids, or neither: keys of the query's own sample are found by both")
     query_ids = checked_ids("ids", ids, "query", query)
     # Without ids, no key in the queue belongs to a sample of this batch.
     stale_ids = -1 - checked_ids("queue_ids", None, "queue", queue) if queue_ids is None else queue_ids
     stale_ids = checked_ids("queue_ids", stale_ids, "queue", queue)
+    query, stale, scale = unit_rows(query), unit_rows(queue.detach()), inverse(temperature, query)
+    mixtures: dict[str, Any] = {}
+    if mixed or mixed_with_query:
+        mixtures = mixed_negatives(
+            query,
+            stale,
+            query_id_N=query_ids,
+            key_id_M=stale_ids,
+            scale=scale,
+            hardest=hardest or 1024,
+            pairs=mixed,
+            with_query=mixed_with_query,
+            seed=seed,
+        )
     return core.info_nce(
-        unit_rows(query),
-        unit_rows(queue.detach()),
+        query,
+        stale,
         query_id_N=query_ids,
         key_id_M=stale_ids,
         # Equal row numbers exclude a pair, so keys of the query's own sample are ignored.
         query_row_N=query_ids,
         key_row_M=stale_ids,
         own_key_ND=unit_rows(key.detach()),
-        scale=inverse(temperature, query),
+        scale=scale,
         tile=tile,
+        **mixtures,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmcl.core.ema import MomentumTeacher
 from mmcl.core.info_nce import info_nce
 from mmcl.core.key_queue import KeyQueue
-from mmcl.core.negative_mixing import mixed_log_sum_exp
+from mmcl.core.negative_mixing import mixed_negatives
 from mmcl.errors import UserError
 from mmcl.methods.byol import teacher_rows
 from mmcl.methods.method import Method
@@ -134,7 +134,7 @@ class MoCo(Method):
         step, rows = int(self.teacher.steps), embeddings.local[query]
         if not self.mixed + self.mixed_with_query or step < self.first_mixed_step:
             return {}
-        log_sum_N = mixed_log_sum_exp(
+        return mixed_negatives(
             rows,
             self.queue.keys,
             query_id_N=embeddings.ids,
@@ -145,8 +145,6 @@ class MoCo(Method):
             with_query=self.mixed_with_query,
             seed=sample_seed(step, ord(query)),
         )
-        # The logit of a row of zeros is 0, so that its weight is the sum over all of them.
-        return {"own_negative_ND": torch.zeros_like(rows), "own_negative_log_weight": log_sum_N}
 
     def commit(self, embeddings: Embeddings, batch: Batch) -> None:
         self.teacher.update(self.towers)

@@ -121,12 +121,13 @@ def test_value_and_gradients_are_those_of_one_process(world: int, name: str, red
 
 
 def modules(rank: int, world: int) -> list[Any]:
-    """A queue and prototypes over processes; one tensor in two places; queries and keys in different numbers."""
+    """Queues and prototypes over processes; one tensor in two places; queries and keys in different numbers."""
     rows = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ids = torch.arange(12) % 5
     part = slice(rank * 12 // world, (rank + 1) * 12 // world)
     torch.manual_seed(0)
     queue = losses.gathered(losses.MoCoLoss(size=20, dim=WIDTH).double())
+    mixing = losses.gathered(losses.MoCoLoss(size=20, dim=WIDTH, mixed=5, mixed_with_query=2).double())
     swav = losses.gathered(losses.SwAVLoss(count=4, dim=WIDTH).double())
     own = rows[part]
     info_nce = losses.gathered(losses.info_nce)
@@ -135,6 +136,7 @@ def modules(rank: int, world: int) -> list[Any]:
     return [
         nested(own, ids[part], temperature=0.1).item(),
         *(queue(own, own + step, ids[part]).item() for step in range(3)),
+        *(mixing(own, own + step, ids[part]).item() for step in range(3)),
         of_type(losses.MoCoLoss, queue.loss).queue.keys.sum().item(),
         swav(own, own.flip(1), [own + 1, own - 1]).item(),
         info_nce(own, own, ids[part], temperature=0.1).item(),

@@ -170,6 +170,24 @@ def test_keys_join_the_queue_after_the_loss_and_in_training_alone() -> None:
     assert torch.equal(criterion.queue.keys, before)
 
 
+MIXED: dict[str, Any] = {"mixed": 7, "mixed_with_query": 3, "hardest": 4}
+
+
+def test_mixtures_are_those_of_the_step() -> None:
+    """A loaded copy continues with the same, and no two steps mix alike."""
+    first, second = (losses.MoCoLoss(size=6, dim=WIDTH, **MIXED).double().eval() for _ in range(2))
+    first.queue.push(QUEUE, torch.arange(6) + 2)
+    for step in range(3):
+        options: dict[str, Any] = {"queue_ids": torch.arange(6) + 2, "temperature": 0.2, "seed": step}
+        torch.testing.assert_close(first(A, B, IDS), losses.moco_loss(A, B, IDS, queue=QUEUE, **options, **MIXED))
+        first.step += 1
+    assert len({first(A, B, IDS).item(), first.eval()(A, B, IDS).item()}) == 1
+    second.load_state_dict(first.state_dict())
+    pairs = [(first.train()(A, B, IDS).item(), second.train()(A, B, IDS).item()) for _ in range(3)]
+    assert [ours for ours, _ in pairs] == [theirs for _, theirs in pairs]
+    assert int(first.step) == 6
+
+
 @pytest.mark.parametrize("make", [lambda: losses.TripletLoss(miner="distance_weighted"), losses.MarginLoss])
 def test_draws_are_those_of_the_step(make: Callable[[], Any]) -> None:
     ids = torch.arange(60) % 20

@@ -82,6 +82,13 @@ INCOMPLETE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
         lambda z: losses.moco_loss(z, z, torch.arange(4), queue=z, temperature=1),
         "ids and queue_ids, or neither",
     ),
+    "fewer mixtures than none": (lambda z: losses.moco_loss(z, z, queue=z, temperature=1, mixed=-1), "mixed is -1"),
+    "half a mixture": (lambda z: losses.MoCoLoss(mixed_with_query=0.5), "mixed_with_query is 0.5"),  # type: ignore[arg-type]
+    "one key to be mixed with itself": (lambda z: losses.MoCoLoss(mixed=1, hardest=1), "hardest is 1, .* at least 2"),
+    "hardest keys of which nothing is mixed": (
+        lambda z: losses.moco_loss(z, z, queue=z, temperature=1, hardest=5),
+        "hardest has no effect without mixed",
+    ),
     "a temperature below 0": (lambda z: losses.nt_xent(z, z, temperature=-0.1), "temperature is -0.1"),
     "a temperature of 0 in a tensor": (lambda z: losses.nt_xent(z, z, temperature=torch.zeros(1)), "temperature is 0.0"),
     "a margin that is not finite": (lambda z: losses.triplet_loss(z, torch.arange(4), margin=float("nan")), "margin is nan"),
