@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmcl.config import Config, TrainConfig, config_hash, flat_settings, from_dict, is_decisive, load_config, to_dict, to_yaml
+from mmcl.config import (
+    Config,
+    OptimConfig,
+    SourceConfig,
+    TrainConfig,
+    config_hash,
+    flat_settings,
+    from_dict,
+    is_decisive,
+    load_config,
+    to_dict,
+    to_yaml,
+)
 from mmcl.config.plain_yaml import read_yaml, write_yaml
 from mmcl.errors import UserError
 from tests.narrow import present
@@ -179,6 +191,19 @@ def test_a_component_of_another_name_keeps_no_arguments_of_the_base(path: Path) 
     assert config.image is not None
     assert config.image.encoder is not None
     assert config.image.encoder.args == {"image_size": 8}
+
+
+def test_null_takes_out_what_a_base_says(path: Path) -> None:
+    top = path.parent / "top.yaml"
+    top.write_text("base: tiny.yaml\ndata: {train: null, mix: {photos: {path: a}, drawings: {path: b}}}\noptim:\n")
+    config = load_config(top)
+    assert config.optim == OptimConfig()
+    assert config.data.train == SourceConfig()
+    assert config.training_parts.keys() == {"data.mix.photos", "data.mix.drawings"}
+    assert load_config(path, ["--optim", "null"]).optim == OptimConfig()
+    for flags, named in ((["--method", "null"], "method: the key 'name' is missing"), (["--train", "null"], "train.steps")):
+        with pytest.raises(UserError, match=named):
+            load_config(path, flags)
 
 
 @pytest.mark.parametrize(

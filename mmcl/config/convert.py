@@ -41,7 +41,7 @@ def from_dict(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
 
 def _instead(value: Any, fields: Mapping[str, Any]) -> str:
     """What to write in place of a value that is not a mapping."""
-    if value is None or value in ("none", "null", ""):
+    if value in ("none", "null", ""):
         return "; a list without any is []"
     return f", such as {{name: {value}}}" if isinstance(value, str) and value.isidentifier() and "name" in fields else ""
 
@@ -58,6 +58,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} is {_shown(value)}; choose one of {', '.join(map(repr, arguments))}")
         return value
     if origin is tuple:
+        if value is None:
+            raise UserError(f"{where} must be a list; one without any is []")
         items = value if isinstance(value, list | tuple) else [value]
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):
             raise UserError(f"{where} needs {len(arguments)} values, not {_shown(value)}")
@@ -69,7 +71,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         keys = [_key(key, where) for key in value]
         return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
+        # Null gives the defaults: so a file takes out what its base has, and a heading may have nothing below it.
+        return from_dict(hint, {} if value is None else value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)
 
 

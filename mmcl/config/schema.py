@@ -126,7 +126,7 @@ class Config:
         some = weights is None or sum(weights) > 0
         _require(some, "data.caption_weights", weights, "one of them must be above 0")
         if self.data.hard_batches is not None and self.data.samples_per_class is not None:
-            raise UserError("data.hard_batches and data.samples_per_class exclude each other: remove one of them")
+            raise UserError("data.hard_batches and data.samples_per_class exclude each other: set one of them to null")
 
     def _check_mix(self) -> None:
         data = self.data
@@ -136,7 +136,7 @@ class Config:
         given = {name: getattr(data, name) for name in ("labels", "samples_per_class", "hard_batches")}
         given["train"] = data.train != SourceConfig()
         for key in (key for key, value in given.items() if value):
-            raise UserError(f"data.mix and data.{key} exclude each other: remove one of them")
+            raise UserError(f"data.mix and data.{key} exclude each other: set one of them to null")
         weighted = [part.weight is not None for part in data.mix.values()]
         for name, part in data.mix.items():
             _require(name.isidentifier(), "a name in data.mix", name, "use letters, digits and underscores")
