@@ -37,17 +37,23 @@ def run_plain_loop(model: str, config: Config, folder: Path, scratch: Path) -> N
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     # Muon is the only optimizer that torch does not have in this form.
     optimizer = build_optimizer(method, config.optim) if config.optim.muon_lr else torch.optim.AdamW(parameters, fused=True)
-    loss_of = clip_loss if texts else nt_xent
     method.train()
     with freed_memory_kept():
         for step, batch in enumerate(batches):
-            rows = method.encode(views_on("cpu", batch.views))
-            loss = loss_of({name: normalize(row, dim=1) for name, row in rows.items()}, method, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss = plain_step(method, batch, optimizer)
             if step % LOGGED == 0:
-                print(float(loss.detach()))
+                print(float(loss))
+
+
+def plain_step(method: Any, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+    """A step of the plain loop; its loss."""
+    rows = method.encode(views_on("cpu", batch.views))
+    loss_of = clip_loss if "text" in method.towers else nt_xent
+    loss = loss_of({name: normalize(row, dim=1) for name, row in rows.items()}, method, batch)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
 
 
 def clip_loss(rows: Mapping[str, Tensor], method: Any, batch: Batch) -> Tensor:

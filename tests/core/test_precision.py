@@ -52,6 +52,14 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "mixed_log_sum_exp": lambda a, b, s: negative_mixing.mixed_log_sum_exp(
         a, b, query_id_N=ID, key_id_M=ID, scale=s, hardest=3, pairs=4, with_query=2, seed=5
     ),
+    "mixed_negatives": lambda a, b, s: info_nce.info_nce(
+        *(a, b),
+        query_id_N=ID,
+        key_id_M=ID,
+        scale=s,
+        own_key_ND=b,
+        **negative_mixing.mixed_negatives(a, b, query_id_N=ID, key_id_M=ID, scale=s, hardest=3, pairs=4, with_query=2, seed=5),
+    ),
     "log_mean_negative": lambda a, b, s: global_contrast.log_mean_negative(a, b, query_id_N=ID, key_id_M=ID, scale=s),
     "sigmoid_loss": lambda a, b, s: sigmoid.sigmoid_loss(a, b, image_id_N=ID, text_id_M=ID, scale=s, bias=-s),
     "distillation_loss": lambda a, b, s: distillation.distillation_loss(a, b, teachers=[TEACHER(b, a)], scale=s),
