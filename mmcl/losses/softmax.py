@@ -14,6 +14,7 @@ from mmcl.core.precision import in_float32, unit_rows
 from mmcl.core.tiled.pairs import TileShape
 from mmcl.errors import UserError
 from mmcl.losses.arguments import check_mixing, check_rows, checked_ids, inverse, number, stacked
+from mmcl.rng import sample_seed
 
 Similarity = Literal["cosine", "dot", "euclidean"]
 
@@ -232,7 +233,7 @@ def moco_loss(
             hardest=hardest or 1024,
             pairs=mixed,
             with_query=mixed_with_query,
-            seed=seed,
+            seed=sample_seed(seed),  # hashed, or it would meet small ids: sample 1 of step 0 would draw as sample 0 of step 1
         )
     return core.info_nce(
         query,

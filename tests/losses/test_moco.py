@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from mmcl import losses
 from mmcl.core.negative_mixing import mixed_log_sum_exp
+from mmcl.rng import sample_seed
 
 IDS, QUEUE_IDS = torch.arange(5), torch.arange(9) + 3  # the last two queries have a stale key
 COUNTS = [(6, 0), (0, 4), (6, 4)]
@@ -35,7 +36,8 @@ def moco(rows: tuple[Tensor, ...], counts: tuple[int, int], *, part: slice = sli
 def test_mixtures_join_the_denominator(rows: tuple[Tensor, ...], counts: tuple[int, int]) -> None:
     given, key, queue, temperature = rows
     query = normalize(given, dim=1)  # as the loss does, through which the gradient passes
-    options: dict[str, Any] = {"scale": 1 / temperature, "hardest": 4, "pairs": counts[0], "with_query": counts[1], "seed": 3}
+    drawn: dict[str, Any] = {"hardest": 4, "pairs": counts[0], "with_query": counts[1], "seed": sample_seed(3)}
+    options = {"scale": 1 / temperature, **drawn}
     mixtures_N = mixed_log_sum_exp(query, queue, query_id_N=IDS, key_id_M=QUEUE_IDS, **options).exp()
     terms = []
     for q, k, own, mixtures in zip(query, key, IDS, mixtures_N, strict=True):
@@ -65,3 +67,14 @@ def test_an_empty_queue_has_nothing_to_mix(rows: tuple[Tensor, ...]) -> None:
     loss.backward()
     assert query.grad is not None
     assert query.grad.isfinite().all()
+
+
+def test_samples_and_steps_do_not_share_draws(rng: torch.Generator) -> None:
+    """The same query and queue under other ids and seeds: small numbers must not meet, as 1 and 0 would with 0 and 1."""
+    query, key = (normalize(torch.randn((1, 4), generator=rng, dtype=torch.float64), dim=1) for _ in range(2))
+    queue = normalize(torch.randn((30, 4), generator=rng, dtype=torch.float64), dim=1)
+    stale = torch.arange(30) + 100
+    given: dict[str, Any] = {"queue": queue, "queue_ids": stale, "temperature": 0.2, "mixed": 5}
+    pairs = [(sample, seed) for sample in range(6) for seed in range(6)]
+    found = {losses.moco_loss(query, key, torch.tensor([sample]), seed=seed, **given).item() for sample, seed in pairs}
+    assert len(found) == len(pairs)
