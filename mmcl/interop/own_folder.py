@@ -96,7 +96,8 @@ def _read_folder(folder: Path, given: Collection[str]) -> dict[str, Any]:
     for entry in file.towers.values():
         _check_registered(folder, entry, file.plugins)
         _check_given(folder, entry, given)
-    with offline(), bounded_build([existing_file(folder / WEIGHTS)], str(folder / CONFIG)):
+    # Encoders draw weights, all of which are replaced: the caller's random numbers stay as they were.
+    with offline(), bounded_build([existing_file(folder / WEIGHTS)], str(folder / CONFIG)), torch.random.fork_rng(devices=[]):
         towers = nn.ModuleDict({name: _read_tower(folder, entry) for name, entry in file.towers.items()})
     tensors = read_tensors(folder / WEIGHTS)
     for alias, original in file.shared_tensors.items():

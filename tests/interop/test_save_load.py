@@ -67,6 +67,12 @@ def test_our_own_format_comes_back_whole(name: str, saved: Path) -> None:
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
 
 
+def test_loading_leaves_the_random_numbers_as_they_were(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_model(saved, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("names", ["abc", ["a", "b"], ["a"] * 6 + [7], {"a": 1}], ids=str)
 def test_class_names_that_do_not_fit_are_damage(names: object, saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
