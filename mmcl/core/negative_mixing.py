@@ -86,7 +86,7 @@ def mixed_log_sum_exp(
     return torch.cat(parts).to(query_ND)
 
 
-def mixed_negatives(query_ND: Tensor, key_MD: Tensor, **options: Any) -> dict[str, Tensor]:
+def mixed_negatives(query_ND: Tensor, key_MD: Tensor, **options: Any) -> dict[str, Any]:
     """Returns the arguments of `info_nce` by which mixed negatives join its denominator.
 
     Args:
