@@ -201,6 +201,7 @@ def test_null_takes_out_what_a_base_says(path: Path) -> None:
     assert config.data.train == SourceConfig()
     assert config.training_parts.keys() == {"data.mix.photos", "data.mix.drawings"}
     assert load_config(path, ["--optim", "null"]).optim == OptimConfig()
+    assert load_config(path, ["--data.train.args", "null", "--data.views", "null"]).data.train.args == {}
     for flags, named in ((["--method", "null"], "method: the key 'name' is missing"), (["--train", "null"], "train.steps")):
         with pytest.raises(UserError, match=named):
             load_config(path, flags)

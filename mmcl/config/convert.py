@@ -65,14 +65,17 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} needs {len(arguments)} values, not {_shown(value)}")
         kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
         return tuple(convert(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, items, strict=True)))
+    # A mapping of null is empty, and a section has its defaults: so a file takes out what its base has, and a heading may have
+    # nothing below it.
+    if value is None and (origin is dict or dataclasses.is_dataclass(hint)):
+        value = {}
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, not {_shown(value)}")
         keys = [_key(key, where) for key in value]
         return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if dataclasses.is_dataclass(hint):
-        # Null gives the defaults: so a file takes out what its base has, and a heading may have nothing below it.
-        return from_dict(hint, {} if value is None else value, where)  # type: ignore[arg-type]
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
     return _convert_scalar(hint, value, where)
 
 
