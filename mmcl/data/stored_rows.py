@@ -124,16 +124,26 @@ class StoredRows:
         return rows
 
 
-def caption_place(caption: str, distinct: Sequence[str]) -> int:
+def caption_place(caption: str, distinct: Sequence[str], *, as_listed: bool = True) -> int:
     """Returns the place of a drawn caption among the distinct captions of its sample.
 
+    Args:
+        caption: the text that was drawn.
+        distinct: the captions that are listed.
+        as_listed: `Source.draws_as_listed`. If not, any text counts as its sample's caption where that has just one.
+
     Raises:
-        UserError: the source draws captions that it does not list, although its `draws_as_listed` says that it does not.
+        UserError: the source draws captions that it does not list, although its `draws_as_listed` says that it does not, or
+            the sample has several.
 
     Example:
         >>> caption_place("a kitten", ("a cat", "a kitten"))
         1
+        >>> caption_place("a drawing of a kitten", ("a kitten",), as_listed=False)
+        0
     """
+    if not as_listed and len(distinct) == 1:
+        return 0
     if caption not in distinct:
         raise UserError(f"no row is stored for the caption {caption!r}: the data list others for this sample")
     return distinct.index(caption)

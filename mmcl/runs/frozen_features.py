@@ -87,10 +87,10 @@ def has_fixed_inputs(kind: str, config: Config, source: Source) -> bool:
     captions as the source lists them."""
     if kind == "image":
         return not config.data.augment and config.data.crop is None and not config.data.views
-    return source.draws_as_listed and all(_draws_listed(source, index) for index in range(len(source)))
+    return source.draws_as_listed and all(draws_listed(source, index) for index in range(len(source)))
 
 
-def _draws_listed(source: Source, index: int) -> bool:
+def draws_listed(source: Source, index: int) -> bool:
     """Return True if a sample has captions and draws them as they are. Of a source that does not say so, both ends of the draw
     count."""
     captions = source[index].captions

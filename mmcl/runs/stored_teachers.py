@@ -24,6 +24,7 @@ from mmcl.files.atomic import staged
 from mmcl.files.digest import digest
 from mmcl.files.mapped import reserve_array
 from mmcl.methods.method import Method
+from mmcl.runs.frozen_features import draws_listed
 from mmcl.runs.stored_shards import EMBED_AGAIN, Shards, open_stored_shards, rows_of_samples
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def _teacher(
     without = next((one for one in chosen if has_text and not one.texts), None)
     if without is not None:
         raise UserError(f"data.embeddings: {without.path} has no rows of captions; {EMBED_AGAIN}, after they have captions")
-    if has_text and not source.draws_as_listed:
+    if has_text and (several := _drawn_from_several(source)):
         raise UserError(
-            f"data.embeddings: {name} has rows of captions as they are, and the training data draw others, with sentences or "
-            "keywords around them; switch that off in the arguments of the data (keyword_share, sentence_share)"
+            f"data.embeddings: {name} has rows of captions as they are, and the training data draw others for {several}, which "
+            "has several: it is not known which of them a text is made of; switch that off in the arguments of the data"
         )
     scale = _scale(first, config.train.distillation.temperature)
     if scale is None:
@@ -103,6 +104,15 @@ def _teacher(
         width=first.width,
         key=digest(*(one.digest for one in chosen)),
     )
+
+
+def _drawn_from_several(source: Source) -> str | None:
+    """Return the name of a sample with several captions of which the source draws texts that it does not list."""
+    if source.draws_as_listed:
+        return None
+    samples = ((index, source[index]) for index in range(len(source)))
+    several = ((index, sample) for index, sample in samples if len(sample.distinct_captions) > 1)
+    return next((sample.name for index, sample in several if not draws_listed(source, index)), None)
 
 
 def _scale(shards: Shards, temperature: float | None) -> float | None:

@@ -25,8 +25,7 @@ from mmcl.engine.stored_teachers import DistilledLoss, StoredTeacher, check_teac
 from mmcl.engine.transfer import views_on
 from mmcl.errors import UserError
 from mmcl.methods import METHODS
-from mmcl.runs import stored_shards, stored_teachers
-from mmcl.runs.build_data import build_training_data
+from mmcl.runs import stored_shards
 from mmcl.runs.embedding.job import EmbeddingJob
 from mmcl.runs.embedding.runners import run_embedding_job
 from mmcl.runs.plan import Plan, make_plan
@@ -398,34 +397,6 @@ def test_settings_and_data_that_do_not_fit_are_refused(
         with pytest.raises(UserError, match=message) as caught:
             make_plan(tiny_config(data, tmp_path / "run", *flags), 1)
         assert "\n" not in str(caught.value)
-
-
-def test_captions_that_are_drawn_otherwise_are_refused(model: str, tmp_path: Path, folder: Path) -> None:
-    """Sentences around the captions of the emoji, of which no rows are stored."""
-    config = tiny_config(folder, tmp_path / "run", *TAUGHT)
-    for sentences in (0.0, 0.5):
-        data = SourceConfig(
-            name="emoji", args={"vendors": ["noto"], "fold": "val", "sentence_share": sentences, "keyword_share": 0.0}
-        )
-        shards = tmp_path / f"shards-{sentences}"
-        job = EmbeddingJob(data=data, model=model, folder=shards, shard_rows=4096, device="cpu")
-        asked = replace(config, data=replace(config.data, train=data, embeddings=(str(shards),)))
-        source, _ = build_training_data(asked)
-        assert source.draws_as_listed == (sentences == 0)
-        with mock.patch.object(stored_teachers, "open_stored_shards", return_value=fake(source, shards)):
-            if sentences:
-                with pytest.raises(UserError, match="the training data draw others, with sentences or keywords around them"):
-                    make_plan(asked, 1)
-            else:
-                assert make_plan(asked, 1).teachers[0].teacher.has_text
-        assert not job.folder.exists()
-
-
-def fake(source: Any, path: Path) -> Any:
-    plan = mock.Mock(data=source.fingerprint, rows=len(source), model="m", features=False)
-    return mock.Mock(
-        path=path, plan=plan, width=4, texts=len(source), digest="d", about=mock.Mock(logit_scale=5.0, logit_bias=None)
-    )
 
 
 def test_rows_of_several_captions_follow_each_other(tmp_path: Path) -> None:

@@ -278,7 +278,8 @@ class StepBatches(Dataset[Batch]):
 
     def _places(self, rows: Sequence[_BatchRow]) -> np.ndarray:
         """Places of the captions shown in the first text view among the distinct ones of their samples: int64 [b]."""
-        shown = [caption_place(row.captions[self.texts[0]], row.sample.distinct_captions) for row in rows]
+        as_listed = self.source.draws_as_listed
+        shown = [caption_place(row.captions[self.texts[0]], row.sample.distinct_captions, as_listed=as_listed) for row in rows]
         return np.array(shown, np.int64)
 
     def _ids(
