@@ -31,13 +31,13 @@ import dataclasses
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from published import ALL_PATCHES, CLAIMS, ROWS, UNTESTED, Claim, Flags, Run
 from side_by_side import Row, row, write_json
 from torch.utils.flop_counter import FlopCounterMode
 from trainings import apart, once
@@ -56,11 +56,12 @@ from mmcl.engine.transfer import views_on
 from mmcl.evaluate import CachedModel, Task, run
 from mmcl.evaluate.measures.statistics import over_runs
 from mmcl.files.digest import digest
+from mmcl.runs.embedding.job import EmbeddingJob
+from mmcl.runs.embedding.runners import run_embedding_job
 from mmcl.runs.plan import Plan, make_plan
 from mmcl.runs.run import train
 from mmcl.types import Embeddings, Input, Tokens
 
-Flags = tuple[str, ...]
 TESTED, PAIRS = 1906, 5000
 FOLDS: dict[str, tuple[Flags, dict[str, object]]] = {
     "held_out": (
@@ -70,81 +71,6 @@ FOLDS: dict[str, tuple[Flags, dict[str, object]]] = {
     "test": ((), {"split": "unseen_style", "fold": "test"}),
 }
 """By name: flags of the training, and arguments of the data that it is tested on."""
-PLAIN: Flags = ("--method", "{name: clip, args: {temperature: 0.0667, learn_temperature: false}}")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training, and the width at which its embeddings are tested, None for all of it."""
-
-    config: str = "clip_emoji"
-    flags: Flags = ()
-    dim: int | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A published gain and how it is tried.
-
-    Attributes:
-        published: what is claimed, and where.
-        own, beside: the run with the method, and that which it is compared with.
-        asked: least ratio of their R@1; None if nothing is claimed.
-        controls: further runs by name, which have no verdict.
-    """
-
-    published: str
-    own: Run
-    beside: Run
-    asked: float | None
-    controls: Mapping[str, Run] = field(default_factory=dict)
-
-
-SMALL: Flags = ("--train.batch_size", "64", "--optim.lr", "5.0e-4", "--optim.muon_lr", "0.014")
-ALL_PATCHES: Flags = ("--train.fewer_tokens.patches", "1")
-SMALLER: Flags = (*ALL_PATCHES, "--train.fewer_tokens.image_size", "28")
-"""49 of 100 patches."""
-NESTED = Run(flags=("--train.matryoshka.dims", "[64]"), dim=64)
-CLAIMS = {
-    "sogclr": Claim(
-        "small batches as good as large ones by normalisers over the data set (Yuan et al., 2202.12387)",
-        Run("sogclr_emoji"),
-        Run(flags=PLAIN),
-        0.97,
-        {"batches of 64 without it": Run(flags=(*PLAIN, *SMALL))},
-    ),
-    "matryoshka": Claim(
-        "a quarter of the width keeps 99 % (Kusupati et al., 2205.13147)",
-        NESTED,
-        Run(),
-        0.98,
-        {"a quarter without it": Run(dim=64), "its own full width": Run(flags=NESTED.flags)},
-    ),
-    "fewer_tokens": Claim(
-        "half of the patches, and all in the last tenth of the steps, as good as all throughout (Li et al., FLIP, 2212.00794)",
-        Run("clip_emoji_vit"),
-        Run("clip_emoji_vit", ALL_PATCHES),
-        0.97,
-        {
-            "all patches in 0.56 of the steps": Run("clip_emoji_vit", (*ALL_PATCHES, "--train.epochs", "47.6")),
-            "without the finish": Run("clip_emoji_vit", ("--train.fewer_tokens.finish", "0")),
-        },
-    ),
-    "smaller_images": Claim(
-        "images of half the patches, and full ones in the last tenth of the steps, as good as full ones throughout (Li et al., "
-        "CLIPA, 2305.07017)",
-        Run("clip_emoji_vit", SMALLER),
-        Run("clip_emoji_vit", ALL_PATCHES),
-        0.97,
-        {"without the finish": Run("clip_emoji_vit", (*SMALLER, "--train.fewer_tokens.finish", "0"))},
-    ),
-    "half": Claim(
-        "none: what half of the samples cost, for the claims above", Run(flags=("--train.epochs", "42.5")), Run(), None
-    ),
-}
-UNTESTED = {
-    "LeJEPA, 79 % linear on ImageNet (2511.08544)": "needs ViT-H/14 and ImageNet; the method is here on MNIST, docs/results.md",
-}
 
 
 def main() -> None:
@@ -159,6 +85,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/bench_claims"), help="folder for the runs")
     parser.add_argument("--json", type=Path, help="write the table here")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a process that has started threads cannot be forked: the children would wait for them
 
     table = []
     for name in arguments.claims:
@@ -186,7 +113,7 @@ def tried(name: str, claim: Claim, arguments: argparse.Namespace) -> list[Row]:
 
 def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[float], arguments: argparse.Namespace) -> Row:
     """A line of the table: R@1 of both, the ratio with its interval, and the ratio of the encoders' operations."""
-    flops = [encoder_flops(config_of(one, 0, arguments)) for one in (own, beside)]
+    flops = [encoder_flops(config_of(one, arguments.seeds[0], arguments)) for one in (own, beside)]
     if not all(theirs):
         raise SystemExit(f"{name}: a run beside it has learned nothing (R@1 is 0); give more --epochs")
     ratios = over_runs([a / b for a, b in zip(ours, theirs, strict=True)], TESTED, within=(0.0, 100.0))
@@ -202,7 +129,8 @@ def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[f
 
 def config_of(one: Run, seed: int, arguments: argparse.Namespace) -> Config:
     """The configuration of a run; `--epochs` stands for the length that is shipped, of which a run may take a share."""
-    flags = [*FOLDS[arguments.fold][0], *one.flags, "--evaluate", "[]", "--train.seed", str(seed)]
+    given = [flag.replace(ROWS, str(rows_folder(seed, arguments))) if ROWS in flag else flag for flag in one.flags]
+    flags = [*FOLDS[arguments.fold][0], *given, "--evaluate", "[]", "--train.seed", str(seed)]
     flags += ["--train.threads", str(arguments.threads), "--train.precision", arguments.precision]
     if arguments.epochs:
         share = epochs_of(one.config, one.flags) / epochs_of(one.config, ())
@@ -220,11 +148,35 @@ def scores(one: Run, arguments: argparse.Namespace) -> list[float]:
     """R@1 of every seed. A run is trained once, whatever claims need it, and tested once at each width."""
     found = []
     for seed in arguments.seeds:
-        settings = to_yaml(config_of(one, seed, arguments))
-        folder: Path = arguments.runs / f"{arguments.fold}-{digest(settings)[:12]}"
-        once(Path(f"{folder}.json"), settings, apart, trained, one, seed, arguments, folder)
+        if any(ROWS in flag for flag in one.flags):
+            write_rows(seed, arguments)
+        settings, folder = trained_once(one, seed, arguments)
         found.append(once(Path(f"{folder}-{one.dim or 'full'}.json"), settings, apart, tested, one, arguments, folder))
     return found
+
+
+def trained_once(one: Run, seed: int, arguments: argparse.Namespace) -> tuple[str, Path]:
+    """Trains a run unless it is done; its settings and folder."""
+    settings, folder = to_yaml(config_of(one, seed, arguments)), run_folder(one, seed, arguments)
+    once(Path(f"{folder}.json"), settings, apart, trained, one, seed, arguments, folder)
+    return settings, folder
+
+
+def run_folder(one: Run, seed: int, arguments: argparse.Namespace) -> Path:
+    runs: Path = arguments.runs
+    return runs / f"{arguments.fold}-{digest(to_yaml(config_of(one, seed, arguments)))[:12]}"
+
+
+def rows_folder(seed: int, arguments: argparse.Namespace) -> Path:
+    return Path(f"{run_folder(Run(), seed, arguments)}-rows")
+
+
+def write_rows(seed: int, arguments: argparse.Namespace) -> None:
+    """Writes the embeddings of the training data by the default run, unless they are there."""
+    _, teacher = trained_once(Run(), seed, arguments)
+    data = config_of(Run(), seed, arguments).data.train
+    job = EmbeddingJob(data=data, model=str(teacher), folder=rows_folder(seed, arguments), device="cpu")
+    apart(partial(run_embedding_job, job, workers=1))
 
 
 def trained(one: Run, seed: int, arguments: argparse.Namespace, folder: Path) -> float:
