@@ -133,8 +133,7 @@ def caption_place(caption: str, distinct: Sequence[str], *, as_listed: bool = Tr
         as_listed: `Source.draws_as_listed`. If not, any text counts as its sample's caption where that has just one.
 
     Raises:
-        UserError: the source draws captions that it does not list, although its `draws_as_listed` says that it does not, or
-            the sample has several.
+        UserError: the caption is not listed, although the source says that it draws as it lists, or the sample has several.
 
     Example:
         >>> caption_place("a kitten", ("a cat", "a kitten"))

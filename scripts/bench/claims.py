@@ -1,8 +1,9 @@
 """The ledger of claims: methods that are said to give more for the same compute, tried on the default run.
 
-A claim is a training with the method beside one without it. Both see equally many samples; R@1 is the mean of both directions
-on a vendor that neither has seen. The encoders' operations are counted on one batch by torch and multiplied by three, for the
-backward pass, and by the number of steps. Beside a claim stand its controls: what the same run gives without the method.
+A claim is a training with the method beside one without it. Both see equally many samples, unless the claim is about their
+number; R@1 is the mean of both directions on a vendor that neither has seen. The encoders' operations are counted on one batch
+by torch and multiplied by three, for the backward pass, and by the number of steps; those of a stored teacher are not counted:
+it is a default run. Beside a claim stand its controls: what the same run gives without the method.
 
 By default the vendor is Noto, held out of the training data to choose settings. `--fold test` trains on all three vendors and
 tests on the fourth. Where the steps of a run differ, each kind is counted. A ratio is that of the means over the seeds; its
@@ -113,7 +114,7 @@ def tried(name: str, claim: Claim, arguments: argparse.Namespace) -> list[Row]:
 
 def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[float], arguments: argparse.Namespace) -> Row:
     """A line of the table: R@1 of both, the ratio with its interval, and the ratio of the encoders' operations."""
-    flops = [encoder_flops(config_of(one, arguments.seeds[0], arguments)) for one in (own, beside)]
+    flops = [encoder_flops(one, arguments) for one in (own, beside)]
     if not all(theirs):
         raise SystemExit(f"{name}: a run beside it has learned nothing (R@1 is 0); give more --epochs")
     ratios = over_runs([a / b for a, b in zip(ours, theirs, strict=True)], TESTED, within=(0.0, 100.0))
@@ -129,7 +130,8 @@ def compared(name: str, own: Run, ours: list[float], beside: Run, theirs: list[f
 
 def config_of(one: Run, seed: int, arguments: argparse.Namespace) -> Config:
     """The configuration of a run; `--epochs` stands for the length that is shipped, of which a run may take a share."""
-    given = [flag.replace(ROWS, str(rows_folder(seed, arguments))) if ROWS in flag else flag for flag in one.flags]
+    rows = str(rows_folder(seed, arguments)) if one.reads_rows else ROWS
+    given = [flag.replace(ROWS, rows) for flag in one.flags]
     flags = [*FOLDS[arguments.fold][0], *given, "--evaluate", "[]", "--train.seed", str(seed)]
     flags += ["--train.threads", str(arguments.threads), "--train.precision", arguments.precision]
     if arguments.epochs:
@@ -148,7 +150,7 @@ def scores(one: Run, arguments: argparse.Namespace) -> list[float]:
     """R@1 of every seed. A run is trained once, whatever claims need it, and tested once at each width."""
     found = []
     for seed in arguments.seeds:
-        if any(ROWS in flag for flag in one.flags):
+        if one.reads_rows:
             write_rows(seed, arguments)
         settings, folder = trained_once(one, seed, arguments)
         found.append(once(Path(f"{folder}-{one.dim or 'full'}.json"), settings, apart, tested, one, arguments, folder))
@@ -195,9 +197,10 @@ def tested(one: Run, arguments: argparse.Namespace, folder: Path) -> float:
     return statistics.mean(report[f"{way}_R@1"] or 0.0 for way in ("text_to_image", "image_to_text"))
 
 
-def encoder_flops(config: Config) -> float:
-    """Operations of all encoders in a run, forward and backward."""
-    plan = make_plan(config, 1)
+def encoder_flops(one: Run, arguments: argparse.Namespace) -> float:
+    """Operations of all encoders in a run that is trained, whose folder has its order, forward and backward."""
+    seed = arguments.seeds[0]
+    plan = make_plan(dataclasses.replace(config_of(one, seed, arguments), run_dir=str(run_folder(one, seed, arguments))), 1)
     batches, steps = batches_of(plan, plan.fewer), plan.facts.total_steps
     border = plan.fewer.until if plan.fewer else 0
     lengths = {0: border, border: steps - border}  # of the two kinds of steps, by the first of each

@@ -9,14 +9,21 @@ Flags = tuple[str, ...]
 PLAIN: Flags = ("--method", "{name: clip, args: {temperature: 0.0667, learn_temperature: false}}")
 
 
+ROWS = "ROWS"
+"""In flags: the folder with the embeddings of the training data by the default run of the same seed."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A training, and the width at which its embeddings are tested, None for all of it. In its flags, ROWS is the folder with
-    the embeddings of the training data by the default run of the same seed."""
+    """A training, and the width at which its embeddings are tested, None for all of it."""
 
     config: str = "clip_emoji"
     flags: Flags = ()
     dim: int | None = None
+
+    @property
+    def reads_rows(self) -> bool:
+        return any(ROWS in flag for flag in self.flags)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,6 @@ class Claim:
     controls: Mapping[str, Run] = field(default_factory=dict)
 
 
-ROWS = "ROWS"
 HALF: Flags = ("--train.epochs", "42.5")
 WITHOUT_HALF = {"half of the samples without it": Run(flags=HALF)}
 SMALL: Flags = ("--train.batch_size", "64", "--optim.lr", "5.0e-4", "--optim.muon_lr", "0.014")
