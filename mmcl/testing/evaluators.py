@@ -78,13 +78,22 @@ def check_columns(run: Run) -> None:
 
 
 def check_outcomes(run: Run) -> None:
-    """Where a metric carries the outcomes of its rows, it is their statistic."""
+    """Where a metric carries the outcomes of its rows, it is their statistic, or they say how it depends on each of them."""
     for metric in run(CachedModel(PatternModel()), _task()).metrics:
         if metric.outcomes is not None:
             _check_statistic(metric, metric.outcomes)
 
 
 def _check_statistic(metric: Metric, outcomes: Outcomes) -> None:
+    if outcomes.influence is not None:
+        total, size = (
+            float(np.sum(part, dtype=np.float64)) for part in (outcomes.influence.row_N, abs(outcomes.influence.row_N))
+        )
+        require(abs(total) <= 1e-5 * size, f"the influences of the rows on {metric.metric} sum to {total:g}, not to 0")
+        require(
+            outcomes.influence.value == metric.value, f"{metric.metric} is {metric.value}, with influences on another value"
+        )
+        return
     require(len(outcomes) == metric.n, f"{metric.metric} is of {metric.n} rows and carries {len(outcomes)}")
     value = _STATISTICS[outcomes.statistic](outcomes)
     close = metric.value is not None and math.isclose(value, metric.value, rel_tol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task
-from mmcl.evaluate.measures.outcomes import Outcomes
+from mmcl.evaluate.measures.outcomes import Influence, Outcomes
 from mmcl.testing import check_evaluator
 
 
@@ -23,6 +23,11 @@ def spread(model: CachedModel, task: Task, *, value: float | None = None, column
     found = float(model.images(task.source).std(0).mean()) if value is None else value
     facts = {"data": task.name, "model": column or model.name, "low": None, "high": None, "n": len(task.source), **changes}
     return Report(metrics=(Metric(evaluator="spread", metric="spread", value=found, **facts),))
+
+
+def influenced(value: float, row_N: list[float]) -> Outcomes:
+    rows = np.array(row_N, np.float32)
+    return Outcomes(np.ones_like(rows), "influence", influence=Influence(value, rows, 2.0))
 
 
 def test_one_that_keeps_all_rules_passes() -> None:
@@ -46,6 +51,8 @@ def test_one_that_keeps_all_rules_passes() -> None:
             {"value": 1.0, "n": 3, "outcomes": Outcomes(np.ones(2, np.float32), "mean", names=("a", "b"))},
             "of 3 rows and carries 2",
         ),
+        ({"value": 0.5, "outcomes": influenced(0.5, [0.5, 0.25])}, "sum to 0.75, not to 0"),
+        ({"value": 0.5, "outcomes": influenced(0.6, [0.5, -0.5])}, "influences on another value"),
     ],
 )
 def test_one_that_breaks_a_rule_is_found(args: dict[str, Any], said: str) -> None:

@@ -1,10 +1,11 @@
-"""Outcomes of metrics: every simple statistic of rows includes them, and reports store them."""
+"""Outcomes of metrics: every statistic of rows that can be compared includes them, and reports store them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from mmcl.errors import UserError
 from mmcl.evaluate import EVALUATORS, CachedModel, Metric, Report, Task, run
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.measures.outcomes import read_outcomes
+from mmcl.evaluate.measures.outcomes import Statistic, read_outcomes
 from mmcl.testing.patterns import NAMES, PatternModel, PatternSource
 from tests.evaluate.toys import ARGS
 from tests.narrow import present
@@ -31,7 +32,7 @@ def report() -> Report:
 def test_every_statistic_has_a_metric_that_carries_its_rows(report: Report) -> None:
     carried = [(metric.evaluator, metric.outcomes.statistic) for metric in report.metrics if metric.outcomes is not None]
     assert {evaluator for evaluator, _ in carried} >= {"retrieval", "zero_shot", "knn", "linear_probe", "classification"}
-    assert {statistic for _, statistic in carried} == {"mean", "median", "class_mean"}
+    assert {statistic for _, statistic in carried} == set(get_args(Statistic))
 
 
 def test_metrics_that_are_not_means_over_rows_have_no_outcomes(report: Report) -> None:
@@ -72,6 +73,11 @@ def test_a_report_keeps_rows_and_provenance_on_disk(report: Report, tmp_path: Pa
             rows = present(theirs.outcomes)
             assert rows.values.dtype == np.float32
             np.testing.assert_array_equal(ours.outcomes.values, rows.values)
+            assert (ours.outcomes.influence is None) == (rows.influence is None)
+            if ours.outcomes.influence is not None:
+                own, read = ours.outcomes.influence, present(rows.influence)
+                assert (own.value, own.draws) == (read.value, read.draws)
+                np.testing.assert_array_equal(own.row_N, read.row_N)
             assert (ours.outcomes.statistic, list(ours.outcomes.names or ())) == (rows.statistic, list(rows.names or ()))
 
 

@@ -34,7 +34,7 @@ from mmcl.errors import UserError
 from mmcl.evaluate.classifier import HeadClassifier
 from mmcl.evaluate.embedding_file import stored_task
 from mmcl.evaluate.head import Head
-from mmcl.evaluate.measures.outcomes import Outcomes, outcomes_file, read_outcomes
+from mmcl.evaluate.measures.outcomes import Influence, Outcomes, outcomes_file, read_outcomes
 from mmcl.evaluate.reporting.compare import compare
 from mmcl.evaluate.reporting.metric import Metric, Provenance
 from mmcl.evaluate.reporting.report import Report
@@ -129,7 +129,10 @@ def report_folder(folder: Path) -> Callable[[], Any]:
 
 def rows_of_a_report(folder: Path) -> Callable[[], Any]:
     """The header of rows.safetensors, as a file of its own."""
-    content = outcomes_file({("a", "b", "c", "d"): Outcomes(np.ones(3, np.float32), names=("a", "b", "c"), within=(0, 1))})
+    rows = np.ones(3, np.float32)
+    hits = Outcomes(rows, names=("a", "b", "c"), within=(0, 1))
+    auroc = Outcomes(rows, "influence", np.arange(3), influence=Influence(0.5, rows, 3.0))
+    content = outcomes_file({("a", "b", "c", "d"): hits, ("a", "b", "auroc", "d"): auroc})
     (folder / "rows.safetensors").parent.mkdir()
     tensors, header = load(content), json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     (folder / "rows.json").write_text(header["__metadata__"]["rows"])

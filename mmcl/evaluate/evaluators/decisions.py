@@ -11,6 +11,7 @@ import numpy as np
 from mmcl.errors import UserError
 from mmcl.evaluate.measures import detection, statistics
 from mmcl.evaluate.measures.detection import Clusters, Detection, MeanDetection
+from mmcl.evaluate.measures.statistics import Estimate
 from mmcl.evaluate.measures.thresholds import FEWEST, Criterion, CriterionName, calibration_part
 from mmcl.evaluate.reporting.clusters import clusters_note
 from mmcl.evaluate.reporting.metric import ALWAYS_YES, metric_rows, of_class
@@ -130,9 +131,9 @@ def decide(
         place: names of the evaluator, the data and the model.
     """
     rest = np.flatnonzero(~is_fitted)
-    thresholds, of_model, of_yes = [], _Totals(len(rest)), _Totals(len(rest))
+    of_model, of_yes = (_Totals(rest, clusters, *target_NC.shape) for _ in range(2))
+    thresholds: list[Threshold] = []
     table: list[dict[str, Any]] = []
-    drawn = None if clusters is None else clusters[rest]
     for number, name in enumerate(names):
         score_N, target_N = scores(number), target_NC[:, number]
         found = _fitted(score_N, target_N, is_fitted, criterion)
@@ -141,14 +142,14 @@ def decide(
         own = {"class": name, **asdict(found), **_counts(answer_R, None)}
         if found.threshold is not None:
             said_R = score_N[rest] >= found.threshold
-            values = of_model.add(name, said_R, answer_R, drawn)
+            values = of_model.add(name, said_R, answer_R)
             own |= _counts(answer_R, said_R) | values
-            of_yes.add(name, np.ones(len(rest), bool), answer_R, drawn)
+            of_yes.add(name, np.ones(len(rest), bool), answer_R)
         table.append(own)
     evaluator, data, model = place
-    metrics = metric_rows(evaluator, data, model, of_model.estimates(drawn, len(names)))
+    metrics = metric_rows(evaluator, data, model, of_model.estimates())
     if baselines:
-        metrics += metric_rows(evaluator, data, ALWAYS_YES, of_yes.estimates(drawn, len(names)))
+        metrics += metric_rows(evaluator, data, ALWAYS_YES, of_yes.estimates())
     columns = {key: [row.get(key) for row in table] for key in _COLUMNS}
     return Report(
         metrics,
@@ -180,39 +181,54 @@ def _fitted(score_N: np.ndarray, target_N: np.ndarray, is_fitted: np.ndarray, cr
 
 
 class _Totals:
-    """Statistics of decisions by class, and their means; unknown answers are left out."""
+    """Statistics of decisions by class, and their means; unknown answers are left out.
 
-    def __init__(self, rows: int):
-        self._by_class: dict[str, statistics.Estimate] = {}
-        self._means = {metric: MeanDetection(rows) for metric in METRICS}
+    Args:
+        rest: int64 [R], the rows of the images that no threshold was fitted on.
+        clusters: int64 [N], or None if every image is its own.
+        images, classes: N, and the number of classes, with a threshold or not.
+    """
 
-    def add(self, name: str, said_R: np.ndarray, answer_R: np.ndarray, clusters: np.ndarray | None) -> dict[str, float | None]:
+    def __init__(self, rest: np.ndarray, clusters: np.ndarray | None, images: int, classes: int):
+        self._rest, self._images, self._classes = rest, images, classes
+        self._clusters = None if clusters is None else clusters[rest]
+        self._all_clusters = Clusters.of(clusters, images)
+        self._by_class: dict[str, Estimate] = {}
+        self._means = {metric: MeanDetection(images, len(rest)) for metric in METRICS}
+
+    def add(self, name: str, said_R: np.ndarray, answer_R: np.ndarray) -> dict[str, float | None]:
         """Adds the decisions on a class, and returns their statistics."""
-        is_known, rows = answer_R >= 0, Clusters.of(clusters, len(answer_R))
+        is_known, rows = answer_R >= 0, Clusters.of(self._clusters, len(answer_R))
         said, yes, no = said_R & is_known, answer_R == 1, answer_R == 0
-        shares = {"precision": (yes, said), "recall": (said, yes), "specificity": (~said, no)}
-        found: dict[str, Detection | None] = {key: detection.share(hit, of, rows) for key, (hit, of) in shares.items()}
+        of_shares = {"precision": (yes, said), "recall": (said, yes), "specificity": (~said, no)}
+        found: dict[str, Detection | None] = {key: detection.share(hit, of, rows) for key, (hit, of) in of_shares.items()}
         f1 = detection.f1(said, yes, rows)
         found["f1"] = f1 and replace(f1, rows=int(is_known.sum()))
+        answer_N = np.full(self._images, -1)
+        answer_N[self._rest] = answer_R
+        asked_N = detection.digest_of_question(name, answer_N)
         for metric, one in found.items():
             key = of_class(f"decision_{metric}", name)
-            if metric in shares and one is not None:
-                hit, of = shares[metric]
-                mean = statistics.mean(hit[of], clusters=None if clusters is None else clusters[of])
-                self._by_class[key] = statistics.Estimate(mean.value, mean.low, mean.high, mean.n)
-            else:
-                self._by_class[key] = statistics.exact(None, int(is_known.sum())) if one is None else one.estimate(rows)
-            if one is not None:
-                self._means[metric].add(one)
+            if one is None:
+                self._by_class[key] = statistics.exact(None, int(is_known.sum()))
+                continue
+            own = self._share(*of_shares[metric]) if metric in of_shares else one.estimate(rows)
+            of_all = one.spread(self._rest, self._images)
+            self._means[metric].add(of_all, asked_N)
+            is_compared = self._classes <= detection.MOST_COMPARED
+            self._by_class[key] = detection.comparable(own, of_all, asked_N, self._all_clusters) if is_compared else own
         return {metric: None if one is None else one.value for metric, one in found.items()}
 
-    def estimates(self, clusters: np.ndarray | None, classes: int) -> dict[str, statistics.Estimate]:
+    def estimates(self) -> dict[str, Estimate]:
         """The means, and if there are several classes, the statistics of each; nothing without a threshold."""
         if not self._by_class:
             return {}
-        rows = Clusters.of(clusters, self._means["f1"].rows)
-        means = {f"decision_{metric}": mean.estimate(rows) for metric, mean in self._means.items()}
-        return means | (self._by_class if classes > 1 else {})
+        means = {f"decision_{metric}": mean.estimate(self._all_clusters) for metric, mean in self._means.items()}
+        return means | (self._by_class if self._classes > 1 else {})
+
+    def _share(self, hit_R: np.ndarray, of_R: np.ndarray) -> Estimate:
+        found = statistics.mean(hit_R[of_R], clusters=None if self._clusters is None else self._clusters[of_R])
+        return replace(found, outcomes=None)  # those of a precision are of other rows with another model
 
 
 def _counts(answer_R: np.ndarray, said_R: np.ndarray | None) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def _ranked(
     means = {metric: MeanDetection(len(target_NC)) for metric in measures}
     by_class: dict[str, Estimate] = {}
     chance: dict[str, Estimate] = {}
+    everyone, is_compared = Clusters.of(clusters, len(target_NC)), len(names) <= detection.MOST_COMPARED
     shares, left_out = [], []
     for number, name in enumerate(names):
         answer_N = target_NC[:, number]
@@ -121,21 +122,22 @@ def _ranked(
             left_out.append(name)
             continue
         score, rows = scores(number)[known], Clusters.of(None if clusters is None else clusters[known], len(known))
+        asked_N = detection.digest_of_question(name, answer_N)
         shares.append(float(target.mean()))
         for metric, measure in measures.items():
             found = measure(score, target, rows)
-            means[metric].add(found.spread(known, len(answer_N)))
-            by_class[of_class(metric, name)] = found.estimate(rows)
+            own, of_all = found.estimate(rows), found.spread(known, len(answer_N))
+            means[metric].add(of_all, asked_N)
+            by_class[of_class(metric, name)] = detection.comparable(own, of_all, asked_N, everyone) if is_compared else own
             expected = shares[-1] if metric == "pair_AP" else 0.5
             chance[of_class(metric, name)] = statistics.exact(expected, len(known))
     evaluator, data, model = place
-    everyone = Clusters.of(clusters, len(target_NC))
-    own = {metric: mean.estimate(everyone) for metric, mean in means.items()}
+    overall = {metric: mean.estimate(everyone) for metric, mean in means.items()}
     expected_mean = {"pair_auroc": 0.5, "pair_AP": float(np.mean(shares))}
-    overall = {metric: statistics.exact(value, len(target_NC)) for metric, value in expected_mean.items()}
-    metrics = metric_rows(evaluator, data, model, own | (by_class if len(names) > 1 else {}))
+    overall_chance = {metric: statistics.exact(value, len(target_NC)) for metric, value in expected_mean.items()}
+    metrics = metric_rows(evaluator, data, model, overall | (by_class if len(names) > 1 else {}))
     if baselines:
-        metrics += metric_rows(evaluator, data, "chance", overall | (chance if len(names) > 1 else {}))
+        metrics += metric_rows(evaluator, data, "chance", overall_chance | (chance if len(names) > 1 else {}))
     where = ", ".join(filter(None, place[:2]))
     note = f"{where}: {len(shares)} of {len(names)} classes have images with and without them; the means are over these."
     return Report(metrics, (*((note,) if left_out else ()), *clusters_note(evaluator, data, clusters)))

@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from mmcl.evaluate.measures import statistics
-from mmcl.evaluate.measures.outcomes import Outcomes
+from mmcl.evaluate.measures.outcomes import Influence, Outcomes
 from mmcl.evaluate.measures.statistics import SEED, TAIL, Estimate
 
 SWAPS = 4999
@@ -21,6 +21,8 @@ def paired_difference(first: Outcomes, second: Outcomes, *, tail: float = TAIL) 
 
     For 0/1 outcomes it is the score interval (Tango, "Equivalence test and confidence interval for the difference in
     proportions for the paired-sample design", 1998); for other means, that of the mean difference. Medians have no interval.
+    For an AUROC and the like, the variance is that of the differences of the rows' influences, as of DeLong, DeLong and
+    Clarke-Pearson ("Comparing the areas under two or more correlated ROC curves", 1988).
 
     Args:
         first, second: outcomes of the same queries in the same order, with the same statistic.
@@ -30,6 +32,8 @@ def paired_difference(first: Outcomes, second: Outcomes, *, tail: float = TAIL) 
         ValueError: the rows differ in number, statistic, classes or clusters.
     """
     a, b = _outcomes(first, second)
+    if first.influence is not None and second.influence is not None:
+        return _difference_by_influence(first.influence, second.influence, first.clusters, tail)
     if first.statistic == "median":
         return statistics.exact(float(np.median(b) - np.median(a)), len(a))
     change = b - a
@@ -40,6 +44,13 @@ def paired_difference(first: Outcomes, second: Outcomes, *, tail: float = TAIL) 
     if first.clusters is None and np.isin(change, (-1, 0, 1)).all() and within == (-1, 1):
         return paired_shares(int((change > 0).sum()), int((change < 0).sum()), len(change), tail=tail)
     return statistics.mean(change, clusters=first.clusters, within=within, tail=tail)
+
+
+def _difference_by_influence(first: Influence, second: Influence, clusters: np.ndarray | None, tail: float) -> Estimate:
+    change_N, draws = second.row_N.astype(np.float64) - first.row_N, min(first.draws, second.draws)
+    of_clusters = change_N if clusters is None else np.bincount(np.unique(clusters, return_inverse=True)[1], change_N)
+    spread = float((of_clusters**2).sum()) * draws
+    return statistics.bounded(second.value - first.value, spread, draws, len(change_N), -1.0, 1.0, tail=tail)
 
 
 def paired_test(first: Outcomes, second: Outcomes, *, seed: int = SEED) -> tuple[Estimate, float]:

@@ -14,6 +14,8 @@ mean without bounds             Hall's transformation of Student's t (1992), fro
 median                          interpolated order statistics (Hettmansperger and Sheather, 1986)
 difference of two samples       MOVER (Zou and Donner, "Construction of confidence limits about effect measures", 2008)
 difference of paired shares     score interval (Tango, 1998), see the paired comparison
+difference of paired AUROCs     `within_bounds` with the variance by DeLong's method, likewise average precision, F1 and means
+                                of them, see detection.py
 rank correlation                Fisher's z with the rows' own variance, from `FEWEST_CORRELATED` rows, see `correlation`
 several training runs           Student's t, kept within the range of the results
 """

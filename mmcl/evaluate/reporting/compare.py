@@ -26,7 +26,8 @@ from mmcl.rng import permutation
 from mmcl.terminal import WIDTH, counted, printable_line, short_paths
 
 NOTES = (
-    "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none. "
+    "Difference: B - A on the same queries, with its 95 % interval: of 0/1 outcomes Tango's score interval, of medians none, "
+    "of AUROC, average precision, precision, recall and F1 by the influence of each query (DeLong). "
     "Intervals and p-values hold for each metric by itself, not for all of them at once.",
     "p: below 0.05 exactly where the interval leaves out 0; of 0/1 outcomes McNemar's test. Without an interval, a sign-flip "
     f"permutation test (median: outcomes swapped) of {SWAPS} draws.",
@@ -281,17 +282,33 @@ def compare(
             f"{names[0]} and {names[1]} cannot be paired: at least one has no rows.safetensors beside its metrics.json; "
             "evaluate it again with `mmcl eval`"
         )
+    asked_otherwise = [key for key in paired if _asks_otherwise(ours[key].outcomes, theirs[key].outcomes)]
+    paired = [key for key in paired if key not in asked_otherwise]
     tested = dict.fromkeys(key[:2] for key in paired)
     are_same = {what: _are_same_data(a, b, *what, names) for what in tested}
     differences = tuple(_difference(ours[key], theirs[key], names, are_same[key[:2]]) for key in paired)
     left = sorted(
         {" ".join(key) for key in ours.keys() ^ theirs.keys()} | {" ".join(key) for key in shared if key not in paired}
     )
-    skipped = (f"Not compared, because they are not known for each query of both: {', '.join(left)}.",) if left else ()
+    skipped = [f"Not compared, because they are not known for each query of both: {', '.join(left)}."] if left else []
+    if asked_otherwise:
+        named = ", ".join(" ".join(key) for key in asked_otherwise)
+        skipped.append(f"Not compared, because they are of other classes or images in {names[1]} than in {names[0]}: {named}.")
     banks = tuple(note for what in tested for note in _about_banks(a, b, *what, names))
     weights = [{one.model_fingerprint for what in tested for one in _made(report, *what, model)} for report, model in columns]
     has_equal_weights = len(weights[0]) == 1 and weights[0] == weights[1]
-    return Comparison(*names, differences, NOTES + banks + skipped, has_equal_weights=has_equal_weights)
+    return Comparison(*names, differences, (*NOTES, *banks, *skipped), has_equal_weights=has_equal_weights)
+
+
+def _asks_otherwise(a: Outcomes | None, b: Outcomes | None) -> bool:
+    """Whether two statistics of yes/no questions are of different ones, such as those that have a threshold with each model."""
+    return (
+        a is not None
+        and b is not None
+        and a.influence is not None
+        and b.influence is not None
+        and not np.array_equal(a.labels, b.labels)  # type: ignore[arg-type]
+    )
 
 
 def _of_model(report: Report, model: str, name: str) -> dict[tuple[str, str, str], Metric]:
